@@ -1,0 +1,92 @@
+//! The guests' TCP/IP stack: smoltcp with an address, and the order in which it is polled.
+//!
+//! One poll is: take in what has arrived, let the service answer, send. smoltcp's own `poll` sends before the service
+//! has seen what arrived, so that every request costs a bare acknowledgement and then an answer; in this order the
+//! answer carries the acknowledgement, one frame instead of two.
+
+use alloc::vec::Vec;
+use core::fmt;
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
+use smoltcp::phy::Device;
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address};
+
+/// The guest's address.
+pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
+/// The guest's default gateway.
+pub const GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
+const PREFIX_BITS: u8 = 24;
+
+/// Frames taken in before the service is asked and answers are sent: a full receive queue at most, so that a flood
+/// delays an answer by a bounded time.
+const INGRESS_FRAMES_MAX: usize = 64;
+
+/// What a guest does with its sockets.
+pub trait Service {
+    /// Does everything that can be done without waiting: reads what has arrived, writes what is due.
+    fn serve(&mut self, sockets: &mut SocketSet<'static>);
+}
+
+/// A TCP/IP stack at [`ADDRESS`] and the service on top of it.
+pub struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+}
+
+impl Stack {
+    /// A stack without sockets.
+    ///
+    /// `random_seed` decides initial sequence numbers; the same seed on the same input gives the same frames.
+    pub fn new(device: &mut (impl Device + ?Sized), mac: [u8; 6], random_seed: u64, now: Instant) -> Self {
+        let mut config = Config::new(EthernetAddress(mac).into());
+        config.random_seed = random_seed;
+        let mut interface = Interface::new(config, device, now);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(ADDRESS.into(), PREFIX_BITS)).expect("the interface has room for one address");
+        });
+        interface.routes_mut().add_default_ipv4_route(GATEWAY).expect("the interface has room for one route");
+        Self { interface, sockets: SocketSet::new(Vec::new()) }
+    }
+
+    /// The sockets, for a service to add its own.
+    pub fn sockets_mut(&mut self) -> &mut SocketSet<'static> {
+        &mut self.sockets
+    }
+
+    /// Takes in frames, serves, sends; returns when to poll again if no frame arrives before, `None` if there's no
+    /// need to.
+    ///
+    /// Takes in at most a queue full of frames: the caller polls again while its device has more.
+    pub fn poll(
+        &mut self,
+        now: Instant,
+        device: &mut (impl Device + ?Sized),
+        service: &mut (impl Service + ?Sized),
+    ) -> Option<Instant> {
+        self.interface.poll_maintenance(now);
+        let took_frames = self.take_in(now, device);
+        service.serve(&mut self.sockets);
+        while self.interface.poll_egress(now, device, &mut self.sockets) == PollResult::SocketStateChanged {}
+        if !took_frames {
+            // The poll was due to a timer, and that may have ended a connection: its socket is free again.
+            service.serve(&mut self.sockets);
+        }
+        self.interface.poll_at(now, &self.sockets)
+    }
+
+    fn take_in(&mut self, now: Instant, device: &mut (impl Device + ?Sized)) -> bool {
+        for frames in 0..INGRESS_FRAMES_MAX {
+            match self.interface.poll_ingress_single(now, device, &mut self.sockets) {
+                PollIngressSingleResult::None => return frames > 0,
+                PollIngressSingleResult::PacketProcessed | PollIngressSingleResult::SocketStateChanged => {}
+            }
+        }
+        true
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stack").field("sockets", &self.sockets.iter().count()).finish_non_exhaustive()
+    }
+}

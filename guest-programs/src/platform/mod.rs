@@ -1,0 +1,21 @@
+//! The machine as the guests see it: start, traps, clock, console, interrupts, network device.
+//!
+//! One hart, physical addressing, one stack. Interrupt handlers do no more than note what has happened; the main loop
+//! does the work. `unsafe` lives here (and in the `suite`), with the reason at each place.
+
+pub mod clock;
+pub mod console;
+pub mod device_tree;
+mod heap;
+pub mod nic;
+mod plic;
+pub mod power;
+mod runtime;
+mod start;
+pub mod trap;
+
+pub use clock::Clock;
+pub use device_tree::{DeviceTree, Node};
+pub use nic::Nic;
+pub use runtime::run;
+pub use start::Boot;

@@ -1,0 +1,57 @@
+//! Builds the guests from source, so that the programs carry them and `--guest echo` needs no file.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "riscv64imac-unknown-none-elf";
+const GUESTS: [&str; 4] = ["counter", "echo", "hello", "suite"];
+
+fn main() {
+    let hypervisor = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    let guests = hypervisor.with_file_name("guest-programs");
+    let out = PathBuf::from(variable("OUT_DIR"));
+    for path in ["Cargo.toml", "build.rs", "link.ld", "src"] {
+        println!("cargo::rerun-if-changed={}", guests.join(path).display());
+    }
+    println!("cargo::rerun-if-changed={}", hypervisor.with_file_name("Cargo.lock").display());
+    let target_dir = guest_target_dir(&out);
+    build(&guests, &target_dir);
+    for guest in GUESTS {
+        let elf = target_dir.join(TARGET).join("release").join(guest);
+        let embedded = out.join(format!("{guest}.elf"));
+        if let Err(error) = fs::copy(&elf, &embedded) {
+            panic!("copying {} to {}: {error}", elf.display(), embedded.display());
+        }
+    }
+}
+
+/// One directory for the guests of all profiles, beside them: OUT_DIR is `<target>/<profile>/build/<package>/out`.
+fn guest_target_dir(out: &Path) -> PathBuf {
+    out.ancestors().nth(4).map_or_else(|| out.to_path_buf(), |target| target.join("guests"))
+}
+
+fn build(guests: &Path, target_dir: &Path) {
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo
+        .args(["build", "--release", "--features", "guest", "--bins", "--target", TARGET])
+        .arg("--manifest-path")
+        .arg(guests.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target_dir);
+    // What the outer build is told about its own compiler calls (lints, wrappers, flags for the host) isn't for the
+    // guests, whose image must not depend on how the hypervisor is built.
+    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTDOC"] {
+        cargo.env_remove(name);
+    }
+    match cargo.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("building the guests failed ({status}); is the target {TARGET} installed? `rustup toolchain install` in the project's root does it"),
+        Err(error) => panic!("can't run cargo to build the guests: {error}"),
+    }
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|error| panic!("cargo sets {name}: {error}"))
+}

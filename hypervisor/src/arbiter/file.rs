@@ -1,0 +1,249 @@
+//! Claims as files: `DIR/<vm>/<generation>.claim`.
+//!
+//! A claim is written to a temporary file, made durable, and then given its name by `link(2)`, which fails if the name is
+//! taken. Local file systems and NFS both do that as one step, so a claim is there whole or not at all, and once.
+//! A claim is never changed or removed. Temporary files begin with a dot, end with their process and mean nothing.
+
+use super::{ADDRESS_BYTES_MAX, Arbiter, ArbiterError, Claim, ClaimKind, Verdict, check_claim, verdict};
+use crate::host::entropy;
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The version of claim files that this build writes and reads.
+const CLAIM_VERSION: u32 = 1;
+
+/// No claim file is longer, in bytes.
+const CLAIM_BYTES_MAX: u64 = 4096;
+
+const CLAIM_SUFFIX: &str = ".claim";
+
+/// An arbiter in a directory, which all nodes must share: on one host, or on a shared file system.
+#[derive(Debug)]
+pub struct FileArbiter {
+    directory: PathBuf,
+}
+
+/// A claim file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    vm: String,
+    generation: u64,
+    node: String,
+    kind: RecordKind,
+    address: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RecordKind {
+    Owner,
+    Ended,
+}
+
+impl FileArbiter {
+    /// The arbiter in `directory`, which is made if it isn't there, and tried.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Directory`] if it can't hold claims.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
+        let directory = directory.into();
+        match make_directory(&directory).and_then(|()| probe(&directory)) {
+            Ok(()) => Ok(Self { directory }),
+            Err(source) => Err(ArbiterError::Directory { directory, source }),
+        }
+    }
+
+    /// Where the claims are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn vm_directory(&self, vm: &VmId) -> PathBuf {
+        self.directory.join(vm.as_str())
+    }
+
+    /// The directory of a VM's claims, durably there.
+    fn make_vm_directory(&self, vm: &VmId) -> io::Result<PathBuf> {
+        let directory = self.vm_directory(vm);
+        make_directory(&directory)?;
+        // Also if another made it: that one may not have come to this yet.
+        sync_directory(&self.directory)?;
+        Ok(directory)
+    }
+
+    /// What can go wrong with a directory that was once good is expected to pass: a full disk, a server that is down.
+    fn unreachable(&self, source: io::Error) -> ArbiterError {
+        ArbiterError::Unreachable { arbiter: format!("file:{}", self.directory.display()), source }
+    }
+
+    /// The claim of one generation, durably so: what is seen may have been linked a moment ago.
+    fn read(&self, vm: &VmId, generation: Generation) -> Result<Claim, ArbiterError> {
+        let directory = self.vm_directory(vm);
+        let path = claim_path(&directory, generation);
+        let mut text = Vec::new();
+        sync_directory(&directory)
+            .and_then(|()| File::open(&path)?.take(CLAIM_BYTES_MAX + 1).read_to_end(&mut text))
+            .map_err(|source| self.unreachable(source))?;
+        parse(&text, vm, generation)
+            .map_err(|reason| ArbiterError::BadClaim { claim: path.display().to_string(), reason })
+    }
+}
+
+impl Arbiter for FileArbiter {
+    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+        check_claim(claim)?;
+        let linked = self
+            .make_vm_directory(vm)
+            .and_then(|directory| link_claim(&directory, vm, generation, claim))
+            .map_err(|source| self.unreachable(source))?;
+        if linked { Ok(Verdict::Won) } else { Ok(verdict(claim, self.read(vm, generation)?)) }
+    }
+
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        let generation = match fs::read_dir(self.vm_directory(vm)) {
+            Ok(mut names) => {
+                names.try_fold(None, |latest, name| Ok(latest.max(claimed_generation(&name?.file_name()))))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => Err(error),
+        };
+        match generation.map_err(|source| self.unreachable(source))? {
+            Some(generation) => Ok(Some((generation, self.read(vm, generation)?))),
+            None => Ok(None),
+        }
+    }
+}
+
+fn claim_path(directory: &Path, generation: Generation) -> PathBuf {
+    directory.join(format!("{generation}{CLAIM_SUFFIX}"))
+}
+
+/// The generation that a file of this name is the claim of; `None` for temporary and foreign files.
+fn claimed_generation(name: &std::ffi::OsStr) -> Option<Generation> {
+    let digits = name.to_str()?.strip_suffix(CLAIM_SUFFIX)?;
+    let generation = digits.parse().ok()?;
+    // `007.claim` is foreign: a generation has one name.
+    (u64::to_string(&generation) == digits).then_some(Generation(generation))
+}
+
+/// Makes the claim durably, in one step; `false` if there is one already.
+fn link_claim(directory: &Path, vm: &VmId, generation: Generation, claim: &Claim) -> io::Result<bool> {
+    let record = Record {
+        version: CLAIM_VERSION,
+        vm: vm.to_string(),
+        generation: generation.0,
+        node: claim.node.to_string(),
+        kind: claim.kind.into(),
+        address: claim.address.clone(),
+    };
+    let mut text = serde_json::to_vec_pretty(&record)?;
+    text.push(b'\n');
+    let temporary = TemporaryFile::create(directory, &text)?;
+    match fs::hard_link(&temporary.path, claim_path(directory, generation)) {
+        Ok(()) => {
+            sync_directory(directory)?;
+            Ok(true)
+        }
+        // On NFS also if this very link was made, and the answer to it was lost: whose it is, its content tells.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(text: &[u8], vm: &VmId, generation: Generation) -> Result<Claim, String> {
+    if text.len() as u64 > CLAIM_BYTES_MAX {
+        return Err(format!("longer than {CLAIM_BYTES_MAX} bytes"));
+    }
+    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if record.version != CLAIM_VERSION {
+        return Err(format!("version {}, this build reads {CLAIM_VERSION}", record.version));
+    }
+    if record.vm != vm.as_str() || record.generation != generation.0 {
+        return Err(format!("it is of VM {:?}, generation {}", record.vm, record.generation));
+    }
+    if record.address.as_ref().is_some_and(|address| address.len() > ADDRESS_BYTES_MAX) {
+        return Err(format!("an address of more than {ADDRESS_BYTES_MAX} bytes"));
+    }
+    let node: NodeId = record.node.parse().map_err(|error| format!("{error}"))?;
+    Ok(Claim { node, kind: record.kind.into(), address: record.address })
+}
+
+impl From<ClaimKind> for RecordKind {
+    fn from(kind: ClaimKind) -> Self {
+        match kind {
+            ClaimKind::Owner => Self::Owner,
+            ClaimKind::Ended => Self::Ended,
+        }
+    }
+}
+
+impl From<RecordKind> for ClaimKind {
+    fn from(kind: RecordKind) -> Self {
+        match kind {
+            RecordKind::Owner => Self::Owner,
+            RecordKind::Ended => Self::Ended,
+        }
+    }
+}
+
+/// Tries all that a claim needs.
+fn probe(directory: &Path) -> io::Result<()> {
+    let source = TemporaryFile::create(directory, b"")?;
+    let link = TemporaryFile { path: temporary_path(directory) };
+    fs::hard_link(&source.path, &link.path)?;
+    sync_directory(directory)
+}
+
+fn temporary_path(directory: &Path) -> PathBuf {
+    directory.join(format!(".{}.tmp", entropy::node_id()))
+}
+
+/// Makes `directory`, and those above it that are missing, durably: a claim must not go with the directory it is in.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let parent = match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match fs::create_dir(directory) {
+        Ok(()) => sync_directory(parent),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && parent != Path::new(".") => {
+            make_directory(parent)?;
+            make_directory(directory)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes what was created, linked or removed in `directory` durable.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// A durable file that goes with this value.
+struct TemporaryFile {
+    path: PathBuf,
+}
+
+impl TemporaryFile {
+    fn create(directory: &Path, content: &[u8]) -> io::Result<Self> {
+        let temporary = Self { path: temporary_path(directory) };
+        let mut file = File::create_new(&temporary.path)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        Ok(temporary)
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        // A file left behind is harmless, and one that was never made is no error.
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,177 @@
+//! The arbiter: a durable test-and-set per VM and generation, so that of a broken pair exactly one goes on.
+//!
+//! ```text
+//!   FileArbiter (file:DIR) ──► DIR/<vm>/<generation>.claim, made by link(2)
+//!   TcpArbiter (tcp:HOST:PORT) ──► ft-arbiter (server) ──► FileArbiter
+//! ```
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`. The flags say
+//! nothing of each other: whoever asks, asks for the generation of its own pair, or at a start for the one after the latest.
+//!
+//! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
+
+mod file;
+pub mod server;
+mod tcp;
+mod wire;
+
+pub use file::FileArbiter;
+pub use tcp::TcpArbiter;
+
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The longest address in a claim, in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+
+/// What a node writes down when it claims a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Which incarnation of which process.
+    pub node: NodeId,
+    /// What it claims for.
+    pub kind: ClaimKind,
+    /// Where the winner accepts a backup, `HOST:PORT`; at most [`ADDRESS_BYTES_MAX`] bytes.
+    pub address: Option<String>,
+}
+
+/// What a claim is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimKind {
+    /// To go on with the VM, alone.
+    Owner,
+    /// To end it: the guest ended or was stopped in order, and the next start may claim on.
+    Ended,
+}
+
+/// The arbiter's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The generation is this node's, now or since an earlier request.
+    Won,
+    /// The generation is somebody else's, with this claim.
+    Lost(Claim),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// The spec names no arbiter.
+    #[error("`{spec}` is no arbiter: {reason}; use file:DIR or tcp:HOST:PORT")]
+    BadSpec {
+        /// As given.
+        spec: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The directory can't hold claims.
+    #[error("can't keep claims in {}: {source}; it must be writable and on a file system with hard links", .directory.display())]
+    Directory {
+        /// Which directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A claim is there, but can't be understood: neither may its holder be passed over, nor named.
+    #[error("the claim {claim} is unreadable: {reason}; find out who wrote it")]
+    BadClaim {
+        /// Which claim.
+        claim: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The arbiter over the network answers that it can't decide before an operator has seen to it.
+    #[error("the arbiter tcp:{address} can't decide: {reason}")]
+    Failed {
+        /// Where it listens.
+        address: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The claim to be made is out of range.
+    #[error("a claim's address of {bytes} bytes; at most {ADDRESS_BYTES_MAX} are allowed")]
+    AddressTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// What answers is no arbiter of this version.
+    #[error("what listens at {address} is no arbiter for this build: {reason}")]
+    Protocol {
+        /// Where.
+        address: String,
+        /// What it did.
+        reason: String,
+    },
+    /// There is no answer now. The request may or may not have been recorded; asking again, with the same claim, tells.
+    #[error("no answer from the arbiter {arbiter}: {source}")]
+    Unreachable {
+        /// Which arbiter, as in its spec.
+        arbiter: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl ArbiterError {
+    /// Whether asking again can help. If not, an operator has to.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// A durable test-and-set per VM and generation.
+///
+/// Calls block until the answer is durable, or a timeout has passed.
+pub trait Arbiter: Send + Sync + fmt::Debug {
+    /// Claims `generation` of `vm` if nobody has.
+    ///
+    /// Exactly one node ever wins a generation. It wins again whenever it asks again, as the first answer may have been
+    /// lost on the way; the claim stays as it was made first.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer. All others are for an
+    /// operator.
+    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError>;
+
+    /// The latest generation of `vm` that has been claimed, and its claim.
+    ///
+    /// # Errors
+    /// As [`Arbiter::test_and_set`].
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError>;
+}
+
+/// The arbiter that `spec` names: `file:DIR` or `tcp:HOST:PORT`. `timeout` bounds each call to one over the network.
+///
+/// # Errors
+/// [`ArbiterError::BadSpec`] or [`ArbiterError::Directory`]. An arbiter over the network is not asked yet.
+pub fn open(spec: &str, timeout: Duration) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    let bad = |reason| ArbiterError::BadSpec { spec: spec.to_owned(), reason };
+    match spec.split_once(':') {
+        Some(("file", "")) => Err(bad("it names no directory")),
+        Some(("file", directory)) => Ok(Box::new(FileArbiter::open(directory)?)),
+        Some(("tcp", address)) => match address.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => {
+                Ok(Box::new(TcpArbiter::new(address, timeout)))
+            }
+            _ => Err(bad("it names no host and port")),
+        },
+        _ => Err(bad("it begins with neither file: nor tcp:")),
+    }
+}
+
+/// Checks what every arbiter writes down, before it does.
+fn check_claim(claim: &Claim) -> Result<(), ArbiterError> {
+    match claim.address.as_ref().map_or(0, String::len) {
+        bytes if bytes > ADDRESS_BYTES_MAX => Err(ArbiterError::AddressTooLong { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// The answer to `claim`, of a generation that is `holder`'s.
+fn verdict(claim: &Claim, holder: Claim) -> Verdict {
+    if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder) }
+}

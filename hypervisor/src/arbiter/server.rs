@@ -1,0 +1,198 @@
+//! `ft-arbiter`'s sockets: one thread, a task for each connection, disk writes on threads of their own.
+
+use super::wire::{Answer, BODY_BYTES_MAX, Request};
+use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
+use crate::report::Reporter;
+use logchannel::frame::FrameDecoder;
+use serde::Serialize;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{LocalSet, spawn_blocking, spawn_local};
+use tokio::time::{sleep, timeout};
+
+/// The most connections at once. More are closed at once: their clients ask again.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long a connection may be without a request, or not take an answer. Clients make a new one when they need it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long to wait after a failed accept, which mostly means that the process has too many open files.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What the arbiter tells about itself.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ArbiterEvent {
+    /// Ready.
+    Listening {
+        /// Where.
+        listen: SocketAddr,
+        /// Where the claims are.
+        directory: String,
+    },
+    /// A generation was claimed, and the claim decided.
+    Claim {
+        /// Of which VM.
+        vm: String,
+        /// Which generation.
+        generation: u64,
+        /// Who claimed.
+        node: String,
+        /// Whether for the VM's end.
+        ended: bool,
+        /// Whether it was given.
+        won: bool,
+        /// Whose the generation is.
+        holder: String,
+    },
+}
+
+impl fmt::Display for ArbiterEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
+            Self::Claim { vm, generation, node, ended, won, holder } => {
+                let purpose = if *ended { "to end it" } else { "to own it" };
+                write!(f, "node {node} claims generation {generation} of {vm} {purpose}: ")?;
+                if *won { f.write_str("won") } else { write!(f, "lost to {holder}") }
+            }
+        }
+    }
+}
+
+/// An arbiter whose socket is bound.
+#[derive(Debug)]
+pub struct ArbiterServer {
+    listener: TcpListener,
+    listen: SocketAddr,
+    arbiter: Arc<FileArbiter>,
+    reporter: Reporter,
+}
+
+impl ArbiterServer {
+    /// Listens at `listen`, where port 0 picks a free one, and tells so.
+    ///
+    /// # Errors
+    /// If the address can't be listened at.
+    pub async fn bind(listen: SocketAddr, arbiter: FileArbiter, reporter: Reporter) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let listen = listener.local_addr()?;
+        let directory = arbiter.directory().display().to_string();
+        reporter.tell(&ArbiterEvent::Listening { listen, directory });
+        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), reporter })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub const fn listen_address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Serves until `shutdown` is done. Needs a current-thread runtime with I/O and time.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let tasks = LocalSet::new();
+        tasks.spawn_local(accept(Rc::new(self)));
+        tasks.run_until(shutdown).await;
+    }
+}
+
+async fn accept(server: Rc<ArbiterServer>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        match server.listener.accept().await {
+            Ok((stream, peer)) => match permits.clone().try_acquire_owned() {
+                Ok(permit) => drop(spawn_local(serve(server.clone(), stream, peer, permit))),
+                Err(_) => tracing::warn!(%peer, "refused: {CONNECTIONS_MAX} connections are open"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    if let Err(error) = answer_all(&server, &mut stream).await {
+        tracing::warn!(%peer, %error, "connection closed");
+    }
+}
+
+/// Answers the requests on one connection, one after the other, until the client leaves or is at fault.
+async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream) -> io::Result<()> {
+    let faulty = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    stream.set_nodelay(true)?;
+    let mut decoder = FrameDecoder::with_body_limit(BODY_BYTES_MAX);
+    let mut answer_bytes = Vec::new();
+    loop {
+        while let Some(frame) = decoder.next_frame().map_err(|error| faulty(&error))? {
+            let request = Request::decode(frame).map_err(|error| faulty(&error))?;
+            let answer = server.answer(request).await?;
+            answer_bytes.clear();
+            answer.encode(&mut answer_bytes);
+            timeout(IDLE_TIMEOUT, stream.write_all(&answer_bytes)).await??;
+        }
+        // An idle client is no fault: it comes back with a new connection.
+        let Ok(read) = timeout(IDLE_TIMEOUT, stream.read(decoder.space())).await else {
+            return Ok(());
+        };
+        match read? {
+            0 => return Ok(()),
+            bytes => decoder.filled(bytes),
+        }
+    }
+}
+
+impl ArbiterServer {
+    /// The answer to one request; an error only if the process is ending.
+    async fn answer(&self, request: Request) -> io::Result<Answer> {
+        let arbiter = Arc::clone(&self.arbiter);
+        match request {
+            Request::Latest { vm } => {
+                let latest = spawn_blocking(move || arbiter.latest(&vm)).await?;
+                Ok(latest.map_or_else(|error| failure(&error), Answer::Latest))
+            }
+            Request::TestAndSet { vm, generation, claim } => {
+                let (asked_vm, asked) = (vm.clone(), claim.clone());
+                match spawn_blocking(move || arbiter.test_and_set(&asked_vm, generation, &asked)).await? {
+                    Ok(verdict) => {
+                        self.reporter.tell(&claim_event(vm.to_string(), generation.0, &claim, &verdict));
+                        Ok(match verdict {
+                            Verdict::Won => Answer::Won,
+                            Verdict::Lost(holder) => Answer::Lost(holder),
+                        })
+                    }
+                    Err(error) => Ok(failure(&error)),
+                }
+            }
+        }
+    }
+}
+
+fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) -> ArbiterEvent {
+    let holder = match verdict {
+        Verdict::Won => claim,
+        Verdict::Lost(holder) => holder,
+    };
+    ArbiterEvent::Claim {
+        vm,
+        generation,
+        node: claim.node.to_string(),
+        ended: claim.kind == ClaimKind::Ended,
+        won: *verdict == Verdict::Won,
+        holder: holder.node.to_string(),
+    }
+}
+
+fn failure(error: &ArbiterError) -> Answer {
+    tracing::error!(%error, "a request has no answer");
+    if error.is_unreachable() { Answer::Unreachable(error.to_string()) } else { Answer::Failed(error.to_string()) }
+}

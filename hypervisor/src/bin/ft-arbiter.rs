@@ -1,0 +1,5 @@
+//! The test-and-set server. See [`hypervisor::program::arbiter`].
+
+fn main() -> std::process::ExitCode {
+    hypervisor::program::arbiter::main()
+}

@@ -1,0 +1,7 @@
+//! `ft-backup`: see [`hypervisor::program::backup`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hypervisor::program::backup::main()
+}

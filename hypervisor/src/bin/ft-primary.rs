@@ -1,0 +1,7 @@
+//! `ft-primary`: see [`hypervisor::program::primary`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hypervisor::program::primary::main()
+}

@@ -1,0 +1,331 @@
+//! A backup: its role with the host's threads and sockets around it.
+//!
+//! The thread that reads the channel acknowledges; the thread that replays never delays it.
+
+use super::channel::{Channel, lock, read_messages, serve};
+use super::clock;
+use super::live::Node;
+use super::reports::NodeReport;
+use crate::replay::{Consumed, Replayer};
+use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::session::SessionHeader;
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use vm::{Machine, OutputId, OutputOperation, StopReason};
+
+/// Entries that may wait to be replayed before this side stops reading its channel, and by that stops the primary.
+pub const LOG_BUFFER_ENTRIES_MAX: u64 = 1 << 20;
+
+/// From one look at heartbeats and timeouts to the next.
+const TICK: Duration = Duration::from_millis(5);
+
+/// From one report of how far replay has got to the next, in nanoseconds.
+const CONSUMED_REPORT_NS: u64 = 100_000_000;
+
+/// One bit of RAM to flip behind the guest's back, to see the divergence found.
+#[derive(Clone, Copy, Debug)]
+pub struct BitFlip {
+    /// At the first entry with at least this instruction count.
+    pub count: u64,
+    /// Guest-physical address.
+    pub address: u64,
+    /// 0 to 7.
+    pub bit: u8,
+}
+
+/// How a backup's time as a backup ends.
+#[derive(Debug)]
+pub enum BackupOutcome {
+    /// It owns the VM and has to run it.
+    GoLive(Box<Succession>),
+    /// It is over.
+    End(BackupEnd),
+}
+
+/// All that a backup brings along when it goes live.
+#[derive(Debug)]
+pub struct Succession {
+    /// The machine, standing behind the last entry.
+    pub machine: Machine,
+    /// What the VM is, of the generation that this node now owns.
+    pub session: SessionHeader,
+    /// The guest.
+    pub image: Arc<[u8]>,
+    /// How many entries the log has.
+    pub entries: LogSeq,
+    /// How many state digests were compared, and equal.
+    pub digests_checked: u64,
+    /// Outputs that the predecessor may not have sent.
+    pub tail: VecDeque<(OutputId, OutputOperation)>,
+    /// When the steps of the failover happened.
+    pub moments: BackupMoments,
+}
+
+/// What the replaying thread has to do.
+enum Work {
+    Replay(VecDeque<LogEntry>),
+    Finish,
+}
+
+#[derive(Debug)]
+enum Step {
+    Claim(ClaimRequest),
+    GoLive(Generation),
+    End(BackupEnd),
+}
+
+struct Shared {
+    node: Node,
+    role: Mutex<BackupRole>,
+    channel: Channel,
+    work: Sender<Work>,
+    /// Entries received and not yet consumed.
+    waiting: AtomicU64,
+    replay_thread: Mutex<Option<thread::Thread>>,
+    steps: Sender<Step>,
+    built: Sender<(Machine, SessionHeader, Arc<[u8]>)>,
+    over: AtomicBool,
+}
+
+/// Backs up the VM whose primary is at the other end of `stream`, in the calling thread, until this node goes live or
+/// is over.
+///
+/// # Errors
+/// If the socket or a thread can't be set up.
+pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip>) -> io::Result<BackupOutcome> {
+    let (work, work_queue) = unbounded();
+    let (steps, step_queue) = unbounded();
+    let (built, built_queue) = unbounded();
+    let shared = Arc::new(Shared {
+        node,
+        role: Mutex::new(role),
+        channel: Channel::default(),
+        work,
+        waiting: AtomicU64::new(0),
+        replay_thread: Mutex::new(None),
+        steps,
+        built,
+        over: AtomicBool::new(false),
+    });
+    let reader = shared.channel.connect(stream)?;
+    start_reader(&shared, reader)?;
+    start_ticks(&shared)?;
+    let replay = {
+        let shared = shared.clone();
+        thread::Builder::new().name("vcpu".into()).spawn(move || {
+            let (machine, session, image) = built_queue.recv().ok()?;
+            let replayer = shared.replay(Replayer::new(machine, LogSeq(0)), &work_queue, flip)?;
+            Some((replayer, session, image))
+        })?
+    };
+    let outcome = shared.conduct(&step_queue);
+    shared.over.store(true, Ordering::Release);
+    shared.channel.cut();
+    let generation = match outcome {
+        Err(end) => return Ok(BackupOutcome::End(end)),
+        Ok(generation) => generation,
+    };
+    shared.give_work(Work::Finish);
+    let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
+    let (replayer, mut session, image) = replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
+    session.generation = generation;
+    let mut role = lock(&shared.role);
+    Ok(BackupOutcome::GoLive(Box::new(Succession {
+        entries: replayer.consumed(),
+        digests_checked: replayer.digests_checked(),
+        machine: replayer.into_machine(),
+        session,
+        image,
+        tail: role.take_tail(),
+        moments: *role.moments(),
+    })))
+}
+
+impl Shared {
+    /// Gives the role an input, and does what it says.
+    fn drive<T>(&self, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
+        let mut actions = Vec::new();
+        let result = {
+            let mut role = lock(&self.role);
+            let result = input(&mut role, clock::now_ns());
+            actions.extend(std::iter::from_fn(|| role.poll_action()));
+            result
+        };
+        // Acknowledgements leave before anything else is done.
+        self.send_outgoing();
+        for action in actions {
+            self.act(action);
+        }
+        result
+    }
+
+    fn act(&self, action: BackupAction) {
+        let step = match action {
+            BackupAction::Consume(entries) => {
+                self.waiting.fetch_add(entries.len() as u64, Ordering::Relaxed);
+                return self.give_work(Work::Replay(entries));
+            }
+            BackupAction::Build { session, image } => return self.build(session, image),
+            BackupAction::Protected(generation) => {
+                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+            }
+            BackupAction::Lost { reason } => {
+                self.channel.cut();
+                return self.node.reporter.tell(&NodeReport::PrimaryLost { reason });
+            }
+            BackupAction::Claim(request) => Step::Claim(request),
+            BackupAction::GoLive(generation) => Step::GoLive(generation),
+            BackupAction::End(end) => Step::End(end),
+        };
+        // Fails only when this backup is over.
+        let _ = self.steps.send(step);
+    }
+
+    fn send_outgoing(&self) {
+        serve(
+            &self.channel.writer,
+            || lock(&self.role).has_outgoing(),
+            |writer| {
+                // A primary that is gone is noticed by the reader, after all that it sent has been read.
+                let _ = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
+            },
+        );
+    }
+
+    fn give_work(&self, work: Work) {
+        // Fails only when replay has ended, in a divergence or with the guest.
+        let _ = self.work.send(work);
+        if let Some(thread) = lock(&self.replay_thread).as_ref() {
+            thread.unpark();
+        }
+    }
+
+    fn build(&self, session: SessionHeader, image: Vec<u8>) {
+        match Machine::new(&session.config, &image) {
+            Ok(machine) => {
+                self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
+                let _ = self.built.send((machine, session, image.into()));
+                self.drive(BackupRole::machine_built);
+            }
+            Err(error) => self.drive(|role, _| role.build_failed(&error.to_string())),
+        }
+    }
+
+    /// Replays until there is nothing more to replay; `None` if the machine must not go live.
+    fn replay(&self, mut replayer: Replayer, work: &Receiver<Work>, mut flip: Option<BitFlip>) -> Option<Replayer> {
+        *lock(&self.replay_thread) = Some(thread::current());
+        let mut reported_ns = clock::now_ns();
+        loop {
+            let entries = match work.try_recv() {
+                Ok(Work::Replay(entries)) => entries,
+                Ok(Work::Finish) => return Some(replayer),
+                Err(_) if self.over.load(Ordering::Acquire) && work.is_empty() => return None,
+                Err(_) => {
+                    thread::park_timeout(TICK);
+                    continue;
+                }
+            };
+            let produced = self.replay_batch(&mut replayer, &entries, &mut flip)?;
+            self.waiting.fetch_sub(entries.len() as u64, Ordering::Relaxed);
+            let count = replayer.machine().instruction_count();
+            self.drive(|role, now_ns| {
+                for (id, output) in produced.outputs {
+                    role.produced(id, output);
+                }
+                role.consumed(now_ns, replayer.consumed());
+                if let Some(reason) = produced.stopped {
+                    role.guest_stopped(reason);
+                }
+                if now_ns.saturating_sub(reported_ns) >= CONSUMED_REPORT_NS {
+                    reported_ns = now_ns;
+                    role.report_consumed(now_ns, count);
+                }
+            });
+        }
+    }
+
+    fn replay_batch(
+        &self,
+        replayer: &mut Replayer,
+        entries: &VecDeque<LogEntry>,
+        flip: &mut Option<BitFlip>,
+    ) -> Option<Produced> {
+        let mut produced = Produced { outputs: Vec::new(), stopped: None };
+        for entry in entries {
+            if let Some(due) = flip.take_if(|flip| entry.count.0 >= flip.count) {
+                replayer.machine_mut().flip_ram_bit(due.address, due.bit);
+            }
+            match replayer.consume(entry) {
+                Ok(Consumed::Nothing) => {}
+                Ok(Consumed::Output(id, output)) => produced.outputs.push((id, output)),
+                Ok(Consumed::Stopped(reason)) => produced.stopped = Some(reason),
+                Err(divergence) => {
+                    let reason = divergence.to_string();
+                    self.node.reporter.tell(&NodeReport::Diverged { reason: reason.clone() });
+                    self.drive(|role, now_ns| role.diverged(now_ns, &reason));
+                    return None;
+                }
+            }
+        }
+        Some(produced)
+    }
+
+    /// Does what the role asks for that takes time. `Ok` if this node goes live.
+    fn conduct(&self, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
+        loop {
+            let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
+            match step {
+                Step::Claim(request) => {
+                    let answer = self.node.claim(request);
+                    self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
+                }
+                Step::GoLive(generation) => return Ok(generation),
+                Step::End(end) => return Err(end),
+            }
+        }
+    }
+}
+
+/// What a batch of entries brought forth.
+struct Produced {
+    outputs: Vec<(OutputId, OutputOperation)>,
+    stopped: Option<StopReason>,
+}
+
+fn start_reader(shared: &Arc<Shared>, reader: TcpStream) -> io::Result<()> {
+    let shared = shared.clone();
+    thread::Builder::new().name("log".into()).spawn(move || {
+        let reason = read_messages(reader, |messages| {
+            shared.drive(|role, now_ns| {
+                for message in messages {
+                    role.primary_said(now_ns, message);
+                }
+            });
+            while shared.waiting.load(Ordering::Relaxed) > LOG_BUFFER_ENTRIES_MAX && !shared.over.load(Ordering::Acquire)
+            {
+                lock(&shared.role).not_listening(clock::now_ns());
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        shared.drive(|role, now_ns| role.primary_lost(now_ns, &reason));
+    })?;
+    Ok(())
+}
+
+fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = shared.clone();
+    thread::Builder::new().name("ticks".into()).spawn(move || {
+        while !shared.over.load(Ordering::Acquire) {
+            thread::sleep(TICK);
+            shared.drive(BackupRole::tick);
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! A VM that runs live: the primary's role with the host's threads, sockets and clock around it.
+
+use super::channel::{Channel, lock, read_messages, serve};
+use super::clock;
+use super::console;
+use super::inbox::{HostEventSource, InboxSender};
+use super::network::Network;
+use super::outlets::Outlets;
+use super::reports::{Figures, HoldTime, NodeReport};
+use crate::arbiter::{Arbiter, Claim};
+use crate::record::{Intervals, LogSink, Recorder, Slice};
+use crate::report::Reporter;
+use crate::role::{ClaimAnswer, ClaimRequest, PrimaryAction, PrimaryEnd, PrimaryRole};
+use crossbeam_channel::{Receiver, Sender};
+use logchannel::entry::{Generation, LogEntry};
+use logchannel::session::{NodeId, VmId};
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use vm::{Machine, OutputId, OutputOperation};
+
+/// From one look at heartbeats, timeouts and waiting entries to the next.
+const TICK: Duration = Duration::from_millis(5);
+
+/// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
+const SLEEP_NS_MAX: u64 = 100_000_000;
+
+/// Who this process is and what it works with.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Which VM.
+    pub vm: VmId,
+    /// This incarnation.
+    pub id: NodeId,
+    /// Who decides which side lives.
+    pub arbiter: Arc<dyn Arbiter>,
+    /// Where frames go; without one they go nowhere.
+    pub lan: Option<SocketAddr>,
+    /// The network device's address, as the LAN knows it.
+    pub mac: [u8; 6],
+    /// Where this node accepts a backup, as told to others.
+    pub address: String,
+    /// Where this node tells what happens.
+    pub reporter: Reporter,
+    /// When to log what no event asks for.
+    pub intervals: Intervals,
+}
+
+impl Node {
+    /// Asks the arbiter, and tells if it can't be asked.
+    pub(super) fn claim(&self, request: ClaimRequest) -> ClaimAnswer {
+        let claim = Claim { node: self.id, kind: request.kind, address: Some(self.address.clone()) };
+        match self.arbiter.test_and_set(&self.vm, request.generation, &claim) {
+            Ok(verdict) => ClaimAnswer::Decided(verdict),
+            Err(error) => {
+                self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
+                ClaimAnswer::Unreachable
+            }
+        }
+    }
+}
+
+/// How a live VM's process ends.
+#[derive(Debug)]
+pub enum LiveEnd {
+    /// As the role says.
+    Role(PrimaryEnd),
+    /// The operator stopped a protected primary: its backup goes on.
+    HandedOver,
+}
+
+/// A VM running live, and the way to stop it from another thread.
+#[derive(Clone, Debug)]
+pub struct LiveVm {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: Node,
+    role: Mutex<PrimaryRole>,
+    channel: Channel,
+    outlets: Arc<Mutex<Outlets>>,
+    inbox: InboxSender,
+    may_run: AtomicBool,
+    over: Arc<AtomicBool>,
+    actions: Sender<PrimaryAction>,
+    image: Arc<[u8]>,
+}
+
+impl LiveVm {
+    /// Runs `machine` in the calling thread until the VM or this node's part in it is over. `listener` is where backups
+    /// come to.
+    ///
+    /// `on_start` gets the running VM before the guest does anything.
+    ///
+    /// # Errors
+    /// If threads can't be started.
+    pub fn run(
+        node: Node,
+        role: PrimaryRole,
+        machine: Machine,
+        image: Arc<[u8]>,
+        listener: TcpListener,
+        on_start: impl FnOnce(Self),
+    ) -> io::Result<LiveEnd> {
+        let (source, inbox) = HostEventSource::new(machine.last_ticks());
+        let (actions, action_queue) = crossbeam_channel::unbounded();
+        let shared = Arc::new(Shared {
+            outlets: Arc::new(Mutex::new(Outlets::new(node.reporter))),
+            role: Mutex::new(role),
+            channel: Channel::default(),
+            inbox,
+            may_run: AtomicBool::new(false),
+            over: Arc::default(),
+            actions,
+            image,
+            node,
+        });
+        // The attachment comes before the guest's first output, which would be lost without.
+        shared.start_network(&machine)?;
+        on_start(Self { shared: shared.clone() });
+        start_ticks(&shared)?;
+        start_listener(&shared, listener)?;
+        console::start(shared.inbox.clone())?;
+        let conductor = shared.clone();
+        let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
+        let recorder = Recorder::new(machine, source, shared.node.intervals);
+        let recorder = shared.run_vcpu(recorder);
+        let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
+        shared.tell_figures(recorder.machine());
+        Ok(end)
+    }
+
+    /// The operator wants this process to end.
+    pub fn retire(&self) {
+        self.shared.drive(|role, now_ns| {
+            role.retire(now_ns);
+        });
+        self.shared.inbox.wake();
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<thread::JoinHandle<T>> {
+    thread::Builder::new().name(name.into()).spawn(body)
+}
+
+impl Shared {
+    /// Gives the role an input, and does what it says.
+    fn drive<T>(&self, input: impl FnOnce(&mut PrimaryRole, u64) -> T) -> T {
+        let mut actions = Vec::new();
+        let result = {
+            let mut role = lock(&self.role);
+            let result = input(&mut role, clock::now_ns());
+            actions.extend(std::iter::from_fn(|| role.poll_action()));
+            self.may_run.store(role.may_run(), Ordering::Release);
+            result
+        };
+        self.put_out_released();
+        self.send_outgoing();
+        for action in actions {
+            // Fails only when the conductor is over, and with it this node's part.
+            let _ = self.actions.send(action);
+        }
+        result
+    }
+
+    fn send_outgoing(&self) {
+        let mut failure = None;
+        serve(
+            &self.channel.writer,
+            || lock(&self.role).has_outgoing(),
+            |writer| {
+                let result = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
+                if let Err(error) = result {
+                    failure = Some(error);
+                }
+            },
+        );
+        if let Some(error) = failure {
+            self.drive(|role, _| role.backup_lost(&format!("connection lost: {error}")));
+        }
+    }
+
+    fn put_out_released(&self) {
+        serve(
+            &self.outlets,
+            || lock(&self.role).gate().has_released(),
+            |outlets| {
+                let mut batch: Vec<(OutputId, OutputOperation)> = Vec::new();
+                let mut role = lock(&self.role);
+                while let Some(output) = role.take_released() {
+                    batch.push(output);
+                }
+                drop(role);
+                outlets.put_out(&batch);
+            },
+        );
+    }
+
+    fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
+        let Some(lan) = self.node.lan else { return Ok(()) };
+        let shared = self.clone();
+        let network = Network {
+            lan,
+            vm: self.node.vm.clone(),
+            node: self.node.id,
+            mac: self.node.mac,
+            reporter: self.node.reporter,
+            inbox: self.inbox.clone(),
+            outlets: self.outlets.clone(),
+            over: self.over.clone(),
+        };
+        let boot = machine.instruction_count().0 == 0;
+        network.start(machine.last_packet_number(), boot, move || {
+            let role = lock(&shared.role);
+            (role.generation(), role.gate().next_to_leave())
+        })
+    }
+
+    /// Runs the guest until this node's part in it is over.
+    fn run_vcpu(&self, mut recorder: Recorder<HostEventSource>) -> Recorder<HostEventSource> {
+        recorder.source_mut().start();
+        self.drive(|_, _| ());
+        let mut sink = RoleSink { shared: self };
+        let mut generation = None;
+        while !self.over.load(Ordering::Acquire) {
+            if !self.may_run.load(Ordering::Acquire) {
+                thread::park_timeout(TICK);
+                continue;
+            }
+            if generation.is_none() {
+                let owned = lock(&self.role).generation();
+                generation = Some(owned);
+                let Ok(()) = recorder.log_generation(&mut sink, owned);
+            }
+            let Ok(slice) = recorder.run_slice(&mut sink);
+            match slice {
+                Slice::Ran => {}
+                Slice::Waiting => {
+                    let until_ns = clock::now_ns() + SLEEP_NS_MAX;
+                    recorder.source().sleep(recorder.machine(), until_ns);
+                }
+                Slice::Stopped(_) => thread::park_timeout(TICK),
+            }
+        }
+        recorder
+    }
+
+    /// Does what the role asks for that takes time, until it asks for the end.
+    fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
+        let end = loop {
+            let Ok(action) = actions.recv() else { unreachable!("self holds a sender") };
+            match action {
+                PrimaryAction::Claim(request) => {
+                    let answer = self.node.claim(request);
+                    self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
+                }
+                PrimaryAction::CloseChannel { reason } => {
+                    self.channel.cut();
+                    self.node.reporter.tell(&NodeReport::BackupLost { reason });
+                }
+                PrimaryAction::Owner(generation) => self.tell_owner(generation),
+                PrimaryAction::Protected(generation) => {
+                    self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                }
+                PrimaryAction::HandOver => break LiveEnd::HandedOver,
+                PrimaryAction::End(end) => break LiveEnd::Role(end),
+            }
+            self.inbox.wake();
+        };
+        self.over.store(true, Ordering::Release);
+        self.inbox.wake();
+        end
+    }
+
+    fn tell_owner(&self, generation: Generation) {
+        self.node.reporter.tell(&NodeReport::Owner {
+            vm: self.node.vm.to_string(),
+            generation: generation.0,
+            node: self.node.id.to_string(),
+        });
+    }
+
+    fn tell_figures(&self, machine: &Machine) {
+        let (frames, frames_without_lan) = lock(&self.outlets).frames();
+        let role = lock(&self.role);
+        self.node.reporter.tell(&NodeReport::Figures(Figures {
+            instruction_count: machine.instruction_count().0,
+            entries: role.appended().0,
+            channel_bytes: self.channel.sent.load(Ordering::Relaxed),
+            frames,
+            frames_without_lan,
+            hold_time: HoldTime::of(role.gate().hold_time_ns()),
+        }));
+    }
+
+    /// Takes a backup, if the role takes one; called by the listening thread alone.
+    fn take_backup(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
+        if let Err(reason) = lock(&self.role).can_take_backup() {
+            refuse(stream, &reason);
+            return Err(reason);
+        }
+        let reader = self.channel.connect(stream).map_err(|error| error.to_string())?;
+        self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
+        self.drive(|role, now_ns| role.backup_connected(now_ns, &self.image));
+        let shared = self.clone();
+        let read = move || {
+            let reason = read_messages(reader, |messages| {
+                shared.drive(|role, now_ns| {
+                    for message in messages {
+                        role.backup_said(now_ns, message);
+                    }
+                });
+            });
+            shared.drive(|role, _| role.backup_lost(&reason));
+        };
+        spawn("acks", read).map(|_| ()).map_err(|error| error.to_string())
+    }
+}
+
+/// Tells a backup why it can't join, as far as it listens.
+fn refuse(mut stream: TcpStream, reason: &str) {
+    let mut bytes = Vec::new();
+    logchannel::message::Message::Refused { reason: reason.into() }.encode(&mut bytes);
+    let _ = io::Write::write_all(&mut stream, &bytes);
+}
+
+/// The recorder's entries go to the role.
+struct RoleSink<'a> {
+    shared: &'a Shared,
+}
+
+impl LogSink for RoleSink<'_> {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        let may_leave = {
+            let mut role = lock(&self.shared.role);
+            role.append(clock::now_ns(), entry, output);
+            role.has_outgoing()
+        };
+        if may_leave {
+            self.shared.send_outgoing();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        self.shared.drive(|role, now_ns| role.flush(now_ns));
+        Ok(())
+    }
+}
+
+fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = shared.clone();
+    spawn("ticks", move || {
+        while !shared.over.load(Ordering::Acquire) {
+            thread::sleep(TICK);
+            shared.drive(PrimaryRole::tick);
+        }
+    })?;
+    Ok(())
+}
+
+fn start_listener(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<()> {
+    let shared = shared.clone();
+    spawn("channel", move || {
+        loop {
+            let (stream, address) = match listener.accept() {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::warn!("a backup could not connect: {error}");
+                    thread::sleep(TICK);
+                    continue;
+                }
+            };
+            if let Err(reason) = shared.take_backup(stream, address) {
+                shared.node.reporter.tell(&NodeReport::BackupRefused { address: address.to_string(), reason });
+            }
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! The host: the only place with clocks, sockets, threads and entropy for a VM.
+//!
+//! ```text
+//!   LAN reader ─┐                                     ┌─► LAN, console   (outlets)
+//!   stdin ──────┼─► inbox ─► vCPU thread ─► role ─────┤
+//!               │            (recorder)      ▲  ▲     └─► logging channel
+//!               │   channel reader ──────────┘  │
+//!               │   timer ──────────────────────┘
+//! ```
+
+pub mod backup;
+pub mod channel;
+pub mod clock;
+pub mod console;
+pub mod entropy;
+pub mod inbox;
+pub mod live;
+pub mod network;
+pub mod outlets;
+pub mod reports;
+pub mod signals;

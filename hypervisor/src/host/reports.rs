@@ -1,0 +1,307 @@
+//! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use std::fmt;
+
+/// One thing that happened on one side of a VM.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum NodeReport {
+    /// This node owns the VM.
+    Owner {
+        /// Which VM.
+        vm: String,
+        /// As which generation.
+        generation: u64,
+        /// This incarnation.
+        node: String,
+    },
+    /// A backup may connect here.
+    Listening {
+        /// Host and port.
+        channel: String,
+    },
+    /// Frames flow.
+    LanAttached {
+        /// The LAN's address.
+        lan: String,
+    },
+    /// Frames don't flow.
+    LanLost {
+        /// Why.
+        reason: String,
+    },
+    /// A backup is connected, and the session goes to it.
+    BackupConnected {
+        /// Its address.
+        address: String,
+    },
+    /// A backup was turned away.
+    BackupRefused {
+        /// Its address.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// There is no primary to connect to yet.
+    Waiting {
+        /// Of which VM.
+        vm: String,
+    },
+    /// This backup is connected to a primary.
+    PrimaryConnected {
+        /// Its address.
+        address: String,
+    },
+    /// The backup has the guest's image and has built its machine.
+    Joined {
+        /// The image's name.
+        image: String,
+    },
+    /// Outputs wait for the backup's acknowledgement from here on; either side may be lost.
+    Protected {
+        /// The pair's generation.
+        generation: u64,
+    },
+    /// The primary has lost its backup, and asks for the flag.
+    BackupLost {
+        /// How.
+        reason: String,
+    },
+    /// The backup has lost its primary, and asks for the flag.
+    PrimaryLost {
+        /// How.
+        reason: String,
+    },
+    /// The arbiter could not be asked; nobody goes on until it can.
+    ArbiterUnreachable {
+        /// Why.
+        reason: String,
+    },
+    /// The backup has become the primary. All times in microseconds of the host's monotonic clock.
+    Live {
+        /// As which generation.
+        generation: u64,
+        /// The last log entry arrived.
+        last_entry_received_us: u64,
+        /// The primary was noticed to be lost.
+        loss_noticed_us: u64,
+        /// The test-and-set was won.
+        test_and_set_won_us: u64,
+        /// The last log entry was consumed.
+        last_entry_consumed_us: u64,
+        /// The guest runs on the host's events.
+        live_us: u64,
+        /// Entries consumed as a backup.
+        entries: u64,
+        /// State digests compared, and equal.
+        digests_checked: u64,
+        /// Outputs that the predecessor may not have sent.
+        tail_outputs: usize,
+    },
+    /// The first frame has left this node.
+    FirstOutput,
+    /// The guest wrote to its console.
+    Console {
+        /// What, with U+FFFD for what isn't UTF-8.
+        text: String,
+    },
+    /// Replay differs from the log: this side halts and never goes live.
+    Diverged {
+        /// Where and how.
+        reason: String,
+    },
+    /// The figures of a run.
+    Figures(Figures),
+    /// A recording goes on.
+    Recording {
+        /// Steps so far.
+        instruction_count: u64,
+        /// Entries so far.
+        entries: u64,
+    },
+    /// A recording is complete.
+    Recorded(Recorded),
+    /// A replay goes on.
+    Replaying {
+        /// Steps so far.
+        instruction_count: u64,
+        /// Entries so far.
+        entries: u64,
+    },
+    /// A replay has come to the log's end without a difference.
+    Replayed(Replayed),
+    /// The node is over.
+    End {
+        /// Why.
+        reason: String,
+        /// The process's exit code.
+        exit_code: u8,
+    },
+}
+
+/// The figures of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// Steps the guest has executed since reset.
+    pub instruction_count: u64,
+    /// Entries appended to the log.
+    pub entries: u64,
+    /// Bytes sent on the logging channel.
+    pub channel_bytes: u64,
+    /// Frames put out.
+    pub frames: u64,
+    /// Frames that found no LAN.
+    pub frames_without_lan: u64,
+    /// How long outputs were held.
+    pub hold_time: HoldTime,
+}
+
+/// What a recording came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Recorded {
+    /// Where the log is.
+    pub log: String,
+    /// Its size, with the image.
+    pub log_bytes: u64,
+    /// Entries in it.
+    pub entries: u64,
+    /// Steps the guest has executed.
+    pub instruction_count: u64,
+    /// Frames and pieces of console output.
+    pub outputs: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What a replay came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Replayed {
+    /// Entries consumed.
+    pub entries: u64,
+    /// Steps the guest has executed.
+    pub instruction_count: u64,
+    /// Frames and pieces of console output, all equal to the recorded ones.
+    pub outputs: u64,
+    /// State digests compared, all equal to the recorded ones.
+    pub digests_checked: u64,
+    /// The digest of the state at the end.
+    pub state_digest: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// The guest's clock at the end: how long the recording ran, sleep included.
+    pub guest_seconds: f64,
+    /// How the log ends.
+    pub ending: String,
+}
+
+/// How long outputs were held: production to release, in microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct HoldTime {
+    /// How many.
+    pub outputs: u64,
+    /// Median.
+    pub p50_us: f64,
+    /// 90th percentile.
+    pub p90_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p99_9_us: f64,
+    /// Longest.
+    pub max_us: f64,
+}
+
+impl HoldTime {
+    /// From a histogram of nanoseconds.
+    #[must_use]
+    pub fn of(histogram_ns: &Histogram<u64>) -> Self {
+        // Nanoseconds up to a minute are exact in an f64.
+        #[expect(clippy::cast_precision_loss, reason = "values are below 2^53")]
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let at = |quantile| us(histogram_ns.value_at_quantile(quantile));
+        Self {
+            outputs: histogram_ns.len(),
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p99_9_us: at(0.999),
+            max_us: us(histogram_ns.max()),
+        }
+    }
+}
+
+impl fmt::Display for NodeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner { vm, generation, node } => write!(f, "owns VM {vm} as generation {generation} (node {node})"),
+            Self::Listening { channel } => write!(f, "waits for a backup on {channel}"),
+            Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
+            Self::LanLost { reason } => write!(f, "LAN lost: {reason}"),
+            Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
+            Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
+            Self::Waiting { vm } => write!(f, "waits for a primary of VM {vm}"),
+            Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
+            Self::Joined { image } => write!(f, "joined: image {image} received, machine built"),
+            Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
+            Self::BackupLost { reason } => write!(f, "backup lost ({reason}); asking for the flag"),
+            Self::PrimaryLost { reason } => write!(f, "primary lost ({reason}); asking for the flag"),
+            Self::ArbiterUnreachable { reason } => {
+                write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
+            }
+            Self::Live { generation, loss_noticed_us, live_us, entries, digests_checked, .. } => write!(
+                f,
+                "LIVE as generation {generation}, {} us after the loss was noticed ({entries} entries consumed, \
+                 {digests_checked} state digests equal)",
+                live_us.saturating_sub(*loss_noticed_us)
+            ),
+            Self::FirstOutput => f.write_str("first frame sent"),
+            Self::Console { text } => write!(f, "console: {}", text.trim_end()),
+            Self::Diverged { reason } => f.write_str(reason),
+            Self::Figures(figures) => write!(
+                f,
+                "{} instructions, {} log entries, {} bytes sent to the backup, {} frames out ({} without a LAN); \
+                 {} outputs passed the gate, held p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+                vm::InstructionCount(figures.instruction_count),
+                figures.entries,
+                figures.channel_bytes,
+                figures.frames,
+                figures.frames_without_lan,
+                figures.hold_time.outputs,
+                figures.hold_time.p50_us,
+                figures.hold_time.p99_us,
+                figures.hold_time.max_us
+            ),
+            Self::Recording { instruction_count, entries } => {
+                write!(f, "recording: {} instructions, {entries} entries", vm::InstructionCount(*instruction_count))
+            }
+            Self::Recorded(recorded) => write!(
+                f,
+                "recorded {} instructions, {} entries and {} outputs in {:.3} s to {} ({} bytes)",
+                vm::InstructionCount(recorded.instruction_count),
+                recorded.entries,
+                recorded.outputs,
+                recorded.seconds,
+                recorded.log,
+                recorded.log_bytes
+            ),
+            Self::Replaying { instruction_count, entries } => {
+                write!(f, "replaying: {} instructions, {entries} entries", vm::InstructionCount(*instruction_count))
+            }
+            Self::Replayed(replayed) => write!(
+                f,
+                "replayed {} instructions, {} entries and {} outputs in {:.3} s (the guest's clock: {:.3} s); \
+                 {} state digests equal; state at the end {}",
+                vm::InstructionCount(replayed.instruction_count),
+                replayed.entries,
+                replayed.outputs,
+                replayed.seconds,
+                replayed.guest_seconds,
+                replayed.digests_checked,
+                replayed.state_digest
+            ),
+            Self::End { reason, exit_code } => write!(f, "{reason} (exit code {exit_code})"),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The hypervisor's side of a VM port: blocking, for one thread that sends and one that receives.
+
+use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError, is_frame_length};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+use vm::OutputId;
+
+/// Who attaches to the LAN, and where its numbering stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The VM.
+    pub vm: VmId,
+    /// The process that runs it. Of one generation, only the process that attached first may attach again.
+    pub node: NodeId,
+    /// The VM's owner: a greater one closes the port of a smaller one, a smaller one is refused.
+    pub generation: Generation,
+    /// The Ethernet address of the guest's network device.
+    pub mac: [u8; 6],
+    /// The first output that may come. Binding only if the LAN doesn't know the VM; otherwise the LAN drops what it has
+    /// already carried.
+    pub next_output: OutputId,
+    /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
+    pub last_packet: u64,
+    /// The guest has just been reset, with outputs and packets counted from the start: the LAN forgets what it kept of an
+    /// earlier run. `false` when taking over, resuming, or attaching again. Heeded only with a generation that is
+    /// new to the LAN.
+    pub boot: bool,
+}
+
+/// Why a port could not be opened, or is no more.
+#[derive(Debug, thiserror::Error)]
+pub enum LanError {
+    /// The LAN refuses this attachment; asking again won't help.
+    #[error("the LAN refuses the port: {reason}")]
+    Refused {
+        /// In the LAN's words.
+        reason: String,
+    },
+    /// A newer generation owns the VM: this process must emit nothing more.
+    #[error("fenced by the LAN: generation {by} owns the VM now")]
+    Fenced {
+        /// The owner.
+        by: Generation,
+    },
+    /// The LAN went away; attach again.
+    #[error("the LAN closed the connection")]
+    Closed,
+    /// The LAN can't be reached; attach again.
+    #[error("connection to the LAN: {0}")]
+    Io(#[from] io::Error),
+    /// What came is not the protocol.
+    #[error("from the LAN: {0}")]
+    Protocol(#[from] WireError),
+}
+
+/// Attaches to the LAN at `address`. `timeout` bounds connecting and the answer, each.
+///
+/// # Errors
+/// [`LanError`]; of these, only `Closed` and `Io` are worth asking again.
+pub fn attach(
+    address: SocketAddr,
+    attachment: &Attachment,
+    timeout: Duration,
+) -> Result<(FrameSender, FrameReceiver), LanError> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(timeout))?;
+    let mut request = Vec::new();
+    ClientMessage::Attach(attachment.clone()).append(&mut request);
+    (&stream).write_all(&request)?;
+
+    let mut receiver = FrameReceiver {
+        stream: stream.try_clone()?,
+        cutter: Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX),
+        last: attachment.last_packet,
+    };
+    let first_packet = receiver.answer()?;
+    stream.set_read_timeout(None)?;
+    if first_packet > attachment.last_packet.saturating_add(1) {
+        tracing::warn!(
+            first_packet,
+            last_packet = attachment.last_packet,
+            "the LAN no longer keeps all missing frames"
+        );
+    }
+    Ok((FrameSender { stream, buffer: Vec::new() }, receiver))
+}
+
+/// Sends the guest's frames.
+#[derive(Debug)]
+pub struct FrameSender {
+    stream: TcpStream,
+    /// Reused by every call.
+    buffer: Vec<u8>,
+}
+
+impl FrameSender {
+    /// Sends one frame, in one system call.
+    ///
+    /// # Errors
+    /// Of the connection; [`FrameReceiver::receive`] tells what became of it. `InvalidInput` for a frame that is no
+    /// Ethernet frame; the connection is unhurt then.
+    pub fn send(&mut self, id: OutputId, frame: &[u8]) -> io::Result<()> {
+        self.send_batch(&[(id, frame)])
+    }
+
+    /// Sends several frames, in one system call.
+    ///
+    /// # Errors
+    /// As [`FrameSender::send`]; nothing is sent if one of the frames is invalid.
+    pub fn send_batch(&mut self, frames: &[(OutputId, &[u8])]) -> io::Result<()> {
+        self.buffer.clear();
+        for &(id, frame) in frames {
+            if !is_frame_length(frame.len()) {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, WireError::Frame(frame.len())));
+            }
+            ClientMessage::Output { id, frame }.append(&mut self.buffer);
+        }
+        (&self.stream).write_all(&self.buffer)
+    }
+
+    /// Closes the port in both directions; a blocked [`FrameReceiver::receive`] returns.
+    pub fn shutdown(&self) {
+        // Fails only if the connection is gone already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Receives the frames for the guest.
+#[derive(Debug)]
+pub struct FrameReceiver {
+    stream: TcpStream,
+    cutter: Cutter,
+    /// Number of the last frame.
+    last: u64,
+}
+
+impl FrameReceiver {
+    /// Waits for the next frame: its number, greater than that of the one before, and its bytes.
+    ///
+    /// # Errors
+    /// [`LanError`]; the port is closed after that.
+    pub fn receive(&mut self) -> Result<(u64, Vec<u8>), LanError> {
+        let last = self.last;
+        let (number, frame) = self.message(|message| match message {
+            ServerMessage::Packet { number, frame } if number > last => Ok((number, frame.to_vec())),
+            ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
+            ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+            ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+            ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
+        })?;
+        self.last = number;
+        Ok((number, frame))
+    }
+
+    /// Waits for the answer to Attach: the number of the first frame that will come.
+    fn answer(&mut self) -> Result<u64, LanError> {
+        let last = self.last;
+        self.message(|message| match message {
+            ServerMessage::Attached { first_packet } if first_packet > last => Ok(first_packet),
+            ServerMessage::Attached { first_packet } => Err(WireError::Order { number: first_packet, last }.into()),
+            ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+            ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+            ServerMessage::Packet { .. } => Err(WireError::Field("a frame before the answer to Attach").into()),
+        })
+    }
+
+    fn message<T>(&mut self, take: impl FnOnce(ServerMessage<'_>) -> Result<T, LanError>) -> Result<T, LanError> {
+        loop {
+            if let Some(message) = self.cutter.next_message()? {
+                return take(ServerMessage::decode(message)?);
+            }
+            match (&self.stream).read(self.cutter.space()) {
+                Ok(0) => return Err(LanError::Closed),
+                Ok(bytes) => self.cutter.filled(bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the LAN tells.
+
+use serde::Serialize;
+use std::fmt;
+
+/// Something that happened on the LAN.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(super) enum LanEvent {
+    /// Everything is bound.
+    Listening { listen: String, qemu: Option<String>, forwards: Vec<ForwardListening> },
+    /// A VM's port was opened.
+    Attached { vm: String, generation: u64, first_packet: u64, lost: u64 },
+    /// A VM's port was taken over by a newer generation.
+    Fenced { vm: String, generation: u64, by: u64 },
+    /// An attachment was refused.
+    Refused { vm: String, generation: u64, reason: String },
+    /// A VM's port has no connection any more; its frames are kept.
+    Detached { vm: String, generation: u64 },
+    /// A VM that was detached longest was forgotten, to make room for another.
+    Forgotten { vm: String },
+    /// A QEMU process joined.
+    QemuJoined { port: u64 },
+    /// A QEMU process left.
+    QemuLeft { port: u64 },
+    /// Counters of what was dropped, when they have changed, and at the end.
+    Dropped(Dropped),
+}
+
+/// Where a forward is reachable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct ForwardListening {
+    pub(super) protocol: &'static str,
+    pub(super) listen: String,
+    pub(super) guest: String,
+}
+
+/// How many frames went nowhere since the start, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Dropped {
+    /// Outputs that the LAN had already carried: expected at a failover.
+    pub(super) duplicates: u64,
+    /// Frames for VMs that were overwritten before anybody took them.
+    pub(super) vm_overflow: u64,
+    /// Frames for QEMU processes that didn't read.
+    pub(super) qemu_overflow: u64,
+    /// Frames for the gateway that came faster than it works.
+    pub(super) gateway_overflow: u64,
+    /// Frames that are no Ethernet frames, or longer than the LAN carries.
+    pub(super) malformed: u64,
+    /// Frames with the source address of another VM or of the gateway.
+    pub(super) forged: u64,
+    /// Connections and datagrams of clients beyond a limit of the gateway.
+    pub(super) refused_clients: u64,
+}
+
+impl fmt::Display for LanEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listening { listen, qemu, forwards } => {
+                write!(f, "VMs attach at {listen}")?;
+                if let Some(qemu) = qemu {
+                    write!(f, ", QEMU at {qemu}")?;
+                }
+                forwards.iter().try_for_each(|forward| {
+                    write!(f, "; {} {} is {} on the LAN", forward.protocol, forward.listen, forward.guest)
+                })
+            }
+            Self::Attached { vm, generation, first_packet, lost } => {
+                write!(f, "{vm}: generation {generation} attached, frames from {first_packet} on")?;
+                if *lost > 0 {
+                    write!(f, "; {lost} frames it had not seen are no longer kept")?;
+                }
+                Ok(())
+            }
+            Self::Fenced { vm, generation, by } => {
+                write!(f, "{vm}: generation {generation} is fenced by generation {by}")
+            }
+            Self::Refused { vm, generation, reason } => {
+                write!(f, "{vm}: generation {generation} is refused: {reason}")
+            }
+            Self::Detached { vm, generation } => {
+                write!(f, "{vm}: generation {generation} detached, its frames are kept")
+            }
+            Self::Forgotten { vm } => write!(f, "{vm}: forgotten, to make room for another VM"),
+            Self::QemuJoined { port } => write!(f, "QEMU port {port} joined"),
+            Self::QemuLeft { port } => write!(f, "QEMU port {port} left"),
+            Self::Dropped(dropped) => dropped.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "dropped since the start: {} outputs already carried; frames: {} for VMs and {} for QEMU not fetched in time, \
+             {} for the gateway, {} malformed, {} forged; {} client connections or datagrams beyond a limit",
+            self.duplicates,
+            self.vm_overflow,
+            self.qemu_overflow,
+            self.gateway_overflow,
+            self.malformed,
+            self.forged,
+            self.refused_clients,
+        )
+    }
+}

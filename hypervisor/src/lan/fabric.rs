@@ -1,0 +1,463 @@
+//! The LAN without its sockets: ports, switch and gateway wired together.
+//!
+//! Frames and the time come in as arguments; what is to be written is fetched with [`Fabric::take_pending`] by the
+//! connections that [`Fabric::settle`] names.
+
+use super::client::Attachment;
+use super::events::{Dropped, LanEvent};
+use super::gateway::{GATEWAY_MAC, Gateway};
+use super::qemu_port::QemuPort;
+use super::switch::{DropReason, Forwarding, Port, Switch, is_group};
+use super::vm_port::{ConnectionId, Refusal, VmPort};
+use super::wire::is_frame_length;
+use logchannel::entry::Generation;
+use std::collections::BTreeMap;
+use vm::OutputId;
+
+/// The most VMs that the LAN remembers.
+pub(super) const VMS_MAX: usize = 64;
+
+/// A connection has lost its VM's port to a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PortLost {
+    /// The newer generation; `None` if the same process attached again.
+    pub(super) fenced_by: Option<Generation>,
+}
+
+/// What a connection is to the LAN.
+#[derive(Clone, Copy, Debug)]
+enum Link {
+    /// It has the port of the VM with this key.
+    Vm(u64),
+    /// It is a QEMU process.
+    Qemu,
+    /// It had a VM's port.
+    Lost(PortLost),
+}
+
+/// What is to be done after an event.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Connections that have something to send, or are fenced.
+    pub(super) woken: Vec<ConnectionId>,
+    /// What happened.
+    pub(super) events: Vec<LanEvent>,
+    /// When [`Fabric::settle`] must be called at the latest.
+    pub(super) deadline_us: Option<u64>,
+}
+
+/// The whole LAN.
+#[derive(Debug)]
+pub(super) struct Fabric {
+    switch: Switch,
+    vms: BTreeMap<u64, VmPort>,
+    next_vm_key: u64,
+    qemus: BTreeMap<u64, QemuPort>,
+    links: BTreeMap<ConnectionId, Link>,
+    gateway: Gateway,
+    dropped: Dropped,
+    woken: Vec<ConnectionId>,
+    events: Vec<LanEvent>,
+}
+
+impl Fabric {
+    /// A LAN with nothing but the gateway on it.
+    pub(super) fn new(gateway: Gateway) -> Self {
+        let mut switch = Switch::default();
+        switch.pin(GATEWAY_MAC, Port::Gateway);
+        Self {
+            switch,
+            vms: BTreeMap::new(),
+            next_vm_key: 0,
+            qemus: BTreeMap::new(),
+            links: BTreeMap::new(),
+            gateway,
+            dropped: Dropped::default(),
+            woken: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Opens a VM's port for `connection`. Returns the number of the first frame that will be delivered.
+    ///
+    /// # Errors
+    /// [`Refusal`], also told as an event.
+    pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
+        let attached = self.try_attach(connection, attachment);
+        if let Err(refusal) = &attached {
+            self.events.push(LanEvent::Refused {
+                vm: attachment.vm.to_string(),
+                generation: attachment.generation.0,
+                reason: refusal.to_string(),
+            });
+        }
+        attached
+    }
+
+    /// Takes an output of the VM that `connection` has the port of.
+    ///
+    /// # Errors
+    /// [`PortLost`]: nothing of what this connection sends is carried any more.
+    pub(super) fn output(&mut self, connection: ConnectionId, id: OutputId, frame: &[u8]) -> Result<(), PortLost> {
+        match self.links.get(&connection) {
+            Some(&Link::Vm(key)) => {
+                if self.vm(key).accept_output(id) {
+                    self.carry(Port::Vm(key), frame);
+                } else {
+                    self.dropped.duplicates += 1;
+                }
+                Ok(())
+            }
+            Some(&Link::Lost(lost)) => Err(lost),
+            Some(Link::Qemu) | None => panic!("output of connection {connection:?}, which is no VM's"),
+        }
+    }
+
+    /// Adds a QEMU port.
+    pub(super) fn join_qemu(&mut self, connection: ConnectionId) {
+        self.qemus.insert(connection.0, QemuPort::default());
+        self.links.insert(connection, Link::Qemu);
+        self.events.push(LanEvent::QemuJoined { port: connection.0 });
+    }
+
+    /// Takes a frame from a QEMU port.
+    pub(super) fn qemu_frame(&mut self, connection: ConnectionId, frame: &[u8]) {
+        if is_frame_length(frame.len()) {
+            self.carry(Port::Qemu(connection.0), frame);
+        } else {
+            self.dropped.malformed += 1;
+        }
+    }
+
+    /// Takes leave of a connection, whatever it is.
+    pub(super) fn leave(&mut self, connection: ConnectionId) {
+        match self.links.remove(&connection) {
+            Some(Link::Vm(key)) => {
+                let port = self.vm(key);
+                port.detach();
+                let (vm, generation) = (port.vm().to_string(), port.generation().0);
+                self.events.push(LanEvent::Detached { vm, generation });
+            }
+            Some(Link::Qemu) => {
+                self.qemus.remove(&connection.0);
+                self.switch.forget_port(Port::Qemu(connection.0));
+                self.events.push(LanEvent::QemuLeft { port: connection.0 });
+            }
+            Some(Link::Lost(_)) | None => {}
+        }
+    }
+
+    /// Appends what `connection` has to send, until `out` holds about `bytes`.
+    ///
+    /// # Errors
+    /// [`PortLost`]: the connection is to be closed.
+    pub(super) fn take_pending(
+        &mut self,
+        connection: ConnectionId,
+        out: &mut Vec<u8>,
+        bytes: usize,
+    ) -> Result<(), PortLost> {
+        match self.links.get(&connection) {
+            Some(&Link::Vm(key)) => self.vm(key).take_pending(out, bytes),
+            Some(Link::Qemu) => self.qemu(connection.0).take_pending(out, bytes),
+            Some(&Link::Lost(lost)) => return Err(lost),
+            None => panic!("connection {connection:?} fetches without having joined"),
+        }
+        Ok(())
+    }
+
+    /// The gateway, for those who forward to it. [`Fabric::settle`] must follow.
+    pub(super) fn gateway(&mut self) -> &mut Gateway {
+        &mut self.gateway
+    }
+
+    /// Counts a client that the gateway has no room for.
+    pub(super) fn count_refused_client(&mut self) {
+        self.dropped.refused_clients += 1;
+    }
+
+    /// What was dropped since the start.
+    pub(super) fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    /// Lets the gateway work off what came in, and tells what is to be done. Must follow every other call.
+    pub(super) fn settle(&mut self, now_us: u64) -> Settled {
+        loop {
+            let frames = self.gateway.poll(now_us);
+            if frames.is_empty() {
+                break;
+            }
+            for frame in frames {
+                self.carry(Port::Gateway, &frame);
+            }
+        }
+        Settled {
+            woken: std::mem::take(&mut self.woken),
+            events: std::mem::take(&mut self.events),
+            deadline_us: self.gateway.deadline_us(now_us),
+        }
+    }
+
+    fn try_attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
+        if is_group(attachment.mac) || attachment.mac == [0; 6] {
+            return Err(Refusal::InvalidMac);
+        }
+        let known = self.vms.iter().find(|(_, port)| *port.vm() == attachment.vm).map(|(&key, _)| key);
+        if self.switch.pinned(attachment.mac).is_some_and(|owner| known.map(Port::Vm) != Some(owner)) {
+            return Err(Refusal::MacTaken);
+        }
+        let key = match known {
+            Some(key) => key,
+            None => self.adopt(attachment)?,
+        };
+        let port = self.vm(key);
+        let (old_generation, old_mac) = (port.generation(), port.mac());
+        let attached = port.attach(connection, attachment)?;
+        if old_mac != attachment.mac {
+            self.switch.forget_port(Port::Vm(key));
+        }
+        self.switch.pin(attachment.mac, Port::Vm(key));
+        if let Some(replaced) = attached.replaced {
+            self.oust(replaced, old_generation, attachment);
+        }
+        self.links.insert(connection, Link::Vm(key));
+        self.woken.push(connection);
+        self.events.push(LanEvent::Attached {
+            vm: attachment.vm.to_string(),
+            generation: attachment.generation.0,
+            first_packet: attached.first_packet,
+            lost: attached.lost,
+        });
+        Ok(attached.first_packet)
+    }
+
+    /// Adds a port for a VM that is not known. Returns its key.
+    fn adopt(&mut self, attachment: &Attachment) -> Result<u64, Refusal> {
+        let port = VmPort::adopt(attachment)?;
+        if self.vms.len() >= VMS_MAX {
+            let (&key, _) = self
+                .vms
+                .iter()
+                .filter(|(_, port)| port.connection().is_none())
+                .min_by_key(|(_, port)| port.last_connection())
+                .ok_or(Refusal::Full(VMS_MAX))?;
+            let forgotten = self.vms.remove(&key).expect("found just now");
+            self.switch.forget_port(Port::Vm(key));
+            self.events.push(LanEvent::Forgotten { vm: forgotten.vm().to_string() });
+        }
+        let key = self.next_vm_key;
+        self.next_vm_key += 1;
+        self.vms.insert(key, port);
+        Ok(key)
+    }
+
+    /// Takes the port away from the connection that had it as `generation`.
+    fn oust(&mut self, connection: ConnectionId, generation: Generation, by: &Attachment) {
+        let fenced_by = (by.generation > generation).then_some(by.generation);
+        self.links.insert(connection, Link::Lost(PortLost { fenced_by }));
+        self.woken.push(connection);
+        if let Some(by_generation) = fenced_by {
+            self.events.push(LanEvent::Fenced { vm: by.vm.to_string(), generation: generation.0, by: by_generation.0 });
+        }
+    }
+
+    fn carry(&mut self, from: Port, frame: &[u8]) {
+        match self.switch.forward(from, frame) {
+            Forwarding::To(port) => self.deliver(port, frame),
+            Forwarding::Flood => {
+                let vms = self.vms.keys().copied().map(Port::Vm);
+                let qemus = self.qemus.keys().copied().map(Port::Qemu);
+                let ports: Vec<_> = vms.chain(qemus).chain([Port::Gateway]).filter(|&port| port != from).collect();
+                for port in ports {
+                    self.deliver(port, frame);
+                }
+            }
+            Forwarding::Drop(DropReason::Local) => {}
+            Forwarding::Drop(DropReason::Forged) => self.dropped.forged += 1,
+            Forwarding::Drop(DropReason::Malformed) => self.dropped.malformed += 1,
+        }
+    }
+
+    fn deliver(&mut self, port: Port, frame: &[u8]) {
+        match port {
+            Port::Gateway => self.dropped.gateway_overflow += u64::from(!self.gateway.receive(frame)),
+            Port::Vm(key) => {
+                let vm = self.vm(key);
+                let delivery = vm.deliver(frame);
+                let connection = vm.connection();
+                self.dropped.vm_overflow += delivery.overflowed;
+                self.woken.extend(connection.filter(|_| delivery.wake));
+            }
+            Port::Qemu(id) => {
+                let delivery = self.qemu(id).deliver(frame);
+                self.dropped.qemu_overflow += delivery.overflowed;
+                self.woken.extend(delivery.wake.then_some(ConnectionId(id)));
+            }
+        }
+    }
+
+    fn vm(&mut self, key: u64) -> &mut VmPort {
+        self.vms.get_mut(&key).expect("links and stations name VMs that the LAN remembers")
+    }
+
+    fn qemu(&mut self, id: u64) -> &mut QemuPort {
+        self.qemus.get_mut(&id).expect("links and stations name connections that are there")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use logchannel::session::NodeId;
+
+    const ONE: ConnectionId = ConnectionId(1);
+    const TWO: ConnectionId = ConnectionId(2);
+    const QEMU: ConnectionId = ConnectionId(3);
+    const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const QEMU_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn fabric() -> Fabric {
+        Fabric::new(Gateway::new(7, 0))
+    }
+
+    fn attachment(vm: &str, generation: u64) -> Attachment {
+        Attachment {
+            vm: vm.parse().unwrap(),
+            node: NodeId(u128::from(generation)),
+            generation: Generation(generation),
+            mac: GUEST_MAC,
+            next_output: OutputId(0),
+            last_packet: 0,
+            boot: false,
+        }
+    }
+
+    fn frame(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+        [&to[..], &from[..], &[0x88, 0xb5], &[0; 46]].concat()
+    }
+
+    fn arp_request(from_mac: [u8; 6], from_ip: [u8; 4], for_ip: [u8; 4]) -> Vec<u8> {
+        let header = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1];
+        [&[0xff; 6][..], &from_mac, &header, &from_mac, &from_ip, &[0; 6], &for_ip].concat()
+    }
+
+    fn pending(fabric: &mut Fabric, connection: ConnectionId) -> Vec<u8> {
+        let mut out = Vec::new();
+        fabric.take_pending(connection, &mut out, usize::MAX).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_newer_generation_takes_the_port_and_the_older_one_is_fenced() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.attach(TWO, &attachment("vm", 1)).unwrap();
+        let settled = fabric.settle(0);
+        assert!(settled.woken.contains(&ONE), "the fenced connection must learn of it at once");
+        assert!(settled.events.contains(&LanEvent::Fenced { vm: "vm".into(), generation: 0, by: 1 }));
+
+        let lost = PortLost { fenced_by: Some(Generation(1)) };
+        assert_eq!(fabric.output(ONE, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)), Err(lost));
+        assert_eq!(fabric.take_pending(ONE, &mut Vec::new(), 1), Err(lost));
+        assert!(pending(&mut fabric, QEMU).is_empty(), "nothing of the fenced generation is carried");
+        fabric.output(TWO, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        assert!(!pending(&mut fabric, QEMU).is_empty());
+
+        fabric.leave(ONE);
+        fabric.output(TWO, OutputId(1), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        assert!(!pending(&mut fabric, QEMU).is_empty(), "the fenced connection's end leaves the port alone");
+    }
+
+    #[test]
+    fn the_same_process_attaching_again_is_not_told_that_it_is_fenced() {
+        let mut fabric = fabric();
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.attach(TWO, &attachment("vm", 0)).unwrap();
+        assert_eq!(fabric.take_pending(ONE, &mut Vec::new(), 1), Err(PortLost { fenced_by: None }));
+        assert!(pending(&mut fabric, TWO).is_empty());
+    }
+
+    #[test]
+    fn outputs_already_carried_are_dropped_and_counted() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        for id in [0, 1, 1, 0] {
+            fabric.output(ONE, OutputId(id), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        }
+        assert_eq!(pending(&mut fabric, QEMU).len(), 2 * (4 + 60));
+        assert_eq!(fabric.dropped(), Dropped { duplicates: 2, ..Dropped::default() });
+    }
+
+    #[test]
+    fn the_gateway_answers_arp_through_the_switch() {
+        let mut fabric = fabric();
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.output(ONE, OutputId(0), &arp_request(GUEST_MAC, [10, 0, 2, 15], [10, 0, 2, 2])).unwrap();
+        let settled = fabric.settle(1_000);
+        assert!(settled.woken.contains(&ONE));
+        let answer = pending(&mut fabric, ONE);
+        assert_eq!(answer[13..19], GUEST_MAC);
+        assert_eq!(answer[19..25], GATEWAY_MAC);
+        assert_eq!(settled.deadline_us, None, "an idle LAN has no timer");
+    }
+
+    #[test]
+    fn frames_for_a_vm_without_a_connection_wait_for_the_next() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.leave(ONE);
+        fabric.qemu_frame(QEMU, &frame(GUEST_MAC, QEMU_MAC));
+        assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(1));
+        assert_eq!(pending(&mut fabric, TWO).len(), 4 + 9 + 60);
+    }
+
+    #[test]
+    fn addresses_of_others_can_be_neither_used_nor_claimed() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.qemu_frame(QEMU, &frame([0xff; 6], GUEST_MAC));
+        fabric.qemu_frame(QEMU, &frame([0xff; 6], GATEWAY_MAC));
+        assert_eq!(fabric.dropped().forged, 2);
+        assert_eq!(fabric.attach(TWO, &attachment("other", 0)), Err(Refusal::MacTaken));
+        let group = Attachment { mac: [1, 0, 0, 0, 0, 0], ..attachment("other", 0) };
+        assert_eq!(fabric.attach(TWO, &group), Err(Refusal::InvalidMac));
+        let gateway = Attachment { mac: GATEWAY_MAC, ..attachment("other", 0) };
+        assert_eq!(fabric.attach(TWO, &gateway), Err(Refusal::MacTaken));
+        let events = fabric.settle(0).events;
+        assert_eq!(events.iter().filter(|event| matches!(event, LanEvent::Refused { .. })).count(), 3);
+    }
+
+    #[test]
+    fn the_vm_that_was_away_longest_makes_room_and_attached_ones_never_do() {
+        let mut fabric = fabric();
+        let vm = |n: u64| {
+            let [a, b, ..] = n.to_le_bytes();
+            Attachment { mac: [2, 7, 0, 0, a, b], ..attachment(&format!("vm{n}"), 0) }
+        };
+        let full = VMS_MAX as u64;
+        for n in 0..full {
+            fabric.attach(ConnectionId(100 + n), &vm(n)).unwrap();
+        }
+        assert_eq!(fabric.attach(ONE, &vm(full)), Err(Refusal::Full(VMS_MAX)));
+        fabric.leave(ConnectionId(107));
+        fabric.leave(ConnectionId(105));
+        fabric.attach(ONE, &vm(full)).unwrap();
+        let events = fabric.settle(0).events;
+        assert!(events.contains(&LanEvent::Forgotten { vm: "vm5".into() }), "{events:?}");
+        assert_eq!(fabric.vms.len(), VMS_MAX);
+    }
+
+    #[test]
+    fn frames_that_are_too_short_or_too_long_for_the_lan_are_counted() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.qemu_frame(QEMU, &[0; 13]);
+        fabric.qemu_frame(QEMU, &[0; 1515]);
+        assert_eq!(fabric.dropped().malformed, 2);
+    }
+}

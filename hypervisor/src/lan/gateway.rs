@@ -1,0 +1,244 @@
+//! The gateway: an IP host on the LAN, in this process, from which forwarded connections come.
+//!
+//! It terminates the guest's TCP with smoltcp. Time is an argument, frames are queues: no sockets of the host here.
+//!
+//! On retransmission: smoltcp's retransmission timeout starts at 1 s and doubles up to 60 s; neither can be set. It
+//! hardly matters here, because the LAN loses nothing while a guest's host is away: the frames sent meanwhile are kept
+//! and delivered as soon as the VM is attached again. Only an overflow of the kept frames makes TCP wait for it.
+
+use super::switch::Mac;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use vm::FRAME_BYTES_MAX;
+
+/// The gateway's address on the LAN.
+pub(super) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Length of the LAN's network prefix.
+pub(super) const PREFIX_BITS: u8 = 24;
+/// The gateway's Ethernet address: locally administered.
+pub(super) const GATEWAY_MAC: Mac = [0x02, 0x46, 0x54, 0x00, 0x02, 0x02];
+/// The most TCP connections at a time.
+pub(super) const TCP_CONNECTIONS_MAX: usize = 256;
+/// The most UDP flows at a time.
+pub(super) const UDP_FLOWS_MAX: usize = 256;
+/// The largest UDP payload that fits one frame; the gateway doesn't fragment.
+pub(super) const UDP_PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - 14 - 20 - 8;
+/// How long a guest may be silent before a half-open or half-closed connection is given up. An established one waits for
+/// its guest for ever.
+pub(super) const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Bytes in flight for each direction of a connection.
+const TCP_BUFFER_BYTES: usize = 128 << 10;
+/// Datagrams in flight for each direction of a flow.
+const UDP_BUFFER_PACKETS: usize = 32;
+/// The most frames between the gateway and the switch, each way; they are emptied after every event.
+const QUEUE_FRAMES_MAX: usize = 1024;
+/// Ports from which connections to guests come (RFC 6335, dynamic ports).
+const EPHEMERAL_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
+/// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an interrupt of the guest
+/// saved; longer than a round trip under fault tolerance, and far shorter than any retransmission timeout.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+
+/// No more sockets: [`TCP_CONNECTIONS_MAX`] or [`UDP_FLOWS_MAX`] is reached.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the gateway's limit of {0} is reached")]
+pub(super) struct GatewayFull(usize);
+
+/// The IP host.
+pub(super) struct Gateway {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    link: Link,
+    tcp_connections: usize,
+    udp_flows: usize,
+    next_port: u16,
+}
+
+impl Gateway {
+    /// A gateway; `seed` makes its sequence numbers and ports hard to guess.
+    pub(super) fn new(seed: u64, now_us: u64) -> Self {
+        let mut link = Link::default();
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GATEWAY_MAC)));
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut link, instant(now_us));
+        interface.update_ip_addrs(|addresses| {
+            addresses
+                .push(IpCidr::Ipv4(Ipv4Cidr::new(GATEWAY_IP, PREFIX_BITS)))
+                .expect("smoltcp has room for at least one address");
+        });
+        let ports = u64::from(EPHEMERAL_PORTS.end() - EPHEMERAL_PORTS.start()) + 1;
+        let offset = u16::try_from(seed % ports).expect("fewer ports than 2^16");
+        let next_port = EPHEMERAL_PORTS.start() + offset;
+        Self { interface, sockets: SocketSet::new(Vec::new()), link, tcp_connections: 0, udp_flows: 0, next_port }
+    }
+
+    /// Takes a frame from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false` if it was dropped.
+    pub(super) fn receive(&mut self, frame: &[u8]) -> bool {
+        let room = self.link.received.len() < QUEUE_FRAMES_MAX;
+        if room {
+            self.link.received.push_back(frame.into());
+        }
+        room
+    }
+
+    /// Processes everything received and sends everything due. Returns the frames for the LAN; when there were some,
+    /// there may be more.
+    pub(super) fn poll(&mut self, now_us: u64) -> VecDeque<Vec<u8>> {
+        self.interface.poll(instant(now_us), &mut self.link, &mut self.sockets);
+        std::mem::take(&mut self.link.sent)
+    }
+
+    /// When [`Gateway::poll`] must be called at the latest.
+    pub(super) fn deadline_us(&mut self, now_us: u64) -> Option<u64> {
+        let delay = self.interface.poll_delay(instant(now_us), &self.sockets)?;
+        Some(now_us.saturating_add(delay.total_micros()))
+    }
+
+    /// Begins a TCP connection to a guest.
+    ///
+    /// # Errors
+    /// [`GatewayFull`].
+    pub(super) fn connect_tcp(&mut self, guest: SocketAddrV4) -> Result<SocketHandle, GatewayFull> {
+        if self.tcp_connections >= TCP_CONNECTIONS_MAX {
+            return Err(GatewayFull(TCP_CONNECTIONS_MAX));
+        }
+        let mut socket = tcp::Socket::new(
+            tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]),
+            tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]),
+        );
+        // What the client sends goes to the guest at once, as it came.
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(Some(ACK_DELAY));
+        socket.set_timeout(Some(GUEST_TIMEOUT));
+        let port = self.free_port();
+        socket
+            .connect(self.interface.context(), (*guest.ip(), guest.port()), (GATEWAY_IP, port))
+            .expect("a new socket connects to the checked address of a forward");
+        self.tcp_connections += 1;
+        Ok(self.sockets.add(socket))
+    }
+
+    /// A UDP socket with a port of its own.
+    ///
+    /// # Errors
+    /// [`GatewayFull`].
+    pub(super) fn open_udp(&mut self) -> Result<SocketHandle, GatewayFull> {
+        if self.udp_flows >= UDP_FLOWS_MAX {
+            return Err(GatewayFull(UDP_FLOWS_MAX));
+        }
+        let buffer = || {
+            udp::PacketBuffer::new(
+                vec![udp::PacketMetadata::EMPTY; UDP_BUFFER_PACKETS],
+                vec![0; UDP_BUFFER_PACKETS * UDP_PAYLOAD_BYTES_MAX],
+            )
+        };
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind((GATEWAY_IP, self.free_port())).expect("a new socket binds to a port that is not 0");
+        self.udp_flows += 1;
+        Ok(self.sockets.add(socket))
+    }
+
+    /// The TCP socket behind `handle`.
+    pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// The UDP socket behind `handle`.
+    pub(super) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Removes a TCP socket; what it had still to send is not sent.
+    pub(super) fn remove_tcp(&mut self, handle: SocketHandle) {
+        self.sockets.remove(handle);
+        self.tcp_connections -= 1;
+    }
+
+    /// Removes a UDP socket.
+    pub(super) fn remove_udp(&mut self, handle: SocketHandle) {
+        self.sockets.remove(handle);
+        self.udp_flows -= 1;
+    }
+
+    /// A port that no socket of the gateway has. There are many more ports than sockets.
+    fn free_port(&mut self) -> u16 {
+        loop {
+            let port = self.next_port;
+            self.next_port = if port == *EPHEMERAL_PORTS.end() { *EPHEMERAL_PORTS.start() } else { port + 1 };
+            if !self.sockets.iter().any(|(_, socket)| local_port(socket) == Some(port)) {
+                return port;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway")
+            .field("tcp_connections", &self.tcp_connections)
+            .field("udp_flows", &self.udp_flows)
+            .finish_non_exhaustive()
+    }
+}
+
+fn local_port(socket: &smoltcp::socket::Socket<'_>) -> Option<u16> {
+    match socket {
+        smoltcp::socket::Socket::Tcp(socket) => socket.local_endpoint().map(|endpoint| endpoint.port),
+        smoltcp::socket::Socket::Udp(socket) => Some(socket.endpoint().port),
+    }
+}
+
+fn instant(now_us: u64) -> Instant {
+    Instant::from_micros(i64::try_from(now_us).expect("the monotonic clock is far from its end"))
+}
+
+/// smoltcp's network device: a queue each way.
+#[derive(Debug, Default)]
+struct Link {
+    received: VecDeque<Box<[u8]>>,
+    sent: VecDeque<Vec<u8>>,
+}
+
+struct Received(Box<[u8]>);
+
+struct Sent<'a>(&'a mut VecDeque<Vec<u8>>);
+
+impl Device for Link {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _timestamp: Instant) -> Option<(Received, Sent<'_>)> {
+        Some((Received(self.received.pop_front()?), Sent(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _timestamp: Instant) -> Option<Sent<'_>> {
+        (self.sent.len() < QUEUE_FRAMES_MAX).then_some(Sent(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
+        capabilities
+    }
+}
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let mut frame = vec![0; length];
+        let result = f(&mut frame);
+        self.0.push_back(frame);
+        result
+    }
+}

@@ -1,0 +1,446 @@
+//! The port of one VM: who may use it, which outputs it has carried, which frames it keeps.
+//!
+//! ```text
+//!              attach (generation >= known)                  attach (generation > known): the old connection is fenced
+//!   unknown ────────────────────────────────► attached ◄───┐
+//!                                              │    ▲  └────┘
+//!                                  detach      ▼    │ attach
+//!                                             detached: frames are numbered and kept
+//! ```
+//!
+//! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers `first_kept..next_packet`;
+//! `expected_output`, `generation` and, within a run of the guest, `next_packet` never fall.
+
+use super::client::Attachment;
+use super::switch::Mac;
+use super::wire::ServerMessage;
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::collections::VecDeque;
+use vm::OutputId;
+
+/// The most frames that a port keeps for a VM.
+pub(super) const KEPT_FRAMES_MAX: usize = 4096;
+/// The most bytes that a port keeps for a VM, [`FRAME_OVERHEAD_BYTES`] for each frame included.
+pub(super) const KEPT_BYTES_MAX: usize = 8 << 20;
+/// What keeping a frame costs beyond its bytes, roughly.
+const FRAME_OVERHEAD_BYTES: usize = 32;
+
+/// The greatest frame number that an attachment may tell; above it there is room to count on for ever.
+const LAST_PACKET_MAX: u64 = u64::MAX >> 1;
+
+/// One TCP connection to the LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ConnectionId(pub(super) u64);
+
+/// Why an attachment is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum Refusal {
+    #[error("generation {asked} is fenced: generation {current} owns the VM")]
+    OlderGeneration { asked: Generation, current: Generation },
+    #[error("another process has generation {0} of the VM; claim a new generation at the arbiter")]
+    OtherNode(Generation),
+    #[error("the MAC address is a group address or zero")]
+    InvalidMac,
+    #[error("another station of this LAN has the same MAC address; give each VM its own")]
+    MacTaken,
+    #[error("the LAN has no room for another VM: {0} are attached")]
+    Full(usize),
+    #[error("frame number {0} can't be right: no VM lives that long")]
+    Number(u64),
+}
+
+/// What became of a frame for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// The port's connection had nothing to send until now.
+    pub(super) wake: bool,
+    /// How many frames were dropped that had never been sent to anybody.
+    pub(super) overflowed: u64,
+}
+
+/// What an accepted attachment leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    /// Number of the first frame that will be delivered.
+    pub(super) first_packet: u64,
+    /// Frames after the VM's last one that aren't kept any more.
+    pub(super) lost: u64,
+    /// The connection that had the port until now.
+    pub(super) replaced: Option<ConnectionId>,
+}
+
+/// State of one VM on the LAN.
+#[derive(Debug)]
+pub(super) struct VmPort {
+    vm: VmId,
+    generation: Generation,
+    node: NodeId,
+    mac: Mac,
+    connection: Option<ConnectionId>,
+    /// The connection that had the port last; it may have it still.
+    last_connection: ConnectionId,
+    expected_output: OutputId,
+    kept: VecDeque<Box<[u8]>>,
+    kept_bytes: usize,
+    /// Number of the next frame that will be kept; the first frame of a VM has number 1.
+    next_packet: u64,
+    /// Number of the next frame that the attached connection gets; while detached, that the last one would have got.
+    cursor: u64,
+}
+
+impl VmPort {
+    /// A port that takes over the VM's own numbering: for a VM that the LAN doesn't know.
+    ///
+    /// # Errors
+    /// [`Refusal::Number`].
+    pub(super) fn adopt(attachment: &Attachment) -> Result<Self, Refusal> {
+        check_number(attachment)?;
+        let next_packet = attachment.last_packet + 1;
+        Ok(Self {
+            vm: attachment.vm.clone(),
+            generation: attachment.generation,
+            node: attachment.node,
+            mac: attachment.mac,
+            connection: None,
+            last_connection: ConnectionId(0),
+            expected_output: attachment.next_output,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            next_packet,
+            cursor: next_packet,
+        })
+    }
+
+    /// Whether [`VmPort::attach`] would refuse `attachment`.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub(super) fn check(&self, attachment: &Attachment) -> Result<(), Refusal> {
+        if attachment.generation < self.generation {
+            return Err(Refusal::OlderGeneration { asked: attachment.generation, current: self.generation });
+        }
+        if attachment.generation == self.generation && attachment.node != self.node {
+            return Err(Refusal::OtherNode(self.generation));
+        }
+        check_number(attachment)
+    }
+
+    /// Gives the port to `connection`: delivery goes on after the attachment's last packet.
+    ///
+    /// # Errors
+    /// [`Refusal`], as [`VmPort::check`].
+    pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<Attached, Refusal> {
+        self.check(attachment)?;
+        if attachment.boot && attachment.generation > self.generation {
+            let fresh = Self::adopt(attachment)?;
+            let old = std::mem::replace(self, fresh);
+            self.connection = old.connection;
+        }
+        self.generation = attachment.generation;
+        self.node = attachment.node;
+        self.mac = attachment.mac;
+        let wanted = attachment.last_packet + 1;
+        if wanted > self.next_packet {
+            // The VM has had frames from a LAN that knew more than this one; the numbers must not come twice.
+            self.kept.clear();
+            self.kept_bytes = 0;
+            self.next_packet = wanted;
+        }
+        self.cursor = wanted.max(self.first_kept());
+        self.last_connection = connection;
+        Ok(Attached {
+            first_packet: self.cursor,
+            lost: self.cursor - wanted,
+            replaced: self.connection.replace(connection),
+        })
+    }
+
+    /// Takes the port from its connection.
+    pub(super) fn detach(&mut self) {
+        self.connection = None;
+    }
+
+    /// Whether the output is new and is to be carried. Ids may skip: a guest's console shares the sequence.
+    pub(super) fn accept_output(&mut self, id: OutputId) -> bool {
+        let new = id >= self.expected_output;
+        if new {
+            self.expected_output = OutputId(id.0.saturating_add(1));
+        }
+        new
+    }
+
+    /// Numbers and keeps a frame for the VM; the oldest makes room.
+    pub(super) fn deliver(&mut self, frame: &[u8]) -> Delivery {
+        let was_idle = self.cursor == self.next_packet;
+        self.kept.push_back(frame.into());
+        self.kept_bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        self.next_packet += 1;
+        while self.kept.len() > KEPT_FRAMES_MAX || self.kept_bytes > KEPT_BYTES_MAX {
+            let oldest = self.kept.pop_front().expect("a ring over its limits is not empty");
+            self.kept_bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
+        }
+        let first_kept = self.first_kept();
+        let overflowed = first_kept.saturating_sub(self.cursor);
+        self.cursor += overflowed;
+        Delivery { wake: was_idle && self.connection.is_some(), overflowed }
+    }
+
+    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about `bytes`.
+    pub(super) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
+        let skip = usize::try_from(self.cursor - self.first_kept()).expect("the ring fits in memory");
+        for frame in self.kept.iter().skip(skip) {
+            if out.len() >= bytes {
+                break;
+            }
+            ServerMessage::Packet { number: self.cursor, frame }.append(out);
+            self.cursor += 1;
+        }
+    }
+
+    /// The VM.
+    pub(super) fn vm(&self) -> &VmId {
+        &self.vm
+    }
+
+    /// The owner's generation.
+    pub(super) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The guest's Ethernet address.
+    pub(super) fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// The connection that has the port.
+    pub(super) fn connection(&self) -> Option<ConnectionId> {
+        self.connection
+    }
+
+    /// The connection that has the port or had it last; the later the connection, the greater.
+    pub(super) fn last_connection(&self) -> ConnectionId {
+        self.last_connection
+    }
+
+    fn first_kept(&self) -> u64 {
+        self.next_packet - self.kept.len() as u64
+    }
+}
+
+fn check_number(attachment: &Attachment) -> Result<(), Refusal> {
+    if attachment.last_packet > LAST_PACKET_MAX { Err(Refusal::Number(attachment.last_packet)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm::FRAME_BYTES_MAX;
+
+    fn attachment(generation: u64, node: u128, next_output: u64, last_packet: u64) -> Attachment {
+        Attachment {
+            vm: "echo".parse().unwrap(),
+            node: NodeId(node),
+            generation: Generation(generation),
+            mac: [2, 0, 0, 0, 0, 1],
+            next_output: OutputId(next_output),
+            last_packet,
+            boot: false,
+        }
+    }
+
+    fn boot(generation: u64, node: u128) -> Attachment {
+        Attachment { boot: true, ..attachment(generation, node, 0, 0) }
+    }
+
+    /// A port that `attachment` has opened as connection 1.
+    fn opened(attachment: &Attachment) -> VmPort {
+        let mut port = VmPort::adopt(attachment).unwrap();
+        port.attach(ConnectionId(1), attachment).unwrap();
+        port
+    }
+
+    fn attach(port: &mut VmPort, connection: u64, attachment: &Attachment) -> Attached {
+        port.attach(ConnectionId(connection), attachment).unwrap()
+    }
+
+    fn frame(content: u8) -> Vec<u8> {
+        vec![content; 60]
+    }
+
+    /// Everything that the port has to send: numbers, and the first byte of each frame.
+    fn pending(port: &mut VmPort) -> Vec<(u64, u8)> {
+        let mut out = Vec::new();
+        port.take_pending(&mut out, usize::MAX);
+        let mut rest = &out[..];
+        let mut packets = Vec::new();
+        while let Some((length, tail)) = rest.split_first_chunk() {
+            let (message, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+            let ServerMessage::Packet { number, frame } = ServerMessage::decode(message).unwrap() else {
+                panic!("a port sends packets only");
+            };
+            packets.push((number, frame[0]));
+            rest = tail;
+        }
+        packets
+    }
+
+    #[test]
+    fn outputs_are_carried_once_and_ids_may_skip() {
+        let mut port = opened(&boot(0, 1));
+        let verdicts: Vec<_> = [0, 1, 1, 5, 4, 0, 6].map(|id| port.accept_output(OutputId(id))).into();
+        assert_eq!(verdicts, [true, true, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_new_primary_may_send_again_what_the_old_one_had_sent() {
+        let mut port = opened(&boot(0, 1));
+        (0..10).for_each(|id| assert!(port.accept_output(OutputId(id))));
+        attach(&mut port, 2, &attachment(1, 2, 7, 0));
+        let carried: Vec<_> = (7..13).filter(|&id| port.accept_output(OutputId(id))).collect();
+        assert_eq!(carried, [10, 11, 12]);
+    }
+
+    #[test]
+    fn the_first_frame_has_number_one_and_each_comes_once() {
+        let mut port = opened(&boot(0, 1));
+        port.deliver(&frame(10));
+        port.deliver(&frame(11));
+        assert_eq!(pending(&mut port), [(1, 10), (2, 11)]);
+        assert_eq!(pending(&mut port), []);
+        port.deliver(&frame(12));
+        assert_eq!(pending(&mut port), [(3, 12)]);
+    }
+
+    #[test]
+    fn only_the_first_of_many_frames_wakes_the_connection() {
+        let mut port = opened(&boot(0, 1));
+        assert!(port.deliver(&frame(1)).wake);
+        assert!(!port.deliver(&frame(2)).wake);
+        pending(&mut port);
+        assert!(port.deliver(&frame(3)).wake);
+        port.detach();
+        pending(&mut port);
+        assert!(!port.deliver(&frame(4)).wake, "nobody is there to be woken");
+    }
+
+    #[test]
+    fn frames_that_the_old_primary_had_not_logged_are_delivered_again() {
+        let mut port = opened(&boot(0, 1));
+        (1..=5).for_each(|n| _ = port.deliver(&frame(n)));
+        assert_eq!(pending(&mut port).len(), 5);
+        let attached = attach(&mut port, 2, &attachment(1, 2, 0, 3));
+        assert_eq!(attached, Attached { first_packet: 4, lost: 0, replaced: Some(ConnectionId(1)) });
+        assert_eq!(pending(&mut port), [(4, 4), (5, 5)]);
+    }
+
+    #[test]
+    fn frames_that_come_while_nobody_is_attached_are_kept() {
+        let mut port = opened(&boot(0, 1));
+        port.deliver(&frame(1));
+        pending(&mut port);
+        port.detach();
+        port.deliver(&frame(2));
+        port.deliver(&frame(3));
+        let attached = attach(&mut port, 2, &attachment(1, 2, 0, 1));
+        assert_eq!(attached, Attached { first_packet: 2, lost: 0, replaced: None });
+        assert_eq!(pending(&mut port), [(2, 2), (3, 3)]);
+    }
+
+    #[test]
+    fn older_generations_and_other_nodes_are_refused() {
+        let mut port = opened(&boot(4, 1));
+        let older = port.attach(ConnectionId(2), &boot(3, 2));
+        assert_eq!(older, Err(Refusal::OlderGeneration { asked: Generation(3), current: Generation(4) }));
+        let other = port.attach(ConnectionId(2), &attachment(4, 2, 0, 0));
+        assert_eq!(other, Err(Refusal::OtherNode(Generation(4))));
+        assert_eq!(port.connection(), Some(ConnectionId(1)), "a refused attachment changes nothing");
+        port.detach();
+        assert_eq!(
+            port.attach(ConnectionId(3), &boot(3, 2)),
+            Err(Refusal::OlderGeneration { asked: Generation(3), current: Generation(4) })
+        );
+        assert_eq!(attach(&mut port, 4, &attachment(4, 1, 0, 0)).replaced, None);
+    }
+
+    #[test]
+    fn an_unknown_vm_brings_its_numbering_along() {
+        let mut port = opened(&attachment(7, 1, 100, 41));
+        assert!(!port.accept_output(OutputId(99)));
+        assert!(port.accept_output(OutputId(100)));
+        port.deliver(&frame(9));
+        assert_eq!(pending(&mut port), [(42, 9)]);
+    }
+
+    #[test]
+    fn a_vm_that_knows_more_than_the_lan_never_gets_a_number_twice() {
+        let mut port = opened(&boot(0, 1));
+        port.deliver(&frame(1));
+        let attached = attach(&mut port, 2, &attachment(1, 2, 0, 50));
+        assert_eq!((attached.first_packet, attached.lost), (51, 0));
+        port.deliver(&frame(2));
+        assert_eq!(pending(&mut port), [(51, 2)]);
+    }
+
+    #[test]
+    fn a_boot_begins_a_new_run_but_only_with_a_new_generation() {
+        let mut port = opened(&boot(0, 1));
+        (0..9).for_each(|id| _ = port.accept_output(OutputId(id)));
+        port.deliver(&frame(1));
+        attach(&mut port, 2, &boot(0, 1));
+        assert!(!port.accept_output(OutputId(0)), "the same generation attaching again is the same run");
+        assert_eq!(pending(&mut port), [(1, 1)]);
+
+        let attached = attach(&mut port, 3, &boot(1, 2));
+        assert_eq!(attached, Attached { first_packet: 1, lost: 0, replaced: Some(ConnectionId(2)) });
+        assert_eq!(pending(&mut port), []);
+        assert!(port.accept_output(OutputId(0)));
+    }
+
+    #[test]
+    fn the_ring_is_bounded_in_frames_and_loss_is_counted() {
+        let mut port = opened(&boot(0, 1));
+        let overflowed: u64 = (0..KEPT_FRAMES_MAX + 10).map(|_| port.deliver(&frame(1)).overflowed).sum();
+        assert_eq!(overflowed, 10);
+        let packets = pending(&mut port);
+        assert_eq!((packets.len(), packets[0].0), (KEPT_FRAMES_MAX, 11));
+        assert_eq!(port.deliver(&frame(1)).overflowed, 0, "the oldest was sent already, so nothing is lost yet");
+        let attached = attach(&mut port, 2, &attachment(1, 2, 0, 5));
+        assert_eq!((attached.first_packet, attached.lost), (12, 6), "frames 6 to 11 are not kept any more");
+    }
+
+    #[test]
+    fn the_ring_is_bounded_in_bytes() {
+        let mut port = opened(&boot(0, 1));
+        let frame = vec![1; FRAME_BYTES_MAX];
+        (0..KEPT_FRAMES_MAX).for_each(|_| _ = port.deliver(&frame));
+        let kept = KEPT_BYTES_MAX.min(KEPT_FRAMES_MAX * (FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES));
+        assert_eq!(port.kept.len(), kept / (FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES));
+        assert!(port.kept_bytes <= KEPT_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_goes_on_where_it_ended() {
+        let mut port = opened(&boot(0, 1));
+        (1..=100).for_each(|n| _ = port.deliver(&frame(n)));
+        let mut out = Vec::new();
+        port.take_pending(&mut out, 1000);
+        assert!((1000..1100).contains(&out.len()), "{}", out.len());
+        let rest = pending(&mut port);
+        assert!(rest[0].0 > 10 && rest.len() as u64 == 100 - rest[0].0 + 1);
+    }
+
+    #[test]
+    fn numbers_at_the_end_of_their_range_are_refused() {
+        for last_packet in [u64::MAX, u64::MAX - 1, LAST_PACKET_MAX + 1] {
+            let refusal = VmPort::adopt(&attachment(0, 1, 0, last_packet)).map(|_| ());
+            assert_eq!(refusal, Err(Refusal::Number(last_packet)));
+            let mut port = opened(&boot(0, 1));
+            let refusal = port.attach(ConnectionId(2), &attachment(1, 1, 0, last_packet));
+            assert_eq!(refusal, Err(Refusal::Number(last_packet)));
+        }
+        let mut port = opened(&attachment(0, 1, u64::MAX, LAST_PACKET_MAX));
+        port.deliver(&frame(1));
+        assert!(port.accept_output(OutputId(u64::MAX)));
+    }
+}

@@ -1,0 +1,69 @@
+//! `ft-arbiter`: the test-and-set server.
+
+use super::{Failure, exit, finish, init_tracing};
+use crate::arbiter::FileArbiter;
+use crate::arbiter::server::ArbiterServer;
+use crate::report::Reporter;
+use clap::Parser;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Requests that wait for the disk at once; more wait for these.
+const DISK_THREADS_MAX: usize = 8;
+
+/// Decides which side of a broken pair goes on: a durable test-and-set server.
+///
+/// Run it where neither the primary nor the backup runs, so that it outlives both.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ft-arbiter",
+    version,
+    after_help = "Example:\n  ft-arbiter --listen 127.0.0.1:7100 --dir claims\n  \
+                  ft-primary --arbiter tcp:127.0.0.1:7100\n\n\
+                  Claims are files in the directory: file:DIR and a server on the same directory know of each other's.\n\
+                  Debug logs: FT_LOG=debug.\n\nExit codes: 0 stopped by SIGINT or SIGTERM; 1 error; 2 bad usage"
+)]
+struct Options {
+    /// Where to listen; port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7100")]
+    listen: SocketAddr,
+    /// Where to keep the claims; made if it isn't there
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Tell what happens as JSON lines on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    init_tracing();
+    let reporter = Reporter::new("ft-arbiter", options.json);
+    finish(reporter, run(options, reporter))
+}
+
+fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
+    let arbiter = FileArbiter::open(options.dir)?;
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(DISK_THREADS_MAX).build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let server = ArbiterServer::bind(options.listen, arbiter, reporter).await.map_err(|error| {
+            format!("can't listen at {}: {error}; choose another address with --listen", options.listen)
+        })?;
+        server
+            .run(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            })
+            .await;
+        Ok((exit::OK, "stopped by a signal; the claims stay".into()))
+    })
+}

@@ -1,0 +1,150 @@
+//! `ft-backup`: replays a VM in lockstep with its primary, and becomes its primary.
+
+use super::options::{NodeOptions, listen};
+use super::primary::{run_live, stop_on_signal};
+use super::{Failure, exit, finish, init_tracing};
+use crate::arbiter::Arbiter;
+use crate::guest::Guest;
+use crate::host::backup::{self, BackupOutcome, BitFlip, Succession};
+use crate::host::live::Node;
+use crate::host::reports::NodeReport;
+use crate::host::{clock, entropy};
+use crate::report::Reporter;
+use crate::role::{BackupRole, Expectation, PrimaryRole, Timing};
+use clap::Parser;
+use logchannel::session::{ImageDigest, VmId};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+/// From one look for the primary to the next.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a primary may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Replays a VM in lockstep with its primary, and goes on with it when the primary is lost.
+///
+/// The guest's image comes from the primary. The backup waits until there is one.
+#[derive(Debug, Parser)]
+#[command(name = "ft-backup", version, after_help = "Example:\n  \
+    ft-backup --lan 127.0.0.1:7000\n\n\
+    finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is.")]
+struct Options {
+    #[command(flatten)]
+    node: NodeOptions,
+    /// Where the primary listens; without it, where the arbiter says that the VM's owner does
+    #[arg(long, value_name = "HOST:PORT")]
+    primary: Option<SocketAddr>,
+    /// Where the next backup connects, once this one has become the primary
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7201")]
+    listen: SocketAddr,
+    /// Refuse a primary that runs another guest than this
+    #[arg(long, value_name = "NAME|PATH")]
+    guest: Option<String>,
+    /// Fault injection: at this instruction count, flip this bit (0 to 7) of the byte at this address of the guest's RAM,
+    /// to see the divergence found
+    #[arg(long, value_name = "COUNT:ADDRESS:BIT", value_parser = parse_bit_flip)]
+    inject_bit_flip: Option<BitFlip>,
+}
+
+fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
+    let bad = || format!("`{text}` is not like 1000000:0x80200000:3");
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    let [count, address, bit] = text.split(':').collect::<Vec<_>>().try_into().map_err(|_| bad())?;
+    let bit = bit.parse().ok().filter(|bit| *bit < 8).ok_or_else(bad)?;
+    Ok(BitFlip { count: number(count).map_err(|_| bad())?, address: number(address).map_err(|_| bad())?, bit })
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    init_tracing();
+    finish(Reporter::new("ft-backup", options.node.json), run(&options))
+}
+
+fn run(options: &Options) -> Result<(u8, String), Failure> {
+    let live = stop_on_signal()?;
+    let image = match &options.guest {
+        Some(name) => Guest::load(name).map(|guest| Some((guest.name, ImageDigest::of(&guest.image))))?,
+        None => None,
+    };
+    let listener = listen(options.listen)?;
+    let arbiter = options.node.arbiter()?;
+    let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
+    let stream = find_primary(&node, options.primary)?;
+    let timing = options.node.timing();
+    let expectation = Expectation { vm: node.vm.clone(), image };
+    let role = BackupRole::new(clock::now_ns(), node.id, expectation, timing);
+    match backup::run(node.clone(), role, stream, options.inject_bit_flip)? {
+        BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
+        BackupOutcome::GoLive(succession) => {
+            node.mac = succession.session.config.mac;
+            go_live(node, *succession, timing, listener, |running| {
+                let _ = live.set(running);
+            })
+        }
+    }
+}
+
+fn go_live(
+    node: Node,
+    succession: Succession,
+    timing: Timing,
+    listener: TcpListener,
+    on_start: impl FnOnce(crate::host::live::LiveVm),
+) -> Result<(u8, String), Failure> {
+    let Succession { machine, session, image, entries, digests_checked, tail, moments } = succession;
+    let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
+    let role = PrimaryRole::gone_live(session, timing, entries, machine.next_output_id(), tail);
+    run_live(node, role, machine, image, listener, |running| {
+        reporter.tell(&NodeReport::Live {
+            generation,
+            last_entry_received_us: moments.last_entry_received_ns / 1000,
+            loss_noticed_us: moments.loss_noticed_ns / 1000,
+            test_and_set_won_us: moments.test_and_set_won_ns / 1000,
+            last_entry_consumed_us: moments.last_entry_consumed_ns / 1000,
+            live_us: clock::now_us(),
+            entries: entries.0,
+            digests_checked,
+            tail_outputs,
+        });
+        on_start(running);
+    })
+}
+
+/// Connects to the primary, as soon as there is one.
+fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
+    let mut told = false;
+    loop {
+        let address = match primary {
+            Some(address) => Some(address),
+            None => owner_address(&*node.arbiter, &node.vm)?,
+        };
+        if let Some(address) = address
+            && let Ok(stream) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
+        {
+            node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
+            return Ok(stream);
+        }
+        if !told {
+            told = true;
+            node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string() });
+        }
+        thread::sleep(RETRY);
+    }
+}
+
+/// Where the VM's owner listens, as far as the arbiter knows and can be asked.
+fn owner_address(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<SocketAddr>, Failure> {
+    match arbiter.latest(vm) {
+        Ok(claim) => Ok(claim.and_then(|(_, claim)| claim.address?.parse().ok())),
+        Err(error) if error.is_unreachable() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,120 @@
+//! A whole fault-tolerant VM on this host, each part a process of its own: LAN, arbiter, primary, backup.
+
+use super::multicall::Executable;
+use super::process::{Process, ProcessError};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long anything that should happen at once may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the guests' service is on the LAN.
+const GUEST_SERVICE: &str = "10.0.2.15:7";
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// The guest, as `--guest`.
+    pub guest: String,
+    /// Its boot arguments, as `--append`.
+    pub append: String,
+    /// Whether there is a backup; without, the primary runs unprotected.
+    pub protected: bool,
+    /// More options for the primary.
+    pub primary: Vec<String>,
+    /// More options for the backup.
+    pub backup: Vec<String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            guest: "echo".into(),
+            append: String::new(),
+            protected: true,
+            primary: Vec::new(),
+            backup: Vec::new(),
+        }
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The network.
+    pub lan: Process,
+    /// The test-and-set.
+    pub arbiter: Process,
+    /// The primary.
+    pub primary: Process,
+    /// The backup, if there is one.
+    pub backup: Option<Process>,
+    /// Where ordinary clients reach the guest's service, by TCP and UDP.
+    pub service: SocketAddr,
+}
+
+impl Cluster {
+    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest serves.
+    ///
+    /// # Errors
+    /// [`ProcessError`] if a part doesn't come up.
+    pub fn start(
+        executable: &Executable,
+        directory: &Path,
+        options: &ClusterOptions,
+    ) -> Result<Self, ProcessError> {
+        let forward = format!("127.0.0.1:0={GUEST_SERVICE}");
+        let mut lan = Process::start(executable, "ft-lan", &["--listen", "127.0.0.1:0", "--forward", &forward])?;
+        let directory = directory.display().to_string();
+        let mut arbiter =
+            Process::start(executable, "ft-arbiter", &["--listen", "127.0.0.1:0", "--dir", &directory])?;
+        let listening = lan.wait_for("listening", PATIENCE)?;
+        let lan_address = text(&listening["listen"]);
+        let arbiter_address = format!("tcp:{}", text(&arbiter.wait_for("listening", PATIENCE)?["listen"]));
+        let common = ["--lan", &lan_address, "--arbiter", &arbiter_address, "--listen", "127.0.0.1:0"];
+        let mut arguments = common.to_vec();
+        arguments.extend(["--guest", &options.guest, "--append", &options.append]);
+        arguments.extend(options.primary.iter().map(String::as_str));
+        if !options.protected {
+            arguments.push("--unprotected");
+        }
+        let mut primary = Process::start(executable, "ft-primary", &arguments)?;
+        let channel = text(&primary.wait_for("listening", PATIENCE)?["channel"]);
+        let mut backup = None;
+        if options.protected {
+            let mut arguments = common.to_vec();
+            arguments.extend(["--primary", &channel]);
+            arguments.extend(options.backup.iter().map(String::as_str));
+            let process = backup.insert(Process::start(executable, "ft-backup", &arguments)?);
+            process.wait_for("protected", PATIENCE)?;
+        }
+        primary.wait_for("console", PATIENCE)?;
+        let service = service(&lan, &listening)?;
+        Ok(Self { lan, arbiter, primary, backup, service })
+    }
+
+    /// The backup.
+    ///
+    /// # Panics
+    /// If the cluster was started without one.
+    pub fn backup(&mut self) -> &mut Process {
+        self.backup.as_mut().expect("the cluster was started with a backup")
+    }
+}
+
+fn text(value: &serde_json::Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Where the LAN forwards to the guest from.
+fn service(lan: &Process, listening: &serde_json::Value) -> Result<SocketAddr, ProcessError> {
+    listening["forwards"][0]["listen"]
+        .as_str()
+        .and_then(|address| address.parse().ok())
+        .ok_or_else(|| ProcessError::Field {
+            name: format!("ft-lan (pid {})", lan.pid()),
+            report: listening.to_string(),
+            field: "forwards".into(),
+        })
+}

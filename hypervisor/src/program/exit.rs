@@ -1,0 +1,57 @@
+//! Exit codes, the same for all programs.
+
+use crate::role::{BackupEnd, PrimaryEnd};
+use vm::StopReason;
+
+/// In order.
+pub const OK: u8 = 0;
+/// An error that the program told on standard error.
+pub const FAILURE: u8 = 1;
+/// Fenced: another node owns the VM. Nothing has been put out since the pair broke.
+pub const FENCED: u8 = 3;
+/// Replay differed from the log.
+pub const DIVERGED: u8 = 4;
+/// A backup lost its primary before the pair was protected, so it may not go on.
+pub const UNPROTECTED: u8 = 5;
+/// The guest halted, or powered off with a failure.
+pub const GUEST_FAILED: u8 = 6;
+/// Interrupted before there was anything to end in order.
+pub const INTERRUPTED: u8 = 130;
+
+/// The list for `--help`.
+pub const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
+                        diverged; 5 a backup lost its primary before it was protected; 6 the guest halted or powered \
+                        off with a failure; 130 interrupted";
+
+/// The code of a guest's end.
+#[must_use]
+pub const fn of_guest(reason: StopReason) -> u8 {
+    match reason {
+        StopReason::PowerOff { code: 0 } | StopReason::Reboot => OK,
+        StopReason::PowerOff { .. } | StopReason::Halt(_) => GUEST_FAILED,
+    }
+}
+
+/// The code and the words of a primary's end.
+#[must_use]
+pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
+    match end {
+        PrimaryEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
+        PrimaryEnd::Retired => (OK, "the operator ended the VM; it can be started again".into()),
+        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+    }
+}
+
+/// The code and the words of a backup's end.
+#[must_use]
+pub fn of_backup(end: &BackupEnd) -> (u8, String) {
+    match end {
+        BackupEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
+        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+        BackupEnd::Unprotected { reason } => {
+            (UNPROTECTED, format!("the primary was lost before the pair was protected: {reason}"))
+        }
+        BackupEnd::Refused { reason } => (FAILURE, reason.clone()),
+        BackupEnd::Diverged => (DIVERGED, "halted: this side's state differs from the primary's".into()),
+    }
+}

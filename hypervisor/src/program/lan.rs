@@ -1,0 +1,74 @@
+//! `ft-lan`: the network that outlives the hosts of the VMs on it.
+
+use super::init_tracing;
+use crate::lan::Forward;
+use crate::lan::server::{LanConfig, LanServer};
+use crate::report::Reporter;
+use clap::Parser;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The network of fault-tolerant VMs: a learning Ethernet switch with a gateway, in user space.
+///
+/// The LAN is 10.0.2.0/24 and the gateway 10.0.2.2. A VM that fails over keeps its port, and a client that came through a
+/// forward keeps its connection.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ft-lan",
+    version,
+    after_help = "Example: make the guest's echo port reachable, and say something to it\n  \
+                  ft-lan --listen 127.0.0.1:7000 --forward 127.0.0.1:7007=10.0.2.15:7\n  \
+                  nc 127.0.0.1 7007\n\n\
+                  FT_LOG=debug shows connections that come and go."
+)]
+struct Options {
+    /// Where VMs attach; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
+    listen: SocketAddr,
+    /// Make a guest's port reachable: [tcp:|udp:]HOST:PORT=GUEST:PORT, TCP and UDP unless chosen; may be repeated; port 0
+    /// before '=' picks a free one
+    #[arg(long = "forward", value_name = "SPEC")]
+    forwards: Vec<Forward>,
+    /// Where QEMU processes (-netdev stream,server=off) and passt connect
+    #[arg(long, value_name = "ADDR")]
+    qemu: Option<SocketAddr>,
+    /// Tell what happens as JSON, one object a line, on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    init_tracing();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::debug!(?error, "not started");
+            eprintln!("ft-lan: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let reporter = Reporter::new("ft-lan", options.json);
+    let config = LanConfig { listen: options.listen, qemu: options.qemu, forwards: options.forwards };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Before the report that everything is ready, so that a signal sent right after it finds us prepared.
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let server = LanServer::bind(&config, reporter).await?;
+        let shutdown = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        server.run(shutdown).await;
+        Ok(())
+    })
+}

@@ -1,0 +1,37 @@
+//! The programs. Each module's `main` is the whole of one `ft-*` binary; `src/bin/` only calls it.
+
+pub mod arbiter;
+pub mod backup;
+pub mod cluster;
+pub mod demo;
+pub mod echo_client;
+pub mod exit;
+pub mod lan;
+pub mod multicall;
+pub mod options;
+pub mod primary;
+pub mod process;
+pub mod record;
+pub mod replay;
+
+use crate::host::reports::NodeReport;
+use crate::report::Reporter;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// What ends a program with a message.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Tells how the program ended, and ends it.
+fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode {
+    let (exit_code, reason) = result.unwrap_or_else(|error| (exit::FAILURE, error.to_string()));
+    reporter.tell(&NodeReport::End { reason, exit_code });
+    ExitCode::from(exit_code)
+}
+
+/// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax; without it, warnings.
+pub(crate) fn init_tracing() {
+    let filter = EnvFilter::try_from_env("FT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // A second start in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

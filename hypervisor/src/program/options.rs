@@ -1,0 +1,157 @@
+//! Options that several programs share.
+
+use crate::arbiter::{self, Arbiter, ArbiterError};
+use crate::guest::{Guest, GuestError};
+use crate::host::entropy;
+use crate::host::live::Node;
+use crate::record::Intervals;
+use crate::report::Reporter;
+use crate::role::Timing;
+use clap::Args;
+use logchannel::session::{NodeId, VmId};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use vm::MachineConfig;
+
+/// How long an arbiter may take to answer.
+const ARBITER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Which guest, on which machine.
+#[derive(Args, Clone, Debug)]
+pub struct GuestOptions {
+    /// The guest: a built-in one (counter, echo, hello, suite), or an ELF file
+    #[arg(long, value_name = "NAME|PATH", default_value = "echo")]
+    pub guest: String,
+    /// The guest's RAM in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    pub memory: u64,
+    /// Boot arguments for the guest, as it finds them in its device tree
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub append: String,
+    /// The address of the guest's network card
+    #[arg(long, value_name = "MAC", default_value = "52:54:00:12:34:56", value_parser = parse_mac)]
+    pub mac: Mac,
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug)]
+pub struct Mac(pub [u8; 6]);
+
+fn parse_mac(text: &str) -> Result<Mac, String> {
+    let bad = || format!("`{text}` is not an address like 52:54:00:12:34:56");
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+    }
+    match parts.next() {
+        Some(_) => Err(bad()),
+        None if mac[0] & 1 == 1 => Err(format!("`{text}` is a group address; a network card needs one of its own")),
+        None => Ok(Mac(mac)),
+    }
+}
+
+impl GuestOptions {
+    /// The guest's image.
+    ///
+    /// # Errors
+    /// [`GuestError`] if there is no such guest.
+    pub fn load(&self) -> Result<Guest, GuestError> {
+        Guest::load(&self.guest)
+    }
+
+    /// The machine, with a fresh seed for the guest's random numbers.
+    #[must_use]
+    pub fn machine(&self) -> MachineConfig {
+        MachineConfig {
+            ram_bytes: self.memory << 20,
+            mac: self.mac.0,
+            bootargs: self.append.clone(),
+            rng_seed: entropy::seed(),
+        }
+    }
+}
+
+/// Which VM this node is a side of, and where the rest of the world is.
+#[derive(Args, Clone, Debug)]
+pub struct NodeOptions {
+    /// The VM's name, the same on both sides and at the arbiter
+    #[arg(long, value_name = "NAME", default_value = "vm0")]
+    pub vm: VmId,
+    /// The arbiter that decides which side lives: file:DIR or tcp:HOST:PORT
+    #[arg(long, value_name = "SPEC", default_value_t = default_arbiter())]
+    pub arbiter: String,
+    /// The LAN (ft-lan) that carries the guest's frames; without it the guest's network cable is unplugged
+    #[arg(long, value_name = "HOST:PORT")]
+    pub lan: Option<SocketAddr>,
+    /// Silence after which the other side counts as lost, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub failure_timeout_ms: u64,
+    /// Steps of the guest from one state digest to the next
+    #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub digest_steps: u64,
+    /// Tell what happens as JSON lines on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A directory that all of one user's programs on this host find.
+fn default_arbiter() -> String {
+    let directory = std::env::temp_dir().join(format!("ft-arbiter-{}", nix::unistd::getuid()));
+    format!("file:{}", directory.display())
+}
+
+impl NodeOptions {
+    /// The arbiter.
+    ///
+    /// # Errors
+    /// [`ArbiterError`] if the spec names none.
+    pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+        arbiter::open(&self.arbiter, ARBITER_TIMEOUT).map(Into::into)
+    }
+
+    /// How long to wait for what.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        let failure_timeout_ns = self.failure_timeout_ms * 1_000_000;
+        let default = Timing::default();
+        // Several heartbeats fit into the timeout, so that one that is late loses nobody.
+        Timing { failure_timeout_ns, heartbeat_ns: default.heartbeat_ns.min(failure_timeout_ns / 5), ..default }
+    }
+
+    /// This node, of which backups learn that it listens at `listener`.
+    ///
+    /// # Errors
+    /// If the listener has no address.
+    pub fn node(
+        &self,
+        id: NodeId,
+        arbiter: Arc<dyn Arbiter>,
+        mac: [u8; 6],
+        listener: &TcpListener,
+        program: &'static str,
+    ) -> std::io::Result<Node> {
+        Ok(Node {
+            vm: self.vm.clone(),
+            id,
+            arbiter,
+            lan: self.lan,
+            mac,
+            address: listener.local_addr()?.to_string(),
+            reporter: Reporter::new(program, self.json),
+            intervals: Intervals { digest_steps: self.digest_steps, ..Intervals::default() },
+        })
+    }
+}
+
+/// Listens at `address`.
+///
+/// # Errors
+/// In words for a person: which address, and why not.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .map_err(|error| format!("can't listen on {address}: {error}; choose another address with --listen"))
+}

@@ -1,0 +1,222 @@
+//! A program of ours as a child process that tells what happens in JSON lines.
+
+use super::multicall::Executable;
+use crate::host::clock;
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a process may take to end when it is asked to, before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running program. Dropping it kills the process: a harness that fails leaves none behind.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    reports: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+/// Why a process didn't do what was expected of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It can't be started or waited for.
+    #[error("{name}: {source}")]
+    Io {
+        /// Which program.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It ended instead.
+    #[error("{name} ended while `{event}` was awaited; it told {seen}")]
+    Ended {
+        /// Which program.
+        name: String,
+        /// What was awaited.
+        event: String,
+        /// What it told before.
+        seen: String,
+    },
+    /// It took too long.
+    #[error("{name} did not tell `{event}` in {timeout:?}; it told {seen}")]
+    Timeout {
+        /// Which program.
+        name: String,
+        /// What was awaited.
+        event: String,
+        /// How long.
+        timeout: Duration,
+        /// What it told before.
+        seen: String,
+    },
+    /// A report lacks a field.
+    #[error("{name} told {report} without `{field}`")]
+    Field {
+        /// Which program.
+        name: String,
+        /// What it told.
+        report: String,
+        /// What is missing.
+        field: String,
+    },
+}
+
+impl Process {
+    /// Starts `executable` as `program` with `arguments` and `--json`.
+    ///
+    /// # Errors
+    /// [`ProcessError::Io`] if it can't be started.
+    pub fn start(executable: &Executable, program: &str, arguments: &[&str]) -> Result<Self, ProcessError> {
+        let failed = |source| ProcessError::Io { name: program.into(), source };
+        let mut child = executable
+            .command(program)
+            .args(arguments)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let (sender, reports) = unbounded();
+        if let Some(stdout) = child.stdout.take() {
+            let read = move || {
+                let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+                for report in lines.filter_map(|line| serde_json::from_str(&line).ok()) {
+                    if sender.send(report).is_err() {
+                        return;
+                    }
+                }
+            };
+            thread::Builder::new().name(format!("{program} reports")).spawn(read).map_err(failed)?;
+        }
+        Ok(Self { name: program.into(), child, reports, seen: Vec::new() })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has told `event`, and gives that report; one that it has told before counts.
+    ///
+    /// # Errors
+    /// [`ProcessError`] if it ends or takes longer than `timeout`.
+    pub fn wait_for(&mut self, event: &str, timeout: Duration) -> Result<Value, ProcessError> {
+        let deadline = Instant::now() + timeout;
+        let mut looked_at = 0;
+        loop {
+            if let Some(report) = self.seen[looked_at..].iter().find(|report| report["event"] == event) {
+                return Ok(report.clone());
+            }
+            looked_at = self.seen.len();
+            match self.reports.recv_deadline(deadline) {
+                Ok(report) => self.seen.push(report),
+                Err(RecvTimeoutError::Timeout) => {
+                    let (name, event, seen) = (self.name.clone(), event.into(), self.told());
+                    return Err(ProcessError::Timeout { name, event, timeout, seen });
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ProcessError::Ended { name: self.name.clone(), event: event.into(), seen: self.told() });
+                }
+            }
+        }
+    }
+
+    /// All that it has told so far.
+    pub fn reports(&mut self) -> &[Value] {
+        self.seen.extend(self.reports.try_iter());
+        &self.seen
+    }
+
+    /// Whether it has told `event`.
+    pub fn has_told(&mut self, event: &str) -> bool {
+        self.reports().iter().any(|report| report["event"] == event)
+    }
+
+    /// A number in a report of its own.
+    ///
+    /// # Errors
+    /// [`ProcessError::Field`] if it isn't there.
+    pub fn number(&self, report: &Value, field: &str) -> Result<u64, ProcessError> {
+        report[field].as_u64().ok_or_else(|| ProcessError::Field {
+            name: self.name.clone(),
+            report: report.to_string(),
+            field: field.into(),
+        })
+    }
+
+    /// Kills it with SIGKILL and gives the time of that, in microseconds of the host's monotonic clock.
+    ///
+    /// # Errors
+    /// [`ProcessError::Io`] if it can't be waited for.
+    pub fn kill(&mut self) -> Result<u64, ProcessError> {
+        let killed_us = clock::now_us();
+        self.signal(Signal::SIGKILL);
+        self.child.wait().map_err(|source| ProcessError::Io { name: self.name.clone(), source })?;
+        Ok(killed_us)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.pid()) {
+            // Fails only for a process that is gone, and it isn't reaped before it is waited for.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Asks it to end, by SIGINT, and gives its exit code; `None` if a signal ended it.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn interrupt(&mut self) -> Result<Option<i32>, ProcessError> {
+        self.signal(Signal::SIGINT);
+        self.wait(END_TIMEOUT)
+    }
+
+    /// Waits for it to end, and gives its exit code; `None` if a signal ended it.
+    ///
+    /// # Errors
+    /// [`ProcessError::Timeout`] if it takes longer than `timeout`.
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<i32>, ProcessError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let status =
+                self.child.try_wait().map_err(|source| ProcessError::Io { name: self.name.clone(), source })?;
+            if let Some(status) = status {
+                // The pipe closes with the process; take what is left in it.
+                while let Ok(report) = self.reports.recv_deadline(deadline) {
+                    self.seen.push(report);
+                }
+                return Ok(status.code());
+            }
+            if Instant::now() >= deadline {
+                let (name, event, seen) = (self.name.clone(), "its end".into(), self.told());
+                return Err(ProcessError::Timeout { name, event, timeout, seen });
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The last of what it told, for a message.
+    fn told(&mut self) -> String {
+        let reports = self.reports();
+        let last = &reports[reports.len().saturating_sub(8)..];
+        last.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `ft-record`: runs a guest and writes its log to a file.
+
+use super::options::GuestOptions;
+use super::{Failure, exit, finish, init_tracing};
+use crate::host::channel::lock;
+use crate::host::inbox::HostEventSource;
+use crate::host::network::Network;
+use crate::host::outlets::Outlets;
+use crate::host::reports::{NodeReport, Recorded};
+use crate::host::{clock, console, entropy, signals};
+use crate::record::{Intervals, LogSink, Recorder, Slice};
+use crate::report::Reporter;
+use clap::Parser;
+use logchannel::entry::{Generation, LogEntry};
+use logchannel::file::LogWriter;
+use logchannel::session::{SessionHeader, VmId};
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use vm::{InstructionCount, Machine, OutputId, OutputOperation};
+
+/// The longest that the guest sleeps before the log is written out and the operator's Ctrl-C seen, in nanoseconds.
+const SLEEP_NS_MAX: u64 = 100_000_000;
+
+/// From one progress line to the next, in nanoseconds.
+const PROGRESS_NS: u64 = 10_000_000_000;
+
+/// Runs a guest and records every input with its instruction count, so that ft-replay does it all again.
+///
+/// Ctrl-C ends the recording in order; a recording that is killed replays to its last whole entry.
+#[derive(Debug, Parser)]
+#[command(name = "ft-record", version, after_help = "Example:\n  \
+    ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
+    ft-record --guest echo --lan 127.0.0.1:7000 --output echo.ftlog\n  \
+    ft-replay echo.ftlog")]
+struct Options {
+    #[command(flatten)]
+    guest: GuestOptions,
+    /// The log to write; an existing file is not overwritten without --force
+    #[arg(long, short, value_name = "FILE", default_value = "guest.ftlog")]
+    output: PathBuf,
+    /// Overwrite the log
+    #[arg(long)]
+    force: bool,
+    /// The LAN (ft-lan) that carries the guest's frames; without it the guest's network cable is unplugged
+    #[arg(long, value_name = "HOST:PORT")]
+    lan: Option<SocketAddr>,
+    /// The VM's name on the LAN and in the log; by default a new one for each recording
+    #[arg(long, value_name = "NAME")]
+    vm: Option<VmId>,
+    /// End the recording at this instruction count
+    #[arg(long, value_name = "STEPS")]
+    limit: Option<u64>,
+    /// Steps of the guest from one state digest to the next
+    #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    digest_steps: u64,
+    /// Tell what happens as JSON lines on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    init_tracing();
+    finish(Reporter::new("ft-record", options.json), run(&options))
+}
+
+fn run(options: &Options) -> Result<(u8, String), Failure> {
+    let over: Arc<AtomicBool> = Arc::default();
+    let asked = over.clone();
+    signals::on_termination(move || {
+        if asked.swap(true, Ordering::AcqRel) {
+            std::process::exit(exit::INTERRUPTED.into());
+        }
+    })?;
+    let reporter = Reporter::new("ft-record", options.json);
+    let guest = options.guest.load()?;
+    let config = options.guest.machine();
+    let machine = Machine::new(&config, &guest.image)
+        .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
+    let node = entropy::node_id();
+    let vm = options.vm.clone().map_or_else(|| VmId::new(&format!("recording-{node}")), Ok)?;
+    let session = SessionHeader::new(vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
+    let (source, inbox) = HostEventSource::new(0);
+    let outlets = Arc::new(Mutex::new(Outlets::new(reporter)));
+    if let Some(lan) = options.lan {
+        let network = Network {
+            lan,
+            vm,
+            node,
+            mac: config.mac,
+            reporter,
+            inbox: inbox.clone(),
+            outlets: outlets.clone(),
+            over: over.clone(),
+        };
+        // A recording's guest is alone on its LAN; its generation never changes.
+        network.start(0, true, || (Generation(0), OutputId(0)))?;
+    }
+    console::start(inbox)?;
+    let mut sink = FileSink { log: create_log(options, &session, &guest.image)?, outlets, released: Vec::new() };
+    let intervals = Intervals { digest_steps: options.digest_steps, ..Intervals::default() };
+    let recorder = Recorder::new(machine, source, intervals);
+    let started_ns = clock::now_ns();
+    let (recorder, exit_code, reason) = record(recorder, &mut sink, options.limit, &over, reporter)
+        .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
+    over.store(true, Ordering::Release);
+    let entries = sink.log.next_seq().0;
+    sink.log.finish()?.into_inner()?.sync_all()?;
+    reporter.tell(&NodeReport::Recorded(Recorded {
+        log: options.output.display().to_string(),
+        log_bytes: fs::metadata(&options.output)?.len(),
+        entries,
+        instruction_count: recorder.machine().instruction_count().0,
+        outputs: recorder.machine().next_output_id().0,
+        seconds: seconds_since(started_ns),
+    }));
+    Ok((exit_code, reason))
+}
+
+/// Runs the guest until it ends, the operator ends it, or it reaches `limit`; gives the exit code and the reason.
+fn record(
+    mut recorder: Recorder<HostEventSource>,
+    sink: &mut FileSink,
+    limit: Option<u64>,
+    over: &AtomicBool,
+    reporter: Reporter,
+) -> io::Result<(Recorder<HostEventSource>, u8, String)> {
+    recorder.source_mut().start();
+    let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
+    let mut progress_ns = clock::now_ns() + PROGRESS_NS;
+    let (exit_code, reason) = loop {
+        if over.load(Ordering::Acquire) {
+            break (exit::OK, "stopped by the operator".into());
+        }
+        if recorder.machine().instruction_count() >= limit {
+            break (exit::OK, format!("reached instruction {limit}"));
+        }
+        let now_ns = clock::now_ns();
+        if now_ns >= progress_ns {
+            progress_ns = now_ns + PROGRESS_NS;
+            let instruction_count = recorder.machine().instruction_count().0;
+            reporter.tell(&NodeReport::Recording { instruction_count, entries: sink.log.next_seq().0 });
+        }
+        match recorder.run_slice(sink)? {
+            Slice::Ran => {}
+            Slice::Waiting => {
+                sink.log.flush()?;
+                recorder.source().sleep(recorder.machine(), now_ns + SLEEP_NS_MAX);
+            }
+            Slice::Stopped(reason) => return Ok((recorder, exit::of_guest(reason), reason.to_string())),
+        }
+    };
+    recorder.digest(sink)?;
+    Ok((recorder, exit_code, reason))
+}
+
+fn create_log(
+    options: &Options,
+    session: &SessionHeader,
+    image: &[u8],
+) -> Result<LogWriter<BufWriter<fs::File>>, Failure> {
+    let path = options.output.display();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .create_new(!options.force)
+        .truncate(options.force)
+        .open(&options.output)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => format!("{path} exists; --force overwrites it, --output names another"),
+            _ => format!("can't write the log {path}: {error}"),
+        })?;
+    LogWriter::create(BufWriter::new(file), session, image).map_err(|error| format!("writing {path}: {error}").into())
+}
+
+fn seconds_since(started_ns: u64) -> f64 {
+    std::time::Duration::from_nanos(clock::now_ns() - started_ns).as_secs_f64()
+}
+
+/// The recorder's entries go to a file. There is no backup, so outputs leave as soon as their entries are written.
+struct FileSink {
+    log: LogWriter<BufWriter<fs::File>>,
+    outlets: Arc<Mutex<Outlets>>,
+    released: Vec<(OutputId, OutputOperation)>,
+}
+
+impl LogSink for FileSink {
+    type Error = io::Error;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> io::Result<()> {
+        self.log.append(entry)?;
+        self.released.extend(output);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.log.flush()?;
+        lock(&self.outlets).put_out(&self.released);
+        self.released.clear();
+        io::stdout().flush()
+    }
+}

@@ -1,0 +1,221 @@
+//! Recording: a guest runs on the host's events, and every one of them is logged before it is applied.
+
+use crate::event_source::EventSource;
+use logchannel::entry::{EntryBody, Generation, LogEntry};
+use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StopReason};
+
+/// How many steps the guest runs before the host's events are looked at again. At some 100 million steps a second this
+/// bounds what a busy guest adds to an event's latency to about 50 microseconds.
+const SLICE_STEPS: u64 = 5_000;
+
+/// Where a recorder's entries go: a role, or a file.
+pub trait LogSink {
+    /// Why an entry can't be taken.
+    type Error;
+
+    /// Appends an entry. `output` is what the guest sent, if the entry is that of an output operation.
+    ///
+    /// # Errors
+    /// If the entry could not be taken; the recorder must not go on.
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Self::Error>;
+
+    /// Sends what has been appended, because outputs wait for it.
+    ///
+    /// # Errors
+    /// If that isn't possible; the recorder must not go on.
+    fn flush(&mut self) -> Result<(), Self::Error>;
+}
+
+/// When a recorder logs what no event asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Intervals {
+    /// Steps from one state digest to the next; at least 1.
+    pub digest_steps: u64,
+    /// Nanoseconds after which a guest that has run at all gets a state digest, whatever its steps.
+    pub digest_ns: u64,
+    /// Nanoseconds of running without an entry after which a progress entry tells the backup how far it may go.
+    pub progress_ns: u64,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { digest_steps: 20_000_000, digest_ns: 1_000_000_000, progress_ns: 2_000_000 }
+    }
+}
+
+/// What a slice came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slice {
+    /// The guest has more to do.
+    Ran,
+    /// The guest sleeps until the source has an event for it, at the latest its timer at
+    /// [`Machine::timer_deadline`].
+    Waiting,
+    /// The guest came to its end, and the log says so.
+    Stopped(StopReason),
+}
+
+/// Runs a guest live.
+#[derive(Debug)]
+pub struct Recorder<S> {
+    machine: Machine,
+    source: S,
+    intervals: Intervals,
+    digested: InstructionCount,
+    digested_ns: u64,
+    logged: InstructionCount,
+    logged_ns: u64,
+    stopped: Option<StopReason>,
+}
+
+impl<S: EventSource> Recorder<S> {
+    /// Goes on with `machine` from where it is.
+    pub fn new(machine: Machine, mut source: S, intervals: Intervals) -> Self {
+        let (count, now_ns) = (machine.instruction_count(), source.now_ns());
+        Self {
+            machine,
+            source,
+            intervals,
+            digested: count,
+            digested_ns: now_ns,
+            logged: count,
+            logged_ns: now_ns,
+            stopped: None,
+        }
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The source of events.
+    #[must_use]
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The source of events, to start it.
+    pub const fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// Gives the guest what the source has, and runs it for a while.
+    ///
+    /// # Errors
+    /// As the sink's.
+    pub fn run_slice<L: LogSink>(&mut self, sink: &mut L) -> Result<Slice, L::Error> {
+        if let Some(reason) = self.stopped {
+            return Ok(Slice::Stopped(reason));
+        }
+        while let Some(event) = self.source.poll(&self.machine) {
+            self.log_and_apply(sink, event)?;
+        }
+        let limit = self.machine.instruction_count().plus(SLICE_STEPS);
+        let slice = loop {
+            match self.machine.run(limit) {
+                Exit::LimitReached => break Slice::Ran,
+                Exit::WaitForInterrupt => break Slice::Waiting,
+                Exit::ClockRead => {
+                    let ticks = self.source.ticks();
+                    self.log_and_apply(sink, Event::ClockRead { ticks })?;
+                }
+                Exit::SeedRead => {
+                    let bits = self.source.entropy();
+                    self.log_and_apply(sink, Event::Entropy { bits })?;
+                }
+                Exit::Output => self.log_outputs(sink)?,
+                Exit::Stopped(reason) => {
+                    self.digest(sink)?;
+                    self.log(sink, EntryBody::Stopped(reason))?;
+                    sink.flush()?;
+                    self.stopped = Some(reason);
+                    return Ok(Slice::Stopped(reason));
+                }
+            }
+        };
+        self.log_what_is_due(sink)?;
+        Ok(slice)
+    }
+
+    /// Logs that the VM belongs to `generation` from here on.
+    ///
+    /// # Errors
+    /// As the sink's.
+    pub fn log_generation<L: LogSink>(&mut self, sink: &mut L, generation: Generation) -> Result<(), L::Error> {
+        self.log(sink, EntryBody::Generation(generation))
+    }
+
+    /// Logs a digest of the machine's state.
+    ///
+    /// # Errors
+    /// As the sink's.
+    pub fn digest<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
+        let digest = self.machine.digest();
+        self.log(sink, EntryBody::Digest(digest))?;
+        self.digested = self.machine.instruction_count();
+        self.digested_ns = self.logged_ns;
+        Ok(())
+    }
+
+    fn log_what_is_due<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
+        let count = self.machine.instruction_count();
+        let now_ns = self.source.now_ns();
+        let steps = count.since(self.digested);
+        let digest_is_late = steps > 0 && now_ns.saturating_sub(self.digested_ns) >= self.intervals.digest_ns;
+        if steps >= self.intervals.digest_steps || digest_is_late {
+            self.digest(sink)?;
+        } else if count > self.logged && now_ns.saturating_sub(self.logged_ns) >= self.intervals.progress_ns {
+            self.log(sink, EntryBody::Progress)?;
+        }
+        Ok(())
+    }
+
+    fn log_outputs<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
+        let count = self.machine.instruction_count();
+        while let Some((id, operation)) = self.machine.take_output() {
+            let entry = LogEntry { count, body: EntryBody::Output { id, digest: operation.digest() } };
+            sink.append(&entry, Some((id, operation)))?;
+        }
+        self.logged = count;
+        self.logged_ns = self.source.now_ns();
+        sink.flush()
+    }
+
+    fn log_and_apply<L: LogSink>(&mut self, sink: &mut L, event: Event) -> Result<(), L::Error> {
+        let entry = LogEntry { count: self.machine.instruction_count(), body: EntryBody::Event(event) };
+        sink.append(&entry, None)?;
+        self.note_logged(entry.count);
+        apply(&mut self.machine, &entry).expect("the source gives only what the machine can take");
+        Ok(())
+    }
+
+    fn log<L: LogSink>(&mut self, sink: &mut L, body: EntryBody) -> Result<(), L::Error> {
+        let entry = LogEntry { count: self.machine.instruction_count(), body };
+        sink.append(&entry, None)?;
+        self.note_logged(entry.count);
+        Ok(())
+    }
+
+    fn note_logged(&mut self, count: InstructionCount) {
+        self.logged = count;
+        self.logged_ns = self.source.now_ns();
+    }
+}
+
+/// Applies an entry's event, if it has one, to a machine that stands at the entry's count. Recording and replaying both
+/// come through here.
+///
+/// # Errors
+/// [`ApplyError`] if the machine isn't in a state in which the event could have happened.
+pub fn apply(machine: &mut Machine, entry: &LogEntry) -> Result<(), ApplyError> {
+    match &entry.body {
+        EntryBody::Event(event) => machine.apply(event),
+        EntryBody::Output { .. }
+        | EntryBody::Progress
+        | EntryBody::Digest(_)
+        | EntryBody::Stopped(_)
+        | EntryBody::Generation(_) => Ok(()),
+    }
+}

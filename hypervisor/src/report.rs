@@ -1,0 +1,55 @@
+//! What a program tells: status lines for a person, or one JSON object a line for a machine.
+
+use crate::host::clock;
+use serde::Serialize;
+use std::fmt::Display;
+use std::io::Write;
+
+/// Where a program's reports go.
+///
+/// For a person they are lines on standard error, so that standard output stays the guest's console. With `--json` they
+/// are objects on standard output, each with `at_us`: microseconds of the host's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Reporter {
+    program: &'static str,
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a, R> {
+    at_us: u64,
+    program: &'static str,
+    #[serde(flatten)]
+    report: &'a R,
+}
+
+impl Reporter {
+    /// A reporter for `program`.
+    #[must_use]
+    pub const fn new(program: &'static str, json: bool) -> Self {
+        Self { program, json }
+    }
+
+    /// Whether reports are for a machine.
+    #[must_use]
+    pub const fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Tells `report`. Give it `#[serde(tag = "event", rename_all = "snake_case")]`.
+    pub fn tell<R: Serialize + Display>(&self, report: &R) {
+        self.tell_at(clock::now_us(), report);
+    }
+
+    /// Tells `report` of something that happened at `at_us`.
+    pub fn tell_at<R: Serialize + Display>(&self, at_us: u64, report: &R) {
+        if self.json {
+            let line = Line { at_us, program: self.program, report };
+            let text = serde_json::to_string(&line).expect("reports are plain structs with string keys");
+            // A reader that went away must not take the guest with it.
+            let _ = writeln!(std::io::stdout().lock(), "{text}");
+        } else {
+            let _ = writeln!(std::io::stderr().lock(), "{}: {report}", self.program);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The two roles of a fault-tolerant pair, as state machines without I/O.
+//!
+//! Time, messages and the arbiter's answers come in as arguments; frames, released outputs and requests come out by
+//! polling. The programs drive them with sockets and clocks ([`crate::host`]), a simulator with neither.
+//!
+//! ```text
+//! primary                                              backup
+//!   AwaitingBackup ◄─────────── connects ───────────────  Joining
+//!        │           session, image ──────────►             │ machine built
+//!        │           ◄────────────── accepted               ▼
+//!        ▼ (holds outputs from here)                      Following, not told
+//!     Protected      protected(g) ────────────►             │
+//!        │           entries ─────────────────►           Following, told g
+//!        │           ◄─────────────────── acks              │
+//!        │ backup lost                                      │ primary lost
+//!        ▼                                                  ▼
+//!     Claiming g ──lost──► Fenced                         Claiming g ──lost──► Fenced
+//!        │ won                                              │ won, last entry consumed
+//!        ▼                                                  ▼
+//!     Alone g+1                                           Live g+1
+//! ```
+
+mod backup;
+mod primary;
+
+pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
+pub use primary::{PrimaryAction, PrimaryEnd, PrimaryRole};
+
+use crate::arbiter::{ClaimKind, Verdict};
+use logchannel::entry::Generation;
+use logchannel::message::Message;
+
+/// How long a role waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// From one heartbeat to the next, in nanoseconds.
+    pub heartbeat_ns: u64,
+    /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a needless failover, never
+    /// correctness.
+    pub failure_timeout_ns: u64,
+    /// From an unanswered test-and-set to the next try, in nanoseconds.
+    pub claim_retry_ns: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_ns: 50_000_000, failure_timeout_ns: 500_000_000, claim_retry_ns: 100_000_000 }
+    }
+}
+
+/// A test-and-set that a role asks its driver to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// Of which generation.
+    pub generation: Generation,
+    /// What for.
+    pub kind: ClaimKind,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimAnswer {
+    /// The arbiter has decided.
+    Decided(Verdict),
+    /// The arbiter could not be asked: nobody may go on until it can.
+    Unreachable,
+}
+
+/// A test-and-set under way, asked again until it is answered.
+///
+/// It is asked again with the same kind: the arbiter may have recorded the first request though its answer was lost.
+#[derive(Clone, Copy, Debug)]
+struct Claiming {
+    request: ClaimRequest,
+    /// When to ask (again); `None` while the driver is asking.
+    ask_at_ns: Option<u64>,
+}
+
+impl Claiming {
+    /// A test-and-set that the driver is being asked for now.
+    const fn asked(request: ClaimRequest) -> Self {
+        Self { request, ask_at_ns: None }
+    }
+
+    /// The request, if it is time to ask again.
+    fn poll(&mut self, now_ns: u64) -> Option<ClaimRequest> {
+        if self.ask_at_ns.is_none_or(|at| now_ns < at) {
+            return None;
+        }
+        self.ask_at_ns = None;
+        Some(self.request)
+    }
+
+    const fn retry(&mut self, now_ns: u64, timing: &Timing) {
+        self.ask_at_ns = Some(now_ns + timing.claim_retry_ns);
+    }
+}
+
+/// What a message is, for an error about one that comes at the wrong time.
+const fn message_name(message: &Message) -> &'static str {
+    match message {
+        Message::Session(_) => "a session header",
+        Message::ImageChunk(_) => "a piece of an image",
+        Message::Accepted { .. } => "an acceptance",
+        Message::Refused { .. } => "a refusal",
+        Message::Entries(_) => "log entries",
+        Message::Ack { .. } => "an acknowledgement",
+        Message::Consumed { .. } => "a report of what is consumed",
+        Message::Protected { .. } => "word that the pair is protected",
+        Message::Released { .. } => "a report of what is released",
+        Message::Heartbeat => "a heartbeat",
+        Message::Goodbye { .. } => "a goodbye",
+    }
+}

@@ -1,0 +1,328 @@
+//! The arbiter as its users see it: in a directory, over the network, as a program, with everybody asking at once.
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+use hypervisor::arbiter::{self, Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, TcpArbiter, Verdict};
+use logchannel::entry::Generation;
+use logchannel::frame::{FrameKind, append_frame};
+use logchannel::session::{NodeId, VmId};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+/// Long enough for a busy machine; no test waits for it to pass.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+fn vm() -> VmId {
+    VmId::new("alpha").unwrap()
+}
+
+fn claim(node: u128) -> Claim {
+    Claim { node: NodeId(node), kind: ClaimKind::Owner, address: Some(format!("10.0.0.{node}:7200")) }
+}
+
+/// An `ft-arbiter`, killed when dropped.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn start(directory: &Path) -> Self {
+        Self::start_at("127.0.0.1:0", directory)
+    }
+
+    fn start_at(listen: &str, directory: &Path) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_ft-arbiter"))
+            .args(["--json", "--listen", listen, "--dir"])
+            .arg(directory)
+            .env("FT_LOG", "off")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["event"], "listening", "{line}");
+        let address = event["listen"].as_str().unwrap().parse().unwrap();
+        // Whatever else it tells must not fill the pipe.
+        thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        Self { process, address }
+    }
+
+    fn client(&self) -> TcpArbiter {
+        TcpArbiter::new(self.address.to_string(), TIMEOUT)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Lets every arbiter's node claim the same generations at the same moment: each must be won once, and all losers must
+/// name the winner.
+fn race(arbiters: &[Box<dyn Arbiter>]) {
+    const GENERATIONS: u64 = 20;
+    let barrier = Barrier::new(arbiters.len());
+    let verdicts: Vec<Vec<Verdict>> = thread::scope(|scope| {
+        let racers: Vec<_> = (1..)
+            .zip(arbiters)
+            .map(|(node, arbiter)| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    let claim = claim(node);
+                    let ask = |generation| {
+                        barrier.wait();
+                        arbiter.test_and_set(&vm(), Generation(generation), &claim).unwrap()
+                    };
+                    (0..GENERATIONS).map(ask).collect()
+                })
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    for generation in 0..usize::try_from(GENERATIONS).unwrap() {
+        let winners: Vec<u128> = (1..)
+            .zip(&verdicts)
+            .filter(|(_, verdicts)| verdicts[generation] == Verdict::Won)
+            .map(|(node, _)| node)
+            .collect();
+        let &[winner] = winners.as_slice() else {
+            panic!("generation {generation} was won by {winners:?}");
+        };
+        let lost = Verdict::Lost(claim(winner));
+        let losers = verdicts.iter().filter(|verdicts| verdicts[generation] == lost).count();
+        assert_eq!(losers, arbiters.len() - 1, "generation {generation}: not all losers name node {winner}");
+    }
+    let (latest, holder) = arbiters[0].latest(&vm()).unwrap().unwrap();
+    assert_eq!(latest, Generation(GENERATIONS - 1));
+    assert_eq!(arbiters[0].test_and_set(&vm(), latest, &claim(999)).unwrap(), Verdict::Lost(holder));
+}
+
+#[test]
+fn one_of_many_threads_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiters: Vec<Box<dyn Arbiter>> =
+        (0..8).map(|_| Box::new(FileArbiter::open(directory.path()).unwrap()) as Box<dyn Arbiter>).collect();
+    race(&arbiters);
+}
+
+#[test]
+fn one_of_many_processes_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    let servers: Vec<Server> = (0..3).map(|_| Server::start(directory.path())).collect();
+    let mut arbiters: Vec<Box<dyn Arbiter>> =
+        servers.iter().chain(&servers).map(|server| Box::new(server.client()) as Box<dyn Arbiter>).collect();
+    arbiters.push(Box::new(FileArbiter::open(directory.path()).unwrap()));
+    race(&arbiters);
+}
+
+fn asking_again_changes_nothing(arbiter: &dyn Arbiter) {
+    assert_eq!(arbiter.latest(&vm()).unwrap(), None);
+    let generation = Generation(0);
+    for _ in 0..3 {
+        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(1)).unwrap(), Verdict::Won);
+        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    }
+    let moved = Claim { address: None, ..claim(1) };
+    assert_eq!(arbiter.test_and_set(&vm(), generation, &moved).unwrap(), Verdict::Won, "it is the same node");
+    assert_eq!(arbiter.latest(&vm()).unwrap(), Some((generation, claim(1))), "a claim stays as it was made");
+
+    let end = Claim { kind: ClaimKind::Ended, address: None, ..claim(1) };
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(10), &end).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(9), &claim(2)).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.latest(&vm()).unwrap(), Some((Generation(10), end)), "10 is behind 9");
+    assert_eq!(arbiter.latest(&VmId::new("beta").unwrap()).unwrap(), None, "another VM");
+}
+
+#[test]
+fn asking_again_changes_nothing_in_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    asking_again_changes_nothing(&FileArbiter::open(directory.path()).unwrap());
+}
+
+#[test]
+fn asking_again_changes_nothing_over_the_network() {
+    let directory = tempfile::tempdir().unwrap();
+    asking_again_changes_nothing(&Server::start(directory.path()).client());
+}
+
+#[test]
+fn claims_outlive_the_server_and_clients_find_its_successor() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let client = server.client();
+    assert_eq!(client.test_and_set(&vm(), Generation(4), &claim(1)).unwrap(), Verdict::Won);
+    let address = server.address.to_string();
+    drop(server);
+
+    let error = client.latest(&vm()).unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+
+    let _server = Server::start_at(&address, directory.path());
+    assert_eq!(client.test_and_set(&vm(), Generation(4), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    let file = FileArbiter::open(directory.path()).unwrap();
+    assert_eq!(file.latest(&vm()).unwrap(), Some((Generation(4), claim(1))), "both kinds know the same claims");
+}
+
+#[test]
+fn a_claim_is_a_file_that_a_person_can_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiter = FileArbiter::open(directory.path()).unwrap();
+    arbiter.test_and_set(&vm(), Generation(7), &claim(3)).unwrap();
+    let names: Vec<_> = std::fs::read_dir(directory.path().join("alpha")).unwrap().collect();
+    assert_eq!(names.len(), 1, "no temporary file is left: {names:?}");
+    let text = std::fs::read_to_string(directory.path().join("alpha/7.claim")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!({
+        "version": 1, "vm": "alpha", "generation": 7, "node": "00000000000000000000000000000003",
+        "kind": "owner", "address": "10.0.0.3:7200"
+    });
+    assert_eq!(record, expected);
+}
+
+#[test]
+fn an_unreadable_claim_is_neither_passed_over_nor_asked_for_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let file = FileArbiter::open(directory.path()).unwrap();
+    let claims = directory.path().join("alpha");
+    std::fs::create_dir(&claims).unwrap();
+    std::fs::write(claims.join(".0123.tmp"), "half a cl").unwrap();
+    std::fs::write(claims.join("007.claim"), "no generation has this name").unwrap();
+    assert_eq!(file.latest(&vm()).unwrap(), None, "what is no claim says nothing");
+    let newer = br#"{"version":2,"vm":"alpha","generation":0,"node":"0","kind":"owner","address":null}"#;
+    for bad in [&b""[..], b"{", &[b'x'; 10_000], newer] {
+        std::fs::write(claims.join("0.claim"), bad).unwrap();
+        for arbiter in [&file as &dyn Arbiter, &server.client()] {
+            let error = arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap_err();
+            assert!(matches!(error, ArbiterError::BadClaim { .. } | ArbiterError::Failed { .. }), "{error}");
+            assert!(error.to_string().contains("0.claim is unreadable"), "{error}");
+            assert!(!error.is_unreachable());
+            assert!(arbiter.latest(&vm()).is_err());
+        }
+    }
+}
+
+#[test]
+fn nobody_there_is_unreachable_and_somebody_else_is_not_an_arbiter() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let silent = TcpArbiter::new(address.to_string(), Duration::from_millis(20));
+    let error = silent.latest(&vm()).unwrap_err();
+    assert!(error.is_unreachable(), "a server that doesn't answer: {error}");
+
+    let web_server = thread::spawn(move || {
+        // The first connection is that of the client that gave up.
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            // Unread bytes would make the close a reset, which may overtake the answer.
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let error = TcpArbiter::new(address.to_string(), TIMEOUT).latest(&vm()).unwrap_err();
+    assert!(matches!(error, ArbiterError::Protocol { .. }), "{error}");
+    web_server.join().unwrap();
+
+    let error = TcpArbiter::new(address.to_string(), TIMEOUT).latest(&vm()).unwrap_err();
+    assert!(error.is_unreachable(), "a closed port: {error}");
+}
+
+#[test]
+fn hostile_bytes_cost_their_own_connection_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let client = server.client();
+    assert_eq!(client.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    let mut unknown_kind = Vec::new();
+    append_frame(FrameKind(65), &[1, 0, 0], &mut unknown_kind);
+    let mut bad_body = Vec::new();
+    append_frame(FrameKind(64), &[1, 0, 0xff, 0xff], &mut bad_body);
+    let mut escape = Vec::new();
+    append_frame(FrameKind(64), b"\x01\x00\x01\x08../alpha", &mut escape);
+    for hostile in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 100], &[0; 9], &unknown_kind, &bad_body, &escape] {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(hostile).unwrap();
+        let mut answer = Vec::new();
+        // Closed, in order or with a reset; never an answer, and never silence.
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => assert!(answer.is_empty(), "{hostile:02x?} was answered {answer:02x?}"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{hostile:02x?}"),
+        }
+    }
+    assert_eq!(client.latest(&vm()).unwrap(), Some((Generation(0), claim(1))));
+}
+
+#[test]
+fn more_connections_than_allowed_are_closed_and_room_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let idle: Vec<TcpStream> = (0..256).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    let mut one_more = TcpStream::connect(server.address).unwrap();
+    one_more.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert_eq!(one_more.read(&mut [0; 1]).unwrap(), 0, "closed at once");
+    let client = server.client();
+    assert!(client.latest(&vm()).unwrap_err().is_unreachable());
+    drop(idle);
+    // The server learns of the closed connections in its own time.
+    while client.latest(&vm()).is_err_and(|error| error.is_unreachable()) {
+        thread::yield_now();
+    }
+    assert_eq!(client.latest(&vm()).unwrap(), None);
+}
+
+#[test]
+fn specs_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let nested = directory.path().join("a/b");
+    let arbiter = arbiter::open(&format!("file:{}", nested.display()), TIMEOUT).unwrap();
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert!(arbiter::open("tcp:[::1]:7100", TIMEOUT).is_ok());
+    for bad in ["", "file", "file:", "tcp:", "tcp:host", "tcp::7100", "tcp:host:0", "tcp:host:70000", "http://host"] {
+        let error = arbiter::open(bad, TIMEOUT).unwrap_err();
+        assert!(matches!(error, ArbiterError::BadSpec { .. }), "{bad}: {error}");
+        assert!(!error.is_unreachable());
+    }
+    std::fs::write(directory.path().join("file"), "").unwrap();
+    let error = arbiter::open(&format!("file:{}/file", directory.path().display()), TIMEOUT).unwrap_err();
+    assert!(matches!(error, ArbiterError::Directory { .. }), "{error}");
+}
+
+#[test]
+fn an_address_too_long_is_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let long = Claim { address: Some("x".repeat(257)), ..claim(1) };
+    for arbiter in [&server.client() as &dyn Arbiter, &FileArbiter::open(directory.path()).unwrap()] {
+        let error = arbiter.test_and_set(&vm(), Generation(0), &long).unwrap_err();
+        assert!(matches!(error, ArbiterError::AddressTooLong { bytes: 257 }), "{error}");
+        assert_eq!(arbiter.latest(&vm()).unwrap(), None);
+    }
+}
+
+#[test]
+fn the_program_says_how_it_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Server::start(directory.path());
+    let second = Command::new(env!("CARGO_BIN_EXE_ft-arbiter"))
+        .args(["--listen", &server.address.to_string(), "--dir"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert!(text.contains("can't listen at") && text.contains("--listen"), "{text}");
+
+    let id = nix::unistd::Pid::from_raw(server.process.id().try_into().unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(server.process.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,441 @@
+//! The LAN over real sockets: a server, clients that come through forwards, and VMs that are smoltcp echo servers.
+//!
+//! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went, which frame it had last.
+//! So it can be cut from its host and attached again as the next generation, as a failover does.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use hypervisor::lan::client::{Attachment, FrameReceiver, FrameSender, LanError, attach};
+use hypervisor::lan::server::{LanConfig, LanServer};
+use hypervisor::report::Reporter;
+use logchannel::entry::Generation;
+use logchannel::session::NodeId;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use vm::OutputId;
+
+const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x15];
+const ECHO_PORT: u16 = 7;
+/// Bounds every wait, so that a broken LAN fails the test instead of hanging it; no test waits that long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A LAN in a thread of its own; ends when dropped.
+struct Lan {
+    listen: SocketAddr,
+    qemu: SocketAddr,
+    /// One for each forward.
+    forwards: Vec<SocketAddr>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lan {
+    fn start(forwards: &[&str]) -> Self {
+        let forwards = forwards.iter().map(|spec| spec.parse().unwrap()).collect();
+        let config = LanConfig { listen: loopback(), qemu: Some(loopback()), forwards };
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = LanServer::bind(&config, Reporter::new("lan-test", false)).await.unwrap();
+                let forwards: Vec<_> = server.forward_addresses().collect();
+                tell.send((server.listen_address(), server.qemu_address().unwrap(), forwards)).unwrap();
+                server.run(async { _ = stopped.await }).await;
+            });
+        });
+        let (listen, qemu, forwards) = told.recv_timeout(PATIENCE).unwrap();
+        Self { listen, qemu, forwards, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn loopback() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+fn attachment(generation: u64) -> Attachment {
+    Attachment {
+        vm: "guest".parse().unwrap(),
+        node: NodeId(u128::from(generation) + 100),
+        generation: Generation(generation),
+        mac: GUEST_MAC,
+        next_output: OutputId(0),
+        last_packet: 0,
+        boot: generation == 0,
+    }
+}
+
+fn client(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The guest: an echo server for TCP and UDP, with its outputs numbered.
+struct Guest {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    wire: Wire,
+    tcp: SocketHandle,
+    udp: SocketHandle,
+    /// Everything it has ever sent; an output's id is its index.
+    outputs: Vec<Vec<u8>>,
+    /// So many of them have been given to the LAN.
+    released: usize,
+    last_packet: u64,
+}
+
+#[derive(Default)]
+struct Wire {
+    received: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+struct Sent<'a>(&'a mut Vec<Vec<u8>>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let mut frame = vec![0; length];
+        let result = f(&mut frame);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sent<'_>)> {
+        Some((Received(self.received.pop_front()?), Sent(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sent<'_>> {
+        Some(Sent(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = vm::FRAME_BYTES_MAX;
+        capabilities
+    }
+}
+
+impl Guest {
+    fn boot() -> Self {
+        let mut wire = Wire::default();
+        let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC)));
+        let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
+        interface.update_ip_addrs(|ips| ips.push(IpCidr::new(Ipv4Address::new(10, 0, 2, 15).into(), 24)).unwrap());
+        let buffer = || tcp::SocketBuffer::new(vec![0; 64 << 10]);
+        let mut tcp = tcp::Socket::new(buffer(), buffer());
+        tcp.set_nagle_enabled(false);
+        tcp.listen(ECHO_PORT).unwrap();
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 << 10]);
+        let mut udp = udp::Socket::new(buffer(), buffer());
+        udp.bind(ECHO_PORT).unwrap();
+        let mut sockets = SocketSet::new(Vec::new());
+        let (tcp, udp) = (sockets.add(tcp), sockets.add(udp));
+        Self { interface, sockets, wire, tcp, udp, outputs: Vec::new(), released: 0, last_packet: 0 }
+    }
+
+    fn now() -> Instant {
+        Instant::from_micros(i64::try_from(hypervisor::host::clock::now_us()).unwrap())
+    }
+
+    /// Runs until there is nothing to do; what it sent is appended to `outputs`.
+    fn run(&mut self) {
+        loop {
+            self.interface.poll(Self::now(), &mut self.wire, &mut self.sockets);
+            let echoed = self.echo_tcp() | self.echo_udp();
+            if self.wire.sent.is_empty() && !echoed {
+                return;
+            }
+            self.outputs.append(&mut self.wire.sent);
+        }
+    }
+
+    fn echo_tcp(&mut self) -> bool {
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.tcp);
+        if !socket.is_open() {
+            socket.listen(ECHO_PORT).unwrap();
+        }
+        let room = socket.send_capacity() - socket.send_queue();
+        let mut bytes = vec![0; room];
+        let length = if socket.can_send() { socket.recv_slice(&mut bytes).unwrap_or(0) } else { 0 };
+        if length > 0 {
+            assert_eq!(socket.send_slice(&bytes[..length]), Ok(length));
+        }
+        if socket.state() == tcp::State::CloseWait && !socket.can_recv() && socket.send_queue() == 0 {
+            socket.close();
+        }
+        length > 0
+    }
+
+    fn echo_udp(&mut self) -> bool {
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.udp);
+        let Ok((bytes, from)) = socket.recv().map(|(bytes, meta)| (bytes.to_vec(), meta.endpoint)) else {
+            return false;
+        };
+        socket.send_slice(&bytes, from).unwrap();
+        true
+    }
+}
+
+/// The host under a guest: attaches it and moves its frames, until killed.
+struct Host {
+    killed: Arc<AtomicBool>,
+    thread: JoinHandle<Guest>,
+}
+
+impl Host {
+    /// Attaches `guest` as `generation`, sending its outputs from `next_output` on, again if need be.
+    fn run(lan: SocketAddr, mut guest: Guest, generation: u64, next_output: usize) -> Self {
+        guest.released = next_output;
+        let attachment = Attachment {
+            next_output: OutputId(next_output as u64),
+            last_packet: guest.last_packet,
+            ..attachment(generation)
+        };
+        let (sender, receiver) = attach(lan, &attachment, PATIENCE).unwrap();
+        let killed = Arc::new(AtomicBool::new(false));
+        let (frames, received) = mpsc::channel();
+        thread::spawn(move || receive(receiver, &frames));
+        let thread = thread::spawn({
+            let killed = killed.clone();
+            move || serve(guest, sender, &received, &killed)
+        });
+        Self { killed, thread }
+    }
+
+    /// Kills the host: frames that it has received and not given to the guest die with it, and so do outputs that the
+    /// guest has produced and the host not sent. The guest comes back as a backup would have it.
+    fn kill(self) -> Guest {
+        self.killed.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+fn receive(mut receiver: FrameReceiver, frames: &Sender<(u64, Vec<u8>)>) {
+    while let Ok(frame) = receiver.receive() {
+        if frames.send(frame).is_err() {
+            break;
+        }
+    }
+}
+
+fn serve(mut guest: Guest, mut sender: FrameSender, frames: &Receiver<(u64, Vec<u8>)>, killed: &AtomicBool) -> Guest {
+    loop {
+        guest.run();
+        if killed.load(Ordering::SeqCst) {
+            sender.shutdown();
+            return guest;
+        }
+        for (id, frame) in guest.outputs.iter().enumerate().skip(guest.released) {
+            sender.send(OutputId(id as u64), frame).unwrap();
+        }
+        guest.released = guest.outputs.len();
+        if let Ok((number, frame)) = frames.recv_timeout(Duration::from_millis(5)) {
+            assert!(number > guest.last_packet, "frame {number} after {}", guest.last_packet);
+            guest.last_packet = number;
+            guest.wire.received.push_back(frame);
+        }
+    }
+}
+
+/// Sends `bytes` and asserts that they come back; `each` is called now and then with how many are back.
+fn echo(stream: &TcpStream, bytes: &[u8], mut each: impl FnMut(usize)) {
+    thread::scope(|scope| {
+        scope.spawn(|| (&*stream).write_all(bytes).unwrap());
+        let mut returned = vec![0; bytes.len()];
+        let mut length = 0;
+        while length < bytes.len() {
+            let end = bytes.len().min(length + 64 * 1024);
+            match (&*stream).read(&mut returned[length..end]) {
+                Ok(0) => panic!("closed after {length} bytes"),
+                Ok(read) => length += read,
+                Err(error) => panic!("after {length} bytes: {error}"),
+            }
+            each(length);
+        }
+        assert!(returned == bytes, "the echo differs from what was sent");
+    });
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n * 31 + n / 251).to_le_bytes()[0]).collect()
+}
+
+#[test]
+fn a_client_comes_through_a_forward_and_closes_in_order() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7"]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    for _ in 0..3 {
+        let mut stream = client(lan.forwards[0]);
+        echo(&stream, &pattern(300_000), |_| ());
+        // Half-close: the guest still answers what came before, then closes too.
+        stream.write_all(b"last words").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"last words");
+    }
+    host.kill();
+}
+
+#[test]
+fn a_connection_survives_its_hosts_with_no_byte_lost_or_doubled() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7"]);
+    let mut host = Some(Host::run(lan.listen, Guest::boot(), 0, 0));
+    let stream = client(lan.forwards[0]);
+    let bytes = pattern(4 << 20);
+    let mut generation = 0;
+    echo(&stream, &bytes, |returned| {
+        if returned > (generation + 1) * (bytes.len() / 6) {
+            generation += 1;
+            let guest = host.take().unwrap().kill();
+            // The successor isn't sure of the last ones and sends them again.
+            let next_output = guest.released.saturating_sub(20);
+            host = Some(Host::run(lan.listen, guest, generation as u64, next_output));
+        }
+    });
+    assert!(generation >= 5, "only {generation} failovers happened");
+    host.take().unwrap().kill();
+}
+
+#[test]
+fn datagrams_that_come_while_the_host_is_away_are_answered_once() {
+    let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
+    let socket = UdpSocket::bind(loopback()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.connect(lan.forwards[0]).unwrap();
+    let mut buffer = [0; 2000];
+    let mut ask = |text: &str| {
+        socket.send(text.as_bytes()).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&buffer[..length]), text);
+    };
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    (0..20).for_each(|n| ask(&format!("datagram {n}")));
+    let guest = host.kill();
+    let carried = guest.outputs.len();
+
+    (20..40).for_each(|n| _ = socket.send(format!("datagram {n}").as_bytes()).unwrap());
+    // The successor sends all its predecessor's outputs again.
+    let host = Host::run(lan.listen, guest, 1, 0);
+    for n in 20..40 {
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&buffer[..length]), format!("datagram {n}"));
+    }
+    // Had an answer been doubled, it would come before this one.
+    socket.send(b"the end").unwrap();
+    let length = socket.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"the end");
+    assert!(host.kill().outputs.len() > carried);
+}
+
+#[test]
+fn older_owners_are_fenced_and_refused() {
+    let lan = Lan::start(&[]);
+    let (mut old_sender, mut old_receiver) = attach(lan.listen, &attachment(3), PATIENCE).unwrap();
+    let (_sender, mut receiver) = attach(lan.listen, &attachment(4), PATIENCE).unwrap();
+    let fenced = old_receiver.receive();
+    assert!(matches!(fenced, Err(LanError::Fenced { by: Generation(4) })), "{fenced:?}");
+    let refused = attach(lan.listen, &attachment(3), PATIENCE);
+    assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("generation 4")), "{refused:?}");
+    let rival = Attachment { node: NodeId(1), ..attachment(4) };
+    let refused = attach(lan.listen, &rival, PATIENCE);
+    assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("another process")), "{refused:?}");
+
+    // What the fenced one still sends goes nowhere: the next frame that arrives is the successor's own test frame.
+    let _ = old_sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
+    let mut qemu = TcpStream::connect(lan.qemu).unwrap();
+    let frame = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
+    qemu.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
+    qemu.write_all(&frame).unwrap();
+    assert_eq!(receiver.receive().unwrap(), (1, frame));
+}
+
+#[test]
+fn a_lan_that_was_started_again_adopts_the_vm() {
+    let lan = Lan::start(&[]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    let mut guest = host.kill();
+    drop(lan);
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7"]);
+    guest.last_packet = 1000;
+    let host = Host::run(lan.listen, guest, 0, 0);
+    echo(&client(lan.forwards[0]), b"hello", |_| ());
+    assert!(host.kill().last_packet > 1000);
+}
+
+#[test]
+fn a_guest_that_resets_resets_the_client() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:9"]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    let error = client(lan.forwards[0]).read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "nobody listens at port 9");
+    host.kill();
+}
+
+#[test]
+fn garbage_closes_its_own_connection_and_no_other() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7"]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[0xff; 64], &[5, 0, 0, 0, 1, b'F', b'T', b'L', b'A']] {
+        for address in [lan.listen, lan.qemu] {
+            let mut stream = client(address);
+            // The LAN may have closed before all was written.
+            let _ = stream.write_all(garbage);
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    }
+    echo(&client(lan.forwards[0]), b"still there", |_| ());
+    host.kill();
+}
+
+#[test]
+fn one_port_number_serves_tcp_and_udp() {
+    let lan = Lan::start(&["127.0.0.1:0=10.0.2.15:7"]);
+    assert_eq!(lan.forwards.len(), 2);
+    assert_eq!(lan.forwards[0], lan.forwards[1]);
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = TcpListener::bind(loopback()).unwrap();
+    let listen = taken.local_addr().unwrap();
+    let config = LanConfig { listen, qemu: None, forwards: vec![] };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(LanServer::bind(&config, Reporter::new("lan-test", false))).unwrap_err();
+    assert!(error.to_string().contains(&listen.to_string()), "{error}");
+}

@@ -1,0 +1,276 @@
+//! Log entries as deltas against the entry before.
+
+use super::varint::{Bytes, Varint};
+use super::{CodecError, check_length, decode_front, encode_value};
+use crate::entry::{EntryBody, Generation, LogEntry};
+use bincode::{BorrowDecode, Decode, Encode};
+use vm::{Event, FRAME_BYTES_MAX, HaltReason, InstructionCount, OutputId, StateDigest, StopReason};
+
+/// The most console input that one entry carries, in bytes.
+pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
+
+/// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at their longest.
+pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
+
+/// Encodes the entries of one log in order, each against the one before.
+#[derive(Clone, Debug, Default)]
+pub struct EntryEncoder {
+    previous: Previous,
+}
+
+/// Decodes the entries of one log in order: the mirror of [`EntryEncoder`].
+#[derive(Clone, Debug, Default)]
+pub struct EntryDecoder {
+    previous: Previous,
+}
+
+impl EntryEncoder {
+    /// An encoder for the first entry of a log.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends the encoding of `entry` to `out`; at most [`ENTRY_BYTES_MAX`] bytes.
+    ///
+    /// # Panics
+    /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a packet number or output id
+    /// that does not go forward, or a frame or console input beyond its limit. Whoever makes entries from what a network
+    /// or a person sent has checked that before.
+    pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
+        let mut next = self.previous;
+        let wire = next.entry_to_wire(entry);
+        encode_value(&wire, out);
+        self.previous = next;
+    }
+}
+
+impl EntryDecoder {
+    /// A decoder for the first entry of a log.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Decodes the entry at the front of `input` and moves `input` past it.
+    ///
+    /// # Errors
+    /// [`CodecError`] if no entry stands there; neither the decoder nor `input` has moved.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<LogEntry, CodecError> {
+        let mut rest = *input;
+        let mut next = self.previous;
+        let entry = next.entry_from_wire(&decode_front(&mut rest)?)?;
+        *input = rest;
+        self.previous = next;
+        Ok(entry)
+    }
+}
+
+/// What the next entry's deltas are against. Only the entries seen so far decide it, so both ends agree.
+#[derive(Clone, Copy, Debug, Default)]
+struct Previous {
+    count: u64,
+    ticks: u64,
+    /// Number of the last packet; the first is at least 1.
+    packet: u64,
+    /// Id of the next output if none is left out.
+    output: u64,
+}
+
+/// Tags are the variants' indices: append only, and bump `FORMAT_VERSION`.
+#[derive(Encode, BorrowDecode)]
+enum WireBody<'a> {
+    ClockRead {
+        ticks: Varint,
+    },
+    Entropy {
+        bits: [u8; 2],
+    },
+    TimerInterrupt,
+    /// The packet whose number follows that of the last.
+    Packet {
+        frame: Bytes<'a>,
+    },
+    /// A packet after `skipped` numbers that this VM was not given.
+    PacketAfterGap {
+        skipped: Varint,
+        frame: Bytes<'a>,
+    },
+    ConsoleInput {
+        bytes: Bytes<'a>,
+    },
+    /// The output whose id follows that of the last.
+    Output {
+        digest: [u8; 8],
+    },
+    /// An output after `skipped` ids; the first of a log that begins at a snapshot.
+    OutputAfterGap {
+        skipped: Varint,
+        digest: [u8; 8],
+    },
+    Progress,
+    Digest {
+        digest: [u8; 16],
+    },
+    Stopped {
+        reason: WireStop,
+    },
+    Generation {
+        generation: Varint,
+    },
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireEntry<'a> {
+    body: WireBody<'a>,
+    steps: Varint,
+}
+
+#[derive(Encode, Decode)]
+enum WireStop {
+    PowerOff { code: u32 },
+    Reboot,
+    DoubleTrap { pc: u64, cause: u64 },
+    BadDescriptorRing { queue: u16, descriptor: u16 },
+}
+
+impl Previous {
+    fn entry_to_wire<'a>(&mut self, entry: &'a LogEntry) -> WireEntry<'a> {
+        let steps = forward("instruction count", self.count, entry.count.0);
+        self.count = entry.count.0;
+        WireEntry { body: self.body_to_wire(&entry.body), steps: Varint(steps) }
+    }
+
+    fn body_to_wire<'a>(&mut self, body: &'a EntryBody) -> WireBody<'a> {
+        match body {
+            EntryBody::Event(event) => self.event_to_wire(event),
+            EntryBody::Output { id, digest } => {
+                let skipped = forward("output id", self.output, id.0);
+                self.output = id.0.checked_add(1).expect("output ids end before the range of u64");
+                let digest = digest.to_le_bytes();
+                match skipped {
+                    0 => WireBody::Output { digest },
+                    _ => WireBody::OutputAfterGap { skipped: Varint(skipped), digest },
+                }
+            }
+            EntryBody::Progress => WireBody::Progress,
+            EntryBody::Digest(digest) => WireBody::Digest { digest: digest.0.to_le_bytes() },
+            EntryBody::Stopped(reason) => WireBody::Stopped { reason: (*reason).into() },
+            EntryBody::Generation(generation) => WireBody::Generation { generation: Varint(generation.0) },
+        }
+    }
+
+    fn event_to_wire<'a>(&mut self, event: &'a Event) -> WireBody<'a> {
+        match event {
+            Event::ClockRead { ticks } => {
+                let delta = forward("clock", self.ticks, *ticks);
+                self.ticks = *ticks;
+                WireBody::ClockRead { ticks: Varint(delta) }
+            }
+            Event::Entropy { bits } => WireBody::Entropy { bits: bits.to_le_bytes() },
+            Event::TimerInterrupt => WireBody::TimerInterrupt,
+            Event::Packet { number, frame } => {
+                assert!(frame.len() <= FRAME_BYTES_MAX, "a frame of {} bytes is not for this machine", frame.len());
+                assert!(*number > self.packet, "packet {number} after packet {}: numbers go forward", self.packet);
+                let skipped = *number - self.packet - 1;
+                self.packet = *number;
+                let frame = Bytes(frame);
+                match skipped {
+                    0 => WireBody::Packet { frame },
+                    _ => WireBody::PacketAfterGap { skipped: Varint(skipped), frame },
+                }
+            }
+            Event::ConsoleInput { bytes } => {
+                assert!(bytes.len() <= CONSOLE_INPUT_BYTES_MAX, "{} bytes of console input in one entry", bytes.len());
+                WireBody::ConsoleInput { bytes: Bytes(bytes) }
+            }
+        }
+    }
+
+    fn entry_from_wire(&mut self, wire: &WireEntry<'_>) -> Result<LogEntry, CodecError> {
+        self.count = advance("instruction count", self.count, wire.steps.0)?;
+        Ok(LogEntry { count: InstructionCount(self.count), body: self.body_from_wire(&wire.body)? })
+    }
+
+    fn body_from_wire(&mut self, wire: &WireBody<'_>) -> Result<EntryBody, CodecError> {
+        Ok(match *wire {
+            WireBody::ClockRead { ticks } => {
+                self.ticks = advance("clock", self.ticks, ticks.0)?;
+                EntryBody::Event(Event::ClockRead { ticks: self.ticks })
+            }
+            WireBody::Entropy { bits } => EntryBody::Event(Event::Entropy { bits: u16::from_le_bytes(bits) }),
+            WireBody::TimerInterrupt => EntryBody::Event(Event::TimerInterrupt),
+            WireBody::Packet { frame } => self.packet_from_wire(0, frame)?,
+            WireBody::PacketAfterGap { skipped, frame } => {
+                self.packet_from_wire(require_gap("packet numbers", skipped)?, frame)?
+            }
+            WireBody::ConsoleInput { bytes } => {
+                check_length("console input", bytes.0.len(), CONSOLE_INPUT_BYTES_MAX)?;
+                EntryBody::Event(Event::ConsoleInput { bytes: bytes.0.to_vec() })
+            }
+            WireBody::Output { digest } => self.output_from_wire(0, digest)?,
+            WireBody::OutputAfterGap { skipped, digest } => {
+                self.output_from_wire(require_gap("output ids", skipped)?, digest)?
+            }
+            WireBody::Progress => EntryBody::Progress,
+            WireBody::Digest { digest } => EntryBody::Digest(StateDigest(u128::from_le_bytes(digest))),
+            WireBody::Stopped { ref reason } => EntryBody::Stopped(reason.into()),
+            WireBody::Generation { generation } => EntryBody::Generation(Generation(generation.0)),
+        })
+    }
+
+    fn packet_from_wire(&mut self, skipped: u64, frame: Bytes<'_>) -> Result<EntryBody, CodecError> {
+        check_length("Ethernet frame", frame.0.len(), FRAME_BYTES_MAX)?;
+        self.packet = advance("packet number", advance("packet number", self.packet, skipped)?, 1)?;
+        Ok(EntryBody::Event(Event::Packet { number: self.packet, frame: frame.0.to_vec() }))
+    }
+
+    fn output_from_wire(&mut self, skipped: u64, digest: [u8; 8]) -> Result<EntryBody, CodecError> {
+        let id = advance("output id", self.output, skipped)?;
+        self.output = advance("output id", id, 1)?;
+        Ok(EntryBody::Output { id: OutputId(id), digest: u64::from_le_bytes(digest) })
+    }
+}
+
+impl From<StopReason> for WireStop {
+    fn from(reason: StopReason) -> Self {
+        match reason {
+            StopReason::PowerOff { code } => Self::PowerOff { code },
+            StopReason::Reboot => Self::Reboot,
+            StopReason::Halt(HaltReason::DoubleTrap { pc, cause }) => Self::DoubleTrap { pc, cause },
+            StopReason::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => {
+                Self::BadDescriptorRing { queue, descriptor }
+            }
+        }
+    }
+}
+
+impl From<&WireStop> for StopReason {
+    fn from(wire: &WireStop) -> Self {
+        match *wire {
+            WireStop::PowerOff { code } => Self::PowerOff { code },
+            WireStop::Reboot => Self::Reboot,
+            WireStop::DoubleTrap { pc, cause } => Self::Halt(HaltReason::DoubleTrap { pc, cause }),
+            WireStop::BadDescriptorRing { queue, descriptor } => {
+                Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor })
+            }
+        }
+    }
+}
+
+/// The delta of an entry that is to be logged.
+fn forward(what: &str, from: u64, to: u64) -> u64 {
+    to.checked_sub(from).unwrap_or_else(|| panic!("{what} {to} after {from}: it never goes back in a log"))
+}
+
+fn advance(what: &'static str, from: u64, by: u64) -> Result<u64, CodecError> {
+    from.checked_add(by).ok_or(CodecError::Overflow { what })
+}
+
+/// A gap of none has its own, shorter tag: one encoding per entry.
+fn require_gap(what: &'static str, skipped: Varint) -> Result<u64, CodecError> {
+    match skipped.0 {
+        0 => Err(CodecError::Invalid { what, reason: "a gap of no numbers".into() }),
+        skipped => Ok(skipped),
+    }
+}

@@ -1,0 +1,134 @@
+//! Values to bytes and back: the one module that knows bincode.
+//!
+//! Everything here is bounded: a decoder reads from a slice that the framing has already limited, refuses a length
+//! before it allocates for it, and accepts one encoding per value only.
+
+mod entry;
+mod session;
+mod varint;
+
+pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
+pub(crate) use session::{decode_session, encode_session};
+pub(crate) use varint::{VARINT_BYTES_MAX, Varint};
+
+use crate::frame::BODY_BYTES_MAX;
+use bincode::config::{Configuration, Limit, LittleEndian, Varint as BincodeVarint};
+use bincode::enc::write::Writer;
+use bincode::error::{DecodeError, EncodeError};
+
+/// The bytes are not what they should be: the peer or the file is faulty, or of another version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The bytes end inside a value.
+    #[error("the bytes end inside a value")]
+    Truncated,
+    /// No value is encoded like this.
+    #[error("not an encoded value: {0}")]
+    Malformed(String),
+    /// More bytes than the value has.
+    #[error("{0} bytes too many after the value")]
+    TrailingBytes(usize),
+    /// A part is longer than it may be.
+    #[error("{what} of {bytes} bytes; at most {max} are allowed")]
+    TooLong {
+        /// Which part.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A running number would leave its range.
+    #[error("{what} would pass the end of its range")]
+    Overflow {
+        /// Which number.
+        what: &'static str,
+    },
+    /// A part has a value that it can't have.
+    #[error("bad {what}: {reason}")]
+    Invalid {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl From<DecodeError> for CodecError {
+    fn from(error: DecodeError) -> Self {
+        if matches!(error, DecodeError::UnexpectedEnd { .. }) {
+            Self::Truncated
+        } else {
+            Self::Malformed(error.to_string())
+        }
+    }
+}
+
+/// The byte limit is the frame's: no value is larger than the frame it came in.
+const CONFIG: Configuration<LittleEndian, BincodeVarint, Limit<BODY_BYTES_MAX>> =
+    bincode::config::standard().with_limit::<BODY_BYTES_MAX>();
+
+/// Appends the encoding of `value` to `out`.
+///
+/// # Panics
+/// If `T` has an encoder of its own that fails, which derived ones don't.
+pub fn encode_value<T: bincode::Encode>(value: &T, out: &mut Vec<u8>) {
+    bincode::encode_into_writer(value, Append(out), CONFIG).expect("encoding into memory does not fail");
+}
+
+/// Decodes one value from all of `bytes`.
+///
+/// Allocates at most [`BODY_BYTES_MAX`]; limits of single parts are the caller's to check.
+///
+/// # Errors
+/// [`CodecError`] if `bytes` is anything but one whole value.
+pub fn decode_value<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::decode_from_slice(bytes, CONFIG)?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        extra => Err(CodecError::TrailingBytes(extra)),
+    }
+}
+
+/// Decodes one value from the front of `input`, without copying what the value borrows, and moves `input` past it.
+pub(crate) fn decode_front<'a, T: bincode::BorrowDecode<'a, ()>>(input: &mut &'a [u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::borrow_decode_from_slice(input, CONFIG)?;
+    *input = &input[used..];
+    Ok(value)
+}
+
+/// Checks a length against its limit.
+pub(crate) const fn check_length(what: &'static str, bytes: usize, max: usize) -> Result<(), CodecError> {
+    if bytes > max { Err(CodecError::TooLong { what, bytes, max }) } else { Ok(()) }
+}
+
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Writer for Append<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_all_of_its_bytes() {
+        let mut bytes = Vec::new();
+        encode_value(&(7_u64, String::from("seven")), &mut bytes);
+        assert_eq!(decode_value::<(u64, String)>(&bytes), Ok((7, "seven".into())));
+        bytes.push(0);
+        assert_eq!(decode_value::<(u64, String)>(&bytes), Err(CodecError::TrailingBytes(1)));
+        assert_eq!(decode_value::<(u64, String)>(&bytes[..4]), Err(CodecError::Truncated));
+    }
+
+    #[test]
+    fn a_length_beyond_the_frame_limit_is_refused_before_allocation() {
+        let mut bytes = Vec::new();
+        encode_value(&(u64::MAX / 2), &mut bytes);
+        assert!(matches!(decode_value::<Vec<u8>>(&bytes), Err(CodecError::Malformed(_))));
+    }
+}

@@ -1,0 +1,62 @@
+//! The session header as bytes.
+
+use super::{CodecError, check_length, decode_value, encode_value};
+use crate::entry::Generation;
+use crate::session::{BOOTARGS_BYTES_MAX, IMAGE_BYTES_MAX, IMAGE_NAME_BYTES_MAX, ImageDigest, SessionHeader, VmId};
+use bincode::{Decode, Encode};
+use vm::MachineConfig;
+
+#[derive(Encode, Decode)]
+struct WireSession {
+    vm: String,
+    generation: u64,
+    ram_bytes: u64,
+    mac: [u8; 6],
+    bootargs: String,
+    rng_seed: [u8; 32],
+    image_name: String,
+    image_digest: [u8; 32],
+    image_bytes: u64,
+}
+
+/// Appends `header` without its version, which stands before it.
+pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
+    let wire = WireSession {
+        vm: header.vm.as_str().to_owned(),
+        generation: header.generation.0,
+        ram_bytes: header.config.ram_bytes,
+        mac: header.config.mac,
+        bootargs: header.config.bootargs.clone(),
+        rng_seed: header.config.rng_seed,
+        image_name: header.image_name.clone(),
+        image_digest: header.image_digest.0,
+        image_bytes: header.image_bytes,
+    };
+    encode_value(&wire, out);
+}
+
+/// Decodes a header of this build's version from all of `bytes` and checks every limit but those of the machine, which
+/// [`vm::Machine::new`] checks.
+pub(crate) fn decode_session(bytes: &[u8]) -> Result<SessionHeader, CodecError> {
+    let wire: WireSession = decode_value(bytes)?;
+    check_length("bootargs", wire.bootargs.len(), BOOTARGS_BYTES_MAX)?;
+    check_length("image name", wire.image_name.len(), IMAGE_NAME_BYTES_MAX)?;
+    if wire.image_bytes > IMAGE_BYTES_MAX as u64 {
+        let reason = format!("{} bytes; at most {IMAGE_BYTES_MAX} are allowed", wire.image_bytes);
+        return Err(CodecError::Invalid { what: "image length", reason });
+    }
+    let vm = VmId::new(&wire.vm).map_err(|error| CodecError::Invalid { what: "VM name", reason: error.to_string() })?;
+    Ok(SessionHeader {
+        vm,
+        generation: Generation(wire.generation),
+        config: MachineConfig {
+            ram_bytes: wire.ram_bytes,
+            mac: wire.mac,
+            bootargs: wire.bootargs,
+            rng_seed: wire.rng_seed,
+        },
+        image_name: wire.image_name,
+        image_digest: ImageDigest(wire.image_digest),
+        image_bytes: wire.image_bytes,
+    })
+}

@@ -1,0 +1,55 @@
+//! What the log says: at which instruction count, what happened.
+
+use std::fmt;
+use vm::{Event, InstructionCount, OutputId, StateDigest, StopReason};
+
+/// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with `seq < cursor`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogSeq(pub u64);
+
+impl fmt::Display for LogSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The fencing number of a VM's owner: of two that believe they run the same VM, the one with the greater is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One entry: `body` happened when the machine had executed exactly `count` steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Never less than that of the entry before.
+    pub count: InstructionCount,
+    /// What happened.
+    pub body: EntryBody,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryBody {
+    /// An input: replaying applies it.
+    Event(Event),
+    /// The guest sent something: replaying must produce it too, and the Output Rule waits for this entry.
+    Output {
+        /// Its place in the sequence of outputs.
+        id: OutputId,
+        /// [`vm::OutputOperation::digest`].
+        digest: u64,
+    },
+    /// Nothing else happened up to here, so that a backup may run this far.
+    Progress,
+    /// The machine's state: replaying must come to the same.
+    Digest(StateDigest),
+    /// The guest came to its end by itself; the last entry.
+    Stopped(StopReason),
+    /// From here on the VM belongs to this generation.
+    Generation(Generation),
+}

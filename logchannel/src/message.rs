@@ -1,0 +1,244 @@
+//! What primary and backup tell each other on the logging channel, one message a frame.
+
+use crate::codec::{self, CodecError, Varint, check_length};
+use crate::entry::{Generation, LogSeq};
+use crate::frame::{Frame, FrameKind, append_frame, append_frame_with};
+use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, NodeId, SessionHeader, cut};
+use vm::{InstructionCount, OutputId};
+
+/// The longest reason in a message, in bytes; longer ones are cut when they are sent.
+pub const REASON_BYTES_MAX: usize = 1024;
+
+/// The most encoded entries in one batch, in bytes: what a batch decodes to must be bounded too.
+pub const BATCH_BYTES_MAX: usize = 16 << 10;
+
+/// Frame kinds of the channel; the log file uses `SESSION`, `IMAGE_CHUNK` and `ENTRIES` too.
+pub(crate) mod kind {
+    use super::FrameKind;
+
+    pub(crate) const SESSION: FrameKind = FrameKind(1);
+    pub(crate) const IMAGE_CHUNK: FrameKind = FrameKind(2);
+    pub(crate) const ENTRIES: FrameKind = FrameKind(3);
+    pub(crate) const ACCEPTED: FrameKind = FrameKind(4);
+    pub(crate) const REFUSED: FrameKind = FrameKind(5);
+    pub(crate) const ACK: FrameKind = FrameKind(6);
+    pub(crate) const CONSUMED: FrameKind = FrameKind(7);
+    pub(crate) const PROTECTED: FrameKind = FrameKind(8);
+    pub(crate) const RELEASED: FrameKind = FrameKind(9);
+    pub(crate) const HEARTBEAT: FrameKind = FrameKind(10);
+    pub(crate) const GOODBYE: FrameKind = FrameKind(11);
+}
+
+/// Entries of a log that follow each other, encoded against those before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryBatch {
+    /// The place of the first.
+    pub first_seq: LogSeq,
+    /// Their encoding; at most [`BATCH_BYTES_MAX`].
+    pub bytes: Vec<u8>,
+}
+
+/// A message on the logging channel. "p" comes from the primary, "b" from the backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// p: what this log is about. The first message.
+    Session(SessionHeader),
+    /// p: the next piece of the image; none is empty or longer than [`IMAGE_CHUNK_BYTES`].
+    ImageChunk(Vec<u8>),
+    /// b: the session fits and the image is complete.
+    Accepted {
+        /// Who the backup is.
+        node: NodeId,
+    },
+    /// Either: this peer can't be paired with. The last message.
+    Refused {
+        /// Why, for a person; at most [`REASON_BYTES_MAX`].
+        reason: String,
+    },
+    /// p: the next entries.
+    Entries(EntryBatch),
+    /// b: all entries with `seq < received` are in the backup's log buffer.
+    Ack {
+        /// A cursor.
+        received: LogSeq,
+    },
+    /// b: all entries with `seq < consumed` have been replayed.
+    Consumed {
+        /// A cursor.
+        consumed: LogSeq,
+        /// Where the backup's machine stands.
+        count: InstructionCount,
+    },
+    /// p: outputs are held for this backup from now on, so it may claim `generation`.
+    Protected {
+        /// The generation of the pair.
+        generation: Generation,
+    },
+    /// p: all outputs with `id < next_output` have left.
+    Released {
+        /// A cursor.
+        next_output: OutputId,
+    },
+    /// Either: still here.
+    Heartbeat,
+    /// Either: leaving in order. The last message.
+    Goodbye {
+        /// Why, for a person; at most [`REASON_BYTES_MAX`].
+        reason: String,
+    },
+}
+
+/// A frame is no message of the logging channel: the peer is faulty or of another kind or version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// No message has this kind.
+    #[error("frame kind {} is no message of the logging channel: is this the right port?", .0.0)]
+    UnknownKind(FrameKind),
+    /// The peer speaks another version.
+    #[error("the log has format version {found}, this build reads {FORMAT_VERSION}: run both sides from one build")]
+    Version {
+        /// As it says.
+        found: u32,
+    },
+    /// The body isn't one of its kind.
+    #[error("bad {kind} message: {source}")]
+    Body {
+        /// Which message.
+        kind: &'static str,
+        /// What is wrong.
+        source: CodecError,
+    },
+}
+
+impl Message {
+    /// Appends the message to `out`, as a whole frame. Reasons beyond [`REASON_BYTES_MAX`] are cut.
+    ///
+    /// # Panics
+    /// If an image piece or a batch is beyond its limit.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Session(header) => append_session(header, out),
+            Self::ImageChunk(bytes) => append_image_chunk(bytes, out),
+            Self::Accepted { node } => append_frame(kind::ACCEPTED, &node.0.to_le_bytes(), out),
+            Self::Refused { reason } => append_reason(kind::REFUSED, reason, out),
+            Self::Entries(batch) => append_entries(batch.first_seq, &batch.bytes, out),
+            Self::Ack { received } => append_value(kind::ACK, &Varint(received.0), out),
+            Self::Consumed { consumed, count } => {
+                append_value(kind::CONSUMED, &(Varint(consumed.0), Varint(count.0)), out);
+            }
+            Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
+            Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
+            Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
+            Self::Goodbye { reason } => append_reason(kind::GOODBYE, reason, out),
+        }
+    }
+
+    /// The message in `frame`.
+    ///
+    /// # Errors
+    /// [`MessageError`] if it isn't one.
+    pub fn decode(frame: Frame<'_>) -> Result<Self, MessageError> {
+        let body = frame.body;
+        let (name, decoded) = match frame.kind {
+            kind::SESSION => return decode_session(body).map(Self::Session),
+            kind::IMAGE_CHUNK => ("image", decode_image_chunk(body).map(|chunk| Self::ImageChunk(chunk.to_vec()))),
+            kind::ACCEPTED => ("accepted", decode_node(body).map(|node| Self::Accepted { node })),
+            kind::REFUSED => ("refused", decode_reason(body).map(|reason| Self::Refused { reason })),
+            kind::ENTRIES => (
+                "entries",
+                split_entries(body)
+                    .map(|(first_seq, bytes)| Self::Entries(EntryBatch { first_seq, bytes: bytes.to_vec() })),
+            ),
+            kind::ACK => ("ack", decode_cursor(body).map(|cursor| Self::Ack { received: LogSeq(cursor) })),
+            kind::CONSUMED => (
+                "consumed",
+                codec::decode_value::<(Varint, Varint)>(body).map(|(consumed, count)| Self::Consumed {
+                    consumed: LogSeq(consumed.0),
+                    count: InstructionCount(count.0),
+                }),
+            ),
+            kind::PROTECTED => (
+                "protected",
+                decode_cursor(body).map(|generation| Self::Protected { generation: Generation(generation) }),
+            ),
+            kind::RELEASED => {
+                ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
+            }
+            kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
+            kind::GOODBYE => ("goodbye", decode_reason(body).map(|reason| Self::Goodbye { reason })),
+            unknown => return Err(MessageError::UnknownKind(unknown)),
+        };
+        decoded.map_err(|source| MessageError::Body { kind: name, source })
+    }
+}
+
+/// Appends a session frame: the version by itself, so that every version can read it, then the header.
+pub(crate) fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
+    append_frame_with(kind::SESSION, out, |out| {
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        codec::encode_session(header, out);
+    });
+}
+
+pub(crate) fn decode_session(body: &[u8]) -> Result<SessionHeader, MessageError> {
+    let bad = |source| MessageError::Body { kind: "session", source };
+    let (version, header) = body.split_first_chunk::<4>().ok_or(bad(CodecError::Truncated))?;
+    match u32::from_le_bytes(*version) {
+        FORMAT_VERSION => codec::decode_session(header).map_err(bad),
+        found => Err(MessageError::Version { found }),
+    }
+}
+
+/// Appends an image frame.
+pub(crate) fn append_image_chunk(bytes: &[u8], out: &mut Vec<u8>) {
+    assert!(!bytes.is_empty() && bytes.len() <= IMAGE_CHUNK_BYTES, "an image piece of {} bytes", bytes.len());
+    append_frame(kind::IMAGE_CHUNK, bytes, out);
+}
+
+pub(crate) fn decode_image_chunk(body: &[u8]) -> Result<&[u8], CodecError> {
+    if body.is_empty() {
+        return Err(CodecError::Truncated);
+    }
+    check_length("image piece", body.len(), IMAGE_CHUNK_BYTES)?;
+    Ok(body)
+}
+
+/// Appends a frame of encoded entries.
+pub(crate) fn append_entries(first_seq: LogSeq, bytes: &[u8], out: &mut Vec<u8>) {
+    assert!(bytes.len() <= BATCH_BYTES_MAX, "a batch of {} bytes", bytes.len());
+    append_frame_with(kind::ENTRIES, out, |out| {
+        codec::encode_value(&Varint(first_seq.0), out);
+        out.extend_from_slice(bytes);
+    });
+}
+
+/// The place of the first entry, and the encoded entries.
+pub(crate) fn split_entries(mut body: &[u8]) -> Result<(LogSeq, &[u8]), CodecError> {
+    let first_seq: Varint = codec::decode_front(&mut body)?;
+    check_length("entry batch", body.len(), BATCH_BYTES_MAX)?;
+    Ok((LogSeq(first_seq.0), body))
+}
+
+fn append_value<T: bincode::Encode>(kind: FrameKind, value: &T, out: &mut Vec<u8>) {
+    append_frame_with(kind, out, |out| codec::encode_value(value, out));
+}
+
+fn append_reason(kind: FrameKind, reason: &str, out: &mut Vec<u8>) {
+    append_frame(kind, cut(reason, REASON_BYTES_MAX).as_bytes(), out);
+}
+
+fn decode_reason(body: &[u8]) -> Result<String, CodecError> {
+    check_length("reason", body.len(), REASON_BYTES_MAX)?;
+    let text =
+        std::str::from_utf8(body).map_err(|error| CodecError::Invalid { what: "reason", reason: error.to_string() })?;
+    Ok(text.to_owned())
+}
+
+fn decode_node(body: &[u8]) -> Result<NodeId, CodecError> {
+    let bytes: [u8; 16] = codec::decode_value(body)?;
+    Ok(NodeId(u128::from_le_bytes(bytes)))
+}
+
+fn decode_cursor(body: &[u8]) -> Result<u64, CodecError> {
+    codec::decode_value::<Varint>(body).map(|cursor| cursor.0)
+}

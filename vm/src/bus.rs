@@ -1,0 +1,201 @@
+//! The address map: which part of the machine answers at which address.
+//!
+//! A subset of QEMU's `virt` board at the same addresses, so that the same guest runs on both. RAM takes accesses of any
+//! alignment; devices only naturally aligned ones, and each says which widths it takes. Everything else is an access fault.
+
+use crate::device::finisher;
+use crate::device::plic::Plic;
+use crate::device::uart::Uart;
+use crate::device::virtio::net::Net;
+use crate::digest::StateHasher;
+use crate::exit::StopReason;
+use crate::mmu::GuestPhysAddr;
+use crate::output::Outputs;
+use crate::ram::Ram;
+
+/// A range of bus addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) base: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Region {
+    const fn offset(self, address: u64) -> Option<u64> {
+        let offset = address.wrapping_sub(self.base);
+        if offset < self.bytes { Some(offset) } else { None }
+    }
+}
+
+/// The test finisher's registers.
+pub(crate) const FINISHER: Region = Region { base: 0x0010_0000, bytes: 0x1000 };
+/// The interrupt controller's registers.
+pub(crate) const PLIC: Region = Region { base: 0x0c00_0000, bytes: 0x0060_0000 };
+/// The console's registers.
+pub(crate) const UART: Region = Region { base: 0x1000_0000, bytes: 0x100 };
+/// The network device's registers.
+pub(crate) const NET: Region = Region { base: 0x1000_1000, bytes: 0x1000 };
+
+/// The network device's interrupt source at the PLIC.
+pub(crate) const NET_IRQ: u32 = 1;
+/// The console's interrupt source at the PLIC.
+pub(crate) const UART_IRQ: u32 = 10;
+
+/// RAM, devices, and what leaves them.
+#[derive(Debug)]
+pub(crate) struct Bus {
+    pub(crate) ram: Ram,
+    pub(crate) uart: Uart,
+    pub(crate) net: Net,
+    pub(crate) outputs: Outputs,
+    plic: Plic,
+    stop: Option<StopReason>,
+    /// Since [`Self::settle`]. Invariant: `false` whenever the machine is at rest.
+    touched: bool,
+}
+
+/// A device, and where in it.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Finisher(u64),
+    Plic(u64),
+    Uart(u64),
+    Net(u64),
+}
+
+impl Bus {
+    /// Devices as after reset.
+    pub(crate) fn new(ram: Ram, mac: [u8; 6]) -> Self {
+        Self {
+            ram,
+            uart: Uart::new(),
+            net: Net::new(mac),
+            outputs: Outputs::default(),
+            plic: Plic::new(),
+            stop: None,
+            touched: false,
+        }
+    }
+
+    /// Reads `N` bytes, 1, 2, 4 or 8; `None` is an access fault.
+    #[inline]
+    pub(crate) fn load<const N: usize>(&mut self, address: GuestPhysAddr) -> Option<[u8; N]> {
+        match self.ram.load(address) {
+            Some(bytes) => Some(bytes),
+            None => self.load_device(address.0, N)?.to_le_bytes().first_chunk().copied(),
+        }
+    }
+
+    /// Writes `N` bytes, 1, 2, 4 or 8; `None` is an access fault, and nothing has been written.
+    #[inline]
+    pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, bytes: [u8; N]) -> Option<()> {
+        match self.ram.store(address, bytes) {
+            Some(()) => Some(()),
+            None => {
+                let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                self.store_device(address.0, value, N)
+            }
+        }
+    }
+
+    /// Whether a device was accessed since [`Self::settle`]: interrupt lines, outputs and the end of the guest may follow.
+    #[inline]
+    pub(crate) const fn touched(&self) -> bool {
+        self.touched
+    }
+
+    /// Brings the consequences of device accesses and events to where they belong, at `count`. The result is the level of
+    /// the hart's external interrupt line.
+    pub(crate) fn settle(&mut self, count: u64) -> bool {
+        self.touched = false;
+        self.plic.set_level(UART_IRQ, self.uart.interrupts());
+        self.plic.set_level(NET_IRQ, self.net.interrupts());
+        self.outputs.settle(count);
+        self.plic.notifies()
+    }
+
+    /// The guest comes to its end. The first reason counts.
+    pub(crate) fn stop(&mut self, reason: StopReason) {
+        self.outputs.flush_console();
+        self.stop.get_or_insert(reason);
+    }
+
+    /// Whether and how the guest has come to its end.
+    pub(crate) const fn stopped(&self) -> Option<StopReason> {
+        self.stop
+    }
+
+    /// A frame arrives at the network device.
+    pub(crate) fn receive_frame(&mut self, frame: &[u8]) {
+        if let Err(bad) = self.net.receive(&mut self.ram, frame) {
+            self.stop(StopReason::Halt(bad.into()));
+        }
+    }
+
+    pub(crate) fn fold_into(&mut self, hasher: &mut StateHasher) {
+        // `touched` is false whenever the machine is at rest.
+        let Self { ram, uart, net, outputs, plic, stop, touched: _ } = self;
+        hasher.u128(ram.digest());
+        hasher.u64(ram.end());
+        uart.fold_into(hasher);
+        net.fold_into(hasher);
+        outputs.fold_into(hasher);
+        plic.fold_into(hasher);
+        hasher.bool(stop.is_some());
+        if let Some(reason) = stop {
+            reason.fold_into(hasher);
+        }
+    }
+
+    /// The device at `address`, if the access is naturally aligned.
+    fn target(address: u64, width: usize) -> Option<Target> {
+        if !address.is_multiple_of(width as u64) {
+            return None;
+        }
+        let plic = PLIC.offset(address).map(Target::Plic);
+        plic.or_else(|| UART.offset(address).map(Target::Uart))
+            .or_else(|| NET.offset(address).map(Target::Net))
+            .or_else(|| FINISHER.offset(address).map(Target::Finisher))
+    }
+
+    #[cold]
+    fn load_device(&mut self, address: u64, width: usize) -> Option<u64> {
+        let target = Self::target(address, width)?;
+        self.touched = true;
+        match target {
+            Target::Plic(offset) => self.plic.load(offset, width).map(u64::from),
+            Target::Uart(offset) => self.uart.load(offset, width).map(u64::from),
+            Target::Net(offset) => self.net.load(offset, width).map(u64::from),
+            Target::Finisher(offset) => finisher::load(offset, width).map(u64::from),
+        }
+    }
+
+    #[cold]
+    fn store_device(&mut self, address: u64, value: u64, width: usize) -> Option<()> {
+        let target = Self::target(address, width)?;
+        // No device has a register wider than this.
+        let value = u32::try_from(value).ok()?;
+        self.touched = true;
+        match target {
+            Target::Plic(offset) => self.plic.store(offset, value, width),
+            Target::Uart(offset) => {
+                if let Some(sent) = self.uart.store(offset, value, width)? {
+                    self.outputs.push_console_byte(sent);
+                }
+                Some(())
+            }
+            Target::Net(offset) => {
+                if let Err(bad) = self.net.store(offset, value, width, &mut self.ram, &mut self.outputs)? {
+                    self.stop(StopReason::Halt(bad.into()));
+                }
+                Some(())
+            }
+            Target::Finisher(offset) => {
+                if let Some(reason) = finisher::store(offset, value, width)? {
+                    self.stop(reason);
+                }
+                Some(())
+            }
+        }
+    }
+}

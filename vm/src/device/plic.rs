@@ -1,0 +1,232 @@
+//! The platform-level interrupt controller, as QEMU's `virt` board lays it out.
+//!
+//! Context 1 is the hart's S-mode. Context 0 would be its M-mode, which doesn't exist: its registers read zero. Sources are
+//! level-triggered: one is pending while its line is up and nobody is handling it.
+
+use crate::digest::StateHasher;
+
+/// Sources 1 to 95 exist, as on the board; 0 means none.
+const SOURCES: u32 = 96;
+
+/// The greatest priority; 0 never interrupts.
+const PRIORITY_MAX: u32 = 7;
+
+const PENDING: u64 = 0x1000;
+const ENABLE: u64 = 0x2080;
+const THRESHOLD: u64 = 0x20_1000;
+const CLAIM: u64 = 0x20_1004;
+
+/// Bytes of a bitmap with a bit per source.
+const BITMAP_BYTES: u64 = (SOURCES / 8) as u64;
+
+/// Interrupt sources of devices in, one external interrupt line out.
+#[derive(Debug)]
+pub(crate) struct Plic {
+    priority: [u8; SOURCES as usize],
+    /// A bit per source: its line is up.
+    level: u128,
+    /// A bit per source: claimed and not yet completed.
+    in_service: u128,
+    enable: u128,
+    threshold: u8,
+}
+
+impl Plic {
+    /// As after reset.
+    pub(crate) const fn new() -> Self {
+        Self { priority: [0; SOURCES as usize], level: 0, in_service: 0, enable: 0, threshold: 0 }
+    }
+
+    /// The line of `source` goes up or down.
+    pub(crate) const fn set_level(&mut self, source: u32, up: bool) {
+        if up {
+            self.level |= 1 << source;
+        } else {
+            self.level &= !(1 << source);
+        }
+    }
+
+    /// The level of the external interrupt line.
+    pub(crate) fn notifies(&self) -> bool {
+        self.best().is_some_and(|(_, priority)| priority > self.threshold)
+    }
+
+    /// Reads a register; reading CLAIM claims.
+    pub(crate) fn load(&mut self, offset: u64, width: usize) -> Option<u32> {
+        if width != 4 {
+            return None;
+        }
+        Some(match offset {
+            THRESHOLD => self.threshold.into(),
+            CLAIM => self.claim(),
+            _ => {
+                if let Some(source) = priority_source(offset) {
+                    self.priority[source].into()
+                } else if let Some(shift) = bitmap_shift(offset, PENDING) {
+                    word(self.pending(), shift)
+                } else if let Some(shift) = bitmap_shift(offset, ENABLE) {
+                    word(self.enable, shift)
+                } else {
+                    0
+                }
+            }
+        })
+    }
+
+    /// Writes a register; writing CLAIM completes.
+    pub(crate) fn store(&mut self, offset: u64, value: u32, width: usize) -> Option<()> {
+        if width != 4 {
+            return None;
+        }
+        match offset {
+            THRESHOLD => self.threshold = priority_bits(value),
+            CLAIM => self.complete(value),
+            _ => {
+                if let Some(source) = priority_source(offset) {
+                    self.priority[source] = priority_bits(value);
+                } else if let Some(shift) = bitmap_shift(offset, ENABLE) {
+                    // Source 0 doesn't exist.
+                    self.enable = (self.enable & !(u128::from(u32::MAX) << shift) | u128::from(value) << shift) & !1;
+                }
+            }
+        }
+        Some(())
+    }
+
+    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+        let Self { priority, level, in_service, enable, threshold } = self;
+        hasher.bytes(priority.iter().copied());
+        hasher.u128(*level);
+        hasher.u128(*in_service);
+        hasher.u128(*enable);
+        hasher.u8(*threshold);
+    }
+
+    const fn pending(&self) -> u128 {
+        self.level & !self.in_service
+    }
+
+    /// The source to handle first, with its priority: the greatest priority, and of equals the least number.
+    fn best(&self) -> Option<(u32, u8)> {
+        let mut candidates = self.pending() & self.enable;
+        let mut best = None;
+        while candidates != 0 {
+            let source = candidates.trailing_zeros();
+            candidates &= candidates - 1;
+            let priority = self.priority[source as usize];
+            if priority > best.map_or(0, |(_, priority)| priority) {
+                best = Some((source, priority));
+            }
+        }
+        best
+    }
+
+    /// Claiming isn't subject to the threshold.
+    fn claim(&mut self) -> u32 {
+        let Some((source, _)) = self.best() else { return 0 };
+        self.in_service |= 1 << source;
+        source
+    }
+
+    /// Completing a source that isn't enabled is ignored.
+    const fn complete(&mut self, source: u32) {
+        if source < SOURCES && self.enable >> source & 1 == 1 {
+            self.in_service &= !(1 << source);
+        }
+    }
+}
+
+const fn priority_bits(value: u32) -> u8 {
+    (value & PRIORITY_MAX) as u8
+}
+
+/// The source whose priority register is at `offset`.
+fn priority_source(offset: u64) -> Option<usize> {
+    usize::try_from(offset / 4).ok().filter(|source| (1..SOURCES as usize).contains(source))
+}
+
+/// How far to shift a bitmap that begins at `base` to get its word at `offset`.
+const fn bitmap_shift(offset: u64, base: u64) -> Option<u64> {
+    if offset >= base && offset < base + BITMAP_BYTES { Some((offset - base) * 8) } else { None }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "one word of the bitmap is what is asked for")]
+const fn word(bitmap: u128, shift: u64) -> u32 {
+    (bitmap >> shift) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CLAIM, ENABLE, PENDING, Plic, THRESHOLD};
+
+    fn plic_with(priorities: &[(u32, u32)]) -> Plic {
+        let mut plic = Plic::new();
+        for (source, priority) in priorities {
+            plic.store(u64::from(*source) * 4, *priority, 4).unwrap();
+            plic.set_level(*source, true);
+        }
+        for word in 0..3 {
+            plic.store(ENABLE + 4 * word, u32::MAX, 4).unwrap();
+        }
+        plic
+    }
+
+    #[test]
+    fn claims_by_priority_then_by_number() {
+        let mut plic = plic_with(&[(10, 1), (1, 1), (40, 3), (95, 0)]);
+        assert!(plic.notifies());
+        let claims: [u32; 4] = core::array::from_fn(|_| plic.load(CLAIM, 4).unwrap());
+        assert_eq!(claims, [40, 1, 10, 0], "priority 0 never interrupts");
+        assert!(!plic.notifies());
+        assert_eq!(plic.load(PENDING + 8, 4), Some(1 << 31), "95 is pending, 40 in service");
+    }
+
+    #[test]
+    fn completion_lets_a_line_that_is_still_up_interrupt_again() {
+        let mut plic = plic_with(&[(10, 1)]);
+        assert_eq!(plic.load(CLAIM, 4), Some(10));
+        assert!(!plic.notifies());
+        plic.store(CLAIM, 10, 4).unwrap();
+        assert!(plic.notifies());
+        plic.set_level(10, false);
+        assert!(!plic.notifies());
+        assert_eq!(plic.load(CLAIM, 4), Some(0));
+    }
+
+    #[test]
+    fn threshold_masks_the_line_but_not_the_claim() {
+        let mut plic = plic_with(&[(10, 3)]);
+        plic.store(THRESHOLD, 3, 4).unwrap();
+        assert!(!plic.notifies());
+        assert_eq!(plic.load(CLAIM, 4), Some(10));
+        plic.store(CLAIM, 10, 4).unwrap();
+        plic.store(THRESHOLD, 2, 4).unwrap();
+        assert!(plic.notifies());
+    }
+
+    #[test]
+    fn completion_of_a_source_not_enabled_is_ignored() {
+        let mut plic = plic_with(&[(10, 1)]);
+        assert_eq!(plic.load(CLAIM, 4), Some(10));
+        plic.store(ENABLE, 0, 4).unwrap();
+        plic.store(CLAIM, 10, 4).unwrap();
+        plic.store(CLAIM, u32::MAX, 4).unwrap();
+        plic.store(ENABLE, 1 << 10, 4).unwrap();
+        assert!(!plic.notifies(), "still in service");
+    }
+
+    #[test]
+    fn registers_hold_what_exists() {
+        let mut plic = Plic::new();
+        for offset in
+            [0, 4, 95 * 4, 96 * 4, PENDING, ENABLE, ENABLE + 8, ENABLE + 12, ENABLE - 0x80, THRESHOLD, 0x5f_fffc]
+        {
+            plic.store(offset, u32::MAX, 4).unwrap();
+        }
+        assert_eq!([0, 4, 95 * 4, 96 * 4].map(|offset| plic.load(offset, 4).unwrap()), [0, 7, 7, 0]);
+        assert_eq!(plic.load(ENABLE, 4), Some(!1));
+        assert_eq!([ENABLE + 8, ENABLE + 12, ENABLE - 0x80].map(|offset| plic.load(offset, 4).unwrap()), [!0, 0, 0]);
+        assert_eq!(plic.load(THRESHOLD, 4), Some(7));
+        assert_eq!(plic.load(PENDING, 8), None);
+    }
+}

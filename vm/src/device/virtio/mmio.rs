@@ -1,0 +1,255 @@
+//! The virtio-mmio transport, version 2: the registers that all devices have in common.
+
+use super::queue::{Direction, QUEUE_SIZE_MAX, Queue, QueueAddresses};
+use crate::digest::StateHasher;
+
+/// Feature bit of every device of version 1.
+pub(crate) const FEATURE_VERSION_1: u64 = 1 << 32;
+
+/// Where the registers of the transport end and those of the device begin.
+pub(crate) const CONFIG: u64 = 0x100;
+
+/// "virt"
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "FTVM"
+const VENDOR: u32 = 0x4d56_5446;
+
+const STATUS_FEATURES_OK: u32 = 1 << 3;
+const STATUS_DRIVER_OK: u32 = 1 << 2;
+const STATUS_MASK: u32 = 0xff;
+
+const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
+
+mod register {
+    pub(super) const MAGIC: u64 = 0x000;
+    pub(super) const VERSION: u64 = 0x004;
+    pub(super) const DEVICE_ID: u64 = 0x008;
+    pub(super) const VENDOR_ID: u64 = 0x00c;
+    pub(super) const DEVICE_FEATURES: u64 = 0x010;
+    pub(super) const DEVICE_FEATURES_SELECT: u64 = 0x014;
+    pub(super) const DRIVER_FEATURES: u64 = 0x020;
+    pub(super) const DRIVER_FEATURES_SELECT: u64 = 0x024;
+    pub(super) const QUEUE_SELECT: u64 = 0x030;
+    pub(super) const QUEUE_SIZE_MAX: u64 = 0x034;
+    pub(super) const QUEUE_SIZE: u64 = 0x038;
+    pub(super) const QUEUE_READY: u64 = 0x044;
+    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(super) const INTERRUPT_STATUS: u64 = 0x060;
+    pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x064;
+    pub(super) const STATUS: u64 = 0x070;
+    pub(super) const QUEUE_DESCRIPTORS_LOW: u64 = 0x080;
+    pub(super) const QUEUE_DESCRIPTORS_HIGH: u64 = 0x084;
+    pub(super) const QUEUE_AVAILABLE_LOW: u64 = 0x090;
+    pub(super) const QUEUE_AVAILABLE_HIGH: u64 = 0x094;
+    pub(super) const QUEUE_USED_LOW: u64 = 0x0a0;
+    pub(super) const QUEUE_USED_HIGH: u64 = 0x0a4;
+    /// Length and base of the selected shared memory region; there is none, which reads as all ones.
+    pub(super) const SHARED_MEMORY: core::ops::Range<u64> = 0x0b0..0x0c0;
+}
+
+/// What the driver asks the device for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Notified {
+    pub(crate) queue: u32,
+}
+
+/// The state of the transport of a device with `QUEUES` queues.
+#[derive(Debug)]
+pub(crate) struct Transport<const QUEUES: usize> {
+    device_id: u32,
+    offered: u64,
+    accepted: u64,
+    offered_select: u32,
+    accepted_select: u32,
+    status: u32,
+    interrupt_status: u32,
+    queue_select: u32,
+    queues: [Queue; QUEUES],
+}
+
+impl<const QUEUES: usize> Transport<QUEUES> {
+    /// A device of kind `device_id` that offers `features` beside version 1, with a queue for each of `directions`.
+    pub(crate) fn new(device_id: u32, features: u64, directions: [Direction; QUEUES]) -> Self {
+        let mut index = 0;
+        let queues = directions.map(|direction| {
+            let queue = Queue::new(index, direction);
+            index += 1;
+            queue
+        });
+        Self {
+            device_id,
+            offered: features | FEATURE_VERSION_1,
+            accepted: 0,
+            offered_select: 0,
+            accepted_select: 0,
+            status: 0,
+            interrupt_status: 0,
+            queue_select: 0,
+            queues,
+        }
+    }
+
+    /// The level of the device's interrupt line.
+    pub(crate) const fn interrupts(&self) -> bool {
+        self.interrupt_status != 0
+    }
+
+    /// A buffer was returned to the driver.
+    pub(crate) const fn raise_used_buffer(&mut self) {
+        self.interrupt_status |= INTERRUPT_USED_BUFFER;
+    }
+
+    /// Queue `index`, if the driver has put the device and the queue to work.
+    pub(crate) fn live_queue(&self, index: usize) -> Option<&Queue> {
+        let driver_ok = self.status & STATUS_DRIVER_OK != 0;
+        self.queues.get(index).filter(|queue| driver_ok && queue.is_ready())
+    }
+
+    /// Like [`Self::live_queue`].
+    pub(crate) fn live_queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
+        let driver_ok = self.status & STATUS_DRIVER_OK != 0;
+        self.queues.get_mut(index).filter(|queue| driver_ok && queue.is_ready())
+    }
+
+    /// Reads a register below [`CONFIG`].
+    pub(crate) fn load(&self, offset: u64, width: usize) -> Option<u32> {
+        if width != 4 {
+            return None;
+        }
+        Some(match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.device_id,
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.offered, self.offered_select),
+            register::QUEUE_SIZE_MAX if self.selected().is_some() => QUEUE_SIZE_MAX.into(),
+            register::QUEUE_READY => self.selected().is_some_and(Queue::is_ready).into(),
+            register::INTERRUPT_STATUS => self.interrupt_status,
+            register::STATUS => self.status,
+            _ if register::SHARED_MEMORY.contains(&offset) => u32::MAX,
+            _ => 0,
+        })
+    }
+
+    /// Writes a register below [`CONFIG`].
+    pub(crate) fn store(&mut self, offset: u64, value: u32, width: usize) -> Option<Option<Notified>> {
+        if width != 4 {
+            return None;
+        }
+        match offset {
+            register::DEVICE_FEATURES_SELECT => self.offered_select = value,
+            register::DRIVER_FEATURES => self.accept(value),
+            register::DRIVER_FEATURES_SELECT => self.accepted_select = value,
+            register::QUEUE_SELECT => self.queue_select = value,
+            register::QUEUE_NOTIFY => return Some(Some(Notified { queue: value })),
+            register::INTERRUPT_ACKNOWLEDGE => self.interrupt_status &= !value,
+            register::STATUS => self.set_status(value),
+            _ => self.store_queue_register(offset, value),
+        }
+        Some(None)
+    }
+
+    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+        let Self {
+            device_id,
+            offered,
+            accepted,
+            offered_select,
+            accepted_select,
+            status,
+            interrupt_status,
+            queue_select,
+            queues,
+        } = self;
+        hasher.u64(*offered);
+        hasher.u64(*accepted);
+        for register in [device_id, offered_select, accepted_select, status, interrupt_status, queue_select] {
+            hasher.u32(*register);
+        }
+        for queue in queues {
+            queue.fold_into(hasher);
+        }
+    }
+
+    fn selected(&self) -> Option<&Queue> {
+        self.queues.get(usize::try_from(self.queue_select).ok()?)
+    }
+
+    fn store_queue_register(&mut self, offset: u64, value: u32) {
+        let Ok(index) = usize::try_from(self.queue_select) else { return };
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        match offset {
+            register::QUEUE_SIZE => return queue.set_size(value),
+            register::QUEUE_READY => return queue.set_ready(value & 1 == 1),
+            _ => {}
+        }
+        let Some(QueueAddresses { descriptors, available, used }) = queue.addresses_mut() else { return };
+        match offset {
+            register::QUEUE_DESCRIPTORS_LOW => set_half(descriptors, 0, value),
+            register::QUEUE_DESCRIPTORS_HIGH => set_half(descriptors, 1, value),
+            register::QUEUE_AVAILABLE_LOW => set_half(available, 0, value),
+            register::QUEUE_AVAILABLE_HIGH => set_half(available, 1, value),
+            register::QUEUE_USED_LOW => set_half(used, 0, value),
+            register::QUEUE_USED_HIGH => set_half(used, 1, value),
+            _ => {}
+        }
+    }
+
+    /// Features can be accepted until they have been agreed on.
+    fn accept(&mut self, value: u32) {
+        if self.status & STATUS_FEATURES_OK == 0 {
+            set_half(&mut self.accepted, self.accepted_select, value);
+        }
+    }
+
+    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts what was offered, version 1 among it.
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let agreeable = self.accepted & !self.offered == 0 && self.accepted & FEATURE_VERSION_1 != 0;
+        let refused = if agreeable { 0 } else { STATUS_FEATURES_OK };
+        self.status = value & STATUS_MASK & !refused;
+    }
+
+    fn reset(&mut self) {
+        let Self {
+            device_id: _,
+            offered: _,
+            accepted,
+            offered_select,
+            accepted_select,
+            status,
+            interrupt_status,
+            queue_select,
+            queues,
+        } = self;
+        *accepted = 0;
+        for register in [offered_select, accepted_select, status, interrupt_status, queue_select] {
+            *register = 0;
+        }
+        queues.iter_mut().for_each(Queue::reset);
+    }
+}
+
+/// Half number `select` of `value`; there are only two.
+#[expect(clippy::cast_possible_truncation, reason = "half of it is what is asked for")]
+const fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+/// Sets half number `select`; there are only two.
+fn set_half(value: &mut u64, select: u32, half: u32) {
+    let shift = match select {
+        0 => 0,
+        1 => 32,
+        _ => return,
+    };
+    *value = *value & !(u64::from(u32::MAX) << shift) | u64::from(half) << shift;
+}

@@ -1,0 +1,178 @@
+//! The network device: frames in, frames out, one queue each way.
+//!
+//! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue, multiqueue, mergeable buffers.
+
+use super::BadRing;
+use super::mmio::{CONFIG, Notified, Transport};
+use super::queue::{Buffer, Chain, Direction};
+use crate::digest::StateHasher;
+use crate::event::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
+use crate::mmu::GuestPhysAddr;
+use crate::output::Outputs;
+use crate::ram::Ram;
+use alloc::vec::Vec;
+
+const DEVICE_ID: u32 = 1;
+const FEATURE_MAC: u64 = 1 << 5;
+const FEATURE_STATUS: u64 = 1 << 16;
+
+/// The `status` field of the configuration space: the link is up.
+const LINK_UP: u8 = 1;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1 on receive.
+const HEADER_BYTES: usize = 12;
+const RECEIVE_HEADER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Header and longest frame: what a receive chain has to hold for any frame to fit.
+const CHAIN_BYTES_MAX: usize = HEADER_BYTES + FRAME_BYTES_MAX;
+
+/// The network device.
+#[derive(Debug)]
+pub(crate) struct Net {
+    transport: Transport<2>,
+    mac: [u8; 6],
+    received_dropped: u64,
+    transmitted_dropped: u64,
+}
+
+impl Net {
+    /// As after reset.
+    pub(crate) fn new(mac: [u8; 6]) -> Self {
+        let queues = [Direction::FromDevice, Direction::ToDevice];
+        let transport = Transport::new(DEVICE_ID, FEATURE_MAC | FEATURE_STATUS, queues);
+        Self { transport, mac, received_dropped: 0, transmitted_dropped: 0 }
+    }
+
+    /// The level of its interrupt line.
+    pub(crate) const fn interrupts(&self) -> bool {
+        self.transport.interrupts()
+    }
+
+    /// Frames that found no buffer, or one too short; and frames that the guest sent with a length that isn't a frame's.
+    pub(crate) const fn dropped(&self) -> (u64, u64) {
+        (self.received_dropped, self.transmitted_dropped)
+    }
+
+    /// Whether a frame of any length can be delivered now. Also `true` if the ring is bad: the delivery says so.
+    pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
+        self.transport.live_queue(RECEIVE).is_some_and(|queue| match queue.peek(ram) {
+            Ok(chain) => chain.is_some_and(|chain| chain.bytes() >= CHAIN_BYTES_MAX as u64),
+            Err(_) => true,
+        })
+    }
+
+    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and counted.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the guest's ring can't be worked with.
+    pub(crate) fn receive(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<(), BadRing> {
+        let mut bytes = Vec::with_capacity(CHAIN_BYTES_MAX);
+        bytes.extend_from_slice(&RECEIVE_HEADER);
+        bytes.extend_from_slice(frame);
+        let written = u32::try_from(bytes.len()).expect("the caller bounds the frame");
+
+        let Some(queue) = self.transport.live_queue_mut(RECEIVE) else {
+            self.received_dropped += 1;
+            return Ok(());
+        };
+        let Some(chain) = queue.peek(ram)?.filter(|chain| chain.bytes() >= u64::from(written)) else {
+            self.received_dropped += 1;
+            return Ok(());
+        };
+        scatter(ram, &chain, &bytes);
+        queue.complete(ram, chain.head, written)?;
+        if queue.wants_interrupt(ram)? {
+            self.transport.raise_used_buffer();
+        }
+        Ok(())
+    }
+
+    /// Reads a register.
+    pub(crate) fn load(&self, offset: u64, width: usize) -> Option<u32> {
+        let Some(place) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
+        if width > 4 {
+            return None;
+        }
+        let [m0, m1, m2, m3, m4, m5] = self.mac;
+        let config = [m0, m1, m2, m3, m4, m5, LINK_UP, 0];
+        let bytes = config.into_iter().skip(usize::try_from(place).ok()?).take(width);
+        Some(bytes.rev().fold(0, |value, byte| value << 8 | u32::from(byte)))
+    }
+
+    /// Writes a register; notifying the transmit queue sends what is in it. The configuration space can't be written.
+    pub(crate) fn store(
+        &mut self,
+        offset: u64,
+        value: u32,
+        width: usize,
+        ram: &mut Ram,
+        outputs: &mut Outputs,
+    ) -> Option<Result<(), BadRing>> {
+        if offset >= CONFIG {
+            return (width <= 4).then_some(Ok(()));
+        }
+        let notified = self.transport.store(offset, value, width)?;
+        let transmits = notified.is_some_and(|Notified { queue }| usize::try_from(queue) == Ok(TRANSMIT));
+        Some(if transmits { self.transmit(ram, outputs) } else { Ok(()) })
+    }
+
+    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+        let Self { transport, mac, received_dropped, transmitted_dropped } = self;
+        transport.fold_into(hasher);
+        hasher.bytes(mac.iter().copied());
+        hasher.u64(*received_dropped);
+        hasher.u64(*transmitted_dropped);
+    }
+
+    /// Sends all frames that are available. No more than the queue's size can be.
+    fn transmit(&mut self, ram: &mut Ram, outputs: &mut Outputs) -> Result<(), BadRing> {
+        let Some(queue) = self.transport.live_queue_mut(TRANSMIT) else { return Ok(()) };
+        let mut returned = false;
+        // A used ring laid over the available ring must not keep us here: what could be available at once is the bound.
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.peek(ram)? else { break };
+            match gather(ram, &chain) {
+                Some(frame) => outputs.push_frame(frame),
+                None => self.transmitted_dropped += 1,
+            }
+            queue.complete(ram, chain.head, 0)?;
+            returned = true;
+        }
+        if returned && queue.wants_interrupt(ram)? {
+            self.transport.raise_used_buffer();
+        }
+        Ok(())
+    }
+}
+
+/// The frame in a transmit chain; `None` if its length isn't that of a frame.
+fn gather(ram: &Ram, chain: &Chain) -> Option<Vec<u8>> {
+    let frame_bytes = usize::try_from(chain.bytes()).ok()?.checked_sub(HEADER_BYTES)?;
+    if !(FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&frame_bytes) {
+        return None;
+    }
+    let mut frame = Vec::with_capacity(frame_bytes);
+    // The header may be split over buffers like anything else.
+    let mut header_left = HEADER_BYTES;
+    for Buffer { address, bytes } in &chain.buffers {
+        let piece = ram.slice(*address, u64::from(*bytes)).expect("the queue has checked the buffer");
+        let skipped = header_left.min(piece.len());
+        header_left -= skipped;
+        frame.extend_from_slice(&piece[skipped..]);
+    }
+    Some(frame)
+}
+
+/// Writes `bytes` into a receive chain that holds at least as many.
+fn scatter(ram: &mut Ram, chain: &Chain, bytes: &[u8]) {
+    let mut rest = bytes;
+    for buffer in &chain.buffers {
+        let length = usize::try_from(buffer.bytes).map_or(rest.len(), |room| room.min(rest.len()));
+        let (piece, after) = rest.split_at(length);
+        ram.write(GuestPhysAddr(buffer.address.0), piece).expect("the queue has checked the buffer");
+        rest = after;
+    }
+}

@@ -1,0 +1,227 @@
+//! A split virtqueue, from the device's side.
+//!
+//! ```text
+//!   descriptor table   16 bytes each: address u64, length u32, flags u16, next u16
+//!   available ring     flags u16, idx u16, heads [u16; size]
+//!   used ring          flags u16, idx u16, elements [(head u32, written u32); size]
+//! ```
+//!
+//! Everything is little-endian in guest RAM. Indirect descriptors and the event index are not offered.
+
+use super::BadRing;
+use crate::digest::StateHasher;
+use crate::exit::HaltReason;
+use crate::mmu::GuestPhysAddr;
+use crate::ram::Ram;
+use alloc::vec::Vec;
+
+/// The greatest number of descriptors in a queue.
+pub(crate) const QUEUE_SIZE_MAX: u16 = 256;
+
+const DESCRIPTOR_BYTES: u64 = 16;
+const DESCRIPTOR_NEXT: u16 = 1 << 0;
+const DESCRIPTOR_WRITE: u16 = 1 << 1;
+const DESCRIPTOR_INDIRECT: u16 = 1 << 2;
+
+const AVAIL_NO_INTERRUPT: u16 = 1 << 0;
+
+/// Who writes a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The driver wrote it, the device reads it.
+    ToDevice,
+    /// The device writes it.
+    FromDevice,
+}
+
+/// A piece of guest RAM that lies within RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buffer {
+    pub(crate) address: GuestPhysAddr,
+    pub(crate) bytes: u32,
+}
+
+/// A chain of descriptors that the driver has made available.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) head: u16,
+    pub(crate) buffers: Vec<Buffer>,
+}
+
+impl Chain {
+    /// Length of all buffers together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| u64::from(buffer.bytes)).sum()
+    }
+}
+
+/// The addresses of a queue's three parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct QueueAddresses {
+    pub(crate) descriptors: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+}
+
+/// One queue, as the driver has set it up and as far as the device has come.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    index: u16,
+    direction: Direction,
+    size: u16,
+    ready: bool,
+    addresses: QueueAddresses,
+    /// Chains taken, modulo 2^16.
+    next_available: u16,
+    /// Chains returned, modulo 2^16.
+    next_used: u16,
+}
+
+impl Queue {
+    /// Queue number `index` of its device, not set up.
+    pub(crate) fn new(index: u16, direction: Direction) -> Self {
+        let addresses = QueueAddresses::default();
+        Self { index, direction, size: 0, ready: false, addresses, next_available: 0, next_used: 0 }
+    }
+
+    /// As after reset.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new(self.index, self.direction);
+    }
+
+    /// Whether the driver has put it to work.
+    pub(crate) const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// The number of descriptors.
+    pub(crate) const fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Sets the number of descriptors: a power of two up to [`QUEUE_SIZE_MAX`]. Anything else is ignored.
+    pub(crate) fn set_size(&mut self, size: u32) {
+        if let Ok(size) = u16::try_from(size)
+            && !self.ready
+            && size.is_power_of_two()
+            && size <= QUEUE_SIZE_MAX
+        {
+            self.size = size;
+        }
+    }
+
+    /// The addresses, while the driver may still set them.
+    pub(crate) const fn addresses_mut(&mut self) -> Option<&mut QueueAddresses> {
+        if self.ready { None } else { Some(&mut self.addresses) }
+    }
+
+    /// Puts the queue to work, or takes it back. A queue without a size doesn't become ready.
+    pub(crate) const fn set_ready(&mut self, ready: bool) {
+        self.ready = ready && self.size > 0;
+    }
+
+    /// The next available chain, which stays where it is.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the ring or the chain is outside RAM, loops, is too long, or has a buffer of the wrong direction.
+    pub(crate) fn peek(&self, ram: &Ram) -> Result<Option<Chain>, BadRing> {
+        let waiting = self.load_u16(ram, self.addresses.available, 2)?.wrapping_sub(self.next_available);
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting > self.size {
+            return Err(self.bad_ring());
+        }
+        let slot = self.next_available % self.size;
+        let head = self.load_u16(ram, self.addresses.available, 4 + 2 * u64::from(slot))?;
+        let buffers = self.walk(ram, head)?;
+        Ok(Some(Chain { head, buffers }))
+    }
+
+    /// Takes the chain that [`Self::peek`] has shown, and returns it to the driver with `written` bytes written.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the used ring is outside RAM.
+    pub(crate) fn complete(&mut self, ram: &mut Ram, head: u16, written: u32) -> Result<(), BadRing> {
+        let slot = self.next_used % self.size;
+        let next_used = self.next_used.wrapping_add(1);
+        let mut element = [0; 8];
+        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        element[4..].copy_from_slice(&written.to_le_bytes());
+        self.store(ram, self.addresses.used, 4 + 8 * u64::from(slot), element)?;
+        self.store(ram, self.addresses.used, 2, next_used.to_le_bytes())?;
+        self.next_available = self.next_available.wrapping_add(1);
+        self.next_used = next_used;
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what was returned.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the available ring is outside RAM.
+    pub(crate) fn wants_interrupt(&self, ram: &Ram) -> Result<bool, BadRing> {
+        Ok(self.load_u16(ram, self.addresses.available, 0)? & AVAIL_NO_INTERRUPT == 0)
+    }
+
+    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+        let Self { index, direction, size, ready, addresses, next_available, next_used } = self;
+        let QueueAddresses { descriptors, available, used } = addresses;
+        hasher.u16(*index);
+        hasher.bool(*direction == Direction::FromDevice);
+        hasher.u16(*size);
+        hasher.bool(*ready);
+        hasher.u64(*descriptors);
+        hasher.u64(*available);
+        hasher.u64(*used);
+        hasher.u16(*next_available);
+        hasher.u16(*next_used);
+    }
+
+    fn walk(&self, ram: &Ram, head: u16) -> Result<Vec<Buffer>, BadRing> {
+        let mut buffers = Vec::new();
+        let mut index = head;
+        // A chain that is longer than the table has a loop in it.
+        for _ in 0..self.size {
+            let bad = BadRing { queue: self.index, descriptor: index };
+            if index >= self.size {
+                return Err(bad);
+            }
+            let place = DESCRIPTOR_BYTES * u64::from(index);
+            let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] =
+                ram.load(at(self.addresses.descriptors, place)).ok_or(bad)?;
+            let buffer = Buffer {
+                address: GuestPhysAddr(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7])),
+                bytes: u32::from_le_bytes([l0, l1, l2, l3]),
+            };
+            let flags = u16::from_le_bytes([f0, f1]);
+            let direction = if flags & DESCRIPTOR_WRITE == 0 { Direction::ToDevice } else { Direction::FromDevice };
+            if flags & DESCRIPTOR_INDIRECT != 0 || direction != self.direction {
+                return Err(bad);
+            }
+            ram.slice(buffer.address, u64::from(buffer.bytes)).ok_or(bad)?;
+            buffers.push(buffer);
+            if flags & DESCRIPTOR_NEXT == 0 {
+                return Ok(buffers);
+            }
+            index = u16::from_le_bytes([n0, n1]);
+        }
+        Err(BadRing { queue: self.index, descriptor: head })
+    }
+
+    const fn bad_ring(&self) -> BadRing {
+        BadRing { queue: self.index, descriptor: HaltReason::RING_ITSELF }
+    }
+
+    fn load_u16(&self, ram: &Ram, base: u64, offset: u64) -> Result<u16, BadRing> {
+        ram.load(at(base, offset)).map(u16::from_le_bytes).ok_or(self.bad_ring())
+    }
+
+    fn store<const N: usize>(&self, ram: &mut Ram, base: u64, offset: u64, value: [u8; N]) -> Result<(), BadRing> {
+        ram.store(at(base, offset), value).ok_or(self.bad_ring())
+    }
+}
+
+/// An address that wraps is as much outside RAM as any other.
+const fn at(base: u64, offset: u64) -> GuestPhysAddr {
+    GuestPhysAddr(base.wrapping_add(offset))
+}

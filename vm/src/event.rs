@@ -1,0 +1,82 @@
+//! What goes into the machine and what comes out of it.
+
+use alloc::vec::Vec;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// The longest Ethernet frame the network device carries, in bytes, without the frame check sequence.
+pub const FRAME_BYTES_MAX: usize = 1514;
+
+/// The shortest: addresses and type.
+pub(crate) const FRAME_BYTES_MIN: usize = 14;
+
+/// The longest console output, in bytes.
+pub const CONSOLE_BYTES_MAX: usize = 4096;
+
+/// One nondeterministic input: the only way in.
+///
+/// `ClockRead` and `Entropy` answer an instruction that the machine stands at ([`Exit::ClockRead`], [`Exit::SeedRead`]);
+/// the others arrive between two instructions.
+///
+/// [`Exit::ClockRead`]: crate::Exit::ClockRead
+/// [`Exit::SeedRead`]: crate::Exit::SeedRead
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The value that a read of CSR `time` gets, in ticks of [`TIMEBASE_HZ`](crate::TIMEBASE_HZ) since the guest's start.
+    ClockRead {
+        /// Never less than that of the read before.
+        ticks: u64,
+    },
+    /// The 16 bits that a read of CSR `seed` gets.
+    Entropy {
+        /// Host entropy.
+        bits: u16,
+    },
+    /// The timer deadline that the guest set has been reached: the supervisor timer interrupt becomes pending.
+    TimerInterrupt,
+    /// A frame arrives at the network device.
+    Packet {
+        /// The number that the network gave this frame; greater than that of the frame before. The machine only remembers
+        /// it, so that whoever takes the guest over knows which frames it has had.
+        number: u64,
+        /// Ethernet frame without frame check sequence, at most [`FRAME_BYTES_MAX`] bytes.
+        frame: Vec<u8>,
+    },
+    /// Bytes arrive at the console.
+    ConsoleInput {
+        /// At most as many as [`Machine::console_room`](crate::Machine::console_room) told.
+        bytes: Vec<u8>,
+    },
+}
+
+/// Something that leaves the machine: the only way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutputOperation {
+    /// A frame that the guest sent through its network device.
+    Frame(Vec<u8>),
+    /// Bytes that the guest wrote to its console, at most [`CONSOLE_BYTES_MAX`].
+    Console(Vec<u8>),
+}
+
+impl OutputOperation {
+    /// The bytes that leave.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Frame(bytes) | Self::Console(bytes) => bytes,
+        }
+    }
+
+    /// A digest of kind and content, for the log: the replay must produce the same.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let kind = match self {
+            Self::Frame(_) => 1,
+            Self::Console(_) => 2,
+        };
+        xxh3_64_with_seed(self.bytes(), kind)
+    }
+}
+
+/// The place of an output in the sequence of everything the guest has sent since reset; the first is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutputId(pub u64);

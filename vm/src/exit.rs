@@ -1,0 +1,101 @@
+//! Why the machine stopped running.
+
+use crate::digest::StateHasher;
+use core::fmt;
+
+/// Why [`Machine::run`](crate::Machine::run) returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The instruction count has reached the limit. Nothing at the limit has been executed.
+    LimitReached,
+    /// The hart stands at an instruction that reads the clock; apply [`Event::ClockRead`](crate::Event::ClockRead).
+    ClockRead,
+    /// The hart stands at an instruction that reads entropy; apply [`Event::Entropy`](crate::Event::Entropy).
+    SeedRead,
+    /// The hart waits in WFI and nothing that would wake it is pending; the count stands still until an event is applied.
+    WaitForInterrupt,
+    /// The last step produced output; take it with [`Machine::take_output`](crate::Machine::take_output).
+    Output,
+    /// The guest has come to its end; every further run gives the same answer.
+    Stopped(StopReason),
+}
+
+/// How a guest came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The guest powered itself off (SBI SRST, test finisher).
+    PowerOff {
+        /// 0 if the guest reported success.
+        code: u32,
+    },
+    /// The guest asked for a reboot.
+    Reboot,
+    /// The guest did something that the machine can't go on from.
+    Halt(HaltReason),
+}
+
+/// Why the machine gave up on a guest. No guest is able to make the machine panic: this is what it gets instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HaltReason {
+    /// The trap vector itself can't be fetched: every trap would trap again.
+    DoubleTrap {
+        /// Where the second trap arose.
+        pc: u64,
+        /// Its cause, as in `scause`.
+        cause: u64,
+    },
+    /// A virtqueue descriptor, ring or index is outside RAM, loops, or is too long.
+    BadDescriptorRing {
+        /// Which queue of the network device: 0 receive, 1 transmit.
+        queue: u16,
+        /// The descriptor's index; [`HaltReason::RING_ITSELF`] if a ring or its index is at fault.
+        descriptor: u16,
+    },
+}
+
+impl HaltReason {
+    /// The `descriptor` of a [`Self::BadDescriptorRing`] whose ring, rather than a descriptor, is bad. No descriptor has this
+    /// index.
+    pub const RING_ITSELF: u16 = u16::MAX;
+}
+
+impl StopReason {
+    pub(crate) fn fold_into(self, hasher: &mut StateHasher) {
+        let (kind, detail) = match self {
+            Self::PowerOff { code } => (0, [code.into(), 0]),
+            Self::Reboot => (1, [0, 0]),
+            Self::Halt(HaltReason::DoubleTrap { pc, cause }) => (2, [pc, cause]),
+            Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => (3, [queue.into(), descriptor.into()]),
+        };
+        hasher.u8(kind);
+        for word in detail {
+            hasher.u64(word);
+        }
+    }
+}
+
+impl fmt::Display for HaltReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DoubleTrap { pc, cause } => {
+                write!(f, "double trap: the trap vector at {pc:#x} can't be fetched (cause {cause})")
+            }
+            Self::BadDescriptorRing { queue, descriptor: Self::RING_ITSELF } => {
+                write!(f, "virtio-net queue {queue}: bad ring")
+            }
+            Self::BadDescriptorRing { queue, descriptor } => {
+                write!(f, "virtio-net queue {queue}: bad descriptor {descriptor}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff { code } => write!(f, "guest powered off with code {code}"),
+            Self::Reboot => write!(f, "guest asked for a reboot"),
+            Self::Halt(reason) => write!(f, "guest halted: {reason}"),
+        }
+    }
+}

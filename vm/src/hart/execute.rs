@@ -1,0 +1,227 @@
+//! What each instruction does.
+
+use super::alu::{self, AluOp};
+use super::decode::{AmoOp, AtomicWidth, Condition, Instruction, LoadKind, Register, StoreKind};
+use super::trap::{Exception, Trap};
+use super::{Hart, Privilege, Unretired};
+use crate::bus::Bus;
+use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr};
+
+impl Hart {
+    /// Executes `instruction`, which is `length` bytes long. The result is the next pc.
+    ///
+    /// If it does not retire, no register and no memory has changed.
+    #[inline]
+    pub(super) fn execute(&mut self, bus: &mut Bus, instruction: Instruction, length: u64) -> Result<u64, Unretired> {
+        let next_pc = self.pc.wrapping_add(length);
+        match instruction {
+            Instruction::Lui { rd, immediate } => self.set_register(rd, sign_extended(immediate)),
+            Instruction::Auipc { rd, immediate } => {
+                self.set_register(rd, self.pc.wrapping_add(sign_extended(immediate)));
+            }
+            Instruction::Jal { rd, offset } => {
+                self.set_register(rd, next_pc);
+                return Ok(self.pc.wrapping_add(sign_extended(offset)));
+            }
+            Instruction::Jalr { rd, rs1, offset } => {
+                let target = self.register(rs1).wrapping_add(sign_extended(offset)) & !1;
+                self.set_register(rd, next_pc);
+                return Ok(target);
+            }
+            Instruction::Branch { condition, rs1, rs2, offset } => {
+                if holds(condition, self.register(rs1), self.register(rs2)) {
+                    return Ok(self.pc.wrapping_add(sign_extended(offset)));
+                }
+            }
+            Instruction::Load { kind, rd, rs1, offset } => self.load(bus, kind, rd, self.effective(rs1, offset))?,
+            Instruction::Store { kind, rs1, rs2, offset } => {
+                self.store(bus, kind, self.effective(rs1, offset), self.register(rs2))?;
+            }
+            Instruction::AluImmediate { op, rd, rs1, immediate } => {
+                self.set_register(rd, alu::compute(op, self.register(rs1), sign_extended(immediate)));
+            }
+            Instruction::AluRegister { op, rd, rs1, rs2 } => {
+                self.set_register(rd, alu::compute(op, self.register(rs1), self.register(rs2)));
+            }
+            Instruction::LoadReserved { width, rd, rs1 } => self.load_reserved(bus, width, rd, rs1)?,
+            Instruction::StoreConditional { width, rd, rs1, rs2 } => {
+                self.store_conditional(bus, width, rd, rs1, rs2)?;
+            }
+            Instruction::Amo { op, width, rd, rs1, rs2 } => self.amo(bus, op, width, rd, rs1, rs2)?,
+            Instruction::Csr(instruction) => self.execute_csr(instruction)?,
+            Instruction::Fence | Instruction::FenceI => {}
+            Instruction::SfenceVma | Instruction::Sret | Instruction::Wfi if self.privilege == Privilege::User => {
+                return Err(Unretired::Illegal);
+            }
+            Instruction::SfenceVma => {}
+            Instruction::Sret => return Ok(self.leave_trap()),
+            Instruction::Wfi => return Err(Unretired::WaitForInterrupt),
+            Instruction::Ecall => return Err(self.environment_call()),
+            Instruction::Ebreak => return Err(Trap { exception: Exception::Breakpoint, tval: self.pc }.into()),
+            Instruction::Illegal => return Err(Unretired::Illegal),
+        }
+        Ok(next_pc)
+    }
+
+    const fn environment_call(&self) -> Unretired {
+        match self.privilege {
+            Privilege::User => Unretired::Trap(Trap { exception: Exception::UserEnvironmentCall, tval: 0 }),
+            Privilege::Supervisor => Unretired::FirmwareCall,
+        }
+    }
+
+    #[inline]
+    const fn effective(&self, rs1: Register, offset: i32) -> GuestVirtAddr {
+        GuestVirtAddr(self.register(rs1).wrapping_add(sign_extended(offset)))
+    }
+
+    #[inline]
+    fn load(&mut self, bus: &mut Bus, kind: LoadKind, rd: Register, address: GuestVirtAddr) -> Result<(), Trap> {
+        let physical = self.mmu.translate(address, Access::Load)?;
+        let value = match kind {
+            LoadKind::Byte => bus.load(physical).map(|bytes| sign_extended(i8::from_le_bytes(bytes).into())),
+            LoadKind::Half => bus.load(physical).map(|bytes| sign_extended(i16::from_le_bytes(bytes).into())),
+            LoadKind::Word => bus.load(physical).map(|bytes| sign_extended(i32::from_le_bytes(bytes))),
+            LoadKind::Double => bus.load(physical).map(u64::from_le_bytes),
+            LoadKind::ByteUnsigned => bus.load(physical).map(|bytes| u8::from_le_bytes(bytes).into()),
+            LoadKind::HalfUnsigned => bus.load(physical).map(|bytes| u16::from_le_bytes(bytes).into()),
+            LoadKind::WordUnsigned => bus.load(physical).map(|bytes| u32::from_le_bytes(bytes).into()),
+        };
+        self.set_register(rd, value.ok_or(Access::Load.fault(address))?);
+        Ok(())
+    }
+
+    #[inline]
+    fn store(&self, bus: &mut Bus, kind: StoreKind, address: GuestVirtAddr, value: u64) -> Result<(), Trap> {
+        let physical = self.mmu.translate(address, Access::Store)?;
+        let [b0, b1, b2, b3, ..] = value.to_le_bytes();
+        let stored = match kind {
+            StoreKind::Byte => bus.store(physical, [b0]),
+            StoreKind::Half => bus.store(physical, [b0, b1]),
+            StoreKind::Word => bus.store(physical, [b0, b1, b2, b3]),
+            StoreKind::Double => bus.store(physical, value.to_le_bytes()),
+        };
+        stored.ok_or(Access::Store.fault(address))
+    }
+
+    fn load_reserved(&mut self, bus: &Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {
+        let address = GuestVirtAddr(self.register(rs1));
+        let physical = self.atomic_address(width, address, Access::Load)?;
+        let value = load_atomic(bus, width, physical).ok_or(Access::Load.fault(address))?;
+        self.reservation = Some(physical);
+        self.set_register(rd, value);
+        Ok(())
+    }
+
+    /// The reservation is given up whether or not the store is done. Between LR and SC only a device can have written.
+    fn store_conditional(
+        &mut self,
+        bus: &mut Bus,
+        width: AtomicWidth,
+        rd: Register,
+        rs1: Register,
+        rs2: Register,
+    ) -> Result<(), Trap> {
+        let address = GuestVirtAddr(self.register(rs1));
+        let physical = self.atomic_address(width, address, Access::Store)?;
+        // A store that could not be done faults even without a reservation.
+        load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
+        let succeeds = self.reservation.take() == Some(physical);
+        if succeeds {
+            store_atomic(bus, width, physical, self.register(rs2)).ok_or(Access::Store.fault(address))?;
+        }
+        self.set_register(rd, u64::from(!succeeds));
+        Ok(())
+    }
+
+    fn amo(
+        &mut self,
+        bus: &mut Bus,
+        op: AmoOp,
+        width: AtomicWidth,
+        rd: Register,
+        rs1: Register,
+        rs2: Register,
+    ) -> Result<(), Trap> {
+        let address = GuestVirtAddr(self.register(rs1));
+        let physical = self.atomic_address(width, address, Access::Store)?;
+        let old = load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
+        let operand = match width {
+            AtomicWidth::Word => alu::compute(AluOp::AddW, self.register(rs2), 0),
+            AtomicWidth::Double => self.register(rs2),
+        };
+        let new = combine(op, old, operand);
+        store_atomic(bus, width, physical, new).ok_or(Access::Store.fault(address))?;
+        self.set_register(rd, old);
+        Ok(())
+    }
+
+    /// The physical address of an atomic access, which has to be aligned.
+    fn atomic_address(
+        &self,
+        width: AtomicWidth,
+        address: GuestVirtAddr,
+        access: Access,
+    ) -> Result<GuestPhysAddr, Trap> {
+        let alignment = match width {
+            AtomicWidth::Word => 4,
+            AtomicWidth::Double => 8,
+        };
+        if address.0.is_multiple_of(alignment) {
+            return self.mmu.translate(address, access);
+        }
+        let exception = match access {
+            Access::Fetch | Access::Load => Exception::LoadAddressMisaligned,
+            Access::Store => Exception::StoreAddressMisaligned,
+        };
+        Err(Trap { exception, tval: address.0 })
+    }
+}
+
+#[inline]
+const fn sign_extended(value: i32) -> u64 {
+    (value as i64).cast_unsigned()
+}
+
+#[inline]
+const fn holds(condition: Condition, a: u64, b: u64) -> bool {
+    match condition {
+        Condition::Equal => a == b,
+        Condition::NotEqual => a != b,
+        Condition::Less => a.cast_signed() < b.cast_signed(),
+        Condition::GreaterEqual => a.cast_signed() >= b.cast_signed(),
+        Condition::LessUnsigned => a < b,
+        Condition::GreaterEqualUnsigned => a >= b,
+    }
+}
+
+/// Atomics work on RAM alone; `None` elsewhere.
+fn load_atomic(bus: &Bus, width: AtomicWidth, address: GuestPhysAddr) -> Option<u64> {
+    match width {
+        AtomicWidth::Word => bus.ram.load(address).map(|bytes| alu::extend_word(u32::from_le_bytes(bytes))),
+        AtomicWidth::Double => bus.ram.load(address).map(u64::from_le_bytes),
+    }
+}
+
+fn store_atomic(bus: &mut Bus, width: AtomicWidth, address: GuestPhysAddr, value: u64) -> Option<()> {
+    let [b0, b1, b2, b3, ..] = value.to_le_bytes();
+    match width {
+        AtomicWidth::Word => bus.ram.store(address, [b0, b1, b2, b3]),
+        AtomicWidth::Double => bus.ram.store(address, value.to_le_bytes()),
+    }
+}
+
+/// `operand` and `old` are sign-extended if they are words, which keeps the order of both signed and unsigned numbers.
+fn combine(op: AmoOp, old: u64, operand: u64) -> u64 {
+    match op {
+        AmoOp::Swap => operand,
+        AmoOp::Add => old.wrapping_add(operand),
+        AmoOp::Xor => old ^ operand,
+        AmoOp::And => old & operand,
+        AmoOp::Or => old | operand,
+        AmoOp::Min => old.cast_signed().min(operand.cast_signed()).cast_unsigned(),
+        AmoOp::Max => old.cast_signed().max(operand.cast_signed()).cast_unsigned(),
+        AmoOp::MinUnsigned => old.min(operand),
+        AmoOp::MaxUnsigned => old.max(operand),
+    }
+}

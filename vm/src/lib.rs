@@ -1,0 +1,41 @@
+//! A deterministic uniprocessor RV64 machine.
+//!
+//! The machine is a pure function of its image and of the [`Event`]s applied to it: the same image with the same
+//! events at the same [`InstructionCount`]s gives the same state and the same [`OutputOperation`]s, on every host.
+//!
+//! What is deliberately absent: clocks, sockets, files, threads, and every other way to reach the host. The crate is
+//! `no_std`, so the compiler is the reviewer of that rule.
+//!
+//! ```text
+//!   Event ──► Machine::apply ──► hart · bus · devices ──► Machine::take_output ──► OutputOperation
+//!                                   Machine::run ──► Exit
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod bus;
+mod count;
+mod device;
+mod device_tree;
+mod digest;
+mod event;
+mod exit;
+mod hart;
+mod loader;
+mod machine;
+mod mmu;
+mod output;
+mod ram;
+mod sbi;
+
+pub use count::InstructionCount;
+pub use digest::StateDigest;
+pub use event::{CONSOLE_BYTES_MAX, Event, FRAME_BYTES_MAX, OutputId, OutputOperation};
+pub use exit::{Exit, HaltReason, StopReason};
+pub use loader::LoadError;
+pub use machine::{ApplyError, DroppedFrames, Machine, MachineConfig};
+
+/// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
+pub const TIMEBASE_HZ: u64 = 10_000_000;

@@ -1,0 +1,323 @@
+//! The machine: hart, bus, RAM and devices under one instruction count.
+
+use crate::bus::Bus;
+use crate::digest::StateHasher;
+use crate::event::FRAME_BYTES_MAX;
+use crate::hart::trap::Interrupt;
+use crate::hart::{AwaitedRead, Hart, Pause};
+use crate::loader::{self, Loaded};
+use crate::mmu::GuestPhysAddr;
+use crate::sbi::Firmware;
+use crate::{Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest, StopReason};
+use alloc::string::String;
+
+/// What the machine is made of; with the image it is the whole of the initial state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// RAM from 0x8000_0000, in bytes; a multiple of 4096, 4 MiB to 4 GiB.
+    pub ram_bytes: u64,
+    /// The network device's address.
+    pub mac: [u8; 6],
+    /// `/chosen/bootargs` of the device tree; at most 2048 bytes, none of them NUL.
+    pub bootargs: String,
+    /// `/chosen/rng-seed` of the device tree.
+    pub rng_seed: [u8; 32],
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            ram_bytes: 64 << 20,
+            mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
+            bootargs: String::new(),
+            rng_seed: [0; 32],
+        }
+    }
+}
+
+/// An event that the machine isn't waiting for, or can't take: the log belongs to another execution.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// An answer to a clock or seed read without such a read.
+    #[error("the machine does not stand at a read of the {0}")]
+    NotRead(&'static str),
+    /// A clock that goes back.
+    #[error("the clock would go back from {last} to {ticks} ticks")]
+    ClockWentBack {
+        /// The value to be read.
+        ticks: u64,
+        /// [`Machine::last_ticks`].
+        last: u64,
+    },
+    /// A timer interrupt that the guest hasn't asked for.
+    #[error("the guest has set no timer")]
+    NoTimer,
+    /// A frame that the guest has had, or that came out of order.
+    #[error("packet {number} after packet {last}: their numbers must rise")]
+    PacketOutOfOrder {
+        /// The frame's number.
+        number: u64,
+        /// [`Machine::last_packet_number`].
+        last: u64,
+    },
+    /// A frame longer than the network device carries.
+    #[error("a frame of {bytes} bytes; the longest is {FRAME_BYTES_MAX}")]
+    FrameTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// More console input than there is room for.
+    #[error("{bytes} bytes of console input, but room for {room}")]
+    ConsoleFull {
+        /// How many came.
+        bytes: usize,
+        /// [`Machine::console_room`].
+        room: usize,
+    },
+    /// The guest has come to its end; nothing happens any more.
+    #[error("the machine has stopped: {0}")]
+    Stopped(StopReason),
+}
+
+/// Frames that the network device couldn't carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedFrames {
+    /// Applied without a buffer, or with one too short.
+    pub received: u64,
+    /// Sent by the guest with a length that isn't that of a frame.
+    pub transmitted: u64,
+}
+
+/// A uniprocessor RV64IMAC machine on a subset of QEMU's `virt` board.
+///
+/// Invariant: between calls it is at rest, that is, all consequences of what happened so far have been drawn. So its state
+/// is a function of the image, the events and the instruction count, and not of the limits it was run with.
+#[derive(Debug)]
+pub struct Machine {
+    hart: Hart,
+    bus: Bus,
+    firmware: Firmware,
+    last_ticks: u64,
+    last_packet_number: u64,
+}
+
+impl Machine {
+    /// Loads an ELF image and puts the hart at its entry in S-mode with a0 = 0 and a1 = device tree.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
+    pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
+        let Loaded { ram, entry, device_tree } = loader::load(config, image)?;
+        Ok(Self {
+            hart: Hart::new(entry, device_tree),
+            bus: Bus::new(ram, config.mac),
+            firmware: Firmware::default(),
+            last_ticks: 0,
+            last_packet_number: 0,
+        })
+    }
+
+    /// Steps executed since reset.
+    #[must_use]
+    pub const fn instruction_count(&self) -> InstructionCount {
+        InstructionCount(self.hart.count())
+    }
+
+    /// Runs until the instruction count is `limit` or something needs the hypervisor.
+    ///
+    /// What it says first if several things hold: outputs to be taken, the end of the guest, the limit, WFI, a read.
+    pub fn run(&mut self, limit: InstructionCount) -> Exit {
+        loop {
+            if !self.bus.outputs.is_empty() {
+                return Exit::Output;
+            }
+            if let Some(reason) = self.bus.stopped() {
+                return Exit::Stopped(reason);
+            }
+            if self.hart.count() >= limit.0 {
+                return Exit::LimitReached;
+            }
+            if self.hart.is_waiting() {
+                return Exit::WaitForInterrupt;
+            }
+            let until = limit.0.min(self.bus.outputs.deadline());
+            match self.hart.run(&mut self.bus, until) {
+                Pause::Count => {}
+                // The device may have written what the reservation is for.
+                Pause::DeviceTouched => self.hart.drop_reservation(),
+                Pause::Awaits(AwaitedRead::Clock) => return Exit::ClockRead,
+                Pause::Awaits(AwaitedRead::Seed) => return Exit::SeedRead,
+                Pause::FirmwareCall => self.firmware.call(&mut self.hart, &mut self.bus),
+                // Nobody should wait for the rest of a line while the guest sleeps.
+                Pause::Waiting => self.bus.outputs.flush_console(),
+                Pause::DoubleTrap { pc, cause } => {
+                    self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause }));
+                }
+            }
+            self.settle();
+        }
+    }
+
+    /// Applies one input, at the present instruction count.
+    ///
+    /// An answered read completes its instruction: the count is one more afterwards.
+    ///
+    /// # Errors
+    /// [`ApplyError`] if the machine isn't in a state in which this event could have happened; the state is unchanged.
+    pub fn apply(&mut self, event: &Event) -> Result<(), ApplyError> {
+        if let Some(reason) = self.bus.stopped() {
+            return Err(ApplyError::Stopped(reason));
+        }
+        match event {
+            Event::ClockRead { ticks } => self.answer_clock_read(*ticks)?,
+            Event::Entropy { bits } => self.answer_seed_read(*bits)?,
+            Event::TimerInterrupt => {
+                let deadline = self.firmware.timer_deadline().ok_or(ApplyError::NoTimer)?;
+                self.firmware.expire_timer(&mut self.hart);
+                self.last_ticks = self.last_ticks.max(deadline);
+            }
+            Event::Packet { number, frame } => self.receive_packet(*number, frame)?,
+            Event::ConsoleInput { bytes } => {
+                let room = self.console_room();
+                if bytes.len() > room {
+                    return Err(ApplyError::ConsoleFull { bytes: bytes.len(), room });
+                }
+                self.bus.uart.receive(bytes);
+            }
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// The oldest output not yet taken, and its place in the sequence of outputs since reset.
+    pub fn take_output(&mut self) -> Option<(OutputId, OutputOperation)> {
+        self.bus.outputs.take()
+    }
+
+    /// The id that the next output will get. Outputs produced and not yet taken have had theirs.
+    #[must_use]
+    pub const fn next_output_id(&self) -> OutputId {
+        self.bus.outputs.next_id()
+    }
+
+    /// The latest clock value that the guest can know of: of its last clock read, or the deadline of its last timer
+    /// interrupt if that is later. The clock of whoever takes the guest over goes on from here.
+    #[must_use]
+    pub const fn last_ticks(&self) -> u64 {
+        self.last_ticks
+    }
+
+    /// The number of the last packet applied; 0 if there was none.
+    #[must_use]
+    pub const fn last_packet_number(&self) -> u64 {
+        self.last_packet_number
+    }
+
+    /// When the guest wants its next timer interrupt, in clock ticks; `None` if it has set none or has had it.
+    #[must_use]
+    pub const fn timer_deadline(&self) -> Option<u64> {
+        self.firmware.timer_deadline()
+    }
+
+    /// Whether the network device has a buffer for one more frame of any length. A frame applied without is dropped and
+    /// counted, as is one that is too long for the buffer.
+    ///
+    /// Also `true` if the guest has made a mess of its receive queue: a packet then stops it and says why.
+    #[must_use]
+    pub fn can_receive_packet(&self) -> bool {
+        self.bus.net.can_receive(&self.bus.ram)
+    }
+
+    /// Frames that couldn't be carried so far.
+    #[must_use]
+    pub const fn dropped_frames(&self) -> DroppedFrames {
+        let (received, transmitted) = self.bus.net.dropped();
+        DroppedFrames { received, transmitted }
+    }
+
+    /// How many bytes of console input the machine takes now.
+    #[must_use]
+    pub fn console_room(&self) -> usize {
+        self.bus.uart.room()
+    }
+
+    /// The digest of the state. Costs time in proportion to the pages written since the last call.
+    pub fn digest(&mut self) -> StateDigest {
+        let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
+        let mut hasher = StateHasher::new();
+        hart.fold_into(&mut hasher);
+        bus.fold_into(&mut hasher);
+        firmware.fold_into(&mut hasher);
+        hasher.u64(*last_ticks);
+        hasher.u64(*last_packet_number);
+        hasher.finish()
+    }
+
+    /// The address of the next instruction.
+    #[must_use]
+    pub const fn pc(&self) -> u64 {
+        self.hart.pc()
+    }
+
+    /// Registers x0 to x31.
+    #[must_use]
+    pub const fn registers(&self) -> &[u64; 32] {
+        self.hart.registers()
+    }
+
+    /// The `length` bytes of RAM at the physical address `address`; `None` if not all of them are RAM.
+    #[must_use]
+    pub fn memory(&self, address: u64, length: u64) -> Option<&[u8]> {
+        self.bus.ram.slice(GuestPhysAddr(address), length)
+    }
+
+    /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not RAM or `bit` is not 0 to
+    /// 7.
+    pub fn flip_ram_bit(&mut self, address: u64, bit: u8) -> bool {
+        let address = GuestPhysAddr(address);
+        let Some(mask) = 1_u8.checked_shl(bit.into()) else { return false };
+        let Some([byte]) = self.bus.ram.load(address) else { return false };
+        self.bus.ram.store(address, [byte ^ mask]).is_some()
+    }
+
+    fn answer_clock_read(&mut self, ticks: u64) -> Result<(), ApplyError> {
+        if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Clock) {
+            return Err(ApplyError::NotRead("clock"));
+        }
+        if ticks < self.last_ticks {
+            return Err(ApplyError::ClockWentBack { ticks, last: self.last_ticks });
+        }
+        self.last_ticks = ticks;
+        self.hart.complete_read(&self.bus, ticks);
+        Ok(())
+    }
+
+    fn answer_seed_read(&mut self, bits: u16) -> Result<(), ApplyError> {
+        /// Field OPST of CSR `seed`: 16 bits of entropy are valid.
+        const OPST_ES16: u64 = 0b10 << 30;
+        if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Seed) {
+            return Err(ApplyError::NotRead("seed"));
+        }
+        self.hart.complete_read(&self.bus, OPST_ES16 | u64::from(bits));
+        Ok(())
+    }
+
+    fn receive_packet(&mut self, number: u64, frame: &[u8]) -> Result<(), ApplyError> {
+        if number <= self.last_packet_number {
+            return Err(ApplyError::PacketOutOfOrder { number, last: self.last_packet_number });
+        }
+        if frame.len() > FRAME_BYTES_MAX {
+            return Err(ApplyError::FrameTooLong { bytes: frame.len() });
+        }
+        self.last_packet_number = number;
+        self.bus.receive_frame(frame);
+        self.hart.drop_reservation();
+        Ok(())
+    }
+
+    /// Draws the consequences of a step or an event, so that the machine is at rest.
+    fn settle(&mut self) {
+        let external = self.bus.settle(self.hart.count());
+        self.hart.set_pending(Interrupt::External, external);
+    }
+}

@@ -1,0 +1,101 @@
+//! What the guest has sent and the hypervisor has not yet taken.
+
+use crate::digest::StateHasher;
+use crate::event::{CONSOLE_BYTES_MAX, OutputId, OutputOperation};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Single console bytes are gathered up to this many before they become an output.
+const CONSOLE_GATHER_BYTES_MAX: usize = 256;
+
+/// Single console bytes wait at most this many steps for the rest of their line.
+const CONSOLE_GATHER_STEPS_MAX: u64 = 100_000;
+
+/// The queue of outputs, and the console bytes that are still being gathered into one.
+///
+/// An output is a log entry that the backup has to acknowledge, so one for each byte would be dear. When the gathered bytes
+/// become an output is a function of what the guest does and of the instruction count, never of how the machine is driven.
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    queue: VecDeque<OutputOperation>,
+    next_id: u64,
+    gathered: Vec<u8>,
+    /// The count at which the gathered bytes become an output; set by [`Self::settle`].
+    deadline: Option<u64>,
+}
+
+impl Outputs {
+    /// Nothing to take?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The oldest output.
+    pub(crate) fn take(&mut self) -> Option<(OutputId, OutputOperation)> {
+        let id = OutputId(self.next_id - self.queue.len() as u64);
+        Some((id, self.queue.pop_front()?))
+    }
+
+    /// The id of the next output.
+    pub(crate) const fn next_id(&self) -> OutputId {
+        OutputId(self.next_id)
+    }
+
+    /// The guest sends a frame.
+    pub(crate) fn push_frame(&mut self, frame: Vec<u8>) {
+        self.push(OutputOperation::Frame(frame));
+    }
+
+    /// The guest writes one byte to its console.
+    pub(crate) fn push_console_byte(&mut self, byte: u8) {
+        self.gathered.push(byte);
+        if byte == b'\n' || self.gathered.len() >= CONSOLE_GATHER_BYTES_MAX {
+            self.flush_console();
+        }
+    }
+
+    /// The guest writes at most [`CONSOLE_BYTES_MAX`] bytes to its console at once.
+    pub(crate) fn push_console_bytes(&mut self, bytes: Vec<u8>) {
+        assert!(bytes.len() <= CONSOLE_BYTES_MAX, "the caller bounds what it copies out of RAM");
+        self.flush_console();
+        if !bytes.is_empty() {
+            self.push(OutputOperation::Console(bytes));
+        }
+    }
+
+    /// What has been gathered becomes an output.
+    pub(crate) fn flush_console(&mut self) {
+        self.deadline = None;
+        if !self.gathered.is_empty() {
+            let bytes = core::mem::take(&mut self.gathered);
+            self.push(OutputOperation::Console(bytes));
+        }
+    }
+
+    /// The count at which [`Self::settle`] has to be called at the latest.
+    pub(crate) fn deadline(&self) -> u64 {
+        self.deadline.unwrap_or(u64::MAX)
+    }
+
+    /// Flushes what has been gathered for long enough at `count`; begins to wait for the rest of a line just begun.
+    pub(crate) fn settle(&mut self, count: u64) {
+        match self.deadline {
+            Some(deadline) if count >= deadline => self.flush_console(),
+            None if !self.gathered.is_empty() => self.deadline = Some(count.saturating_add(CONSOLE_GATHER_STEPS_MAX)),
+            Some(_) | None => {}
+        }
+    }
+
+    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+        // When outputs are taken is not the guest's doing.
+        let Self { queue: _, next_id, gathered, deadline } = self;
+        hasher.u64(*next_id);
+        hasher.bytes(gathered.iter().copied());
+        hasher.optional_u64(*deadline);
+    }
+
+    fn push(&mut self, output: OutputOperation) {
+        self.queue.push_back(output);
+        self.next_id += 1;
+    }
+}

@@ -1,0 +1,179 @@
+//! The guest's memory, and which of its pages were written.
+
+use crate::mmu::GuestPhysAddr;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+/// Where RAM begins on the bus, as on QEMU's `virt` board.
+pub(crate) const RAM_BASE: u64 = 0x8000_0000;
+
+/// The unit in which writes are tracked, in bytes.
+pub(crate) const PAGE_BYTES: usize = 4096;
+
+const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
+
+/// The dirty flag of the incremental digest. A write sets all eight flags of a page, and each reader of dirty pages clears
+/// its own, so that one reader doesn't take the news from another.
+const DIRTY_FOR_DIGEST: u8 = 1 << 0;
+
+/// What a write does to a page's dirty flags.
+const DIRTY_FOR_ALL: u8 = u8::MAX;
+
+/// Contiguous memory from [`RAM_BASE`] on.
+///
+/// All accesses are checked against its bounds and none panics. Invariant: `digest_sum` is the wrapping sum of
+/// `page_digests`, and `page_digests[i]` is right for every page that isn't dirty for the digest.
+pub(crate) struct Ram {
+    bytes: Vec<u8>,
+    dirty: Vec<u8>,
+    page_digests: Vec<u128>,
+    digest_sum: u128,
+}
+
+impl Ram {
+    /// Zeroed memory of `bytes` bytes, a multiple of [`PAGE_BYTES`].
+    pub(crate) fn new(bytes: usize) -> Self {
+        assert!(bytes.is_multiple_of(PAGE_BYTES), "RAM consists of whole pages");
+        let pages = bytes / PAGE_BYTES;
+        Self { bytes: vec![0; bytes], dirty: vec![0; pages], page_digests: vec![0; pages], digest_sum: 0 }
+    }
+
+    /// One past the last address.
+    pub(crate) const fn end(&self) -> u64 {
+        RAM_BASE + self.bytes.len() as u64
+    }
+
+    /// `N` bytes at `address`; `None` if not all of them are RAM.
+    #[inline]
+    pub(crate) fn load<const N: usize>(&self, address: GuestPhysAddr) -> Option<[u8; N]> {
+        let offset = self.offset(address)?;
+        self.bytes.get(offset..)?.first_chunk::<N>().copied()
+    }
+
+    /// Writes `N` bytes at `address`; `None` if not all of them are RAM, and then nothing is written.
+    #[inline]
+    pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, value: [u8; N]) -> Option<()> {
+        let offset = self.offset(address)?;
+        *self.bytes.get_mut(offset..)?.first_chunk_mut::<N>()? = value;
+        self.dirty[offset >> PAGE_SHIFT] = DIRTY_FOR_ALL;
+        self.dirty[(offset + (N - 1)) >> PAGE_SHIFT] = DIRTY_FOR_ALL;
+        Some(())
+    }
+
+    /// The `length` bytes at `address`; `None` if not all of them are RAM.
+    pub(crate) fn slice(&self, address: GuestPhysAddr, length: u64) -> Option<&[u8]> {
+        let offset = self.offset(address)?;
+        let length = usize::try_from(length).ok()?;
+        self.bytes.get(offset..offset.checked_add(length)?)
+    }
+
+    /// Writes `bytes` at `address`; `None` if not all of it is RAM, and then nothing is written.
+    pub(crate) fn write(&mut self, address: GuestPhysAddr, bytes: &[u8]) -> Option<()> {
+        let offset = self.offset(address)?;
+        self.bytes.get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
+        if let Some(last) = bytes.len().checked_sub(1) {
+            self.dirty[offset >> PAGE_SHIFT..=(offset + last) >> PAGE_SHIFT].fill(DIRTY_FOR_ALL);
+        }
+        Some(())
+    }
+
+    /// The digest of the contents: a function of them alone, however often and whenever it was asked for.
+    ///
+    /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page, seeded with its index; a page
+    /// that was never written costs nothing.
+    pub(crate) fn digest(&mut self) -> u128 {
+        let Self { bytes, dirty, page_digests, digest_sum } = self;
+        let pages = bytes.chunks_exact(PAGE_BYTES).zip(dirty).zip(page_digests);
+        for (index, ((page, dirty), page_digest)) in (0_u64..).zip(pages) {
+            if *dirty & DIRTY_FOR_DIGEST == 0 {
+                continue;
+            }
+            *dirty &= !DIRTY_FOR_DIGEST;
+            let fresh = if page.iter().all(|byte| *byte == 0) { 0 } else { xxh3_128_with_seed(page, index) };
+            *digest_sum = digest_sum.wrapping_sub(*page_digest).wrapping_add(fresh);
+            *page_digest = fresh;
+        }
+        *digest_sum
+    }
+
+    /// Where `address` is in `bytes`, if it is in RAM.
+    #[inline]
+    fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
+        let offset = address.0.wrapping_sub(RAM_BASE);
+        if offset < self.bytes.len() as u64 { usize::try_from(offset).ok() } else { None }
+    }
+}
+
+/// Without the contents, which nobody wants to see in a log.
+impl fmt::Debug for Ram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ram").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GuestPhysAddr, PAGE_BYTES, RAM_BASE, Ram};
+
+    const LAST: u64 = RAM_BASE + 2 * PAGE_BYTES as u64 - 1;
+
+    fn at(offset: u64) -> GuestPhysAddr {
+        GuestPhysAddr(RAM_BASE + offset)
+    }
+
+    #[test]
+    fn accesses_end_at_the_bounds() {
+        let mut ram = Ram::new(2 * PAGE_BYTES);
+        assert_eq!(ram.end(), LAST + 1);
+        assert_eq!(ram.load::<1>(GuestPhysAddr(LAST)), Some([0]));
+        assert_eq!(ram.load::<2>(GuestPhysAddr(LAST)), None);
+        assert_eq!(ram.load::<1>(GuestPhysAddr(LAST + 1)), None);
+        assert_eq!(ram.load::<1>(GuestPhysAddr(RAM_BASE - 1)), None);
+        assert_eq!(ram.load::<8>(GuestPhysAddr(u64::MAX)), None);
+        assert_eq!(ram.store(GuestPhysAddr(LAST - 2), [1; 4]), None);
+        assert_eq!(ram.load::<2>(GuestPhysAddr(LAST - 1)), Some([0; 2]), "a refused store writes nothing");
+        assert_eq!(ram.write(GuestPhysAddr(LAST), &[1, 2]), None);
+        assert!(ram.slice(at(0), u64::MAX).is_none());
+        assert_eq!(ram.slice(at(0), 2 * PAGE_BYTES as u64).map(<[u8]>::len), Some(2 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn digest_sees_every_way_to_write_and_depends_on_contents_alone() {
+        let mut asked_often = Ram::new(4 * PAGE_BYTES);
+        let mut asked_once = Ram::new(4 * PAGE_BYTES);
+        assert_eq!(asked_often.digest(), 0);
+        let mut seen = alloc::vec![0];
+        for step in 0..3 {
+            for ram in [&mut asked_often, &mut asked_once] {
+                match step {
+                    0 => ram.store(at(PAGE_BYTES as u64 - 1), [0, 7]).unwrap(), // only the second page changes
+                    1 => ram.write(at(100), &[3; 2 * PAGE_BYTES]).unwrap(),
+                    _ => ram.store(at(0), [1_u8]).unwrap(),
+                }
+            }
+            let digest = asked_often.digest();
+            assert!(!seen.contains(&digest), "step {step} changed nothing");
+            seen.push(digest);
+        }
+        assert_eq!(asked_often.digest(), asked_once.digest());
+    }
+
+    #[test]
+    fn digest_of_a_page_cleared_again_is_that_of_a_page_never_written() {
+        let mut ram = Ram::new(2 * PAGE_BYTES);
+        ram.store(at(8), [1_u8]).unwrap();
+        assert_ne!(ram.digest(), 0);
+        ram.store(at(8), [0_u8]).unwrap();
+        assert_eq!(ram.digest(), 0);
+    }
+
+    #[test]
+    fn digest_tells_equal_pages_apart_by_their_place() {
+        let (mut first, mut second) = (Ram::new(2 * PAGE_BYTES), Ram::new(2 * PAGE_BYTES));
+        first.store(at(0), [9_u8]).unwrap();
+        second.store(at(PAGE_BYTES as u64), [9_u8]).unwrap();
+        assert_ne!(first.digest(), second.digest());
+    }
+}

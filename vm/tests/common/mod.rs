@@ -1,0 +1,193 @@
+//! A small assembler and the means to run what it makes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation};
+
+pub(crate) const RAM: u64 = 0x8000_0000;
+pub(crate) const UART: u64 = 0x1000_0000;
+pub(crate) const NET: u64 = 0x1000_1000;
+pub(crate) const FINISHER: u64 = 0x10_0000;
+
+pub(crate) const SSTATUS: u32 = 0x100;
+pub(crate) const SIE: u32 = 0x104;
+pub(crate) const STVEC: u32 = 0x105;
+pub(crate) const SCOUNTEREN: u32 = 0x106;
+pub(crate) const SSCRATCH: u32 = 0x140;
+pub(crate) const SEPC: u32 = 0x141;
+pub(crate) const SCAUSE: u32 = 0x142;
+pub(crate) const STVAL: u32 = 0x143;
+pub(crate) const SIP: u32 = 0x144;
+pub(crate) const SATP: u32 = 0x180;
+pub(crate) const CYCLE: u32 = 0xc00;
+pub(crate) const TIME: u32 = 0xc01;
+pub(crate) const SEED: u32 = 0x015;
+
+pub(crate) const ECALL: u32 = 0x0000_0073;
+pub(crate) const EBREAK: u32 = 0x0010_0073;
+pub(crate) const SRET: u32 = 0x1020_0073;
+pub(crate) const WFI: u32 = 0x1050_0073;
+pub(crate) const NOP: u32 = 0x0000_0013;
+
+pub(crate) fn r_type(opcode: u32, funct3: u32, funct7: u32, rd: u32, rs1: u32, rs2: u32) -> u32 {
+    funct7 << 25 | rs2 << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | opcode
+}
+
+pub(crate) fn i_type(opcode: u32, funct3: u32, rd: u32, rs1: u32, immediate: i32) -> u32 {
+    immediate.cast_unsigned() << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | opcode
+}
+
+pub(crate) fn addi(rd: u32, rs1: u32, immediate: i32) -> u32 {
+    i_type(0x13, 0, rd, rs1, immediate)
+}
+
+pub(crate) fn load(funct3: u32, rd: u32, rs1: u32, offset: i32) -> u32 {
+    i_type(0x03, funct3, rd, rs1, offset)
+}
+
+pub(crate) fn store(funct3: u32, rs2: u32, rs1: u32, offset: i32) -> u32 {
+    let offset = offset.cast_unsigned();
+    (offset >> 5 & 0x7f) << 25 | rs2 << 20 | rs1 << 15 | funct3 << 12 | (offset & 0x1f) << 7 | 0x23
+}
+
+pub(crate) fn branch(funct3: u32, rs1: u32, rs2: u32, offset: i32) -> u32 {
+    let o = offset.cast_unsigned();
+    (o >> 12 & 1) << 31
+        | (o >> 5 & 0x3f) << 25
+        | rs2 << 20
+        | rs1 << 15
+        | funct3 << 12
+        | (o >> 1 & 0xf) << 8
+        | (o >> 11 & 1) << 7
+        | 0x63
+}
+
+pub(crate) fn jal(rd: u32, offset: i32) -> u32 {
+    let o = offset.cast_unsigned();
+    (o >> 20 & 1) << 31 | (o >> 1 & 0x3ff) << 21 | (o >> 11 & 1) << 20 | (o >> 12 & 0xff) << 12 | rd << 7 | 0x6f
+}
+
+pub(crate) fn jalr(rd: u32, rs1: u32, offset: i32) -> u32 {
+    i_type(0x67, 0, rd, rs1, offset)
+}
+
+pub(crate) fn lui(rd: u32, upper: u32) -> u32 {
+    upper << 12 | rd << 7 | 0x37
+}
+
+pub(crate) fn auipc(rd: u32, upper: u32) -> u32 {
+    upper << 12 | rd << 7 | 0x17
+}
+
+pub(crate) fn amo(funct5: u32, funct3: u32, rd: u32, rs1: u32, rs2: u32) -> u32 {
+    r_type(0x2f, funct3, funct5 << 2, rd, rs1, rs2)
+}
+
+pub(crate) fn csr(funct3: u32, rd: u32, csr: u32, rs1: u32) -> u32 {
+    csr << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | 0x73
+}
+
+pub(crate) fn csrrw(rd: u32, number: u32, rs1: u32) -> u32 {
+    csr(1, rd, number, rs1)
+}
+
+pub(crate) fn csrrs(rd: u32, number: u32, rs1: u32) -> u32 {
+    csr(2, rd, number, rs1)
+}
+
+/// Instructions that put `value` into `rd`: always [`LI`] of them, so that offsets are easy to count.
+pub(crate) fn li(rd: u32, value: u64) -> Vec<u32> {
+    let chunk = |from: u32, width: u32| i32::try_from(value >> from & ((1 << width) - 1)).unwrap();
+    let shift = |amount| i_type(0x13, 1, rd, rd, amount);
+    let or = |immediate| i_type(0x13, 6, rd, rd, immediate);
+    let mut code = vec![addi(rd, 0, chunk(55, 9))];
+    for from in [44, 33, 22, 11] {
+        code.extend([shift(11), or(chunk(from, 11))]);
+    }
+    code.extend([shift(11), or(chunk(0, 11))]);
+    code
+}
+
+/// How many instructions [`li`] is.
+pub(crate) const LI: u64 = 11;
+
+/// An ELF executable with one segment of `code` at the start of RAM.
+pub(crate) fn elf_of_bytes(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0_u8; 120];
+    image[..16].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(16, &2_u16.to_le_bytes()); // ET_EXEC
+    put(18, &243_u16.to_le_bytes()); // EM_RISCV
+    put(20, &1_u32.to_le_bytes());
+    put(24, &RAM.to_le_bytes()); // e_entry
+    put(32, &64_u64.to_le_bytes()); // e_phoff
+    put(52, &64_u16.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes()); // e_phnum
+    put(58, &64_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes()); // PT_LOAD
+    put(72, &120_u64.to_le_bytes()); // p_offset
+    put(80, &RAM.to_le_bytes());
+    put(88, &RAM.to_le_bytes()); // p_paddr
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &(code.len() as u64).to_le_bytes());
+    image.extend_from_slice(code);
+    image
+}
+
+pub(crate) fn elf(code: &[u32]) -> Vec<u8> {
+    let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+    elf_of_bytes(&bytes)
+}
+
+pub(crate) fn small_config() -> MachineConfig {
+    MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }
+}
+
+pub(crate) fn machine(code: &[u32]) -> Machine {
+    Machine::new(&small_config(), &elf(code)).unwrap()
+}
+
+/// Runs `code` to its end, one step per instruction, and gives the machine.
+pub(crate) fn ran(code: &[u32]) -> Machine {
+    let mut machine = machine(code);
+    assert_eq!(run_by(&mut machine, code.len() as u64), Exit::LimitReached);
+    machine
+}
+
+/// Runs `steps` further.
+pub(crate) fn run_by(machine: &mut Machine, steps: u64) -> Exit {
+    let limit = machine.instruction_count().plus(steps);
+    machine.run(limit)
+}
+
+/// Runs without bound; the answer is not `LimitReached`.
+pub(crate) fn run_on(machine: &mut Machine) -> Exit {
+    machine.run(InstructionCount(u64::MAX))
+}
+
+/// Answers everything deterministically, until the guest stops or waits, or the count is `limit`. Takes steps of `slice`.
+pub(crate) fn drive(
+    machine: &mut Machine,
+    limit: u64,
+    slice: u64,
+) -> (Exit, Vec<(InstructionCount, OutputId, OutputOperation)>) {
+    let mut outputs = Vec::new();
+    loop {
+        let count = machine.instruction_count();
+        match machine.run(InstructionCount(count.0.saturating_add(slice).min(limit))) {
+            Exit::Output => {
+                while let Some((id, output)) = machine.take_output() {
+                    outputs.push((machine.instruction_count(), id, output));
+                }
+            }
+            Exit::ClockRead => {
+                let ticks = machine.instruction_count().0;
+                machine.apply(&Event::ClockRead { ticks: ticks.max(machine.last_ticks()) }).unwrap();
+            }
+            Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).unwrap(),
+            Exit::LimitReached if machine.instruction_count().0 < limit => {}
+            exit @ (Exit::LimitReached | Exit::WaitForInterrupt | Exit::Stopped(_)) => return (exit, outputs),
+        }
+    }
+}
