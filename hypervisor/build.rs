@@ -42,12 +42,15 @@ fn build(guests: &Path, target_dir: &Path) {
         .arg(target_dir);
     // What the outer build is told about its own compiler calls (lints, wrappers, flags for the host) isn't for the
     // guests, whose image must not depend on how the hypervisor is built.
-    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTDOC"] {
+    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTDOC"]
+    {
         cargo.env_remove(name);
     }
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("building the guests failed ({status}); is the target {TARGET} installed? `rustup toolchain install` in the project's root does it"),
+        Ok(status) => panic!(
+            "building the guests failed ({status}); is the target {TARGET} installed? `rustup toolchain install` in the project's root does it"
+        ),
         Err(error) => panic!("can't run cargo to build the guests: {error}"),
     }
 }

@@ -1,18 +1,16 @@
 //! The Output Rule: what the guest sends waits here until the backup holds the log up to it.
 
+use crate::distribution::histogram_ns;
 use hdrhistogram::Histogram;
 use logchannel::entry::LogSeq;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
-/// How many bytes of held outputs stop the guest until some are released.
-pub const HELD_BYTES_MAX: usize = 64 << 20;
+/// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are taken.
+pub const GATE_BYTES_MAX: usize = 64 << 20;
 
 /// What an output costs in the gate beyond its bytes, so that empty outputs are bounded too.
 const OUTPUT_OVERHEAD_BYTES: usize = 64;
-
-/// The longest hold time that is told apart from longer ones, in nanoseconds.
-const HOLD_NS_MAX: u64 = 60_000_000_000;
 
 /// The one way out of a guest.
 ///
@@ -23,9 +21,10 @@ const HOLD_NS_MAX: u64 = 60_000_000_000;
 #[derive(Debug)]
 pub struct OutputGate {
     held: VecDeque<Held>,
-    held_bytes: usize,
     released: VecDeque<(OutputId, OutputOperation)>,
-    next_unreleased: OutputId,
+    /// Of both queues.
+    bytes: usize,
+    next_to_leave: OutputId,
     hold_time_ns: Histogram<u64>,
 }
 
@@ -39,18 +38,16 @@ struct Held {
 
 impl OutputGate {
     /// An empty gate. `next` is the id of the first output to come.
-    ///
-    /// # Panics
-    /// Never: the histogram's bounds are constants in range.
     #[must_use]
     pub fn new(next: OutputId) -> Self {
-        let hold_time_ns = Histogram::new_with_bounds(1, HOLD_NS_MAX, 3).expect("constant bounds are in range");
-        Self { held: VecDeque::new(), held_bytes: 0, released: VecDeque::new(), next_unreleased: next, hold_time_ns }
+        let hold_time_ns = histogram_ns();
+        Self { held: VecDeque::new(), released: VecDeque::new(), bytes: 0, next_to_leave: next, hold_time_ns }
     }
 
     /// Lets an output pass at once: a new owner sends what its predecessor may not have sent.
     pub fn pass(&mut self, id: OutputId, operation: OutputOperation) {
-        self.next_unreleased = OutputId(id.0 + 1);
+        self.bytes += cost(&operation);
+        self.next_to_leave = self.next_to_leave.min(id);
         self.released.push_back((id, operation));
     }
 
@@ -67,7 +64,7 @@ impl OutputGate {
     pub fn hold(&mut self, now_ns: u64, seq: LogSeq, id: OutputId, operation: OutputOperation) {
         let last = self.held.back().map(|held| (held.seq, held.id));
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
-        self.held_bytes += operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+        self.bytes += cost(&operation);
         self.held.push_back(Held { seq, id, operation, produced_ns: now_ns });
     }
 
@@ -87,8 +84,6 @@ impl OutputGate {
 
     fn release_first(&mut self, now_ns: u64) {
         let Some(held) = self.held.pop_front() else { return };
-        self.held_bytes -= held.operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
-        self.next_unreleased = OutputId(held.id.0 + 1);
         self.hold_time_ns.saturating_record(now_ns.saturating_sub(held.produced_ns));
         self.released.push_back((held.id, held.operation));
     }
@@ -96,25 +91,26 @@ impl OutputGate {
     /// Drops everything, held or released and not yet taken: this side is fenced and must not put out anything more.
     pub fn discard_all(&mut self) {
         self.held.clear();
-        self.held_bytes = 0;
         self.released.clear();
+        self.bytes = 0;
     }
 
-    /// The oldest output that may leave now.
+    /// The oldest output that may leave now. Say [`OutputGate::has_left`] when it has.
     pub fn take_released(&mut self) -> Option<(OutputId, OutputOperation)> {
-        self.released.pop_front()
+        let (id, operation) = self.released.pop_front()?;
+        self.bytes -= cost(&operation);
+        Some((id, operation))
     }
 
-    /// Every output with a smaller id has been released.
-    #[must_use]
-    pub fn next_unreleased(&self) -> OutputId {
-        self.next_unreleased
+    /// Output `id` and all before it have been handed to the network or the console.
+    pub fn has_left(&mut self, id: OutputId) {
+        self.next_to_leave = self.next_to_leave.max(OutputId(id.0 + 1));
     }
 
-    /// The id of the next output to leave the host; every one with a smaller id has been taken.
+    /// Every output with a smaller id has left the host: a successor need not send it.
     #[must_use]
-    pub fn next_to_leave(&self) -> OutputId {
-        self.released.front().map_or(self.next_unreleased, |(id, _)| *id)
+    pub const fn next_to_leave(&self) -> OutputId {
+        self.next_to_leave
     }
 
     /// How many outputs wait for an acknowledgement.
@@ -123,10 +119,10 @@ impl OutputGate {
         self.held.len()
     }
 
-    /// Whether the guest must stop until outputs have been released.
+    /// Whether the guest must stop until outputs have been taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.held_bytes >= HELD_BYTES_MAX
+        self.bytes >= GATE_BYTES_MAX
     }
 
     /// How long released outputs were held, in nanoseconds.
@@ -134,6 +130,11 @@ impl OutputGate {
     pub fn hold_time_ns(&self) -> &Histogram<u64> {
         &self.hold_time_ns
     }
+}
+
+/// What an output adds to the gate's bytes.
+fn cost(operation: &OutputOperation) -> usize {
+    operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -154,7 +155,9 @@ mod tests {
         gate.release(20, LogSeq(5));
         assert_eq!(gate.take_released(), Some((OutputId(0), frame(0))));
         assert_eq!(gate.take_released(), None);
-        assert_eq!((gate.held(), gate.next_unreleased()), (1, OutputId(1)));
+        assert_eq!((gate.held(), gate.next_to_leave()), (1, OutputId(0)), "taken, but not known to have left");
+        gate.has_left(OutputId(0));
+        assert_eq!(gate.next_to_leave(), OutputId(1));
         gate.release(30, LogSeq(6));
         assert_eq!(gate.take_released(), Some((OutputId(1), frame(1))));
         assert_eq!(gate.hold_time_ns().max(), 20);
@@ -172,14 +175,16 @@ mod tests {
     }
 
     #[test]
-    fn full_gate_empties_by_release() {
+    fn full_gate_empties_by_what_is_taken() {
         let mut gate = OutputGate::new(OutputId(0));
-        let big = OutputOperation::Frame(vec![0; HELD_BYTES_MAX / 2]);
+        let big = OutputOperation::Frame(vec![0; GATE_BYTES_MAX / 2]);
         gate.hold(0, LogSeq(0), OutputId(0), big.clone());
         assert!(!gate.is_full());
         gate.hold(0, LogSeq(1), OutputId(1), big);
         assert!(gate.is_full());
         gate.release(0, LogSeq(1));
+        assert!(gate.is_full(), "a network that doesn't take them must not fill the memory");
+        gate.take_released();
         assert!(!gate.is_full());
     }
 }

@@ -4,10 +4,6 @@ use crate::event_source::EventSource;
 use logchannel::entry::{EntryBody, Generation, LogEntry};
 use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
-/// How many steps the guest runs before the host's events are looked at again. At some 100 million steps a second this
-/// bounds what a busy guest adds to an event's latency to about 50 microseconds.
-const SLICE_STEPS: u64 = 5_000;
-
 /// Where a recorder's entries go: a role, or a file.
 pub trait LogSink {
     /// Why an entry can't be taken.
@@ -101,18 +97,18 @@ impl<S: EventSource> Recorder<S> {
         &mut self.source
     }
 
-    /// Gives the guest what the source has, and runs it for a while.
+    /// Gives the guest what the source has, and runs it for at most `steps`.
     ///
     /// # Errors
     /// As the sink's.
-    pub fn run_slice<L: LogSink>(&mut self, sink: &mut L) -> Result<Slice, L::Error> {
+    pub fn run_slice<L: LogSink>(&mut self, sink: &mut L, steps: u64) -> Result<Slice, L::Error> {
         if let Some(reason) = self.stopped {
             return Ok(Slice::Stopped(reason));
         }
         while let Some(event) = self.source.poll(&self.machine) {
             self.log_and_apply(sink, event)?;
         }
-        let limit = self.machine.instruction_count().plus(SLICE_STEPS);
+        let limit = self.machine.instruction_count().plus(steps);
         let slice = loop {
             match self.machine.run(limit) {
                 Exit::LimitReached => break Slice::Ran,

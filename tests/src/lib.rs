@@ -1,1 +1,19 @@
-//! Harness.
+//! The harness of the end-to-end tests: the real programs as processes, the connections between them, and their clients.
+//!
+//! Every process is ended when its handle is dropped, every directory removed, and nothing leaves the loopback interface.
+
+pub mod client;
+pub mod link;
+pub mod qemu;
+pub mod random;
+pub mod stage;
+
+pub use hypervisor::program::multicall::Executable;
+
+/// The executable that runs every program under its name. Only integration tests know where it is.
+#[macro_export]
+macro_rules! programs {
+    () => {
+        $crate::Executable::at(env!("CARGO_BIN_EXE_ft-programs"))
+    };
+}

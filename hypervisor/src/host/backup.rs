@@ -2,9 +2,10 @@
 //!
 //! The thread that reads the channel acknowledges; the thread that replays never delays it.
 
-use super::channel::{Channel, lock, read_messages, serve};
+use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use super::clock;
 use super::live::Node;
+use super::priority;
 use super::reports::NodeReport;
 use crate::replay::{Consumed, Replayer};
 use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest};
@@ -114,8 +115,8 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         built,
         over: AtomicBool::new(false),
     });
-    let reader = shared.channel.connect(stream)?;
-    start_reader(&shared, reader)?;
+    shared.channel.connect(stream)?;
+    start_reader(&shared)?;
     start_ticks(&shared)?;
     let replay = {
         let shared = shared.clone();
@@ -186,6 +187,28 @@ impl Shared {
         };
         // Fails only when this backup is over.
         let _ = self.steps.send(step);
+    }
+
+    /// Gives the role what the primary says, until the connection ends; says why it did.
+    fn read(&self, mut reader: ChannelReader) -> String {
+        loop {
+            let (messages, end) = match reader.wait() {
+                Arrived::Messages(messages) => (messages, None),
+                Arrived::Last { messages, reason } => (messages, Some(reason)),
+            };
+            self.drive(|role, now_ns| {
+                for message in messages {
+                    role.primary_said(now_ns, message);
+                }
+            });
+            if let Some(reason) = end {
+                return reason;
+            }
+            while self.waiting.load(Ordering::Relaxed) > LOG_BUFFER_ENTRIES_MAX && !self.over.load(Ordering::Acquire) {
+                lock(&self.role).not_listening(clock::now_ns());
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     fn send_outgoing(&self) {
@@ -299,21 +322,12 @@ struct Produced {
     stopped: Option<StopReason>,
 }
 
-fn start_reader(shared: &Arc<Shared>, reader: TcpStream) -> io::Result<()> {
+fn start_reader(shared: &Arc<Shared>) -> io::Result<()> {
+    let Some(reader) = lock(&shared.channel.reader).take() else { return Ok(()) };
     let shared = shared.clone();
     thread::Builder::new().name("log".into()).spawn(move || {
-        let reason = read_messages(reader, |messages| {
-            shared.drive(|role, now_ns| {
-                for message in messages {
-                    role.primary_said(now_ns, message);
-                }
-            });
-            while shared.waiting.load(Ordering::Relaxed) > LOG_BUFFER_ENTRIES_MAX && !shared.over.load(Ordering::Acquire)
-            {
-                lock(&shared.role).not_listening(clock::now_ns());
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
+        priority::raise();
+        let reason = shared.read(reader);
         shared.drive(|role, now_ns| role.primary_lost(now_ns, &reason));
     })?;
     Ok(())

@@ -1,11 +1,14 @@
-//! The logging channel's socket: one thread reads it, any thread may write to it, nobody waits for a stuck peer.
+//! The logging channel's socket: any thread may read or write it, one at a time, and nobody waits for a stuck peer.
 
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
-use std::io::{self, Read, Write};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Bytes read from the socket in one call.
 const READ_BYTES: usize = 64 << 10;
@@ -54,73 +57,110 @@ impl ChannelWriter {
     }
 }
 
+/// What a look at the channel brought.
+#[derive(Debug)]
+pub enum Arrived {
+    /// Whole messages, perhaps none.
+    Messages(Vec<Message>),
+    /// Whole messages, and then the end of the connection.
+    Last {
+        /// Perhaps none.
+        messages: Vec<Message>,
+        /// Why it ended.
+        reason: String,
+    },
+}
+
+/// The reading side of a logging channel.
+#[derive(Debug)]
+pub struct ChannelReader {
+    stream: Arc<TcpStream>,
+    decoder: FrameDecoder,
+    buffer: Vec<u8>,
+}
+
+impl ChannelReader {
+    fn new(stream: Arc<TcpStream>) -> Self {
+        Self { stream, decoder: FrameDecoder::new(), buffer: vec![0; READ_BYTES] }
+    }
+
+    /// Waits until something has arrived.
+    pub fn wait(&mut self) -> Arrived {
+        self.read(MsgFlags::empty())
+    }
+
+    /// Takes what has arrived already.
+    pub fn take(&mut self) -> Arrived {
+        self.read(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn read(&mut self, flags: MsgFlags) -> Arrived {
+        let last = |reason| Arrived::Last { messages: Vec::new(), reason };
+        match recv(self.stream.as_raw_fd(), &mut self.buffer, flags) {
+            Ok(0) => last("connection closed".into()),
+            Ok(length) => {
+                self.decoder.push(&self.buffer[..length]);
+                self.decode()
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Arrived::Messages(Vec::new()),
+            Err(error) => last(format!("connection lost: {error}")),
+        }
+    }
+
+    fn decode(&mut self) -> Arrived {
+        let mut messages = Vec::new();
+        let reason = loop {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => match Message::decode(frame) {
+                    Ok(message) => messages.push(message),
+                    Err(error) => break format!("the peer sent a bad message: {error}"),
+                },
+                Ok(None) => return Arrived::Messages(messages),
+                Err(error) => break format!("the peer sent a bad frame: {error}"),
+            }
+        };
+        Arrived::Last { messages, reason }
+    }
+}
+
 /// A logging channel that may be connected, cut, and connected again.
 #[derive(Debug, Default)]
 pub struct Channel {
     pub(crate) writer: Mutex<ChannelWriter>,
-    /// The same socket once more, so that it can be cut while a writer is stuck in it.
-    control: Mutex<Option<TcpStream>>,
+    /// Gone once its connection has ended.
+    pub(crate) reader: Mutex<Option<ChannelReader>>,
+    /// The connection, so that it can be waited for, and cut while a writer is stuck in it.
+    stream: Mutex<Option<Arc<TcpStream>>>,
     /// Bytes written so far.
     pub(crate) sent: AtomicU64,
 }
 
 impl Channel {
-    /// Connects the channel; gives back the side to read from.
+    /// Connects the channel.
     ///
     /// # Errors
     /// If the socket can't be set up.
-    pub fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
+    pub fn connect(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let reader = stream.try_clone()?;
-        *lock(&self.control) = Some(stream.try_clone()?);
-        lock(&self.writer).stream = Some(stream);
-        Ok(reader)
+        let writer = stream.try_clone()?;
+        let stream = Arc::new(stream);
+        *lock(&self.stream) = Some(stream.clone());
+        *lock(&self.reader) = Some(ChannelReader::new(stream));
+        lock(&self.writer).stream = Some(writer);
+        Ok(())
+    }
+
+    /// The connection, to wait for what arrives on it; none once it has ended.
+    #[must_use]
+    pub fn stream(&self) -> Option<Arc<TcpStream>> {
+        lock(&self.stream).clone()
     }
 
     /// Cuts the connection: whoever reads or writes it gets an error at once.
     pub fn cut(&self) {
-        if let Some(stream) = lock(&self.control).take() {
+        if let Some(stream) = lock(&self.stream).take() {
             // Fails if the peer has closed it already, which is as good.
             let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-/// Reads messages until the connection ends; gives each read's messages to `on_messages` together, so that they are
-/// answered together.
-///
-/// Returns why it ended.
-pub fn read_messages(mut stream: TcpStream, mut on_messages: impl FnMut(Vec<Message>)) -> String {
-    let mut decoder = FrameDecoder::new();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let length = match stream.read(&mut buffer) {
-            Ok(0) => return "connection closed".into(),
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return format!("connection lost: {error}"),
-        };
-        decoder.push(&buffer[..length]);
-        let (messages, error) = decode_all(&mut decoder);
-        if !messages.is_empty() {
-            on_messages(messages);
-        }
-        if let Some(error) = error {
-            return error;
-        }
-    }
-}
-
-fn decode_all(decoder: &mut FrameDecoder) -> (Vec<Message>, Option<String>) {
-    let mut messages = Vec::new();
-    loop {
-        match decoder.next_frame() {
-            Ok(Some(frame)) => match Message::decode(frame) {
-                Ok(message) => messages.push(message),
-                Err(error) => return (messages, Some(format!("the peer sent a bad message: {error}"))),
-            },
-            Ok(None) => return (messages, None),
-            Err(error) => return (messages, Some(format!("the peer sent a bad frame: {error}"))),
         }
     }
 }

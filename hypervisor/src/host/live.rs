@@ -1,13 +1,15 @@
 //! A VM that runs live: the primary's role with the host's threads, sockets and clock around it.
 
-use super::channel::{Channel, lock, read_messages, serve};
+use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use super::clock;
 use super::console;
-use super::inbox::{HostEventSource, InboxSender};
+use super::inbox::{HostEventSource, InboxSender, SLICE_STEPS};
 use super::network::Network;
 use super::outlets::Outlets;
-use super::reports::{Figures, HoldTime, NodeReport};
+use super::priority;
+use super::reports::{Figures, NodeReport};
 use crate::arbiter::{Arbiter, Claim};
+use crate::distribution::Distribution;
 use crate::record::{Intervals, LogSink, Recorder, Slice};
 use crate::report::Reporter;
 use crate::role::{ClaimAnswer, ClaimRequest, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -17,6 +19,7 @@ use logchannel::session::{NodeId, VmId};
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -25,6 +28,20 @@ use vm::{Machine, OutputId, OutputOperation};
 
 /// From one look at heartbeats, timeouts and waiting entries to the next.
 const TICK: Duration = Duration::from_millis(5);
+
+/// The same while outputs are held: a vCPU thread that the host doesn't let run must not hold them for long.
+const TICK_WHILE_HOLDING: Duration = Duration::from_millis(1);
+
+/// From one look of the conductor at heartbeats and timeouts to the next.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
+/// microseconds.
+const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
+
+/// How long a vCPU thread that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
+/// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
+const SPIN_NS: u64 = 200_000;
 
 /// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
@@ -87,6 +104,8 @@ struct Shared {
     outlets: Arc<Mutex<Outlets>>,
     inbox: InboxSender,
     may_run: AtomicBool,
+    /// Outputs wait for the backup.
+    holding: AtomicBool,
     over: Arc<AtomicBool>,
     actions: Sender<PrimaryAction>,
     image: Arc<[u8]>,
@@ -108,7 +127,7 @@ impl LiveVm {
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
-        let (source, inbox) = HostEventSource::new(machine.last_ticks());
+        let (source, inbox) = HostEventSource::new(machine.last_ticks())?;
         let (actions, action_queue) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             outlets: Arc::new(Mutex::new(Outlets::new(node.reporter))),
@@ -116,6 +135,7 @@ impl LiveVm {
             channel: Channel::default(),
             inbox,
             may_run: AtomicBool::new(false),
+            holding: AtomicBool::new(false),
             over: Arc::default(),
             actions,
             image,
@@ -132,15 +152,15 @@ impl LiveVm {
         let recorder = Recorder::new(machine, source, shared.node.intervals);
         let recorder = shared.run_vcpu(recorder);
         let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
+        // What is released is the guest's last word, if another thread was busy with the words before it.
+        shared.put_out(&mut lock(&shared.outlets));
         shared.tell_figures(recorder.machine());
         Ok(end)
     }
 
     /// The operator wants this process to end.
     pub fn retire(&self) {
-        self.shared.drive(|role, now_ns| {
-            role.retire(now_ns);
-        });
+        self.shared.drive(PrimaryRole::retire);
         self.shared.inbox.wake();
     }
 }
@@ -154,55 +174,63 @@ fn spawn<T: Send + 'static>(
 
 impl Shared {
     /// Gives the role an input, and does what it says.
-    fn drive<T>(&self, input: impl FnOnce(&mut PrimaryRole, u64) -> T) -> T {
-        let mut actions = Vec::new();
-        let result = {
-            let mut role = lock(&self.role);
-            let result = input(&mut role, clock::now_ns());
-            actions.extend(std::iter::from_fn(|| role.poll_action()));
-            self.may_run.store(role.may_run(), Ordering::Release);
-            result
-        };
+    fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
+        let actions = self.give(input);
+        self.carry_out(actions);
+    }
+
+    /// Gives the role an input; what it wants done has to be carried out next.
+    ///
+    /// A connection is cut at once, before the role can take the next backup, whose connection it would be.
+    fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
+        let mut role = lock(&self.role);
+        input(&mut role, clock::now_ns());
+        self.may_run.store(role.may_run(), Ordering::Release);
+        self.holding.store(role.gate().held() > 0, Ordering::Release);
+        let actions: Vec<_> = std::iter::from_fn(|| role.poll_action()).collect();
+        if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. })) {
+            self.channel.cut();
+        }
+        actions
+    }
+
+    fn carry_out(&self, actions: Vec<PrimaryAction>) {
         self.put_out_released();
         self.send_outgoing();
+        self.pass_on(actions);
+    }
+
+    fn pass_on(&self, actions: Vec<PrimaryAction>) {
         for action in actions {
             // Fails only when the conductor is over, and with it this node's part.
             let _ = self.actions.send(action);
         }
-        result
     }
 
     fn send_outgoing(&self) {
-        let mut failure = None;
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
             |writer| {
-                let result = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
-                if let Err(error) = result {
-                    failure = Some(error);
-                }
+                // A backup that is gone is noticed by whoever reads, after the last acknowledgement.
+                let _ = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
             },
         );
-        if let Some(error) = failure {
-            self.drive(|role, _| role.backup_lost(&format!("connection lost: {error}")));
-        }
     }
 
     fn put_out_released(&self) {
-        serve(
-            &self.outlets,
-            || lock(&self.role).gate().has_released(),
-            |outlets| {
-                let mut batch: Vec<(OutputId, OutputOperation)> = Vec::new();
-                let mut role = lock(&self.role);
-                while let Some(output) = role.take_released() {
-                    batch.push(output);
-                }
-                drop(role);
-                outlets.put_out(&batch);
-            },
-        );
+        serve(&self.outlets, || lock(&self.role).gate().has_released(), |outlets| self.put_out(outlets));
+    }
+
+    fn put_out(&self, outlets: &mut Outlets) {
+        let batch: Vec<_> = {
+            let mut role = lock(&self.role);
+            std::iter::from_fn(|| role.take_released()).collect()
+        };
+        outlets.put_out(&batch);
+        if let Some((last, _)) = batch.last() {
+            lock(&self.role).has_left(*last);
+        }
     }
 
     fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
@@ -233,7 +261,8 @@ impl Shared {
         let mut generation = None;
         while !self.over.load(Ordering::Acquire) {
             if !self.may_run.load(Ordering::Acquire) {
-                thread::park_timeout(TICK);
+                self.sleep(&recorder);
+                self.hear_backup();
                 continue;
             }
             if generation.is_none() {
@@ -241,30 +270,89 @@ impl Shared {
                 generation = Some(owned);
                 let Ok(()) = recorder.log_generation(&mut sink, owned);
             }
-            let Ok(slice) = recorder.run_slice(&mut sink);
+            let holding = self.holding.load(Ordering::Acquire);
+            let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
+            let Ok(slice) = recorder.run_slice(&mut sink, steps);
+            if holding {
+                self.hear_backup();
+            }
             match slice {
                 Slice::Ran => {}
                 Slice::Waiting => {
-                    let until_ns = clock::now_ns() + SLEEP_NS_MAX;
-                    recorder.source().sleep(recorder.machine(), until_ns);
+                    self.spin_for_release(&recorder);
+                    self.sleep(&recorder);
+                    self.hear_backup();
                 }
-                Slice::Stopped(_) => thread::park_timeout(TICK),
+                Slice::Stopped(_) => {
+                    self.sleep(&recorder);
+                    self.hear_backup();
+                }
             }
         }
         recorder
     }
 
+    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again.
+    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>) {
+        if !self.holding.load(Ordering::Acquire) {
+            return;
+        }
+        let end_ns = clock::now_ns() + SPIN_NS;
+        while self.holding.load(Ordering::Acquire) && recorder.source().is_empty() && clock::now_ns() < end_ns {
+            self.hear_backup();
+            // The backup's own thread may be waiting for this very core.
+            thread::yield_now();
+        }
+    }
+
+    /// Sleeps until the guest has something to do or the backup something to say that matters now.
+    fn sleep(&self, recorder: &Recorder<HostEventSource>) {
+        let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
+        let channel = if backup_matters { self.channel.stream() } else { None };
+        let socket = channel.as_ref().map(|stream| stream.as_fd());
+        recorder.source().sleep(recorder.machine(), socket, clock::now_ns() + SLEEP_NS_MAX);
+    }
+
+    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their
+    /// order because the reader is kept until they have.
+    fn hear_backup(&self) {
+        let Ok(mut reader) = self.channel.reader.try_lock() else { return };
+        let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
+        let (messages, end) = match arrived {
+            Arrived::Messages(messages) if messages.is_empty() => return,
+            Arrived::Messages(messages) => (messages, None),
+            Arrived::Last { messages, reason } => (messages, Some(reason)),
+        };
+        let input = |role: &mut PrimaryRole, now_ns| {
+            for message in messages {
+                role.backup_said(now_ns, message);
+            }
+            if let Some(reason) = &end {
+                role.backup_lost(reason);
+            }
+        };
+        let actions = self.give(input);
+        if end.is_some() {
+            *reader = None;
+        }
+        drop(reader);
+        self.carry_out(actions);
+    }
+
     /// Does what the role asks for that takes time, until it asks for the end.
     fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
         let end = loop {
-            let Ok(action) = actions.recv() else { unreachable!("self holds a sender") };
+            let Ok(action) = actions.recv_timeout(WATCH) else {
+                // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
+                self.pass_on(self.give(PrimaryRole::tick));
+                continue;
+            };
             match action {
                 PrimaryAction::Claim(request) => {
                     let answer = self.node.claim(request);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
                 }
                 PrimaryAction::CloseChannel { reason } => {
-                    self.channel.cut();
                     self.node.reporter.tell(&NodeReport::BackupLost { reason });
                 }
                 PrimaryAction::Owner(generation) => self.tell_owner(generation),
@@ -298,31 +386,21 @@ impl Shared {
             channel_bytes: self.channel.sent.load(Ordering::Relaxed),
             frames,
             frames_without_lan,
-            hold_time: HoldTime::of(role.gate().hold_time_ns()),
+            hold_time: Distribution::of(role.gate().hold_time_ns()),
         }));
     }
 
     /// Takes a backup, if the role takes one; called by the listening thread alone.
-    fn take_backup(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
+    fn take_backup(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
         if let Err(reason) = lock(&self.role).can_take_backup() {
             refuse(stream, &reason);
             return Err(reason);
         }
-        let reader = self.channel.connect(stream).map_err(|error| error.to_string())?;
+        self.channel.connect(stream).map_err(|error| error.to_string())?;
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
         self.drive(|role, now_ns| role.backup_connected(now_ns, &self.image));
-        let shared = self.clone();
-        let read = move || {
-            let reason = read_messages(reader, |messages| {
-                shared.drive(|role, now_ns| {
-                    for message in messages {
-                        role.backup_said(now_ns, message);
-                    }
-                });
-            });
-            shared.drive(|role, _| role.backup_lost(&reason));
-        };
-        spawn("acks", read).map(|_| ()).map_err(|error| error.to_string())
+        self.inbox.wake();
+        Ok(())
     }
 }
 
@@ -362,8 +440,10 @@ impl LogSink for RoleSink<'_> {
 fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = shared.clone();
     spawn("ticks", move || {
+        priority::raise();
         while !shared.over.load(Ordering::Acquire) {
-            thread::sleep(TICK);
+            thread::sleep(if shared.holding.load(Ordering::Acquire) { TICK_WHILE_HOLDING } else { TICK });
+            shared.hear_backup();
             shared.drive(PrimaryRole::tick);
         }
     })?;

@@ -17,5 +17,6 @@ pub mod inbox;
 pub mod live;
 pub mod network;
 pub mod outlets;
+pub mod priority;
 pub mod reports;
 pub mod signals;

@@ -1,6 +1,6 @@
 //! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
 
-use hdrhistogram::Histogram;
+use crate::distribution::Distribution;
 use serde::Serialize;
 use std::fmt;
 
@@ -154,8 +154,8 @@ pub struct Figures {
     pub frames: u64,
     /// Frames that found no LAN.
     pub frames_without_lan: u64,
-    /// How long outputs were held.
-    pub hold_time: HoldTime,
+    /// How long outputs were held: production to release.
+    pub hold_time: Distribution,
 }
 
 /// What a recording came to.
@@ -196,42 +196,6 @@ pub struct Replayed {
     pub ending: String,
 }
 
-/// How long outputs were held: production to release, in microseconds.
-#[derive(Clone, Debug, Serialize)]
-pub struct HoldTime {
-    /// How many.
-    pub outputs: u64,
-    /// Median.
-    pub p50_us: f64,
-    /// 90th percentile.
-    pub p90_us: f64,
-    /// 99th percentile.
-    pub p99_us: f64,
-    /// 99.9th percentile.
-    pub p99_9_us: f64,
-    /// Longest.
-    pub max_us: f64,
-}
-
-impl HoldTime {
-    /// From a histogram of nanoseconds.
-    #[must_use]
-    pub fn of(histogram_ns: &Histogram<u64>) -> Self {
-        // Nanoseconds up to a minute are exact in an f64.
-        #[expect(clippy::cast_precision_loss, reason = "values are below 2^53")]
-        let us = |ns: u64| ns as f64 / 1000.0;
-        let at = |quantile| us(histogram_ns.value_at_quantile(quantile));
-        Self {
-            outputs: histogram_ns.len(),
-            p50_us: at(0.5),
-            p90_us: at(0.9),
-            p99_us: at(0.99),
-            p99_9_us: at(0.999),
-            max_us: us(histogram_ns.max()),
-        }
-    }
-}
-
 impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -268,7 +232,7 @@ impl fmt::Display for NodeReport {
                 figures.channel_bytes,
                 figures.frames,
                 figures.frames_without_lan,
-                figures.hold_time.outputs,
+                figures.hold_time.samples,
                 figures.hold_time.p50_us,
                 figures.hold_time.p99_us,
                 figures.hold_time.max_us

@@ -28,9 +28,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// The guest's image comes from the primary. The backup waits until there is one.
 #[derive(Debug, Parser)]
-#[command(name = "ft-backup", version, after_help = "Example:\n  \
+#[command(
+    name = "ft-backup",
+    version,
+    after_help = "Example:\n  \
     ft-backup --lan 127.0.0.1:7000\n\n\
-    finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is.")]
+    finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is."
+)]
 struct Options {
     #[command(flatten)]
     node: NodeOptions,

@@ -1,5 +1,6 @@
 //! A whole fault-tolerant VM on this host, each part a process of its own: LAN, arbiter, primary, backup.
 
+use super::cores::on_core;
 use super::multicall::Executable;
 use super::process::{Process, ProcessError};
 use std::net::SocketAddr;
@@ -25,6 +26,8 @@ pub struct ClusterOptions {
     pub primary: Vec<String>,
     /// More options for the backup.
     pub backup: Vec<String>,
+    /// On which cores the primary and the backup run; where the scheduler likes, without.
+    pub cores: Option<[usize; 2]>,
 }
 
 impl Default for ClusterOptions {
@@ -35,7 +38,52 @@ impl Default for ClusterOptions {
             protected: true,
             primary: Vec::new(),
             backup: Vec::new(),
+            cores: None,
         }
+    }
+}
+
+/// What a VM needs around it: a LAN that forwards to the guest's service, and an arbiter.
+#[derive(Debug)]
+pub struct Site {
+    /// The network.
+    pub lan: Process,
+    /// The test-and-set.
+    pub arbiter: Process,
+    /// Where ordinary clients reach the guest's service, by TCP and UDP.
+    pub service: SocketAddr,
+    lan_address: String,
+    arbiter_address: String,
+}
+
+impl Site {
+    /// Starts a LAN, and an arbiter that keeps its claims in `directory`.
+    ///
+    /// # Errors
+    /// [`ProcessError`] if a part doesn't come up.
+    pub fn start(executable: &Executable, directory: &Path) -> Result<Self, ProcessError> {
+        let forward = format!("127.0.0.1:0={GUEST_SERVICE}");
+        let mut lan = Process::start(executable, "ft-lan", &["--listen", "127.0.0.1:0", "--forward", &forward])?;
+        let directory = directory.display().to_string();
+        let mut arbiter = Process::start(executable, "ft-arbiter", &["--listen", "127.0.0.1:0", "--dir", &directory])?;
+        let listening = lan.wait_for("listening", PATIENCE)?;
+        let arbiter_address = text(&arbiter.wait_for("listening", PATIENCE)?["listen"]);
+        let service = service(&lan, &listening)?;
+        let lan_address = text(&listening["listen"]);
+        Ok(Self { lan, arbiter, service, lan_address, arbiter_address })
+    }
+
+    /// Where the arbiter listens, host and port.
+    #[must_use]
+    pub fn arbiter_address(&self) -> &str {
+        &self.arbiter_address
+    }
+
+    /// The options by which `ft-primary` and `ft-backup` find this site; they listen at a free port.
+    #[must_use]
+    pub fn options(&self) -> Vec<String> {
+        let arbiter = format!("tcp:{}", self.arbiter_address);
+        ["--lan", &self.lan_address, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"].map(String::from).into()
     }
 }
 
@@ -59,38 +107,29 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ProcessError`] if a part doesn't come up.
-    pub fn start(
-        executable: &Executable,
-        directory: &Path,
-        options: &ClusterOptions,
-    ) -> Result<Self, ProcessError> {
-        let forward = format!("127.0.0.1:0={GUEST_SERVICE}");
-        let mut lan = Process::start(executable, "ft-lan", &["--listen", "127.0.0.1:0", "--forward", &forward])?;
-        let directory = directory.display().to_string();
-        let mut arbiter =
-            Process::start(executable, "ft-arbiter", &["--listen", "127.0.0.1:0", "--dir", &directory])?;
-        let listening = lan.wait_for("listening", PATIENCE)?;
-        let lan_address = text(&listening["listen"]);
-        let arbiter_address = format!("tcp:{}", text(&arbiter.wait_for("listening", PATIENCE)?["listen"]));
-        let common = ["--lan", &lan_address, "--arbiter", &arbiter_address, "--listen", "127.0.0.1:0"];
-        let mut arguments = common.to_vec();
+    pub fn start(executable: &Executable, directory: &Path, options: &ClusterOptions) -> Result<Self, ProcessError> {
+        let site = Site::start(executable, directory)?;
+        let common = site.options();
+        let mut arguments: Vec<&str> = common.iter().map(String::as_str).collect();
         arguments.extend(["--guest", &options.guest, "--append", &options.append]);
         arguments.extend(options.primary.iter().map(String::as_str));
         if !options.protected {
             arguments.push("--unprotected");
         }
-        let mut primary = Process::start(executable, "ft-primary", &arguments)?;
+        let [primary_core, backup_core] = options.cores.map_or([None; 2], |cores| cores.map(Some));
+        let mut primary = on_core(primary_core, || Process::start(executable, "ft-primary", &arguments))?;
         let channel = text(&primary.wait_for("listening", PATIENCE)?["channel"]);
         let mut backup = None;
         if options.protected {
-            let mut arguments = common.to_vec();
+            let mut arguments: Vec<&str> = common.iter().map(String::as_str).collect();
             arguments.extend(["--primary", &channel]);
             arguments.extend(options.backup.iter().map(String::as_str));
-            let process = backup.insert(Process::start(executable, "ft-backup", &arguments)?);
+            let start = || Process::start(executable, "ft-backup", &arguments);
+            let process = backup.insert(on_core(backup_core, start)?);
             process.wait_for("protected", PATIENCE)?;
         }
         primary.wait_for("console", PATIENCE)?;
-        let service = service(&lan, &listening)?;
+        let Site { lan, arbiter, service, .. } = site;
         Ok(Self { lan, arbiter, primary, backup, service })
     }
 
@@ -109,12 +148,11 @@ fn text(value: &serde_json::Value) -> String {
 
 /// Where the LAN forwards to the guest from.
 fn service(lan: &Process, listening: &serde_json::Value) -> Result<SocketAddr, ProcessError> {
-    listening["forwards"][0]["listen"]
-        .as_str()
-        .and_then(|address| address.parse().ok())
-        .ok_or_else(|| ProcessError::Field {
+    listening["forwards"][0]["listen"].as_str().and_then(|address| address.parse().ok()).ok_or_else(|| {
+        ProcessError::Field {
             name: format!("ft-lan (pid {})", lan.pid()),
             report: listening.to_string(),
             field: "forwards".into(),
-        })
+        }
+    })
 }

@@ -102,9 +102,7 @@ impl EchoClient {
         })
     }
 
-    fn start(
-        body: impl FnOnce(&AtomicBool, &AtomicU64) -> ClientResult + Send + 'static,
-    ) -> io::Result<Self> {
+    fn start(body: impl FnOnce(&AtomicBool, &AtomicU64) -> ClientResult + Send + 'static) -> io::Result<Self> {
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (stop.clone(), received.clone());
         let thread = thread::Builder::new().name("client".into()).spawn(move || body(&stopped, &count))?;
@@ -134,10 +132,9 @@ impl EchoClient {
     #[must_use]
     pub fn finish(self) -> ClientResult {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|_| ClientResult {
-            error: Some("the client panicked".into()),
-            ..ClientResult::default()
-        })
+        self.thread
+            .join()
+            .unwrap_or_else(|_| ClientResult { error: Some("the client panicked".into()), ..ClientResult::default() })
     }
 }
 
@@ -183,12 +180,7 @@ fn echo_tcp(
     }
 }
 
-fn echo_udp(
-    socket: &UdpSocket,
-    stop: &AtomicBool,
-    received: &AtomicU64,
-    result: &mut ClientResult,
-) -> io::Result<()> {
+fn echo_udp(socket: &UdpSocket, stop: &AtomicBool, received: &AtomicU64, result: &mut ClientResult) -> io::Result<()> {
     let mut last_us = clock::now_us();
     let mut reply = [0; MESSAGE_BYTES + 1];
     while !stop.load(Ordering::Relaxed) {

@@ -2,7 +2,9 @@
 
 pub mod arbiter;
 pub mod backup;
+pub mod bench;
 pub mod cluster;
+pub mod cores;
 pub mod demo;
 pub mod echo_client;
 pub mod exit;

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// Runs the program that this process was started as, if it is one of those that are started by others.
+/// Runs the program that this process was started as, if it is started under the name of one.
 ///
 /// Call it before anything else in `main`; go on with the executable's own program if it gives `None`.
 #[must_use]
@@ -17,7 +17,9 @@ pub fn run_as_named() -> Option<ExitCode> {
     let program = match Path::new(&name).file_name().and_then(OsStr::to_str)? {
         "ft-arbiter" => super::arbiter::main,
         "ft-backup" => super::backup::main,
+        "ft-demo" => super::demo::main,
         "ft-lan" => super::lan::main,
+        "ft-pong" => super::bench::pong_main,
         "ft-primary" => super::primary::main,
         "ft-record" => super::record::main,
         "ft-replay" => super::replay::main,

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,15 +74,16 @@ impl Process {
     /// # Errors
     /// [`ProcessError::Io`] if it can't be started.
     pub fn start(executable: &Executable, program: &str, arguments: &[&str]) -> Result<Self, ProcessError> {
+        Self::spawn(program, executable.command(program).args(arguments).arg("--json").stdin(Stdio::null()))
+    }
+
+    /// Runs `command`, which tells its reports on standard output.
+    ///
+    /// # Errors
+    /// [`ProcessError::Io`] if it can't be started.
+    pub fn spawn(program: &str, command: &mut Command) -> Result<Self, ProcessError> {
         let failed = |source| ProcessError::Io { name: program.into(), source };
-        let mut child = executable
-            .command(program)
-            .args(arguments)
-            .arg("--json")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;
         let (sender, reports) = unbounded();
         if let Some(stdout) = child.stdout.take() {
             let read = move || {
@@ -123,7 +124,11 @@ impl Process {
                     return Err(ProcessError::Timeout { name, event, timeout, seen });
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ProcessError::Ended { name: self.name.clone(), event: event.into(), seen: self.told() });
+                    return Err(ProcessError::Ended {
+                        name: self.name.clone(),
+                        event: event.into(),
+                        seen: self.told(),
+                    });
                 }
             }
         }

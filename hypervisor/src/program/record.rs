@@ -3,7 +3,7 @@
 use super::options::GuestOptions;
 use super::{Failure, exit, finish, init_tracing};
 use crate::host::channel::lock;
-use crate::host::inbox::HostEventSource;
+use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::Network;
 use crate::host::outlets::Outlets;
 use crate::host::reports::{NodeReport, Recorded};
@@ -33,10 +33,14 @@ const PROGRESS_NS: u64 = 10_000_000_000;
 ///
 /// Ctrl-C ends the recording in order; a recording that is killed replays to its last whole entry.
 #[derive(Debug, Parser)]
-#[command(name = "ft-record", version, after_help = "Example:\n  \
+#[command(
+    name = "ft-record",
+    version,
+    after_help = "Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
     ft-record --guest echo --lan 127.0.0.1:7000 --output echo.ftlog\n  \
-    ft-replay echo.ftlog")]
+    ft-replay echo.ftlog"
+)]
 struct Options {
     #[command(flatten)]
     guest: GuestOptions,
@@ -88,7 +92,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let node = entropy::node_id();
     let vm = options.vm.clone().map_or_else(|| VmId::new(&format!("recording-{node}")), Ok)?;
     let session = SessionHeader::new(vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
-    let (source, inbox) = HostEventSource::new(0);
+    let (source, inbox) = HostEventSource::new(0)?;
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter)));
     if let Some(lan) = options.lan {
         let network = Network {
@@ -149,11 +153,11 @@ fn record(
             let instruction_count = recorder.machine().instruction_count().0;
             reporter.tell(&NodeReport::Recording { instruction_count, entries: sink.log.next_seq().0 });
         }
-        match recorder.run_slice(sink)? {
+        match recorder.run_slice(sink, SLICE_STEPS)? {
             Slice::Ran => {}
             Slice::Waiting => {
                 sink.log.flush()?;
-                recorder.source().sleep(recorder.machine(), now_ns + SLEEP_NS_MAX);
+                recorder.source().sleep(recorder.machine(), None, now_ns + SLEEP_NS_MAX);
             }
             Slice::Stopped(reason) => return Ok((recorder, exit::of_guest(reason), reason.to_string())),
         }
@@ -174,9 +178,12 @@ fn create_log(
         .create_new(!options.force)
         .truncate(options.force)
         .open(&options.output)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => format!("{path} exists; --force overwrites it, --output names another"),
-            _ => format!("can't write the log {path}: {error}"),
+        .map_err(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                format!("{path} exists; --force overwrites it, --output names another")
+            } else {
+                format!("can't write the log {path}: {error}")
+            }
         })?;
     LogWriter::create(BufWriter::new(file), session, image).map_err(|error| format!("writing {path}: {error}").into())
 }

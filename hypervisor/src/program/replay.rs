@@ -27,9 +27,13 @@ const PROGRESS_NS: u64 = 5_000_000_000;
 /// what the machine does; the first difference ends the replay with exit code 4. A log that was cut off replays to its
 /// last whole entry.
 #[derive(Debug, Parser)]
-#[command(name = "ft-replay", version, after_help = "Example:\n  \
+#[command(
+    name = "ft-replay",
+    version,
+    after_help = "Example:\n  \
     ft-replay echo.ftlog\n  \
-    ft-replay echo.ftlog --entries | less")]
+    ft-replay echo.ftlog --entries | less"
+)]
 struct Options {
     /// The log
     log: PathBuf,
@@ -91,11 +95,7 @@ fn refuse_other_image(log: &Log, name: &str) -> Result<(), Failure> {
     if digest == header.image_digest {
         return Ok(());
     }
-    Err(format!(
-        "the log is of guest {} ({}), not of {name} ({digest})",
-        header.image_name, header.image_digest
-    )
-    .into())
+    Err(format!("the log is of guest {} ({}), not of {name} ({digest})", header.image_name, header.image_digest).into())
 }
 
 fn list(log: &mut Log) -> Result<(u8, String), Failure> {
@@ -104,10 +104,10 @@ fn list(log: &mut Log) -> Result<(u8, String), Failure> {
         let seq = log.next_seq().0 - 1;
         if let Err(error) = writeln!(out, "{seq:>8} {:>16} {}", entry.count.to_string(), describe(&entry)) {
             // `| head` closes the pipe when it has seen enough.
-            return match error.kind() {
-                std::io::ErrorKind::BrokenPipe => Ok((exit::OK, "the reader of the list has gone".into())),
-                _ => Err(error.into()),
-            };
+            if error.kind() == std::io::ErrorKind::BrokenPipe {
+                return Ok((exit::OK, "the reader of the list has gone".into()));
+            }
+            return Err(error.into());
         }
     }
     out.flush()?;

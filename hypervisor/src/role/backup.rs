@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use vm::{InstructionCount, OutputId, OutputOperation, StopReason};
 
 /// The most outputs that a backup keeps for its going live; the primary tells what it need not keep.
-pub const TAIL_OUTPUTS_MAX: usize = 65_536;
+const TAIL_OUTPUTS_MAX: usize = 65_536;
 
 /// What a backup's operator says about the VM beforehand.
 #[derive(Clone, Debug)]
@@ -114,6 +114,8 @@ pub struct BackupRole {
     expectation: Expectation,
     timing: Timing,
     node: NodeId,
+    /// The pair's, as the session says.
+    generation: Generation,
     receiver: LogReceiver,
     consumed: LogSeq,
     /// The guest came to its end in the log: losing the primary after that is no failure.
@@ -122,6 +124,8 @@ pub struct BackupRole {
     actions: VecDeque<BackupAction>,
     tail: VecDeque<(OutputId, OutputOperation)>,
     tail_dropped: u64,
+    /// The primary has put out all outputs with a smaller id.
+    released: OutputId,
     heard_ns: u64,
     spoke_ns: u64,
     moments: BackupMoments,
@@ -136,6 +140,7 @@ impl BackupRole {
             expectation,
             timing,
             node,
+            generation: Generation(0),
             receiver: LogReceiver::new(LogSeq(0)),
             consumed: LogSeq(0),
             stop_received: false,
@@ -143,6 +148,7 @@ impl BackupRole {
             actions: VecDeque::new(),
             tail: VecDeque::new(),
             tail_dropped: 0,
+            released: OutputId(0),
             heard_ns: now_ns,
             spoke_ns: now_ns,
             moments: BackupMoments::default(),
@@ -176,12 +182,13 @@ impl BackupRole {
                 Ok(()) => self.build_if_complete(),
                 Err(error) => self.refuse(error.to_string()),
             },
-            (Message::Protected { generation }, Mode::Following { told }) => {
+            (Message::Protected { generation }, Mode::Following { told }) if generation == self.generation => {
                 *told = Some(generation);
                 self.actions.push_back(BackupAction::Protected(generation));
             }
             (Message::Entries(batch), Mode::Following { .. }) => self.receive(now_ns, &batch),
             (Message::Released { next_output }, Mode::Following { .. }) => {
+                self.released = self.released.max(next_output);
                 while self.tail.front().is_some_and(|(id, _)| *id < next_output) {
                     self.tail.pop_front();
                 }
@@ -201,7 +208,8 @@ impl BackupRole {
 
     fn begin_joining(&mut self, session: SessionHeader) {
         if session.vm != self.expectation.vm {
-            return self.refuse(format!("this backup is for VM {}, the primary runs {}", self.expectation.vm, session.vm));
+            return self
+                .refuse(format!("this backup is for VM {}, the primary runs {}", self.expectation.vm, session.vm));
         }
         if let Some((name, digest)) = &self.expectation.image
             && *digest != session.image_digest
@@ -212,6 +220,10 @@ impl BackupRole {
             );
             return self.refuse(reason);
         }
+        if session.generation.0 == u64::MAX {
+            return self.refuse("the VM has used up its generations".into());
+        }
+        self.generation = session.generation;
         let image = ImageAssembler::new(&session);
         self.mode = Mode::Joining { session, image };
         self.build_if_complete();
@@ -276,8 +288,11 @@ impl BackupRole {
         }
     }
 
-    /// Replay produced an output, as the primary did. It is kept until the primary is known to have released it.
+    /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
     pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
+        if id < self.released {
+            return;
+        }
         if self.tail.len() == TAIL_OUTPUTS_MAX {
             self.tail.pop_front();
             self.tail_dropped += 1;
@@ -292,11 +307,16 @@ impl BackupRole {
 
     /// The replayer consumed the guest's end.
     pub fn guest_stopped(&mut self, reason: StopReason) {
-        self.end(BackupEnd::GuestStopped(reason));
+        if !matches!(self.mode, Mode::Done) {
+            self.end(BackupEnd::GuestStopped(reason));
+        }
     }
 
     /// The replayer found a divergence: this side halts and never goes live.
     pub fn diverged(&mut self, now_ns: u64, reason: &str) {
+        if matches!(self.mode, Mode::Done) {
+            return;
+        }
         self.say(now_ns, &Message::Goodbye { reason: reason.into() });
         self.end(BackupEnd::Diverged);
     }

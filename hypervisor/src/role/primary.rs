@@ -16,6 +16,10 @@ const FLUSH_BYTES: usize = 64 << 10;
 /// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
 const FLUSH_NS: u64 = 10_000_000;
 
+/// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or its log buffer, that is
+/// slow.
+const OUTGOING_BYTES_MAX: usize = 8 << 20;
+
 /// What a primary asks its driver to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrimaryAction {
@@ -182,14 +186,16 @@ impl PrimaryRole {
         matches!(self.mode, Mode::Protected)
     }
 
-    /// Whether the guest may run now: not before the first backup has come, not when the gate is full, not at the end.
+    /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
+    /// when it is to end.
     #[must_use]
     pub fn may_run(&self) -> bool {
-        match self.mode {
+        let is_owner = match &self.mode {
             Mode::AwaitingBackup | Mode::Pairing | Mode::Ended => false,
-            Mode::Alone => true,
-            Mode::Protected | Mode::Claiming(_) => !self.gate.is_full(),
-        }
+            Mode::Alone | Mode::Protected => true,
+            Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner,
+        };
+        is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX
     }
 
     /// The gate, for its figures.
@@ -272,6 +278,8 @@ impl PrimaryRole {
 
     /// The backup said something.
     pub fn backup_said(&mut self, now_ns: u64, message: Message) {
+        // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
+        self.lose_silent_backup(now_ns);
         self.heard_ns = now_ns;
         match (message, &self.mode) {
             (Message::Accepted { .. }, Mode::Pairing) => {
@@ -349,6 +357,8 @@ impl PrimaryRole {
                 self.stop.get_or_insert(PrimaryEnd::Retired);
                 self.claim(ClaimKind::Ended);
             }
+            // The guest has ended, and the end mark is this side's to leave, once the backup knows.
+            Mode::Protected if self.stop.is_some() => {}
             Mode::Protected => {
                 self.flush(now_ns);
                 let reason = "the operator stopped the primary".into();
@@ -368,33 +378,24 @@ impl PrimaryRole {
 
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
     pub fn tick(&mut self, now_ns: u64) {
+        self.lose_silent_backup(now_ns);
         match &mut self.mode {
             Mode::Protected => {
-                if now_ns.saturating_sub(self.heard_ns) >= self.timing.failure_timeout_ns {
-                    let silent_ms = now_ns.saturating_sub(self.heard_ns) / 1_000_000;
-                    self.lose_backup(format!("the backup was silent for {silent_ms} ms"));
-                    return;
-                }
                 if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
                     self.flush(now_ns);
                 }
+                // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
+                self.tell_released();
                 if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
-                    self.tell_released();
                     Message::Heartbeat.encode(&mut self.outgoing);
                     self.spoke_ns = now_ns;
-                }
-            }
-            Mode::Pairing => {
-                // A backup that takes its time to build its machine is not lost, only one that never answers.
-                if now_ns.saturating_sub(self.heard_ns) >= 20 * self.timing.failure_timeout_ns {
-                    self.lose_backup("the backup did not accept the session in time".into());
                 }
             }
             Mode::Claiming(claiming) => {
                 let request = claiming.poll(now_ns);
                 self.actions.extend(request.map(PrimaryAction::Claim));
             }
-            Mode::AwaitingBackup | Mode::Alone | Mode::Ended => {}
+            Mode::AwaitingBackup | Mode::Alone | Mode::Pairing | Mode::Ended => {}
         }
     }
 
@@ -409,9 +410,14 @@ impl PrimaryRole {
         out.append(&mut self.outgoing);
     }
 
-    /// The next output that may leave.
+    /// The next output that may leave. Say [`PrimaryRole::has_left`] when it has.
     pub fn take_released(&mut self) -> Option<(OutputId, OutputOperation)> {
         self.gate.take_released()
+    }
+
+    /// Output `id` and all before it have been handed to the network or the console.
+    pub fn has_left(&mut self, id: OutputId) {
+        self.gate.has_left(id);
     }
 
     /// The next thing to do.
@@ -421,10 +427,24 @@ impl PrimaryRole {
 
     /// Tells the backup which outputs it will not have to send at go-live.
     fn tell_released(&mut self) {
-        let next_output = self.gate.next_unreleased();
+        let next_output = self.gate.next_to_leave();
         if next_output > self.told_released {
             self.told_released = next_output;
             Message::Released { next_output }.encode(&mut self.outgoing);
+        }
+    }
+
+    /// Gives a backup up that hasn't been heard for too long.
+    fn lose_silent_backup(&mut self, now_ns: u64) {
+        let timeout_ns = match self.mode {
+            Mode::Protected => self.timing.failure_timeout_ns,
+            // A backup that takes its time to build its machine is not lost, only one that never answers.
+            Mode::Pairing => self.timing.failure_timeout_ns.saturating_mul(20),
+            Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended => return,
+        };
+        let silent_ns = now_ns.saturating_sub(self.heard_ns);
+        if silent_ns >= timeout_ns {
+            self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
         }
     }
 

@@ -1,0 +1,52 @@
+//! `ft-bench`: measures what fault tolerance costs, always beside what it is compared with, in one run.
+
+mod output_rule;
+mod ping_pong;
+
+use super::{Failure, exit};
+use crate::host::signals;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+pub(super) use ping_pong::pong_main;
+
+/// Measures what fault tolerance costs, beside what it is compared with, in the same run.
+#[derive(Debug, Parser)]
+#[command(name = "ft-bench", version, after_help = "Example:\n  ft-bench output-rule --seconds 10")]
+struct Options {
+    #[command(subcommand)]
+    bench: Bench,
+    /// Tell the results as one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How long the Output Rule holds outputs, beside a TCP ping-pong and beside the guest without a backup
+    ///
+    /// Real primary and backup processes with the echo guest, once idle and once with both vCPUs busy. A client's echoes
+    /// and the rounds of a blocking ping-pong take turns, so that both meet the same machine.
+    OutputRule(output_rule::Options),
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    super::init_tracing();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ft-bench: {error}");
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Failure> {
+    signals::on_termination(|| std::process::exit(exit::INTERRUPTED.into()))?;
+    match &options.bench {
+        Bench::OutputRule(rule) => output_rule::run(rule, options.json),
+    }
+}

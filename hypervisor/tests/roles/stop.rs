@@ -1,0 +1,183 @@
+//! Ends that are no failures: the guest's own, and the operator's.
+
+use crate::pair::{BACKUP, G, MS, Pair, end_claim, expectation, owner_claim, session};
+use hypervisor::arbiter::{Claim, ClaimKind};
+use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use logchannel::entry::Generation;
+use logchannel::message::Message;
+
+const NEXT: Generation = Generation(G.0 + 1);
+
+#[test]
+fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
+    let mut pair = Pair::protected();
+    pair.output();
+    let reason = pair.guest_stops();
+    pair.pass(MS);
+    pair.to_backup();
+    assert_eq!(pair.primary_claim(), None, "not acknowledged yet");
+    pair.to_primary();
+    assert_eq!(pair.out, [0]);
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, end_claim(G));
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
+    assert_eq!(pair.arbiter.claims[&G.0].kind, ClaimKind::Ended);
+}
+
+#[test]
+fn losing_the_primary_after_the_guests_end_is_no_failover() {
+    let mut pair = Pair::protected();
+    let reason = pair.guest_stops();
+    pair.to_backup();
+    pair.primary_lost();
+    pair.pass(10_000 * MS);
+    assert!(pair.backup_actions.is_empty(), "neither claims nor ends before it has replayed the end");
+    pair.replay();
+    assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::GuestStopped(reason))]);
+}
+
+#[test]
+fn a_primary_that_loses_its_backup_at_the_guests_end_leaves_the_end_mark_by_itself() {
+    let mut pair = Pair::protected();
+    pair.output();
+    let reason = pair.guest_stops();
+    pair.backup_lost();
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, end_claim(G));
+    assert_eq!(pair.out, [0_u64; 0]);
+    pair.answer_primary(request);
+    assert_eq!(pair.out, [0], "the last words of the guest");
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
+}
+
+#[test]
+fn a_guest_that_ends_while_its_primary_asks_for_the_flag_ends_after_the_answer() {
+    let mut pair = Pair::protected();
+    pair.backup_lost();
+    let request = pair.primary_claim().unwrap();
+    let reason = pair.guest_stops();
+    assert_eq!(pair.primary_claim(), None, "one question at a time");
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, end_claim(NEXT));
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
+}
+
+#[test]
+fn a_guest_without_backup_leaves_the_end_mark() {
+    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    let reason = pair.guest_stops();
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, end_claim(G));
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
+}
+
+#[test]
+fn a_retired_protected_primary_hands_over() {
+    let mut pair = Pair::protected();
+    pair.output();
+    pair.primary.retire(pair.now_ns);
+    pair.collect();
+    assert_eq!(pair.primary_actions, [PrimaryAction::HandOver]);
+    assert!(!pair.primary.may_run());
+    pair.exchange();
+    assert_eq!(pair.out, [0_u64; 0], "what it held is its successor's to send, though the acknowledgement came");
+    pair.replay();
+    let request = pair.backup_claim().unwrap();
+    assert_eq!(request, owner_claim());
+    pair.answer_backup(request);
+    assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)]);
+    assert_eq!(pair.tail(), [0]);
+}
+
+#[test]
+fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanwhile() {
+    let awaiting = Pair::new();
+    let mut pairing = Pair::new();
+    pairing.connect();
+    let alone = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    for mut pair in [awaiting, pairing, alone] {
+        pair.primary.retire(pair.now_ns);
+        pair.collect();
+        let request = pair.primary_claim().unwrap();
+        assert_eq!(request, end_claim(G));
+        assert!(!pair.primary.may_run(), "a guest that is to end must not start");
+        assert!(pair.primary.can_take_backup().is_err());
+        pair.arbiter.is_unreachable = true;
+        pair.answer_primary(request);
+        pair.pass(Timing::default().claim_retry_ns);
+        pair.arbiter.is_unreachable = false;
+        let request = pair.primary_claim().unwrap();
+        assert_eq!(request, end_claim(G));
+        pair.answer_primary(request);
+        assert_eq!(pair.primary_actions, [PrimaryAction::End(PrimaryEnd::Retired)]);
+    }
+}
+
+#[test]
+fn a_backup_left_by_a_primary_that_is_retired_before_the_pair_is_complete_does_not_claim() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.primary.retire(pair.now_ns);
+    pair.exchange();
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_actions, [PrimaryAction::End(PrimaryEnd::Retired)]);
+    pair.primary_lost();
+    assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })));
+}
+
+#[test]
+fn a_retired_primary_that_was_replaced_by_force_is_fenced() {
+    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    let holder = Claim { node: BACKUP, kind: ClaimKind::Owner, address: None };
+    pair.arbiter.claims.insert(G.0, holder.clone());
+    pair.primary.retire(pair.now_ns);
+    pair.collect();
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder }));
+}
+
+#[test]
+fn retiring_a_primary_whose_guest_has_just_ended_still_leaves_the_end_mark() {
+    let mut pair = Pair::protected();
+    pair.output();
+    let reason = pair.guest_stops();
+    pair.primary.retire(pair.now_ns);
+    pair.exchange();
+    assert_eq!(pair.out, [0]);
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, end_claim(G), "nobody else would leave it: the backup doesn't claim after the guest's end");
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
+}
+
+#[test]
+fn retiring_twice_asks_once() {
+    let mut pair = Pair::protected();
+    pair.backup_lost();
+    pair.primary.retire(pair.now_ns);
+    pair.primary.retire(pair.now_ns);
+    pair.collect();
+    let request = pair.primary_claim().unwrap();
+    assert_eq!(request, owner_claim());
+    assert_eq!(pair.primary_claim(), None);
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
+    assert_eq!(pair.primary_claim(), Some(end_claim(NEXT)));
+}
+
+#[test]
+fn a_goodbye_after_the_guests_end_is_no_loss_to_claim_for() {
+    let mut pair = Pair::protected();
+    let reason = pair.guest_stops();
+    pair.to_backup();
+    pair.primary_says(Message::Goodbye { reason: "done".into() });
+    pair.replay();
+    assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::GuestStopped(reason))]);
+}

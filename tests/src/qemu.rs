@@ -1,0 +1,178 @@
+//! QEMU's `virt` board as an independent oracle: the same executable there and on our machine.
+//!
+//! The board runs OpenSBI in M-mode where our machine is the firmware itself; what a guest sees in S-mode and U-mode must
+//! be the same. QEMU is the Debian package `qemu-system-misc`; tests that need it say clearly that they were skipped.
+
+pub mod assembler;
+pub mod runtime;
+pub mod snippet;
+
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
+
+const PROGRAM: &str = "qemu-system-riscv64";
+
+/// The extensions of our machine and no others, and Bare translation alone, so that both agree on what there is.
+pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
+
+/// The last lines of what OpenSBI prints before it starts the guest begin like this.
+const BANNER_END: &str = "Boot HART MEDELEG";
+
+/// Whether QEMU is installed. Says so if it isn't, in words that the checks before a merge look for.
+///
+/// # Panics
+/// If it can't be told.
+#[must_use]
+pub fn is_installed() -> bool {
+    match Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status() {
+        Ok(status) => status.success(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: {PROGRAM} is not installed (Debian package qemu-system-misc)");
+            false
+        }
+        Err(error) => panic!("{PROGRAM} can't be started: {error}"),
+    }
+}
+
+/// A QEMU process; dropping it ends it.
+#[derive(Debug)]
+pub struct Qemu {
+    child: Child,
+    lines: Receiver<String>,
+    /// What the guest has printed so far, line by line.
+    console: Vec<String>,
+    in_banner: bool,
+}
+
+impl Qemu {
+    /// Starts the executable `kernel` on a board with 64 MiB, with more `arguments`.
+    ///
+    /// # Errors
+    /// If the process can't be started.
+    pub fn start(kernel: &Path, arguments: &[&str]) -> io::Result<Self> {
+        let mut child = Command::new(PROGRAM)
+            .args(["-M", "virt", "-m", "64M", "-nographic", "-bios", "default", "-kernel"])
+            .arg(kernel)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().expect("it is a pipe");
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                if sender.send(line.trim_end_matches('\r').to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { child, lines, console: Vec::new(), in_banner: true })
+    }
+
+    /// Waits for a line of the guest's that contains `text`; `false` if it ends or takes longer than `timeout`.
+    pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if self.console.iter().any(|line| line.contains(text)) {
+                return true;
+            }
+            if self.take_line(deadline).is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Lets it run until the guest powers off, and gives what the guest printed.
+    ///
+    /// # Panics
+    /// If that takes longer than `timeout`, or QEMU fails.
+    #[must_use]
+    pub fn run_to_end(mut self, timeout: Duration) -> Vec<String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.take_line(deadline) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("the guest on QEMU did not end in {timeout:?}; it printed {:?}", self.console)
+                }
+            }
+        }
+        let status = self.child.wait().expect("a child can be waited for");
+        assert!(status.success(), "QEMU: {status}; the guest printed {:?}", self.console);
+        std::mem::take(&mut self.console)
+    }
+
+    /// What the guest has printed so far.
+    #[must_use]
+    pub fn console(&self) -> &[String] {
+        &self.console
+    }
+
+    fn take_line(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
+        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
+        if !self.in_banner {
+            self.console.push(line);
+        } else if line.starts_with(BANNER_END) {
+            self.in_banner = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// What an executable prints on QEMU, line by line.
+///
+/// # Panics
+/// If QEMU fails, or the guest does not power off in `timeout`.
+#[must_use]
+pub fn run_on_qemu(image: &[u8], arguments: &[&str], timeout: Duration) -> Vec<String> {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), image).expect("a temporary file can be written");
+    Qemu::start(file.path(), arguments).expect("QEMU starts").run_to_end(timeout)
+}
+
+/// What an executable prints on our machine, line by line, and how it ends. Its clock advances a tick with every read.
+///
+/// # Panics
+/// If it does not come to an end within `steps_max`.
+#[must_use]
+pub fn run_on_machine(image: &[u8], steps_max: u64) -> (Vec<String>, StopReason) {
+    let mut machine = Machine::new(&MachineConfig::default(), image).expect("the image is loadable");
+    let mut console = Vec::new();
+    let end = loop {
+        match machine.run(InstructionCount(steps_max)) {
+            Exit::Stopped(reason) => break reason,
+            Exit::ClockRead => {
+                let ticks = machine.last_ticks() + 1;
+                machine.apply(&Event::ClockRead { ticks }).expect("it stands at a read");
+            }
+            Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).expect("it stands at a read"),
+            Exit::Output => {
+                while let Some((_, output)) = machine.take_output() {
+                    console.extend_from_slice(output.bytes());
+                }
+            }
+            Exit::WaitForInterrupt => machine.apply(&Event::TimerInterrupt).expect("it sleeps for its timer"),
+            Exit::LimitReached => {
+                panic!("no end in {steps_max} steps; it printed {}", String::from_utf8_lossy(&console))
+            }
+        }
+    };
+    let text = String::from_utf8_lossy(&console);
+    (text.lines().map(str::to_owned).collect(), end)
+}

@@ -1,0 +1,293 @@
+//! A place where programs run: LAN and arbiter, and as many nodes as a test starts.
+
+use crate::Executable;
+use crate::link::Link;
+use hypervisor::program::cluster::{PATIENCE, Site};
+use hypervisor::program::process::Process;
+use serde_json::Value;
+use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// From one look at something that is waited for to the next.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// If that takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(LOOK);
+    }
+}
+
+/// One program of ours at work.
+///
+/// All that it tells is kept, and so is its standard error.
+#[derive(Debug)]
+pub struct Node {
+    process: Process,
+    stderr: PathBuf,
+}
+
+/// How a node ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it gave as the reason; empty if it gave none.
+    pub reason: String,
+}
+
+impl Node {
+    /// Starts `program` with `arguments` and `--json`; what it writes to standard error goes to a file in `directory`.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[track_caller]
+    #[must_use]
+    pub fn start(executable: &Executable, directory: &Path, program: &str, arguments: &[&str]) -> Self {
+        let stderr = tempfile::Builder::new().prefix(program).suffix(".stderr").tempfile_in(directory);
+        let (file, stderr) = stderr.expect("a temporary directory takes files").keep().expect("a file can be kept");
+        let mut command = executable.command(program);
+        command.args(arguments).arg("--json").stdin(Stdio::null()).stderr(file);
+        let process = Process::spawn(program, &mut command).expect("the programs are built with the tests");
+        Self { process, stderr }
+    }
+
+    /// Waits for a report of `event`, and gives it; one that came before counts.
+    ///
+    /// # Panics
+    /// If it doesn't come within [`PATIENCE`].
+    #[track_caller]
+    pub fn told(&mut self, event: &str) -> Value {
+        match self.process.wait_for(event, PATIENCE) {
+            Ok(report) => report,
+            Err(error) => panic!("{error}\nstandard error:\n{}", self.stderr()),
+        }
+    }
+
+    /// A text in the report of `event`, which is waited for.
+    ///
+    /// # Panics
+    /// If it doesn't come, or has no such text.
+    #[track_caller]
+    pub fn told_text(&mut self, event: &str, field: &str) -> String {
+        let report = self.told(event);
+        report[field].as_str().unwrap_or_else(|| panic!("no text {field} in {report}")).into()
+    }
+
+    /// A number in the report of `event`, which is waited for.
+    ///
+    /// # Panics
+    /// If it doesn't come, or has no such number.
+    #[track_caller]
+    pub fn told_number(&mut self, event: &str, field: &str) -> u64 {
+        let report = self.told(event);
+        report[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {report}"))
+    }
+
+    /// How many reports of `event` have come so far.
+    pub fn count(&mut self, event: &str) -> usize {
+        self.reports().iter().filter(|report| report["event"] == event).count()
+    }
+
+    /// Waits until `more` further reports of `event` have come.
+    ///
+    /// # Panics
+    /// If that takes longer than [`PATIENCE`].
+    #[track_caller]
+    pub fn told_again(&mut self, event: &str, more: usize) {
+        let target = self.count(event) + more;
+        wait_until(event, || self.count(event) >= target);
+    }
+
+    /// The generations that this node said it owned, in order: at the start, after a lost backup, after going live.
+    pub fn owned(&mut self) -> Vec<u64> {
+        let owning = |report: &&Value| report["event"] == "owner" || report["event"] == "live";
+        self.reports().iter().filter(owning).filter_map(|report| report["generation"].as_u64()).collect()
+    }
+
+    /// Waits until it owns the VM as `generation`.
+    ///
+    /// # Panics
+    /// If that takes longer than [`PATIENCE`].
+    #[track_caller]
+    pub fn comes_to_own(&mut self, generation: u64) {
+        wait_until("the VM's ownership", || self.owned().last() == Some(&generation));
+    }
+
+    /// The guest's console, as this node put it out.
+    pub fn console(&mut self) -> String {
+        self.reports().iter().filter_map(|report| report["text"].as_str()).collect()
+    }
+
+    /// What it has written to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        fs::read(&self.stderr).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Panics
+    /// If it doesn't within [`PATIENCE`], or if it has panicked.
+    #[track_caller]
+    pub fn end(&mut self) -> Ended {
+        let code = self.process.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", self.stderr()));
+        self.assert_no_panic();
+        let end = self.reports().iter().rfind(|report| report["event"] == "end").cloned().unwrap_or_default();
+        Ended { code, reason: end["reason"].as_str().unwrap_or_default().into() }
+    }
+
+    /// Ends it as Ctrl-C does.
+    ///
+    /// # Panics
+    /// As [`end`](Self::end).
+    #[track_caller]
+    pub fn interrupt(&mut self) -> Ended {
+        self.process.signal(nix::sys::signal::Signal::SIGINT);
+        self.end()
+    }
+
+    /// Kills it with SIGKILL.
+    ///
+    /// # Panics
+    /// If it can't be waited for.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("a child can be killed and waited for");
+    }
+
+    /// None of its threads has panicked so far.
+    ///
+    /// # Panics
+    /// If one has.
+    #[track_caller]
+    pub fn assert_no_panic(&self) {
+        let stderr = self.stderr();
+        assert!(!stderr.contains("panicked"), "pid {} panicked:\n{stderr}", self.pid());
+    }
+}
+
+impl Deref for Node {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// LAN and arbiter of a test, and its directory.
+#[derive(Debug)]
+pub struct Stage {
+    /// LAN, arbiter, and the address of the guest's service.
+    pub site: Site,
+    executable: Executable,
+    directory: TempDir,
+}
+
+/// A primary and the backup that protects it.
+#[derive(Debug)]
+pub struct Pair {
+    /// The primary.
+    pub primary: Node,
+    /// The backup.
+    pub backup: Node,
+}
+
+impl Stage {
+    /// Starts LAN and arbiter.
+    ///
+    /// # Panics
+    /// If they don't come up.
+    #[track_caller]
+    #[must_use]
+    pub fn new(executable: Executable) -> Self {
+        let directory = tempfile::Builder::new().prefix("ft-test-").tempdir().expect("the host has room for a test");
+        let site = Site::start(&executable, &claims(&directory)).expect("a LAN and an arbiter come up");
+        Self { site, executable, directory }
+    }
+
+    /// Starts a program with exactly these arguments, and `--json`.
+    #[track_caller]
+    #[must_use]
+    pub fn program(&self, program: &str, arguments: &[&str]) -> Node {
+        Node::start(&self.executable, self.directory.path(), program, arguments)
+    }
+
+    /// Starts `ft-primary` or `ft-backup` at this LAN and arbiter, with more options.
+    #[track_caller]
+    #[must_use]
+    pub fn node(&self, program: &str, options: &[&str]) -> Node {
+        let site = self.site.options();
+        let arguments: Vec<_> = site.iter().map(String::as_str).chain(options.iter().copied()).collect();
+        self.program(program, &arguments)
+    }
+
+    /// Starts a primary and a backup, and waits until the guest runs under both.
+    #[track_caller]
+    #[must_use]
+    pub fn pair(&self, primary_options: &[&str], backup_options: &[&str]) -> Pair {
+        let mut primary = self.node("ft-primary", primary_options);
+        let channel = primary.told_text("listening", "channel");
+        self.join(primary, &channel, backup_options)
+    }
+
+    /// The same, with a link between the two.
+    #[track_caller]
+    #[must_use]
+    pub fn linked_pair(&self, primary_options: &[&str], backup_options: &[&str]) -> (Pair, Link) {
+        let mut primary = self.node("ft-primary", primary_options);
+        let channel = primary.told_text("listening", "channel").parse().expect("a node tells its socket's address");
+        let link = Link::to(channel);
+        let pair = self.join(primary, &link.address().to_string(), backup_options);
+        (pair, link)
+    }
+
+    #[track_caller]
+    fn join(&self, mut primary: Node, channel: &str, backup_options: &[&str]) -> Pair {
+        let mut backup = self.node("ft-backup", &[&["--primary", channel], backup_options].concat());
+        backup.told("protected");
+        primary.told("console");
+        Pair { primary, backup }
+    }
+
+    /// Kills the arbiter.
+    ///
+    /// # Panics
+    /// If it can't be waited for.
+    pub fn kill_arbiter(&mut self) {
+        self.site.arbiter.kill().expect("a child can be killed and waited for");
+    }
+
+    /// Starts the arbiter again, where it was and with the claims that it had.
+    ///
+    /// # Panics
+    /// If it doesn't come up.
+    #[track_caller]
+    pub fn restart_arbiter(&mut self) {
+        let directory = claims(&self.directory).display().to_string();
+        let arguments = ["--listen", self.site.arbiter_address(), "--dir", &directory];
+        let mut arbiter = Process::start(&self.executable, "ft-arbiter", &arguments).expect("an arbiter starts again");
+        arbiter.wait_for("listening", PATIENCE).expect("it gets its port again");
+        self.site.arbiter = arbiter;
+    }
+}
+
+fn claims(directory: &TempDir) -> PathBuf {
+    directory.path().join("claims")
+}

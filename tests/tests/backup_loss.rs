@@ -1,0 +1,36 @@
+//! The backup is lost: the primary claims the pair's flag and goes on alone.
+
+use tests::client::Load;
+use tests::programs;
+use tests::stage::{Ended, Pair, Stage};
+
+#[test]
+fn primary_whose_backup_is_killed_goes_on_alone_as_the_next_generation() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    backup.kill();
+    primary.comes_to_own(2);
+    load.goes_on();
+    load.lost_nothing();
+    assert_eq!(primary.owned(), [1, 2]);
+    assert_eq!(primary.count("backup_lost"), 1);
+    // It owns the VM: it may end it, too.
+    let Ended { code, reason } = primary.interrupt();
+    assert_eq!(code, Some(0), "{reason}");
+    assert!(reason.contains("can be started again"), "{reason}");
+    assert_eq!(primary.told("figures")["frames_without_lan"], 0);
+}
+
+#[test]
+fn backup_that_is_interrupted_costs_the_guest_nothing() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    // A backup has nothing to end in order: 130, as a shell has it for SIGINT.
+    assert_eq!(backup.interrupt().code, Some(130));
+    primary.comes_to_own(2);
+    load.goes_on();
+    load.lost_nothing();
+    assert_eq!(primary.owned(), [1, 2]);
+}

@@ -1,0 +1,85 @@
+//! The primary is lost, and the guest goes on without anybody outside noticing more than a pause.
+
+use serde_json::Value;
+use std::fs::File;
+use std::process::{Child, Stdio};
+use tests::client::Load;
+use tests::programs;
+use tests::stage::{Ended, Pair, Stage, wait_until};
+
+#[test]
+fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() {
+    let mut stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    assert!(!backup.has_told("live") && !backup.has_told("first_output"), "a backup puts nothing out");
+    primary.kill();
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    load.goes_on();
+    load.lost_nothing();
+    let live = backup.told("live");
+    let moment = |field: &str| live[field].as_u64().unwrap();
+    assert!(moment("loss_noticed_us") <= moment("test_and_set_won_us"), "{live}");
+    assert!(moment("test_and_set_won_us") <= moment("live_us"), "{live}");
+    assert!(moment("last_entry_received_us") <= moment("live_us"), "{live}");
+    let tail = moment("tail_outputs");
+    assert!(tail < Load::REPLIES, "the primary tells under load too what it has released, but {tail} outputs were kept");
+    // The console goes on where it was: what the guest says at its start is said by the first primary alone.
+    assert!(!primary.console().is_empty());
+    let greeting = primary.console().lines().next().unwrap().to_owned();
+    assert!(!backup.console().contains(&greeting), "{greeting:?} came out twice");
+    assert!(!stage.site.lan.has_told("refused"));
+}
+
+#[test]
+fn interrupted_primary_hands_over_to_its_backup() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    let Ended { code, reason } = primary.interrupt();
+    assert_eq!(code, Some(0), "{reason}");
+    assert!(reason.contains("its backup goes on"), "{reason}");
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    load.goes_on();
+    load.lost_nothing();
+}
+
+/// `ft-demo`, with its standard output in a file. It ends its own children.
+struct Demo(Child);
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+#[test]
+fn demo_with_two_kills_passes_and_says_so_in_json_and_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("verdict");
+    let mut command = programs!().command("ft-demo");
+    command.args(["--kills", "2", "--json"]).stdin(Stdio::null()).stdout(File::create(&out).unwrap());
+    let mut demo = Demo(command.spawn().unwrap());
+    let mut status = None;
+    wait_until("the demo's end", || {
+        status = demo.0.try_wait().unwrap();
+        status.is_some()
+    });
+    let text = std::fs::read_to_string(&out).unwrap();
+    let verdict: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{verdict}");
+    assert_eq!(verdict["passed"], true, "{verdict}");
+    let kills = verdict["kills"].as_array().unwrap();
+    assert_eq!(kills.len(), 2, "{verdict}");
+    for kill in kills {
+        let tcp = &kill["tcp"];
+        assert_eq!(tcp["sent"], tcp["received"], "{kill}");
+        assert_eq!((&tcp["lost"], &tcp["changed"], &tcp["out_of_order"]), (&0.into(), &0.into(), &0.into()), "{kill}");
+        assert!(kill["first_output_us"].as_i64().unwrap() > 0, "{kill}");
+        assert!(kill["first_output_us"].as_i64() <= verdict["longest_cutover_us"].as_i64(), "{verdict}");
+    }
+    assert!(verdict["tcp_messages"].as_u64().unwrap() >= 2000, "500 before and after each kill: {verdict}");
+}

@@ -1,0 +1,132 @@
+//! How VMs and programs start and end: end marks, a second owner, signals, ports in use.
+
+use std::net::TcpListener;
+use tests::client::Load;
+use tests::programs;
+use tests::stage::{Ended, Node, Pair, Stage};
+
+#[track_caller]
+fn assert_ended(node: &mut Node, code: i32, words: &[&str]) {
+    let ended = node.end();
+    assert_eq!(ended.code, Some(code), "{}", ended.reason);
+    for word in words {
+        assert!(ended.reason.contains(word), "{word:?} is not in {:?}", ended.reason);
+    }
+}
+
+#[test]
+fn guest_that_powers_off_ends_both_sides_without_a_failover() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&["--guest", "hello"], &[]);
+    assert_ended(&mut primary, 0, &["power"]);
+    assert_ended(&mut backup, 0, &["power"]);
+    assert!(!backup.has_told("live") && !backup.has_told("primary_lost") && !primary.has_told("backup_lost"));
+    let console = primary.console();
+    assert_eq!(console.matches("hello").count(), 1, "{console:?}");
+    assert_eq!(backup.console(), "", "what the primary has put out is not put out again");
+
+    // The end mark is there: the VM may be started again, and the numbering of its owners goes on.
+    let Pair { primary: mut again, backup: mut again_backup } = stage.pair(&["--guest", "hello"], &[]);
+    assert_ended(&mut again, 0, &[]);
+    assert_ended(&mut again_backup, 0, &[]);
+    assert_eq!(again.owned(), [2]);
+    assert_eq!(again.console(), console);
+}
+
+#[test]
+fn second_primary_of_a_vm_refuses_to_start() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, backup: _backup } = stage.pair(&[], &[]);
+    let address = primary.told_text("listening", "channel");
+    let load = Load::on(stage.site.service);
+    let mut second = stage.node("ft-primary", &["--unprotected"]);
+    assert_ended(&mut second, 1, &["VM vm0 is owned by node", &address, "--force-new"]);
+    assert!(!second.has_told("owner") && !second.has_told("lan_attached") && !second.has_told("console"));
+    // Another VM is another matter.
+    let mut other = stage.node("ft-primary", &["--vm", "vm1", "--mac", "52:54:00:12:34:57", "--unprotected"]);
+    other.told("console");
+    load.goes_on();
+    load.lost_nothing();
+}
+
+#[test]
+fn interrupted_primary_without_backup_leaves_its_end_mark() {
+    let stage = Stage::new(programs!());
+    for generation in [1, 2] {
+        let mut primary = stage.node("ft-primary", &["--unprotected"]);
+        primary.told("console");
+        assert_eq!(primary.owned(), [generation]);
+        primary.interrupt();
+        assert_ended(&mut primary, 0, &["can be started again"]);
+    }
+    // One that still waits for its backup has nothing to lose either.
+    let mut waiting = stage.node("ft-primary", &[]);
+    waiting.told("listening");
+    waiting.interrupt();
+    assert_ended(&mut waiting, 0, &["can be started again"]);
+    assert!(!waiting.has_told("console"));
+}
+
+#[test]
+fn vm_that_died_on_both_sides_starts_only_when_the_operator_says_so() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    backup.kill();
+    primary.comes_to_own(2);
+    primary.kill();
+    assert_ended(&mut stage.node("ft-primary", &[]), 1, &["is owned by node", "since generation 1"]);
+    let Pair { mut primary, backup: _backup } = stage.pair(&["--force-new"], &[]);
+    assert_eq!(primary.owned(), [3]);
+    // The LAN takes the new machine for what it is, a guest that has just been reset.
+    Load::on(stage.site.service).lost_nothing();
+}
+
+#[test]
+fn signals_end_the_programs_with_their_documented_codes() {
+    let mut stage = Stage::new(programs!());
+    let mut waiting = stage.node("ft-backup", &[]);
+    waiting.told("waiting");
+    assert_eq!(waiting.interrupt().code, Some(130));
+    assert_eq!(stage.site.lan.interrupt().unwrap(), Some(0));
+    assert_eq!(stage.site.arbiter.interrupt().unwrap(), Some(0));
+    assert!(stage.site.arbiter.has_told("end"));
+}
+
+#[test]
+fn port_in_use_is_said_so() {
+    let stage = Stage::new(programs!());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let claims = tempfile::tempdir().unwrap();
+    let claims = claims.path().to_str().unwrap();
+    let arbiter = format!("file:{claims}");
+    for (program, options) in [
+        ("ft-primary", vec!["--arbiter", &arbiter]),
+        ("ft-backup", vec!["--arbiter", &arbiter]),
+        ("ft-arbiter", vec!["--dir", claims]),
+    ] {
+        let mut node = stage.program(program, &[&["--listen", &address], &options[..]].concat());
+        assert_ended(&mut node, 1, &["can't listen", &address, "choose another address"]);
+    }
+    let mut lan = stage.program("ft-lan", &["--listen", &address]);
+    assert_eq!(lan.end().code, Some(1));
+    assert!(lan.stderr().contains(&address), "{}", lan.stderr());
+    // A program that can't listen claims nothing: the VM may start elsewhere.
+    let mut primary = stage.program("ft-primary", &["--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
+    primary.told("listening");
+    assert_eq!(primary.owned(), [1]);
+}
+
+#[test]
+fn arbiter_that_is_away_lets_no_vm_start() {
+    let mut stage = Stage::new(programs!());
+    stage.kill_arbiter();
+    let mut primary = stage.node("ft-primary", &["--unprotected"]);
+    assert_ended(&mut primary, 1, &["VM vm0 is not started", stage.site.arbiter_address()]);
+    assert!(!primary.has_told("owner"));
+    stage.restart_arbiter();
+    let mut primary = stage.node("ft-primary", &["--unprotected"]);
+    primary.told("console");
+    let Ended { code, .. } = primary.interrupt();
+    assert_eq!(code, Some(0));
+}

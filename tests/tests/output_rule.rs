@@ -1,0 +1,146 @@
+//! Scales et al. 2010, §2.2: no output leaves the primary before the backup has acknowledged the log up to it.
+//!
+//! The link holds the acknowledgements back and looks at what both sides say, so the tests see that the guest has made
+//! its output, that the backup has it in its log, that the guest runs on, and that nothing has come out.
+
+use hypervisor::program::cluster::PATIENCE;
+use logchannel::entry::{EntryBody, LogEntry, LogSeq};
+use logchannel::message::Message;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::time::Duration;
+use tests::link::{Direction, Link};
+use tests::programs;
+use tests::stage::{Stage, wait_until};
+use vm::Event;
+
+/// So long that a side whose words are held back isn't lost.
+const NEVER: [&str; 2] = ["--failure-timeout-ms", "600000"];
+
+/// How long to look for an output that must not come.
+const SILENCE: Duration = Duration::from_millis(500);
+
+fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
+    let error = answer.expect_err("an output left before its entry was acknowledged");
+    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+}
+
+/// The guest's answer to the packet that carries `request`, as an entry of the log.
+fn answer_to(link: &Link, request: &[u8]) -> (LogSeq, LogEntry) {
+    let carries = |frame: &[u8]| frame.windows(request.len()).any(|window| window == request);
+    let (seq, _) = link.wait_for_entry(LogSeq(0), |entry| {
+        matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame))
+    });
+    link.wait_for_entry(seq, |entry| matches!(entry.body, EntryBody::Output { .. }))
+}
+
+/// Waits until the backup has acknowledged the entry at `seq`; the link may hold that back.
+fn wait_for_ack(link: &Link, seq: LogSeq) {
+    wait_until("the acknowledgement", || link.seen(Direction::ToPrimary).iter().any(|message| covers(message, seq)));
+}
+
+fn covers(message: &Message, seq: LogSeq) -> bool {
+    matches!(message, Message::Ack { received } if *received > seq)
+}
+
+/// Waits until the backup says that it has replayed beyond `count` steps, for which the primary must have run further.
+fn wait_for_replay_beyond(link: &Link, steps: u64) {
+    wait_until("the backup's replay", || {
+        let said = link.seen(Direction::ToPrimary);
+        said.iter().any(|message| matches!(message, Message::Consumed { count, .. } if count.0 > steps))
+    });
+}
+
+#[test]
+fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
+    let stage = Stage::new(programs!());
+    let (_pair, link) = stage.linked_pair(&NEVER, &NEVER);
+    let mut client = TcpStream::connect(stage.site.service).unwrap();
+    let mut answer = [0; 5];
+    client.write_all(b"first").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"first");
+
+    link.hold(Direction::ToPrimary);
+    client.write_all(b"other").unwrap();
+    let (seq, output) = answer_to(&link, b"other");
+    wait_for_ack(&link, seq);
+    wait_for_replay_beyond(&link, output.count.0);
+    client.set_read_timeout(Some(SILENCE)).unwrap();
+    no_answer(client.read(&mut answer));
+
+    link.release(Direction::ToPrimary);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"other");
+}
+
+#[test]
+fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
+    let stage = Stage::new(programs!());
+    let (_pair, link) = stage.linked_pair(&NEVER, &NEVER);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(stage.site.service).unwrap();
+    let mut buffer = [0; 100];
+    // The LAN and the guest know each other's addresses from here on: an answer is one frame.
+    client.send(b"hello").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.recv(&mut buffer).unwrap();
+
+    link.hold(Direction::ToPrimary);
+    let requests = ["request one", "request two", "request three"];
+    let outputs = requests.map(|request| {
+        client.send(request.as_bytes()).unwrap();
+        let (seq, _) = answer_to(&link, request.as_bytes());
+        wait_for_ack(&link, seq);
+        seq
+    });
+    for (request, seq) in requests.iter().zip(outputs) {
+        client.set_read_timeout(Some(SILENCE)).unwrap();
+        no_answer(client.recv(&mut buffer));
+        link.pass_until(Direction::ToPrimary, |message| covers(message, seq));
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], request.as_bytes());
+    }
+}
+
+/// How many chunks the counter guest had hashed when it answered.
+fn ask_count(client: &UdpSocket) -> u64 {
+    client.send(b"?").unwrap();
+    receive_count(client)
+}
+
+fn receive_count(client: &UdpSocket) -> u64 {
+    let mut buffer = [0; 200];
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = client.recv(&mut buffer).unwrap();
+    let text = std::str::from_utf8(&buffer[..length]).unwrap();
+    text.split(' ').nth(1).and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count in {text:?}"))
+}
+
+#[test]
+fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
+    /// Steps to compute with an output held: hundreds of times what the guest needs to answer.
+    const STEPS: u64 = 20_000_000;
+    let stage = Stage::new(programs!());
+    let (_pair, link) = stage.linked_pair(&[&NEVER[..], &["--guest", "counter"]].concat(), &NEVER);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(stage.site.service).unwrap();
+    let first = ask_count(&client);
+
+    link.hold(Direction::ToPrimary);
+    client.send(b"how far?").unwrap();
+    let (_, output) = answer_to(&link, b"how far?");
+    wait_for_replay_beyond(&link, output.count.0 + STEPS);
+    client.set_read_timeout(Some(SILENCE)).unwrap();
+    no_answer(client.recv(&mut [0; 200]));
+
+    link.release(Direction::ToPrimary);
+    let held = receive_count(&client);
+    let now = ask_count(&client);
+    assert!(first < held, "{first} then {held}");
+    // A chunk takes some two thousand steps.
+    assert!(now - held > STEPS / 4000, "the guest stood still from {held} to {now}");
+}

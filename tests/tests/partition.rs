@@ -1,0 +1,105 @@
+//! The link between two live sides is cut: exactly one goes on, and the other has put out nothing since.
+
+use logchannel::entry::EntryBody;
+use logchannel::message::Message;
+use tests::client::Load;
+use tests::link::{Direction, Link};
+use tests::programs;
+use tests::stage::{Ended, Node, Pair, Stage, wait_until};
+
+/// The exit code of a side that another has fenced.
+const FENCED: Option<i32> = Some(3);
+
+/// How many outputs the primary may have let out: those whose entries the backup's acknowledgements, as far as they came
+/// through the link, cover.
+fn acknowledged_outputs(link: &Link) -> u64 {
+    let acks = link.passed(Direction::ToPrimary);
+    let acked = acks.iter().rev().find_map(|message| match message {
+        Message::Ack { received } => Some(received.0),
+        _ => None,
+    });
+    let covered = usize::try_from(acked.unwrap_or(0)).unwrap();
+    link.entries()[..covered].iter().filter(|entry| matches!(entry.body, EntryBody::Output { .. })).count() as u64
+}
+
+#[track_caller]
+fn assert_fenced_primary_kept_silent(primary: &mut Node, link: &Link) {
+    let Ended { code, reason } = primary.end();
+    assert_eq!(code, FENCED, "{reason}");
+    assert!(reason.contains("fenced"), "{reason}");
+    assert_eq!(primary.owned(), [1]);
+    let figures = primary.told("figures");
+    let allowed = acknowledged_outputs(link);
+    assert_eq!(figures["hold_time"]["outputs"].as_u64(), Some(allowed), "outputs that left, and those that might");
+    assert!(figures["frames"].as_u64() <= Some(allowed), "{figures}");
+}
+
+#[track_caller]
+fn assert_fenced_backup_kept_silent(backup: &mut Node) {
+    let Ended { code, reason } = backup.end();
+    assert_eq!(code, FENCED, "{reason}");
+    assert!(reason.contains("fenced"), "{reason}");
+    for event in ["live", "owner", "lan_attached", "first_output", "console"] {
+        assert!(!backup.has_told(event), "a fenced backup told {event}");
+    }
+}
+
+#[test]
+fn silent_cut_that_the_backup_notices_first_fences_the_primary() {
+    let stage = Stage::new(programs!());
+    let patient = ["--failure-timeout-ms", "3000"];
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&patient, &["--failure-timeout-ms", "500"]);
+    let load = Load::on(stage.site.service);
+    link.silence();
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    // The old primary doesn't know yet, and the guest runs on there: nobody hears of it.
+    load.goes_on();
+    assert_fenced_primary_kept_silent(&mut primary, &link);
+    load.goes_on();
+    load.lost_nothing();
+    assert_eq!(backup.owned(), [2]);
+}
+
+#[test]
+fn silent_cut_that_the_primary_notices_first_fences_the_backup() {
+    let stage = Stage::new(programs!());
+    let patient = ["--failure-timeout-ms", "3000"];
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&["--failure-timeout-ms", "500"], &patient);
+    let load = Load::on(stage.site.service);
+    link.silence();
+    primary.comes_to_own(2);
+    load.goes_on();
+    assert_fenced_backup_kept_silent(&mut backup);
+    load.goes_on();
+    load.lost_nothing();
+    assert_eq!(primary.owned(), [1, 2]);
+}
+
+/// Both sides lose the other at about the same time. Which of them wins is the arbiter's to say.
+#[track_caller]
+fn exactly_one_goes_on(separate: impl Fn(&Link)) {
+    let stage = Stage::new(programs!());
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    separate(&link);
+    wait_until("one side's end", || primary.has_told("end") || backup.has_told("end"));
+    if primary.has_told("end") {
+        assert_fenced_primary_kept_silent(&mut primary, &link);
+        assert_eq!(backup.told_number("live", "generation"), 2);
+    } else {
+        assert_fenced_backup_kept_silent(&mut backup);
+        primary.comes_to_own(2);
+    }
+    load.goes_on();
+    load.lost_nothing();
+}
+
+#[test]
+fn silent_cut_leaves_exactly_one() {
+    exactly_one_goes_on(Link::silence);
+}
+
+#[test]
+fn closed_connection_leaves_exactly_one() {
+    exactly_one_goes_on(Link::cut);
+}

@@ -1,0 +1,118 @@
+//! The same executables on QEMU's `virt` board and on our machine print the same.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::guest::Guest;
+use std::time::Duration;
+use tests::qemu::runtime::{program, word_name};
+use tests::qemu::snippet::Snippet;
+use tests::qemu::{SAME_ISA, is_installed, run_on_machine, run_on_qemu};
+use tests::random::{Random, seed};
+use vm::StopReason;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const STEPS_MAX: u64 = 1_000_000_000;
+
+/// Snippets in one random program, and units in one snippet.
+const SNIPPETS: usize = 1000;
+const UNITS: usize = 120;
+
+/// Random programs in one run of the test.
+const PROGRAMS: usize = 3;
+
+fn same_on_both(name: &str, arguments: &[&str]) -> Vec<String> {
+    let image = Guest::load(name).unwrap().image;
+    let (ours, end) = run_on_machine(&image, STEPS_MAX);
+    assert_eq!(end, StopReason::PowerOff { code: 0 }, "{ours:#?}");
+    let theirs = run_on_qemu(&image, arguments, TIMEOUT);
+    for (line, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        assert_eq!(ours, theirs, "{name}, line {line}: our machine on the left, QEMU on the right");
+    }
+    assert_eq!(ours.len(), theirs.len(), "{name}: one printed more lines");
+    ours
+}
+
+#[test]
+fn the_suite_prints_the_same_on_qemu() {
+    if !is_installed() {
+        return;
+    }
+    let lines = same_on_both("suite", &SAME_ISA);
+    let verdict = lines.last().unwrap();
+    assert!(verdict.starts_with("suite: passed (") && verdict.ends_with(" 0 failures)"), "{verdict}");
+    println!("{} lines equal; {verdict}", lines.len());
+}
+
+#[test]
+fn hello_prints_the_same_on_qemu() {
+    if !is_installed() {
+        return;
+    }
+    let lines = same_on_both("hello", &[]);
+    assert_eq!(lines.last().map(String::as_str), Some("goodbye"));
+}
+
+#[test]
+fn random_programs_compute_the_same_on_qemu() {
+    if !is_installed() {
+        return;
+    }
+    let seed = seed();
+    println!("FT_SEED={seed} cargo test -p tests --test qemu_differential random_programs");
+    let mut random = Random::new(seed);
+    let (mut lines, mut units) = (0, 0);
+    for _ in 0..PROGRAMS {
+        let snippets: Vec<Snippet> = (0..SNIPPETS).map(|_| Snippet::new(random.next_u64(), UNITS)).collect();
+        let [ours, theirs] = run_both(&program(&snippets, None));
+        if ours != theirs {
+            let index = ours.iter().zip(&theirs).take_while(|(ours, theirs)| ours == theirs).count();
+            panic!("seed {seed}: {}", difference(&snippets, index));
+        }
+        assert_eq!(ours.len(), SNIPPETS, "a line for each snippet");
+        lines += ours.len();
+        units += SNIPPETS * UNITS;
+    }
+    println!("{lines} snippets of {UNITS} units ({units} in all) left the same state behind");
+}
+
+/// What our machine and QEMU print.
+fn run_both(image: &[u8]) -> [Vec<String>; 2] {
+    let theirs = run_on_qemu(image, &SAME_ISA, TIMEOUT);
+    let (ours, end) = run_on_machine(image, STEPS_MAX);
+    assert_eq!(end, StopReason::PowerOff { code: 0 });
+    [ours, theirs]
+}
+
+/// Runs the program again, with the whole result of the snippet at `index`, and tells where that differs.
+fn difference(snippets: &[Snippet], index: usize) -> String {
+    let Some(snippet) = snippets.get(index) else { return "one printed more than a line for each snippet".into() };
+    let [ours, theirs] = run_both(&program(snippets, Some(index)));
+    let mut text = format!("snippet {index} (its own seed {:#x}, {:?} mode) differs\n", snippet.seed, snippet.mode);
+    // The line before the words is the snippet's hash, and every other snippet has one too.
+    let words = ours.iter().zip(&theirs).skip(index + 1).take(ours.len() - snippets.len()).enumerate();
+    for (word, (ours, theirs)) in words.filter(|(_, (ours, theirs))| ours != theirs).take(8) {
+        text += &format!("  {:<16} ours {ours}, QEMU's {theirs}\n", word_name(word));
+    }
+    text + &snippet.listing()
+}
+
+/// What the comparison above rests on: a result that differs in one bit is seen.
+#[test]
+fn one_bit_of_difference_changes_what_a_program_prints() {
+    let seed = seed();
+    println!("FT_SEED={seed}");
+    let mut snippets: Vec<Snippet> = (0..4).map(|number| Snippet::new(seed ^ number, UNITS)).collect();
+    let (before, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
+    // A snippet without units leaves behind what it began with.
+    snippets[2] = Snippet::new(seed, 0);
+    let (empty, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
+    snippets[2].scratch[63] ^= 1 << 40;
+    let (after, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
+    let differing = |one: &[String], other: &[String]| -> Vec<usize> {
+        (0..4).filter(|index| one[*index] != other[*index]).collect()
+    };
+    assert_eq!(before.len(), 4);
+    assert!(differing(&before, &empty).contains(&2));
+    assert_eq!(differing(&empty, &after), [2]);
+    let (detailed, _) = run_on_machine(&program(&snippets, Some(2)), STEPS_MAX);
+    assert_eq!(detailed[3 + 32 + 63], format!("{:016x}", snippets[2].scratch[63]), "{}", word_name(32 + 63));
+}
