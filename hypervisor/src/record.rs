@@ -105,9 +105,7 @@ impl<S: EventSource> Recorder<S> {
         if let Some(reason) = self.stopped {
             return Ok(Slice::Stopped(reason));
         }
-        while let Some(event) = self.source.poll(&self.machine) {
-            self.log_and_apply(sink, event)?;
-        }
+        self.give_events(sink)?;
         let limit = self.machine.instruction_count().plus(steps);
         let slice = loop {
             match self.machine.run(limit) {
@@ -140,6 +138,7 @@ impl<S: EventSource> Recorder<S> {
     /// # Errors
     /// As the sink's.
     pub fn log_generation<L: LogSink>(&mut self, sink: &mut L, generation: Generation) -> Result<(), L::Error> {
+        self.log_outputs(sink)?;
         self.log(sink, EntryBody::Generation(generation))
     }
 
@@ -153,6 +152,22 @@ impl<S: EventSource> Recorder<S> {
         self.digested = self.machine.instruction_count();
         self.digested_ns = self.logged_ns;
         Ok(())
+    }
+
+    /// Gives the guest what the source has for it.
+    fn give_events<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
+        loop {
+            match self.machine.run(self.machine.instruction_count()) {
+                // Left over by a predecessor that had logged only some of a step's outputs: they come before the event.
+                Exit::Output => self.log_outputs(sink)?,
+                // The last event may have been too much for the guest.
+                Exit::Stopped(_) => return Ok(()),
+                Exit::LimitReached | Exit::WaitForInterrupt | Exit::ClockRead | Exit::SeedRead => {
+                    let Some(event) = self.source.poll(&self.machine) else { return Ok(()) };
+                    self.log_and_apply(sink, event)?;
+                }
+            }
+        }
     }
 
     fn log_what_is_due<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {

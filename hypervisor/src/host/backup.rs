@@ -10,19 +10,20 @@ use super::reports::NodeReport;
 use crate::replay::{Consumed, Replayer};
 use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::SessionHeader;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Machine, OutputId, OutputOperation, StopReason};
+use vm::{Event, Machine, OutputId, OutputOperation, StopReason};
 
-/// Entries that may wait to be replayed before this side stops reading its channel, and by that stops the primary.
-pub const LOG_BUFFER_ENTRIES_MAX: u64 = 1 << 20;
+/// Bytes of entries that may wait to be replayed before this side stops reading its channel, and by that stops the
+/// primary.
+pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
 
 /// From one look at heartbeats and timeouts to the next.
 const TICK: Duration = Duration::from_millis(5);
@@ -71,7 +72,8 @@ pub struct Succession {
 
 /// What the replaying thread has to do.
 enum Work {
-    Replay(VecDeque<LogEntry>),
+    /// Entries, and what they occupy in the log buffer.
+    Replay(VecDeque<LogEntry>, usize),
     Finish,
 }
 
@@ -87,8 +89,8 @@ struct Shared {
     role: Mutex<BackupRole>,
     channel: Channel,
     work: Sender<Work>,
-    /// Entries received and not yet consumed.
-    waiting: AtomicU64,
+    /// Bytes of entries received and not yet consumed.
+    waiting: AtomicUsize,
     replay_thread: Mutex<Option<thread::Thread>>,
     steps: Sender<Step>,
     built: Sender<(Machine, SessionHeader, Arc<[u8]>)>,
@@ -109,7 +111,7 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         role: Mutex::new(role),
         channel: Channel::default(),
         work,
-        waiting: AtomicU64::new(0),
+        waiting: AtomicUsize::new(0),
         replay_thread: Mutex::new(None),
         steps,
         built,
@@ -127,13 +129,16 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         })?
     };
     let outcome = shared.conduct(&step_queue);
+    if outcome.is_ok() {
+        // Before the end is announced: a replaying thread that sees the end and has nothing to do gives its machine up.
+        shared.give_work(Work::Finish);
+    }
     shared.over.store(true, Ordering::Release);
     shared.channel.cut();
     let generation = match outcome {
         Err(end) => return Ok(BackupOutcome::End(end)),
         Ok(generation) => generation,
     };
-    shared.give_work(Work::Finish);
     let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
     let (replayer, mut session, image) = replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
     session.generation = generation;
@@ -170,8 +175,9 @@ impl Shared {
     fn act(&self, action: BackupAction) {
         let step = match action {
             BackupAction::Consume(entries) => {
-                self.waiting.fetch_add(entries.len() as u64, Ordering::Relaxed);
-                return self.give_work(Work::Replay(entries));
+                let bytes = entries.iter().map(buffered_bytes).sum();
+                self.waiting.fetch_add(bytes, Ordering::Relaxed);
+                return self.give_work(Work::Replay(entries, bytes));
             }
             BackupAction::Build { session, image } => return self.build(session, image),
             BackupAction::Protected(generation) => {
@@ -204,7 +210,7 @@ impl Shared {
             if let Some(reason) = end {
                 return reason;
             }
-            while self.waiting.load(Ordering::Relaxed) > LOG_BUFFER_ENTRIES_MAX && !self.over.load(Ordering::Acquire) {
+            while self.waiting.load(Ordering::Relaxed) > LOG_BUFFER_BYTES_MAX && !self.over.load(Ordering::Acquire) {
                 lock(&self.role).not_listening(clock::now_ns());
                 thread::sleep(Duration::from_millis(1));
             }
@@ -215,10 +221,7 @@ impl Shared {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
-            |writer| {
-                // A primary that is gone is noticed by the reader, after all that it sent has been read.
-                let _ = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
-            },
+            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer)),
         );
     }
 
@@ -246,8 +249,8 @@ impl Shared {
         *lock(&self.replay_thread) = Some(thread::current());
         let mut reported_ns = clock::now_ns();
         loop {
-            let entries = match work.try_recv() {
-                Ok(Work::Replay(entries)) => entries,
+            let (entries, bytes) = match work.try_recv() {
+                Ok(Work::Replay(entries, bytes)) => (entries, bytes),
                 Ok(Work::Finish) => return Some(replayer),
                 Err(_) if self.over.load(Ordering::Acquire) && work.is_empty() => return None,
                 Err(_) => {
@@ -256,7 +259,7 @@ impl Shared {
                 }
             };
             let produced = self.replay_batch(&mut replayer, &entries, &mut flip)?;
-            self.waiting.fetch_sub(entries.len() as u64, Ordering::Relaxed);
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             let count = replayer.machine().instruction_count();
             self.drive(|role, now_ns| {
                 for (id, output) in produced.outputs {
@@ -314,6 +317,20 @@ impl Shared {
             }
         }
     }
+}
+
+/// What an entry occupies in the log buffer.
+fn buffered_bytes(entry: &LogEntry) -> usize {
+    let content = match &entry.body {
+        EntryBody::Event(Event::Packet { frame: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
+        EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
+        | EntryBody::Output { .. }
+        | EntryBody::Progress
+        | EntryBody::Digest(_)
+        | EntryBody::Stopped(_)
+        | EntryBody::Generation(_) => 0,
+    };
+    size_of::<LogEntry>() + content
 }
 
 /// What a batch of entries brought forth.

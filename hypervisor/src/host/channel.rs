@@ -40,20 +40,16 @@ pub struct ChannelWriter {
 impl ChannelWriter {
     /// Takes what `fill` gives and writes it. Without a connection the bytes go nowhere: their reader is lost.
     ///
-    /// # Errors
-    /// If the peer is gone.
-    pub fn write(&mut self, sent: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+    /// That a peer is gone is noticed by whoever reads the connection, after all that the peer has sent.
+    pub fn write(&mut self, sent: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) {
         self.buffer.clear();
         fill(&mut self.buffer);
-        let Some(stream) = &mut self.stream else { return Ok(()) };
-        let result = stream.write_all(&self.buffer);
-        match result {
-            Ok(()) => {
-                sent.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
-            }
-            Err(_) => self.stream = None,
+        let Some(stream) = &mut self.stream else { return };
+        if stream.write_all(&self.buffer).is_ok() {
+            sent.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+        } else {
+            self.stream = None;
         }
-        result
     }
 }
 

@@ -211,10 +211,7 @@ impl Shared {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
-            |writer| {
-                // A backup that is gone is noticed by whoever reads, after the last acknowledgement.
-                let _ = writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer));
-            },
+            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer)),
         );
     }
 

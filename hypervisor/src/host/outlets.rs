@@ -45,6 +45,8 @@ impl Outlets {
             Some(lan) => {
                 if let Err(error) = lan.send_batch(&frames) {
                     tracing::warn!("the LAN took no frames: {error}");
+                    // Whoever receives from this LAN attaches again.
+                    lan.shutdown();
                     self.lan = None;
                 } else if !self.first_output_told {
                     self.first_output_told = true;

@@ -8,6 +8,10 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 use vm::OutputId;
 
+/// How long a LAN may take no bytes at all before its port is given up: much less than the silence after which a VM's
+/// other side takes over, as whoever sends frames has acknowledgements and heartbeats to see to.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// Who attaches to the LAN, and where its numbering stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
@@ -68,6 +72,7 @@ pub fn attach(
     let stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut request = Vec::new();
     ClientMessage::Attach(attachment.clone()).append(&mut request);
     (&stream).write_all(&request)?;

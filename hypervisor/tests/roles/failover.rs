@@ -203,7 +203,7 @@ fn heartbeats_keep_an_idle_pair_together() {
     assert!(pair.primary.is_protected());
     assert!(pair.primary_actions.is_empty() && pair.backup_actions.is_empty());
     // Each direction by itself: the side that hears nothing is the one that acts.
-    for _ in 0..200 {
+    while !pair.to_primary.is_cut {
         pair.pass(5 * MS);
         pair.to_backup();
         let _ = pair.to_primary.deliver(usize::MAX);

@@ -1,0 +1,168 @@
+//! What a recorder writes down replays, also at its edges: a guest that an event stops, and a machine that is taken over
+//! with outputs in it that its predecessor had not logged.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::event_source::EventSource;
+use hypervisor::record::{Intervals, LogSink, Recorder, Slice};
+use hypervisor::replay::{Consumed, Replayer};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use vm::{Event, HaltReason, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
+
+const RAM: u64 = 0x8000_0000;
+const WFI: u32 = 0x1050_0073;
+const ECALL: u32 = 0x0000_0073;
+const SLICE_STEPS: u64 = 1000;
+
+fn addi(rd: u32, rs1: u32, immediate: u32) -> u32 {
+    immediate << 20 | rs1 << 15 | rd << 7 | 0x13
+}
+
+fn slli(rd: u32, rs1: u32, amount: u32) -> u32 {
+    amount << 20 | rs1 << 15 | 1 << 12 | rd << 7 | 0x13
+}
+
+fn lui(rd: u32, upper: u32) -> u32 {
+    upper << 12 | rd << 7 | 0x37
+}
+
+/// Stores the low 8 (`width` 0) or 32 bits (`width` 2) of `rs2`.
+fn store(width: u32, rs2: u32, rs1: u32, offset: u32) -> u32 {
+    (offset >> 5) << 25 | rs2 << 20 | rs1 << 15 | width << 12 | (offset & 0x1f) << 7 | 0x23
+}
+
+/// A machine with `code` at the start of its RAM, followed by a sleep for ever.
+fn machine(code: &[u32]) -> Machine {
+    const JUMP_BACK_ONE: u32 = 0xffdf_f06f;
+    let code: Vec<u8> = code.iter().chain(&[WFI, JUMP_BACK_ONE]).flat_map(|word| word.to_le_bytes()).collect();
+    let mut image = vec![0; 120];
+    let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    put(16, &[2, 0, 243, 0, 1]);
+    put(24, &RAM.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 1, 0, 64]);
+    put(64, &1_u32.to_le_bytes());
+    put(72, &120_u64.to_le_bytes());
+    put(80, &RAM.to_le_bytes());
+    put(88, &RAM.to_le_bytes());
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &(code.len() as u64).to_le_bytes());
+    image.extend_from_slice(&code);
+    Machine::new(&MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }, &image).unwrap()
+}
+
+/// A source that has `events` at once, whether or not the machine is fit for them.
+struct Source(VecDeque<Event>);
+
+impl EventSource for Source {
+    fn now_ns(&mut self) -> u64 {
+        0
+    }
+
+    fn ticks(&mut self) -> u64 {
+        0
+    }
+
+    fn entropy(&mut self) -> u16 {
+        0
+    }
+
+    fn poll(&mut self, _: &Machine) -> Option<Event> {
+        self.0.pop_front()
+    }
+}
+
+fn packets(count: u64) -> Source {
+    Source((1..=count).map(|number| Event::Packet { number, frame: vec![0; 60] }).collect())
+}
+
+#[derive(Default)]
+struct Log(Vec<LogEntry>);
+
+impl LogSink for Log {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, _: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        self.0.push(entry.clone());
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+fn replay(machine: Machine, entries: &[LogEntry]) -> (Machine, Vec<Consumed>) {
+    let mut replayer = Replayer::new(machine, LogSeq(0));
+    let consumed = entries.iter().map(|entry| replayer.consume(entry).unwrap_or_else(|error| panic!("{error}")));
+    let consumed = consumed.collect();
+    (replayer.into_machine(), consumed)
+}
+
+#[test]
+fn a_guest_that_an_event_stops_gets_no_further_events() {
+    /// Virtio registers: features of version 1, a receive queue of 8 whose rings are outside RAM, and off it goes.
+    const WRITES: [(u32, u32); 9] =
+        [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8), (0x44, 1), (0x70, 15)];
+    let mut code = vec![lui(5, 0x10001)];
+    for (register, value) in WRITES {
+        code.extend([addi(6, 0, value), store(2, 6, 5, register)]);
+    }
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Source(VecDeque::new()), Intervals::default());
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    *recorder.source_mut() = packets(3);
+    let expected = StopReason::Halt(HaltReason::BadDescriptorRing { queue: 0, descriptor: HaltReason::RING_ITSELF });
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Stopped(expected)));
+    let delivered = log.0.iter().filter(|entry| matches!(entry.body, EntryBody::Event(Event::Packet { .. }))).count();
+    assert_eq!(delivered, 1);
+    let (_, consumed) = replay(machine(&code), &log.0);
+    assert_eq!(consumed.last(), Some(&Consumed::Stopped(expected)));
+}
+
+#[test]
+fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
+    // One byte through the UART, which waits for its line's end, and one through the firmware, which flushes it: two
+    // outputs of one step.
+    let code = [
+        lui(5, 0x10000),
+        addi(6, 0, u32::from(b'a')),
+        store(0, 6, 5, 0),
+        lui(17, 0x44424),
+        addi(17, 17, 0x34e),
+        addi(10, 0, 1),
+        addi(11, 0, 1),
+        slli(11, 11, 31),
+        ECALL,
+    ];
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Source(VecDeque::new()), Intervals::default());
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    let outputs: Vec<_> = (0..log.0.len()).filter(|at| matches!(log.0[*at].body, EntryBody::Output { .. })).collect();
+    assert_eq!(outputs.len(), 2);
+    assert_eq!(log.0[outputs[0]].count, log.0[outputs[1]].count);
+
+    // The predecessor dies between the two entries, and the successor has a packet at once.
+    log.0.truncate(outputs[1]);
+    let (successor, consumed) = replay(machine(&code), &log.0);
+    assert!(matches!(consumed.last(), Some(Consumed::Output(OutputId(0), _))));
+    let mut recorder = Recorder::new(successor, packets(1), Intervals::default());
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    let rest: Vec<_> = log.0[outputs[1]..].iter().map(|entry| &entry.body).collect();
+    assert!(
+        matches!(rest[..], [EntryBody::Output { id: OutputId(1), .. }, EntryBody::Event(Event::Packet { .. })]),
+        "{rest:?}"
+    );
+    replay(machine(&code), &log.0);
+
+    // As before, but the first thing that the successor logs is its generation.
+    log.0.truncate(outputs[1]);
+    let (successor, _) = replay(machine(&code), &log.0);
+    let mut recorder = Recorder::new(successor, packets(1), Intervals::default());
+    let Ok(()) = recorder.log_generation(&mut log, Generation(2));
+    let Ok(_) = recorder.run_slice(&mut log, SLICE_STEPS);
+    let (_, consumed) = replay(machine(&code), &log.0);
+    assert_eq!(consumed.iter().filter(|consumed| matches!(consumed, Consumed::Output(..))).count(), 2);
+}
