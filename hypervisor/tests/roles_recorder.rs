@@ -2,16 +2,17 @@
 //! with outputs in it that its predecessor had not logged.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod roles_image;
+
 use hypervisor::event_source::EventSource;
 use hypervisor::record::{Intervals, LogSink, Recorder, Slice};
 use hypervisor::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use roles_image::image;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use vm::{Event, HaltReason, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
 
-const RAM: u64 = 0x8000_0000;
-const WFI: u32 = 0x1050_0073;
 const ECALL: u32 = 0x0000_0073;
 const SLICE_STEPS: u64 = 1000;
 
@@ -32,25 +33,8 @@ fn store(width: u32, rs2: u32, rs1: u32, offset: u32) -> u32 {
     (offset >> 5) << 25 | rs2 << 20 | rs1 << 15 | width << 12 | (offset & 0x1f) << 7 | 0x23
 }
 
-/// A machine with `code` at the start of its RAM, followed by a sleep for ever.
 fn machine(code: &[u32]) -> Machine {
-    const JUMP_BACK_ONE: u32 = 0xffdf_f06f;
-    let code: Vec<u8> = code.iter().chain(&[WFI, JUMP_BACK_ONE]).flat_map(|word| word.to_le_bytes()).collect();
-    let mut image = vec![0; 120];
-    let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
-    put(16, &[2, 0, 243, 0, 1]);
-    put(24, &RAM.to_le_bytes());
-    put(32, &64_u64.to_le_bytes());
-    put(52, &[64, 0, 56, 0, 1, 0, 64]);
-    put(64, &1_u32.to_le_bytes());
-    put(72, &120_u64.to_le_bytes());
-    put(80, &RAM.to_le_bytes());
-    put(88, &RAM.to_le_bytes());
-    put(96, &(code.len() as u64).to_le_bytes());
-    put(104, &(code.len() as u64).to_le_bytes());
-    image.extend_from_slice(&code);
-    Machine::new(&MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }, &image).unwrap()
+    Machine::new(&MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }, &image(code)).unwrap()
 }
 
 /// A source that has `events` at once, whether or not the machine is fit for them.

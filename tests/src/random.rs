@@ -14,20 +14,20 @@ impl Random {
     /// The next 64 bits.
     pub const fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 
     /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u32) -> u32 {
-        let scaled = (self.next_u64() >> 32) * u64::from(limit) >> 32;
+        let scaled = ((self.next_u64() >> 32) * u64::from(limit)) >> 32;
         u32::try_from(scaled).expect("less than the limit")
     }
 
     /// An index below `limit`, which is not 0.
     pub fn index(&mut self, limit: usize) -> usize {
-        let scaled = u128::from(self.next_u64()) * limit as u128 >> 64;
+        let scaled = (u128::from(self.next_u64()) * limit as u128) >> 64;
         usize::try_from(scaled).expect("less than the limit")
     }
 

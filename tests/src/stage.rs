@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// From one look at something that is waited for to the next.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// The option for the silence after which the other side counts as lost.
+const FAILURE_TIMEOUT: &str = "--failure-timeout-ms";
+
 /// Waits until `condition` holds.
 ///
 /// # Panics
@@ -230,11 +233,17 @@ impl Stage {
     }
 
     /// Starts `ft-primary` or `ft-backup` at this LAN and arbiter, with more options.
+    ///
+    /// Silence loses nobody, unless the options have a timeout: the host may stop either side for a while, and a test
+    /// that kills a process or closes a connection needs none.
     #[track_caller]
     #[must_use]
     pub fn node(&self, program: &str, options: &[&str]) -> Node {
         let site = self.site.options();
-        let arguments: Vec<_> = site.iter().map(String::as_str).chain(options.iter().copied()).collect();
+        let mut arguments: Vec<_> = site.iter().map(String::as_str).chain(options.iter().copied()).collect();
+        if !options.contains(&FAILURE_TIMEOUT) {
+            arguments.extend([FAILURE_TIMEOUT, "60000"]);
+        }
         self.program(program, &arguments)
     }
 

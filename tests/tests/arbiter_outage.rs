@@ -7,6 +7,9 @@ use tests::stage::{Node, Pair, Stage, wait_until};
 /// Further unanswered claims after which a side has had every chance to go on by mistake.
 const TRIES: usize = 4;
 
+/// A failure timeout long enough that a busy host causes no loss before the test does.
+const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
+
 /// Waits until `sides` have asked the arbiter in vain for a while. Nothing reaches the clients meanwhile.
 #[track_caller]
 fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
@@ -55,7 +58,7 @@ fn primary_of_a_killed_backup_waits_for_the_arbiter() {
 #[test]
 fn sides_that_lose_each_other_both_wait_and_exactly_one_goes_on() {
     let mut stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&[], &[]);
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&ALERT, &ALERT);
     let load = Load::on(stage.site.service);
     stage.kill_arbiter();
     link.silence();

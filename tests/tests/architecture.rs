@@ -1,5 +1,7 @@
 //! Arrows point one way: `vm <- logchannel <- hypervisor <- tests`, and only the host's side of the hypervisor knows a host.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

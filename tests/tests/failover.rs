@@ -1,7 +1,10 @@
 //! The primary is lost, and the guest goes on without anybody outside noticing more than a pause.
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use tests::client::Load;
 use tests::programs;
@@ -23,7 +26,10 @@ fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() 
     assert!(moment("test_and_set_won_us") <= moment("live_us"), "{live}");
     assert!(moment("last_entry_received_us") <= moment("live_us"), "{live}");
     let tail = moment("tail_outputs");
-    assert!(tail < Load::REPLIES, "the primary tells under load too what it has released, but {tail} outputs were kept");
+    assert!(
+        tail < Load::REPLIES,
+        "the primary tells under load too what it has released, but {tail} outputs were kept"
+    );
     // The console goes on where it was: what the guest says at its start is said by the first primary alone.
     assert!(!primary.console().is_empty());
     let greeting = primary.console().lines().next().unwrap().to_owned();
@@ -44,13 +50,14 @@ fn interrupted_primary_hands_over_to_its_backup() {
     load.lost_nothing();
 }
 
-/// `ft-demo`, with its standard output in a file. It ends its own children.
+/// `ft-demo`, in a process group with its children, so that none is left if it doesn't end in time.
 struct Demo(Child);
 
 impl Drop for Demo {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
-            let _ = self.0.kill();
+            let group = Pid::from_raw(self.0.id().cast_signed());
+            let _ = killpg(group, Signal::SIGKILL);
             let _ = self.0.wait();
         }
     }
@@ -62,7 +69,7 @@ fn demo_with_two_kills_passes_and_says_so_in_json_and_exit_code() {
     let out = directory.path().join("verdict");
     let mut command = programs!().command("ft-demo");
     command.args(["--kills", "2", "--json"]).stdin(Stdio::null()).stdout(File::create(&out).unwrap());
-    let mut demo = Demo(command.spawn().unwrap());
+    let mut demo = Demo(command.process_group(0).spawn().unwrap());
     let mut status = None;
     wait_until("the demo's end", || {
         status = demo.0.try_wait().unwrap();

@@ -1,15 +1,20 @@
 //! Backups that come: early, late, to the wrong guest, and visitors that are no backups at all.
 
-use hypervisor::host::entropy;
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use hypervisor::program::cluster::PATIENCE;
+use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{BODY_BYTES_MAX, FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
+use logchannel::session::{ImageDigest, SessionHeader};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 use tests::client::Load;
 use tests::programs;
-use tests::stage::{Node, Pair, Stage};
+use tests::random::{self, Random};
+use tests::stage::{Node, Pair, Stage, wait_until};
+use vm::MachineConfig;
 
 #[test]
 fn backup_that_is_started_first_waits_and_joins() {
@@ -71,13 +76,9 @@ fn second_backup_is_refused_and_the_first_stays() {
 
 /// Bytes that make no sense on a logging channel.
 fn garbage() -> Vec<(&'static str, Vec<u8>)> {
-    let seed = entropy::node_id().0;
-    println!("seed {seed:#x}");
-    let mut state = seed | 1;
-    let mut random = || {
-        state = state.wrapping_mul(0x2d99_787d_6c57_1e6d_9b5b_6d2c_5f0b_4e35).wrapping_add(1);
-        state.to_be_bytes()[0]
-    };
+    let seed = random::seed();
+    println!("seed {seed}; again with FT_SEED={seed} cargo test -p tests --test joining");
+    let mut random = Random::new(seed);
     let mut huge_length = u32::MAX.to_le_bytes().to_vec();
     huge_length.extend([0; 1000]);
     let mut long_frame = Vec::new();
@@ -85,10 +86,10 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
     let mut foreign_kind = Vec::new();
     append_frame(FrameKind(200), b"GET / HTTP/1.0", &mut foreign_kind);
     let mut early_ack = Vec::new();
-    Message::Ack { received: logchannel::entry::LogSeq(u64::MAX) }.encode(&mut early_ack);
+    Message::Ack { received: LogSeq(u64::MAX) }.encode(&mut early_ack);
     vec![
         ("nothing", Vec::new()),
-        ("random bytes", (0..5000).map(|_| random()).collect()),
+        ("random bytes", (0..1000).flat_map(|_| random.next_u64().to_le_bytes()).collect()),
         ("a huge length", huge_length),
         ("zeros", vec![0; 100_000]),
         ("half a frame", long_frame[..long_frame.len() / 2].to_vec()),
@@ -107,7 +108,7 @@ fn visitors_without_sense_do_not_keep_the_primary_from_its_backup() {
         let mut visitor = TcpStream::connect(&channel).unwrap();
         // It may hang up on us in the middle.
         let _ = visitor.write_all(&bytes).and_then(|()| visitor.shutdown(Shutdown::Write));
-        tests::stage::wait_until(what, || primary.count("backup_lost") == visits);
+        wait_until(what, || primary.count("backup_lost") == visits);
         drop(visitor);
     }
     assert_eq!(primary.owned(), [1]);
@@ -127,11 +128,12 @@ fn take_the_place(channel: &str) -> TcpStream {
         while let Ok(bytes @ 1..) = stream.read(decoder.space()) {
             decoder.filled(bytes);
             let Some(frame) = decoder.next_frame().unwrap() else { continue };
-            match Message::decode(frame).unwrap() {
-                Message::Session(_) => return stream,
-                Message::Refused { .. } => break,
-                other => panic!("a primary begins with {other:?}"),
+            let first = Message::decode(frame).unwrap();
+            if matches!(first, Message::Session(_)) {
+                return stream;
             }
+            assert!(matches!(first, Message::Refused { .. }), "a primary begins with {first:?}");
+            break;
         }
     }
 }
@@ -196,4 +198,51 @@ fn backup_of_a_senseless_primary_ends_with_an_error() {
         assert!(matches!(ended.code, Some(1 | 5)), "{what}: {ended:?}");
         assert!(!ended.reason.is_empty(), "{what}");
     }
+}
+
+/// What a session's first message says of `image`, with the machine's memory as given.
+fn session(ram_bytes: u64, image: &[u8]) -> SessionHeader {
+    let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
+    SessionHeader::new("vm0".parse().unwrap(), Generation(1), config, "nonsense", image).unwrap()
+}
+
+fn encoded(messages: &[Message]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    messages.iter().for_each(|message| message.encode(&mut bytes));
+    bytes
+}
+
+#[test]
+fn backup_of_a_primary_that_breaks_the_protocol_ends_with_an_error_that_says_how() {
+    let stage = Stage::new(programs!());
+    let image = b"not an ELF file".to_vec();
+    let chunk = Message::ImageChunk(image.clone());
+    let another = SessionHeader { image_digest: ImageDigest::of(b"another"), ..session(64 << 20, &image) };
+    let generation = Generation(1);
+    for (messages, code, word) in [
+        (vec![Message::Session(session(64 << 20, &image)), chunk.clone()], 1, "can't be started here"),
+        (vec![Message::Session(session(u64::MAX, &image)), chunk.clone()], 1, "ram_bytes"),
+        (vec![Message::Session(another), chunk.clone()], 1, "has digest"),
+        (vec![Message::Session(session(64 << 20, &image)), chunk.clone(), chunk.clone()], 1, "can't be started here"),
+        (vec![Message::Session(session(64 << 20, &image))], 5, "connection closed"),
+        (vec![Message::Protected { generation }], 1, "broke the protocol"),
+        (vec![chunk, Message::Heartbeat], 1, "broke the protocol"),
+        (vec![Message::Goodbye { reason: "no time for you".into() }], 5, "no time for you"),
+    ] {
+        let ended = backup_of(&stage, &encoded(&messages)).end();
+        assert_eq!(ended.code, Some(code), "{}", ended.reason);
+        assert!(ended.reason.contains(word), "{word:?} is not in {:?}", ended.reason);
+    }
+}
+
+#[test]
+fn backup_of_a_primary_that_says_nothing_gives_up() {
+    let stage = Stage::new(programs!());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut backup = stage.node("ft-backup", &["--primary", &address, "--failure-timeout-ms", "50"]);
+    let _silent = listener.accept().unwrap();
+    let ended = backup.end();
+    assert_eq!(ended.code, Some(5), "{}", ended.reason);
+    assert!(ended.reason.contains("silent"), "{}", ended.reason);
 }

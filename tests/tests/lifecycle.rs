@@ -69,6 +69,22 @@ fn interrupted_primary_without_backup_leaves_its_end_mark() {
 }
 
 #[test]
+fn primary_that_is_interrupted_before_its_guest_runs_leaves_its_end_mark_too() {
+    let stage = Stage::new(programs!());
+    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
+    // A LAN that takes connections and never answers holds the start up, after the claim.
+    let mute_lan = TcpListener::bind("127.0.0.1:0").unwrap();
+    let lan = mute_lan.local_addr().unwrap().to_string();
+    let options = ["--arbiter", &arbiter, "--lan", &lan, "--listen", "127.0.0.1:0"];
+    let mut primary = stage.program("ft-primary", &options);
+    primary.told("owner");
+    primary.interrupt();
+    assert_ended(&mut primary, 0, &["can be started again"]);
+    let mut again = stage.node("ft-primary", &["--unprotected"]);
+    again.told("console");
+}
+
+#[test]
 fn vm_that_died_on_both_sides_starts_only_when_the_operator_says_so() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);

@@ -3,6 +3,8 @@
 //! The link holds the acknowledgements back and looks at what both sides say, so the tests see that the guest has made
 //! its output, that the backup has it in its log, that the guest runs on, and that nothing has come out.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use hypervisor::program::cluster::PATIENCE;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
@@ -13,9 +15,6 @@ use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Stage, wait_until};
 use vm::Event;
-
-/// So long that a side whose words are held back isn't lost.
-const NEVER: [&str; 2] = ["--failure-timeout-ms", "600000"];
 
 /// How long to look for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -28,9 +27,10 @@ fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
 /// The guest's answer to the packet that carries `request`, as an entry of the log.
 fn answer_to(link: &Link, request: &[u8]) -> (LogSeq, LogEntry) {
     let carries = |frame: &[u8]| frame.windows(request.len()).any(|window| window == request);
-    let (seq, _) = link.wait_for_entry(LogSeq(0), |entry| {
-        matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame))
-    });
+    let (seq, _) = link.wait_for_entry(
+        LogSeq(0),
+        |entry| matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame)),
+    );
     link.wait_for_entry(seq, |entry| matches!(entry.body, EntryBody::Output { .. }))
 }
 
@@ -54,7 +54,7 @@ fn wait_for_replay_beyond(link: &Link, steps: u64) {
 #[test]
 fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&NEVER, &NEVER);
+    let (_pair, link) = stage.linked_pair(&[], &[]);
     let mut client = TcpStream::connect(stage.site.service).unwrap();
     let mut answer = [0; 5];
     client.write_all(b"first").unwrap();
@@ -79,7 +79,7 @@ fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
 #[test]
 fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&NEVER, &NEVER);
+    let (_pair, link) = stage.linked_pair(&[], &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let mut buffer = [0; 100];
@@ -125,7 +125,7 @@ fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
     /// Steps to compute with an output held: hundreds of times what the guest needs to answer.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&[&NEVER[..], &["--guest", "counter"]].concat(), &NEVER);
+    let (_pair, link) = stage.linked_pair(&["--guest", "counter"], &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let first = ask_count(&client);

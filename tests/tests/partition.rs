@@ -1,11 +1,17 @@
 //! The link between two live sides is cut: exactly one goes on, and the other has put out nothing since.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use logchannel::entry::EntryBody;
 use logchannel::message::Message;
 use tests::client::Load;
 use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Ended, Node, Pair, Stage, wait_until};
+
+/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one side notices first.
+const ALERT_MS: &str = "1000";
+const PATIENT_MS: &str = "4000";
 
 /// The exit code of a side that another has fenced.
 const FENCED: Option<i32> = Some(3);
@@ -14,10 +20,10 @@ const FENCED: Option<i32> = Some(3);
 /// through the link, cover.
 fn acknowledged_outputs(link: &Link) -> u64 {
     let acks = link.passed(Direction::ToPrimary);
-    let acked = acks.iter().rev().find_map(|message| match message {
-        Message::Ack { received } => Some(received.0),
-        _ => None,
-    });
+    let acked = acks
+        .iter()
+        .rev()
+        .find_map(|message| if let Message::Ack { received } = message { Some(received.0) } else { None });
     let covered = usize::try_from(acked.unwrap_or(0)).unwrap();
     link.entries()[..covered].iter().filter(|entry| matches!(entry.body, EntryBody::Output { .. })).count() as u64
 }
@@ -30,7 +36,7 @@ fn assert_fenced_primary_kept_silent(primary: &mut Node, link: &Link) {
     assert_eq!(primary.owned(), [1]);
     let figures = primary.told("figures");
     let allowed = acknowledged_outputs(link);
-    assert_eq!(figures["hold_time"]["outputs"].as_u64(), Some(allowed), "outputs that left, and those that might");
+    assert_eq!(figures["hold_time"]["samples"].as_u64(), Some(allowed), "outputs that left, and those that might");
     assert!(figures["frames"].as_u64() <= Some(allowed), "{figures}");
 }
 
@@ -47,8 +53,8 @@ fn assert_fenced_backup_kept_silent(backup: &mut Node) {
 #[test]
 fn silent_cut_that_the_backup_notices_first_fences_the_primary() {
     let stage = Stage::new(programs!());
-    let patient = ["--failure-timeout-ms", "3000"];
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&patient, &["--failure-timeout-ms", "500"]);
+    let patient = ["--failure-timeout-ms", PATIENT_MS];
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&patient, &["--failure-timeout-ms", ALERT_MS]);
     let load = Load::on(stage.site.service);
     link.silence();
     assert_eq!(backup.told_number("live", "generation"), 2);
@@ -63,8 +69,8 @@ fn silent_cut_that_the_backup_notices_first_fences_the_primary() {
 #[test]
 fn silent_cut_that_the_primary_notices_first_fences_the_backup() {
     let stage = Stage::new(programs!());
-    let patient = ["--failure-timeout-ms", "3000"];
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&["--failure-timeout-ms", "500"], &patient);
+    let patient = ["--failure-timeout-ms", PATIENT_MS];
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&["--failure-timeout-ms", ALERT_MS], &patient);
     let load = Load::on(stage.site.service);
     link.silence();
     primary.comes_to_own(2);
@@ -79,7 +85,8 @@ fn silent_cut_that_the_primary_notices_first_fences_the_backup() {
 #[track_caller]
 fn exactly_one_goes_on(separate: impl Fn(&Link)) {
     let stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&[], &[]);
+    let (Pair { mut primary, mut backup }, link) =
+        stage.linked_pair(&["--failure-timeout-ms", ALERT_MS], &["--failure-timeout-ms", ALERT_MS]);
     let load = Load::on(stage.site.service);
     separate(&link);
     wait_until("one side's end", || primary.has_told("end") || backup.has_told("end"));

@@ -66,6 +66,8 @@ pub struct Succession {
     pub digests_checked: u64,
     /// Outputs that the predecessor may not have sent.
     pub tail: VecDeque<(OutputId, OutputOperation)>,
+    /// The output behind them. The machine may be further by some that the last entries don't tell of.
+    pub next_output: OutputId,
     /// When the steps of the failover happened.
     pub moments: BackupMoments,
 }
@@ -117,8 +119,8 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         built,
         over: AtomicBool::new(false),
     });
-    shared.channel.connect(stream)?;
-    start_reader(&shared)?;
+    let reader = shared.channel.connect(stream)?;
+    start_reader(&shared, reader)?;
     start_ticks(&shared)?;
     let replay = {
         let shared = shared.clone();
@@ -150,6 +152,7 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         session,
         image,
         tail: role.take_tail(),
+        next_output: role.next_output(),
         moments: *role.moments(),
     })))
 }
@@ -339,8 +342,7 @@ struct Produced {
     stopped: Option<StopReason>,
 }
 
-fn start_reader(shared: &Arc<Shared>) -> io::Result<()> {
-    let Some(reader) = lock(&shared.channel.reader).take() else { return Ok(()) };
+fn start_reader(shared: &Arc<Shared>, reader: ChannelReader) -> io::Result<()> {
     let shared = shared.clone();
     thread::Builder::new().name("log".into()).spawn(move || {
         priority::raise();

@@ -132,18 +132,19 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Connects the channel.
+    /// Connects the channel; gives back its reader, for whoever is to read it. That of an earlier connection is gone, so
+    /// that nothing it still had is taken for a word of the new peer.
     ///
     /// # Errors
     /// If the socket can't be set up.
-    pub fn connect(&self, stream: TcpStream) -> io::Result<()> {
+    pub fn connect(&self, stream: TcpStream) -> io::Result<ChannelReader> {
         stream.set_nodelay(true)?;
         let writer = stream.try_clone()?;
         let stream = Arc::new(stream);
+        *lock(&self.reader) = None;
         *lock(&self.stream) = Some(stream.clone());
-        *lock(&self.reader) = Some(ChannelReader::new(stream));
         lock(&self.writer).stream = Some(writer);
-        Ok(())
+        Ok(ChannelReader::new(stream))
     }
 
     /// The connection, to wait for what arrives on it; none once it has ended.

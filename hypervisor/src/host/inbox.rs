@@ -14,8 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm::{Event, Machine, TIMEBASE_HZ};
 
-/// Inputs that may wait for the guest; beyond them their senders wait, and TCP tells their peers.
-const INBOX_LEN_MAX: usize = 1024;
+/// Frames that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
+const PACKETS_MAX: usize = 1024;
+
+/// Pieces of console input that may wait. They don't wait behind frames, which a guest without a driver never takes.
+const CONSOLE_PIECES_MAX: usize = 64;
 
 /// The longest piece of console input in one event, in bytes.
 const CONSOLE_BYTES_MAX: usize = 256;
@@ -57,7 +60,8 @@ impl Waker {
 /// The sending side; any number of threads have one.
 #[derive(Clone, Debug)]
 pub struct InboxSender {
-    sender: Sender<HostInput>,
+    packets: Sender<(u64, Vec<u8>)>,
+    console: Sender<Vec<u8>>,
     waker: Arc<Waker>,
 }
 
@@ -65,7 +69,10 @@ impl InboxSender {
     /// Sends an input and wakes the vCPU. `false` if the guest is gone.
     #[must_use]
     pub fn send(&self, input: HostInput) -> bool {
-        let sent = self.sender.send(input).is_ok();
+        let sent = match input {
+            HostInput::Packet { number, frame } => self.packets.send((number, frame)).is_ok(),
+            HostInput::Console(bytes) => self.console.send(bytes).is_ok(),
+        };
         // A vCPU that is awake looks here before it sleeps.
         if self.waker.asleep.swap(false, Ordering::SeqCst) {
             self.waker.wake();
@@ -82,10 +89,11 @@ impl InboxSender {
 /// The event source that takes its events from the host.
 #[derive(Debug)]
 pub struct HostEventSource {
-    receiver: Receiver<HostInput>,
+    packets: Receiver<(u64, Vec<u8>)>,
+    console: Receiver<Vec<u8>>,
+    /// What is left of the last piece of console input.
+    typed: VecDeque<u8>,
     waker: Arc<Waker>,
-    packets: VecDeque<(u64, Vec<u8>)>,
-    console: VecDeque<u8>,
     /// The guest's clock read `start_ticks` at `start_ns`.
     start_ticks: u64,
     start_ns: u64,
@@ -97,18 +105,19 @@ impl HostEventSource {
     /// # Errors
     /// If the host has no file descriptor left.
     pub fn new(ticks: u64) -> io::Result<(Self, InboxSender)> {
-        let (sender, receiver) = bounded(INBOX_LEN_MAX);
+        let (packet_sender, packets) = bounded(PACKETS_MAX);
+        let (console_sender, console) = bounded(CONSOLE_PIECES_MAX);
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let waker = Arc::new(Waker { event, asleep: AtomicBool::new(false) });
         let source = Self {
-            receiver,
+            packets,
+            console,
+            typed: VecDeque::new(),
             waker: waker.clone(),
-            packets: VecDeque::new(),
-            console: VecDeque::new(),
             start_ticks: ticks,
             start_ns: clock::now_ns(),
         };
-        Ok((source, InboxSender { sender, waker }))
+        Ok((source, InboxSender { packets: packet_sender, console: console_sender, waker }))
     }
 
     /// Starts the guest's clock.
@@ -116,10 +125,11 @@ impl HostEventSource {
         self.start_ns = clock::now_ns();
     }
 
-    /// Whether nothing has arrived that the guest hasn't been offered.
+    /// Whether something has arrived that the guest can take now.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.receiver.is_empty()
+    pub fn has_input(&self, machine: &Machine) -> bool {
+        let has_packet = !self.packets.is_empty() && machine.can_receive_packet();
+        has_packet || (!(self.typed.is_empty() && self.console.is_empty()) && machine.console_room() > 0)
     }
 
     /// Sleeps until an input arrives, the machine's timer is due, something arrives on `socket`, somebody calls
@@ -130,7 +140,7 @@ impl HostEventSource {
         });
         let wait_ns = timer_ns.min(until_ns).saturating_sub(clock::now_ns());
         self.waker.asleep.store(true, Ordering::SeqCst);
-        if wait_ns > 0 && self.is_empty() {
+        if wait_ns > 0 && !self.has_input(machine) {
             let mut files = vec![PollFd::new(self.waker.event.as_fd(), PollFlags::POLLIN)];
             files.extend(socket.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
             // A signal, the only way to fail, ends the sleep as well as anything.
@@ -140,17 +150,6 @@ impl HostEventSource {
         // Fails if nobody called.
         let _ = self.waker.event.read();
     }
-
-    fn collect(&mut self) {
-        // What the guest can't take yet waits here; the bound makes the senders wait.
-        while self.packets.len() + self.console.len() < INBOX_LEN_MAX {
-            match self.receiver.try_recv() {
-                Ok(HostInput::Packet { number, frame }) => self.packets.push_back((number, frame)),
-                Ok(HostInput::Console(bytes)) => self.console.extend(bytes),
-                Err(_) => break,
-            }
-        }
-    }
 }
 
 impl EventSource for HostEventSource {
@@ -159,7 +158,7 @@ impl EventSource for HostEventSource {
     }
 
     fn ticks(&mut self) -> u64 {
-        self.start_ticks + (clock::now_ns() - self.start_ns) / NS_PER_TICK
+        self.start_ticks.saturating_add(clock::now_ns().saturating_sub(self.start_ns) / NS_PER_TICK)
     }
 
     fn entropy(&mut self) -> u16 {
@@ -170,13 +169,20 @@ impl EventSource for HostEventSource {
         if machine.timer_deadline().is_some_and(|deadline| deadline <= self.ticks()) {
             return Some(Event::TimerInterrupt);
         }
-        self.collect();
-        if !self.packets.is_empty() && machine.can_receive_packet() {
-            return self.packets.pop_front().map(|(number, frame)| Event::Packet { number, frame });
+        if !self.packets.is_empty()
+            && machine.can_receive_packet()
+            && let Ok((number, frame)) = self.packets.try_recv()
+        {
+            return Some(Event::Packet { number, frame });
         }
-        let room = machine.console_room().min(CONSOLE_BYTES_MAX).min(self.console.len());
+        if self.typed.is_empty()
+            && let Ok(bytes) = self.console.try_recv()
+        {
+            self.typed.extend(bytes);
+        }
+        let room = machine.console_room().min(CONSOLE_BYTES_MAX).min(self.typed.len());
         if room > 0 {
-            return Some(Event::ConsoleInput { bytes: self.console.drain(..room).collect() });
+            return Some(Event::ConsoleInput { bytes: self.typed.drain(..room).collect() });
         }
         None
     }

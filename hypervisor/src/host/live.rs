@@ -295,7 +295,10 @@ impl Shared {
             return;
         }
         let end_ns = clock::now_ns() + SPIN_NS;
-        while self.holding.load(Ordering::Acquire) && recorder.source().is_empty() && clock::now_ns() < end_ns {
+        while self.holding.load(Ordering::Acquire)
+            && !recorder.source().has_input(recorder.machine())
+            && clock::now_ns() < end_ns
+        {
             self.hear_backup();
             // The backup's own thread may be waiting for this very core.
             thread::yield_now();
@@ -331,6 +334,8 @@ impl Shared {
         let actions = self.give(input);
         if end.is_some() {
             *reader = None;
+            // Whoever waits for this connection would wake up at once, for ever.
+            self.channel.cut();
         }
         drop(reader);
         self.carry_out(actions);
@@ -393,9 +398,11 @@ impl Shared {
             refuse(stream, &reason);
             return Err(reason);
         }
-        self.channel.connect(stream).map_err(|error| error.to_string())?;
+        let reader = self.channel.connect(stream).map_err(|error| error.to_string())?;
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
         self.drive(|role, now_ns| role.backup_connected(now_ns, &self.image));
+        // What the backup says is heard from here on: not before the role knows that there is one.
+        *lock(&self.channel.reader) = Some(reader);
         self.inbox.wake();
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! `ft-backup`: replays a VM in lockstep with its primary, and becomes its primary.
 
 use super::options::{NodeOptions, listen};
-use super::primary::{run_live, stop_on_signal};
+use super::primary::run_live;
+use super::stop::StopSwitch;
 use super::{Failure, exit, finish, init_tracing};
 use crate::arbiter::Arbiter;
 use crate::guest::Guest;
@@ -73,7 +74,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {
-    let live = stop_on_signal()?;
+    let stop = StopSwitch::install()?;
     let image = match &options.guest {
         Some(name) => Guest::load(name).map(|guest| Some((guest.name, ImageDigest::of(&guest.image))))?,
         None => None,
@@ -88,10 +89,9 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     match backup::run(node.clone(), role, stream, options.inject_bit_flip)? {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
+            stop.owns();
             node.mac = succession.session.config.mac;
-            go_live(node, *succession, timing, listener, |running| {
-                let _ = live.set(running);
-            })
+            go_live(node, *succession, timing, listener, |running| stop.runs(running))
         }
     }
 }
@@ -103,9 +103,9 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(crate::host::live::LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession { machine, session, image, entries, digests_checked, tail, moments } = succession;
+    let Succession { machine, session, image, entries, digests_checked, tail, next_output, moments } = succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
-    let role = PrimaryRole::gone_live(session, timing, entries, machine.next_output_id(), tail);
+    let role = PrimaryRole::gone_live(session, timing, entries, next_output, tail);
     run_live(node, role, machine, image, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

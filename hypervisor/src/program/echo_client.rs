@@ -51,11 +51,13 @@ impl ClientResult {
             && self.lost + self.out_of_order + self.changed == 0
     }
 
-    /// Counts a reply at `now_us` after one at `last_us`.
-    fn count(&mut self, now_us: u64, last_us: &mut u64) {
+    /// Counts a reply at `now_us` after one at `last_us`, if there was one.
+    fn count(&mut self, now_us: u64, last_us: &mut Option<u64>) {
         self.received += 1;
-        self.longest_gap_us = self.longest_gap_us.max(now_us - *last_us);
-        *last_us = now_us;
+        if let Some(last_us) = *last_us {
+            self.longest_gap_us = self.longest_gap_us.max(now_us - last_us);
+        }
+        *last_us = Some(now_us);
     }
 }
 
@@ -160,7 +162,7 @@ fn echo_tcp(
     received: &AtomicU64,
     result: &mut ClientResult,
 ) -> io::Result<()> {
-    let mut last_us = clock::now_us();
+    let mut last_us = None;
     let mut reply = [0; MESSAGE_BYTES];
     loop {
         while result.sent - result.received < TCP_WINDOW && !stop.load(Ordering::Relaxed) {
@@ -181,7 +183,7 @@ fn echo_tcp(
 }
 
 fn echo_udp(socket: &UdpSocket, stop: &AtomicBool, received: &AtomicU64, result: &mut ClientResult) -> io::Result<()> {
-    let mut last_us = clock::now_us();
+    let mut last_us = None;
     let mut reply = [0; MESSAGE_BYTES + 1];
     while !stop.load(Ordering::Relaxed) {
         let number = result.sent;

@@ -15,6 +15,7 @@ pub mod primary;
 pub mod process;
 pub mod record;
 pub mod replay;
+mod stop;
 
 use crate::host::reports::NodeReport;
 use crate::report::Reporter;

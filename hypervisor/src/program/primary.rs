@@ -1,10 +1,11 @@
 //! `ft-primary`: runs a VM and streams its log to a backup.
 
 use super::options::{GuestOptions, NodeOptions, listen};
+use super::stop::StopSwitch;
 use super::{Failure, exit, finish, init_tracing};
+use crate::host::entropy;
 use crate::host::live::{LiveEnd, LiveVm, Node};
 use crate::host::reports::NodeReport;
-use crate::host::{entropy, signals};
 use crate::report::Reporter;
 use crate::role::PrimaryRole;
 use crate::start::claim_start;
@@ -12,7 +13,7 @@ use clap::Parser;
 use logchannel::session::SessionHeader;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use vm::Machine;
 
 /// Runs a VM, and keeps a backup in lockstep with it.
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {
-    let live = stop_on_signal()?;
+    let stop = StopSwitch::install()?;
     let guest = options.guest.load()?;
     let config = options.guest.machine();
     let machine = Machine::new(&config, &guest.image)
@@ -58,6 +59,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = options.node.arbiter()?;
     let node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
+    stop.owns();
     let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new)?;
     node.reporter.tell(&NodeReport::Owner {
         vm: node.vm.to_string(),
@@ -71,9 +73,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     } else {
         PrimaryRole::awaiting_backup(session, timing)
     };
-    run_live(node, role, machine, guest.image.into(), listener, |running| {
-        let _ = live.set(running);
-    })
+    run_live(node, role, machine, guest.image.into(), listener, |running| stop.runs(running))
 }
 
 /// Runs a VM live to its end.
@@ -90,19 +90,4 @@ pub(super) fn run_live(
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
     })
-}
-
-/// Lets Ctrl-C retire the VM that is put into the cell; before there is one, or the second time, it ends the process.
-pub(super) fn stop_on_signal() -> Result<Arc<OnceLock<LiveVm>>, Failure> {
-    let live: Arc<OnceLock<LiveVm>> = Arc::default();
-    let seen = live.clone();
-    let mut asked = false;
-    signals::on_termination(move || match seen.get() {
-        Some(running) if !asked => {
-            asked = true;
-            running.retire();
-        }
-        Some(_) | None => std::process::exit(exit::INTERRUPTED.into()),
-    })?;
-    Ok(live)
 }

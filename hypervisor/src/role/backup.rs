@@ -126,6 +126,8 @@ pub struct BackupRole {
     tail_dropped: u64,
     /// The primary has put out all outputs with a smaller id.
     released: OutputId,
+    /// The output that replay will produce next.
+    next_output: OutputId,
     heard_ns: u64,
     spoke_ns: u64,
     moments: BackupMoments,
@@ -149,6 +151,7 @@ impl BackupRole {
             tail: VecDeque::new(),
             tail_dropped: 0,
             released: OutputId(0),
+            next_output: OutputId(0),
             heard_ns: now_ns,
             spoke_ns: now_ns,
             moments: BackupMoments::default(),
@@ -244,6 +247,7 @@ impl BackupRole {
     pub fn machine_built(&mut self, now_ns: u64) {
         if matches!(self.mode, Mode::Building) {
             self.mode = Mode::Following { told: None };
+            self.heard_ns = now_ns;
             self.say(now_ns, &Message::Accepted { node: self.node });
         }
     }
@@ -290,6 +294,7 @@ impl BackupRole {
 
     /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
     pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
+        self.next_output = OutputId(id.0 + 1);
         if id < self.released {
             return;
         }
@@ -303,6 +308,12 @@ impl BackupRole {
     /// The outputs that the primary may not have sent, oldest first: what the new owner has to send first.
     pub fn take_tail(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
         std::mem::take(&mut self.tail)
+    }
+
+    /// The output behind all that replay has produced.
+    #[must_use]
+    pub const fn next_output(&self) -> OutputId {
+        self.next_output
     }
 
     /// The replayer consumed the guest's end.
@@ -356,23 +367,33 @@ impl BackupRole {
     /// Time has passed: heartbeats, timeouts, claims to ask again.
     pub fn tick(&mut self, now_ns: u64) {
         match &mut self.mode {
-            Mode::Following { .. } | Mode::Joining { .. } | Mode::Building | Mode::Connecting => {
-                let silent_ns = now_ns.saturating_sub(self.heard_ns);
-                let is_following = matches!(self.mode, Mode::Following { told: Some(_) });
-                if is_following && silent_ns >= self.timing.failure_timeout_ns {
-                    let reason = format!("the primary was silent for {} ms", silent_ns / 1_000_000);
-                    return self.primary_lost(now_ns, &reason);
-                }
-                if is_following && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
+            Mode::Following { told: Some(_) } => {
+                if !self.lose_silent_primary(now_ns, self.timing.failure_timeout_ns)
+                    && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns
+                {
                     self.say(now_ns, &Message::Heartbeat);
                 }
+            }
+            Mode::Connecting | Mode::Joining { .. } | Mode::Following { told: None } => {
+                self.lose_silent_primary(now_ns, self.timing.pairing_timeout_ns());
             }
             Mode::Claiming(claiming) => {
                 let request = claiming.poll(now_ns);
                 self.actions.extend(request.map(BackupAction::Claim));
             }
-            Mode::Draining(_) | Mode::Done => {}
+            // The silence of a build is this side's own.
+            Mode::Building | Mode::Draining(_) | Mode::Done => {}
         }
+    }
+
+    /// Whether the primary has been silent for `timeout_ns`; it is lost then.
+    fn lose_silent_primary(&mut self, now_ns: u64, timeout_ns: u64) -> bool {
+        let silent_ns = now_ns.saturating_sub(self.heard_ns);
+        let is_silent = silent_ns >= timeout_ns;
+        if is_silent {
+            self.primary_lost(now_ns, &format!("the primary was silent for {} ms", silent_ns / 1_000_000));
+        }
+        is_silent
     }
 
     /// The primary can't be heard because this side isn't listening: its log buffer is full.

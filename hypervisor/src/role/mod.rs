@@ -48,6 +48,13 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// Silence after which a pairing has failed, in nanoseconds: an image travels and a machine is built meanwhile.
+    const fn pairing_timeout_ns(&self) -> u64 {
+        self.failure_timeout_ns.saturating_mul(20)
+    }
+}
+
 /// A test-and-set that a role asks its driver to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimRequest {

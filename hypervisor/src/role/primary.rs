@@ -30,7 +30,7 @@ pub enum PrimaryAction {
         /// Why.
         reason: String,
     },
-    /// The VM's owner changed: attach to the network and log as this generation.
+    /// This node owns the VM alone now, as this generation: whoever attaches to the network next says so.
     Owner(Generation),
     /// The pair is complete: the guest may run.
     Protected(Generation),
@@ -439,7 +439,7 @@ impl PrimaryRole {
         let timeout_ns = match self.mode {
             Mode::Protected => self.timing.failure_timeout_ns,
             // A backup that takes its time to build its machine is not lost, only one that never answers.
-            Mode::Pairing => self.timing.failure_timeout_ns.saturating_mul(20),
+            Mode::Pairing => self.timing.pairing_timeout_ns(),
             Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended => return,
         };
         let silent_ns = now_ns.saturating_sub(self.heard_ns);

@@ -36,7 +36,7 @@ fn primary_that_wins_releases_what_it_holds_and_goes_on_alone() {
 fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.output();
     pair.backup_lost();
     pair.arbiter.claims.insert(G.0, claim_of(BACKUP));
@@ -45,7 +45,7 @@ fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
     // The acknowledgement of output 0 is still under way.
     assert!(pair.to_primary.len() > 0);
-    pair.to_primary();
+    pair.deliver_to_primary();
     pair.backup_says(Message::Ack { received: LogSeq(2) });
     pair.output();
     pair.primary.claim_answered(pair.now_ns, hypervisor::role::ClaimAnswer::Unreachable);
@@ -60,7 +60,7 @@ fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
 fn acknowledged_outputs_that_have_not_left_stay_in_a_fenced_primary() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     for message in pair.to_primary.deliver(usize::MAX) {
         pair.primary.backup_said(pair.now_ns, message);
     }
@@ -86,10 +86,10 @@ fn late_acknowledgements_release_nothing_while_the_flag_is_asked_for() {
 fn a_primary_that_slept_through_the_timeout_asks_before_it_lets_anything_out() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.now_ns += Timing::default().failure_timeout_ns;
     // Its reading thread wakes first and finds the acknowledgement in the socket.
-    pair.to_primary();
+    pair.deliver_to_primary();
     assert_eq!(pair.out, [0_u64; 0], "the backup may have gone live long ago");
     assert_eq!(pair.primary_claim(), Some(owner_claim()));
 }
@@ -159,7 +159,7 @@ fn a_backup_not_yet_told_never_claims() {
     for bytes in [0, 60, usize::MAX] {
         let mut pair = Pair::new();
         pair.connect();
-        pair.some_to_backup(bytes);
+        pair.deliver_some_to_backup(bytes);
         pair.primary_lost();
         assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: "killed".into() }), "{bytes} bytes");
         pair.pass(10_000 * MS);
@@ -205,7 +205,7 @@ fn heartbeats_keep_an_idle_pair_together() {
     // Each direction by itself: the side that hears nothing is the one that acts.
     while !pair.to_primary.is_cut {
         pair.pass(5 * MS);
-        pair.to_backup();
+        pair.deliver_to_backup();
         let _ = pair.to_primary.deliver(usize::MAX);
     }
     assert_eq!(pair.primary_claim(), Some(owner_claim()));
@@ -242,7 +242,7 @@ fn the_backup_consumes_all_that_it_received_before_it_goes_live() {
         for _ in 0..3 {
             pair.output();
         }
-        pair.to_backup();
+        pair.deliver_to_backup();
         pair.primary_lost();
         let request = pair.backup_claim().unwrap();
         assert_eq!(request, owner_claim());
@@ -265,7 +265,7 @@ fn the_backup_consumes_all_that_it_received_before_it_goes_live() {
 fn a_backup_that_loses_is_fenced_and_does_not_go_live() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.primary_lost();
     pair.arbiter.claims.insert(G.0, claim_of(PRIMARY));
     let request = pair.backup_claim().unwrap();
@@ -298,7 +298,7 @@ fn entries_after_the_loss_are_neither_acknowledged_nor_consumed() {
     pair.pass(0);
     pair.primary_lost();
     let before = pair.to_primary.len();
-    pair.to_backup();
+    pair.deliver_to_backup();
     assert_eq!(pair.to_primary.len(), before);
     assert_eq!(pair.backup.cursors(), (LogSeq(0), LogSeq(0)));
     let request = pair.backup_claim().unwrap();
@@ -314,13 +314,14 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     for _ in 0..3 {
         pair.output();
     }
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.replay();
     pair.primary_says(Message::Released { next_output: OutputId(1) });
     pair.primary_lost();
     let (received, _) = pair.backup.cursors();
-    let tail = pair.backup.take_tail();
-    let mut successor = PrimaryRole::gone_live(crate::pair::session(), Timing::default(), received, OutputId(3), tail);
+    let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
+    assert_eq!(next, OutputId(3));
+    let mut successor = PrimaryRole::gone_live(crate::pair::session(), Timing::default(), received, next, tail);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
     successor.append(0, &entry, Some((OutputId(3), crate::pair::operation(OutputId(3)))));
@@ -334,7 +335,7 @@ fn a_successor_sends_the_tail_first_and_in_order() {
 fn a_diverged_backup_says_goodbye_and_never_claims() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.backup.diverged(pair.now_ns, "flipped");
     // The primary is lost in the same instant.
     pair.backup.primary_lost(pair.now_ns, "killed");
@@ -351,7 +352,7 @@ fn a_diverged_backup_says_goodbye_and_never_claims() {
 fn a_backup_that_diverges_while_it_asks_does_not_go_live_though_it_wins() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.primary_lost();
     let request = pair.backup_claim().unwrap();
     pair.backup.diverged(pair.now_ns, "flipped");

@@ -78,11 +78,11 @@ impl Run {
             }
             3 | 4 => {
                 let bytes = self.random.below(60);
-                self.pair.some_to_backup(usize::try_from(bytes).unwrap());
+                self.pair.deliver_some_to_backup(usize::try_from(bytes).unwrap());
             }
             5 | 6 => {
                 let bytes = self.random.below(40);
-                self.pair.some_to_primary(usize::try_from(bytes).unwrap());
+                self.pair.deliver_some_to_primary(usize::try_from(bytes).unwrap());
             }
             7 => self.pair.replay_some(2),
             8 | 9 => {
@@ -139,7 +139,9 @@ impl Run {
                     self.primary_over = true;
                 }
                 PrimaryAction::CloseChannel { .. } => {}
-                other => panic!("nobody asked the primary for {other:?}"),
+                other @ (PrimaryAction::Protected(_) | PrimaryAction::HandOver | PrimaryAction::End(_)) => {
+                    panic!("nobody asked the primary for {other:?}")
+                }
             }
         }
         while let Some(action) = self.pair.backup_actions.pop_front() {
@@ -154,7 +156,11 @@ impl Run {
                     assert_eq!(holder.node, PRIMARY);
                     self.backup_over = true;
                 }
-                other => panic!("nobody asked the backup for {other:?}"),
+                other @ (BackupAction::Build { .. }
+                | BackupAction::Protected(_)
+                | BackupAction::Consume(_)
+                | BackupAction::Lost { .. }
+                | BackupAction::End(_)) => panic!("nobody asked the backup for {other:?}"),
             }
         }
     }
@@ -183,8 +189,8 @@ impl Run {
         self.pair.arbiter.lost_replies = 0;
         for _ in 0..400 {
             self.pair.pass(5 * MS);
-            self.pair.to_backup();
-            self.pair.to_primary();
+            self.pair.deliver_to_backup();
+            self.pair.deliver_to_primary();
             self.pair.replay();
             self.take_actions();
             for _ in 0..4 {
@@ -269,7 +275,7 @@ fn both_sides_ask_at_once_and_exactly_one_wins() {
     for backup_first in [false, true] {
         let mut pair = Pair::protected();
         pair.output();
-        pair.to_backup();
+        pair.deliver_to_backup();
         pair.replay();
         pair.primary_lost();
         pair.backup_lost();

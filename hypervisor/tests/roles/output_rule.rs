@@ -14,9 +14,9 @@ fn nothing_leaves_before_its_entry_is_acknowledged_and_the_guest_runs_on() {
         pair.output();
         assert!(pair.primary.may_run());
     }
-    pair.to_backup();
+    pair.deliver_to_backup();
     assert_eq!(pair.out, [0_u64; 0], "the acknowledgements are still under way");
-    pair.to_primary();
+    pair.deliver_to_primary();
     assert_eq!(pair.out, (0..100).collect::<Vec<_>>(), "in order, each once");
 }
 
@@ -49,9 +49,9 @@ fn the_acknowledgement_does_not_wait_for_replay() {
 fn outputs_are_held_before_the_backup_is_told_that_it_may_claim() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.to_backup();
+    pair.deliver_to_backup();
     assert!(!pair.primary.may_run(), "nothing can come out before the pair is complete");
-    pair.to_primary();
+    pair.deliver_to_primary();
     // The primary has said "protected"; the backup hasn't heard it.
     assert!(pair.primary.is_protected() && pair.to_backup.len() > 0);
     assert!(pair.backup_actions.is_empty());
@@ -117,7 +117,7 @@ fn the_backup_keeps_the_outputs_that_the_primary_has_not_sent_and_no_others() {
     for _ in 0..4 {
         pair.output();
     }
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.replay();
     pair.primary_says(Message::Released { next_output: OutputId(2) });
     pair.primary_lost();
@@ -130,7 +130,7 @@ fn outputs_that_were_sent_before_the_backup_replays_them_are_not_sent_again() {
     for _ in 0..4 {
         pair.output();
     }
-    pair.to_backup();
+    pair.deliver_to_backup();
     // The primary's word comes while replay lags behind.
     pair.primary_says(Message::Released { next_output: OutputId(3) });
     pair.replay();
@@ -142,7 +142,7 @@ fn outputs_that_were_sent_before_the_backup_replays_them_are_not_sent_again() {
 fn an_output_counts_as_sent_only_when_it_has_left_the_host() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.replay();
     // The acknowledgement arrives; the host takes the output to send it, and gets stuck in doing so.
     for message in pair.to_primary.deliver(usize::MAX) {

@@ -200,11 +200,11 @@ impl Pair {
     }
 
     /// Everything under way to the backup arrives.
-    pub(crate) fn to_backup(&mut self) {
-        self.some_to_backup(usize::MAX);
+    pub(crate) fn deliver_to_backup(&mut self) {
+        self.deliver_some_to_backup(usize::MAX);
     }
 
-    pub(crate) fn some_to_backup(&mut self, bytes: usize) {
+    pub(crate) fn deliver_some_to_backup(&mut self, bytes: usize) {
         for message in self.to_backup.deliver(bytes) {
             self.backup.primary_said(self.now_ns, message);
         }
@@ -212,11 +212,11 @@ impl Pair {
     }
 
     /// Everything under way to the primary arrives.
-    pub(crate) fn to_primary(&mut self) {
-        self.some_to_primary(usize::MAX);
+    pub(crate) fn deliver_to_primary(&mut self) {
+        self.deliver_some_to_primary(usize::MAX);
     }
 
-    pub(crate) fn some_to_primary(&mut self, bytes: usize) {
+    pub(crate) fn deliver_some_to_primary(&mut self, bytes: usize) {
         for message in self.to_primary.deliver(bytes) {
             self.primary.backup_said(self.now_ns, message);
         }
@@ -227,8 +227,8 @@ impl Pair {
     pub(crate) fn exchange(&mut self) {
         self.collect();
         while self.to_backup.len() + self.to_primary.len() > 0 {
-            self.to_backup();
-            self.to_primary();
+            self.deliver_to_backup();
+            self.deliver_to_primary();
         }
     }
 
@@ -313,7 +313,10 @@ impl Pair {
             match action {
                 PrimaryAction::Claim(request) => return Some(request),
                 PrimaryAction::CloseChannel { .. } => {}
-                other => panic!("instead of a claim: {other:?}"),
+                other @ (PrimaryAction::Owner(_)
+                | PrimaryAction::Protected(_)
+                | PrimaryAction::HandOver
+                | PrimaryAction::End(_)) => panic!("instead of a claim: {other:?}"),
             }
         }
         None
@@ -321,10 +324,9 @@ impl Pair {
 
     /// The claim that the backup asks for, if it asks for one and nothing else.
     pub(crate) fn backup_claim(&mut self) -> Option<ClaimRequest> {
-        match self.backup_actions.pop_front()? {
-            BackupAction::Claim(request) => Some(request),
-            other => panic!("instead of a claim: {other:?}"),
-        }
+        let action = self.backup_actions.pop_front()?;
+        let BackupAction::Claim(request) = action else { panic!("instead of a claim: {action:?}") };
+        Some(request)
     }
 
     /// The primary's request goes to the arbiter and the answer, if one comes, back.

@@ -88,7 +88,7 @@ fn a_generation_that_is_not_the_sessions_is_refused() {
     for generation in [Generation(G.0 + 1), Generation(u64::MAX)] {
         let mut pair = Pair::new();
         pair.connect();
-        pair.to_backup();
+        pair.deliver_to_backup();
         refusal(&mut pair, [Message::Protected { generation }]);
     }
     // The winner of the last generation that there is couldn't be of the next one.
@@ -198,7 +198,7 @@ fn a_log_with_gaps_repeats_or_nonsense_is_a_loss_and_what_came_before_counts() {
     for batch in batches {
         let mut pair = Pair::protected();
         pair.output();
-        pair.to_backup();
+        pair.deliver_to_backup();
         let before = pair.to_primary.len();
         pair.primary_says(Message::Entries(batch.clone()));
         assert_eq!(pair.to_primary.len(), before, "not acknowledged: {batch:?}");
@@ -215,7 +215,7 @@ fn a_log_with_gaps_repeats_or_nonsense_is_a_loss_and_what_came_before_counts() {
 fn cursors_at_the_end_of_their_range_break_nothing() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.primary_says(Message::Released { next_output: OutputId(u64::MAX) });
     pair.replay();
     pair.backup_says(Message::Consumed { consumed: LogSeq(u64::MAX), count: InstructionCount(u64::MAX) });

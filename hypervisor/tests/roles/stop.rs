@@ -14,9 +14,9 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     pair.output();
     let reason = pair.guest_stops();
     pair.pass(MS);
-    pair.to_backup();
+    pair.deliver_to_backup();
     assert_eq!(pair.primary_claim(), None, "not acknowledged yet");
-    pair.to_primary();
+    pair.deliver_to_primary();
     assert_eq!(pair.out, [0]);
     let request = pair.primary_claim().unwrap();
     assert_eq!(request, end_claim(G));
@@ -29,7 +29,7 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
 fn losing_the_primary_after_the_guests_end_is_no_failover() {
     let mut pair = Pair::protected();
     let reason = pair.guest_stops();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.primary_lost();
     pair.pass(10_000 * MS);
     assert!(pair.backup_actions.is_empty(), "neither claims nor ends before it has replayed the end");
@@ -176,7 +176,7 @@ fn retiring_twice_asks_once() {
 fn a_goodbye_after_the_guests_end_is_no_loss_to_claim_for() {
     let mut pair = Pair::protected();
     let reason = pair.guest_stops();
-    pair.to_backup();
+    pair.deliver_to_backup();
     pair.primary_says(Message::Goodbye { reason: "done".into() });
     pair.replay();
     assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::GuestStopped(reason))]);

@@ -1,0 +1,67 @@
+//! The event source that the host makes: what waits for the guest, and what doesn't have to.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::event_source::EventSource;
+use hypervisor::guest::Guest;
+use hypervisor::host::inbox::{HostEventSource, HostInput};
+use std::thread;
+use vm::{Event, Machine, MachineConfig};
+
+/// A machine that has just been reset: its console takes input, its network device has no driver yet.
+fn machine() -> Machine {
+    let machine = Machine::new(&MachineConfig::default(), &Guest::load("hello").unwrap().image).unwrap();
+    assert!(!machine.can_receive_packet() && machine.console_room() > 0);
+    machine
+}
+
+#[test]
+fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_console() {
+    let machine = machine();
+    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let network = {
+        let sender = sender.clone();
+        // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
+        thread::spawn(move || {
+            (1..=10_000)
+                .take_while(|number| sender.send(HostInput::Packet { number: *number, frame: vec![0; 60] }))
+                .count()
+        })
+    };
+    assert!(sender.send(HostInput::Console(b"ls\n".to_vec())));
+    assert!(source.has_input(&machine));
+    assert_eq!(source.poll(&machine), Some(Event::ConsoleInput { bytes: b"ls\n".to_vec() }));
+    assert_eq!(source.poll(&machine), None);
+    assert!(!source.has_input(&machine), "a guest that waits for its console must not spin because of its network");
+    drop(source);
+    assert!(network.join().unwrap() < 10_000, "not without bound");
+}
+
+#[test]
+fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
+    let machine = machine();
+    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let text: Vec<u8> = (0..2000_u32).map(|at| at.to_le_bytes()[0]).collect();
+    for piece in text.chunks(700) {
+        assert!(sender.send(HostInput::Console(piece.to_vec())));
+    }
+    // Nothing is applied, so the room stays what it is.
+    let mut found = Vec::new();
+    while let Some(Event::ConsoleInput { bytes }) = source.poll(&machine) {
+        assert!(!bytes.is_empty() && bytes.len() <= machine.console_room());
+        found.extend(bytes);
+    }
+    assert_eq!(found, text);
+    assert!(!source.has_input(&machine));
+}
+
+#[test]
+fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
+    let (mut source, _sender) = HostEventSource::new(1_000_000).unwrap();
+    source.start();
+    let first = source.ticks();
+    assert!(first >= 1_000_000);
+    assert!(source.ticks() >= first);
+    let (mut source, _sender) = HostEventSource::new(u64::MAX).unwrap();
+    source.start();
+    assert_eq!(source.ticks(), u64::MAX);
+}
