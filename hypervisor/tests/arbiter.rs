@@ -1,4 +1,5 @@
 //! The arbiter as its users see it: in a directory, over the network, as a program, with everybody asking at once.
+#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use hypervisor::arbiter::{self, Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, TcpArbiter, Verdict};

@@ -2,9 +2,11 @@
 //!
 //! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went, which frame it had last.
 //! So it can be cut from its host and attached again as the next generation, as a failover does.
+#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::lan::client::{Attachment, FrameReceiver, FrameSender, LanError, attach};
+use hypervisor::lan::Attachment;
+use hypervisor::lan::client::{FrameReceiver, FrameSender, LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::report::Reporter;
 use logchannel::entry::Generation;

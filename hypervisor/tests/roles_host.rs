@@ -1,4 +1,5 @@
 //! Each side with its real threads and a real socket, and an other side that is only a socket.
+#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod roles_image;

@@ -1,4 +1,5 @@
 //! The event source that the host makes: what waits for the guest, and what doesn't have to.
+#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::event_source::EventSource;

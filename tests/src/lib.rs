@@ -8,7 +8,7 @@ pub mod qemu;
 pub mod random;
 pub mod stage;
 
-pub use hypervisor::program::multicall::Executable;
+pub use hypervisor::program::executable::Executable;
 
 /// The executable that runs every program under its name. Only integration tests know where it is.
 #[macro_export]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::guest::Guest;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tests::qemu::runtime::{program, word_name};
 use tests::qemu::snippet::Snippet;
@@ -93,6 +94,25 @@ fn difference(snippets: &[Snippet], index: usize) -> String {
         text += &format!("  {:<16} ours {ours}, QEMU's {theirs}\n", word_name(word));
     }
     text + &snippet.listing()
+}
+
+/// What the comparison above rests on: snippets come to all the traps that they are made for, and go on behind them.
+#[test]
+fn snippets_take_every_kind_of_trap() {
+    let seed = seed();
+    println!("FT_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut causes = BTreeMap::<u64, u64>::new();
+    for _ in 0..400 {
+        let (lines, _) = run_on_machine(&program(&[Snippet::new(random.next_u64(), UNITS)], Some(0)), STEPS_MAX);
+        // The first line is the snippet's hash.
+        for (_, cause) in (0..).zip(&lines[1..]).filter(|(index, _)| word_name(*index).ends_with(": scause")) {
+            *causes.entry(u64::from_str_radix(cause, 16).unwrap()).or_default() += 1;
+        }
+    }
+    println!("traps by cause: {causes:?}");
+    // Faults of fetch, illegal instruction, breakpoint, faults of load and store, call from U-mode.
+    assert_eq!(causes.into_keys().collect::<Vec<_>>(), [1, 2, 3, 5, 7, 8]);
 }
 
 /// What the comparison above rests on: a result that differs in one bit is seen.

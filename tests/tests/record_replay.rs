@@ -6,6 +6,7 @@ use hypervisor::program::echo_client::EchoClient;
 use hypervisor::program::exit;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::{LogReader, LogWriter};
+use logchannel::frame::FRAME_HEADER_BYTES;
 use serde_json::Value;
 use std::fs;
 use std::net::SocketAddr;
@@ -113,11 +114,20 @@ fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<LogEntry>)) {
     fs::write(to, writer.finish().unwrap()).unwrap();
 }
 
-/// Where the first entry's frame begins.
-fn head_bytes(log: &Path) -> usize {
+/// Where each frame of entries begins in the file, and the place of its first entry.
+fn frames(log: &Path) -> Vec<(usize, u64)> {
     let mut log = LogReader::open(fs::File::open(log).unwrap()).unwrap();
-    log.next_entry().unwrap();
-    usize::try_from(log.frame_offset()).unwrap()
+    let mut frames = Vec::new();
+    loop {
+        let seq = log.next_seq().0;
+        if log.next_entry().unwrap().is_none() {
+            return frames;
+        }
+        let offset = usize::try_from(log.frame_offset()).unwrap();
+        if frames.last().is_none_or(|(last, _)| *last != offset) {
+            frames.push((offset, seq));
+        }
+    }
 }
 
 #[test]
@@ -125,16 +135,13 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     let bench = Bench::new();
     let mut lan = bench.start("ft-lan", &["--listen", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"]);
     let listening = lan.told("listening");
-    let service = |protocol: &str| -> SocketAddr {
-        let forwards = listening["forwards"].as_array().unwrap();
-        let forward = forwards.iter().find(|forward| forward["protocol"] == protocol).unwrap();
-        forward["listen"].as_str().unwrap().parse().unwrap()
-    };
+    // One port for both protocols.
+    let service: SocketAddr = listening["forwards"][0]["listen"].as_str().unwrap().parse().unwrap();
     let log = bench.path("echo.ftlog");
     let mut recorder = bench.recorder(&log, &["--guest", "echo", "--lan", listening["listen"].as_str().unwrap()]);
     recorder.told("lan_attached");
     recorder.told("console");
-    let (stream, datagrams) = (EchoClient::tcp(service("tcp")).unwrap(), EchoClient::udp(service("udp")).unwrap());
+    let (stream, datagrams) = (EchoClient::tcp(service).unwrap(), EchoClient::udp(service).unwrap());
     for client in [&stream, &datagrams] {
         assert!(client.wait_for_replies(300, PATIENCE));
     }
@@ -160,7 +167,10 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     assert!(guest_seconds > 0.0);
     println!(
         "recorded in {} s (guest clock {guest_seconds:.3} s), replayed in {} s: {} entries, {} outputs, {} digests",
-        recorded["seconds"], replay.summary["seconds"], replay.summary["entries"], replay.summary["outputs"],
+        recorded["seconds"],
+        replay.summary["seconds"],
+        replay.summary["entries"],
+        replay.summary["outputs"],
         replay.summary["digests_checked"]
     );
     bench.refused(&log, &["--guest", "hello"], "the log is of guest echo");
@@ -211,7 +221,8 @@ fn a_log_that_is_cut_or_damaged_replays_as_far_as_it_is_whole_or_says_where() {
     let bench = Bench::new();
     let log = bench.counter_log();
     let whole = fs::read(&log).unwrap();
-    let head = head_bytes(&log);
+    let frames = frames(&log);
+    let head = frames[0].0;
     for _ in 0..5 {
         let cut = head + random.index(whole.len() - head);
         let replay = bench.replay(&bench.write("cut.ftlog", &whole[..cut]), &[]);
@@ -225,9 +236,14 @@ fn a_log_that_is_cut_or_damaged_replays_as_far_as_it_is_whole_or_says_where() {
         let log = bench.write("cut.ftlog", &whole[..cut]);
         bench.refused(&log, &[], &format!("the log ends at byte {cut}, inside its {because}"));
     }
-    let mut damaged = whole.clone();
-    damaged[head + 9 + random.index(256)] ^= 1 << random.below(8);
-    bench.refused(&bench.write("damaged.ftlog", &damaged), &[], &format!("the log is corrupt at byte {head}, after entry 0"));
+    for _ in 0..5 {
+        // The end mark follows even the last of them.
+        let (offset, seq) = random.pick(&frames);
+        let mut damaged = whole.clone();
+        damaged[offset + FRAME_HEADER_BYTES] ^= 1 << random.below(8);
+        let because = format!("the log is corrupt at byte {offset}, after entry {seq}: whole frames follow from byte");
+        bench.refused(&bench.write("damaged.ftlog", &damaged), &[], &because);
+    }
 }
 
 #[test]
@@ -268,8 +284,8 @@ fn a_log_with_a_changed_clock_or_a_dropped_entry_diverges_and_names_the_instruct
     let dropped = bench.path("dropped.ftlog");
     let mut place = (0, 0);
     rewrite(&log, &dropped, |entries| {
-        let half = entries.len() / 2;
-        let index = half + entries[half..].iter().position(is_clock_read).unwrap();
+        let reads: Vec<usize> = (0..entries.len()).filter(|index| is_clock_read(&entries[*index])).collect();
+        let index = reads[reads.len() / 2];
         place = (index, entries.remove(index).count.0);
     });
     let replay = bench.replay(&dropped, &[]);

@@ -4,7 +4,7 @@
 
 use crate::TIMEBASE_HZ;
 use crate::bus::{FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
-use crate::machine::MachineConfig;
+use crate::config::MachineConfig;
 use crate::ram::RAM_BASE;
 use alloc::borrow::ToOwned;
 use alloc::format;

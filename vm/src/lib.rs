@@ -16,6 +16,7 @@
 extern crate alloc;
 
 mod bus;
+mod config;
 mod count;
 mod device;
 mod device_tree;
@@ -30,12 +31,13 @@ mod output;
 mod ram;
 mod sbi;
 
+pub use config::MachineConfig;
 pub use count::InstructionCount;
 pub use digest::StateDigest;
 pub use event::{CONSOLE_BYTES_MAX, Event, FRAME_BYTES_MAX, OutputId, OutputOperation};
 pub use exit::{Exit, HaltReason, StopReason};
 pub use loader::LoadError;
-pub use machine::{ApplyError, DroppedFrames, Machine, MachineConfig};
+pub use machine::{ApplyError, DroppedFrames, Machine};
 
 /// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
 pub const TIMEBASE_HZ: u64 = 10_000_000;

@@ -4,8 +4,8 @@
 //!   RAM_BASE ── segments at their physical addresses ── … ── device tree (page-aligned, as high as it fits) ── end
 //! ```
 
+use crate::config::MachineConfig;
 use crate::device_tree;
-use crate::machine::MachineConfig;
 use crate::mmu::GuestPhysAddr;
 use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
 use elf::ElfBytes;

@@ -1,6 +1,7 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
 use crate::bus::Bus;
+use crate::config::MachineConfig;
 use crate::digest::StateHasher;
 use crate::event::FRAME_BYTES_MAX;
 use crate::hart::trap::Interrupt;
@@ -9,31 +10,6 @@ use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
 use crate::sbi::Firmware;
 use crate::{Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest, StopReason};
-use alloc::string::String;
-
-/// What the machine is made of; with the image it is the whole of the initial state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MachineConfig {
-    /// RAM from 0x8000_0000, in bytes; a multiple of 4096, 4 MiB to 4 GiB.
-    pub ram_bytes: u64,
-    /// The network device's address.
-    pub mac: [u8; 6],
-    /// `/chosen/bootargs` of the device tree; at most 2048 bytes, none of them NUL.
-    pub bootargs: String,
-    /// `/chosen/rng-seed` of the device tree.
-    pub rng_seed: [u8; 32],
-}
-
-impl Default for MachineConfig {
-    fn default() -> Self {
-        Self {
-            ram_bytes: 64 << 20,
-            mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
-            bootargs: String::new(),
-            rng_seed: [0; 32],
-        }
-    }
-}
 
 /// An event that the machine isn't waiting for, or can't take: the log belongs to another execution.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -43,6 +43,9 @@ const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
 /// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
 const SPIN_NS: u64 = 200_000;
 
+/// After spinning for nothing, how many times the vCPU thread sleeps at once: on a crowded host the time is the backup's.
+const SPIN_REST: u32 = 32;
+
 /// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
 
@@ -256,6 +259,7 @@ impl Shared {
         self.drive(|_, _| ());
         let mut sink = RoleSink { shared: self };
         let mut generation = None;
+        let mut rest = 0;
         while !self.over.load(Ordering::Acquire) {
             if !self.may_run.load(Ordering::Acquire) {
                 self.sleep(&recorder);
@@ -276,7 +280,7 @@ impl Shared {
             match slice {
                 Slice::Ran => {}
                 Slice::Waiting => {
-                    self.spin_for_release(&recorder);
+                    self.spin_for_release(&recorder, &mut rest);
                     self.sleep(&recorder);
                     self.hear_backup();
                 }
@@ -289,9 +293,14 @@ impl Shared {
         recorder
     }
 
-    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again.
-    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>) {
+    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again, as long as
+    /// the backup answers soon. `rest` counts the sleeps without it after a time when it didn't.
+    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>, rest: &mut u32) {
         if !self.holding.load(Ordering::Acquire) {
+            return;
+        }
+        if *rest > 0 {
+            *rest -= 1;
             return;
         }
         let end_ns = clock::now_ns() + SPIN_NS;
@@ -302,6 +311,9 @@ impl Shared {
             self.hear_backup();
             // The backup's own thread may be waiting for this very core.
             thread::yield_now();
+        }
+        if clock::now_ns() >= end_ns {
+            *rest = SPIN_REST;
         }
     }
 

@@ -1,8 +1,8 @@
 //! The hypervisor's side of a VM port: blocking, for one thread that sends and one that receives.
 
+use super::attachment::Attachment;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError, is_frame_length};
 use logchannel::entry::Generation;
-use logchannel::session::{NodeId, VmId};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -11,28 +11,6 @@ use vm::OutputId;
 /// How long a LAN may take no bytes at all before its port is given up: much less than the silence after which a VM's
 /// other side takes over, as whoever sends frames has acknowledgements and heartbeats to see to.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// Who attaches to the LAN, and where its numbering stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attachment {
-    /// The VM.
-    pub vm: VmId,
-    /// The process that runs it. Of one generation, only the process that attached first may attach again.
-    pub node: NodeId,
-    /// The VM's owner: a greater one closes the port of a smaller one, a smaller one is refused.
-    pub generation: Generation,
-    /// The Ethernet address of the guest's network device.
-    pub mac: [u8; 6],
-    /// The first output that may come. Binding only if the LAN doesn't know the VM; otherwise the LAN drops what it has
-    /// already carried.
-    pub next_output: OutputId,
-    /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
-    pub last_packet: u64,
-    /// The guest has just been reset, with outputs and packets counted from the start: the LAN forgets what it kept of an
-    /// earlier run. `false` when taking over, resuming, or attaching again. Heeded only with a generation that is
-    /// new to the LAN.
-    pub boot: bool,
-}
 
 /// Why a port could not be opened, or is no more.
 #[derive(Debug, thiserror::Error)]

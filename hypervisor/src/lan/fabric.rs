@@ -3,7 +3,7 @@
 //! Frames and the time come in as arguments; what is to be written is fetched with [`Fabric::take_pending`] by the
 //! connections that [`Fabric::settle`] names.
 
-use super::client::Attachment;
+use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
 use super::gateway::{GATEWAY_MAC, Gateway};
 use super::qemu_port::QemuPort;

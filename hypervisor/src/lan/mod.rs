@@ -16,6 +16,7 @@
 //! Deliberately absent: spanning tree (ports are leaves), VLANs, IPv6 and DHCP at the gateway, persistence. A LAN that is
 //! started again adopts each VM's numbering from its next attachment; frames in flight at that moment are lost.
 
+mod attachment;
 pub mod client;
 mod events;
 mod fabric;
@@ -27,5 +28,6 @@ mod switch;
 mod vm_port;
 mod wire;
 
+pub use attachment::Attachment;
 pub use forward::{Forward, ForwardError};
 pub use wire::WireError;

@@ -4,7 +4,7 @@
 //! the tasks of the connections concerned, before the thread sleeps again. So a client's message passes with one wakeup of
 //! this process, and so does the guest's answer. An idle LAN has no timer.
 
-use super::client::Attachment;
+use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
 use super::fabric::{Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};

@@ -11,7 +11,7 @@
 //! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers `first_kept..next_packet`;
 //! `expected_output`, `generation` and, within a run of the guest, `next_packet` never fall.
 
-use super::client::Attachment;
+use super::attachment::Attachment;
 use super::switch::Mac;
 use super::wire::ServerMessage;
 use logchannel::entry::Generation;

@@ -22,7 +22,7 @@
 //!
 //! Version 1: this table.
 
-use super::client::Attachment;
+use super::attachment::Attachment;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VM_ID_BYTES_MAX, VmId};
 use std::ops::Range;

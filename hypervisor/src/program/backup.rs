@@ -3,7 +3,7 @@
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
 use super::stop::StopSwitch;
-use super::{Failure, exit, finish, init_tracing};
+use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::arbiter::Arbiter;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, Succession};
@@ -70,6 +70,7 @@ fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
 pub fn main() -> ExitCode {
     let options = Options::parse();
     init_tracing();
+    fail_stop();
     finish(Reporter::new("ft-backup", options.node.json), run(&options))
 }
 

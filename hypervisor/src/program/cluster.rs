@@ -1,7 +1,7 @@
 //! A whole fault-tolerant VM on this host, each part a process of its own: LAN, arbiter, primary, backup.
 
 use super::cores::on_core;
-use super::multicall::Executable;
+use super::executable::Executable;
 use super::process::{Process, ProcessError};
 use std::net::SocketAddr;
 use std::path::Path;

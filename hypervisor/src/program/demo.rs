@@ -2,10 +2,9 @@
 
 use super::cluster::{Cluster, ClusterOptions, PATIENCE};
 use super::echo_client::{ClientResult, EchoClient};
-use super::multicall::Executable;
+use super::executable::Executable;
 use super::process::ProcessError;
-use super::{Failure, exit};
-use crate::host::signals;
+use super::{Failure, exit, interrupt};
 use clap::Parser;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -71,14 +70,13 @@ pub fn main() -> ExitCode {
         Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
             eprintln!("ft-demo: {error}");
-            ExitCode::from(exit::FAILURE)
+            ExitCode::from(exit::of_failure())
         }
     }
 }
 
 fn run(options: &Options) -> Result<bool, Failure> {
-    // The children are in the terminal's process group and get its Ctrl-C too; they end in order by themselves.
-    signals::on_termination(|| std::process::exit(exit::INTERRUPTED.into()))?;
+    interrupt::install()?;
     let executable = Executable::current()?;
     let mut kills = Vec::new();
     for number in 1..=options.kills {

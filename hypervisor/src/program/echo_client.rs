@@ -1,6 +1,7 @@
 //! Ordinary clients of an echo service: numbered messages without pause, over the host's own TCP and UDP, every reply
 //! checked.
 
+use super::interrupt;
 use crate::host::clock;
 use serde::Serialize;
 use std::io::{self, Read, Write};
@@ -122,7 +123,7 @@ impl EchoClient {
     pub fn wait_for_replies(&self, count: u64, timeout: Duration) -> bool {
         let (target, deadline_us) = (self.received() + count, clock::now_us() + micros(timeout));
         while self.received() < target {
-            if clock::now_us() > deadline_us || self.thread.is_finished() {
+            if clock::now_us() > deadline_us || self.thread.is_finished() || interrupt::check().is_err() {
                 return false;
             }
             thread::sleep(Duration::from_millis(1));

@@ -7,7 +7,9 @@ pub mod cluster;
 pub mod cores;
 pub mod demo;
 pub mod echo_client;
+pub mod executable;
 pub mod exit;
+pub mod interrupt;
 pub mod lan;
 pub mod multicall;
 pub mod options;
@@ -30,6 +32,15 @@ fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode
     let (exit_code, reason) = result.unwrap_or_else(|error| (exit::FAILURE, error.to_string()));
     reporter.tell(&NodeReport::End { reason, exit_code });
     ExitCode::from(exit_code)
+}
+
+/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the other goes on.
+fn fail_stop() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax; without it, warnings.

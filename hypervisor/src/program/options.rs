@@ -87,7 +87,7 @@ pub struct NodeOptions {
     #[arg(long, value_name = "HOST:PORT")]
     pub lan: Option<SocketAddr>,
     /// Silence after which the other side counts as lost, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub failure_timeout_ms: u64,
     /// Steps of the guest from one state digest to the next
     #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,

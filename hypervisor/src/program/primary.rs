@@ -2,7 +2,7 @@
 
 use super::options::{GuestOptions, NodeOptions, listen};
 use super::stop::StopSwitch;
-use super::{Failure, exit, finish, init_tracing};
+use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::host::entropy;
 use crate::host::live::{LiveEnd, LiveVm, Node};
 use crate::host::reports::NodeReport;
@@ -47,6 +47,7 @@ struct Options {
 pub fn main() -> ExitCode {
     let options = Options::parse();
     init_tracing();
+    fail_stop();
     finish(Reporter::new("ft-primary", options.node.json), run(&options))
 }
 

@@ -1,6 +1,7 @@
 //! A program of ours as a child process that tells what happens in JSON lines.
 
-use super::multicall::Executable;
+use super::executable::Executable;
+use super::interrupt::{self, Interrupted};
 use crate::host::clock;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use nix::sys::signal::{Signal, kill};
@@ -9,10 +10,13 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a process may take to end when it is asked to, before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From one look whether the operator wants an end to the next.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A running program. Dropping it kills the process: a harness that fails leaves none behind.
 #[derive(Debug)]
@@ -34,6 +38,9 @@ pub enum ProcessError {
         /// Why.
         source: std::io::Error,
     },
+    /// The operator wants an end.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// It ended instead.
     #[error("{name} ended while `{event}` was awaited; it told {seen}")]
     Ended {
@@ -110,19 +117,18 @@ impl Process {
     /// # Errors
     /// [`ProcessError`] if it ends or takes longer than `timeout`.
     pub fn wait_for(&mut self, event: &str, timeout: Duration) -> Result<Value, ProcessError> {
-        let deadline = Instant::now() + timeout;
+        let deadline_us = deadline_us(timeout);
         let mut looked_at = 0;
         loop {
             if let Some(report) = self.seen[looked_at..].iter().find(|report| report["event"] == event) {
                 return Ok(report.clone());
             }
             looked_at = self.seen.len();
-            match self.reports.recv_deadline(deadline) {
+            interrupt::check()?;
+            match self.reports.recv_timeout(LOOK) {
                 Ok(report) => self.seen.push(report),
-                Err(RecvTimeoutError::Timeout) => {
-                    let (name, event, seen) = (self.name.clone(), event.into(), self.told());
-                    return Err(ProcessError::Timeout { name, event, timeout, seen });
-                }
+                Err(RecvTimeoutError::Timeout) if clock::now_us() < deadline_us => {}
+                Err(RecvTimeoutError::Timeout) => return Err(self.timed_out(event, timeout)),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(ProcessError::Ended {
                         name: self.name.clone(),
@@ -190,23 +196,26 @@ impl Process {
     /// # Errors
     /// [`ProcessError::Timeout`] if it takes longer than `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<i32>, ProcessError> {
-        let deadline = Instant::now() + timeout;
+        let deadline_us = deadline_us(timeout);
         loop {
             let status =
                 self.child.try_wait().map_err(|source| ProcessError::Io { name: self.name.clone(), source })?;
             if let Some(status) = status {
                 // The pipe closes with the process; take what is left in it.
-                while let Ok(report) = self.reports.recv_deadline(deadline) {
+                while let Ok(report) = self.reports.recv_timeout(END_TIMEOUT) {
                     self.seen.push(report);
                 }
                 return Ok(status.code());
             }
-            if Instant::now() >= deadline {
-                let (name, event, seen) = (self.name.clone(), "its end".into(), self.told());
-                return Err(ProcessError::Timeout { name, event, timeout, seen });
+            if clock::now_us() >= deadline_us {
+                return Err(self.timed_out("its end", timeout));
             }
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    fn timed_out(&mut self, event: &str, timeout: Duration) -> ProcessError {
+        ProcessError::Timeout { name: self.name.clone(), event: event.into(), timeout, seen: self.told() }
     }
 
     /// The last of what it told, for a message.
@@ -215,6 +224,11 @@ impl Process {
         let last = &reports[reports.len().saturating_sub(8)..];
         last.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// When `timeout` from now is over, on the host's monotonic clock.
+fn deadline_us(timeout: Duration) -> u64 {
+    clock::now_us().saturating_add(u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX))
 }
 
 impl Drop for Process {

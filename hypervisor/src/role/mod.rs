@@ -44,7 +44,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ns: 50_000_000, failure_timeout_ns: 500_000_000, claim_retry_ns: 100_000_000 }
+        Self { heartbeat_ns: 50_000_000, failure_timeout_ns: 1_000_000_000, claim_retry_ns: 100_000_000 }
     }
 }
 

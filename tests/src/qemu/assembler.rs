@@ -35,6 +35,26 @@ pub mod opcode {
     pub const SYSTEM: u32 = 0x73;
 }
 
+/// The numbers of the control and status registers.
+pub mod control {
+    /// `sstatus`.
+    pub const STATUS: u32 = 0x100;
+    /// `sie`.
+    pub const SIE: u32 = 0x104;
+    /// `stvec`.
+    pub const TRAP_VECTOR: u32 = 0x105;
+    /// `sscratch`.
+    pub const SSCRATCH: u32 = 0x140;
+    /// `sepc`.
+    pub const SEPC: u32 = 0x141;
+    /// `scause`.
+    pub const SCAUSE: u32 = 0x142;
+    /// `stval`.
+    pub const STVAL: u32 = 0x143;
+    /// `sip`.
+    pub const SIP: u32 = 0x144;
+}
+
 /// ECALL.
 pub const ECALL: u32 = 0x0000_0073;
 /// EBREAK.
@@ -286,8 +306,11 @@ fn jump_offset(offset: i32) -> u32 {
 }
 
 fn short_branch_offset(offset: i32) -> u16 {
-    let field =
-        bits(offset, 8, 1, 12) | bits(offset, 3, 2, 10) | bits(offset, 6, 2, 5) | bits(offset, 1, 2, 3) | bits(offset, 5, 1, 2);
+    let field = bits(offset, 8, 1, 12)
+        | bits(offset, 3, 2, 10)
+        | bits(offset, 6, 2, 5)
+        | bits(offset, 1, 2, 3)
+        | bits(offset, 5, 1, 2);
     u16::try_from(field).expect("13 bits")
 }
 
@@ -347,8 +370,11 @@ mod tests {
         assembler.short_jump(back); // c.j -16
         assembler.short_branch(true, 8, forward); // c.bnez s0, +2
         assembler.place(forward);
-        let words: Vec<u32> =
-            assembler.finish().chunks(4).map(|word| u32::from_le_bytes(word.try_into().expect("whole words"))).collect();
+        let words: Vec<u32> = assembler
+            .finish()
+            .chunks(4)
+            .map(|word| u32::from_le_bytes(word.try_into().expect("whole words")))
+            .collect();
         assert_eq!(words, [0x0062_9a63, 0xffdf_f0ef, 0x0000_0517, 0x00c5_0513, 0xe009_bfc5]);
     }
 

@@ -8,6 +8,7 @@
 //! It uses plain instructions only, and what it computes with is under test too: a machine that gets these wrong prints
 //! something else just as well.
 
+use super::assembler::control::{SCAUSE, SEPC, SIE, SSCRATCH, STATUS, STVAL, TRAP_VECTOR};
 use super::assembler::{
     Assembler, CSRRC, CSRRS, CSRRW, ECALL, Label, SRET, addi, csr, elf, i_type, ld, opcode, r_type, sd,
 };
@@ -44,14 +45,6 @@ const RECORD_REGISTERS: i32 = 32;
 const RECORD_SCRATCH: i32 = RECORD_REGISTERS + 8 * 31;
 const RECORD_BYTES: i32 = RECORD_SCRATCH + 8 * SCRATCH_WORDS as i32;
 
-const STATUS: u32 = 0x100;
-const SIE: u32 = 0x104;
-const TRAP_VECTOR: u32 = 0x105;
-const SSCRATCH: u32 = 0x140;
-const SEPC: u32 = 0x141;
-const SCAUSE: u32 = 0x142;
-const STVAL: u32 = 0x143;
-
 /// `sstatus.SPP`: the mode that SRET goes to is S.
 const PREVIOUS_SUPERVISOR: u64 = 1 << 8;
 /// The other fields of `sstatus` that snippets change: SIE, SPIE, SUM, MXR.
@@ -67,7 +60,7 @@ const X_B: u32 = snippet::HANDLER_REGISTERS[1];
 #[must_use]
 pub fn word_name(index: usize) -> String {
     let scratch = usize::try_from(RESULT_REGISTERS).expect("few");
-    let traps = scratch + SCRATCH_WORDS;
+    let traps = scratch + usize::from(SCRATCH_WORDS);
     match index {
         0..31 => format!("x{}", index + 1),
         31 => "sscratch".into(),
@@ -102,8 +95,7 @@ pub fn program(snippets: &[Snippet], detail: Option<usize>) -> Vec<u8> {
 }
 
 fn runtime(code: &mut Assembler, snippets: usize) {
-    let (handler, next, finish, off, print) =
-        (code.label(), code.label(), code.label(), code.label(), code.label());
+    let (handler, next, finish, off, print) = (code.label(), code.label(), code.label(), code.label(), code.label());
     code.constant(X_VARIABLES, VARIABLES);
     code.constant(5, RECORDS);
     code.word(sd(5, X_VARIABLES, RECORD));
@@ -131,7 +123,7 @@ fn enter_snippet(code: &mut Assembler, off: Label) {
     code.branch(0, 5, 0, off);
     code.words(&[addi(5, 5, -1), sd(5, X_VARIABLES, REMAINING), ld(6, X_VARIABLES, RECORD)]);
     code.constant(10, SCRATCH);
-    code.words(&[addi(11, 6, RECORD_SCRATCH), addi(12, 0, SCRATCH_WORDS as i32)]);
+    code.words(&[addi(11, 6, RECORD_SCRATCH), addi(12, 0, SCRATCH_WORDS.into())]);
     let copy = code.place_new();
     code.words(&[ld(13, 11, 0), sd(13, 10, 0), addi(10, 10, 8), addi(11, 11, 8), addi(12, 12, -1)]);
     code.branch(1, 12, 0, copy);

@@ -3,8 +3,7 @@
 mod output_rule;
 mod ping_pong;
 
-use super::{Failure, exit};
-use crate::host::signals;
+use super::{Failure, exit, interrupt};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -39,13 +38,13 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ft-bench: {error}");
-            ExitCode::from(exit::FAILURE)
+            ExitCode::from(exit::of_failure())
         }
     }
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    signals::on_termination(|| std::process::exit(exit::INTERRUPTED.into()))?;
+    interrupt::install()?;
     match &options.bench {
         Bench::OutputRule(rule) => output_rule::run(rule, options.json),
     }

@@ -3,10 +3,10 @@
 use super::ping_pong::{PingPong, Waiting};
 use crate::distribution::{Distribution, histogram_ns};
 use crate::host::clock;
-use crate::program::Failure;
 use crate::program::cluster::{Cluster, ClusterOptions, PATIENCE};
 use crate::program::cores::on_core;
-use crate::program::multicall::Executable;
+use crate::program::executable::Executable;
+use crate::program::{Failure, interrupt};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, UdpSocket};
@@ -134,6 +134,7 @@ fn take_turns(executable: &Executable, service: SocketAddr, length: Duration) ->
             rounds = Rounds { echo: histogram_ns(), blocking: histogram_ns() };
             end_ns = clock::now_ns() + u64::try_from(length.as_nanos())?;
         }
+        interrupt::check()?;
         if clock::now_ns() >= end_ns {
             break;
         }

@@ -2,7 +2,7 @@
 
 use crate::host::clock;
 use crate::program::cores::on_core;
-use crate::program::multicall::Executable;
+use crate::program::executable::Executable;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ExitCode, Stdio};

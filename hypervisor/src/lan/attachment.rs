@@ -1,0 +1,27 @@
+//! What a VM says when it plugs in.
+
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use vm::OutputId;
+
+/// Who attaches to the LAN, and where its numbering stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The VM.
+    pub vm: VmId,
+    /// The process that runs it. Of one generation, only the process that attached first may attach again.
+    pub node: NodeId,
+    /// The VM's owner: a greater one closes the port of a smaller one, a smaller one is refused.
+    pub generation: Generation,
+    /// The Ethernet address of the guest's network device.
+    pub mac: [u8; 6],
+    /// The first output that may come. Binding only if the LAN doesn't know the VM; otherwise the LAN drops what it has
+    /// already carried.
+    pub next_output: OutputId,
+    /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
+    pub last_packet: u64,
+    /// The guest has just been reset, with outputs and packets counted from the start: the LAN forgets what it kept of an
+    /// earlier run. `false` when taking over, resuming, or attaching again. Heeded only with a generation that is
+    /// new to the LAN.
+    pub boot: bool,
+}

@@ -1,0 +1,33 @@
+//! Ctrl-C for programs that start others: they stop waiting, and what they started ends with them.
+
+use super::exit;
+use crate::host::signals;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The operator wants this program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Makes SIGINT and SIGTERM known to [`check`]; the second ends the process at once. Call it before any thread starts.
+///
+/// # Errors
+/// If signals can't be blocked.
+pub(super) fn install() -> io::Result<()> {
+    signals::on_termination(|| {
+        if INTERRUPTED.swap(true, Ordering::AcqRel) {
+            std::process::exit(exit::INTERRUPTED.into());
+        }
+    })
+}
+
+/// To be asked at least some times a second by whatever takes long.
+///
+/// # Errors
+/// [`Interrupted`] once the operator has said so.
+pub fn check() -> Result<(), Interrupted> {
+    if INTERRUPTED.load(Ordering::Acquire) { Err(Interrupted) } else { Ok(()) }
+}
