@@ -150,3 +150,24 @@ fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
     let (_, consumed) = replay(machine(&code), &log.0);
     assert_eq!(consumed.iter().filter(|consumed| matches!(consumed, Consumed::Output(..))).count(), 2);
 }
+
+#[test]
+fn a_guest_that_ended_under_its_predecessor_ends_under_the_successor() {
+    // The test finisher's word for success.
+    let code = [lui(5, 0x100), lui(6, 0x5), addi(6, 6, 0x555), store(2, 6, 5, 0)];
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Source(VecDeque::new()), Intervals::default());
+    let expected = StopReason::PowerOff { code: 0 };
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Stopped(expected)));
+
+    let (successor, _) = replay(machine(&code), &log.0);
+    let mut recorder = Recorder::new(successor, packets(1), Intervals::default());
+    let logged = log.0.len();
+    let Ok(()) = recorder.log_generation(&mut log, Generation(2));
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Stopped(expected)));
+    let rest: Vec<_> = log.0[logged..].iter().map(|entry| &entry.body).collect();
+    assert!(
+        matches!(rest[..], [EntryBody::Generation(_), EntryBody::Digest(_), EntryBody::Stopped(reason)] if *reason == expected),
+        "{rest:?}"
+    );
+}

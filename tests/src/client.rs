@@ -40,7 +40,7 @@ pub struct DatagramClient {
 }
 
 impl DatagramClient {
-    /// Sends to the echo service at `service`, [`WINDOW`] datagrams at once.
+    /// Sends to the echo service at `service`, a window of datagrams at once.
     ///
     /// # Panics
     /// If the host has no socket for it.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Event, Machine, OutputId, OutputOperation, StopReason};
+use vm::{Event, Machine, OutputId, OutputOperation};
 
 /// Bytes of entries that may wait to be replayed before this side stops reading its channel, and by that stops the
 /// primary.
@@ -261,17 +261,14 @@ impl Shared {
                     continue;
                 }
             };
-            let produced = self.replay_batch(&mut replayer, &entries, &mut flip)?;
+            let outputs = self.replay_batch(&mut replayer, &entries, &mut flip)?;
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             let count = replayer.machine().instruction_count();
             self.drive(|role, now_ns| {
-                for (id, output) in produced.outputs {
+                for (id, output) in outputs {
                     role.produced(id, output);
                 }
                 role.consumed(now_ns, replayer.consumed());
-                if let Some(reason) = produced.stopped {
-                    role.guest_stopped(reason);
-                }
                 if now_ns.saturating_sub(reported_ns) >= CONSUMED_REPORT_NS {
                     reported_ns = now_ns;
                     role.report_consumed(now_ns, count);
@@ -280,21 +277,21 @@ impl Shared {
         }
     }
 
+    /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.
     fn replay_batch(
         &self,
         replayer: &mut Replayer,
         entries: &VecDeque<LogEntry>,
         flip: &mut Option<BitFlip>,
-    ) -> Option<Produced> {
-        let mut produced = Produced { outputs: Vec::new(), stopped: None };
+    ) -> Option<Vec<(OutputId, OutputOperation)>> {
+        let mut outputs = Vec::new();
         for entry in entries {
             if let Some(due) = flip.take_if(|flip| entry.count.0 >= flip.count) {
                 replayer.machine_mut().flip_ram_bit(due.address, due.bit);
             }
             match replayer.consume(entry) {
-                Ok(Consumed::Nothing) => {}
-                Ok(Consumed::Output(id, output)) => produced.outputs.push((id, output)),
-                Ok(Consumed::Stopped(reason)) => produced.stopped = Some(reason),
+                Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
+                Ok(Consumed::Output(id, output)) => outputs.push((id, output)),
                 Err(divergence) => {
                     let reason = divergence.to_string();
                     self.node.reporter.tell(&NodeReport::Diverged { reason: reason.clone() });
@@ -303,7 +300,7 @@ impl Shared {
                 }
             }
         }
-        Some(produced)
+        Some(outputs)
     }
 
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
@@ -334,12 +331,6 @@ fn buffered_bytes(entry: &LogEntry) -> usize {
         | EntryBody::Generation(_) => 0,
     };
     size_of::<LogEntry>() + content
-}
-
-/// What a batch of entries brought forth.
-struct Produced {
-    outputs: Vec<(OutputId, OutputOperation)>,
-    stopped: Option<StopReason>,
 }
 
 fn start_reader(shared: &Arc<Shared>, reader: ChannelReader) -> io::Result<()> {

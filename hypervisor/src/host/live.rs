@@ -255,10 +255,9 @@ impl Shared {
 
     /// Runs the guest until this node's part in it is over.
     fn run_vcpu(&self, mut recorder: Recorder<HostEventSource>) -> Recorder<HostEventSource> {
-        recorder.source_mut().start();
         self.drive(|_, _| ());
         let mut sink = RoleSink { shared: self };
-        let mut generation = None;
+        let mut begun = false;
         let mut rest = 0;
         while !self.over.load(Ordering::Acquire) {
             if !self.may_run.load(Ordering::Acquire) {
@@ -266,10 +265,11 @@ impl Shared {
                 self.hear_backup();
                 continue;
             }
-            if generation.is_none() {
-                let owned = lock(&self.role).generation();
-                generation = Some(owned);
-                let Ok(()) = recorder.log_generation(&mut sink, owned);
+            if !begun {
+                begun = true;
+                recorder.source_mut().start();
+                let generation = lock(&self.role).generation();
+                let Ok(()) = recorder.log_generation(&mut sink, generation);
             }
             let holding = self.holding.load(Ordering::Acquire);
             let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };

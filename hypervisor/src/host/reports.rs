@@ -200,7 +200,7 @@ impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owner { vm, generation, node } => write!(f, "owns VM {vm} as generation {generation} (node {node})"),
-            Self::Listening { channel } => write!(f, "waits for a backup on {channel}"),
+            Self::Listening { channel } => write!(f, "backups connect to {channel}"),
             Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
             Self::LanLost { reason } => write!(f, "LAN lost: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),

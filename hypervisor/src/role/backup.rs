@@ -84,10 +84,19 @@ enum Mode {
     Following { told: Option<Generation> },
     /// Has lost the primary and asks for the pair's flag, while the rest of the log is consumed.
     Claiming(Claiming),
-    /// Has won the flag, and consumes the rest of the log.
-    Draining(Generation),
+    /// Has its answer, and consumes the rest of the log.
+    Draining(Then),
     /// Runs the guest, or is over.
     Done,
+}
+
+/// What follows when the log is consumed.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    /// The flag is won.
+    GoLive(Generation),
+    /// The primary has set the end mark of a guest that ended by itself.
+    End(StopReason),
 }
 
 /// When the steps of a failover happened, in nanoseconds of the driver's clock.
@@ -118,8 +127,9 @@ pub struct BackupRole {
     generation: Generation,
     receiver: LogReceiver,
     consumed: LogSeq,
-    /// The guest came to its end in the log: losing the primary after that is no failure.
-    stop_received: bool,
+    /// The guest came to its end in the log. Whoever sets the end mark has sent the guest's last words; if the primary
+    /// didn't live to do it, this side does both.
+    guest_end: Option<StopReason>,
     outgoing: Vec<u8>,
     actions: VecDeque<BackupAction>,
     tail: VecDeque<(OutputId, OutputOperation)>,
@@ -145,7 +155,7 @@ impl BackupRole {
             generation: Generation(0),
             receiver: LogReceiver::new(LogSeq(0)),
             consumed: LogSeq(0),
-            stop_received: false,
+            guest_end: None,
             outgoing: Vec::new(),
             actions: VecDeque::new(),
             tail: VecDeque::new(),
@@ -263,7 +273,9 @@ impl BackupRole {
             Ok(received) => {
                 self.say(now_ns, &Message::Ack { received });
                 self.moments.last_entry_received_ns = now_ns;
-                self.stop_received |= entries.iter().any(|entry| matches!(entry.body, EntryBody::Stopped(_)));
+                if let Some(EntryBody::Stopped(reason)) = entries.back().map(|entry| &entry.body) {
+                    self.guest_end = Some(*reason);
+                }
                 self.actions.push_back(BackupAction::Consume(entries));
             }
             // A primary that sends nonsense is lost, and what it sent before is good.
@@ -281,7 +293,7 @@ impl BackupRole {
         );
         self.consumed = consumed;
         self.moments.last_entry_consumed_ns = now_ns;
-        self.go_live_if_drained();
+        self.finish_if_drained();
     }
 
     /// Tells the primary how far this side has got.
@@ -316,13 +328,6 @@ impl BackupRole {
         self.next_output
     }
 
-    /// The replayer consumed the guest's end.
-    pub fn guest_stopped(&mut self, reason: StopReason) {
-        if !matches!(self.mode, Mode::Done) {
-            self.end(BackupEnd::GuestStopped(reason));
-        }
-    }
-
     /// The replayer found a divergence: this side halts and never goes live.
     pub fn diverged(&mut self, now_ns: u64, reason: &str) {
         if matches!(self.mode, Mode::Done) {
@@ -335,12 +340,13 @@ impl BackupRole {
     /// The primary is gone, or as good as gone.
     pub fn primary_lost(&mut self, now_ns: u64, reason: &str) {
         match &self.mode {
-            Mode::Following { .. } if self.stop_received => {}
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
                 let request = ClaimRequest { generation: *generation, kind: ClaimKind::Owner };
                 self.mode = Mode::Claiming(Claiming::asked(request));
-                self.actions.push_back(BackupAction::Lost { reason: reason.into() });
+                if self.guest_end.is_none() {
+                    self.actions.push_back(BackupAction::Lost { reason: reason.into() });
+                }
                 self.actions.push_back(BackupAction::Claim(request));
             }
             Mode::Connecting | Mode::Joining { .. } | Mode::Building | Mode::Following { told: None } => {
@@ -354,14 +360,17 @@ impl BackupRole {
     pub fn claim_answered(&mut self, now_ns: u64, answer: ClaimAnswer) {
         let Mode::Claiming(claiming) = &mut self.mode else { return };
         match answer {
-            ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
-            ClaimAnswer::Decided(Verdict::Lost(holder)) => self.end(BackupEnd::Fenced { holder }),
+            ClaimAnswer::Unreachable => return claiming.retry(now_ns, &self.timing),
             ClaimAnswer::Decided(Verdict::Won) => {
                 self.moments.test_and_set_won_ns = now_ns;
-                self.mode = Mode::Draining(Generation(claiming.request.generation.0 + 1));
-                self.go_live_if_drained();
+                self.mode = Mode::Draining(Then::GoLive(Generation(claiming.request.generation.0 + 1)));
             }
+            ClaimAnswer::Decided(Verdict::Lost(holder)) => match (holder.kind, self.guest_end) {
+                (ClaimKind::Ended, Some(reason)) => self.mode = Mode::Draining(Then::End(reason)),
+                (ClaimKind::Ended, None) | (ClaimKind::Owner, _) => self.end(BackupEnd::Fenced { holder }),
+            },
         }
+        self.finish_if_drained();
     }
 
     /// Time has passed: heartbeats, timeouts, claims to ask again.
@@ -427,12 +436,17 @@ impl BackupRole {
         self.end(BackupEnd::Refused { reason });
     }
 
-    fn go_live_if_drained(&mut self) {
-        if let Mode::Draining(generation) = self.mode
-            && self.consumed == self.receiver.received()
-        {
-            self.mode = Mode::Done;
-            self.actions.push_back(BackupAction::GoLive(generation));
+    fn finish_if_drained(&mut self) {
+        let Mode::Draining(then) = self.mode else { return };
+        if self.consumed != self.receiver.received() {
+            return;
+        }
+        match then {
+            Then::GoLive(generation) => {
+                self.mode = Mode::Done;
+                self.actions.push_back(BackupAction::GoLive(generation));
+            }
+            Then::End(reason) => self.end(BackupEnd::GuestStopped(reason)),
         }
     }
 

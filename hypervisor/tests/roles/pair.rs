@@ -275,9 +275,6 @@ impl Pair {
                 self.backup.produced(id, operation(id));
             }
             self.backup.consumed(self.now_ns, LogSeq(self.replayed));
-            if let EntryBody::Stopped(reason) = entry.body {
-                self.backup.guest_stopped(reason);
-            }
         }
         self.collect();
     }

@@ -4,7 +4,6 @@ use crate::pair::{BACKUP, G, MS, Pair, end_claim, expectation, owner_claim, sess
 use hypervisor::arbiter::{Claim, ClaimKind};
 use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::Generation;
-use logchannel::message::Message;
 
 const NEXT: Generation = Generation(G.0 + 1);
 
@@ -26,15 +25,34 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
 }
 
 #[test]
-fn losing_the_primary_after_the_guests_end_is_no_failover() {
+fn a_guest_that_ends_by_itself_is_no_failover() {
     let mut pair = Pair::protected();
     let reason = pair.guest_stops();
-    pair.deliver_to_backup();
+    pair.exchange();
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
     pair.primary_lost();
-    pair.pass(10_000 * MS);
-    assert!(pair.backup_actions.is_empty(), "neither claims nor ends before it has replayed the end");
+    let request = pair.backup_claim().unwrap();
+    pair.answer_backup(request);
+    assert!(pair.backup_actions.is_empty(), "it has yet to replay the end");
     pair.replay();
     assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::GuestStopped(reason))]);
+}
+
+#[test]
+fn a_primary_that_dies_before_it_marks_the_guests_end_is_succeeded() {
+    let mut pair = Pair::protected();
+    pair.output();
+    pair.guest_stops();
+    pair.exchange();
+    pair.primary_lost();
+    pair.replay();
+    let request = pair.backup_claim().unwrap();
+    assert_eq!(request, owner_claim());
+    pair.answer_backup(request);
+    assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)], "somebody has to set the end mark");
+    assert_eq!(pair.tail(), [0], "and to send the guest's last words");
 }
 
 #[test]
@@ -152,7 +170,7 @@ fn retiring_a_primary_whose_guest_has_just_ended_still_leaves_the_end_mark() {
     pair.exchange();
     assert_eq!(pair.out, [0]);
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(G), "nobody else would leave it: the backup doesn't claim after the guest's end");
+    assert_eq!(request, end_claim(G), "it knows the end already");
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
 }
@@ -170,14 +188,4 @@ fn retiring_twice_asks_once() {
     pair.answer_primary(request);
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
     assert_eq!(pair.primary_claim(), Some(end_claim(NEXT)));
-}
-
-#[test]
-fn a_goodbye_after_the_guests_end_is_no_loss_to_claim_for() {
-    let mut pair = Pair::protected();
-    let reason = pair.guest_stops();
-    pair.deliver_to_backup();
-    pair.primary_says(Message::Goodbye { reason: "done".into() });
-    pair.replay();
-    assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::GuestStopped(reason))]);
 }
