@@ -305,11 +305,12 @@ impl Shared {
 
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
     fn conduct(&self, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
+        let mut failed_claims = 0;
         loop {
             let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
             match step {
                 Step::Claim(request) => {
-                    let answer = self.node.claim(request);
+                    let answer = self.node.claim(request, &mut failed_claims);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
                 }
                 Step::GoLive(generation) => return Ok(generation),

@@ -71,13 +71,19 @@ pub struct Node {
 }
 
 impl Node {
-    /// Asks the arbiter, and tells if it can't be asked.
-    pub(super) fn claim(&self, request: ClaimRequest) -> ClaimAnswer {
+    /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are told ever more rarely.
+    pub(super) fn claim(&self, request: ClaimRequest, failed: &mut u32) -> ClaimAnswer {
         let claim = Claim { node: self.id, kind: request.kind, address: Some(self.address.clone()) };
         match self.arbiter.test_and_set(&self.vm, request.generation, &claim) {
-            Ok(verdict) => ClaimAnswer::Decided(verdict),
+            Ok(verdict) => {
+                *failed = 0;
+                ClaimAnswer::Decided(verdict)
+            }
             Err(error) => {
-                self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
+                *failed = failed.saturating_add(1);
+                if failed.is_power_of_two() {
+                    self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
+                }
                 ClaimAnswer::Unreachable
             }
         }
@@ -355,6 +361,7 @@ impl Shared {
 
     /// Does what the role asks for that takes time, until it asks for the end.
     fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
+        let mut failed_claims = 0;
         let end = loop {
             let Ok(action) = actions.recv_timeout(WATCH) else {
                 // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
@@ -363,7 +370,7 @@ impl Shared {
             };
             match action {
                 PrimaryAction::Claim(request) => {
-                    let answer = self.node.claim(request);
+                    let answer = self.node.claim(request, &mut failed_claims);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
                 }
                 PrimaryAction::CloseChannel { reason } => {

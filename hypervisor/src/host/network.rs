@@ -55,14 +55,16 @@ impl Network {
     pub fn start(
         self,
         mut last_packet: u64,
-        boot: bool,
+        mut boot: bool,
         owner: impl Fn() -> (Generation, OutputId) + Send + 'static,
     ) -> io::Result<()> {
         let mut attached = self.attach(last_packet, boot, owner());
         thread::Builder::new().name("lan".into()).spawn(move || {
+            let mut is_away = false;
             loop {
                 let lost = match attached {
                     Ok(frames) => {
+                        (is_away, boot) = (false, false);
                         let lost = self.receive(frames, &mut last_packet);
                         lock(&self.outlets).set_lan(None);
                         lost
@@ -73,12 +75,15 @@ impl Network {
                     return;
                 }
                 let for_good = matches!(lost, LanError::Refused { .. } | LanError::Fenced { .. });
-                self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
+                if !is_away || for_good {
+                    self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
+                }
+                is_away = true;
                 if for_good {
                     return;
                 }
                 thread::sleep(RETRY);
-                attached = self.attach(last_packet, false, owner());
+                attached = self.attach(last_packet, boot, owner());
             }
         })?;
         Ok(())
