@@ -4,7 +4,7 @@
 
 use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use super::clock;
-use super::live::Node;
+use super::node::Node;
 use super::priority;
 use super::reports::NodeReport;
 use crate::replay::{Consumed, Replayer};

@@ -16,6 +16,7 @@ pub mod entropy;
 pub mod inbox;
 pub mod live;
 pub mod network;
+pub mod node;
 pub mod outlets;
 pub mod priority;
 pub mod reports;

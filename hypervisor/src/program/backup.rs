@@ -7,7 +7,8 @@ use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::arbiter::Arbiter;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, Succession};
-use crate::host::live::Node;
+use crate::host::live::LiveVm;
+use crate::host::node::Node;
 use crate::host::reports::NodeReport;
 use crate::host::{clock, entropy};
 use crate::report::Reporter;
@@ -102,7 +103,7 @@ fn go_live(
     succession: Succession,
     timing: Timing,
     listener: TcpListener,
-    on_start: impl FnOnce(crate::host::live::LiveVm),
+    on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     let Succession { machine, session, image, entries, digests_checked, tail, next_output, moments } = succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());

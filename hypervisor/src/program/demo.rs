@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
         Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
             eprintln!("ft-demo: {error}");
-            ExitCode::from(exit::of_failure())
+            ExitCode::from(interrupt::exit_code())
         }
     }
 }
@@ -139,6 +139,7 @@ fn one_kill(executable: &Executable, talk: bool) -> Result<Kill, Failure> {
 fn wait_for_replies(clients: &[EchoClient], when: &str) -> Result<(), Failure> {
     for client in clients {
         if !client.wait_for_replies(REPLIES, REPLIES_TIMEOUT) {
+            interrupt::check()?;
             return Err(format!("a client had {} replies {when}, and then no more", client.received()).into());
         }
     }

@@ -1,6 +1,5 @@
 //! Exit codes, the same for all programs.
 
-use super::interrupt;
 use crate::role::{BackupEnd, PrimaryEnd};
 use vm::StopReason;
 
@@ -23,12 +22,6 @@ pub const INTERRUPTED: u8 = 130;
 pub const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
                         diverged; 5 a backup lost its primary before it was protected; 6 the guest halted or powered \
                         off with a failure; 130 interrupted";
-
-/// The code of a program that failed, perhaps because the operator wanted it to end.
-#[must_use]
-pub fn of_failure() -> u8 {
-    if interrupt::check().is_err() { INTERRUPTED } else { FAILURE }
-}
 
 /// The code of a guest's end.
 #[must_use]

@@ -31,3 +31,8 @@ pub(super) fn install() -> io::Result<()> {
 pub fn check() -> Result<(), Interrupted> {
     if INTERRUPTED.load(Ordering::Acquire) { Err(Interrupted) } else { Ok(()) }
 }
+
+/// The exit code of a program that failed, perhaps because the operator wanted it to end.
+pub(super) fn exit_code() -> u8 {
+    if check().is_err() { exit::INTERRUPTED } else { exit::FAILURE }
+}

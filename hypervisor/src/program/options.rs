@@ -3,7 +3,7 @@
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
 use crate::host::entropy;
-use crate::host::live::Node;
+use crate::host::node::Node;
 use crate::record::Intervals;
 use crate::report::Reporter;
 use crate::role::Timing;

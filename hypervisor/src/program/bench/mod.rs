@@ -3,7 +3,7 @@
 mod output_rule;
 mod ping_pong;
 
-use super::{Failure, exit, interrupt};
+use super::{Failure, interrupt};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ft-bench: {error}");
-            ExitCode::from(exit::of_failure())
+            ExitCode::from(interrupt::exit_code())
         }
     }
 }

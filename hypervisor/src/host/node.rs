@@ -1,0 +1,51 @@
+//! One side of a VM, as its process knows itself.
+
+use super::reports::NodeReport;
+use crate::arbiter::{Arbiter, Claim};
+use crate::record::Intervals;
+use crate::report::Reporter;
+use crate::role::{ClaimAnswer, ClaimRequest};
+use logchannel::session::{NodeId, VmId};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Who this process is and what it works with.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Which VM.
+    pub vm: VmId,
+    /// This incarnation.
+    pub id: NodeId,
+    /// Who decides which side lives.
+    pub arbiter: Arc<dyn Arbiter>,
+    /// Where frames go; without one they go nowhere.
+    pub lan: Option<SocketAddr>,
+    /// The network device's address, as the LAN knows it.
+    pub mac: [u8; 6],
+    /// Where this node accepts a backup, as told to others.
+    pub address: String,
+    /// Where this node tells what happens.
+    pub reporter: Reporter,
+    /// When to log what no event asks for.
+    pub intervals: Intervals,
+}
+
+impl Node {
+    /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are told ever more rarely.
+    pub(super) fn claim(&self, request: ClaimRequest, failed: &mut u32) -> ClaimAnswer {
+        let claim = Claim { node: self.id, kind: request.kind, address: Some(self.address.clone()) };
+        match self.arbiter.test_and_set(&self.vm, request.generation, &claim) {
+            Ok(verdict) => {
+                *failed = 0;
+                ClaimAnswer::Decided(verdict)
+            }
+            Err(error) => {
+                *failed = failed.saturating_add(1);
+                if failed.is_power_of_two() {
+                    self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
+                }
+                ClaimAnswer::Unreachable
+            }
+        }
+    }
+}
