@@ -264,21 +264,38 @@ fn hostile_bytes_cost_their_own_connection_only() {
 }
 
 #[test]
-fn more_connections_than_allowed_are_closed_and_room_comes_back() {
+fn silent_connections_make_room_for_one_that_asks() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path());
-    let idle: Vec<TcpStream> = (0..256).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    let mut one_more = TcpStream::connect(server.address).unwrap();
-    one_more.set_read_timeout(Some(TIMEOUT)).unwrap();
-    assert_eq!(one_more.read(&mut [0; 1]).unwrap(), 0, "closed at once");
     let client = server.client();
-    assert!(client.latest(&vm()).unwrap_err().is_unreachable());
-    drop(idle);
-    // The server learns of the closed connections in its own time.
-    while client.latest(&vm()).is_err_and(|error| error.is_unreachable()) {
-        thread::yield_now();
-    }
     assert_eq!(client.latest(&vm()).unwrap(), None);
+    let mut silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    // On a new connection: the kept one has made room, too.
+    assert_eq!(client.latest(&vm()).unwrap(), None);
+    assert_eq!(server.client().latest(&vm()).unwrap(), None);
+    silent[0].set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert_eq!(silent[0].read(&mut [0; 1]).unwrap(), 0, "the oldest was closed");
+}
+
+#[test]
+fn a_directory_that_went_away_is_unreachable_and_not_made_anew() {
+    let site = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (site.path().join("claims"), site.path().join("elsewhere"));
+    let arbiter = FileArbiter::open(&path).unwrap();
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    std::fs::rename(&path, &elsewhere).unwrap();
+    for mounted_over in [false, true] {
+        // As after an unmount: nothing is there, or the empty mount point.
+        if mounted_over {
+            std::fs::create_dir(&path).unwrap();
+        }
+        assert!(arbiter.test_and_set(&vm(), Generation(0), &claim(2)).unwrap_err().is_unreachable());
+        assert!(arbiter.latest(&vm()).unwrap_err().is_unreachable());
+        assert_eq!(path.exists(), mounted_over);
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&elsewhere, &path).unwrap();
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
 }
 
 #[test]

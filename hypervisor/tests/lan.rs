@@ -426,6 +426,33 @@ fn garbage_closes_its_own_connection_and_no_other() {
 }
 
 #[test]
+fn connections_that_say_nothing_keep_no_vm_out() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7"]);
+    let silent: Vec<TcpStream> =
+        [lan.qemu, lan.listen].into_iter().flat_map(|port| (0..300).map(move |_| client(port))).collect();
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    let later: Vec<TcpStream> = (0..300).map(|_| client(lan.listen)).collect();
+    echo(&client(lan.forwards[0]), b"hello", |_| ());
+    host.kill();
+    drop((silent, later));
+}
+
+#[test]
+fn datagrams_of_many_clients_keep_no_other_client_out() {
+    let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    let clients: Vec<UdpSocket> = (0..300).map(|_| UdpSocket::bind(loopback()).unwrap()).collect();
+    let mut buffer = [0; 64];
+    for (number, socket) in (0_u32..).zip(&clients).chain([(300, &clients[0])]) {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.send_to(&number.to_le_bytes(), lan.forwards[0]).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..length], number.to_le_bytes(), "client {number}");
+    }
+    host.kill();
+}
+
+#[test]
 fn one_port_number_serves_tcp_and_udp() {
     let lan = Lan::start(&["127.0.0.1:0=10.0.2.15:7"]);
     assert_eq!(lan.forwards.len(), 2);

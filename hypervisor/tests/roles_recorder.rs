@@ -11,7 +11,7 @@ use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use roles_image::image;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use vm::{Event, HaltReason, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
+use vm::{Event, HaltReason, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
 
 const ECALL: u32 = 0x0000_0073;
 const SLICE_STEPS: u64 = 1000;
@@ -104,6 +104,63 @@ fn a_guest_that_an_event_stops_gets_no_further_events() {
     assert_eq!(delivered, 1);
     let (_, consumed) = replay(machine(&code), &log.0);
     assert_eq!(consumed.last(), Some(&Consumed::Stopped(expected)));
+}
+
+/// A log that takes nothing any more.
+struct FullLog;
+
+impl LogSink for FullLog {
+    type Error = &'static str;
+
+    fn append(&mut self, _: &LogEntry, _: Option<(OutputId, OutputOperation)>) -> Result<(), Self::Error> {
+        Err("full")
+    }
+
+    fn flush(&mut self) -> Result<(), Self::Error> {
+        Err("full")
+    }
+}
+
+/// Logged, then applied: an event that the guest has seen and the log hasn't would be lost with this host.
+#[test]
+fn an_event_that_the_log_does_not_take_has_not_happened() {
+    let mut recorder = Recorder::new(machine(&[addi(5, 0, 1)]), packets(1), Intervals::default());
+    assert_eq!(recorder.run_slice(&mut FullLog, SLICE_STEPS), Err("full"));
+    assert_eq!(recorder.machine().last_packet_number(), 0);
+    assert_eq!(recorder.machine().instruction_count(), InstructionCount(0));
+}
+
+/// A log of which only what is flushed is sent.
+#[derive(Default)]
+struct SentLog {
+    appended: usize,
+    outputs_unsent: usize,
+    outputs_sent: usize,
+}
+
+impl LogSink for SentLog {
+    type Error = Infallible;
+
+    fn append(&mut self, _: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        self.appended += 1;
+        self.outputs_unsent += usize::from(output.is_some());
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        self.outputs_sent += std::mem::take(&mut self.outputs_unsent);
+        Ok(())
+    }
+}
+
+/// An output waits for its entry, so the entry must not wait for anything.
+#[test]
+fn an_output_takes_its_log_along_at_once() {
+    let code = [addi(17, 0, 1), addi(10, 0, u32::from(b'\n')), ECALL];
+    let mut log = SentLog::default();
+    let mut recorder = Recorder::new(machine(&code), Source(VecDeque::new()), Intervals::default());
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    assert_eq!((log.outputs_sent, log.outputs_unsent), (1, 0), "of {} entries", log.appended);
 }
 
 #[test]

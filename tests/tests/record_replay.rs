@@ -176,6 +176,27 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     bench.refused(&log, &["--guest", "hello"], "the log is of guest echo");
 }
 
+/// They have one IP address; one VM after the other has it, under the same Ethernet address and then under another.
+#[test]
+fn guests_that_are_recorded_one_after_the_other_on_one_lan_are_all_reachable() {
+    let bench = Bench::new();
+    let mut lan = bench.start("ft-lan", &["--listen", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"]);
+    let listening = lan.told("listening");
+    let service: SocketAddr = listening["forwards"][0]["listen"].as_str().unwrap().parse().unwrap();
+    for (number, vm) in ["recording", "recording", "another", "recording"].into_iter().enumerate() {
+        let log = bench.path(&format!("{number}.ftlog"));
+        let lan = listening["listen"].as_str().unwrap();
+        let mut recorder = bench.recorder(&log, &["--guest", "echo", "--vm", vm, "--lan", lan]);
+        recorder.told("console");
+        let client = EchoClient::tcp(service).unwrap();
+        assert!(client.wait_for_replies(20, PATIENCE), "recording {number} of {vm} is not reachable");
+        let result = client.finish();
+        assert!(result.is_perfect(), "{result:?}");
+        assert_eq!(recorder.interrupt().code, OK);
+        assert_eq!(bench.replay(&log, &[]).end.code, OK);
+    }
+}
+
 #[test]
 fn guests_without_a_network_replay_to_the_same_console_and_state_twice() {
     let bench = Bench::new();

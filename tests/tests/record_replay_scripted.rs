@@ -2,6 +2,7 @@
 //! same outputs, digests and state, from memory, from a file, and from a file that was cut anywhere.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use hypervisor::divergence::entry_name;
 use hypervisor::event_source::EventSource;
 use hypervisor::guest::Guest;
 use hypervisor::record::{Intervals, LogSink, Recorder, Slice};
@@ -12,7 +13,9 @@ use logchannel::session::{SessionHeader, VmId};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use tests::random::{Random, seed};
-use vm::{Event, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StateDigest, TIMEBASE_HZ};
+use vm::{
+    Event, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StateDigest, StopReason, TIMEBASE_HZ,
+};
 
 /// The addresses of the script's host on the guest's LAN.
 const HOST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
@@ -263,6 +266,41 @@ fn the_same_script_gives_the_same_log_and_another_one_another() {
     assert_eq!(one.end, again.end);
     assert!(one.entries != other.entries);
     assert_ne!(one.end, other.end);
+}
+
+/// Every way in which one entry can tell of something else at the same place, as far as a replay can know at once.
+fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
+    let with = |body| LogEntry { count: entry.count, body };
+    match &entry.body {
+        EntryBody::Output { id, digest } => vec![
+            with(EntryBody::Output { id: *id, digest: digest ^ 1 }),
+            with(EntryBody::Output { id: OutputId(id.0 + 1), digest: *digest }),
+            LogEntry { count: entry.count.plus(1), body: entry.body.clone() },
+        ],
+        EntryBody::Digest(digest) => vec![with(EntryBody::Digest(StateDigest(digest.0 ^ 1)))],
+        EntryBody::Stopped(_) => vec![with(EntryBody::Stopped(StopReason::Reboot))],
+        EntryBody::Event(_) | EntryBody::Progress | EntryBody::Generation(_) => Vec::new(),
+    }
+}
+
+/// One test for each thing that replay compares: a log that differs in nothing else must not pass.
+#[test]
+fn an_entry_that_tells_of_something_else_is_a_divergence_at_its_place() {
+    let image = Guest::load("hello").unwrap().image;
+    let recording = Recording::of(&image, 1, 613, 1_000_000);
+    let mut told = BTreeMap::new();
+    for (index, entry) in recording.entries.iter().enumerate() {
+        for other in told_otherwise(entry) {
+            let mut replayer = Replayer::new(Machine::new(&config(), &image).unwrap(), LogSeq(0));
+            recording.entries[..index].iter().for_each(|before| drop(replayer.consume(before).unwrap()));
+            match replayer.consume(&other) {
+                Ok(consumed) => panic!("entry {index} was {entry:?}, and {other:?} passed as {consumed:?}"),
+                Err(divergence) => assert_eq!(divergence.seq, LogSeq(index as u64)),
+            }
+            *told.entry(entry_name(&entry.body)).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), ["Digest", "Output", "Stopped"], "{told:?}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub enum LoadError {
         /// What it must be.
         expected: u16,
     },
-    /// A segment doesn't lie within RAM, below the device tree.
+    /// A segment doesn't lie within RAM, below the device tree, or there is no room for it beside those before it.
     #[error(
         "segment {segment} takes {bytes:#x} bytes at {address:#x}, which is not between {RAM_BASE:#x} and {end:#x}; \
          link it to RAM, or give the machine more"
@@ -90,9 +90,15 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     let device_tree = (ram.end() - tree.len() as u64) & !(PAGE_BYTES as u64 - 1);
     ram.write(GuestPhysAddr(device_tree), &tree).expect("a device tree is smaller than the smallest RAM");
 
+    // Segments don't overlap, so that there is room for all of them together: without this bound many that do would be copied
+    // over each other for minutes.
+    let mut room = device_tree - RAM_BASE;
     let segments = elf.segments().into_iter().flat_map(|table| table.iter()).enumerate();
     for (index, segment) in segments.filter(|(_, segment)| segment.p_type == PT_LOAD && segment.p_memsz > 0) {
         load_segment(&mut ram, device_tree, image, index, &segment)?;
+        let (address, bytes) = (segment.p_paddr, segment.p_memsz);
+        let no_room = LoadError::SegmentOutsideRam { segment: index, address, bytes, end: device_tree };
+        room = room.checked_sub(bytes).ok_or(no_room)?;
     }
     let entry = elf.ehdr.e_entry;
     if !entry.is_multiple_of(2) || ram.slice(GuestPhysAddr(entry), 2).is_none() {

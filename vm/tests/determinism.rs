@@ -75,6 +75,24 @@ fn digest_sees_events_that_change_no_register() {
     }
 }
 
+/// A successor takes both from the machine, so both sides must be seen to have the same.
+#[test]
+fn digest_sees_the_last_clock_value_and_the_last_packet_number() {
+    let clock = |ticks| {
+        let mut machine = machine(&[csrrs(0, common::TIME, 0)]);
+        assert_eq!(run_by(&mut machine, 1), Exit::ClockRead);
+        machine.apply(&Event::ClockRead { ticks }).unwrap();
+        machine.digest()
+    };
+    assert_ne!(clock(1), clock(2));
+    let packet = |number| {
+        let mut machine = machine(&[NOP]);
+        machine.apply(&Event::Packet { number, frame: vec![0; 60] }).unwrap();
+        machine.digest()
+    };
+    assert_ne!(packet(1), packet(2));
+}
+
 /// Writes letters and now and then a newline, reads the clock, and loops for ever.
 fn chatty() -> Vec<u32> {
     let head = [li(5, UART), li(6, 0x41), li(9, 20)].concat();

@@ -7,7 +7,7 @@ mod common;
 use common::{
     LI, RAM, addi, amo, auipc, branch, i_type, jal, jalr, li, load, lui, machine, r_type, ran, run_by, store,
 };
-use vm::Exit;
+use vm::{Event, Exit};
 
 const MINUS_ONE: u64 = u64::MAX;
 const MOST_NEGATIVE: u64 = 1 << 63;
@@ -155,6 +155,19 @@ fn loads_extend_and_may_be_misaligned() {
 }
 
 #[test]
+fn stores_of_every_width_may_be_misaligned() {
+    const VALUE: u64 = 0x1122_3344_5566_7788;
+    for funct3 in 0..4 {
+        // The last byte of a page: all but the byte store go over its edge.
+        let code = [li(5, RAM + 0x1fff), li(6, VALUE), vec![store(funct3, 6, 5, 0)]].concat();
+        let mut expected = [0; 10];
+        let bytes = 1 << funct3;
+        expected[1..=bytes].copy_from_slice(&VALUE.to_le_bytes()[..bytes]);
+        assert_eq!(ran(&code).memory(RAM + 0x1ffe, 10), Some(&expected[..]), "{bytes} bytes");
+    }
+}
+
+#[test]
 fn atomics_return_the_old_value_and_combine() {
     const WORD: u64 = 0xffff_ffff_8000_0001;
     const CASES: &[(u32, u64, u64, u64)] = &[
@@ -209,6 +222,20 @@ fn store_conditional_needs_the_reservation() {
     let machine = ran(&code);
     assert_eq!(machine.registers()[10..17], [1, 0, 0, 1, 42, 1, 1]);
     assert_eq!(machine.memory(RAM + 0x1000, 16).unwrap()[..9], [42, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_packet_between_load_reserved_and_store_conditional_takes_the_reservation() {
+    let code = [li(5, RAM + 0x1000), vec![amo(0x02, 3, 6, 5, 0), amo(0x03, 3, 7, 5, 0)]].concat();
+    for (packets, refused) in [(0, 0), (1, 1)] {
+        let mut machine = machine(&code);
+        run_by(&mut machine, LI + 1);
+        for number in 1..=packets {
+            machine.apply(&Event::Packet { number, frame: vec![0; 60] }).unwrap();
+        }
+        run_by(&mut machine, 1);
+        assert_eq!(machine.registers()[7], refused, "after {packets} packets");
+    }
 }
 
 #[test]

@@ -340,6 +340,21 @@ fn firmware_console_reads_what_has_arrived() {
 }
 
 #[test]
+fn a_reservation_does_not_outlive_a_trap_or_a_firmware_call() {
+    const LR: u32 = 0x02;
+    const SC: u32 = 0x03;
+    let handler = [csrrs(30, SEPC, 0), addi(30, 30, 4), csrrw(0, SEPC, 30), SRET];
+    let set_up = [li(31, RAM + 4), vec![csrrw(0, STVEC, 31)], li(5, RAM + 0x1000), li(17, 0x10)].concat();
+    let between = |between: u32| [amo(LR, 3, 11, 5, 0), between, amo(SC, 3, 12, 5, 6)];
+    for (name, word, steps, result) in [("nothing", NOP, 1, 0), ("trap", EBREAK, 5, 1), ("firmware call", ECALL, 1, 1)]
+    {
+        let mut machine = machine(&[&[jal(0, 20)], &handler[..], &set_up, &between(word)].concat());
+        run_by(&mut machine, 1 + set_up.len() as u64 + 2 + steps);
+        assert_eq!(machine.registers()[12], result, "{name} between LR and SC");
+    }
+}
+
+#[test]
 fn the_finisher_ends_the_guest() {
     for (value, reason) in [
         (0x5555, StopReason::PowerOff { code: 0 }),

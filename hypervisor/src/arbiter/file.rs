@@ -11,6 +11,7 @@ use logchannel::session::{NodeId, VmId};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The version of claim files that this build writes and reads.
@@ -25,6 +26,8 @@ const CLAIM_SUFFIX: &str = ".claim";
 #[derive(Debug)]
 pub struct FileArbiter {
     directory: PathBuf,
+    /// The directory itself, whatever its path leads to later; also keeps an automounted one mounted.
+    opened: File,
 }
 
 /// A claim file.
@@ -52,8 +55,9 @@ impl FileArbiter {
     /// [`ArbiterError::Directory`] if it can't hold claims.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
         let directory = directory.into();
-        match make_directory(&directory).and_then(|()| probe(&directory)) {
-            Ok(()) => Ok(Self { directory }),
+        let tried = make_directory(&directory).and_then(|()| probe(&directory)).and_then(|()| File::open(&directory));
+        match tried {
+            Ok(opened) => Ok(Self { directory, opened }),
             Err(source) => Err(ArbiterError::Directory { directory, source }),
         }
     }
@@ -68,10 +72,25 @@ impl FileArbiter {
         self.directory.join(vm.as_str())
     }
 
+    /// Checks that the path still leads to the directory that was opened. Where its file system was unmounted, an empty
+    /// directory would give away again what has long been won.
+    fn check_place(&self) -> io::Result<()> {
+        let (opened, found) = (self.opened.metadata()?, fs::metadata(&self.directory)?);
+        if (opened.dev(), opened.ino()) == (found.dev(), found.ino()) {
+            Ok(())
+        } else {
+            Err(io::Error::other("its path leads to another directory now; is the file system mounted?"))
+        }
+    }
+
     /// The directory of a VM's claims, durably there.
     fn make_vm_directory(&self, vm: &VmId) -> io::Result<PathBuf> {
+        self.check_place()?;
         let directory = self.vm_directory(vm);
-        make_directory(&directory)?;
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         // Also if another made it: that one may not have come to this yet.
         sync_directory(&self.directory)?;
         Ok(directory)
@@ -106,6 +125,7 @@ impl Arbiter for FileArbiter {
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        self.check_place().map_err(|source| self.unreachable(source))?;
         let generation = match fs::read_dir(self.vm_directory(vm)) {
             Ok(mut names) => {
                 names.try_fold(None, |latest, name| Ok(latest.max(claimed_generation(&name?.file_name()))))

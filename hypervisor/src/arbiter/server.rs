@@ -5,6 +5,8 @@ use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
 use crate::report::Reporter;
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -14,11 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 
-/// The most connections at once. More are closed at once: their clients ask again.
+/// The most connections at once. One more takes the place of that which has been without a request for longest: its client
+/// makes a new one when it needs it, and clients that never ask anything keep nobody out.
 const CONNECTIONS_MAX: usize = 256;
 
 /// How long a connection may be without a request, or not take an answer. Clients make a new one when they need it.
@@ -105,13 +108,13 @@ impl ArbiterServer {
 }
 
 async fn accept(server: Rc<ArbiterServer>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Rc::new(RefCell::new(Places::default()));
     loop {
         match server.listener.accept().await {
-            Ok((stream, peer)) => match permits.clone().try_acquire_owned() {
-                Ok(permit) => drop(spawn_local(serve(server.clone(), stream, peer, permit))),
-                Err(_) => tracing::warn!(%peer, "refused: {CONNECTIONS_MAX} connections are open"),
-            },
+            Ok((stream, peer)) => {
+                let place = Place::take(&places);
+                spawn_local(serve(server.clone(), stream, peer, place));
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 sleep(ACCEPT_RETRY).await;
@@ -120,14 +123,71 @@ async fn accept(server: Rc<ArbiterServer>) {
     }
 }
 
-async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
-    if let Err(error) = answer_all(&server, &mut stream).await {
+/// All connections, by when they were last used: the least first.
+#[derive(Default)]
+struct Places {
+    by_use: BTreeMap<u64, Rc<Notify>>,
+    uses: u64,
+}
+
+impl Places {
+    fn enter(&mut self, ousted: Rc<Notify>) -> u64 {
+        self.uses += 1;
+        self.by_use.insert(self.uses, ousted);
+        self.uses
+    }
+}
+
+/// One connection's place among all; given up when dropped.
+struct Place {
+    places: Rc<RefCell<Places>>,
+    used: u64,
+    ousted: Rc<Notify>,
+}
+
+impl Place {
+    /// A place, if need be that of the connection that was used least recently.
+    fn take(places: &Rc<RefCell<Places>>) -> Self {
+        let ousted = Rc::new(Notify::new());
+        let mut all = places.borrow_mut();
+        if all.by_use.len() >= CONNECTIONS_MAX
+            && let Some((_, oldest)) = all.by_use.pop_first()
+        {
+            oldest.notify_one();
+        }
+        let used = all.enter(ousted.clone());
+        Self { places: places.clone(), used, ousted }
+    }
+
+    /// The connection has asked something.
+    fn use_again(&mut self) {
+        let mut all = self.places.borrow_mut();
+        // One that has lost its place doesn't come back.
+        if all.by_use.remove(&self.used).is_some() {
+            self.used = all.enter(self.ousted.clone());
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.borrow_mut().by_use.remove(&self.used);
+    }
+}
+
+async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAddr, mut place: Place) {
+    let ousted = place.ousted.clone();
+    let ended = tokio::select! {
+        ended = answer_all(&server, &mut stream, &mut place) => ended,
+        () = ousted.notified() => Err(io::Error::other("it made room for another one")),
+    };
+    if let Err(error) = ended {
         tracing::warn!(%peer, %error, "connection closed");
     }
 }
 
 /// Answers the requests on one connection, one after the other, until the client leaves or is at fault.
-async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream) -> io::Result<()> {
+async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, place: &mut Place) -> io::Result<()> {
     let faulty = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
     stream.set_nodelay(true)?;
     let mut decoder = FrameDecoder::with_body_limit(BODY_BYTES_MAX);
@@ -135,6 +195,7 @@ async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream) -> io::Resul
     loop {
         while let Some(frame) = decoder.next_frame().map_err(|error| faulty(&error))? {
             let request = Request::decode(frame).map_err(|error| faulty(&error))?;
+            place.use_again();
             let answer = server.answer(request).await?;
             answer_bytes.clear();
             answer.encode(&mut answer_bytes);

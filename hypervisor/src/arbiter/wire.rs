@@ -91,6 +91,11 @@ impl Request {
     pub(super) fn decode(frame: Frame<'_>) -> Result<Self, WireError> {
         Ok(match open(frame, REQUEST)? {
             WireRequest::TestAndSet { vm, generation, claim } => {
+                // Its winner would own the generation after it, and the next start claim that.
+                if generation == u64::MAX {
+                    let reason = "there is none after it".into();
+                    return Err(CodecError::Invalid { what: "generation", reason }.into());
+                }
                 Self::TestAndSet { vm: vm_id(&vm)?, generation: Generation(generation), claim: claim.checked()? }
             }
             WireRequest::Latest { vm } => Self::Latest { vm: vm_id(&vm)? },
@@ -154,7 +159,7 @@ fn append<T: Encode>(kind: FrameKind, wire: &T, out: &mut Vec<u8>) {
     });
 }
 
-fn open<T: Decode<()>>(frame: Frame<'_>, kind: FrameKind) -> Result<T, WireError> {
+fn open<T: Decode<()> + Encode>(frame: Frame<'_>, kind: FrameKind) -> Result<T, WireError> {
     if frame.kind != kind {
         return Err(WireError::Kind(frame.kind.0, kind));
     }
@@ -188,7 +193,7 @@ mod tests {
     fn requests_and_answers_come_back() {
         let vm = VmId::new(&"v".repeat(64)).unwrap();
         for request in [
-            Request::TestAndSet { vm: vm.clone(), generation: Generation(u64::MAX), claim: claim() },
+            Request::TestAndSet { vm: vm.clone(), generation: Generation(u64::MAX - 1), claim: claim() },
             Request::Latest { vm },
         ] {
             let mut bytes = Vec::new();
@@ -208,6 +213,14 @@ mod tests {
             answer.encode(&mut bytes);
             assert_eq!(reframe(&bytes, Answer::decode).unwrap(), answer);
         }
+    }
+
+    #[test]
+    fn a_generation_that_has_no_next_is_refused() {
+        let vm = VmId::new("v").unwrap();
+        let mut bytes = Vec::new();
+        Request::TestAndSet { vm, generation: Generation(u64::MAX), claim: claim() }.encode(&mut bytes);
+        assert!(reframe(&bytes, Request::decode).unwrap_err().to_string().contains("generation"));
     }
 
     #[test]

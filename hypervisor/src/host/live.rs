@@ -190,8 +190,10 @@ impl Shared {
             let mut role = lock(&self.role);
             std::iter::from_fn(|| role.take_released()).collect()
         };
-        outlets.put_out(&batch);
-        if let Some((last, _)) = batch.last() {
+        // What a LAN that is away didn't take is still the backup's to send, if this side is lost before anything leaves.
+        if outlets.put_out(&batch)
+            && let Some((last, _)) = batch.last()
+        {
             lock(&self.role).has_left(*last);
         }
     }
@@ -210,10 +212,12 @@ impl Shared {
             over: self.over.clone(),
         };
         let boot = machine.instruction_count().0 == 0;
+        // A LAN that refuses this side has been told of; whether it may go on is for the arbiter to say.
         network.start(machine.last_packet_number(), boot, move || {
             let role = lock(&shared.role);
             (role.generation(), role.gate().next_to_leave())
-        })
+        })?;
+        Ok(())
     }
 
     /// Runs the guest until this node's part in it is over.

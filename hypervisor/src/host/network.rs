@@ -50,6 +50,8 @@ impl Network {
     /// `last_packet` is the number of the last frame that the guest has had; `boot` says that it has just been reset;
     /// `owner` tells as which generation it runs here, and which output comes next.
     ///
+    /// Tells if the LAN refuses this VM at once; that is final.
+    ///
     /// # Errors
     /// If the thread can't start.
     pub fn start(
@@ -57,8 +59,12 @@ impl Network {
         mut last_packet: u64,
         mut boot: bool,
         owner: impl Fn() -> (Generation, OutputId) + Send + 'static,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<String>> {
         let mut attached = self.attach(last_packet, boot, owner());
+        let refused = match &attached {
+            Err(LanError::Refused { reason }) => Some(reason.clone()),
+            Ok(_) | Err(_) => None,
+        };
         thread::Builder::new().name("lan".into()).spawn(move || {
             let mut is_away = false;
             loop {
@@ -86,7 +92,7 @@ impl Network {
                 attached = self.attach(last_packet, boot, owner());
             }
         })?;
-        Ok(())
+        Ok(refused)
     }
 
     /// Gives the guest what comes, until nothing comes any more; says why.

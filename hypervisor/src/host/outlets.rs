@@ -28,8 +28,9 @@ impl Outlets {
         self.lan = lan;
     }
 
-    /// Puts out a batch, in order. Frames without a LAN are lost, as on a network card without its cable.
-    pub fn put_out(&mut self, outputs: &[(OutputId, OutputOperation)]) {
+    /// Puts out a batch, in order. Frames without a LAN are lost, as on a network card without its cable. `false` if that
+    /// happened.
+    pub fn put_out(&mut self, outputs: &[(OutputId, OutputOperation)]) -> bool {
         let mut frames: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for (id, output) in outputs {
             match output {
@@ -38,23 +39,25 @@ impl Outlets {
             }
         }
         if frames.is_empty() {
-            return;
+            return true;
         }
         self.frames += frames.len() as u64;
-        match &mut self.lan {
-            Some(lan) => {
-                if let Err(error) = lan.send_batch(&frames) {
-                    tracing::warn!("the LAN took no frames: {error}");
-                    // Whoever receives from this LAN attaches again.
-                    lan.shutdown();
-                    self.lan = None;
-                } else if !self.first_output_told {
-                    self.first_output_told = true;
-                    self.reporter.tell(&NodeReport::FirstOutput);
-                }
-            }
-            None => self.frames_without_lan += frames.len() as u64,
+        let Some(lan) = &mut self.lan else {
+            self.frames_without_lan += frames.len() as u64;
+            return false;
+        };
+        if let Err(error) = lan.send_batch(&frames) {
+            tracing::warn!("the LAN took no frames: {error}");
+            // Whoever receives from this LAN attaches again.
+            lan.shutdown();
+            self.lan = None;
+            return false;
         }
+        if !self.first_output_told {
+            self.first_output_told = true;
+            self.reporter.tell(&NodeReport::FirstOutput);
+        }
+        true
     }
 
     /// Frames put out, and how many of them found no LAN.

@@ -200,9 +200,9 @@ impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owner { vm, generation, node } => write!(f, "owns VM {vm} as generation {generation} (node {node})"),
-            Self::Listening { channel } => write!(f, "backups connect to {channel}"),
+            Self::Listening { channel } => write!(f, "logging channel at {channel}"),
             Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
-            Self::LanLost { reason } => write!(f, "LAN lost: {reason}"),
+            Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
             Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
             Self::Waiting { vm } => write!(f, "waits for a primary of VM {vm}"),

@@ -54,6 +54,8 @@ pub(super) struct Fabric {
     next_vm_key: u64,
     qemus: BTreeMap<u64, QemuPort>,
     links: BTreeMap<ConnectionId, Link>,
+    /// VMs detached so far.
+    departures: u64,
     gateway: Gateway,
     dropped: Dropped,
     woken: Vec<ConnectionId>,
@@ -71,6 +73,7 @@ impl Fabric {
             next_vm_key: 0,
             qemus: BTreeMap::new(),
             links: BTreeMap::new(),
+            departures: 0,
             gateway,
             dropped: Dropped::default(),
             woken: Vec::new(),
@@ -84,6 +87,10 @@ impl Fabric {
     /// [`Refusal`], also told as an event.
     pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
         let attached = self.try_attach(connection, attachment);
+        if attached.is_ok() && attachment.boot {
+            // It may have the IP address of a guest that was here before, and another Ethernet address.
+            self.gateway.forget_neighbors();
+        }
         if let Err(refusal) = &attached {
             self.events.push(LanEvent::Refused {
                 vm: attachment.vm.to_string(),
@@ -133,8 +140,10 @@ impl Fabric {
     pub(super) fn leave(&mut self, connection: ConnectionId) {
         match self.links.remove(&connection) {
             Some(Link::Vm(key)) => {
+                self.departures += 1;
+                let at = self.departures;
                 let port = self.vm(key);
-                port.detach();
+                port.detach(at);
                 let (vm, generation) = (port.vm().to_string(), port.generation().0);
                 self.events.push(LanEvent::Detached { vm, generation });
             }
@@ -240,7 +249,7 @@ impl Fabric {
                 .vms
                 .iter()
                 .filter(|(_, port)| port.connection().is_none())
-                .min_by_key(|(_, port)| port.last_connection())
+                .min_by_key(|(_, port)| port.detached_at())
                 .ok_or(Refusal::Full(VMS_MAX))?;
             let forgotten = self.vms.remove(&key).expect("found just now");
             self.switch.forget_port(Port::Vm(key));
@@ -448,7 +457,7 @@ mod tests {
         fabric.leave(ConnectionId(105));
         fabric.attach(ONE, &vm(full)).unwrap();
         let events = fabric.settle(0).events;
-        assert!(events.contains(&LanEvent::Forgotten { vm: "vm5".into() }), "{events:?}");
+        assert!(events.contains(&LanEvent::Forgotten { vm: "vm7".into() }), "{events:?}");
         assert_eq!(fabric.vms.len(), VMS_MAX);
     }
 

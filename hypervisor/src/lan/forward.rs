@@ -5,8 +5,9 @@
 //! isn't asked for. Half-close passes as half-close, a reset as a reset.
 
 use super::events::ForwardListening;
+use super::fabric::Fabric;
 use super::gateway::{GATEWAY_IP, GUEST_TIMEOUT, PREFIX_BITS, UDP_PAYLOAD_BYTES_MAX};
-use super::server::{ACCEPT_RETRY, Shared, StartError};
+use super::server::{ACCEPT_RETRY, Shared, StartError, keep_alive};
 use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, RecvError};
@@ -22,6 +23,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Notify;
 
 /// A UDP flow that is silent this long both ways loses its port at the gateway.
 const UDP_FLOW_IDLE_US: u64 = 120_000_000;
@@ -188,6 +190,7 @@ enum Cut {
 
 async fn serve_client(shared: Rc<Shared>, mut client: TcpStream, guest: SocketAddrV4) -> Result<(), Cut> {
     client.set_nodelay(true)?;
+    keep_alive(&client);
     let opened = shared.drive(|fabric| {
         let opened = fabric.gateway().connect_tcp(guest);
         if opened.is_err() {
@@ -375,20 +378,32 @@ async fn serve_udp(shared: Rc<Shared>, socket: UdpSocket, guest: SocketAddrV4) {
         let known = flows.borrow().get(&client).cloned();
         let flow = match known {
             Some(flow) => flow,
-            None => match Flow::open(&shared) {
+            None => match Flow::open(&shared).or_else(|| replace_oldest(&shared, &flows)) {
                 Some(flow) => {
                     flows.borrow_mut().insert(client, flow.clone());
                     tokio::task::spawn_local(answer(flow.clone(), socket.clone(), client, flows.clone()));
                     flow
                 }
-                None => continue,
+                None => {
+                    tracing::debug!(%client, "a datagram is dropped: other forwards have all UDP flows");
+                    shared.with(Fabric::count_refused_client);
+                    continue;
+                }
             },
         };
         flow.send(&datagram[..bytes], guest);
     }
 }
 
-/// Passes what the guest sends on a flow to its client, until the flow is idle.
+/// Gives the flow that was silent longest to a new client: those that come and go must not keep others out.
+fn replace_oldest(shared: &Rc<Shared>, flows: &Flows) -> Option<Rc<Flow>> {
+    let mut flows = flows.borrow_mut();
+    let (&client, _) = flows.iter().min_by_key(|(_, flow)| flow.used_at_us.get())?;
+    flows.remove(&client)?.close();
+    Flow::open(shared)
+}
+
+/// Passes what the guest sends on a flow to its client, until the flow is idle or closed.
 async fn answer(flow: Rc<Flow>, socket: Rc<UdpSocket>, client: SocketAddr, flows: Rc<Flows>) {
     let mut datagram = vec![0; UDP_PAYLOAD_BYTES_MAX];
     loop {
@@ -400,6 +415,8 @@ async fn answer(flow: Rc<Flow>, socket: Rc<UdpSocket>, client: SocketAddr, flows
                     tracing::debug!(%client, %error, "an answer could not be sent");
                 }
             }
+            // Its client's place belongs to nobody or to a later flow.
+            () = flow.closed.notified() => return,
             () = tokio::time::sleep(left), if !left.is_zero() => {}
             else => {
                 flows.borrow_mut().remove(&client);
@@ -412,38 +429,40 @@ async fn answer(flow: Rc<Flow>, socket: Rc<UdpSocket>, client: SocketAddr, flows
 /// What the guest sees as one UDP peer.
 struct Flow {
     shared: Rc<Shared>,
-    handle: SocketHandle,
+    /// `None` once closed.
+    handle: Cell<Option<SocketHandle>>,
+    closed: Notify,
     used_at_us: Cell<u64>,
 }
 
 impl Flow {
     /// A flow with a port of its own, unless there are too many.
     fn open(shared: &Rc<Shared>) -> Option<Rc<Self>> {
-        let opened = shared.drive(|fabric| {
-            let opened = fabric.gateway().open_udp();
-            if opened.is_err() {
-                fabric.count_refused_client();
-            }
-            opened
-        });
-        match opened {
-            Ok(handle) => {
-                Some(Rc::new(Self { shared: shared.clone(), handle, used_at_us: Cell::new(clock::now_us()) }))
-            }
-            Err(full) => {
-                tracing::debug!("a client's datagram is dropped: {full}");
-                None
-            }
+        let handle = shared.drive(|fabric| fabric.gateway().open_udp()).ok()?;
+        Some(Rc::new(Self {
+            shared: shared.clone(),
+            handle: Cell::new(Some(handle)),
+            closed: Notify::new(),
+            used_at_us: Cell::new(clock::now_us()),
+        }))
+    }
+
+    /// Gives the port back at once.
+    fn close(&self) {
+        if let Some(handle) = self.handle.take() {
+            self.shared.with(|fabric| fabric.gateway().remove_udp(handle));
+            self.closed.notify_one();
         }
     }
 
     /// Sends a datagram to the guest, or counts it as refused.
     fn send(&self, datagram: &[u8], guest: SocketAddrV4) {
+        let Some(handle) = self.handle.get() else { return };
         self.used_at_us.set(clock::now_us());
         self.shared.drive(|fabric| {
             let fits = datagram.len() <= UDP_PAYLOAD_BYTES_MAX;
             let to = (*guest.ip(), guest.port());
-            if !fits || fabric.gateway().udp(self.handle).send_slice(datagram, to).is_err() {
+            if !fits || fabric.gateway().udp(handle).send_slice(datagram, to).is_err() {
                 fabric.count_refused_client();
             }
         });
@@ -452,8 +471,9 @@ impl Flow {
     /// Waits for a datagram of the guest. Returns its length.
     async fn receive(&self, datagram: &mut [u8]) -> usize {
         let bytes = poll_fn(|context| {
+            let Some(handle) = self.handle.get() else { return Poll::Pending };
             self.shared.with(|fabric| {
-                let socket = fabric.gateway().udp(self.handle);
+                let socket = fabric.gateway().udp(handle);
                 match socket.recv_slice(datagram) {
                     Ok((bytes, _)) => Poll::Ready(bytes),
                     Err(_) => {
@@ -471,7 +491,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.shared.with(|fabric| fabric.gateway().remove_udp(self.handle));
+        self.close();
     }
 }
 

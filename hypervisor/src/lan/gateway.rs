@@ -77,6 +77,12 @@ impl Gateway {
         Self { interface, sockets: SocketSet::new(Vec::new()), link, tcp_connections: 0, udp_flows: 0, next_port }
     }
 
+    /// Forgets which Ethernet address has which IP address; it asks again.
+    pub(super) fn forget_neighbors(&mut self) {
+        // The only call that does; the addresses stay as they are.
+        self.interface.update_ip_addrs(|_| {});
+    }
+
     /// Takes a frame from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false` if it was dropped.
     pub(super) fn receive(&mut self, frame: &[u8]) -> bool {
         let room = self.link.received.len() < QUEUE_FRAMES_MAX;
@@ -240,5 +246,157 @@ impl TxToken for Sent<'_> {
         let result = f(&mut frame);
         self.0.push_back(frame);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), 7);
+    const GUEST_MAC: Mac = [2, 0, 0, 0, 0, 0x15];
+
+    /// SplitMix64.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        }
+
+        fn below(&mut self, end: usize) -> usize {
+            usize::try_from(self.next() % end as u64).unwrap()
+        }
+
+        fn byte(&mut self) -> u8 {
+            self.next().to_le_bytes()[0]
+        }
+    }
+
+    fn checksum(bytes: &[u8], start: u32) -> [u8; 2] {
+        let mut sum = start;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u16::try_from(!sum & 0xffff).unwrap().to_be_bytes()
+    }
+
+    /// Puts the checksums right again that a whole IPv4 packet without options has.
+    fn repair(frame: &mut [u8]) {
+        if frame.len() < 42 || frame[12..15] != [8, 0, 0x45] {
+            return;
+        }
+        frame[24..26].fill(0);
+        let header = checksum(&frame[14..34], 0);
+        frame[24..26].copy_from_slice(&header);
+        let (place, pseudo) = match frame[23] {
+            6 => (50, true),
+            17 => (40, true),
+            1 => (36, false),
+            _ => return,
+        };
+        let end = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
+        if end <= place + 2 || end > frame.len() {
+            return;
+        }
+        frame[place..place + 2].fill(0);
+        let addresses = frame[26..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
+        let start = if pseudo { addresses + u32::from(frame[23]) + u32::try_from(end - 34).unwrap() } else { 0 };
+        let sum = checksum(&frame[34..end], start);
+        frame[place..place + 2].copy_from_slice(&sum);
+    }
+
+    /// What the guest might answer to a frame of the gateway: addresses and ports exchanged, acknowledged, and then
+    /// changed at random.
+    fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
+        let mut answer = frame.to_vec();
+        answer[..6].copy_from_slice(&frame[6..12]);
+        answer[6..12].copy_from_slice(&GUEST_MAC);
+        match frame[12..14] {
+            [8, 6] => {
+                answer[21] = 2;
+                answer[22..28].copy_from_slice(&GUEST_MAC);
+                answer[28..32].copy_from_slice(&frame[38..42]);
+                answer[32..42].copy_from_slice(&frame[22..32]);
+            }
+            _ => {
+                answer[26..30].copy_from_slice(&frame[30..34]);
+                answer[30..34].copy_from_slice(&frame[26..30]);
+                answer[34..36].copy_from_slice(&frame[36..38]);
+                answer[36..38].copy_from_slice(&frame[34..36]);
+                if frame[23] == 6 && frame.len() >= 54 {
+                    let theirs = u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]);
+                    let syn = u32::from(frame[47] & 2 != 0);
+                    answer[38..42].copy_from_slice(&frame[42..46]);
+                    let payload = u32::try_from(frame.len() - 34 - usize::from(frame[46] >> 4) * 4).unwrap_or(0);
+                    answer[42..46].copy_from_slice(&theirs.wrapping_add(syn).wrapping_add(payload).to_be_bytes());
+                    answer[47] |= 0x10;
+                }
+            }
+        }
+        if random.below(3) > 0 {
+            return answer;
+        }
+        for _ in 0..=random.below(4) {
+            match random.below(4) {
+                0 => answer.resize(14 + random.below(1500), 0),
+                1 => {
+                    let length = u16::try_from(random.below(1600)).unwrap().to_be_bytes();
+                    answer[16..18].copy_from_slice(&length);
+                }
+                _ => {
+                    let place = random.below(answer.len());
+                    answer[place] = if random.below(2) == 0 { random.byte() } else { [0, 255][random.below(2)] };
+                }
+            }
+            answer.resize(answer.len().max(42), 0);
+        }
+        answer
+    }
+
+    #[test]
+    fn no_frame_of_a_guest_makes_the_gateway_panic_or_go_on_for_ever() {
+        let (mut opened, mut answered) = (0, 0);
+        for seed in 0..40 {
+            println!("seed {seed}");
+            let mut random = Random(seed);
+            let mut gateway = Gateway::new(seed, 0);
+            let (tcp, udp) = (gateway.connect_tcp(GUEST).unwrap(), gateway.open_udp().unwrap());
+            let mut now_us = 0;
+            for _ in 0..300 {
+                now_us += random.next() % 2_000_000;
+                let _ = gateway.udp(udp).send_slice(b"datagram", (*GUEST.ip(), GUEST.port()));
+                let _ = gateway.tcp(tcp).send_slice(b"stream");
+                for turn in 0.. {
+                    assert!(turn < 1000, "the gateway and a guest that answers each frame once never end");
+                    let frames = gateway.poll(now_us);
+                    if frames.is_empty() {
+                        break;
+                    }
+                    answered += frames.len();
+                    for frame in frames.iter().filter(|_| turn < 20) {
+                        let mut answer = answer(&mut random, frame);
+                        if random.below(8) > 0 {
+                            repair(&mut answer);
+                        }
+                        gateway.receive(&answer);
+                    }
+                }
+                let _ = gateway.deadline_us(now_us);
+                let _ = gateway.udp(udp).recv();
+                let socket = gateway.tcp(tcp);
+                opened += u64::from(socket.state() == tcp::State::Established);
+                let _ = socket.recv(|bytes| (bytes.len(), ()));
+            }
+        }
+        println!("{opened} times open, {answered} frames answered");
+        assert!(opened > 100 && answered > 1000, "too tame a run");
     }
 }

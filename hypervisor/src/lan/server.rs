@@ -14,6 +14,7 @@ use super::vm_port::ConnectionId;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
 use crate::host::clock;
 use crate::report::Reporter;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,8 +28,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-/// The most connections to VM ports and QEMU ports together, those included that have not attached yet.
-const CONNECTIONS_MAX: usize = 256;
+/// The most connections to VM ports, those included that have not attached yet: many more than there can be VMs. One more
+/// takes the place of the oldest that hasn't attached, so that nobody is kept out by connections that say nothing.
+const VM_CONNECTIONS_MAX: usize = 256;
+/// The most connections to QEMU ports, which attach by being there.
+const QEMU_CONNECTIONS_MAX: usize = 64;
 /// How long a connection to a VM port may take to attach.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a fenced connection may take to close.
@@ -156,7 +160,7 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<(TcpListen
 #[derive(Debug)]
 pub(super) struct Shared {
     fabric: RefCell<Fabric>,
-    wakers: RefCell<BTreeMap<ConnectionId, Rc<Notify>>>,
+    seats: RefCell<BTreeMap<ConnectionId, Seat>>,
     next_connection: Cell<u64>,
     /// When [`keep_time`] will call the gateway.
     deadline_us: Cell<Option<u64>>,
@@ -170,7 +174,7 @@ impl Shared {
     fn new(fabric: Fabric, reporter: Reporter) -> Self {
         Self {
             fabric: RefCell::new(fabric),
-            wakers: RefCell::default(),
+            seats: RefCell::default(),
             next_connection: Cell::new(1),
             deadline_us: Cell::new(None),
             deadline_sooner: Notify::new(),
@@ -188,8 +192,8 @@ impl Shared {
             let result = act(&mut fabric);
             (result, fabric.settle(now_us), fabric.dropped())
         };
-        let wakers = self.wakers.borrow();
-        settled.woken.iter().filter_map(|connection| wakers.get(connection)).for_each(|waker| waker.notify_one());
+        let seats = self.seats.borrow();
+        settled.woken.iter().filter_map(|connection| seats.get(connection)).for_each(|seat| seat.waker.notify_one());
         settled.events.iter().for_each(|event| self.reporter.tell(event));
         if settled.deadline_us.is_some_and(|new| self.deadline_us.get().is_none_or(|old| new < old)) {
             self.deadline_us.set(settled.deadline_us);
@@ -214,17 +218,37 @@ impl Shared {
         self.reporter.tell(&LanEvent::Dropped(dropped));
     }
 
-    /// A new connection and what wakes it, unless there are too many.
-    fn enter(self: &Rc<Self>) -> Option<Entered> {
-        let mut wakers = self.wakers.borrow_mut();
-        if wakers.len() >= CONNECTIONS_MAX {
-            return None;
+    /// A new connection and what wakes it, unless there are too many of its kind.
+    fn enter(self: &Rc<Self>, kind: PortKind) -> Option<Entered> {
+        let mut seats = self.seats.borrow_mut();
+        let most = match kind {
+            PortKind::Vm => VM_CONNECTIONS_MAX,
+            PortKind::Qemu => QEMU_CONNECTIONS_MAX,
+        };
+        if seats.values().filter(|seat| seat.kind == kind).count() >= most {
+            let (&oldest, _) = seats.iter().find(|(_, seat)| seat.kind == kind && !seat.attached)?;
+            // Its task, which waits for an Attach, ends by this.
+            seats.remove(&oldest)?.waker.notify_one();
         }
         let id = ConnectionId(self.next_connection.replace(self.next_connection.get() + 1));
         let waker = Rc::new(Notify::new());
-        wakers.insert(id, waker.clone());
+        seats.insert(id, Seat { waker: waker.clone(), kind, attached: kind == PortKind::Qemu });
         Some(Entered { shared: self.clone(), id, waker })
     }
+
+    /// The connection has attached, and keeps its place. `false` if it has lost it already.
+    fn keep(&self, id: ConnectionId) -> bool {
+        self.seats.borrow_mut().get_mut(&id).map(|seat| seat.attached = true).is_some()
+    }
+}
+
+/// A connection in the books.
+#[derive(Debug)]
+struct Seat {
+    /// Tells an attached connection that there is something to do, and another one that it has to go.
+    waker: Rc<Notify>,
+    kind: PortKind,
+    attached: bool,
 }
 
 /// A connection's place in the books; leaves when dropped.
@@ -236,7 +260,7 @@ struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.shared.wakers.borrow_mut().remove(&self.id);
+        self.shared.seats.borrow_mut().remove(&self.id);
         self.shared.drive(|fabric| fabric.leave(self.id));
     }
 }
@@ -260,7 +284,7 @@ async fn keep_time(shared: Rc<Shared>) {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PortKind {
     Vm,
     Qemu,
@@ -273,6 +297,8 @@ enum Ended {
     Closed,
     #[error("no Attach within {} s", ATTACH_TIMEOUT.as_secs())]
     Silent,
+    #[error("no Attach before others needed the place")]
+    Crowded,
     #[error("refused")]
     Refused,
     #[error("its port was taken by a later connection")]
@@ -283,11 +309,20 @@ enum Ended {
     Io(#[from] io::Error),
 }
 
+/// Lets the kernel ask a silent peer whether it is still there, after its own time (Linux: two hours): one whose host was
+/// lost would keep its place for ever.
+pub(super) fn keep_alive(stream: &TcpStream) {
+    if let Err(error) = setsockopt(stream, sockopt::KeepAlive, &true) {
+        tracing::debug!(%error, "a connection has no keep-alive");
+    }
+}
+
 async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => match shared.enter() {
+            Ok((stream, peer)) => match shared.enter(kind) {
                 Some(entered) => {
+                    keep_alive(&stream);
                     tokio::task::spawn_local(async move {
                         let ended = match kind {
                             PortKind::Vm => serve_vm(&entered, stream).await,
@@ -296,7 +331,7 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
                         log_end(peer, &ended);
                     });
                 }
-                None => tracing::warn!(%peer, "refused: {CONNECTIONS_MAX} connections are open"),
+                None => tracing::warn!(%peer, ?kind, "refused: too many connections are open"),
             },
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
@@ -308,7 +343,7 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
 
 fn log_end(peer: SocketAddr, ended: &Ended) {
     match ended {
-        Ended::Wire(_) | Ended::Silent => tracing::warn!(%peer, "connection closed: {ended}"),
+        Ended::Wire(_) | Ended::Silent | Ended::Crowded => tracing::warn!(%peer, "connection closed: {ended}"),
         Ended::Closed | Ended::Refused | Ended::PortLost(_) | Ended::Io(_) => {
             tracing::debug!(%peer, "connection closed: {ended}");
         }
@@ -320,7 +355,12 @@ async fn serve_vm(entered: &Entered, mut stream: TcpStream) -> Ended {
     let mut cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
     let (mut reader, mut writer) = stream.split();
     let attaching = tokio::time::timeout(ATTACH_TIMEOUT, read_attachment(&mut reader, &mut cutter));
-    let attachment = match attaching.await {
+    let attaching = tokio::select! {
+        attaching = attaching => attaching,
+        () = entered.waker.notified() => return Ended::Crowded,
+    };
+    let attachment = match attaching {
+        Ok(Ok(_)) if !entered.shared.keep(entered.id) => return Ended::Crowded,
         Ok(Ok(attachment)) => attachment,
         Ok(Err(error)) => {
             let reason = error.to_string();

@@ -78,8 +78,8 @@ pub(super) struct VmPort {
     node: NodeId,
     mac: Mac,
     connection: Option<ConnectionId>,
-    /// The connection that had the port last; it may have it still.
-    last_connection: ConnectionId,
+    /// When it was detached last, as the LAN counts; 0 if never.
+    detached_at: u64,
     expected_output: OutputId,
     kept: VecDeque<Box<[u8]>>,
     kept_bytes: usize,
@@ -103,7 +103,7 @@ impl VmPort {
             node: attachment.node,
             mac: attachment.mac,
             connection: None,
-            last_connection: ConnectionId(0),
+            detached_at: 0,
             expected_output: attachment.next_output,
             kept: VecDeque::new(),
             kept_bytes: 0,
@@ -148,7 +148,6 @@ impl VmPort {
             self.next_packet = wanted;
         }
         self.cursor = wanted.max(self.first_kept());
-        self.last_connection = connection;
         Ok(Attached {
             first_packet: self.cursor,
             lost: self.cursor - wanted,
@@ -156,9 +155,10 @@ impl VmPort {
         })
     }
 
-    /// Takes the port from its connection.
-    pub(super) fn detach(&mut self) {
+    /// Takes the port from its connection; the later, the greater is `at`.
+    pub(super) fn detach(&mut self, at: u64) {
         self.connection = None;
+        self.detached_at = at;
     }
 
     /// Whether the output is new and is to be carried. Ids may skip: a guest's console shares the sequence.
@@ -218,9 +218,9 @@ impl VmPort {
         self.connection
     }
 
-    /// The connection that has the port or had it last; the later the connection, the greater.
-    pub(super) fn last_connection(&self) -> ConnectionId {
-        self.last_connection
+    /// When it was detached last.
+    pub(super) fn detached_at(&self) -> u64 {
+        self.detached_at
     }
 
     fn first_kept(&self) -> u64 {
@@ -319,7 +319,7 @@ mod tests {
         assert!(!port.deliver(&frame(2)).wake);
         pending(&mut port);
         assert!(port.deliver(&frame(3)).wake);
-        port.detach();
+        port.detach(1);
         pending(&mut port);
         assert!(!port.deliver(&frame(4)).wake, "nobody is there to be woken");
     }
@@ -339,7 +339,7 @@ mod tests {
         let mut port = opened(&boot(0, 1));
         port.deliver(&frame(1));
         pending(&mut port);
-        port.detach();
+        port.detach(1);
         port.deliver(&frame(2));
         port.deliver(&frame(3));
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 1));
@@ -355,7 +355,7 @@ mod tests {
         let other = port.attach(ConnectionId(2), &attachment(4, 2, 0, 0));
         assert_eq!(other, Err(Refusal::OtherNode(Generation(4))));
         assert_eq!(port.connection(), Some(ConnectionId(1)), "a refused attachment changes nothing");
-        port.detach();
+        port.detach(1);
         assert_eq!(
             port.attach(ConnectionId(3), &boot(3, 2)),
             Err(Refusal::OlderGeneration { asked: Generation(3), current: Generation(4) })

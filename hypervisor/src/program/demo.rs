@@ -160,18 +160,24 @@ fn judge(kills: Vec<Kill>) -> Verdict {
 }
 
 fn show(kill: &Kill) {
-    println!("  microseconds since the kill:");
-    for (what, at_us) in [
+    println!("  microseconds since the kill (what was before it is negative):");
+    let mut timeline = [
         ("last entry received", kill.last_entry_received_us),
         ("loss noticed", kill.loss_noticed_us),
         ("test-and-set won", kill.test_and_set_won_us),
         ("last entry consumed", kill.last_entry_consumed_us),
         ("live", kill.live_us),
         ("first output", kill.first_output_us),
-    ] {
+    ];
+    // The log is consumed while the flag is asked for: which is first differs.
+    timeline.sort_by_key(|(_, at_us)| *at_us);
+    for (what, at_us) in timeline {
         println!("    {at_us:>8}  {what}");
     }
-    println!("  {} log entries, {} state digests equal on both sides", kill.entries, kill.digests_checked);
+    println!(
+        "  log entries: {}; state digests compared, and equal on both sides: {}",
+        kill.entries, kill.digests_checked
+    );
     for (name, client) in [("TCP", &kill.tcp), ("UDP", &kill.udp)] {
         println!(
             "  {name}: {} of {} messages echoed, {} lost, {} out of order, {} changed; longest gap {:.1} ms{}",
@@ -188,7 +194,7 @@ fn show(kill: &Kill) {
 
 fn show_verdict(verdict: &Verdict) {
     println!(
-        "{}: {} kills, {} messages on TCP, {} on UDP ({} lost, {} out of order); longest cutover {:.1} ms",
+        "{}: kills {}; messages on TCP {}, on UDP {} ({} lost, {} out of order); longest cutover {:.1} ms",
         if verdict.passed { "PASSED" } else { "FAILED" },
         verdict.kills.len(),
         verdict.tcp_messages,

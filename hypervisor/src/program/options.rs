@@ -8,7 +8,7 @@ use crate::record::Intervals;
 use crate::report::Reporter;
 use crate::role::Timing;
 use clap::Args;
-use logchannel::session::{NodeId, VmId};
+use logchannel::session::{ImageDigest, NodeId, VmId};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +29,9 @@ pub struct GuestOptions {
     /// Boot arguments for the guest, as it finds them in its device tree
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub append: String,
-    /// The address of the guest's network card
-    #[arg(long, value_name = "MAC", default_value = "52:54:00:12:34:56", value_parser = parse_mac)]
-    pub mac: Mac,
+    /// The address of the guest's network card; by default one that is made of the VM's name
+    #[arg(long, value_name = "MAC", value_parser = parse_mac)]
+    pub mac: Option<Mac>,
 }
 
 /// An Ethernet address.
@@ -53,6 +53,12 @@ fn parse_mac(text: &str) -> Result<Mac, String> {
     }
 }
 
+/// An address of a VM's own, so that two VMs on one LAN don't take it from each other.
+fn mac_of(vm: &VmId) -> [u8; 6] {
+    let [a, b, c, ..] = ImageDigest::of(vm.as_str().as_bytes()).0;
+    [0x52, 0x54, 0x00, a, b, c]
+}
+
 impl GuestOptions {
     /// The guest's image.
     ///
@@ -62,12 +68,12 @@ impl GuestOptions {
         Guest::load(&self.guest)
     }
 
-    /// The machine, with a fresh seed for the guest's random numbers.
+    /// The machine of `vm`, with a fresh seed for the guest's random numbers.
     #[must_use]
-    pub fn machine(&self) -> MachineConfig {
+    pub fn machine(&self, vm: &VmId) -> MachineConfig {
         MachineConfig {
             ram_bytes: self.memory << 20,
-            mac: self.mac.0,
+            mac: self.mac.map_or_else(|| mac_of(vm), |mac| mac.0),
             bootargs: self.append.clone(),
             rng_seed: entropy::seed(),
         }

@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(u8, String), Failure> {
     let stop = StopSwitch::install()?;
     let guest = options.guest.load()?;
-    let config = options.guest.machine();
+    let config = options.guest.machine(&options.node.vm);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let listener = listen(options.listen)?;

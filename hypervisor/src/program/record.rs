@@ -53,9 +53,9 @@ struct Options {
     /// The LAN (ft-lan) that carries the guest's frames; without it the guest's network cable is unplugged
     #[arg(long, value_name = "HOST:PORT")]
     lan: Option<SocketAddr>,
-    /// The VM's name on the LAN and in the log; by default a new one for each recording
-    #[arg(long, value_name = "NAME")]
-    vm: Option<VmId>,
+    /// The VM's name on the LAN and in the log
+    #[arg(long, value_name = "NAME", default_value = "recording")]
+    vm: VmId,
     /// End the recording at this instruction count
     #[arg(long, value_name = "STEPS")]
     limit: Option<u64>,
@@ -86,27 +86,28 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     })?;
     let reporter = Reporter::new("ft-record", options.json);
     let guest = options.guest.load()?;
-    let config = options.guest.machine();
+    let config = options.guest.machine(&options.vm);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
-    let node = entropy::node_id();
-    let vm = options.vm.clone().map_or_else(|| VmId::new(&format!("recording-{node}")), Ok)?;
-    let session = SessionHeader::new(vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
+    let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
     let (source, inbox) = HostEventSource::new(0)?;
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter)));
     if let Some(lan) = options.lan {
         let network = Network {
             lan,
-            vm,
-            node,
+            vm: options.vm.clone(),
+            node: entropy::node_id(),
             mac: config.mac,
             reporter,
             inbox: inbox.clone(),
             outlets: outlets.clone(),
             over: over.clone(),
         };
-        // A recording's guest is alone on its LAN; its generation never changes.
-        network.start(0, true, || (Generation(0), OutputId(0)))?;
+        // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one over.
+        let generation = Generation(clock::now_us());
+        if let Some(reason) = network.start(0, true, move || (generation, OutputId(0)))? {
+            return Err(format!("the LAN at {lan} refuses this guest: {reason}").into());
+        }
     }
     console::start(inbox)?;
     let mut sink = FileSink { log: create_log(options, &session, &guest.image)?, outlets, released: Vec::new() };

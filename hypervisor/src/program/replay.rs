@@ -102,7 +102,7 @@ fn list(log: &mut Log) -> Result<(u8, String), Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     while let Some(entry) = log.next_entry()? {
         let seq = log.next_seq().0 - 1;
-        if let Err(error) = writeln!(out, "{seq:>8} {:>16} {}", entry.count.to_string(), describe(&entry)) {
+        if let Err(error) = writeln!(out, "{seq:>8} {:>16} {}", entry.count.to_string(), describe(&entry).trim_end()) {
             // `| head` closes the pipe when it has seen enough.
             if error.kind() == std::io::ErrorKind::BrokenPipe {
                 return Ok((exit::OK, "the reader of the list has gone".into()));

@@ -1,7 +1,7 @@
 //! Log entries as deltas against the entry before.
 
 use super::varint::{Bytes, Varint};
-use super::{CodecError, check_length, decode_front, encode_value};
+use super::{CodecError, check_length, decode_front, encode_value, require_encoding_of};
 use crate::entry::{EntryBody, Generation, LogEntry};
 use bincode::{BorrowDecode, Decode, Encode};
 use vm::{Event, FRAME_BYTES_MAX, HaltReason, InstructionCount, OutputId, StateDigest, StopReason};
@@ -11,6 +11,9 @@ pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
 
 /// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at their longest.
 pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
+
+/// The greatest first byte of an entry: the tag of [`WireBody::Generation`].
+const TAG_MAX: u8 = 11;
 
 /// Encodes the entries of one log in order, each against the one before.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +62,14 @@ impl EntryDecoder {
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<LogEntry, CodecError> {
         let mut rest = *input;
         let mut next = self.previous;
-        let entry = next.entry_from_wire(&decode_front(&mut rest)?)?;
+        let wire: WireEntry<'_> = decode_front(&mut rest)?;
+        // Only tags and the reasons of a stop are bincode's own numbers, and a tag is the first byte. The rest is checked
+        // where it is read, so that frames needn't be encoded again for this.
+        let bytes = &input[..input.len() - rest.len()];
+        if bytes[0] > TAG_MAX || matches!(wire.body, WireBody::Stopped { .. }) {
+            require_encoding_of(&wire, bytes)?;
+        }
+        let entry = next.entry_from_wire(&wire)?;
         *input = rest;
         self.previous = next;
         Ok(entry)

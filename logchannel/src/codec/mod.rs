@@ -81,13 +81,20 @@ pub fn encode_value<T: bincode::Encode>(value: &T, out: &mut Vec<u8>) {
 /// Allocates at most [`BODY_BYTES_MAX`]; limits of single parts are the caller's to check.
 ///
 /// # Errors
-/// [`CodecError`] if `bytes` is anything but one whole value.
-pub fn decode_value<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+/// [`CodecError`] if `bytes` is anything but one whole value, encoded as [`encode_value`] does.
+pub fn decode_value<T: bincode::Decode<()> + bincode::Encode>(bytes: &[u8]) -> Result<T, CodecError> {
     let (value, used) = bincode::decode_from_slice(bytes, CONFIG)?;
     match bytes.len() - used {
-        0 => Ok(value),
+        0 => require_encoding_of(&value, bytes).map(|()| value),
         extra => Err(CodecError::TrailingBytes(extra)),
     }
+}
+
+/// Refuses `bytes` that mean `value` but aren't its encoding: bincode also reads the longer forms of short numbers.
+pub(crate) fn require_encoding_of<T: bincode::Encode>(value: &T, bytes: &[u8]) -> Result<(), CodecError> {
+    let mut encoding = Vec::with_capacity(bytes.len());
+    encode_value(value, &mut encoding);
+    if encoding == bytes { Ok(()) } else { Err(CodecError::Malformed("a number with needless bytes".into())) }
 }
 
 /// Decodes one value from the front of `input`, without copying what the value borrows, and moves `input` past it.

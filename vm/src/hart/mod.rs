@@ -188,7 +188,7 @@ impl Hart {
         }
     }
 
-    /// Forgets the reservation of an LR: a device may have written where it points.
+    /// Forgets the reservation of an LR: a device or other code of the guest may have written where it points.
     pub(crate) const fn drop_reservation(&mut self) {
         self.reservation = None;
     }
@@ -271,6 +271,7 @@ impl Hart {
             Unretired::Awaits(read) => Some(Pause::Awaits(read)),
             Unretired::FirmwareCall => {
                 self.retire_system_instruction();
+                self.drop_reservation();
                 Some(Pause::FirmwareCall)
             }
             Unretired::WaitForInterrupt => {

@@ -85,8 +85,11 @@ impl Hart {
         None
     }
 
+    /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds by another's LR. The
+    /// specification leaves that to the guest's kernel; QEMU does as here.
     fn enter_trap(&mut self, cause: u64, tval: u64, vector: u64) {
         self.count += 1;
+        self.drop_reservation();
         let csrs = &mut self.csrs;
         csrs.sepc = self.pc;
         csrs.scause = cause;
@@ -100,6 +103,7 @@ impl Hart {
 
     /// SRET: back to where the trap came from. The result is the next pc.
     pub(super) fn leave_trap(&mut self) -> u64 {
+        self.drop_reservation();
         let status = &mut self.csrs.status;
         self.privilege = status.spp;
         status.sie = status.spie;

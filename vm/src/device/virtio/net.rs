@@ -131,9 +131,14 @@ impl Net {
     fn transmit(&mut self, ram: &mut Ram, outputs: &mut Outputs) -> Result<(), BadRing> {
         let Some(queue) = self.transport.live_queue_mut(TRANSMIT) else { return Ok(()) };
         let mut returned = false;
+        // No descriptor is in two chains at once, so that all chains together are no longer than the table. Without this
+        // bound 256 chains of 256 descriptors would make one step take longer than the primary may be silent.
+        let mut descriptors_left = usize::from(queue.size());
         // A used ring laid over the available ring must not keep us here: what could be available at once is the bound.
         for _ in 0..queue.size() {
             let Some(chain) = queue.peek(ram)? else { break };
+            descriptors_left =
+                descriptors_left.checked_sub(chain.buffers.len()).ok_or_else(|| queue.bad_descriptor(chain.head))?;
             match gather(ram, &chain) {
                 Some(frame) => outputs.push_frame(frame),
                 None => self.transmitted_dropped += 1,

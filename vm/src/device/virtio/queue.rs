@@ -182,7 +182,7 @@ impl Queue {
         let mut index = head;
         // A chain that is longer than the table has a loop in it.
         for _ in 0..self.size {
-            let bad = BadRing { queue: self.index, descriptor: index };
+            let bad = self.bad_descriptor(index);
             if index >= self.size {
                 return Err(bad);
             }
@@ -205,11 +205,16 @@ impl Queue {
             }
             index = u16::from_le_bytes([n0, n1]);
         }
-        Err(BadRing { queue: self.index, descriptor: head })
+        Err(self.bad_descriptor(head))
+    }
+
+    /// What is wrong with a queue whose `descriptor` is at fault.
+    pub(crate) const fn bad_descriptor(&self, descriptor: u16) -> BadRing {
+        BadRing { queue: self.index, descriptor }
     }
 
     const fn bad_ring(&self) -> BadRing {
-        BadRing { queue: self.index, descriptor: HaltReason::RING_ITSELF }
+        self.bad_descriptor(HaltReason::RING_ITSELF)
     }
 
     fn load_u16(&self, ram: &Ram, base: u64, offset: u64) -> Result<u16, BadRing> {

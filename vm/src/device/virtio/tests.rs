@@ -285,6 +285,23 @@ fn a_used_ring_over_the_available_ring_ends() {
 }
 
 #[test]
+fn chains_that_share_descriptors_cannot_make_one_notification_dear() {
+    let mut driver = Driver::new();
+    for index in 0..SIZE {
+        let (flags, next) = if index + 1 < SIZE { (NEXT, u16::try_from(index + 1).unwrap()) } else { (0, 0) };
+        driver.describe(TRANSMIT, index, DATA, 12, flags, next);
+    }
+    // Available at once are at most as many descriptors as there are; here 8 chains have 8 each.
+    driver.offer(TRANSMIT, 0);
+    driver.notify().unwrap();
+    for _ in 0..SIZE {
+        driver.offer(TRANSMIT, 0);
+    }
+    assert_eq!(driver.notify(), Err(BadRing { queue: 1, descriptor: 0 }));
+    assert_eq!(driver.used_idx(TRANSMIT), 2, "the chain that has its descriptors to itself is served");
+}
+
+#[test]
 fn queues_take_only_sizes_that_exist_and_hold_still_while_ready() {
     let mut driver = Driver::new();
     driver.set(0x70, 0);
