@@ -43,7 +43,7 @@ fn second_primary_of_a_vm_refuses_to_start() {
     assert_ended(&mut second, 1, &["VM vm0 is owned by node", &address, "--force-new"]);
     assert!(!second.has_told("owner") && !second.has_told("lan_attached") && !second.has_told("console"));
     // Another VM is another matter.
-    let mut other = stage.node("ft-primary", &["--vm", "vm1", "--mac", "52:54:00:12:34:57", "--unprotected"]);
+    let mut other = stage.node("ft-primary", &["--vm", "vm1", "--unprotected"]);
     other.told("console");
     load.goes_on();
     load.lost_nothing();
@@ -91,7 +91,7 @@ fn vm_that_died_on_both_sides_starts_only_when_the_operator_says_so() {
     backup.kill();
     primary.comes_to_own(2);
     primary.kill();
-    assert_ended(&mut stage.node("ft-primary", &[]), 1, &["is owned by node", "since generation 1"]);
+    assert_ended(&mut stage.node("ft-primary", &[]), 1, &["is owned by node", "as generation 2"]);
     let Pair { mut primary, backup: _backup } = stage.pair(&["--force-new"], &[]);
     assert_eq!(primary.owned(), [3]);
     // The LAN takes the new machine for what it is, a guest that has just been reset.

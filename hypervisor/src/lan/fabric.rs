@@ -87,8 +87,9 @@ impl Fabric {
     /// [`Refusal`], also told as an event.
     pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
         let attached = self.try_attach(connection, attachment);
-        if attached.is_ok() && attachment.boot {
-            // It may have the IP address of a guest that was here before, and another Ethernet address.
+        if attached.is_ok() && attachment.boot && self.vms.values().any(|port| port.connection().is_none()) {
+            // It may have the IP address of a guest that was here before, under another Ethernet address. As long as all
+            // guests are here, the one that was first keeps its address.
             self.gateway.forget_neighbors();
         }
         if let Err(refusal) = &attached {
