@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "riscv64imac-unknown-none-elf";
+/// What cargo takes encoded flags apart by.
+const ENCODED_SEPARATOR: &str = "\x1f";
 const GUESTS: [&str; 4] = ["counter", "echo", "hello", "suite"];
 
 fn main() {
@@ -46,6 +48,7 @@ fn build(guests: &Path, target_dir: &Path) {
     {
         cargo.env_remove(name);
     }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", path_flags(guests).join(ENCODED_SEPARATOR));
     match cargo.status() {
         Ok(status) if status.success() => {}
         Ok(status) => panic!(
@@ -53,6 +56,18 @@ fn build(guests: &Path, target_dir: &Path) {
         ),
         Err(error) => panic!("can't run cargo to build the guests: {error}"),
     }
+}
+
+/// Keeps this machine's folders out of the images: a log names its guest by digest, and the same source must be the same
+/// guest wherever it was built.
+fn path_flags(guests: &Path) -> Vec<String> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let workspace = guests.parent().map(Path::to_path_buf);
+    [(home, "/cargo"), (workspace, "/source")]
+        .into_iter()
+        .filter_map(|(folder, name)| Some(format!("--remap-path-prefix={}={name}", folder?.display())))
+        .collect()
 }
 
 fn variable(name: &str) -> String {
