@@ -96,7 +96,7 @@ impl LiveVm {
         let (source, inbox) = HostEventSource::new(machine.last_ticks())?;
         let (actions, action_queue) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
-            outlets: Arc::new(Mutex::new(Outlets::new(node.reporter))),
+            outlets: Arc::new(Mutex::new(Outlets::new(node.reporter, node.lan.is_some()))),
             role: Mutex::new(role),
             channel: Channel::default(),
             inbox,

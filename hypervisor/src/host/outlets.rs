@@ -10,6 +10,8 @@ use vm::{OutputId, OutputOperation};
 #[derive(Debug)]
 pub struct Outlets {
     reporter: Reporter,
+    /// Whether this VM is to be on a LAN, connected or not.
+    has_lan: bool,
     lan: Option<FrameSender>,
     frames: u64,
     frames_without_lan: u64,
@@ -17,10 +19,10 @@ pub struct Outlets {
 }
 
 impl Outlets {
-    /// Outlets without a LAN yet.
+    /// Outlets whose LAN, if there is to be one, isn't connected yet.
     #[must_use]
-    pub const fn new(reporter: Reporter) -> Self {
-        Self { reporter, lan: None, frames: 0, frames_without_lan: 0, first_output_told: false }
+    pub const fn new(reporter: Reporter, has_lan: bool) -> Self {
+        Self { reporter, has_lan, lan: None, frames: 0, frames_without_lan: 0, first_output_told: false }
     }
 
     /// Connects or disconnects the LAN.
@@ -28,8 +30,8 @@ impl Outlets {
         self.lan = lan;
     }
 
-    /// Puts out a batch, in order. Frames without a LAN are lost, as on a network card without its cable. `false` if that
-    /// happened.
+    /// Puts out a batch, in order. Frames without a LAN are lost, as on a network card without its cable. `false` if the LAN
+    /// should have taken them; a VM that is on no LAN loses nothing that anybody waits for.
     pub fn put_out(&mut self, outputs: &[(OutputId, OutputOperation)]) -> bool {
         let mut frames: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for (id, output) in outputs {
@@ -44,7 +46,7 @@ impl Outlets {
         self.frames += frames.len() as u64;
         let Some(lan) = &mut self.lan else {
             self.frames_without_lan += frames.len() as u64;
-            return false;
+            return !self.has_lan;
         };
         if let Err(error) = lan.send_batch(&frames) {
             tracing::warn!("the LAN took no frames: {error}");
@@ -74,5 +76,34 @@ impl Outlets {
             // A terminal that went away must not take the guest with it.
             let _ = out.write_all(bytes).and_then(|()| out.flush());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame() -> [(OutputId, OutputOperation); 1] {
+        [(OutputId(0), OutputOperation::Frame(vec![0; 60]))]
+    }
+
+    #[test]
+    fn frames_for_a_lan_that_is_away_have_not_left() {
+        let mut outlets = Outlets::new(Reporter::new("test", true), true);
+        assert!(!outlets.put_out(&frame()));
+        assert_eq!(outlets.frames(), (1, 1));
+    }
+
+    #[test]
+    fn frames_of_a_vm_on_no_lan_are_done_with() {
+        let mut outlets = Outlets::new(Reporter::new("test", true), false);
+        assert!(outlets.put_out(&frame()), "its backup would keep them for ever");
+        assert_eq!(outlets.frames(), (1, 1));
+    }
+
+    #[test]
+    fn the_console_needs_no_lan() {
+        let mut outlets = Outlets::new(Reporter::new("test", true), true);
+        assert!(outlets.put_out(&[(OutputId(0), OutputOperation::Console(b"word".to_vec()))]));
     }
 }

@@ -91,7 +91,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
     let (source, inbox) = HostEventSource::new(0)?;
-    let outlets = Arc::new(Mutex::new(Outlets::new(reporter)));
+    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, options.lan.is_some())));
     if let Some(lan) = options.lan {
         let network = Network {
             lan,
