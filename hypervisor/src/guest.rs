@@ -15,11 +15,12 @@ pub struct Guest {
     pub image: Vec<u8>,
 }
 
-const BUILT_IN: [(&str, &[u8]); 4] = [
+const BUILT_IN: [(&str, &[u8]); 5] = [
     ("counter", include_bytes!(concat!(env!("OUT_DIR"), "/counter.elf"))),
     ("echo", include_bytes!(concat!(env!("OUT_DIR"), "/echo.elf"))),
     ("hello", include_bytes!(concat!(env!("OUT_DIR"), "/hello.elf"))),
     ("suite", include_bytes!(concat!(env!("OUT_DIR"), "/suite.elf"))),
+    ("tally", include_bytes!(concat!(env!("OUT_DIR"), "/tally.elf"))),
 ];
 
 /// Why there is no such guest.

@@ -4,51 +4,105 @@ use crate::distribution::histogram_ns;
 use hdrhistogram::Histogram;
 use logchannel::entry::LogSeq;
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 use vm::{OutputId, OutputOperation};
 
 /// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are taken.
 pub const GATE_BYTES_MAX: usize = 64 << 20;
+
+/// How many bytes of outputs are kept that were taken and that the network hasn't carried yet. Beyond them the oldest is
+/// given up, as by a network card whose cable is out: it is counted, and nobody sends it again.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// What an output costs in the gate beyond its bytes, so that empty outputs are bounded too.
 const OUTPUT_OVERHEAD_BYTES: usize = 64;
 
 /// The one way out of a guest.
 ///
-/// An output enters with the sequence number of its log entry and leaves, in order, when the backup has acknowledged
-/// that entry or when the VM has no backup by a won claim.
-/// Invariant: outputs leave in the order of their ids, each at most once.
+/// ```text
+///   hold ──► held ──(backup acknowledges, or none by a won claim)──► released ──take──► in flight ──carried──► left
+///                                                                        ▲                  │
+///                                                                        └───send_again─────┘
+/// ```
+/// An output enters with the sequence number of its log entry. Only an output that has left is nobody's any more: all
+/// others are sent by a successor, if there is one.
+/// Invariant: outputs are taken in the order of their ids.
 /// Source: Scales et al. 2010, §2.2 "Output Rule".
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct OutputGate {
     held: VecDeque<Held>,
-    released: VecDeque<(OutputId, OutputOperation)>,
-    /// Of both queues.
+    released: VecDeque<(OutputId, Arc<OutputOperation>)>,
+    /// Taken, and not known to have left.
+    in_flight: VecDeque<(OutputId, Arc<OutputOperation>)>,
+    /// Of `held` and `released`.
     bytes: usize,
-    next_to_leave: OutputId,
-    hold_time_ns: Histogram<u64>,
+    in_flight_bytes: usize,
+    /// All outputs with a smaller id have been written to the console or sent to the network.
+    put_out: OutputId,
+    /// The network has carried all frames with a smaller id.
+    carried: OutputId,
+    given_up: u64,
+    hold_time: HoldTime,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Held {
     seq: LogSeq,
     id: OutputId,
-    operation: OutputOperation,
+    operation: Arc<OutputOperation>,
     produced_ns: u64,
+}
+
+/// How long outputs were held: a figure, and no part of the gate's state. It is large, so it is made when it is needed.
+#[derive(Debug, Default)]
+struct HoldTime(OnceLock<Histogram<u64>>);
+
+impl HoldTime {
+    fn record(&mut self, ns: u64) {
+        self.histogram();
+        self.0.get_mut().into_iter().for_each(|histogram| histogram.saturating_record(ns));
+    }
+
+    fn histogram(&self) -> &Histogram<u64> {
+        self.0.get_or_init(histogram_ns)
+    }
+}
+
+/// A copy of a gate begins its own figures.
+impl Clone for HoldTime {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Hash for HoldTime {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 impl OutputGate {
     /// An empty gate. `next` is the id of the first output to come.
     #[must_use]
     pub fn new(next: OutputId) -> Self {
-        let hold_time_ns = histogram_ns();
-        Self { held: VecDeque::new(), released: VecDeque::new(), bytes: 0, next_to_leave: next, hold_time_ns }
+        Self {
+            held: VecDeque::new(),
+            released: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            bytes: 0,
+            in_flight_bytes: 0,
+            put_out: next,
+            carried: next,
+            given_up: 0,
+            hold_time: HoldTime::default(),
+        }
     }
 
     /// Lets an output pass at once: a new owner sends what its predecessor may not have sent.
     pub fn pass(&mut self, id: OutputId, operation: OutputOperation) {
         self.bytes += cost(&operation);
-        self.next_to_leave = self.next_to_leave.min(id);
-        self.released.push_back((id, operation));
+        self.put_out = self.put_out.min(id);
+        self.carried = self.carried.min(id);
+        self.released.push_back((id, Arc::new(operation)));
     }
 
     /// Whether an output may leave now.
@@ -65,7 +119,7 @@ impl OutputGate {
         let last = self.held.back().map(|held| (held.seq, held.id));
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
         self.bytes += cost(&operation);
-        self.held.push_back(Held { seq, id, operation, produced_ns: now_ns });
+        self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: now_ns });
     }
 
     /// Releases every held output whose log entry the backup has acknowledged: all with `seq < acked`.
@@ -84,33 +138,91 @@ impl OutputGate {
 
     fn release_first(&mut self, now_ns: u64) {
         let Some(held) = self.held.pop_front() else { return };
-        self.hold_time_ns.saturating_record(now_ns.saturating_sub(held.produced_ns));
+        self.hold_time.record(now_ns.saturating_sub(held.produced_ns));
         self.released.push_back((held.id, held.operation));
     }
 
-    /// Drops everything, held or released and not yet taken: this side is fenced and must not put out anything more.
+    /// Drops everything that has not left: this side is fenced, or leaves the rest to its backup.
     pub fn discard_all(&mut self) {
         self.held.clear();
         self.released.clear();
-        self.bytes = 0;
+        self.in_flight.clear();
+        (self.bytes, self.in_flight_bytes) = (0, 0);
     }
 
-    /// The oldest output that may leave now. Say [`OutputGate::has_left`] when it has.
-    pub fn take_released(&mut self) -> Option<(OutputId, OutputOperation)> {
+    /// The oldest output that may leave now. It is in flight from now on: say [`OutputGate::put_out`] and
+    /// [`OutputGate::carried`].
+    pub fn take_released(&mut self) -> Option<(OutputId, Arc<OutputOperation>)> {
         let (id, operation) = self.released.pop_front()?;
         self.bytes -= cost(&operation);
+        self.in_flight_bytes += cost(&operation);
+        self.in_flight.push_back((id, operation.clone()));
+        while self.in_flight_bytes > IN_FLIGHT_BYTES_MAX {
+            self.drop_first_in_flight();
+            self.given_up += 1;
+        }
         Some((id, operation))
     }
 
-    /// Output `id` and all before it have been handed to the network or the console.
-    pub fn has_left(&mut self, id: OutputId) {
-        self.next_to_leave = self.next_to_leave.max(OutputId(id.0 + 1));
+    /// All outputs below `next` have been written to the console or handed to the network, as far as there is one.
+    pub fn put_out(&mut self, next: OutputId) {
+        self.put_out = self.put_out.max(next);
+        self.forget_what_has_left();
     }
 
-    /// Every output with a smaller id has left the host: a successor need not send it.
+    /// The network has carried all frames below `next`.
+    pub fn carried(&mut self, next: OutputId) {
+        self.carried = self.carried.max(next);
+        self.forget_what_has_left();
+    }
+
+    /// The network is there (again) and has carried all frames below `next`: those behind are to be taken again.
+    pub fn send_again(&mut self, next: OutputId) {
+        self.carried(next);
+        while let Some((id, operation)) = self.in_flight.pop_back() {
+            self.in_flight_bytes -= cost(&operation);
+            // What is on the console is there already.
+            if matches!(*operation, OutputOperation::Frame(_)) || id >= self.put_out {
+                self.bytes += cost(&operation);
+                self.released.push_front((id, operation));
+            }
+        }
+    }
+
+    fn forget_what_has_left(&mut self) {
+        while self.in_flight.front().is_some_and(|(id, operation)| {
+            let carrier = match **operation {
+                OutputOperation::Frame(_) => self.carried,
+                OutputOperation::Console(_) => self.put_out,
+            };
+            *id < carrier
+        }) {
+            self.drop_first_in_flight();
+        }
+    }
+
+    fn drop_first_in_flight(&mut self) {
+        if let Some((_, operation)) = self.in_flight.pop_front() {
+            self.in_flight_bytes -= cost(&operation);
+        }
+    }
+
+    /// Every output with a smaller id has left the host, or was given up: a successor need not send it.
     #[must_use]
-    pub const fn next_to_leave(&self) -> OutputId {
-        self.next_to_leave
+    pub fn next_to_leave(&self) -> OutputId {
+        let first = self.in_flight.front().or_else(|| self.released.front()).map(|(id, _)| *id);
+        first.or_else(|| self.held.front().map(|held| held.id)).unwrap_or(self.put_out.max(self.carried))
+    }
+
+    /// Outputs that may leave, and haven't as far as is known; oldest first.
+    pub fn tail(&self) -> impl Iterator<Item = (OutputId, &OutputOperation)> {
+        self.in_flight.iter().chain(&self.released).map(|(id, operation)| (*id, &**operation))
+    }
+
+    /// How many outputs were given up because the network didn't carry them and [`IN_FLIGHT_BYTES_MAX`] was reached.
+    #[must_use]
+    pub const fn given_up(&self) -> u64 {
+        self.given_up
     }
 
     /// How many outputs wait for an acknowledgement.
@@ -128,7 +240,7 @@ impl OutputGate {
     /// How long released outputs were held, in nanoseconds.
     #[must_use]
     pub fn hold_time_ns(&self) -> &Histogram<u64> {
-        &self.hold_time_ns
+        self.hold_time.histogram()
     }
 }
 
@@ -145,6 +257,14 @@ mod tests {
         OutputOperation::Frame(vec![byte; 60])
     }
 
+    fn console(byte: u8) -> OutputOperation {
+        OutputOperation::Console(vec![byte])
+    }
+
+    fn taken(gate: &mut OutputGate) -> Vec<u64> {
+        std::iter::from_fn(|| gate.take_released()).map(|(id, _)| id.0).collect()
+    }
+
     #[test]
     fn output_rule_releases_only_what_is_acknowledged() {
         let mut gate = OutputGate::new(OutputId(0));
@@ -153,24 +273,59 @@ mod tests {
         gate.release(20, LogSeq(3));
         assert_eq!(gate.take_released(), None, "entry 3 itself is not below the cursor 3");
         gate.release(20, LogSeq(5));
-        assert_eq!(gate.take_released(), Some((OutputId(0), frame(0))));
+        assert_eq!(gate.take_released(), Some((OutputId(0), Arc::new(frame(0)))));
         assert_eq!(gate.take_released(), None);
         assert_eq!((gate.held(), gate.next_to_leave()), (1, OutputId(0)), "taken, but not known to have left");
-        gate.has_left(OutputId(0));
+        gate.put_out(OutputId(1));
+        assert_eq!(gate.next_to_leave(), OutputId(0), "sent, but not known to be carried");
+        gate.carried(OutputId(1));
         assert_eq!(gate.next_to_leave(), OutputId(1));
         gate.release(30, LogSeq(6));
-        assert_eq!(gate.take_released(), Some((OutputId(1), frame(1))));
+        assert_eq!(gate.take_released(), Some((OutputId(1), Arc::new(frame(1)))));
         assert_eq!(gate.hold_time_ns().max(), 20);
+    }
+
+    #[test]
+    fn what_the_network_lost_is_sent_again_and_the_console_is_not() {
+        let mut gate = OutputGate::new(OutputId(0));
+        for (id, operation) in [(0, frame(0)), (1, console(1)), (2, frame(2)), (3, console(3)), (4, frame(4))] {
+            gate.hold(0, LogSeq(id), OutputId(id), operation);
+        }
+        gate.release(0, LogSeq(4));
+        assert_eq!(taken(&mut gate), [0, 1, 2, 3]);
+        gate.put_out(OutputId(4));
+        assert_eq!(gate.tail().count(), 4, "the frame at the front keeps the console behind it");
+        gate.send_again(OutputId(1));
+        assert_eq!(gate.next_to_leave(), OutputId(2));
+        gate.release(0, LogSeq(5));
+        assert_eq!(taken(&mut gate), [2, 4]);
+        gate.carried(OutputId(5));
+        assert_eq!((gate.next_to_leave(), gate.tail().count()), (OutputId(5), 0));
+    }
+
+    #[test]
+    fn in_flight_is_bounded_and_what_is_given_up_is_counted() {
+        let mut gate = OutputGate::new(OutputId(0));
+        let big = OutputOperation::Frame(vec![0; IN_FLIGHT_BYTES_MAX / 2]);
+        for id in 0..3 {
+            gate.hold(0, LogSeq(id), OutputId(id), big.clone());
+        }
+        gate.release(0, LogSeq(3));
+        assert_eq!(taken(&mut gate), [0, 1, 2]);
+        assert_eq!((gate.given_up(), gate.next_to_leave()), (2, OutputId(2)));
     }
 
     #[test]
     fn fenced_gate_puts_out_nothing() {
         let mut gate = OutputGate::new(OutputId(0));
-        gate.hold(0, LogSeq(0), OutputId(0), frame(0));
-        gate.hold(0, LogSeq(1), OutputId(1), frame(1));
-        gate.release(1, LogSeq(1));
+        for id in 0..3 {
+            gate.hold(0, LogSeq(id), OutputId(id), frame(0));
+        }
+        gate.release(1, LogSeq(2));
+        gate.take_released();
         gate.discard_all();
         gate.release_all(2);
+        gate.send_again(OutputId(0));
         assert_eq!(gate.take_released(), None);
     }
 

@@ -86,6 +86,11 @@ impl<S: EventSource> Recorder<S> {
         &self.machine
     }
 
+    /// The machine, to copy it.
+    pub const fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
     /// The source of events.
     #[must_use]
     pub const fn source(&self) -> &S {

@@ -301,9 +301,12 @@ fn a_directory_that_went_away_is_unreachable_and_not_made_anew() {
 #[test]
 fn specs_are_checked() {
     let directory = tempfile::tempdir().unwrap();
-    let nested = directory.path().join("a/b");
-    let arbiter = arbiter::open(&format!("file:{}", nested.display()), TIMEOUT).unwrap();
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    let open_nested = || arbiter::open(&format!("file:{}", directory.path().join("a/b").display()), TIMEOUT);
+    let error = open_nested().unwrap_err();
+    assert!(matches!(error, ArbiterError::Directory { .. }), "{error}");
+    assert!(error.to_string().contains("mount its file system"), "{error}");
+    std::fs::create_dir(directory.path().join("a")).unwrap();
+    assert_eq!(open_nested().unwrap().test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
     assert!(arbiter::open("tcp:[::1]:7100", TIMEOUT).is_ok());
     for bad in ["", "file", "file:", "tcp:", "tcp:host", "tcp::7100", "tcp:host:0", "tcp:host:70000", "http://host"] {
         let error = arbiter::open(bad, TIMEOUT).unwrap_err();

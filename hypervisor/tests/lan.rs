@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use hypervisor::lan::Attachment;
-use hypervisor::lan::client::{FrameReceiver, FrameSender, LanError, attach};
+use hypervisor::lan::client::{Attached, FrameReceiver, FrameSender, FromLan, LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::report::Reporter;
 use logchannel::entry::Generation;
@@ -227,7 +227,7 @@ impl Host {
             last_packet: guest.last_packet,
             ..attachment(generation)
         };
-        let (sender, receiver) = attach(lan, &attachment, PATIENCE).unwrap();
+        let Attached { sender, receiver, .. } = attach(lan, &attachment, PATIENCE).unwrap();
         let killed = Arc::new(AtomicBool::new(false));
         let (frames, received) = mpsc::channel();
         thread::spawn(move || receive(receiver, &frames));
@@ -247,8 +247,10 @@ impl Host {
 }
 
 fn receive(mut receiver: FrameReceiver, frames: &Sender<(u64, Vec<u8>)>) {
-    while let Ok(frame) = receiver.receive() {
-        if frames.send(frame).is_err() {
+    while let Ok(received) = receiver.receive() {
+        if let FromLan::Packet { number, frame } = received
+            && frames.send((number, frame)).is_err()
+        {
             break;
         }
     }
@@ -367,9 +369,9 @@ fn datagrams_that_come_while_the_host_is_away_are_answered_once() {
 #[test]
 fn older_owners_are_fenced_and_refused() {
     let lan = Lan::start(&[]);
-    let (mut old_sender, mut old_receiver) = attach(lan.listen, &attachment(3), PATIENCE).unwrap();
-    let (_sender, mut receiver) = attach(lan.listen, &attachment(4), PATIENCE).unwrap();
-    let fenced = old_receiver.receive();
+    let mut old = attach(lan.listen, &attachment(3), PATIENCE).unwrap();
+    let mut new = attach(lan.listen, &attachment(4), PATIENCE).unwrap();
+    let fenced = old.receiver.receive();
     assert!(matches!(fenced, Err(LanError::Fenced { by: Generation(4) })), "{fenced:?}");
     let refused = attach(lan.listen, &attachment(3), PATIENCE);
     assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("generation 4")), "{refused:?}");
@@ -378,12 +380,51 @@ fn older_owners_are_fenced_and_refused() {
     assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("another process")), "{refused:?}");
 
     // What the fenced one still sends goes nowhere: the next frame that arrives is the successor's own test frame.
-    let _ = old_sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
+    let _ = old.sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
     let mut qemu = TcpStream::connect(lan.qemu).unwrap();
     let frame = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
     qemu.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
     qemu.write_all(&frame).unwrap();
-    assert_eq!(receiver.receive().unwrap(), (1, frame));
+    assert_eq!(new.receiver.receive().unwrap(), FromLan::Packet { number: 1, frame });
+}
+
+/// A frame that nobody on the LAN is.
+fn to_nobody() -> Vec<u8> {
+    [&[2, 8, 8, 8, 8, 8][..], &GUEST_MAC, &[0x88, 0xb5], &[0; 46]].concat()
+}
+
+#[test]
+fn outputs_that_were_carried_are_told_though_nothing_else_is_said() {
+    let lan = Lan::start(&[]);
+    let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
+    assert_eq!(port.next_output, OutputId(0));
+    let frame = to_nobody();
+    let batch: Vec<_> = (0..100).map(|id| (OutputId(id), &frame[..])).collect();
+    port.sender.send_batch(&batch).unwrap();
+    let mut told = Vec::new();
+    while told.last() != Some(&100) {
+        match port.receiver.receive().unwrap() {
+            FromLan::Carried { next_output } => told.push(next_output.0),
+            packet @ FromLan::Packet { .. } => panic!("{packet:?}"),
+        }
+    }
+    assert!(told.is_sorted_by(|a, b| a < b) && told.len() < 100, "one word is for many: {told:?}");
+}
+
+#[test]
+fn whoever_attaches_again_learns_which_outputs_died_on_the_way() {
+    let lan = Lan::start(&[]);
+    let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
+    let frame = to_nobody();
+    (0..7).for_each(|id| port.sender.send(OutputId(id), &frame).unwrap());
+    while port.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(7) }) {}
+    // The connection dies with what is on it; its owner can't know how far it came.
+    port.sender.shutdown();
+    assert_eq!(attach(lan.listen, &attachment(0), PATIENCE).unwrap().next_output, OutputId(7));
+    // Another LAN knows nothing of the VM and believes it.
+    let other = Lan::start(&[]);
+    let attachment = Attachment { next_output: OutputId(5), ..attachment(0) };
+    assert_eq!(attach(other.listen, &attachment, PATIENCE).unwrap().next_output, OutputId(5));
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn node(arbiter: Arc<FirstWins>) -> Node {
         vm: vm(),
         id: NodeId(9),
         arbiter,
-        lan: None,
+        network: None,
         mac: [0; 6],
         address: "127.0.0.1:1".into(),
         reporter: Reporter::new("test", true),

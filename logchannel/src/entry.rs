@@ -24,7 +24,7 @@ impl fmt::Display for Generation {
 }
 
 /// One entry: `body` happened when the machine had executed exactly `count` steps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LogEntry {
     /// Never less than that of the entry before.
     pub count: InstructionCount,
@@ -33,7 +33,7 @@ pub struct LogEntry {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EntryBody {
     /// An input: replaying applies it.
     Event(Event),

@@ -14,4 +14,5 @@ pub mod file;
 pub mod frame;
 pub mod message;
 pub mod session;
+pub mod snapshot;
 pub mod stream;

@@ -3,8 +3,9 @@
 use crate::codec::{self, CodecError, Varint, check_length};
 use crate::entry::{Generation, LogSeq};
 use crate::frame::{Frame, FrameKind, append_frame, append_frame_with};
-use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, NodeId, SessionHeader, cut};
-use vm::{InstructionCount, OutputId};
+use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, NodeId, SessionHeader, VmId, cut};
+use crate::snapshot::{Pages, Snapshot, TailOutput};
+use vm::{InstructionCount, OutputId, OutputOperation};
 
 /// The longest reason in a message, in bytes; longer ones are cut when they are sent.
 pub const REASON_BYTES_MAX: usize = 1024;
@@ -12,7 +13,7 @@ pub const REASON_BYTES_MAX: usize = 1024;
 /// The most encoded entries in one batch, in bytes: what a batch decodes to must be bounded too.
 pub const BATCH_BYTES_MAX: usize = 16 << 10;
 
-/// Frame kinds of the channel; the log file uses `SESSION`, `IMAGE_CHUNK` and `ENTRIES` too.
+/// Frame kinds of the channel and of the log file, which also has an end mark.
 pub(crate) mod kind {
     use super::FrameKind;
 
@@ -27,10 +28,14 @@ pub(crate) mod kind {
     pub(crate) const RELEASED: FrameKind = FrameKind(9);
     pub(crate) const HEARTBEAT: FrameKind = FrameKind(10);
     pub(crate) const GOODBYE: FrameKind = FrameKind(11);
+    pub(crate) const JOIN: FrameKind = FrameKind(13);
+    pub(crate) const PAGES: FrameKind = FrameKind(14);
+    pub(crate) const TAIL: FrameKind = FrameKind(15);
+    pub(crate) const SNAPSHOT: FrameKind = FrameKind(16);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EntryBatch {
     /// The place of the first.
     pub first_seq: LogSeq,
@@ -39,17 +44,25 @@ pub struct EntryBatch {
 }
 
 /// A message on the logging channel. "p" comes from the primary, "b" from the backup.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// p: what this log is about. The first message.
-    Session(SessionHeader),
-    /// p: the next piece of the image; none is empty or longer than [`IMAGE_CHUNK_BYTES`].
-    ImageChunk(Vec<u8>),
-    /// b: the session fits and the image is complete.
-    Accepted {
+    /// b: wants to be the backup of this VM. Its first message.
+    Join {
+        /// Which VM.
+        vm: VmId,
         /// Who the backup is.
         node: NodeId,
     },
+    /// p: what this log is about. Its first message.
+    Session(SessionHeader),
+    /// p: pages of the guest's RAM.
+    Pages(Pages),
+    /// p: an output from before the snapshot.
+    Tail(TailOutput),
+    /// p: the snapshot is complete with this; entries follow.
+    Snapshot(Snapshot),
+    /// b: the machine stands where the snapshot was made.
+    Accepted,
     /// Either: this peer can't be paired with. The last message.
     Refused {
         /// Why, for a person; at most [`REASON_BYTES_MAX`].
@@ -114,12 +127,15 @@ impl Message {
     /// Appends the message to `out`, as a whole frame. Reasons beyond [`REASON_BYTES_MAX`] are cut.
     ///
     /// # Panics
-    /// If an image piece or a batch is beyond its limit.
+    /// If pages, a state or a batch are beyond their limit.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Session(header) => append_session(header, out),
-            Self::ImageChunk(bytes) => append_image_chunk(bytes, out),
-            Self::Accepted { node } => append_frame(kind::ACCEPTED, &node.0.to_le_bytes(), out),
+            Self::Join { vm, node } => append_join(vm, *node, out),
+            Self::Pages(pages) => append_pages(pages.first, &pages.bytes, out),
+            Self::Tail(tail) => append_tail(tail.id, &tail.operation, out),
+            Self::Snapshot(snapshot) => append_snapshot(snapshot, out),
+            Self::Accepted => append_frame(kind::ACCEPTED, &[], out),
             Self::Refused { reason } => append_reason(kind::REFUSED, reason, out),
             Self::Entries(batch) => append_entries(batch.first_seq, &batch.bytes, out),
             Self::Ack { received } => append_value(kind::ACK, &Varint(received.0), out),
@@ -141,8 +157,11 @@ impl Message {
         let body = frame.body;
         let (name, decoded) = match frame.kind {
             kind::SESSION => return decode_session(body).map(Self::Session),
-            kind::IMAGE_CHUNK => ("image", decode_image_chunk(body).map(|chunk| Self::ImageChunk(chunk.to_vec()))),
-            kind::ACCEPTED => ("accepted", decode_node(body).map(|node| Self::Accepted { node })),
+            kind::JOIN => return decode_join(body),
+            kind::PAGES => ("pages", codec::decode_pages(body).map(Self::Pages)),
+            kind::TAIL => ("tail", codec::decode_tail(body).map(Self::Tail)),
+            kind::SNAPSHOT => ("snapshot", codec::decode_snapshot(body).map(Self::Snapshot)),
+            kind::ACCEPTED => ("accepted", codec::decode_value::<()>(body).map(|()| Self::Accepted)),
             kind::REFUSED => ("refused", decode_reason(body).map(|reason| Self::Refused { reason })),
             kind::ENTRIES => (
                 "entries",
@@ -181,12 +200,50 @@ pub(crate) fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn decode_session(body: &[u8]) -> Result<SessionHeader, MessageError> {
-    let bad = |source| MessageError::Body { kind: "session", source };
-    let (version, header) = body.split_first_chunk::<4>().ok_or(bad(CodecError::Truncated))?;
+    let header = split_version("session", body)?;
+    codec::decode_session(header).map_err(|source| MessageError::Body { kind: "session", source })
+}
+
+/// What stands behind this build's version.
+fn split_version<'a>(kind: &'static str, body: &'a [u8]) -> Result<&'a [u8], MessageError> {
+    let (version, rest) =
+        body.split_first_chunk::<4>().ok_or(MessageError::Body { kind, source: CodecError::Truncated })?;
     match u32::from_le_bytes(*version) {
-        FORMAT_VERSION => codec::decode_session(header).map_err(bad),
+        FORMAT_VERSION => Ok(rest),
         found => Err(MessageError::Version { found }),
     }
+}
+
+fn append_join(vm: &VmId, node: NodeId, out: &mut Vec<u8>) {
+    append_frame_with(kind::JOIN, out, |out| {
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&node.0.to_le_bytes());
+        out.extend_from_slice(vm.as_str().as_bytes());
+    });
+}
+
+fn decode_join(body: &[u8]) -> Result<Message, MessageError> {
+    let bad = |source| MessageError::Body { kind: "join", source };
+    let (node, name) = split_version("join", body)?.split_first_chunk().ok_or(bad(CodecError::Truncated))?;
+    let invalid = |reason| bad(CodecError::Invalid { what: "VM name", reason });
+    let name = std::str::from_utf8(name).map_err(|error| invalid(error.to_string()))?;
+    let vm = VmId::new(name).map_err(|error| invalid(error.to_string()))?;
+    Ok(Message::Join { vm, node: NodeId(u128::from_le_bytes(*node)) })
+}
+
+/// Appends a frame of pages: 1 to [`crate::snapshot::PAGES_MAX`] whole ones.
+pub(crate) fn append_pages(first: u64, bytes: &[u8], out: &mut Vec<u8>) {
+    append_frame_with(kind::PAGES, out, |out| codec::encode_pages(first, bytes, out));
+}
+
+/// Appends the frame of an output from before a snapshot.
+pub(crate) fn append_tail(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
+    append_frame_with(kind::TAIL, out, |out| codec::encode_tail(id, operation, out));
+}
+
+/// Appends the frame that ends a snapshot.
+pub(crate) fn append_snapshot(snapshot: &Snapshot, out: &mut Vec<u8>) {
+    append_frame_with(kind::SNAPSHOT, out, |out| codec::encode_snapshot(snapshot, out));
 }
 
 /// Appends an image frame.
@@ -232,11 +289,6 @@ fn decode_reason(body: &[u8]) -> Result<String, CodecError> {
     let text =
         std::str::from_utf8(body).map_err(|error| CodecError::Invalid { what: "reason", reason: error.to_string() })?;
     Ok(text.to_owned())
-}
-
-fn decode_node(body: &[u8]) -> Result<NodeId, CodecError> {
-    let bytes: [u8; 16] = codec::decode_value(body)?;
-    Ok(NodeId(u128::from_le_bytes(bytes)))
 }
 
 fn decode_cursor(body: &[u8]) -> Result<u64, CodecError> {

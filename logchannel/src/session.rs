@@ -7,7 +7,7 @@ use std::str::FromStr;
 use vm::MachineConfig;
 
 /// The version of entries, frames and headers that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
@@ -31,7 +31,7 @@ pub const IMAGE_CHUNK_BYTES: usize = 256 << 10;
 pub struct VmId(String);
 
 /// SHA-256 of an image.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageDigest(pub [u8; 32]);
 
 /// One incarnation of a process: random at its start, so that a restarted process isn't taken for its predecessor.
@@ -39,7 +39,7 @@ pub struct ImageDigest(pub [u8; 32]);
 pub struct NodeId(pub u128);
 
 /// What a log or a channel is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionHeader {
     /// Which VM.
     pub vm: VmId,

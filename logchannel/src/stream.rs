@@ -65,7 +65,7 @@ pub enum ChannelError {
 /// The primary's end: encodes entries, packs them into frames, keeps the cursors.
 ///
 /// Invariant, asserted after every move: `acked <= sent <= appended`.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct LogSender {
     encoder: EntryEncoder,
     /// Not yet sent, oldest first; only the last takes more entries.
@@ -80,7 +80,7 @@ pub struct LogSender {
     acked: LogSeq,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct PendingBatch {
     first: LogSeq,
     /// The place behind the last.
@@ -196,7 +196,7 @@ impl LogSender {
 }
 
 /// The backup's end: checks that batches follow each other, and decodes them.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct LogReceiver {
     decoder: EntryDecoder,
     received: LogSeq,

@@ -3,11 +3,17 @@
 
 mod common;
 
-use common::{Random, entries, header, log, seed};
+use common::{Parts, Random, entries, header, log, log_from_snapshot, parts, seed};
+use logchannel::codec::CodecError;
 use logchannel::entry::{LogEntry, LogSeq};
-use logchannel::file::{Ending, FLUSH_BYTES, LogFileError, LogReader, LogWriter, MAGIC, TornReason};
+use logchannel::file::{
+    Ending, FLUSH_BYTES, LogFileError, LogHead, LogReader, LogStart, LogWriter, MAGIC, TAIL_BYTES_MAX,
+    TAIL_OUTPUT_BYTES, TornReason,
+};
 use logchannel::frame::{FRAME_HEADER_BYTES, FrameDecoder, FrameKind, append_frame};
+use logchannel::message::Message;
 use logchannel::session::ImageError;
+use logchannel::snapshot::{Pages, TailOutput};
 use std::io::{self, Write};
 
 const PREAMBLE_BYTES: usize = 12;
@@ -18,9 +24,10 @@ fn read(bytes: &[u8]) -> (Vec<LogEntry>, Result<Ending, LogFileError>) {
         Ok(reader) => reader,
         Err(error) => return (Vec::new(), Err(error)),
     };
+    let first = reader.next_seq().0;
     let mut found = Vec::new();
     loop {
-        assert_eq!(reader.next_seq(), LogSeq(found.len() as u64));
+        assert_eq!(reader.next_seq(), LogSeq(first + found.len() as u64));
         match reader.next_entry() {
             Ok(Some(entry)) => found.push(entry),
             Ok(None) => return (found, Ok(reader.ending().unwrap().clone())),
@@ -59,9 +66,11 @@ fn a_whole_log_comes_back() {
     let written = entries(seed(11), 5000);
     let image: Vec<u8> = Random(12).bytes(300_000);
     let bytes = log(&image, &written);
-    let reader = LogReader::open(&bytes[..]).unwrap();
-    assert_eq!(reader.header(), &header(&image));
-    assert_eq!(reader.image(), image);
+    let mut head = LogHead::read(&bytes[..]).unwrap();
+    assert_eq!(head.header(), &header(&image));
+    assert!(head.next_pages().unwrap().is_none());
+    let (start, reader) = head.into_log().unwrap();
+    assert_eq!(start, LogStart::Image(image));
     assert_eq!(reader.ending(), None, "not there yet");
     let (found, ending) = read(&bytes);
     assert_eq!(found, written);
@@ -207,10 +216,13 @@ fn what_is_no_log_is_refused_by_name() {
         assert!(matches!(LogReader::open(other), Err(LogFileError::NotALog)), "{other:?}");
     }
     let mut newer = log(b"", &[]);
-    newer[MAGIC.len()] = 2;
+    newer[MAGIC.len()] = 3;
     let error = LogReader::open(&newer[..]).unwrap_err();
-    assert!(matches!(error, LogFileError::Version { found: 2 }));
-    assert!(error.to_string().contains("format version 2, this build reads 1"), "{error}");
+    assert!(matches!(error, LogFileError::Version { found: 3 }));
+    assert!(error.to_string().contains("format version 3, this build reads up to 2"), "{error}");
+    newer[MAGIC.len()] = 1;
+    let error = LogReader::open(&newer[..]).unwrap_err();
+    assert!(matches!(error, LogFileError::Header(CodecError::Invalid { what: "format version", .. })), "{error}");
 }
 
 #[test]
@@ -230,6 +242,148 @@ fn the_image_is_checked() {
     assert!(matches!(error, LogFileError::UnexpectedFrame { part: "image", .. }), "{error}");
 }
 
+/// All that a log has before its first entry.
+fn read_start(bytes: &[u8]) -> Result<(Vec<Pages>, LogStart), LogFileError> {
+    let mut head = LogHead::read(bytes)?;
+    let mut pages = Vec::new();
+    while let Some(piece) = head.next_pages()? {
+        pages.push(piece);
+    }
+    let (start, _) = head.into_log()?;
+    Ok((pages, start))
+}
+
+#[test]
+fn a_log_may_begin_with_a_snapshot() {
+    let parts = parts(24, LogSeq(1_000_000));
+    let written = entries(seed(25), 2000);
+    let bytes = log_from_snapshot(&parts, &written);
+    let (pages, start) = read_start(&bytes).unwrap();
+    assert_eq!(pages, parts.pages);
+    assert_eq!(start.first_seq(), LogSeq(1_000_000));
+    assert_eq!(start, LogStart::Snapshot { snapshot: parts.snapshot, tail: parts.tail });
+    let reader = LogReader::open(&bytes[..]).unwrap();
+    assert_eq!(reader.next_seq(), LogSeq(1_000_000));
+    let (found, ending) = read(&bytes);
+    assert_eq!(found, written);
+    assert_eq!(ending.unwrap(), Ending::Finished);
+}
+
+#[test]
+fn a_snapshot_needs_neither_pages_nor_a_tail() {
+    let bare = Parts { pages: Vec::new(), tail: Vec::new(), ..parts(26, LogSeq(3)) };
+    let (pages, start) = read_start(&log_from_snapshot(&bare, &[])).unwrap();
+    assert!(pages.is_empty());
+    assert_eq!(start, LogStart::Snapshot { snapshot: bare.snapshot, tail: Vec::new() });
+}
+
+#[test]
+fn a_log_cut_in_its_snapshot_leaves_nothing_to_replay() {
+    let written = entries(27, 3);
+    let bytes = log_from_snapshot(&parts(28, LogSeq(9)), &written);
+    let offsets = frame_offsets(&bytes);
+    let first_entry = offsets[8];
+    // Every byte of the small frames, and some of the pages.
+    let cuts = (1..offsets[1] + 50).chain((offsets[1]..offsets[4]).step_by(97)).chain(offsets[4] - 50..first_entry);
+    for cut in cuts {
+        let error = read_start(&bytes[..cut]).unwrap_err();
+        assert!(
+            matches!(error, LogFileError::Truncated { offset, .. } if offset == cut as u64),
+            "cut at {cut}: {error}"
+        );
+    }
+    let (found, ending) = read(&bytes[..first_entry]);
+    assert!(found.is_empty());
+    assert!(matches!(ending, Ok(Ending::Torn { bytes_dropped: 0, reason: TornReason::NoEndMark, .. })), "{ending:?}");
+}
+
+#[test]
+fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
+    let mut bytes = log_from_snapshot(&parts(29, LogSeq(9)), &entries(30, 3));
+    let offsets = frame_offsets(&bytes);
+    let (first_page, first_tail, first_entry) = (offsets[1], offsets[4], offsets[8]);
+    let some_of_the_pages = (first_page * 8..first_tail * 8).step_by(1009);
+    for bit in some_of_the_pages.chain(first_tail * 8..first_entry * 8) {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(read_start(&bytes).is_err(), "bit {bit}");
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+/// The frames of `messages` behind the session of a log of this version or that.
+fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
+    let mut bytes = log(b"", &[]);
+    bytes.truncate(frame_offsets(&bytes)[1]);
+    if version == 1 {
+        let mut session = bytes[PREAMBLE_BYTES + FRAME_HEADER_BYTES..].to_vec();
+        session[0] = version;
+        bytes.truncate(PREAMBLE_BYTES);
+        bytes[MAGIC.len()] = version;
+        append_frame(FrameKind(1), &session, &mut bytes);
+    }
+    messages.iter().for_each(|message| message.encode(&mut bytes));
+    bytes
+}
+
+#[test]
+fn the_parts_of_a_snapshot_have_their_order() {
+    let parts = parts(31, LogSeq(9));
+    let pages = || Message::Pages(parts.pages[0].clone());
+    let tail = |at: usize| Message::Tail(parts.tail[at].clone());
+    let snapshot = || Message::Snapshot(parts.snapshot.clone());
+    assert!(read_start(&log_of(2, &[pages(), tail(0), tail(1), snapshot()])).is_ok());
+    for (at, wrong) in [
+        vec![pages(), tail(0), pages(), snapshot()],
+        vec![tail(0), pages(), snapshot()],
+        vec![pages(), Message::Heartbeat, snapshot()],
+        vec![tail(0), Message::Heartbeat],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let error = read_start(&log_of(2, wrong)).unwrap_err();
+        assert!(matches!(error, LogFileError::UnexpectedFrame { part: "snapshot", .. }), "{at}: {error}");
+    }
+    for wrong in [vec![tail(1), tail(0), snapshot()], vec![tail(1), tail(1), snapshot()]] {
+        let error = read_start(&log_of(2, &wrong)).unwrap_err();
+        let expected = matches!(error, LogFileError::BadFrame { source: CodecError::Invalid { what: "tail", .. }, .. });
+        assert!(expected, "{error}");
+    }
+    let (found, ending) = read(&log_of(2, &[snapshot(), pages()]));
+    assert!(found.is_empty());
+    assert!(matches!(ending, Err(LogFileError::UnexpectedFrame { part: "entries", .. })), "{ending:?}");
+}
+
+#[test]
+fn version_1_has_no_snapshots() {
+    let parts = parts(32, LogSeq(9));
+    for first in [Message::Pages(parts.pages[0].clone()), Message::Snapshot(parts.snapshot)] {
+        let (found, ending) = read(&log_of(1, &[first]));
+        assert!(found.is_empty());
+        assert!(matches!(ending, Err(LogFileError::UnexpectedFrame { .. })), "{ending:?}");
+    }
+}
+
+#[test]
+fn a_tail_is_bounded() {
+    let parts = parts(33, LogSeq(9));
+    let operation = &parts.tail[2].operation;
+    let most = TAIL_BYTES_MAX / (TAIL_OUTPUT_BYTES + operation.bytes().len());
+    for (outputs, is_read) in [(most, true), (most + 1, false)] {
+        let mut bytes = log_of(2, &[]);
+        for id in 0..outputs as u64 {
+            Message::Tail(TailOutput { id: vm::OutputId(id), operation: operation.clone() }).encode(&mut bytes);
+        }
+        Message::Snapshot(parts.snapshot.clone()).encode(&mut bytes);
+        match read_start(&bytes) {
+            Ok((_, LogStart::Snapshot { tail, .. })) => assert!(is_read && tail.len() == most, "{}", tail.len()),
+            Ok((_, LogStart::Image(_))) => panic!("no snapshot"),
+            Err(LogFileError::BadFrame { source: CodecError::TooLong { what: "tail", .. }, .. }) => assert!(!is_read),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn garbage_behind_the_head_never_panics() {
     let mut random = Random(seed(21));
@@ -241,6 +395,10 @@ fn garbage_behind_the_head_never_panics() {
         append_frame(FrameKind(kind), &random.bytes(length), &mut garbage);
         garbage.extend(random.bytes(length));
         let _ = read(&garbage);
+        let mut snapshot = bytes[..offsets[1]].to_vec();
+        let kind = [14, 15, 16][usize::try_from(random.below(3)).unwrap()];
+        append_frame(FrameKind(kind), &random.bytes(length), &mut snapshot);
+        let _ = read_start(&snapshot);
     }
 }
 

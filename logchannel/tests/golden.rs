@@ -1,13 +1,19 @@
 //! Logs of every format version so far still read, to the entry.
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 mod common;
 
 use common::header;
-use logchannel::entry::{EntryBody, Generation, LogEntry};
-use logchannel::file::{Ending, LogReader, LogWriter};
-use vm::{Event, HaltReason, InstructionCount, OutputId, StateDigest, StopReason};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::file::{Ending, LogHead, LogStart, LogWriter, SnapshotWriter};
+use logchannel::session::SessionHeader;
+use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use std::path::Path;
+use vm::{Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason};
 
 const VERSION_1: &[u8] = include_bytes!("../testdata/version-1.ftlog.bin");
+const VERSION_2_IMAGE: &[u8] = include_bytes!("../testdata/version-2-image.ftlog.bin");
+const VERSION_2_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-2-snapshot.ftlog.bin");
 
 const IMAGE: &[u8] = b"\x13\x00\x00\x00";
 
@@ -37,29 +43,83 @@ fn entries() -> Vec<LogEntry> {
     counts.zip(bodies).map(|(count, body)| LogEntry { count: InstructionCount(count), body }).collect()
 }
 
-#[test]
-fn version_1_still_reads() {
-    let mut reader = LogReader::open(VERSION_1).unwrap();
-    assert_eq!(reader.header(), &header(IMAGE));
-    assert_eq!(reader.image(), IMAGE);
-    for entry in entries() {
-        assert_eq!(reader.next_entry().unwrap(), Some(entry));
-    }
-    assert_eq!(reader.next_entry().unwrap(), None);
-    assert_eq!(reader.ending(), Some(&Ending::Finished));
+/// One page, and one that comes again.
+fn pages() -> Vec<Pages> {
+    let page = |byte| vec![byte; PAGE_BYTES];
+    vec![
+        Pages { first: 7, bytes: page(0xa5) },
+        Pages { first: 300, bytes: page(1) },
+        Pages { first: 7, bytes: page(0) },
+    ]
 }
 
-/// A change of the bytes is a change of the format: it needs a new version and a new golden log.
-/// `FT_GOLDEN_OUT=FILE` writes the log of this build there.
+fn tail() -> Vec<TailOutput> {
+    vec![
+        TailOutput { id: OutputId(3), operation: OutputOperation::Frame(b"a frame".to_vec()) },
+        TailOutput { id: OutputId(200), operation: OutputOperation::Console(b"hello\n".to_vec()) },
+    ]
+}
+
+fn snapshot() -> Snapshot {
+    let digest = StateDigest(0xffee_ddcc_bbaa_9988_7766_5544_3322_1100);
+    Snapshot { seq: LogSeq(1_000_000), digest, state: b"registers and devices".to_vec() }
+}
+
+/// Every entry of a log, which must end in order, behind its start.
+fn read(bytes: &[u8]) -> (SessionHeader, Vec<Pages>, LogStart, Vec<LogEntry>) {
+    let mut head = LogHead::read(bytes).unwrap();
+    let mut pages = Vec::new();
+    while let Some(piece) = head.next_pages().unwrap() {
+        pages.push(piece);
+    }
+    let (start, mut log) = head.into_log().unwrap();
+    let mut entries = Vec::new();
+    while let Some(entry) = log.next_entry().unwrap() {
+        entries.push(entry);
+    }
+    assert_eq!(log.ending(), Some(&Ending::Finished));
+    (log.header().clone(), pages, start, entries)
+}
+
 #[test]
-fn this_build_writes_version_1() {
-    let mut writer = LogWriter::create(Vec::new(), &header(IMAGE), IMAGE).unwrap();
+fn version_1_still_reads() {
+    assert_eq!(read(VERSION_1), (header(IMAGE), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
+}
+
+#[test]
+fn version_2_from_an_image_still_reads() {
+    assert_eq!(read(VERSION_2_IMAGE), (header(IMAGE), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
+}
+
+#[test]
+fn version_2_from_a_snapshot_still_reads() {
+    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    assert_eq!(read(VERSION_2_SNAPSHOT), (header(IMAGE), pages(), start, entries()));
+}
+
+/// A change of the bytes is a change of the format: it needs a new version and new golden logs.
+/// `FT_GOLDEN_OUT=DIR` writes the logs of this build there.
+#[test]
+fn this_build_writes_version_2() {
+    let mut from_image = LogWriter::create(Vec::new(), &header(IMAGE), IMAGE).unwrap();
+    let mut snapshot_writer = SnapshotWriter::create(Vec::new(), &header(IMAGE)).unwrap();
+    for piece in pages() {
+        snapshot_writer.pages(piece.first, &piece.bytes).unwrap();
+    }
+    for output in tail() {
+        snapshot_writer.tail(output.id, &output.operation).unwrap();
+    }
+    let mut from_snapshot = snapshot_writer.finish(&snapshot()).unwrap();
     for entry in entries() {
-        writer.append(&entry).unwrap();
+        from_image.append(&entry).unwrap();
+        from_snapshot.append(&entry).unwrap();
     }
-    let bytes = writer.finish().unwrap();
-    if let Some(path) = std::env::var_os("FT_GOLDEN_OUT") {
-        std::fs::write(path, &bytes).unwrap();
+    let logs = [from_image.finish().unwrap(), from_snapshot.finish().unwrap()];
+    if let Some(directory) = std::env::var_os("FT_GOLDEN_OUT") {
+        let directory = Path::new(&directory);
+        std::fs::write(directory.join("version-2-image.ftlog.bin"), &logs[0]).unwrap();
+        std::fs::write(directory.join("version-2-snapshot.ftlog.bin"), &logs[1]).unwrap();
     }
-    assert!(bytes == VERSION_1, "the format has changed without a new version");
+    assert!(logs[0] == VERSION_2_IMAGE, "the format has changed without a new version");
+    assert!(logs[1] == VERSION_2_SNAPSHOT, "the format has changed without a new version");
 }

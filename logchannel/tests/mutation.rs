@@ -4,13 +4,13 @@
 
 mod common;
 
-use common::{Random, entries, header, log, seed};
+use common::{Random, entries, header, log, log_from_snapshot, parts, seed};
 use logchannel::codec::EntryEncoder;
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::file::{LogFileError, LogReader};
 use logchannel::frame::{FRAME_HEADER_BYTES, Frame, FrameDecoder, FrameError, FrameKind, append_frame};
 use logchannel::message::{EntryBatch, Message};
-use logchannel::session::NodeId;
+use logchannel::session::{NodeId, VmId};
 use logchannel::stream::{LogReceiver, LogSender};
 use std::collections::VecDeque;
 use vm::{InstructionCount, OutputId};
@@ -43,12 +43,16 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
+/// A number at one end of the range or the other.
+fn far(random: &mut Random) -> u64 {
+    if random.below(2) == 0 { random.delta() } else { u64::MAX - random.below(3) }
+}
+
 fn messages(random: &mut Random) -> Vec<Message> {
-    let far = |random: &mut Random| if random.below(2) == 0 { random.delta() } else { u64::MAX - random.below(3) };
     let mut messages = vec![
         Message::Session(header(b"image")),
-        Message::ImageChunk(b"image".to_vec()),
-        Message::Accepted { node: NodeId(u128::from(random.next())) },
+        Message::Join { vm: VmId::new("alpha").unwrap(), node: NodeId(u128::from(random.next())) },
+        Message::Accepted,
         Message::Refused { reason: "not you".into() },
         Message::Ack { received: LogSeq(far(random)) },
         Message::Consumed { consumed: LogSeq(far(random)), count: InstructionCount(far(random)) },
@@ -61,6 +65,9 @@ fn messages(random: &mut Random) -> Vec<Message> {
     let mut encoder = EntryEncoder::new();
     entries(random.next(), 5).iter().for_each(|entry| encoder.encode(entry, &mut bytes));
     messages.push(Message::Entries(EntryBatch { first_seq: LogSeq(far(random)), bytes }));
+    let parts = parts(random.next(), LogSeq(far(random)));
+    messages.extend(parts.tail.into_iter().map(Message::Tail));
+    messages.push(Message::Snapshot(parts.snapshot));
     messages
 }
 
@@ -179,7 +186,11 @@ fn a_changed_log_gives_a_beginning_of_its_entries() {
     let mut random = Random(seed(43));
     for _ in 0..400 {
         let written = entries(random.next(), 100);
-        let mut bytes = log(b"image", &written);
+        let mut bytes = if random.below(2) == 0 {
+            log(b"image", &written)
+        } else {
+            log_from_snapshot(&parts(random.next(), LogSeq(random.delta())), &written)
+        };
         mutate(&mut random, &mut bytes);
         let (read, _) = read(&bytes);
         assert!(written.starts_with(&read), "{} entries that were never written", read.len());
@@ -192,13 +203,18 @@ fn a_log_whose_frames_are_wrong_but_whole_never_panics() {
     let mut random = Random(seed(44));
     let mut errors = 0;
     for _ in 0..400 {
-        let bytes = log(b"image", &entries(random.next(), 60));
+        let entries = entries(random.next(), 60);
+        let bytes = if random.below(2) == 0 {
+            log(b"image", &entries)
+        } else {
+            log_from_snapshot(&parts(random.next(), LogSeq(random.delta())), &entries)
+        };
         let (mut all, _, _) = frames(&bytes[PREAMBLE..], usize::MAX);
         let victim = usize::try_from(random.below(all.len() as u64)).unwrap();
         match random.below(6) {
             0 => drop(all.remove(victim)),
             1 => all.insert(victim, all[victim].clone()),
-            2 => all[victim].0 = u8::try_from(random.below(14)).unwrap(),
+            2 => all[victim].0 = u8::try_from(random.below(18)).unwrap(),
             _ => mutate(&mut random, &mut all[victim].1),
         }
         let mut forged = bytes[..PREAMBLE].to_vec();

@@ -3,9 +3,13 @@
 //! Every process is ended when its handle is dropped, every directory removed, and nothing leaves the loopback interface.
 
 pub mod client;
+pub mod etcd;
 pub mod link;
+pub mod model;
+pub mod netns;
 pub mod qemu;
 pub mod random;
+pub mod sim;
 pub mod stage;
 
 pub use hypervisor::program::executable::Executable;

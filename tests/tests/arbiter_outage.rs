@@ -1,7 +1,20 @@
 //! The arbiter is away when it is needed: nobody goes on until it is back, and then exactly one does.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use hypervisor::arbiter::{self, Arbiter, Claim, ClaimKind, TcpArbiter, Verdict};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 use tests::client::Load;
+use tests::etcd::Etcd;
 use tests::programs;
+use tests::random::{self, Random};
 use tests::stage::{Node, Pair, Stage, wait_until};
 
 /// Reports of unanswered claims after which a side has had every chance to go on by mistake. Outages are told ever more
@@ -72,4 +85,151 @@ fn sides_that_lose_each_other_both_wait_and_exactly_one_goes_on() {
     winner.comes_to_own(2);
     load.goes_on();
     load.lost_nothing();
+}
+
+/// How long a call to the arbiter may take: longer than any outage that a test makes.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn vm() -> VmId {
+    "alpha".parse().unwrap()
+}
+
+fn claim(node: u128) -> Claim {
+    Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
+}
+
+/// A server's address at which requests go through and the first answer is lost; later connections are carried whole.
+fn losing_the_first_answer(server: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (mut from_client, mut to_server) = (client.unwrap(), TcpStream::connect(&server).unwrap());
+            let (mut to_client, mut from_server) = (from_client.try_clone().unwrap(), to_server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
+            thread::spawn(move || {
+                let mut answer = [0; 4096];
+                while let Ok(length @ 1..) = from_server.read(&mut answer) {
+                    if number == 0 || to_client.write_all(&answer[..length]).is_err() {
+                        break;
+                    }
+                }
+                let _ = to_client.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+/// The node's first claim is made and its answer lost. Whoever asks then, it is that node's.
+#[track_caller]
+fn a_lost_answer_strands_nobody(scheme: &str, server: &str) {
+    let open = |address: &str| arbiter::open(&format!("{scheme}{address}"), TIMEOUT).unwrap();
+    let (lossy, direct) = (open(&losing_the_first_answer(server.into())), open(server));
+    let error = lossy.test_and_set(&vm(), Generation(0), &claim(1)).unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert_eq!(direct.test_and_set(&vm(), Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    assert_eq!(lossy.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(lossy.latest(&vm()).unwrap(), Some((Generation(0), claim(1))));
+}
+
+#[test]
+fn an_answer_that_ft_arbiter_gave_and_nobody_heard_strands_nobody() {
+    let stage = Stage::new(programs!());
+    a_lost_answer_strands_nobody("tcp:", stage.site.arbiter_address());
+}
+
+#[test]
+fn an_answer_that_etcd_gave_and_nobody_heard_strands_nobody() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    a_lost_answer_strands_nobody("etcd://", etcd.client_address(0));
+}
+
+/// Lets the claimers end also if the test fails while they claim.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a claimer was told of each generation, from 0 on.
+type Verdicts = Vec<Verdict>;
+
+/// Claims one generation after the other until `stop`, asking again whenever there is no answer. `decided` counts answers,
+/// `unanswered` calls without one.
+fn claim_on(
+    arbiter: &TcpArbiter,
+    node: u128,
+    stop: &AtomicBool,
+    decided: &AtomicU64,
+    unanswered: &AtomicU64,
+) -> Verdicts {
+    let mut verdicts = Verdicts::new();
+    while !stop.load(Ordering::Relaxed) {
+        let generation = Generation(verdicts.len().try_into().unwrap());
+        match arbiter.test_and_set(&vm(), generation, &claim(node)) {
+            Ok(verdict) => {
+                verdicts.push(verdict);
+                decided.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                assert!(error.is_unreachable(), "{error}");
+                unanswered.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    verdicts
+}
+
+#[test]
+fn arbiter_killed_again_and_again_amid_claims_gives_each_generation_once() {
+    const CLAIMERS: u128 = 6;
+    const KILLS: u32 = 20;
+    let seed = random::seed();
+    eprintln!("FT_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut stage = Stage::new(programs!());
+    let address = stage.site.arbiter_address().to_owned();
+    let (stop, decided, unanswered) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let told: Mutex<Vec<(u128, Verdicts)>> = Mutex::default();
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for node in 1..=CLAIMERS {
+            let arbiter = TcpArbiter::new(&address, TIMEOUT);
+            let (told, stop, decided, unanswered) = (&told, &stop, &decided, &unanswered);
+            scope.spawn(move || {
+                let verdicts = claim_on(&arbiter, node, stop, decided, unanswered);
+                told.lock().unwrap().push((node, verdicts));
+            });
+        }
+        for _ in 0..KILLS {
+            let target = decided.load(Ordering::Relaxed) + u64::from(random.below(40)) + 1;
+            wait_until("claims", || decided.load(Ordering::Relaxed) >= target);
+            stage.kill_arbiter();
+            stage.restart_arbiter();
+        }
+    });
+    assert!(unanswered.into_inner() > 0, "no claimer noticed a kill");
+
+    let arbiter = TcpArbiter::new(&address, TIMEOUT);
+    let told = told.into_inner().unwrap();
+    let generations = told.iter().map(|(_, verdicts)| verdicts.len()).max().unwrap();
+    for generation in 0..generations {
+        let flag = Generation(generation.try_into().unwrap());
+        // One who never claimed is told the holder; the others are told again what they were told.
+        let Verdict::Lost(holder) = arbiter.test_and_set(&vm(), flag, &claim(CLAIMERS + 1)).unwrap() else {
+            panic!("generation {generation} was forgotten");
+        };
+        for (node, verdicts) in &told {
+            let expected = if holder == claim(*node) { Verdict::Won } else { Verdict::Lost(holder.clone()) };
+            assert_eq!(arbiter.test_and_set(&vm(), flag, &claim(*node)).unwrap(), expected, "{flag}, again");
+            assert!(
+                verdicts.get(generation).is_none_or(|verdict| *verdict == expected),
+                "{flag}, node {node}: {verdicts:?}"
+            );
+        }
+    }
 }

@@ -19,6 +19,9 @@ use vm::Event;
 /// How long to look for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
 
+/// The link holds the reports of what is replayed with the acknowledgements: that must not slow the guest here.
+const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
+
 fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
     let error = answer.expect_err("an output left before its entry was acknowledged");
     assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
@@ -54,7 +57,7 @@ fn wait_for_replay_beyond(link: &Link, steps: u64) {
 #[test]
 fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&[], &[]);
+    let (_pair, link) = stage.linked_pair(&UNBOUNDED, &[]);
     let mut client = TcpStream::connect(stage.site.service).unwrap();
     let mut answer = [0; 5];
     client.write_all(b"first").unwrap();
@@ -79,7 +82,7 @@ fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
 #[test]
 fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&[], &[]);
+    let (_pair, link) = stage.linked_pair(&UNBOUNDED, &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let mut buffer = [0; 100];
@@ -125,7 +128,7 @@ fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
     /// Steps to compute with an output held: hundreds of times what the guest needs to answer.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&["--guest", "counter"], &[]);
+    let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED[..]].concat(), &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let first = ask_count(&client);

@@ -7,11 +7,11 @@ use crate::device::finisher;
 use crate::device::plic::Plic;
 use crate::device::uart::Uart;
 use crate::device::virtio::net::Net;
-use crate::digest::StateHasher;
 use crate::exit::StopReason;
 use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
 use crate::ram::Ram;
+use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// A range of bus addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,19 +132,39 @@ impl Bus {
         }
     }
 
-    pub(crate) fn fold_into(&mut self, hasher: &mut StateHasher) {
+    /// Writes all of the state but RAM's contents.
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // `touched` is false whenever the machine is at rest.
         let Self { ram, uart, net, outputs, plic, stop, touched: _ } = self;
-        hasher.u128(ram.digest());
-        hasher.u64(ram.end());
-        uart.fold_into(hasher);
-        net.fold_into(hasher);
-        outputs.fold_into(hasher);
-        plic.fold_into(hasher);
-        hasher.bool(stop.is_some());
+        writer.u64(ram.end());
+        uart.write_to(writer);
+        net.write_to(writer);
+        outputs.write_to(writer);
+        plic.write_to(writer);
+        writer.bool(stop.is_some());
         if let Some(reason) = stop {
-            reason.fold_into(hasher);
+            reason.write_to(writer);
         }
+    }
+
+    /// The bus of a machine with this RAM and MAC, at `count`.
+    pub(crate) fn read_from(
+        reader: &mut StateReader<'_>,
+        ram: Ram,
+        mac: [u8; 6],
+        count: u64,
+    ) -> Result<Self, RestoreError> {
+        let end = reader.u64()?;
+        reader.require(end == ram.end(), "RAM has another size")?;
+        Ok(Self {
+            ram,
+            uart: Uart::read_from(reader)?,
+            net: Net::read_from(reader, mac)?,
+            outputs: Outputs::read_from(reader, count)?,
+            plic: Plic::read_from(reader)?,
+            stop: if reader.bool()? { Some(StopReason::read_from(reader)?) } else { None },
+            touched: false,
+        })
     }
 
     /// The device at `address`, if the access is naturally aligned.

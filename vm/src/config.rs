@@ -3,7 +3,7 @@
 use alloc::string::String;
 
 /// What the machine is made of; with the image it is the whole of the initial state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MachineConfig {
     /// RAM from 0x8000_0000, in bytes; a multiple of 4096, 4 MiB to 4 GiB.
     pub ram_bytes: u64,

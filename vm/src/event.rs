@@ -19,7 +19,7 @@ pub const CONSOLE_BYTES_MAX: usize = 4096;
 ///
 /// [`Exit::ClockRead`]: crate::Exit::ClockRead
 /// [`Exit::SeedRead`]: crate::Exit::SeedRead
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The value that a read of CSR `time` gets, in ticks of [`TIMEBASE_HZ`](crate::TIMEBASE_HZ) since the guest's start.
     ClockRead {
@@ -49,7 +49,7 @@ pub enum Event {
 }
 
 /// Something that leaves the machine: the only way out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OutputOperation {
     /// A frame that the guest sent through its network device.
     Frame(Vec<u8>),

@@ -1,10 +1,10 @@
 //! Why the machine stopped running.
 
-use crate::digest::StateHasher;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use core::fmt;
 
 /// Why [`Machine::run`](crate::Machine::run) returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
     /// The instruction count has reached the limit. Nothing at the limit has been executed.
     LimitReached,
@@ -21,7 +21,7 @@ pub enum Exit {
 }
 
 /// How a guest came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StopReason {
     /// The guest powered itself off (SBI SRST, test finisher).
     PowerOff {
@@ -35,7 +35,7 @@ pub enum StopReason {
 }
 
 /// Why the machine gave up on a guest. No guest is able to make the machine panic: this is what it gets instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HaltReason {
     /// The trap vector itself can't be fetched: every trap would trap again.
     DoubleTrap {
@@ -60,17 +60,33 @@ impl HaltReason {
 }
 
 impl StopReason {
-    pub(crate) fn fold_into(self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(self, writer: &mut StateWriter) {
         let (kind, detail) = match self {
             Self::PowerOff { code } => (0, [code.into(), 0]),
             Self::Reboot => (1, [0, 0]),
             Self::Halt(HaltReason::DoubleTrap { pc, cause }) => (2, [pc, cause]),
             Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => (3, [queue.into(), descriptor.into()]),
         };
-        hasher.u8(kind);
+        writer.u8(kind);
         for word in detail {
-            hasher.u64(word);
+            writer.u64(word);
         }
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let kind = reader.u8()?;
+        let detail = [reader.u64()?, reader.u64()?];
+        let unknown = reader.impossible("the guest has come to an end that doesn't exist");
+        let half = |word| u16::try_from(word).map_err(|_| unknown);
+        Ok(match (kind, detail) {
+            (0, [code, 0]) => Self::PowerOff { code: u32::try_from(code).map_err(|_| unknown)? },
+            (1, [0, 0]) => Self::Reboot,
+            (2, [pc, cause]) => Self::Halt(HaltReason::DoubleTrap { pc, cause }),
+            (3, [queue, descriptor]) => {
+                Self::Halt(HaltReason::BadDescriptorRing { queue: half(queue)?, descriptor: half(descriptor)? })
+            }
+            _ => return Err(unknown),
+        })
     }
 }
 

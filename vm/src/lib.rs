@@ -30,6 +30,8 @@ mod mmu;
 mod output;
 mod ram;
 mod sbi;
+mod snapshot;
+mod state;
 
 pub use config::MachineConfig;
 pub use count::InstructionCount;
@@ -38,6 +40,9 @@ pub use event::{CONSOLE_BYTES_MAX, Event, FRAME_BYTES_MAX, OutputId, OutputOpera
 pub use exit::{Exit, HaltReason, StopReason};
 pub use loader::LoadError;
 pub use machine::{ApplyError, DroppedFrames, Machine};
+pub use ram::{PAGE_BYTES, PageCopy};
+pub use snapshot::{Restoration, STATE_BYTES_MAX};
+pub use state::RestoreError;
 
 /// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
 pub const TIMEBASE_HZ: u64 = 10_000_000;

@@ -85,8 +85,7 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     let elf = parse(image)?;
 
     let mut ram = Ram::new(ram_bytes);
-    let tree =
-        device_tree::build(config).map_err(|_| LoadError::Config("bootargs must not contain a NUL character"))?;
+    let tree = device_tree::build(config).expect("a configuration in range can be described");
     let device_tree = (ram.end() - tree.len() as u64) & !(PAGE_BYTES as u64 - 1);
     ram.write(GuestPhysAddr(device_tree), &tree).expect("a device tree is smaller than the smallest RAM");
 
@@ -107,7 +106,11 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     Ok(Loaded { ram, entry, device_tree })
 }
 
-fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadError> {
+/// The size of RAM of a configuration that is in range.
+///
+/// # Errors
+/// [`LoadError::Config`] if any of it is out of range.
+pub(crate) fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadError> {
     if !(RAM_BYTES_MIN..=RAM_BYTES_MAX).contains(&config.ram_bytes) {
         return Err(LoadError::Config("ram_bytes must be between 4 MiB and 4 GiB"));
     }
@@ -116,6 +119,9 @@ fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadError> {
     }
     if config.bootargs.len() > BOOTARGS_BYTES_MAX {
         return Err(LoadError::Config("bootargs must be at most 2048 bytes"));
+    }
+    if config.bootargs.contains('\0') {
+        return Err(LoadError::Config("bootargs must not contain a NUL character"));
     }
     usize::try_from(config.ram_bytes).map_err(|_| LoadError::Config("ram_bytes is more than this host can address"))
 }

@@ -2,13 +2,14 @@
 
 use crate::bus::Bus;
 use crate::config::MachineConfig;
-use crate::digest::StateHasher;
 use crate::event::FRAME_BYTES_MAX;
 use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
+use crate::ram::Ram;
 use crate::sbi::Firmware;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use crate::{Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest, StopReason};
 
 /// An event that the machine isn't waiting for, or can't take: the log belongs to another execution.
@@ -71,7 +72,7 @@ pub struct DroppedFrames {
 #[derive(Debug)]
 pub struct Machine {
     hart: Hart,
-    bus: Bus,
+    pub(crate) bus: Bus,
     firmware: Firmware,
     last_ticks: u64,
     last_packet_number: u64,
@@ -219,14 +220,9 @@ impl Machine {
 
     /// The digest of the state. Costs time in proportion to the pages written since the last call.
     pub fn digest(&mut self) -> StateDigest {
-        let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
-        let mut hasher = StateHasher::new();
-        hart.fold_into(&mut hasher);
-        bus.fold_into(&mut hasher);
-        firmware.fold_into(&mut hasher);
-        hasher.u64(*last_ticks);
-        hasher.u64(*last_packet_number);
-        hasher.finish()
+        let mut writer = StateWriter::default();
+        self.write_to(&mut writer);
+        StateDigest::new(writer, self.bus.ram.digest())
     }
 
     /// The address of the next instruction.
@@ -254,6 +250,31 @@ impl Machine {
         let Some(mask) = 1_u8.checked_shl(bit.into()) else { return false };
         let Some([byte]) = self.bus.ram.load(address) else { return false };
         self.bus.ram.store(address, [byte ^ mask]).is_some()
+    }
+
+    /// Writes all of the state but RAM's contents.
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
+        let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
+        hart.write_to(writer);
+        bus.write_to(writer);
+        firmware.write_to(writer);
+        writer.u64(*last_ticks);
+        writer.u64(*last_packet_number);
+    }
+
+    /// The machine with this RAM and MAC whose state without the contents of RAM is `state`.
+    pub(crate) fn restored(ram: Ram, mac: [u8; 6], state: &[u8]) -> Result<Self, RestoreError> {
+        let mut reader = StateReader::new(state);
+        let hart = Hart::read_from(&mut reader)?;
+        let bus = Bus::read_from(&mut reader, ram, mac, hart.count())?;
+        let firmware = Firmware::read_from(&mut reader)?;
+        let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
+        reader.finish()?;
+        // What no component can tell by itself: a machine at rest stays as it is.
+        machine.settle();
+        let mut writer = StateWriter::default();
+        machine.write_to(&mut writer);
+        if writer.into_bytes() == state { Ok(machine) } else { Err(RestoreError::NotAtRest) }
     }
 
     fn answer_clock_read(&mut self, ticks: u64) -> Result<(), ApplyError> {

@@ -1,7 +1,7 @@
 //! What the guest has sent and the hypervisor has not yet taken.
 
-use crate::digest::StateHasher;
 use crate::event::{CONSOLE_BYTES_MAX, OutputId, OutputOperation};
+use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -86,12 +86,25 @@ impl Outputs {
         }
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // When outputs are taken is not the guest's doing.
         let Self { queue: _, next_id, gathered, deadline } = self;
-        hasher.u64(*next_id);
-        hasher.bytes(gathered.iter().copied());
-        hasher.optional_u64(*deadline);
+        writer.u64(*next_id);
+        writer.bytes(gathered.iter().copied());
+        writer.optional_u64(*deadline);
+    }
+
+    /// With nothing to take, at `count`.
+    pub(crate) fn read_from(reader: &mut StateReader<'_>, count: u64) -> Result<Self, RestoreError> {
+        let next_id = reader.counter()?;
+        let gathered = reader.bytes(CONSOLE_GATHER_BYTES_MAX - 1)?.to_vec();
+        reader.require(!gathered.contains(&b'\n'), "a whole line of the console is still being gathered")?;
+        let deadline = reader.optional_u64()?;
+        reader.require(deadline.is_some() != gathered.is_empty(), "a deadline for the console without a line begun")?;
+        let steps_left = deadline.map(|deadline| deadline.wrapping_sub(count));
+        let in_time = steps_left.is_none_or(|steps| (1..=CONSOLE_GATHER_STEPS_MAX).contains(&steps));
+        reader.require(in_time, "the deadline for the console has passed, or is too far away")?;
+        Ok(Self { queue: VecDeque::new(), next_id, gathered, deadline })
     }
 
     fn push(&mut self, output: OutputOperation) {

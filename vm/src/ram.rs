@@ -1,6 +1,7 @@
 //! The guest's memory, and which of its pages were written.
 
 use crate::mmu::GuestPhysAddr;
+use crate::state::RestoreError;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,8 +10,8 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 /// Where RAM begins on the bus, as on QEMU's `virt` board.
 pub(crate) const RAM_BASE: u64 = 0x8000_0000;
 
-/// The unit in which writes are tracked, in bytes.
-pub(crate) const PAGE_BYTES: usize = 4096;
+/// The unit in which writes are tracked and RAM is copied, in bytes.
+pub const PAGE_BYTES: usize = 4096;
 
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
 
@@ -18,8 +19,34 @@ const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
 /// its own, so that one reader doesn't take the news from another.
 const DIRTY_FOR_DIGEST: u8 = 1 << 0;
 
+/// Nobody clears this one: a page without it was never written, and is zero.
+const EVER_WRITTEN: u8 = 1 << 7;
+
 /// What a write does to a page's dirty flags.
 const DIRTY_FOR_ALL: u8 = u8::MAX;
+
+/// How many pages are looked at together in the search for a dirty one.
+const PAGES_AT_ONCE: usize = 64;
+
+static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// Who copies pages. Each has its own dirty flags, so that one copy doesn't take the news from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageCopy {
+    /// The copy that a new backup gets.
+    Backup,
+    /// The copy that is kept with a log on disk.
+    Disk,
+}
+
+impl PageCopy {
+    const fn dirty_flag(self) -> u8 {
+        match self {
+            Self::Backup => 1 << 1,
+            Self::Disk => 1 << 2,
+        }
+    }
+}
 
 /// Contiguous memory from [`RAM_BASE`] on.
 ///
@@ -91,11 +118,54 @@ impl Ram {
                 continue;
             }
             *dirty &= !DIRTY_FOR_DIGEST;
-            let fresh = if page.iter().all(|byte| *byte == 0) { 0 } else { xxh3_128_with_seed(page, index) };
+            let fresh = if page == ZERO_PAGE { 0 } else { xxh3_128_with_seed(page, index) };
             *digest_sum = digest_sum.wrapping_sub(*page_digest).wrapping_add(fresh);
             *page_digest = fresh;
         }
         *digest_sum
+    }
+
+    /// Every page that isn't all zero is to be taken by `copy`.
+    pub(crate) fn begin_copy(&mut self, copy: PageCopy) {
+        for (page, dirty) in self.bytes.chunks_exact(PAGE_BYTES).zip(&mut self.dirty) {
+            if *dirty & EVER_WRITTEN != 0 && page != ZERO_PAGE {
+                *dirty |= copy.dirty_flag();
+            } else {
+                *dirty &= !copy.dirty_flag();
+            }
+        }
+    }
+
+    /// Takes the first page at or after page index `from` that is dirty for `copy`.
+    pub(crate) fn take_page(&mut self, copy: PageCopy, from: u64) -> Option<(u64, &[u8])> {
+        let from = usize::try_from(from).ok()?;
+        let index = from + first_dirty(self.dirty.get(from..)?, copy.dirty_flag())?;
+        self.dirty[index] &= !copy.dirty_flag();
+        let start = index * PAGE_BYTES;
+        Some((index as u64, &self.bytes[start..start + PAGE_BYTES]))
+    }
+
+    /// How many pages are dirty for `copy`.
+    pub(crate) fn pages_to_take(&self, copy: PageCopy) -> usize {
+        self.dirty.iter().filter(|dirty| **dirty & copy.dirty_flag() != 0).count()
+    }
+
+    /// Overwrites the pages from page index `first` on.
+    ///
+    /// # Errors
+    /// [`RestoreError::NotWholePages`], [`RestoreError::PagesOutsideRam`]; nothing has been written.
+    pub(crate) fn put_pages(&mut self, first: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        if !bytes.len().is_multiple_of(PAGE_BYTES) {
+            return Err(RestoreError::NotWholePages { bytes: bytes.len() });
+        }
+        let (pages, ram_pages) = (bytes.len() / PAGE_BYTES, self.dirty.len());
+        let end = first.checked_add(pages as u64).filter(|end| *end <= ram_pages as u64);
+        let Some((start, _)) = usize::try_from(first).ok().zip(end) else {
+            return Err(RestoreError::PagesOutsideRam { first, pages, ram_pages });
+        };
+        self.bytes[start * PAGE_BYTES..][..bytes.len()].copy_from_slice(bytes);
+        self.dirty[start..start + pages].fill(DIRTY_FOR_ALL);
+        Ok(())
     }
 
     /// Where `address` is in `bytes`, if it is in RAM.
@@ -104,6 +174,15 @@ impl Ram {
         let offset = address.0.wrapping_sub(RAM_BASE);
         if offset < self.bytes.len() as u64 { usize::try_from(offset).ok() } else { None }
     }
+}
+
+/// The first of the pages with these flags that has `flag`. Most don't, so many are looked at together.
+fn first_dirty(dirty: &[u8], flag: u8) -> Option<usize> {
+    let has_one = |chunk: &[u8]| chunk.iter().fold(0, |all, dirty| all | dirty) & flag != 0;
+    let chunk = dirty.chunks(PAGES_AT_ONCE).position(has_one)?;
+    let start = chunk * PAGES_AT_ONCE;
+    let place = dirty[start..].iter().position(|dirty| dirty & flag != 0)?;
+    Some(start + place)
 }
 
 /// Without the contents, which nobody wants to see in a log.

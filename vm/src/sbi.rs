@@ -4,12 +4,12 @@
 //! else reports that it is absent. A call is one step and completes at once.
 
 use crate::bus::Bus;
-use crate::digest::StateHasher;
 use crate::event::CONSOLE_BYTES_MAX;
 use crate::exit::StopReason;
 use crate::hart::Hart;
 use crate::hart::trap::Interrupt;
 use crate::mmu::GuestPhysAddr;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;
 
 const EXTENSION_LEGACY_SET_TIMER: u64 = 0x00;
@@ -100,9 +100,15 @@ impl Firmware {
         hart.set_firmware_result(error.cast_unsigned(), Some(value));
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { timer_deadline } = self;
-        hasher.optional_u64(*timer_deadline);
+        writer.optional_u64(*timer_deadline);
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let timer_deadline = reader.optional_u64()?;
+        reader.require(timer_deadline != Some(NEVER), "a timer is set to never")?;
+        Ok(Self { timer_deadline })
     }
 
     /// A new deadline takes back the interrupt of the one before.

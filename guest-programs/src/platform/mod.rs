@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod console;
 pub mod device_tree;
+pub mod entropy;
 mod heap;
 pub mod nic;
 mod plic;
@@ -17,5 +18,5 @@ pub mod trap;
 pub use clock::Clock;
 pub use device_tree::{DeviceTree, Node};
 pub use nic::Nic;
-pub use runtime::run;
+pub use runtime::{Program, run, run_program};
 pub use start::Boot;

@@ -1,4 +1,4 @@
-//! The main loop of a guest with a network.
+//! The main loop of a guest with a network device.
 
 use super::{Boot, Clock, Nic, plic};
 use crate::network::{Service, Stack};
@@ -7,29 +7,29 @@ use riscv::register::time;
 use smoltcp::iface::SocketSet;
 use smoltcp::time::Instant;
 
-/// Serves the network for ever; `build` adds the service's sockets.
-///
-/// Whenever there is nothing to do for the network, `idle` is called with the time (at most one tick late). If it
-/// returns `true` it has computed something and wants to go on; with `false` the hart sleeps until an interrupt.
+/// What a guest does with its network device.
+pub trait Program {
+    /// Does what is due: a frame has arrived, or the time told last has come. Returns when it is due again if no frame
+    /// arrives before, `None` if it isn't.
+    fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant>;
+
+    /// There is nothing to do for the network; `now` is at most one tick late. Returns whether it has computed something
+    /// and wants to go on; if not, the hart sleeps until an interrupt.
+    fn idle(&mut self, now: Instant) -> bool;
+}
+
+/// Runs the program that `build` makes, for ever.
 ///
 /// # Panics
 /// If the device tree tells of no clock, interrupt controller or network device.
-pub fn run<S: Service>(
-    boot: &Boot,
-    build: impl FnOnce(&mut SocketSet<'static>) -> S,
-    mut idle: impl FnMut(Instant, &mut S) -> bool,
-) -> ! {
+pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut Nic) -> P) -> ! {
     let tree = &boot.device_tree;
     let mut clock = Clock::start(tree.timebase_hz().expect("the device tree tells the clock's frequency"));
     let mut nic = Nic::find(tree).expect("there is a virtio-net device");
     let controller = tree.interrupt_controller().expect("there is a PLIC");
     // SAFETY: the device tree says that it is a PLIC, and nobody else uses it.
     unsafe { plic::enable(controller.registers, boot.hart_id, nic.interrupt()) };
-
-    let random_seed = tree.random_seed().unwrap_or_else(time::read64);
-    let mac = nic.mac_address();
-    let mut stack = Stack::new(&mut nic, mac, random_seed, clock.read());
-    let mut service = build(stack.sockets_mut());
+    let mut program = build(&mut clock, &mut nic);
     let mut next_poll = Some(Instant::ZERO);
     // SAFETY: the handlers of the interrupts enabled above are in place.
     unsafe { interrupt::enable() };
@@ -41,9 +41,9 @@ pub fn run<S: Service>(
         }
         if is_due(next_poll, &mut clock) || nic.has_frame() {
             nic.want_interrupts(false);
-            next_poll = stack.poll(clock.read(), &mut nic, &mut service);
+            next_poll = program.poll(&mut clock, &mut nic);
             nic.want_interrupts(true);
-        } else if !idle(clock.estimate(), &mut service) {
+        } else if !program.idle(clock.estimate()) {
             interrupt::free(|| {
                 // Looked at again with interrupts off: one that came in between has set what is seen here, and one that
                 // comes from here on stays pending and ends the wait.
@@ -52,6 +52,42 @@ pub fn run<S: Service>(
                 }
             });
         }
+    }
+}
+
+/// Serves the network for ever; `build` adds the service's sockets.
+///
+/// Whenever there is nothing to do for the network, `idle` is called as [`Program::idle`].
+///
+/// # Panics
+/// As [`run_program`].
+pub fn run<S: Service>(
+    boot: &Boot,
+    build: impl FnOnce(&mut SocketSet<'static>) -> S,
+    idle: impl FnMut(Instant, &mut S) -> bool,
+) -> ! {
+    let random_seed = boot.device_tree.random_seed().unwrap_or_else(time::read64);
+    run_program(boot, |clock, nic| {
+        let mac = nic.mac_address();
+        let mut stack = Stack::new(nic, mac, random_seed, clock.read());
+        let service = build(stack.sockets_mut());
+        NetworkProgram { stack, service, idle }
+    })
+}
+
+struct NetworkProgram<S, F> {
+    stack: Stack,
+    service: S,
+    idle: F,
+}
+
+impl<S: Service, F: FnMut(Instant, &mut S) -> bool> Program for NetworkProgram<S, F> {
+    fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant> {
+        self.stack.poll(clock.read(), nic, &mut self.service)
+    }
+
+    fn idle(&mut self, now: Instant) -> bool {
+        (self.idle)(now, &mut self.service)
     }
 }
 

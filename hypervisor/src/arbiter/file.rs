@@ -4,21 +4,14 @@
 //! taken. Local file systems and NFS both do that as one step, so a claim is there whole or not at all, and once.
 //! A claim is never changed or removed. Temporary files begin with a dot, end with their process and mean nothing.
 
-use super::{ADDRESS_BYTES_MAX, Arbiter, ArbiterError, Claim, ClaimKind, Verdict, check_claim, verdict};
+use super::{Arbiter, ArbiterError, Claim, Verdict, check_claim, record, verdict};
 use crate::host::entropy;
 use logchannel::entry::Generation;
-use logchannel::session::{NodeId, VmId};
-use serde::{Deserialize, Serialize};
+use logchannel::session::VmId;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// The version of claim files that this build writes and reads.
-const CLAIM_VERSION: u32 = 1;
-
-/// No claim file is longer, in bytes.
-const CLAIM_BYTES_MAX: u64 = 4096;
 
 const CLAIM_SUFFIX: &str = ".claim";
 
@@ -30,26 +23,11 @@ pub struct FileArbiter {
     opened: File,
 }
 
-/// A claim file.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    vm: String,
-    generation: u64,
-    node: String,
-    kind: RecordKind,
-    address: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RecordKind {
-    Owner,
-    Ended,
-}
-
 impl FileArbiter {
-    /// The arbiter in `directory`, which is made if it isn't there, and tried.
+    /// The arbiter in `directory`, which is made if only it isn't there, and tried.
+    ///
+    /// An empty directory is as good as a new one. So on a shared file system keep it at least two levels below the mount
+    /// point: then a node that starts while that isn't mounted fails here.
     ///
     /// # Errors
     /// [`ArbiterError::Directory`] if it can't hold claims.
@@ -107,9 +85,9 @@ impl FileArbiter {
         let path = claim_path(&directory, generation);
         let mut text = Vec::new();
         sync_directory(&directory)
-            .and_then(|()| File::open(&path)?.take(CLAIM_BYTES_MAX + 1).read_to_end(&mut text))
+            .and_then(|()| File::open(&path)?.take(record::BYTES_MAX as u64 + 1).read_to_end(&mut text))
             .map_err(|source| self.unreachable(source))?;
-        parse(&text, vm, generation)
+        record::read(&text, vm, generation)
             .map_err(|reason| ArbiterError::BadClaim { claim: path.display().to_string(), reason })
     }
 }
@@ -154,17 +132,7 @@ fn claimed_generation(name: &std::ffi::OsStr) -> Option<Generation> {
 
 /// Makes the claim durably, in one step; `false` if there is one already.
 fn link_claim(directory: &Path, vm: &VmId, generation: Generation, claim: &Claim) -> io::Result<bool> {
-    let record = Record {
-        version: CLAIM_VERSION,
-        vm: vm.to_string(),
-        generation: generation.0,
-        node: claim.node.to_string(),
-        kind: claim.kind.into(),
-        address: claim.address.clone(),
-    };
-    let mut text = serde_json::to_vec_pretty(&record)?;
-    text.push(b'\n');
-    let temporary = TemporaryFile::create(directory, &text)?;
+    let temporary = TemporaryFile::create(directory, record::write(vm, generation, claim).as_bytes())?;
     match fs::hard_link(&temporary.path, claim_path(directory, generation)) {
         Ok(()) => {
             sync_directory(directory)?;
@@ -173,42 +141,6 @@ fn link_claim(directory: &Path, vm: &VmId, generation: Generation, claim: &Claim
         // On NFS also if this very link was made, and the answer to it was lost: whose it is, its content tells.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-fn parse(text: &[u8], vm: &VmId, generation: Generation) -> Result<Claim, String> {
-    if text.len() as u64 > CLAIM_BYTES_MAX {
-        return Err(format!("longer than {CLAIM_BYTES_MAX} bytes"));
-    }
-    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if record.version != CLAIM_VERSION {
-        return Err(format!("version {}, this build reads {CLAIM_VERSION}", record.version));
-    }
-    if record.vm != vm.as_str() || record.generation != generation.0 {
-        return Err(format!("it is of VM {:?}, generation {}", record.vm, record.generation));
-    }
-    if record.address.as_ref().is_some_and(|address| address.len() > ADDRESS_BYTES_MAX) {
-        return Err(format!("an address of more than {ADDRESS_BYTES_MAX} bytes"));
-    }
-    let node: NodeId = record.node.parse().map_err(|error| format!("{error}"))?;
-    Ok(Claim { node, kind: record.kind.into(), address: record.address })
-}
-
-impl From<ClaimKind> for RecordKind {
-    fn from(kind: ClaimKind) -> Self {
-        match kind {
-            ClaimKind::Owner => Self::Owner,
-            ClaimKind::Ended => Self::Ended,
-        }
-    }
-}
-
-impl From<RecordKind> for ClaimKind {
-    fn from(kind: RecordKind) -> Self {
-        match kind {
-            RecordKind::Owner => Self::Owner,
-            RecordKind::Ended => Self::Ended,
-        }
     }
 }
 
@@ -224,7 +156,10 @@ fn temporary_path(directory: &Path) -> PathBuf {
     directory.join(format!(".{}.tmp", entropy::node_id()))
 }
 
-/// Makes `directory`, and those above it that are missing, durably: a claim must not go with the directory it is in.
+/// Makes `directory` durably: a claim must not go with the directory it is in.
+///
+/// Only the last part of its path: where more is missing, the file system that it belongs on may not be mounted, and an
+/// empty directory in its place would give away again what has long been won.
 fn make_directory(directory: &Path) -> io::Result<()> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -233,10 +168,10 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Ok(()) => sync_directory(parent),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && parent != Path::new(".") => {
-            make_directory(parent)?;
-            make_directory(directory)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
+            error.kind(),
+            format!("{} is not there; make it, or mount its file system", parent.display()),
+        )),
         Err(error) => Err(error),
     }
 }

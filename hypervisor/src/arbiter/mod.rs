@@ -3,17 +3,23 @@
 //! ```text
 //!   FileArbiter (file:DIR) ──► DIR/<vm>/<generation>.claim, made by link(2)
 //!   TcpArbiter (tcp:HOST:PORT) ──► ft-arbiter (server) ──► FileArbiter
+//!   EtcdArbiter (etcd://HOST:PORT,...) ──► etcd: /ft-arbiter/<vm>/<generation>, made by a transaction
 //! ```
 //! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`. The flags say
 //! nothing of each other: whoever asks, asks for the generation of its own pair, or at a start for the one after the latest.
 //!
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
+mod base64;
+mod deadline;
+mod etcd;
 mod file;
+mod record;
 pub mod server;
 mod tcp;
 mod wire;
 
+pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use tcp::TcpArbiter;
 
@@ -28,7 +34,7 @@ use std::time::Duration;
 pub const ADDRESS_BYTES_MAX: usize = 256;
 
 /// What a node writes down when it claims a generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// Which incarnation of which process.
     pub node: NodeId,
@@ -39,7 +45,7 @@ pub struct Claim {
 }
 
 /// What a claim is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClaimKind {
     /// To go on with the VM, alone.
     Owner,
@@ -48,7 +54,7 @@ pub enum ClaimKind {
 }
 
 /// The arbiter's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The generation is this node's, now or since an earlier request.
     Won,
@@ -60,7 +66,7 @@ pub enum Verdict {
 #[derive(Debug, thiserror::Error)]
 pub enum ArbiterError {
     /// The spec names no arbiter.
-    #[error("`{spec}` is no arbiter: {reason}; use file:DIR or tcp:HOST:PORT")]
+    #[error("`{spec}` is no arbiter: {reason}; use file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]")]
     BadSpec {
         /// As given.
         spec: String,
@@ -84,10 +90,10 @@ pub enum ArbiterError {
         reason: String,
     },
     /// The arbiter over the network answers that it can't decide before an operator has seen to it.
-    #[error("the arbiter tcp:{address} can't decide: {reason}")]
+    #[error("the arbiter {arbiter} can't decide: {reason}")]
     Failed {
-        /// Where it listens.
-        address: String,
+        /// Which arbiter, as in its spec.
+        arbiter: String,
         /// Its reason.
         reason: String,
     },
@@ -144,23 +150,38 @@ pub trait Arbiter: Send + Sync + fmt::Debug {
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError>;
 }
 
-/// The arbiter that `spec` names: `file:DIR` or `tcp:HOST:PORT`. `timeout` bounds each call to one over the network.
+/// The arbiter that `spec` names: `file:DIR`, `tcp:HOST:PORT` or `etcd://HOST:PORT[,HOST:PORT...]`. `timeout` bounds each
+/// call to one over the network.
 ///
 /// # Errors
 /// [`ArbiterError::BadSpec`] or [`ArbiterError::Directory`]. An arbiter over the network is not asked yet.
 pub fn open(spec: &str, timeout: Duration) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    const NO_ADDRESS: &str = "it names no host and port";
+    const NO_TLS: &str = "etcd is spoken to by plain HTTP only, as yet, over a network that you trust";
     let bad = |reason| ArbiterError::BadSpec { spec: spec.to_owned(), reason };
     match spec.split_once(':') {
         Some(("file", "")) => Err(bad("it names no directory")),
         Some(("file", directory)) => Ok(Box::new(FileArbiter::open(directory)?)),
-        Some(("tcp", address)) => match address.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => {
-                Ok(Box::new(TcpArbiter::new(address, timeout)))
+        Some(("tcp", address)) if is_host_and_port(address) => Ok(Box::new(TcpArbiter::new(address, timeout))),
+        Some(("tcp", _)) => Err(bad(NO_ADDRESS)),
+        Some(("https" | "etcds", _)) => Err(bad(NO_TLS)),
+        Some(("etcd", rest)) => match rest.strip_prefix("//") {
+            Some(members) if members.contains("https://") => Err(bad(NO_TLS)),
+            Some(members) if members.split(',').all(is_host_and_port) => {
+                Ok(Box::new(EtcdArbiter::new(members.split(','), timeout)))
             }
-            _ => Err(bad("it names no host and port")),
+            Some(_) | None => Err(bad(NO_ADDRESS)),
         },
-        _ => Err(bad("it begins with neither file: nor tcp:")),
+        _ => Err(bad("it begins with none of file:, tcp: and etcd://")),
     }
+}
+
+/// Whether `address` is a host, by name or address, and a port that can be connected to.
+fn is_host_and_port(address: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'[' | b']');
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && host.bytes().all(allowed) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
 }
 
 /// Checks what every arbiter writes down, before it does.

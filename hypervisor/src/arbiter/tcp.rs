@@ -1,8 +1,8 @@
 //! The client of `ft-arbiter`.
 
+use super::deadline::Deadline;
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, Claim, Verdict, check_claim};
-use crate::host::clock;
 use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
 use logchannel::session::VmId;
@@ -26,12 +26,6 @@ pub struct TcpArbiter {
 struct Connection {
     stream: TcpStream,
     decoder: FrameDecoder,
-}
-
-/// When a call gives up, on the host's monotonic clock.
-#[derive(Clone, Copy)]
-struct Deadline {
-    at_us: u64,
 }
 
 /// Why a call on one connection failed.
@@ -79,13 +73,17 @@ impl TcpArbiter {
     fn check(&self, answer: Answer) -> Result<Answer, ArbiterError> {
         match answer {
             Answer::Unreachable(reason) => Err(self.unreachable(io::Error::other(reason))),
-            Answer::Failed(reason) => Err(ArbiterError::Failed { address: self.address.clone(), reason }),
+            Answer::Failed(reason) => Err(ArbiterError::Failed { arbiter: self.spec(), reason }),
             Answer::Won | Answer::Lost(_) | Answer::Latest(_) => Ok(answer),
         }
     }
 
+    fn spec(&self) -> String {
+        format!("tcp:{}", self.address)
+    }
+
     fn unreachable(&self, source: io::Error) -> ArbiterError {
-        ArbiterError::Unreachable { arbiter: format!("tcp:{}", self.address), source }
+        ArbiterError::Unreachable { arbiter: self.spec(), source }
     }
 
     fn protocol(&self, reason: String) -> ArbiterError {
@@ -155,21 +153,6 @@ impl Connection {
             Ok((self, answer))
         } else {
             Err(CallError::Protocol("it answers more than it was asked".into()))
-        }
-    }
-}
-
-impl Deadline {
-    fn after(timeout: Duration) -> Self {
-        let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        Self { at_us: clock::now_us().saturating_add(timeout_us) }
-    }
-
-    /// Never zero, which would mean no timeout at all.
-    fn remaining(self) -> io::Result<Duration> {
-        match self.at_us.saturating_sub(clock::now_us()) {
-            0 => Err(io::ErrorKind::TimedOut.into()),
-            remaining_us => Ok(Duration::from_micros(remaining_us)),
         }
     }
 }

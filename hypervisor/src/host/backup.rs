@@ -12,6 +12,7 @@ use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimReque
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::SessionHeader;
+use logchannel::snapshot::{Pages, Snapshot};
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
@@ -19,17 +20,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Event, Machine, OutputId, OutputOperation};
+use vm::{Event, Machine, OutputId, OutputOperation, Restoration};
 
-/// Bytes of entries that may wait to be replayed before this side stops reading its channel, and by that stops the
-/// primary.
+/// Bytes of memory and entries that may wait to be put in place or replayed before this side stops reading its channel, and
+/// by that stops the primary.
 pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
 
 /// From one look at heartbeats and timeouts to the next.
 const TICK: Duration = Duration::from_millis(5);
-
-/// From one report of how far replay has got to the next, in nanoseconds.
-const CONSUMED_REPORT_NS: u64 = 100_000_000;
 
 /// One bit of RAM to flip behind the guest's back, to see the divergence found.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +38,15 @@ pub struct BitFlip {
     pub address: u64,
     /// 0 to 7.
     pub bit: u8,
+}
+
+/// What is done to a backup on purpose, to see what comes of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultInjection {
+    /// Its memory is damaged.
+    pub flip: Option<BitFlip>,
+    /// It replays so many times slower than it could; 0 and 1 change nothing.
+    pub slowdown: u32,
 }
 
 /// How a backup's time as a backup ends.
@@ -58,14 +65,14 @@ pub struct Succession {
     pub machine: Machine,
     /// What the VM is, of the generation that this node now owns.
     pub session: SessionHeader,
-    /// The guest.
-    pub image: Arc<[u8]>,
     /// How many entries the log has.
     pub entries: LogSeq,
     /// How many state digests were compared, and equal.
     pub digests_checked: u64,
     /// Outputs that the predecessor may not have sent.
     pub tail: VecDeque<(OutputId, OutputOperation)>,
+    /// How many of them were dropped because there were too many.
+    pub tail_dropped: u64,
     /// The output behind them. The machine may be further by some that the last entries don't tell of.
     pub next_output: OutputId,
     /// When the steps of the failover happened.
@@ -74,9 +81,29 @@ pub struct Succession {
 
 /// What the replaying thread has to do.
 enum Work {
-    /// Entries, and what they occupy in the log buffer.
-    Replay(VecDeque<LogEntry>, usize),
+    Begin(SessionHeader),
+    Pages(Pages),
+    Restore(Snapshot),
+    Replay(VecDeque<LogEntry>),
     Finish,
+}
+
+impl Work {
+    /// What it occupies until it is done.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.bytes.len(),
+            Self::Replay(entries) => entries.iter().map(buffered_bytes).sum(),
+            Self::Begin(_) | Self::Restore(_) | Self::Finish => 0,
+        }
+    }
+}
+
+/// The machine, as far as it has come.
+enum Stage {
+    Nothing,
+    Restoring(SessionHeader, Restoration),
+    Replaying(SessionHeader, Box<Replayer>),
 }
 
 #[derive(Debug)]
@@ -91,11 +118,10 @@ struct Shared {
     role: Mutex<BackupRole>,
     channel: Channel,
     work: Sender<Work>,
-    /// Bytes of entries received and not yet consumed.
+    /// Bytes of work not yet done.
     waiting: AtomicUsize,
     replay_thread: Mutex<Option<thread::Thread>>,
     steps: Sender<Step>,
-    built: Sender<(Machine, SessionHeader, Arc<[u8]>)>,
     over: AtomicBool,
 }
 
@@ -104,10 +130,9 @@ struct Shared {
 ///
 /// # Errors
 /// If the socket or a thread can't be set up.
-pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip>) -> io::Result<BackupOutcome> {
+pub fn run(node: Node, role: BackupRole, stream: TcpStream, faults: FaultInjection) -> io::Result<BackupOutcome> {
     let (work, work_queue) = unbounded();
     let (steps, step_queue) = unbounded();
-    let (built, built_queue) = unbounded();
     let shared = Arc::new(Shared {
         node,
         role: Mutex::new(role),
@@ -116,19 +141,17 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         waiting: AtomicUsize::new(0),
         replay_thread: Mutex::new(None),
         steps,
-        built,
         over: AtomicBool::new(false),
     });
-    let reader = shared.channel.connect(stream)?;
-    start_reader(&shared, reader)?;
+    let stream = Arc::new(stream);
+    shared.channel.connect(stream.clone())?;
+    // The wish to join.
+    shared.send_outgoing();
+    start_reader(&shared, ChannelReader::new(stream))?;
     start_ticks(&shared)?;
     let replay = {
         let shared = shared.clone();
-        thread::Builder::new().name("vcpu".into()).spawn(move || {
-            let (machine, session, image) = built_queue.recv().ok()?;
-            let replayer = shared.replay(Replayer::new(machine, LogSeq(0)), &work_queue, flip)?;
-            Some((replayer, session, image))
-        })?
+        thread::Builder::new().name("vcpu".into()).spawn(move || shared.work(&work_queue, faults))?
     };
     let outcome = shared.conduct(&step_queue);
     if outcome.is_ok() {
@@ -142,7 +165,7 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         Ok(generation) => generation,
     };
     let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
-    let (replayer, mut session, image) = replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
+    let (mut session, replayer) = replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
     session.generation = generation;
     let mut role = lock(&shared.role);
     Ok(BackupOutcome::GoLive(Box::new(Succession {
@@ -150,7 +173,7 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, flip: Option<BitFlip
         digests_checked: replayer.digests_checked(),
         machine: replayer.into_machine(),
         session,
-        image,
+        tail_dropped: role.tail_dropped(),
         tail: role.take_tail(),
         next_output: role.next_output(),
         moments: *role.moments(),
@@ -177,12 +200,10 @@ impl Shared {
 
     fn act(&self, action: BackupAction) {
         let step = match action {
-            BackupAction::Consume(entries) => {
-                let bytes = entries.iter().map(buffered_bytes).sum();
-                self.waiting.fetch_add(bytes, Ordering::Relaxed);
-                return self.give_work(Work::Replay(entries, bytes));
-            }
-            BackupAction::Build { session, image } => return self.build(session, image),
+            BackupAction::Begin(session) => return self.give_work(Work::Begin(session)),
+            BackupAction::Pages(pages) => return self.give_work(Work::Pages(pages)),
+            BackupAction::Restore(snapshot) => return self.give_work(Work::Restore(snapshot)),
+            BackupAction::Consume(entries) => return self.give_work(Work::Replay(entries)),
             BackupAction::Protected(generation) => {
                 return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
             }
@@ -229,6 +250,7 @@ impl Shared {
     }
 
     fn give_work(&self, work: Work) {
+        self.waiting.fetch_add(work.bytes(), Ordering::Relaxed);
         // Fails only when replay has ended, in a divergence or with the guest.
         let _ = self.work.send(work);
         if let Some(thread) = lock(&self.replay_thread).as_ref() {
@@ -236,45 +258,80 @@ impl Shared {
         }
     }
 
-    fn build(&self, session: SessionHeader, image: Vec<u8>) {
-        match Machine::new(&session.config, &image) {
-            Ok(machine) => {
-                self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
-                let _ = self.built.send((machine, session, image.into()));
-                self.drive(BackupRole::machine_built);
-            }
-            Err(error) => self.drive(|role, _| role.build_failed(&error.to_string())),
-        }
-    }
-
-    /// Replays until there is nothing more to replay; `None` if the machine must not go live.
-    fn replay(&self, mut replayer: Replayer, work: &Receiver<Work>, mut flip: Option<BitFlip>) -> Option<Replayer> {
+    /// Puts the machine together and replays until there is nothing more to do; `None` if the machine must not go live.
+    fn work(&self, queue: &Receiver<Work>, mut faults: FaultInjection) -> Option<(SessionHeader, Box<Replayer>)> {
         *lock(&self.replay_thread) = Some(thread::current());
-        let mut reported_ns = clock::now_ns();
+        let mut stage = Stage::Nothing;
         loop {
-            let (entries, bytes) = match work.try_recv() {
-                Ok(Work::Replay(entries, bytes)) => (entries, bytes),
-                Ok(Work::Finish) => return Some(replayer),
-                Err(_) if self.over.load(Ordering::Acquire) && work.is_empty() => return None,
+            let work = match queue.try_recv() {
+                Ok(work) => work,
+                Err(_) if self.over.load(Ordering::Acquire) && queue.is_empty() => return None,
                 Err(_) => {
                     thread::park_timeout(TICK);
                     continue;
                 }
             };
-            let outputs = self.replay_batch(&mut replayer, &entries, &mut flip)?;
+            let bytes = work.bytes();
+            stage = match (work, stage) {
+                (Work::Finish, Stage::Replaying(session, replayer)) => return Some((session, replayer)),
+                (Work::Replay(entries), Stage::Replaying(session, mut replayer)) => {
+                    self.replay(&mut replayer, &entries, &mut faults)?;
+                    Stage::Replaying(session, replayer)
+                }
+                (work, stage) => match self.restore(work, stage) {
+                    Ok(stage) => stage,
+                    Err(reason) => {
+                        self.drive(|role, _| role.restore_failed(&reason));
+                        return None;
+                    }
+                },
+            };
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-            let count = replayer.machine().instruction_count();
-            self.drive(|role, now_ns| {
-                for (id, output) in outputs {
-                    role.produced(id, output);
-                }
-                role.consumed(now_ns, replayer.consumed());
-                if now_ns.saturating_sub(reported_ns) >= CONSUMED_REPORT_NS {
-                    reported_ns = now_ns;
-                    role.report_consumed(now_ns, count);
-                }
-            });
         }
+    }
+
+    /// Puts a piece of the machine in place.
+    fn restore(&self, work: Work, stage: Stage) -> Result<Stage, String> {
+        match (work, stage) {
+            (Work::Begin(session), _) => {
+                let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
+                Ok(Stage::Restoring(session, restoration))
+            }
+            (Work::Pages(pages), Stage::Restoring(session, mut restoration)) => {
+                restoration.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
+                Ok(Stage::Restoring(session, restoration))
+            }
+            (Work::Restore(Snapshot { seq, digest, state }), Stage::Restoring(session, restoration)) => {
+                let mut machine = restoration.finish(&state).map_err(|error| error.to_string())?;
+                let found = machine.digest();
+                if found != digest {
+                    return Err(format!("its state digest is {found}, the primary's is {digest}"));
+                }
+                self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
+                let next_output = machine.next_output_id();
+                self.drive(|role, now_ns| role.machine_restored(now_ns, next_output));
+                Ok(Stage::Replaying(session, Box::new(Replayer::new(machine, seq))))
+            }
+            (_, stage) => Ok(stage),
+        }
+    }
+
+    /// Replays a batch, and tells the role; `None` after a divergence.
+    fn replay(&self, replayer: &mut Replayer, entries: &VecDeque<LogEntry>, faults: &mut FaultInjection) -> Option<()> {
+        let started_ns = clock::now_ns();
+        let outputs = self.replay_batch(replayer, entries, &mut faults.flip)?;
+        if faults.slowdown > 1 {
+            let took = Duration::from_nanos(clock::now_ns() - started_ns);
+            thread::sleep(took.saturating_mul(faults.slowdown - 1));
+        }
+        let count = replayer.machine().instruction_count();
+        self.drive(|role, now_ns| {
+            for (id, output) in outputs {
+                role.produced(id, output);
+            }
+            role.consumed(now_ns, replayer.consumed(), count);
+        });
+        Some(())
     }
 
     /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.

@@ -76,8 +76,16 @@ pub struct ChannelReader {
 }
 
 impl ChannelReader {
-    fn new(stream: Arc<TcpStream>) -> Self {
+    /// A reader of `stream`.
+    #[must_use]
+    pub fn new(stream: Arc<TcpStream>) -> Self {
         Self { stream, decoder: FrameDecoder::new(), buffer: vec![0; READ_BYTES] }
+    }
+
+    /// What it reads.
+    #[must_use]
+    pub fn stream(&self) -> Arc<TcpStream> {
+        self.stream.clone()
     }
 
     /// Waits until something has arrived.
@@ -132,19 +140,18 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Connects the channel; gives back its reader, for whoever is to read it. That of an earlier connection is gone, so
-    /// that nothing it still had is taken for a word of the new peer.
+    /// Connects the channel. The reader of an earlier connection is gone, so that nothing it still had is taken for a word of
+    /// the new peer.
     ///
     /// # Errors
     /// If the socket can't be set up.
-    pub fn connect(&self, stream: TcpStream) -> io::Result<ChannelReader> {
+    pub fn connect(&self, stream: Arc<TcpStream>) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let writer = stream.try_clone()?;
-        let stream = Arc::new(stream);
         *lock(&self.reader) = None;
-        *lock(&self.stream) = Some(stream.clone());
+        *lock(&self.stream) = Some(stream);
         lock(&self.writer).stream = Some(writer);
-        Ok(ChannelReader::new(stream))
+        Ok(())
     }
 
     /// The connection, to wait for what arrives on it; none once it has ended.

@@ -1,28 +1,27 @@
 //! A VM that runs live: the primary's role with the host's threads, sockets and clock around it.
 
-use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
+use super::channel::{Channel, lock, serve};
 use super::clock;
 use super::console;
-use super::inbox::{HostEventSource, InboxSender, SLICE_STEPS};
-use super::network::Network;
+use super::inbox::{HostEventSource, InboxSender};
+use super::network::{Network, NetworkAddress, NetworkEvents};
 use super::node::Node;
 use super::outlets::Outlets;
 use super::priority;
 use super::reports::{Figures, NodeReport};
+use super::visitors;
 use crate::distribution::Distribution;
-use crate::record::{LogSink, Recorder, Slice};
-use crate::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
+use crate::record::Recorder;
+use crate::role::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crossbeam_channel::{Receiver, Sender};
-use logchannel::entry::{Generation, LogEntry};
-use std::convert::Infallible;
+use logchannel::entry::Generation;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Machine, OutputId, OutputOperation};
+use vm::{Machine, OutputId};
 
 /// From one look at heartbeats, timeouts and waiting entries to the next.
 const TICK: Duration = Duration::from_millis(5);
@@ -32,20 +31,6 @@ const TICK_WHILE_HOLDING: Duration = Duration::from_millis(1);
 
 /// From one look of the conductor at heartbeats and timeouts to the next.
 const WATCH: Duration = Duration::from_millis(50);
-
-/// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
-/// microseconds.
-const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
-
-/// How long a vCPU thread that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
-/// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
-const SPIN_NS: u64 = 200_000;
-
-/// After spinning for nothing, how many times the vCPU thread sleeps at once: on a crowded host the time is the backup's.
-const SPIN_REST: u32 = 32;
-
-/// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
-const SLEEP_NS_MAX: u64 = 100_000_000;
 
 /// How a live VM's process ends.
 #[derive(Debug)]
@@ -63,18 +48,25 @@ pub struct LiveVm {
 }
 
 #[derive(Debug)]
-struct Shared {
-    node: Node,
-    role: Mutex<PrimaryRole>,
-    channel: Channel,
+pub(super) struct Shared {
+    pub(super) node: Node,
+    pub(super) role: Mutex<PrimaryRole>,
+    pub(super) channel: Channel,
+    /// For whoever takes a backup.
+    pub(super) taking: Mutex<()>,
     outlets: Arc<Mutex<Outlets>>,
-    inbox: InboxSender,
-    may_run: AtomicBool,
+    pub(super) inbox: InboxSender,
+    pub(super) may_run: AtomicBool,
     /// Outputs wait for the backup.
-    holding: AtomicBool,
-    over: Arc<AtomicBool>,
+    pub(super) holding: AtomicBool,
+    /// As which this node owns the VM.
+    pub(super) generation: AtomicU64,
+    /// A backup that joins gets the guest's memory.
+    pub(super) copying: AtomicBool,
+    /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
+    pub(super) share: AtomicU32,
+    pub(super) over: Arc<AtomicBool>,
     actions: Sender<PrimaryAction>,
-    image: Arc<[u8]>,
 }
 
 impl LiveVm {
@@ -89,29 +81,32 @@ impl LiveVm {
         node: Node,
         role: PrimaryRole,
         machine: Machine,
-        image: Arc<[u8]>,
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
         let (source, inbox) = HostEventSource::new(machine.last_ticks())?;
         let (actions, action_queue) = crossbeam_channel::unbounded();
+        let is_on_lan = matches!(node.network, Some(NetworkAddress::Lan(_)));
         let shared = Arc::new(Shared {
-            outlets: Arc::new(Mutex::new(Outlets::new(node.reporter, node.lan.is_some()))),
+            outlets: Arc::new(Mutex::new(Outlets::new(node.reporter, is_on_lan))),
+            generation: AtomicU64::new(role.generation().0),
             role: Mutex::new(role),
             channel: Channel::default(),
             inbox,
             may_run: AtomicBool::new(false),
             holding: AtomicBool::new(false),
+            copying: AtomicBool::new(false),
+            share: AtomicU32::new(FULL_SHARE),
+            taking: Mutex::default(),
             over: Arc::default(),
             actions,
-            image,
             node,
         });
         // The attachment comes before the guest's first output, which would be lost without.
         shared.start_network(&machine)?;
         on_start(Self { shared: shared.clone() });
         start_ticks(&shared)?;
-        start_listener(&shared, listener)?;
+        visitors::start(&shared, listener)?;
         console::start(shared.inbox.clone())?;
         let conductor = shared.clone();
         let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
@@ -131,7 +126,26 @@ impl LiveVm {
     }
 }
 
-fn spawn<T: Send + 'static>(
+impl NetworkEvents for Shared {
+    fn owner(&self) -> (Generation, OutputId) {
+        let role = lock(&self.role);
+        (role.generation(), role.gate().next_to_leave())
+    }
+
+    fn attached(&self, next_output: OutputId) {
+        lock(&self.role).send_again(next_output);
+    }
+
+    fn ready(&self) {
+        self.put_out_released();
+    }
+
+    fn carried(&self, next_output: OutputId) {
+        lock(&self.role).carried(next_output);
+    }
+}
+
+pub(super) fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<thread::JoinHandle<T>> {
@@ -140,7 +154,7 @@ fn spawn<T: Send + 'static>(
 
 impl Shared {
     /// Gives the role an input, and does what it says.
-    fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
+    pub(super) fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         let actions = self.give(input);
         self.carry_out(actions);
     }
@@ -148,11 +162,14 @@ impl Shared {
     /// Gives the role an input; what it wants done has to be carried out next.
     ///
     /// A connection is cut at once, before the role can take the next backup, whose connection it would be.
-    fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
+    pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
         let mut role = lock(&self.role);
         input(&mut role, clock::now_ns());
         self.may_run.store(role.may_run(), Ordering::Release);
         self.holding.store(role.gate().held() > 0, Ordering::Release);
+        self.generation.store(role.generation().0, Ordering::Relaxed);
+        self.copying.store(role.is_copying(), Ordering::Release);
+        self.share.store(role.share(), Ordering::Relaxed);
         let actions: Vec<_> = std::iter::from_fn(|| role.poll_action()).collect();
         if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. })) {
             self.channel.cut();
@@ -160,20 +177,20 @@ impl Shared {
         actions
     }
 
-    fn carry_out(&self, actions: Vec<PrimaryAction>) {
+    pub(super) fn carry_out(&self, actions: Vec<PrimaryAction>) {
         self.put_out_released();
         self.send_outgoing();
         self.pass_on(actions);
     }
 
-    fn pass_on(&self, actions: Vec<PrimaryAction>) {
+    pub(super) fn pass_on(&self, actions: Vec<PrimaryAction>) {
         for action in actions {
             // Fails only when the conductor is over, and with it this node's part.
             let _ = self.actions.send(action);
         }
     }
 
-    fn send_outgoing(&self) {
+    pub(super) fn send_outgoing(&self) {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
@@ -190,19 +207,20 @@ impl Shared {
             let mut role = lock(&self.role);
             std::iter::from_fn(|| role.take_released()).collect()
         };
-        // What a LAN that is away didn't take is still the backup's to send, if this side is lost before anything leaves.
-        if outlets.put_out(&batch)
-            && let Some((last, _)) = batch.last()
-        {
-            lock(&self.role).has_left(*last);
+        let Some((last, _)) = batch.last() else { return };
+        let next = OutputId(last.0 + 1);
+        let needs_no_carrier = outlets.put_out(&batch);
+        let mut role = lock(&self.role);
+        role.put_out(next);
+        if needs_no_carrier {
+            role.carried(next);
         }
     }
 
     fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
-        let Some(lan) = self.node.lan else { return Ok(()) };
-        let shared = self.clone();
+        let Some(address) = self.node.network.clone() else { return Ok(()) };
         let network = Network {
-            lan,
+            address,
             vm: self.node.vm.clone(),
             node: self.node.id,
             mac: self.node.mac,
@@ -213,111 +231,8 @@ impl Shared {
         };
         let boot = machine.instruction_count().0 == 0;
         // A LAN that refuses this side has been told of; whether it may go on is for the arbiter to say.
-        network.start(machine.last_packet_number(), boot, move || {
-            let role = lock(&shared.role);
-            (role.generation(), role.gate().next_to_leave())
-        })?;
+        network.start(machine.last_packet_number(), boot, self.clone())?;
         Ok(())
-    }
-
-    /// Runs the guest until this node's part in it is over.
-    fn run_vcpu(&self, mut recorder: Recorder<HostEventSource>) -> Recorder<HostEventSource> {
-        self.drive(|_, _| ());
-        let mut sink = RoleSink { shared: self };
-        let mut begun = false;
-        let mut rest = 0;
-        while !self.over.load(Ordering::Acquire) {
-            if !self.may_run.load(Ordering::Acquire) {
-                self.sleep(&recorder);
-                self.hear_backup();
-                continue;
-            }
-            if !begun {
-                begun = true;
-                recorder.source_mut().start();
-                let generation = lock(&self.role).generation();
-                let Ok(()) = recorder.log_generation(&mut sink, generation);
-            }
-            let holding = self.holding.load(Ordering::Acquire);
-            let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
-            let Ok(slice) = recorder.run_slice(&mut sink, steps);
-            if holding {
-                self.hear_backup();
-            }
-            match slice {
-                Slice::Ran => {}
-                Slice::Waiting => {
-                    self.spin_for_release(&recorder, &mut rest);
-                    self.sleep(&recorder);
-                    self.hear_backup();
-                }
-                Slice::Stopped(_) => {
-                    self.sleep(&recorder);
-                    self.hear_backup();
-                }
-            }
-        }
-        recorder
-    }
-
-    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again, as long as
-    /// the backup answers soon. `rest` counts the sleeps without it after a time when it didn't.
-    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>, rest: &mut u32) {
-        if !self.holding.load(Ordering::Acquire) {
-            return;
-        }
-        if *rest > 0 {
-            *rest -= 1;
-            return;
-        }
-        let end_ns = clock::now_ns() + SPIN_NS;
-        while self.holding.load(Ordering::Acquire)
-            && !recorder.source().has_input(recorder.machine())
-            && clock::now_ns() < end_ns
-        {
-            self.hear_backup();
-            // The backup's own thread may be waiting for this very core.
-            thread::yield_now();
-        }
-        if clock::now_ns() >= end_ns {
-            *rest = SPIN_REST;
-        }
-    }
-
-    /// Sleeps until the guest has something to do or the backup something to say that matters now.
-    fn sleep(&self, recorder: &Recorder<HostEventSource>) {
-        let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
-        let channel = if backup_matters { self.channel.stream() } else { None };
-        let socket = channel.as_ref().map(|stream| stream.as_fd());
-        recorder.source().sleep(recorder.machine(), socket, clock::now_ns() + SLEEP_NS_MAX);
-    }
-
-    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their
-    /// order because the reader is kept until they have.
-    fn hear_backup(&self) {
-        let Ok(mut reader) = self.channel.reader.try_lock() else { return };
-        let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
-        let (messages, end) = match arrived {
-            Arrived::Messages(messages) if messages.is_empty() => return,
-            Arrived::Messages(messages) => (messages, None),
-            Arrived::Last { messages, reason } => (messages, Some(reason)),
-        };
-        let input = |role: &mut PrimaryRole, now_ns| {
-            for message in messages {
-                role.backup_said(now_ns, message);
-            }
-            if let Some(reason) = &end {
-                role.backup_lost(reason);
-            }
-        };
-        let actions = self.give(input);
-        if end.is_some() {
-            *reader = None;
-            // Whoever waits for this connection would wake up at once, for ever.
-            self.channel.cut();
-        }
-        drop(reader);
-        self.carry_out(actions);
     }
 
     /// Does what the role asks for that takes time, until it asks for the end.
@@ -369,55 +284,10 @@ impl Shared {
             frames,
             frames_without_lan,
             hold_time: Distribution::of(role.gate().hold_time_ns()),
+            lag_us: role.lag_ns().0 / 1000,
+            lag_max_us: role.lag_ns().1 / 1000,
+            outputs_given_up: role.gate().given_up(),
         }));
-    }
-
-    /// Takes a backup, if the role takes one; called by the listening thread alone.
-    fn take_backup(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
-        if let Err(reason) = lock(&self.role).can_take_backup() {
-            refuse(stream, &reason);
-            return Err(reason);
-        }
-        let reader = self.channel.connect(stream).map_err(|error| error.to_string())?;
-        self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
-        self.drive(|role, now_ns| role.backup_connected(now_ns, &self.image));
-        // What the backup says is heard from here on: not before the role knows that there is one.
-        *lock(&self.channel.reader) = Some(reader);
-        self.inbox.wake();
-        Ok(())
-    }
-}
-
-/// Tells a backup why it can't join, as far as it listens.
-fn refuse(mut stream: TcpStream, reason: &str) {
-    let mut bytes = Vec::new();
-    logchannel::message::Message::Refused { reason: reason.into() }.encode(&mut bytes);
-    let _ = io::Write::write_all(&mut stream, &bytes);
-}
-
-/// The recorder's entries go to the role.
-struct RoleSink<'a> {
-    shared: &'a Shared,
-}
-
-impl LogSink for RoleSink<'_> {
-    type Error = Infallible;
-
-    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
-        let may_leave = {
-            let mut role = lock(&self.shared.role);
-            role.append(clock::now_ns(), entry, output);
-            role.has_outgoing()
-        };
-        if may_leave {
-            self.shared.send_outgoing();
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Infallible> {
-        self.shared.drive(|role, now_ns| role.flush(now_ns));
-        Ok(())
     }
 }
 
@@ -429,26 +299,6 @@ fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
             thread::sleep(if shared.holding.load(Ordering::Acquire) { TICK_WHILE_HOLDING } else { TICK });
             shared.hear_backup();
             shared.drive(PrimaryRole::tick);
-        }
-    })?;
-    Ok(())
-}
-
-fn start_listener(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<()> {
-    let shared = shared.clone();
-    spawn("channel", move || {
-        loop {
-            let (stream, address) = match listener.accept() {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::warn!("a backup could not connect: {error}");
-                    thread::sleep(TICK);
-                    continue;
-                }
-            };
-            if let Err(reason) = shared.take_backup(stream, address) {
-                shared.node.reporter.tell(&NodeReport::BackupRefused { address: address.to_string(), reason });
-            }
         }
     })?;
     Ok(())

@@ -8,6 +8,7 @@
 //!               │   timer ──────────────────────┘
 //! ```
 
+pub mod announce;
 pub mod backup;
 pub mod channel;
 pub mod clock;
@@ -15,9 +16,13 @@ pub mod console;
 pub mod entropy;
 pub mod inbox;
 pub mod live;
+pub mod log_directory;
 pub mod network;
 pub mod node;
 pub mod outlets;
 pub mod priority;
 pub mod reports;
 pub mod signals;
+pub mod tap;
+mod vcpu;
+mod visitors;

@@ -1,33 +1,89 @@
-//! A VM's attachment to the LAN: kept up for as long as the VM runs here.
+//! A VM's attachment to its network: kept up for as long as the VM runs here.
 
+use super::announce::Station;
 use super::channel::lock;
 use super::inbox::{HostInput, InboxSender};
-use super::outlets::Outlets;
+use super::outlets::{Outlets, Way};
 use super::reports::NodeReport;
+use super::tap::{self, TapError, TapName, TapReceiver};
 use crate::lan::Attachment;
-use crate::lan::client::{FrameReceiver, LanError, attach};
+use crate::lan::client::{Attached, FrameReceiver, FromLan, LanError, attach};
 use crate::report::Reporter;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 use vm::OutputId;
 
-/// From one try to attach to a LAN that is away to the next.
+/// From one try to attach to a network that is away to the next.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// How long to wait for a LAN that accepts connections but doesn't answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// When a guest that has moved is announced, from one time to the next: a switch may be slow to enable a port.
+const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)];
+
+/// Where a VM's frames go: `lan=HOST:PORT` or `tap=NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkAddress {
+    /// A LAN, which carries each frame once, whichever side of the VM is lost.
+    Lan(SocketAddr),
+    /// An interface of this host, where a failover may double frames or lose them, as on any Ethernet.
+    Tap(TapName),
+}
+
+impl FromStr for NetworkAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("lan", address)) => {
+                address.parse().map(Self::Lan).map_err(|_| format!("`{address}` is not an address like 127.0.0.1:7000"))
+            }
+            Some(("tap", name)) => name.parse().map(Self::Tap),
+            Some(_) | None => Err(format!("`{text}` is not of the form lan=HOST:PORT or tap=NAME")),
+        }
+    }
+}
+
+impl fmt::Display for NetworkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lan(address) => address.fmt(f),
+            Self::Tap(name) => write!(f, "interface {name}"),
+        }
+    }
+}
+
+/// Who owns the VM here, as its network asks and tells.
+pub trait NetworkEvents: Send + Sync {
+    /// As which generation the VM runs here, and the first output that may come to a network that doesn't know the VM.
+    fn owner(&self) -> (Generation, OutputId);
+
+    /// The network is there, and has carried all outputs with smaller ids than `next_output`. Those that were sent and
+    /// not carried are to be sent again, before any other: the outlets are locked until this returns, so that no other
+    /// overtakes them; it must not wait for the outlets.
+    fn attached(&self, next_output: OutputId);
+
+    /// The outlets are free again after [`NetworkEvents::attached`]: what is released may go.
+    fn ready(&self);
+
+    /// The network has carried all outputs with smaller ids than `next_output`.
+    fn carried(&self, next_output: OutputId);
+}
+
 /// A VM's network cable.
 #[derive(Debug)]
 pub struct Network {
-    /// Where the LAN is.
-    pub lan: SocketAddr,
+    /// Where it leads.
+    pub address: NetworkAddress,
     /// Whose cable it is.
     pub vm: VmId,
     /// Which incarnation's.
@@ -36,21 +92,54 @@ pub struct Network {
     pub mac: [u8; 6],
     /// Where to tell that it is plugged in or out.
     pub reporter: Reporter,
-    /// Where frames from the LAN go.
+    /// Where frames from the network go.
     pub inbox: InboxSender,
-    /// Where the way to the LAN is needed.
+    /// Where the way to the network is needed.
     pub outlets: Arc<Mutex<Outlets>>,
     /// When to stop.
     pub over: Arc<AtomicBool>,
 }
 
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+enum NetworkError {
+    #[error(transparent)]
+    Lan(#[from] LanError),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error("the guest is gone")]
+    Over,
+}
+
+impl NetworkError {
+    /// Whether trying again won't help.
+    const fn is_final(&self) -> bool {
+        matches!(self, Self::Lan(LanError::Refused { .. } | LanError::Fenced { .. }))
+    }
+}
+
+/// Where frames for the guest come from.
+enum Source {
+    Lan(FrameReceiver),
+    Tap(TapReceiver),
+}
+
+impl Source {
+    fn receive(&mut self) -> Result<FromLan, NetworkError> {
+        Ok(match self {
+            Self::Lan(receiver) => receiver.receive()?,
+            Self::Tap(receiver) => receiver.receive()?,
+        })
+    }
+}
+
 impl Network {
-    /// Attaches, before it returns if the LAN is there, and keeps attached until the LAN serves a newer generation.
+    /// Attaches, before it returns if the network is there, and keeps attached until a LAN serves a newer generation.
     ///
-    /// `last_packet` is the number of the last frame that the guest has had; `boot` says that it has just been reset;
-    /// `owner` tells as which generation it runs here, and which output comes next.
+    /// `last_packet` is the number of the last frame that the guest has had. `boot` says that it has just been reset; if
+    /// it has not, it has moved, and a network that can't know is told where it is now.
     ///
-    /// Tells if the LAN refuses this VM at once; that is final.
+    /// Tells if a LAN refuses this VM at once; that is final.
     ///
     /// # Errors
     /// If the thread can't start.
@@ -58,21 +147,21 @@ impl Network {
         self,
         mut last_packet: u64,
         mut boot: bool,
-        owner: impl Fn() -> (Generation, OutputId) + Send + 'static,
+        events: Arc<dyn NetworkEvents>,
     ) -> io::Result<Option<String>> {
-        let mut attached = self.attach(last_packet, boot, owner());
-        let refused = match &attached {
-            Err(LanError::Refused { reason }) => Some(reason.clone()),
-            Ok(_) | Err(_) => None,
-        };
+        if matches!(self.address, NetworkAddress::Tap(_)) && !boot {
+            self.announce()?;
+        }
+        let mut attached = self.attach(last_packet, boot, &*events);
+        let refused = attached.as_ref().err().filter(|error| error.is_final()).map(ToString::to_string);
         thread::Builder::new().name("lan".into()).spawn(move || {
             let mut is_away = false;
             loop {
                 let lost = match attached {
-                    Ok(frames) => {
+                    Ok(source) => {
                         (is_away, boot) = (false, false);
-                        let lost = self.receive(frames, &mut last_packet);
-                        lock(&self.outlets).set_lan(None);
+                        let lost = self.receive(source, &mut last_packet, &*events);
+                        lock(&self.outlets).set_way(None);
                         lost
                     }
                     Err(error) => error,
@@ -80,47 +169,88 @@ impl Network {
                 if self.over.load(Ordering::Acquire) {
                     return;
                 }
-                let for_good = matches!(lost, LanError::Refused { .. } | LanError::Fenced { .. });
-                if !is_away || for_good {
+                if !is_away || lost.is_final() {
                     self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
                 }
                 is_away = true;
-                if for_good {
+                if lost.is_final() {
                     return;
                 }
                 thread::sleep(RETRY);
-                attached = self.attach(last_packet, boot, owner());
+                attached = self.attach(last_packet, boot, &*events);
             }
         })?;
         Ok(refused)
     }
 
-    /// Gives the guest what comes, until nothing comes any more; says why.
-    fn receive(&self, mut frames: FrameReceiver, last_packet: &mut u64) -> LanError {
+    /// Passes on what comes, until nothing comes any more; says why.
+    fn receive(&self, mut source: Source, last_packet: &mut u64, events: &dyn NetworkEvents) -> NetworkError {
         loop {
-            match frames.receive() {
-                Ok((number, frame)) => {
+            match source.receive() {
+                Ok(FromLan::Packet { number, frame }) => {
                     *last_packet = number;
                     if !self.inbox.send(HostInput::Packet { number, frame }) {
-                        return LanError::Closed;
+                        return NetworkError::Over;
                     }
                 }
+                Ok(FromLan::Carried { next_output }) => events.carried(next_output),
                 Err(error) => return error,
             }
         }
     }
 
-    fn attach(
-        &self,
-        last_packet: u64,
-        boot: bool,
-        (generation, next_output): (Generation, OutputId),
-    ) -> Result<FrameReceiver, LanError> {
-        let (vm, node, mac) = (self.vm.clone(), self.node, self.mac);
-        let attachment = Attachment { vm, node, generation, mac, next_output, last_packet, boot };
-        let (sender, receiver) = attach(self.lan, &attachment, TIMEOUT)?;
-        lock(&self.outlets).set_lan(Some(sender));
-        self.reporter.tell(&NodeReport::LanAttached { lan: self.lan.to_string() });
-        Ok(receiver)
+    fn attach(&self, last_packet: u64, boot: bool, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {
+        let (generation, next_output) = events.owner();
+        let (way, source, next_output) = match &self.address {
+            NetworkAddress::Lan(address) => {
+                let (vm, node, mac) = (self.vm.clone(), self.node, self.mac);
+                let attachment = Attachment { vm, node, generation, mac, next_output, last_packet, boot };
+                let Attached { sender, receiver, next_output } = attach(*address, &attachment, TIMEOUT)?;
+                (Way::Lan(sender), Source::Lan(receiver), next_output)
+            }
+            NetworkAddress::Tap(name) => {
+                let (sender, receiver) = tap::open(name, last_packet)?;
+                (Way::Tap { sender, station: Station::new(self.mac) }, Source::Tap(receiver), next_output)
+            }
+        };
+        {
+            let mut outlets = lock(&self.outlets);
+            events.attached(next_output);
+            outlets.set_way(Some(way));
+        }
+        self.reporter.tell(&NodeReport::LanAttached { lan: self.address.to_string() });
+        events.ready();
+        Ok(source)
+    }
+
+    /// Tells everybody on the interface, some times, that the guest is here.
+    fn announce(&self) -> io::Result<()> {
+        let (outlets, over) = (self.outlets.clone(), self.over.clone());
+        thread::Builder::new().name("announcement".into()).spawn(move || {
+            for delay in ANNOUNCEMENT_DELAYS {
+                thread::sleep(delay);
+                if over.load(Ordering::Acquire) {
+                    return;
+                }
+                lock(&outlets).announce();
+            }
+        })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_of_a_lan_or_an_interface() {
+        let lan = "lan=127.0.0.1:7000".parse::<NetworkAddress>().unwrap();
+        assert_eq!(lan, NetworkAddress::Lan("127.0.0.1:7000".parse().unwrap()));
+        let tap = "tap=ft0".parse::<NetworkAddress>().unwrap();
+        assert_eq!(tap, NetworkAddress::Tap("ft0".parse().unwrap()));
+        for bad in ["", "lan", "lan=", "lan=7000", "tap=", "tap=a/b", "127.0.0.1:7000", "vde=x"] {
+            assert!(bad.parse::<NetworkAddress>().is_err(), "{bad:?}");
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! One side of a VM, as its process knows itself.
 
+use super::network::NetworkAddress;
 use super::reports::NodeReport;
 use crate::arbiter::{Arbiter, Claim};
 use crate::record::Intervals;
 use crate::report::Reporter;
 use crate::role::{ClaimAnswer, ClaimRequest};
 use logchannel::session::{NodeId, VmId};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Who this process is and what it works with.
@@ -19,8 +19,8 @@ pub struct Node {
     /// Who decides which side lives.
     pub arbiter: Arc<dyn Arbiter>,
     /// Where frames go; without one they go nowhere.
-    pub lan: Option<SocketAddr>,
-    /// The network device's address, as the LAN knows it.
+    pub network: Option<NetworkAddress>,
+    /// The network device's address, as the network knows it.
     pub mac: [u8; 6],
     /// Where this node accepts a backup, as told to others.
     pub address: String,

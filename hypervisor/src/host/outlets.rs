@@ -1,78 +1,131 @@
-//! Where released outputs go: the LAN and the console.
+//! Where released outputs go: the network and the console.
 
+use super::announce::Station;
 use super::reports::NodeReport;
+use super::tap::TapSender;
 use crate::lan::client::FrameSender;
 use crate::report::Reporter;
-use std::io::Write;
+use std::borrow::Borrow;
+use std::io::{self, Write};
 use vm::{OutputId, OutputOperation};
+
+/// The way to a network.
+#[derive(Debug)]
+pub enum Way {
+    /// To a LAN, which tells what it has carried.
+    Lan(FrameSender),
+    /// To an interface of this host.
+    Tap {
+        /// The interface.
+        sender: TapSender,
+        /// What of the guest can be told there.
+        station: Station,
+    },
+}
+
+impl Way {
+    /// Sends frames, in order. Returns how many were lost on the way.
+    fn send(&mut self, frames: &[(OutputId, &[u8])]) -> io::Result<u64> {
+        match self {
+            Self::Lan(sender) => sender.send_batch(frames).map(|()| 0),
+            Self::Tap { sender, station } => {
+                frames.iter().for_each(|(_, frame)| station.learn(frame));
+                sender.send(frames.iter().map(|(_, frame)| *frame))
+            }
+        }
+    }
+
+    /// Makes whoever receives from the network attach again.
+    fn shutdown(&self) {
+        match self {
+            Self::Lan(sender) => sender.shutdown(),
+            // Its receiver finds out by itself.
+            Self::Tap { .. } => {}
+        }
+    }
+}
 
 /// The host's side of the one way out. Only what an [`OutputGate`](crate::output_gate::OutputGate) released comes here.
 #[derive(Debug)]
 pub struct Outlets {
     reporter: Reporter,
-    /// Whether this VM is to be on a LAN, connected or not.
-    has_lan: bool,
-    lan: Option<FrameSender>,
+    is_on_lan: bool,
+    way: Option<Way>,
     frames: u64,
     frames_without_lan: u64,
     first_output_told: bool,
 }
 
 impl Outlets {
-    /// Outlets whose LAN, if there is to be one, isn't connected yet.
+    /// Outlets whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it is to be a LAN.
     #[must_use]
-    pub const fn new(reporter: Reporter, has_lan: bool) -> Self {
-        Self { reporter, has_lan, lan: None, frames: 0, frames_without_lan: 0, first_output_told: false }
+    pub const fn new(reporter: Reporter, is_on_lan: bool) -> Self {
+        Self { reporter, is_on_lan, way: None, frames: 0, frames_without_lan: 0, first_output_told: false }
     }
 
-    /// Connects or disconnects the LAN.
-    pub fn set_lan(&mut self, lan: Option<FrameSender>) {
-        self.lan = lan;
+    /// Connects or disconnects the network.
+    pub fn set_way(&mut self, way: Option<Way>) {
+        self.way = way;
     }
 
-    /// Puts out a batch, in order. Frames without a LAN are lost, as on a network card without its cable. `false` if the LAN
-    /// should have taken them; a VM that is on no LAN loses nothing that anybody waits for.
-    pub fn put_out(&mut self, outputs: &[(OutputId, OutputOperation)]) -> bool {
+    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card without its cable.
+    ///
+    /// `true` if nobody will ever tell what became of them, so that they are as good as carried: only a LAN tells.
+    pub fn put_out(&mut self, outputs: &[(OutputId, impl Borrow<OutputOperation>)]) -> bool {
         let mut frames: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for (id, output) in outputs {
-            match output {
+            match output.borrow() {
                 OutputOperation::Frame(frame) => frames.push((*id, frame)),
                 OutputOperation::Console(bytes) => self.put_on_console(bytes),
             }
         }
-        if frames.is_empty() {
-            return true;
+        if !frames.is_empty() {
+            self.put_on_network(&frames);
         }
+        !self.is_on_lan
+    }
+
+    /// Tells everybody on the network where the guest is. Only for a network that isn't told otherwise.
+    pub fn announce(&self) {
+        if let Some(Way::Tap { sender, station }) = &self.way {
+            // An interface that is gone is reported by its receiver.
+            let _ = sender.send(station.announcement().iter().map(Vec::as_slice));
+        }
+    }
+
+    /// Frames put out, and how many of them found no network.
+    #[must_use]
+    pub const fn frames(&self) -> (u64, u64) {
+        (self.frames, self.frames_without_lan)
+    }
+
+    fn put_on_network(&mut self, frames: &[(OutputId, &[u8])]) {
         self.frames += frames.len() as u64;
-        let Some(lan) = &mut self.lan else {
+        let Some(way) = &mut self.way else {
             self.frames_without_lan += frames.len() as u64;
-            return !self.has_lan;
+            return;
         };
-        if let Err(error) = lan.send_batch(&frames) {
-            tracing::warn!("the LAN took no frames: {error}");
-            // Whoever receives from this LAN attaches again.
-            lan.shutdown();
-            self.lan = None;
-            return false;
+        match way.send(frames) {
+            Ok(lost) => self.frames_without_lan += lost,
+            Err(error) => {
+                tracing::warn!("the network took no frames: {error}");
+                way.shutdown();
+                self.way = None;
+                self.frames_without_lan += frames.len() as u64;
+                return;
+            }
         }
         if !self.first_output_told {
             self.first_output_told = true;
             self.reporter.tell(&NodeReport::FirstOutput);
         }
-        true
-    }
-
-    /// Frames put out, and how many of them found no LAN.
-    #[must_use]
-    pub const fn frames(&self) -> (u64, u64) {
-        (self.frames, self.frames_without_lan)
     }
 
     fn put_on_console(&self, bytes: &[u8]) {
         if self.reporter.is_json() {
             self.reporter.tell(&NodeReport::Console { text: String::from_utf8_lossy(bytes).into_owned() });
         } else {
-            let mut out = std::io::stdout().lock();
+            let mut out = io::stdout().lock();
             // A terminal that went away must not take the guest with it.
             let _ = out.write_all(bytes).and_then(|()| out.flush());
         }
@@ -82,28 +135,21 @@ impl Outlets {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn frame() -> [(OutputId, OutputOperation); 1] {
-        [(OutputId(0), OutputOperation::Frame(vec![0; 60]))]
-    }
+    use std::sync::Arc;
 
     #[test]
-    fn frames_for_a_lan_that_is_away_have_not_left() {
+    fn frames_without_a_network_are_counted() {
         let mut outlets = Outlets::new(Reporter::new("test", true), true);
-        assert!(!outlets.put_out(&frame()));
+        outlets.put_out(&[(OutputId(0), OutputOperation::Frame(vec![0; 60]))]);
+        outlets.put_out(&[(OutputId(1), Arc::new(OutputOperation::Console(b"word".to_vec())))]);
         assert_eq!(outlets.frames(), (1, 1));
     }
 
     #[test]
-    fn frames_of_a_vm_on_no_lan_are_done_with() {
+    fn only_a_lan_tells_what_it_has_carried() {
+        let frame = [(OutputId(0), OutputOperation::Frame(vec![0; 60]))];
+        assert!(!Outlets::new(Reporter::new("test", true), true).put_out(&frame));
         let mut outlets = Outlets::new(Reporter::new("test", true), false);
-        assert!(outlets.put_out(&frame()), "its backup would keep them for ever");
-        assert_eq!(outlets.frames(), (1, 1));
-    }
-
-    #[test]
-    fn the_console_needs_no_lan() {
-        let mut outlets = Outlets::new(Reporter::new("test", true), true);
-        assert!(outlets.put_out(&[(OutputId(0), OutputOperation::Console(b"word".to_vec()))]));
+        assert!(outlets.put_out(&frame), "its backup would keep them for ever");
     }
 }

@@ -99,6 +99,8 @@ pub enum NodeReport {
         digests_checked: u64,
         /// Outputs that the predecessor may not have sent.
         tail_outputs: usize,
+        /// How many more there were, and were dropped because the tail was full.
+        tail_dropped: u64,
     },
     /// The first frame has left this node.
     FirstOutput,
@@ -156,6 +158,12 @@ pub struct Figures {
     pub frames_without_lan: u64,
     /// How long outputs were held: production to release.
     pub hold_time: Distribution,
+    /// How far the backup's replay was behind at the end, in microseconds.
+    pub lag_us: u64,
+    /// How far it was behind at most, in microseconds.
+    pub lag_max_us: u64,
+    /// Outputs that the network didn't carry and that were given up when their buffer was full.
+    pub outputs_given_up: u64,
 }
 
 /// What a recording came to.

@@ -38,15 +38,22 @@ pub enum LanError {
     Protocol(#[from] WireError),
 }
 
+/// An open port.
+#[derive(Debug)]
+pub struct Attached {
+    /// Takes the guest's frames.
+    pub sender: FrameSender,
+    /// Gives the frames for the guest.
+    pub receiver: FrameReceiver,
+    /// The LAN has carried all outputs with smaller ids, and drops them if they come again.
+    pub next_output: OutputId,
+}
+
 /// Attaches to the LAN at `address`. `timeout` bounds connecting and the answer, each.
 ///
 /// # Errors
 /// [`LanError`]; of these, only `Closed` and `Io` are worth asking again.
-pub fn attach(
-    address: SocketAddr,
-    attachment: &Attachment,
-    timeout: Duration,
-) -> Result<(FrameSender, FrameReceiver), LanError> {
+pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -> Result<Attached, LanError> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(timeout))?;
@@ -60,7 +67,7 @@ pub fn attach(
         cutter: Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX),
         last: attachment.last_packet,
     };
-    let first_packet = receiver.answer()?;
+    let (first_packet, next_output) = receiver.answer()?;
     stream.set_read_timeout(None)?;
     if first_packet > attachment.last_packet.saturating_add(1) {
         tracing::warn!(
@@ -69,7 +76,7 @@ pub fn attach(
             "the LAN no longer keeps all missing frames"
         );
     }
-    Ok((FrameSender { stream, buffer: Vec::new() }, receiver))
+    Ok(Attached { sender: FrameSender { stream, buffer: Vec::new() }, receiver, next_output })
 }
 
 /// Sends the guest's frames.
@@ -112,7 +119,24 @@ impl FrameSender {
     }
 }
 
-/// Receives the frames for the guest.
+/// What comes from the LAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromLan {
+    /// A frame for the guest.
+    Packet {
+        /// Its number, greater than that of the one before.
+        number: u64,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// All outputs with smaller ids have been carried; they need not be sent again.
+    Carried {
+        /// The first that has not.
+        next_output: OutputId,
+    },
+}
+
+/// Receives the frames for the guest, and how far its own have got.
 #[derive(Debug)]
 pub struct FrameReceiver {
     stream: TcpStream,
@@ -122,32 +146,41 @@ pub struct FrameReceiver {
 }
 
 impl FrameReceiver {
-    /// Waits for the next frame: its number, greater than that of the one before, and its bytes.
+    /// Waits for what comes next.
     ///
     /// # Errors
     /// [`LanError`]; the port is closed after that.
-    pub fn receive(&mut self) -> Result<(u64, Vec<u8>), LanError> {
+    pub fn receive(&mut self) -> Result<FromLan, LanError> {
         let last = self.last;
-        let (number, frame) = self.message(|message| match message {
-            ServerMessage::Packet { number, frame } if number > last => Ok((number, frame.to_vec())),
+        let received = self.message(|message| match message {
+            ServerMessage::Packet { number, frame } if number > last => {
+                Ok(FromLan::Packet { number, frame: frame.to_vec() })
+            }
+            ServerMessage::Carried { next_output } => Ok(FromLan::Carried { next_output }),
             ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
             ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
             ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
             ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
         })?;
-        self.last = number;
-        Ok((number, frame))
+        if let FromLan::Packet { number, .. } = received {
+            self.last = number;
+        }
+        Ok(received)
     }
 
-    /// Waits for the answer to Attach: the number of the first frame that will come.
-    fn answer(&mut self) -> Result<u64, LanError> {
+    /// Waits for the answer to Attach: the number of the first frame that will come, and the output expected next.
+    fn answer(&mut self) -> Result<(u64, OutputId), LanError> {
         let last = self.last;
         self.message(|message| match message {
-            ServerMessage::Attached { first_packet } if first_packet > last => Ok(first_packet),
-            ServerMessage::Attached { first_packet } => Err(WireError::Order { number: first_packet, last }.into()),
+            ServerMessage::Attached { first_packet, next_output } if first_packet > last => {
+                Ok((first_packet, next_output))
+            }
+            ServerMessage::Attached { first_packet, .. } => Err(WireError::Order { number: first_packet, last }.into()),
             ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
             ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
-            ServerMessage::Packet { .. } => Err(WireError::Field("a frame before the answer to Attach").into()),
+            ServerMessage::Packet { .. } | ServerMessage::Carried { .. } => {
+                Err(WireError::Field("a message before the answer to Attach").into())
+            }
         })
     }
 

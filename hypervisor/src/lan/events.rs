@@ -6,52 +6,99 @@ use std::fmt;
 /// Something that happened on the LAN.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum LanEvent {
+pub enum LanEvent {
     /// Everything is bound.
-    Listening { listen: String, qemu: Option<String>, forwards: Vec<ForwardListening> },
+    Listening {
+        /// Where VMs attach.
+        listen: String,
+        /// Where QEMU processes connect.
+        qemu: Option<String>,
+        /// Which ports of guests are reachable where.
+        forwards: Vec<ForwardListening>,
+    },
     /// A VM's port was opened.
-    Attached { vm: String, generation: u64, first_packet: u64, lost: u64 },
+    Attached {
+        /// The VM.
+        vm: String,
+        /// Its owner.
+        generation: u64,
+        /// Number of the first frame that it gets.
+        first_packet: u64,
+        /// Frames that it has not had and that are no longer kept.
+        lost: u64,
+    },
     /// A VM's port was taken over by a newer generation.
-    Fenced { vm: String, generation: u64, by: u64 },
+    Fenced {
+        /// The VM.
+        vm: String,
+        /// Who had the port.
+        generation: u64,
+        /// Who has it now.
+        by: u64,
+    },
     /// An attachment was refused.
-    Refused { vm: String, generation: u64, reason: String },
+    Refused {
+        /// The VM.
+        vm: String,
+        /// Who asked for its port.
+        generation: u64,
+        /// Why, in words for a person.
+        reason: String,
+    },
     /// A VM's port has no connection any more; its frames are kept.
-    Detached { vm: String, generation: u64 },
+    Detached {
+        /// The VM.
+        vm: String,
+        /// Who had the port.
+        generation: u64,
+    },
     /// A VM that was detached longest was forgotten, to make room for another.
-    Forgotten { vm: String },
+    Forgotten {
+        /// The VM.
+        vm: String,
+    },
     /// A QEMU process joined.
-    QemuJoined { port: u64 },
+    QemuJoined {
+        /// Number of its connection.
+        port: u64,
+    },
     /// A QEMU process left.
-    QemuLeft { port: u64 },
+    QemuLeft {
+        /// Number of its connection.
+        port: u64,
+    },
     /// Counters of what was dropped, when they have changed, and at the end.
     Dropped(Dropped),
 }
 
 /// Where a forward is reachable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct ForwardListening {
-    pub(super) protocol: &'static str,
-    pub(super) listen: String,
-    pub(super) guest: String,
+pub struct ForwardListening {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Where clients connect.
+    pub listen: String,
+    /// The guest's address and port on the LAN.
+    pub guest: String,
 }
 
 /// How many frames went nowhere since the start, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Dropped {
+pub struct Dropped {
     /// Outputs that the LAN had already carried: expected at a failover.
-    pub(super) duplicates: u64,
+    pub duplicates: u64,
     /// Frames for VMs that were overwritten before anybody took them.
-    pub(super) vm_overflow: u64,
+    pub vm_overflow: u64,
     /// Frames for QEMU processes that didn't read.
-    pub(super) qemu_overflow: u64,
+    pub qemu_overflow: u64,
     /// Frames for the gateway that came faster than it works.
-    pub(super) gateway_overflow: u64,
+    pub gateway_overflow: u64,
     /// Frames that are no Ethernet frames, or longer than the LAN carries.
-    pub(super) malformed: u64,
+    pub malformed: u64,
     /// Frames with the source address of another VM or of the gateway.
-    pub(super) forged: u64,
+    pub forged: u64,
     /// Connections and datagrams of clients beyond a limit of the gateway.
-    pub(super) refused_clients: u64,
+    pub refused_clients: u64,
 }
 
 impl fmt::Display for LanEvent {

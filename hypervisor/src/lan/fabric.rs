@@ -1,27 +1,40 @@
 //! The LAN without its sockets: ports, switch and gateway wired together.
 //!
 //! Frames and the time come in as arguments; what is to be written is fetched with [`Fabric::take_pending`] by the
-//! connections that [`Fabric::settle`] names.
+//! connections that [`Fabric::settle`] names. Whoever drives it keeps the bytes of a connection in order, and does this:
+//!
+//! - A connection to a VM port: give what its [`Attach`](super::wire::ClientMessage::Attach) holds to
+//!   [`Fabric::attach`] and send the answer, then give its outputs to [`Fabric::output`].
+//! - A connection to a QEMU port: [`Fabric::join_qemu`], then [`Fabric::qemu_frame`].
+//! - After each of these: [`Fabric::settle`]; then let the connections that it names fetch. And again when the deadline is
+//!   reached that it tells.
+//! - When a connection has ended, whoever ended it: [`Fabric::leave`].
 
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
 use super::gateway::{GATEWAY_MAC, Gateway};
 use super::qemu_port::QemuPort;
 use super::switch::{DropReason, Forwarding, Port, Switch, is_group};
-use super::vm_port::{ConnectionId, Refusal, VmPort};
-use super::wire::is_frame_length;
+use super::vm_port::VmPort;
+use super::wire::{ServerMessage, is_frame_length};
 use logchannel::entry::Generation;
 use std::collections::BTreeMap;
 use vm::OutputId;
 
+pub use super::vm_port::{ConnectionId, Refusal};
+
 /// The most VMs that the LAN remembers.
-pub(super) const VMS_MAX: usize = 64;
+pub const VMS_MAX: usize = 64;
+
+/// How long a VM may wait for the word that its outputs were carried. Mostly it comes earlier, with a frame, and costs no
+/// message of its own.
+const WORD_DELAY_US: u64 = 5_000;
 
 /// A connection has lost its VM's port to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PortLost {
+pub struct PortLost {
     /// The newer generation; `None` if the same process attached again.
-    pub(super) fenced_by: Option<Generation>,
+    pub fenced_by: Option<Generation>,
 }
 
 /// What a connection is to the LAN.
@@ -37,18 +50,18 @@ enum Link {
 
 /// What is to be done after an event.
 #[derive(Debug, Default)]
-pub(super) struct Settled {
+pub struct Settled {
     /// Connections that have something to send, or are fenced.
-    pub(super) woken: Vec<ConnectionId>,
+    pub woken: Vec<ConnectionId>,
     /// What happened.
-    pub(super) events: Vec<LanEvent>,
+    pub events: Vec<LanEvent>,
     /// When [`Fabric::settle`] must be called at the latest.
-    pub(super) deadline_us: Option<u64>,
+    pub deadline_us: Option<u64>,
 }
 
 /// The whole LAN.
 #[derive(Debug)]
-pub(super) struct Fabric {
+pub struct Fabric {
     switch: Switch,
     vms: BTreeMap<u64, VmPort>,
     next_vm_key: u64,
@@ -60,11 +73,15 @@ pub(super) struct Fabric {
     dropped: Dropped,
     woken: Vec<ConnectionId>,
     events: Vec<LanEvent>,
+    /// VMs whose outputs were carried, and until when they are to be told; `None` until [`Fabric::settle`] knows.
+    words_due_us: BTreeMap<u64, Option<u64>>,
 }
 
 impl Fabric {
-    /// A LAN with nothing but the gateway on it.
-    pub(super) fn new(gateway: Gateway) -> Self {
+    /// A LAN with nothing but the gateway on it, whose sequence numbers and ports `seed` makes hard to guess.
+    #[must_use]
+    pub fn new(seed: u64, now_us: u64) -> Self {
+        let gateway = Gateway::new(seed, now_us);
         let mut switch = Switch::default();
         switch.pin(GATEWAY_MAC, Port::Gateway);
         Self {
@@ -78,14 +95,19 @@ impl Fabric {
             dropped: Dropped::default(),
             woken: Vec::new(),
             events: Vec::new(),
+            words_due_us: BTreeMap::new(),
         }
     }
 
-    /// Opens a VM's port for `connection`. Returns the number of the first frame that will be delivered.
+    /// Opens a VM's port for `connection`. Returns the answer, to be sent before anything else.
     ///
     /// # Errors
-    /// [`Refusal`], also told as an event.
-    pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
+    /// [`Refusal`], also told as an event. The reason is to be sent, and the connection closed.
+    pub fn attach(
+        &mut self,
+        connection: ConnectionId,
+        attachment: &Attachment,
+    ) -> Result<ServerMessage<'static>, Refusal> {
         let attached = self.try_attach(connection, attachment);
         if attached.is_ok() && attachment.boot && self.vms.values().any(|port| port.connection().is_none()) {
             // It may have the IP address of a guest that was here before, under another Ethernet address. As long as all
@@ -106,10 +128,14 @@ impl Fabric {
     ///
     /// # Errors
     /// [`PortLost`]: nothing of what this connection sends is carried any more.
-    pub(super) fn output(&mut self, connection: ConnectionId, id: OutputId, frame: &[u8]) -> Result<(), PortLost> {
+    ///
+    /// # Panics
+    /// If the connection was not given a VM's port.
+    pub fn output(&mut self, connection: ConnectionId, id: OutputId, frame: &[u8]) -> Result<(), PortLost> {
         match self.links.get(&connection) {
             Some(&Link::Vm(key)) => {
                 if self.vm(key).accept_output(id) {
+                    self.words_due_us.entry(key).or_insert(None);
                     self.carry(Port::Vm(key), frame);
                 } else {
                     self.dropped.duplicates += 1;
@@ -122,14 +148,14 @@ impl Fabric {
     }
 
     /// Adds a QEMU port.
-    pub(super) fn join_qemu(&mut self, connection: ConnectionId) {
+    pub fn join_qemu(&mut self, connection: ConnectionId) {
         self.qemus.insert(connection.0, QemuPort::default());
         self.links.insert(connection, Link::Qemu);
         self.events.push(LanEvent::QemuJoined { port: connection.0 });
     }
 
     /// Takes a frame from a QEMU port.
-    pub(super) fn qemu_frame(&mut self, connection: ConnectionId, frame: &[u8]) {
+    pub fn qemu_frame(&mut self, connection: ConnectionId, frame: &[u8]) {
         if is_frame_length(frame.len()) {
             self.carry(Port::Qemu(connection.0), frame);
         } else {
@@ -138,7 +164,7 @@ impl Fabric {
     }
 
     /// Takes leave of a connection, whatever it is.
-    pub(super) fn leave(&mut self, connection: ConnectionId) {
+    pub fn leave(&mut self, connection: ConnectionId) {
         match self.links.remove(&connection) {
             Some(Link::Vm(key)) => {
                 self.departures += 1;
@@ -157,16 +183,14 @@ impl Fabric {
         }
     }
 
-    /// Appends what `connection` has to send, until `out` holds about `bytes`.
+    /// Appends what is to be sent to `connection`, until `out` holds about `bytes`.
     ///
     /// # Errors
-    /// [`PortLost`]: the connection is to be closed.
-    pub(super) fn take_pending(
-        &mut self,
-        connection: ConnectionId,
-        out: &mut Vec<u8>,
-        bytes: usize,
-    ) -> Result<(), PortLost> {
+    /// [`PortLost`]: the connection is to be closed; if a newer generation has the port, after being told so.
+    ///
+    /// # Panics
+    /// If the connection has not attached or joined, or has left.
+    pub fn take_pending(&mut self, connection: ConnectionId, out: &mut Vec<u8>, bytes: usize) -> Result<(), PortLost> {
         match self.links.get(&connection) {
             Some(&Link::Vm(key)) => self.vm(key).take_pending(out, bytes),
             Some(Link::Qemu) => self.qemu(connection.0).take_pending(out, bytes),
@@ -187,12 +211,13 @@ impl Fabric {
     }
 
     /// What was dropped since the start.
-    pub(super) fn dropped(&self) -> Dropped {
+    #[must_use]
+    pub fn dropped(&self) -> Dropped {
         self.dropped
     }
 
     /// Lets the gateway work off what came in, and tells what is to be done. Must follow every other call.
-    pub(super) fn settle(&mut self, now_us: u64) -> Settled {
+    pub fn settle(&mut self, now_us: u64) -> Settled {
         loop {
             let frames = self.gateway.poll(now_us);
             if frames.is_empty() {
@@ -202,14 +227,34 @@ impl Fabric {
                 self.carry(Port::Gateway, &frame);
             }
         }
+        let word_due_us = self.settle_words(now_us);
+        let gateway_due_us = self.gateway.deadline_us(now_us);
         Settled {
             woken: std::mem::take(&mut self.woken),
             events: std::mem::take(&mut self.events),
-            deadline_us: self.gateway.deadline_us(now_us),
+            deadline_us: word_due_us.into_iter().chain(gateway_due_us).min(),
         }
     }
 
-    fn try_attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<u64, Refusal> {
+    /// Wakes the VMs that have waited long enough to be told of outputs carried. Returns when the next one will have.
+    fn settle_words(&mut self, now_us: u64) -> Option<u64> {
+        let Self { vms, words_due_us, woken, .. } = self;
+        words_due_us.retain(|key, due_us| {
+            let Some(port) = vms.get(key).filter(|port| port.owes_word()) else { return false };
+            let due_us = *due_us.get_or_insert(now_us + WORD_DELAY_US);
+            if due_us <= now_us {
+                woken.extend(port.connection());
+            }
+            due_us > now_us
+        });
+        words_due_us.values().flatten().min().copied()
+    }
+
+    fn try_attach(
+        &mut self,
+        connection: ConnectionId,
+        attachment: &Attachment,
+    ) -> Result<ServerMessage<'static>, Refusal> {
         if is_group(attachment.mac) || attachment.mac == [0; 6] {
             return Err(Refusal::InvalidMac);
         }
@@ -239,7 +284,7 @@ impl Fabric {
             first_packet: attached.first_packet,
             lost: attached.lost,
         });
-        Ok(attached.first_packet)
+        Ok(ServerMessage::Attached { first_packet: attached.first_packet, next_output: attached.next_output })
     }
 
     /// Adds a port for a VM that is not known. Returns its key.
@@ -328,7 +373,7 @@ mod tests {
     const QEMU_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     fn fabric() -> Fabric {
-        Fabric::new(Gateway::new(7, 0))
+        Fabric::new(7, 0)
     }
 
     fn attachment(vm: &str, generation: u64) -> Attachment {
@@ -411,7 +456,51 @@ mod tests {
         let answer = pending(&mut fabric, ONE);
         assert_eq!(answer[13..19], GUEST_MAC);
         assert_eq!(answer[19..25], GATEWAY_MAC);
-        assert_eq!(settled.deadline_us, None, "an idle LAN has no timer");
+        assert_eq!(fabric.settle(1_000).deadline_us, None, "an idle LAN has no timer");
+    }
+
+    #[test]
+    fn outputs_carried_are_told_with_the_next_frame_or_after_a_while() {
+        let mut fabric = fabric();
+        fabric.join_qemu(QEMU);
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        let mut word = Vec::new();
+        ServerMessage::Carried { next_output: OutputId(1) }.append(&mut word);
+        fabric.settle(0);
+
+        fabric.output(ONE, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        let settled = fabric.settle(1_000);
+        assert!(!settled.woken.contains(&ONE), "a message of its own would double the cost of an echo");
+        assert_eq!(settled.deadline_us, Some(1_000 + WORD_DELAY_US));
+        fabric.qemu_frame(QEMU, &frame(GUEST_MAC, QEMU_MAC));
+        assert_eq!(fabric.settle(2_000).woken, [QEMU, ONE][1..]);
+        assert!(pending(&mut fabric, ONE).ends_with(&word));
+        assert_eq!(fabric.settle(1_000 + WORD_DELAY_US).woken, [], "it has been told");
+
+        fabric.output(ONE, OutputId(6), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        assert_eq!(fabric.settle(10_000).deadline_us, Some(10_000 + WORD_DELAY_US));
+        fabric.output(ONE, OutputId(7), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        let due_us = 10_000 + WORD_DELAY_US;
+        assert_eq!(fabric.settle(12_000).deadline_us, Some(due_us), "later outputs don't put it off");
+        let settled = fabric.settle(due_us);
+        assert_eq!((settled.woken, settled.deadline_us), (vec![ONE], None));
+        word.clear();
+        ServerMessage::Carried { next_output: OutputId(8) }.append(&mut word);
+        assert_eq!(pending(&mut fabric, ONE), word);
+    }
+
+    #[test]
+    fn nobody_is_woken_for_the_outputs_of_a_connection_that_is_gone() {
+        let mut fabric = fabric();
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.output(ONE, OutputId(0), &frame([0xff; 6], GUEST_MAC)).unwrap();
+        fabric.settle(0);
+        fabric.leave(ONE);
+        assert_eq!(fabric.settle(1).deadline_us, None);
+        let answer = ServerMessage::Attached { first_packet: 1, next_output: OutputId(1) };
+        assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(answer));
+        assert_eq!(fabric.settle(WORD_DELAY_US).woken, [TWO], "for the answer");
+        assert!(pending(&mut fabric, TWO).is_empty());
     }
 
     #[test]
@@ -421,7 +510,8 @@ mod tests {
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
         fabric.leave(ONE);
         fabric.qemu_frame(QEMU, &frame(GUEST_MAC, QEMU_MAC));
-        assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(1));
+        let answer = ServerMessage::Attached { first_packet: 1, next_output: OutputId(0) };
+        assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(answer));
         assert_eq!(pending(&mut fabric, TWO).len(), 4 + 9 + 60);
     }
 

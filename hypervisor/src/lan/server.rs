@@ -6,11 +6,9 @@
 
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
-use super::fabric::{Fabric, PortLost};
+use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};
-use super::gateway::Gateway;
 use super::qemu_port::STREAM_FRAME_BYTES_MAX;
-use super::vm_port::ConnectionId;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
 use crate::host::clock;
 use crate::report::Reporter;
@@ -108,7 +106,7 @@ impl LanServer {
             qemu: qemu.map(|address| address.to_string()),
             forwards: forwards.iter().map(ForwardSocket::listening).collect(),
         });
-        let fabric = Fabric::new(Gateway::new(seed, clock::now_us()));
+        let fabric = Fabric::new(seed, clock::now_us());
         Ok(Self { shared: Rc::new(Shared::new(fabric, reporter)), vms, listen, qemus, qemu, forwards })
     }
 
@@ -371,7 +369,7 @@ async fn serve_vm(entered: &Entered, mut stream: TcpStream) -> Ended {
         Err(_) => return Ended::Silent,
     };
     match entered.shared.drive(|fabric| fabric.attach(entered.id, &attachment)) {
-        Ok(first_packet) => ServerMessage::Attached { first_packet }.append(&mut outbox.bytes),
+        Ok(answer) => answer.append(&mut outbox.bytes),
         Err(refusal) => {
             let reason = refusal.to_string();
             ServerMessage::Refused { reason: &reason }.append(&mut outbox.bytes);

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers `first_kept..next_packet`;
-//! `expected_output`, `generation` and, within a run of the guest, `next_packet` never fall.
+//! `told_output <= expected_output`; `expected_output`, `generation` and, within a run of the guest, `next_packet` never
+//! fall.
 
 use super::attachment::Attachment;
 use super::switch::Mac;
@@ -29,23 +30,34 @@ const FRAME_OVERHEAD_BYTES: usize = 32;
 /// The greatest frame number that an attachment may tell; above it there is room to count on for ever.
 const LAST_PACKET_MAX: u64 = u64::MAX >> 1;
 
-/// One TCP connection to the LAN.
+/// One connection to the LAN; no two ever have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ConnectionId(pub(super) u64);
+pub struct ConnectionId(pub u64);
 
 /// Why an attachment is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
+    /// The VM has a newer owner.
     #[error("generation {asked} is fenced: generation {current} owns the VM")]
-    OlderGeneration { asked: Generation, current: Generation },
+    OlderGeneration {
+        /// Whose attachment it is.
+        asked: Generation,
+        /// The owner.
+        current: Generation,
+    },
+    /// Only one process is a generation.
     #[error("another process has generation {0} of the VM; claim a new generation at the arbiter")]
     OtherNode(Generation),
+    /// No station has such an address.
     #[error("the MAC address is a group address or zero")]
     InvalidMac,
+    /// The address is another VM's, or the gateway's.
     #[error("another station of this LAN has the same MAC address; give each VM its own")]
     MacTaken,
+    /// So many VMs are attached.
     #[error("the LAN has no room for another VM: {0} are attached")]
     Full(usize),
+    /// The number of the last frame is out of range.
     #[error("frame number {0} can't be right: no VM lives that long")]
     Number(u64),
 }
@@ -64,6 +76,8 @@ pub(super) struct Delivery {
 pub(super) struct Attached {
     /// Number of the first frame that will be delivered.
     pub(super) first_packet: u64,
+    /// Outputs with smaller ids will be dropped.
+    pub(super) next_output: OutputId,
     /// Frames after the VM's last one that aren't kept any more.
     pub(super) lost: u64,
     /// The connection that had the port until now.
@@ -81,6 +95,8 @@ pub(super) struct VmPort {
     /// When it was detached last, as the LAN counts; 0 if never.
     detached_at: u64,
     expected_output: OutputId,
+    /// What the attached connection knows of `expected_output`.
+    told_output: OutputId,
     kept: VecDeque<Box<[u8]>>,
     kept_bytes: usize,
     /// Number of the next frame that will be kept; the first frame of a VM has number 1.
@@ -105,6 +121,7 @@ impl VmPort {
             connection: None,
             detached_at: 0,
             expected_output: attachment.next_output,
+            told_output: attachment.next_output,
             kept: VecDeque::new(),
             kept_bytes: 0,
             next_packet,
@@ -148,8 +165,10 @@ impl VmPort {
             self.next_packet = wanted;
         }
         self.cursor = wanted.max(self.first_kept());
+        self.told_output = self.expected_output;
         Ok(Attached {
             first_packet: self.cursor,
+            next_output: self.told_output,
             lost: self.cursor - wanted,
             replaced: self.connection.replace(connection),
         })
@@ -186,7 +205,8 @@ impl VmPort {
         Delivery { wake: was_idle && self.connection.is_some(), overflowed }
     }
 
-    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about `bytes`.
+    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about `bytes`; then, if there
+    /// is room, how far its outputs have been carried, if it doesn't know yet.
     pub(super) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
         let skip = usize::try_from(self.cursor - self.first_kept()).expect("the ring fits in memory");
         for frame in self.kept.iter().skip(skip) {
@@ -196,6 +216,15 @@ impl VmPort {
             ServerMessage::Packet { number: self.cursor, frame }.append(out);
             self.cursor += 1;
         }
+        if out.len() < bytes && self.told_output < self.expected_output {
+            self.told_output = self.expected_output;
+            ServerMessage::Carried { next_output: self.told_output }.append(out);
+        }
+    }
+
+    /// Whether the attached connection is yet to be told that outputs were carried.
+    pub(super) fn owes_word(&self) -> bool {
+        self.connection.is_some() && self.told_output < self.expected_output
     }
 
     /// The VM.
@@ -276,10 +305,9 @@ mod tests {
         let mut packets = Vec::new();
         while let Some((length, tail)) = rest.split_first_chunk() {
             let (message, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
-            let ServerMessage::Packet { number, frame } = ServerMessage::decode(message).unwrap() else {
-                panic!("a port sends packets only");
-            };
-            packets.push((number, frame[0]));
+            if let ServerMessage::Packet { number, frame } = ServerMessage::decode(message).unwrap() {
+                packets.push((number, frame[0]));
+            }
             rest = tail;
         }
         packets
@@ -292,11 +320,51 @@ mod tests {
         assert_eq!(verdicts, [true, true, false, true, false, false, true]);
     }
 
+    /// What the port tells of outputs carried.
+    fn told(port: &mut VmPort, bytes: usize) -> Option<u64> {
+        let mut out = Vec::new();
+        port.take_pending(&mut out, bytes);
+        // A message of a kind and one number.
+        let message = out.last_chunk::<9>()?;
+        match ServerMessage::decode(message) {
+            Ok(ServerMessage::Carried { next_output }) => Some(next_output.0),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn outputs_carried_are_told_once_and_many_at_a_time() {
+        let mut port = opened(&boot(0, 1));
+        assert!(!port.owes_word());
+        (0..3).for_each(|id| _ = port.accept_output(OutputId(id)));
+        assert!(port.owes_word());
+        assert_eq!(told(&mut port, 0), None, "no room");
+        assert_eq!(told(&mut port, usize::MAX), Some(3));
+        assert_eq!(told(&mut port, usize::MAX), None);
+        port.accept_output(OutputId(1));
+        assert!(!port.owes_word(), "a duplicate changes nothing");
+        port.accept_output(OutputId(5));
+        port.deliver(&frame(1));
+        assert_eq!(told(&mut port, usize::MAX), Some(6), "after the frames");
+    }
+
+    #[test]
+    fn what_the_old_connection_was_not_told_is_in_the_answer_to_the_new_one() {
+        let mut port = opened(&boot(0, 1));
+        (0..3).for_each(|id| _ = port.accept_output(OutputId(id)));
+        port.detach(1);
+        assert!(!port.owes_word(), "nobody is there to be told");
+        assert_eq!(attach(&mut port, 2, &attachment(0, 1, 0, 0)).next_output, OutputId(3));
+        assert!(!port.owes_word());
+        assert_eq!(told(&mut port, usize::MAX), None);
+    }
+
     #[test]
     fn a_new_primary_may_send_again_what_the_old_one_had_sent() {
         let mut port = opened(&boot(0, 1));
         (0..10).for_each(|id| assert!(port.accept_output(OutputId(id))));
-        attach(&mut port, 2, &attachment(1, 2, 7, 0));
+        let attached = attach(&mut port, 2, &attachment(1, 2, 7, 0));
+        assert_eq!(attached.next_output, OutputId(10));
         let carried: Vec<_> = (7..13).filter(|&id| port.accept_output(OutputId(id))).collect();
         assert_eq!(carried, [10, 11, 12]);
     }
@@ -330,7 +398,10 @@ mod tests {
         (1..=5).for_each(|n| _ = port.deliver(&frame(n)));
         assert_eq!(pending(&mut port).len(), 5);
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 3));
-        assert_eq!(attached, Attached { first_packet: 4, lost: 0, replaced: Some(ConnectionId(1)) });
+        assert_eq!(
+            attached,
+            Attached { first_packet: 4, next_output: OutputId(0), lost: 0, replaced: Some(ConnectionId(1)) }
+        );
         assert_eq!(pending(&mut port), [(4, 4), (5, 5)]);
     }
 
@@ -343,7 +414,7 @@ mod tests {
         port.deliver(&frame(2));
         port.deliver(&frame(3));
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 1));
-        assert_eq!(attached, Attached { first_packet: 2, lost: 0, replaced: None });
+        assert_eq!(attached, Attached { first_packet: 2, next_output: OutputId(0), lost: 0, replaced: None });
         assert_eq!(pending(&mut port), [(2, 2), (3, 3)]);
     }
 
@@ -392,7 +463,10 @@ mod tests {
         assert_eq!(pending(&mut port), [(1, 1)]);
 
         let attached = attach(&mut port, 3, &boot(1, 2));
-        assert_eq!(attached, Attached { first_packet: 1, lost: 0, replaced: Some(ConnectionId(2)) });
+        assert_eq!(
+            attached,
+            Attached { first_packet: 1, next_output: OutputId(0), lost: 0, replaced: Some(ConnectionId(2)) }
+        );
         assert_eq!(pending(&mut port), []);
         assert!(port.accept_output(OutputId(0)));
     }

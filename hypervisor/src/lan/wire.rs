@@ -12,15 +12,16 @@
 //! |---|---|---|
 //! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), last packet (8), boot (1: 0 or 1), VM name (the rest, 1 to 64) |
 //! | 2 Output | VM | output id (8), Ethernet frame (the rest) |
-//! | 16 Attached | LAN | number of the first frame that will follow (8) |
+//! | 16 Attached | LAN | number of the first frame that will follow (8), the output that the LAN expects next (8) |
 //! | 17 Refused | LAN | reason (the rest, UTF-8, at most [`REASON_BYTES_MAX`]); the LAN then closes |
 //! | 18 Fenced | LAN | generation that took the VM over (8); the LAN then closes |
 //! | 19 Packet | LAN | frame number (8), Ethernet frame (the rest) |
+//! | 20 Carried | LAN | next output (8): every one with a smaller id has been carried |
 //!
 //! Attach is the first message and comes once; Attached or Refused answers it. This module checks lengths, kinds,
-//! magic, version and the VM's name; [`super::vm_port`] checks what the numbers mean.
+//! magic, version and the VM's name; the port of the VM checks what the numbers mean.
 //!
-//! Version 1: this table.
+//! Version 1: without Carried, and Attached told no output. Version 2: this table.
 
 use super::attachment::Attachment;
 use logchannel::entry::Generation;
@@ -29,13 +30,13 @@ use std::ops::Range;
 use vm::{FRAME_BYTES_MAX, OutputId};
 
 /// The version of the protocol that this build speaks.
-pub(super) const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 /// The shortest Ethernet frame: destination, source, type.
-pub(super) const FRAME_BYTES_MIN: usize = 14;
+pub const FRAME_BYTES_MIN: usize = 14;
 /// The longest reason of a refusal, in bytes.
-pub(super) const REASON_BYTES_MAX: usize = 512;
+pub const REASON_BYTES_MAX: usize = 512;
 /// The longest message, in bytes, without its length: a kind, a number and a frame.
-pub(super) const MESSAGE_BYTES_MAX: usize = 1 + 8 + FRAME_BYTES_MAX;
+pub const MESSAGE_BYTES_MAX: usize = 1 + 8 + FRAME_BYTES_MAX;
 
 const MAGIC: [u8; 5] = *b"FTLAN";
 const ATTACH: u8 = 1;
@@ -44,6 +45,7 @@ const ATTACHED: u8 = 16;
 const REFUSED: u8 = 17;
 const FENCED: u8 = 18;
 const PACKET: u8 = 19;
+const CARRIED: u8 = 20;
 /// Bytes of a length prefix, here and in QEMU's framing.
 const PREFIX_BYTES: usize = 4;
 /// How much a [`Cutter`] reads at once; at least twice the longest message, so that moving a torn one stays cheap.
@@ -97,23 +99,58 @@ pub enum WireError {
 
 /// What a VM says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ClientMessage<'a> {
+pub enum ClientMessage<'a> {
+    /// It plugs in.
     Attach(Attachment),
-    Output { id: OutputId, frame: &'a [u8] },
+    /// The guest sent a frame.
+    Output {
+        /// Its number among the guest's outputs.
+        id: OutputId,
+        /// The frame.
+        frame: &'a [u8],
+    },
 }
 
 /// What the LAN says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ServerMessage<'a> {
-    Attached { first_packet: u64 },
-    Refused { reason: &'a str },
-    Fenced { by: Generation },
-    Packet { number: u64, frame: &'a [u8] },
+pub enum ServerMessage<'a> {
+    /// The port is open.
+    Attached {
+        /// Number of the first frame that will follow.
+        first_packet: u64,
+        /// The LAN drops outputs with smaller ids, as it has carried them.
+        next_output: OutputId,
+    },
+    /// The port can't be had.
+    Refused {
+        /// In words for a person.
+        reason: &'a str,
+    },
+    /// The port was taken over.
+    Fenced {
+        /// The owner's generation.
+        by: Generation,
+    },
+    /// A frame for the guest.
+    Packet {
+        /// Its number; the first of a VM is 1.
+        number: u64,
+        /// The frame.
+        frame: &'a [u8],
+    },
+    /// Outputs have gone where they belong, and need not be sent again.
+    Carried {
+        /// The first one that has not been carried.
+        next_output: OutputId,
+    },
 }
 
 impl<'a> ClientMessage<'a> {
     /// Appends the whole message.
-    pub(super) fn append(&self, out: &mut Vec<u8>) {
+    ///
+    /// # Panics
+    /// If a frame is longer than the LAN carries.
+    pub fn append(&self, out: &mut Vec<u8>) {
         match self {
             Self::Attach(attachment) => append(out, ATTACH, |out| {
                 out.extend_from_slice(&MAGIC);
@@ -137,7 +174,7 @@ impl<'a> ClientMessage<'a> {
     ///
     /// # Errors
     /// [`WireError`], whatever the bytes are.
-    pub(super) fn decode(message: &'a [u8]) -> Result<Self, WireError> {
+    pub fn decode(message: &'a [u8]) -> Result<Self, WireError> {
         let mut body = Body::new(message)?;
         match body.kind {
             ATTACH => {
@@ -170,10 +207,17 @@ impl<'a> ClientMessage<'a> {
 
 impl<'a> ServerMessage<'a> {
     /// Appends the whole message.
-    pub(super) fn append(&self, out: &mut Vec<u8>) {
+    ///
+    /// # Panics
+    /// If a frame is longer than the LAN carries.
+    pub fn append(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Attached { first_packet } => {
-                append(out, ATTACHED, |out| out.extend_from_slice(&first_packet.to_le_bytes()));
+            Self::Attached { first_packet, next_output } => append(out, ATTACHED, |out| {
+                out.extend_from_slice(&first_packet.to_le_bytes());
+                out.extend_from_slice(&next_output.0.to_le_bytes());
+            }),
+            Self::Carried { next_output } => {
+                append(out, CARRIED, |out| out.extend_from_slice(&next_output.0.to_le_bytes()));
             }
             Self::Refused { reason } => append(out, REFUSED, |out| {
                 out.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX)]);
@@ -190,10 +234,11 @@ impl<'a> ServerMessage<'a> {
     ///
     /// # Errors
     /// [`WireError`], whatever the bytes are.
-    pub(super) fn decode(message: &'a [u8]) -> Result<Self, WireError> {
+    pub fn decode(message: &'a [u8]) -> Result<Self, WireError> {
         let mut body = Body::new(message)?;
         let decoded = match body.kind {
-            ATTACHED => Self::Attached { first_packet: body.u64()? },
+            ATTACHED => Self::Attached { first_packet: body.u64()?, next_output: OutputId(body.u64()?) },
+            CARRIED => Self::Carried { next_output: OutputId(body.u64()?) },
             FENCED => Self::Fenced { by: Generation(body.u64()?) },
             PACKET => return Ok(Self::Packet { number: body.u64()?, frame: body.frame()? }),
             REFUSED => return Ok(Self::Refused { reason: body.reason()? }),
@@ -273,7 +318,7 @@ impl<'a> Body<'a> {
 
 /// How a stream tells the length of its messages.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Prefix {
+pub enum Prefix {
     /// This protocol: 4 bytes little-endian.
     LittleEndian,
     /// QEMU's stream netdev: 4 bytes big-endian.
@@ -282,7 +327,7 @@ pub(super) enum Prefix {
 
 /// Cuts a byte stream into messages; reads many at once and allocates nothing after its start.
 #[derive(Debug)]
-pub(super) struct Cutter {
+pub struct Cutter {
     buffer: Box<[u8]>,
     /// Bytes `start..end` of the buffer are read and not cut yet.
     start: usize,
@@ -293,13 +338,14 @@ pub(super) struct Cutter {
 
 impl Cutter {
     /// A cutter of messages of 1 to `bytes_max` bytes.
-    pub(super) fn new(prefix: Prefix, bytes_max: usize) -> Self {
+    #[must_use]
+    pub fn new(prefix: Prefix, bytes_max: usize) -> Self {
         let capacity = READ_BYTES.max(2 * (PREFIX_BYTES + bytes_max));
         Self { buffer: vec![0; capacity].into_boxed_slice(), start: 0, end: 0, prefix, bytes_max }
     }
 
     /// Where to read the next bytes into; never empty once [`Cutter::next_message`] has returned `None`.
-    pub(super) fn space(&mut self) -> &mut [u8] {
+    pub fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.buffer.len() - self.start < PREFIX_BYTES + self.bytes_max {
@@ -310,7 +356,10 @@ impl Cutter {
     }
 
     /// Tells that `bytes` were read into [`Cutter::space`].
-    pub(super) fn filled(&mut self, bytes: usize) {
+    ///
+    /// # Panics
+    /// If that is more than there was space for.
+    pub fn filled(&mut self, bytes: usize) {
         self.end += bytes;
         assert!(self.end <= self.buffer.len(), "more bytes read than there was space");
     }
@@ -319,7 +368,7 @@ impl Cutter {
     ///
     /// # Errors
     /// [`WireError::Length`]; the stream can't be read on after that.
-    pub(super) fn next_message(&mut self) -> Result<Option<&[u8]>, WireError> {
+    pub fn next_message(&mut self) -> Result<Option<&[u8]>, WireError> {
         Ok(self.next_range()?.map(|range| &self.buffer[range]))
     }
 
@@ -409,7 +458,8 @@ mod tests {
         assert_eq!(ClientMessage::decode(&messages[1]).unwrap(), output);
 
         for sent in [
-            ServerMessage::Attached { first_packet: 12 },
+            ServerMessage::Attached { first_packet: 12, next_output: OutputId(13) },
+            ServerMessage::Carried { next_output: OutputId(u64::MAX) },
             ServerMessage::Refused { reason: "because" },
             ServerMessage::Fenced { by: Generation(3) },
             ServerMessage::Packet { number: 5, frame: &frame[..FRAME_BYTES_MIN] },
@@ -426,7 +476,7 @@ mod tests {
         ClientMessage::Attach(attachment()).append(&mut out);
         let expected = [
             &[64, 0, 0, 0, 1][..],
-            b"FTLAN\x01\x00",
+            b"FTLAN\x02\x00",
             &[9, 0, 0, 0, 0, 0, 0, 0],
             &[0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01],
             &[2, 1, 2, 3, 4, 5],
@@ -487,8 +537,8 @@ mod tests {
         let mut out = Vec::new();
         ClientMessage::Attach(attachment()).append(&mut out);
         let mut other_version = out[4..].to_vec();
-        other_version[6] = 2;
-        assert_eq!(ClientMessage::decode(&other_version), Err(WireError::Version(2)));
+        other_version[6] = 1;
+        assert_eq!(ClientMessage::decode(&other_version), Err(WireError::Version(1)));
         let mut other_magic = out[4..].to_vec();
         other_magic[1] = b'X';
         assert_eq!(ClientMessage::decode(&other_magic), Err(WireError::Magic));
@@ -525,7 +575,7 @@ mod tests {
             let length = random.below(100);
             let mut message = random.bytes(length);
             if let Some(kind) = message.first_mut() {
-                *kind = [ATTACH, OUTPUT, ATTACHED, REFUSED, FENCED, PACKET, 0, 255][round % 8];
+                *kind = [ATTACH, OUTPUT, ATTACHED, REFUSED, FENCED, PACKET, CARRIED, 255][round % 8];
             }
             let _ = ClientMessage::decode(&message);
             let _ = ServerMessage::decode(&message);

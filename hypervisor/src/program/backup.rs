@@ -6,7 +6,7 @@ use super::stop::StopSwitch;
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::arbiter::Arbiter;
 use crate::guest::Guest;
-use crate::host::backup::{self, BackupOutcome, BitFlip, Succession};
+use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::host::live::LiveVm;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
@@ -15,26 +15,32 @@ use crate::report::Reporter;
 use crate::role::{BackupRole, Expectation, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::{ImageDigest, VmId};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
 /// From one look for the primary to the next.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// From the end of one life to the beginning of the next.
+const START_OVER: Duration = Duration::from_millis(500);
+
 /// How long a primary may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Replays a VM in lockstep with its primary, and goes on with it when the primary is lost.
 ///
-/// The guest's image comes from the primary. The backup waits until there is one.
+/// It joins at any time, also a guest that has been running for long: the guest's memory comes from the primary while the
+/// guest runs on. It waits until there is a primary.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-backup",
     version,
     after_help = "Example:\n  \
-    ft-backup --lan 127.0.0.1:7000\n\n\
+    ft-backup --lan 127.0.0.1:7000 --keep\n\n\
     finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is."
 )]
 struct Options {
@@ -46,6 +52,10 @@ struct Options {
     /// Where the next backup connects, once this one has become the primary
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7201")]
     listen: SocketAddr,
+    /// Never end but by Ctrl-C: whatever ends this side's part in the VM, start over as a backup, and wait for a primary
+    /// for ever. All that a service manager needs to start
+    #[arg(long)]
+    keep: bool,
     /// Refuse a primary that runs another guest than this
     #[arg(long, value_name = "NAME|PATH")]
     guest: Option<String>,
@@ -53,6 +63,9 @@ struct Options {
     /// to see the divergence found
     #[arg(long, value_name = "COUNT:ADDRESS:BIT", value_parser = parse_bit_flip)]
     inject_bit_flip: Option<BitFlip>,
+    /// Fault injection: replay so many times slower, to see the primary wait
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    inject_slowdown: u32,
 }
 
 fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
@@ -72,11 +85,32 @@ pub fn main() -> ExitCode {
     let options = Options::parse();
     init_tracing();
     fail_stop();
-    finish(Reporter::new("ft-backup", options.node.json), run(&options))
+    let reporter = Reporter::new("ft-backup", options.node.json);
+    let stop = match StopSwitch::install() {
+        Ok(stop) => stop,
+        Err(error) => return finish(reporter, Err(error)),
+    };
+    let code = finish(reporter, run(&options, &stop));
+    if options.keep && !stop.is_asked() {
+        thread::sleep(START_OVER);
+        let error = start_over();
+        tracing::error!("can't start over: {error}");
+    }
+    code
 }
 
-fn run(options: &Options) -> Result<(u8, String), Failure> {
-    let stop = StopSwitch::install()?;
+/// Becomes a new process image with the same arguments: nothing of the former life, its threads and sockets, is left, and it
+/// is another incarnation to the arbiter. Comes back only if that can't be done.
+fn start_over() -> io::Error {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "ft-backup".into());
+    match std::env::current_exe() {
+        Ok(executable) => Command::new(executable).arg0(name).args(arguments).exec(),
+        Err(error) => error,
+    }
+}
+
+fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let image = match &options.guest {
         Some(name) => Guest::load(name).map(|guest| Some((guest.name, ImageDigest::of(&guest.image))))?,
         None => None,
@@ -86,9 +120,10 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
     let stream = find_primary(&node, options.primary)?;
     let timing = options.node.timing();
+    let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
     let role = BackupRole::new(clock::now_ns(), node.id, expectation, timing);
-    match backup::run(node.clone(), role, stream, options.inject_bit_flip)? {
+    match backup::run(node.clone(), role, stream, faults)? {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
             stop.owns();
@@ -105,10 +140,11 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession { machine, session, image, entries, digests_checked, tail, next_output, moments } = succession;
+    let Succession { machine, session, entries, digests_checked, tail, tail_dropped, next_output, moments } =
+        succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
     let role = PrimaryRole::gone_live(session, timing, entries, next_output, tail);
-    run_live(node, role, machine, image, listener, |running| {
+    run_live(node, role, machine, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,
             last_entry_received_us: moments.last_entry_received_ns / 1000,
@@ -119,6 +155,7 @@ fn go_live(
             entries: entries.0,
             digests_checked,
             tail_outputs,
+            tail_dropped,
         });
         on_start(running);
     })

@@ -100,6 +100,9 @@ pub struct Cluster {
     pub backup: Option<Process>,
     /// Where ordinary clients reach the guest's service, by TCP and UDP.
     pub service: SocketAddr,
+    executable: Executable,
+    /// The options that every side has.
+    common: Vec<String>,
 }
 
 impl Cluster {
@@ -130,7 +133,27 @@ impl Cluster {
         }
         primary.wait_for("console", PATIENCE)?;
         let Site { lan, arbiter, service, .. } = site;
-        Ok(Self { lan, arbiter, primary, backup, service })
+        Ok(Self { lan, arbiter, primary, backup, service, executable: executable.clone(), common })
+    }
+
+    /// Takes the backup, which has gone live, for the primary that it is now.
+    ///
+    /// # Panics
+    /// If there is no backup.
+    pub fn succeed(&mut self) {
+        self.primary = self.backup.take().expect("a cluster whose backup has gone live");
+    }
+
+    /// Starts a new backup, which finds the primary through the arbiter, and waits until the pair is protected.
+    ///
+    /// # Errors
+    /// [`ProcessError`] if it doesn't join.
+    pub fn restore_redundancy(&mut self) -> Result<(), ProcessError> {
+        let mut arguments: Vec<&str> = self.common.iter().map(String::as_str).collect();
+        arguments.push("--keep");
+        let backup = self.backup.insert(Process::start(&self.executable, "ft-backup", &arguments)?);
+        backup.wait_for("protected", PATIENCE)?;
+        Ok(())
     }
 
     /// The backup.

@@ -5,6 +5,8 @@ use super::echo_client::{ClientResult, EchoClient};
 use super::executable::Executable;
 use super::process::ProcessError;
 use super::{Failure, exit, interrupt};
+use crate::distribution::{Distribution, histogram_ns};
+use crate::host::clock;
 use clap::Parser;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -16,25 +18,25 @@ const REPLIES: u64 = 500;
 /// How long clients may take for those.
 const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Shows a guest echo server outliving its primary.
+/// Shows a guest echo server outliving its primary, again and again.
 ///
 /// Starts a LAN, an arbiter, a primary and a backup, each its own process, and two ordinary clients that echo numbered
-/// messages without pause: one TCP connection, one UDP flow. Kills the primary with SIGKILL and shows how the backup
-/// goes on and what the clients saw of it.
+/// messages without pause: one TCP connection, one UDP flow. Kills the primary with SIGKILL, shows how the backup goes on
+/// and what the clients saw of it, starts a new backup, which joins the running guest, and kills again.
 ///
-/// Exits with 1 if a message was lost, changed or came back out of order on TCP.
+/// Exits with 1 if a message was lost, doubled, changed or came back out of order.
 #[derive(Debug, Parser)]
-#[command(name = "ft-demo", version, after_help = "Example:\n  ft-demo --kills 5")]
+#[command(name = "ft-demo", version, after_help = "Example:\n  ft-demo --kills 100")]
 struct Options {
-    /// How many times to kill a primary, each time that of a fresh pair
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// How many times to kill the primary, and to bring a new backup
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     kills: u32,
     /// Tell the results as one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// One kill and what came of it. All times in microseconds since the kill.
+/// One kill and what came of it. Moments are in microseconds since the kill.
 #[derive(Clone, Debug, Serialize)]
 struct Kill {
     last_entry_received_us: i64,
@@ -45,18 +47,26 @@ struct Kill {
     first_output_us: i64,
     entries: u64,
     digests_checked: u64,
-    tcp: ClientResult,
-    udp: ClientResult,
+    generation: u64,
+    /// The longest time that the client on TCP waited for a reply around the kill, and the one on UDP.
+    tcp_gap_us: u64,
+    udp_gap_us: u64,
+    /// From the start of the new backup to the word that the pair is protected.
+    rejoin_us: u64,
+    /// The longest time that a client waited while the new backup joined.
+    rejoin_gap_us: u64,
 }
 
 #[derive(Debug, Serialize)]
 struct Verdict {
     kills: Vec<Kill>,
-    tcp_messages: u64,
-    udp_messages: u64,
-    udp_lost: u64,
-    udp_out_of_order: u64,
-    longest_cutover_us: i64,
+    tcp: ClientResult,
+    udp: ClientResult,
+    first_output: Distribution,
+    tcp_gap: Distribution,
+    udp_gap: Distribution,
+    rejoin: Distribution,
+    rejoin_gap: Distribution,
     passed: bool,
 }
 
@@ -78,18 +88,30 @@ pub fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, Failure> {
     interrupt::install()?;
     let executable = Executable::current()?;
+    let directory = tempfile::Builder::new().prefix("ft-demo-").tempdir()?;
+    let mut cluster = Cluster::start(&executable, directory.path(), &ClusterOptions::default())?;
+    if !options.json {
+        let backup = cluster.backup().pid();
+        println!(
+            "echo guest serves TCP and UDP at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
+            cluster.service,
+            cluster.lan.pid(),
+            cluster.arbiter.pid(),
+            cluster.primary.pid()
+        );
+    }
+    let clients = [EchoClient::tcp(cluster.service)?, EchoClient::udp(cluster.service)?];
     let mut kills = Vec::new();
     for number in 1..=options.kills {
+        let kill = kill_and_rejoin(&mut cluster, &clients)?;
         if !options.json {
-            println!("kill {number} of {}", options.kills);
-        }
-        let kill = one_kill(&executable, !options.json)?;
-        if !options.json {
+            println!("kill {number} of {}:", options.kills);
             show(&kill);
         }
         kills.push(kill);
     }
-    let verdict = judge(kills);
+    let [tcp, udp] = clients.map(EchoClient::finish);
+    let verdict = judge(kills, tcp, udp);
     if options.json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
@@ -98,45 +120,47 @@ fn run(options: &Options) -> Result<bool, Failure> {
     Ok(verdict.passed)
 }
 
-/// Starts a fresh pair with clients, kills its primary, and lets the clients go on for a while.
-fn one_kill(executable: &Executable, talk: bool) -> Result<Kill, Failure> {
-    let directory = tempfile::Builder::new().prefix("ft-demo-").tempdir()?;
-    let mut cluster = Cluster::start(executable, directory.path(), &ClusterOptions::default())?;
-    if talk {
-        let backup = cluster.backup().pid();
-        println!(
-            "  echo guest serves TCP and UDP at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
-            cluster.service,
-            cluster.lan.pid(),
-            cluster.arbiter.pid(),
-            cluster.primary.pid()
-        );
-    }
-    let clients = [EchoClient::tcp(cluster.service)?, EchoClient::udp(cluster.service)?];
-    wait_for_replies(&clients, "before the kill")?;
+/// Kills the primary, lets the clients go on with what was the backup, and gives it a new backup.
+fn kill_and_rejoin(cluster: &mut Cluster, clients: &[EchoClient; 2]) -> Result<Kill, Failure> {
+    wait_for_replies(clients, "before the kill")?;
+    let [_, _] = gaps_us(clients);
     let killed_us = cluster.primary.kill()?;
     let live = cluster.backup().wait_for("live", PATIENCE)?;
     let first_output = cluster.backup().wait_for("first_output", PATIENCE)?;
-    wait_for_replies(&clients, "after the kill")?;
-    let [tcp, udp] = clients.map(EchoClient::finish);
+    wait_for_replies(clients, "after the kill")?;
+    let [tcp_gap_us, udp_gap_us] = gaps_us(clients);
+    cluster.succeed();
+    let rejoin_began_us = clock::now_us();
+    cluster.restore_redundancy()?;
+    let rejoin_us = clock::now_us() - rejoin_began_us;
+    wait_for_replies(clients, "after the new backup had joined")?;
+    let [tcp_rejoin_gap_us, udp_rejoin_gap_us] = gaps_us(clients);
+    let primary = &cluster.primary;
     let since_kill = |at: Result<u64, ProcessError>| at.map(|at_us| at_us.cast_signed() - killed_us.cast_signed());
-    let backup = cluster.backup();
-    let moment = |field| since_kill(backup.number(&live, field));
+    let moment = |field| since_kill(primary.number(&live, field));
     Ok(Kill {
         last_entry_received_us: moment("last_entry_received_us")?,
         loss_noticed_us: moment("loss_noticed_us")?,
         test_and_set_won_us: moment("test_and_set_won_us")?,
         last_entry_consumed_us: moment("last_entry_consumed_us")?,
         live_us: moment("live_us")?,
-        first_output_us: since_kill(backup.number(&first_output, "at_us"))?,
-        entries: backup.number(&live, "entries")?,
-        digests_checked: backup.number(&live, "digests_checked")?,
-        tcp,
-        udp,
+        first_output_us: since_kill(primary.number(&first_output, "at_us"))?,
+        entries: primary.number(&live, "entries")?,
+        digests_checked: primary.number(&live, "digests_checked")?,
+        generation: primary.number(&live, "generation")?,
+        tcp_gap_us,
+        udp_gap_us,
+        rejoin_us,
+        rejoin_gap_us: tcp_rejoin_gap_us.max(udp_rejoin_gap_us),
     })
 }
 
-fn wait_for_replies(clients: &[EchoClient], when: &str) -> Result<(), Failure> {
+/// The longest time that each client waited for a reply since this was last asked.
+fn gaps_us(clients: &[EchoClient; 2]) -> [u64; 2] {
+    clients.each_ref().map(EchoClient::take_longest_gap_us)
+}
+
+fn wait_for_replies(clients: &[EchoClient; 2], when: &str) -> Result<(), Failure> {
     for client in clients {
         if !client.wait_for_replies(REPLIES, REPLIES_TIMEOUT) {
             interrupt::check()?;
@@ -146,16 +170,22 @@ fn wait_for_replies(clients: &[EchoClient], when: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn judge(kills: Vec<Kill>) -> Verdict {
-    let sum = |count: fn(&Kill) -> u64| kills.iter().map(count).sum();
+fn judge(kills: Vec<Kill>, tcp: ClientResult, udp: ClientResult) -> Verdict {
+    let distribution = |us: fn(&Kill) -> u64| {
+        let mut histogram = histogram_ns();
+        kills.iter().for_each(|kill| histogram.saturating_record(us(kill).saturating_mul(1000)));
+        Distribution::of(&histogram)
+    };
     Verdict {
-        tcp_messages: sum(|kill| kill.tcp.received),
-        udp_messages: sum(|kill| kill.udp.received),
-        udp_lost: sum(|kill| kill.udp.lost),
-        udp_out_of_order: sum(|kill| kill.udp.out_of_order),
-        longest_cutover_us: kills.iter().map(|kill| kill.first_output_us).max().unwrap_or(0),
-        passed: !kills.is_empty() && kills.iter().all(|kill| kill.tcp.is_perfect() && kill.udp.changed == 0),
+        first_output: distribution(|kill| kill.first_output_us.unsigned_abs()),
+        tcp_gap: distribution(|kill| kill.tcp_gap_us),
+        udp_gap: distribution(|kill| kill.udp_gap_us),
+        rejoin: distribution(|kill| kill.rejoin_us),
+        rejoin_gap: distribution(|kill| kill.rejoin_gap_us),
+        passed: !kills.is_empty() && tcp.is_perfect() && udp.is_perfect(),
         kills,
+        tcp,
+        udp,
     }
 }
 
@@ -175,32 +205,43 @@ fn show(kill: &Kill) {
         println!("    {at_us:>8}  {what}");
     }
     println!(
-        "  log entries: {}; state digests compared, and equal on both sides: {}",
-        kill.entries, kill.digests_checked
+        "  generation {}; log entries: {}; state digests compared, and equal on both sides: {}",
+        kill.generation, kill.entries, kill.digests_checked
     );
-    for (name, client) in [("TCP", &kill.tcp), ("UDP", &kill.udp)] {
-        println!(
-            "  {name}: {} of {} messages echoed, {} lost, {} out of order, {} changed; longest gap {:.1} ms{}",
-            client.received,
-            client.sent,
-            client.lost,
-            client.out_of_order,
-            client.changed,
-            Duration::from_micros(client.longest_gap_us).as_secs_f64() * 1000.0,
-            client.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
-        );
-    }
+    println!(
+        "  longest time without a reply: TCP {:.1} ms, UDP {:.1} ms; a new backup joined in {:.1} ms, meanwhile {:.1} ms",
+        ms(kill.tcp_gap_us),
+        ms(kill.udp_gap_us),
+        ms(kill.rejoin_us),
+        ms(kill.rejoin_gap_us)
+    );
+}
+
+fn ms(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64() * 1000.0
 }
 
 fn show_verdict(verdict: &Verdict) {
-    println!(
-        "{}: kills {}; messages on TCP {}, on UDP {} ({} lost, {} out of order); longest cutover {:.1} ms",
-        if verdict.passed { "PASSED" } else { "FAILED" },
-        verdict.kills.len(),
-        verdict.tcp_messages,
-        verdict.udp_messages,
-        verdict.udp_lost,
-        verdict.udp_out_of_order,
-        Duration::from_micros(verdict.longest_cutover_us.unsigned_abs()).as_secs_f64() * 1000.0
-    );
+    println!("\nmicroseconds                {}", Distribution::HEAD);
+    for (name, distribution) in [
+        ("kill to first output", &verdict.first_output),
+        ("longest gap on TCP", &verdict.tcp_gap),
+        ("longest gap on UDP", &verdict.udp_gap),
+        ("join of a new backup", &verdict.rejoin),
+        ("longest gap meanwhile", &verdict.rejoin_gap),
+    ] {
+        println!("{name:<28}{}", distribution.row());
+    }
+    for (name, client) in [("TCP", &verdict.tcp), ("UDP", &verdict.udp)] {
+        println!(
+            "{name}: {} messages sent, {} echoed, {} lost, {} out of order or doubled, {} changed{}",
+            client.sent,
+            client.received,
+            client.lost,
+            client.out_of_order,
+            client.changed,
+            client.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
+        );
+    }
+    println!("{}: kills {}", if verdict.passed { "PASSED" } else { "FAILED" }, verdict.kills.len());
 }

@@ -17,11 +17,8 @@ pub const MESSAGE_BYTES: usize = 64;
 /// Messages under way at once on the TCP connection.
 const TCP_WINDOW: u64 = 4;
 
-/// How long a TCP client waits for the service before it gives up.
-const TCP_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a UDP client waits for a reply before it sends the next message.
-const UDP_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a client waits for a reply before it counts as lost. Nothing may be lost, so there is no hurry.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a client saw.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -52,21 +49,31 @@ impl ClientResult {
             && self.lost + self.out_of_order + self.changed == 0
     }
 
-    /// Counts a reply at `now_us` after one at `last_us`, if there was one.
-    fn count(&mut self, now_us: u64, last_us: &mut Option<u64>) {
-        self.received += 1;
-        if let Some(last_us) = *last_us {
-            self.longest_gap_us = self.longest_gap_us.max(now_us - last_us);
-        }
+    /// Counts a reply that has come now, after one at `last_us`, if there was one.
+    fn count(&mut self, watch: &Watch, last_us: &mut Option<u64>) {
+        let now_us = clock::now_us();
+        let gap_us = last_us.map_or(0, |last_us| now_us - last_us);
         *last_us = Some(now_us);
+        self.received += 1;
+        self.longest_gap_us = self.longest_gap_us.max(gap_us);
+        watch.longest_gap_us.fetch_max(gap_us, Ordering::Relaxed);
+        watch.received.store(self.received, Ordering::Relaxed);
     }
+}
+
+/// What can be seen of a client at work.
+#[derive(Debug, Default)]
+struct Watch {
+    stop: AtomicBool,
+    received: AtomicU64,
+    /// Since it was last taken.
+    longest_gap_us: AtomicU64,
 }
 
 /// A client at work on a thread of its own.
 #[derive(Debug)]
 pub struct EchoClient {
-    stop: Arc<AtomicBool>,
-    received: Arc<AtomicU64>,
+    watch: Arc<Watch>,
     thread: JoinHandle<ClientResult>,
 }
 
@@ -78,11 +85,11 @@ impl EchoClient {
     pub fn tcp(service: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(service)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TCP_TIMEOUT))?;
-        stream.set_write_timeout(Some(TCP_TIMEOUT))?;
-        Self::start(move |stop, received| {
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        Self::start(move |watch| {
             let mut result = ClientResult::default();
-            let ended = echo_tcp(stream, stop, received, &mut result);
+            let ended = echo_tcp(stream, watch, &mut result);
             result.error = ended.err().map(|error| error.to_string());
             result.lost = result.sent - result.received - result.changed;
             result
@@ -96,26 +103,32 @@ impl EchoClient {
     pub fn udp(service: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect(service)?;
-        socket.set_read_timeout(Some(UDP_TIMEOUT))?;
-        Self::start(move |stop, received| {
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        Self::start(move |watch| {
             let mut result = ClientResult::default();
-            let ended = echo_udp(&socket, stop, received, &mut result);
+            let ended = echo_udp(&socket, watch, &mut result);
             result.error = ended.err().map(|error| error.to_string());
             result
         })
     }
 
-    fn start(body: impl FnOnce(&AtomicBool, &AtomicU64) -> ClientResult + Send + 'static) -> io::Result<Self> {
-        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, count) = (stop.clone(), received.clone());
-        let thread = thread::Builder::new().name("client".into()).spawn(move || body(&stopped, &count))?;
-        Ok(Self { stop, received, thread })
+    fn start(body: impl FnOnce(&Watch) -> ClientResult + Send + 'static) -> io::Result<Self> {
+        let watch = Arc::new(Watch::default());
+        let watched = watch.clone();
+        let thread = thread::Builder::new().name("client".into()).spawn(move || body(&watched))?;
+        Ok(Self { watch, thread })
     }
 
     /// Right replies so far.
     #[must_use]
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.watch.received.load(Ordering::Relaxed)
+    }
+
+    /// The longest time from one reply to the next since this was last asked, in microseconds.
+    #[must_use]
+    pub fn take_longest_gap_us(&self) -> u64 {
+        self.watch.longest_gap_us.swap(0, Ordering::Relaxed)
     }
 
     /// Waits until it has had `count` more right replies; `false` if that takes longer than `timeout`.
@@ -134,7 +147,7 @@ impl EchoClient {
     /// Lets it take the replies to what it has sent, and gives what it saw.
     #[must_use]
     pub fn finish(self) -> ClientResult {
-        self.stop.store(true, Ordering::Relaxed);
+        self.watch.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()
             .unwrap_or_else(|_| ClientResult { error: Some("the client panicked".into()), ..ClientResult::default() })
@@ -157,16 +170,11 @@ fn message(number: u64) -> [u8; MESSAGE_BYTES] {
     message
 }
 
-fn echo_tcp(
-    mut stream: TcpStream,
-    stop: &AtomicBool,
-    received: &AtomicU64,
-    result: &mut ClientResult,
-) -> io::Result<()> {
+fn echo_tcp(mut stream: TcpStream, watch: &Watch, result: &mut ClientResult) -> io::Result<()> {
     let mut last_us = None;
     let mut reply = [0; MESSAGE_BYTES];
     loop {
-        while result.sent - result.received < TCP_WINDOW && !stop.load(Ordering::Relaxed) {
+        while result.sent - result.received < TCP_WINDOW && !watch.stop.load(Ordering::Relaxed) {
             stream.write_all(&message(result.sent))?;
             result.sent += 1;
         }
@@ -178,23 +186,21 @@ fn echo_tcp(
             result.changed += 1;
             return Err(io::Error::other(format!("reply {} is not what was sent", result.received)));
         }
-        result.count(clock::now_us(), &mut last_us);
-        received.store(result.received, Ordering::Relaxed);
+        result.count(watch, &mut last_us);
     }
 }
 
-fn echo_udp(socket: &UdpSocket, stop: &AtomicBool, received: &AtomicU64, result: &mut ClientResult) -> io::Result<()> {
+fn echo_udp(socket: &UdpSocket, watch: &Watch, result: &mut ClientResult) -> io::Result<()> {
     let mut last_us = None;
     let mut reply = [0; MESSAGE_BYTES + 1];
-    while !stop.load(Ordering::Relaxed) {
+    while !watch.stop.load(Ordering::Relaxed) {
         let number = result.sent;
         socket.send(&message(number))?;
         result.sent += 1;
         loop {
             match socket.recv(&mut reply) {
                 Ok(length) if reply[..length] == message(number) => {
-                    result.count(clock::now_us(), &mut last_us);
-                    received.store(result.received, Ordering::Relaxed);
+                    result.count(watch, &mut last_us);
                     break;
                 }
                 Ok(length) if is_earlier(&reply[..length], number) => result.out_of_order += 1,

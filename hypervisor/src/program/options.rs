@@ -3,6 +3,7 @@
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
 use crate::host::entropy;
+use crate::host::network::NetworkAddress;
 use crate::host::node::Node;
 use crate::record::Intervals;
 use crate::report::Reporter;
@@ -80,21 +81,44 @@ impl GuestOptions {
     }
 }
 
+/// Which network the guest is on.
+#[derive(Args, Clone, Debug)]
+pub struct NetworkOptions {
+    /// The network: lan=HOST:PORT (an ft-lan), or tap=NAME (an interface of this host); without one the guest's network
+    /// cable is unplugged
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<NetworkAddress>,
+    /// The same as --net lan=HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "net")]
+    lan: Option<SocketAddr>,
+}
+
+impl NetworkOptions {
+    /// Where it is, if there is to be one.
+    #[must_use]
+    pub fn address(&self) -> Option<NetworkAddress> {
+        self.net.clone().or(self.lan.map(NetworkAddress::Lan))
+    }
+}
+
 /// Which VM this node is a side of, and where the rest of the world is.
 #[derive(Args, Clone, Debug)]
 pub struct NodeOptions {
     /// The VM's name, the same on both sides and at the arbiter
     #[arg(long, value_name = "NAME", default_value = "vm0")]
     pub vm: VmId,
-    /// The arbiter that decides which side lives: file:DIR or tcp:HOST:PORT
+    /// The arbiter that decides which side lives: file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]
     #[arg(long, value_name = "SPEC", default_value_t = default_arbiter())]
     pub arbiter: String,
-    /// The LAN (ft-lan) that carries the guest's frames; without it the guest's network cable is unplugged
-    #[arg(long, value_name = "HOST:PORT")]
-    pub lan: Option<SocketAddr>,
+    /// Where the guest's frames go.
+    #[command(flatten)]
+    pub network: NetworkOptions,
     /// Silence after which the other side counts as lost, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub failure_timeout_ms: u64,
+    /// How far the backup's replay may be behind before the guest is slowed, in milliseconds; at four times that it stops
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    pub lag_bound_ms: u64,
     /// Steps of the guest from one state digest to the next
     #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -125,7 +149,12 @@ impl NodeOptions {
         let failure_timeout_ns = self.failure_timeout_ms * 1_000_000;
         let default = Timing::default();
         // Several heartbeats fit into the timeout, so that one that is late loses nobody.
-        Timing { failure_timeout_ns, heartbeat_ns: default.heartbeat_ns.min(failure_timeout_ns / 5), ..default }
+        Timing {
+            failure_timeout_ns,
+            heartbeat_ns: default.heartbeat_ns.min(failure_timeout_ns / 5),
+            lag_bound_ns: self.lag_bound_ms * 1_000_000,
+            ..default
+        }
     }
 
     /// This node, of which backups learn that it listens at `listener`.
@@ -144,7 +173,7 @@ impl NodeOptions {
             vm: self.vm.clone(),
             id,
             arbiter,
-            lan: self.lan,
+            network: self.network.address(),
             mac,
             address: listener.local_addr()?.to_string(),
             reporter: Reporter::new(program, self.json),

@@ -14,7 +14,6 @@ use clap::Parser;
 use logchannel::session::SessionHeader;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use vm::Machine;
 
 /// Runs a VM, and keeps a backup in lockstep with it.
@@ -75,7 +74,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     } else {
         PrimaryRole::awaiting_backup(session, timing)
     };
-    run_live(node, role, machine, guest.image.into(), listener, |running| stop.runs(running))
+    run_live(node, role, machine, listener, |running| stop.runs(running))
 }
 
 /// Runs a VM live to its end.
@@ -83,12 +82,11 @@ pub(super) fn run_live(
     node: Node,
     role: PrimaryRole,
     machine: Machine,
-    image: Arc<[u8]>,
     listener: std::net::TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, image, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
     })

@@ -1,10 +1,10 @@
 //! `ft-record`: runs a guest and writes its log to a file.
 
-use super::options::GuestOptions;
+use super::options::{GuestOptions, NetworkOptions};
 use super::{Failure, exit, finish, init_tracing};
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
-use crate::host::network::Network;
+use crate::host::network::{Network, NetworkAddress, NetworkEvents};
 use crate::host::outlets::Outlets;
 use crate::host::reports::{NodeReport, Recorded};
 use crate::host::{clock, console, entropy, signals};
@@ -16,7 +16,6 @@ use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,9 +49,8 @@ struct Options {
     /// Overwrite the log
     #[arg(long)]
     force: bool,
-    /// The LAN (ft-lan) that carries the guest's frames; without it the guest's network cable is unplugged
-    #[arg(long, value_name = "HOST:PORT")]
-    lan: Option<SocketAddr>,
+    #[command(flatten)]
+    network: NetworkOptions,
     /// The VM's name on the LAN and in the log
     #[arg(long, value_name = "NAME", default_value = "recording")]
     vm: VmId,
@@ -91,10 +89,11 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
     let (source, inbox) = HostEventSource::new(0)?;
-    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, options.lan.is_some())));
-    if let Some(lan) = options.lan {
+    let address = options.network.address();
+    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
+    if let Some(address) = address {
         let network = Network {
-            lan,
+            address: address.clone(),
             vm: options.vm.clone(),
             node: entropy::node_id(),
             mac: config.mac,
@@ -103,10 +102,8 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
             outlets: outlets.clone(),
             over: over.clone(),
         };
-        // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one over.
-        let generation = Generation(clock::now_us());
-        if let Some(reason) = network.start(0, true, move || (generation, OutputId(0)))? {
-            return Err(format!("the LAN at {lan} refuses this guest: {reason}").into());
+        if let Some(reason) = network.start(0, true, Arc::new(Recording { started_us: clock::now_us() }))? {
+            return Err(format!("the LAN at {address} refuses this guest: {reason}").into());
         }
     }
     console::start(inbox)?;
@@ -128,6 +125,24 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         seconds: seconds_since(started_ns),
     }));
     Ok((exit_code, reason))
+}
+
+/// The owner of a guest that is recorded: nothing that it sends is sent again.
+struct Recording {
+    started_us: u64,
+}
+
+impl NetworkEvents for Recording {
+    fn owner(&self) -> (Generation, OutputId) {
+        // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one over.
+        (Generation(self.started_us), OutputId(0))
+    }
+
+    fn attached(&self, _: OutputId) {}
+
+    fn ready(&self) {}
+
+    fn carried(&self, _: OutputId) {}
 }
 
 /// Runs the guest until it ends, the operator ends it, or it reaches `limit`; gives the exit code and the reason.

@@ -53,6 +53,11 @@ impl StopSwitch {
         }
     }
 
+    /// Whether it has been asked to end the process.
+    pub(super) fn is_asked(&self) -> bool {
+        matches!(*self.life(), Life::OwnerAskedToStop | Life::Retiring)
+    }
+
     fn stop(&self) {
         let mut life = self.life();
         let next = match &*life {

@@ -2,18 +2,27 @@
 
 use super::{ClaimAnswer, ClaimRequest, Claiming, Timing, message_name};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
+use crate::mutation::{Mutation, mutated};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::{EntryBatch, Message};
-use logchannel::session::{ImageAssembler, ImageDigest, NodeId, SessionHeader, VmId};
+use logchannel::session::{ImageDigest, NodeId, SessionHeader, VmId};
+use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use logchannel::stream::LogReceiver;
 use std::collections::VecDeque;
 use vm::{InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// The most outputs that a backup keeps for its going live; the primary tells what it need not keep.
-const TAIL_OUTPUTS_MAX: usize = 65_536;
+/// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need not keep. Beyond them
+/// the oldest is dropped and counted.
+const TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// What an output costs in the tail beyond its bytes.
+const OUTPUT_OVERHEAD_BYTES: usize = 64;
+
+/// From one report of what is consumed to the next, in nanoseconds.
+const CONSUMED_REPORT_NS: u64 = 20_000_000;
 
 /// What a backup's operator says about the VM beforehand.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Expectation {
     /// Which VM.
     pub vm: VmId,
@@ -22,15 +31,14 @@ pub struct Expectation {
 }
 
 /// What a backup asks its driver to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BackupAction {
-    /// Build the machine, and say [`BackupRole::machine_built`].
-    Build {
-        /// What the log is about.
-        session: SessionHeader,
-        /// The guest.
-        image: Vec<u8>,
-    },
+    /// Begin to put a machine together.
+    Begin(SessionHeader),
+    /// These are pages of its RAM.
+    Pages(Pages),
+    /// This is the rest of it: say [`BackupRole::machine_restored`] or [`BackupRole::restore_failed`].
+    Restore(Snapshot),
     /// The primary holds its outputs for this backup now.
     Protected(Generation),
     /// Replay these entries, in order.
@@ -49,7 +57,7 @@ pub enum BackupAction {
 }
 
 /// How a backup came to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BackupEnd {
     /// The guest ended by itself on the primary, and here too.
     GuestStopped(StopReason),
@@ -72,14 +80,14 @@ pub enum BackupEnd {
     Diverged,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Mode {
-    /// Waits for the session header.
+    /// Has said that it wants to join, and waits for the session header.
     Connecting,
-    /// Receives the image.
-    Joining { session: SessionHeader, image: ImageAssembler },
-    /// The driver builds the machine.
-    Building,
+    /// Receives the guest's memory.
+    Receiving,
+    /// Has the whole snapshot, and receives the log while the driver puts the machine together.
+    Restoring,
     /// Replays. `told` is the pair's generation once the primary holds its outputs for this backup.
     Following { told: Option<Generation> },
     /// Has lost the primary and asks for the pair's flag, while the rest of the log is consumed.
@@ -91,7 +99,7 @@ enum Mode {
 }
 
 /// What follows when the log is consumed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum Then {
     /// The flag is won.
     GoLive(Generation),
@@ -100,7 +108,7 @@ enum Then {
 }
 
 /// When the steps of a failover happened, in nanoseconds of the driver's clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BackupMoments {
     /// The last log entry arrived.
     pub last_entry_received_ns: u64,
@@ -117,22 +125,26 @@ pub struct BackupMoments {
 /// Invariants: an acknowledgement names only entries that are in the log buffer; a claim is made only by a backup that
 /// was told that it protects the VM and that hasn't diverged; it goes live only with a won claim and nothing left to
 /// consume.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct BackupRole {
     mode: Mode,
     expectation: Expectation,
     timing: Timing,
-    node: NodeId,
     /// The pair's, as the session says.
     generation: Generation,
     receiver: LogReceiver,
     consumed: LogSeq,
+    /// Where the machine stands.
+    count: InstructionCount,
+    /// What the primary has been told of `consumed`, and when.
+    reported: (LogSeq, u64),
     /// The guest came to its end in the log. Whoever sets the end mark has sent the guest's last words; if the primary
     /// didn't live to do it, this side does both.
     guest_end: Option<StopReason>,
     outgoing: Vec<u8>,
     actions: VecDeque<BackupAction>,
     tail: VecDeque<(OutputId, OutputOperation)>,
+    tail_bytes: usize,
     tail_dropped: u64,
     /// The primary has put out all outputs with a smaller id.
     released: OutputId,
@@ -147,18 +159,22 @@ impl BackupRole {
     /// A backup that has just connected to a primary.
     #[must_use]
     pub fn new(now_ns: u64, node: NodeId, expectation: Expectation, timing: Timing) -> Self {
+        let mut outgoing = Vec::new();
+        Message::Join { vm: expectation.vm.clone(), node }.encode(&mut outgoing);
         Self {
             mode: Mode::Connecting,
             expectation,
             timing,
-            node,
             generation: Generation(0),
             receiver: LogReceiver::new(LogSeq(0)),
             consumed: LogSeq(0),
+            count: InstructionCount(0),
+            reported: (LogSeq(0), now_ns),
             guest_end: None,
-            outgoing: Vec::new(),
+            outgoing,
             actions: VecDeque::new(),
             tail: VecDeque::new(),
+            tail_bytes: 0,
             tail_dropped: 0,
             released: OutputId(0),
             next_output: OutputId(0),
@@ -190,20 +206,19 @@ impl BackupRole {
     pub fn primary_said(&mut self, now_ns: u64, message: Message) {
         self.heard_ns = now_ns;
         match (message, &mut self.mode) {
-            (Message::Session(session), Mode::Connecting) => self.begin_joining(session),
-            (Message::ImageChunk(chunk), Mode::Joining { image, .. }) => match image.push(&chunk) {
-                Ok(()) => self.build_if_complete(),
-                Err(error) => self.refuse(error.to_string()),
-            },
+            (Message::Session(session), Mode::Connecting) => self.begin(session),
+            (Message::Pages(pages), Mode::Receiving) => self.actions.push_back(BackupAction::Pages(pages)),
+            (Message::Tail(output), Mode::Receiving) => self.receive_tail(output),
+            (Message::Snapshot(snapshot), Mode::Receiving) => self.restore(snapshot),
             (Message::Protected { generation }, Mode::Following { told }) if generation == self.generation => {
                 *told = Some(generation);
                 self.actions.push_back(BackupAction::Protected(generation));
             }
-            (Message::Entries(batch), Mode::Following { .. }) => self.receive(now_ns, &batch),
-            (Message::Released { next_output }, Mode::Following { .. }) => {
+            (Message::Entries(batch), Mode::Restoring | Mode::Following { .. }) => self.receive(now_ns, &batch),
+            (Message::Released { next_output }, Mode::Restoring | Mode::Following { .. }) => {
                 self.released = self.released.max(next_output);
                 while self.tail.front().is_some_and(|(id, _)| *id < next_output) {
-                    self.tail.pop_front();
+                    self.drop_first_of_tail();
                 }
             }
             (Message::Heartbeat, _) => {}
@@ -213,13 +228,13 @@ impl BackupRole {
             (Message::Goodbye { reason }, _) => self.primary_lost(now_ns, &reason),
             // What a lost primary had still in the wire: it is after the point where this side stopped acknowledging.
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
-            (message, Mode::Connecting | Mode::Joining { .. } | Mode::Building | Mode::Following { .. }) => {
+            (message, Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { .. }) => {
                 self.refuse(format!("the primary broke the protocol with {}", message_name(&message)));
             }
         }
     }
 
-    fn begin_joining(&mut self, session: SessionHeader) {
+    fn begin(&mut self, session: SessionHeader) {
         if session.vm != self.expectation.vm {
             return self
                 .refuse(format!("this backup is for VM {}, the primary runs {}", self.expectation.vm, session.vm));
@@ -237,34 +252,44 @@ impl BackupRole {
             return self.refuse("the VM has used up its generations".into());
         }
         self.generation = session.generation;
-        let image = ImageAssembler::new(&session);
-        self.mode = Mode::Joining { session, image };
-        self.build_if_complete();
+        self.mode = Mode::Receiving;
+        self.actions.push_back(BackupAction::Begin(session));
     }
 
-    fn build_if_complete(&mut self) {
-        if !matches!(&self.mode, Mode::Joining { image, .. } if image.is_complete()) {
+    fn receive_tail(&mut self, TailOutput { id, operation }: TailOutput) {
+        if id < self.next_output {
+            return self.refuse(format!("output {} of the tail comes after output {}", id.0, self.next_output.0));
+        }
+        self.produced(id, operation);
+    }
+
+    fn restore(&mut self, snapshot: Snapshot) {
+        self.receiver = LogReceiver::new(snapshot.seq);
+        self.consumed = snapshot.seq;
+        self.reported.0 = snapshot.seq;
+        self.mode = Mode::Restoring;
+        self.actions.push_back(BackupAction::Restore(snapshot));
+    }
+
+    /// The machine stands where the snapshot was made; its next output will be `next_output`.
+    pub fn machine_restored(&mut self, now_ns: u64, next_output: OutputId) {
+        if !matches!(self.mode, Mode::Restoring) {
             return;
         }
-        let Mode::Joining { session, image } = std::mem::replace(&mut self.mode, Mode::Building) else { return };
-        match image.finish() {
-            Ok(image) => self.actions.push_back(BackupAction::Build { session, image }),
-            Err(error) => self.refuse(error.to_string()),
+        if next_output < self.next_output {
+            return self.refuse(format!(
+                "the snapshot's machine makes output {} next, and the tail has output {} already",
+                next_output.0, self.next_output.0
+            ));
         }
+        self.next_output = next_output;
+        self.mode = Mode::Following { told: mutated(Mutation::ClaimUntold).then_some(self.generation) };
+        self.say(now_ns, &Message::Accepted);
     }
 
-    /// The machine stands at the start of the log.
-    pub fn machine_built(&mut self, now_ns: u64) {
-        if matches!(self.mode, Mode::Building) {
-            self.mode = Mode::Following { told: None };
-            self.heard_ns = now_ns;
-            self.say(now_ns, &Message::Accepted { node: self.node });
-        }
-    }
-
-    /// The machine can't be built.
-    pub fn build_failed(&mut self, reason: &str) {
-        self.refuse(format!("the guest can't be started here: {reason}"));
+    /// The machine can't be put together.
+    pub fn restore_failed(&mut self, reason: &str) {
+        self.refuse(format!("the guest can't be restored here: {reason}"));
     }
 
     fn receive(&mut self, now_ns: u64, batch: &EntryBatch) {
@@ -283,42 +308,56 @@ impl BackupRole {
         }
     }
 
-    /// The replayer has consumed all entries below `consumed`.
-    pub fn consumed(&mut self, now_ns: u64, consumed: LogSeq) {
+    /// The replayer has consumed all entries below `consumed`; its machine stands at `count`.
+    pub fn consumed(&mut self, now_ns: u64, consumed: LogSeq, count: InstructionCount) {
         assert!(
             self.consumed <= consumed && consumed <= self.receiver.received(),
             "consumed {} then {consumed} of {} entries received",
             self.consumed,
             self.receiver.received()
         );
-        self.consumed = consumed;
+        (self.consumed, self.count) = (consumed, count);
         self.moments.last_entry_consumed_ns = now_ns;
+        self.report_consumed(now_ns);
         self.finish_if_drained();
     }
 
-    /// Tells the primary how far this side has got.
-    pub fn report_consumed(&mut self, now_ns: u64, count: InstructionCount) {
-        if matches!(self.mode, Mode::Following { .. }) {
-            let consumed = self.consumed;
-            self.say(now_ns, &Message::Consumed { consumed, count });
+    /// Tells the primary how far this side has got, if there is news and the last report is some time ago.
+    fn report_consumed(&mut self, now_ns: u64) {
+        let (reported, at_ns) = self.reported;
+        let is_due = self.consumed > reported && now_ns.saturating_sub(at_ns) >= CONSUMED_REPORT_NS;
+        if is_due && matches!(self.mode, Mode::Following { .. }) {
+            self.reported = (self.consumed, now_ns);
+            self.say(now_ns, &Message::Consumed { consumed: self.consumed, count: self.count });
         }
     }
 
     /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
     pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
-        self.next_output = OutputId(id.0 + 1);
+        self.next_output = OutputId(id.0.saturating_add(1));
         if id < self.released {
             return;
         }
-        if self.tail.len() == TAIL_OUTPUTS_MAX {
-            self.tail.pop_front();
+        self.tail_bytes += operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+        self.tail.push_back((id, operation));
+        while self.tail_bytes > TAIL_BYTES_MAX {
+            self.drop_first_of_tail();
             self.tail_dropped += 1;
         }
-        self.tail.push_back((id, operation));
+    }
+
+    fn drop_first_of_tail(&mut self) {
+        if let Some((_, operation)) = self.tail.pop_front() {
+            self.tail_bytes -= operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+        }
     }
 
     /// The outputs that the primary may not have sent, oldest first: what the new owner has to send first.
     pub fn take_tail(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
+        self.tail_bytes = 0;
+        if mutated(Mutation::ForgetTail) {
+            self.tail.clear();
+        }
         std::mem::take(&mut self.tail)
     }
 
@@ -343,13 +382,17 @@ impl BackupRole {
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
                 let request = ClaimRequest { generation: *generation, kind: ClaimKind::Owner };
+                if mutated(Mutation::BackupSkipsTestAndSet) {
+                    self.mode = Mode::Draining(Then::GoLive(Generation(generation.0 + 1)));
+                    return self.finish_if_drained();
+                }
                 self.mode = Mode::Claiming(Claiming::asked(request));
                 if self.guest_end.is_none() {
                     self.actions.push_back(BackupAction::Lost { reason: reason.into() });
                 }
                 self.actions.push_back(BackupAction::Claim(request));
             }
-            Mode::Connecting | Mode::Joining { .. } | Mode::Building | Mode::Following { told: None } => {
+            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { told: None } => {
                 self.end(BackupEnd::Unprotected { reason: reason.into() });
             }
             Mode::Claiming(_) | Mode::Draining(_) | Mode::Done => {}
@@ -376,33 +419,26 @@ impl BackupRole {
     /// Time has passed: heartbeats, timeouts, claims to ask again.
     pub fn tick(&mut self, now_ns: u64) {
         match &mut self.mode {
-            Mode::Following { told: Some(_) } => {
-                if !self.lose_silent_primary(now_ns, self.timing.failure_timeout_ns)
-                    && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns
-                {
+            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { .. } => {
+                let silent_ns = now_ns.saturating_sub(self.heard_ns);
+                if silent_ns >= self.timing.failure_timeout_ns {
+                    let reason = format!("the primary was silent for {} ms", silent_ns / 1_000_000);
+                    return self.primary_lost(now_ns, &reason);
+                }
+                if mutated(Mutation::AckBeforeReceive) {
+                    self.say(now_ns, &Message::Ack { received: LogSeq(self.receiver.received().0 + 1) });
+                }
+                self.report_consumed(now_ns);
+                if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
                     self.say(now_ns, &Message::Heartbeat);
                 }
-            }
-            Mode::Connecting | Mode::Joining { .. } | Mode::Following { told: None } => {
-                self.lose_silent_primary(now_ns, self.timing.pairing_timeout_ns());
             }
             Mode::Claiming(claiming) => {
                 let request = claiming.poll(now_ns);
                 self.actions.extend(request.map(BackupAction::Claim));
             }
-            // The silence of a build is this side's own.
-            Mode::Building | Mode::Draining(_) | Mode::Done => {}
+            Mode::Draining(_) | Mode::Done => {}
         }
-    }
-
-    /// Whether the primary has been silent for `timeout_ns`; it is lost then.
-    fn lose_silent_primary(&mut self, now_ns: u64, timeout_ns: u64) -> bool {
-        let silent_ns = now_ns.saturating_sub(self.heard_ns);
-        let is_silent = silent_ns >= timeout_ns;
-        if is_silent {
-            self.primary_lost(now_ns, &format!("the primary was silent for {} ms", silent_ns / 1_000_000));
-        }
-        is_silent
     }
 
     /// The primary can't be heard because this side isn't listening: its log buffer is full.
@@ -438,7 +474,7 @@ impl BackupRole {
 
     fn finish_if_drained(&mut self) {
         let Mode::Draining(then) = self.mode else { return };
-        if self.consumed != self.receiver.received() {
+        if self.consumed != self.receiver.received() && !mutated(Mutation::GoLiveBeforeLastEntry) {
             return;
         }
         match then {

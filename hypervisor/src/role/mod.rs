@@ -5,25 +5,30 @@
 //!
 //! ```text
 //! primary                                              backup
-//!   AwaitingBackup ◄─────────── connects ───────────────  Joining
-//!        │           session, image ──────────►             │ machine built
-//!        │           ◄────────────── accepted               ▼
-//!        ▼ (holds outputs from here)                      Following, not told
-//!     Protected      protected(g) ────────────►             │
-//!        │           entries ─────────────────►           Following, told g
-//!        │           ◄─────────────────── acks              │
-//!        │ backup lost                                      │ primary lost
-//!        ▼                                                  ▼
-//!     Claiming g ──lost──► Fenced                         Claiming g ──lost──► Fenced
-//!        │ won                                              │ won, last entry consumed
-//!        ▼                                                  ▼
-//!     Alone g+1                                           Live g+1
+//!   AwaitingBackup, or Alone ◄────── join ────────────  Connecting
+//!        │           session, pages ... ───────────►    Receiving
+//!        │ (the guest runs on, outputs leave)            │
+//!        │           snapshot, entries ────────────►    Restoring
+//!        │           ◄────────────── accepted            ▼
+//!        ▼ (holds outputs from here)                    Following, not told
+//!     Protected      protected(g) ────────────►          │
+//!        │           entries ─────────────────►         Following, told g
+//!        │           ◄─────────────────── acks           │
+//!        │ backup lost                                   │ primary lost
+//!        ▼                                               ▼
+//!     Claiming g ──lost──► Fenced                       Claiming g ──lost──► Fenced
+//!        │ won                                           │ won, last entry consumed
+//!        ▼                                               ▼
+//!     Alone g+1                                         Alone g+1
 //! ```
 
 mod backup;
+mod join;
+mod pace;
 mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
+pub use pace::FULL_SHARE;
 pub use primary::{PrimaryAction, PrimaryEnd, PrimaryRole};
 
 use crate::arbiter::{ClaimKind, Verdict};
@@ -31,7 +36,7 @@ use logchannel::entry::Generation;
 use logchannel::message::Message;
 
 /// How long a role waits for what.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Timing {
     /// From one heartbeat to the next, in nanoseconds.
     pub heartbeat_ns: u64,
@@ -40,23 +45,23 @@ pub struct Timing {
     pub failure_timeout_ns: u64,
     /// From an unanswered test-and-set to the next try, in nanoseconds.
     pub claim_retry_ns: u64,
+    /// How far the backup's replay may be behind before the guest is slowed, in nanoseconds.
+    pub lag_bound_ns: u64,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ns: 50_000_000, failure_timeout_ns: 1_000_000_000, claim_retry_ns: 100_000_000 }
-    }
-}
-
-impl Timing {
-    /// Silence after which a pairing has failed, in nanoseconds: an image travels and a machine is built meanwhile.
-    const fn pairing_timeout_ns(&self) -> u64 {
-        self.failure_timeout_ns.saturating_mul(20)
+        Self {
+            heartbeat_ns: 50_000_000,
+            failure_timeout_ns: 1_000_000_000,
+            claim_retry_ns: 100_000_000,
+            lag_bound_ns: 100_000_000,
+        }
     }
 }
 
 /// A test-and-set that a role asks its driver to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimRequest {
     /// Of which generation.
     pub generation: Generation,
@@ -76,7 +81,7 @@ pub enum ClaimAnswer {
 /// A test-and-set under way, asked again until it is answered.
 ///
 /// It is asked again with the same kind: the arbiter may have recorded the first request though its answer was lost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Claiming {
     request: ClaimRequest,
     /// When to ask (again); `None` while the driver is asking.
@@ -107,8 +112,11 @@ impl Claiming {
 const fn message_name(message: &Message) -> &'static str {
     match message {
         Message::Session(_) => "a session header",
-        Message::ImageChunk(_) => "a piece of an image",
-        Message::Accepted { .. } => "an acceptance",
+        Message::Join { .. } => "a wish to join",
+        Message::Pages(_) => "pages of memory",
+        Message::Tail(_) => "an output from before the snapshot",
+        Message::Snapshot(_) => "a snapshot",
+        Message::Accepted => "an acceptance",
         Message::Refused { .. } => "a refusal",
         Message::Entries(_) => "log entries",
         Message::Ack { .. } => "an acknowledgement",

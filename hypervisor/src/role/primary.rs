@@ -1,14 +1,18 @@
 //! The primary: it runs the guest, streams the log, and lets nothing out that the backup hasn't acknowledged.
 
+use super::join::Join;
+use super::pace::Pace;
 use super::{ClaimAnswer, ClaimRequest, Claiming, Timing, message_name};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
+use crate::mutation::{Mutation, mutated};
 use crate::output_gate::OutputGate;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
-use logchannel::session::{SessionHeader, image_chunks};
+use logchannel::session::{SessionHeader, VmId};
 use logchannel::stream::LogSender;
 use std::collections::VecDeque;
-use vm::{OutputId, OutputOperation, StopReason};
+use std::sync::Arc;
+use vm::{Machine, OutputId, OutputOperation, StopReason};
 
 /// Log bytes that are sent without waiting for an output or for [`FLUSH_NS`].
 const FLUSH_BYTES: usize = 64 << 10;
@@ -21,7 +25,7 @@ const FLUSH_NS: u64 = 10_000_000;
 const OUTGOING_BYTES_MAX: usize = 8 << 20;
 
 /// What a primary asks its driver to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PrimaryAction {
     /// Do a test-and-set and tell the role its answer.
     Claim(ClaimRequest),
@@ -41,7 +45,7 @@ pub enum PrimaryAction {
 }
 
 /// How a primary came to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PrimaryEnd {
     /// The guest ended by itself; the arbiter has the end mark.
     GuestStopped(StopReason),
@@ -55,7 +59,7 @@ pub enum PrimaryEnd {
 }
 
 /// The log as this side has it.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Log {
     /// Nobody reads it: entries are only counted. The next one is this.
     Unread(LogSeq),
@@ -90,14 +94,12 @@ impl Log {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Mode {
     /// Owns the VM, has no backup, and the guest waits for one.
     AwaitingBackup,
     /// Owns the VM and runs it without backup.
     Alone,
-    /// A backup is receiving the session; it can't claim yet, and the guest waits.
-    Pairing,
     /// The log is acknowledged, outputs are held until then.
     Protected,
     /// Asks for the pair's flag. Outputs are held.
@@ -110,13 +112,18 @@ enum Mode {
 ///
 /// Invariant: an output is released only while the backup has acknowledged its entry, or in a generation that this node
 /// owns alone by a won claim.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct PrimaryRole {
     mode: Mode,
+    /// A backup on its way: while this node owns the VM alone.
+    join: Option<Join>,
     session: SessionHeader,
     timing: Timing,
     log: Log,
     gate: OutputGate,
+    pace: Pace,
+    /// How far the log is on disk, if it is kept there.
+    kept: Option<LogSeq>,
     outgoing: Vec<u8>,
     actions: VecDeque<PrimaryAction>,
     heard_ns: u64,
@@ -160,10 +167,13 @@ impl PrimaryRole {
     fn new(mode: Mode, session: SessionHeader, timing: Timing, first: LogSeq, next_output: OutputId) -> Self {
         Self {
             mode,
+            join: None,
             session,
-            timing,
             log: Log::Unread(first),
             gate: OutputGate::new(next_output),
+            pace: Pace::new(timing.lag_bound_ns),
+            kept: None,
+            timing,
             outgoing: Vec::new(),
             actions: VecDeque::new(),
             heard_ns: 0,
@@ -187,15 +197,28 @@ impl PrimaryRole {
     }
 
     /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
-    /// when it is to end.
+    /// while its backup is far behind, not when it is to end.
     #[must_use]
     pub fn may_run(&self) -> bool {
         let is_owner = match &self.mode {
-            Mode::AwaitingBackup | Mode::Pairing | Mode::Ended => false,
+            Mode::AwaitingBackup | Mode::Ended => false,
             Mode::Alone | Mode::Protected => true,
             Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner,
         };
-        is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX
+        is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX && !self.pace.is_stopped()
+    }
+
+    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`](super::FULL_SHARE): less while its backup is
+    /// behind.
+    #[must_use]
+    pub const fn share(&self) -> u32 {
+        self.pace.share()
+    }
+
+    /// How far the backup's replay is behind, now and at most so far, in nanoseconds.
+    #[must_use]
+    pub const fn lag_ns(&self) -> (u64, u64) {
+        self.pace.lag_ns()
     }
 
     /// The gate, for its figures.
@@ -224,56 +247,84 @@ impl PrimaryRole {
         if let EntryBody::Stopped(reason) = entry.body {
             self.stop = Some(PrimaryEnd::GuestStopped(reason));
         }
-        match self.mode {
-            Mode::Alone => self.gate.release_all(now_ns),
-            Mode::Protected => {
-                self.pending_since_ns.get_or_insert(now_ns);
-                if matches!(&self.log, Log::Streamed(sender) if sender.pending_bytes() >= FLUSH_BYTES) {
-                    self.flush(now_ns);
-                }
+        if mutated(Mutation::SkipOutputRule) {
+            self.gate.release_all(now_ns);
+        }
+        self.release(now_ns);
+        if let Log::Streamed(sender) = &self.log {
+            self.pending_since_ns.get_or_insert(now_ns);
+            if sender.pending_bytes() >= FLUSH_BYTES {
+                self.flush(now_ns);
             }
-            Mode::AwaitingBackup | Mode::Pairing | Mode::Claiming(_) | Mode::Ended => {}
         }
         self.end_if_stopped();
     }
 
     /// Puts what has been appended into [`take_outgoing`](Self::take_outgoing).
     pub fn flush(&mut self, now_ns: u64) {
-        if let (Mode::Protected, Log::Streamed(sender)) = (&self.mode, &mut self.log) {
+        if let Log::Streamed(sender) = &mut self.log {
             while sender.take_frame(&mut self.outgoing) {
                 self.spoke_ns = now_ns;
+            }
+            if mutated(Mutation::ReleaseOnSend) {
+                self.gate.release(now_ns, sender.sent());
             }
             self.pending_since_ns = None;
         }
     }
 
-    /// Whether a backup may connect now.
+    /// Whether a backup of `vm` may join now.
     ///
     /// # Errors
     /// Why it may not, in words for its operator.
-    pub fn can_take_backup(&self) -> Result<(), String> {
-        let reason = match self.mode {
-            Mode::AwaitingBackup => return Ok(()),
-            Mode::Pairing | Mode::Protected => "this primary has a backup already",
-            Mode::Alone | Mode::Claiming(_) => {
-                "this primary's guest is already running; a backup can join only before its start"
-            }
-            Mode::Ended => "this primary has ended",
-        };
-        Err(reason.into())
+    pub fn can_take_backup(&self, vm: &VmId) -> Result<(), String> {
+        if *vm != self.session.vm {
+            return Err(format!("this is the primary of VM {}, not of {vm}", self.session.vm));
+        }
+        match self.mode {
+            Mode::AwaitingBackup | Mode::Alone if self.join.is_none() => Ok(()),
+            Mode::AwaitingBackup | Mode::Alone | Mode::Protected => Err("this primary has a backup already".into()),
+            Mode::Claiming(_) => Err("this primary is not sure yet that the VM is its own: try again".into()),
+            Mode::Ended => Err("this primary has ended".into()),
+        }
     }
 
-    /// A backup has connected: it gets the session and the image.
-    pub fn backup_connected(&mut self, now_ns: u64, image: &[u8]) {
-        if self.can_take_backup().is_err() {
-            return;
-        }
+    /// A backup of `vm` joins: it gets the session, and then the guest's memory.
+    ///
+    /// # Errors
+    /// As [`PrimaryRole::can_take_backup`].
+    pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
+        self.can_take_backup(vm)?;
         Message::Session(self.session.clone()).encode(&mut self.outgoing);
-        for chunk in image_chunks(image) {
-            Message::ImageChunk(chunk.to_vec()).encode(&mut self.outgoing);
+        (self.heard_ns, self.spoke_ns) = (now_ns, now_ns);
+        self.join = Some(Join::Asked);
+        Ok(())
+    }
+
+    /// Whether a backup is joining that hasn't got the guest's memory yet.
+    #[must_use]
+    pub const fn is_copying(&self) -> bool {
+        matches!(&self.join, Some(join) if join.is_copying())
+    }
+
+    /// Whether the driver is to say [`PrimaryRole::copy_snapshot`]: a backup needs memory, and the channel has room.
+    #[must_use]
+    pub fn wants_copy(&self) -> bool {
+        self.join.as_ref().is_some_and(|join| join.wants_copy(self.outgoing.len()))
+    }
+
+    /// Copies a piece of the machine for a backup that is joining. The machine must have consumed all that was appended, and
+    /// its outputs must have been taken.
+    pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
+        let Some(join) = &mut self.join else { return };
+        let seq = self.log.appended();
+        if join.copy(machine, &self.gate, seq, &mut self.outgoing) {
+            // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
+            let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
+            self.log = Log::Streamed(LogSender::new(first));
+            self.told_released = self.gate.next_to_leave();
         }
-        self.heard_ns = now_ns;
-        self.mode = Mode::Pairing;
+        self.spoke_ns = now_ns;
     }
 
     /// The backup said something.
@@ -281,42 +332,64 @@ impl PrimaryRole {
         // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
         self.lose_silent_backup(now_ns);
         self.heard_ns = now_ns;
-        match (message, &self.mode) {
-            (Message::Accepted { .. }, Mode::Pairing) => {
+        match (message, &self.mode, &self.join) {
+            (Message::Accepted, Mode::AwaitingBackup | Mode::Alone, Some(Join::Restoring)) => {
                 // From here on outputs are held; only after that is the backup told that it may claim.
-                self.mode = Mode::Protected;
-                self.log = Log::Streamed(LogSender::new(self.log.appended()));
+                if !mutated(Mutation::TellBeforeHolding) {
+                    self.mode = Mode::Protected;
+                }
+                self.join = None;
                 let generation = self.session.generation;
                 Message::Protected { generation }.encode(&mut self.outgoing);
                 self.spoke_ns = now_ns;
                 self.actions.push_back(PrimaryAction::Protected(generation));
             }
-            (Message::Refused { reason }, Mode::Pairing) => {
+            (Message::Ack { received }, _, _) if self.is_streaming() => self.acknowledged(now_ns, received),
+            (Message::Consumed { consumed, .. }, _, _) => self.pace.consumed(consumed),
+            (Message::Heartbeat, _, _) => {}
+            (Message::Refused { reason }, _, Some(_)) => {
                 self.lose_backup(format!("the backup refused the session: {reason}"));
             }
-            (Message::Ack { received }, Mode::Protected) => self.acknowledged(now_ns, received),
-            (Message::Goodbye { reason }, Mode::Pairing | Mode::Protected) => {
-                self.lose_backup(format!("the backup left: {reason}"));
-            }
-            // How far the backup has replayed is for its operator's eyes so far; heartbeats only say that it lives.
-            (Message::Consumed { .. } | Message::Heartbeat, _) => {}
-            (message, Mode::Pairing | Mode::Protected) => {
+            (Message::Goodbye { reason }, _, _) => self.lose_backup(format!("the backup left: {reason}")),
+            (message, Mode::Protected, _) | (message, _, Some(_)) => {
                 self.lose_backup(format!("the backup broke the protocol with {}", message_name(&message)));
             }
             // Late words of a backup that is lost already.
-            (_, Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended) => {}
+            (_, Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended, None) => {}
         }
     }
 
+    const fn is_streaming(&self) -> bool {
+        matches!(self.log, Log::Streamed(_))
+    }
+
     fn acknowledged(&mut self, now_ns: u64, received: LogSeq) {
-        let Log::Streamed(sender) = &mut self.log else { unreachable!("a protected primary streams its log") };
+        let Log::Streamed(sender) = &mut self.log else { return };
         match sender.acknowledge(received) {
             Ok(()) => {
-                self.gate.release(now_ns, received);
+                self.release(now_ns);
                 self.end_if_stopped();
             }
             Err(error) => self.lose_backup(error.to_string()),
         }
+    }
+
+    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all; if a log is kept on disk,
+    /// only what it has too.
+    fn release(&mut self, now_ns: u64) {
+        let allowed = match (&self.mode, &self.log) {
+            (Mode::Alone, log) => log.appended(),
+            (Mode::Protected, Log::Streamed(sender)) => sender.acked(),
+            _ => return,
+        };
+        self.gate.release(now_ns, self.kept.map_or(allowed, |kept| kept.min(allowed)));
+    }
+
+    /// All entries below `kept` are in the log on disk, and outputs wait for that from now on; with `None` they don't, as
+    /// no log is kept any more.
+    pub fn log_kept(&mut self, now_ns: u64, kept: Option<LogSeq>) {
+        self.kept = kept;
+        self.release(now_ns);
     }
 
     /// The connection to the backup is gone.
@@ -330,18 +403,25 @@ impl PrimaryRole {
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
             ClaimAnswer::Decided(Verdict::Lost(holder)) => {
-                self.gate.discard_all();
+                if mutated(Mutation::ReleaseWhenFenced) {
+                    self.gate.release_all(now_ns);
+                } else {
+                    self.gate.discard_all();
+                }
                 self.end(PrimaryEnd::Fenced { holder });
             }
             ClaimAnswer::Decided(Verdict::Won) => {
                 let kind = claiming.request.kind;
                 self.session.generation = Generation(claiming.request.generation.0 + 1);
-                self.gate.release_all(now_ns);
                 match (kind, self.stop.take()) {
-                    (ClaimKind::Ended, Some(end)) => self.end(end),
+                    (ClaimKind::Ended, Some(end)) => {
+                        self.gate.release_all(now_ns);
+                        self.end(end);
+                    }
                     (_, stop) => {
                         self.stop = stop;
                         self.mode = Mode::Alone;
+                        self.release(now_ns);
                         self.actions.push_back(PrimaryAction::Owner(self.session.generation));
                         self.end_if_stopped();
                     }
@@ -353,7 +433,7 @@ impl PrimaryRole {
     /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
     pub fn retire(&mut self, now_ns: u64) {
         match self.mode {
-            Mode::AwaitingBackup | Mode::Pairing | Mode::Alone => {
+            Mode::AwaitingBackup | Mode::Alone => {
                 self.stop.get_or_insert(PrimaryEnd::Retired);
                 self.claim(ClaimKind::Ended);
             }
@@ -379,24 +459,28 @@ impl PrimaryRole {
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
     pub fn tick(&mut self, now_ns: u64) {
         self.lose_silent_backup(now_ns);
-        match &mut self.mode {
-            Mode::Protected => {
-                if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
-                    self.flush(now_ns);
-                }
-                // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
-                self.tell_released();
-                if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
-                    Message::Heartbeat.encode(&mut self.outgoing);
-                    self.spoke_ns = now_ns;
-                }
-            }
-            Mode::Claiming(claiming) => {
-                let request = claiming.poll(now_ns);
-                self.actions.extend(request.map(PrimaryAction::Claim));
-            }
-            Mode::AwaitingBackup | Mode::Alone | Mode::Pairing | Mode::Ended => {}
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            let request = claiming.poll(now_ns);
+            self.actions.extend(request.map(PrimaryAction::Claim));
         }
+        if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
+            self.flush(now_ns);
+        }
+        if self.is_streaming() {
+            // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
+            self.tell_released();
+            self.pace.appended(now_ns, self.log.appended());
+            self.pace.correct(now_ns);
+        }
+        if self.has_backup() && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
+            Message::Heartbeat.encode(&mut self.outgoing);
+            self.spoke_ns = now_ns;
+        }
+    }
+
+    /// Whether somebody is at the other end of the channel.
+    const fn has_backup(&self) -> bool {
+        matches!(self.mode, Mode::Protected) || self.join.is_some()
     }
 
     /// Whether there are bytes to send to the backup.
@@ -410,14 +494,24 @@ impl PrimaryRole {
         out.append(&mut self.outgoing);
     }
 
-    /// The next output that may leave. Say [`PrimaryRole::has_left`] when it has.
-    pub fn take_released(&mut self) -> Option<(OutputId, OutputOperation)> {
+    /// The next output that may leave. Say [`PrimaryRole::put_out`] and [`PrimaryRole::carried`] of it.
+    pub fn take_released(&mut self) -> Option<(OutputId, Arc<OutputOperation>)> {
         self.gate.take_released()
     }
 
-    /// Output `id` and all before it have been handed to the network or the console.
-    pub fn has_left(&mut self, id: OutputId) {
-        self.gate.has_left(id);
+    /// All outputs below `next` have been written to the console or handed to the network, as far as there is one.
+    pub fn put_out(&mut self, next: OutputId) {
+        self.gate.put_out(next);
+    }
+
+    /// The network has carried all frames below `next`.
+    pub fn carried(&mut self, next: OutputId) {
+        self.gate.carried(next);
+    }
+
+    /// The network is there (again) and has carried all frames below `next`: what follows is to be taken again.
+    pub fn send_again(&mut self, next: OutputId) {
+        self.gate.send_again(next);
     }
 
     /// The next thing to do.
@@ -427,7 +521,7 @@ impl PrimaryRole {
 
     /// Tells the backup which outputs it will not have to send at go-live.
     fn tell_released(&mut self) {
-        let next_output = self.gate.next_to_leave();
+        let next_output = OutputId(self.gate.next_to_leave().0 + u64::from(mutated(Mutation::TellReleasedTooEarly)));
         if next_output > self.told_released {
             self.told_released = next_output;
             Message::Released { next_output }.encode(&mut self.outgoing);
@@ -436,39 +530,38 @@ impl PrimaryRole {
 
     /// Gives a backup up that hasn't been heard for too long.
     fn lose_silent_backup(&mut self, now_ns: u64) {
-        let timeout_ns = match self.mode {
-            Mode::Protected => self.timing.failure_timeout_ns,
-            // A backup that takes its time to build its machine is not lost, only one that never answers.
-            Mode::Pairing => self.timing.pairing_timeout_ns(),
-            Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended => return,
-        };
         let silent_ns = now_ns.saturating_sub(self.heard_ns);
-        if silent_ns >= timeout_ns {
+        if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
             self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
         }
     }
 
     fn lose_backup(&mut self, reason: String) {
+        if !self.has_backup() {
+            return;
+        }
         self.outgoing.clear();
-        match self.mode {
-            Mode::Pairing => {
-                self.actions.push_back(PrimaryAction::CloseChannel { reason });
-                self.mode = Mode::AwaitingBackup;
-            }
-            Mode::Protected => {
-                self.actions.push_back(PrimaryAction::CloseChannel { reason });
-                // Nobody will read the rest: whoever wins goes on alone.
-                self.log = Log::Unread(self.log.appended());
-                self.pending_since_ns = None;
-                let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
-                self.claim(kind);
-            }
-            Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended => {}
+        // Nobody will read the rest: whoever wins goes on alone.
+        self.log = Log::Unread(self.log.appended());
+        self.pending_since_ns = None;
+        self.pace.forget();
+        self.actions.push_back(PrimaryAction::CloseChannel { reason });
+        // A backup that was joining can't claim, and costs nothing.
+        if self.join.take().is_none() {
+            let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
+            self.claim(kind);
         }
     }
 
     fn claim(&mut self, kind: ClaimKind) {
+        if self.join.is_some() {
+            self.lose_backup("the VM ends before the backup has joined".into());
+        }
         let request = ClaimRequest { generation: self.session.generation, kind };
+        if mutated(Mutation::PrimarySkipsTestAndSet) {
+            self.mode = Mode::Claiming(Claiming::asked(request));
+            return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));
+        }
         self.mode = Mode::Claiming(Claiming::asked(request));
         self.actions.push_back(PrimaryAction::Claim(request));
     }
@@ -481,7 +574,7 @@ impl PrimaryRole {
         match self.mode {
             Mode::Alone => self.claim(ClaimKind::Ended),
             Mode::Protected if self.log.is_acknowledged() => self.claim(ClaimKind::Ended),
-            Mode::AwaitingBackup | Mode::Pairing | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {}
+            Mode::AwaitingBackup | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {}
         }
     }
 

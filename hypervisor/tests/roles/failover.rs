@@ -1,13 +1,12 @@
 //! Losing the other side, and the test-and-set that decides. Source: Scales et al. 2010, §2.3.
 
-use crate::pair::{BACKUP, G, MS, PRIMARY, Pair, end_claim, owner_claim};
+use crate::pair::{Pair, end_claim, owner_claim};
+use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, operation, session, vm_id};
 use hypervisor::arbiter::{Claim, ClaimKind};
 use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
-use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
 use vm::{InstructionCount, OutputId};
-
-const NEXT: Generation = Generation(G.0 + 1);
 
 fn claim_of(node: logchannel::session::NodeId) -> Claim {
     Claim { node, kind: ClaimKind::Owner, address: None }
@@ -39,7 +38,7 @@ fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
     pair.deliver_to_backup();
     pair.output();
     pair.backup_lost();
-    pair.arbiter.claims.insert(G.0, claim_of(BACKUP));
+    pair.arbiter.borrow_mut().claims.insert(G.0, claim_of(BACKUP));
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
@@ -99,7 +98,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
     let mut pair = Pair::protected();
     pair.output();
     pair.backup_lost();
-    pair.arbiter.is_unreachable = true;
+    pair.arbiter.borrow_mut().is_unreachable = true;
     let retry_ns = Timing::default().claim_retry_ns;
     for _ in 0..5 {
         let request = pair.primary_claim().unwrap();
@@ -112,7 +111,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
         pair.pass(1);
         assert_eq!(pair.out, [0_u64; 0]);
     }
-    pair.arbiter.is_unreachable = false;
+    pair.arbiter.borrow_mut().is_unreachable = false;
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
     assert_eq!(pair.out, [0]);
@@ -125,11 +124,11 @@ fn a_lost_reply_strands_nobody() {
     let mut pair = Pair::protected();
     pair.output();
     pair.cut();
-    pair.arbiter.lost_replies = 1;
+    pair.arbiter.borrow_mut().lost_replies = 1;
     pair.backup_lost();
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
-    assert!(pair.arbiter.claims.contains_key(&G.0), "recorded");
+    assert!(pair.arbiter.borrow_mut().claims.contains_key(&G.0), "recorded");
     // The backup comes between the two requests, and is told the truth.
     pair.primary_lost();
     let its_request = pair.backup_claim().unwrap();
@@ -143,7 +142,7 @@ fn a_lost_reply_strands_nobody() {
 
     let mut pair = Pair::protected();
     pair.primary_lost();
-    pair.arbiter.lost_replies = 1;
+    pair.arbiter.borrow_mut().lost_replies = 1;
     let request = pair.backup_claim().unwrap();
     pair.answer_backup(request);
     pair.pass(Timing::default().claim_retry_ns);
@@ -155,16 +154,28 @@ fn a_lost_reply_strands_nobody() {
 
 #[test]
 fn a_backup_not_yet_told_never_claims() {
-    // In each step of the pairing: connected, receiving, following without word of protection.
-    for bytes in [0, 60, usize::MAX] {
+    // In each step of the pairing: connected, receiving, restoring.
+    for bytes in [0, 60, 200, 5000, usize::MAX] {
         let mut pair = Pair::new();
         pair.connect();
+        pair.copy();
         pair.deliver_some_to_backup(bytes);
         pair.primary_lost();
         assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: "killed".into() }), "{bytes} bytes");
+        pair.restore();
         pair.pass(10_000 * MS);
         assert!(pair.backup_actions.is_empty());
     }
+    // Following, and the word of protection is lost on its way.
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.copy();
+    pair.deliver_to_backup();
+    pair.restore();
+    pair.deliver_to_primary();
+    assert!(pair.primary.is_protected());
+    pair.primary_lost();
+    assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: "killed".into() }));
 }
 
 #[test]
@@ -173,13 +184,13 @@ fn losing_a_backup_that_cannot_claim_yet_costs_the_primary_nothing() {
     pair.connect();
     pair.backup_lost();
     assert_eq!(pair.primary_claim(), None, "nobody needs to be asked");
-    assert_eq!(pair.primary.can_take_backup(), Ok(()));
+    assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()));
     let silent = Pair::new();
     let mut pair = silent;
     pair.connect();
     pair.pass(100 * Timing::default().failure_timeout_ns);
     assert_eq!(pair.primary_claim(), None);
-    assert_eq!(pair.primary.can_take_backup(), Ok(()), "a backup that never answers doesn't block the place");
+    assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "a backup that never answers doesn't block the place");
 }
 
 #[test]
@@ -267,7 +278,7 @@ fn a_backup_that_loses_is_fenced_and_does_not_go_live() {
     pair.output();
     pair.deliver_to_backup();
     pair.primary_lost();
-    pair.arbiter.claims.insert(G.0, claim_of(PRIMARY));
+    pair.arbiter.borrow_mut().claims.insert(G.0, claim_of(PRIMARY));
     let request = pair.backup_claim().unwrap();
     pair.answer_backup(request);
     assert_eq!(pair.backup_end(), Some(BackupEnd::Fenced { holder: claim_of(PRIMARY) }));
@@ -280,7 +291,7 @@ fn a_backup_that_loses_is_fenced_and_does_not_go_live() {
 fn a_backup_without_arbiter_waits_and_asks_again() {
     let mut pair = Pair::protected();
     pair.primary_lost();
-    pair.arbiter.is_unreachable = true;
+    pair.arbiter.borrow_mut().is_unreachable = true;
     for _ in 0..5 {
         let request = pair.backup_claim().unwrap();
         assert_eq!(request, owner_claim());
@@ -321,10 +332,10 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     let (received, _) = pair.backup.cursors();
     let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
     assert_eq!(next, OutputId(3));
-    let mut successor = PrimaryRole::gone_live(crate::pair::session(), Timing::default(), received, next, tail);
+    let mut successor = PrimaryRole::gone_live(session(), Timing::default(), received, next, tail);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
-    successor.append(0, &entry, Some((OutputId(3), crate::pair::operation(OutputId(3)))));
+    successor.append(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));
     let sent: Vec<_> = std::iter::from_fn(|| successor.take_released()).map(|(id, _)| id.0).collect();
     assert_eq!(sent, [1, 2, 3]);
     assert_eq!(successor.appended(), LogSeq(4), "the log's numbering runs on");

@@ -1,11 +1,16 @@
-//! The two roles without sockets, clocks or machines: one pair, a wire between them that carries real frames, and an
-//! arbiter in memory. One test per sentence of the protocol; the random ones print their seed.
+//! The two roles without sockets and clocks: pair after pair of one VM, wires between them that carry real frames, an
+//! arbiter and a LAN in memory. One test per sentence of the protocol; the random ones print their seed.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod failover;
 mod interleavings;
+mod joining;
+mod lag;
 mod output_rule;
 mod pair;
 mod refusals;
+#[path = "../roles_image/mod.rs"]
+mod roles_image;
 mod stop;
+mod world;

@@ -1,8 +1,8 @@
 //! The Output Rule, and the cursors that follow from it. Source: Scales et al. 2010, §2.2.
 
-use crate::pair::{G, MS, Pair};
+use crate::pair::Pair;
+use crate::world::{G, MS};
 use hypervisor::output_gate::GATE_BYTES_MAX;
-use hypervisor::role::{PrimaryRole, Timing};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
 use vm::{InstructionCount, OutputId, OutputOperation};
@@ -49,7 +49,9 @@ fn the_acknowledgement_does_not_wait_for_replay() {
 fn outputs_are_held_before_the_backup_is_told_that_it_may_claim() {
     let mut pair = Pair::new();
     pair.connect();
+    pair.copy();
     pair.deliver_to_backup();
+    pair.restore();
     assert!(!pair.primary.may_run(), "nothing can come out before the pair is complete");
     pair.deliver_to_primary();
     // The primary has said "protected"; the backup hasn't heard it.
@@ -63,8 +65,7 @@ fn outputs_are_held_before_the_backup_is_told_that_it_may_claim() {
 
 #[test]
 fn a_primary_without_backup_sends_at_once() {
-    let mut pair =
-        Pair::with(PrimaryRole::alone(crate::pair::session(), Timing::default()), crate::pair::expectation());
+    let mut pair = Pair::alone();
     pair.output();
     assert_eq!(pair.out, [0]);
 }
@@ -72,7 +73,7 @@ fn a_primary_without_backup_sends_at_once() {
 #[test]
 fn a_full_gate_stops_the_guest_until_its_outputs_leave() {
     for protected in [false, true] {
-        let mut pair = if protected { Pair::protected() } else { alone() };
+        let mut pair = if protected { Pair::protected() } else { Pair::alone() };
         let big = 16 << 20;
         for seq in 0..(GATE_BYTES_MAX / big) as u64 {
             assert!(pair.primary.may_run());
@@ -89,10 +90,6 @@ fn a_full_gate_stops_the_guest_until_its_outputs_leave() {
         assert_eq!(pair.primary.take_released().map(|(id, _)| id), Some(OutputId(0)));
         assert!(pair.primary.may_run());
     }
-}
-
-fn alone() -> Pair {
-    Pair::with(PrimaryRole::alone(crate::pair::session(), Timing::default()), crate::pair::expectation())
 }
 
 #[test]

@@ -1,117 +1,60 @@
 //! A pair of roles, everything around them in memory, in virtual nanoseconds.
+//!
+//! The guest is two things: a log that this driver makes up, and a real machine that only writes its RAM, so that there is
+//! something to copy. What the guest would do next is a function of its log.
 
-use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
+use crate::world::{
+    Arbiter, BACKUP, G, Lan, MS, PRIMARY, STEPS_PER_PAGE, Wire, expectation, guest_image, machine, operation, session,
+};
+use hypervisor::arbiter::ClaimKind;
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd,
-    PrimaryRole, Timing,
+    BackupAction, BackupEnd, BackupRole, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
 };
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
-use logchannel::session::{ImageDigest, NodeId, SessionHeader, VmId};
-use std::collections::{BTreeMap, VecDeque};
-use vm::{InstructionCount, MachineConfig, OutputId, OutputOperation, StopReason};
-
-pub(crate) const MS: u64 = 1_000_000;
-pub(crate) const PRIMARY: NodeId = NodeId(1);
-pub(crate) const BACKUP: NodeId = NodeId(2);
-/// The pair's generation in every test.
-pub(crate) const G: Generation = Generation(3);
-/// The guest's image; nothing executes it here.
-pub(crate) const IMAGE: &[u8] = b"not really a guest, but long enough to be one";
-
-/// One direction of the channel: bytes under way, cut into messages as the programs do.
-#[derive(Debug, Default)]
-pub(crate) struct Wire {
-    bytes: VecDeque<u8>,
-    decoder: FrameDecoder,
-    pub(crate) is_cut: bool,
-}
-
-impl Wire {
-    /// How many bytes are under way.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Lets the next `bytes` arrive; gives the messages that are whole by that.
-    pub(crate) fn deliver(&mut self, bytes: usize) -> Vec<Message> {
-        let bytes: Vec<u8> = self.bytes.drain(..bytes.min(self.bytes.len())).collect();
-        self.decoder.push(&bytes);
-        let mut messages = Vec::new();
-        while let Some(frame) = self.decoder.next_frame().unwrap() {
-            messages.push(Message::decode(frame).unwrap());
-        }
-        messages
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        if !self.is_cut {
-            self.bytes.extend(bytes);
-        }
-    }
-}
-
-/// A test-and-set per generation.
-#[derive(Debug, Default)]
-pub(crate) struct Arbiter {
-    pub(crate) claims: BTreeMap<u64, Claim>,
-    /// Requests don't arrive.
-    pub(crate) is_unreachable: bool,
-    /// So many requests arrive whose answers don't.
-    pub(crate) lost_replies: u32,
-}
-
-impl Arbiter {
-    pub(crate) fn ask(&mut self, node: NodeId, request: ClaimRequest) -> ClaimAnswer {
-        if self.is_unreachable {
-            return ClaimAnswer::Unreachable;
-        }
-        let claim = Claim { node, kind: request.kind, address: None };
-        let holder = self.claims.entry(request.generation.0).or_insert(claim).clone();
-        if self.lost_replies > 0 {
-            self.lost_replies -= 1;
-            return ClaimAnswer::Unreachable;
-        }
-        ClaimAnswer::Decided(if holder.node == node { Verdict::Won } else { Verdict::Lost(holder) })
-    }
-}
+use logchannel::session::{NodeId, SessionHeader, VmId};
+use logchannel::snapshot::Snapshot;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use vm::{InstructionCount, Machine, OutputId, OutputOperation, Restoration, StopReason};
 
 /// A primary, a backup, and what is between and around them.
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) now_ns: u64,
+    pub(crate) timing: Timing,
     pub(crate) primary: PrimaryRole,
     pub(crate) backup: BackupRole,
+    pub(crate) primary_node: NodeId,
+    pub(crate) backup_node: NodeId,
     pub(crate) to_backup: Wire,
     pub(crate) to_primary: Wire,
-    pub(crate) arbiter: Arbiter,
+    pub(crate) arbiter: Rc<RefCell<Arbiter>>,
+    pub(crate) lan: Rc<RefCell<Lan>>,
     pub(crate) primary_actions: VecDeque<PrimaryAction>,
     pub(crate) backup_actions: VecDeque<BackupAction>,
     /// Outputs that the primary's host has sent, by id.
     pub(crate) out: Vec<u64>,
+    /// The generation for which the primary is attached to the LAN; without one its frames are lost.
+    pub(crate) port: Option<Generation>,
+    /// The LAN carries and doesn't tell.
+    pub(crate) lan_is_silent: bool,
+    /// The log as the primary has it, with the outputs.
+    pub(crate) history: Vec<(LogEntry, Option<OutputOperation>)>,
+    /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
+    protected_from: LogSeq,
+    pub(crate) machine: Machine,
+    /// The backup's machine in the making, and made.
+    restoration: Option<Restoration>,
+    pub(crate) restored: Option<Machine>,
+    /// What the backup's machine is to be restored to next.
+    pub(crate) restoring: Option<Snapshot>,
     /// Entries that the backup's machine has yet to replay.
     pub(crate) to_replay: VecDeque<LogEntry>,
-    replayed: u64,
-    next_output: u64,
-    count: u64,
-}
-
-/// What the guest sends as its output `id`.
-pub(crate) fn operation(id: OutputId) -> OutputOperation {
-    OutputOperation::Frame(id.0.to_le_bytes().repeat(8))
-}
-
-pub(crate) fn vm_id() -> VmId {
-    VmId::new("vm0").unwrap()
-}
-
-pub(crate) fn session() -> SessionHeader {
-    SessionHeader::new(vm_id(), G, MachineConfig::default(), "test", IMAGE).unwrap()
-}
-
-pub(crate) fn expectation() -> Expectation {
-    Expectation { vm: vm_id(), image: Some(("test".into(), ImageDigest::of(IMAGE))) }
+    replayed: LogSeq,
+    /// The primary has heard who came.
+    pub(crate) is_joined: bool,
 }
 
 impl Pair {
@@ -120,75 +63,190 @@ impl Pair {
         Self::with(PrimaryRole::awaiting_backup(session(), Timing::default()), expectation())
     }
 
+    /// The same of a primary that runs without backup.
+    pub(crate) fn alone() -> Self {
+        Self::with(PrimaryRole::alone(session(), Timing::default()), expectation())
+    }
+
     pub(crate) fn with(primary: PrimaryRole, expectation: Expectation) -> Self {
         let now_ns = 1_000 * MS;
+        let port = Some(primary.generation());
         Self {
             now_ns,
+            timing: Timing::default(),
             primary,
             backup: BackupRole::new(now_ns, BACKUP, expectation, Timing::default()),
+            primary_node: PRIMARY,
+            backup_node: BACKUP,
             to_backup: Wire::default(),
             to_primary: Wire::default(),
-            arbiter: Arbiter::default(),
+            arbiter: Rc::default(),
+            lan: Rc::default(),
             primary_actions: VecDeque::new(),
             backup_actions: VecDeque::new(),
             out: Vec::new(),
+            port,
+            lan_is_silent: false,
+            history: Vec::new(),
+            protected_from: LogSeq(u64::MAX),
+            machine: machine(&guest_image()),
+            restoration: None,
+            restored: None,
+            restoring: None,
             to_replay: VecDeque::new(),
-            replayed: 0,
-            next_output: 0,
-            count: 0,
+            replayed: LogSeq(0),
+            is_joined: false,
         }
     }
 
     /// A pair that has just become protected, with nothing under way.
     pub(crate) fn protected() -> Self {
         let mut pair = Self::new();
-        pair.connect();
-        pair.exchange();
-        assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Protected(G)));
-        assert_eq!(pair.backup_actions.pop_front(), Some(BackupAction::Protected(G)));
-        assert!(pair.primary.is_protected() && pair.primary.may_run());
+        pair.become_protected();
         pair
     }
 
-    /// The backup's connection arrives at the primary.
+    /// The backup joins, without disturbance.
+    pub(crate) fn become_protected(&mut self) {
+        self.connect();
+        self.exchange();
+        let generation = self.primary.generation();
+        assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Protected(generation)));
+        assert_eq!(self.backup_actions.pop_front(), Some(BackupAction::Protected(generation)));
+        assert!(self.primary.is_protected() && self.primary.may_run());
+    }
+
+    /// Another backup connects; nothing of the one before is left.
+    pub(crate) fn next_backup(&mut self, node: NodeId) {
+        self.backup = BackupRole::new(self.now_ns, node, expectation(), self.timing);
+        self.backup_node = node;
+        self.to_backup = Wire::default();
+        self.to_primary = Wire::default();
+        self.backup_actions.clear();
+        (self.restoration, self.restored, self.restoring) = (None, None, None);
+        self.to_replay.clear();
+        self.is_joined = false;
+    }
+
+    /// The backup has gone live: the pair of which it is the primary, with its next backup about to connect.
+    pub(crate) fn succeeded(&mut self, generation: Generation, next_backup: NodeId) -> Self {
+        let (received, consumed) = self.backup.cursors();
+        assert_eq!((received, received), (consumed, self.replayed), "live with something left to consume");
+        let session = SessionHeader { generation, ..session() };
+        let (tail, next) = (self.backup.take_tail(), self.backup.next_output());
+        assert_eq!(next, self.next_output_at(received));
+        let primary = PrimaryRole::gone_live(session, self.timing, received, next, tail);
+        let mut pair = Self {
+            now_ns: self.now_ns,
+            timing: self.timing,
+            primary_node: self.backup_node,
+            arbiter: self.arbiter.clone(),
+            lan: self.lan.clone(),
+            port: None,
+            history: self.history[..index(received)].to_vec(),
+            machine: self.restored.take().unwrap(),
+            ..Self::with(primary, expectation())
+        };
+        pair.next_backup(next_backup);
+        pair.attach();
+        pair
+    }
+
+    /// The wish of the backup to join arrives at the primary, which says what the VM is.
     pub(crate) fn connect(&mut self) {
-        self.primary.backup_connected(self.now_ns, IMAGE);
+        self.collect();
+        self.deliver_to_primary();
+    }
+
+    /// The primary attaches to the LAN (again).
+    pub(crate) fn attach(&mut self) {
+        let generation = self.primary.generation();
+        let Some(next) = self.lan.borrow_mut().attach(generation) else { return };
+        self.port = Some(generation);
+        self.primary.send_again(next);
         self.collect();
     }
 
-    /// Takes what both roles have to say and do. The driver's own parts are done at once: machines are built, entries
-    /// queued for replay, connections closed.
+    /// The LAN tells what it has carried, if this primary is still attached to it.
+    pub(crate) fn lan_tells(&mut self) {
+        let next = self.port.and_then(|generation| self.lan.borrow_mut().attach(generation));
+        if let Some(next) = next {
+            self.primary.carried(next);
+        }
+        self.collect();
+    }
+
+    /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is put in place, entries
+    /// queued for replay, connections closed. Only restoring takes time: say [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
+        self.send();
+        while let Some(action) = self.primary.poll_action() {
+            match action {
+                PrimaryAction::CloseChannel { .. } => self.cut(),
+                PrimaryAction::Protected(_) => self.protected_from = self.primary.appended(),
+                PrimaryAction::Owner(_) | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                    self.protected_from = LogSeq(u64::MAX);
+                }
+                PrimaryAction::Claim(_) | PrimaryAction::HandOver | PrimaryAction::End(PrimaryEnd::Fenced { .. }) => {}
+            }
+            self.primary_actions.push_back(action);
+        }
+        self.put_out();
+        while let Some(action) = self.backup.poll_action() {
+            match action {
+                BackupAction::Begin(session) => match Restoration::new(&session.config) {
+                    Ok(restoration) => self.restoration = Some(restoration),
+                    Err(error) => self.backup.restore_failed(&error.to_string()),
+                },
+                BackupAction::Pages(pages) => {
+                    if let Some(Err(error)) =
+                        self.restoration.as_mut().map(|restoration| restoration.put_pages(pages.first, &pages.bytes))
+                    {
+                        self.backup.restore_failed(&error.to_string());
+                    }
+                }
+                BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
+                BackupAction::Consume(entries) => self.to_replay.extend(entries),
+                BackupAction::Lost { .. } => self.cut(),
+                BackupAction::Protected(_) => {
+                    let (received, _) = self.backup.cursors();
+                    let from = self.protected_from;
+                    assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
+                    self.backup_actions.push_back(action);
+                }
+                BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => {
+                    self.backup_actions.push_back(action);
+                }
+            }
+        }
+        // A refusal because of what was done.
+        self.send();
+    }
+
+    /// What both roles have to say gets under way.
+    fn send(&mut self) {
         let mut bytes = Vec::new();
         self.primary.take_outgoing(&mut bytes);
         self.to_backup.send(&bytes);
         bytes.clear();
         self.backup.take_outgoing(&mut bytes);
         self.to_primary.send(&bytes);
+    }
+
+    /// The primary's host puts out what is released.
+    fn put_out(&mut self) {
         while let Some((id, found)) = self.primary.take_released() {
-            assert_eq!(found, operation(id), "output {id:?} changed on its way");
-            self.out.push(id.0);
-            self.primary.has_left(id);
-        }
-        while let Some(action) = self.primary.poll_action() {
-            if matches!(action, PrimaryAction::CloseChannel { .. }) {
-                self.cut();
+            let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
+            let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));
+            if LogSeq(seq as u64) >= self.protected_from {
+                assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
             }
-            self.primary_actions.push_back(action);
-        }
-        while let Some(action) = self.backup.poll_action() {
-            match action {
-                BackupAction::Build { ref session, ref image } => {
-                    assert_eq!((session, &**image), (&self::session(), IMAGE));
-                    self.backup.machine_built(self.now_ns);
-                    return self.collect();
-                }
-                BackupAction::Consume(entries) => self.to_replay.extend(entries),
-                BackupAction::Lost { .. } => self.cut(),
-                BackupAction::Protected(_)
-                | BackupAction::Claim(_)
-                | BackupAction::GoLive(_)
-                | BackupAction::End(_) => self.backup_actions.push_back(action),
+            self.primary.put_out(OutputId(id.0 + 1));
+            let Some(port) = self.port else { continue };
+            self.out.push(id.0);
+            let carried = self.lan.borrow_mut().carry(port, id, &found);
+            if let (Some(next), false) = (carried, self.lan_is_silent) {
+                self.primary.carried(next);
             }
         }
     }
@@ -207,8 +265,8 @@ impl Pair {
     pub(crate) fn deliver_some_to_backup(&mut self, bytes: usize) {
         for message in self.to_backup.deliver(bytes) {
             self.backup.primary_said(self.now_ns, message);
+            self.collect();
         }
-        self.collect();
     }
 
     /// Everything under way to the primary arrives.
@@ -218,24 +276,79 @@ impl Pair {
 
     pub(crate) fn deliver_some_to_primary(&mut self, bytes: usize) {
         for message in self.to_primary.deliver(bytes) {
-            self.primary.backup_said(self.now_ns, message);
+            self.hear(message);
         }
-        self.collect();
     }
 
-    /// Both ways, until nothing is under way.
+    /// Both ways, until nothing is under way and nothing waits to be copied or restored.
     pub(crate) fn exchange(&mut self) {
         self.collect();
-        while self.to_backup.len() + self.to_primary.len() > 0 {
+        while self.to_backup.len() + self.to_primary.len() > 0 || self.primary.wants_copy() {
+            self.copy();
             self.deliver_to_backup();
+            self.restore();
             self.deliver_to_primary();
         }
     }
 
-    /// The backup says `message`, and the primary hears it at once.
-    pub(crate) fn backup_says(&mut self, message: Message) {
-        self.primary.backup_said(self.now_ns, message);
+    /// The guest's memory is copied as far as the primary wants it now.
+    pub(crate) fn copy(&mut self) {
+        while self.primary.wants_copy() {
+            self.copy_piece();
+        }
+    }
+
+    /// One piece of the guest's memory is copied.
+    pub(crate) fn copy_piece(&mut self) {
+        self.primary.copy_snapshot(self.now_ns, &mut self.machine);
         self.collect();
+    }
+
+    /// The backup's machine is put together, if all that it needs has come.
+    pub(crate) fn restore(&mut self) {
+        let Some(Snapshot { seq, digest, state }) = self.restoring.take() else { return };
+        let Some(restoration) = self.restoration.take() else { return };
+        match restoration.finish(&state).map(|mut machine| (machine.digest() == digest).then_some(machine)) {
+            Ok(Some(machine)) => {
+                self.restored = Some(machine);
+                self.replayed = seq;
+                self.backup.machine_restored(self.now_ns, self.next_output_at(seq));
+            }
+            Ok(None) => self.backup.restore_failed("another digest"),
+            Err(error) => self.backup.restore_failed(&error.to_string()),
+        }
+        self.collect();
+    }
+
+    /// What the guest sends next when it stands at `seq`.
+    fn next_output_at(&self, seq: LogSeq) -> OutputId {
+        let before = self.history.iter().take(index(seq));
+        OutputId(before.filter(|(_, output)| output.is_some()).count() as u64)
+    }
+
+    /// A backup that isn't the role says `message`, and the primary hears it at once.
+    pub(crate) fn backup_says(&mut self, message: Message) {
+        // What such a backup has received, only it knows.
+        self.protected_from = LogSeq(u64::MAX);
+        self.hear(message);
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Join { vm, .. } if !self.is_joined => self.join(&vm),
+            message => self.primary.backup_said(self.now_ns, message),
+        }
+        self.collect();
+    }
+
+    fn join(&mut self, vm: &VmId) {
+        self.is_joined = true;
+        if let Err(reason) = self.primary.backup_joins(self.now_ns, vm) {
+            let mut bytes = Vec::new();
+            Message::Refused { reason }.encode(&mut bytes);
+            self.to_backup.send(&bytes);
+            self.cut();
+        }
     }
 
     /// The primary says `message`, and the backup hears it at once.
@@ -246,35 +359,59 @@ impl Pair {
 
     /// The guest sends something, and the log is flushed as the vCPU does then.
     pub(crate) fn output(&mut self) -> OutputId {
-        let id = OutputId(self.next_output);
-        self.next_output += 1;
-        self.log(EntryBody::Output { id, digest: operation(id).digest() }, Some((id, operation(id))));
+        let id = self.unflushed_output();
+        self.flush();
         id
+    }
+
+    /// The guest sends something, and its vCPU gets no further.
+    pub(crate) fn unflushed_output(&mut self) -> OutputId {
+        let id = self.next_output_at(LogSeq(self.history.len() as u64));
+        let output = operation(self.primary_node, id);
+        self.log(EntryBody::Output { id, digest: output.digest() }, Some((id, output)));
+        id
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.primary.flush(self.now_ns);
+        self.collect();
     }
 
     /// The guest comes to its end.
     pub(crate) fn guest_stops(&mut self) -> StopReason {
         let reason = StopReason::PowerOff { code: 0 };
         self.log(EntryBody::Stopped(reason), None);
+        self.flush();
         reason
     }
 
-    fn log(&mut self, body: EntryBody, output: Option<(OutputId, OutputOperation)>) {
-        self.count += 10;
-        let entry = LogEntry { count: InstructionCount(self.count), body };
+    /// The guest does something that is logged, after it has written to its memory.
+    pub(crate) fn log(&mut self, body: EntryBody, output: Option<(OutputId, OutputOperation)>) {
+        self.machine.run(self.machine.instruction_count().plus(STEPS_PER_PAGE));
+        let entry = LogEntry { count: InstructionCount(10 * self.history.len() as u64), body };
+        let seq = self.primary.appended();
+        // Before the role has it, because it may leave at once.
+        self.history.push((entry.clone(), output.as_ref().map(|(_, operation)| operation.clone())));
         self.primary.append(self.now_ns, &entry, output);
-        self.primary.flush(self.now_ns);
+        if self.primary.appended() == seq {
+            self.history.pop();
+        }
         self.collect();
     }
 
     /// The backup's machine consumes at most `entries` of what has been received.
     pub(crate) fn replay_some(&mut self, entries: usize) {
+        if self.restored.is_none() {
+            return;
+        }
         for entry in self.to_replay.drain(..entries.min(self.to_replay.len())) {
-            self.replayed += 1;
-            if let EntryBody::Output { id, .. } = entry.body {
-                self.backup.produced(id, operation(id));
+            let (expected, output) = &self.history[index(self.replayed)];
+            assert_eq!(entry, *expected, "entry {}", self.replayed);
+            if let (EntryBody::Output { id, .. }, Some(output)) = (&entry.body, output) {
+                self.backup.produced(*id, output.clone());
             }
-            self.backup.consumed(self.now_ns, LogSeq(self.replayed));
+            self.replayed = LogSeq(self.replayed.0 + 1);
+            self.backup.consumed(self.now_ns, self.replayed, entry.count);
         }
         self.collect();
     }
@@ -328,16 +465,34 @@ impl Pair {
 
     /// The primary's request goes to the arbiter and the answer, if one comes, back.
     pub(crate) fn answer_primary(&mut self, request: ClaimRequest) {
-        let answer = self.arbiter.ask(PRIMARY, request);
+        let answer = self.arbiter.borrow_mut().ask(self.primary_node, request);
         self.primary.claim_answered(self.now_ns, answer);
         self.collect();
     }
 
     /// The same for the backup's.
     pub(crate) fn answer_backup(&mut self, request: ClaimRequest) {
-        let answer = self.arbiter.ask(BACKUP, request);
+        let answer = self.arbiter.borrow_mut().ask(self.backup_node, request);
         self.backup.claim_answered(self.now_ns, answer);
         self.collect();
+    }
+
+    /// The backup is lost, and the primary goes on alone as `generation`.
+    pub(crate) fn primary_goes_on(&mut self, generation: Generation) {
+        self.backup_lost();
+        let request = self.primary_claim().unwrap();
+        self.answer_primary(request);
+        assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Owner(generation)));
+    }
+
+    /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the primary.
+    pub(crate) fn backup_goes_live(&mut self, generation: Generation, next_backup: NodeId) -> Self {
+        self.primary_lost();
+        let request = self.backup_claim().unwrap();
+        self.answer_backup(request);
+        self.replay();
+        assert_eq!(self.backup_actions.pop_front(), Some(BackupAction::GoLive(generation)));
+        self.succeeded(generation, next_backup)
     }
 
     /// How the primary ended, as its last word.
@@ -360,6 +515,10 @@ impl Pair {
     pub(crate) fn tail(&mut self) -> Vec<u64> {
         self.backup.take_tail().into_iter().map(|(id, _)| id.0).collect()
     }
+}
+
+fn index(seq: LogSeq) -> usize {
+    usize::try_from(seq.0).unwrap_or(usize::MAX)
 }
 
 /// The claim that decides a pair.

@@ -1,11 +1,13 @@
 //! Sides that don't fit together, and peers that break the protocol.
 
-use crate::pair::{BACKUP, G, IMAGE, Pair, owner_claim, session, vm_id};
+use crate::pair::{Pair, owner_claim};
+use crate::world::{BACKUP, G, NEXT, config, guest_image, machine, session, vm_id};
 use hypervisor::role::{BackupEnd, Expectation, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Message};
-use logchannel::session::{ImageDigest, SessionHeader, VmId, image_chunks};
-use vm::{InstructionCount, MachineConfig, OutputId};
+use logchannel::session::{ImageDigest, SessionHeader, VmId};
+use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use vm::{InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
 /// The reason with which the backup refuses `messages`, which it must also tell the primary.
 fn refusal(pair: &mut Pair, messages: impl IntoIterator<Item = Message>) -> String {
@@ -13,14 +15,27 @@ fn refusal(pair: &mut Pair, messages: impl IntoIterator<Item = Message>) -> Stri
         pair.primary_says(message);
     }
     let Some(BackupEnd::Refused { reason }) = pair.backup_end() else { panic!("not refused") };
-    let told = pair.to_primary.deliver(usize::MAX).pop();
-    assert_eq!(told, Some(Message::Refused { reason: reason.clone() }));
+    assert_eq!(pair.to_primary.last(), Some(Message::Refused { reason: reason.clone() }));
     assert!(pair.backup_claim().is_none());
     reason
 }
 
-fn image_messages(image: &[u8]) -> impl Iterator<Item = Message> {
-    image_chunks(image).map(|chunk| Message::ImageChunk(chunk.to_vec()))
+fn pages() -> Message {
+    Message::Pages(Pages { first: 1, bytes: vec![1; PAGE_BYTES] })
+}
+
+fn tail(id: u64) -> Message {
+    Message::Tail(TailOutput { id: OutputId(id), operation: OutputOperation::Frame(vec![7; 60]) })
+}
+
+/// What a snapshot of a guest just reset ends with, without its pages.
+fn snapshot() -> Snapshot {
+    let mut machine = machine(&guest_image());
+    Snapshot { seq: LogSeq(0), digest: machine.digest(), state: machine.state() }
+}
+
+fn batch() -> Message {
+    Message::Entries(EntryBatch { first_seq: LogSeq(0), bytes: vec![8, 0] })
 }
 
 #[test]
@@ -32,7 +47,7 @@ fn another_vm_is_refused_by_name() {
 
 #[test]
 fn another_image_is_refused_by_name_before_it_is_sent() {
-    let header = SessionHeader::new(vm_id(), G, MachineConfig::default(), "different", b"different").unwrap();
+    let header = SessionHeader::new(vm_id(), G, config(), "different", b"different").unwrap();
     let digest = header.image_digest.to_string();
     let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
     assert!(reason.contains("different") && reason.contains(&digest), "{reason}");
@@ -48,38 +63,126 @@ fn a_backup_without_expectation_takes_any_image_of_its_vm() {
 }
 
 #[test]
-fn an_image_that_is_not_what_the_header_says_is_refused() {
-    let changed = IMAGE.iter().map(|byte| byte ^ 1).collect::<Vec<_>>();
-    let reason =
-        refusal(&mut Pair::new(), std::iter::once(Message::Session(session())).chain(image_messages(&changed)));
-    assert!(reason.contains(&ImageDigest::of(&changed).to_string()), "{reason}");
-
-    let longer = [IMAGE, b"!"].concat();
-    let reason = refusal(&mut Pair::new(), std::iter::once(Message::Session(session())).chain(image_messages(&longer)));
-    assert!(reason.contains("longer"), "{reason}");
+fn a_backup_of_another_vm_is_refused_by_the_primary() {
+    let expectation = Expectation { vm: VmId::new("other").unwrap(), image: None };
+    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation);
+    pair.connect();
+    assert_eq!(pair.primary_claim(), None);
+    assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "its place is free");
+    let Some(Message::Refused { reason }) = pair.to_backup.last() else { panic!("not refused") };
+    assert!(reason.contains("vm0") && reason.contains("other"), "{reason}");
+    pair.primary_says(Message::Refused { reason });
+    assert!(matches!(pair.backup_end(), Some(BackupEnd::Refused { reason }) if reason.contains("other")));
 }
 
 #[test]
 fn messages_at_the_wrong_time_are_refused_by_the_backup() {
-    let batch = || EntryBatch { first_seq: LogSeq(0), bytes: vec![0] };
-    let early = [
-        Message::ImageChunk(vec![1]),
-        Message::Entries(batch()),
-        Message::Protected { generation: G },
-        Message::Released { next_output: OutputId(0) },
-        Message::Accepted { node: BACKUP },
-        Message::Ack { received: LogSeq(0) },
-        Message::Consumed { consumed: LogSeq(0), count: InstructionCount(0) },
+    let join = || Message::Join { vm: vm_id(), node: BACKUP };
+    let session = || Message::Session(session());
+    let protected = || Message::Protected { generation: G };
+    let ack = || Message::Ack { received: LogSeq(0) };
+    let consumed = || Message::Consumed { consumed: LogSeq(0), count: InstructionCount(0) };
+    let released = || Message::Released { next_output: OutputId(0) };
+    let refused = || Message::Refused { reason: "late".into() };
+    let snapshot = || Message::Snapshot(snapshot());
+    let stages: [(&[Message], Vec<Message>); 3] = [
+        // Connecting.
+        (
+            &[],
+            vec![
+                join(), pages(), tail(0), snapshot(), batch(), protected(), released(), Message::Accepted, ack(),
+                consumed(),
+            ],
+        ),
+        // Receiving.
+        (
+            &[session()],
+            vec![join(), session(), batch(), protected(), released(), Message::Accepted, ack(), consumed(), refused()],
+        ),
+        // Restoring.
+        (
+            &[session(), snapshot()],
+            vec![
+                join(), session(), pages(), tail(0), snapshot(), protected(), Message::Accepted, ack(), consumed(),
+                refused(),
+            ],
+        ),
     ];
-    for message in early {
-        let reason = refusal(&mut Pair::new(), [message.clone()]);
-        assert!(reason.contains("protocol"), "{message:?}: {reason}");
+    for (before, wrong) in stages {
+        for message in wrong {
+            let reason = refusal(&mut Pair::new(), before.iter().cloned().chain([message.clone()]));
+            assert!(reason.contains("protocol"), "{message:?} after {} messages: {reason}", before.len());
+        }
     }
-    for message in [Message::Entries(batch()), Message::Protected { generation: G }, Message::Session(session())] {
-        refusal(&mut Pair::new(), [Message::Session(session()), message]);
-    }
-    for message in [Message::Session(session()), Message::ImageChunk(vec![1]), Message::Ack { received: LogSeq(0) }] {
+    // Following.
+    for message in
+        [join(), session(), pages(), tail(0), snapshot(), Message::Accepted, ack(), consumed(), refused()]
+    {
         refusal(&mut Pair::protected(), [message]);
+    }
+}
+
+#[test]
+fn a_tail_out_of_order_is_refused() {
+    for ids in [&[3, 3][..], &[3, 2], &[u64::MAX, 0]] {
+        let messages = std::iter::once(Message::Session(session())).chain(ids.iter().map(|id| tail(*id)));
+        let reason = refusal(&mut Pair::new(), messages);
+        assert!(reason.contains("tail"), "{ids:?}: {reason}");
+    }
+}
+
+#[test]
+fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
+    for id in [0, 5, u64::MAX] {
+        let mut pair = Pair::new();
+        // A whole snapshot of a guest that has sent nothing, and an output that it is to have sent.
+        pair.connect();
+        pair.copy();
+        for (at, message) in pair.to_backup.deliver(usize::MAX).into_iter().enumerate() {
+            pair.primary_says(message);
+            if at == 0 {
+                pair.primary_says(tail(id));
+            }
+        }
+        pair.restore();
+        let Some(BackupEnd::Refused { reason }) = pair.backup_end() else { panic!("{id}: not refused") };
+        assert!(reason.contains("output 0 next"), "{reason}");
+        assert!(matches!(pair.to_primary.last(), Some(Message::Refused { .. })), "never accepted");
+    }
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_restored_is_refused() {
+    let good = snapshot();
+    let begin = || Message::Session(session());
+    let small = SessionHeader { config: MachineConfig { ram_bytes: 5, ..config() }, ..session() };
+    let huge = SessionHeader { config: MachineConfig { ram_bytes: u64::MAX, ..config() }, ..session() };
+    let outside = |first| Message::Pages(Pages { first, bytes: vec![1; PAGE_BYTES] });
+    let mut cut = good.clone();
+    cut.state.pop();
+    let flipped = Snapshot { digest: StateDigest(good.digest.0 ^ 1), ..good.clone() };
+    let nonsense = Snapshot { state: vec![0xff; good.state.len()], ..good.clone() };
+    let cases: [(&str, Vec<Message>); 8] = [
+        ("a machine without memory", vec![Message::Session(small)]),
+        ("a machine of all memory", vec![Message::Session(huge)]),
+        ("a page behind the last", vec![begin(), outside(1024)]),
+        ("a page at the end of all numbers", vec![begin(), outside(u64::MAX)]),
+        ("a state cut short", vec![begin(), Message::Snapshot(cut)]),
+        ("a state without sense", vec![begin(), Message::Snapshot(nonsense)]),
+        ("another digest", vec![begin(), Message::Snapshot(flipped)]),
+        ("pages that never came", vec![begin(), Message::Snapshot(good)]),
+    ];
+    for (what, messages) in cases {
+        let mut pair = Pair::new();
+        messages.into_iter().for_each(|message| pair.primary_says(message));
+        pair.restore();
+        let end = pair.backup_end();
+        assert!(matches!(&end, Some(BackupEnd::Refused { reason }) if reason.contains("restored")), "{what}: {end:?}");
+        assert!(matches!(pair.to_primary.last(), Some(Message::Refused { .. })), "{what}");
+        // What still comes is for nobody.
+        pair.primary_says(batch());
+        pair.primary_says(Message::Protected { generation: G });
+        assert!(pair.backup_claim().is_none() && pair.to_primary.len() == 0, "{what}");
     }
 }
 
@@ -88,7 +191,9 @@ fn a_generation_that_is_not_the_sessions_is_refused() {
     for generation in [Generation(G.0 + 1), Generation(u64::MAX)] {
         let mut pair = Pair::new();
         pair.connect();
+        pair.copy();
         pair.deliver_to_backup();
+        pair.restore();
         refusal(&mut pair, [Message::Protected { generation }]);
     }
     // The winner of the last generation that there is couldn't be of the next one.
@@ -105,34 +210,46 @@ fn a_primary_that_refuses_is_told_to_the_operator() {
 }
 
 #[test]
-fn a_machine_that_cannot_be_built_is_refused() {
-    let mut pair = Pair::new();
-    pair.primary_says(Message::Session(session()));
-    pair.backup.build_failed("no memory");
-    pair.collect();
-    assert!(matches!(pair.backup_end(), Some(BackupEnd::Refused { reason }) if reason.contains("no memory")));
-}
-
-#[test]
 fn a_backup_that_refuses_leaves_its_place_to_the_next() {
-    let mut pair = Pair::with(
-        PrimaryRole::awaiting_backup(session(), Timing::default()),
-        Expectation { vm: VmId::new("other").unwrap(), image: None },
-    );
+    let image = Some(("other".into(), ImageDigest::of(b"other")));
+    let expectation = Expectation { vm: vm_id(), image };
+    let mut pair = Pair::with(PrimaryRole::awaiting_backup(session(), Timing::default()), expectation);
     pair.connect();
     pair.exchange();
     assert!(!pair.primary.is_protected());
     assert_eq!(pair.primary_claim(), None);
-    assert_eq!(pair.primary.can_take_backup(), Ok(()));
+    assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()));
 }
 
 #[test]
 fn a_second_backup_is_not_taken() {
+    // While the first is on its way, at each step, and when it is there.
+    let mut joining = Pair::alone();
+    joining.connect();
+    let mut restoring = Pair::alone();
+    restoring.connect();
+    restoring.copy();
+    for mut pair in [joining, restoring, Pair::protected()] {
+        let before = pair.to_backup.len();
+        let refused = pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err();
+        assert!(refused.contains("has a backup already"), "{refused}");
+        pair.collect();
+        assert_eq!(pair.to_backup.len(), before, "the first isn't disturbed");
+        pair.exchange();
+        assert!(pair.primary.is_protected());
+    }
+}
+
+#[test]
+fn a_primary_that_is_not_sure_of_its_vm_takes_no_backup() {
     let mut pair = Pair::protected();
-    assert!(pair.primary.can_take_backup().is_err());
-    pair.connect();
-    assert_eq!(pair.to_backup.len(), 0, "the pair isn't disturbed");
-    assert!(pair.primary.is_protected());
+    pair.backup_lost();
+    assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("try again"));
+    let claim = pair.primary_claim().unwrap();
+    pair.arbiter.borrow_mut().ask(BACKUP, claim);
+    pair.answer_primary(claim);
+    assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("has ended"));
+    assert!(!pair.primary.has_outgoing());
 }
 
 #[test]
@@ -154,11 +271,7 @@ fn acknowledgements_that_cannot_be_are_a_loss_and_release_nothing() {
 #[test]
 fn acknowledgements_of_what_was_appended_but_not_sent_are_refused() {
     let mut pair = Pair::protected();
-    let entry = logchannel::entry::LogEntry {
-        count: InstructionCount(1),
-        body: logchannel::entry::EntryBody::Output { id: OutputId(0), digest: 0 },
-    };
-    pair.primary.append(pair.now_ns, &entry, Some((OutputId(0), crate::pair::operation(OutputId(0)))));
+    pair.unflushed_output();
     pair.backup_says(Message::Ack { received: LogSeq(1) });
     assert_eq!(pair.out, [0_u64; 0]);
     assert_eq!(pair.primary_claim(), Some(owner_claim()));
@@ -167,23 +280,51 @@ fn acknowledgements_of_what_was_appended_but_not_sent_are_refused() {
 #[test]
 fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
     let wrong = [
+        Message::Join { vm: vm_id(), node: BACKUP },
         Message::Session(session()),
-        Message::ImageChunk(vec![1]),
-        Message::Accepted { node: BACKUP },
+        pages(),
+        tail(0),
+        Message::Snapshot(snapshot()),
+        batch(),
+        Message::Accepted,
         Message::Protected { generation: G },
         Message::Released { next_output: OutputId(9) },
         Message::Refused { reason: "late".into() },
     ];
-    for message in wrong {
+    for message in &wrong {
         let mut pair = Pair::protected();
         pair.backup_says(message.clone());
         assert_eq!(pair.primary_claim(), Some(owner_claim()), "{message:?}");
     }
-    let mut pair = Pair::new();
-    pair.connect();
-    pair.backup_says(Message::Ack { received: LogSeq(0) });
-    assert_eq!(pair.primary_claim(), None);
-    assert_eq!(pair.primary.can_take_backup(), Ok(()));
+    // A backup on its way that breaks the protocol is given up, and that is all. An acceptance is in order only when there
+    // is something to accept.
+    for is_copied in [false, true] {
+        let ack = Message::Ack { received: LogSeq(u64::MAX) };
+        let given_up = |message: &&Message| !is_copied || **message != Message::Accepted;
+        for message in wrong.iter().filter(given_up).chain([&ack]) {
+            let mut pair = Pair::alone();
+            pair.connect();
+            if is_copied {
+                pair.copy();
+            }
+            pair.backup_says(message.clone());
+            assert_eq!(pair.primary_actions.len(), 1, "{message:?}: {:?}", pair.primary_actions);
+            assert_eq!(pair.primary_claim(), None, "{message:?}");
+            assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "{message:?}");
+            assert_eq!((pair.primary.generation(), pair.primary.may_run()), (G, true), "{message:?}");
+        }
+    }
+}
+
+#[test]
+fn late_words_of_a_backup_that_is_lost_mean_nothing() {
+    let mut pair = Pair::protected();
+    pair.primary_goes_on(NEXT);
+    for message in [Message::Accepted, Message::Ack { received: LogSeq(9) }, Message::Goodbye { reason: "".into() }, batch()]
+    {
+        pair.backup_says(message.clone());
+        assert!(pair.primary_actions.is_empty() && !pair.primary.is_protected(), "{message:?}");
+    }
 }
 
 #[test]

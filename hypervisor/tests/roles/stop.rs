@@ -1,11 +1,9 @@
 //! Ends that are no failures: the guest's own, and the operator's.
 
-use crate::pair::{BACKUP, G, MS, Pair, end_claim, expectation, owner_claim, session};
+use crate::pair::{Pair, end_claim, owner_claim};
+use crate::world::{BACKUP, G, MS, NEXT, vm_id};
 use hypervisor::arbiter::{Claim, ClaimKind};
-use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
-use logchannel::entry::Generation;
-
-const NEXT: Generation = Generation(G.0 + 1);
+use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, Timing};
 
 #[test]
 fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
@@ -21,7 +19,7 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     assert_eq!(request, end_claim(G));
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
-    assert_eq!(pair.arbiter.claims[&G.0].kind, ClaimKind::Ended);
+    assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
 }
 
 #[test]
@@ -86,7 +84,7 @@ fn a_guest_that_ends_while_its_primary_asks_for_the_flag_ends_after_the_answer()
 
 #[test]
 fn a_guest_without_backup_leaves_the_end_mark() {
-    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    let mut pair = Pair::alone();
     let reason = pair.guest_stops();
     let request = pair.primary_claim().unwrap();
     assert_eq!(request, end_claim(G));
@@ -117,18 +115,18 @@ fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanw
     let awaiting = Pair::new();
     let mut pairing = Pair::new();
     pairing.connect();
-    let alone = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    let alone = Pair::alone();
     for mut pair in [awaiting, pairing, alone] {
         pair.primary.retire(pair.now_ns);
         pair.collect();
         let request = pair.primary_claim().unwrap();
         assert_eq!(request, end_claim(G));
         assert!(!pair.primary.may_run(), "a guest that is to end must not start");
-        assert!(pair.primary.can_take_backup().is_err());
-        pair.arbiter.is_unreachable = true;
+        assert!(pair.primary.can_take_backup(&vm_id()).is_err());
+        pair.arbiter.borrow_mut().is_unreachable = true;
         pair.answer_primary(request);
         pair.pass(Timing::default().claim_retry_ns);
-        pair.arbiter.is_unreachable = false;
+        pair.arbiter.borrow_mut().is_unreachable = false;
         let request = pair.primary_claim().unwrap();
         assert_eq!(request, end_claim(G));
         pair.answer_primary(request);
@@ -151,9 +149,9 @@ fn a_backup_left_by_a_primary_that_is_retired_before_the_pair_is_complete_does_n
 
 #[test]
 fn a_retired_primary_that_was_replaced_by_force_is_fenced() {
-    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation());
+    let mut pair = Pair::alone();
     let holder = Claim { node: BACKUP, kind: ClaimKind::Owner, address: None };
-    pair.arbiter.claims.insert(G.0, holder.clone());
+    pair.arbiter.borrow_mut().claims.insert(G.0, holder.clone());
     pair.primary.retire(pair.now_ns);
     pair.collect();
     let request = pair.primary_claim().unwrap();

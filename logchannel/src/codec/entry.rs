@@ -16,13 +16,13 @@ pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 const TAG_MAX: u8 = 11;
 
 /// Encodes the entries of one log in order, each against the one before.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct EntryEncoder {
     previous: Previous,
 }
 
 /// Decodes the entries of one log in order: the mirror of [`EntryEncoder`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct EntryDecoder {
     previous: Previous,
 }
@@ -77,7 +77,7 @@ impl EntryDecoder {
 }
 
 /// What the next entry's deltas are against. Only the entries seen so far decide it, so both ends agree.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 struct Previous {
     count: u64,
     ticks: u64,

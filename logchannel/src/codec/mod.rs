@@ -5,10 +5,12 @@
 
 mod entry;
 mod session;
+mod snapshot;
 mod varint;
 
 pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
 pub(crate) use session::{decode_session, encode_session};
+pub(crate) use snapshot::{decode_pages, decode_snapshot, decode_tail, encode_pages, encode_snapshot, encode_tail};
 pub(crate) use varint::{VARINT_BYTES_MAX, Varint};
 
 use crate::frame::BODY_BYTES_MAX;

@@ -1,15 +1,23 @@
 //! The log as a file: self-contained, readable up to wherever it was cut.
 //!
 //! ```text
-//!   [magic "FTLOG\0\r\n"] [format version u32 LE] [session frame] [image frames] [entries frames] [end frame]
+//!   [magic "FTLOG\0\r\n"] [format version u32 LE] [session frame] [start] [entries frames] [end frame]
+//!
+//!   start:  image frames                           the log is of a guest from its reset on
+//!       or  pages frames  tail frames  snapshot    the log goes on from there
 //! ```
 //! A log without its end frame is *torn*: its writer was killed or is still writing. It reads to its last whole frame.
 
+mod damage;
+mod frames;
 mod reader;
+mod start;
 mod writer;
 
-pub use reader::{Ending, LogFileError, LogReader, TornReason};
-pub use writer::LogWriter;
+pub use damage::{Ending, LogFileError, TornReason};
+pub use reader::LogReader;
+pub use start::{LogHead, LogStart};
+pub use writer::{LogWriter, SnapshotWriter};
 
 use crate::codec::VARINT_BYTES_MAX;
 use crate::frame::FrameKind;
@@ -21,11 +29,18 @@ pub const MAGIC: [u8; 8] = *b"FTLOG\0\r\n";
 /// A frame is written at the latest when it holds this many bytes of entries, so that not more is lost with the writer.
 pub const FLUSH_BYTES: usize = 4096;
 
+/// The most that the outputs from before a snapshot may come to, in bytes, each counted with [`TAIL_OUTPUT_BYTES`] more:
+/// memory is taken for them.
+pub const TAIL_BYTES_MAX: usize = 128 << 20;
+
+/// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded too.
+pub const TAIL_OUTPUT_BYTES: usize = 64;
+
 /// The frame kind that only files have: the log is complete.
 const END: FrameKind = FrameKind(12);
 
 /// Magic and format version.
 const PREAMBLE_BYTES: usize = MAGIC.len() + 4;
 
-/// The longest body behind the image, in bytes.
+/// The longest body behind the start, in bytes.
 const ENTRIES_BODY_BYTES_MAX: usize = VARINT_BYTES_MAX + BATCH_BYTES_MAX;

@@ -4,9 +4,13 @@ use super::{END, FLUSH_BYTES, MAGIC};
 use crate::codec::{ENTRY_BYTES_MAX, EntryEncoder, Varint, encode_value};
 use crate::entry::{LogEntry, LogSeq};
 use crate::frame::append_frame_with;
-use crate::message::{BATCH_BYTES_MAX, append_entries, append_image_chunk, append_session};
+use crate::message::{
+    BATCH_BYTES_MAX, append_entries, append_image_chunk, append_pages, append_session, append_snapshot, append_tail,
+};
 use crate::session::{FORMAT_VERSION, ImageDigest, SessionHeader, image_chunks};
+use crate::snapshot::Snapshot;
 use std::io::{self, Write};
+use vm::{OutputId, OutputOperation};
 
 const _: () = assert!(FLUSH_BYTES + ENTRY_BYTES_MAX <= BATCH_BYTES_MAX, "a batch takes the entry that fills it");
 
@@ -16,20 +20,16 @@ const _: () = assert!(FLUSH_BYTES + ENTRY_BYTES_MAX <= BATCH_BYTES_MAX, "a batch
 /// [`LogWriter::finish`] at the end. A writer that is dropped leaves what it has gathered unwritten, and a torn log.
 #[derive(Debug)]
 pub struct LogWriter<W: Write> {
-    output: W,
+    frames: FrameSink<W>,
     encoder: EntryEncoder,
     /// Encoded entries that are not yet in a frame, from `pending_first` on.
     pending: Vec<u8>,
     pending_first: LogSeq,
     next: LogSeq,
-    /// The frame being written; kept for its memory.
-    frame: Vec<u8>,
-    /// A failed write may have left half a frame behind, and nothing written after that could be read.
-    failed: bool,
 }
 
 impl<W: Write> LogWriter<W> {
-    /// Begins a log: writes what comes before the first entry.
+    /// Begins a log at the reset of a machine: writes what comes before the first entry.
     ///
     /// # Errors
     /// If `output` fails.
@@ -39,25 +39,17 @@ impl<W: Write> LogWriter<W> {
     pub fn create(output: W, header: &SessionHeader, image: &[u8]) -> io::Result<Self> {
         assert_eq!(header.image_bytes, image.len() as u64, "the header is of another image");
         assert_eq!(header.image_digest, ImageDigest::of(image), "the header is of another image");
-        let mut writer = Self {
-            output,
-            encoder: EntryEncoder::new(),
-            pending: Vec::new(),
-            pending_first: LogSeq(0),
-            next: LogSeq(0),
-            frame: Vec::new(),
-            failed: false,
-        };
-        writer.frame.extend_from_slice(&MAGIC);
-        writer.frame.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        append_session(header, &mut writer.frame);
-        writer.write_frame()?;
+        let mut frames = FrameSink::create(output, header)?;
         for chunk in image_chunks(image) {
-            append_image_chunk(chunk, &mut writer.frame);
-            writer.write_frame()?;
+            frames.write(|out| append_image_chunk(chunk, out))?;
         }
-        writer.flush()?;
-        Ok(writer)
+        Self::begin(frames, LogSeq(0))
+    }
+
+    /// A writer of the entries from `first` on, behind what comes before them.
+    fn begin(mut frames: FrameSink<W>, first: LogSeq) -> io::Result<Self> {
+        frames.output.flush()?;
+        Ok(Self { frames, encoder: EntryEncoder::new(), pending: Vec::new(), pending_first: first, next: first })
     }
 
     /// Appends `entry`, and says its place.
@@ -83,7 +75,7 @@ impl<W: Write> LogWriter<W> {
     /// As [`LogWriter::append`].
     pub fn flush(&mut self) -> io::Result<()> {
         self.write_pending()?;
-        self.output.flush()
+        self.frames.output.flush()
     }
 
     /// Writes all entries and the mark that these are all, and gives the output back.
@@ -92,10 +84,10 @@ impl<W: Write> LogWriter<W> {
     /// As [`LogWriter::append`].
     pub fn finish(mut self) -> io::Result<W> {
         self.write_pending()?;
-        append_frame_with(END, &mut self.frame, |out| encode_value(&Varint(self.next.0), out));
-        self.write_frame()?;
-        self.output.flush()?;
-        Ok(self.output)
+        let end = Varint(self.next.0);
+        self.frames.write(|out| append_frame_with(END, out, |out| encode_value(&end, out)))?;
+        self.frames.output.flush()?;
+        Ok(self.frames.output)
     }
 
     /// The place of the entry that is appended next.
@@ -104,29 +96,110 @@ impl<W: Write> LogWriter<W> {
         self.next
     }
 
+    /// How many bytes have been written.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.frames.bytes
+    }
+
     /// Where the log goes.
     #[must_use]
     pub const fn get_ref(&self) -> &W {
-        &self.output
+        &self.frames.output
     }
 
     fn write_pending(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        append_entries(self.pending_first, &self.pending, &mut self.frame);
+        let written = self.frames.write(|out| append_entries(self.pending_first, &self.pending, out));
         self.pending.clear();
         self.pending_first = self.next;
-        self.write_frame()
+        written
+    }
+}
+
+/// Writes the snapshot that a log begins with: pages, then the tail, then the rest.
+#[derive(Debug)]
+pub struct SnapshotWriter<W: Write> {
+    frames: FrameSink<W>,
+}
+
+impl<W: Write> SnapshotWriter<W> {
+    /// Begins a log at a machine that has run before.
+    ///
+    /// # Errors
+    /// If `output` fails.
+    pub fn create(output: W, header: &SessionHeader) -> io::Result<Self> {
+        Ok(Self { frames: FrameSink::create(output, header)? })
     }
 
-    fn write_frame(&mut self) -> io::Result<()> {
+    /// Appends pages of RAM from page index `first` on. A page may come again; the last counts.
+    ///
+    /// # Errors
+    /// If the output fails, now or earlier: the log is useless then.
+    ///
+    /// # Panics
+    /// If `bytes` aren't 1 to [`crate::snapshot::PAGES_MAX`] whole pages.
+    pub fn pages(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        self.frames.write(|out| append_pages(first, bytes, out))
+    }
+
+    /// Appends an output from before the snapshot that may not have left; behind the last pages, in the order of the ids,
+    /// at most [`super::TAIL_BYTES_MAX`] in all.
+    ///
+    /// # Errors
+    /// As [`SnapshotWriter::pages`].
+    pub fn tail(&mut self, id: OutputId, operation: &OutputOperation) -> io::Result<()> {
+        self.frames.write(|out| append_tail(id, operation, out))
+    }
+
+    /// Completes the snapshot; its entries follow, from [`Snapshot::seq`] on.
+    ///
+    /// # Errors
+    /// As [`SnapshotWriter::pages`].
+    ///
+    /// # Panics
+    /// If the state is longer than [`vm::STATE_BYTES_MAX`].
+    pub fn finish(mut self, snapshot: &Snapshot) -> io::Result<LogWriter<W>> {
+        self.frames.write(|out| append_snapshot(snapshot, out))?;
+        LogWriter::begin(self.frames, snapshot.seq)
+    }
+}
+
+/// Writes frames one by one.
+#[derive(Debug)]
+struct FrameSink<W: Write> {
+    output: W,
+    /// The frame being written; kept for its memory.
+    frame: Vec<u8>,
+    bytes: u64,
+    /// A failed write may have left half a frame behind, and nothing written after that could be read.
+    failed: bool,
+}
+
+impl<W: Write> FrameSink<W> {
+    /// Begins a file: what tells it for a log, and the session.
+    fn create(output: W, header: &SessionHeader) -> io::Result<Self> {
+        let mut frames = Self { output, frame: Vec::new(), bytes: 0, failed: false };
+        frames.write(|out| {
+            out.extend_from_slice(&MAGIC);
+            out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+            append_session(header, out);
+        })?;
+        Ok(frames)
+    }
+
+    /// Writes what `append` appends.
+    fn write(&mut self, append: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         if self.failed {
             return Err(io::Error::other("an earlier write to this log has failed; it ends there"));
         }
+        self.frame.clear();
+        append(&mut self.frame);
         let written = self.output.write_all(&self.frame);
         self.failed = written.is_err();
-        self.frame.clear();
+        self.bytes += self.frame.len() as u64;
         written
     }
 }

@@ -2,10 +2,13 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
-use logchannel::entry::{EntryBody, Generation, LogEntry};
-use logchannel::file::LogWriter;
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{SessionHeader, VmId};
-use vm::{Event, HaltReason, InstructionCount, MachineConfig, OutputId, StateDigest, StopReason};
+use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use vm::{
+    Event, HaltReason, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason,
+};
 
 /// The seed of this run: `FT_SEED` if set, else `default`. Printed, so that a failed run tells how to run it again.
 pub(crate) fn seed(default: u64) -> u64 {
@@ -116,6 +119,43 @@ pub(crate) fn header(image: &[u8]) -> SessionHeader {
 /// A whole log.
 pub(crate) fn log(image: &[u8], entries: &[LogEntry]) -> Vec<u8> {
     let mut writer = LogWriter::create(Vec::new(), &header(image), image).unwrap();
+    for entry in entries {
+        writer.append(entry).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+/// What a log may begin with instead of an image.
+pub(crate) struct Parts {
+    pub(crate) pages: Vec<Pages>,
+    pub(crate) tail: Vec<TailOutput>,
+    pub(crate) snapshot: Snapshot,
+}
+
+/// A snapshot of a few pages and outputs, whose log goes on at `seq`.
+pub(crate) fn parts(seed: u64, seq: LogSeq) -> Parts {
+    let mut random = Random(seed);
+    let mut pages = |first, count| Pages { first, bytes: random.bytes(count * PAGE_BYTES as u64) };
+    let pages = vec![pages(0, 2), pages(1000, 1), pages(1, 1)];
+    let tail = vec![
+        TailOutput { id: OutputId(5), operation: OutputOperation::Frame(random.bytes(60)) },
+        TailOutput { id: OutputId(6), operation: OutputOperation::Console(random.bytes(10)) },
+        TailOutput { id: OutputId(9), operation: OutputOperation::Frame(random.bytes(1514)) },
+    ];
+    let snapshot = Snapshot { seq, digest: StateDigest(u128::from(random.next())), state: random.bytes(300) };
+    Parts { pages, tail, snapshot }
+}
+
+/// A whole log that begins with a snapshot.
+pub(crate) fn log_from_snapshot(parts: &Parts, entries: &[LogEntry]) -> Vec<u8> {
+    let mut writer = SnapshotWriter::create(Vec::new(), &header(b"image")).unwrap();
+    for pages in &parts.pages {
+        writer.pages(pages.first, &pages.bytes).unwrap();
+    }
+    for output in &parts.tail {
+        writer.tail(output.id, &output.operation).unwrap();
+    }
+    let mut writer = writer.finish(&parts.snapshot).unwrap();
     for entry in entries {
         writer.append(entry).unwrap();
     }

@@ -3,13 +3,16 @@
 //! Context 1 is the hart's S-mode. Context 0 would be its M-mode, which doesn't exist: its registers read zero. Sources are
 //! level-triggered: one is pending while its line is up and nobody is handling it.
 
-use crate::digest::StateHasher;
+use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// Sources 1 to 95 exist, as on the board; 0 means none.
 const SOURCES: u32 = 96;
 
 /// The greatest priority; 0 never interrupts.
-const PRIORITY_MAX: u32 = 7;
+const PRIORITY_MAX: u8 = 7;
+
+/// A bit per source that exists.
+const SOURCES_MASK: u128 = ((1 << SOURCES) - 1) & !1;
 
 const PENDING: u64 = 0x1000;
 const ENABLE: u64 = 0x2080;
@@ -85,21 +88,33 @@ impl Plic {
                 if let Some(source) = priority_source(offset) {
                     self.priority[source] = priority_bits(value);
                 } else if let Some(shift) = bitmap_shift(offset, ENABLE) {
-                    // Source 0 doesn't exist.
-                    self.enable = (self.enable & !(u128::from(u32::MAX) << shift) | u128::from(value) << shift) & !1;
+                    let others = self.enable & !(u128::from(u32::MAX) << shift);
+                    self.enable = (others | u128::from(value) << shift) & SOURCES_MASK;
                 }
             }
         }
         Some(())
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
-        let Self { priority, level, in_service, enable, threshold } = self;
-        hasher.bytes(priority.iter().copied());
-        hasher.u128(*level);
-        hasher.u128(*in_service);
-        hasher.u128(*enable);
-        hasher.u8(*threshold);
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
+        // The lines follow from the devices.
+        let Self { priority, level: _, in_service, enable, threshold } = self;
+        writer.array(*priority);
+        writer.u128(*in_service);
+        writer.u128(*enable);
+        writer.u8(*threshold);
+    }
+
+    /// With all lines down.
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let priority: [u8; SOURCES as usize] = reader.array()?;
+        let in_range = priority[0] == 0 && priority.iter().all(|priority| *priority <= PRIORITY_MAX);
+        reader.require(in_range, "a priority at the PLIC is out of range")?;
+        let (in_service, enable) = (reader.u128()?, reader.u128()?);
+        reader.require((in_service | enable) & !SOURCES_MASK == 0, "an interrupt source at the PLIC doesn't exist")?;
+        let threshold = reader.u8()?;
+        reader.require(threshold <= PRIORITY_MAX, "the threshold of the PLIC is out of range")?;
+        Ok(Self { priority, level: 0, in_service, enable, threshold })
     }
 
     const fn pending(&self) -> u128 {
@@ -137,7 +152,7 @@ impl Plic {
 }
 
 const fn priority_bits(value: u32) -> u8 {
-    (value & PRIORITY_MAX) as u8
+    value.to_le_bytes()[0] & PRIORITY_MAX
 }
 
 /// The source whose priority register is at `offset`.

@@ -3,7 +3,7 @@
 //! The line is infinitely fast, so the transmitter is always empty, and the receive FIFO is deeper than the original's 16
 //! bytes. Trigger levels and line parameters are accepted and mean nothing: any received byte interrupts.
 
-use crate::digest::StateHasher;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::collections::VecDeque;
 
 /// How many received bytes wait for the guest.
@@ -143,7 +143,7 @@ impl Uart {
         Some(None)
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self {
             received,
             interrupt_enable,
@@ -154,12 +154,29 @@ impl Uart {
             divisor: [divisor_low, divisor_high],
             transmitter_news,
         } = self;
-        hasher.bytes(received.iter().copied());
+        writer.bytes(received.iter().copied());
         for register in [interrupt_enable, line_control, modem_control, scratch, divisor_low, divisor_high] {
-            hasher.u8(*register);
+            writer.u8(*register);
         }
-        hasher.bool(*fifos_enabled);
-        hasher.bool(*transmitter_news);
+        writer.bool(*fifos_enabled);
+        writer.bool(*transmitter_news);
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let received = reader.bytes(RECEIVE_BYTES_MAX)?.iter().copied().collect();
+        let [interrupt_enable, line_control, modem_control, scratch, divisor_low, divisor_high] = reader.array()?;
+        let bits_exist = interrupt_enable & !IER_MASK == 0 && modem_control & !MCR_MASK == 0;
+        reader.require(bits_exist, "a register of the UART has bits that don't exist")?;
+        Ok(Self {
+            received,
+            interrupt_enable,
+            fifos_enabled: reader.bool()?,
+            line_control,
+            modem_control,
+            scratch,
+            divisor: [divisor_low, divisor_high],
+            transmitter_news: reader.bool()?,
+        })
     }
 
     /// In loopback the byte comes back instead of leaving; one that finds no room is lost, as on a real line.

@@ -6,7 +6,7 @@
 use super::decode::{CsrInstruction, CsrOp, CsrSource};
 use super::trap::Interrupt;
 use super::{AwaitedRead, Hart, Privilege, Unretired};
-use crate::digest::StateHasher;
+use crate::state::{RestoreError, StateReader, StateWriter};
 
 mod address {
     pub(super) const SEED: u16 = 0x015;
@@ -34,6 +34,12 @@ const SENVCFG_MASK: u64 = 1;
 
 /// Interrupts that exist.
 const INTERRUPT_MASK: u64 = Interrupt::Software.mask() | Interrupt::Timer.mask() | Interrupt::External.mask();
+
+/// Bits of `stvec` that exist: MODE 2 and 3 are reserved.
+const STVEC_MASK: u64 = !2;
+
+/// Bits of `sepc` that exist: instructions are at even addresses.
+const SEPC_MASK: u64 = !1;
 
 /// `sstatus.UXL` of 64 bits, which is all there is.
 const UXL_64: u64 = 2 << 32;
@@ -64,6 +70,7 @@ impl Status {
     const SPP: u64 = 1 << 8;
     const SUM: u64 = 1 << 18;
     const MXR: u64 = 1 << 19;
+    const FIELDS: u64 = UXL_64 | Self::SIE | Self::SPIE | Self::SPP | Self::SUM | Self::MXR;
 
     fn bits(self) -> u64 {
         let flag = |set, bit| if set { bit } else { 0 };
@@ -138,11 +145,34 @@ impl Csrs {
         }
     }
 
-    pub(super) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(super) fn write_to(&self, writer: &mut StateWriter) {
         let Self { status, sie, sip, stvec, sscratch, sepc, scause, stval, scounteren, senvcfg } = self;
         for csr in [&status.bits(), sie, sip, stvec, sscratch, sepc, scause, stval, scounteren, senvcfg] {
-            hasher.u64(*csr);
+            writer.u64(*csr);
         }
+    }
+
+    pub(super) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let mut csr = |fields: u64| {
+            let value = reader.u64()?;
+            reader.require(value & !fields == 0, "a CSR has bits that don't exist")?;
+            Ok(value)
+        };
+        let bits = csr(Status::FIELDS)?;
+        let csrs = Self {
+            status: Status::from_bits(bits),
+            sie: csr(INTERRUPT_MASK)?,
+            sip: csr(INTERRUPT_MASK)?,
+            stvec: csr(STVEC_MASK)?,
+            sscratch: csr(u64::MAX)?,
+            sepc: csr(SEPC_MASK)?,
+            scause: csr(u64::MAX)?,
+            stval: csr(u64::MAX)?,
+            scounteren: csr(SCOUNTEREN_MASK)?,
+            senvcfg: csr(SENVCFG_MASK)?,
+        };
+        reader.require(csrs.status.bits() == bits, "sstatus.UXL is not that of RV64")?;
+        Ok(csrs)
     }
 }
 
@@ -222,12 +252,11 @@ impl Hart {
         match csr {
             address::SSTATUS => csrs.status = Status::from_bits(value),
             address::SIE => csrs.sie = value & INTERRUPT_MASK,
-            // MODE 2 and 3 are reserved.
-            address::STVEC => csrs.stvec = value & !2,
+            address::STVEC => csrs.stvec = value & STVEC_MASK,
             address::SCOUNTEREN => csrs.scounteren = value & SCOUNTEREN_MASK,
             address::SENVCFG => csrs.senvcfg = value & SENVCFG_MASK,
             address::SSCRATCH => csrs.sscratch = value,
-            address::SEPC => csrs.sepc = value & !1,
+            address::SEPC => csrs.sepc = value & SEPC_MASK,
             address::SCAUSE => csrs.scause = value,
             address::STVAL => csrs.stval = value,
             // The timer's bit is the firmware's, the external one the interrupt controller's.

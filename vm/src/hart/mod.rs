@@ -17,8 +17,8 @@ mod execute;
 pub(crate) mod trap;
 
 use crate::bus::Bus;
-use crate::digest::StateHasher;
 use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr, Mmu};
+use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
 use trap::{Exception, Interrupt, Trap};
@@ -206,18 +206,40 @@ impl Hart {
         }
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { x, pc, count, privilege, csrs, mmu, reservation, waiting } = self;
         for register in x {
-            hasher.u64(*register);
+            writer.u64(*register);
         }
-        hasher.u64(*pc);
-        hasher.u64(*count);
-        hasher.u16(privilege.level());
-        csrs.fold_into(hasher);
-        mmu.fold_into(hasher);
-        hasher.optional_u64(reservation.map(|address| address.0));
-        hasher.bool(*waiting);
+        writer.u64(*pc);
+        writer.u64(*count);
+        writer.u16(privilege.level());
+        csrs.write_to(writer);
+        mmu.write_to(writer);
+        writer.optional_u64(reservation.map(|address| address.0));
+        writer.bool(*waiting);
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let mut x = [0; 32];
+        for register in &mut x {
+            *register = reader.u64()?;
+        }
+        reader.require(x[0] == 0, "register x0 is not zero")?;
+        let pc = reader.u64()?;
+        reader.require(pc.is_multiple_of(2), "the pc is odd")?;
+        let count = reader.counter()?;
+        let level = reader.u16()?;
+        let privilege = [Privilege::User, Privilege::Supervisor].into_iter().find(|mode| mode.level() == level);
+        let privilege = privilege.ok_or_else(|| reader.impossible("the privilege mode doesn't exist"))?;
+        let csrs = Csrs::read_from(reader)?;
+        let mmu = Mmu::read_from(reader)?;
+        let reservation = reader.optional_u64()?;
+        reader.require(reservation.unwrap_or(0).is_multiple_of(4), "the reservation is not aligned")?;
+        let waiting = reader.bool()?;
+        reader
+            .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
+        Ok(Self { x, pc, count, privilege, csrs, mmu, reservation: reservation.map(GuestPhysAddr), waiting })
     }
 
     #[inline]

@@ -4,8 +4,8 @@
 //! behind [`Mmu::translate`]; every fetch, load and store of the hart goes through it already. What a paged mode adds to
 //! the callers is that one access may touch two pages.
 
-use crate::digest::StateHasher;
 use crate::hart::trap::{Exception, Trap};
+use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// An address on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,8 +75,14 @@ impl Mmu {
         }
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { satp } = self;
-        hasher.u64(*satp);
+        writer.u64(*satp);
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let satp = reader.u64()?;
+        reader.require(satp == 0, "satp selects a translation that isn't offered")?;
+        Ok(Self { satp })
     }
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
+pub(crate) mod hostile;
+
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation};
 
 pub(crate) const RAM: u64 = 0x8000_0000;

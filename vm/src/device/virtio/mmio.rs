@@ -1,7 +1,7 @@
 //! The virtio-mmio transport, version 2: the registers that all devices have in common.
 
 use super::queue::{Direction, QUEUE_SIZE_MAX, Queue, QueueAddresses};
-use crate::digest::StateHasher;
+use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// Feature bit of every device of version 1.
 pub(crate) const FEATURE_VERSION_1: u64 = 1 << 32;
@@ -150,7 +150,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         Some(None)
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self {
             device_id,
             offered,
@@ -162,14 +162,45 @@ impl<const QUEUES: usize> Transport<QUEUES> {
             queue_select,
             queues,
         } = self;
-        hasher.u64(*offered);
-        hasher.u64(*accepted);
+        writer.u64(*offered);
+        writer.u64(*accepted);
         for register in [device_id, offered_select, accepted_select, status, interrupt_status, queue_select] {
-            hasher.u32(*register);
+            writer.u32(*register);
         }
         for queue in queues {
-            queue.fold_into(hasher);
+            queue.write_to(writer);
         }
+    }
+
+    /// The transport of the device that is `reset` when it is reset.
+    pub(crate) fn read_from(reader: &mut StateReader<'_>, reset: Self) -> Result<Self, RestoreError> {
+        let (offered, accepted) = (reader.u64()?, reader.u64()?);
+        let device_id = reader.u32()?;
+        let same_device = offered == reset.offered && device_id == reset.device_id;
+        reader.require(same_device, "a virtio device is another one, or offers other features")?;
+        let (offered_select, accepted_select) = (reader.u32()?, reader.u32()?);
+        let status = reader.u32()?;
+        let agreed = status & STATUS_FEATURES_OK == 0 || agreeable(offered, accepted);
+        reader.require(status & !STATUS_MASK == 0 && agreed, "the status of a virtio device is out of range")?;
+        let interrupt_status = reader.u32()?;
+        let bits_exist = interrupt_status & !INTERRUPT_USED_BUFFER == 0;
+        reader.require(bits_exist, "a virtio device interrupts for a reason that doesn't exist")?;
+        let queue_select = reader.u32()?;
+        let mut queues = reset.queues;
+        for queue in &mut queues {
+            *queue = Queue::read_from(reader, queue)?;
+        }
+        Ok(Self {
+            device_id,
+            offered,
+            accepted,
+            offered_select,
+            accepted_select,
+            status,
+            interrupt_status,
+            queue_select,
+            queues,
+        })
     }
 
     fn selected(&self) -> Option<&Queue> {
@@ -209,8 +240,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
             self.reset();
             return;
         }
-        let agreeable = self.accepted & !self.offered == 0 && self.accepted & FEATURE_VERSION_1 != 0;
-        let refused = if agreeable { 0 } else { STATUS_FEATURES_OK };
+        let refused = if agreeable(self.offered, self.accepted) { 0 } else { STATUS_FEATURES_OK };
         self.status = value & STATUS_MASK & !refused;
     }
 
@@ -232,6 +262,11 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
         queues.iter_mut().for_each(Queue::reset);
     }
+}
+
+/// Whether a driver may accept these features of a device that offers those.
+const fn agreeable(offered: u64, accepted: u64) -> bool {
+    accepted & !offered == 0 && accepted & FEATURE_VERSION_1 != 0
 }
 
 /// Half number `select` of `value`; there are only two.

@@ -5,22 +5,26 @@
 use super::BadRing;
 use super::mmio::{CONFIG, Notified, Transport};
 use super::queue::{Buffer, Chain, Direction};
-use crate::digest::StateHasher;
 use crate::event::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
 use crate::ram::Ram;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;
 
 const DEVICE_ID: u32 = 1;
 const FEATURE_MAC: u64 = 1 << 5;
 const FEATURE_STATUS: u64 = 1 << 16;
 
+/// What is offered beside version 1.
+const FEATURES: u64 = FEATURE_MAC | FEATURE_STATUS;
+
 /// The `status` field of the configuration space: the link is up.
 const LINK_UP: u8 = 1;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const DIRECTIONS: [Direction; 2] = [Direction::FromDevice, Direction::ToDevice];
 
 /// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1 on receive.
 const HEADER_BYTES: usize = 12;
@@ -41,8 +45,7 @@ pub(crate) struct Net {
 impl Net {
     /// As after reset.
     pub(crate) fn new(mac: [u8; 6]) -> Self {
-        let queues = [Direction::FromDevice, Direction::ToDevice];
-        let transport = Transport::new(DEVICE_ID, FEATURE_MAC | FEATURE_STATUS, queues);
+        let transport = Transport::new(DEVICE_ID, FEATURES, DIRECTIONS);
         Self { transport, mac, received_dropped: 0, transmitted_dropped: 0 }
     }
 
@@ -119,12 +122,19 @@ impl Net {
         Some(if transmits { self.transmit(ram, outputs) } else { Ok(()) })
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { transport, mac, received_dropped, transmitted_dropped } = self;
-        transport.fold_into(hasher);
-        hasher.bytes(mac.iter().copied());
-        hasher.u64(*received_dropped);
-        hasher.u64(*transmitted_dropped);
+        transport.write_to(writer);
+        writer.array(*mac);
+        writer.u64(*received_dropped);
+        writer.u64(*transmitted_dropped);
+    }
+
+    pub(crate) fn read_from(reader: &mut StateReader<'_>, mac: [u8; 6]) -> Result<Self, RestoreError> {
+        let transport = Transport::read_from(reader, Transport::new(DEVICE_ID, FEATURES, DIRECTIONS))?;
+        let theirs = reader.array()?;
+        reader.require(mac == theirs, "the network device has another address")?;
+        Ok(Self { transport, mac, received_dropped: reader.counter()?, transmitted_dropped: reader.counter()? })
     }
 
     /// Sends all frames that are available. No more than the queue's size can be.

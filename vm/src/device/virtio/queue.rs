@@ -9,10 +9,10 @@
 //! Everything is little-endian in guest RAM. Indirect descriptors and the event index are not offered.
 
 use super::BadRing;
-use crate::digest::StateHasher;
 use crate::exit::HaltReason;
 use crate::mmu::GuestPhysAddr;
 use crate::ram::Ram;
+use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;
 
 /// The greatest number of descriptors in a queue.
@@ -103,8 +103,7 @@ impl Queue {
     pub(crate) fn set_size(&mut self, size: u32) {
         if let Ok(size) = u16::try_from(size)
             && !self.ready
-            && size.is_power_of_two()
-            && size <= QUEUE_SIZE_MAX
+            && is_queue_size(size)
         {
             self.size = size;
         }
@@ -163,18 +162,31 @@ impl Queue {
         Ok(self.load_u16(ram, self.addresses.available, 0)? & AVAIL_NO_INTERRUPT == 0)
     }
 
-    pub(crate) fn fold_into(&self, hasher: &mut StateHasher) {
+    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { index, direction, size, ready, addresses, next_available, next_used } = self;
         let QueueAddresses { descriptors, available, used } = addresses;
-        hasher.u16(*index);
-        hasher.bool(*direction == Direction::FromDevice);
-        hasher.u16(*size);
-        hasher.bool(*ready);
-        hasher.u64(*descriptors);
-        hasher.u64(*available);
-        hasher.u64(*used);
-        hasher.u16(*next_available);
-        hasher.u16(*next_used);
+        writer.u16(*index);
+        writer.bool(*direction == Direction::FromDevice);
+        writer.u16(*size);
+        writer.bool(*ready);
+        writer.u64(*descriptors);
+        writer.u64(*available);
+        writer.u64(*used);
+        writer.u16(*next_available);
+        writer.u16(*next_used);
+    }
+
+    /// The queue that is `reset` when it is reset.
+    pub(crate) fn read_from(reader: &mut StateReader<'_>, reset: &Self) -> Result<Self, RestoreError> {
+        let (index, from_device) = (reader.u16()?, reader.bool()?);
+        let same_queue = index == reset.index && from_device == (reset.direction == Direction::FromDevice);
+        reader.require(same_queue, "a virtqueue is another one")?;
+        let (size, ready) = (reader.u16()?, reader.bool()?);
+        let in_range = if size == 0 { !ready } else { is_queue_size(size) };
+        reader.require(in_range, "the size of a virtqueue is out of range")?;
+        let addresses = QueueAddresses { descriptors: reader.u64()?, available: reader.u64()?, used: reader.u64()? };
+        let (next_available, next_used) = (reader.u16()?, reader.u16()?);
+        Ok(Self { index, direction: reset.direction, size, ready, addresses, next_available, next_used })
     }
 
     fn walk(&self, ram: &Ram, head: u16) -> Result<Vec<Buffer>, BadRing> {
@@ -224,6 +236,11 @@ impl Queue {
     fn store<const N: usize>(&self, ram: &mut Ram, base: u64, offset: u64, value: [u8; N]) -> Result<(), BadRing> {
         ram.store(at(base, offset), value).ok_or(self.bad_ring())
     }
+}
+
+/// Whether a queue can have so many descriptors.
+const fn is_queue_size(size: u16) -> bool {
+    size.is_power_of_two() && size <= QUEUE_SIZE_MAX
 }
 
 /// An address that wraps is as much outside RAM as any other.

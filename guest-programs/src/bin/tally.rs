@@ -1,0 +1,57 @@
+//! Counts requests in raw frames and answers each with its whole history's hash; prints both twice a second.
+#![no_std]
+#![no_main]
+
+use guest_programs::platform::power::{self, Outcome};
+use guest_programs::platform::{self, Boot, Clock, Nic, Program, entropy};
+use guest_programs::println;
+use guest_programs::tally::{ANSWER_BYTES, Operation, Tally};
+use smoltcp::phy::{Device, RxToken, TxToken};
+use smoltcp::time::{Duration, Instant};
+
+guest_programs::entry!(main);
+
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+fn main(boot: &Boot) -> ! {
+    platform::run_program(boot, |_, nic| TallyProgram {
+        tally: Tally::default(),
+        mac: nic.mac_address(),
+        next_report: Instant::ZERO,
+    })
+}
+
+struct TallyProgram {
+    tally: Tally,
+    mac: [u8; 6],
+    next_report: Instant,
+}
+
+impl Program for TallyProgram {
+    fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant> {
+        while let Some((frame, transmission)) = nic.receive(Instant::ZERO) {
+            let read = || (clock.read().total_micros().unsigned_abs(), entropy::read());
+            let Some(answer) = frame.consume(|frame| self.tally.take(frame, read)) else { continue };
+            let mac = self.mac;
+            transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.frame(mac, 0)));
+            for part in 1..answer.parts() {
+                // There is room: the device takes a frame when it is told of it.
+                let Some(transmission) = nic.transmit(Instant::ZERO) else { break };
+                transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.frame(mac, part)));
+            }
+            if answer.operation == Operation::PowerOff {
+                println!("tally: the end after {} requests", self.tally.count());
+                power::power_off(Outcome::Success);
+            }
+        }
+        None
+    }
+
+    fn idle(&mut self, now: Instant) -> bool {
+        if now >= self.next_report {
+            self.next_report = now + REPORT_INTERVAL;
+            println!("tally: {} requests, hash {:016x}", self.tally.count(), self.tally.hash());
+        }
+        false
+    }
+}

@@ -1,0 +1,347 @@
+//! Claims as keys of etcd: `/ft-arbiter/<vm>/<generation in 20 digits>`, so that their order is that of the generations.
+//!
+//! A claim is one transaction, "if the key was never created, create it, else read it", sent to etcd's HTTP JSON gateway
+//! and decided by its answer alone: no lease that could run out, no lock that could be lost. Transactions and reads are
+//! linearizable, so an answer is a majority's, and outlives any minority of the members.
+//!
+//! Members are asked in turn until one answers; asking a second one what the first one may have done already changes
+//! nothing, as the claim is the same. Deliberately absent: TLS and etcd's users and passwords.
+
+use super::deadline::Deadline;
+use super::{Arbiter, ArbiterError, Claim, Verdict, base64, check_claim, record, verdict};
+use logchannel::entry::Generation;
+use logchannel::session::VmId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use ureq::Agent;
+
+/// All keys begin with it.
+const ROOT: &str = "/ft-arbiter";
+
+/// The longest answer, in bytes: a claim in base64, a key, and numbers.
+const ANSWER_BYTES_MAX: u64 = 16 << 10;
+
+/// How much of what an answer says a message repeats, in characters.
+const QUOTE_CHARS_MAX: usize = 200;
+
+/// How long a connection may take to be made: a member's host that is down answers nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// An arbiter that is an etcd cluster.
+#[derive(Debug)]
+pub struct EtcdArbiter {
+    members: Vec<String>,
+    timeout: Duration,
+    agent: Agent,
+    /// Which member answered last: it is asked first.
+    preferred: AtomicUsize,
+    /// Of which cluster the first member was that answered. Another one knows nothing of its claims.
+    cluster: OnceLock<String>,
+}
+
+/// Why one member gave no answer.
+enum Refusal {
+    /// It can't be reached, or says that it can't answer now.
+    Unreachable(String),
+    /// It answers that an operator must see to it first.
+    Failed(String),
+    /// What answers is not etcd, or not of this cluster.
+    Protocol(String),
+}
+
+impl Refusal {
+    fn reason(&self) -> &str {
+        let (Self::Unreachable(reason) | Self::Failed(reason) | Self::Protocol(reason)) = self;
+        reason
+    }
+}
+
+/// A transaction: at most one comparison, and what to do if it holds and if not.
+#[derive(Serialize)]
+struct TransactionRequest {
+    compare: [Comparison; 1],
+    success: [Operation; 1],
+    failure: [Operation; 1],
+}
+
+#[derive(Serialize)]
+struct Comparison {
+    target: &'static str,
+    result: &'static str,
+    key: String,
+    create_revision: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Operation {
+    RequestPut { key: String, value: String },
+    RequestRange { key: String },
+}
+
+/// A look at the last key of a range.
+#[derive(Serialize)]
+struct RangeRequest {
+    key: String,
+    range_end: String,
+    sort_order: &'static str,
+    sort_target: &'static str,
+    limit: &'static str,
+}
+
+/// Any answer. etcd leaves out what is false, zero or empty, but never the header.
+#[derive(Deserialize)]
+struct Answer<T> {
+    header: Header,
+    #[serde(flatten)]
+    body: T,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    cluster_id: String,
+}
+
+#[derive(Deserialize)]
+struct Transaction {
+    #[serde(default)]
+    succeeded: bool,
+    responses: Vec<Response>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Response {
+    ResponsePut(serde::de::IgnoredAny),
+    ResponseRange(Range),
+}
+
+#[derive(Deserialize)]
+struct Range {
+    #[serde(default)]
+    kvs: Vec<KeyValue>,
+}
+
+/// In base64, both.
+#[derive(Deserialize)]
+struct KeyValue {
+    key: String,
+    #[serde(default)]
+    value: String,
+}
+
+/// What an answer with another status than 200 says.
+#[derive(Deserialize)]
+struct Failure {
+    /// A gRPC status code.
+    code: u32,
+    message: String,
+}
+
+impl EtcdArbiter {
+    /// The arbiter that the etcd cluster of `members` is, each `HOST:PORT` of a client URL: better all of them than one,
+    /// for one that is not named is not asked. Each call takes at most `timeout`.
+    #[must_use]
+    pub fn new<'a>(members: impl IntoIterator<Item = &'a str>, timeout: Duration) -> Self {
+        // Members are asked directly, whatever proxy the environment names, and don't send their clients elsewhere.
+        let config = Agent::config_builder().proxy(None).max_redirects(0).http_status_as_error(false);
+        Self {
+            members: members.into_iter().map(str::to_owned).collect(),
+            timeout,
+            agent: config.timeout_connect(Some(CONNECT_TIMEOUT)).build().into(),
+            preferred: AtomicUsize::new(0),
+            cluster: OnceLock::new(),
+        }
+    }
+
+    /// Asks the members in turn, the last that answered first, each for its share of the time that is left.
+    ///
+    /// `understand` takes what is wanted out of an answer; `None` if no etcd answers like this.
+    fn ask<T: DeserializeOwned, U>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        understand: impl Fn(T) -> Option<U>,
+    ) -> Result<U, ArbiterError> {
+        let request = serde_json::to_vec(request).expect("texts and numbers can be written as JSON");
+        let deadline = Deadline::after(self.timeout);
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut refusals = Vec::new();
+        for asked in 0..self.members.len() {
+            let index = (preferred + asked) % self.members.len();
+            let member = &self.members[index];
+            let left = u32::try_from(self.members.len() - asked).unwrap_or(u32::MAX);
+            let share = deadline.remaining().map(|remaining| remaining / left);
+            let answer = share
+                .map_err(|error| Refusal::Unreachable(error.to_string()))
+                .and_then(|share| self.ask_member(member, path, &request, share))
+                .and_then(|body| understand(body).ok_or_else(|| Refusal::Protocol("it answers something else".into())));
+            match answer {
+                Ok(answer) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(refusal) => refusals.push((member.as_str(), refusal)),
+            }
+        }
+        Err(self.no_answer(&refusals))
+    }
+
+    fn ask_member<T: DeserializeOwned>(
+        &self,
+        member: &str,
+        path: &str,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<T, Refusal> {
+        let call = self.agent.post(format!("http://{member}/v3/kv/{path}")).content_type("application/json");
+        let mut response = call.config().timeout_global(Some(timeout)).build().send(request).map_err(unanswered)?;
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unanswered)?;
+        if response.status() != 200 {
+            return Err(refused(response.status().as_u16(), &body));
+        }
+        let answer: Answer<T> = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::Protocol(format!("{error} in its answer {}", quote(&body))))?;
+        let found = answer.header.cluster_id;
+        match self.cluster.get_or_init(|| found.clone()) {
+            cluster if *cluster == found => Ok(answer.body),
+            cluster => Err(Refusal::Protocol(format!(
+                "it is of the etcd cluster {}, not of {}",
+                quote(found.as_bytes()),
+                quote(cluster.as_bytes())
+            ))),
+        }
+    }
+
+    /// What all the refusals come to: as long as one member may answer later, so may the arbiter.
+    fn no_answer(&self, refusals: &[(&str, Refusal)]) -> ArbiterError {
+        let unreachable = |(_, refusal): &(&str, Refusal)| matches!(refusal, Refusal::Unreachable(_));
+        match refusals {
+            [(_, Refusal::Failed(reason)), others @ ..] if !others.iter().any(unreachable) => {
+                ArbiterError::Failed { arbiter: self.spec(), reason: reason.clone() }
+            }
+            [(member, Refusal::Protocol(reason)), others @ ..] if !others.iter().any(unreachable) => {
+                ArbiterError::Protocol { address: (*member).into(), reason: reason.clone() }
+            }
+            all => {
+                let reasons: Vec<String> =
+                    all.iter().map(|(member, refusal)| format!("{member}: {}", refusal.reason())).collect();
+                let source = io::Error::other(reasons.join("; "));
+                ArbiterError::Unreachable { arbiter: self.spec(), source }
+            }
+        }
+    }
+
+    fn spec(&self) -> String {
+        format!("etcd://{}", self.members.join(","))
+    }
+}
+
+impl Arbiter for EtcdArbiter {
+    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+        check_claim(claim)?;
+        let key = base64::encode(key(vm, generation).as_bytes());
+        let value = base64::encode(record::write(vm, generation, claim).as_bytes());
+        let transaction = TransactionRequest {
+            // A key that doesn't exist has the create revision 0.
+            compare: [Comparison { target: "CREATE", result: "EQUAL", key: key.clone(), create_revision: "0" }],
+            success: [Operation::RequestPut { key: key.clone(), value }],
+            failure: [Operation::RequestRange { key: key.clone() }],
+        };
+        let holder = self.ask("txn", &transaction, |Transaction { succeeded, responses }| {
+            match (succeeded, only(responses)?) {
+                (true, Response::ResponsePut(_)) => Some(None),
+                (false, Response::ResponseRange(range)) => only(range.kvs).filter(|holder| holder.key == key).map(Some),
+                _ => None,
+            }
+        })?;
+        match holder {
+            None => Ok(Verdict::Won),
+            Some(holder) => Ok(verdict(claim, read(&holder, vm, generation)?)),
+        }
+    }
+
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        // All keys that go on with a digit: ':' is the character after '9'.
+        let prefix = prefix(vm);
+        let request = RangeRequest {
+            key: base64::encode(format!("{prefix}0").as_bytes()),
+            range_end: base64::encode(format!("{prefix}:").as_bytes()),
+            sort_order: "DESCEND",
+            sort_target: "KEY",
+            limit: "1",
+        };
+        let last = self.ask("range", &request, |Range { kvs }| match kvs.len() {
+            0 => Some(None),
+            _ => only(kvs).map(Some),
+        })?;
+        let Some(last) = last else { return Ok(None) };
+        let generation = claimed_generation(&last.key, vm).ok_or_else(|| ArbiterError::BadClaim {
+            claim: quote(&base64::decode(&last.key).unwrap_or_default()),
+            reason: "no claim has this key".into(),
+        })?;
+        Ok(Some((generation, read(&last, vm, generation)?)))
+    }
+}
+
+fn prefix(vm: &VmId) -> String {
+    format!("{ROOT}/{vm}/")
+}
+
+fn key(vm: &VmId, generation: Generation) -> String {
+    format!("{}{:020}", prefix(vm), generation.0)
+}
+
+/// The generation of `vm` that a key in base64 is the claim of.
+fn claimed_generation(key_base64: &str, vm: &VmId) -> Option<Generation> {
+    let found = String::from_utf8(base64::decode(key_base64)?).ok()?;
+    let generation = Generation(found.strip_prefix(&prefix(vm))?.parse().ok()?);
+    (key(vm, generation) == found).then_some(generation)
+}
+
+fn read(found: &KeyValue, vm: &VmId, generation: Generation) -> Result<Claim, ArbiterError> {
+    base64::decode(&found.value)
+        .ok_or_else(|| "its value is not base64".into())
+        .and_then(|text| record::read(&text, vm, generation))
+        .map_err(|reason| ArbiterError::BadClaim { claim: format!("{} in etcd", key(vm, generation)), reason })
+}
+
+/// The only one of `values`; `None` if there are none or more.
+fn only<T>(values: Vec<T>) -> Option<T> {
+    <[T; 1]>::try_from(values).ok().map(|[value]| value)
+}
+
+/// Why there is no whole answer.
+fn unanswered(error: ureq::Error) -> Refusal {
+    use ureq::Error::{BadUri, BodyExceedsLimit, Http, LargeResponseHeader, Protocol};
+    if matches!(error, Protocol(_) | LargeResponseHeader(..) | BodyExceedsLimit(_) | Http(_) | BadUri(_)) {
+        Refusal::Protocol(error.to_string())
+    } else {
+        Refusal::Unreachable(error.into_io().to_string())
+    }
+}
+
+/// What an answer with an HTTP `status` other than 200 comes to.
+fn refused(status: u16, body: &[u8]) -> Refusal {
+    match serde_json::from_slice(body) {
+        Ok(Failure { code, message }) => {
+            let reason = format!("it says {}", quote(message.as_bytes()));
+            match code {
+                // Invalid argument, not found, permission denied, failed precondition, unimplemented, unauthenticated.
+                3 | 5 | 7 | 9 | 12 | 16 => Refusal::Failed(reason),
+                // No leader, timed out, too much to do, no space left: that passes.
+                _ => Refusal::Unreachable(reason),
+            }
+        }
+        Err(_) => Refusal::Protocol(format!("HTTP status {status}, {}", quote(body))),
+    }
+}
+
+/// The beginning of what somebody says, fit for a message.
+fn quote(text: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(text).chars().take(QUOTE_CHARS_MAX).collect::<String>())
+}

@@ -1,0 +1,300 @@
+//! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for the disk.
+
+use super::writer::{Batch, Order, Progress, Writer, run_sync};
+use super::{LogDirectory, LogDirectoryError};
+use crate::page_copy::PageCopying;
+use logchannel::entry::{EntryBody, LogEntry, LogSeq};
+use logchannel::session::{NodeId, SessionHeader};
+use logchannel::snapshot::{Pages, Snapshot};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use vm::{Event, InstructionCount, Machine, OutputId, OutputOperation, PAGE_BYTES, PageCopy};
+
+/// Pages copied at a time: some 20 microseconds in which the guest doesn't run.
+const PIECE_PAGES: usize = 16;
+
+/// Bytes that wait for the writer before no more memory is copied.
+const COPY_AHEAD_BYTES: usize = 4 << 20;
+
+/// What an entry takes in a segment beyond its payload, in bytes, roughly.
+const ENTRY_BYTES: usize = 6;
+
+/// How long a caller that has nothing else to do waits for the writer before it looks again.
+const WRITER_WAIT: Duration = Duration::from_millis(1);
+
+/// When what is done; the default is for use, others for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskLimits {
+    /// Bytes of entries after which a new segment is begun, if they are more than the last snapshot had.
+    pub segment_bytes: u64,
+    /// Steps of the guest after which a new segment is begun: resuming has to do them again.
+    pub segment_steps: u64,
+    /// Bytes that wait for the disk before the guest has to.
+    pub queue_bytes_max: usize,
+    /// From one sync of what is written to the next.
+    pub sync_interval: Duration,
+}
+
+impl Default for DiskLimits {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            segment_steps: 20_000_000_000,
+            queue_bytes_max: 32 << 20,
+            sync_interval: Duration::from_millis(50),
+        }
+    }
+}
+
+/// Keeps the log of a live VM in a directory. What that is worth is said in [`super`].
+///
+/// ```text
+///   on_entry, serve ──► queue ──► writer thread ──► page cache ──► sync thread ──► disk
+/// ```
+/// A failure ends the logging and nothing else: [`DiskLog::take_failure`] tells it once, and from then on everything here
+/// does nothing. The directory is marked, so that nobody goes on from it unawares.
+#[derive(Debug)]
+pub struct DiskLog {
+    session: SessionHeader,
+    limits: DiskLimits,
+    orders: crossbeam_channel::Sender<Batch>,
+    progress: Arc<Progress>,
+    threads: [JoinHandle<()>; 2],
+    directory: LogDirectory,
+    /// Not yet handed over.
+    pending: Vec<Order>,
+    pending_bytes: usize,
+    /// The snapshot that is on its way.
+    copying: Option<PageCopying>,
+    /// The segment that takes the entries; none before the first snapshot is complete.
+    segment: Option<Segment>,
+    /// Bytes of the last snapshot's memory.
+    snapshot_bytes: u64,
+    entries_lost: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    start: InstructionCount,
+    /// Of its entries, roughly.
+    bytes: u64,
+}
+
+impl LogDirectory {
+    /// Begins to log a VM: with its first snapshot, which [`DiskLog::serve`] makes while the guest runs, or
+    /// [`DiskLog::snapshot_now`] at once. `node` is this incarnation; the session's generation is that of the VM's owner.
+    ///
+    /// # Errors
+    /// If threads can't be started.
+    pub fn begin(self, session: SessionHeader, node: NodeId, limits: DiskLimits) -> io::Result<DiskLog> {
+        let progress = Arc::new(Progress::new(&self.path));
+        // Its length is bounded by `queue_bytes_max`, which the caller keeps.
+        let (orders, queue) = crossbeam_channel::unbounded();
+        let writer = Writer::new(self.path.clone(), node, queue, progress.clone());
+        let threads = [
+            thread::Builder::new().name("disk log".into()).spawn(move || writer.run())?,
+            thread::Builder::new().name("disk sync".into()).spawn({
+                let (directory, progress) = (self.path.clone(), progress.clone());
+                move || run_sync(&directory, &progress, limits.sync_interval)
+            })?,
+        ];
+        Ok(DiskLog {
+            session,
+            limits,
+            orders,
+            progress,
+            threads,
+            directory: self,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            copying: None,
+            segment: None,
+            snapshot_bytes: 0,
+            entries_lost: 0,
+        })
+    }
+}
+
+impl DiskLog {
+    /// Takes an entry: each one from the first call of [`DiskLog::serve`] or [`DiskLog::snapshot_now`] on, in order.
+    /// It costs no system call; the next [`DiskLog::serve`] hands it over.
+    pub fn on_entry(&mut self, entry: &LogEntry) {
+        if self.has_failed() {
+            self.entries_lost += 1;
+            return;
+        }
+        if let EntryBody::Generation(generation) = entry.body {
+            self.session.generation = generation;
+        }
+        // What came before the first snapshot is in it.
+        if let Some(segment) = &mut self.segment {
+            let payload = payload_bytes(entry);
+            segment.bytes += (ENTRY_BYTES + payload) as u64;
+            self.push(Order::Entry(entry.clone()), payload);
+        }
+    }
+
+    /// Hands over what has come, and copies a piece of the guest's memory if a segment is being begun. To be called
+    /// between slices of the guest, after what the slice sent to the backup: it may wake a thread.
+    ///
+    /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been taken. `tail` gives all
+    /// outputs below that may not have left, held ones too, in the order of their ids; it is asked for when a snapshot is
+    /// complete.
+    pub fn serve(
+        &mut self,
+        machine: &mut Machine,
+        next_seq: LogSeq,
+        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+    ) {
+        if self.has_failed() {
+            return;
+        }
+        if self.copying.is_none() && self.is_segment_due(machine) {
+            self.begin_snapshot(machine);
+        }
+        if self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES {
+            self.copy_some(machine, next_seq, tail);
+        }
+        self.hand_over();
+    }
+
+    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while the queue is full.
+    /// Arguments as those of [`DiskLog::serve`].
+    pub fn snapshot_now(
+        &mut self,
+        machine: &mut Machine,
+        next_seq: LogSeq,
+        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+    ) {
+        self.begin_snapshot(machine);
+        let mut tail = Some(tail);
+        while self.copying.is_some() && !self.has_failed() {
+            self.copy_some(machine, next_seq, || tail.take().map_or_else(Vec::new, |tail| tail()));
+            self.hand_over();
+            while self.is_full() {
+                thread::sleep(WRITER_WAIT);
+            }
+        }
+    }
+
+    /// Whether a segment is being begun: the caller should come to [`DiskLog::serve`] again soon, though the guest sleeps.
+    #[must_use]
+    pub const fn is_copying(&self) -> bool {
+        self.copying.is_some()
+    }
+
+    /// Whether so much waits for the disk that the guest must not run on.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.limits.queue_bytes_max
+    }
+
+    /// All entries before this would survive the host's loss of power; `None` before the first snapshot is on disk.
+    #[must_use]
+    pub fn durable(&self) -> Option<LogSeq> {
+        self.progress.durable()
+    }
+
+    /// Why logging has ended, told once; the VM goes on without it.
+    #[must_use]
+    pub fn take_failure(&mut self) -> Option<LogDirectoryError> {
+        if self.has_failed() { self.progress.take_failure() } else { None }
+    }
+
+    /// How many entries came after a failure.
+    #[must_use]
+    pub const fn entries_lost(&self) -> u64 {
+        self.entries_lost
+    }
+
+    /// Writes what has come and the end mark, makes it durable, and gives the directory back.
+    ///
+    /// # Errors
+    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it.
+    pub fn finish(mut self) -> Result<LogDirectory, LogDirectoryError> {
+        self.push(Order::Finish, 0);
+        self.hand_over();
+        let Self { orders, threads, progress, directory, .. } = self;
+        drop(orders);
+        for thread in threads {
+            thread.join().expect("a thread that panics ends the process");
+        }
+        progress.take_failure().map_or(Ok(directory), Err)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.progress.failed.load(Ordering::Acquire)
+    }
+
+    fn is_segment_due(&self, machine: &Machine) -> bool {
+        self.segment.as_ref().is_none_or(|segment| {
+            segment.bytes >= self.limits.segment_bytes.max(self.snapshot_bytes)
+                || machine.instruction_count().since(segment.start) >= self.limits.segment_steps
+        })
+    }
+
+    fn begin_snapshot(&mut self, machine: &mut Machine) {
+        self.copying = Some(PageCopying::begin(PageCopy::Disk, machine));
+        self.snapshot_bytes = 0;
+        self.push(Order::Begin(Box::new(self.session.clone())), 0);
+    }
+
+    fn copy_some(
+        &mut self,
+        machine: &mut Machine,
+        next_seq: LogSeq,
+        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+    ) {
+        let Some(mut copying) = self.copying.take() else { return };
+        if !copying.copy_some(machine, PIECE_PAGES, |pages| self.push_pages(pages)) {
+            self.copying = Some(copying);
+            return;
+        }
+        copying.copy_rest(machine, |pages| self.push_pages(pages));
+        for (id, operation) in tail() {
+            let bytes = operation.bytes().len();
+            self.push(Order::Tail(id, operation), bytes);
+        }
+        let snapshot = Snapshot { seq: next_seq, digest: machine.digest(), state: machine.state() };
+        let bytes = snapshot.state.len();
+        self.push(Order::Complete(snapshot), bytes);
+        self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
+    }
+
+    fn push_pages(&mut self, pages: Pages) {
+        let bytes = pages.count() * PAGE_BYTES;
+        self.snapshot_bytes += bytes as u64;
+        self.push(Order::Pages(pages), bytes);
+    }
+
+    fn push(&mut self, order: Order, payload_bytes: usize) {
+        self.pending_bytes += size_of::<Order>() + payload_bytes;
+        self.pending.push(order);
+    }
+
+    fn hand_over(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.pending_bytes);
+        self.progress.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let orders = std::mem::take(&mut self.pending);
+        // Fails only when logging has failed.
+        let _ = self.orders.send(Batch { orders, bytes });
+    }
+}
+
+fn payload_bytes(entry: &LogEntry) -> usize {
+    match &entry.body {
+        EntryBody::Event(Event::Packet { frame, .. }) => frame.len(),
+        EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),
+        EntryBody::Output { .. } => 8,
+        EntryBody::Digest(_) | EntryBody::Stopped(_) => 16,
+        EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
+        | EntryBody::Progress
+        | EntryBody::Generation(_) => 0,
+    }
+}

@@ -1,0 +1,190 @@
+//! The log of a live VM on disk, from which it goes on after the death of both sides.
+//!
+//! ```text
+//!   DIR/vm                              the VM's name; who uses the directory holds a lock on this file
+//!   DIR/node                            the incarnation that wrote the newest segment
+//!   DIR/<generation>-<first seq>.ftlog  segments: logs that begin with a snapshot, each replayable by itself
+//!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied to it
+//!   DIR/stopped                         logging has failed, and how: the VM went on without
+//! ```
+//! The newest segment is enough to go on from; the one before is kept until there is a newer one, in case the newest
+//! snapshot can't be read. Names sort by age: a later owner has a greater generation.
+//!
+//! # What is durable
+//! Outputs don't wait for the disk. The log reaches the host's page cache some milliseconds after the guest, and the
+//! disk within [`DiskLimits::sync_interval`] and the time that the disk takes. So:
+//! - If both sides are killed as processes, what the page cache had is there: all but the last few milliseconds.
+//! - If the host with the log loses power, all but the last interval is there: [`DiskLog::durable`] says what is.
+//! - In both cases clients may have seen outputs of the milliseconds that are missing; the VM goes on from before them,
+//!   as a restored backup of a machine does. It is not a failover.
+
+mod disk_log;
+mod resume;
+mod writer;
+
+pub use disk_log::{DiskLimits, DiskLog};
+pub use resume::Resumed;
+
+use crate::divergence::Divergence;
+use crate::restore::RestoreError;
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::file::LogFileError;
+use logchannel::session::{NodeId, VM_ID_BYTES_MAX, VmId};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+const VM: &str = "vm";
+const NODE: &str = "node";
+const PART: &str = "snapshot.part";
+const STOPPED: &str = "stopped";
+const SEGMENT_EXTENSION: &str = "ftlog";
+
+/// The longest of the small files, in bytes.
+const NOTE_BYTES_MAX: u64 = 1024;
+
+/// Why a VM's log on disk can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogDirectoryError {
+    /// The host refuses.
+    #[error("{action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Somebody has it.
+    #[error("the log directory {} is in use by another process; each side of a VM needs its own", .0.display())]
+    InUse(PathBuf),
+    /// It is not for this VM.
+    #[error("the log directory {} belongs to VM {found}, not {wanted}; name another directory", .path.display())]
+    OtherVm {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        wanted: VmId,
+    },
+    /// The log in it has ended before its VM.
+    #[error(
+        "the log in {} had failed ({reason}), and its VM went on without it: going on from there gives up what came \
+         after. If that is what you want, remove {STOPPED} in it first", .path.display()
+    )]
+    Stopped {
+        /// Which directory.
+        path: PathBuf,
+        /// How the log had failed.
+        reason: String,
+    },
+    /// Nothing to go on from.
+    #[error("the log directory {} has no segment with a whole snapshot: there is nothing to resume{}",
+            .path.display(), .skipped.iter().map(|(path, why)| format!("; {}: {why}", path.display())).collect::<String>())]
+    NoSegment {
+        /// Which directory.
+        path: PathBuf,
+        /// The segments in it, and what is wrong with each.
+        skipped: Vec<(PathBuf, RestoreError)>,
+    },
+    /// A segment can't be read to its end.
+    #[error("{}: {source}", .path.display())]
+    Log {
+        /// Which segment.
+        path: PathBuf,
+        /// Why.
+        source: LogFileError,
+    },
+    /// A segment's replay differs from it.
+    #[error("{}: {divergence}", .path.display())]
+    Diverged {
+        /// Which segment.
+        path: PathBuf,
+        /// How.
+        divergence: Divergence,
+    },
+}
+
+/// A directory for the log of one VM, locked for this process as long as this lives.
+#[derive(Debug)]
+pub struct LogDirectory {
+    path: PathBuf,
+    vm: VmId,
+    _lock: File,
+}
+
+impl LogDirectory {
+    /// Opens the directory of `vm`; makes it if there is none.
+    ///
+    /// # Errors
+    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
+    pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        fs::create_dir_all(path).map_err(failed("making the log directory", path))?;
+        let name_path = path.join(VM);
+        let failed = failed("opening", &name_path);
+        let options = File::options().read(true).write(true).create(true).truncate(false).clone();
+        let mut file = options.open(&name_path).map_err(&failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(LogDirectoryError::InUse(path.into())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let mut name = Vec::new();
+        (&file).take(VM_ID_BYTES_MAX as u64 + 1).read_to_end(&mut name).map_err(&failed)?;
+        if name.is_empty() {
+            file.write_all(vm.as_str().as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        } else if name != vm.as_str().as_bytes() {
+            let found = String::from_utf8_lossy(&name).into_owned();
+            return Err(LogDirectoryError::OtherVm { path: path.into(), found, wanted: vm.clone() });
+        }
+        Ok(Self { path: path.into(), vm: vm.clone(), _lock: file })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The segments in a directory, oldest first. Their writer may be at work there.
+///
+/// # Errors
+/// [`LogDirectoryError::Io`].
+pub fn segments(path: &Path) -> Result<Vec<PathBuf>, LogDirectoryError> {
+    let failed = failed("reading the log directory", path);
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(path).map_err(&failed)? {
+        let path = entry.map_err(&failed)?.path();
+        if path.extension().is_some_and(|extension| extension == SEGMENT_EXTENSION) {
+            segments.push(path);
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
+fn segment_name(generation: Generation, first: LogSeq) -> String {
+    format!("{:020}-{:020}.{SEGMENT_EXTENSION}", generation.0, first.0)
+}
+
+/// The incarnation that wrote the newest segment, if that is known.
+fn read_node(path: &Path) -> Result<Option<NodeId>, LogDirectoryError> {
+    Ok(read_note(&path.join(NODE))?.and_then(|text| text.parse().ok()))
+}
+
+/// A small file's text, if there is such a file.
+fn read_note(path: &Path) -> Result<Option<String>, LogDirectoryError> {
+    let mut text = Vec::new();
+    match File::open(path).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&text).trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("reading", path)(source)),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LogDirectoryError {
+    move |source| LogDirectoryError::Io { action, path: path.into(), source }
+}

@@ -1,0 +1,303 @@
+//! The two threads behind a log on disk: one writes files, one makes them durable, so that no entry waits in this process
+//! for the disk.
+
+use super::{LogDirectoryError, NODE, PART, STOPPED, failed, segment_name, segments};
+use crate::host::channel::lock;
+use crate::host::clock;
+use crossbeam_channel::Receiver;
+use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::file::{LogWriter, SnapshotWriter};
+use logchannel::session::{NodeId, SessionHeader};
+use logchannel::snapshot::{Pages, Snapshot};
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+use vm::{OutputId, OutputOperation};
+
+/// How long the writer lets orders gather before it looks for more: it needn't be woken for each, which costs the vCPU
+/// thread some microseconds.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// What the writer is to do, in order.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Write this to the segment.
+    Entry(LogEntry),
+    /// Begin the snapshot of the next segment.
+    Begin(Box<SessionHeader>),
+    /// Memory of the snapshot.
+    Pages(Pages),
+    /// An output for the snapshot's tail.
+    Tail(OutputId, Arc<OutputOperation>),
+    /// The snapshot ends with this, and entries go to its segment from here on.
+    Complete(Snapshot),
+    /// No more will come.
+    Finish,
+}
+
+/// Orders, and what they count for in the queue.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) orders: Vec<Order>,
+    pub(super) bytes: usize,
+}
+
+/// What the three threads know of each other.
+#[derive(Debug)]
+pub(super) struct Progress {
+    directory: PathBuf,
+    /// Of orders not yet carried out.
+    pub(super) queued_bytes: AtomicUsize,
+    pub(super) failed: AtomicBool,
+    failure: Mutex<Option<LogDirectoryError>>,
+    /// A [`LogSeq`], or [`NOTHING_DURABLE`].
+    durable: AtomicU64,
+    written: Mutex<Written>,
+    changed: Condvar,
+}
+
+const NOTHING_DURABLE: u64 = u64::MAX;
+
+/// What is to be made durable.
+#[derive(Clone, Debug, Default)]
+struct Written {
+    /// There is something new.
+    is_new: bool,
+    /// The segment, and the place behind its last entry.
+    segment: Option<(Arc<File>, PathBuf, LogSeq)>,
+    /// The part of the next one.
+    part: Option<Arc<File>>,
+    /// No more will come.
+    is_over: bool,
+}
+
+impl Progress {
+    pub(super) fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.into(),
+            queued_bytes: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            durable: AtomicU64::new(NOTHING_DURABLE),
+            written: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn durable(&self) -> Option<LogSeq> {
+        Some(self.durable.load(Ordering::Acquire)).filter(|seq| *seq != NOTHING_DURABLE).map(LogSeq)
+    }
+
+    pub(super) fn take_failure(&self) -> Option<LogDirectoryError> {
+        lock(&self.failure).take()
+    }
+
+    /// Ends the logging, and marks the directory as far as the disk still lets itself be written.
+    fn fail(&self, error: LogDirectoryError) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            let _ = fs::write(self.directory.join(STOPPED), error.to_string());
+            *lock(&self.failure) = Some(error);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Written)) {
+        change(&mut lock(&self.written));
+        self.changed.notify_one();
+    }
+
+    /// Waits for something new.
+    fn wait(&self) -> Written {
+        let mut written = lock(&self.written);
+        while !written.is_new && !written.is_over {
+            written = self.changed.wait(written).expect("a thread that panics ends the process");
+        }
+        let found = written.clone();
+        written.is_new = false;
+        found
+    }
+}
+
+type SegmentFile = BufWriter<Arc<File>>;
+
+/// Carries out orders.
+pub(super) struct Writer {
+    directory: PathBuf,
+    node: NodeId,
+    queue: Receiver<Batch>,
+    progress: Arc<Progress>,
+    segment: Option<Segment>,
+    part: Option<Part>,
+}
+
+struct Segment {
+    log: LogWriter<SegmentFile>,
+    file: Arc<File>,
+    path: PathBuf,
+}
+
+/// A segment whose snapshot isn't complete.
+struct Part {
+    snapshot: SnapshotWriter<SegmentFile>,
+    file: Arc<File>,
+    generation: Generation,
+}
+
+impl Writer {
+    pub(super) const fn new(directory: PathBuf, node: NodeId, queue: Receiver<Batch>, progress: Arc<Progress>) -> Self {
+        Self { directory, node, queue, progress, segment: None, part: None }
+    }
+
+    /// Carries out what is in the queue until it is closed or something fails.
+    pub(super) fn run(mut self) {
+        while let Ok(batch) = self.queue.recv()
+            && !self.progress.failed.load(Ordering::Acquire)
+        {
+            if let Err(error) = self.carry_out_all(batch) {
+                self.progress.fail(error);
+                break;
+            }
+            thread::sleep(GATHER);
+        }
+        self.progress.change(|written| written.is_over = true);
+    }
+
+    /// Carries out `batch` and what else has gathered, and lets it all reach the page cache.
+    fn carry_out_all(&mut self, batch: Batch) -> Result<(), LogDirectoryError> {
+        let gathered = self.queue.len();
+        let queue = self.queue.clone();
+        for Batch { orders, bytes } in std::iter::once(batch).chain(queue.try_iter().take(gathered)) {
+            for order in orders {
+                self.carry_out(order)?;
+            }
+            self.progress.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        if let Some(segment) = &mut self.segment {
+            segment.log.flush().map_err(failed("writing", &segment.path))?;
+            let found = (segment.file.clone(), segment.path.clone(), segment.log.next_seq());
+            self.progress.change(|written| written.segment = Some(found));
+        }
+        let part = self.part.as_ref().map(|part| part.file.clone());
+        self.progress.change(|written| (written.part, written.is_new) = (part, true));
+        Ok(())
+    }
+
+    fn carry_out(&mut self, order: Order) -> Result<(), LogDirectoryError> {
+        let part_path = self.directory.join(PART);
+        match order {
+            Order::Entry(entry) => {
+                let segment = self.segment.as_mut().expect("entries come behind a snapshot");
+                segment.log.append(&entry).map(|_| ()).map_err(failed("writing", &segment.path))
+            }
+            Order::Begin(session) => {
+                self.part = Some(begin_part(&part_path, &session).map_err(failed("writing", &part_path))?);
+                Ok(())
+            }
+            Order::Pages(pages) => {
+                self.part().snapshot.pages(pages.first, &pages.bytes).map_err(failed("writing", &part_path))
+            }
+            Order::Tail(id, operation) => {
+                self.part().snapshot.tail(id, &operation).map_err(failed("writing", &part_path))
+            }
+            Order::Complete(snapshot) => self.complete(&snapshot),
+            Order::Finish => self.finish(),
+        }
+    }
+
+    fn part(&mut self) -> &mut Part {
+        self.part.as_mut().expect("a snapshot's pieces come behind its beginning")
+    }
+
+    /// Makes the part the segment that takes the entries.
+    fn complete(&mut self, snapshot: &Snapshot) -> Result<(), LogDirectoryError> {
+        let part_path = self.directory.join(PART);
+        let Part { snapshot: writer, file, generation } =
+            self.part.take().expect("a snapshot ends behind its beginning");
+        let log = writer.finish(snapshot).map_err(failed("writing", &part_path))?;
+        let path = self.directory.join(segment_name(generation, snapshot.seq));
+        fs::rename(&part_path, &path).map_err(failed("naming", &path))?;
+        match self.segment.replace(Segment { log, file, path }) {
+            Some(old) => {
+                assert_eq!(old.log.next_seq(), snapshot.seq, "an entry was kept from the log on disk");
+                old.log.finish().map(|_| ()).map_err(failed("writing", &old.path))
+            }
+            None => {
+                let path = self.directory.join(NODE);
+                fs::write(&path, self.node.to_string()).map_err(failed("writing", &path))
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), LogDirectoryError> {
+        let Some(Segment { log, file, path }) = self.segment.take() else { return Ok(()) };
+        let end = log.next_seq();
+        log.finish().map_err(failed("writing", &path))?;
+        self.progress.change(|written| written.segment = Some((file, path, end)));
+        Ok(())
+    }
+}
+
+fn begin_part(path: &Path, session: &SessionHeader) -> io::Result<Part> {
+    let file = Arc::new(File::create(path)?);
+    let snapshot = SnapshotWriter::create(BufWriter::new(file.clone()), session)?;
+    Ok(Part { snapshot, file, generation: session.generation })
+}
+
+/// Makes durable what is written, each `interval`, until no more will come or something fails.
+pub(super) fn run_sync(directory: &Path, progress: &Progress, interval: Duration) {
+    let mut safe = None;
+    loop {
+        let written = progress.wait();
+        let started_ns = clock::now_ns();
+        if let Err(error) = sync(directory, progress, &written, &mut safe) {
+            return progress.fail(error);
+        }
+        if written.is_over {
+            return;
+        }
+        thread::sleep(interval.saturating_sub(Duration::from_nanos(clock::now_ns() - started_ns)));
+    }
+}
+
+/// `safe` is the newest segment whose snapshot is durable.
+fn sync(
+    directory: &Path,
+    progress: &Progress,
+    written: &Written,
+    safe: &mut Option<PathBuf>,
+) -> Result<(), LogDirectoryError> {
+    if let Some((file, path, end)) = &written.segment {
+        file.sync_data().map_err(failed("syncing", path))?;
+        if safe.as_ref() != Some(path) {
+            File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("syncing", directory))?;
+            if safe.is_none() {
+                remove(&directory.join(STOPPED))?;
+            }
+            remove_older(directory, path)?;
+            *safe = Some(path.clone());
+        }
+        progress.durable.store(end.0, Ordering::Release);
+    }
+    if let Some(part) = &written.part {
+        part.sync_data().map_err(failed("syncing", &directory.join(PART)))?;
+    }
+    Ok(())
+}
+
+/// Removes all segments but `newest` and the one before.
+fn remove_older(directory: &Path, newest: &Path) -> Result<(), LogDirectoryError> {
+    let older = segments(directory)?.into_iter().filter(|segment| segment.as_path() < newest);
+    let mut older: Vec<_> = older.collect();
+    older.pop();
+    older.iter().try_for_each(|segment| remove(segment))
+}
+
+fn remove(path: &Path) -> Result<(), LogDirectoryError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

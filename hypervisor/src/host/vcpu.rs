@@ -1,0 +1,195 @@
+//! The vCPU thread of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and copies the guest's
+//! memory for a backup that joins.
+
+use super::channel::{Arrived, ChannelReader, lock};
+use super::clock;
+use super::inbox::{HostEventSource, SLICE_STEPS};
+use super::live::Shared;
+use crate::record::{LogSink, Recorder, Slice};
+use crate::role::{FULL_SHARE, PrimaryRole};
+use logchannel::entry::{Generation, LogEntry};
+use std::convert::Infallible;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use vm::{OutputId, OutputOperation};
+
+/// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
+/// microseconds.
+const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
+
+/// How long a vCPU thread that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
+/// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
+const SPIN_NS: u64 = 200_000;
+
+/// After spinning for nothing, how many times the vCPU thread sleeps at once: on a crowded host the time is the backup's.
+const SPIN_REST: u32 = 32;
+
+/// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
+const SLEEP_NS_MAX: u64 = 100_000_000;
+
+/// The same while a backup waits for the guest's memory.
+const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
+
+/// A slowed guest gives its time back in pieces of this, in nanoseconds.
+const YIELD_NS: u64 = 1_000_000;
+
+impl Shared {
+    /// Runs the guest until this node's part in it is over.
+    pub(super) fn run_vcpu(&self, mut recorder: Recorder<HostEventSource>) -> Recorder<HostEventSource> {
+        self.drive(|_, _| ());
+        let mut sink = RoleSink { shared: self };
+        let mut logged_generation = None;
+        let mut rest = 0;
+        let mut owed_ns = 0;
+        while !self.over.load(Ordering::Acquire) {
+            self.copy_for_join(&mut recorder);
+            if !self.may_run.load(Ordering::Acquire) {
+                self.sleep(&recorder);
+                self.hear_backup();
+                continue;
+            }
+            let generation = self.generation.load(Ordering::Relaxed);
+            if logged_generation != Some(generation) {
+                if logged_generation.replace(generation).is_none() {
+                    recorder.source_mut().start();
+                }
+                let Ok(()) = recorder.log_generation(&mut sink, Generation(generation));
+            }
+            let holding = self.holding.load(Ordering::Acquire);
+            let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
+            let share = self.share.load(Ordering::Relaxed);
+            let started_ns = if share < FULL_SHARE { clock::now_ns() } else { 0 };
+            let Ok(slice) = recorder.run_slice(&mut sink, steps);
+            if holding {
+                self.hear_backup();
+            }
+            match slice {
+                Slice::Ran if share < FULL_SHARE => {
+                    let ran_ns = clock::now_ns() - started_ns;
+                    owed_ns += ran_ns * u64::from(FULL_SHARE - share) / u64::from(share.max(1));
+                    self.give_back(&mut owed_ns);
+                }
+                Slice::Ran => {}
+                Slice::Waiting => {
+                    self.spin_for_release(&recorder, &mut rest);
+                    self.sleep(&recorder);
+                    self.hear_backup();
+                }
+                Slice::Stopped(_) => {
+                    self.sleep(&recorder);
+                    self.hear_backup();
+                }
+            }
+        }
+        recorder
+    }
+
+    /// Copies a piece of the guest's memory if a backup that joins has room for it.
+    fn copy_for_join(&self, recorder: &mut Recorder<HostEventSource>) {
+        if !self.copying.load(Ordering::Acquire) || !lock(&self.role).wants_copy() {
+            return;
+        }
+        // The bytes are written by the thread that the backup came to: the guest doesn't wait for the channel.
+        let actions = self.give(|role, now_ns| role.copy_snapshot(now_ns, recorder.machine_mut()));
+        self.pass_on(actions);
+    }
+
+    /// Time that a slowed guest doesn't get.
+    fn give_back(&self, owed_ns: &mut u64) {
+        if *owed_ns >= YIELD_NS {
+            thread::sleep(Duration::from_nanos(YIELD_NS));
+            *owed_ns -= YIELD_NS;
+            self.hear_backup();
+        }
+    }
+
+    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again, as long as
+    /// the backup answers soon. `rest` counts the sleeps without it after a time when it didn't.
+    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>, rest: &mut u32) {
+        if !self.holding.load(Ordering::Acquire) {
+            return;
+        }
+        if *rest > 0 {
+            *rest -= 1;
+            return;
+        }
+        let end_ns = clock::now_ns() + SPIN_NS;
+        while self.holding.load(Ordering::Acquire)
+            && !recorder.source().has_input(recorder.machine())
+            && clock::now_ns() < end_ns
+        {
+            self.hear_backup();
+            // The backup's own thread may be waiting for this very core.
+            thread::yield_now();
+        }
+        if clock::now_ns() >= end_ns {
+            *rest = SPIN_REST;
+        }
+    }
+
+    /// Sleeps until the guest has something to do or the backup something to say that matters now.
+    fn sleep(&self, recorder: &Recorder<HostEventSource>) {
+        let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
+        let channel = if backup_matters { self.channel.stream() } else { None };
+        let socket = channel.as_ref().map(|stream| stream.as_fd());
+        let is_copying = self.copying.load(Ordering::Acquire);
+        let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
+        recorder.source().sleep(recorder.machine(), socket, clock::now_ns() + sleep_ns);
+    }
+
+    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their
+    /// order because the reader is kept until they have.
+    pub(super) fn hear_backup(&self) {
+        let Ok(mut reader) = self.channel.reader.try_lock() else { return };
+        let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
+        let (messages, end) = match arrived {
+            Arrived::Messages(messages) if messages.is_empty() => return,
+            Arrived::Messages(messages) => (messages, None),
+            Arrived::Last { messages, reason } => (messages, Some(reason)),
+        };
+        let input = |role: &mut PrimaryRole, now_ns| {
+            for message in messages {
+                role.backup_said(now_ns, message);
+            }
+            if let Some(reason) = &end {
+                role.backup_lost(reason);
+            }
+        };
+        let actions = self.give(input);
+        if end.is_some() {
+            *reader = None;
+            // Whoever waits for this connection would wake up at once, for ever.
+            self.channel.cut();
+        }
+        drop(reader);
+        self.carry_out(actions);
+    }
+}
+
+/// The recorder's entries go to the role.
+struct RoleSink<'a> {
+    shared: &'a Shared,
+}
+
+impl LogSink for RoleSink<'_> {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        let may_leave = {
+            let mut role = lock(&self.shared.role);
+            role.append(clock::now_ns(), entry, output);
+            role.has_outgoing()
+        };
+        if may_leave {
+            self.shared.send_outgoing();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        self.shared.drive(|role, now_ns| role.flush(now_ns));
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! Bugs on purpose: what the simulator must be able to find.
+//!
+//! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature `mutations`, which only the
+//! tests' own build has, none exists: [`mutated`] is a constant. Checks that nothing can fail prove nothing; these are what
+//! fails them.
+
+/// A rule that isn't kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The primary lets outputs out at once, acknowledged or not.
+    SkipOutputRule,
+    /// The primary takes what it has sent for acknowledged.
+    ReleaseOnSend,
+    /// The backup acknowledges an entry before it has received it.
+    AckBeforeReceive,
+    /// The backup goes live without asking the arbiter.
+    BackupSkipsTestAndSet,
+    /// The primary goes on alone without asking the arbiter.
+    PrimarySkipsTestAndSet,
+    /// The backup claims though nobody has told it that outputs are held for it.
+    ClaimUntold,
+    /// The backup goes live before it has consumed the last entry.
+    GoLiveBeforeLastEntry,
+    /// A fenced primary lets out what it held.
+    ReleaseWhenFenced,
+    /// The primary says that the pair is protected, and holds nothing.
+    TellBeforeHolding,
+    /// The primary tells the backup that one more output has left than has.
+    TellReleasedTooEarly,
+    /// A backup that goes live doesn't send what its predecessor may not have sent.
+    ForgetTail,
+    /// A snapshot comes without the outputs that may not have left.
+    ForgetTailInSnapshot,
+    /// Pages written while the memory was copied aren't copied again.
+    SkipLastPages,
+    /// The log goes on one entry too late after a snapshot.
+    SnapshotTooEarly,
+    /// The LAN gives a new owner again the last frame that its predecessor had logged.
+    RedeliverLoggedFrame,
+    /// The LAN carries an output again.
+    CarryTwice,
+    /// The LAN serves the port of an older generation.
+    ServeOlderGeneration,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::SkipOutputRule,
+        Self::ReleaseOnSend,
+        Self::AckBeforeReceive,
+        Self::BackupSkipsTestAndSet,
+        Self::PrimarySkipsTestAndSet,
+        Self::ClaimUntold,
+        Self::GoLiveBeforeLastEntry,
+        Self::ReleaseWhenFenced,
+        Self::TellBeforeHolding,
+        Self::TellReleasedTooEarly,
+        Self::ForgetTail,
+        Self::ForgetTailInSnapshot,
+        Self::SkipLastPages,
+        Self::SnapshotTooEarly,
+        Self::RedeliverLoggedFrame,
+        Self::CarryTwice,
+        Self::ServeOlderGeneration,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+}
+
+/// Takes a rule away in this thread.
+#[cfg(feature = "mutations")]
+pub fn activate(mutation: Option<Mutation>) {
+    ACTIVE.set(mutation);
+}
+
+/// Whether the rule is taken away.
+#[cfg(feature = "mutations")]
+pub(crate) fn mutated(mutation: Mutation) -> bool {
+    ACTIVE.get() == Some(mutation)
+}
+
+/// Whether the rule is taken away: never in this build.
+#[cfg(not(feature = "mutations"))]
+pub(crate) const fn mutated(_: Mutation) -> bool {
+    false
+}

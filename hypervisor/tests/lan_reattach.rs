@@ -1,0 +1,201 @@
+//! Connections to the LAN die with frames on them; the frames are sent again and arrive once, in order.
+#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use hypervisor::host::inbox::HostEventSource;
+use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
+use hypervisor::host::outlets::Outlets;
+use hypervisor::lan::server::{LanConfig, LanServer};
+use hypervisor::output_gate::OutputGate;
+use hypervisor::report::Reporter;
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::session::NodeId;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use vm::{OutputId, OutputOperation};
+
+const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x15];
+/// Connections that die before one is left alone.
+const CUTS: u64 = 12;
+/// Bounds every wait; no test waits that long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// Starts a LAN that runs as long as the test; tells where VMs and QEMU processes connect.
+fn start_lan() -> (SocketAddr, SocketAddr) {
+    let config = LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![] };
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = LanServer::bind(&config, Reporter::new("lan-test", false)).await.unwrap();
+            tell.send((server.listen_address(), server.qemu_address().unwrap())).unwrap();
+            server.run(std::future::pending()).await;
+        });
+    });
+    told.recv_timeout(PATIENCE).unwrap()
+}
+
+/// SplitMix64.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 27)
+}
+
+/// A way to the LAN whose first connections die after some bytes, at any place in a message, and take with them what was
+/// under way.
+fn start_faulty_link(lan: SocketAddr, seed: u64, cuts: Arc<AtomicU64>) -> SocketAddr {
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut state = seed;
+        for client in listener.incoming().map(Result::unwrap) {
+            let bytes_left =
+                if cuts.load(Ordering::SeqCst) < CUTS { 100 + random(&mut state) % 8000 } else { u64::MAX };
+            let lan = TcpStream::connect(lan).unwrap();
+            let (mut answers, mut back) = (lan.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            pass(client, lan, bytes_left);
+            cuts.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    address
+}
+
+/// Passes so many bytes on, and then cuts.
+fn pass(mut client: TcpStream, mut lan: TcpStream, mut bytes_left: u64) {
+    let mut buffer = [0; 4096];
+    while bytes_left > 0 {
+        let length = client.read(&mut buffer).unwrap_or(0);
+        let passed = length.min(usize::try_from(bytes_left).unwrap());
+        if length == 0 || lan.write_all(&buffer[..passed]).is_err() {
+            break;
+        }
+        bytes_left -= passed as u64;
+    }
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = lan.shutdown(Shutdown::Both);
+}
+
+/// An owner of a VM, reduced to its output gate.
+struct Owner {
+    gate: Mutex<OutputGate>,
+    outlets: Arc<Mutex<Outlets>>,
+}
+
+impl Owner {
+    /// Puts out what is released, as a live VM does.
+    fn put_out(&self) {
+        let mut outlets = self.outlets.lock().unwrap();
+        let batch: Vec<_> = {
+            let mut gate = self.gate.lock().unwrap();
+            std::iter::from_fn(|| gate.take_released()).collect()
+        };
+        if let Some((last, _)) = batch.last() {
+            outlets.put_out(&batch);
+            self.gate.lock().unwrap().put_out(OutputId(last.0 + 1));
+        }
+    }
+
+    fn produce(&self, id: u64) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Frame(numbered_frame(id)));
+        gate.release(0, LogSeq(id + 1));
+    }
+}
+
+impl NetworkEvents for Owner {
+    fn owner(&self) -> (Generation, OutputId) {
+        (Generation(0), self.gate.lock().unwrap().next_to_leave())
+    }
+
+    fn attached(&self, next_output: OutputId) {
+        self.gate.lock().unwrap().send_again(next_output);
+    }
+
+    fn ready(&self) {
+        self.put_out();
+    }
+
+    fn carried(&self, next_output: OutputId) {
+        self.gate.lock().unwrap().carried(next_output);
+    }
+}
+
+fn numbered_frame(number: u64) -> Vec<u8> {
+    [&[2, 9, 9, 9, 9, 9][..], &GUEST_MAC, &[0x88, 0xb5], &number.to_be_bytes(), &[0; 38]].concat()
+}
+
+/// The number in the next frame that comes out of the LAN.
+fn next_number(qemu: &mut TcpStream) -> u64 {
+    let mut frame = [0; 4 + 60];
+    qemu.read_exact(&mut frame).unwrap();
+    u64::from_be_bytes(*frame[18..].first_chunk().unwrap())
+}
+
+#[test]
+fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
+    let seed = std::env::var("FT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
+    println!("FT_SEED={seed}");
+    let (listen, qemu) = start_lan();
+    let mut qemu = TcpStream::connect(qemu).unwrap();
+    qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+    let cuts = Arc::new(AtomicU64::new(0));
+    let link = start_faulty_link(listen, seed, cuts.clone());
+
+    let reporter = Reporter::new("lan-test", true);
+    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, true)));
+    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), outlets: outlets.clone() });
+    let (_source, inbox) = HostEventSource::new(0).unwrap();
+    let network = Network {
+        address: NetworkAddress::Lan(link),
+        vm: "vm".parse().unwrap(),
+        node: NodeId(1),
+        mac: GUEST_MAC,
+        reporter,
+        inbox,
+        outlets,
+        over: Arc::default(),
+    };
+    network.start(0, true, owner.clone()).unwrap();
+
+    // Known when all cuts are done, and well before it is reached.
+    let end = Arc::new(AtomicU64::new(u64::MAX));
+    let (producer, ends_at) = (owner.clone(), end.clone());
+    thread::spawn(move || {
+        let mut produced = 0;
+        while produced < ends_at.load(Ordering::SeqCst) {
+            // Some at once, so that a cut comes into a batch; not more in all than a QEMU port keeps for its peer.
+            for _ in 0..=produced % 5 {
+                producer.produce(produced);
+                produced += 1;
+            }
+            producer.put_out();
+            thread::sleep(Duration::from_millis(5));
+            if cuts.load(Ordering::SeqCst) == CUTS {
+                ends_at.fetch_min(produced + 200, Ordering::SeqCst);
+            }
+        }
+    });
+    let mut expected = 0;
+    while expected < end.load(Ordering::SeqCst) {
+        assert_eq!(next_number(&mut qemu), expected);
+        expected += 1;
+    }
+    println!("{expected} frames over {CUTS} connections that died");
+    // What was carried is forgotten: the LAN tells so.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while owner.gate.lock().unwrap().next_to_leave() < OutputId(expected) {
+        assert!(std::time::Instant::now() < deadline, "the LAN doesn't tell that it has carried everything");
+        thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,465 @@
+//! How a backup comes to a running guest, again and again. Source: Scales et al. 2010, §2.3 and §3.1.
+
+use crate::pair::{Pair, end_claim};
+use crate::world::{BACKUP, G, MS, NEXT, STEPS_PER_PAGE, machine, operation, session, vm_id, writing_guest};
+use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::message::Message;
+use logchannel::session::{NodeId, SessionHeader};
+use vm::{OutputId, OutputOperation, PAGE_BYTES};
+
+const THIRD: NodeId = NodeId(3);
+
+/// What has been said to the backup and not arrived yet; it never arrives.
+fn messages_to_backup(pair: &mut Pair) -> Vec<Message> {
+    pair.collect();
+    pair.to_backup.deliver(usize::MAX)
+}
+
+#[test]
+fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entries() {
+    let mut pair = Pair::alone();
+    pair.lan_is_silent = true;
+    pair.output();
+    pair.connect();
+    pair.copy();
+    pair.output();
+    let kinds = messages_to_backup(&mut pair).into_iter().map(|message| match message {
+        Message::Session(found) => {
+            assert_eq!(found, session());
+            's'
+        }
+        Message::Pages(_) => 'p',
+        Message::Tail(_) => 't',
+        Message::Snapshot(snapshot) => {
+            assert_eq!(snapshot.seq, LogSeq(1));
+            'S'
+        }
+        Message::Entries(batch) => {
+            assert_eq!(batch.first_seq, LogSeq(1));
+            'e'
+        }
+        other => panic!("{other:?}"),
+    });
+    let mut kinds: Vec<_> = kinds.collect();
+    kinds.dedup();
+    assert_eq!(kinds, ['s', 'p', 't', 'S', 'e']);
+}
+
+#[test]
+fn a_guest_runs_and_its_outputs_leave_at_once_while_a_backup_joins() {
+    let mut pair = Pair::alone();
+    let mut expected = Vec::new();
+    let mut runs = |pair: &mut Pair, when: &str| {
+        expected.push(pair.output().0);
+        assert!(pair.primary.may_run(), "{when}");
+        assert_eq!(pair.out, expected, "{when}");
+    };
+    runs(&mut pair, "alone");
+    pair.connect();
+    runs(&mut pair, "the session is under way");
+    pair.copy_piece();
+    assert!(pair.primary.is_copying());
+    runs(&mut pair, "memory is copied");
+    pair.copy();
+    assert!(!pair.primary.is_copying());
+    runs(&mut pair, "the snapshot is under way");
+    pair.deliver_to_backup();
+    runs(&mut pair, "the backup restores");
+    pair.restore();
+    runs(&mut pair, "the acceptance is under way");
+    pair.deliver_to_primary();
+    assert!(pair.primary.is_protected());
+    let held = pair.output();
+    assert_eq!(pair.out, expected, "held from here on");
+    pair.exchange();
+    assert_eq!(pair.out.last(), Some(&held.0));
+    // And all of it is the backup's, too.
+    pair.replay();
+    let mut next = pair.backup_goes_live(NEXT, THIRD);
+    next.output();
+    assert_eq!(pair.lan.borrow().carried.len(), 7);
+}
+
+/// The Output Rule begins with the entries before it: a backup that may claim has to have those whose outputs left unheld.
+#[test]
+fn word_of_protection_comes_behind_every_entry_whose_output_left_unheld() {
+    let mut pair = Pair::alone();
+    pair.connect();
+    pair.copy();
+    pair.deliver_to_backup();
+    pair.restore();
+    // The vCPU thread is interrupted between append and flush; another thread puts the output out, and hears the backup.
+    let id = pair.unflushed_output();
+    assert_eq!(pair.out, [id.0]);
+    pair.deliver_to_primary();
+    assert!(pair.primary.is_protected());
+    // The driver asserts it already when the backup is told; here is what would come of it.
+    while pair.backup_actions.is_empty() {
+        assert!(pair.to_backup.len() > 0, "it is told at last");
+        pair.deliver_some_to_backup(1);
+    }
+    pair.to_backup.lose_behind(0);
+    pair.backup_actions.clear();
+    let mut next = pair.backup_goes_live(NEXT, THIRD);
+    assert_eq!(next.output(), OutputId(1), "the successor's guest has sent {id:?}");
+}
+
+#[test]
+fn a_guest_is_copied_while_it_writes_and_the_copy_is_the_guest() {
+    let mut pair = Pair::alone();
+    pair.machine = machine(&writing_guest(64));
+    for _ in 0..100 {
+        pair.output();
+    }
+    pair.connect();
+    let mut pieces = 0;
+    while pair.primary.wants_copy() {
+        pair.copy_piece();
+        pieces += 1;
+        (0..3).for_each(|_| _ = pair.output());
+    }
+    assert!(pieces > 4, "{pieces}");
+    // The digest that the snapshot carries is the primary's, RAM and all.
+    pair.exchange();
+    assert!(pair.primary.is_protected());
+    pair.output();
+    pair.exchange();
+    pair.replay();
+    assert_eq!(pair.backup.cursors().1, pair.primary.appended());
+}
+
+/// How many pages go out at once, at most, while a guest that writes `pages` between any two pieces is copied; and how
+/// many pieces it took.
+fn largest_piece(pages: u32) -> (usize, usize) {
+    let mut pair = Pair::alone();
+    pair.machine = machine(&writing_guest(512));
+    pair.connect();
+    let (mut largest, mut pieces) = (0, 0);
+    while pair.primary.wants_copy() {
+        pair.copy_piece();
+        let copied = messages_to_backup(&mut pair).into_iter().map(|message| match message {
+            Message::Pages(pages) => pages.bytes.len() / PAGE_BYTES,
+            _ => 0,
+        });
+        largest = largest.max(copied.sum());
+        pieces += 1;
+        assert!(pieces < 10_000, "a copy without end");
+        let count = pair.machine.instruction_count();
+        pair.machine.run(count.plus(STEPS_PER_PAGE * u64::from(pages)));
+    }
+    assert!(!pair.primary.is_copying());
+    (largest, pieces)
+}
+
+#[test]
+fn the_last_piece_is_small_unless_the_guest_writes_faster_than_it_is_copied() {
+    let (largest, _) = largest_piece(1);
+    assert!(largest <= 256, "{largest} pages copied with the guest standing still");
+    // It would be chased for ever.
+    let (largest, pieces) = largest_piece(400);
+    assert!(largest > 256, "{largest}");
+    assert!(pieces > 16 * 16, "{pieces}");
+}
+
+#[test]
+fn no_more_is_copied_than_the_channel_takes() {
+    let mut pair = Pair::alone();
+    pair.machine = machine(&writing_guest(512));
+    let count = pair.machine.instruction_count();
+    pair.machine.run(count.plus(STEPS_PER_PAGE * 512));
+    pair.connect();
+    // Nobody takes what is to be sent.
+    while pair.primary.wants_copy() {
+        pair.primary.copy_snapshot(pair.now_ns, &mut pair.machine);
+    }
+    assert!(pair.primary.is_copying(), "a guest of 2 MiB of memory");
+    let mut bytes = Vec::new();
+    pair.primary.take_outgoing(&mut bytes);
+    assert!(bytes.len() < 2 << 20, "{} bytes wait in memory", bytes.len());
+    assert!(pair.primary.wants_copy(), "there is room again");
+}
+
+#[test]
+fn outputs_that_the_network_has_not_carried_are_in_the_tail_and_come_out_once() {
+    let mut pair = Pair::alone();
+    pair.output();
+    pair.output();
+    pair.port = None;
+    (0..3).for_each(|_| _ = pair.output());
+    assert_eq!(pair.out, [0, 1], "three frames are lost with the connection to the LAN");
+    pair.become_protected();
+    let held = pair.output();
+    pair.exchange();
+    pair.replay();
+    assert_eq!(pair.out, [0, 1]);
+    let next = pair.backup_goes_live(NEXT, THIRD);
+    assert_eq!(next.out, [2, 3, 4, held.0], "those that were made before the backup came, too");
+    assert_eq!(pair.lan.borrow().carried.len(), 6);
+    assert_eq!(pair.lan.borrow().dropped, 0);
+}
+
+#[test]
+fn outputs_of_the_tail_that_left_meanwhile_are_not_sent_again() {
+    let mut pair = Pair::alone();
+    pair.lan_is_silent = true;
+    (0..4).for_each(|_| _ = pair.output());
+    pair.become_protected();
+    assert_eq!(pair.out, [0, 1, 2, 3], "carried, but nobody was told");
+    pair.output();
+    // Told while the backup is there, for the tail and what came behind it.
+    pair.exchange();
+    pair.lan_tells();
+    pair.pass(5 * MS);
+    pair.exchange();
+    pair.output();
+    pair.exchange();
+    pair.replay();
+    let next = pair.backup_goes_live(NEXT, THIRD);
+    assert_eq!(next.out, [0_u64; 0], "the LAN tells the successor that it has the last one");
+    // Without that word it would have sent this one, and no other.
+    let mut again = Pair::alone();
+    again.lan_is_silent = true;
+    (0..2).for_each(|_| _ = again.output());
+    again.become_protected();
+    again.lan_tells();
+    again.pass(5 * MS);
+    again.output();
+    again.exchange();
+    again.replay();
+    assert_eq!(again.tail(), [2]);
+}
+
+#[test]
+fn console_output_is_in_the_tail_only_behind_what_is_not_known_to_have_left() {
+    let mut pair = Pair::alone();
+    let word = OutputOperation::Console(b"word".to_vec());
+    let log = |pair: &mut Pair, id: u64| {
+        let body = logchannel::entry::EntryBody::Output { id: OutputId(id), digest: word.digest() };
+        let entry = logchannel::entry::LogEntry { count: vm::InstructionCount(id), body };
+        pair.primary.append(pair.now_ns, &entry, Some((OutputId(id), word.clone())));
+    };
+    log(&mut pair, 0);
+    log(&mut pair, 1);
+    assert_eq!(pair.primary.take_released().map(|(id, _)| id), Some(OutputId(0)));
+    pair.primary.put_out(OutputId(1));
+    assert_eq!(pair.primary.gate().next_to_leave(), OutputId(1));
+    pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap();
+    while pair.primary.wants_copy() {
+        pair.primary.copy_snapshot(pair.now_ns, &mut pair.machine);
+    }
+    let tail = messages_to_backup(&mut pair).into_iter().filter_map(|message| match message {
+        Message::Tail(tail) => Some(tail.id.0),
+        _ => None,
+    });
+    assert_eq!(tail.collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn a_frame_lost_by_the_network_is_sent_again_by_the_primary_itself() {
+    let mut pair = Pair::protected();
+    pair.port = None;
+    pair.output();
+    pair.output();
+    pair.exchange();
+    assert_eq!(pair.out, [0_u64; 0]);
+    pair.attach();
+    assert_eq!(pair.out, [0, 1]);
+    pair.attach();
+    assert_eq!(pair.out, [0, 1], "they have been carried");
+}
+
+#[test]
+fn a_new_backup_joins_a_primary_that_lost_its_own() {
+    let mut pair = Pair::protected();
+    for generation in 1..=5 {
+        let generation = Generation(G.0 + generation);
+        (0..3).for_each(|_| _ = pair.output());
+        pair.primary_goes_on(generation);
+        assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()));
+        pair.next_backup(NodeId(10 + u128::from(generation.0)));
+        pair.become_protected();
+        assert_eq!(pair.primary.generation(), generation);
+        let held = pair.output();
+        assert_ne!(pair.out.last(), Some(&held.0));
+        pair.exchange();
+        pair.replay();
+        assert_eq!(pair.backup.cursors().1, pair.primary.appended(), "the log's numbering runs on");
+    }
+    assert_eq!(pair.out, (0..20).collect::<Vec<_>>());
+    let holders = pair.arbiter.borrow().claims.values().map(|claim| claim.node).collect::<Vec<_>>();
+    assert_eq!(holders, [pair.primary_node; 5]);
+}
+
+#[test]
+fn a_new_backup_joins_the_owner_after_every_failover() {
+    let mut pair = Pair::protected();
+    for step in 1..=6_u64 {
+        (0..3).for_each(|_| _ = pair.output());
+        pair.deliver_to_backup();
+        // The acknowledgements of some die with the primary.
+        if step % 2 == 0 {
+            pair.deliver_to_primary();
+        }
+        pair = pair.backup_goes_live(Generation(G.0 + step), NodeId(u128::from(10 + step)));
+        assert_eq!(pair.primary.generation(), Generation(G.0 + step));
+        assert!(!pair.primary.is_protected() && pair.primary.may_run(), "it goes on alone until a backup has come");
+        pair.output();
+        pair.become_protected();
+    }
+    let lan = pair.lan.borrow();
+    assert_eq!(lan.carried.len(), 24);
+    assert_eq!(lan.carried[23], operation(pair.primary_node, OutputId(23)));
+    assert_eq!(pair.arbiter.borrow().claims.keys().copied().collect::<Vec<_>>(), (G.0..G.0 + 6).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_primary_of_the_very_first_generation_pairs_like_any_other() {
+    let session = SessionHeader { generation: Generation(0), ..session() };
+    let mut pair =
+        Pair::with(PrimaryRole::awaiting_backup(session, Timing::default()), crate::world::expectation());
+    pair.become_protected();
+    pair.output();
+    pair.exchange();
+    pair.replay();
+    let mut next = pair.backup_goes_live(Generation(1), THIRD);
+    next.become_protected();
+}
+
+/// A backup on its way, at every step of it.
+fn joining() -> impl Iterator<Item = (&'static str, Pair)> {
+    type Step = fn(&mut Pair);
+    let steps: [(&str, Step); 6] = [
+        ("session under way", |_| ()),
+        ("memory begun", Pair::copy_piece),
+        ("snapshot under way", Pair::copy),
+        ("restoring", Pair::deliver_to_backup),
+        ("restored", Pair::restore),
+        ("entries behind the snapshot", |pair| {
+            pair.output();
+            pair.deliver_to_backup();
+            pair.replay();
+        }),
+    ];
+    (1..=steps.len()).map(move |count| {
+        let mut pair = Pair::alone();
+        pair.output();
+        pair.connect();
+        steps[..count].iter().for_each(|(_, step)| step(&mut pair));
+        (steps[count - 1].0, pair)
+    })
+}
+
+#[test]
+fn losing_a_joining_backup_leaves_the_primary_alone_in_its_generation_and_running() {
+    for (when, mut pair) in joining() {
+        pair.backup_lost();
+        assert!(matches!(pair.primary_actions.pop_front(), Some(PrimaryAction::CloseChannel { .. })), "{when}");
+        assert!(pair.primary_actions.is_empty(), "{when}: nobody needs to be asked");
+        assert!(!pair.primary.has_outgoing(), "{when}");
+        assert_eq!((pair.primary.generation(), pair.primary.may_run()), (G, true), "{when}");
+        let id = pair.output();
+        assert_eq!(pair.out.last(), Some(&id.0), "{when}");
+        // And its place is the next one's.
+        pair.next_backup(THIRD);
+        pair.become_protected();
+        pair.output();
+        pair.exchange();
+        pair.replay();
+        pair.backup_goes_live(NEXT, NodeId(4));
+    }
+}
+
+#[test]
+fn a_joining_backup_that_falls_silent_is_given_up() {
+    for (when, mut pair) in joining() {
+        let timeout_ns = pair.timing.failure_timeout_ns;
+        pair.to_primary.lose_behind(0);
+        pair.now_ns += timeout_ns - 1;
+        pair.primary.tick(pair.now_ns);
+        assert!(pair.primary.can_take_backup(&vm_id()).is_err(), "{when}");
+        pair.now_ns += 1;
+        pair.primary.tick(pair.now_ns);
+        assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "{when}");
+    }
+}
+
+#[test]
+fn a_joining_backup_never_claims() {
+    for (when, mut pair) in joining() {
+        pair.primary_lost();
+        assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })), "{when}");
+        // What was under way arrives, and what was begun ends.
+        pair.deliver_to_backup();
+        pair.restore();
+        pair.primary_says(Message::Protected { generation: G });
+        pair.replay();
+        pair.pass(10_000 * MS);
+        assert!(pair.backup_actions.is_empty(), "{when}: {:?}", pair.backup_actions);
+    }
+}
+
+#[test]
+fn a_guest_that_ends_while_a_backup_joins_ends() {
+    for (when, mut pair) in joining() {
+        let reason = pair.guest_stops();
+        let request = pair.primary_claim().unwrap();
+        assert_eq!(request, end_claim(G), "{when}");
+        assert!(pair.to_backup.is_cut, "{when}");
+        // Whatever the backup has still to say.
+        pair.restore();
+        pair.deliver_to_primary();
+        pair.answer_primary(request);
+        assert_eq!(pair.primary_actions, [PrimaryAction::End(PrimaryEnd::GuestStopped(reason))], "{when}");
+        pair.primary_lost();
+        assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })), "{when}");
+    }
+}
+
+#[test]
+fn an_operator_who_retires_a_primary_while_a_backup_joins_ends_the_vm() {
+    for (when, mut pair) in joining() {
+        pair.primary.retire(pair.now_ns);
+        pair.collect();
+        let request = pair.primary_claim().unwrap();
+        assert_eq!(request, end_claim(G), "{when}");
+        assert!(!pair.primary.may_run() && pair.primary.can_take_backup(&vm_id()).is_err(), "{when}");
+        pair.restore();
+        pair.deliver_to_primary();
+        assert!(!pair.primary.is_protected(), "{when}");
+        pair.answer_primary(request);
+        assert_eq!(pair.primary_actions, [PrimaryAction::End(PrimaryEnd::Retired)], "{when}");
+        pair.primary_lost();
+        assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })), "{when}");
+    }
+}
+
+#[test]
+fn a_backup_lost_just_when_it_was_protected_is_a_loss_like_any_other() {
+    let mut pair = Pair::alone();
+    pair.connect();
+    pair.exchange();
+    assert!(pair.primary.is_protected());
+    pair.primary_actions.clear();
+    let held = pair.output();
+    pair.primary_goes_on(NEXT);
+    assert_eq!(pair.out, [held.0]);
+}
+
+#[test]
+fn a_failover_right_after_the_join_has_all_that_happened_while_it_went_on() {
+    for (when, mut pair) in joining() {
+        pair.output();
+        pair.exchange();
+        assert!(pair.primary.is_protected(), "{when}");
+        pair.output();
+        pair.deliver_to_backup();
+        pair.replay();
+        pair.backup_actions.retain(|action| !matches!(action, BackupAction::Protected(_)));
+        let mut next = pair.backup_goes_live(NEXT, THIRD);
+        let id = next.output();
+        assert_eq!(next.lan.borrow().carried.len() as u64, id.0 + 1, "{when}");
+        assert_eq!(next.lan.borrow().carried[0], operation(crate::world::PRIMARY, OutputId(0)), "{when}");
+        assert_eq!(pair.backup_node, BACKUP);
+    }
+}

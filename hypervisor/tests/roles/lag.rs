@@ -1,0 +1,113 @@
+//! A backup that falls behind slows its primary, and nothing gets stuck. Source: Scales et al. 2010, §3.2.
+
+use crate::pair::Pair;
+use crate::world::MS;
+use hypervisor::role::{FULL_SHARE, Timing};
+use logchannel::entry::EntryBody;
+
+/// The role is ticked as often as by its host.
+const TICK_NS: u64 = 5 * MS;
+
+/// Time passes while the guest logs `entries` a tick, if it may run, and the backup consumes `consumed` of them.
+fn run(pair: &mut Pair, ms: u64, entries: usize, consumed: usize) {
+    for _ in 0..ms * MS / TICK_NS {
+        for _ in 0..entries {
+            if pair.primary.may_run() {
+                pair.log(EntryBody::Progress, None);
+            }
+        }
+        pair.flush();
+        pair.pass(TICK_NS);
+        pair.exchange();
+        pair.replay_some(consumed);
+        pair.exchange();
+    }
+}
+
+#[test]
+fn a_backup_that_keeps_up_costs_nothing() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 2000, 4, 4);
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+    let (_, lag_max_ns) = pair.primary.lag_ns();
+    assert!(lag_max_ns < Timing::default().lag_bound_ns, "{lag_max_ns}");
+}
+
+#[test]
+fn a_backup_that_falls_behind_slows_the_guest_and_one_that_catches_up_lets_it_run_again() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 300, 4, 2);
+    let slowed = pair.primary.share();
+    assert!(slowed < FULL_SHARE, "{:?}", pair.primary.lag_ns());
+    assert!(pair.primary.may_run(), "slowed, not stopped");
+    run(&mut pair, 2000, 4, 400);
+    assert_eq!(pair.primary.share(), FULL_SHARE, "after {slowed}");
+}
+
+#[test]
+fn a_backup_that_stands_still_stops_the_guest_until_it_goes_on() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run());
+    let held = pair.primary.gate().held();
+    let (lag_ns, lag_max_ns) = pair.primary.lag_ns();
+    assert!(lag_ns > Timing::default().lag_bound_ns && lag_ns <= lag_max_ns, "{lag_ns} of {lag_max_ns}");
+    run(&mut pair, 100, 4, usize::MAX);
+    assert!(pair.primary.may_run());
+    assert_eq!(held, 0);
+}
+
+#[test]
+fn a_lost_backup_slows_nobody() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.share() < FULL_SHARE);
+    pair.backup_lost();
+    assert!(pair.primary.may_run());
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+}
+
+/// It may take as long as it wants to put its machine together: nobody is protected by it yet.
+#[test]
+fn a_backup_that_is_still_joining_slows_nobody() {
+    let mut pair = Pair::alone();
+    pair.connect();
+    pair.copy();
+    for _ in 0..200 {
+        assert!(pair.primary.may_run());
+        assert_eq!(pair.primary.share(), FULL_SHARE);
+        pair.log(EntryBody::Progress, None);
+        pair.pass(TICK_NS);
+        pair.deliver_to_backup();
+        pair.deliver_to_primary();
+    }
+    pair.restore();
+    pair.exchange();
+    assert!(pair.primary.is_protected());
+    pair.replay();
+    run(&mut pair, 100, 4, 400);
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+}
+
+/// The guest stops with outputs held, and what it waits for needs no guest.
+#[test]
+fn a_stopped_guest_with_outputs_held_goes_on() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run());
+    // What it had begun when it was stopped.
+    let id = pair.output();
+    assert_eq!(pair.primary.gate().held(), 1);
+    pair.exchange();
+    assert_eq!(pair.out, [id.0], "acknowledgements don't wait for replay");
+    assert!(!pair.primary.may_run());
+    for _ in 0..1000 {
+        if pair.primary.may_run() {
+            return;
+        }
+        pair.pass(TICK_NS);
+        pair.exchange();
+        pair.replay_some(10);
+    }
+    panic!("stopped for ever: {:?}", pair.primary.lag_ns());
+}

@@ -1,0 +1,49 @@
+//! A machine on its way from one host to another: pages of RAM, outputs that may not have left, and the rest of its state.
+//!
+//! ```text
+//!   Pages*  Tail*  Snapshot      then the entries from `Snapshot::seq` on
+//! ```
+//! Pages may come again, because the guest runs on while they are copied; the last counts.
+
+use crate::entry::LogSeq;
+use vm::{OutputId, OutputOperation, PAGE_BYTES, StateDigest};
+
+/// The most pages in one piece.
+pub const PAGES_MAX: usize = 64;
+
+/// Pages of RAM that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pages {
+    /// Index of the first; that of the page at the beginning of RAM is 0.
+    pub first: u64,
+    /// Their contents: 1 to [`PAGES_MAX`] times [`PAGE_BYTES`].
+    pub bytes: Vec<u8>,
+}
+
+/// An output that the guest had made before the snapshot and that may not have left its host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TailOutput {
+    /// Its place in the sequence of outputs.
+    pub id: OutputId,
+    /// What the guest sent.
+    pub operation: OutputOperation,
+}
+
+/// The end of a snapshot: what a machine is beside its RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Snapshot {
+    /// The log goes on from here.
+    pub seq: LogSeq,
+    /// Of the whole machine, RAM included: what has been put together must come to the same.
+    pub digest: StateDigest,
+    /// [`vm::Machine::state`]; at most [`vm::STATE_BYTES_MAX`].
+    pub state: Vec<u8>,
+}
+
+impl Pages {
+    /// How many pages these are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.bytes.len() / PAGE_BYTES
+    }
+}

@@ -1,0 +1,103 @@
+//! A guest of a few steps in the place of a machine: what it sends depends on all it was given.
+
+use logchannel::entry::{EntryBody, LogEntry};
+use vm::{Event, InstructionCount, OutputId, OutputOperation, StopReason};
+
+/// Reads entropy and sends all that it has read, so many times; then it powers off.
+///
+/// Owners give it different entropy, so that an output shows which history it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Guest {
+    rounds: u8,
+    read: Vec<u8>,
+    sent: u8,
+}
+
+const POWER_OFF: StopReason = StopReason::PowerOff { code: 0 };
+
+impl Guest {
+    pub(super) const fn new(rounds: u8) -> Self {
+        Self { rounds, read: Vec::new(), sent: 0 }
+    }
+
+    /// The guest of a snapshot.
+    pub(super) fn restore(state: &[u8]) -> Option<Self> {
+        let [rounds, sent, read @ ..] = state else { return None };
+        Some(Self { rounds: *rounds, read: read.to_vec(), sent: *sent })
+    }
+
+    /// What a snapshot has of it.
+    pub(super) fn save(&self) -> Vec<u8> {
+        [&[self.rounds, self.sent], self.read.as_slice()].concat()
+    }
+
+    /// Whether it has powered off.
+    pub(super) const fn is_over(&self) -> bool {
+        self.sent == self.rounds
+    }
+
+    pub(super) fn count(&self) -> InstructionCount {
+        InstructionCount(self.read.len() as u64 + u64::from(self.sent))
+    }
+
+    /// The id of the output that it makes next.
+    pub(super) fn next_output(&self) -> OutputId {
+        OutputId(self.sent.into())
+    }
+
+    /// What it has sent as its output `index`, if it has come so far.
+    pub(super) fn output(&self, index: usize) -> Option<&[u8]> {
+        self.read.get(..=index).filter(|_| index < self.sent.into())
+    }
+
+    /// What it does next, with `entropy` if it asks for it.
+    pub(super) fn step(&mut self, entropy: u8) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
+        let body = if self.is_over() {
+            EntryBody::Stopped(POWER_OFF)
+        } else if self.read.len() == usize::from(self.sent) {
+            EntryBody::Event(Event::Entropy { bits: entropy.into() })
+        } else {
+            let (id, operation) = self.pending_output();
+            EntryBody::Output { id, digest: operation.digest() }
+        };
+        let entry = LogEntry { count: self.count(), body };
+        let output = self.replay(&entry).unwrap_or_else(|reason| panic!("replay of what was recorded: {reason}"));
+        (entry, output)
+    }
+
+    /// Does again what the log says, and gives the output of it.
+    ///
+    /// # Errors
+    /// How it diverges.
+    pub(super) fn replay(&mut self, entry: &LogEntry) -> Result<Option<(OutputId, OutputOperation)>, String> {
+        let diverges = || format!("{entry:?} after {self:?}");
+        if entry.count != self.count() {
+            return Err(diverges());
+        }
+        match entry.body {
+            EntryBody::Event(Event::Entropy { bits }) if self.read.len() == usize::from(self.sent) => {
+                self.read.push(u8::try_from(bits).map_err(|_| diverges())?);
+                Ok(None)
+            }
+            EntryBody::Output { id, digest } if self.read.len() > usize::from(self.sent) => {
+                let output = self.pending_output();
+                if (output.0, output.1.digest()) != (id, digest) {
+                    return Err(diverges());
+                }
+                self.sent += 1;
+                Ok(Some(output))
+            }
+            EntryBody::Stopped(POWER_OFF) if self.is_over() => Ok(None),
+            EntryBody::Event(_)
+            | EntryBody::Output { .. }
+            | EntryBody::Progress
+            | EntryBody::Digest(_)
+            | EntryBody::Stopped(_)
+            | EntryBody::Generation(_) => Err(diverges()),
+        }
+    }
+
+    fn pending_output(&self) -> (OutputId, OutputOperation) {
+        (self.next_output(), OutputOperation::Frame(self.read.clone()))
+    }
+}

@@ -1,0 +1,77 @@
+//! A model of the cluster for the model checker: every order of events, not some of them.
+//!
+//! The nodes are the production roles ([`PrimaryRole`](hypervisor::role::PrimaryRole),
+//! [`BackupRole`](hypervisor::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and guest are
+//! abstract. What is the driver's alone to decide is an action that may be taken whenever a thread could: flush, put out,
+//! replay, attach. Time is no part of it: a side may take the other for lost at any moment, as after a silence, and pauses
+//! are nothing but other actions coming first.
+//!
+//! ```text
+//!   nodes     spare ──► backup ──► owner          crash at any time (a bounded number)
+//!   channel   a stream until the pair is protected; then loss, duplication and overtaking without bound
+//!   arbiter   requests and answers are lost and asked again; a request outlives its node
+//!   LAN       frames under way are lost when the cable is cut or the node loses the port
+//! ```
+//! Deliberately absent: packets to the guest (the simulator has them), heartbeats and lag (they need time).
+
+mod actions;
+mod guest;
+mod node;
+mod properties;
+mod shared;
+mod state;
+mod surroundings;
+
+pub use actions::Action;
+pub use state::{Rule, State};
+
+use stateright::{Model, Path, Property};
+
+/// What is explored.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Nodes: a primary, its backup, and spare backups; at least 2.
+    pub nodes: usize,
+    /// Outputs that the guest makes before it powers off.
+    pub outputs: u8,
+    /// How many nodes crash.
+    pub crashes: u8,
+    /// How often the LAN's cable is cut.
+    pub cuts: u8,
+    /// How many primaries are stopped by their operator.
+    pub retirements: u8,
+    /// A rule that the roles don't keep.
+    #[cfg(feature = "mutations")]
+    pub mutation: Option<hypervisor::mutation::Mutation>,
+}
+
+impl Model for Cluster {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State::protected_pair(self)]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        state.actions(actions);
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        #[cfg(feature = "mutations")]
+        hypervisor::mutation::activate(self.mutation);
+        last.after(action).filter(|next| next != last)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::all()
+    }
+}
+
+/// The actions that lead to a state, a line each.
+#[must_use]
+pub fn story(path: Path<State, Action>) -> String {
+    let steps = path.into_vec();
+    let line = |(state, action): &(State, Option<Action>)| action.map(|action| state.describe(action) + "\n");
+    steps.iter().filter_map(line).collect()
+}

@@ -1,0 +1,40 @@
+//! Parts of a state that many states have in common.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A value that is shared, and hashed once. Two with the same hash count as equal: so do states to the checker.
+#[derive(Clone, Debug)]
+pub(super) struct Shared<T> {
+    value: Arc<T>,
+    hash: u64,
+}
+
+impl<T: Hash> Shared<T> {
+    pub(super) fn new(value: T) -> Self {
+        let mut hasher = DefaultHasher::new();
+        value.hash(&mut hasher);
+        Self { value: Arc::new(value), hash: hasher.finish() }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> Hash for Shared<T> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.hash.hash(hasher);
+    }
+}
+
+impl<T> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}

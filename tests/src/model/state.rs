@@ -1,0 +1,469 @@
+//! The state of the cluster, and what an action makes of it.
+
+use super::Cluster;
+use super::actions::Action;
+use super::guest::Guest;
+use super::node::{Backup, End, NOW_NS, Node, Owner, TIMING, config};
+use super::shared::Shared;
+use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
+use hypervisor::arbiter::{ClaimKind, Verdict};
+use hypervisor::role::{
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd,
+    PrimaryRole,
+};
+use logchannel::entry::Generation;
+use logchannel::message::Message;
+use logchannel::session::{SessionHeader, VmId};
+use std::collections::VecDeque;
+use vm::{OutputId, OutputOperation};
+
+/// All there is at a moment.
+#[derive(Clone, Debug, PartialEq, Hash)]
+pub struct State {
+    pub(super) nodes: Vec<Shared<Node>>,
+    /// By the index of the backup.
+    pub(super) channels: Vec<Shared<Channel>>,
+    pub(super) arbiter: Arbiter,
+    pub(super) lan: Shared<Lan>,
+    pub(super) faults: Faults,
+    /// What has gone wrong.
+    pub(super) broken: Option<Rule>,
+}
+
+/// How many faults are still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Faults {
+    pub(super) crashes: u8,
+    pub(super) cuts: u8,
+    pub(super) retirements: u8,
+}
+
+/// A rule that can be broken by what a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// An output leaves whose entry the backup hasn't got, and its node isn't alone by a won claim.
+    OutputRule,
+    /// An output leaves a node that the arbiter has told that another one has won.
+    Fencing,
+    /// A node goes on as the owner of a generation that the arbiter hasn't given it.
+    TestAndSet,
+    /// The LAN gets an output, and not the one before.
+    NoGap,
+    /// A backup's replay does something else than its log says.
+    Lockstep,
+}
+
+impl State {
+    /// A pair that has just become protected, and what else the model has.
+    pub(super) fn protected_pair(model: &Cluster) -> Self {
+        let guest = Guest::new(model.outputs);
+        let role = PrimaryRole::awaiting_backup(session(), TIMING);
+        let mut nodes = vec![Shared::new(Node::Spare); model.nodes];
+        let appended = role.appended();
+        nodes[0] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, appended))));
+        let mut arbiter = Arbiter::default();
+        arbiter.decide(0, ClaimRequest { generation: Generation(0), kind: ClaimKind::Owner });
+        let mut state = Self {
+            channels: vec![Shared::new(Channel::default()); nodes.len()],
+            nodes,
+            arbiter,
+            lan: Shared::new(Lan::new(0)),
+            faults: Faults { crashes: model.crashes, cuts: model.cuts, retirements: model.retirements },
+            broken: None,
+        };
+        let joining = [
+            Action::Join { backup: 1, primary: 0 },
+            Action::AtBackup(1, 0),
+            Action::Copy(0),
+            Action::AtBackup(1, 0),
+            Action::Restored(1),
+            Action::AtPrimary(1, 0),
+            Action::AtBackup(1, 0),
+        ];
+        for action in joining {
+            state = state.after(action).unwrap_or_else(|| panic!("{action:?} is a step of joining, in {state:#?}"));
+        }
+        state
+    }
+
+    /// The state after `action`, if it can happen.
+    pub(super) fn after(&self, action: Action) -> Option<Self> {
+        let mut next = self.clone();
+        match action {
+            Action::GuestRuns(node) => next.drive_owner(node, |owner| owner.run_guest(entropy_of(node))),
+            Action::Flush(node) => next.drive_owner(node, |owner| {
+                owner.must_flush = false;
+                owner.role.flush(NOW_NS);
+            }),
+            Action::TellReleased(node) => return self.after_telling(node),
+            Action::PutOut(node) => next.put_out(node),
+            Action::FrameArrives => next.frame_arrives(),
+            Action::LanTells(node) => {
+                let carried = next.lan.next_output();
+                next.drive_owner(node, |owner| owner.role.carried(carried))
+            }
+            Action::Attach(node) => next.attach(node),
+            Action::CutCable => {
+                next.faults.cuts -= 1;
+                next.lan = edit(&next.lan, Lan::cut);
+                Some(())
+            }
+            Action::Join { backup, primary } => next.join(backup, primary),
+            Action::Copy(node) => next.copy(node),
+            Action::Restored(node) => next.drive_backup(node, |backup| {
+                let Some((guest, is_restored)) = &mut backup.guest else { return };
+                *is_restored = true;
+                backup.role.machine_restored(NOW_NS, guest.next_output());
+            }),
+            Action::Replay(node) => next.replay(node),
+            Action::AtBackup(node, index) => next.arrive_at_backup(node, index),
+            Action::AtPrimary(node, index) => next.arrive_at_primary(node, index),
+            Action::SuspectPrimary(node) => {
+                next.drive_backup(node, |backup| backup.role.primary_lost(NOW_NS, "silent"))
+            }
+            Action::SuspectBackup(node) => next.drive_owner(node, |owner| owner.role.backup_lost("silent")),
+            Action::Decide(node) => {
+                let request = next.nodes[node].asking()?;
+                next.arbiter.decide(node, request);
+                Some(())
+            }
+            Action::Answer(node) => next.answer(node),
+            Action::NoAnswer(node) => next.claim_answered(node, &ClaimAnswer::Unreachable),
+            Action::DecideLate(index) => {
+                let (node, request) = *next.arbiter.late.get(index)?;
+                next.arbiter.decide(node, request);
+                Some(())
+            }
+            Action::Crash(node) => {
+                next.faults.crashes -= 1;
+                next.leave(node, Node::Gone(End::Crashed));
+                Some(())
+            }
+            Action::Retire(node) => {
+                next.faults.retirements -= 1;
+                next.drive_owner(node, |owner| owner.role.retire(NOW_NS))
+            }
+        }?;
+        Some(next)
+    }
+
+    /// A tick that makes the owner say something; one that doesn't only keeps its clock.
+    fn after_telling(&self, node: usize) -> Option<Self> {
+        let mut next = self.clone();
+        let mut says = false;
+        next.drive_owner(node, |owner| {
+            owner.role.tick(NOW_NS);
+            says = owner.role.has_outgoing();
+        })?;
+        says.then_some(next)
+    }
+
+    fn broke(&mut self, rule: Rule) {
+        self.broken.get_or_insert(rule);
+    }
+
+    /// Gives an owner an input, and does what its role says then.
+    fn drive_owner(&mut self, node: usize, input: impl FnOnce(&mut Owner)) -> Option<()> {
+        let mut owner = self.nodes[node].owner()?.clone();
+        input(&mut owner);
+        self.settle_owner(node, owner);
+        Some(())
+    }
+
+    /// Does what a primary's role says, in the order of the production driver: hang up, send, act.
+    fn settle_owner(&mut self, node: usize, mut owner: Owner) {
+        let actions: Vec<_> = std::iter::from_fn(|| owner.role.poll_action()).collect();
+        if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. }))
+            && let Some(backup) = owner.backup.take()
+        {
+            owner.free = owner.free.max(self.channels[backup].received);
+            self.edit_channel(backup, Channel::close_at_primary);
+        }
+        let mut bytes = Vec::new();
+        owner.role.take_outgoing(&mut bytes);
+        self.send_to_backup(&owner, &bytes);
+        for action in actions {
+            match action {
+                PrimaryAction::Claim(request) => owner.asking = Some(request),
+                PrimaryAction::CloseChannel { .. } => {}
+                PrimaryAction::Owner(generation) => {
+                    self.check_claim(node, generation);
+                    owner.is_alone = true;
+                    owner.note_if_alone();
+                }
+                PrimaryAction::Protected(_) => owner.is_alone = false,
+                PrimaryAction::HandOver => owner.end = Some(End::Retired),
+                PrimaryAction::End(PrimaryEnd::Fenced { .. }) => owner.end = Some(End::PrimaryFenced),
+                PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                    owner.end = Some(End::GuestOver);
+                    // Alone by the claim that is its end mark.
+                    self.check_claim(node, owner.role.generation());
+                    owner.free = owner.role.appended();
+                }
+            }
+        }
+        self.put_back(node, owner);
+    }
+
+    /// An owner that is over stays until the guest's last words have left.
+    fn put_back(&mut self, node: usize, mut owner: Owner) {
+        match owner.end {
+            Some(end) if !owner.role.gate().has_released() => self.leave(node, Node::Gone(end)),
+            _ => {
+                // A copy without figures, which are large.
+                owner.role = owner.role.clone();
+                self.nodes[node] = Shared::new(Node::Owner(Box::new(owner)));
+            }
+        }
+    }
+
+    /// Sends what an owner says; the guest travels in the place of the machine.
+    fn send_to_backup(&mut self, owner: &Owner, bytes: &[u8]) {
+        let Some(backup) = owner.backup.filter(|_| !bytes.is_empty()) else { return };
+        self.edit_channel(backup, |channel| {
+            for mut message in messages(bytes) {
+                match &mut message {
+                    Message::Pages(_) => continue,
+                    Message::Snapshot(snapshot) => snapshot.state = owner.guest.save(),
+                    _ => {}
+                }
+                channel.send_to_backup(message);
+            }
+        });
+    }
+
+    fn edit_channel<T>(&mut self, backup: usize, change: impl FnOnce(&mut Channel) -> T) -> T {
+        let mut channel = (*self.channels[backup]).clone();
+        let result = change(&mut channel);
+        self.channels[backup] = Shared::new(channel);
+        result
+    }
+
+    fn check_claim(&mut self, node: usize, generation: Generation) {
+        let claim = generation.0.checked_sub(1).and_then(|flag| self.arbiter.claim_of(flag));
+        if claim.is_none_or(|(holder, _)| holder != node) {
+            self.broke(Rule::TestAndSet);
+        }
+    }
+
+    /// `node` is something else from now on; its connections are gone, its request may still arrive.
+    fn leave(&mut self, node: usize, successor: Node) {
+        if let Some(request) = self.nodes[node].asking()
+            && self.arbiter.claim_of(request.generation.0).is_none()
+        {
+            self.arbiter.late.push((node, request));
+        }
+        if let Some(backup) = self.nodes[node].owner().and_then(|owner| owner.backup) {
+            self.edit_channel(backup, Channel::close_at_primary);
+        }
+        if self.nodes[node].backup().is_some() {
+            self.edit_channel(node, Channel::close_at_backup);
+        }
+        self.nodes[node] = Shared::new(successor);
+    }
+
+    fn put_out(&mut self, node: usize) -> Option<()> {
+        let mut owner = self.nodes[node].owner()?.clone();
+        let (id, operation) = owner.role.take_released()?;
+        let received = owner.backup.map(|backup| self.channels[backup].received).unwrap_or_default();
+        if !owner.may_be_known(id, received) {
+            self.broke(Rule::OutputRule);
+        }
+        if owner.has_lost {
+            self.broke(Rule::Fencing);
+        }
+        if self.lan.serves(node) {
+            self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
+        }
+        owner.role.put_out(OutputId(id.0 + 1));
+        self.settle_owner(node, owner);
+        Some(())
+    }
+
+    fn frame_arrives(&mut self) -> Option<()> {
+        let mut in_order = true;
+        self.lan = edit(&self.lan, |lan| in_order = lan.carry());
+        if !in_order {
+            self.broke(Rule::NoGap);
+        }
+        Some(())
+    }
+
+    fn attach(&mut self, node: usize) -> Option<()> {
+        let generation = self.nodes[node].owner()?.role.generation();
+        let mut accepted = false;
+        self.lan = edit(&self.lan, |lan| accepted = lan.attach(node, generation.0));
+        if !accepted {
+            return None;
+        }
+        let carried = self.lan.next_output();
+        self.drive_owner(node, |owner| owner.role.send_again(carried))
+    }
+
+    fn join(&mut self, backup: usize, primary: usize) -> Option<()> {
+        let vm = vm_id();
+        self.nodes[primary].owner()?.role.can_take_backup(&vm).ok()?;
+        let expectation = Expectation { vm: vm.clone(), image: None };
+        let mut role = BackupRole::new(NOW_NS, node_id(backup), expectation, TIMING);
+        // The wish to join.
+        role.take_outgoing(&mut Vec::new());
+        let joining = Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None };
+        self.nodes[backup] = Shared::new(Node::Backup(Box::new(joining)));
+        self.channels[backup] = Shared::new(Channel::open(primary));
+        let mut taken = Ok(());
+        self.drive_owner(primary, |owner| {
+            owner.backup = Some(backup);
+            taken = owner.role.backup_joins(NOW_NS, &vm);
+        })?;
+        taken.ok()
+    }
+
+    fn copy(&mut self, node: usize) -> Option<()> {
+        let mut owner = self.nodes[node].owner()?.clone();
+        let bytes = owner.copy();
+        self.send_to_backup(&owner, &bytes);
+        self.settle_owner(node, owner);
+        Some(())
+    }
+
+    /// Gives a backup an input, and does what its role says then.
+    fn drive_backup(&mut self, node: usize, input: impl FnOnce(&mut Backup)) -> Option<()> {
+        let mut backup = self.nodes[node].backup()?.clone();
+        input(&mut backup);
+        self.settle_backup(node, backup);
+        Some(())
+    }
+
+    /// Does what a backup's role says, in the order of the production driver: acknowledge, act.
+    fn settle_backup(&mut self, node: usize, mut backup: Backup) {
+        let mut bytes = Vec::new();
+        backup.role.take_outgoing(&mut bytes);
+        let received = backup.role.cursors().0;
+        if !bytes.is_empty() || self.channels[node].received != received {
+            self.edit_channel(node, |channel| {
+                channel.received = received;
+                messages(&bytes).into_iter().for_each(|message| channel.send_to_primary(message));
+            });
+        }
+        while let Some(action) = backup.role.poll_action() {
+            match action {
+                BackupAction::Begin(session) => backup.session = Some(session),
+                BackupAction::Pages(_) | BackupAction::Protected(_) => {}
+                BackupAction::Restore(snapshot) => {
+                    backup.guest = Guest::restore(&snapshot.state).map(|guest| (guest, false));
+                }
+                BackupAction::Consume(entries) => backup.work.push_back(entries),
+                BackupAction::Lost { .. } => self.edit_channel(node, Channel::close_at_backup),
+                BackupAction::Claim(request) => backup.asking = Some(request),
+                BackupAction::GoLive(generation) => return self.go_live(node, backup, generation),
+                BackupAction::End(end) => return self.leave(node, after_end(&end)),
+            }
+        }
+        self.nodes[node] = Shared::new(Node::Backup(Box::new(backup)));
+    }
+
+    fn go_live(&mut self, node: usize, mut backup: Backup, generation: Generation) {
+        self.check_claim(node, generation);
+        self.edit_channel(node, Channel::close_at_backup);
+        let (Some(mut session), Some((guest, true))) = (backup.session.take(), backup.guest.take()) else {
+            return self.broke(Rule::Lockstep);
+        };
+        session.generation = generation;
+        let (_, first) = backup.role.cursors();
+        let tail = backup.role.take_tail();
+        let role = PrimaryRole::gone_live(session, TIMING, first, backup.role.next_output(), tail);
+        self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
+    }
+
+    fn replay(&mut self, node: usize) -> Option<()> {
+        let mut backup = self.nodes[node].backup()?.clone();
+        let entries = backup.work.pop_front()?;
+        let (guest, _) = backup.guest.as_mut()?;
+        let replayed: Result<Vec<_>, _> = entries.iter().map(|entry| guest.replay(entry)).collect();
+        let Ok(outputs) = replayed else {
+            self.broke(Rule::Lockstep);
+            return Some(());
+        };
+        let count = guest.count();
+        let mut consumed = backup.role.cursors().1;
+        consumed.0 += entries.len() as u64;
+        let outputs: Vec<(OutputId, OutputOperation)> = outputs.into_iter().flatten().collect();
+        for (id, operation) in outputs {
+            backup.role.produced(id, operation);
+        }
+        backup.role.consumed(NOW_NS, consumed, count);
+        self.settle_backup(node, backup);
+        Some(())
+    }
+
+    fn arrive_at_backup(&mut self, node: usize, index: usize) -> Option<()> {
+        let mut backup = self.nodes[node].backup()?.clone();
+        let message = if self.channels[node].stream.is_empty() {
+            self.channels[node].next_at_backup(index)?.clone()
+        } else {
+            self.edit_channel(node, |channel| channel.arrive_at_backup(index))?
+        };
+        backup.role.primary_said(NOW_NS, message);
+        self.settle_backup(node, backup);
+        Some(())
+    }
+
+    fn arrive_at_primary(&mut self, node: usize, index: usize) -> Option<()> {
+        let channel = self.channels[node].clone();
+        let message = channel.to_primary.get(index)?.clone();
+        self.drive_owner(channel.primary?, |owner| owner.role.backup_said(NOW_NS, message))
+    }
+
+    fn answer(&mut self, node: usize) -> Option<()> {
+        let request = self.nodes[node].asking()?;
+        let verdict = self.arbiter.answer(node, request)?;
+        self.claim_answered(node, &ClaimAnswer::Decided(verdict))
+    }
+
+    fn claim_answered(&mut self, node: usize, answer: &ClaimAnswer) -> Option<()> {
+        match &*self.nodes[node] {
+            Node::Owner(_) => self.drive_owner(node, |owner| {
+                owner.asking = None;
+                owner.has_lost = matches!(answer, ClaimAnswer::Decided(Verdict::Lost(_)));
+                owner.role.claim_answered(NOW_NS, answer.clone());
+                // An unanswered claim is asked again.
+                owner.role.tick(NOW_NS);
+            }),
+            Node::Backup(_) => self.drive_backup(node, |backup| {
+                backup.asking = None;
+                backup.role.claim_answered(NOW_NS, answer.clone());
+                backup.role.tick(NOW_NS);
+            }),
+            Node::Spare | Node::Gone(_) => None,
+        }
+    }
+}
+
+/// What comes after a backup: one that never was part of a pair looks for a primary again.
+const fn after_end(end: &BackupEnd) -> Node {
+    Node::Gone(match end {
+        BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => return Node::Spare,
+        BackupEnd::GuestStopped(_) => End::GuestOver,
+        BackupEnd::Fenced { .. } => End::BackupFenced,
+        BackupEnd::Diverged => End::Diverged,
+    })
+}
+
+fn edit(lan: &Shared<Lan>, change: impl FnOnce(&mut Lan)) -> Shared<Lan> {
+    let mut lan = (**lan).clone();
+    change(&mut lan);
+    Shared::new(lan)
+}
+
+/// What a guest reads on a node.
+fn entropy_of(node: usize) -> u8 {
+    u8::try_from(node).unwrap_or(u8::MAX)
+}
+
+fn vm_id() -> VmId {
+    VmId::new("vm").expect("a VM name")
+}
+
+fn session() -> SessionHeader {
+    SessionHeader::new(vm_id(), Generation(1), config(), "", &[]).expect("a session without image")
+}

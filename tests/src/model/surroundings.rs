@@ -1,0 +1,201 @@
+//! What is between and around the nodes: the network, the arbiter, the LAN.
+
+use super::shared::Shared;
+use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
+use hypervisor::role::ClaimRequest;
+use logchannel::entry::LogSeq;
+use logchannel::frame::FrameDecoder;
+use logchannel::message::Message;
+use logchannel::session::NodeId;
+use std::collections::VecDeque;
+use vm::OutputId;
+
+/// The connection of one backup to its primary.
+///
+/// Up to the word that the pair is protected it is a stream that loses at most its end: joining needs one. What follows,
+/// and all that the backup says, may be lost, doubled and overtaken: a message once sent can arrive at any time, any
+/// number of times, or never.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Channel {
+    pub(super) primary: Option<usize>,
+    pub(super) backup_listens: bool,
+    pub(super) stream: VecDeque<Message>,
+    is_stream_over: bool,
+    pub(super) to_backup: Vec<Message>,
+    pub(super) to_primary: Vec<Message>,
+    /// All entries before this are, or were, in the backup's log buffer. Nobody but the properties looks at it.
+    pub(super) received: LogSeq,
+}
+
+impl Channel {
+    pub(super) fn open(primary: usize) -> Self {
+        Self { primary: Some(primary), backup_listens: true, ..Self::default() }
+    }
+
+    pub(super) fn send_to_backup(&mut self, message: Message) {
+        if !self.backup_listens {
+            return;
+        }
+        if self.is_stream_over {
+            add(&mut self.to_backup, message);
+            return;
+        }
+        self.is_stream_over = matches!(message, Message::Protected { .. });
+        self.stream.push_back(message);
+    }
+
+    pub(super) fn send_to_primary(&mut self, message: Message) {
+        if self.primary.is_some() {
+            add(&mut self.to_primary, message);
+        }
+    }
+
+    /// How many different messages may arrive next at the backup.
+    pub(super) fn arrivals_at_backup(&self) -> usize {
+        if self.stream.is_empty() { self.to_backup.len() } else { 1 }
+    }
+
+    pub(super) fn next_at_backup(&self, index: usize) -> Option<&Message> {
+        self.stream.front().or_else(|| self.to_backup.get(index))
+    }
+
+    pub(super) fn arrive_at_backup(&mut self, index: usize) -> Option<Message> {
+        self.stream.pop_front().or_else(|| self.to_backup.get(index).cloned())
+    }
+
+    pub(super) fn close_at_primary(&mut self) {
+        self.primary = None;
+        self.to_primary.clear();
+        self.forget_if_closed();
+    }
+
+    pub(super) fn close_at_backup(&mut self) {
+        self.backup_listens = false;
+        self.stream.clear();
+        self.to_backup.clear();
+        self.forget_if_closed();
+    }
+
+    fn forget_if_closed(&mut self) {
+        if self.primary.is_none() && !self.backup_listens {
+            *self = Self::default();
+        }
+    }
+}
+
+fn add(messages: &mut Vec<Message>, message: Message) {
+    if !messages.contains(&message) {
+        messages.push(message);
+    }
+}
+
+/// The messages that a role has to say.
+pub(super) fn messages(bytes: &[u8]) -> Vec<Message> {
+    let mut decoder = FrameDecoder::new();
+    decoder.push(bytes);
+    let mut messages = Vec::new();
+    while let Some(frame) = decoder.next_frame().expect("a role sends whole frames") {
+        messages.push(Message::decode(frame).expect("a role sends messages"));
+    }
+    messages
+}
+
+/// A test-and-set per generation.
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
+pub(super) struct Arbiter {
+    /// Generation, holder, kind; in the order of generations.
+    claims: Vec<(u64, usize, ClaimKind)>,
+    /// Requests under way of nodes that are gone.
+    pub(super) late: Vec<(usize, ClaimRequest)>,
+}
+
+impl Arbiter {
+    pub(super) fn claim_of(&self, generation: u64) -> Option<(usize, ClaimKind)> {
+        self.claims.iter().find(|(of, ..)| *of == generation).map(|(_, holder, kind)| (*holder, *kind))
+    }
+
+    pub(super) fn latest(&self) -> Option<(u64, ClaimKind)> {
+        self.claims.last().map(|(generation, _, kind)| (*generation, *kind))
+    }
+
+    /// A request arrives.
+    pub(super) fn decide(&mut self, node: usize, request: ClaimRequest) {
+        if self.claim_of(request.generation.0).is_none() {
+            self.claims.push((request.generation.0, node, request.kind));
+            self.claims.sort_unstable_by_key(|(generation, ..)| *generation);
+        }
+        let claims = &self.claims;
+        self.late.retain(|(_, late)| claims.iter().all(|(generation, ..)| *generation != late.generation.0));
+    }
+
+    /// The answer to `node`, once the generation is decided.
+    pub(super) fn answer(&self, node: usize, request: ClaimRequest) -> Option<Verdict> {
+        let (holder, kind) = self.claim_of(request.generation.0)?;
+        Some(match holder == node {
+            true => Verdict::Won,
+            false => Verdict::Lost(Claim { node: node_id(holder), kind, address: None }),
+        })
+    }
+}
+
+/// The VM's port on the LAN.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Lan {
+    generation: u64,
+    node: usize,
+    is_attached: bool,
+    /// Sent over the attached connection, and not arrived.
+    pub(super) wire: VecDeque<(OutputId, Vec<u8>)>,
+    /// What it has carried, by id.
+    pub(super) carried: Vec<Vec<u8>>,
+}
+
+impl Lan {
+    /// A LAN that serves `node` as generation 1.
+    pub(super) const fn new(node: usize) -> Self {
+        Self { generation: 1, node, is_attached: true, wire: VecDeque::new(), carried: Vec::new() }
+    }
+
+    pub(super) fn serves(&self, node: usize) -> bool {
+        self.is_attached && self.node == node
+    }
+
+    pub(super) const fn is_attached(&self) -> bool {
+        self.is_attached
+    }
+
+    pub(super) fn next_output(&self) -> OutputId {
+        OutputId(self.carried.len() as u64)
+    }
+
+    /// `node` attaches; `false` if it is refused.
+    pub(super) fn attach(&mut self, node: usize, generation: u64) -> bool {
+        if generation < self.generation || generation == self.generation && node != self.node {
+            return false;
+        }
+        (self.generation, self.node, self.is_attached) = (generation, node, true);
+        self.wire.clear();
+        true
+    }
+
+    /// The cable is cut: what is on it is lost.
+    pub(super) fn cut(&mut self) {
+        self.is_attached = false;
+        self.wire.clear();
+    }
+
+    /// The next frame arrives. `false` if one before it never has.
+    pub(super) fn carry(&mut self) -> bool {
+        let Some((id, bytes)) = self.wire.pop_front() else { return true };
+        if id == self.next_output() {
+            self.carried.push(bytes);
+        }
+        id < self.next_output()
+    }
+}
+
+pub(super) const fn node_id(node: usize) -> NodeId {
+    NodeId(node as u128 + 1)
+}
+
+pub(super) type Channels = Vec<Shared<Channel>>;

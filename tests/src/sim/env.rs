@@ -1,0 +1,263 @@
+//! What surrounds the processes: time, connections, the arbiter, and the judge who sees everything.
+
+use super::arbiter::{Answer, Ask, Question, SimArbiter};
+use super::judge::Judge;
+use super::sightings::{Sighting, Sightings};
+use super::trace::Trace;
+use super::wires::{End, Place, Received, WireId, Wires};
+use crate::random::Random;
+use logchannel::entry::Generation;
+use logchannel::session::NodeId;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+/// Something that happens at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Event {
+    /// A process has something to do.
+    Host(usize),
+    /// The LAN has something to do.
+    Lan,
+    /// A station asks the guest something.
+    Station(usize),
+    /// A question reaches the arbiter.
+    Question(u64),
+    /// Its answer reaches the asker.
+    Answer(u64),
+    /// Something goes wrong.
+    Fault,
+    /// Somebody looks how the run goes.
+    Look,
+}
+
+/// One in so many questions to the arbiter, and answers, is lost while there are faults.
+const ARBITER_LOSS: u32 = 12;
+
+/// All but the processes.
+#[derive(Debug)]
+pub(super) struct Env {
+    pub(super) now_ns: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    events: u64,
+    pub(super) random: Random,
+    pub(super) wires: Wires,
+    /// Connections that their listeners haven't accepted.
+    dialled: BTreeMap<Place, Vec<(u64, End)>>,
+    /// Hosts on which nothing runs.
+    pub(super) down: BTreeSet<usize>,
+    /// After how many more sends a host's process dies.
+    pub(super) dies_after_sends: BTreeMap<usize, u32>,
+    pub(super) arbiter: SimArbiter,
+    pub(super) arbiter_down_until_ns: u64,
+    pub(super) is_faulty: bool,
+    questions: BTreeMap<u64, Question>,
+    next_question: u64,
+    /// The last frame that any host had from the LAN.
+    last_packet: u64,
+    /// Who asked last for which flag.
+    last_asked: Option<(Generation, NodeId)>,
+    pub(super) judge: Judge,
+    pub(super) sightings: Sightings,
+    pub(super) trace: Trace,
+}
+
+impl Env {
+    pub(super) fn new(mut random: Random, is_trace_printed: bool) -> Self {
+        Self {
+            now_ns: 0,
+            queue: BinaryHeap::new(),
+            events: 0,
+            wires: Wires::new(Random::new(random.next_u64())),
+            random,
+            dialled: BTreeMap::new(),
+            down: BTreeSet::new(),
+            dies_after_sends: BTreeMap::new(),
+            arbiter: SimArbiter::default(),
+            arbiter_down_until_ns: 0,
+            is_faulty: true,
+            questions: BTreeMap::new(),
+            next_question: 0,
+            last_packet: 0,
+            last_asked: None,
+            judge: Judge::default(),
+            sightings: Sightings::default(),
+            trace: Trace::new(is_trace_printed),
+        }
+    }
+
+    pub(super) fn note(&mut self, what: &str, numbers: &[u64]) {
+        self.trace.note(self.now_ns, what, numbers, String::new);
+    }
+
+    pub(super) fn saw(&mut self, sighting: Sighting) {
+        self.sightings.saw(sighting);
+    }
+
+    pub(super) fn at(&mut self, at_ns: u64, event: Event) {
+        self.events += 1;
+        self.queue.push(Reverse((at_ns.max(self.now_ns), self.events, event)));
+    }
+
+    /// The next event; time goes on to it.
+    pub(super) fn next(&mut self) -> Option<Event> {
+        let Reverse((at_ns, _, event)) = self.queue.pop()?;
+        self.now_ns = at_ns;
+        Some(event)
+    }
+
+    fn wake(&mut self, place: Place, at_ns: u64) {
+        match place {
+            Place::Host(host) => self.at(at_ns, Event::Host(host)),
+            Place::Lan => self.at(at_ns, Event::Lan),
+            Place::Arbiter => {}
+        }
+    }
+
+    /// Connects; whether anybody accepts it shows later.
+    pub(super) fn dial(&mut self, from: Place, to: Place) -> End {
+        let (near, far) = self.wires.connect(from, to);
+        let arrival_ns = self.wires.arrival_ns(self.now_ns, from, to);
+        if matches!(to, Place::Host(host) if self.down.contains(&host)) {
+            self.close(far);
+        } else {
+            self.dialled.entry(to).or_default().push((arrival_ns, far));
+            self.wake(to, arrival_ns);
+        }
+        near
+    }
+
+    /// The next connection for a listener.
+    pub(super) fn accept(&mut self, place: Place) -> Option<End> {
+        let now_ns = self.now_ns;
+        let dialled = self.dialled.get_mut(&place)?;
+        let index = dialled.iter().position(|(arrival_ns, _)| *arrival_ns <= now_ns)?;
+        Some(dialled.remove(index).1)
+    }
+
+    /// Sends, unless the sender's time has come.
+    pub(super) fn send(&mut self, from: usize, end: End, bytes: &[u8]) {
+        if let Some(left) = self.dies_after_sends.get_mut(&from) {
+            if *left == 0 {
+                return;
+            }
+            *left -= 1;
+        }
+        self.send_from_lan(end, bytes);
+    }
+
+    /// Whether `host` has sent its last.
+    pub(super) fn is_dying(&self, host: usize) -> bool {
+        self.dies_after_sends.get(&host) == Some(&0)
+    }
+
+    pub(super) fn send_from_lan(&mut self, end: End, bytes: &[u8]) {
+        let Some((place, arrivals)) = self.wires.send(self.now_ns, end, bytes) else { return };
+        for arrival_ns in arrivals {
+            self.wake(place, arrival_ns);
+        }
+    }
+
+    pub(super) fn receive(&mut self, end: End) -> Received {
+        let received = self.wires.receive(self.now_ns, end);
+        if received.has_made_room && let Some(peer) = self.wires.peer(end) {
+            self.wake(peer, self.now_ns + 20_000);
+        }
+        received
+    }
+
+    pub(super) fn close(&mut self, end: End) {
+        if let Some((place, at_ns)) = self.wires.close(self.now_ns, end) {
+            self.wake(place, at_ns);
+        }
+    }
+
+    /// Cuts a connection somewhere on the way.
+    pub(super) fn cut(&mut self, wire: WireId) {
+        for (place, at_ns) in self.wires.cut(self.now_ns, wire) {
+            self.wake(place, at_ns);
+        }
+    }
+
+    /// Ends the process on `host` as a signal does, and what it has written arrives; or as a power cut does: what is under way
+    /// is torn, and nobody is told.
+    pub(super) fn end_process(&mut self, host: usize, is_power_cut: bool) {
+        self.down.insert(host);
+        self.dies_after_sends.remove(&host);
+        self.dialled.remove(&Place::Host(host));
+        for end in self.wires.ends_at(Place::Host(host)) {
+            if is_power_cut {
+                self.wires.fall_silent(end);
+                self.wires.tear_behind(end);
+            } else {
+                self.close(end);
+            }
+        }
+        self.wires.sweep();
+    }
+
+    /// Asks the arbiter; [`Env::answer`] has the answer, if one ever comes.
+    pub(super) fn ask(&mut self, host: usize, ask: Ask) -> u64 {
+        let number = self.next_question;
+        self.next_question += 1;
+        self.questions.insert(number, Question { host, ask, answer: None, has_arrived: false });
+        if !self.is_lost() {
+            let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
+            self.at(at_ns, Event::Question(number));
+            if self.is_faulty && self.random.one_in(20) {
+                let again_ns = at_ns + u64::from(self.random.below(100_000_000));
+                self.at(again_ns, Event::Question(number));
+            }
+        }
+        number
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.is_faulty && self.random.one_in(ARBITER_LOSS)
+    }
+
+    /// The arbiter hears a question.
+    pub(super) fn hear_question(&mut self, number: u64) {
+        if self.now_ns < self.arbiter_down_until_ns {
+            return;
+        }
+        let Some(question) = self.questions.get_mut(&number) else { return };
+        let before = self.arbiter.last().map(|(generation, _)| generation);
+        question.answer = Some(self.arbiter.hear(&question.ask));
+        let host = question.host;
+        if self.arbiter.last().map(|(generation, _)| generation) != before {
+            self.note("arbiter: a flag is claimed by host", &[host as u64]);
+        }
+        if !self.is_lost() {
+            let at_ns = self.wires.arrival_ns(self.now_ns, Place::Arbiter, Place::Host(host));
+            self.at(at_ns, Event::Answer(number));
+        }
+    }
+
+    /// An answer has arrived: its asker is to be woken.
+    pub(super) fn answer_arrived(&mut self, number: u64) -> Option<usize> {
+        let question = self.questions.get_mut(&number)?;
+        question.has_arrived = true;
+        Some(question.host)
+    }
+
+    /// A host has frame `number` for the guest.
+    pub(super) fn packet_arrives(&mut self, number: u64) {
+        if number <= self.last_packet {
+            self.saw(Sighting::FrameDeliveredAgain);
+        }
+        self.last_packet = self.last_packet.max(number);
+    }
+
+    /// A node asks for the flag of `generation`.
+    pub(super) fn flag_asked(&mut self, node: NodeId, generation: Generation) {
+        if self.last_asked.is_some_and(|(flag, other)| flag == generation && other != node) {
+            self.saw(Sighting::BothClaimed);
+        }
+        self.last_asked = Some((generation, node));
+    }
+
+    /// The answer to question `number`, once it has arrived.
+    pub(super) fn answer(&mut self, number: u64) -> Option<Answer> {
+        self.questions.get(&number).filter(|question| question.has_arrived)?.answer.clone()
+    }
+}

@@ -1,0 +1,222 @@
+//! The judge sees what no process can: both sides' logs, the arbiter's flags, and all that leaves. A rule broken is a panic.
+
+use super::arbiter::SimArbiter;
+use super::client::Reply;
+use hypervisor::replay::{Consumed, Replayer};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::session::NodeId;
+use std::collections::{BTreeMap, BTreeSet};
+use vm::{Machine, OutputId, OutputOperation};
+
+/// A backup, as far as it got.
+#[derive(Clone, Copy, Debug)]
+struct Follower {
+    /// All entries below are in its log buffer.
+    received: LogSeq,
+    /// The generation in which it was told that it protects the VM.
+    told: Option<Generation>,
+}
+
+/// The VM's one history, and what is known of everybody who makes it.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    /// The log of the owner.
+    log: Vec<LogEntry>,
+    /// Whose log it is.
+    writer: Option<NodeId>,
+    /// The outputs in the log, by id: the place of their entry, and their digest.
+    outputs: Vec<(LogSeq, u64)>,
+    /// How long the log was when a writer was succeeded.
+    succeeded: BTreeMap<NodeId, LogSeq>,
+    followers: BTreeMap<NodeId, Follower>,
+    owners: BTreeMap<Generation, NodeId>,
+    alive: BTreeSet<NodeId>,
+    /// Frames that the LAN has carried, in order.
+    carried: Vec<(OutputId, u64)>,
+    /// What was written to a console, by id.
+    printed: BTreeMap<OutputId, u64>,
+    history: History,
+}
+
+/// What the stations know of the guest by its replies.
+#[derive(Debug, Default)]
+struct History {
+    count: u64,
+    hash: u64,
+    clock: u64,
+    /// How many parts of the last answer have come, and how many it has.
+    parts: (u16, u16),
+    last: Option<Reply>,
+    /// The number of the last request answered, by client.
+    answered: BTreeMap<u32, u32>,
+}
+
+impl Judge {
+    pub(super) fn process_begins(&mut self, node: NodeId) {
+        self.alive.insert(node);
+    }
+
+    pub(super) fn process_ends(&mut self, node: NodeId) {
+        self.alive.remove(&node);
+    }
+
+    /// A node owns the VM as `generation` from now on.
+    pub(super) fn owns(&mut self, arbiter: &SimArbiter, node: NodeId, generation: Generation) {
+        let earlier = self.owners.insert(generation, node);
+        assert!(earlier.is_none_or(|earlier| earlier == node), "generation {generation} has two live owners");
+        let flag = Generation(generation.0 - 1);
+        assert_eq!(arbiter.holder(flag), Some(node), "generation {generation} is owned without flag {flag}");
+    }
+
+    /// A node starts the VM, or goes live with a log of `entries`.
+    pub(super) fn takes_over(&mut self, node: NodeId, entries: LogSeq) {
+        assert!(entries.0 <= self.log.len() as u64, "live with {entries} entries, of {} written", self.log.len());
+        if let Some(predecessor) = self.writer.replace(node) {
+            self.succeeded.insert(predecessor, entries);
+        }
+        self.log.truncate(index(entries.0));
+        let kept = self.outputs.partition_point(|(seq, _)| *seq < entries);
+        self.outputs.truncate(kept);
+    }
+
+    /// A primary appends an entry to its log.
+    pub(super) fn appends(&mut self, node: NodeId, seq: LogSeq, entry: &LogEntry) {
+        if self.writer != Some(node) {
+            assert!(self.succeeded.contains_key(&node), "{node} writes a log that isn't its own");
+            return;
+        }
+        assert_eq!(seq.0, self.log.len() as u64, "the log of {node} has a hole");
+        if let EntryBody::Output { id, digest } = entry.body {
+            assert_eq!(id.0, self.outputs.len() as u64, "output ids have a hole at entry {seq}");
+            self.outputs.push((seq, digest));
+        }
+        self.log.push(entry.clone());
+    }
+
+    /// A backup has a snapshot that stands at `seq`.
+    pub(super) fn joins(&mut self, node: NodeId, seq: LogSeq) {
+        self.followers.insert(node, Follower { received: seq, told: None });
+    }
+
+    /// A backup has entries in its log buffer.
+    pub(super) fn receives(&mut self, node: NodeId, entries: impl Iterator<Item = LogEntry>) {
+        let Some(follower) = self.followers.get_mut(&node) else { panic!("{node} receives a log without a snapshot") };
+        for entry in entries {
+            let seq = follower.received;
+            // What a predecessor wrote after it was succeeded is nobody's.
+            if let Some(written) = self.log.get(index(seq.0)) {
+                assert_eq!(*written, entry, "entry {seq} arrives at {node} as another one");
+            }
+            follower.received = LogSeq(seq.0 + 1);
+        }
+    }
+
+    /// A backup is told that outputs are held for it.
+    pub(super) fn is_told(&mut self, node: NodeId, generation: Generation) {
+        let Some(follower) = self.followers.get_mut(&node) else { panic!("{node} is told without a snapshot") };
+        follower.told = Some(generation);
+    }
+
+    /// An output leaves a node that runs the VM as `generation`. `seq` is the place of its entry, if the node wrote it itself.
+    ///
+    /// The Output Rule: whoever may still take the VM over has the entry.
+    pub(super) fn leaves(&mut self, node: NodeId, generation: Generation, seq: Option<LogSeq>, output: (OutputId, u64)) {
+        assert_eq!(self.owners.get(&generation), Some(&node), "an output leaves {node}, who isn't the owner");
+        let Some(seq) = seq else { return };
+        if let Some(succeeded_at) = self.succeeded.get(&node) {
+            assert!(seq < *succeeded_at, "output {} of {node} is of entry {seq}; its successor has {succeeded_at}", output.0.0);
+        }
+        for (backup, follower) in &self.followers {
+            let is_heir = follower.told == Some(generation);
+            assert!(
+                !is_heir || follower.received > seq,
+                "output {} leaves {node} at entry {seq}; its backup {backup} has {} entries",
+                output.0.0,
+                follower.received
+            );
+        }
+        assert_eq!(self.outputs.get(index(output.0.0)), Some(&(seq, output.1)), "output {} is another one", output.0.0);
+    }
+
+    /// The LAN carries an output for the first time.
+    pub(super) fn carries(&mut self, id: OutputId, frame: &[u8]) {
+        let digest = OutputOperation::Frame(frame.to_vec()).digest();
+        assert!(self.carried.last().is_none_or(|(last, _)| *last < id), "output {} is carried out of order", id.0);
+        self.carried.push((id, digest));
+    }
+
+    /// A node writes to its console.
+    pub(super) fn prints(&mut self, id: OutputId, digest: u64) {
+        let earlier = self.printed.insert(id, digest);
+        assert!(earlier.is_none_or(|earlier| earlier == digest), "console output {} comes in two kinds", id.0);
+    }
+
+    /// A station gets a reply.
+    pub(super) fn replies(&mut self, reply: &Reply) {
+        self.history.add(reply);
+    }
+
+    /// Whether somebody owns the VM, or may still claim it, without the nodes of `dead`.
+    pub(super) fn survives(&self, arbiter: &SimArbiter, dead: Option<NodeId>) -> bool {
+        let lives = |node: &NodeId| self.alive.contains(node) && Some(*node) != dead;
+        let Some((flag, claim)) = arbiter.last() else { return true };
+        let pair = Some(Generation(flag.0 + 1));
+        lives(&claim.node) || self.followers.iter().any(|(node, follower)| follower.told == pair && lives(node))
+    }
+
+    /// Whether the log ends with the guest's end.
+    pub(super) fn guest_has_ended(&self) -> bool {
+        self.log.iter().any(|entry| matches!(entry.body, EntryBody::Stopped(_)))
+    }
+
+    /// Replays the log on a machine of its own: what left the hosts is what one machine sends, each output once and in order.
+    /// With `is_settled`, nothing is under way any more.
+    pub(super) fn compare_with_one_machine(&self, machine: Machine, is_settled: bool) {
+        let mut replayer = Replayer::new(machine, LogSeq(0));
+        let (mut frames, mut texts) = (Vec::new(), BTreeMap::new());
+        for entry in &self.log {
+            match replayer.consume(entry) {
+                Ok(Consumed::Output(id, operation)) => match operation {
+                    OutputOperation::Frame(_) => frames.push((id, operation.digest())),
+                    OutputOperation::Console(_) => _ = texts.insert(id, operation.digest()),
+                },
+                Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
+                Err(divergence) => panic!("one machine doesn't do what the log says: {divergence}"),
+            }
+        }
+        let carried = frames.get(..self.carried.len());
+        assert_eq!(carried, Some(&self.carried[..]), "the LAN carried something else than one machine sends");
+        for (id, digest) in &self.printed {
+            assert_eq!(texts.get(id), Some(digest), "console output {} isn't one machine's", id.0);
+        }
+        if is_settled {
+            assert_eq!(self.carried.len(), frames.len(), "the LAN has not carried all that the guest sent");
+            assert_eq!(self.printed.len(), texts.len(), "not all that the guest printed has come out");
+        }
+    }
+}
+
+impl History {
+    /// The replies together are those of one machine: every request counted once, every count in the hash of the next.
+    fn add(&mut self, reply: &Reply) {
+        let (came, expected) = self.parts;
+        if came < expected {
+            assert_eq!((reply.part, Some(reply.whole())), (came, self.last.map(Reply::whole)), "a burst is torn: {reply:?}");
+            self.parts.0 += 1;
+            return;
+        }
+        assert_eq!((reply.part, reply.count), (0, self.count + 1), "a request is counted twice or not at all: {reply:?}");
+        assert!(reply.clock >= self.clock, "the guest's clock went back from {}: {reply:?}", self.clock);
+        let hash = reply.hash_after(self.hash);
+        assert_eq!(reply.hash, hash, "the reply belongs to another history: {reply:?}");
+        let number = self.answered.entry(reply.client).or_default();
+        assert_eq!(reply.number, *number + 1, "client {} is answered out of order", reply.client);
+        *number = reply.number;
+        (self.count, self.hash, self.clock) = (reply.count, hash, reply.clock);
+        (self.parts, self.last) = ((1, reply.parts), Some(*reply));
+    }
+}
+
+fn index(place: u64) -> usize {
+    usize::try_from(place).expect("a log fits in memory")
+}

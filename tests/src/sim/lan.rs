@@ -1,0 +1,203 @@
+//! The LAN: the production fabric, with simulated connections to the hosts and stations of its own.
+
+use super::client::Station;
+use super::env::{Env, Event};
+use super::sightings::Sighting;
+use super::wires::{End, Place};
+use hypervisor::lan::fabric::{ConnectionId, Fabric, PortLost};
+use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
+use std::collections::BTreeMap;
+
+/// Connection numbers of stations begin here.
+const STATIONS: u64 = 1 << 32;
+
+/// Bytes written to a connection at once.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// A host's connection.
+struct Cable {
+    end: End,
+    cutter: Cutter,
+    is_attached: bool,
+}
+
+impl Cable {
+    fn id(&self) -> ConnectionId {
+        ConnectionId(self.end.wire.0)
+    }
+}
+
+/// The LAN and its stations.
+pub(super) struct Lan {
+    fabric: Fabric,
+    cables: BTreeMap<ConnectionId, Cable>,
+    pub(super) stations: Vec<Station>,
+}
+
+/// Why a connection ends.
+enum Ended {
+    Closed,
+    Refused(String),
+    Lost(PortLost),
+}
+
+impl Lan {
+    pub(super) fn new(seed: u64, stations: u32) -> Self {
+        let mut fabric = Fabric::new(seed, 0);
+        for index in 0..u64::from(stations) {
+            fabric.join_qemu(ConnectionId(STATIONS + index));
+        }
+        fabric.settle(0);
+        let stations = (1..=stations).map(Station::new).collect();
+        Self { fabric, cables: BTreeMap::new(), stations }
+    }
+
+    /// A station sends a frame.
+    pub(super) fn station_sends(&mut self, env: &mut Env, station: usize, frame: &[u8]) {
+        self.fabric.qemu_frame(ConnectionId(STATIONS + station as u64), frame);
+        self.settle(env);
+    }
+
+    /// Does what is due: connections that come, bytes that have arrived, deadlines.
+    pub(super) fn step(&mut self, env: &mut Env) {
+        while let Some(end) = env.accept(Place::Lan) {
+            let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
+            self.cables.insert(ConnectionId(end.wire.0), Cable { end, cutter, is_attached: false });
+        }
+        let ids: Vec<_> = self.cables.keys().copied().collect();
+        for id in ids {
+            self.serve(env, id);
+        }
+        self.settle(env);
+    }
+
+    /// Takes what a host has sent.
+    fn serve(&mut self, env: &mut Env, id: ConnectionId) {
+        let Some(mut cable) = self.cables.remove(&id) else { return };
+        let received = env.receive(cable.end);
+        match self.take_bytes(env, &mut cable, &received.bytes) {
+            Ok(()) if !received.has_ended => _ = self.cables.insert(id, cable),
+            Ok(()) => self.end(env, &cable, &Ended::Closed),
+            Err(ended) => self.end(env, &cable, &ended),
+        }
+    }
+
+    fn take_bytes(&mut self, env: &mut Env, cable: &mut Cable, mut bytes: &[u8]) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            let space = cable.cutter.space();
+            let (now, later) = bytes.split_at(bytes.len().min(space.len()));
+            space[..now.len()].copy_from_slice(now);
+            cable.cutter.filled(now.len());
+            bytes = later;
+            self.take_messages(env, cable)?;
+        }
+        Ok(())
+    }
+
+    fn take_messages(&mut self, env: &mut Env, cable: &mut Cable) -> Result<(), Ended> {
+        let id = cable.id();
+        loop {
+            let message = match cable.cutter.next_message() {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(error) => panic!("a host sends no messages to the LAN: {error}"),
+            };
+            match ClientMessage::decode(message) {
+                Ok(ClientMessage::Attach(attachment)) => {
+                    let answer = self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
+                    cable.is_attached = true;
+                    let mut bytes = Vec::new();
+                    answer.append(&mut bytes);
+                    env.send_from_lan(cable.end, &bytes);
+                }
+                Ok(ClientMessage::Output { id: output, frame }) => {
+                    let duplicates = self.fabric.dropped().duplicates;
+                    self.fabric.output(id, output, frame).map_err(Ended::Lost)?;
+                    if self.fabric.dropped().duplicates == duplicates {
+                        env.note("lan: carries output of connection", &[output.0, id.0]);
+                        env.judge.carries(output, frame);
+                    }
+                    // Frames for several stations come to them in the order in which they were carried.
+                    self.settle(env);
+                }
+                Err(error) => panic!("a host sends a bad message to the LAN: {error}"),
+            }
+        }
+    }
+
+    fn end(&mut self, env: &mut Env, cable: &Cable, ended: &Ended) {
+        let mut bytes = Vec::new();
+        match ended {
+            Ended::Closed | Ended::Lost(PortLost { fenced_by: None }) => {}
+            Ended::Refused(reason) => ServerMessage::Refused { reason }.append(&mut bytes),
+            Ended::Lost(PortLost { fenced_by: Some(by) }) => ServerMessage::Fenced { by: *by }.append(&mut bytes),
+        }
+        env.send_from_lan(cable.end, &bytes);
+        env.close(cable.end);
+        if cable.is_attached {
+            self.fabric.leave(cable.id());
+        }
+    }
+
+    /// Lets the fabric work, and brings out what it has for hosts and stations.
+    fn settle(&mut self, env: &mut Env) {
+        loop {
+            let settled = self.fabric.settle(env.now_ns / 1000);
+            if let Some(deadline_us) = settled.deadline_us {
+                env.at(deadline_us * 1000, Event::Lan);
+            }
+            if settled.woken.is_empty() {
+                break;
+            }
+            for id in settled.woken {
+                if id.0 >= STATIONS {
+                    self.bring_to_station(env, id);
+                } else {
+                    self.send_pending(env, id);
+                }
+            }
+        }
+        self.retry_blocked(env);
+    }
+
+    /// Connections whose buffers were full may have room now.
+    fn retry_blocked(&mut self, env: &mut Env) {
+        let attached: Vec<_> = self.cables.values().filter(|cable| cable.is_attached).map(Cable::id).collect();
+        for id in attached {
+            self.send_pending(env, id);
+        }
+    }
+
+    fn send_pending(&mut self, env: &mut Env, id: ConnectionId) {
+        let Some(cable) = self.cables.get(&id).filter(|cable| cable.is_attached) else { return };
+        let mut bytes = Vec::new();
+        while env.wires.has_room(cable.end) {
+            bytes.clear();
+            match self.fabric.take_pending(id, &mut bytes, WRITE_BYTES) {
+                Ok(()) if bytes.is_empty() => return,
+                Ok(()) => env.send_from_lan(cable.end, &bytes),
+                Err(lost) => {
+                    let Some(cable) = self.cables.remove(&id) else { return };
+                    return self.end(env, &cable, &Ended::Lost(lost));
+                }
+            }
+        }
+    }
+
+    fn bring_to_station(&mut self, env: &mut Env, id: ConnectionId) {
+        let mut bytes = Vec::new();
+        self.fabric.take_pending(id, &mut bytes, usize::MAX).unwrap_or_else(|lost| panic!("a station lost its port: {lost:?}"));
+        let index = usize::try_from(id.0 - STATIONS).expect("stations are few");
+        let mut rest = &bytes[..];
+        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+            let (frame, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
+            rest = tail;
+            if let Some(reply) = self.stations[index].receive(frame) {
+                if reply.parts > 1 {
+                    env.saw(Sighting::Burst);
+                }
+                env.judge.replies(&reply);
+            }
+        }
+    }
+}

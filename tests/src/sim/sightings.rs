@@ -1,0 +1,125 @@
+//! The interesting things that a run can show: a simulation that never saw one of them proves nothing about it.
+
+use std::collections::BTreeMap;
+
+macro_rules! sightings {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Something that a run should show now and then.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Sighting {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Sighting {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+sightings! {
+    /// A backup went live.
+    Failover,
+    /// A primary went on alone because its backup was lost.
+    BackupLost,
+    /// Both sides of a pair asked for its flag.
+    BothClaimed,
+    /// A side asked for a flag and got no answer.
+    ArbiterUnreachable,
+    /// A side that had won a flag without hearing of it asked again and heard.
+    LostReplyAskedAgain,
+    /// A primary was told by the arbiter that it is fenced.
+    PrimaryFenced,
+    /// A backup was told by the arbiter that it is fenced.
+    BackupFenced,
+    /// The LAN told a primary that it is fenced.
+    FencedByLan,
+    /// A pair was protected again after a loss.
+    Rejoin,
+    /// A joining backup died before the pair was protected.
+    BackupKilledInJoin,
+    /// A primary died while a backup joined.
+    PrimaryKilledInJoin,
+    /// A process died between two of the messages that it had to send at the same time.
+    KilledBetweenSends,
+    /// A process died while its test-and-set was under way.
+    KilledWhileClaiming,
+    /// A connection ended in the middle of a frame.
+    TornFrame,
+    /// A connection between two hosts was cut.
+    ChannelCut,
+    /// A connection to the LAN was cut.
+    CableCut,
+    /// Two places could not reach each other for a while.
+    Partition,
+    /// A process stood still for longer than the failure timeout.
+    LongPause,
+    /// A process that had stood still found that another one owns the VM.
+    FencedAfterPause,
+    /// A backup that went live kept an output that its predecessor had sent, and the LAN had carried.
+    TailAlreadyCarried,
+    /// A primary sent an output to the LAN again, because its connection was cut before it was carried.
+    SentAgain,
+    /// A backup that went live had outputs to send that its predecessor may have sent.
+    TailAtGoLive,
+    /// A backup that went live had entries left to replay when it won.
+    DrainedAfterWin,
+    /// A frame that the old primary had was delivered again to the new one.
+    FrameDeliveredAgain,
+    /// An output was held for more than a millisecond.
+    OutputHeld,
+    /// Outputs were discarded by a fenced primary, and put out by its successor.
+    HeldOutputsDiscarded,
+    /// The guest put out several frames at one go.
+    Burst,
+    /// A pair failed over a second time in one run.
+    SecondFailover,
+    /// A backup joined a VM whose first primary was gone.
+    JoinedSuccessor,
+    /// A backup came that the primary could not take.
+    JoinRefused,
+    /// An operator stopped a protected primary.
+    HandOver,
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest powered itself off in a generation that began with a failover.
+    PowerOffAfterFailover,
+    /// All who could have gone on died.
+    VmLost,
+    /// A state digest was compared by a backup.
+    DigestCompared,
+    /// A backup that couldn't keep up stopped listening.
+    BackupSlow,
+    /// A guest got less time because its backup was behind.
+    GuestSlowed,
+}
+
+/// How often each thing was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sightings(BTreeMap<Sighting, u64>);
+
+impl Sightings {
+    /// It was seen.
+    pub fn saw(&mut self, sighting: Sighting) {
+        *self.0.entry(sighting).or_default() += 1;
+    }
+
+    /// How often it was seen.
+    #[must_use]
+    pub fn count(&self, sighting: Sighting) -> u64 {
+        self.0.get(&sighting).copied().unwrap_or_default()
+    }
+
+    /// Adds those of another run.
+    pub fn add(&mut self, other: &Self) {
+        for (sighting, count) in &other.0 {
+            *self.0.entry(*sighting).or_default() += count;
+        }
+    }
+
+    /// What was never seen.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Sighting> {
+        Sighting::ALL.iter().copied().filter(|sighting| self.count(*sighting) == 0).collect()
+    }
+}

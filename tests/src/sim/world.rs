@@ -1,0 +1,463 @@
+//! One run: hosts with processes, the LAN, and all that goes wrong, by a seed.
+
+use super::env::{Env, Event};
+use super::lan::Lan;
+use super::primary::Primary;
+use super::process::{Exit, Me, Process, Setup};
+use super::sightings::{Sighting, Sightings};
+use super::wires::Place;
+use crate::random::Random;
+use hypervisor::guest::Guest;
+use hypervisor::record::Intervals;
+use hypervisor::role::{PrimaryRole, Timing};
+use hypervisor::start::claim_start;
+use logchannel::session::{NodeId, SessionHeader};
+use std::sync::{Arc, OnceLock};
+use vm::{Machine, MachineConfig};
+
+const MS: u64 = 1_000_000;
+
+/// A machine with the least RAM that there is.
+const RAM_BYTES: u64 = 4 << 20;
+
+/// After the last fault, the pair is to be protected and every request answered within this time, in nanoseconds.
+const RECOVERY_NS: u64 = 2_000 * MS;
+
+/// From one look at how a run goes to the next.
+const LOOK_NS: u64 = 5 * MS;
+
+/// What becomes of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Things go wrong until this time.
+    Faults { until_ns: u64 },
+    /// Everything works again; service has to resume before this time, when so many requests have been answered.
+    Recovery { until_ns: u64, answered: u32 },
+    /// Nobody asks anything new; all is to be answered before this time.
+    Draining { until_ns: u64 },
+    /// The guest was asked to power off; everybody is to be gone before this time.
+    PoweringOff { until_ns: u64 },
+    /// It is over. `is_settled`: nothing is under way any more.
+    Over { is_settled: bool },
+}
+
+#[derive(Default)]
+struct Host {
+    process: Option<Process>,
+    /// When its next step is due.
+    scheduled_ns: Option<u64>,
+    paused_until_ns: u64,
+    was_paused_long: bool,
+    restart_ns: u64,
+}
+
+/// One run.
+pub(super) struct World {
+    env: Env,
+    lan: Lan,
+    hosts: Vec<Host>,
+    setup: Arc<Setup>,
+    phase: Phase,
+    nodes: u128,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, is_trace_printed: bool) -> Self {
+        let mut random = Random::new(seed);
+        let timing = Timing {
+            heartbeat_ns: 10 * MS,
+            failure_timeout_ns: (50 + 10 * u64::from(random.below(10))) * MS,
+            claim_retry_ns: 15 * MS,
+            lag_bound_ns: 50 * MS,
+        };
+        let config =
+            MachineConfig { ram_bytes: RAM_BYTES, mac: super::client::GUEST_MAC, ..MachineConfig::default() };
+        let setup = Arc::new(Setup {
+            vm: "tally".parse().unwrap_or_else(|error| panic!("{error}")),
+            config,
+            timing,
+            intervals: Intervals { digest_steps: 200_000, digest_ns: 200 * MS, progress_ns: 2 * MS },
+            slice_steps: random.pick(&[300, 1_000, 5_000, 20_000]),
+            ns_per_step: 7,
+            replay_factor: random.pick(&[1, 1, 1, 1, 20]),
+        });
+        let stations = 1 + random.below(3);
+        let hosts = 2 + random.index(2);
+        let faults_ns = u64::from(400 + random.below(1_200)) * MS;
+        let lan = Lan::new(random.next_u64(), stations);
+        let env = Env::new(random, is_trace_printed);
+        let mut world = Self {
+            env,
+            lan,
+            hosts: (0..hosts).map(|_| Host::default()).collect(),
+            setup,
+            phase: Phase::Faults { until_ns: faults_ns },
+            nodes: 0,
+        };
+        world.start();
+        world
+    }
+
+    fn me(&mut self, host: usize) -> Me {
+        self.nodes += 1;
+        let node = NodeId((host as u128) << 64 | self.nodes);
+        self.env.judge.process_begins(node);
+        self.env.down.remove(&host);
+        Me { host, node, setup: self.setup.clone() }
+    }
+
+    /// The first host runs the VM, the others back it up.
+    fn start(&mut self) {
+        let me = self.me(0);
+        let vm = &self.setup.vm;
+        let generation = claim_start(&self.env.arbiter, vm, me.node, "0", false)
+            .unwrap_or_else(|error| panic!("the VM can't be started: {error}"));
+        let guest = guest();
+        let session = SessionHeader::new(vm.clone(), generation, self.setup.config.clone(), &guest.name, &guest.image)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let role = if self.env.random.one_in(4) {
+            PrimaryRole::alone(session, self.setup.timing)
+        } else {
+            PrimaryRole::awaiting_backup(session, self.setup.timing)
+        };
+        let machine = self.machine();
+        let primary = Primary::new(&mut self.env, me.clone(), role, machine, true);
+        self.hosts[0].process = Some(Process::running(me, primary));
+        for host in 0..self.hosts.len() {
+            self.env.at(0, Event::Host(host));
+        }
+        for station in 0..self.lan.stations.len() {
+            self.env.at(5 * MS, Event::Station(station));
+        }
+        let fault_ns = self.fault_pause_ns();
+        self.env.at(fault_ns, Event::Fault);
+        self.env.at(LOOK_NS, Event::Look);
+    }
+
+    fn machine(&self) -> Machine {
+        Machine::new(&self.setup.config, &guest().image).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs to the end. Returns a hash of all that happened, the time it took on the virtual clock, and what was seen.
+    ///
+    /// Panics if a rule is broken.
+    pub(super) fn run(mut self) -> (u64, u64, Sightings) {
+        let is_settled = loop {
+            if let Phase::Over { is_settled } = self.phase {
+                break is_settled;
+            }
+            match self.env.next() {
+                Some(Event::Host(host)) => self.step_host(host),
+                Some(Event::Lan) => self.lan.step(&mut self.env),
+                Some(Event::Station(station)) => self.ask(station),
+                Some(Event::Question(number)) => self.env.hear_question(number),
+                Some(Event::Answer(number)) => {
+                    if let Some(host) = self.env.answer_arrived(number) {
+                        self.step_host(host);
+                    }
+                }
+                Some(Event::Fault) => self.fault(),
+                Some(Event::Look) => self.look(),
+                None => panic!("nothing will ever happen again"),
+            }
+        };
+        self.env.judge.compare_with_one_machine(self.machine(), is_settled);
+        (self.env.trace.hash(), self.env.now_ns, self.env.sightings)
+    }
+
+    fn step_host(&mut self, index: usize) {
+        let now_ns = self.env.now_ns;
+        let host = &mut self.hosts[index];
+        if host.scheduled_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            host.scheduled_ns = None;
+        }
+        if now_ns < host.paused_until_ns {
+            let until_ns = host.paused_until_ns;
+            return self.schedule(index, until_ns);
+        }
+        let Some(mut process) = host.process.take() else { return self.restart(index) };
+        let stepped = process.step(&mut self.env);
+        if self.env.is_dying(index) {
+            self.env.saw(Sighting::KilledBetweenSends);
+            self.hosts[index].process = Some(process);
+            return self.kill(index, false);
+        }
+        match stepped {
+            Ok(next_ns) => {
+                let is_joining = process.is_joining();
+                let is_asking = process.is_asking();
+                self.hosts[index].process = Some(process);
+                self.schedule(index, next_ns);
+                self.aim(index, is_joining, is_asking);
+            }
+            Err(exit) => self.process_exits(index, &process, exit),
+        }
+    }
+
+    fn schedule(&mut self, index: usize, at_ns: u64) {
+        let host = &mut self.hosts[index];
+        if at_ns < u64::MAX && host.scheduled_ns.is_none_or(|scheduled_ns| at_ns < scheduled_ns) {
+            host.scheduled_ns = Some(at_ns);
+            self.env.at(at_ns, Event::Host(index));
+        }
+    }
+
+    fn process_exits(&mut self, index: usize, process: &Process, exit: Exit) {
+        self.env.note(exit_name(exit), &[index as u64]);
+        self.env.judge.process_ends(process.me.node);
+        self.env.end_process(index, false);
+        if exit == Exit::Fenced && self.hosts[index].was_paused_long {
+            self.env.saw(Sighting::FencedAfterPause);
+        }
+        let is_over = exit == Exit::GuestEnded;
+        let host = &mut self.hosts[index];
+        host.was_paused_long = false;
+        host.restart_ns = if is_over { u64::MAX } else { self.env.now_ns + 30 * MS };
+        let restart_ns = host.restart_ns;
+        self.schedule(index, restart_ns);
+    }
+
+    /// Starts a process that wants to back the VM up, if it is time to.
+    fn restart(&mut self, index: usize) {
+        let restart_ns = self.hosts[index].restart_ns;
+        if self.env.now_ns < restart_ns {
+            return self.schedule(index, restart_ns);
+        }
+        let me = self.me(index);
+        self.env.note("host: a process starts", &[index as u64]);
+        self.hosts[index].process = Some(Process::seeking(me));
+        self.schedule(index, self.env.now_ns);
+    }
+
+    /// A station asks the guest, and will again.
+    fn ask(&mut self, station: usize) {
+        if matches!(self.phase, Phase::Faults { .. } | Phase::Recovery { .. }) {
+            if let Some(frame) = self.lan.stations[station].ask(&mut self.env.random) {
+                self.lan.station_sends(&mut self.env, station, &frame);
+            }
+            let pause_ns = u64::from(1 + self.env.random.below(20)) * MS;
+            self.env.at(self.env.now_ns + pause_ns, Event::Station(station));
+        }
+    }
+
+    fn fault_pause_ns(&mut self) -> u64 {
+        self.env.now_ns + u64::from(self.env.random.below(160)) * MS + u64::from(self.env.random.below(1_000_000))
+    }
+
+    /// Something goes wrong.
+    fn fault(&mut self) {
+        let Phase::Faults { until_ns } = self.phase else { return };
+        if self.env.now_ns >= until_ns {
+            return self.heal();
+        }
+        let host = self.env.random.index(self.hosts.len());
+        match self.env.random.below(20) {
+            0..=4 => self.kill_if_survived(host),
+            5..=7 => self.pause(host),
+            8..=11 => self.part(host),
+            12..=13 => self.cut_channel(host),
+            14..=15 => self.cut_cable(host),
+            16..=17 => {
+                let pause_ns = u64::from(self.env.random.below(150)) * MS;
+                self.env.note("fault: the arbiter is down for ns", &[pause_ns]);
+                self.env.arbiter_down_until_ns = self.env.now_ns + pause_ns;
+            }
+            _ => self.retire(),
+        }
+        let next_ns = self.fault_pause_ns();
+        self.env.at(next_ns, Event::Fault);
+    }
+
+    /// Kills a process, mostly one without which the VM goes on.
+    fn kill_if_survived(&mut self, index: usize) {
+        let Some(node) = self.hosts[index].process.as_ref().map(|process| process.me.node) else { return };
+        if !self.env.judge.survives(&self.env.arbiter, Some(node)) && !self.env.random.one_in(60) {
+            return;
+        }
+        if self.env.random.one_in(2) {
+            let sends = self.env.random.below(12);
+            self.env.note("fault: dies after sends", &[index as u64, sends.into()]);
+            // It dies when it would send once more.
+            self.env.dies_after_sends.insert(index, sends + 1);
+        } else {
+            let is_power_cut = self.env.random.one_in(3);
+            self.kill(index, is_power_cut);
+        }
+    }
+
+    /// Kills at moments that are too short to be hit by chance.
+    fn aim(&mut self, index: usize, is_joining: bool, is_asking: bool) {
+        let is_time = (is_joining && self.env.random.one_in(60)) || (is_asking && self.env.random.one_in(400));
+        if is_time && matches!(self.phase, Phase::Faults { .. }) {
+            self.kill_if_survived(index);
+        }
+    }
+
+    fn kill(&mut self, index: usize, is_power_cut: bool) {
+        let Some(process) = self.hosts[index].process.take() else { return };
+        self.env.note("fault: killed", &[index as u64, u64::from(is_power_cut)]);
+        self.see_killed(&process);
+        self.env.judge.process_ends(process.me.node);
+        self.env.end_process(index, is_power_cut);
+        let restart_ns = self.env.now_ns + u64::from(5 + self.env.random.below(150)) * MS;
+        let host = &mut self.hosts[index];
+        (host.restart_ns, host.paused_until_ns, host.was_paused_long) = (restart_ns, 0, false);
+        self.schedule(index, restart_ns);
+    }
+
+    fn see_killed(&mut self, process: &Process) {
+        if process.is_joining() {
+            let is_backup = process.backup().is_some();
+            self.env.saw(if is_backup { Sighting::BackupKilledInJoin } else { Sighting::PrimaryKilledInJoin });
+        }
+        if process.is_asking() {
+            self.env.saw(Sighting::KilledWhileClaiming);
+        }
+    }
+
+    fn pause(&mut self, index: usize) {
+        let pause_ns = u64::from(5 + self.env.random.below(400)) * MS;
+        self.env.note("fault: stands still for ns", &[index as u64, pause_ns]);
+        let host = &mut self.hosts[index];
+        if pause_ns > self.setup.timing.failure_timeout_ns {
+            host.was_paused_long = true;
+            self.env.saw(Sighting::LongPause);
+        }
+        host.paused_until_ns = self.env.now_ns + pause_ns;
+    }
+
+    fn part(&mut self, index: usize) {
+        let other = match self.env.random.below(4) {
+            0 => Place::Lan,
+            1 => Place::Arbiter,
+            _ => Place::Host((index + 1 + self.env.random.index(self.hosts.len() - 1)) % self.hosts.len()),
+        };
+        let pause_ns = u64::from(1 + self.env.random.below(300)) * MS;
+        self.env.note("fault: parted for ns", &[index as u64, pause_ns]);
+        self.env.saw(Sighting::Partition);
+        self.env.wires.part(Place::Host(index), other, self.env.now_ns + pause_ns);
+    }
+
+    fn cut_channel(&mut self, index: usize) {
+        for other in (0..self.hosts.len()).filter(|other| *other != index) {
+            for wire in self.env.wires.between(Place::Host(index), Place::Host(other)) {
+                self.env.note("fault: channel cut", &[wire.0]);
+                self.env.saw(Sighting::ChannelCut);
+                self.env.cut(wire);
+            }
+        }
+    }
+
+    fn cut_cable(&mut self, index: usize) {
+        for wire in self.env.wires.between(Place::Host(index), Place::Lan) {
+            self.env.note("fault: cable cut", &[wire.0]);
+            self.env.saw(Sighting::CableCut);
+            self.env.cut(wire);
+        }
+    }
+
+    /// An operator stops a protected primary.
+    fn retire(&mut self) {
+        let Self { env, hosts, .. } = self;
+        for host in hosts {
+            if host.paused_until_ns <= env.now_ns
+                && let Some(primary) = host.process.as_mut().and_then(Process::primary)
+                && primary.role().is_protected()
+            {
+                env.note("fault: the operator stops a primary", &[]);
+                primary.retire(env);
+            }
+        }
+    }
+
+    /// From now on everything works.
+    fn heal(&mut self) {
+        self.env.note("everything works again", &[]);
+        self.env.is_faulty = false;
+        self.env.arbiter_down_until_ns = 0;
+        self.env.wires.heal();
+        self.env.dies_after_sends.clear();
+        for host in &mut self.hosts {
+            host.paused_until_ns = host.paused_until_ns.min(self.env.now_ns);
+        }
+        for index in 0..self.hosts.len() {
+            self.env.at(self.env.now_ns, Event::Host(index));
+        }
+        self.phase = Phase::Recovery { until_ns: self.env.now_ns + RECOVERY_NS, answered: self.answered() };
+    }
+
+    fn answered(&self) -> u32 {
+        self.lan.stations.iter().map(super::client::Station::answered).sum()
+    }
+
+    fn is_all_answered(&self) -> bool {
+        self.lan.stations.iter().all(|station| station.open() == 0)
+    }
+
+    fn is_protected(&mut self) -> bool {
+        let mut primaries = self.hosts.iter_mut().filter_map(|host| host.process.as_mut()?.primary());
+        primaries.any(|primary| primary.role().is_protected())
+    }
+
+    /// Looks how the run goes, and goes on to its next phase.
+    fn look(&mut self) {
+        self.env.at(self.env.now_ns + LOOK_NS, Event::Look);
+        let now_ns = self.env.now_ns;
+        let is_lost = !self.env.judge.survives(&self.env.arbiter, None);
+        self.phase = match self.phase {
+            Phase::Faults { .. } | Phase::Recovery { .. } | Phase::Draining { .. } if is_lost => {
+                self.env.note("the VM is lost", &[]);
+                self.env.saw(Sighting::VmLost);
+                Phase::Over { is_settled: false }
+            }
+            Phase::Recovery { until_ns, answered } => {
+                let serves = self.answered() > answered + 20;
+                if serves && self.is_protected() {
+                    self.env.note("service has resumed", &[]);
+                    Phase::Draining { until_ns: now_ns + 200 * MS }
+                } else {
+                    let protected = self.is_protected();
+                    assert!(now_ns < until_ns, "no recovery: answers {serves}, protected {protected}");
+                    self.phase
+                }
+            }
+            Phase::Draining { until_ns } if self.is_all_answered() => self.end_or_power_off(until_ns),
+            Phase::Draining { until_ns } => {
+                assert!(now_ns < until_ns, "requests are not answered");
+                self.phase
+            }
+            Phase::PoweringOff { .. } if self.hosts.iter().all(|host| host.process.is_none()) => {
+                assert!(self.env.judge.guest_has_ended(), "everybody is gone and the guest has not ended");
+                Phase::Over { is_settled: true }
+            }
+            Phase::PoweringOff { until_ns } => {
+                assert!(now_ns < until_ns, "the guest's end doesn't end the VM");
+                self.phase
+            }
+            Phase::Faults { .. } | Phase::Over { .. } => self.phase,
+        };
+    }
+
+    fn end_or_power_off(&mut self, until_ns: u64) -> Phase {
+        if self.env.random.one_in(2) {
+            let frame = self.lan.stations[0].power_off();
+            self.lan.station_sends(&mut self.env, 0, &frame);
+            return Phase::PoweringOff { until_ns: self.env.now_ns + 500 * MS };
+        }
+        // What was printed or carried last has come out when this time is over.
+        if self.env.now_ns + LOOK_NS >= until_ns { Phase::Over { is_settled: false } } else { self.phase }
+    }
+}
+
+const fn exit_name(exit: Exit) -> &'static str {
+    match exit {
+        Exit::HandedOver => "host: handed over",
+        Exit::GuestEnded => "host: the guest has ended",
+        Exit::Fenced => "host: fenced",
+    }
+}
+
+fn guest() -> &'static Guest {
+    static GUEST: OnceLock<Guest> = OnceLock::new();
+    GUEST.get_or_init(|| Guest::load("tally").unwrap_or_else(|error| panic!("{error}")))
+}

@@ -1,0 +1,161 @@
+//! A real etcd decides which side lives: alone, and as a cluster that loses its members.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, EtcdArbiter, Verdict};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+use tests::etcd::Etcd;
+use tests::stage::wait_until;
+
+/// Long enough for a busy machine; no test waits for it to pass.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For calls that a test expects to be in vain.
+const SHORT: Duration = Duration::from_millis(300);
+
+fn vm(name: &str) -> VmId {
+    name.parse().unwrap()
+}
+
+fn claim(node: u128) -> Claim {
+    Claim { node: NodeId(node), kind: ClaimKind::Owner, address: Some(format!("10.0.0.{node}:7200")) }
+}
+
+/// Asks until there is an answer, as the roles do.
+#[track_caller]
+fn decided(arbiter: &EtcdArbiter, vm: &VmId, generation: u64, node: u128) -> Verdict {
+    let mut verdict = None;
+    wait_until("a verdict", || match arbiter.test_and_set(vm, Generation(generation), &claim(node)) {
+        Ok(answer) => {
+            verdict = Some(answer);
+            true
+        }
+        Err(error) => {
+            assert!(error.is_unreachable(), "{error}");
+            false
+        }
+    });
+    verdict.unwrap()
+}
+
+#[test]
+fn one_member_keeps_the_claims_of_many_vms() {
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    let arbiter = etcd.arbiter(TIMEOUT);
+    let alpha = vm("alpha");
+    assert_eq!(arbiter.latest(&alpha).unwrap(), None);
+    for _ in 0..3 {
+        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(1)).unwrap(), Verdict::Won);
+        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    }
+    let moved = Claim { address: None, ..claim(1) };
+    assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &moved).unwrap(), Verdict::Won, "it is the same node");
+    assert_eq!(arbiter.latest(&alpha).unwrap(), Some((Generation(0), claim(1))), "a claim stays as it was made");
+
+    let end = Claim { kind: ClaimKind::Ended, address: None, ..claim(1) };
+    assert_eq!(arbiter.test_and_set(&alpha, Generation(10), &end).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&alpha, Generation(9), &claim(2)).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.latest(&alpha).unwrap(), Some((Generation(10), end)), "10 is behind 9");
+    let last = Generation(u64::MAX - 1);
+    assert_eq!(arbiter.test_and_set(&alpha, last, &claim(2)).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.latest(&alpha).unwrap(), Some((last, claim(2))));
+
+    // Names of which one begins with another, or goes on with what a key does.
+    let names = ["vm1", "vm10", "vm1.0", "vm1-", "vm", "VM1", "vm1_00000000000000000000"];
+    for (node, name) in (1..).zip(names) {
+        assert_eq!(arbiter.latest(&vm(name)).unwrap(), None, "{name}");
+        for generation in 0..u64::try_from(node).unwrap() {
+            assert_eq!(arbiter.test_and_set(&vm(name), Generation(generation), &claim(node)).unwrap(), Verdict::Won);
+        }
+    }
+    let assert_latest = |arbiter: &EtcdArbiter| {
+        for (node, name) in (1..).zip(names) {
+            let last = Generation(u64::try_from(node - 1).unwrap());
+            assert_eq!(arbiter.latest(&vm(name)).unwrap(), Some((last, claim(node))), "{name}");
+        }
+    };
+    assert_latest(&arbiter);
+    let long = Claim { address: Some("x".repeat(257)), ..claim(1) };
+    let error = arbiter.test_and_set(&vm("long"), Generation(0), &long).unwrap_err();
+    assert!(matches!(error, ArbiterError::AddressTooLong { bytes: 257 }), "{error}");
+    assert_eq!(arbiter.latest(&vm("long")).unwrap(), None);
+
+    etcd.kill(0);
+    assert!(arbiter.latest(&alpha).unwrap_err().is_unreachable());
+    etcd.restart(0);
+    assert_eq!(decided(&arbiter, &alpha, 0, 3), Verdict::Lost(claim(1)));
+    assert_latest(&arbiter);
+}
+
+#[test]
+fn one_of_many_racers_wins() {
+    const GENERATIONS: u64 = 20;
+    let Some(etcd) = Etcd::start(1) else { return };
+    let nodes: Vec<u128> = (1..=8).collect();
+    let (vm, barrier) = (vm("alpha"), Barrier::new(nodes.len()));
+    let verdicts: Vec<Vec<Verdict>> = thread::scope(|scope| {
+        let racers: Vec<_> = nodes
+            .iter()
+            .map(|&node| {
+                let (vm, barrier, arbiter) = (&vm, &barrier, etcd.arbiter(TIMEOUT));
+                scope.spawn(move || {
+                    let ask = |generation| {
+                        barrier.wait();
+                        arbiter.test_and_set(vm, Generation(generation), &claim(node)).unwrap()
+                    };
+                    (0..GENERATIONS).map(ask).collect()
+                })
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    for generation in 0..usize::try_from(GENERATIONS).unwrap() {
+        let of_generation: Vec<_> = verdicts.iter().map(|verdicts| verdicts[generation].clone()).collect();
+        assert_one_winner(&nodes, &of_generation);
+    }
+}
+
+/// Exactly one of `nodes` has won, and all others know who.
+#[track_caller]
+fn assert_one_winner(nodes: &[u128], verdicts: &[Verdict]) {
+    let won: Vec<_> = nodes.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Verdict::Won).collect();
+    let &[(&winner, _)] = won.as_slice() else { panic!("won by {won:?}") };
+    let lost = verdicts.iter().filter(|verdict| **verdict == Verdict::Lost(claim(winner))).count();
+    assert_eq!(lost, nodes.len() - 1, "not all losers name node {winner}: {verdicts:?}");
+}
+
+#[test]
+fn a_cluster_goes_on_without_one_member_and_stands_still_without_two() {
+    let Some(mut etcd) = Etcd::start(3) else { return };
+    let alpha = vm("alpha");
+    let (first, second) = (etcd.arbiter(TIMEOUT), etcd.arbiter(TIMEOUT));
+    assert_eq!(decided(&first, &alpha, 0, 1), Verdict::Won);
+    assert_eq!(decided(&second, &alpha, 0, 2), Verdict::Lost(claim(1)));
+
+    // The one that both have asked so far.
+    etcd.kill(0);
+    assert_eq!(decided(&second, &alpha, 1, 2), Verdict::Won);
+    assert_eq!(decided(&first, &alpha, 1, 1), Verdict::Lost(claim(2)));
+    assert_eq!(decided(&etcd.arbiter(TIMEOUT), &alpha, 0, 2), Verdict::Lost(claim(1)));
+
+    etcd.kill(1);
+    let arbiters = [etcd.arbiter(SHORT), etcd.arbiter(SHORT)];
+    for _ in 0..2 {
+        for (node, arbiter) in (1..).zip(&arbiters) {
+            let error = arbiter.test_and_set(&alpha, Generation(2), &claim(node)).unwrap_err();
+            assert!(error.is_unreachable(), "{error}");
+            assert!(arbiter.latest(&alpha).unwrap_err().is_unreachable(), "a lone member's word is nobody's");
+        }
+    }
+
+    etcd.restart(0);
+    let verdicts = [decided(&first, &alpha, 2, 1), decided(&second, &alpha, 2, 2)];
+    assert_one_winner(&[1, 2], &verdicts);
+    assert_eq!(decided(&second, &alpha, 0, 2), Verdict::Lost(claim(1)));
+    assert_eq!(decided(&first, &alpha, 1, 1), Verdict::Lost(claim(2)));
+    assert_eq!(first.latest(&alpha).unwrap().unwrap().0, Generation(2));
+}

@@ -1,0 +1,267 @@
+//! Guests that do everything wrong, at devices above all, and a world that does the same to them.
+
+use super::{
+    ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw, elf_of_bytes,
+    jal, li, load, r_type, store,
+};
+use vm::{Event, FRAME_BYTES_MAX};
+
+const RAM_END: u64 = RAM + (4 << 20);
+const PLIC: u64 = 0x0c00_0000;
+/// Descriptor table, available ring and used ring of each queue, as far as the guest keeps to them.
+const RINGS: [[u64; 3]; 2] = [[0x3_0000, 0x3_2000, 0x3_3000], [0x3_1000, 0x3_2800, 0x3_4000]];
+const DATA: u64 = RAM + 0x10_0000;
+
+/// SplitMix64, so that a seed means the same for ever.
+pub(crate) struct Random {
+    pub(crate) state: u64,
+    /// How rarely a guest breaks its own rings: one that always does doesn't come far.
+    pub(crate) care: u64,
+}
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn slips(&mut self, n: u64) -> bool {
+        self.one_in(n * self.care)
+    }
+
+    fn register(&mut self) -> u32 {
+        u32::try_from(self.below(32)).unwrap()
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+
+    pub(crate) fn bytes(&mut self, length: u64) -> Vec<u8> {
+        (0..length).map(|_| self.next().to_le_bytes()[0]).collect()
+    }
+
+    /// An address that something should go wrong at.
+    fn address(&mut self) -> u64 {
+        let edge = self.pick(&[RAM, RAM_END, UART, UART + 8, NET, NET + 0x100, NET + 0x1000, PLIC, PLIC + 0x60_0000]);
+        match self.below(6) {
+            0 => self.next(),
+            1 => u64::MAX - self.below(16),
+            2 => DATA + self.below(0x1000),
+            3 => RAM + 0x3_0000 + self.below(0x5000),
+            _ => edge.wrapping_add(self.below(32)).wrapping_sub(16),
+        }
+    }
+
+    /// A value for a register of a device.
+    fn value(&mut self) -> u64 {
+        match self.below(5) {
+            0 => self.next() >> 32,
+            1 => self.pick(&[u64::from(u32::MAX), 1 << 31, 0xffff, 0x8000, 256, 257]),
+            _ => self.below(17),
+        }
+    }
+}
+
+/// The guest: code, and rings of which most descriptors are plausible.
+struct Guest<'a> {
+    random: &'a mut Random,
+    code: Vec<u32>,
+    available: [u64; 2],
+}
+
+impl Guest<'_> {
+    fn write(&mut self, address: u64, value: u64, funct3: u32) {
+        self.code.extend([li(5, address), li(6, value), vec![store(funct3, 6, 5, 0)]].concat());
+    }
+
+    fn net(&mut self, register: u64, value: u64) {
+        self.write(NET + register, value, 2);
+    }
+
+    /// Sets a queue up, mostly as a driver would.
+    fn queue(&mut self, queue: usize) {
+        self.net(0x30, queue as u64);
+        if self.random.one_in(3) {
+            self.net(0x44, 0);
+        }
+        let size = if self.random.slips(8) { self.random.value() } else { self.random.pick(&[8, 8, 256]) };
+        self.net(0x38, size);
+        for (register, part) in [0x80, 0x90, 0xa0].into_iter().zip(RINGS[queue]) {
+            let address = if self.random.slips(20) { self.random.address() } else { RAM + part };
+            self.net(register, address & 0xffff_ffff);
+            self.net(register + 4, address >> 32);
+        }
+        self.net(0x44, 1);
+    }
+
+    fn device(&mut self) {
+        self.net(0x70, 0);
+        self.net(0x24, 1);
+        self.net(0x20, 1);
+        self.net(0x70, 11);
+        self.queue(0);
+        self.queue(1);
+        self.net(0x70, 15);
+        self.available = [0; 2];
+        for [_, available, _] in RINGS {
+            self.write(RAM + available + 2, 0, 1);
+        }
+    }
+
+    fn offer(&mut self, queue: usize) {
+        let more = if self.random.slips(40) { self.random.below(70_000) } else { self.random.below(5) };
+        self.available[queue] += more;
+        self.write(RAM + RINGS[queue][1] + 2, self.available[queue] & 0xffff, 1);
+    }
+
+    fn firmware_call(&mut self) {
+        let extension = self.random.pick(&[0x4442_434e, 0x4442_434e, 0x4442_434e, 0x5449_4d45, 0, 1, 0x10, u64::MAX]);
+        let arguments = [
+            self.random.pick(&[0, 1, 256, 5000, u64::MAX, 1 << 63]),
+            self.random.address(),
+            self.random.pick(&[0, 0, 0, u64::MAX]),
+        ];
+        for (register, value) in (10..).zip(arguments) {
+            self.code.extend(li(register, value));
+        }
+        let function = self.random.below(4);
+        self.code.extend([li(16, function), li(17, extension), vec![ECALL]].concat());
+    }
+
+    fn access(&mut self) {
+        let (address, rd) = (self.random.address(), self.random.register());
+        let width = u32::try_from(self.random.below(8)).unwrap();
+        let offset = i32::try_from(self.random.below(16)).unwrap() - 8;
+        let atomic = self.random.pick(&[0b00010, 0b00011, 0b00001, 0b00000, 0b11100]) << 2;
+        let instruction = match self.random.below(3) {
+            0 => load(width, rd, 5, offset),
+            1 => store(width & 3, rd, 5, offset),
+            _ => r_type(0x2f, 2 + (width & 1), atomic, rd, 5, if atomic == 0b00010 << 2 { 0 } else { 6 }),
+        };
+        self.code.extend(li(5, address));
+        self.code.push(instruction);
+    }
+
+    fn gadget(&mut self) {
+        match self.random.below(20) {
+            0..=2 => self.offer(1),
+            3..=4 => self.offer(0),
+            5..=7 => {
+                let queue = self.random.below(3);
+                self.net(0x50, queue);
+            }
+            8 => {
+                let queue = usize::from(self.random.one_in(2));
+                self.queue(queue);
+            }
+            9 if self.random.one_in(3) => self.device(),
+            10 if self.random.slips(1) => {
+                let (register, value) = (self.random.below(0x41) * 4, self.random.value());
+                let width = self.random.pick(&[2, 2, 2, 2, 0, 1, 3]);
+                self.write(NET + register, value, width);
+            }
+            11 => {
+                let register = self.random.pick(&[4, 40, 0x1000, 0x2080, 0x2084, 0x20_1000, 0x20_1004]);
+                let value = self.random.value();
+                self.write(PLIC + register, value, 2);
+            }
+            12 => {
+                let (register, value) = (self.random.below(10), self.random.below(256));
+                self.write(UART + register, value, 0);
+            }
+            13 => self.firmware_call(),
+            14 => {
+                let (csr, value) = (self.random.pick(&[SIE, SSTATUS, STVEC + 0x3c, 0x140]), self.random.next());
+                self.code.extend(li(6, value));
+                self.code.push(csrrw(0, csr, 6));
+            }
+            15 => {
+                let register = self.random.register();
+                self.code.push(self.random.pick(&[WFI, WFI, csrrs(register, TIME, 0), csrrw(7, SEED, 0)]));
+            }
+            16 | 17 => self.access(),
+            18 => {
+                let word = self.random.next().to_le_bytes();
+                self.code.push(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+            }
+            _ => self.code.push(NOP),
+        }
+    }
+}
+
+fn descriptor(random: &mut Random, queue: usize, index: u64) -> [u8; 16] {
+    let address = if random.slips(60) { random.address() } else { DATA + random.below(0x8000) };
+    let bytes: u32 = if random.slips(60) { u32::MAX } else { random.pick(&[0, 1, 12, 26, 72, 1526, 1527, 2000]) };
+    let right = u16::from(queue == 0) * 2;
+    let direction = if random.slips(60) { 2 - right } else { right };
+    let chained = u16::from(random.one_in(3) && index % 8 < 7);
+    let next = if random.slips(30) { random.below(0x1_0000) } else { index + 1 };
+    let next = u16::try_from(next).unwrap();
+    let mut descriptor = [0; 16];
+    descriptor[..8].copy_from_slice(&address.to_le_bytes());
+    descriptor[8..12].copy_from_slice(&bytes.to_le_bytes());
+    descriptor[12..14].copy_from_slice(&(direction | chained).to_le_bytes());
+    descriptor[14..].copy_from_slice(&next.to_le_bytes());
+    descriptor
+}
+
+/// An image of such a guest.
+pub(crate) fn image(random: &mut Random) -> Vec<u8> {
+    // The handler goes on behind whatever trapped.
+    let handler = [csrrs(30, SEPC, 0), addi(30, 30, 4), csrrw(0, SEPC, 30), SRET];
+    let set_up = [li(31, RAM + 4), vec![csrrw(0, STVEC, 31)]].concat();
+    let mut guest = Guest { random, code: [vec![jal(0, 20)], handler.to_vec(), set_up].concat(), available: [0; 2] };
+    guest.device();
+    while guest.code.len() < 10_000 {
+        guest.gadget();
+    }
+    let Guest { random, code, .. } = guest;
+    let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.resize(0x3_5000, 0);
+    for (queue, [table, available, _]) in RINGS.into_iter().enumerate() {
+        for index in 0..256 {
+            let place = usize::try_from(table + 16 * index).unwrap();
+            bytes[place..place + 16].copy_from_slice(&descriptor(random, queue, index));
+            let place = usize::try_from(available + 4 + 2 * index).unwrap();
+            bytes[place..place + 2].copy_from_slice(&u16::try_from(random.below(8)).unwrap().to_le_bytes());
+        }
+    }
+    elf_of_bytes(&bytes)
+}
+
+/// What the world does at fixed counts.
+pub(crate) fn events(random: &mut Random, limit: u64) -> Vec<(u64, Event)> {
+    let (mut count, mut number) = (0, 0);
+    let mut events = Vec::new();
+    while count < limit {
+        count += random.below(300);
+        let event = match random.below(8) {
+            0..=3 => {
+                number += 1 + random.below(3);
+                let length = random.below(FRAME_BYTES_MAX as u64 + 1);
+                Event::Packet { number, frame: random.bytes(length) }
+            }
+            4 => {
+                let length = random.below(200);
+                Event::ConsoleInput { bytes: random.bytes(length) }
+            }
+            5 => Event::TimerInterrupt,
+            6 => Event::ClockRead { ticks: random.next() },
+            _ => Event::Entropy { bits: 7 },
+        };
+        events.push((count, event));
+    }
+    events
+}
