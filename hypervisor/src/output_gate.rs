@@ -42,6 +42,8 @@ pub struct OutputGate {
     put_out: OutputId,
     /// The network has carried all frames with a smaller id.
     carried: OutputId,
+    /// Behind the last output that has come.
+    end: OutputId,
     given_up: u64,
     hold_time: HoldTime,
 }
@@ -92,6 +94,7 @@ impl OutputGate {
             in_flight_bytes: 0,
             put_out: next,
             carried: next,
+            end: next,
             given_up: 0,
             hold_time: HoldTime::default(),
         }
@@ -102,6 +105,7 @@ impl OutputGate {
         self.bytes += cost(&operation);
         self.put_out = self.put_out.min(id);
         self.carried = self.carried.min(id);
+        self.end = self.end.max(OutputId(id.0 + 1));
         self.released.push_back((id, Arc::new(operation)));
     }
 
@@ -119,6 +123,7 @@ impl OutputGate {
         let last = self.held.back().map(|held| (held.seq, held.id));
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
         self.bytes += cost(&operation);
+        self.end = OutputId(id.0 + 1);
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: now_ns });
     }
 
@@ -172,7 +177,8 @@ impl OutputGate {
 
     /// The network has carried all frames below `next`.
     pub fn carried(&mut self, next: OutputId) {
-        self.carried = self.carried.max(next);
+        // No network can have carried what hasn't been made.
+        self.carried = self.carried.max(next.min(self.end));
         self.forget_what_has_left();
     }
 
@@ -212,6 +218,12 @@ impl OutputGate {
     pub fn next_to_leave(&self) -> OutputId {
         let first = self.in_flight.front().or_else(|| self.released.front()).map(|(id, _)| *id);
         first.or_else(|| self.held.front().map(|held| held.id)).unwrap_or(self.put_out.max(self.carried))
+    }
+
+    /// The id behind the last output that has come.
+    #[must_use]
+    pub const fn end(&self) -> OutputId {
+        self.end
     }
 
     /// Outputs that may leave, and haven't as far as is known; oldest first.

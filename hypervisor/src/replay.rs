@@ -3,7 +3,7 @@
 use crate::divergence::{Divergence, DivergenceCause, Found, entry_name};
 use crate::record::apply;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
-use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StateDigest, StopReason};
+use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// What consuming an entry brought forth.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,26 +83,17 @@ impl Replayer {
             EntryBody::Output { id, digest } => self.check_output(entry, *id, *digest)?,
             EntryBody::Digest(expected) => {
                 self.run_to(entry)?;
-                self.check_state(*expected)?;
+                let found = self.machine.digest();
+                if found != *expected {
+                    return Err(self.divergence(DivergenceCause::Digest { expected: *expected, found }));
+                }
+                self.digests_checked += 1;
                 Consumed::Nothing
             }
             EntryBody::Stopped(expected) => self.check_stop(entry, *expected)?,
         };
         self.next = LogSeq(self.next.0 + 1);
         Ok(consumed)
-    }
-
-    /// Compares the state where the machine stands.
-    ///
-    /// # Errors
-    /// [`Divergence`] if it is another.
-    pub fn check_state(&mut self, expected: StateDigest) -> Result<(), Divergence> {
-        let found = self.machine.digest();
-        if found != expected {
-            return Err(self.divergence(DivergenceCause::Digest { expected, found }));
-        }
-        self.digests_checked += 1;
-        Ok(())
     }
 
     /// Runs to the entry's count; anything that stops the machine before is a divergence.

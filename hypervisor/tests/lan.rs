@@ -80,6 +80,7 @@ fn attachment(generation: u64) -> Attachment {
         generation: Generation(generation),
         mac: GUEST_MAC,
         next_output: OutputId(0),
+        output_end: OutputId(u64::MAX),
         last_packet: 0,
         boot: generation == 0,
     }

@@ -3,7 +3,7 @@
 //! It carries whole messages, so that acknowledgements can be let through one at a time.
 
 use hypervisor::program::cluster::PATIENCE;
-use logchannel::entry::{LogEntry, LogSeq};
+use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
 use logchannel::stream::LogReceiver;
@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use vm::Event;
 
 /// Which way messages go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +175,20 @@ impl Link {
         });
     }
 
-    /// Cuts the connection: both sides see it end.
+    /// Lets through what is held back up to and including the batch with the entry at `seq`, which must have come.
+    ///
+    /// # Panics
+    /// If no batch can have it.
+    #[track_caller]
+    pub fn pass_entry(&self, seq: LogSeq) {
+        let mut lane = self.lane(Direction::ToBackup);
+        let has_it = |message: &Message| matches!(message, Message::Entries(batch) if batch.first_seq <= seq);
+        let last = lane.seen.iter().rposition(has_it).expect("an entry comes in a batch");
+        lane.limit = lane.limit.max(last + 1);
+        lane.pump();
+    }
+
+    /// Cuts the connection: both sides see it end. What is held back is lost.
     pub fn cut(&self) {
         self.lanes.iter().for_each(|lane| lane.cut());
     }
@@ -222,6 +236,46 @@ impl Link {
         });
         found.unwrap_or_else(|| unreachable!("waited for it, at most {PATIENCE:?}"))
     }
+
+    /// Waits until the primary has sent the guest's answer to the packet that carries `request`: the first output behind
+    /// it. Gives the places of both, the packet's first.
+    ///
+    /// # Panics
+    /// As [`wait_for_entry`](Self::wait_for_entry).
+    #[track_caller]
+    pub fn wait_for_answer(&self, request: &[u8]) -> [LogSeq; 2] {
+        let carries = |frame: &[u8]| frame.windows(request.len()).any(|window| window == request);
+        let is_packet =
+            |entry: &LogEntry| matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame));
+        let (packet, _) = self.wait_for_entry(LogSeq(0), is_packet);
+        let (output, _) = self.wait_for_entry(packet, |entry| matches!(entry.body, EntryBody::Output { .. }));
+        [packet, output]
+    }
+
+    /// Waits until the backup has acknowledged the entry at `seq`; the acknowledgement may be held back.
+    ///
+    /// # Panics
+    /// If it doesn't within [`PATIENCE`].
+    #[track_caller]
+    pub fn wait_for_ack(&self, seq: LogSeq) {
+        crate::stage::wait_until("the acknowledgement", || acknowledged(&self.seen(Direction::ToPrimary)) > seq);
+    }
+
+    /// How many outputs the primary may let out when it has heard `messages`: those whose entries they acknowledge.
+    ///
+    /// # Panics
+    /// If entries are acknowledged that were never sent.
+    #[must_use]
+    pub fn outputs_covered(&self, messages: &[Message]) -> usize {
+        let covered = usize::try_from(acknowledged(messages).0).expect("a log fits in memory");
+        self.entries()[..covered].iter().filter(|entry| matches!(entry.body, EntryBody::Output { .. })).count()
+    }
+}
+
+/// All entries below this are acknowledged by `messages`.
+fn acknowledged(messages: &[Message]) -> LogSeq {
+    let ack = |message: &Message| if let Message::Ack { received } = message { Some(*received) } else { None };
+    messages.iter().rev().find_map(ack).unwrap_or(LogSeq(0))
 }
 
 impl Drop for Link {

@@ -3,9 +3,12 @@
 use crate::Executable;
 use crate::link::Link;
 use hypervisor::program::cluster::{PATIENCE, Site};
+use hypervisor::program::exit;
 use hypervisor::program::process::Process;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -157,7 +160,7 @@ impl Node {
     /// As [`end`](Self::end).
     #[track_caller]
     pub fn interrupt(&mut self) -> Ended {
-        self.process.signal(nix::sys::signal::Signal::SIGINT);
+        self.process.signal(Signal::SIGINT);
         self.end()
     }
 
@@ -167,6 +170,55 @@ impl Node {
     /// If it can't be waited for.
     pub fn kill(&mut self) {
         self.process.kill().expect("a child can be killed and waited for");
+    }
+
+    /// Stops it (SIGSTOP), as a host does that is suspended, and waits until none of its threads runs.
+    ///
+    /// # Panics
+    /// If one runs on.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.process.signal(Signal::SIGSTOP);
+        wait_until("all threads stopped", || self.is_stopped().unwrap_or(false));
+    }
+
+    /// Whether the kernel has stopped all of its threads.
+    fn is_stopped(&self) -> io::Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let status = fs::read_to_string(thread?.path().join("stat"))?;
+            // The state follows the name, which is in brackets and may have brackets in it.
+            if status.rsplit(") ").next().is_none_or(|rest| !rest.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Lets it run on (SIGCONT).
+    pub fn wake(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    /// Waits for it to end because another node owns the VM.
+    ///
+    /// # Panics
+    /// As [`end`](Self::end), and if it ends otherwise.
+    #[track_caller]
+    pub fn is_fenced(&mut self) {
+        let Ended { code, reason } = self.end();
+        assert_eq!(code, Some(i32::from(exit::FENCED)), "{reason}");
+        assert!(reason.contains("fenced"), "{reason}");
+    }
+
+    /// Nothing has come of it: no output, and no word that it owns the VM.
+    ///
+    /// # Panics
+    /// If something has.
+    #[track_caller]
+    pub fn has_put_nothing_out(&mut self) {
+        for event in ["live", "owner", "lan_attached", "first_output", "console"] {
+            assert!(!self.has_told(event), "pid {} told {event}", self.pid());
+        }
     }
 
     /// None of its threads has panicked so far.

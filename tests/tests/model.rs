@@ -7,11 +7,11 @@ use tests::model::{Cluster, story};
 #[test]
 fn no_order_of_events_breaks_a_rule() {
     let e = |n: &str, d: u8| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    let cluster = Cluster { nodes: e("NODES", 3).into(), outputs: e("OUTPUTS", 2), crashes: e("CRASHES", 2), cuts: e("CUTS", 1), retirements: e("RET", 0),
+    let cluster = Cluster { nodes: e("NODES", 3).into(), is_protected: e("PROT", 1)==1, outputs: e("OUTPUTS", 2), crashes: e("CRASHES", 2), cuts: e("CUTS", 1), retirements: e("RET", 0),
     #[cfg(feature = "mutations")]
      mutation: None };
     let start = Instant::now();
-    let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).target_state_count(usize::from(e("MAXM", 200)) * 1_000_000).spawn_dfs().join();
+    let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).target_state_count(usize::from(e("MAXM", 200)) * 100_000).spawn_bfs().join();
     println!("{} states, {} unique, depth {}, {:?}", checker.state_count(), checker.unique_state_count(), checker.max_depth(), start.elapsed());
     let d = checker.discoveries();
     let names: Vec<_> = d.keys().collect();

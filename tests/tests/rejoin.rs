@@ -137,3 +137,17 @@ fn a_kept_backup_ends_by_ctrl_c_only() {
     wait_until("the wait for a third", || backup.count("waiting") >= 1 || backup.count("primary_connected") > 2);
     assert_eq!(backup.interrupt().code, Some(130));
 }
+
+#[test]
+fn a_backup_with_another_arbiter_is_refused_before_it_could_ever_go_on_too() {
+    let stage = Stage::new(programs!());
+    let mut primary = stage.node("ft-primary", &[]);
+    let channel = primary.told_text("listening", "channel");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let arbiter = format!("file:{}", elsewhere.path().display());
+    let mut stray = stage.program("ft-backup", &["--primary", &channel, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
+    let Ended { code, reason } = stray.end();
+    assert_eq!(code, Some(1), "{reason}");
+    assert!(reason.contains("same --arbiter"), "{reason}");
+    drop(joined_backup(&stage));
+}

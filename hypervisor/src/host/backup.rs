@@ -108,6 +108,8 @@ enum Stage {
 
 #[derive(Debug)]
 enum Step {
+    /// Ask the arbiter whether the primary owns the VM as this generation.
+    CheckOwner(Generation),
     Claim(ClaimRequest),
     GoLive(Generation),
     End(BackupEnd),
@@ -200,7 +202,10 @@ impl Shared {
 
     fn act(&self, action: BackupAction) {
         let step = match action {
-            BackupAction::Begin(session) => return self.give_work(Work::Begin(session)),
+            BackupAction::Begin(session) => {
+                let _ = self.steps.send(Step::CheckOwner(session.generation));
+                return self.give_work(Work::Begin(session));
+            }
             BackupAction::Pages(pages) => return self.give_work(Work::Pages(pages)),
             BackupAction::Restore(snapshot) => return self.give_work(Work::Restore(snapshot)),
             BackupAction::Consume(entries) => return self.give_work(Work::Replay(entries)),
@@ -360,12 +365,33 @@ impl Shared {
         Some(outputs)
     }
 
+    /// Refuses a primary that this side's arbiter doesn't know as the VM's owner: with two arbiters, or a directory that
+    /// isn't the shared one, both sides could go on.
+    fn check_owner(&self, generation: Generation) {
+        let latest = match self.node.arbiter.latest(&self.node.vm) {
+            Ok(latest) => latest.map(|(claimed, _)| claimed),
+            // It is asked again before anybody goes on.
+            Err(error) if error.is_unreachable() => return,
+            Err(error) => return self.drive(|role, _| role.restore_failed(&error.to_string())),
+        };
+        if latest.map(|claimed| claimed.0 + 1) != Some(generation.0) {
+            let known = latest.map_or_else(|| "nobody".into(), |claimed| format!("generation {}", claimed.0 + 1));
+            self.drive(|role, _| {
+                role.restore_failed(&format!(
+                    "the primary runs generation {generation}, but this side's arbiter knows {known} as the VM's owner; do \
+                     both sides have the same --arbiter?"
+                ));
+            });
+        }
+    }
+
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
     fn conduct(&self, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
         let mut failed_claims = 0;
         loop {
             let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
             match step {
+                Step::CheckOwner(generation) => self.check_owner(generation),
                 Step::Claim(request) => {
                     let answer = self.node.claim(request, &mut failed_claims);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));

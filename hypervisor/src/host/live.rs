@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender};
 use logchannel::entry::Generation;
 use std::io;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -127,9 +128,9 @@ impl LiveVm {
 }
 
 impl NetworkEvents for Shared {
-    fn owner(&self) -> (Generation, OutputId) {
+    fn owner(&self) -> (Generation, Range<OutputId>) {
         let role = lock(&self.role);
-        (role.generation(), role.gate().next_to_leave())
+        (role.generation(), role.gate().next_to_leave()..role.gate().end())
     }
 
     fn attached(&self, next_output: OutputId) {

@@ -14,6 +14,7 @@ use logchannel::session::{NodeId, VmId};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -64,8 +65,9 @@ impl fmt::Display for NetworkAddress {
 
 /// Who owns the VM here, as its network asks and tells.
 pub trait NetworkEvents: Send + Sync {
-    /// As which generation the VM runs here, and the first output that may come to a network that doesn't know the VM.
-    fn owner(&self) -> (Generation, OutputId);
+    /// As which generation the VM runs here, and which of its outputs may come to a network that doesn't know the VM: the
+    /// first, and the one behind those made so far.
+    fn owner(&self) -> (Generation, Range<OutputId>);
 
     /// The network is there, and has carried all outputs with smaller ids than `next_output`. Those that were sent and
     /// not carried are to be sent again, before any other: the outlets are locked until this returns, so that no other
@@ -200,11 +202,12 @@ impl Network {
     }
 
     fn attach(&self, last_packet: u64, boot: bool, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {
-        let (generation, next_output) = events.owner();
+        let (generation, outputs) = events.owner();
+        let (next_output, output_end) = (outputs.start, outputs.end);
         let (way, source, next_output) = match &self.address {
             NetworkAddress::Lan(address) => {
                 let (vm, node, mac) = (self.vm.clone(), self.node, self.mac);
-                let attachment = Attachment { vm, node, generation, mac, next_output, last_packet, boot };
+                let attachment = Attachment { vm, node, generation, mac, next_output, output_end, last_packet, boot };
                 let Attached { sender, receiver, next_output } = attach(*address, &attachment, TIMEOUT)?;
                 (Way::Lan(sender), Source::Lan(receiver), next_output)
             }

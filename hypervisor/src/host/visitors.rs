@@ -79,10 +79,7 @@ impl Shared {
                 Arrived::Last { reason, .. } => return Err(reason),
             }
         };
-        let vm = match said.next() {
-            Some(Message::Join { vm, .. }) => vm,
-            _ => return Err("it doesn't ask to join".into()),
-        };
+        let Some(Message::Join { vm, .. }) = said.next() else { return Err("it doesn't ask to join".into()) };
         visitor.set_read_timeout(None).map_err(io)?;
         // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
         let _one_at_a_time = lock(&self.taking);

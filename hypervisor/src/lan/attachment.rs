@@ -18,6 +18,9 @@ pub struct Attachment {
     /// The first output that may come. Binding only if the LAN doesn't know the VM; otherwise the LAN drops what it has
     /// already carried.
     pub next_output: OutputId,
+    /// The id behind the last output that the guest has made. A LAN that has carried more of an earlier life, of which the
+    /// guest doesn't know because it went on from an older log, takes new outputs from here on.
+    pub output_end: OutputId,
     /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
     pub last_packet: u64,
     /// The guest has just been reset, with outputs and packets counted from the start: the LAN forgets what it kept of an

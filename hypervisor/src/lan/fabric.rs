@@ -17,6 +17,7 @@ use super::qemu_port::QemuPort;
 use super::switch::{DropReason, Forwarding, Port, Switch, is_group};
 use super::vm_port::VmPort;
 use super::wire::{ServerMessage, is_frame_length};
+use crate::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use std::collections::BTreeMap;
 use vm::OutputId;
@@ -273,7 +274,7 @@ impl Fabric {
             self.switch.forget_port(Port::Vm(key));
         }
         self.switch.pin(attachment.mac, Port::Vm(key));
-        if let Some(replaced) = attached.replaced {
+        if let Some(replaced) = attached.replaced.filter(|_| !mutated(Mutation::ServeOlderGeneration)) {
             self.oust(replaced, old_generation, attachment);
         }
         self.links.insert(connection, Link::Vm(key));
@@ -383,6 +384,7 @@ mod tests {
             generation: Generation(generation),
             mac: GUEST_MAC,
             next_output: OutputId(0),
+            output_end: OutputId(u64::MAX),
             last_packet: 0,
             boot: false,
         }

@@ -15,6 +15,7 @@
 use super::attachment::Attachment;
 use super::switch::Mac;
 use super::wire::ServerMessage;
+use crate::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::VecDeque;
@@ -157,7 +158,7 @@ impl VmPort {
         self.generation = attachment.generation;
         self.node = attachment.node;
         self.mac = attachment.mac;
-        let wanted = attachment.last_packet + 1;
+        let wanted = attachment.last_packet + u64::from(!mutated(Mutation::RedeliverLoggedFrame));
         if wanted > self.next_packet {
             // The VM has had frames from a LAN that knew more than this one; the numbers must not come twice.
             self.kept.clear();
@@ -165,6 +166,7 @@ impl VmPort {
             self.next_packet = wanted;
         }
         self.cursor = wanted.max(self.first_kept());
+        self.expected_output = self.expected_output.min(attachment.output_end);
         self.told_output = self.expected_output;
         Ok(Attached {
             first_packet: self.cursor,
@@ -182,7 +184,7 @@ impl VmPort {
 
     /// Whether the output is new and is to be carried. Ids may skip: a guest's console shares the sequence.
     pub(super) fn accept_output(&mut self, id: OutputId) -> bool {
-        let new = id >= self.expected_output;
+        let new = id >= self.expected_output || mutated(Mutation::CarryTwice);
         if new {
             self.expected_output = OutputId(id.0.saturating_add(1));
         }
@@ -273,6 +275,7 @@ mod tests {
             generation: Generation(generation),
             mac: [2, 0, 0, 0, 0, 1],
             next_output: OutputId(next_output),
+            output_end: OutputId(u64::MAX),
             last_packet,
             boot: false,
         }
@@ -516,5 +519,18 @@ mod tests {
         let mut port = opened(&attachment(0, 1, u64::MAX, LAST_PACKET_MAX));
         port.deliver(&frame(1));
         assert!(port.accept_output(OutputId(u64::MAX)));
+    }
+
+    #[test]
+    fn a_guest_that_went_on_from_an_older_log_is_heard_again() {
+        let mut port = VmPort::adopt(&attachment(0, 1, 0, 0)).unwrap();
+        attach(&mut port, 1, &attachment(0, 1, 0, 0));
+        for id in 0..10 {
+            assert!(port.accept_output(OutputId(id)));
+        }
+        // It has made outputs up to 6, and doesn't know whether its former self has sent the last two.
+        let resumed = Attachment { output_end: OutputId(7), ..attachment(1, 2, 5, 0) };
+        assert_eq!(attach(&mut port, 2, &resumed).next_output, OutputId(7));
+        assert!(!port.accept_output(OutputId(6)) && port.accept_output(OutputId(7)));
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! | kind | from | body |
 //! |---|---|---|
-//! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), last packet (8), boot (1: 0 or 1), VM name (the rest, 1 to 64) |
+//! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), output end (8), last packet (8), boot (1: 0 or 1), VM name (the rest, 1 to 64) |
 //! | 2 Output | VM | output id (8), Ethernet frame (the rest) |
 //! | 16 Attached | LAN | number of the first frame that will follow (8), the output that the LAN expects next (8) |
 //! | 17 Refused | LAN | reason (the rest, UTF-8, at most [`REASON_BYTES_MAX`]); the LAN then closes |
@@ -159,6 +159,7 @@ impl<'a> ClientMessage<'a> {
                 out.extend_from_slice(&attachment.node.0.to_le_bytes());
                 out.extend_from_slice(&attachment.mac);
                 out.extend_from_slice(&attachment.next_output.0.to_le_bytes());
+                out.extend_from_slice(&attachment.output_end.0.to_le_bytes());
                 out.extend_from_slice(&attachment.last_packet.to_le_bytes());
                 out.push(u8::from(attachment.boot));
                 out.extend_from_slice(attachment.vm.to_string().as_bytes());
@@ -190,6 +191,7 @@ impl<'a> ClientMessage<'a> {
                     node: NodeId(u128::from_le_bytes(body.array()?)),
                     mac: body.array()?,
                     next_output: OutputId(body.u64()?),
+                    output_end: OutputId(body.u64()?),
                     last_packet: body.u64()?,
                     boot: match body.array()? {
                         [0] => false,
@@ -423,6 +425,7 @@ mod tests {
             generation: Generation(9),
             mac: [2, 1, 2, 3, 4, 5],
             next_output: OutputId(77),
+            output_end: OutputId(99),
             last_packet: 1 << 40,
             boot: true,
         }
@@ -475,12 +478,13 @@ mod tests {
         let mut out = Vec::new();
         ClientMessage::Attach(attachment()).append(&mut out);
         let expected = [
-            &[64, 0, 0, 0, 1][..],
+            &[72, 0, 0, 0, 1][..],
             b"FTLAN\x02\x00",
             &[9, 0, 0, 0, 0, 0, 0, 0],
             &[0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01],
             &[2, 1, 2, 3, 4, 5],
             &[77, 0, 0, 0, 0, 0, 0, 0],
+            &[99, 0, 0, 0, 0, 0, 0, 0],
             &[0, 0, 0, 0, 0, 1, 0, 0],
             &[1],
             b"some-vm.1",

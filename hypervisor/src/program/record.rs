@@ -17,6 +17,7 @@ use logchannel::session::{SessionHeader, VmId};
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -133,9 +134,9 @@ struct Recording {
 }
 
 impl NetworkEvents for Recording {
-    fn owner(&self) -> (Generation, OutputId) {
+    fn owner(&self) -> (Generation, Range<OutputId>) {
         // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one over.
-        (Generation(self.started_us), OutputId(0))
+        (Generation(self.started_us), OutputId(0)..OutputId(u64::MAX))
     }
 
     fn attached(&self, _: OutputId) {}

@@ -9,8 +9,8 @@ use crate::replay::{Consumed, Replayer};
 use crate::report::Reporter;
 use crate::restore::{Restored, restore};
 use clap::Parser;
-use logchannel::entry::{EntryBody, LogEntry, LogSeq};
-use logchannel::file::{Ending, LogFileError, LogHead, LogReader, LogStart};
+use logchannel::entry::{EntryBody, LogEntry};
+use logchannel::file::{Ending, LogFileError, LogHead, LogReader};
 use logchannel::session::{ImageDigest, SessionHeader};
 use std::fmt::Display;
 use std::fs::File;
@@ -18,7 +18,7 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use vm::{Event, InstructionCount, OutputOperation, StateDigest, TIMEBASE_HZ};
+use vm::{Event, InstructionCount, Machine, OutputOperation, TIMEBASE_HZ};
 
 /// From one progress line to the next, in nanoseconds.
 const PROGRESS_NS: u64 = 5_000_000_000;
@@ -67,38 +67,40 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     if options.entries {
         return list(&logs, options);
     }
+    let mut replay = Replay::new(reporter);
     let started_ns = clock::now_ns();
-    let mut replay = None;
     let mut skipped = Vec::new();
     for path in &logs {
-        let log = match begin(path, options, &mut replay) {
-            Ok(log) => log,
-            Err(error) if options.log.is_dir() => {
-                skipped.push(format!("; skipped {error}"));
-                continue;
+        let restored = open(path, options).and_then(|head| restore(head).map_err(|error| in_file(path, error)));
+        match restored {
+            Ok(restored) => {
+                if let Err(divergence) = replay.replay(restored).map_err(|error| in_file(path, error))? {
+                    reporter.tell(&NodeReport::Diverged { reason: divergence.to_string() });
+                    return Ok((exit::DIVERGED, format!("{}: {divergence}", path.display())));
+                }
             }
+            Err(error) if options.log.is_dir() => skipped.push(format!("; skipped {error}")),
             Err(error) => return Err(error),
-        };
-        let Some(replay) = &mut replay else { continue };
-        if let Err(divergence) = replay.replay(log)? {
-            reporter.tell(&NodeReport::Diverged { reason: divergence.to_string() });
-            return Ok((exit::DIVERGED, format!("{}: {divergence}", path.display())));
         }
     }
     let (skipped, from) = (skipped.concat(), options.log.display());
-    let Some(replay) = replay else { return Err(format!("{from}: no log that can be replayed{skipped}").into()) };
-    let replayed = replay.result(clock::now_ns() - started_ns);
+    let Some(replayed) = replay.result(clock::now_ns() - started_ns) else {
+        return Err(format!("{from}: no log that can be replayed{skipped}").into());
+    };
     let ending = replayed.ending.clone();
     reporter.tell(&NodeReport::Replayed(replayed));
     Ok((exit::OK, format!("{from}: every output and state digest equal; the log is {ending}{skipped}")))
 }
 
+fn in_file(path: &Path, error: impl Display) -> Failure {
+    format!("{}: {error}", path.display()).into()
+}
+
 fn open(path: &Path, options: &Options) -> Result<LogHead<BufReader<File>>, Failure> {
-    let path_shown = path.display();
-    let file = File::open(path).map_err(|error| format!("can't read the log {path_shown}: {error}"))?;
-    let head = LogHead::read(BufReader::new(file)).map_err(|error| format!("{path_shown}: {error}"))?;
+    let file = File::open(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
+    let head = LogHead::read(BufReader::new(file)).map_err(|error| in_file(path, error))?;
     if let Some(name) = &options.guest {
-        refuse_other_image(head.header(), name).map_err(|error| format!("{path_shown}: {error}"))?;
+        refuse_other_image(head.header(), name).map_err(|error| in_file(path, error))?;
     }
     Ok(head)
 }
@@ -112,27 +114,12 @@ fn refuse_other_image(header: &SessionHeader, name: &str) -> Result<(), Failure>
     Err(format!("the log is of guest {} ({}), not of {name} ({digest})", header.image_name, header.image_digest).into())
 }
 
-/// The entries of a log, and in `replay` the machine that stands before them: the one that is there, if this log goes on
-/// from where it stands.
-fn begin(path: &Path, options: &Options, replay: &mut Option<Replay>) -> Result<Log, Failure> {
-    let wrong = |error: &dyn Display| format!("{}: {error}", path.display());
-    if let Some(replay) = replay {
-        let (start, log) = open(path, options)?.into_log().map_err(|error| wrong(&error))?;
-        if replay.goes_on_at(&start) {
-            return Ok(log);
-        }
-    }
-    let Restored { machine, log, .. } = restore(open(path, options)?).map_err(|error| wrong(&error))?;
-    *replay = Some(Replay::new(Replayer::new(machine, log.next_seq()), Reporter::new("ft-replay", options.json)));
-    Ok(log)
-}
-
 fn list(logs: &[PathBuf], options: &Options) -> Result<(u8, String), Failure> {
     let mut entries = 0;
     let mut ending = String::new();
     for path in logs {
-        let (_, mut log) = open(path, options)?.into_log().map_err(|error| format!("{}: {error}", path.display()))?;
-        match list_entries(&mut log).map_err(|error| format!("{}: {error}", path.display()))? {
+        let (_, mut log) = open(path, options)?.into_log().map_err(|error| in_file(path, error))?;
+        match list_entries(&mut log).map_err(|error| in_file(path, error))? {
             Some(listed) => entries += listed,
             None => return Ok((exit::OK, "the reader of the list has gone".into())),
         }
@@ -171,64 +158,73 @@ fn describe(entry: &LogEntry) -> String {
     format!("{:<14} {detail}", entry_name(&entry.body))
 }
 
+/// A replay of logs that follow each other.
 struct Replay {
-    replayer: Replayer,
-    /// The first entry's place.
-    first: LogSeq,
     reporter: Reporter,
+    /// The last log's; none before the first.
+    replayer: Option<Replayer>,
+    entries: u64,
     outputs: u64,
-    progress_ns: u64,
-    /// The state that the next log begins with, as it says.
-    expected: Option<StateDigest>,
+    digests_checked: u64,
     ending: Ending,
+    progress_ns: u64,
 }
 
 impl Replay {
-    fn new(replayer: Replayer, reporter: Reporter) -> Self {
+    fn new(reporter: Reporter) -> Self {
         Self {
-            first: replayer.consumed(),
-            replayer,
             reporter,
+            replayer: None,
+            entries: 0,
             outputs: 0,
-            progress_ns: clock::now_ns() + PROGRESS_NS,
-            expected: None,
+            digests_checked: 0,
             ending: Ending::Finished,
+            progress_ns: clock::now_ns() + PROGRESS_NS,
         }
-    }
-
-    /// Whether a log with this start goes on where the machine stands. Its state is compared then.
-    fn goes_on_at(&mut self, start: &LogStart) -> bool {
-        let LogStart::Snapshot { snapshot, .. } = start else { return false };
-        let goes_on = snapshot.seq == self.replayer.consumed();
-        self.expected = goes_on.then_some(snapshot.digest);
-        goes_on
     }
 
     /// Replays a log to its end. The outer error is the log's.
-    fn replay(&mut self, mut log: Log) -> Result<Result<(), Divergence>, LogFileError> {
-        if let Some(expected) = self.expected.take()
-            && let Err(divergence) = self.replayer.check_state(expected)
-        {
-            return Ok(Err(divergence));
+    fn replay(&mut self, restored: Restored<BufReader<File>>) -> Result<Result<(), Divergence>, LogFileError> {
+        let Restored { mut machine, mut log, .. } = restored;
+        match self.replayer.take() {
+            Some(before) if before.consumed() == log.next_seq() => {
+                if let Err(divergence) = self.compare(before, &mut machine) {
+                    return Ok(Err(divergence));
+                }
+            }
+            // A log by itself: what was replayed before is of an earlier life of the VM, or there is a gap.
+            Some(_) | None => (self.entries, self.outputs, self.digests_checked) = (0, 0, 0),
         }
+        let mut replayer = Replayer::new(machine, log.next_seq());
         while let Some(entry) = log.next_entry()? {
-            if let Err(divergence) = self.consume(&entry) {
+            if let Err(divergence) = self.consume(&mut replayer, &entry) {
                 return Ok(Err(divergence));
             }
         }
+        self.digests_checked += replayer.digests_checked();
         self.ending = log.ending().cloned().unwrap_or(Ending::Finished);
+        self.replayer = Some(replayer);
         Ok(Ok(()))
     }
 
-    fn consume(&mut self, entry: &LogEntry) -> Result<(), Divergence> {
-        if let Consumed::Output(_, output) = self.replayer.consume(entry)? {
+    /// Compares where a log ends with the machine from which the next goes on: nothing happened in between.
+    fn compare(&mut self, mut before: Replayer, machine: &mut Machine) -> Result<(), Divergence> {
+        let body = EntryBody::Digest(machine.digest());
+        before.consume(&LogEntry { count: machine.instruction_count(), body })?;
+        self.digests_checked += 1;
+        Ok(())
+    }
+
+    fn consume(&mut self, replayer: &mut Replayer, entry: &LogEntry) -> Result<(), Divergence> {
+        self.entries += 1;
+        if let Consumed::Output(_, output) = replayer.consume(entry)? {
             self.outputs += 1;
             if let OutputOperation::Console(bytes) = output {
                 self.show(&bytes);
             }
         }
         if matches!(entry.body, EntryBody::Digest(_)) {
-            self.tell_progress();
+            self.tell_progress(entry.count);
         }
         Ok(())
     }
@@ -242,28 +238,26 @@ impl Replay {
         }
     }
 
-    fn tell_progress(&mut self) {
+    fn tell_progress(&mut self, count: InstructionCount) {
         let now_ns = clock::now_ns();
         if now_ns >= self.progress_ns {
             self.progress_ns = now_ns + PROGRESS_NS;
-            let instruction_count = self.replayer.machine().instruction_count().0;
-            self.reporter.tell(&NodeReport::Replaying { instruction_count, entries: self.replayer.consumed().0 });
+            self.reporter.tell(&NodeReport::Replaying { instruction_count: count.0, entries: self.entries });
         }
     }
 
-    fn result(mut self, took_ns: u64) -> Replayed {
-        let digest = self.replayer.machine_mut().digest();
-        let machine = self.replayer.machine();
-        let count: InstructionCount = machine.instruction_count();
-        Replayed {
-            entries: self.replayer.consumed().0 - self.first.0,
-            instruction_count: count.0,
+    /// What it came to; `None` if there was nothing to replay.
+    fn result(self, took_ns: u64) -> Option<Replayed> {
+        let mut machine = self.replayer?.into_machine();
+        Some(Replayed {
+            entries: self.entries,
+            instruction_count: machine.instruction_count().0,
             outputs: self.outputs,
-            digests_checked: self.replayer.digests_checked(),
-            state_digest: digest.to_string(),
+            digests_checked: self.digests_checked,
+            state_digest: machine.digest().to_string(),
             seconds: Duration::from_nanos(took_ns).as_secs_f64(),
             guest_seconds: Duration::from_nanos(machine.last_ticks() * (1_000_000_000 / TIMEBASE_HZ)).as_secs_f64(),
             ending: self.ending.to_string(),
-        }
+        })
     }
 }

@@ -334,6 +334,8 @@ impl PrimaryRole {
         self.heard_ns = now_ns;
         match (message, &self.mode, &self.join) {
             (Message::Accepted, Mode::AwaitingBackup | Mode::Alone, Some(Join::Restoring)) => {
+                // What has left unheld, the backup must have before it may claim.
+                self.flush(now_ns);
                 // From here on outputs are held; only after that is the backup told that it may claim.
                 if !mutated(Mutation::TellBeforeHolding) {
                     self.mode = Mode::Protected;
@@ -469,6 +471,9 @@ impl PrimaryRole {
         if self.is_streaming() {
             // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
             self.tell_released();
+        }
+        // A backup that takes its time to join costs nothing.
+        if self.is_protected() {
             self.pace.appended(now_ns, self.log.appended());
             self.pace.correct(now_ns);
         }

@@ -5,6 +5,7 @@
 
 use crate::world::{
     Arbiter, BACKUP, G, Lan, MS, PRIMARY, STEPS_PER_PAGE, Wire, expectation, guest_image, machine, operation, session,
+    writing_guest,
 };
 use hypervisor::arbiter::ClaimKind;
 use hypervisor::role::{
@@ -55,6 +56,9 @@ pub(crate) struct Pair {
     replayed: LogSeq,
     /// The primary has heard who came.
     pub(crate) is_joined: bool,
+    /// A killed side says and hears nothing any more.
+    pub(crate) is_primary_killed: bool,
+    pub(crate) is_backup_killed: bool,
 }
 
 impl Pair {
@@ -96,7 +100,22 @@ impl Pair {
             to_replay: VecDeque::new(),
             replayed: LogSeq(0),
             is_joined: false,
+            is_primary_killed: false,
+            is_backup_killed: false,
         }
+    }
+
+    /// The same, with a guest that writes to so many pages (a power of 2) in turn, and has done so.
+    pub(crate) fn with_memory(mut self, pages: u32) -> Self {
+        self.machine = machine(&writing_guest(pages));
+        self.write_pages(u64::from(pages) + 1);
+        self
+    }
+
+    /// The guest writes to the next `pages` pages.
+    pub(crate) fn write_pages(&mut self, pages: u64) {
+        let count = self.machine.instruction_count();
+        self.machine.run(count.plus(STEPS_PER_PAGE * pages));
     }
 
     /// A pair that has just become protected, with nothing under way.
@@ -125,7 +144,7 @@ impl Pair {
         self.backup_actions.clear();
         (self.restoration, self.restored, self.restoring) = (None, None, None);
         self.to_replay.clear();
-        self.is_joined = false;
+        (self.is_joined, self.is_backup_killed) = (false, false);
     }
 
     /// The backup has gone live: the pair of which it is the primary, with its next backup about to connect.
@@ -180,6 +199,17 @@ impl Pair {
     /// queued for replay, connections closed. Only restoring takes time: say [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
         self.send();
+        if !self.is_primary_killed {
+            self.collect_primary();
+        }
+        if !self.is_backup_killed {
+            self.collect_backup();
+        }
+        // A refusal because of what was done.
+        self.send();
+    }
+
+    fn collect_primary(&mut self) {
         while let Some(action) = self.primary.poll_action() {
             match action {
                 PrimaryAction::CloseChannel { .. } => self.cut(),
@@ -192,6 +222,9 @@ impl Pair {
             self.primary_actions.push_back(action);
         }
         self.put_out();
+    }
+
+    fn collect_backup(&mut self) {
         while let Some(action) = self.backup.poll_action() {
             match action {
                 BackupAction::Begin(session) => match Restoration::new(&session.config) {
@@ -219,18 +252,20 @@ impl Pair {
                 }
             }
         }
-        // A refusal because of what was done.
-        self.send();
     }
 
     /// What both roles have to say gets under way.
     fn send(&mut self) {
         let mut bytes = Vec::new();
-        self.primary.take_outgoing(&mut bytes);
-        self.to_backup.send(&bytes);
-        bytes.clear();
-        self.backup.take_outgoing(&mut bytes);
-        self.to_primary.send(&bytes);
+        if !self.is_primary_killed {
+            self.primary.take_outgoing(&mut bytes);
+            self.to_backup.send(&bytes);
+        }
+        if !self.is_backup_killed {
+            bytes.clear();
+            self.backup.take_outgoing(&mut bytes);
+            self.to_primary.send(&bytes);
+        }
     }
 
     /// The primary's host puts out what is released.
@@ -249,6 +284,22 @@ impl Pair {
                 self.primary.carried(next);
             }
         }
+    }
+
+    /// The primary is killed. Of what it has sent, the first `bytes` may still arrive.
+    pub(crate) fn kill_primary(&mut self, bytes: usize) {
+        self.collect();
+        self.is_primary_killed = true;
+        self.to_backup.lose_behind(bytes);
+        self.cut();
+    }
+
+    /// The same for the backup.
+    pub(crate) fn kill_backup(&mut self, bytes: usize) {
+        self.collect();
+        self.is_backup_killed = true;
+        self.to_primary.lose_behind(bytes);
+        self.cut();
     }
 
     /// Nothing more gets into the channel; what is under way may still arrive.
@@ -387,7 +438,7 @@ impl Pair {
 
     /// The guest does something that is logged, after it has written to its memory.
     pub(crate) fn log(&mut self, body: EntryBody, output: Option<(OutputId, OutputOperation)>) {
-        self.machine.run(self.machine.instruction_count().plus(STEPS_PER_PAGE));
+        self.write_pages(1);
         let entry = LogEntry { count: InstructionCount(10 * self.history.len() as u64), body };
         let seq = self.primary.appended();
         // Before the role has it, because it may leave at once.
@@ -487,6 +538,7 @@ impl Pair {
 
     /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the primary.
     pub(crate) fn backup_goes_live(&mut self, generation: Generation, next_backup: NodeId) -> Self {
+        self.backup_actions.retain(|action| !matches!(action, BackupAction::Protected(_)));
         self.primary_lost();
         let request = self.backup_claim().unwrap();
         self.answer_backup(request);

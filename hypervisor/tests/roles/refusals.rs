@@ -90,7 +90,15 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
         (
             &[],
             vec![
-                join(), pages(), tail(0), snapshot(), batch(), protected(), released(), Message::Accepted, ack(),
+                join(),
+                pages(),
+                tail(0),
+                snapshot(),
+                batch(),
+                protected(),
+                released(),
+                Message::Accepted,
+                ack(),
                 consumed(),
             ],
         ),
@@ -103,7 +111,15 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
         (
             &[session(), snapshot()],
             vec![
-                join(), session(), pages(), tail(0), snapshot(), protected(), Message::Accepted, ack(), consumed(),
+                join(),
+                session(),
+                pages(),
+                tail(0),
+                snapshot(),
+                protected(),
+                Message::Accepted,
+                ack(),
+                consumed(),
                 refused(),
             ],
         ),
@@ -115,9 +131,7 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
         }
     }
     // Following.
-    for message in
-        [join(), session(), pages(), tail(0), snapshot(), Message::Accepted, ack(), consumed(), refused()]
-    {
+    for message in [join(), session(), pages(), tail(0), snapshot(), Message::Accepted, ack(), consumed(), refused()] {
         refusal(&mut Pair::protected(), [message]);
     }
 }
@@ -320,7 +334,8 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
 fn late_words_of_a_backup_that_is_lost_mean_nothing() {
     let mut pair = Pair::protected();
     pair.primary_goes_on(NEXT);
-    for message in [Message::Accepted, Message::Ack { received: LogSeq(9) }, Message::Goodbye { reason: "".into() }, batch()]
+    for message in
+        [Message::Accepted, Message::Ack { received: LogSeq(9) }, Message::Goodbye { reason: "".into() }, batch()]
     {
         pair.backup_says(message.clone());
         assert!(pair.primary_actions.is_empty() && !pair.primary.is_protected(), "{message:?}");

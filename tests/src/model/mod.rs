@@ -30,8 +30,10 @@ use stateright::{Model, Path, Property};
 /// What is explored.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// Nodes: a primary, its backup, and spare backups; at least 2.
+    /// Nodes: an owner, and backups; at least 2.
     pub nodes: usize,
+    /// Whether it begins with a protected pair, or with an owner alone; the other nodes are spare backups.
+    pub is_protected: bool,
     /// Outputs that the guest makes before it powers off.
     pub outputs: u8,
     /// How many nodes crash.
@@ -50,7 +52,7 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::protected_pair(self)]
+        vec![State::initial(self)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {

@@ -160,9 +160,9 @@ pub(super) const NOW_NS: u64 = 0;
 pub(super) const TIMING: Timing =
     Timing { heartbeat_ns: u64::MAX, failure_timeout_ns: u64::MAX, claim_retry_ns: 0, lag_bound_ns: u64::MAX / 4 };
 
-/// The smallest machine.
+/// A small machine.
 pub(super) fn config() -> MachineConfig {
-    MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }
+    MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() }
 }
 
 thread_local! {

@@ -198,4 +198,3 @@ pub(super) const fn node_id(node: usize) -> NodeId {
     NodeId(node as u128 + 1)
 }
 
-pub(super) type Channels = Vec<Shared<Channel>>;

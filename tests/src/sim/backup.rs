@@ -36,7 +36,9 @@ pub(super) struct Backup {
     restoration: Option<Restoration>,
     replayer: Option<Replayer>,
     waiting: VecDeque<LogEntry>,
+    /// When what was replayed last is done, and how much later if the host is slow.
     replay_ns: u64,
+    slowness_ns: u64,
     tick_ns: u64,
     ended: Option<Ended>,
 }
@@ -63,6 +65,7 @@ impl Backup {
             replayer: None,
             waiting: VecDeque::new(),
             replay_ns: env.now_ns,
+            slowness_ns: 0,
             tick_ns: env.now_ns,
             ended: None,
         }
@@ -95,7 +98,7 @@ impl Backup {
                 return Err(ended);
             }
         }
-        let replay_ns = if self.waiting.is_empty() { u64::MAX } else { self.replay_ns.max(env.now_ns + 1) };
+        let replay_ns = if self.waiting.is_empty() { u64::MAX } else { self.replay_due_ns(env).max(env.now_ns + 1) };
         let todo_ns = if self.todo.is_empty() { u64::MAX } else { env.now_ns + 10_000 };
         Ok(replay_ns.min(self.tick_ns).min(self.claims.due_ns()).min(todo_ns))
     }
@@ -180,9 +183,15 @@ impl Backup {
         self.replayer = Some(Replayer::new(machine, snapshot.seq));
     }
 
+    /// When replay can go on: the host isn't slow any more once everything works again.
+    const fn replay_due_ns(&self, env: &Env) -> u64 {
+        self.replay_ns + if env.is_faulty { self.slowness_ns } else { 0 }
+    }
+
     fn replay(&mut self, env: &mut Env) {
+        let due_ns = self.replay_due_ns(env);
         let Some(replayer) = &mut self.replayer else { return };
-        if self.waiting.is_empty() || self.replay_ns > env.now_ns {
+        if self.waiting.is_empty() || due_ns > env.now_ns {
             return;
         }
         let before = replayer.machine().instruction_count();
@@ -201,7 +210,8 @@ impl Backup {
         let count = replayer.machine().instruction_count();
         let steps = count.since(before);
         let cost_ns = pieces as u64 * ENTRY_NS + steps * self.me.setup.ns_per_step;
-        self.replay_ns = env.now_ns + cost_ns * self.me.setup.replay_factor;
+        self.replay_ns = env.now_ns + cost_ns;
+        self.slowness_ns = cost_ns * (self.me.setup.replay_factor - 1);
         self.role.consumed(env.now_ns, replayer.consumed(), count);
     }
 
@@ -243,7 +253,11 @@ impl Backup {
         };
         session.generation = generation;
         let tail = self.role.take_tail();
-        env.saw(if env.sightings.count(Sighting::Failover) > 0 { Sighting::SecondFailover } else { Sighting::Failover });
+        env.saw(if env.sightings.count(Sighting::Failover) > 0 {
+            Sighting::SecondFailover
+        } else {
+            Sighting::Failover
+        });
         if !tail.is_empty() {
             env.saw(Sighting::TailAtGoLive);
         }

@@ -8,6 +8,7 @@ use hypervisor::lan::Attachment;
 use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
 use logchannel::entry::Generation;
 use std::collections::VecDeque;
+use std::ops::Range;
 use vm::{OutputId, OutputOperation};
 
 /// From one try to attach to the next.
@@ -28,7 +29,11 @@ pub(super) enum News {
 enum State {
     /// Tries again at this time.
     Down(u64),
-    Up { end: End, cutter: Cutter, is_attached: bool },
+    Up {
+        end: End,
+        cutter: Cutter,
+        is_attached: bool,
+    },
     /// The LAN refuses this side for good.
     Refused,
 }
@@ -55,7 +60,7 @@ impl Cable {
     }
 
     /// Keeps attached, and reads what has come. `owner` is whose attachment it is, and its first output.
-    pub(super) fn step(&mut self, env: &mut Env, me: &Me, owner: (Generation, OutputId)) -> Vec<News> {
+    pub(super) fn step(&mut self, env: &mut Env, me: &Me, owner: (Generation, Range<OutputId>)) -> Vec<News> {
         let mut news = Vec::new();
         match &mut self.state {
             State::Down(retry_ns) if *retry_ns <= env.now_ns => self.attach(env, me, owner),
@@ -73,14 +78,15 @@ impl Cable {
         news
     }
 
-    fn attach(&mut self, env: &mut Env, me: &Me, (generation, next_output): (Generation, OutputId)) {
+    fn attach(&mut self, env: &mut Env, me: &Me, (generation, outputs): (Generation, Range<OutputId>)) {
         let end = env.dial(Place::Host(me.host), Place::Lan);
         let attachment = Attachment {
             vm: me.setup.vm.clone(),
             node: me.node,
             generation,
             mac: me.setup.config.mac,
-            next_output,
+            next_output: outputs.start,
+            output_end: outputs.end,
             last_packet: self.last_packet,
             boot: self.is_boot,
         };

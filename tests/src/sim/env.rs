@@ -159,7 +159,9 @@ impl Env {
 
     pub(super) fn receive(&mut self, end: End) -> Received {
         let received = self.wires.receive(self.now_ns, end);
-        if received.has_made_room && let Some(peer) = self.wires.peer(end) {
+        if received.has_made_room
+            && let Some(peer) = self.wires.peer(end)
+        {
             self.wake(peer, self.now_ns + 20_000);
         }
         received

@@ -120,11 +120,21 @@ impl Judge {
     /// An output leaves a node that runs the VM as `generation`. `seq` is the place of its entry, if the node wrote it itself.
     ///
     /// The Output Rule: whoever may still take the VM over has the entry.
-    pub(super) fn leaves(&mut self, node: NodeId, generation: Generation, seq: Option<LogSeq>, output: (OutputId, u64)) {
+    pub(super) fn leaves(
+        &mut self,
+        node: NodeId,
+        generation: Generation,
+        seq: Option<LogSeq>,
+        output: (OutputId, u64),
+    ) {
         assert_eq!(self.owners.get(&generation), Some(&node), "an output leaves {node}, who isn't the owner");
         let Some(seq) = seq else { return };
         if let Some(succeeded_at) = self.succeeded.get(&node) {
-            assert!(seq < *succeeded_at, "output {} of {node} is of entry {seq}; its successor has {succeeded_at}", output.0.0);
+            assert!(
+                seq < *succeeded_at,
+                "output {} of {node} is of entry {seq}; its successor has {succeeded_at}",
+                output.0.0
+            );
         }
         for (backup, follower) in &self.followers {
             let is_heir = follower.told == Some(generation);
@@ -157,8 +167,8 @@ impl Judge {
     }
 
     /// Whether somebody owns the VM, or may still claim it, without the nodes of `dead`.
-    pub(super) fn survives(&self, arbiter: &SimArbiter, dead: Option<NodeId>) -> bool {
-        let lives = |node: &NodeId| self.alive.contains(node) && Some(*node) != dead;
+    pub(super) fn survives(&self, arbiter: &SimArbiter, dead: &[NodeId]) -> bool {
+        let lives = |node: &NodeId| self.alive.contains(node) && !dead.contains(node);
         let Some((flag, claim)) = arbiter.last() else { return true };
         let pair = Some(Generation(flag.0 + 1));
         lives(&claim.node) || self.followers.iter().any(|(node, follower)| follower.told == pair && lives(node))
@@ -201,11 +211,19 @@ impl History {
     fn add(&mut self, reply: &Reply) {
         let (came, expected) = self.parts;
         if came < expected {
-            assert_eq!((reply.part, Some(reply.whole())), (came, self.last.map(Reply::whole)), "a burst is torn: {reply:?}");
+            assert_eq!(
+                (reply.part, Some(reply.whole())),
+                (came, self.last.map(Reply::whole)),
+                "a burst is torn: {reply:?}"
+            );
             self.parts.0 += 1;
             return;
         }
-        assert_eq!((reply.part, reply.count), (0, self.count + 1), "a request is counted twice or not at all: {reply:?}");
+        assert_eq!(
+            (reply.part, reply.count),
+            (0, self.count + 1),
+            "a request is counted twice or not at all: {reply:?}"
+        );
         assert!(reply.clock >= self.clock, "the guest's clock went back from {}: {reply:?}", self.clock);
         let hash = reply.hash_after(self.hash);
         assert_eq!(reply.hash, hash, "the reply belongs to another history: {reply:?}");

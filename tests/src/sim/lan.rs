@@ -104,7 +104,8 @@ impl Lan {
             };
             match ClientMessage::decode(message) {
                 Ok(ClientMessage::Attach(attachment)) => {
-                    let answer = self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
+                    let answer =
+                        self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
                     cable.is_attached = true;
                     let mut bytes = Vec::new();
                     answer.append(&mut bytes);
@@ -186,7 +187,9 @@ impl Lan {
 
     fn bring_to_station(&mut self, env: &mut Env, id: ConnectionId) {
         let mut bytes = Vec::new();
-        self.fabric.take_pending(id, &mut bytes, usize::MAX).unwrap_or_else(|lost| panic!("a station lost its port: {lost:?}"));
+        self.fabric
+            .take_pending(id, &mut bytes, usize::MAX)
+            .unwrap_or_else(|lost| panic!("a station lost its port: {lost:?}"));
         let index = usize::try_from(id.0 - STATIONS).expect("stations are few");
         let mut rest = &bytes[..];
         while let Some((length, tail)) = rest.split_first_chunk::<4>() {

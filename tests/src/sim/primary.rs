@@ -121,7 +121,10 @@ impl Primary {
     pub(super) fn new(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine, is_boot: bool) -> Self {
         env.judge.takes_over(me.node, role.appended());
         env.judge.owns(&env.arbiter, me.node, role.generation());
-        env.note("primary: owns as generation, at entry, of host", &[role.generation().0, role.appended().0, me.host as u64]);
+        env.note(
+            "primary: owns as generation, at entry, of host",
+            &[role.generation().0, role.appended().0, me.host as u64],
+        );
         let cable = Cable::new(machine.last_packet_number(), is_boot);
         let source = SimSource {
             now_ns: env.now_ns,
@@ -197,12 +200,15 @@ impl Primary {
         let copy_ns = if self.wants_copy(env) { self.copy_ns } else { u64::MAX };
         let vcpu_ns = if self.side.role.may_run() { self.vcpu_ns } else { u64::MAX };
         let todo_ns = if self.side.todo.is_empty() { u64::MAX } else { env.now_ns + 10_000 };
-        [vcpu_ns, copy_ns, self.tick_ns, self.side.cable.due_ns(), self.side.claims.due_ns(), todo_ns].into_iter().min().unwrap_or(u64::MAX)
+        [vcpu_ns, copy_ns, self.tick_ns, self.side.cable.due_ns(), self.side.claims.due_ns(), todo_ns]
+            .into_iter()
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     fn plug(&mut self, env: &mut Env) {
         let side = &mut self.side;
-        let owner = (side.role.generation(), side.role.gate().next_to_leave());
+        let owner = (side.role.generation(), side.role.gate().next_to_leave()..side.role.gate().end());
         for news in side.cable.step(env, &side.me, owner) {
             match news {
                 News::Attached(next) => {
@@ -354,7 +360,7 @@ impl Side {
                     env.saw(Sighting::HandOver);
                     self.exit = Some(Exit::HandedOver);
                 }
-                PrimaryAction::End(end) => self.exit = Some(self.end(env, end)),
+                PrimaryAction::End(end) => self.exit = Some(self.end(env, &end)),
             }
         }
     }
@@ -375,7 +381,7 @@ impl Side {
         }
     }
 
-    fn end(&mut self, env: &mut Env, end: PrimaryEnd) -> Exit {
+    fn end(&self, env: &mut Env, end: &PrimaryEnd) -> Exit {
         match end {
             PrimaryEnd::GuestStopped(_) => {
                 env.saw(Sighting::PowerOff);

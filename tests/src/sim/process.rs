@@ -27,7 +27,7 @@ pub(super) struct Setup {
     /// Steps that the guest runs at once while nothing is held.
     pub(super) slice_steps: u64,
     pub(super) ns_per_step: u64,
-    /// How many times slower replay is.
+    /// How many times slower replay is while there are faults.
     pub(super) replay_factor: u64,
 }
 

@@ -93,8 +93,7 @@ impl Wires {
     pub(super) fn connect(&mut self, dialler: Place, listener: Place) -> (End, End) {
         let wire = WireId(self.next);
         self.next += 1;
-        self.wires
-            .insert(wire, Wire { dialler, listener, forth: Inbound::default(), back: Inbound::default() });
+        self.wires.insert(wire, Wire { dialler, listener, forth: Inbound::default(), back: Inbound::default() });
         let end = End { wire, is_listener: false };
         (end, end.other())
     }
@@ -191,13 +190,15 @@ impl Wires {
         for end in ends {
             self.tear(end);
         }
-        ends.into_iter().filter_map(|end| {
-            let (place, peer) = self.wires.get(&wire).map(|wire| (wire.place(end), wire.place(end.other())))?;
-            let arrival_ns = self.arrival_ns(now_ns, peer, place);
-            let inbound = self.wires.get_mut(&wire)?.inbound(end);
-            let ends_at_ns = *inbound.ends_at_ns.get_or_insert(arrival_ns.max(inbound.last_arrival_ns));
-            Some((place, ends_at_ns))
-        }).collect()
+        ends.into_iter()
+            .filter_map(|end| {
+                let (place, peer) = self.wires.get(&wire).map(|wire| (wire.place(end), wire.place(end.other())))?;
+                let arrival_ns = self.arrival_ns(now_ns, peer, place);
+                let inbound = self.wires.get_mut(&wire)?.inbound(end);
+                let ends_at_ns = *inbound.ends_at_ns.get_or_insert(arrival_ns.max(inbound.last_arrival_ns));
+                Some((place, ends_at_ns))
+            })
+            .collect()
     }
 
     /// Loses the end of what is on its way to `end`, from some byte on. `true` if something was lost.

@@ -128,6 +128,8 @@ impl DiskLog {
         }
         if let EntryBody::Generation(generation) = entry.body {
             self.session.generation = generation;
+            // A snapshot on its way names the generation before, and the entry that says otherwise comes before its end.
+            self.copying = None;
         }
         // What came before the first snapshot is in it.
         if let Some(segment) = &mut self.segment {

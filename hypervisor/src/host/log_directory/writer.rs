@@ -193,6 +193,8 @@ impl Writer {
                 segment.log.append(&entry).map(|_| ()).map_err(failed("writing", &segment.path))
             }
             Order::Begin(session) => {
+                // One that was given up writes what it has buffered when it is dropped.
+                self.part = None;
                 self.part = Some(begin_part(&part_path, &session).map_err(failed("writing", &part_path))?);
                 Ok(())
             }

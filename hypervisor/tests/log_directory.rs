@@ -1,0 +1,612 @@
+//! A VM's log on disk: segments, going on from them wherever they were cut, and disks that fail.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod roles_image;
+
+use hypervisor::event_source::EventSource;
+use hypervisor::host::log_directory::{DiskLimits, DiskLog, LogDirectory, LogDirectoryError, Resumed, segments};
+use hypervisor::record::{Intervals, LogSink, Recorder};
+use hypervisor::replay::{Consumed, Replayer};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::file::{Ending, LogReader};
+use logchannel::session::{NodeId, SessionHeader, VmId};
+use roles_image::image;
+use std::convert::Infallible;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use vm::{Event, Machine, MachineConfig, OutputId, OutputOperation, StateDigest};
+
+const NODE: NodeId = NodeId(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
+/// Longer than anything here takes on a machine that works.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const STEPS: u64 = 200;
+
+const fn addi(rd: u32, rs1: u32, immediate: u32) -> u32 {
+    immediate << 20 | rs1 << 15 | rd << 7 | 0x13
+}
+
+const fn andi(rd: u32, rs1: u32, immediate: u32) -> u32 {
+    immediate << 20 | rs1 << 15 | 7 << 12 | rd << 7 | 0x13
+}
+
+const fn slli(rd: u32, rs1: u32, amount: u32) -> u32 {
+    amount << 20 | rs1 << 15 | 1 << 12 | rd << 7 | 0x13
+}
+
+const fn add(rd: u32, rs1: u32, rs2: u32) -> u32 {
+    rs2 << 20 | rs1 << 15 | rd << 7 | 0x33
+}
+
+/// A guest that reads the clock, writes it to one page of 64 after the other, and prints a line, for ever.
+fn guest() -> Vec<u8> {
+    const RDTIME_T2: u32 = 0xc010_23f3;
+    const SW_T2_S0: u32 = 0x0074_2023;
+    const LUI_T1_1_MIB: u32 = 0x0010_0337;
+    const ECALL: u32 = 0x0000_0073;
+    const JUMP_BACK_12: u32 = 0xfd1f_f06f;
+    image(&[
+        addi(5, 0, 1),
+        slli(5, 5, 31),
+        LUI_T1_1_MIB,
+        add(5, 5, 6),
+        RDTIME_T2,
+        slli(8, 9, 12),
+        add(8, 8, 5),
+        SW_T2_S0,
+        addi(9, 9, 1),
+        andi(9, 9, 63),
+        addi(17, 0, 1),
+        andi(10, 9, 15),
+        addi(10, 10, b'a' as u32),
+        ECALL,
+        addi(10, 0, b'\n' as u32),
+        ECALL,
+        JUMP_BACK_12,
+    ])
+}
+
+fn config() -> MachineConfig {
+    MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }
+}
+
+fn vm_id() -> VmId {
+    VmId::new("alpha").unwrap()
+}
+
+fn session(generation: u64) -> SessionHeader {
+    SessionHeader::new(vm_id(), Generation(generation), config(), "test", &guest()).unwrap()
+}
+
+fn limits(segment_bytes: u64) -> DiskLimits {
+    DiskLimits { segment_bytes, sync_interval: Duration::from_millis(1), ..DiskLimits::default() }
+}
+
+/// A clock that a wall would be surprised by, and no other events.
+struct Source(u64);
+
+impl EventSource for Source {
+    fn now_ns(&mut self) -> u64 {
+        0
+    }
+
+    fn ticks(&mut self) -> u64 {
+        self.0 = self.0 * 5 / 4 % (1 << 40) + self.0 + 1;
+        self.0
+    }
+
+    fn entropy(&mut self) -> u16 {
+        0
+    }
+
+    fn poll(&mut self, _: &Machine) -> Option<Event> {
+        None
+    }
+}
+
+/// All of a VM's log, and what of it goes to disk.
+struct Sink {
+    disk: Option<DiskLog>,
+    entries: Vec<LogEntry>,
+    outputs: Vec<(OutputId, Arc<OutputOperation>)>,
+}
+
+impl LogSink for Sink {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        self.entries.push(entry.clone());
+        self.outputs.extend(output.map(|(id, operation)| (id, Arc::new(operation))));
+        if let Some(disk) = &mut self.disk {
+            disk.on_entry(entry);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// How many outputs this VM's primary hasn't let out.
+const HELD: usize = 3;
+
+struct Vm {
+    recorder: Recorder<Source>,
+    sink: Sink,
+}
+
+impl Vm {
+    /// A guest at its reset.
+    fn new() -> Self {
+        Self::of(Machine::new(&config(), &guest()).unwrap(), Vec::new(), 1)
+    }
+
+    fn of(machine: Machine, entries: Vec<LogEntry>, ticks: u64) -> Self {
+        let intervals = Intervals { digest_steps: 2000, ..Intervals::default() };
+        let recorder = Recorder::new(machine, Source(ticks), intervals);
+        Self { recorder, sink: Sink { disk: None, entries, outputs: Vec::new() } }
+    }
+
+    /// The same, logged from its reset on.
+    fn logged(directory: LogDirectory, generation: u64, limits: DiskLimits) -> Self {
+        let mut vm = Self::new();
+        vm.sink.disk = Some(directory.begin(session(generation), NODE, limits).unwrap());
+        vm.snapshot_now();
+        vm
+    }
+
+    fn snapshot_now(&mut self) {
+        let Sink { disk, entries, outputs } = &mut self.sink;
+        let seq = LogSeq(entries.len() as u64);
+        disk.as_mut().unwrap().snapshot_now(self.recorder.machine_mut(), seq, || outputs.clone());
+    }
+
+    fn run_slice(&mut self) {
+        let Ok(_) = self.recorder.run_slice(&mut self.sink, STEPS);
+        let Sink { disk, entries, outputs } = &mut self.sink;
+        let seq = LogSeq(entries.len() as u64);
+        let tail = || outputs[outputs.len().saturating_sub(HELD)..].to_vec();
+        if let Some(disk) = disk {
+            disk.serve(self.recorder.machine_mut(), seq, tail);
+        }
+    }
+
+    fn run(&mut self, slices: u32) {
+        (0..slices).for_each(|_| self.run_slice());
+    }
+
+    fn disk(&mut self) -> &mut DiskLog {
+        self.sink.disk.as_mut().unwrap()
+    }
+
+    /// Runs, as fast as the disk takes it, until `is_done`.
+    fn run_until(&mut self, what: &str, mut is_done: impl FnMut(&mut Self) -> bool) {
+        let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        while !is_done(self) {
+            self.run_slice();
+            std::thread::sleep(Duration::from_millis(1));
+            assert!(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap() - started < TIMEOUT, "no {what}");
+        }
+    }
+
+    fn finish(&mut self) -> Result<LogDirectory, LogDirectoryError> {
+        self.sink.disk.take().unwrap().finish()
+    }
+
+    /// The state at a place of the log, where the machine stands at the count of `machine`.
+    fn state_at(&self, seq: LogSeq, machine: &Machine) -> StateDigest {
+        let mut replayer = Replayer::new(Machine::new(&config(), &guest()).unwrap(), LogSeq(0));
+        let rest = LogEntry { count: machine.instruction_count(), body: EntryBody::Progress };
+        for entry in self.sink.entries[..index(seq)].iter().chain([&rest]) {
+            replayer.consume(entry).unwrap_or_else(|divergence| panic!("{divergence}"));
+        }
+        replayer.machine_mut().digest()
+    }
+
+    /// The state behind every entry.
+    fn states(&self) -> Vec<StateDigest> {
+        let mut replayer = Replayer::new(Machine::new(&config(), &guest()).unwrap(), LogSeq(0));
+        let mut states = vec![replayer.machine_mut().digest()];
+        for entry in &self.sink.entries {
+            replayer.consume(entry).unwrap_or_else(|divergence| panic!("{divergence}"));
+            states.push(replayer.machine_mut().digest());
+        }
+        states
+    }
+}
+
+fn open(path: &Path) -> LogDirectory {
+    LogDirectory::open(path, &vm_id()).unwrap()
+}
+
+fn resume(path: &Path) -> Resumed {
+    open(path).resume().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn index(seq: LogSeq) -> usize {
+    usize::try_from(seq.0).unwrap()
+}
+
+/// A VM that has begun its third segment at least, and whose log ended in order.
+fn vm_of_many_segments(path: &Path) -> Vm {
+    let mut vm = Vm::logged(open(path), 1, limits(0));
+    let mut seen = Vec::new();
+    vm.run_until("third segment", |_| {
+        let newest = segments(path).unwrap().pop();
+        if seen.last() != newest.as_ref() {
+            seen.extend(newest);
+        }
+        seen.len() >= 3
+    });
+    for _ in 0..8 {
+        vm.run_slice();
+        // So that each slice comes to a frame of its own.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.finish().unwrap();
+    vm
+}
+
+#[test]
+fn segments_follow_each_other_and_the_last_two_are_kept() {
+    let directory = TempDir::new().unwrap();
+    let vm = vm_of_many_segments(directory.path());
+    let kept = segments(directory.path()).unwrap();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let logs: Vec<_> = kept.iter().map(|path| LogReader::open(fs::File::open(path).unwrap()).unwrap()).collect();
+    assert!(logs[0].next_seq() > LogSeq(0), "the first segment has gone");
+    let newest = logs[1].next_seq();
+    for mut log in logs {
+        let mut at = log.next_seq();
+        while let Some(entry) = log.next_entry().unwrap() {
+            assert_eq!(entry, vm.sink.entries[index(at)]);
+            at = log.next_seq();
+        }
+        assert_eq!(log.ending(), Some(&Ending::Finished));
+        assert!(at == newest || index(at) == vm.sink.entries.len());
+    }
+    let mut resumed = resume(directory.path());
+    assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
+    assert_eq!(resumed.entries_replayed, resumed.next_seq.0 - newest.0);
+    assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
+    assert_eq!((resumed.ending, resumed.node, resumed.stopped), (Ending::Finished, Some(NODE), None));
+    assert_eq!((resumed.session, resumed.generation), (session(1), Generation(1)));
+    assert!(resumed.skipped.is_empty());
+}
+
+#[test]
+fn what_may_not_have_left_is_what_the_snapshot_says_and_what_came_after() {
+    let directory = TempDir::new().unwrap();
+    let vm = vm_of_many_segments(directory.path());
+    let resumed = resume(directory.path());
+    let first = resumed.next_seq.0 - resumed.entries_replayed;
+    let is_output = |entry: &&LogEntry| matches!(entry.body, EntryBody::Output { .. });
+    let before = vm.sink.entries[..index(LogSeq(first))].iter().filter(is_output).count();
+    let expected: Vec<_> = vm.sink.outputs[before - HELD..].iter().map(|(id, sent)| (*id, (**sent).clone())).collect();
+    assert!(expected.len() > HELD);
+    assert_eq!(Vec::from(resumed.tail), expected);
+    assert_eq!(resumed.tail_dropped, 0);
+}
+
+/// Copies a directory as it is.
+fn copy_of(path: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for entry in fs::read_dir(path).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn a_log_cut_at_any_byte_goes_on_from_its_last_whole_entry() {
+    let directory = TempDir::new().unwrap();
+    let vm = vm_of_many_segments(directory.path());
+    let states = vm.states();
+    let kept = segments(directory.path()).unwrap();
+    let newest = &kept[1];
+    let bytes = fs::read(newest).unwrap();
+    let head = {
+        let mut log = LogReader::open(&bytes[..]).unwrap();
+        log.next_entry().unwrap();
+        usize::try_from(log.frame_offset()).unwrap()
+    };
+    let first = LogReader::open(&bytes[..]).unwrap().next_seq();
+    let in_snapshot = (0..head).step_by(head / 40).chain([head - 1]);
+    let step = 1 + (bytes.len() - head) / 1000;
+    let mut before = LogSeq(0);
+    let mut places = 0;
+    for cut in in_snapshot.chain((head..bytes.len()).step_by(step)) {
+        fs::write(newest, &bytes[..cut]).unwrap();
+        let mut resumed = resume(directory.path());
+        let expected = match resumed.entries_replayed {
+            0 => vm.state_at(resumed.next_seq, &resumed.machine),
+            _ => states[index(resumed.next_seq)],
+        };
+        assert_eq!(resumed.machine.digest(), expected, "cut at {cut}");
+        assert!(resumed.next_seq >= before, "cut at {cut}");
+        places += usize::from(resumed.next_seq > before);
+        before = resumed.next_seq;
+        if cut < head {
+            assert_eq!(resumed.skipped.len(), 1, "cut at {cut}");
+            assert_eq!((&resumed.skipped[0].0, &resumed.segment), (newest, &kept[0]));
+            assert_eq!(resumed.next_seq, first, "the segment before ends where the newest begins");
+            assert_eq!(resumed.ending, Ending::Finished);
+        } else {
+            assert!(resumed.skipped.is_empty());
+            assert!(matches!(resumed.ending, Ending::Torn { .. }), "cut at {cut}: {:?}", resumed.ending);
+        }
+    }
+    assert!(places > 3, "{places} places in {} bytes", bytes.len() - head);
+}
+
+#[test]
+fn a_damaged_snapshot_falls_back_to_the_segment_before() {
+    let directory = TempDir::new().unwrap();
+    vm_of_many_segments(directory.path());
+    let kept = segments(directory.path()).unwrap();
+    let mut bytes = fs::read(&kept[1]).unwrap();
+    bytes[100_000] ^= 1;
+    fs::write(&kept[1], &bytes).unwrap();
+    let resumed = resume(directory.path());
+    assert_eq!(resumed.segment, kept[0]);
+    assert!(resumed.skipped[0].1.to_string().contains("snapshot is damaged"), "{}", resumed.skipped[0].1);
+    fs::write(&kept[0], b"").unwrap();
+    let error = open(directory.path()).resume().unwrap_err();
+    assert!(matches!(&error, LogDirectoryError::NoSegment { skipped, .. } if skipped.len() == 2), "{error}");
+    assert!(error.to_string().contains("nothing to resume"), "{error}");
+}
+
+/// Not the writer's end did this, but the storage: to go on from before it would give up what follows unseen.
+#[test]
+fn a_log_that_is_damaged_before_its_end_is_not_resumed() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+    for _ in 0..20 {
+        vm.run(20);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    vm.finish().unwrap();
+    let segment = segments(directory.path()).unwrap().remove(0);
+    let mut bytes = fs::read(&segment).unwrap();
+    let mut log = LogReader::open(&bytes[..]).unwrap();
+    log.next_entry().unwrap();
+    let at = usize::try_from(log.frame_offset()).unwrap() + 20;
+    bytes[at] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let error = open(directory.path()).resume().unwrap_err();
+    assert!(matches!(error, LogDirectoryError::Log { .. }), "{error}");
+    assert!(error.to_string().contains("corrupt at byte"), "{error}");
+}
+
+#[test]
+fn a_resumed_vm_goes_on_in_the_same_directory() {
+    let directory = TempDir::new().unwrap();
+    let mut first = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+    first.run(10);
+    first.finish().unwrap();
+    let log_directory = open(directory.path());
+    let resumed = log_directory.resume().unwrap();
+    let ticks = resumed.machine.last_ticks();
+    let mut second = Vm::of(resumed.machine, first.sink.entries, ticks);
+    second.sink.disk = Some(log_directory.begin(session(1), NodeId(2), limits(u64::MAX)).unwrap());
+    let Ok(()) = second.recorder.log_generation(&mut second.sink, Generation(2));
+    second.snapshot_now();
+    second.run(10);
+    let Ok(()) = second.recorder.log_generation(&mut second.sink, Generation(3));
+    let end = second.sink.entries.len();
+    second.finish().unwrap();
+    let mut resumed = resume(directory.path());
+    assert_eq!(index(resumed.next_seq), end);
+    assert_eq!(Some(&resumed.machine.digest()), second.states().last());
+    assert_eq!((resumed.session.generation, resumed.generation), (Generation(2), Generation(3)));
+    assert_eq!(resumed.node, Some(NodeId(2)));
+    assert_eq!(segments(directory.path()).unwrap().len(), 2);
+}
+
+#[test]
+fn a_generation_that_begins_during_a_snapshot_is_known() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::new();
+    vm.sink.disk = Some(open(directory.path()).begin(session(1), NODE, limits(u64::MAX)).unwrap());
+    vm.run(2);
+    assert!(vm.disk().is_copying() && vm.disk().durable().is_none());
+    let Ok(()) = vm.recorder.log_generation(&mut vm.sink, Generation(5));
+    vm.run_until("durable snapshot", |vm| vm.disk().durable().is_some());
+    vm.finish().unwrap();
+    let mut resumed = resume(directory.path());
+    assert_eq!((resumed.session.generation, resumed.generation), (Generation(5), Generation(5)));
+    assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
+    assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
+}
+
+/// A VM that is started afresh counts its entries from 0 again, under a greater generation.
+#[test]
+fn a_new_life_comes_after_the_old_one() {
+    let directory = TempDir::new().unwrap();
+    vm_of_many_segments(directory.path());
+    let mut vm = Vm::logged(open(directory.path()), 2, limits(u64::MAX));
+    vm.run(3);
+    vm.finish().unwrap();
+    let resumed = resume(directory.path());
+    assert_eq!(resumed.generation, Generation(2));
+    assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
+}
+
+#[test]
+fn a_directory_has_one_vm_and_one_user() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("of/alpha");
+    let first = open(&path);
+    let error = LogDirectory::open(&path, &vm_id()).unwrap_err();
+    assert!(matches!(&error, LogDirectoryError::InUse(in_use) if *in_use == path), "{error}");
+    let mut vm = Vm::logged(first, 1, limits(u64::MAX));
+    assert!(matches!(LogDirectory::open(&path, &vm_id()), Err(LogDirectoryError::InUse(_))));
+    drop(vm.finish().unwrap());
+    let error = LogDirectory::open(&path, &VmId::new("beta").unwrap()).unwrap_err();
+    assert!(error.to_string().contains("belongs to VM alpha, not beta"), "{error}");
+    fs::write(path.join("vm"), "beta").unwrap();
+    let error = LogDirectory::open(&path, &VmId::new("beta").unwrap()).unwrap().resume().unwrap_err();
+    assert!(matches!(error, LogDirectoryError::OtherVm { .. }), "a segment of another VM: {error}");
+}
+
+#[test]
+fn an_empty_directory_has_nothing_to_resume() {
+    let directory = TempDir::new().unwrap();
+    let error = open(directory.path()).resume().unwrap_err();
+    assert!(matches!(error, LogDirectoryError::NoSegment { .. }), "{error}");
+}
+
+#[test]
+fn entries_become_durable_and_a_full_queue_is_told_until_it_is_written() {
+    let directory = TempDir::new().unwrap();
+    let limits = DiskLimits { queue_bytes_max: 1, ..limits(u64::MAX) };
+    let mut vm = Vm::logged(open(directory.path()), 1, limits);
+    assert!(!vm.disk().is_full(), "the first snapshot waits for its own writing");
+    let mut was_full = false;
+    vm.run_until("full queue", |vm| {
+        was_full |= vm.disk().is_full();
+        was_full
+    });
+    let end = LogSeq(vm.sink.entries.len() as u64);
+    vm.run_until("durable entries", |vm| vm.disk().durable() >= Some(end) && !vm.disk().is_full());
+}
+
+/// A killed process leaves what it has written.
+#[test]
+fn what_was_written_is_there_without_an_end() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+    vm.run(10);
+    let end = LogSeq(vm.sink.entries.len() as u64);
+    vm.run_until("durable entries", |vm| vm.disk().durable() >= Some(end));
+    let copy = copy_of(directory.path());
+    let mut resumed = resume(copy.path());
+    assert!(resumed.next_seq >= end);
+    assert!(matches!(resumed.ending, Ending::Torn { .. }));
+    assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
+}
+
+/// The disk fails under a VM that is logged: it is told once, the VM runs on, and the directory says it.
+fn fails(path: &Path, mut vm: Vm) {
+    let mut failure = None;
+    vm.run_until("failure", |vm| {
+        failure = vm.disk().take_failure();
+        failure.is_some()
+    });
+    let failure = failure.unwrap();
+    assert!(matches!(&failure, LogDirectoryError::Io { path: at, .. } if at.starts_with(path)), "{failure}");
+    let lost = vm.disk().entries_lost();
+    let before = vm.sink.entries.len();
+    vm.run(10);
+    assert_eq!(vm.disk().entries_lost() - lost, (vm.sink.entries.len() - before) as u64);
+    assert!(vm.sink.entries.len() > before);
+    assert!(!vm.disk().is_full());
+    assert!(vm.disk().take_failure().is_none(), "told twice");
+    assert!(vm.finish().is_ok(), "told before");
+}
+
+#[test]
+fn a_full_disk_ends_the_logging_and_not_the_vm() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 1, limits(0));
+    vm.run_until("durable snapshot", |vm| vm.disk().durable().is_some());
+    std::os::unix::fs::symlink("/dev/full", directory.path().join("snapshot.part")).unwrap();
+    fails(directory.path(), vm);
+    let error = open(directory.path()).resume().unwrap_err();
+    assert!(matches!(&error, LogDirectoryError::Stopped { reason, .. } if reason.contains("No space left")), "{error}");
+    fs::remove_file(directory.path().join("stopped")).unwrap();
+    assert!(resume(directory.path()).next_seq > LogSeq(0), "for who wants it");
+
+    fs::write(directory.path().join("stopped"), "before").unwrap();
+    fs::remove_file(directory.path().join("snapshot.part")).unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 2, limits(u64::MAX));
+    vm.finish().unwrap();
+    assert_eq!(resume(directory.path()).generation, Generation(2), "a new log is not stopped");
+}
+
+#[test]
+fn a_directory_that_goes_away_ends_the_logging_and_not_the_vm() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("log");
+    let mut vm = Vm::logged(open(&path), 1, limits(0));
+    vm.run_until("durable snapshot", |vm| vm.disk().durable().is_some());
+    fs::remove_dir_all(&path).unwrap();
+    fails(&path, vm);
+}
+
+fn ft_replay(path: &Path, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ft-replay")).arg(path).args(more).output().unwrap()
+}
+
+/// Segments of one VM, as many as a test wants.
+fn chain(path: &Path) -> (Vm, Vec<PathBuf>) {
+    let vm = vm_of_many_segments(path);
+    (vm, segments(path).unwrap())
+}
+
+#[test]
+fn ft_replay_takes_segments_and_directories_of_them() {
+    let directory = TempDir::new().unwrap();
+    let (vm, kept) = chain(directory.path());
+    let first = LogReader::open(fs::File::open(&kept[0]).unwrap()).unwrap().next_seq();
+    let expected = [
+        (directory.path(), vm.sink.entries.len() - index(first)),
+        (&kept[0], index(LogReader::open(fs::File::open(&kept[1]).unwrap()).unwrap().next_seq()) - index(first)),
+    ];
+    for (path, entries) in expected {
+        let output = ft_replay(path, &["--json"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let replayed = text.lines().find(|line| line.contains("\"replayed\"")).unwrap();
+        assert!(replayed.contains(&format!("\"entries\":{entries},")), "{entries}: {replayed}");
+        let output = ft_replay(path, &["--entries"]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), entries);
+    }
+
+    // The newest snapshot is torn: what comes before it is replayed, and the rest named.
+    let bytes = fs::read(&kept[1]).unwrap();
+    fs::write(&kept[1], &bytes[..bytes.len() / 3]).unwrap();
+    let output = ft_replay(directory.path(), &[]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("skipped") && text.contains(&*kept[1].to_string_lossy()), "{text}");
+}
+
+/// The next segment's snapshot must be the state that the segment before ends with.
+#[test]
+fn ft_replay_compares_the_state_between_segments() {
+    let directory = TempDir::new().unwrap();
+    let (_, kept) = chain(directory.path());
+    let other = TempDir::new().unwrap();
+    let mut vm = Vm::new();
+    let Ok(()) = vm.recorder.log_generation(&mut vm.sink, Generation(1));
+    let second = LogReader::open(fs::File::open(&kept[1]).unwrap()).unwrap().next_seq();
+    vm.sink.disk = Some(open(other.path()).begin(session(1), NODE, limits(u64::MAX)).unwrap());
+    let Sink { disk, .. } = &mut vm.sink;
+    disk.as_mut().unwrap().snapshot_now(vm.recorder.machine_mut(), second, Vec::new);
+    vm.finish().unwrap();
+    fs::copy(segments(other.path()).unwrap().remove(0), &kept[1]).unwrap();
+    let output = ft_replay(directory.path(), &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn what_is_replayed_is_what_was_recorded() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+    vm.run(10);
+    vm.finish().unwrap();
+    let mut log = LogReader::open(fs::File::open(segments(directory.path()).unwrap().remove(0)).unwrap()).unwrap();
+    let mut replayer = Replayer::new(Machine::new(&config(), &guest()).unwrap(), LogSeq(0));
+    let mut outputs = 0;
+    while let Some(entry) = log.next_entry().unwrap() {
+        outputs += usize::from(matches!(replayer.consume(&entry), Ok(Consumed::Output(..))));
+    }
+    assert_eq!(outputs, vm.sink.outputs.len());
+    assert!(outputs > 10);
+}
