@@ -231,6 +231,13 @@ impl OutputGate {
         self.in_flight.iter().chain(&self.released).map(|(id, operation)| (*id, &**operation))
     }
 
+    /// Every output that hasn't left as far as is known, held ones too; oldest first.
+    #[must_use]
+    pub fn not_left(&self) -> Vec<(OutputId, Arc<OutputOperation>)> {
+        let held = self.held.iter().map(|held| (held.id, held.operation.clone()));
+        self.in_flight.iter().chain(&self.released).cloned().chain(held).collect()
+    }
+
     /// How many outputs were given up because the network didn't carry them and [`IN_FLIGHT_BYTES_MAX`] was reached.
     #[must_use]
     pub const fn given_up(&self) -> u64 {

@@ -10,7 +10,8 @@ pub enum StartError {
     /// Somebody owns it, or did until both sides died.
     #[error(
         "VM {vm} is owned by node {} as generation {}{}: only one primary may run it. If no side of it is \
-         alive any more, `--force-new` starts it afresh and gives up its state",
+         alive any more, `--resume DIR` goes on from a log that one of them kept, and `--force-new` starts it afresh and \
+         gives up its state",
         .holder.node,
         .generation.0.saturating_add(1),
         .holder.address.as_ref().map(|address| format!(" (its primary was at {address})")).unwrap_or_default()
@@ -21,6 +22,35 @@ pub enum StartError {
         /// The last flag that was won: its holder runs as the generation after it.
         generation: Generation,
         /// By whom.
+        holder: Claim,
+    },
+    /// There is nothing to resume.
+    #[error(
+        "VM {vm} never ran, as far as this arbiter knows: is it the one that its sides had? Without --resume it starts"
+    )]
+    NeverRan {
+        /// Which VM.
+        vm: VmId,
+    },
+    /// There is nothing to resume.
+    #[error("VM {vm} ended in order, and left its end mark: without --resume it starts afresh")]
+    EndedInOrder {
+        /// Which VM.
+        vm: VmId,
+    },
+    /// The log isn't that of the VM's last owner.
+    #[error(
+        "the log ends with generation {logged} of VM {vm}, which went on as generation {owner} on node {}: resume from a log \
+         of that generation, or start afresh with `--force-new`", .holder.node
+    )]
+    OlderLog {
+        /// Which VM.
+        vm: VmId,
+        /// As the log says.
+        logged: Generation,
+        /// As the arbiter says.
+        owner: Generation,
+        /// The owner.
         holder: Claim,
     },
     /// No generation is left; no VM lives that long, so the arbiter's claims were tampered with.
@@ -53,18 +83,62 @@ pub fn claim_start(
     address: &str,
     force_new: bool,
 ) -> Result<Generation, StartError> {
-    let unreachable = |source| StartError::Arbiter { vm: vm.clone(), source };
-    let next = |generation: Generation| {
-        generation.0.checked_add(1).map(Generation).ok_or_else(|| StartError::Exhausted { vm: vm.clone() })
-    };
-    let free = match arbiter.latest(vm).map_err(unreachable)? {
+    let free = match latest(arbiter, vm)? {
         None => Generation(0),
-        Some((generation, claim)) if claim.kind == ClaimKind::Ended || force_new => next(generation)?,
+        Some((generation, claim)) if claim.kind == ClaimKind::Ended || force_new => next(vm, generation)?,
         Some((generation, holder)) => return Err(StartError::Owned { vm: vm.clone(), generation, holder }),
     };
+    claim_owner(arbiter, vm, free, node, address)
+}
+
+/// Claims a VM whose both sides have died, to go on from a log in which it last ran as `logged`, written by `writer`; says as
+/// which generation it goes on.
+///
+/// # Errors
+/// [`StartError`]; nothing is claimed then. [`StartError::OlderLog`] if somebody else has run the VM since.
+pub fn claim_resume(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    node: NodeId,
+    address: &str,
+    logged: Generation,
+    writer: Option<NodeId>,
+) -> Result<Generation, StartError> {
+    let Some((generation, holder)) = latest(arbiter, vm)? else {
+        return Err(StartError::NeverRan { vm: vm.clone() });
+    };
+    if holder.kind == ClaimKind::Ended {
+        return Err(StartError::EndedInOrder { vm: vm.clone() });
+    }
+    let owner = next(vm, generation)?;
+    // Its writer may have died between a claim that it had won and the entry that tells of it.
+    let is_of_latest = owner == logged || (generation == logged && Some(holder.node) == writer);
+    if !is_of_latest {
+        return Err(StartError::OlderLog { vm: vm.clone(), logged, owner, holder });
+    }
+    claim_owner(arbiter, vm, owner, node, address)
+}
+
+fn latest(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<(Generation, Claim)>, StartError> {
+    arbiter.latest(vm).map_err(|source| StartError::Arbiter { vm: vm.clone(), source })
+}
+
+fn next(vm: &VmId, generation: Generation) -> Result<Generation, StartError> {
+    generation.0.checked_add(1).map(Generation).ok_or_else(|| StartError::Exhausted { vm: vm.clone() })
+}
+
+fn claim_owner(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    free: Generation,
+    node: NodeId,
+    address: &str,
+) -> Result<Generation, StartError> {
+    let owner = next(vm, free)?;
     let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    match arbiter.test_and_set(vm, free, &claim).map_err(unreachable)? {
-        Verdict::Won => next(free),
-        Verdict::Lost(holder) => Err(StartError::Owned { vm: vm.clone(), generation: free, holder }),
+    match arbiter.test_and_set(vm, free, &claim) {
+        Ok(Verdict::Won) => Ok(owner),
+        Ok(Verdict::Lost(holder)) => Err(StartError::Owned { vm: vm.clone(), generation: free, holder }),
+        Err(source) => Err(StartError::Arbiter { vm: vm.clone(), source }),
     }
 }

@@ -1,4 +1,5 @@
-//! Each side with its real threads and a real socket, and an other side that is only a socket.
+//! Each side with its real threads and a real socket. The other side is only a socket, or real too, behind a wire that
+//! the test can cut.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,7 +7,7 @@ mod roles_image;
 
 use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
 use hypervisor::guest::Guest;
-use hypervisor::host::backup::{self, BackupOutcome};
+use hypervisor::host::backup::{self, BackupOutcome, FaultInjection, Succession};
 use hypervisor::host::clock;
 use hypervisor::host::live::{LiveEnd, LiveVm};
 use hypervisor::host::node::Node;
@@ -14,13 +15,14 @@ use hypervisor::record::Intervals;
 use hypervisor::report::Reporter;
 use hypervisor::role::{BackupEnd, BackupRole, Expectation, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::frame::FrameDecoder;
+use logchannel::frame::{FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
-use logchannel::session::{NodeId, SessionHeader, VmId, image_chunks};
+use logchannel::session::{NodeId, SessionHeader, VmId};
 use logchannel::stream::LogSender;
 use roles_image::{JUMP_BACK_ONE, image};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,23 +30,52 @@ use vm::{InstructionCount, Machine, MachineConfig};
 
 const G: Generation = Generation(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
+const NOP: u32 = 0x13;
+const READ_CLOCK: u32 = 0xc010_22f3;
 
-/// The first who asks for the pair's generation wins; later ones are free.
+/// The first who asks for a generation wins it. If there is a favourite, nobody else is answered before it has asked.
 #[derive(Debug, Default)]
-struct FirstWins(Mutex<Option<Claim>>);
+struct Claims {
+    holders: Mutex<BTreeMap<Generation, Claim>>,
+    favourite: Mutex<Option<NodeId>>,
+}
 
-impl Arbiter for FirstWins {
-    fn test_and_set(&self, _: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
-        if generation > G {
-            return Ok(Verdict::Won);
+impl Claims {
+    /// Generation [`G`] is owned by node 1.
+    fn owned() -> Arc<Self> {
+        let claims = Self::default();
+        claims.hold(Generation(G.0 - 1), NodeId(1));
+        Arc::new(claims)
+    }
+
+    fn hold(&self, generation: Generation, node: NodeId) -> Claim {
+        let claim = Claim { node, kind: ClaimKind::Owner, address: None };
+        self.holders.lock().unwrap().insert(generation, claim.clone());
+        claim
+    }
+
+    fn holder(&self, generation: Generation) -> Option<Claim> {
+        self.holders.lock().unwrap().get(&generation).cloned()
+    }
+
+    fn favour(&self, node: NodeId) {
+        *self.favourite.lock().unwrap() = Some(node);
+    }
+}
+
+impl Arbiter for Claims {
+    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+        let mut holders = self.holders.lock().unwrap();
+        let favourite = *self.favourite.lock().unwrap();
+        if !holders.contains_key(&generation) && favourite.is_some_and(|favourite| favourite != claim.node) {
+            return Err(ArbiterError::BadClaim { claim: vm.to_string(), reason: "wait for the other".into() });
         }
-        let mut holder = self.0.lock().unwrap();
-        let holder = holder.get_or_insert_with(|| claim.clone());
+        let holder = holders.entry(generation).or_insert_with(|| claim.clone());
         Ok(if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder.clone()) })
     }
 
     fn latest(&self, _: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
-        Ok(None)
+        Ok(self.holders.lock().unwrap().last_key_value().map(|(generation, claim)| (*generation, claim.clone())))
     }
 }
 
@@ -52,11 +83,11 @@ fn vm() -> VmId {
     VmId::new("vm0").unwrap()
 }
 
-fn node(arbiter: Arc<FirstWins>) -> Node {
+fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     Node {
         vm: vm(),
-        id: NodeId(9),
-        arbiter,
+        id: NodeId(id),
+        arbiter: arbiter.clone(),
         network: None,
         mac: [0; 6],
         address: "127.0.0.1:1".into(),
@@ -65,57 +96,142 @@ fn node(arbiter: Arc<FirstWins>) -> Node {
     }
 }
 
-/// Runs a backup against `primary`, which gets the accepted connection; gives how the backup ends.
-fn run_backup(arbiter: Arc<FirstWins>, primary: impl FnOnce(TcpStream) + Send + 'static) -> BackupOutcome {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (accepted, _) = listener.accept().unwrap();
-    accepted.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let primary = thread::spawn(move || primary(accepted));
-    let node = node(arbiter);
-    let expectation = Expectation { vm: vm(), image: None };
-    let role = BackupRole::new(clock::now_ns(), node.id, expectation, Timing::default());
-    let outcome = backup::run(node, role, stream, None).unwrap();
-    primary.join().unwrap();
-    outcome
+fn backup_role(node: &Node) -> BackupRole {
+    BackupRole::new(clock::now_ns(), node.id, Expectation { vm: vm(), image: None }, Timing::default())
 }
 
-fn say(stream: &mut TcpStream, messages: &[Message]) {
-    let mut bytes = Vec::new();
-    for message in messages {
-        message.encode(&mut bytes);
+fn session(ram_bytes: u64, image: &[u8]) -> SessionHeader {
+    let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
+    SessionHeader::new(vm(), G, config, "guest", image).unwrap()
+}
+
+/// The test's end of a logging channel.
+struct Peer {
+    stream: TcpStream,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        Self { stream, decoder: FrameDecoder::new() }
     }
-    stream.write_all(&bytes).unwrap();
-}
 
-/// Reads until `wanted` says that a message is the one.
-fn hear(stream: &mut TcpStream, wanted: impl Fn(&Message) -> bool) {
-    let mut decoder = FrameDecoder::new();
-    let mut buffer = [0; 4096];
-    loop {
-        while let Some(frame) = decoder.next_frame().unwrap() {
-            let message = Message::decode(frame).unwrap();
+    fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).unwrap())
+    }
+
+    fn say(&mut self, messages: &[Message]) {
+        let mut bytes = Vec::new();
+        messages.iter().for_each(|message| message.encode(&mut bytes));
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// The next message; `None` at the end.
+    fn next(&mut self) -> Option<Message> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(Message::decode(frame).unwrap());
+            }
+            let length = self.stream.read(&mut buffer).unwrap();
+            if length == 0 {
+                return None;
+            }
+            self.decoder.push(&buffer[..length]);
+        }
+    }
+
+    /// Reads until `wanted` says that a message is the one.
+    fn hear(&mut self, wanted: impl Fn(&Message) -> bool) {
+        loop {
+            let message = self.next().expect("the other side closed the connection");
             assert!(!matches!(message, Message::Refused { .. }), "{message:?}");
             if wanted(&message) {
                 return;
             }
         }
-        let length = stream.read(&mut buffer).unwrap();
-        assert!(length > 0, "the backup closed the connection");
-        decoder.push(&buffer[..length]);
+    }
+
+    /// Pairs with a backup, as a primary whose guest has just been reset.
+    fn protect(&mut self, image: &[u8]) {
+        let session = session(16 << 20, image);
+        let mut machine = Machine::new(&session.config, image).unwrap();
+        self.hear(|message| *message == Message::Join { vm: vm(), node: NodeId(9) });
+        let mut role = PrimaryRole::alone(session, Timing::default());
+        role.backup_joins(0, &vm()).unwrap();
+        let mut bytes = Vec::new();
+        while role.is_copying() {
+            role.copy_snapshot(0, &mut machine);
+            role.take_outgoing(&mut bytes);
+        }
+        self.stream.write_all(&bytes).unwrap();
+        self.hear(|message| *message == Message::Accepted);
+        self.say(&[Message::Protected { generation: G }]);
+    }
+
+    /// Pairs with a primary, as a backup.
+    fn become_protected(&mut self) {
+        self.say(&[Message::Join { vm: vm(), node: NodeId(4) }]);
+        self.hear(|message| matches!(message, Message::Session(session) if session.vm == vm()));
+        self.hear(|message| matches!(message, Message::Snapshot(_)));
+        self.say(&[Message::Accepted]);
+        self.hear(|message| matches!(message, Message::Protected { .. }));
     }
 }
 
-/// Pairs with the backup.
-fn pair_up(stream: &mut TcpStream, image: &[u8]) {
-    let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
-    let session = SessionHeader::new(vm(), G, config, "hello", image).unwrap();
-    say(stream, &[Message::Session(session)]);
-    for chunk in image_chunks(image) {
-        say(stream, &[Message::ImageChunk(chunk.to_vec())]);
+/// Runs a backup against `primary`, which gets the accepted connection; gives how the backup ends.
+fn run_backup(arbiter: &Arc<Claims>, primary: impl FnOnce(Peer) + Send + 'static) -> BackupOutcome {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let primary = thread::spawn(move || primary(Peer::new(accepted)));
+    let node = node(9, arbiter);
+    let role = backup_role(&node);
+    let outcome = backup::run(node, role, stream, None, FaultInjection::default()).unwrap();
+    primary.join().unwrap();
+    outcome
+}
+
+/// A VM that runs live in a thread of its own.
+struct Running {
+    live: LiveVm,
+    address: SocketAddr,
+    thread: thread::JoinHandle<LiveEnd>,
+}
+
+impl Running {
+    fn start(node: Node, role: PrimaryRole, machine: Machine) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (running, started) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            LiveVm::run(node, role, machine, None, listener, |live| running.send(live).unwrap()).unwrap()
+        });
+        Self { live: started.recv_timeout(TIMEOUT).unwrap(), address, thread }
     }
-    hear(stream, |message| matches!(message, Message::Accepted { node: NodeId(9) }));
-    say(stream, &[Message::Protected { generation: G }]);
+
+    /// A guest of two instructions in an endless loop, whose primary waits for its backup.
+    fn awaiting_backup(arbiter: &Arc<Claims>, instruction: u32) -> Self {
+        let image = image(&[instruction, JUMP_BACK_ONE]);
+        let session = session(4 << 20, &image);
+        let machine = Machine::new(&session.config, &image).unwrap();
+        Self::start(node(1, arbiter), PrimaryRole::awaiting_backup(session, Timing::default()), machine)
+    }
+
+    fn retire(self) -> LiveEnd {
+        self.live.retire();
+        self.thread.join().unwrap()
+    }
+}
+
+/// Waits for something that another thread does.
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
@@ -123,16 +239,16 @@ fn a_backup_that_wins_always_goes_live() {
     let image = Guest::load("hello").unwrap().image;
     for round in 0..100_u64 {
         let image = image.clone();
-        let outcome = run_backup(Arc::default(), move |mut stream| {
-            pair_up(&mut stream, &image);
+        let outcome = run_backup(&Claims::owned(), move |mut peer| {
+            peer.protect(&image);
             let mut log = LogSender::new(LogSeq(0));
             for count in 0..=round % 3 {
                 log.append(&LogEntry { count: InstructionCount(count), body: EntryBody::Progress });
             }
             let (mut bytes, entries) = (Vec::new(), log.appended());
             while log.take_frame(&mut bytes) {}
-            stream.write_all(&bytes).unwrap();
-            hear(&mut stream, |message| *message == Message::Ack { received: entries });
+            peer.stream.write_all(&bytes).unwrap();
+            peer.hear(|message| *message == Message::Ack { received: entries });
             // Dies here. Sometimes replay is done by then, sometimes not.
             thread::sleep(Duration::from_micros(round * 20));
         });
@@ -144,26 +260,45 @@ fn a_backup_that_wins_always_goes_live() {
 
 #[test]
 fn a_backup_that_loses_the_flag_ends_fenced() {
-    let holder = Claim { node: NodeId(1), kind: ClaimKind::Owner, address: None };
-    let arbiter = Arc::new(FirstWins(Mutex::new(Some(holder.clone()))));
+    let arbiter = Claims::owned();
     let image = Guest::load("hello").unwrap().image;
-    let outcome = run_backup(arbiter, move |mut stream| pair_up(&mut stream, &image));
+    let (claims, (tell, told)) = (arbiter.clone(), mpsc::channel());
+    let outcome = run_backup(&arbiter, move |mut peer| {
+        peer.protect(&image);
+        tell.send(claims.hold(G, NodeId(1))).unwrap();
+    });
+    let holder = told.recv().unwrap();
     assert!(matches!(outcome, BackupOutcome::End(BackupEnd::Fenced { holder: found }) if found == holder));
+}
+
+#[test]
+fn a_primary_that_this_sides_arbiter_does_not_know_is_refused() {
+    let (nobody, another) = (Arc::new(Claims::default()), Claims::owned());
+    another.hold(G, NodeId(7));
+    for arbiter in [nobody, another] {
+        let outcome = run_backup(&arbiter, |mut peer| {
+            peer.say(&[Message::Session(session(4 << 20, &image(&[NOP])))]);
+            let is_refusal = |message: &Message| matches!(message, Message::Refused { .. });
+            while peer.next().is_some_and(|message| !is_refusal(&message)) {}
+        });
+        let BackupOutcome::End(BackupEnd::Refused { reason }) = outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains("arbiter"), "{reason}");
+    }
 }
 
 #[test]
 fn a_primary_that_sends_garbage_is_lost_and_the_log_before_it_counts() {
     let image = Guest::load("hello").unwrap().image;
-    let outcome = run_backup(Arc::default(), move |mut stream| {
-        pair_up(&mut stream, &image);
+    let outcome = run_backup(&Claims::owned(), move |mut peer| {
+        peer.protect(&image);
         let mut log = LogSender::new(LogSeq(0));
         log.append(&LogEntry { count: InstructionCount(100), body: EntryBody::Progress });
         let mut bytes = Vec::new();
         log.take_frame(&mut bytes);
         bytes.extend([0xff; 64]);
-        stream.write_all(&bytes).unwrap();
+        peer.stream.write_all(&bytes).unwrap();
         // The connection stays: it is the backup that gives this primary up.
-        let _ = stream.read_to_end(&mut Vec::new());
+        let _ = peer.stream.read_to_end(&mut Vec::new());
     });
     let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
     assert_eq!(succession.entries, LogSeq(1));
@@ -172,36 +307,173 @@ fn a_primary_that_sends_garbage_is_lost_and_the_log_before_it_counts() {
 
 #[test]
 fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
-    const READ_CLOCK: u32 = 0xc010_22f3;
+    let arbiter = Claims::owned();
     // A guest that fills every buffer between the two within moments.
-    let image = image(&[READ_CLOCK, JUMP_BACK_ONE]);
-    let config = MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() };
-    let machine = Machine::new(&config, &image).unwrap();
-    let session = SessionHeader::new(vm(), G, config, "clock", &image).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let arbiter = Arc::new(FirstWins::default());
-    let (running, started) = mpsc::channel();
-    let primary = {
-        let node = node(arbiter.clone());
-        let role = PrimaryRole::awaiting_backup(session, Timing::default());
-        thread::spawn(move || {
-            LiveVm::run(node, role, machine, image.into(), listener, |live| running.send(live).unwrap()).unwrap()
-        })
-    };
-    let live = started.recv_timeout(TIMEOUT).unwrap();
-    let mut backup = TcpStream::connect(address).unwrap();
-    backup.set_read_timeout(Some(TIMEOUT)).unwrap();
-    say(&mut backup, &[Message::Accepted { node: NodeId(4) }]);
-    hear(&mut backup, |message| matches!(message, Message::Protected { generation: G }));
+    let primary = Running::awaiting_backup(&arbiter, READ_CLOCK);
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
     // It stays connected and says nothing more, as a stopped process does, until the primary has given it up.
-    let end = Instant::now() + TIMEOUT;
-    while arbiter.0.lock().unwrap().is_none() {
-        assert!(Instant::now() < end, "the primary never asks for the flag");
-        thread::sleep(Duration::from_millis(5));
-    }
-    live.retire();
-    assert!(matches!(primary.join().unwrap(), LiveEnd::Role(PrimaryEnd::Retired)));
-    assert_eq!(arbiter.0.lock().unwrap().as_ref().unwrap().kind, ClaimKind::Owner);
+    wait_until("the primary asks for the flag", || arbiter.holder(G).is_some());
+    assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
+    assert_eq!(arbiter.holder(G).unwrap().kind, ClaimKind::Owner);
     drop(backup);
+}
+
+#[test]
+fn visitors_that_say_nothing_keep_nobody_out() {
+    let arbiter = Claims::owned();
+    let primary = Running::awaiting_backup(&arbiter, NOP);
+    let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(primary.address).unwrap()).collect();
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
+    for mut visitor in &silent {
+        visitor.set_nonblocking(true).unwrap();
+        let read = visitor.read(&mut [0]);
+        assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is gone: the test shows nothing");
+    }
+    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+}
+
+#[test]
+fn a_visitor_that_dribbles_is_sent_away() {
+    let arbiter = Claims::owned();
+    let primary = Running::awaiting_backup(&arbiter, NOP);
+    let mut visitor = TcpStream::connect(primary.address).unwrap();
+    // A frame that is in order as far as it comes, and would take hours.
+    let mut bytes = Vec::new();
+    append_frame(FrameKind(13), &[0; 100_000], &mut bytes);
+    visitor.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let end = Instant::now() + TIMEOUT;
+    for byte in bytes {
+        assert!(Instant::now() < end, "it is listened to for ever");
+        let written = visitor.write_all(&[byte]);
+        let is_open = |read: std::io::Result<usize>| {
+            read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+        };
+        if written.is_err() || !is_open(visitor.read(&mut [0; 64])) {
+            break;
+        }
+    }
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
+    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+}
+
+#[test]
+fn a_visitor_that_is_no_backup_of_this_vm_is_told_why_and_the_next_one_joins() {
+    let arbiter = Claims::owned();
+    let primary = Running::awaiting_backup(&arbiter, NOP);
+    let mut other = Peer::connect(primary.address);
+    other.say(&[Message::Join { vm: VmId::new("other").unwrap(), node: NodeId(4) }]);
+    let said = other.next();
+    assert!(matches!(&said, Some(Message::Refused { reason }) if reason.contains("other")), "{said:?}");
+    assert_eq!(other.next(), None);
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
+    let mut second = Peer::connect(primary.address);
+    second.say(&[Message::Join { vm: vm(), node: NodeId(5) }]);
+    let said = second.next();
+    assert!(matches!(&said, Some(Message::Refused { reason }) if reason.contains("has a backup already")), "{said:?}");
+    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+}
+
+/// A connection between a backup and its primary that can be cut, and that tells when the backup is told that it may claim.
+struct Link {
+    ends: [TcpStream; 2],
+    protected: mpsc::Receiver<()>,
+}
+
+impl Link {
+    /// To the primary at `address`; the backup's end.
+    fn to(address: SocketAddr) -> (Self, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (backup, _) = listener.accept().unwrap();
+        let primary = TcpStream::connect(address).unwrap();
+        let (tell, protected) = mpsc::channel();
+        let clone = |stream: &TcpStream| stream.try_clone().unwrap();
+        let (from_primary, from_backup) = ((clone(&primary), clone(&backup)), (clone(&backup), clone(&primary)));
+        thread::spawn(move || {
+            let mut decoder = FrameDecoder::new();
+            pump(from_primary, |bytes| {
+                decoder.push(bytes);
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    if matches!(Message::decode(frame).unwrap(), Message::Protected { .. }) {
+                        let _ = tell.send(());
+                    }
+                }
+            });
+        });
+        thread::spawn(move || pump(from_backup, |_| ()));
+        (Self { ends: [primary, backup], protected }, stream)
+    }
+
+    fn wait_for_protection(&self) {
+        self.protected.recv_timeout(TIMEOUT).expect("the pair is never complete");
+    }
+
+    fn cut(&self) {
+        for end in &self.ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Passes bytes on until one of the two is gone.
+fn pump((mut from, mut to): (TcpStream, TcpStream), mut see: impl FnMut(&[u8])) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(length @ 1..) = from.read(&mut buffer)
+        && to.write_all(&buffer[..length]).is_ok()
+    {
+        see(&buffer[..length]);
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// A real backup of the primary at `address`, protected.
+fn real_backup(id: u128, arbiter: &Arc<Claims>, address: SocketAddr) -> (Link, thread::JoinHandle<BackupOutcome>) {
+    let (link, stream) = Link::to(address);
+    let node = node(id, arbiter);
+    let thread = thread::spawn(move || {
+        let role = backup_role(&node);
+        backup::run(node, role, stream, None, FaultInjection::default()).unwrap()
+    });
+    link.wait_for_protection();
+    (link, thread)
+}
+
+#[test]
+fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
+    let arbiter = Claims::owned();
+    let mut primary = Running::awaiting_backup(&arbiter, NOP);
+    let mut owner = 1;
+    for round in 0..6 {
+        let generation = Generation(G.0 + round);
+        let id = 10 + u128::from(round);
+        let (link, backup) = real_backup(id, &arbiter, primary.address);
+        // In turn the backup is lost and the primary.
+        let survivor = if round % 2 == 0 { owner } else { id };
+        arbiter.favour(NodeId(survivor));
+        link.cut();
+        let outcome = backup.join().unwrap();
+        assert_eq!(arbiter.holder(generation).unwrap().node, NodeId(survivor));
+        if survivor == owner {
+            let is_fenced = |holder: &Claim| holder.node == NodeId(owner);
+            assert!(
+                matches!(&outcome, BackupOutcome::End(BackupEnd::Fenced { holder }) if is_fenced(holder)),
+                "{outcome:?}"
+            );
+            continue;
+        }
+        let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
+        let end = primary.thread.join().unwrap();
+        assert!(matches!(end, LiveEnd::Role(PrimaryEnd::Fenced { .. })), "{end:?}");
+        let Succession { machine, session, entries, tail, next_output, .. } = *succession;
+        assert_eq!(session.generation, Generation(generation.0 + 1));
+        assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
+        let role = PrimaryRole::gone_live(session, Timing::default(), entries, next_output, tail);
+        primary = Running::start(node(id, &arbiter), role, machine);
+        owner = id;
+    }
+    assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
 }

@@ -212,13 +212,17 @@ impl Link {
     /// If they don't follow each other from the log's first on.
     #[must_use]
     pub fn entries(&self) -> Vec<LogEntry> {
-        let (mut receiver, mut entries) = (LogReceiver::new(LogSeq(0)), VecDeque::new());
-        for message in &self.lane(Direction::ToBackup).seen {
-            if let Message::Entries(batch) = message {
-                receiver.receive(batch, &mut entries).expect("a primary's batches follow each other");
-            }
-        }
-        entries.into()
+        entries(&self.lane(Direction::ToBackup).seen)
+    }
+
+    /// Those of them that went on to the backup.
+    ///
+    /// # Panics
+    /// As [`entries`](Self::entries).
+    #[must_use]
+    pub fn passed_entries(&self) -> Vec<LogEntry> {
+        let lane = self.lane(Direction::ToBackup);
+        entries(&lane.seen[..lane.passed])
     }
 
     /// Waits until the primary has sent an entry, at or behind the place `from`, that `is_wanted` says so of, and gives
@@ -270,6 +274,17 @@ impl Link {
         let covered = usize::try_from(acknowledged(messages).0).expect("a log fits in memory");
         self.entries()[..covered].iter().filter(|entry| matches!(entry.body, EntryBody::Output { .. })).count()
     }
+}
+
+/// The entries in `messages`, from the log's first on.
+fn entries(messages: &[Message]) -> Vec<LogEntry> {
+    let (mut receiver, mut entries) = (LogReceiver::new(LogSeq(0)), VecDeque::new());
+    for message in messages {
+        if let Message::Entries(batch) = message {
+            receiver.receive(batch, &mut entries).expect("a primary's batches follow each other");
+        }
+    }
+    entries.into()
 }
 
 /// All entries below this are acknowledged by `messages`.

@@ -35,6 +35,33 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Stops a process (SIGSTOP), as on a host that is suspended, and waits until none of its threads runs.
+///
+/// # Panics
+/// If one runs on.
+#[track_caller]
+pub fn pause(process: &Process) {
+    process.signal(Signal::SIGSTOP);
+    wait_until("all threads stopped", || is_stopped(process.pid()).unwrap_or(false));
+}
+
+/// Whether the kernel has stopped all threads of the process.
+fn is_stopped(pid: u32) -> io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("stat"))?;
+        // The state follows the name, which is in brackets and may have brackets in it.
+        if status.rsplit(") ").next().is_none_or(|rest| !rest.starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Lets a process run on (SIGCONT).
+pub fn wake(process: &Process) {
+    process.signal(Signal::SIGCONT);
+}
+
 /// One program of ours at work.
 ///
 /// All that it tells is kept, and so is its standard error.
@@ -172,39 +199,12 @@ impl Node {
         self.process.kill().expect("a child can be killed and waited for");
     }
 
-    /// Stops it (SIGSTOP), as a host does that is suspended, and waits until none of its threads runs.
-    ///
-    /// # Panics
-    /// If one runs on.
-    #[track_caller]
-    pub fn pause(&self) {
-        self.process.signal(Signal::SIGSTOP);
-        wait_until("all threads stopped", || self.is_stopped().unwrap_or(false));
-    }
-
-    /// Whether the kernel has stopped all of its threads.
-    fn is_stopped(&self) -> io::Result<bool> {
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let status = fs::read_to_string(thread?.path().join("stat"))?;
-            // The state follows the name, which is in brackets and may have brackets in it.
-            if status.rsplit(") ").next().is_none_or(|rest| !rest.starts_with('T')) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Lets it run on (SIGCONT).
-    pub fn wake(&self) {
-        self.process.signal(Signal::SIGCONT);
-    }
-
     /// Waits for it to end because another node owns the VM.
     ///
     /// # Panics
     /// As [`end`](Self::end), and if it ends otherwise.
     #[track_caller]
-    pub fn is_fenced(&mut self) {
+    pub fn ends_fenced(&mut self) {
         let Ended { code, reason } = self.end();
         assert_eq!(code, Some(i32::from(exit::FENCED)), "{reason}");
         assert!(reason.contains("fenced"), "{reason}");

@@ -2,19 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use hypervisor::arbiter::{self, Claim, ClaimKind, Verdict};
 use hypervisor::program::cluster::PATIENCE;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{BODY_BYTES_MAX, FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
-use logchannel::session::{ImageDigest, SessionHeader};
+use logchannel::session::{NodeId, SessionHeader, VmId};
+use logchannel::snapshot::{Pages, Snapshot};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tests::client::Load;
 use tests::programs;
 use tests::random::{self, Random};
 use tests::stage::{Node, Pair, Stage, wait_until};
-use vm::MachineConfig;
+use vm::{MachineConfig, PAGE_BYTES, StateDigest};
 
 #[test]
 fn backup_that_is_started_first_waits_and_joins() {
@@ -29,6 +31,29 @@ fn backup_that_is_started_first_waits_and_joins() {
     primary.kill();
     backup.comes_to_own(2);
     load.goes_on();
+    load.lost_nothing();
+}
+
+#[test]
+fn backups_join_whoever_was_lost_before() {
+    let stage = Stage::new(programs!());
+    let Pair { primary: mut owner, backup: mut other } = stage.pair(&[], &[]);
+    let load = Load::on(stage.site.service);
+    for generation in 2..=6 {
+        // In turn the backup is lost and the primary.
+        if generation % 2 == 0 {
+            other.kill();
+        } else {
+            owner.kill();
+            owner = other;
+        }
+        owner.comes_to_own(generation);
+        load.goes_on();
+        // The arbiter tells where the owner is, and its guest runs on while the backup joins.
+        other = stage.node("ft-backup", &[]);
+        assert_eq!(other.told_number("protected", "generation"), generation);
+        load.goes_on();
+    }
     load.lost_nothing();
 }
 
@@ -48,7 +73,8 @@ fn backup_with_another_guest_is_refused_by_name_and_the_right_one_joins() {
     let mut other_vm = stage.node("ft-backup", &["--primary", &channel, "--vm", "vm7"]);
     let ended = other_vm.end();
     assert_eq!(ended.code, Some(1), "{}", ended.reason);
-    assert!(ended.reason.contains("for VM vm7, the primary runs vm0"), "{}", ended.reason);
+    assert!(ended.reason.contains("the primary of VM vm0, not of vm7"), "{}", ended.reason);
+    primary.told("backup_refused");
 
     let mut right = stage.node("ft-backup", &["--primary", &channel, "--guest", "echo"]);
     right.told("protected");
@@ -108,14 +134,18 @@ fn visitors_without_sense_do_not_keep_the_primary_from_its_backup() {
         let mut visitor = TcpStream::connect(&channel).unwrap();
         // It may hang up on us in the middle.
         let _ = visitor.write_all(&bytes).and_then(|()| visitor.shutdown(Shutdown::Write));
-        wait_until(what, || primary.count("backup_lost") == visits);
+        wait_until(what, || primary.count("backup_refused") == visits);
         drop(visitor);
     }
-    assert_eq!(primary.owned(), [1]);
+    assert_eq!((primary.owned(), primary.count("backup_lost")), (vec![1], 0));
     let mut backup = stage.node("ft-backup", &["--primary", &channel]);
     backup.told("protected");
     Load::on(stage.site.service).lost_nothing();
     primary.assert_no_panic();
+}
+
+fn vm() -> VmId {
+    VmId::new("vm0").unwrap()
 }
 
 /// Connects as a backup does, until there is a place for it, and gives the connection once the session begins on it.
@@ -123,6 +153,7 @@ fn take_the_place(channel: &str) -> TcpStream {
     loop {
         let mut stream = TcpStream::connect(channel).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&encoded(&[Message::Join { vm: vm(), node: NodeId(7) }])).unwrap();
         let mut decoder = FrameDecoder::new();
         // A connection that ends at once was refused, too: the one before it was still there.
         while let Ok(bytes @ 1..) = stream.read(decoder.space()) {
@@ -138,17 +169,19 @@ fn take_the_place(channel: &str) -> TcpStream {
     }
 }
 
-/// Reads what comes, until nothing comes for a while; `false` if the connection ended.
+/// Reads what comes for a while; `false` if the connection ended.
 fn stays_open(mut stream: &TcpStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_millis(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let mut buffer = [0; 65_536];
-    loop {
+    let end = Instant::now() + Duration::from_millis(60);
+    while Instant::now() < end {
         match stream.read(&mut buffer) {
             Ok(1..) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => return false,
         }
     }
+    true
 }
 
 #[test]
@@ -177,14 +210,17 @@ fn silent_visitor_does_not_stop_a_protected_guest() {
     assert!(!primary.has_told("backup_lost"));
 }
 
-/// Runs a backup against a primary that says `bytes` and hangs up.
-fn backup_of(stage: &Stage, bytes: &[u8]) -> Node {
+/// Runs a backup against a primary that says `bytes`, and then hangs up or waits.
+fn backup_of(stage: &Stage, bytes: &[u8], hangs_up: bool) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let backup = stage.node("ft-backup", &["--primary", &address]);
     let (mut stream, _) = listener.accept().unwrap();
     // It may hang up on us in the middle.
-    let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let said = stream.write_all(bytes);
+    if hangs_up {
+        let _ = said.and_then(|()| stream.shutdown(Shutdown::Write));
+    }
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let _ = stream.read_to_end(&mut Vec::new());
     backup
@@ -194,16 +230,16 @@ fn backup_of(stage: &Stage, bytes: &[u8]) -> Node {
 fn backup_of_a_senseless_primary_ends_with_an_error() {
     let stage = Stage::new(programs!());
     for (what, bytes) in garbage() {
-        let ended = backup_of(&stage, &bytes).end();
+        let ended = backup_of(&stage, &bytes, true).end();
         assert!(matches!(ended.code, Some(1 | 5)), "{what}: {ended:?}");
         assert!(!ended.reason.is_empty(), "{what}");
     }
 }
 
-/// What a session's first message says of `image`, with the machine's memory as given.
-fn session(ram_bytes: u64, image: &[u8]) -> SessionHeader {
+/// What a primary says of its VM, with the machine's memory as given.
+fn session(generation: u64, ram_bytes: u64) -> Message {
     let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
-    SessionHeader::new("vm0".parse().unwrap(), Generation(1), config, "nonsense", image).unwrap()
+    Message::Session(SessionHeader::new(vm(), Generation(generation), config, "nonsense", b"nonsense").unwrap())
 }
 
 fn encoded(messages: &[Message]) -> Vec<u8> {
@@ -215,21 +251,27 @@ fn encoded(messages: &[Message]) -> Vec<u8> {
 #[test]
 fn backup_of_a_primary_that_breaks_the_protocol_ends_with_an_error_that_says_how() {
     let stage = Stage::new(programs!());
-    let image = b"not an ELF file".to_vec();
-    let chunk = Message::ImageChunk(image.clone());
-    let another = SessionHeader { image_digest: ImageDigest::of(b"another"), ..session(64 << 20, &image) };
+    // Somebody owns the VM as generation 1.
+    let arbiter = arbiter::open(&format!("tcp:{}", stage.site.arbiter_address()), PATIENCE).unwrap();
+    let owner = Claim { node: NodeId(7), kind: ClaimKind::Owner, address: None };
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &owner).unwrap(), Verdict::Won);
+    let small = || session(1, 4 << 20);
+    let page = |first| Message::Pages(Pages { first, bytes: vec![1; PAGE_BYTES] });
+    let snapshot = || Message::Snapshot(Snapshot { seq: LogSeq(0), digest: StateDigest(1), state: vec![0xff; 300] });
     let generation = Generation(1);
+    let goodbye = Message::Goodbye { reason: "no time for you".into() };
     for (messages, code, word) in [
-        (vec![Message::Session(session(64 << 20, &image)), chunk.clone()], 1, "can't be started here"),
-        (vec![Message::Session(session(u64::MAX, &image)), chunk.clone()], 1, "ram_bytes"),
-        (vec![Message::Session(another), chunk.clone()], 1, "has digest"),
-        (vec![Message::Session(session(64 << 20, &image)), chunk.clone(), chunk.clone()], 1, "can't be started here"),
-        (vec![Message::Session(session(64 << 20, &image))], 5, "connection closed"),
+        (vec![small(), snapshot()], 1, "can't be restored here"),
+        (vec![small(), page(1 << 40)], 1, "can't be restored here"),
+        (vec![session(1, u64::MAX)], 1, "ram_bytes"),
+        (vec![session(7, 4 << 20)], 1, "arbiter"),
+        (vec![small(), page(0)], 5, "connection closed"),
         (vec![Message::Protected { generation }], 1, "broke the protocol"),
-        (vec![chunk, Message::Heartbeat], 1, "broke the protocol"),
-        (vec![Message::Goodbye { reason: "no time for you".into() }], 5, "no time for you"),
+        (vec![small(), snapshot(), Message::Protected { generation }], 1, ""),
+        (vec![page(0), Message::Heartbeat], 1, "broke the protocol"),
+        (vec![goodbye], 5, "no time for you"),
     ] {
-        let ended = backup_of(&stage, &encoded(&messages)).end();
+        let ended = backup_of(&stage, &encoded(&messages), word == "connection closed").end();
         assert_eq!(ended.code, Some(code), "{}", ended.reason);
         assert!(ended.reason.contains(word), "{word:?} is not in {:?}", ended.reason);
     }

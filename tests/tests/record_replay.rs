@@ -5,7 +5,7 @@ use hypervisor::program::cluster::PATIENCE;
 use hypervisor::program::echo_client::EchoClient;
 use hypervisor::program::exit;
 use logchannel::entry::{EntryBody, LogEntry};
-use logchannel::file::{LogReader, LogWriter};
+use logchannel::file::{LogHead, LogReader, LogStart, LogWriter};
 use logchannel::frame::FRAME_HEADER_BYTES;
 use serde_json::Value;
 use std::fs;
@@ -104,10 +104,11 @@ fn number(report: &Value, field: &str) -> u64 {
 
 /// The log at `from`, with its entries changed, written anew to `to`: every frame is whole and has its checksum.
 fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<LogEntry>)) {
-    let mut log = LogReader::open(fs::File::open(from).unwrap()).unwrap();
+    let (start, mut log) = LogHead::read(fs::File::open(from).unwrap()).unwrap().into_log().unwrap();
+    let LogStart::Image(image) = start else { panic!("ft-record begins with the image") };
     let mut entries: Vec<LogEntry> = std::iter::from_fn(|| log.next_entry().unwrap()).collect();
     change(&mut entries);
-    let mut writer = LogWriter::create(Vec::new(), log.header(), log.image()).unwrap();
+    let mut writer = LogWriter::create(Vec::new(), log.header(), &image).unwrap();
     for entry in &entries {
         writer.append(entry).unwrap();
     }

@@ -145,7 +145,8 @@ fn a_backup_with_another_arbiter_is_refused_before_it_could_ever_go_on_too() {
     let channel = primary.told_text("listening", "channel");
     let elsewhere = tempfile::tempdir().unwrap();
     let arbiter = format!("file:{}", elsewhere.path().display());
-    let mut stray = stage.program("ft-backup", &["--primary", &channel, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
+    let mut stray =
+        stage.program("ft-backup", &["--primary", &channel, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
     let Ended { code, reason } = stray.end();
     assert_eq!(code, Some(1), "{reason}");
     assert!(reason.contains("same --arbiter"), "{reason}");

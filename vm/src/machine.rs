@@ -171,6 +171,12 @@ impl Machine {
         self.bus.outputs.take()
     }
 
+    /// Whether there are outputs to be taken.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.bus.outputs.is_empty()
+    }
+
     /// The id that the next output will get. Outputs produced and not yet taken have had theirs.
     #[must_use]
     pub const fn next_output_id(&self) -> OutputId {

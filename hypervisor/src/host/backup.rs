@@ -4,6 +4,7 @@
 
 use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use super::clock;
+use super::kept_log::{Keeping, KeptLog};
 use super::node::Node;
 use super::priority;
 use super::reports::NodeReport;
@@ -65,6 +66,8 @@ pub struct Succession {
     pub machine: Machine,
     /// What the VM is, of the generation that this node now owns.
     pub session: SessionHeader,
+    /// Its log on disk, if one is kept.
+    pub kept: Option<KeptLog>,
     /// How many entries the log has.
     pub entries: LogSeq,
     /// How many state digests were compared, and equal.
@@ -103,7 +106,14 @@ impl Work {
 enum Stage {
     Nothing,
     Restoring(SessionHeader, Restoration),
-    Replaying(SessionHeader, Box<Replayer>),
+    Following(Box<Following>),
+}
+
+/// A machine in lockstep.
+struct Following {
+    session: SessionHeader,
+    replayer: Replayer,
+    kept: Option<KeptLog>,
 }
 
 #[derive(Debug)]
@@ -132,7 +142,13 @@ struct Shared {
 ///
 /// # Errors
 /// If the socket or a thread can't be set up.
-pub fn run(node: Node, role: BackupRole, stream: TcpStream, faults: FaultInjection) -> io::Result<BackupOutcome> {
+pub fn run(
+    node: Node,
+    role: BackupRole,
+    stream: TcpStream,
+    keeping: Option<Keeping>,
+    faults: FaultInjection,
+) -> io::Result<BackupOutcome> {
     let (work, work_queue) = unbounded();
     let (steps, step_queue) = unbounded();
     let shared = Arc::new(Shared {
@@ -153,7 +169,7 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, faults: FaultInjecti
     start_ticks(&shared)?;
     let replay = {
         let shared = shared.clone();
-        thread::Builder::new().name("vcpu".into()).spawn(move || shared.work(&work_queue, faults))?
+        thread::Builder::new().name("vcpu".into()).spawn(move || shared.work(&work_queue, keeping, faults))?
     };
     let outcome = shared.conduct(&step_queue);
     if outcome.is_ok() {
@@ -167,13 +183,15 @@ pub fn run(node: Node, role: BackupRole, stream: TcpStream, faults: FaultInjecti
         Ok(generation) => generation,
     };
     let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
-    let (mut session, replayer) = replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
+    let Following { mut session, replayer, kept } =
+        replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
     session.generation = generation;
     let mut role = lock(&shared.role);
     Ok(BackupOutcome::GoLive(Box::new(Succession {
         entries: replayer.consumed(),
         digests_checked: replayer.digests_checked(),
         machine: replayer.into_machine(),
+        kept,
         session,
         tail_dropped: role.tail_dropped(),
         tail: role.take_tail(),
@@ -264,7 +282,12 @@ impl Shared {
     }
 
     /// Puts the machine together and replays until there is nothing more to do; `None` if the machine must not go live.
-    fn work(&self, queue: &Receiver<Work>, mut faults: FaultInjection) -> Option<(SessionHeader, Box<Replayer>)> {
+    fn work(
+        &self,
+        queue: &Receiver<Work>,
+        mut keeping: Option<Keeping>,
+        mut faults: FaultInjection,
+    ) -> Option<Following> {
         *lock(&self.replay_thread) = Some(thread::current());
         let mut stage = Stage::Nothing;
         loop {
@@ -278,12 +301,12 @@ impl Shared {
             };
             let bytes = work.bytes();
             stage = match (work, stage) {
-                (Work::Finish, Stage::Replaying(session, replayer)) => return Some((session, replayer)),
-                (Work::Replay(entries), Stage::Replaying(session, mut replayer)) => {
-                    self.replay(&mut replayer, &entries, &mut faults)?;
-                    Stage::Replaying(session, replayer)
+                (Work::Finish, Stage::Following(following)) => return Some(*following),
+                (Work::Replay(entries), Stage::Following(mut following)) => {
+                    self.replay(&mut following, &entries, &mut faults)?;
+                    Stage::Following(following)
                 }
-                (work, stage) => match self.restore(work, stage) {
+                (work, stage) => match self.restore(work, stage, &mut keeping) {
                     Ok(stage) => stage,
                     Err(reason) => {
                         self.drive(|role, _| role.restore_failed(&reason));
@@ -296,7 +319,7 @@ impl Shared {
     }
 
     /// Puts a piece of the machine in place.
-    fn restore(&self, work: Work, stage: Stage) -> Result<Stage, String> {
+    fn restore(&self, work: Work, stage: Stage, keeping: &mut Option<Keeping>) -> Result<Stage, String> {
         match (work, stage) {
             (Work::Begin(session), _) => {
                 let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
@@ -315,15 +338,25 @@ impl Shared {
                 self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
                 let next_output = machine.next_output_id();
                 self.drive(|role, now_ns| role.machine_restored(now_ns, next_output));
-                Ok(Stage::Replaying(session, Box::new(Replayer::new(machine, seq))))
+                let kept = keeping
+                    .take()
+                    .map(|keeping| KeptLog::begin(keeping, session.clone(), self.node.id, self.node.reporter, false));
+                let kept = kept.transpose().map_err(|error| format!("the log can't be kept on disk: {error}"))?;
+                Ok(Stage::Following(Box::new(Following { session, replayer: Replayer::new(machine, seq), kept })))
             }
             (_, stage) => Ok(stage),
         }
     }
 
     /// Replays a batch, and tells the role; `None` after a divergence.
-    fn replay(&self, replayer: &mut Replayer, entries: &VecDeque<LogEntry>, faults: &mut FaultInjection) -> Option<()> {
+    fn replay(
+        &self,
+        following: &mut Following,
+        entries: &VecDeque<LogEntry>,
+        faults: &mut FaultInjection,
+    ) -> Option<()> {
         let started_ns = clock::now_ns();
+        let Following { replayer, kept, .. } = following;
         let outputs = self.replay_batch(replayer, entries, &mut faults.flip)?;
         if faults.slowdown > 1 {
             let took = Duration::from_nanos(clock::now_ns() - started_ns);
@@ -336,7 +369,21 @@ impl Shared {
             }
             role.consumed(now_ns, replayer.consumed(), count);
         });
+        if let Some(kept) = kept {
+            self.keep(kept, replayer, entries);
+        }
         Some(())
+    }
+
+    /// Keeps replayed entries in the log on disk.
+    fn keep(&self, kept: &mut KeptLog, replayer: &mut Replayer, entries: &VecDeque<LogEntry>) {
+        entries.iter().for_each(|entry| kept.append(entry));
+        // A snapshot is of a machine at rest; the entries to come take what the guest sent.
+        if !replayer.machine().has_output() {
+            let next = replayer.consumed();
+            let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
+            kept.serve(replayer.machine_mut(), next, tail);
+        }
     }
 
     /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.

@@ -4,6 +4,7 @@ use super::channel::{Channel, lock, serve};
 use super::clock;
 use super::console;
 use super::inbox::{HostEventSource, InboxSender};
+use super::kept_log::KeptLog;
 use super::network::{Network, NetworkAddress, NetworkEvents};
 use super::node::Node;
 use super::outlets::Outlets;
@@ -71,8 +72,8 @@ pub(super) struct Shared {
 }
 
 impl LiveVm {
-    /// Runs `machine` in the calling thread until the VM or this node's part in it is over. `listener` is where backups
-    /// come to.
+    /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and keeps its log in `kept`.
+    /// `listener` is where backups come to.
     ///
     /// `on_start` gets the running VM before the guest does anything.
     ///
@@ -82,6 +83,7 @@ impl LiveVm {
         node: Node,
         role: PrimaryRole,
         machine: Machine,
+        kept: Option<KeptLog>,
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
@@ -112,7 +114,11 @@ impl LiveVm {
         let conductor = shared.clone();
         let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
         let recorder = Recorder::new(machine, source, shared.node.intervals);
-        let recorder = shared.run_vcpu(recorder);
+        if let Some(kept) = &kept {
+            let shared = shared.clone();
+            kept.listen(move |place| shared.drive(|role, now_ns| role.log_kept(now_ns, place)));
+        }
+        let recorder = shared.run_vcpu(recorder, kept);
         let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
         // What is released is the guest's last word, if another thread was busy with the words before it.
         shared.put_out(&mut lock(&shared.outlets));

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod console;
 pub mod entropy;
 pub mod inbox;
+pub mod kept_log;
 pub mod live;
 pub mod log_directory;
 pub mod network;

@@ -74,6 +74,24 @@ pub enum NodeReport {
         /// How.
         reason: String,
     },
+    /// The log can't be kept on disk any more; the VM goes on without.
+    LogLost {
+        /// Why.
+        reason: String,
+    },
+    /// A VM goes on from its log on disk.
+    Resumed {
+        /// The segment that was replayed.
+        segment: String,
+        /// How it ends.
+        ending: String,
+        /// Entries replayed.
+        entries: u64,
+        /// Where the guest stands.
+        instruction_count: u64,
+        /// Outputs that the LAN is asked whether it has carried.
+        tail_outputs: usize,
+    },
     /// The arbiter could not be asked; nobody goes on until it can.
     ArbiterUnreachable {
         /// Why.
@@ -219,6 +237,11 @@ impl fmt::Display for NodeReport {
             Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
             Self::BackupLost { reason } => write!(f, "backup lost ({reason}); asking for the flag"),
             Self::PrimaryLost { reason } => write!(f, "primary lost ({reason}); asking for the flag"),
+            Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
+            Self::Resumed { segment, ending, entries, instruction_count, .. } => write!(
+                f,
+                "resumed at instruction {instruction_count} after {entries} entries of {segment}, which is {ending}"
+            ),
             Self::ArbiterUnreachable { reason } => {
                 write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
             }

@@ -4,7 +4,9 @@
 use super::channel::{Arrived, ChannelReader, lock};
 use super::clock;
 use super::inbox::{HostEventSource, SLICE_STEPS};
+use super::kept_log::KeptLog;
 use super::live::Shared;
+use super::reports::NodeReport;
 use crate::record::{LogSink, Recorder, Slice};
 use crate::role::{FULL_SHARE, PrimaryRole};
 use logchannel::entry::{Generation, LogEntry};
@@ -37,16 +39,20 @@ const YIELD_NS: u64 = 1_000_000;
 
 impl Shared {
     /// Runs the guest until this node's part in it is over.
-    pub(super) fn run_vcpu(&self, mut recorder: Recorder<HostEventSource>) -> Recorder<HostEventSource> {
+    pub(super) fn run_vcpu(
+        &self,
+        mut recorder: Recorder<HostEventSource>,
+        kept: Option<KeptLog>,
+    ) -> Recorder<HostEventSource> {
         self.drive(|_, _| ());
-        let mut sink = RoleSink { shared: self };
+        let mut sink = RoleSink { shared: self, kept };
         let mut logged_generation = None;
         let mut rest = 0;
         let mut owed_ns = 0;
         while !self.over.load(Ordering::Acquire) {
             self.copy_for_join(&mut recorder);
-            if !self.may_run.load(Ordering::Acquire) {
-                self.sleep(&recorder);
+            if !self.may_run.load(Ordering::Acquire) || sink.is_full() {
+                self.sleep(&recorder, sink.is_busy());
                 self.hear_backup();
                 continue;
             }
@@ -57,6 +63,7 @@ impl Shared {
                 }
                 let Ok(()) = recorder.log_generation(&mut sink, Generation(generation));
             }
+            sink.serve(&mut recorder);
             let holding = self.holding.load(Ordering::Acquire);
             let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
             let share = self.share.load(Ordering::Relaxed);
@@ -74,15 +81,18 @@ impl Shared {
                 Slice::Ran => {}
                 Slice::Waiting => {
                     self.spin_for_release(&recorder, &mut rest);
-                    self.sleep(&recorder);
+                    sink.serve(&mut recorder);
+                    self.sleep(&recorder, sink.is_busy());
                     self.hear_backup();
                 }
                 Slice::Stopped(_) => {
-                    self.sleep(&recorder);
+                    sink.serve(&mut recorder);
+                    self.sleep(&recorder, sink.is_busy());
                     self.hear_backup();
                 }
             }
         }
+        sink.finish();
         recorder
     }
 
@@ -129,12 +139,13 @@ impl Shared {
         }
     }
 
-    /// Sleeps until the guest has something to do or the backup something to say that matters now.
-    fn sleep(&self, recorder: &Recorder<HostEventSource>) {
+    /// Sleeps until the guest has something to do or the backup something to say that matters now; not for long while there is
+    /// memory to be copied for the log on disk, or the disk is waited for.
+    fn sleep(&self, recorder: &Recorder<HostEventSource>, log_is_busy: bool) {
         let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let channel = if backup_matters { self.channel.stream() } else { None };
         let socket = channel.as_ref().map(|stream| stream.as_fd());
-        let is_copying = self.copying.load(Ordering::Acquire);
+        let is_copying = self.copying.load(Ordering::Acquire) || log_is_busy;
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
         recorder.source().sleep(recorder.machine(), socket, clock::now_ns() + sleep_ns);
     }
@@ -171,6 +182,31 @@ impl Shared {
 /// The recorder's entries go to the role.
 struct RoleSink<'a> {
     shared: &'a Shared,
+    /// The log on disk, if one is kept.
+    kept: Option<KeptLog>,
+}
+
+impl RoleSink<'_> {
+    /// Lets the log on disk copy memory and hand over what has come.
+    fn serve(&mut self, recorder: &mut Recorder<HostEventSource>) {
+        let Some(kept) = &mut self.kept else { return };
+        let next = lock(&self.shared.role).appended();
+        kept.serve(recorder.machine_mut(), next, || lock(&self.shared.role).gate().not_left());
+    }
+
+    fn is_full(&self) -> bool {
+        self.kept.as_ref().is_some_and(KeptLog::is_full)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_copying() || kept.is_full())
+    }
+
+    fn finish(self) {
+        if let Some(Err(error)) = self.kept.map(KeptLog::finish) {
+            self.shared.node.reporter.tell(&NodeReport::LogLost { reason: error.to_string() });
+        }
+    }
 }
 
 impl LogSink for RoleSink<'_> {
@@ -182,6 +218,9 @@ impl LogSink for RoleSink<'_> {
             role.append(clock::now_ns(), entry, output);
             role.has_outgoing()
         };
+        if let Some(kept) = &mut self.kept {
+            kept.append(entry);
+        }
         if may_leave {
             self.shared.send_outgoing();
         }
@@ -189,6 +228,9 @@ impl LogSink for RoleSink<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Infallible> {
+        if let Some(kept) = &mut self.kept {
+            kept.flush();
+        }
         self.shared.drive(|role, now_ns| role.flush(now_ns));
         Ok(())
     }

@@ -118,12 +118,13 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = options.node.arbiter()?;
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
+    let keeping = options.node.keeping()?;
     let stream = find_primary(&node, options.primary)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
     let role = BackupRole::new(clock::now_ns(), node.id, expectation, timing);
-    match backup::run(node.clone(), role, stream, faults)? {
+    match backup::run(node.clone(), role, stream, keeping, faults)? {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
             stop.owns();
@@ -140,11 +141,11 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession { machine, session, entries, digests_checked, tail, tail_dropped, next_output, moments } =
+    let Succession { machine, session, kept, entries, digests_checked, tail, tail_dropped, next_output, moments } =
         succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
     let role = PrimaryRole::gone_live(session, timing, entries, next_output, tail);
-    run_live(node, role, machine, listener, |running| {
+    run_live(node, role, machine, kept, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,
             last_entry_received_us: moments.last_entry_received_ns / 1000,

@@ -3,6 +3,8 @@
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
 use crate::host::entropy;
+use crate::host::kept_log::{Keeping, Waiting};
+use crate::host::log_directory::{LogDirectory, LogDirectoryError};
 use crate::host::network::NetworkAddress;
 use crate::host::node::Node;
 use crate::record::Intervals;
@@ -11,6 +13,7 @@ use crate::role::Timing;
 use clap::Args;
 use logchannel::session::{ImageDigest, NodeId, VmId};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use vm::MachineConfig;
@@ -123,6 +126,13 @@ pub struct NodeOptions {
     #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub digest_steps: u64,
+    /// Keep the log in this directory, with snapshots, so that the VM can be resumed (ft-primary --resume) after the death
+    /// of both sides. Each side needs a directory of its own
+    #[arg(long, value_name = "DIR")]
+    pub log: Option<PathBuf>,
+    /// For what in the log on disk outputs wait, beside the backup's acknowledgement
+    #[arg(long, value_name = "WHAT", default_value = "written")]
+    pub log_wait: Waiting,
     /// Tell what happens as JSON lines on standard output
     #[arg(long)]
     pub json: bool,
@@ -155,6 +165,15 @@ impl NodeOptions {
             lag_bound_ns: self.lag_bound_ms * 1_000_000,
             ..default
         }
+    }
+
+    /// The directory for the log, if one is to be kept.
+    ///
+    /// # Errors
+    /// [`LogDirectoryError`] if it can't be used.
+    pub fn keeping(&self) -> Result<Option<Keeping>, LogDirectoryError> {
+        let Some(path) = &self.log else { return Ok(None) };
+        Ok(Some(Keeping { directory: LogDirectory::open(path, &self.vm)?, waiting: self.log_wait }))
     }
 
     /// This node, of which backups learn that it listens at `listener`.

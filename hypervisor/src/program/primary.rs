@@ -4,15 +4,19 @@ use super::options::{GuestOptions, NodeOptions, listen};
 use super::stop::StopSwitch;
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::host::entropy;
+use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
+use crate::host::log_directory::LogDirectory;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
 use crate::report::Reporter;
 use crate::role::PrimaryRole;
-use crate::start::claim_start;
+use crate::start::{claim_resume, claim_start};
 use clap::Parser;
+use logchannel::entry::Generation;
 use logchannel::session::SessionHeader;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vm::Machine;
 
@@ -33,6 +37,10 @@ struct Options {
     /// Where the backup connects
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7200")]
     listen: SocketAddr,
+    /// Go on from the log that a side of this VM kept in this directory, after the death of both sides; the guest and its
+    /// machine are the log's. The log is kept on in the same directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["log", "guest", "memory", "append", "mac", "unprotected", "force_new"])]
+    resume: Option<PathBuf>,
     /// Start the guest at once, without a backup
     #[arg(long)]
     unprotected: bool,
@@ -53,6 +61,9 @@ pub fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {
     let stop = StopSwitch::install()?;
+    if let Some(directory) = &options.resume {
+        return resume(options, directory, &stop);
+    }
     let guest = options.guest.load()?;
     let config = options.guest.machine(&options.node.vm);
     let machine = Machine::new(&config, &guest.image)
@@ -60,13 +71,10 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = options.node.arbiter()?;
     let node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
+    let keeping = options.node.keeping()?;
     stop.owns();
     let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new)?;
-    node.reporter.tell(&NodeReport::Owner {
-        vm: node.vm.to_string(),
-        generation: generation.0,
-        node: node.id.to_string(),
-    });
+    tell_owner(&node, generation);
     let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image)?;
     let timing = options.node.timing();
     let role = if options.unprotected {
@@ -74,7 +82,51 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     } else {
         PrimaryRole::awaiting_backup(session, timing)
     };
-    run_live(node, role, machine, listener, |running| stop.runs(running))
+    let kept = begin_log(keeping, &role, &node)?;
+    run_live(node, role, machine, kept, listener, |running| stop.runs(running))
+}
+
+/// Goes on from a log on disk.
+fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
+    let directory = LogDirectory::open(directory, &options.node.vm)?;
+    let listener = listen(options.listen)?;
+    let arbiter = options.node.arbiter()?;
+    let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
+    let resumed = directory.resume()?;
+    for (segment, reason) in &resumed.skipped {
+        tracing::warn!("{} is skipped: {reason}", segment.display());
+    }
+    node.mac = resumed.session.config.mac;
+    if let Some(reason) = resumed.stopped {
+        return Err(format!("the guest of VM {} had come to its end: {reason}; start it afresh", node.vm).into());
+    }
+    stop.owns();
+    let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, resumed.generation, resumed.node)?;
+    tell_owner(&node, generation);
+    node.reporter.tell(&NodeReport::Resumed {
+        segment: resumed.segment.display().to_string(),
+        ending: resumed.ending.to_string(),
+        entries: resumed.entries_replayed,
+        instruction_count: resumed.machine.instruction_count().0,
+        tail_outputs: resumed.tail.len(),
+    });
+    let session = SessionHeader { generation, ..resumed.session };
+    let timing = options.node.timing();
+    let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, resumed.tail);
+    let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
+    run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running))
+}
+
+fn tell_owner(node: &Node, generation: Generation) {
+    node.reporter.tell(&NodeReport::Owner {
+        vm: node.vm.to_string(),
+        generation: generation.0,
+        node: node.id.to_string(),
+    });
+}
+
+fn begin_log(keeping: Option<Keeping>, role: &PrimaryRole, node: &Node) -> std::io::Result<Option<KeptLog>> {
+    keeping.map(|keeping| KeptLog::begin(keeping, role.session().clone(), node.id, node.reporter, true)).transpose()
 }
 
 /// Runs a VM live to its end.
@@ -82,11 +134,12 @@ pub(super) fn run_live(
     node: Node,
     role: PrimaryRole,
     machine: Machine,
+    kept: Option<KeptLog>,
     listener: std::net::TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, kept, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
     })

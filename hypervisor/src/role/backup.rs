@@ -289,7 +289,9 @@ impl BackupRole {
 
     /// The machine can't be put together.
     pub fn restore_failed(&mut self, reason: &str) {
-        self.refuse(format!("the guest can't be restored here: {reason}"));
+        if matches!(self.mode, Mode::Receiving | Mode::Restoring) {
+            self.refuse(format!("the guest can't be restored here: {reason}"));
+        }
     }
 
     fn receive(&mut self, now_ns: u64, batch: &EntryBatch) {
@@ -359,6 +361,11 @@ impl BackupRole {
             self.tail.clear();
         }
         std::mem::take(&mut self.tail)
+    }
+
+    /// Those outputs, oldest first.
+    pub fn tail(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
+        self.tail.iter()
     }
 
     /// The output behind all that replay has produced.

@@ -24,6 +24,8 @@ pub(super) struct Pace {
     bound_ns: u64,
     /// Places in the log and when it had grown up to them, oldest first: those not yet consumed.
     marks: VecDeque<(LogSeq, u64)>,
+    /// All entries below this one are consumed, or below the last mark: a log that hasn't grown gets no new mark.
+    counted: LogSeq,
     lag_ns: u64,
     lag_max_ns: u64,
     share: u32,
@@ -39,6 +41,7 @@ impl Pace {
         Self {
             bound_ns,
             marks: VecDeque::new(),
+            counted: LogSeq(0),
             lag_ns: 0,
             lag_max_ns: 0,
             share: FULL_SHARE,
@@ -50,13 +53,15 @@ impl Pace {
 
     /// The log has grown to `appended`.
     pub(super) fn appended(&mut self, now_ns: u64, appended: LogSeq) {
-        if self.marks.back().is_none_or(|(last, _)| *last < appended) {
+        if self.counted < appended {
+            self.counted = appended;
             self.marks.push_back((appended, now_ns));
         }
     }
 
     /// The backup has consumed all entries below `consumed`.
     pub(super) fn consumed(&mut self, consumed: LogSeq) {
+        self.counted = self.counted.max(consumed);
         while self.marks.front().is_some_and(|(seq, _)| *seq <= consumed) {
             self.marks.pop_front();
         }

@@ -184,6 +184,12 @@ impl PrimaryRole {
         }
     }
 
+    /// What the VM is, of the generation that this node owns.
+    #[must_use]
+    pub const fn session(&self) -> &SessionHeader {
+        &self.session
+    }
+
     /// The generation that this node owns, alone or with its backup.
     #[must_use]
     pub const fn generation(&self) -> Generation {
@@ -323,6 +329,7 @@ impl PrimaryRole {
             let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
             self.log = Log::Streamed(LogSender::new(first));
             self.told_released = self.gate.next_to_leave();
+            self.pace.consumed(seq);
         }
         self.spoke_ns = now_ns;
     }

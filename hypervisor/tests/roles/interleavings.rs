@@ -93,7 +93,9 @@ impl Side {
 
     /// A backup is on its way.
     fn is_joining(&self) -> bool {
-        !self.is_primary_over && !self.pair.primary.is_protected() && self.pair.primary.can_take_backup(&vm_id()).is_err()
+        !self.is_primary_over
+            && !self.pair.primary.is_protected()
+            && self.pair.primary.can_take_backup(&vm_id()).is_err()
     }
 }
 
@@ -278,7 +280,8 @@ impl<'a> Run<'a> {
             }
             let side = &self.sides[at];
             self.sometimes.both_asked += u32::from(side.primary_asks.is_some() && side.backup_asks.is_some());
-            self.sometimes.stopped_by_lag += u32::from(side.pair.primary.is_protected() && !side.pair.primary.may_run());
+            self.sometimes.stopped_by_lag +=
+                u32::from(side.pair.primary.is_protected() && !side.pair.primary.may_run());
         }
         self.sides.extend(born);
         let newest = self.sides.len() - 1;
@@ -313,7 +316,9 @@ impl<'a> Run<'a> {
                 side.is_primary_over = true;
             }
             PrimaryAction::CloseChannel { .. } => {}
-            other @ (PrimaryAction::HandOver | PrimaryAction::End(_)) => panic!("nobody asked the primary for {other:?}"),
+            other @ (PrimaryAction::HandOver | PrimaryAction::End(_)) => {
+                panic!("nobody asked the primary for {other:?}")
+            }
         }
     }
 
@@ -427,7 +432,7 @@ impl<'a> Run<'a> {
         self.sometimes.undisturbed += u32::from(self.owners.len() == 1);
         self.calm(100);
         let Side { pair, .. } = self.sides.last_mut().unwrap();
-        assert!(pair.primary.is_protected() && pair.primary.may_run(), "service resumes: {pair:?}");
+        assert!(pair.primary.is_protected() && pair.primary.may_run(), "service resumes: {:?}", pair.primary);
         pair.output();
         self.calm(10);
         let Side { pair, .. } = self.sides.last_mut().unwrap();

@@ -33,6 +33,23 @@ fn a_backup_that_keeps_up_costs_nothing() {
     assert!(lag_max_ns < Timing::default().lag_bound_ns, "{lag_max_ns}");
 }
 
+/// A guest that sleeps logs nothing, and its backup has nothing to report.
+#[test]
+fn a_guest_that_sleeps_is_not_ahead_of_its_backup() {
+    let mut just_joined = Pair::alone();
+    just_joined.log(EntryBody::Progress, None);
+    just_joined.become_protected();
+    let mut caught_up = Pair::protected();
+    run(&mut caught_up, 300, 1, 1);
+    for mut pair in [just_joined, caught_up] {
+        run(&mut pair, 100, 0, usize::MAX);
+        assert_eq!(pair.backup.cursors().1, pair.primary.appended());
+        run(&mut pair, 3000, 0, 0);
+        assert_eq!(pair.primary.share(), FULL_SHARE, "{:?}", pair.primary.lag_ns());
+        assert!(pair.primary.may_run(), "it wakes up and may not run: {:?}", pair.primary.lag_ns());
+    }
+}
+
 #[test]
 fn a_backup_that_falls_behind_slows_the_guest_and_one_that_catches_up_lets_it_run_again() {
     let mut pair = Pair::protected();

@@ -45,6 +45,8 @@ pub(crate) struct Pair {
     pub(crate) history: Vec<(LogEntry, Option<OutputOperation>)>,
     /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
     protected_from: LogSeq,
+    /// What the backup has to have when it is told of its protection.
+    told_from: LogSeq,
     pub(crate) machine: Machine,
     /// The backup's machine in the making, and made.
     restoration: Option<Restoration>,
@@ -93,6 +95,7 @@ impl Pair {
             lan_is_silent: false,
             history: Vec::new(),
             protected_from: LogSeq(u64::MAX),
+            told_from: LogSeq(0),
             machine: machine(&guest_image()),
             restoration: None,
             restored: None,
@@ -213,7 +216,10 @@ impl Pair {
         while let Some(action) = self.primary.poll_action() {
             match action {
                 PrimaryAction::CloseChannel { .. } => self.cut(),
-                PrimaryAction::Protected(_) => self.protected_from = self.primary.appended(),
+                PrimaryAction::Protected(_) => {
+                    self.protected_from = self.primary.appended();
+                    self.told_from = self.protected_from;
+                }
                 PrimaryAction::Owner(_) | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
                     self.protected_from = LogSeq(u64::MAX);
                 }
@@ -243,7 +249,7 @@ impl Pair {
                 BackupAction::Lost { .. } => self.cut(),
                 BackupAction::Protected(_) => {
                     let (received, _) = self.backup.cursors();
-                    let from = self.protected_from;
+                    let from = self.told_from;
                     assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
                     self.backup_actions.push_back(action);
                 }

@@ -224,6 +224,18 @@ fn a_primary_that_refuses_is_told_to_the_operator() {
 }
 
 #[test]
+fn a_restoration_that_fails_after_the_end_is_no_second_end() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.copy();
+    pair.deliver_to_backup();
+    pair.primary_lost();
+    assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })));
+    pair.backup.restore_failed("too late");
+    assert!(pair.backup.poll_action().is_none() && !pair.backup.has_outgoing());
+}
+
+#[test]
 fn a_backup_that_refuses_leaves_its_place_to_the_next() {
     let image = Some(("other".into(), ImageDigest::of(b"other")));
     let expectation = Expectation { vm: vm_id(), image };

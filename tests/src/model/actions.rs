@@ -1,5 +1,6 @@
 //! What can happen next.
 
+use super::Cluster;
 use super::node::Node;
 use super::state::State;
 use hypervisor::arbiter::ClaimKind;
@@ -60,10 +61,10 @@ pub enum Action {
 
 impl State {
     /// What can happen next. Some of it changes nothing.
-    pub(super) fn actions(&self, actions: &mut Vec<Action>) {
+    pub(super) fn actions(&self, model: &Cluster, actions: &mut Vec<Action>) {
         for (index, node) in self.nodes.iter().enumerate() {
             match &**node {
-                Node::Spare => self.spare_actions(index, actions),
+                Node::Spare => self.spare_actions(model, index, actions),
                 Node::Backup(_) => self.backup_actions(index, actions),
                 Node::Owner(_) => self.owner_actions(index, actions),
                 Node::Gone(_) => continue,
@@ -93,9 +94,10 @@ impl State {
         }
     }
 
-    fn spare_actions(&self, backup: usize, actions: &mut Vec<Action>) {
-        let owners = (0..self.nodes.len()).filter(|index| self.nodes[*index].owner().is_some());
-        actions.extend(owners.map(|primary| Action::Join { backup, primary }));
+    fn spare_actions(&self, model: &Cluster, backup: usize, actions: &mut Vec<Action>) {
+        let is_joined =
+            |index: &usize| self.nodes[*index].owner().is_some_and(|owner| owner.role.generation() <= model.last_pair);
+        actions.extend((0..self.nodes.len()).filter(is_joined).map(|primary| Action::Join { backup, primary }));
     }
 
     fn backup_actions(&self, index: usize, actions: &mut Vec<Action>) {

@@ -3,12 +3,13 @@
 use logchannel::entry::{EntryBody, LogEntry};
 use vm::{Event, InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// Reads entropy and sends all that it has read, so many times; then it powers off.
+/// Reads entropy and sends all that it has read, so many times; then it powers off, or sleeps for ever.
 ///
 /// Owners give it different entropy, so that an output shows which history it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Guest {
     rounds: u8,
+    powers_off: bool,
     read: Vec<u8>,
     sent: u8,
 }
@@ -16,24 +17,29 @@ pub(super) struct Guest {
 const POWER_OFF: StopReason = StopReason::PowerOff { code: 0 };
 
 impl Guest {
-    pub(super) const fn new(rounds: u8) -> Self {
-        Self { rounds, read: Vec::new(), sent: 0 }
+    pub(super) const fn new(rounds: u8, powers_off: bool) -> Self {
+        Self { rounds, powers_off, read: Vec::new(), sent: 0 }
     }
 
     /// The guest of a snapshot.
     pub(super) fn restore(state: &[u8]) -> Option<Self> {
-        let [rounds, sent, read @ ..] = state else { return None };
-        Some(Self { rounds: *rounds, read: read.to_vec(), sent: *sent })
+        let [rounds, powers_off, sent, read @ ..] = state else { return None };
+        Some(Self { rounds: *rounds, powers_off: *powers_off != 0, read: read.to_vec(), sent: *sent })
     }
 
     /// What a snapshot has of it.
     pub(super) fn save(&self) -> Vec<u8> {
-        [&[self.rounds, self.sent], self.read.as_slice()].concat()
+        [&[self.rounds, self.powers_off.into(), self.sent], self.read.as_slice()].concat()
     }
 
-    /// Whether it has powered off.
+    /// Whether it has powered off, or will next: there is nothing between.
     pub(super) const fn is_over(&self) -> bool {
         self.sent == self.rounds
+    }
+
+    /// Whether it sleeps for ever.
+    pub(super) const fn sleeps(&self) -> bool {
+        self.is_over() && !self.powers_off
     }
 
     pub(super) fn count(&self) -> InstructionCount {

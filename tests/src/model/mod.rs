@@ -25,6 +25,7 @@ mod surroundings;
 pub use actions::Action;
 pub use state::{Rule, State};
 
+use logchannel::entry::Generation;
 use stateright::{Model, Path, Property};
 
 /// What is explored.
@@ -34,8 +35,12 @@ pub struct Cluster {
     pub nodes: usize,
     /// Whether it begins with a protected pair, or with an owner alone; the other nodes are spare backups.
     pub is_protected: bool,
-    /// Outputs that the guest makes before it powers off.
+    /// The last generation of an owner that is joined by a backup.
+    pub last_pair: Generation,
+    /// Outputs that the guest makes.
     pub outputs: u8,
+    /// Whether it powers off then.
+    pub powers_off: bool,
     /// How many nodes crash.
     pub crashes: u8,
     /// How often the LAN's cable is cut.
@@ -47,6 +52,37 @@ pub struct Cluster {
     pub mutation: Option<hypervisor::mutation::Mutation>,
 }
 
+impl Cluster {
+    /// A protected pair, as busy as can be gone through.
+    #[must_use]
+    pub const fn pair() -> Self {
+        Self {
+            nodes: 2,
+            is_protected: true,
+            last_pair: Generation(0),
+            outputs: 2,
+            powers_off: true,
+            crashes: 1,
+            cuts: 0,
+            retirements: 0,
+            #[cfg(feature = "mutations")]
+            mutation: None,
+        }
+    }
+
+    /// An owner alone and a backup that joins it, again and again until the pair is protected.
+    #[must_use]
+    pub const fn joining() -> Self {
+        Self { is_protected: false, last_pair: Generation(1), outputs: 1, cuts: 1, retirements: 1, ..Self::pair() }
+    }
+
+    /// A pair and a spare backup, which joins whoever is left.
+    #[must_use]
+    pub const fn chain() -> Self {
+        Self { nodes: 3, last_pair: Generation(2), outputs: 1, powers_off: false, crashes: 2, cuts: 1, ..Self::pair() }
+    }
+}
+
 impl Model for Cluster {
     type State = State;
     type Action = Action;
@@ -56,7 +92,7 @@ impl Model for Cluster {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        state.actions(actions);
+        state.actions(self, actions);
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {

@@ -88,7 +88,7 @@ impl Owner {
 
     /// Whether the vCPU thread may go on with the guest.
     pub(super) fn may_run(&self) -> bool {
-        self.role.may_run() && !self.must_flush && !self.has_logged_end
+        self.role.may_run() && !self.must_flush && !self.has_logged_end && !self.guest.sleeps()
     }
 
     /// The guest does its next step.

@@ -8,8 +8,7 @@ use super::shared::Shared;
 use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
 use hypervisor::arbiter::{ClaimKind, Verdict};
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd,
-    PrimaryRole,
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd, PrimaryRole,
 };
 use logchannel::entry::Generation;
 use logchannel::message::Message;
@@ -56,7 +55,7 @@ pub enum Rule {
 impl State {
     /// An owner that has just started, alone or with a backup that protects it.
     pub(super) fn initial(model: &Cluster) -> Self {
-        let guest = Guest::new(model.outputs);
+        let guest = Guest::new(model.outputs, model.powers_off);
         let role = PrimaryRole::alone(session(), TIMING);
         let mut nodes = vec![Shared::new(Node::Spare); model.nodes];
         let appended = role.appended();
@@ -466,27 +465,4 @@ fn vm_id() -> VmId {
 
 fn session() -> SessionHeader {
     SessionHeader::new(vm_id(), Generation(1), config(), "", &[]).expect("a session without image")
-}
-#[cfg(test)]
-mod tests {
-    use super::*;
-    #[test]
-    fn cyc() {
-        let m = Cluster { nodes: 2, is_protected: false, outputs: 1, crashes: 0, cuts: 0, retirements: 0 };
-        let s = State::initial(&m);
-        let run = |s: &State| {
-            let mut s = s.clone();
-            for a in [Action::Join { backup: 1, primary: 0 }, Action::AtBackup(1, 0), Action::Copy(0), Action::SuspectBackup(0), Action::SuspectPrimary(1)] {
-                s = s.after(a).unwrap();
-            }
-            s
-        };
-        let a = run(&s);
-        let b = run(&a);
-        let c = run(&b);
-        for (x, y) in [(&s, &a), (&a, &b), (&b, &c)] {
-            println!("{} {:?}", x == y, x.nodes.iter().zip(&y.nodes).map(|(x, y)| x == y).collect::<Vec<_>>());
-        }
-        println!("{:#?}\n{:#?}", b.nodes[0], c.nodes[0]);
-    }
 }

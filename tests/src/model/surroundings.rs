@@ -197,4 +197,3 @@ impl Lan {
 pub(super) const fn node_id(node: usize) -> NodeId {
     NodeId(node as u128 + 1)
 }
-

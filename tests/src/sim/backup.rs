@@ -5,8 +5,9 @@ use super::claims::Claims;
 use super::env::Env;
 use super::process::Me;
 use super::sightings::Sighting;
+use hypervisor::arbiter::Verdict;
 use hypervisor::replay::{Consumed, Replayer};
-use hypervisor::role::{BackupAction, BackupEnd, BackupRole, Expectation, PrimaryRole};
+use hypervisor::role::{BackupAction, BackupEnd, BackupRole, ClaimAnswer, Expectation, PrimaryRole};
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::session::SessionHeader;
 use logchannel::snapshot::Snapshot;
@@ -219,7 +220,7 @@ impl Backup {
     fn conduct(&mut self, env: &mut Env) {
         if let Some(answer) = self.claims.answer(env) {
             let (received, consumed) = self.role.cursors();
-            if consumed < received {
+            if consumed < received && matches!(answer, ClaimAnswer::Decided(Verdict::Won)) {
                 env.saw(Sighting::DrainedAfterWin);
             }
             self.role.claim_answered(env.now_ns, answer);

@@ -30,6 +30,17 @@ pub(super) enum Event {
     Look,
 }
 
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Death {
+    /// By itself: what it has written arrives.
+    Exit,
+    /// By a signal: the last of what it has written may not.
+    Kill,
+    /// With its host: what is under way is torn, and nobody is told.
+    PowerCut,
+}
+
 /// One in so many questions to the arbiter, and answers, is lost while there are faults.
 const ARBITER_LOSS: u32 = 12;
 
@@ -180,16 +191,21 @@ impl Env {
         }
     }
 
-    /// Ends the process on `host` as a signal does, and what it has written arrives; or as a power cut does: what is under way
-    /// is torn, and nobody is told.
-    pub(super) fn end_process(&mut self, host: usize, is_power_cut: bool) {
+    /// Ends the process on `host`, and with it its connections.
+    pub(super) fn end_process(&mut self, host: usize, death: Death) {
         self.down.insert(host);
         self.dies_after_sends.remove(&host);
         self.dialled.remove(&Place::Host(host));
         for end in self.wires.ends_at(Place::Host(host)) {
-            if is_power_cut {
+            match death {
+                Death::Exit => {}
+                // A process that hadn't read everything leaves with a reset, which overtakes what it had written.
+                Death::Kill if self.random.one_in(3) => _ = self.wires.tear_behind(end),
+                Death::Kill => {}
+                Death::PowerCut => _ = self.wires.tear_behind(end),
+            }
+            if death == Death::PowerCut {
                 self.wires.fall_silent(end);
-                self.wires.tear_behind(end);
             } else {
                 self.close(end);
             }

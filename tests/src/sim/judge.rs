@@ -33,8 +33,9 @@ pub(super) struct Judge {
     alive: BTreeSet<NodeId>,
     /// Frames that the LAN has carried, in order.
     carried: Vec<(OutputId, u64)>,
-    /// What was written to a console, by id.
+    /// What was written to a console, by id, and what each node wrote last.
     printed: BTreeMap<OutputId, u64>,
+    last_printed: BTreeMap<NodeId, OutputId>,
     history: History,
 }
 
@@ -155,8 +156,10 @@ impl Judge {
         self.carried.push((id, digest));
     }
 
-    /// A node writes to its console.
-    pub(super) fn prints(&mut self, id: OutputId, digest: u64) {
+    /// A node writes to its console. Its successor may write the same once more: a console keeps no account.
+    pub(super) fn prints(&mut self, node: NodeId, id: OutputId, digest: u64) {
+        let last = self.last_printed.insert(node, id);
+        assert!(last.is_none_or(|last| last < id), "console output {} of {node} comes after {last:?}", id.0);
         let earlier = self.printed.insert(id, digest);
         assert!(earlier.is_none_or(|earlier| earlier == digest), "console output {} comes in two kinds", id.0);
     }

@@ -1,21 +1,18 @@
 //! A process that runs the VM: what `hypervisor::host::live` does with threads, sockets and clocks. It decides nothing.
 
-use super::cable::{Cable, News};
-use super::channel::Channel;
+use super::cable::Cable;
 use super::claims::Claims;
 use super::env::Env;
 use super::process::{Exit, Me};
+use super::side::{Side, Sink};
 use super::sightings::Sighting;
-use super::wires::Place;
-use hypervisor::event_source::EventSource;
-use hypervisor::record::{LogSink, Recorder, Slice};
-use hypervisor::role::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
-use logchannel::entry::{Generation, LogEntry, LogSeq};
-use logchannel::message::Message;
-use logchannel::session::VmId;
-use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
-use vm::{Event, Machine, OutputId, OutputOperation, TIMEBASE_HZ};
+use super::source::SimSource;
+use crate::random::Random;
+use hypervisor::record::{Recorder, Slice};
+use hypervisor::role::{FULL_SHARE, PrimaryRole};
+use logchannel::entry::Generation;
+use std::collections::VecDeque;
+use vm::Machine;
 
 /// From one look at heartbeats and timeouts to the next.
 const TICK_NS: u64 = 5_000_000;
@@ -23,54 +20,8 @@ const TICK_NS: u64 = 5_000_000;
 /// How many steps the guest runs at once while outputs are held.
 const STEPS_WHILE_HOLDING: u64 = 300;
 
-/// How long a visitor may take to say what it wants.
-const PATIENCE_NS: u64 = 100_000_000;
-
 /// What copying a piece of the guest's memory costs.
 const COPY_NS: u64 = 20_000;
-
-const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
-
-/// The guest's events, as the host makes them.
-#[derive(Debug)]
-struct SimSource {
-    now_ns: u64,
-    /// The guest's clock read `start_ticks` at `start_ns`.
-    start_ns: u64,
-    start_ticks: u64,
-    packets: VecDeque<(u64, Vec<u8>)>,
-    random: crate::random::Random,
-}
-
-impl SimSource {
-    const fn ns_of(&self, ticks: u64) -> u64 {
-        self.start_ns.saturating_add(ticks.saturating_sub(self.start_ticks).saturating_mul(NS_PER_TICK))
-    }
-}
-
-impl EventSource for SimSource {
-    fn now_ns(&mut self) -> u64 {
-        self.now_ns
-    }
-
-    fn ticks(&mut self) -> u64 {
-        self.start_ticks + self.now_ns.saturating_sub(self.start_ns) / NS_PER_TICK
-    }
-
-    fn entropy(&mut self) -> u16 {
-        u16::try_from(self.random.below(1 << 16)).expect("below 2^16")
-    }
-
-    fn poll(&mut self, machine: &Machine) -> Option<Event> {
-        if machine.timer_deadline().is_some_and(|deadline| deadline <= self.ticks()) {
-            return Some(Event::TimerInterrupt);
-        }
-        if !machine.can_receive_packet() {
-            return None;
-        }
-        self.packets.pop_front().map(|(number, frame)| Event::Packet { number, frame })
-    }
-}
 
 /// A running VM.
 pub(super) struct Primary {
@@ -83,26 +34,6 @@ pub(super) struct Primary {
     is_asleep: bool,
     copy_ns: u64,
     tick_ns: u64,
-}
-
-/// All but the machine.
-struct Side {
-    me: Me,
-    role: PrimaryRole,
-    channel: Option<Channel>,
-    /// Connected, and haven't said what they want; until when they may.
-    visitors: Vec<(Channel, u64)>,
-    cable: Cable,
-    claims: Claims,
-    todo: VecDeque<PrimaryAction>,
-    /// Outputs below were sent to the LAN, or would have been.
-    sent_below: OutputId,
-    /// The places of the entries of outputs that were made here.
-    seqs: BTreeMap<OutputId, LogSeq>,
-    /// When each of the outputs held was made.
-    made_ns: VecDeque<(OutputId, u64)>,
-    has_lost_backup: bool,
-    exit: Option<Exit>,
 }
 
 /// What a process does in a step, in an order that nobody knows.
@@ -131,23 +62,10 @@ impl Primary {
             start_ns: env.now_ns,
             start_ticks: machine.last_ticks(),
             packets: VecDeque::new(),
-            random: crate::random::Random::new(env.random.next_u64()),
+            random: Random::new(env.random.next_u64()),
         };
         let intervals = me.setup.intervals;
-        let side = Side {
-            claims: Claims::new(me.clone()),
-            me,
-            role,
-            channel: None,
-            visitors: Vec::new(),
-            cable,
-            todo: VecDeque::new(),
-            sent_below: OutputId(0),
-            seqs: BTreeMap::new(),
-            made_ns: VecDeque::new(),
-            has_lost_backup: false,
-            exit: None,
-        };
+        let side = Side::new(me.clone(), role, cable, Claims::new(me));
         Self {
             recorder: Recorder::new(machine, source, intervals),
             side,
@@ -164,7 +82,7 @@ impl Primary {
     }
 
     pub(super) const fn is_asking(&self) -> bool {
-        self.side.claims.is_asking()
+        self.side.is_asking()
     }
 
     /// The operator wants this process to end.
@@ -199,34 +117,13 @@ impl Primary {
     fn due_ns(&self, env: &mut Env) -> u64 {
         let copy_ns = if self.wants_copy(env) { self.copy_ns } else { u64::MAX };
         let vcpu_ns = if self.side.role.may_run() { self.vcpu_ns } else { u64::MAX };
-        let todo_ns = if self.side.todo.is_empty() { u64::MAX } else { env.now_ns + 10_000 };
-        [vcpu_ns, copy_ns, self.tick_ns, self.side.cable.due_ns(), self.side.claims.due_ns(), todo_ns]
-            .into_iter()
-            .min()
-            .unwrap_or(u64::MAX)
+        vcpu_ns.min(copy_ns).min(self.tick_ns).min(self.side.due_ns(env.now_ns))
     }
 
     fn plug(&mut self, env: &mut Env) {
-        let side = &mut self.side;
-        let owner = (side.role.generation(), side.role.gate().next_to_leave()..side.role.gate().end());
-        for news in side.cable.step(env, &side.me, owner) {
-            match news {
-                News::Attached(next) => {
-                    let gate = side.role.gate();
-                    if gate.tail().any(|(id, _)| id < next) {
-                        env.saw(Sighting::TailAlreadyCarried);
-                    }
-                    if gate.tail().any(|(id, _)| id >= next && side.sent_below > id) {
-                        env.saw(Sighting::SentAgain);
-                    }
-                    side.role.send_again(next);
-                }
-                News::Carried(next) => side.role.carried(next),
-            }
-        }
-        let source = self.recorder.source_mut();
-        if !side.cable.packets.is_empty() {
-            source.packets.append(&mut side.cable.packets);
+        self.side.plug(env);
+        if !self.side.cable.packets.is_empty() {
+            self.recorder.source_mut().packets.append(&mut self.side.cable.packets);
             if self.is_asleep {
                 self.vcpu_ns = env.now_ns;
             }
@@ -287,206 +184,5 @@ impl Primary {
             }
             Slice::Stopped(_) => u64::MAX,
         };
-    }
-}
-
-impl Side {
-    fn has_room(&self, env: &mut Env) -> bool {
-        self.channel.as_ref().is_some_and(|channel| channel.has_room(env))
-    }
-
-    /// Gives the role what its backup has said.
-    fn hear(&mut self, env: &mut Env) {
-        let Some(channel) = &mut self.channel else { return };
-        let arrived = channel.receive(env);
-        for message in arrived.messages {
-            self.role.backup_said(env.now_ns, message);
-        }
-        if let Some(reason) = arrived.end {
-            self.role.backup_lost(&reason);
-            if let Some(channel) = self.channel.take() {
-                channel.close(env);
-            }
-        }
-    }
-
-    /// Hears what visitors want, and lets a backup in, if the role does.
-    fn accept(&mut self, env: &mut Env) {
-        while let Some(end) = env.accept(Place::Host(self.me.host)) {
-            self.visitors.push((Channel::new(end), env.now_ns + PATIENCE_NS));
-        }
-        for (mut visitor, until_ns) in std::mem::take(&mut self.visitors) {
-            let arrived = visitor.receive(env);
-            match arrived.messages.into_iter().next() {
-                Some(Message::Join { vm, .. }) => self.welcome(env, visitor, &vm),
-                Some(other) => panic!("a backup begins with {other:?}"),
-                None if arrived.end.is_some() || until_ns <= env.now_ns => visitor.close(env),
-                None => self.visitors.push((visitor, until_ns)),
-            }
-        }
-    }
-
-    fn welcome(&mut self, env: &mut Env, visitor: Channel, vm: &VmId) {
-        match self.role.backup_joins(env.now_ns, vm) {
-            Ok(()) => {
-                env.note("primary: a backup joins on host", &[self.me.host as u64]);
-                self.channel = Some(visitor);
-            }
-            Err(reason) => {
-                env.saw(Sighting::JoinRefused);
-                let mut bytes = Vec::new();
-                Message::Refused { reason }.encode(&mut bytes);
-                visitor.send(env, self.me.host, &bytes);
-                visitor.close(env);
-            }
-        }
-    }
-
-    /// Does what the role asks for that takes time.
-    fn conduct(&mut self, env: &mut Env) {
-        if let Some(answer) = self.claims.answer(env) {
-            self.role.claim_answered(env.now_ns, answer);
-        }
-        self.carry_out(env);
-        while !self.claims.is_asking()
-            && let Some(action) = self.todo.pop_front()
-        {
-            match action {
-                PrimaryAction::Claim(request) => self.claims.ask(env, request),
-                PrimaryAction::CloseChannel { .. } => {}
-                PrimaryAction::Owner(generation) => self.alone(env, generation),
-                PrimaryAction::Protected(generation) => self.protected(env, generation),
-                PrimaryAction::HandOver => {
-                    env.saw(Sighting::HandOver);
-                    self.exit = Some(Exit::HandedOver);
-                }
-                PrimaryAction::End(end) => self.exit = Some(self.end(env, &end)),
-            }
-        }
-    }
-
-    fn alone(&mut self, env: &mut Env, generation: Generation) {
-        env.note("primary: goes on alone as generation, on host", &[generation.0, self.me.host as u64]);
-        env.saw(Sighting::BackupLost);
-        self.has_lost_backup = true;
-    }
-
-    fn protected(&mut self, env: &mut Env, generation: Generation) {
-        env.note("primary: protected as generation, on host", &[generation.0, self.me.host as u64]);
-        if generation.0 > 1 {
-            env.saw(Sighting::Rejoin);
-            if !self.has_lost_backup {
-                env.saw(Sighting::JoinedSuccessor);
-            }
-        }
-    }
-
-    fn end(&self, env: &mut Env, end: &PrimaryEnd) -> Exit {
-        match end {
-            PrimaryEnd::GuestStopped(_) => {
-                env.saw(Sighting::PowerOff);
-                if self.role.generation().0 > 2 {
-                    env.saw(Sighting::PowerOffAfterFailover);
-                }
-                Exit::GuestEnded
-            }
-            PrimaryEnd::Retired => Exit::GuestEnded,
-            PrimaryEnd::Fenced { .. } => {
-                env.saw(Sighting::PrimaryFenced);
-                if !self.made_ns.is_empty() {
-                    env.saw(Sighting::HeldOutputsDiscarded);
-                }
-                Exit::Fenced
-            }
-        }
-    }
-
-    /// Brings out what the role has for others.
-    fn carry_out(&mut self, env: &mut Env) {
-        while let Some(action) = self.role.poll_action() {
-            if matches!(action, PrimaryAction::CloseChannel { .. })
-                && let Some(channel) = self.channel.take()
-            {
-                channel.close(env);
-            }
-            if matches!(action, PrimaryAction::Owner(_)) {
-                // Before anything leaves in the new generation.
-                env.judge.owns(&env.arbiter, self.me.node, self.role.generation());
-            }
-            self.todo.push_back(action);
-        }
-        self.put_out(env);
-        self.send(env);
-    }
-
-    fn put_out(&mut self, env: &mut Env) {
-        let batch: Vec<_> = std::iter::from_fn(|| self.role.take_released()).collect();
-        let Some((last, _)) = batch.last() else { return };
-        let next = OutputId(last.0 + 1);
-        for (id, operation) in &batch {
-            let digest = operation.digest();
-            let seq = self.seqs.get(id).copied();
-            if env.is_dying(self.me.host) {
-                return;
-            }
-            env.judge.leaves(self.me.node, self.role.generation(), seq, (*id, digest));
-            if matches!(**operation, OutputOperation::Console(_)) {
-                env.judge.prints(*id, digest);
-            }
-        }
-        while let Some((_, made_ns)) = self.made_ns.pop_front_if(|(id, _)| *id < next) {
-            if env.now_ns > made_ns + 1_000_000 {
-                env.saw(Sighting::OutputHeld);
-            }
-        }
-        let frames: Vec<_> = batch.iter().map(|(id, operation)| (*id, &**operation)).collect();
-        self.cable.send(env, &self.me, &frames);
-        self.sent_below = self.sent_below.max(next);
-        self.role.put_out(next);
-    }
-
-    fn send(&mut self, env: &mut Env) {
-        if !self.role.has_outgoing() {
-            return;
-        }
-        match &self.channel {
-            Some(channel) if !channel.has_room(env) => {}
-            Some(channel) => {
-                let mut bytes = Vec::new();
-                self.role.take_outgoing(&mut bytes);
-                channel.send(env, self.me.host, &bytes);
-            }
-            // Their reader is lost.
-            None => self.role.take_outgoing(&mut Vec::new()),
-        }
-    }
-}
-
-/// The recorder's entries go to the role, and to the judge.
-struct Sink<'a> {
-    side: &'a mut Side,
-    env: &'a mut Env,
-}
-
-impl LogSink for Sink<'_> {
-    type Error = Infallible;
-
-    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
-        let Self { side, env } = self;
-        let seq = side.role.appended();
-        env.judge.appends(side.me.node, seq, entry);
-        if let Some((id, _)) = &output {
-            side.seqs.insert(*id, seq);
-            side.made_ns.push_back((*id, env.now_ns));
-        }
-        side.role.append(env.now_ns, entry, output);
-        side.send(env);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Infallible> {
-        self.side.role.flush(self.env.now_ns);
-        self.side.carry_out(self.env);
-        Ok(())
     }
 }

@@ -36,6 +36,8 @@ pub struct DiskLimits {
     pub queue_bytes_max: usize,
     /// From one sync of what is written to the next.
     pub sync_interval: Duration,
+    /// How long the writer lets entries gather: it needn't be woken for each, which costs the vCPU thread some microseconds.
+    pub gather: Duration,
 }
 
 impl Default for DiskLimits {
@@ -45,6 +47,7 @@ impl Default for DiskLimits {
             segment_steps: 20_000_000_000,
             queue_bytes_max: 32 << 20,
             sync_interval: Duration::from_millis(50),
+            gather: Duration::from_millis(1),
         }
     }
 }
@@ -93,7 +96,7 @@ impl LogDirectory {
         let progress = Arc::new(Progress::new(&self.path));
         // Its length is bounded by `queue_bytes_max`, which the caller keeps.
         let (orders, queue) = crossbeam_channel::unbounded();
-        let writer = Writer::new(self.path.clone(), node, queue, progress.clone());
+        let writer = Writer::new(self.path.clone(), node, queue, progress.clone(), limits.gather);
         let threads = [
             thread::Builder::new().name("disk log".into()).spawn(move || writer.run())?,
             thread::Builder::new().name("disk sync".into()).spawn({
@@ -194,6 +197,12 @@ impl DiskLog {
         !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.limits.queue_bytes_max
     }
 
+    /// All entries before this would survive the death of this process; `None` before the first snapshot is written.
+    #[must_use]
+    pub fn in_cache(&self) -> Option<LogSeq> {
+        self.progress.in_cache()
+    }
+
     /// All entries before this would survive the host's loss of power; `None` before the first snapshot is on disk.
     #[must_use]
     pub fn durable(&self) -> Option<LogSeq> {
@@ -225,6 +234,18 @@ impl DiskLog {
             thread.join().expect("a thread that panics ends the process");
         }
         progress.take_failure().map_or(Ok(directory), Err)
+    }
+
+    /// Calls `listener` whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and when logging has failed, on the
+    /// threads that do it.
+    pub fn listen(&self, listener: impl Fn() + Send + 'static) {
+        self.progress.listen(Box::new(listener));
+    }
+
+    /// A look at how far it is, for other threads.
+    #[must_use]
+    pub fn watch(&self) -> DiskLogWatch {
+        DiskLogWatch(self.progress.clone())
     }
 
     fn has_failed(&self) -> bool {
@@ -277,7 +298,8 @@ impl DiskLog {
         self.pending.push(order);
     }
 
-    fn hand_over(&mut self) {
+    /// Hands over what has come: outputs wait for it.
+    pub fn hand_over(&mut self) {
         if self.pending.is_empty() {
             return;
         }
@@ -286,6 +308,30 @@ impl DiskLog {
         let orders = std::mem::take(&mut self.pending);
         // Fails only when logging has failed.
         let _ = self.orders.send(Batch { orders, bytes });
+    }
+}
+
+/// How far a log on disk is.
+#[derive(Clone, Debug)]
+pub struct DiskLogWatch(Arc<Progress>);
+
+impl DiskLogWatch {
+    /// As [`DiskLog::in_cache`].
+    #[must_use]
+    pub fn in_cache(&self) -> Option<LogSeq> {
+        self.0.in_cache()
+    }
+
+    /// As [`DiskLog::durable`].
+    #[must_use]
+    pub fn durable(&self) -> Option<LogSeq> {
+        self.0.durable()
+    }
+
+    /// Whether logging has failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.0.failed.load(Ordering::Acquire)
     }
 }
 

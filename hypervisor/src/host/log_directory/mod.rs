@@ -11,18 +11,15 @@
 //! snapshot can't be read. Names sort by age: a later owner has a greater generation.
 //!
 //! # What is durable
-//! Outputs don't wait for the disk. The log reaches the host's page cache some milliseconds after the guest, and the
-//! disk within [`DiskLimits::sync_interval`] and the time that the disk takes. So:
-//! - If both sides are killed as processes, what the page cache had is there: all but the last few milliseconds.
-//! - If the host with the log loses power, all but the last interval is there: [`DiskLog::durable`] says what is.
-//! - In both cases clients may have seen outputs of the milliseconds that are missing; the VM goes on from before them,
-//!   as a restored backup of a machine does. It is not a failover.
+//! The log reaches the host's page cache within a millisecond or so, and the disk within [`DiskLimits::sync_interval`] and
+//! the time that the disk takes. [`DiskLog::in_cache`] and [`DiskLog::durable`] say how far it is, so that outputs can wait
+//! for it ([`Waiting`](crate::host::kept_log::Waiting)).
 
 mod disk_log;
 mod resume;
 mod writer;
 
-pub use disk_log::{DiskLimits, DiskLog};
+pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch};
 pub use resume::Resumed;
 
 use crate::divergence::Divergence;

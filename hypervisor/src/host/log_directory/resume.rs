@@ -24,10 +24,13 @@ pub struct Resumed {
     pub machine: Machine,
     /// The place of the next entry.
     pub next_seq: LogSeq,
-    /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no log says which have left.
+    /// The frames that may not have left, oldest first: all since the segment's snapshot, as no log says which have left; a
+    /// LAN knows. What was on the console is there, as a rule, and isn't put there again.
     pub tail: VecDeque<(OutputId, OutputOperation)>,
     /// How many older ones were dropped because the tail had 64 MiB.
     pub tail_dropped: u64,
+    /// The output behind all that the log tells of.
+    pub next_output: OutputId,
     /// As which generation the VM last ran in this log. If the arbiter knows a later one, somebody else has run it since;
     /// only a claim by [`Resumed::node`] itself, which died before it could log it, is none of somebody else.
     pub generation: Generation,
@@ -90,6 +93,7 @@ impl LogDirectory {
         skipped: Vec<(PathBuf, RestoreError)>,
     ) -> Result<Resumed, LogDirectoryError> {
         let Restored { machine, tail: earlier, mut log } = restored;
+        let mut next_output = machine.next_output_id();
         let mut replayer = Replayer::new(machine, log.next_seq());
         let mut tail = Tail::default();
         earlier.into_iter().for_each(|output| tail.push(output.id, output.operation));
@@ -100,7 +104,10 @@ impl LogDirectory {
         while let Some(entry) = log.next_entry().map_err(unreadable)? {
             match replayer.consume(&entry) {
                 Ok(Consumed::Nothing) => {}
-                Ok(Consumed::Output(id, operation)) => tail.push(id, operation),
+                Ok(Consumed::Output(id, operation)) => {
+                    next_output = OutputId(id.0 + 1);
+                    tail.push(id, operation);
+                }
                 Ok(Consumed::Stopped(reason)) => stopped = Some(reason),
                 Err(divergence) => return Err(LogDirectoryError::Diverged { path: segment, divergence }),
             }
@@ -115,6 +122,7 @@ impl LogDirectory {
             machine: replayer.into_machine(),
             tail: tail.outputs,
             tail_dropped: tail.dropped,
+            next_output,
             generation,
             node: read_node(&self.path)?,
             stopped,
@@ -135,6 +143,9 @@ struct Tail {
 
 impl Tail {
     fn push(&mut self, id: OutputId, operation: OutputOperation) {
+        if matches!(operation, OutputOperation::Console(_)) {
+            return;
+        }
         self.bytes += cost(&operation);
         self.outputs.push_back((id, operation));
         while self.bytes > RESUMED_TAIL_BYTES_MAX

@@ -18,10 +18,6 @@ use std::thread;
 use std::time::Duration;
 use vm::{OutputId, OutputOperation};
 
-/// How long the writer lets orders gather before it looks for more: it needn't be woken for each, which costs the vCPU
-/// thread some microseconds.
-const GATHER: Duration = Duration::from_millis(1);
-
 /// What the writer is to do, in order.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -47,20 +43,32 @@ pub(super) struct Batch {
 }
 
 /// What the three threads know of each other.
-#[derive(Debug)]
+/// Who wants to know that something is written or durable, or that logging has failed.
+type Listener = Box<dyn Fn() + Send>;
+
 pub(super) struct Progress {
     directory: PathBuf,
     /// Of orders not yet carried out.
     pub(super) queued_bytes: AtomicUsize,
     pub(super) failed: AtomicBool,
     failure: Mutex<Option<LogDirectoryError>>,
-    /// A [`LogSeq`], or [`NOTHING_DURABLE`].
+    /// All entries before this are in the page cache: a [`LogSeq`], or [`NOTHING`].
+    in_cache: AtomicU64,
+    /// The same on disk.
     durable: AtomicU64,
+    listener: Mutex<Option<Listener>>,
     written: Mutex<Written>,
     changed: Condvar,
 }
 
-const NOTHING_DURABLE: u64 = u64::MAX;
+/// Without a segment there is no place in it.
+const NOTHING: u64 = u64::MAX;
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").field("durable", &self.durable).finish_non_exhaustive()
+    }
+}
 
 /// What is to be made durable.
 #[derive(Clone, Debug, Default)]
@@ -82,14 +90,30 @@ impl Progress {
             queued_bytes: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
-            durable: AtomicU64::new(NOTHING_DURABLE),
+            in_cache: AtomicU64::new(NOTHING),
+            durable: AtomicU64::new(NOTHING),
+            listener: Mutex::default(),
             written: Mutex::default(),
             changed: Condvar::new(),
         }
     }
 
+    pub(super) fn in_cache(&self) -> Option<LogSeq> {
+        place(&self.in_cache)
+    }
+
     pub(super) fn durable(&self) -> Option<LogSeq> {
-        Some(self.durable.load(Ordering::Acquire)).filter(|seq| *seq != NOTHING_DURABLE).map(LogSeq)
+        place(&self.durable)
+    }
+
+    pub(super) fn listen(&self, listener: Listener) {
+        *lock(&self.listener) = Some(listener);
+    }
+
+    fn tell(&self) {
+        if let Some(listener) = &*lock(&self.listener) {
+            listener();
+        }
     }
 
     pub(super) fn take_failure(&self) -> Option<LogDirectoryError> {
@@ -101,6 +125,7 @@ impl Progress {
         if !self.failed.swap(true, Ordering::AcqRel) {
             let _ = fs::write(self.directory.join(STOPPED), error.to_string());
             *lock(&self.failure) = Some(error);
+            self.tell();
         }
     }
 
@@ -121,6 +146,11 @@ impl Progress {
     }
 }
 
+/// A place in the log, if there is one.
+fn place(seq: &AtomicU64) -> Option<LogSeq> {
+    Some(seq.load(Ordering::Acquire)).filter(|seq| *seq != NOTHING).map(LogSeq)
+}
+
 type SegmentFile = BufWriter<Arc<File>>;
 
 /// Carries out orders.
@@ -129,6 +159,7 @@ pub(super) struct Writer {
     node: NodeId,
     queue: Receiver<Batch>,
     progress: Arc<Progress>,
+    gather: Duration,
     segment: Option<Segment>,
     part: Option<Part>,
 }
@@ -147,8 +178,14 @@ struct Part {
 }
 
 impl Writer {
-    pub(super) const fn new(directory: PathBuf, node: NodeId, queue: Receiver<Batch>, progress: Arc<Progress>) -> Self {
-        Self { directory, node, queue, progress, segment: None, part: None }
+    pub(super) const fn new(
+        directory: PathBuf,
+        node: NodeId,
+        queue: Receiver<Batch>,
+        progress: Arc<Progress>,
+        gather: Duration,
+    ) -> Self {
+        Self { directory, node, queue, progress, gather, segment: None, part: None }
     }
 
     /// Carries out what is in the queue until it is closed or something fails.
@@ -160,7 +197,9 @@ impl Writer {
                 self.progress.fail(error);
                 break;
             }
-            thread::sleep(GATHER);
+            if !self.gather.is_zero() {
+                thread::sleep(self.gather);
+            }
         }
         self.progress.change(|written| written.is_over = true);
     }
@@ -177,8 +216,11 @@ impl Writer {
         }
         if let Some(segment) = &mut self.segment {
             segment.log.flush().map_err(failed("writing", &segment.path))?;
-            let found = (segment.file.clone(), segment.path.clone(), segment.log.next_seq());
+            let end = segment.log.next_seq();
+            let found = (segment.file.clone(), segment.path.clone(), end);
             self.progress.change(|written| written.segment = Some(found));
+            self.progress.in_cache.store(end.0, Ordering::Release);
+            self.progress.tell();
         }
         let part = self.part.as_ref().map(|part| part.file.clone());
         self.progress.change(|written| (written.part, written.is_new) = (part, true));
@@ -282,6 +324,7 @@ fn sync(
             *safe = Some(path.clone());
         }
         progress.durable.store(end.0, Ordering::Release);
+        progress.tell();
     }
     if let Some(part) = &written.part {
         part.sync_data().map_err(failed("syncing", &directory.join(PART)))?;

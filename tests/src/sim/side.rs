@@ -1,0 +1,291 @@
+//! A primary's process without its machine: the role, and what carries out its wishes.
+
+use super::cable::{Cable, News};
+use super::channel::Channel;
+use super::claims::Claims;
+use super::env::Env;
+use super::process::{Exit, Me};
+use super::sightings::Sighting;
+use super::wires::Place;
+use hypervisor::record::LogSink;
+use hypervisor::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
+use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::message::Message;
+use logchannel::session::VmId;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use vm::{OutputId, OutputOperation};
+
+/// How long a visitor may take to say what it wants.
+const PATIENCE_NS: u64 = 100_000_000;
+
+/// All but the machine.
+pub(super) struct Side {
+    pub(super) me: Me,
+    pub(super) role: PrimaryRole,
+    channel: Option<Channel>,
+    /// Connected, and haven't said what they want; until when they may.
+    visitors: Vec<(Channel, u64)>,
+    pub(super) cable: Cable,
+    claims: Claims,
+    /// What the role asks for that takes time.
+    todo: VecDeque<PrimaryAction>,
+    /// Outputs below were sent to the LAN, or would have been.
+    sent_below: OutputId,
+    /// The places of the entries of outputs that were made here.
+    seqs: BTreeMap<OutputId, LogSeq>,
+    /// When each of the outputs held was made.
+    made_ns: VecDeque<(OutputId, u64)>,
+    has_lost_backup: bool,
+    pub(super) exit: Option<Exit>,
+}
+
+impl Side {
+    pub(super) const fn new(me: Me, role: PrimaryRole, cable: Cable, claims: Claims) -> Self {
+        Self {
+            me,
+            role,
+            channel: None,
+            visitors: Vec::new(),
+            cable,
+            claims,
+            todo: VecDeque::new(),
+            sent_below: OutputId(0),
+            seqs: BTreeMap::new(),
+            made_ns: VecDeque::new(),
+            has_lost_backup: false,
+            exit: None,
+        }
+    }
+
+    pub(super) const fn is_asking(&self) -> bool {
+        self.claims.is_asking()
+    }
+
+    /// When there is something to do that no arrival announces.
+    pub(super) fn due_ns(&self, now_ns: u64) -> u64 {
+        let todo_ns = if self.todo.is_empty() { u64::MAX } else { now_ns + 10_000 };
+        self.cable.due_ns().min(self.claims.due_ns()).min(todo_ns)
+    }
+
+    pub(super) fn has_room(&self, env: &mut Env) -> bool {
+        self.channel.as_ref().is_some_and(|channel| channel.has_room(env))
+    }
+
+    /// Gives the role what its backup has said.
+    pub(super) fn hear(&mut self, env: &mut Env) {
+        let Some(channel) = &mut self.channel else { return };
+        let arrived = channel.receive(env);
+        for message in arrived.messages {
+            self.role.backup_said(env.now_ns, message);
+        }
+        if let Some(reason) = arrived.end {
+            self.role.backup_lost(&reason);
+            if let Some(channel) = self.channel.take() {
+                channel.close(env);
+            }
+        }
+    }
+
+    /// Keeps attached to the LAN, and gives the role what it says.
+    pub(super) fn plug(&mut self, env: &mut Env) {
+        let owner = (self.role.generation(), self.role.gate().next_to_leave()..self.role.gate().end());
+        for news in self.cable.step(env, &self.me, owner) {
+            match news {
+                News::Attached(next) => self.send_again(env, next),
+                News::Carried(next) => self.role.carried(next),
+            }
+        }
+    }
+
+    fn send_again(&mut self, env: &mut Env, next: OutputId) {
+        let gate = self.role.gate();
+        if gate.tail().any(|(id, _)| id < next) {
+            env.saw(Sighting::TailAlreadyCarried);
+        }
+        if gate.tail().any(|(id, _)| id >= next && self.sent_below > id) {
+            env.saw(Sighting::SentAgain);
+        }
+        self.role.send_again(next);
+    }
+
+    /// Hears what visitors want, and lets a backup in, if the role does.
+    pub(super) fn accept(&mut self, env: &mut Env) {
+        while let Some(end) = env.accept(Place::Host(self.me.host)) {
+            self.visitors.push((Channel::new(end), env.now_ns + PATIENCE_NS));
+        }
+        for (mut visitor, until_ns) in std::mem::take(&mut self.visitors) {
+            let arrived = visitor.receive(env);
+            match arrived.messages.into_iter().next() {
+                Some(Message::Join { vm, .. }) => self.welcome(env, visitor, &vm),
+                Some(other) => panic!("a backup begins with {other:?}"),
+                None if arrived.end.is_some() || until_ns <= env.now_ns => visitor.close(env),
+                None => self.visitors.push((visitor, until_ns)),
+            }
+        }
+    }
+
+    fn welcome(&mut self, env: &mut Env, visitor: Channel, vm: &VmId) {
+        match self.role.backup_joins(env.now_ns, vm) {
+            Ok(()) => {
+                env.note("primary: a backup joins on host", &[self.me.host as u64]);
+                self.channel = Some(visitor);
+            }
+            Err(reason) => {
+                env.saw(Sighting::JoinRefused);
+                let mut bytes = Vec::new();
+                Message::Refused { reason }.encode(&mut bytes);
+                visitor.send(env, self.me.host, &bytes);
+                visitor.close(env);
+            }
+        }
+    }
+
+    /// Does what the role asks for that takes time.
+    pub(super) fn conduct(&mut self, env: &mut Env) {
+        if let Some(answer) = self.claims.answer(env) {
+            self.role.claim_answered(env.now_ns, answer);
+        }
+        self.carry_out(env);
+        while !self.claims.is_asking()
+            && let Some(action) = self.todo.pop_front()
+        {
+            match action {
+                PrimaryAction::Claim(request) => self.claims.ask(env, request),
+                PrimaryAction::CloseChannel { .. } => {}
+                PrimaryAction::Owner(generation) => self.alone(env, generation),
+                PrimaryAction::Protected(generation) => self.protected(env, generation),
+                PrimaryAction::HandOver => {
+                    env.saw(Sighting::HandOver);
+                    self.exit = Some(Exit::HandedOver);
+                }
+                PrimaryAction::End(end) => self.exit = Some(self.end(env, &end)),
+            }
+        }
+    }
+
+    fn alone(&mut self, env: &mut Env, generation: Generation) {
+        env.note("primary: goes on alone as generation, on host", &[generation.0, self.me.host as u64]);
+        env.saw(Sighting::BackupLost);
+        self.has_lost_backup = true;
+    }
+
+    fn protected(&mut self, env: &mut Env, generation: Generation) {
+        env.note("primary: protected as generation, on host", &[generation.0, self.me.host as u64]);
+        if generation.0 > 1 {
+            env.saw(Sighting::Rejoin);
+            if !self.has_lost_backup {
+                env.saw(Sighting::JoinedSuccessor);
+            }
+        }
+    }
+
+    fn end(&self, env: &mut Env, end: &PrimaryEnd) -> Exit {
+        match end {
+            PrimaryEnd::GuestStopped(_) => {
+                env.saw(Sighting::PowerOff);
+                if self.role.generation().0 > 2 {
+                    env.saw(Sighting::PowerOffAfterFailover);
+                }
+                Exit::GuestEnded
+            }
+            PrimaryEnd::Retired => Exit::GuestEnded,
+            PrimaryEnd::Fenced { .. } => {
+                env.saw(Sighting::PrimaryFenced);
+                if !self.made_ns.is_empty() {
+                    env.saw(Sighting::HeldOutputsDiscarded);
+                }
+                Exit::Fenced
+            }
+        }
+    }
+
+    /// Brings out what the role has for others.
+    pub(super) fn carry_out(&mut self, env: &mut Env) {
+        while let Some(action) = self.role.poll_action() {
+            if matches!(action, PrimaryAction::CloseChannel { .. })
+                && let Some(channel) = self.channel.take()
+            {
+                channel.close(env);
+            }
+            if matches!(action, PrimaryAction::Owner(_)) {
+                // Before anything leaves in the new generation.
+                env.judge.owns(&env.arbiter, self.me.node, self.role.generation());
+            }
+            self.todo.push_back(action);
+        }
+        self.put_out(env);
+        self.send(env);
+    }
+
+    fn put_out(&mut self, env: &mut Env) {
+        let batch: Vec<_> = std::iter::from_fn(|| self.role.take_released()).collect();
+        let Some((last, _)) = batch.last() else { return };
+        let next = OutputId(last.0 + 1);
+        for (id, operation) in &batch {
+            let digest = operation.digest();
+            let seq = self.seqs.get(id).copied();
+            if env.is_dying(self.me.host) {
+                return;
+            }
+            env.judge.leaves(self.me.node, self.role.generation(), seq, (*id, digest));
+            if matches!(**operation, OutputOperation::Console(_)) {
+                env.judge.prints(self.me.node, *id, digest);
+            }
+        }
+        while let Some((_, made_ns)) = self.made_ns.pop_front_if(|(id, _)| *id < next) {
+            if env.now_ns > made_ns + 1_000_000 {
+                env.saw(Sighting::OutputHeld);
+            }
+        }
+        let frames: Vec<_> = batch.iter().map(|(id, operation)| (*id, &**operation)).collect();
+        self.cable.send(env, &self.me, &frames);
+        self.sent_below = self.sent_below.max(next);
+        self.role.put_out(next);
+    }
+
+    fn send(&mut self, env: &mut Env) {
+        if !self.role.has_outgoing() {
+            return;
+        }
+        match &self.channel {
+            Some(channel) if !channel.has_room(env) => {}
+            Some(channel) => {
+                let mut bytes = Vec::new();
+                self.role.take_outgoing(&mut bytes);
+                channel.send(env, self.me.host, &bytes);
+            }
+            // Their reader is lost.
+            None => self.role.take_outgoing(&mut Vec::new()),
+        }
+    }
+}
+
+/// The recorder's entries go to the role, and to the judge.
+pub(super) struct Sink<'a> {
+    pub(super) side: &'a mut Side,
+    pub(super) env: &'a mut Env,
+}
+
+impl LogSink for Sink<'_> {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        let Self { side, env } = self;
+        let seq = side.role.appended();
+        env.judge.appends(side.me.node, seq, entry);
+        if let Some((id, _)) = &output {
+            side.seqs.insert(*id, seq);
+            side.made_ns.push_back((*id, env.now_ns));
+        }
+        side.role.append(env.now_ns, entry, output);
+        side.send(env);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        self.side.role.flush(self.env.now_ns);
+        self.side.carry_out(self.env);
+        Ok(())
+    }
+}

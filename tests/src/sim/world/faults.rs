@@ -1,0 +1,165 @@
+//! What goes wrong in a run, and when.
+
+use super::{MS, Phase, RECOVERY_NS, World};
+use crate::sim::env::{Death, Event};
+use crate::sim::process::Process;
+use crate::sim::sightings::Sighting;
+use crate::sim::wires::Place;
+
+impl World {
+    pub(super) fn fault_pause_ns(&mut self) -> u64 {
+        self.env.now_ns + u64::from(self.env.random.below(160)) * MS + u64::from(self.env.random.below(1_000_000))
+    }
+
+    /// Something goes wrong.
+    pub(super) fn fault(&mut self) {
+        let Phase::Faults { until_ns } = self.phase else { return };
+        if self.env.now_ns >= until_ns {
+            return self.heal();
+        }
+        let host = self.env.random.index(self.hosts.len());
+        match self.env.random.below(20) {
+            0..=4 => self.kill_if_survived(host),
+            5..=7 => self.pause(host),
+            8..=11 => self.part(host),
+            12..=13 => self.cut_channel(host),
+            14..=15 => self.cut_cable(host),
+            16..=17 => {
+                let pause_ns = u64::from(self.env.random.below(150)) * MS;
+                self.env.note("fault: the arbiter is down for ns", &[pause_ns]);
+                self.env.arbiter_down_until_ns = self.env.now_ns + pause_ns;
+            }
+            _ => self.retire(),
+        }
+        let next_ns = self.fault_pause_ns();
+        self.env.at(next_ns, Event::Fault);
+    }
+
+    /// Whether the VM goes on without the process on `index` and those that are to die anyway.
+    fn survives_without(&self, index: usize) -> bool {
+        let doomed = self.env.dies_after_sends.keys().copied().chain([index]);
+        let dead: Vec<_> = doomed.filter_map(|host| Some(self.hosts[host].process.as_ref()?.me.node)).collect();
+        self.env.judge.survives(&self.env.arbiter, &dead)
+    }
+
+    /// Kills a process, mostly one without which the VM goes on.
+    fn kill_if_survived(&mut self, index: usize) {
+        if self.hosts[index].process.is_none() || (!self.survives_without(index) && !self.env.random.one_in(100)) {
+            return;
+        }
+        if self.env.random.one_in(2) {
+            let sends = self.env.random.below(12);
+            self.env.note("fault: dies after sends", &[index as u64, sends.into()]);
+            // It dies when it would send once more.
+            self.env.dies_after_sends.insert(index, sends + 1);
+        } else {
+            let death = if self.env.random.one_in(3) { Death::PowerCut } else { Death::Kill };
+            self.kill(index, death);
+        }
+    }
+
+    /// Kills at moments that are too short to be hit by chance.
+    pub(super) fn aim(&mut self, index: usize, is_joining: bool, is_asking: bool) {
+        let is_time = (is_joining && self.env.random.one_in(60)) || (is_asking && self.env.random.one_in(400));
+        if is_time && matches!(self.phase, Phase::Faults { .. }) {
+            self.kill_if_survived(index);
+        }
+    }
+
+    pub(super) fn kill(&mut self, index: usize, death: Death) {
+        let Some(process) = self.hosts[index].process.take() else { return };
+        self.env.note("fault: killed", &[index as u64, u64::from(death == Death::PowerCut)]);
+        self.see_killed(&process);
+        self.env.judge.process_ends(process.me.node);
+        self.env.end_process(index, death);
+        let restart_ns = self.env.now_ns + u64::from(5 + self.env.random.below(150)) * MS;
+        let host = &mut self.hosts[index];
+        (host.restart_ns, host.paused_until_ns, host.was_paused_long) = (restart_ns, 0, false);
+        self.schedule(index, restart_ns);
+    }
+
+    fn see_killed(&mut self, process: &Process) {
+        if process.is_joining() {
+            let is_backup = process.backup().is_some();
+            self.env.saw(if is_backup { Sighting::BackupKilledInJoin } else { Sighting::PrimaryKilledInJoin });
+        }
+        if process.is_asking() {
+            self.env.saw(Sighting::KilledWhileClaiming);
+        }
+    }
+
+    fn pause(&mut self, index: usize) {
+        let pause_ns = u64::from(5 + self.env.random.below(400)) * MS;
+        self.env.note("fault: stands still for ns", &[index as u64, pause_ns]);
+        let host = &mut self.hosts[index];
+        if pause_ns > self.setup.timing.failure_timeout_ns {
+            host.was_paused_long = true;
+            self.env.saw(Sighting::LongPause);
+        }
+        host.paused_until_ns = self.env.now_ns + pause_ns;
+    }
+
+    fn part(&mut self, index: usize) {
+        let other = match self.env.random.below(4) {
+            0 => Place::Lan,
+            1 => Place::Arbiter,
+            _ => Place::Host((index + 1 + self.env.random.index(self.hosts.len() - 1)) % self.hosts.len()),
+        };
+        let pause_ns = u64::from(1 + self.env.random.below(300)) * MS;
+        self.env.note("fault: parted for ns", &[index as u64, pause_ns]);
+        self.env.saw(Sighting::Partition);
+        self.env.wires.part(Place::Host(index), other, self.env.now_ns + pause_ns);
+    }
+
+    fn cut_channel(&mut self, index: usize) {
+        for other in (0..self.hosts.len()).filter(|other| *other != index) {
+            for wire in self.env.wires.between(Place::Host(index), Place::Host(other)) {
+                self.env.note("fault: channel cut", &[wire.0]);
+                self.env.saw(Sighting::ChannelCut);
+                self.env.cut(wire);
+            }
+        }
+    }
+
+    fn cut_cable(&mut self, index: usize) {
+        for wire in self.env.wires.between(Place::Host(index), Place::Lan) {
+            self.env.note("fault: cable cut", &[wire.0]);
+            self.env.saw(Sighting::CableCut);
+            self.env.cut(wire);
+        }
+    }
+
+    /// An operator stops a protected primary.
+    fn retire(&mut self) {
+        for index in 0..self.hosts.len() {
+            let survives = self.survives_without(index);
+            let host = &mut self.hosts[index];
+            if survives
+                && host.paused_until_ns <= self.env.now_ns
+                && let Some(primary) = host.process.as_mut().and_then(Process::primary)
+                && primary.role().is_protected()
+            {
+                self.env.note("fault: the operator stops a primary", &[index as u64]);
+                primary.retire(&mut self.env);
+                let now_ns = self.env.now_ns;
+                self.schedule(index, now_ns);
+            }
+        }
+    }
+
+    /// From now on everything works.
+    fn heal(&mut self) {
+        self.env.note("everything works again", &[]);
+        self.env.is_faulty = false;
+        self.env.arbiter_down_until_ns = 0;
+        self.env.wires.heal();
+        self.env.dies_after_sends.clear();
+        for host in &mut self.hosts {
+            host.paused_until_ns = host.paused_until_ns.min(self.env.now_ns);
+        }
+        for index in 0..self.hosts.len() {
+            self.env.at(self.env.now_ns, Event::Host(index));
+        }
+        self.phase = Phase::Recovery { until_ns: self.env.now_ns + RECOVERY_NS, answered: self.answered() };
+    }
+}
