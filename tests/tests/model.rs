@@ -71,7 +71,9 @@ mod mutations {
     fn broken_by(mutation: Mutation, cluster: Cluster) -> Vec<&'static str> {
         let cluster = Cluster { mutation: Some(mutation), ..cluster };
         let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-        let is_failure = |name: &&str| checker.model().property(name).expectation.discovery_is_failure();
-        checker.discoveries().into_keys().filter(is_failure).collect()
+        let properties = checker.model().properties();
+        let rules = properties.iter().filter(|property| property.expectation.discovery_is_failure());
+        let discoveries = checker.discoveries();
+        rules.map(|rule| rule.name).filter(|name| discoveries.contains_key(name)).collect()
     }
 }

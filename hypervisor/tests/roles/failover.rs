@@ -6,9 +6,10 @@ use hypervisor::arbiter::{Claim, ClaimKind};
 use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
+use logchannel::session::NodeId;
 use vm::{InstructionCount, OutputId};
 
-fn claim_of(node: logchannel::session::NodeId) -> Claim {
+fn claim_of(node: NodeId) -> Claim {
     Claim { node, kind: ClaimKind::Owner, address: None }
 }
 
@@ -91,6 +92,29 @@ fn a_primary_that_slept_through_the_timeout_asks_before_it_lets_anything_out() {
     pair.deliver_to_primary();
     assert_eq!(pair.out, [0_u64; 0], "the backup may have gone live long ago");
     assert_eq!(pair.primary_claim(), Some(owner_claim()));
+}
+
+#[test]
+fn a_primary_that_wakes_up_after_its_successor_went_live_puts_nothing_out() {
+    let mut pair = Pair::protected();
+    pair.output();
+    pair.deliver_to_backup();
+    pair.replay();
+    // The acknowledgement of output 0 lies in its socket while it is suspended, and its backup goes live.
+    let mut next = pair.backup_goes_live(NEXT, NodeId(3));
+    assert_eq!(next.out, [0]);
+    pair.now_ns += 3600 * 1000 * MS;
+    // Its vCPU is the first to wake up, then its reader, then its clock.
+    pair.output();
+    pair.deliver_to_primary();
+    pair.pass(0);
+    assert_eq!(pair.out, [0_u64; 0]);
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
+    assert_eq!(pair.out, [0_u64; 0]);
+    next.output();
+    assert_eq!(pair.lan.borrow().carried.len(), 2);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! What is between and around the nodes: the network, the arbiter, the LAN.
 
-use super::shared::Shared;
 use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
 use hypervisor::role::ClaimRequest;
 use logchannel::entry::LogSeq;

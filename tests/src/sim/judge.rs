@@ -31,6 +31,8 @@ pub(super) struct Judge {
     followers: BTreeMap<NodeId, Follower>,
     owners: BTreeMap<Generation, NodeId>,
     alive: BTreeSet<NodeId>,
+    /// The greatest generation that had the VM's port.
+    attached: Generation,
     /// Frames that the LAN has carried, in order.
     carried: Vec<(OutputId, u64)>,
     /// What was written to a console, by id, and what each node wrote last.
@@ -147,6 +149,12 @@ impl Judge {
             );
         }
         assert_eq!(self.outputs.get(index(output.0.0)), Some(&(seq, output.1)), "output {} is another one", output.0.0);
+    }
+
+    /// The LAN gives the VM's port to an owner.
+    pub(super) fn attaches(&mut self, generation: Generation) {
+        assert!(generation >= self.attached, "the LAN serves generation {generation} after {}", self.attached);
+        self.attached = generation;
     }
 
     /// The LAN carries an output for the first time.

@@ -106,6 +106,7 @@ impl Lan {
                 Ok(ClientMessage::Attach(attachment)) => {
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
+                    env.judge.attaches(attachment.generation);
                     cable.is_attached = true;
                     let mut bytes = Vec::new();
                     answer.append(&mut bytes);
