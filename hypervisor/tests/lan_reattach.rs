@@ -12,6 +12,7 @@ use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -114,8 +115,9 @@ impl Owner {
 }
 
 impl NetworkEvents for Owner {
-    fn owner(&self) -> (Generation, OutputId) {
-        (Generation(0), self.gate.lock().unwrap().next_to_leave())
+    fn owner(&self) -> (Generation, Range<OutputId>) {
+        let gate = self.gate.lock().unwrap();
+        (Generation(0), gate.next_to_leave()..gate.end())
     }
 
     fn attached(&self, next_output: OutputId) {

@@ -96,8 +96,13 @@ fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     }
 }
 
+/// Silence loses nobody: the host may stop either side for a while, and a connection that is closed needs no timeout.
+fn patient() -> Timing {
+    Timing { failure_timeout_ns: 60_000_000_000, ..Timing::default() }
+}
+
 fn backup_role(node: &Node) -> BackupRole {
-    BackupRole::new(clock::now_ns(), node.id, Expectation { vm: vm(), image: None }, Timing::default())
+    BackupRole::new(clock::now_ns(), node.id, Expectation { vm: vm(), image: None }, patient())
 }
 
 fn session(ram_bytes: u64, image: &[u8]) -> SessionHeader {
@@ -158,7 +163,7 @@ impl Peer {
         let session = session(16 << 20, image);
         let mut machine = Machine::new(&session.config, image).unwrap();
         self.hear(|message| *message == Message::Join { vm: vm(), node: NodeId(9) });
-        let mut role = PrimaryRole::alone(session, Timing::default());
+        let mut role = PrimaryRole::alone(session, patient());
         role.backup_joins(0, &vm()).unwrap();
         let mut bytes = Vec::new();
         while role.is_copying() {
@@ -212,11 +217,11 @@ impl Running {
     }
 
     /// A guest of two instructions in an endless loop, whose primary waits for its backup.
-    fn awaiting_backup(arbiter: &Arc<Claims>, instruction: u32) -> Self {
+    fn awaiting_backup(arbiter: &Arc<Claims>, instruction: u32, timing: Timing) -> Self {
         let image = image(&[instruction, JUMP_BACK_ONE]);
         let session = session(4 << 20, &image);
         let machine = Machine::new(&session.config, &image).unwrap();
-        Self::start(node(1, arbiter), PrimaryRole::awaiting_backup(session, Timing::default()), machine)
+        Self::start(node(1, arbiter), PrimaryRole::awaiting_backup(session, timing), machine)
     }
 
     fn retire(self) -> LiveEnd {
@@ -309,7 +314,7 @@ fn a_primary_that_sends_garbage_is_lost_and_the_log_before_it_counts() {
 fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
     let arbiter = Claims::owned();
     // A guest that fills every buffer between the two within moments.
-    let primary = Running::awaiting_backup(&arbiter, READ_CLOCK);
+    let primary = Running::awaiting_backup(&arbiter, READ_CLOCK, Timing::default());
     let mut backup = Peer::connect(primary.address);
     backup.become_protected();
     // It stays connected and says nothing more, as a stopped process does, until the primary has given it up.
@@ -321,23 +326,27 @@ fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
 
 #[test]
 fn visitors_that_say_nothing_keep_nobody_out() {
-    let arbiter = Claims::owned();
-    let primary = Running::awaiting_backup(&arbiter, NOP);
-    let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(primary.address).unwrap()).collect();
-    let mut backup = Peer::connect(primary.address);
-    backup.become_protected();
-    for mut visitor in &silent {
+    let is_there = |mut visitor: TcpStream| {
         visitor.set_nonblocking(true).unwrap();
-        let read = visitor.read(&mut [0]);
-        assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is gone: the test shows nothing");
-    }
-    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+        visitor.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    // On a host so busy that the visitors were sent away meanwhile, it shows nothing.
+    let shown = (0..10).any(|_| {
+        let primary = Running::awaiting_backup(&Claims::owned(), NOP, patient());
+        let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(primary.address).unwrap()).collect();
+        let mut backup = Peer::connect(primary.address);
+        backup.become_protected();
+        let were_there = silent.into_iter().all(is_there);
+        assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+        were_there
+    });
+    assert!(shown, "the backup always had to wait until the others were gone");
 }
 
 #[test]
 fn a_visitor_that_dribbles_is_sent_away() {
     let arbiter = Claims::owned();
-    let primary = Running::awaiting_backup(&arbiter, NOP);
+    let primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut visitor = TcpStream::connect(primary.address).unwrap();
     // A frame that is in order as far as it comes, and would take hours.
     let mut bytes = Vec::new();
@@ -362,7 +371,7 @@ fn a_visitor_that_dribbles_is_sent_away() {
 #[test]
 fn a_visitor_that_is_no_backup_of_this_vm_is_told_why_and_the_next_one_joins() {
     let arbiter = Claims::owned();
-    let primary = Running::awaiting_backup(&arbiter, NOP);
+    let primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut other = Peer::connect(primary.address);
     other.say(&[Message::Join { vm: VmId::new("other").unwrap(), node: NodeId(4) }]);
     let said = other.next();
@@ -445,7 +454,7 @@ fn real_backup(id: u128, arbiter: &Arc<Claims>, address: SocketAddr) -> (Link, t
 #[test]
 fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
     let arbiter = Claims::owned();
-    let mut primary = Running::awaiting_backup(&arbiter, NOP);
+    let mut primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut owner = 1;
     for round in 0..6 {
         let generation = Generation(G.0 + round);
@@ -471,7 +480,7 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let Succession { machine, session, entries, tail, next_output, .. } = *succession;
         assert_eq!(session.generation, Generation(generation.0 + 1));
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let role = PrimaryRole::gone_live(session, Timing::default(), entries, next_output, tail);
+        let role = PrimaryRole::gone_live(session, patient(), entries, next_output, tail);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;
     }

@@ -147,3 +147,13 @@ fn arbiter_that_is_away_lets_no_vm_start() {
     let Ended { code, .. } = primary.interrupt();
     assert_eq!(code, Some(0));
 }
+
+#[test]
+fn a_side_that_listens_everywhere_must_say_where_it_is_found() {
+    let stage = Stage::new(programs!());
+    let everywhere = ["--arbiter", &format!("tcp:{}", stage.site.arbiter_address()), "--listen", "0.0.0.0:0"];
+    let mut lost = stage.program("ft-primary", &everywhere);
+    assert_ended(&mut lost, 1, &["0.0.0.0", "--advertise"]);
+    let mut found = stage.program("ft-primary", &[&everywhere[..], &["--advertise", "127.0.0.1:9"]].concat());
+    assert_eq!(found.told_text("listening", "channel"), "127.0.0.1:9");
+}

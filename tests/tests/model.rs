@@ -58,14 +58,17 @@ mod mutations {
 
     #[test]
     fn every_mutation_breaks_a_rule() {
-        for mutation in FOUND {
-            let broken: Vec<_> = [Cluster::pair(), Cluster::joining(), Cluster::chain()]
-                .into_iter()
-                .flat_map(|cluster| broken_by(mutation, cluster))
-                .collect();
-            println!("{mutation:?}: {broken:?}");
-            assert!(!broken.is_empty(), "{mutation:?} is not found");
-        }
+        let missed: Vec<_> = FOUND
+            .into_iter()
+            .filter(|mutation| {
+                let clusters = [Cluster::pair(), Cluster::joining(), Cluster::chain()];
+                let broken =
+                    clusters.into_iter().map(|cluster| broken_by(*mutation, cluster)).find(|it| !it.is_empty());
+                println!("{mutation:?}: {broken:?}");
+                broken.is_none()
+            })
+            .collect();
+        assert!(missed.is_empty(), "no rule is broken by {missed:?}");
     }
 
     fn broken_by(mutation: Mutation, cluster: Cluster) -> Vec<&'static str> {

@@ -1,7 +1,5 @@
 //! Redundancy is restored: a new backup joins a guest that runs, at any time and any number of times.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use std::thread;
 use std::time::Duration;
 use tests::client::Load;

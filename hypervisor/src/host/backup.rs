@@ -105,7 +105,7 @@ impl Work {
 /// The machine, as far as it has come.
 enum Stage {
     Nothing,
-    Restoring(SessionHeader, Restoration),
+    Restoring(Box<(SessionHeader, Restoration)>),
     Following(Box<Following>),
 }
 
@@ -323,13 +323,14 @@ impl Shared {
         match (work, stage) {
             (Work::Begin(session), _) => {
                 let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(session, restoration))
+                Ok(Stage::Restoring(Box::new((session, restoration))))
             }
-            (Work::Pages(pages), Stage::Restoring(session, mut restoration)) => {
-                restoration.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(session, restoration))
+            (Work::Pages(pages), Stage::Restoring(mut restoring)) => {
+                restoring.1.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
+                Ok(Stage::Restoring(restoring))
             }
-            (Work::Restore(Snapshot { seq, digest, state }), Stage::Restoring(session, restoration)) => {
+            (Work::Restore(Snapshot { seq, digest, state }), Stage::Restoring(restoring)) => {
+                let (session, restoration) = *restoring;
                 let mut machine = restoration.finish(&state).map_err(|error| error.to_string())?;
                 let found = machine.digest();
                 if found != digest {

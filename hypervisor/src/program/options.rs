@@ -1,5 +1,6 @@
 //! Options that several programs share.
 
+use super::Failure;
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
 use crate::host::entropy;
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use vm::MachineConfig;
 
-/// How long an arbiter may take to answer.
-const ARBITER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now and then.
+const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which guest, on which machine.
 #[derive(Args, Clone, Debug)]
@@ -133,6 +134,10 @@ pub struct NodeOptions {
     /// For what in the log on disk outputs wait, beside the backup's acknowledgement
     #[arg(long, value_name = "WHAT", default_value = "written")]
     pub log_wait: Waiting,
+    /// Where a backup on another host reaches this side, if that isn't the address of --listen; it is stored with the VM's
+    /// claim
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<SocketAddr>,
     /// Tell what happens as JSON lines on standard output
     #[arg(long)]
     pub json: bool,
@@ -179,22 +184,26 @@ impl NodeOptions {
     /// This node, of which backups learn that it listens at `listener`.
     ///
     /// # Errors
-    /// If the listener has no address.
-    pub fn node(
+    /// If nobody could know from its address where it listens.
+    pub(super) fn node(
         &self,
         id: NodeId,
         arbiter: Arc<dyn Arbiter>,
         mac: [u8; 6],
         listener: &TcpListener,
         program: &'static str,
-    ) -> std::io::Result<Node> {
+    ) -> Result<Node, Failure> {
+        let address = self.advertise.map_or_else(|| listener.local_addr(), Ok)?;
+        if address.ip().is_unspecified() {
+            return Err(format!("backups can't find {address}: say with --advertise where they reach this host").into());
+        }
         Ok(Node {
             vm: self.vm.clone(),
             id,
             arbiter,
             network: self.network.address(),
             mac,
-            address: listener.local_addr()?.to_string(),
+            address: address.to_string(),
             reporter: Reporter::new(program, self.json),
             intervals: Intervals { digest_steps: self.digest_steps, ..Intervals::default() },
         })

@@ -391,9 +391,12 @@ impl Pair {
     }
 
     fn hear(&mut self, message: Message) {
-        match message {
-            Message::Join { vm, .. } if !self.is_joined => self.join(&vm),
-            message => self.primary.backup_said(self.now_ns, message),
+        if let Message::Join { vm, .. } = &message
+            && !self.is_joined
+        {
+            self.join(vm);
+        } else {
+            self.primary.backup_said(self.now_ns, message);
         }
         self.collect();
     }

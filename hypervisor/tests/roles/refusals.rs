@@ -175,7 +175,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused() {
     let mut cut = good.clone();
     cut.state.pop();
     let flipped = Snapshot { digest: StateDigest(good.digest.0 ^ 1), ..good.clone() };
-    let nonsense = Snapshot { state: vec![0xff; good.state.len()], ..good.clone() };
+    let nonsense = Snapshot { state: vec![0xff; good.state.len()], ..good };
     let cases: [(&str, Vec<Message>); 8] = [
         ("a machine without memory", vec![Message::Session(small)]),
         ("a machine of all memory", vec![Message::Session(huge)]),
@@ -184,7 +184,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused() {
         ("a state cut short", vec![begin(), Message::Snapshot(cut)]),
         ("a state without sense", vec![begin(), Message::Snapshot(nonsense)]),
         ("another digest", vec![begin(), Message::Snapshot(flipped)]),
-        ("pages that never came", vec![begin(), Message::Snapshot(good)]),
+        ("pages that never came", vec![begin(), Message::Snapshot(snapshot())]),
     ];
     for (what, messages) in cases {
         let mut pair = Pair::new();

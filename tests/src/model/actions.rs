@@ -12,8 +12,8 @@ pub enum Action {
     GuestRuns(usize),
     /// The owner's log goes to the channel.
     Flush(usize),
-    /// The owner tells what has left.
-    TellReleased(usize),
+    /// Time has passed for a node, and it says something.
+    Tick(usize),
     /// A released output goes to the LAN.
     PutOut(usize),
     /// A frame arrives at the LAN.
@@ -105,6 +105,7 @@ impl State {
         let channel = &self.channels[index];
         actions.extend((0..channel.arrivals_at_backup()).map(|message| Action::AtBackup(index, message)));
         if channel.backup_listens {
+            actions.push(Action::Tick(index));
             actions.push(Action::SuspectPrimary(index));
         }
         match &backup.guest {
@@ -137,7 +138,7 @@ impl State {
         if let Some(backup) = owner.backup {
             let said = self.channels[backup].to_primary.len();
             actions.extend((0..said).map(|message| Action::AtPrimary(backup, message)));
-            actions.push(Action::TellReleased(index));
+            actions.push(Action::Tick(index));
             actions.push(Action::SuspectBackup(index));
         }
         if self.faults.retirements > 0 {
@@ -152,7 +153,7 @@ impl State {
             Action::AtPrimary(backup, index) => self.channels[backup].to_primary.get(index),
             Action::GuestRuns(_)
             | Action::Flush(_)
-            | Action::TellReleased(_)
+            | Action::Tick(_)
             | Action::PutOut(_)
             | Action::FrameArrives
             | Action::LanTells(_)

@@ -81,6 +81,15 @@ impl Cluster {
     pub const fn chain() -> Self {
         Self { nodes: 3, last_pair: Generation(2), outputs: 1, powers_off: false, crashes: 2, cuts: 1, ..Self::pair() }
     }
+
+    /// Mutations are a thread's, and the checker has threads of its own.
+    #[cfg(feature = "mutations")]
+    fn take_rule_away(&self) {
+        hypervisor::mutation::activate(self.mutation);
+    }
+
+    #[cfg(not(feature = "mutations"))]
+    const fn take_rule_away(&self) {}
 }
 
 impl Model for Cluster {
@@ -88,6 +97,7 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
+        self.take_rule_away();
         vec![State::initial(self)]
     }
 
@@ -96,8 +106,7 @@ impl Model for Cluster {
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
-        #[cfg(feature = "mutations")]
-        hypervisor::mutation::activate(self.mutation);
+        self.take_rule_away();
         last.after(action).filter(|next| next != last)
     }
 

@@ -94,7 +94,7 @@ impl State {
                 owner.must_flush = false;
                 owner.role.flush(NOW_NS);
             }),
-            Action::TellReleased(node) => return self.after_telling(node),
+            Action::Tick(node) => return self.after_tick(node),
             Action::PutOut(node) => next.put_out(node),
             Action::FrameArrives => next.frame_arrives(),
             Action::LanTells(node) => {
@@ -146,14 +146,18 @@ impl State {
         Some(next)
     }
 
-    /// A tick that makes the owner say something; one that doesn't only keeps its clock.
-    fn after_telling(&self, node: usize) -> Option<Self> {
+    /// A tick that makes a node say something; one that doesn't only keeps its clock.
+    fn after_tick(&self, node: usize) -> Option<Self> {
         let mut next = self.clone();
         let mut says = false;
         next.drive_owner(node, |owner| {
             owner.role.tick(NOW_NS);
             says = owner.role.has_outgoing();
-        })?;
+        });
+        next.drive_backup(node, |backup| {
+            backup.role.tick(NOW_NS);
+            says = backup.role.has_outgoing();
+        });
         says.then_some(next)
     }
 

@@ -41,6 +41,7 @@ pub(super) struct Backup {
     replay_ns: u64,
     slowness_ns: u64,
     tick_ns: u64,
+    is_told: bool,
     ended: Option<Ended>,
 }
 
@@ -68,13 +69,14 @@ impl Backup {
             replay_ns: env.now_ns,
             slowness_ns: 0,
             tick_ns: env.now_ns,
+            is_told: false,
             ended: None,
         }
     }
 
     /// Whether it has begun to receive a VM and isn't told yet that it protects it.
     pub(super) const fn is_joining(&self) -> bool {
-        self.session.is_some() && self.replayer.is_none()
+        self.session.is_some() && !self.is_told
     }
 
     pub(super) const fn is_asking(&self) -> bool {
@@ -140,7 +142,10 @@ impl Backup {
                     env.judge.receives(self.me.node, entries.iter().cloned());
                     self.waiting.extend(entries);
                 }
-                BackupAction::Protected(generation) => env.judge.is_told(self.me.node, generation),
+                BackupAction::Protected(generation) => {
+                    self.is_told = true;
+                    env.judge.is_told(self.me.node, generation);
+                }
                 BackupAction::Lost { .. } => {
                     env.note("backup: the primary is lost, on host", &[self.me.host as u64]);
                     if let Some(channel) = self.channel.take() {

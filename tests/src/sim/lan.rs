@@ -115,7 +115,9 @@ impl Lan {
                 Ok(ClientMessage::Output { id: output, frame }) => {
                     let duplicates = self.fabric.dropped().duplicates;
                     self.fabric.output(id, output, frame).map_err(Ended::Lost)?;
-                    if self.fabric.dropped().duplicates == duplicates {
+                    if self.fabric.dropped().duplicates > duplicates {
+                        env.saw(Sighting::OutputDroppedByLan);
+                    } else {
                         env.note("lan: carries output of connection", &[output.0, id.0]);
                         env.judge.carries(output, frame);
                     }

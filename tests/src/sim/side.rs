@@ -106,6 +106,8 @@ impl Side {
         if gate.tail().any(|(id, _)| id >= next && self.sent_below > id) {
             env.saw(Sighting::SentAgain);
         }
+        // Now and then as if the LAN had not said how far it has got: it drops what comes twice.
+        let next = if env.random.one_in(4) { OutputId(0) } else { next };
         self.role.send_again(next);
     }
 

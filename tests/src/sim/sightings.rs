@@ -58,6 +58,8 @@ sightings! {
     FencedAfterPause,
     /// A backup that went live kept an output that its predecessor had sent, and the LAN had carried.
     TailAlreadyCarried,
+    /// The LAN dropped an output that it had carried already.
+    OutputDroppedByLan,
     /// A primary sent an output to the LAN again, because its connection was cut before it was carried.
     SentAgain,
     /// A backup that went live had outputs to send that its predecessor may have sent.

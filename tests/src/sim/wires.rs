@@ -103,9 +103,18 @@ impl Wires {
         self.partitions.insert(ordered(one, other), until_ns);
     }
 
-    /// Lets everybody reach everybody.
-    pub(super) fn heal(&mut self) {
+    /// Lets everybody reach everybody; all that is under way arrives until `by_ns`.
+    pub(super) fn heal(&mut self, by_ns: u64) {
         self.partitions.clear();
+        for wire in self.wires.values_mut() {
+            for inbound in [&mut wire.forth, &mut wire.back] {
+                inbound.last_arrival_ns = inbound.last_arrival_ns.min(by_ns);
+                inbound.ends_at_ns = inbound.ends_at_ns.map(|ends_at_ns| ends_at_ns.min(by_ns));
+                for (arrival_ns, _) in &mut inbound.pieces {
+                    *arrival_ns = by_ns.min(*arrival_ns);
+                }
+            }
+        }
     }
 
     /// When something sent now arrives.

@@ -58,11 +58,28 @@ impl World {
         }
     }
 
-    /// Kills at moments that are too short to be hit by chance.
+    /// Does harm at moments that are too short to be hit by chance.
     pub(super) fn aim(&mut self, index: usize, is_joining: bool, is_asking: bool) {
-        let is_time = (is_joining && self.env.random.one_in(60)) || (is_asking && self.env.random.one_in(400));
-        if is_time && matches!(self.phase, Phase::Faults { .. }) {
-            self.kill_if_survived(index);
+        if is_asking && self.env.random.one_in(40) && matches!(self.phase, Phase::Faults { .. }) {
+            // It hears late that it is fenced, and comes back to the LAN before.
+            self.cut_cable(index);
+            self.part_from(index, Place::Arbiter);
+        }
+        let is_time = (is_joining && self.env.random.one_in(30)) || (is_asking && self.env.random.one_in(400));
+        if !is_time || !matches!(self.phase, Phase::Faults { .. }) {
+            return;
+        }
+        match self.env.random.below(3) {
+            0 => self.kill_if_survived(index),
+            1 => self.part(index),
+            // What it has sent doesn't come to the LAN, and it doesn't live for long after the join.
+            _ => {
+                self.part_from(index, Place::Lan);
+                let sends = 5 + self.env.random.below(40);
+                if self.survives_without(index) || (is_joining && self.env.random.one_in(3)) {
+                    self.env.dies_after_sends.insert(index, sends);
+                }
+            }
         }
     }
 
@@ -105,6 +122,10 @@ impl World {
             1 => Place::Arbiter,
             _ => Place::Host((index + 1 + self.env.random.index(self.hosts.len() - 1)) % self.hosts.len()),
         };
+        self.part_from(index, other);
+    }
+
+    fn part_from(&mut self, index: usize, other: Place) {
         let pause_ns = u64::from(1 + self.env.random.below(300)) * MS;
         self.env.note("fault: parted for ns", &[index as u64, pause_ns]);
         self.env.saw(Sighting::Partition);
@@ -152,13 +173,16 @@ impl World {
         self.env.note("everything works again", &[]);
         self.env.is_faulty = false;
         self.env.arbiter_down_until_ns = 0;
-        self.env.wires.heal();
+        let by_ns = self.env.now_ns + 5 * MS;
+        self.env.wires.heal(by_ns);
+        self.env.at(by_ns, Event::Lan);
         self.env.dies_after_sends.clear();
         for host in &mut self.hosts {
             host.paused_until_ns = host.paused_until_ns.min(self.env.now_ns);
         }
         for index in 0..self.hosts.len() {
             self.env.at(self.env.now_ns, Event::Host(index));
+            self.env.at(by_ns, Event::Host(index));
         }
         self.phase = Phase::Recovery { until_ns: self.env.now_ns + RECOVERY_NS, answered: self.answered() };
     }
