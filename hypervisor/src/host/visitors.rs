@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How many visitors are listened to at once; others are sent away.
-const VISITORS_MAX: usize = 8;
+const VISITORS_MAX: usize = 32;
 
 /// How long a visitor may take to say what it wants, in nanoseconds.
 const PATIENCE_NS: u64 = 2_000_000_000;

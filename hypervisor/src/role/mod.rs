@@ -60,6 +60,13 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// How long a backup that joins may get nowhere, in nanoseconds: it puts a machine together meanwhile.
+    const fn join_timeout_ns(&self) -> u64 {
+        self.failure_timeout_ns.saturating_mul(20)
+    }
+}
+
 /// A test-and-set that a role asks its driver to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimRequest {

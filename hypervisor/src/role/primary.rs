@@ -127,6 +127,8 @@ pub struct PrimaryRole {
     outgoing: Vec<u8>,
     actions: VecDeque<PrimaryAction>,
     heard_ns: u64,
+    /// When the backup that joins last took memory or entries.
+    joined_ns: u64,
     spoke_ns: u64,
     /// When the oldest entry that isn't sent yet was appended.
     pending_since_ns: Option<u64>,
@@ -177,6 +179,7 @@ impl PrimaryRole {
             outgoing: Vec::new(),
             actions: VecDeque::new(),
             heard_ns: 0,
+            joined_ns: 0,
             spoke_ns: 0,
             pending_since_ns: None,
             told_released: next_output,
@@ -302,7 +305,7 @@ impl PrimaryRole {
     pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
         self.can_take_backup(vm)?;
         Message::Session(self.session.clone()).encode(&mut self.outgoing);
-        (self.heard_ns, self.spoke_ns) = (now_ns, now_ns);
+        (self.heard_ns, self.spoke_ns, self.joined_ns) = (now_ns, now_ns, now_ns);
         self.join = Some(Join::Asked);
         Ok(())
     }
@@ -331,7 +334,7 @@ impl PrimaryRole {
             self.told_released = self.gate.next_to_leave();
             self.pace.consumed(seq);
         }
-        self.spoke_ns = now_ns;
+        (self.spoke_ns, self.joined_ns) = (now_ns, now_ns);
     }
 
     /// The backup said something.
@@ -376,6 +379,7 @@ impl PrimaryRole {
         let Log::Streamed(sender) = &mut self.log else { return };
         match sender.acknowledge(received) {
             Ok(()) => {
+                self.joined_ns = now_ns;
                 self.release(now_ns);
                 self.end_if_stopped();
             }
@@ -545,6 +549,11 @@ impl PrimaryRole {
         let silent_ns = now_ns.saturating_sub(self.heard_ns);
         if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
             self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
+        }
+        // One that lives and gets nowhere would keep the place from others.
+        let stuck_ns = now_ns.saturating_sub(self.joined_ns);
+        if self.join.is_some() && stuck_ns >= self.timing.join_timeout_ns() {
+            self.lose_backup(format!("the backup has not got on with joining for {} ms", stuck_ns / 1_000_000));
         }
     }
 

@@ -448,3 +448,21 @@ fn a_failover_right_after_the_join_has_all_that_happened_while_it_went_on() {
         assert_eq!(next.lan.borrow().carried[0], operation(PRIMARY, OutputId(0)), "{when}");
     }
 }
+
+#[test]
+fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
+    let mut pair = Pair::alone();
+    pair.connect();
+    pair.copy();
+    // It is never silent for as long as the failure timeout, and has twenty of them.
+    let half_ns = Timing::default().failure_timeout_ns / 2;
+    for _ in 0..39 {
+        pair.pass(half_ns);
+        pair.backup_says(Message::Heartbeat);
+        assert!(pair.primary.can_take_backup(&vm_id()).is_err(), "it may take its time to put a machine together");
+    }
+    pair.pass(half_ns);
+    pair.backup_says(Message::Heartbeat);
+    assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()));
+    assert_eq!(pair.primary.generation(), G, "its loss costs nothing");
+}

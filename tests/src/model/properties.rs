@@ -27,6 +27,9 @@ fn safety() -> Vec<Property<Cluster>> {
         Property::always("Output Rule", |_, state: &State| state.broken != Some(Rule::OutputRule)),
         Property::always("the LAN carries every output in order", |_, state: &State| state.broken != Some(Rule::NoGap)),
         Property::always("virtual lockstep", |_, state: &State| state.broken != Some(Rule::Lockstep)),
+        Property::always("the owner has all that the LAN hasn't carried", |_, state: &State| {
+            state.rightful_owner().is_none_or(|owner| owner.role.gate().next_to_leave() <= state.lan.next_output())
+        }),
         Property::always("what the LAN has carried is the owner's history", |_, state: &State| {
             state.rightful_owner().is_none_or(|owner| {
                 let mut carried = state.lan.carried.iter().enumerate();

@@ -38,6 +38,8 @@ enum Phase {
     Draining { until_ns: u64, powers_off: bool },
     /// The guest was asked to power off; everybody is to be gone before this time.
     PoweringOff { until_ns: u64 },
+    /// Everybody is gone; what they sent last arrives until this time.
+    Leaving { until_ns: u64 },
     /// It is over. `is_settled`: nothing is under way any more.
     Over { is_settled: bool },
 }
@@ -284,13 +286,14 @@ impl World {
             }
             Phase::PoweringOff { .. } if self.hosts.iter().all(|host| host.process.is_none()) => {
                 assert!(self.env.judge.guest_has_ended(), "everybody is gone and the guest has not ended");
-                Phase::Over { is_settled: true }
+                Phase::Leaving { until_ns: now_ns + 20 * MS }
             }
+            Phase::Leaving { until_ns } if now_ns >= until_ns => Phase::Over { is_settled: true },
             Phase::PoweringOff { until_ns } => {
                 assert!(now_ns < until_ns, "the guest's end doesn't end the VM");
                 self.phase
             }
-            Phase::Faults { .. } | Phase::Over { .. } => self.phase,
+            Phase::Faults { .. } | Phase::Leaving { .. } | Phase::Over { .. } => self.phase,
         };
     }
 
