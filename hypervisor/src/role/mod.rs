@@ -23,13 +23,10 @@
 //! ```
 
 mod backup;
-mod join;
-mod pace;
 mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
-pub use pace::FULL_SHARE;
-pub use primary::{PrimaryAction, PrimaryEnd, PrimaryRole};
+pub use primary::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 
 use crate::arbiter::{ClaimKind, Verdict};
 use logchannel::entry::Generation;

@@ -225,10 +225,11 @@ impl State {
         let Some(backup) = owner.backup.filter(|_| !bytes.is_empty()) else { return };
         self.edit_channel(backup, |channel| {
             for mut message in messages(bytes) {
-                match &mut message {
-                    Message::Pages(_) => continue,
-                    Message::Snapshot(snapshot) => snapshot.state = owner.guest.save(),
-                    _ => {}
+                if matches!(message, Message::Pages(_)) {
+                    continue;
+                }
+                if let Message::Snapshot(snapshot) = &mut message {
+                    snapshot.state = owner.guest.save();
                 }
                 channel.send_to_backup(message);
             }
@@ -404,7 +405,7 @@ impl State {
         let message = if self.channels[node].stream.is_empty() {
             self.channels[node].next_at_backup(index)?.clone()
         } else {
-            self.edit_channel(node, |channel| channel.arrive_at_backup(index))?
+            self.edit_channel(node, |channel| channel.stream.pop_front())?
         };
         backup.role.primary_said(NOW_NS, message);
         self.settle_backup(node, backup);

@@ -58,10 +58,6 @@ impl Channel {
         self.stream.front().or_else(|| self.to_backup.get(index))
     }
 
-    pub(super) fn arrive_at_backup(&mut self, index: usize) -> Option<Message> {
-        self.stream.pop_front().or_else(|| self.to_backup.get(index).cloned())
-    }
-
     pub(super) fn close_at_primary(&mut self) {
         self.primary = None;
         self.to_primary.clear();

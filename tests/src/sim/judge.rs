@@ -157,8 +157,14 @@ impl Judge {
         self.attached = generation;
     }
 
-    /// The LAN carries an output for the first time.
-    pub(super) fn carries(&mut self, id: OutputId, frame: &[u8]) {
+    /// Whether the LAN has ever heard of the VM: before, it keeps no frames for it.
+    pub(super) fn is_on_lan(&self) -> bool {
+        self.attached > Generation(0)
+    }
+
+    /// The LAN carries an output of the port's owner for the first time.
+    pub(super) fn carries(&mut self, owner: Option<Generation>, id: OutputId, frame: &[u8]) {
+        assert_eq!(owner, Some(self.attached), "the LAN carries an output of a generation that it has fenced");
         let digest = OutputOperation::Frame(frame.to_vec()).digest();
         assert!(self.carried.last().is_none_or(|(last, _)| *last < id), "output {} is carried out of order", id.0);
         self.carried.push((id, digest));

@@ -6,6 +6,7 @@ use super::sightings::Sighting;
 use super::wires::{End, Place};
 use hypervisor::lan::fabric::{ConnectionId, Fabric, PortLost};
 use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
+use logchannel::entry::Generation;
 use std::collections::BTreeMap;
 
 /// Connection numbers of stations begin here.
@@ -18,7 +19,8 @@ const WRITE_BYTES: usize = 64 << 10;
 struct Cable {
     end: End,
     cutter: Cutter,
-    is_attached: bool,
+    /// As whose port it serves, once it does.
+    attached: Option<Generation>,
 }
 
 impl Cable {
@@ -62,7 +64,7 @@ impl Lan {
     pub(super) fn step(&mut self, env: &mut Env) {
         while let Some(end) = env.accept(Place::Lan) {
             let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-            self.cables.insert(ConnectionId(end.wire.0), Cable { end, cutter, is_attached: false });
+            self.cables.insert(ConnectionId(end.wire.0), Cable { end, cutter, attached: None });
         }
         let ids: Vec<_> = self.cables.keys().copied().collect();
         for id in ids {
@@ -107,7 +109,7 @@ impl Lan {
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
                     env.judge.attaches(attachment.generation);
-                    cable.is_attached = true;
+                    cable.attached = Some(attachment.generation);
                     let mut bytes = Vec::new();
                     answer.append(&mut bytes);
                     env.send_from_lan(cable.end, &bytes);
@@ -119,7 +121,7 @@ impl Lan {
                         env.saw(Sighting::OutputDroppedByLan);
                     } else {
                         env.note("lan: carries output of connection", &[output.0, id.0]);
-                        env.judge.carries(output, frame);
+                        env.judge.carries(cable.attached, output, frame);
                     }
                     // Frames for several stations come to them in the order in which they were carried.
                     self.settle(env);
@@ -138,7 +140,7 @@ impl Lan {
         }
         env.send_from_lan(cable.end, &bytes);
         env.close(cable.end);
-        if cable.is_attached {
+        if cable.attached.is_some() {
             self.fabric.leave(cable.id());
         }
     }
@@ -166,14 +168,14 @@ impl Lan {
 
     /// Connections whose buffers were full may have room now.
     fn retry_blocked(&mut self, env: &mut Env) {
-        let attached: Vec<_> = self.cables.values().filter(|cable| cable.is_attached).map(Cable::id).collect();
+        let attached: Vec<_> = self.cables.values().filter(|cable| cable.attached.is_some()).map(Cable::id).collect();
         for id in attached {
             self.send_pending(env, id);
         }
     }
 
     fn send_pending(&mut self, env: &mut Env, id: ConnectionId) {
-        let Some(cable) = self.cables.get(&id).filter(|cable| cable.is_attached) else { return };
+        let Some(cable) = self.cables.get(&id).filter(|cable| cable.attached.is_some()) else { return };
         let mut bytes = Vec::new();
         while env.wires.has_room(cable.end) {
             bytes.clear();

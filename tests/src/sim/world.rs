@@ -235,7 +235,9 @@ impl World {
     /// A station asks the guest, and will again.
     fn ask(&mut self, station: usize) {
         if matches!(self.phase, Phase::Faults { .. } | Phase::Recovery { .. }) {
-            if let Some(frame) = self.lan.stations[station].ask(&mut self.env.random) {
+            if self.env.judge.is_on_lan()
+                && let Some(frame) = self.lan.stations[station].ask(&mut self.env.random)
+            {
                 self.lan.station_sends(&mut self.env, station, &frame);
             }
             let pause_ns = u64::from(1 + self.env.random.below(20)) * MS;

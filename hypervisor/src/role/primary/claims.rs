@@ -1,0 +1,99 @@
+//! The primary and the arbiter: who goes on when the pair breaks, and how the VM ends.
+
+use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
+use crate::arbiter::{ClaimKind, Verdict};
+use crate::mutation::{Mutation, mutated};
+use crate::role::{ClaimAnswer, ClaimRequest, Claiming};
+use logchannel::entry::Generation;
+use logchannel::message::Message;
+
+impl PrimaryRole {
+    /// The answer to [`PrimaryAction::Claim`].
+    pub fn claim_answered(&mut self, now_ns: u64, answer: ClaimAnswer) {
+        let Mode::Claiming(claiming) = &mut self.mode else { return };
+        match answer {
+            ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
+            ClaimAnswer::Decided(Verdict::Lost(holder)) => {
+                if mutated(Mutation::ReleaseWhenFenced) {
+                    self.gate.release_all(now_ns);
+                } else {
+                    self.gate.discard_all();
+                }
+                self.end(PrimaryEnd::Fenced { holder });
+            }
+            ClaimAnswer::Decided(Verdict::Won) => {
+                let kind = claiming.request.kind;
+                self.session.generation = Generation(claiming.request.generation.0 + 1);
+                match (kind, self.stop.take()) {
+                    (ClaimKind::Ended, Some(end)) => {
+                        self.gate.release_all(now_ns);
+                        self.end(end);
+                    }
+                    (_, stop) => {
+                        self.stop = stop;
+                        self.mode = Mode::Alone;
+                        self.release(now_ns);
+                        self.actions.push_back(PrimaryAction::Owner(self.session.generation));
+                        self.end_if_stopped();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
+    pub fn retire(&mut self, now_ns: u64) {
+        match self.mode {
+            Mode::AwaitingBackup | Mode::Alone => {
+                self.stop.get_or_insert(PrimaryEnd::Retired);
+                self.claim(ClaimKind::Ended);
+            }
+            // The guest has ended, and the end mark is this side's to leave, once the backup knows.
+            Mode::Protected if self.stop.is_some() => {}
+            Mode::Protected => {
+                self.flush(now_ns);
+                let reason = "the operator stopped the primary".into();
+                Message::Goodbye { reason }.encode(&mut self.outgoing);
+                // What is still held is the backup's to send.
+                self.gate.discard_all();
+                self.mode = Mode::Ended;
+                self.actions.push_back(PrimaryAction::HandOver);
+            }
+            // The arbiter has the word already; the end follows its answer.
+            Mode::Claiming(_) => {
+                self.stop.get_or_insert(PrimaryEnd::Retired);
+            }
+            Mode::Ended => {}
+        }
+    }
+
+    pub(super) fn claim(&mut self, kind: ClaimKind) {
+        if self.join.is_some() {
+            self.lose_backup("the VM ends before the backup has joined".into());
+        }
+        let request = ClaimRequest { generation: self.session.generation, kind };
+        if mutated(Mutation::PrimarySkipsTestAndSet) {
+            self.mode = Mode::Claiming(Claiming::asked(request));
+            return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));
+        }
+        self.mode = Mode::Claiming(Claiming::asked(request));
+        self.actions.push_back(PrimaryAction::Claim(request));
+    }
+
+    /// A guest that has ended leaves its end mark, once the backup knows that this is no failure.
+    pub(super) fn end_if_stopped(&mut self) {
+        if self.stop.is_none() {
+            return;
+        }
+        match self.mode {
+            Mode::Alone => self.claim(ClaimKind::Ended),
+            Mode::Protected if self.log.is_acknowledged() => self.claim(ClaimKind::Ended),
+            Mode::AwaitingBackup | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {}
+        }
+    }
+
+    pub(super) fn end(&mut self, end: PrimaryEnd) {
+        self.mode = Mode::Ended;
+        self.actions.push_back(PrimaryAction::End(end));
+    }
+}

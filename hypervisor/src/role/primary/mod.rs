@@ -1,0 +1,335 @@
+//! The primary: it runs the guest, streams the log, and lets nothing out that the backup hasn't acknowledged.
+
+mod claims;
+mod join;
+mod log;
+mod pace;
+mod pairing;
+
+pub use pace::FULL_SHARE;
+
+use super::{ClaimRequest, Claiming, Timing};
+use crate::arbiter::{Claim, ClaimKind};
+use crate::mutation::{Mutation, mutated};
+use crate::output_gate::OutputGate;
+use join::Join;
+use log::Log;
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::message::Message;
+use logchannel::session::SessionHeader;
+use pace::Pace;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use vm::{OutputId, OutputOperation, StopReason};
+
+/// Log bytes that are sent without waiting for an output or for [`FLUSH_NS`].
+const FLUSH_BYTES: usize = 64 << 10;
+
+/// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
+const FLUSH_NS: u64 = 10_000_000;
+
+/// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or its log buffer, that is
+/// slow.
+const OUTGOING_BYTES_MAX: usize = 8 << 20;
+
+/// What a primary asks its driver to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PrimaryAction {
+    /// Do a test-and-set and tell the role its answer.
+    Claim(ClaimRequest),
+    /// Drop the connection to the backup.
+    CloseChannel {
+        /// Why.
+        reason: String,
+    },
+    /// This node owns the VM alone now, as this generation: whoever attaches to the network next says so.
+    Owner(Generation),
+    /// The pair is complete: the guest may run.
+    Protected(Generation),
+    /// End the process: its backup goes on.
+    HandOver,
+    /// End the process.
+    End(PrimaryEnd),
+}
+
+/// How a primary came to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PrimaryEnd {
+    /// The guest ended by itself; the arbiter has the end mark.
+    GuestStopped(StopReason),
+    /// The operator ended a VM without backup; the arbiter has the end mark.
+    Retired,
+    /// Another node owns the VM now: nothing more may leave.
+    Fenced {
+        /// Who won the flag.
+        holder: Claim,
+    },
+}
+
+#[derive(Clone, Debug, Hash)]
+enum Mode {
+    /// Owns the VM, has no backup, and the guest waits for one.
+    AwaitingBackup,
+    /// Owns the VM and runs it without backup.
+    Alone,
+    /// The log is acknowledged, outputs are held until then.
+    Protected,
+    /// Asks for the pair's flag. Outputs are held.
+    Claiming(Claiming),
+    /// Over.
+    Ended,
+}
+
+/// The primary's state machine.
+///
+/// Invariant: an output is released only while the backup has acknowledged its entry, or in a generation that this node
+/// owns alone by a won claim.
+#[derive(Clone, Debug, Hash)]
+pub struct PrimaryRole {
+    mode: Mode,
+    /// A backup on its way: while this node owns the VM alone.
+    join: Option<Join>,
+    session: SessionHeader,
+    timing: Timing,
+    log: Log,
+    gate: OutputGate,
+    pace: Pace,
+    /// How far the log is on disk, if it is kept there.
+    kept: Option<LogSeq>,
+    outgoing: Vec<u8>,
+    actions: VecDeque<PrimaryAction>,
+    heard_ns: u64,
+    /// When the backup that joins last took memory or entries.
+    joined_ns: u64,
+    spoke_ns: u64,
+    /// When the oldest entry that isn't sent yet was appended.
+    pending_since_ns: Option<u64>,
+    told_released: OutputId,
+    stop: Option<PrimaryEnd>,
+}
+
+impl PrimaryRole {
+    /// A primary that owns generation `session.generation` by a won claim and waits for its backup.
+    #[must_use]
+    pub fn awaiting_backup(session: SessionHeader, timing: Timing) -> Self {
+        Self::new(Mode::AwaitingBackup, session, timing, LogSeq(0), OutputId(0))
+    }
+
+    /// A primary that owns generation `session.generation` by a won claim and runs alone from the start.
+    #[must_use]
+    pub fn alone(session: SessionHeader, timing: Timing) -> Self {
+        Self::new(Mode::Alone, session, timing, LogSeq(0), OutputId(0))
+    }
+
+    /// A backup that has gone live as generation `session.generation`: the next entry is `first`, the next output that
+    /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent.
+    #[must_use]
+    pub fn gone_live(
+        session: SessionHeader,
+        timing: Timing,
+        first: LogSeq,
+        next_output: OutputId,
+        tail: VecDeque<(OutputId, OutputOperation)>,
+    ) -> Self {
+        let mut role = Self::new(Mode::Alone, session, timing, first, next_output);
+        for (id, operation) in tail {
+            role.gate.pass(id, operation);
+        }
+        role
+    }
+
+    fn new(mode: Mode, session: SessionHeader, timing: Timing, first: LogSeq, next_output: OutputId) -> Self {
+        Self {
+            mode,
+            join: None,
+            session,
+            log: Log::Unread(first),
+            gate: OutputGate::new(next_output),
+            pace: Pace::new(timing.lag_bound_ns),
+            kept: None,
+            timing,
+            outgoing: Vec::new(),
+            actions: VecDeque::new(),
+            heard_ns: 0,
+            joined_ns: 0,
+            spoke_ns: 0,
+            pending_since_ns: None,
+            told_released: next_output,
+            stop: None,
+        }
+    }
+
+    /// What the VM is, of the generation that this node owns.
+    #[must_use]
+    pub const fn session(&self) -> &SessionHeader {
+        &self.session
+    }
+
+    /// The generation that this node owns, alone or with its backup.
+    #[must_use]
+    pub const fn generation(&self) -> Generation {
+        self.session.generation
+    }
+
+    /// Whether a backup acknowledges the log.
+    #[must_use]
+    pub const fn is_protected(&self) -> bool {
+        matches!(self.mode, Mode::Protected)
+    }
+
+    /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
+    /// while its backup is far behind, not when it is to end.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        let is_owner = match &self.mode {
+            Mode::AwaitingBackup | Mode::Ended => false,
+            Mode::Alone | Mode::Protected => true,
+            Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner,
+        };
+        is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX && !self.pace.is_stopped()
+    }
+
+    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`](super::FULL_SHARE): less while its backup is
+    /// behind.
+    #[must_use]
+    pub const fn share(&self) -> u32 {
+        self.pace.share()
+    }
+
+    /// How far the backup's replay is behind, now and at most so far, in nanoseconds.
+    #[must_use]
+    pub const fn lag_ns(&self) -> (u64, u64) {
+        self.pace.lag_ns()
+    }
+
+    /// The gate, for its figures.
+    #[must_use]
+    pub const fn gate(&self) -> &OutputGate {
+        &self.gate
+    }
+
+    /// Entries appended so far.
+    #[must_use]
+    pub const fn appended(&self) -> LogSeq {
+        self.log.appended()
+    }
+
+    /// Appends an entry to the log, and holds its output.
+    ///
+    /// After the end nothing is taken any more: what a fenced guest does has no consequence.
+    pub fn append(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
+        if matches!(self.mode, Mode::Ended) {
+            return;
+        }
+        let seq = self.log.append(entry);
+        if let Some((id, operation)) = output {
+            self.gate.hold(now_ns, seq, id, operation);
+        }
+        if let EntryBody::Stopped(reason) = entry.body {
+            self.stop = Some(PrimaryEnd::GuestStopped(reason));
+        }
+        if mutated(Mutation::SkipOutputRule) {
+            self.gate.release_all(now_ns);
+        }
+        self.release(now_ns);
+        if let Log::Streamed(sender) = &self.log {
+            self.pending_since_ns.get_or_insert(now_ns);
+            if sender.pending_bytes() >= FLUSH_BYTES {
+                self.flush(now_ns);
+            }
+        }
+        self.end_if_stopped();
+    }
+
+    /// Puts what has been appended into [`take_outgoing`](Self::take_outgoing).
+    pub fn flush(&mut self, now_ns: u64) {
+        if let Log::Streamed(sender) = &mut self.log {
+            while sender.take_frame(&mut self.outgoing) {
+                self.spoke_ns = now_ns;
+            }
+            if mutated(Mutation::ReleaseOnSend) {
+                self.gate.release(now_ns, sender.sent());
+            }
+            self.pending_since_ns = None;
+        }
+    }
+
+    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all; if a log is kept on disk,
+    /// only what it has too.
+    fn release(&mut self, now_ns: u64) {
+        let allowed = match (&self.mode, &self.log) {
+            (Mode::Alone, log) => log.appended(),
+            (Mode::Protected, Log::Streamed(sender)) => sender.acked(),
+            _ => return,
+        };
+        self.gate.release(now_ns, self.kept.map_or(allowed, |kept| kept.min(allowed)));
+    }
+
+    /// All entries below `kept` are in the log on disk, and outputs wait for that from now on; with `None` they don't, as
+    /// no log is kept any more.
+    pub fn log_kept(&mut self, now_ns: u64, kept: Option<LogSeq>) {
+        self.kept = kept;
+        self.release(now_ns);
+    }
+
+    /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
+    pub fn tick(&mut self, now_ns: u64) {
+        self.lose_silent_backup(now_ns);
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            let request = claiming.poll(now_ns);
+            self.actions.extend(request.map(PrimaryAction::Claim));
+        }
+        if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
+            self.flush(now_ns);
+        }
+        if self.is_streaming() {
+            // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
+            self.tell_released();
+        }
+        // A backup that takes its time to join costs nothing.
+        if self.is_protected() {
+            self.pace.appended(now_ns, self.log.appended());
+            self.pace.correct(now_ns);
+        }
+        if self.has_backup() && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
+            Message::Heartbeat.encode(&mut self.outgoing);
+            self.spoke_ns = now_ns;
+        }
+    }
+
+    /// Whether there are bytes to send to the backup.
+    #[must_use]
+    pub fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Bytes to send to the backup, moved to the end of `out`.
+    pub fn take_outgoing(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.outgoing);
+    }
+
+    /// The next output that may leave. Say [`PrimaryRole::put_out`] and [`PrimaryRole::carried`] of it.
+    pub fn take_released(&mut self) -> Option<(OutputId, Arc<OutputOperation>)> {
+        self.gate.take_released()
+    }
+
+    /// All outputs below `next` have been written to the console or handed to the network, as far as there is one.
+    pub fn put_out(&mut self, next: OutputId) {
+        self.gate.put_out(next);
+    }
+
+    /// The network has carried all frames below `next`.
+    pub fn carried(&mut self, next: OutputId) {
+        self.gate.carried(next);
+    }
+
+    /// The network is there (again) and has carried all frames below `next`: what follows is to be taken again.
+    pub fn send_again(&mut self, next: OutputId) {
+        self.gate.send_again(next);
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<PrimaryAction> {
+        self.actions.pop_front()
+    }
+}

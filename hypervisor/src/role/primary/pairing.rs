@@ -1,0 +1,169 @@
+//! The primary and its backup: how one joins, what it says, how it is lost.
+
+use super::join::Join;
+use super::log::Log;
+use super::{Mode, PrimaryAction, PrimaryRole};
+use crate::arbiter::ClaimKind;
+use crate::mutation::{Mutation, mutated};
+use crate::role::message_name;
+use logchannel::entry::LogSeq;
+use logchannel::message::Message;
+use logchannel::session::VmId;
+use logchannel::stream::LogSender;
+use vm::{Machine, OutputId};
+
+impl PrimaryRole {
+    /// Whether a backup of `vm` may join now.
+    ///
+    /// # Errors
+    /// Why it may not, in words for its operator.
+    pub fn can_take_backup(&self, vm: &VmId) -> Result<(), String> {
+        if *vm != self.session.vm {
+            return Err(format!("this is the primary of VM {}, not of {vm}", self.session.vm));
+        }
+        match self.mode {
+            Mode::AwaitingBackup | Mode::Alone if self.join.is_none() => Ok(()),
+            Mode::AwaitingBackup | Mode::Alone | Mode::Protected => Err("this primary has a backup already".into()),
+            Mode::Claiming(_) => Err("this primary is not sure yet that the VM is its own: try again".into()),
+            Mode::Ended => Err("this primary has ended".into()),
+        }
+    }
+
+    /// A backup of `vm` joins: it gets the session, and then the guest's memory.
+    ///
+    /// # Errors
+    /// As [`PrimaryRole::can_take_backup`].
+    pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
+        self.can_take_backup(vm)?;
+        Message::Session(self.session.clone()).encode(&mut self.outgoing);
+        (self.heard_ns, self.spoke_ns, self.joined_ns) = (now_ns, now_ns, now_ns);
+        self.join = Some(Join::Asked);
+        Ok(())
+    }
+
+    /// Whether a backup is joining that hasn't got the guest's memory yet.
+    #[must_use]
+    pub const fn is_copying(&self) -> bool {
+        matches!(&self.join, Some(join) if join.is_copying())
+    }
+
+    /// Whether the driver is to say [`PrimaryRole::copy_snapshot`]: a backup needs memory, and the channel has room.
+    #[must_use]
+    pub fn wants_copy(&self) -> bool {
+        self.join.as_ref().is_some_and(|join| join.wants_copy(self.outgoing.len()))
+    }
+
+    /// Copies a piece of the machine for a backup that is joining. The machine must have consumed all that was appended, and
+    /// its outputs must have been taken.
+    pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
+        let Some(join) = &mut self.join else { return };
+        let seq = self.log.appended();
+        if join.copy(machine, &self.gate, seq, &mut self.outgoing) {
+            // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
+            let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
+            self.log = Log::Streamed(LogSender::new(first));
+            self.told_released = self.gate.next_to_leave();
+            self.pace.consumed(seq);
+        }
+        (self.spoke_ns, self.joined_ns) = (now_ns, now_ns);
+    }
+
+    /// The backup said something.
+    pub fn backup_said(&mut self, now_ns: u64, message: Message) {
+        // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
+        self.lose_silent_backup(now_ns);
+        self.heard_ns = now_ns;
+        match (message, &self.mode, &self.join) {
+            (Message::Accepted, Mode::AwaitingBackup | Mode::Alone, Some(Join::Restoring)) => {
+                // What has left unheld, the backup must have before it may claim.
+                self.flush(now_ns);
+                // From here on outputs are held; only after that is the backup told that it may claim.
+                if !mutated(Mutation::TellBeforeHolding) {
+                    self.mode = Mode::Protected;
+                }
+                self.join = None;
+                let generation = self.session.generation;
+                Message::Protected { generation }.encode(&mut self.outgoing);
+                self.spoke_ns = now_ns;
+                self.actions.push_back(PrimaryAction::Protected(generation));
+            }
+            (Message::Ack { received }, _, _) if self.is_streaming() => self.acknowledged(now_ns, received),
+            (Message::Consumed { consumed, .. }, _, _) => self.pace.consumed(consumed),
+            (Message::Heartbeat, _, _) => {}
+            (Message::Refused { reason }, _, Some(_)) => {
+                self.lose_backup(format!("the backup refused the session: {reason}"));
+            }
+            (Message::Goodbye { reason }, _, _) => self.lose_backup(format!("the backup left: {reason}")),
+            (message, Mode::Protected, _) | (message, _, Some(_)) => {
+                self.lose_backup(format!("the backup broke the protocol with {}", message_name(&message)));
+            }
+            // Late words of a backup that is lost already.
+            (_, Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended, None) => {}
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, now_ns: u64, received: LogSeq) {
+        let Log::Streamed(sender) = &mut self.log else { return };
+        match sender.acknowledge(received) {
+            Ok(()) => {
+                self.joined_ns = now_ns;
+                self.release(now_ns);
+                self.end_if_stopped();
+            }
+            Err(error) => self.lose_backup(error.to_string()),
+        }
+    }
+
+    /// The connection to the backup is gone.
+    pub fn backup_lost(&mut self, reason: &str) {
+        self.lose_backup(reason.into());
+    }
+
+    /// Gives a backup up that hasn't been heard for too long.
+    pub(super) fn lose_silent_backup(&mut self, now_ns: u64) {
+        let silent_ns = now_ns.saturating_sub(self.heard_ns);
+        if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
+            self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
+        }
+        // One that lives and gets nowhere would keep the place from others.
+        let stuck_ns = now_ns.saturating_sub(self.joined_ns);
+        if self.join.is_some() && stuck_ns >= self.timing.join_timeout_ns() {
+            self.lose_backup(format!("the backup has not got on with joining for {} ms", stuck_ns / 1_000_000));
+        }
+    }
+
+    pub(super) fn lose_backup(&mut self, reason: String) {
+        if !self.has_backup() {
+            return;
+        }
+        self.outgoing.clear();
+        // Nobody will read the rest: whoever wins goes on alone.
+        self.log = Log::Unread(self.log.appended());
+        self.pending_since_ns = None;
+        self.pace.forget();
+        self.actions.push_back(PrimaryAction::CloseChannel { reason });
+        // A backup that was joining can't claim, and costs nothing.
+        if self.join.take().is_none() {
+            let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
+            self.claim(kind);
+        }
+    }
+
+    /// Whether somebody is at the other end of the channel.
+    pub(super) const fn has_backup(&self) -> bool {
+        matches!(self.mode, Mode::Protected) || self.join.is_some()
+    }
+
+    pub(super) const fn is_streaming(&self) -> bool {
+        matches!(self.log, Log::Streamed(_))
+    }
+
+    /// Tells the backup which outputs it will not have to send at go-live.
+    pub(super) fn tell_released(&mut self) {
+        let next_output = OutputId(self.gate.next_to_leave().0 + u64::from(mutated(Mutation::TellReleasedTooEarly)));
+        if next_output > self.told_released {
+            self.told_released = next_output;
+            Message::Released { next_output }.encode(&mut self.outgoing);
+        }
+    }
+}
