@@ -34,6 +34,9 @@ const TICK_WHILE_HOLDING: Duration = Duration::from_millis(1);
 /// From one look of the conductor at heartbeats and timeouts to the next.
 const WATCH: Duration = Duration::from_millis(50);
 
+/// How long a VM that has ended waits for its network to carry the guest's last words, in nanoseconds.
+const LAST_WORDS_NS: u64 = 500_000_000;
+
 /// How a live VM's process ends.
 #[derive(Debug)]
 pub enum LiveEnd {
@@ -73,6 +76,7 @@ pub(super) struct Shared {
 
 impl LiveVm {
     /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and keeps its log in `kept`.
+    /// `boot` says that the guest has just been reset: not that it hasn't run yet, which may also be so for a backup that goes live.
     /// `listener` is where backups come to.
     ///
     /// `on_start` gets the running VM before the guest does anything.
@@ -84,6 +88,7 @@ impl LiveVm {
         role: PrimaryRole,
         machine: Machine,
         kept: Option<KeptLog>,
+        boot: bool,
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
@@ -106,7 +111,7 @@ impl LiveVm {
             node,
         });
         // The attachment comes before the guest's first output, which would be lost without.
-        shared.start_network(&machine)?;
+        shared.start_network(&machine, boot)?;
         on_start(Self { shared: shared.clone() });
         start_ticks(&shared)?;
         visitors::start(&shared, listener)?;
@@ -224,7 +229,7 @@ impl Shared {
         }
     }
 
-    fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
+    fn start_network(self: &Arc<Self>, machine: &Machine, boot: bool) -> io::Result<()> {
         let Some(address) = self.node.network.clone() else { return Ok(()) };
         let network = Network {
             address,
@@ -236,7 +241,6 @@ impl Shared {
             outlets: self.outlets.clone(),
             over: self.over.clone(),
         };
-        let boot = machine.instruction_count().0 == 0;
         // A LAN that refuses this side has been told of; whether it may go on is for the arbiter to say.
         network.start(machine.last_packet_number(), boot, self.clone())?;
         Ok(())
@@ -268,9 +272,25 @@ impl Shared {
             }
             self.inbox.wake();
         };
+        if matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired)) {
+            self.wait_for_last_words();
+        }
         self.over.store(true, Ordering::Release);
         self.inbox.wake();
         end
+    }
+
+    /// Nobody else will send what the network hasn't carried yet.
+    fn wait_for_last_words(&self) {
+        let end_ns = clock::now_ns() + LAST_WORDS_NS;
+        let has_left = || {
+            let role = lock(&self.role);
+            role.gate().next_to_leave() >= role.gate().end()
+        };
+        self.put_out_released();
+        while !has_left() && clock::now_ns() < end_ns {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn tell_owner(&self, generation: Generation) {

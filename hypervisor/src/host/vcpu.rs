@@ -101,6 +101,10 @@ impl Shared {
         if !self.copying.load(Ordering::Acquire) || !lock(&self.role).wants_copy() {
             return;
         }
+        // Left over by a predecessor that had logged only some of a step's outputs: they are logged first.
+        if recorder.machine().has_output() {
+            return;
+        }
         // The bytes are written by the thread that the backup came to: the guest doesn't wait for the channel.
         let actions = self.give(|role, now_ns| role.copy_snapshot(now_ns, recorder.machine_mut()));
         self.pass_on(actions);

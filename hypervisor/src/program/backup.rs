@@ -145,7 +145,7 @@ fn go_live(
         succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
     let role = PrimaryRole::gone_live(session, timing, entries, next_output, tail);
-    run_live(node, role, machine, kept, listener, |running| {
+    run_live(node, role, machine, kept, false, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,
             last_entry_received_us: moments.last_entry_received_ns / 1000,

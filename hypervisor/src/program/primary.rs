@@ -83,7 +83,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         PrimaryRole::awaiting_backup(session, timing)
     };
     let kept = begin_log(keeping, &role, &node)?;
-    run_live(node, role, machine, kept, listener, |running| stop.runs(running))
+    run_live(node, role, machine, kept, true, listener, |running| stop.runs(running))
 }
 
 /// Goes on from a log on disk.
@@ -114,7 +114,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     let timing = options.node.timing();
     let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, resumed.tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
-    run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running))
+    run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running))
 }
 
 fn tell_owner(node: &Node, generation: Generation) {
@@ -135,11 +135,12 @@ pub(super) fn run_live(
     role: PrimaryRole,
     machine: Machine,
     kept: Option<KeptLog>,
+    boot: bool,
     listener: std::net::TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, kept, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, kept, boot, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
     })
