@@ -1,0 +1,173 @@
+//! The guest: a function of its log, and a machine that writes its memory meanwhile, so that there is something to copy.
+
+use crate::world::{STEPS_PER_PAGE, machine, writing_guest};
+use logchannel::entry::{EntryBody, Generation, LogEntry};
+use logchannel::session::NodeId;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use vm::{Event, Machine, OutputId, OutputOperation, StopReason};
+
+/// How the guest lives, apart from telling under whom: so many steps, then its end.
+pub(super) const STEPS: usize = 240;
+
+/// Pages that it writes: a copy of them takes more than one piece.
+const PAGES: u32 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Packet,
+    Frame,
+    Word,
+    Clock,
+    Progress,
+    Timer,
+    Entropy,
+    Digest,
+}
+
+/// What it does again and again.
+const ROUND: [Step; 15] = {
+    use Step::{Clock, Digest, Entropy, Frame, Packet, Progress, Timer, Word};
+    [Packet, Frame, Clock, Word, Packet, Progress, Frame, Frame, Timer, Word, Digest, Word, Packet, Entropy, Frame]
+};
+
+/// What a log has come to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Story {
+    /// Digests of the log up to each of its entries, that one included.
+    log: Vec<u64>,
+    steps: usize,
+    /// Of each output the place of its entry, and its digest.
+    outputs: Vec<(usize, u64)>,
+    /// How many of them are frames.
+    frames: u64,
+    /// The number of the packet that has to come next.
+    pub(super) next_packet: u64,
+    pub(super) is_stopped: bool,
+}
+
+impl Story {
+    pub(super) fn entries(&self) -> usize {
+        self.log.len()
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    pub(super) fn outputs(&self) -> impl Iterator<Item = u64> {
+        self.outputs.iter().map(|(_, digest)| *digest)
+    }
+
+    pub(super) fn next_output(&self) -> OutputId {
+        OutputId(self.outputs.len() as u64)
+    }
+
+    /// The place of an output's entry.
+    pub(super) fn place_of(&self, id: OutputId, digest: u64) -> usize {
+        let (place, expected) = self.outputs[usize::try_from(id.0).unwrap()];
+        assert_eq!(digest, expected, "output {} isn't the guest's, or another on its way", id.0);
+        place
+    }
+
+    /// The digest of the first `entries` entries.
+    pub(super) fn digest(&self, entries: usize) -> u64 {
+        entries.checked_sub(1).map_or(0, |last| self.log[last])
+    }
+
+    fn step(&self) -> Step {
+        ROUND[self.steps % ROUND.len()]
+    }
+
+    /// What the guest sends if this is where it sends something: its place among its kind, and all that it is a function of.
+    fn output(&self) -> OutputOperation {
+        let is_frame = self.step() == Step::Frame;
+        let place = if is_frame { self.frames } else { self.outputs.len() as u64 - self.frames };
+        let bytes = [place.to_le_bytes(), self.digest(self.log.len()).to_le_bytes()].concat();
+        if is_frame { OutputOperation::Frame(bytes) } else { OutputOperation::Console(bytes) }
+    }
+
+    /// The next entry happens; what the guest sends by that.
+    fn go_on(&mut self, entry: &LogEntry) -> Option<(OutputId, OutputOperation)> {
+        assert!(!self.is_stopped, "something after the guest's end: {entry:?}");
+        let mut sent = None;
+        match &entry.body {
+            EntryBody::Event(Event::Packet { number, .. }) => {
+                assert_eq!(*number, self.next_packet, "a packet is lost or comes again");
+                self.next_packet += 1;
+            }
+            EntryBody::Output { id, digest } => {
+                let output = self.output();
+                let expected = (self.next_output(), output.digest());
+                assert_eq!((*id, *digest), expected, "the guest sends something else");
+                self.outputs.push((self.log.len(), *digest));
+                self.frames += u64::from(matches!(output, OutputOperation::Frame(_)));
+                sent = Some((*id, output));
+            }
+            EntryBody::Stopped(_) => self.is_stopped = true,
+            EntryBody::Event(_) | EntryBody::Progress | EntryBody::Digest(_) | EntryBody::Generation(_) => {}
+        }
+        self.steps += usize::from(!matches!(entry.body, EntryBody::Generation(_)));
+        let mut hasher = DefaultHasher::new();
+        (self.digest(self.log.len()), entry).hash(&mut hasher);
+        self.log.push(hasher.finish());
+        sent
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) story: Story,
+    pub(super) machine: Machine,
+}
+
+impl Guest {
+    pub(super) fn new() -> Self {
+        let mut machine = machine(&writing_guest(PAGES));
+        machine.run(machine.instruction_count().plus(STEPS_PER_PAGE * u64::from(PAGES + 1)));
+        Self { story: Story::default(), machine }
+    }
+
+    /// The guest under `owner` comes to its next entry; `packet` is the one that waits for it.
+    pub(super) fn live(&mut self, owner: NodeId, packet: Option<u64>) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
+        self.machine.run(self.machine.instruction_count().plus(STEPS_PER_PAGE));
+        let place = self.story.log.len() as u64;
+        let by_owner = u64::try_from(owner.0).unwrap();
+        let body = match (self.story.step(), packet) {
+            _ if self.story.steps == STEPS => EntryBody::Stopped(StopReason::PowerOff { code: 0 }),
+            (Step::Packet, Some(number)) => EntryBody::Event(Event::Packet { number, frame: vec![7; 60] }),
+            (Step::Packet, None) | (Step::Progress, _) => EntryBody::Progress,
+            (Step::Frame | Step::Word, _) => {
+                EntryBody::Output { id: self.story.next_output(), digest: self.story.output().digest() }
+            }
+            // What is no function of the guest's state is no function of the place in the log.
+            (Step::Clock, _) => EntryBody::Event(Event::ClockRead { ticks: place << 8 | by_owner }),
+            (Step::Entropy, _) => {
+                EntryBody::Event(Event::Entropy { bits: u16::try_from((place << 4 | by_owner) & 0xffff).unwrap() })
+            }
+            (Step::Timer, _) => EntryBody::Event(Event::TimerInterrupt),
+            (Step::Digest, _) => EntryBody::Digest(self.machine.digest()),
+        };
+        self.log(body)
+    }
+
+    /// An entry tells of the guest's new owner.
+    pub(super) fn owned(&mut self, generation: Generation) -> LogEntry {
+        self.log(EntryBody::Generation(generation)).0
+    }
+
+    fn log(&mut self, body: EntryBody) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
+        let entry = LogEntry { count: self.machine.instruction_count(), body };
+        let output = self.story.go_on(&entry);
+        (entry, output)
+    }
+
+    /// The same happens again; what the guest sends by that.
+    pub(super) fn replay(&mut self, entry: &LogEntry) -> Option<(OutputId, OutputOperation)> {
+        assert!(self.machine.instruction_count() <= entry.count, "an entry of the past: {entry:?}");
+        self.machine.run(entry.count);
+        if let EntryBody::Digest(expected) = &entry.body {
+            assert_eq!(self.machine.digest(), *expected, "divergence");
+        }
+        self.story.go_on(entry)
+    }
+}

@@ -1,0 +1,178 @@
+//! What is around both sides and outlives them: the LAN, the console's reader, the arbiter; and what they have seen.
+
+use super::guest::Story;
+use super::points::Points;
+use crate::world::Arbiter;
+use logchannel::entry::Generation;
+use logchannel::session::NodeId;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use vm::{OutputId, OutputOperation};
+
+/// Packets that come for the guest.
+pub(super) const PACKETS: u64 = 36;
+
+/// A frame on its way to the LAN, on the port of a generation.
+pub(super) type FrameUnderWay = (Generation, OutputId, Arc<OutputOperation>);
+
+/// What the sides share.
+#[derive(Debug)]
+pub(super) struct Outside {
+    pub(super) now_ns: u64,
+    pub(super) points: Points,
+    pub(super) arbiter: Arbiter,
+    pub(super) lan: Lan,
+    /// What the console's reader has read: of each word what, and who wrote it last.
+    console: Vec<(OutputOperation, NodeId)>,
+    /// Words that were written again by a successor.
+    pub(super) words_again: u32,
+    /// Whether an output has reached somebody, by its id.
+    has_left: Vec<bool>,
+    /// So many entries of the log, with this digest, have become known by what they made the guest send.
+    known: (usize, u64),
+    pub(super) owners: BTreeMap<Generation, NodeId>,
+}
+
+impl Outside {
+    pub(super) fn new(points: Points) -> Self {
+        Self {
+            now_ns: 1_000_000_000,
+            points,
+            arbiter: Arbiter::default(),
+            lan: Lan::default(),
+            console: Vec::new(),
+            words_again: 0,
+            has_left: Vec::new(),
+            known: (0, 0),
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// A side says that it owns the VM as this generation.
+    pub(super) fn owns(&mut self, generation: Generation, node: NodeId, story: &Story) {
+        let flag = generation.0 - 1;
+        assert_eq!(self.arbiter.claims.get(&flag).map(|claim| claim.node), Some(node), "without a won claim");
+        assert_eq!(self.owners.insert(generation, node), None, "generation {generation} has two owners");
+        self.check_known(story);
+    }
+
+    /// A log has to begin with all of the log that anybody knows of.
+    pub(super) fn check_known(&self, story: &Story) {
+        let (entries, digest) = self.known;
+        assert!(story.entries() >= entries, "{entries} entries are known of, and the owner has {}", story.entries());
+        assert_eq!(story.digest(entries), digest, "the owner's log is another than what is known of");
+    }
+
+    /// An output whose entry is at `place` leaves its owner.
+    pub(super) fn learn(&mut self, story: &Story, place: usize) {
+        if place >= self.known.0 {
+            self.check_known(story);
+            self.known = (place + 1, story.digest(place + 1));
+        }
+    }
+
+    /// A word is written to the console. Each is read at least once; again only when a successor that hadn't heard that it
+    /// had left writes it, and it is the same then.
+    pub(super) fn write(&mut self, writer: NodeId, id: OutputId, word: &OutputOperation) {
+        let place = place(word);
+        match self.console.get_mut(place) {
+            Some((before, last_writer)) => {
+                assert_eq!(before, word, "word {place} is written again, and is another");
+                assert_ne!(*last_writer, writer, "word {place} is written twice by {writer}");
+                *last_writer = writer;
+                self.words_again += 1;
+            }
+            None => {
+                assert_eq!(place, self.console.len(), "words before this one are written by nobody");
+                self.console.push((word.clone(), writer));
+            }
+        }
+        self.left(id);
+    }
+
+    /// The LAN carries the next frame on its way to it.
+    pub(super) fn carry(&mut self) {
+        let Some((port, id, frame)) = self.lan.under_way.pop_front() else { return };
+        if port < self.lan.generation {
+            self.lan.refused += 1;
+            return;
+        }
+        let place = place(&frame);
+        match self.lan.carried.get(place) {
+            Some(before) => {
+                assert_eq!(before, &*frame, "frame {place} comes again, and is another");
+                self.lan.dropped += 1;
+            }
+            None => {
+                assert_eq!(place, self.lan.carried.len(), "frames before this one are sent by nobody");
+                self.lan.carried.push((*frame).clone());
+                self.lan.next_output = OutputId(id.0 + 1);
+                self.left(id);
+            }
+        }
+    }
+
+    fn left(&mut self, id: OutputId) {
+        let index = usize::try_from(id.0).unwrap();
+        self.has_left.resize(self.has_left.len().max(index + 1), false);
+        self.has_left[index] = true;
+    }
+
+    /// A backup is told that it need not send anything below `next`.
+    pub(super) fn check_released(&self, next: OutputId) {
+        let not_left = (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
+        assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);
+    }
+
+    /// All that the guest has sent has been carried once and read, in order, and all that was sent to it has arrived.
+    pub(super) fn check_end(&self, story: &Story) {
+        self.check_known(story);
+        let (mut frames, mut words) = (self.lan.carried.iter(), self.console.iter().map(|(word, _)| word));
+        for (id, digest) in story.outputs().enumerate() {
+            let next = [frames.as_slice().first(), words.clone().next()];
+            match next.map(|output| output.is_some_and(|output| output.digest() == digest)) {
+                [true, _] => _ = frames.next(),
+                [_, true] => _ = words.next(),
+                [false, false] => panic!("output {id} has reached nobody"),
+            }
+        }
+        assert_eq!((frames.count(), words.count()), (0, 0), "more has left than the guest has sent");
+        assert_eq!((story.next_packet, self.lan.packets), (PACKETS, PACKETS), "packets that the guest has got");
+    }
+}
+
+/// The place of an output among its kind, as the guest wrote it there.
+fn place(output: &OutputOperation) -> usize {
+    usize::from(output.bytes()[0]) | usize::from(output.bytes()[1]) << 8
+}
+
+/// The network behind all owners of the VM.
+#[derive(Debug, Default)]
+pub(super) struct Lan {
+    generation: Generation,
+    pub(super) under_way: VecDeque<FrameUnderWay>,
+    carried: Vec<OutputOperation>,
+    next_output: OutputId,
+    /// Packets that have come for the guest; it keeps them.
+    pub(super) packets: u64,
+    /// Frames that it had carried already.
+    pub(super) dropped: u32,
+    /// Frames on ports of older generations.
+    pub(super) refused: u32,
+}
+
+impl Lan {
+    /// An owner attaches; what it needn't send, or `None` if there is a newer one.
+    pub(super) fn attach(&mut self, generation: Generation) -> Option<OutputId> {
+        if generation < self.generation {
+            return None;
+        }
+        self.generation = generation;
+        Some(self.next_output)
+    }
+
+    /// What the owner that is attached as `port` hears of its frames.
+    pub(super) fn tell(&self, port: Generation) -> Option<OutputId> {
+        (port >= self.generation).then_some(self.next_output)
+    }
+}
