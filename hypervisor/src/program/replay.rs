@@ -256,7 +256,8 @@ impl Replay {
             digests_checked: self.digests_checked,
             state_digest: machine.digest().to_string(),
             seconds: Duration::from_nanos(took_ns).as_secs_f64(),
-            guest_seconds: Duration::from_nanos(machine.last_ticks().saturating_mul(1_000_000_000 / TIMEBASE_HZ)).as_secs_f64(),
+            guest_seconds: Duration::from_nanos(machine.last_ticks().saturating_mul(1_000_000_000 / TIMEBASE_HZ))
+                .as_secs_f64(),
             ending: self.ending.to_string(),
         })
     }

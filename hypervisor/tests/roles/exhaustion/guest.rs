@@ -128,7 +128,11 @@ impl Guest {
     }
 
     /// The guest under `owner` comes to its next entry; `packet` is the one that waits for it.
-    pub(super) fn live(&mut self, owner: NodeId, packet: Option<u64>) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
+    pub(super) fn live(
+        &mut self,
+        owner: NodeId,
+        packet: Option<u64>,
+    ) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
         self.machine.run(self.machine.instruction_count().plus(STEPS_PER_PAGE));
         let place = self.story.log.len() as u64;
         let by_owner = u64::try_from(owner.0).unwrap();

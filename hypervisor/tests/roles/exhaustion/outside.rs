@@ -120,7 +120,8 @@ impl Outside {
 
     /// A backup is told that it need not send anything below `next`.
     pub(super) fn check_released(&self, next: OutputId) {
-        let not_left = (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
+        let not_left =
+            (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
         assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);
     }
 
