@@ -228,3 +228,65 @@ fn a_guest_that_ended_under_its_predecessor_ends_under_the_successor() {
         "{rest:?}"
     );
 }
+
+/// A source whose time goes on by `step_ns` at every look.
+struct Clock {
+    now_ns: u64,
+    step_ns: u64,
+}
+
+impl EventSource for Clock {
+    fn now_ns(&mut self) -> u64 {
+        self.now_ns += self.step_ns;
+        self.now_ns
+    }
+
+    fn ticks(&mut self) -> u64 {
+        self.now_ns / 100
+    }
+
+    fn entropy(&mut self) -> u16 {
+        0
+    }
+
+    fn poll(&mut self, machine: &Machine) -> Option<Event> {
+        machine.timer_deadline().filter(|deadline| *deadline <= self.now_ns / 100).map(|_| Event::TimerInterrupt)
+    }
+}
+
+/// The longest time without an entry while the guest got on, in nanoseconds.
+fn longest_silence_ns(code: &[u32]) -> u64 {
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(code), Clock { now_ns: 0, step_ns: 10_000 }, Intervals::default());
+    let (mut entries, mut count, mut since_ns, mut longest_ns) = (0, InstructionCount(0), 0, 0);
+    for _ in 0..20_000 {
+        assert!(!matches!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Stopped(_))));
+        let now_ns = recorder.source().now_ns;
+        if log.0.len() > entries || recorder.machine().instruction_count() == count {
+            (entries, count, since_ns) = (log.0.len(), recorder.machine().instruction_count(), now_ns);
+        }
+        longest_ns = longest_ns.max(now_ns - since_ns);
+    }
+    let last = log.0.last().unwrap().count;
+    assert!(recorder.machine().instruction_count().since(last) < 1_000_000, "the backup may go nearly as far");
+    replay(machine(code), &log.0);
+    longest_ns
+}
+
+/// Scales et al. 2010, §2.1: the backup must know how far it may run, whatever the guest does or doesn't do.
+#[test]
+fn a_guest_that_computes_sleeps_or_masks_its_interrupts_tells_its_backup_how_far_it_is() {
+    const SPIN: u32 = 0x0000_006f;
+    /// `csrci sstatus, SIE`
+    const MASK_INTERRUPTS: u32 = 0x1001_7073;
+    // SBI set_timer(1): an interrupt that is due at once, and that nobody takes.
+    let set_timer = [addi(10, 0, 1), lui(17, 0x54495), addi(17, 17, 0xd45), addi(16, 0, 0), ECALL];
+    let computing = vec![SPIN];
+    let masked = [&set_timer[..], &[MASK_INTERRUPTS, SPIN]].concat();
+    let sleeping = vec![];
+    let bound_ns = Intervals::default().progress_ns + 200_000;
+    for (what, code) in [("computes", computing), ("masks", masked), ("sleeps", sleeping)] {
+        let silence_ns = longest_silence_ns(&code);
+        assert!(silence_ns <= bound_ns, "a guest that {what} was silent for {silence_ns} ns");
+    }
+}

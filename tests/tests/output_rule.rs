@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use hypervisor::program::cluster::PATIENCE;
-use logchannel::entry::{EntryBody, LogEntry, LogSeq};
+use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -14,7 +14,6 @@ use std::time::Duration;
 use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Stage, wait_until};
-use vm::Event;
 
 /// How long to look for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -27,23 +26,13 @@ fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
     assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
 }
 
-/// The guest's answer to the packet that carries `request`, as an entry of the log.
-fn answer_to(link: &Link, request: &[u8]) -> (LogSeq, LogEntry) {
-    let carries = |frame: &[u8]| frame.windows(request.len()).any(|window| window == request);
-    let (seq, _) = link.wait_for_entry(
-        LogSeq(0),
-        |entry| matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame)),
-    );
-    link.wait_for_entry(seq, |entry| matches!(entry.body, EntryBody::Output { .. }))
-}
-
-/// Waits until the backup has acknowledged the entry at `seq`; the link may hold that back.
-fn wait_for_ack(link: &Link, seq: LogSeq) {
-    wait_until("the acknowledgement", || link.seen(Direction::ToPrimary).iter().any(|message| covers(message, seq)));
-}
-
 fn covers(message: &Message, seq: LogSeq) -> bool {
     matches!(message, Message::Ack { received } if *received > seq)
+}
+
+/// Where the guest stood at the entry `seq`.
+fn count_at(link: &Link, seq: LogSeq) -> u64 {
+    link.entries()[usize::try_from(seq.0).unwrap()].count.0
 }
 
 /// Waits until the backup says that it has replayed beyond `count` steps, for which the primary must have run further.
@@ -67,9 +56,9 @@ fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
 
     link.hold(Direction::ToPrimary);
     client.write_all(b"other").unwrap();
-    let (seq, output) = answer_to(&link, b"other");
-    wait_for_ack(&link, seq);
-    wait_for_replay_beyond(&link, output.count.0);
+    let [_, answer_seq] = link.wait_for_answer(b"other");
+    link.wait_for_ack(answer_seq);
+    wait_for_replay_beyond(&link, count_at(&link, answer_seq));
     client.set_read_timeout(Some(SILENCE)).unwrap();
     no_answer(client.read(&mut answer));
 
@@ -95,8 +84,8 @@ fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let requests = ["request one", "request two", "request three"];
     let outputs = requests.map(|request| {
         client.send(request.as_bytes()).unwrap();
-        let (seq, _) = answer_to(&link, request.as_bytes());
-        wait_for_ack(&link, seq);
+        let [_, seq] = link.wait_for_answer(request.as_bytes());
+        link.wait_for_ack(seq);
         seq
     });
     for (request, seq) in requests.iter().zip(outputs) {
@@ -135,8 +124,8 @@ fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
 
     link.hold(Direction::ToPrimary);
     client.send(b"how far?").unwrap();
-    let (_, output) = answer_to(&link, b"how far?");
-    wait_for_replay_beyond(&link, output.count.0 + STEPS);
+    let [_, answer_seq] = link.wait_for_answer(b"how far?");
+    wait_for_replay_beyond(&link, count_at(&link, answer_seq) + STEPS);
     client.set_read_timeout(Some(SILENCE)).unwrap();
     no_answer(client.recv(&mut [0; 200]));
 
