@@ -49,7 +49,25 @@ impl Reporter {
             // A reader that went away must not take the guest with it.
             let _ = writeln!(std::io::stdout().lock(), "{text}");
         } else {
-            let _ = writeln!(std::io::stderr().lock(), "{}: {report}", self.program);
+            let _ = writeln!(std::io::stderr().lock(), "{}: {}", self.program, printable(&report.to_string()));
         }
+    }
+}
+
+/// A line for a terminal: a report may have words of a peer in it, which must not move the cursor or look like a line of ours.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_stay_on_their_line() {
+        assert_eq!(
+            printable("lost (ü\x1b[2J\nft-primary: all is well)"),
+            r"lost (ü\u{1b}[2J\nft-primary: all is well)"
+        );
     }
 }

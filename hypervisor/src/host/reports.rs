@@ -91,6 +91,9 @@ pub enum NodeReport {
         instruction_count: u64,
         /// Outputs that the LAN is asked whether it has carried.
         tail_outputs: usize,
+        /// The log is the backup's. What a backup acknowledges needn't be on its disk yet: what clients have seen last may be
+        /// missing.
+        kept_by_backup: bool,
     },
     /// The arbiter could not be asked; nobody goes on until it can.
     ArbiterUnreachable {
@@ -235,12 +238,19 @@ impl fmt::Display for NodeReport {
             Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
             Self::Joined { image } => write!(f, "joined: image {image} received, machine built"),
             Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
-            Self::BackupLost { reason } => write!(f, "backup lost ({reason}); asking for the flag"),
+            // One that hadn't joined yet costs no claim.
+            Self::BackupLost { reason } => write!(f, "backup lost ({reason})"),
             Self::PrimaryLost { reason } => write!(f, "primary lost ({reason}); asking for the flag"),
             Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
-            Self::Resumed { segment, ending, entries, instruction_count, .. } => write!(
+            Self::Resumed { segment, ending, entries, instruction_count, kept_by_backup, .. } => write!(
                 f,
-                "resumed at instruction {instruction_count} after {entries} entries of {segment}, which is {ending}"
+                "resumed at instruction {instruction_count} after {entries} entries of {segment}, which is {ending}{}",
+                if *kept_by_backup {
+                    "; this is the backup's log, in which the last milliseconds that clients have seen may be missing: the \
+                     primary's has them"
+                } else {
+                    ""
+                }
             ),
             Self::ArbiterUnreachable { reason } => {
                 write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")

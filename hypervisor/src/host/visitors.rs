@@ -18,7 +18,7 @@ const VISITORS_MAX: usize = 32;
 /// How long a visitor may take to say what it wants, in nanoseconds.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
-/// From one failure to accept a connection to the next try.
+/// From one look at what should come soon to the next.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// From one look for memory to send to a joining backup to the next.
@@ -81,6 +81,9 @@ impl Shared {
         };
         let Some(Message::Join { vm, .. }) = said.next() else { return Err("it doesn't ask to join".into()) };
         visitor.set_read_timeout(None).map_err(io)?;
+        while lock(&self.role).is_claiming() && clock::now_ns() < patient_until_ns {
+            thread::sleep(RETRY);
+        }
         // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
         let _one_at_a_time = lock(&self.taking);
         if let Err(reason) = lock(&self.role).can_take_backup(&vm) {

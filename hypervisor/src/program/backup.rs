@@ -4,7 +4,6 @@ use super::options::{NodeOptions, listen};
 use super::primary::run_live;
 use super::stop::StopSwitch;
 use super::{Failure, exit, fail_stop, finish, init_tracing};
-use crate::arbiter::Arbiter;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::host::live::LiveVm;
@@ -14,11 +13,12 @@ use crate::host::{clock, entropy};
 use crate::report::Reporter;
 use crate::role::{BackupRole, Expectation, PrimaryRole, Timing};
 use clap::Parser;
-use logchannel::session::{ImageDigest, VmId};
+use logchannel::session::ImageDigest;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -39,9 +39,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 #[command(
     name = "ft-backup",
     version,
-    after_help = "Example:\n  \
+    after_help = exit::help("Example:\n  \
     ft-backup --lan 127.0.0.1:7000 --keep\n\n\
-    finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is."
+    finds the primary of VM vm0 through the arbiter; `--primary 127.0.0.1:7200` says where it is.")
 )]
 struct Options {
     #[command(flatten)]
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
         Err(error) => return finish(reporter, Err(error)),
     };
     let code = finish(reporter, run(&options, &stop));
-    if options.keep && !stop.is_asked() {
+    if options.keep && stop.disowns() {
         thread::sleep(START_OVER);
         let error = start_over();
         tracing::error!("can't start over: {error}");
@@ -116,7 +116,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         None => None,
     };
     let listener = listen(options.listen)?;
-    let arbiter = options.node.arbiter()?;
+    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
     let keeping = options.node.keeping()?;
     let stream = find_primary(&node, options.primary)?;
@@ -127,7 +127,6 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     match backup::run(node.clone(), role, stream, keeping, faults)? {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
-            stop.owns();
             node.mac = succession.session.config.mac;
             go_live(node, *succession, timing, listener, |running| stop.runs(running))
         }
@@ -168,7 +167,7 @@ fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, F
     loop {
         let address = match primary {
             Some(address) => Some(address),
-            None => owner_address(&*node.arbiter, &node.vm)?,
+            None => owner_address(node)?,
         };
         if let Some(address) = address
             && let Ok(stream) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
@@ -184,10 +183,14 @@ fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, F
     }
 }
 
-/// Where the VM's owner listens, as far as the arbiter knows and can be asked.
-fn owner_address(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<SocketAddr>, Failure> {
-    match arbiter.latest(vm) {
-        Ok(claim) => Ok(claim.and_then(|(_, claim)| claim.address?.parse().ok())),
+/// Where the VM's owner listens, as far as the arbiter knows and can be asked. An owner at this node's own address was an
+/// earlier incarnation of it, and is gone.
+fn owner_address(node: &Node) -> Result<Option<SocketAddr>, Failure> {
+    match node.arbiter.latest(&node.vm) {
+        Ok(claim) => {
+            let address = claim.and_then(|(_, claim)| claim.address).filter(|address| *address != node.address);
+            Ok(address.and_then(|address| address.parse().ok()))
+        }
         Err(error) if error.is_unreachable() => Ok(None),
         Err(error) => Err(error.into()),
     }

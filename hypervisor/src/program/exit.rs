@@ -19,9 +19,15 @@ pub const GUEST_FAILED: u8 = 6;
 pub const INTERRUPTED: u8 = 130;
 
 /// The list for `--help`.
-pub const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
+const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
                         diverged; 5 a backup lost its primary before it was protected; 6 the guest halted or powered \
                         off with a failure; 130 interrupted";
+
+/// What `--help` ends with: an example, and what the exit codes mean.
+#[must_use]
+pub fn help(example: &str) -> String {
+    format!("{example}\n\n{HELP}")
+}
 
 /// The code of a guest's end.
 #[must_use]

@@ -21,6 +21,7 @@ mod stop;
 
 use crate::host::reports::NodeReport;
 use crate::report::Reporter;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -46,6 +47,8 @@ fn fail_stop() {
 /// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax; without it, warnings.
 pub(crate) fn init_tracing() {
     let filter = EnvFilter::try_from_env("FT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let colours = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // A second start in one process (tests) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = subscriber.try_init();
 }

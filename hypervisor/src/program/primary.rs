@@ -18,14 +18,14 @@ use logchannel::session::SessionHeader;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vm::Machine;
+use vm::{Machine, OutputOperation};
 
 /// Runs a VM, and keeps a backup in lockstep with it.
 ///
 /// The guest starts when its backup has joined. Nothing that it sends leaves before the backup has acknowledged the log
 /// up to it. Ctrl-C hands a protected VM over to its backup, and ends a VM that has none.
 #[derive(Debug, Parser)]
-#[command(name = "ft-primary", version, after_help = concat!("Example:\n  \
+#[command(name = "ft-primary", version, after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
     ft-primary --guest echo --lan 127.0.0.1:7000 &\n  \
     ft-backup --lan 127.0.0.1:7000\n\nSee also ft-backup --help."))]
@@ -100,6 +100,8 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     if let Some(reason) = resumed.stopped {
         return Err(format!("the guest of VM {} had come to its end: {reason}; start it afresh", node.vm).into());
     }
+    // That the arbiter can't be asked is told by the claim.
+    let owner = node.arbiter.latest(&node.vm).ok().flatten().map(|(_, owner)| owner.node);
     stop.owns();
     let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, resumed.generation, resumed.node)?;
     tell_owner(&node, generation);
@@ -109,10 +111,14 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         entries: resumed.entries_replayed,
         instruction_count: resumed.machine.instruction_count().0,
         tail_outputs: resumed.tail.len(),
+        kept_by_backup: owner != resumed.node,
     });
     let session = SessionHeader { generation, ..resumed.session };
     let timing = options.node.timing();
-    let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, resumed.tail);
+    // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
+    let mut tail = resumed.tail;
+    tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
+    let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
     run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running))
 }

@@ -36,10 +36,10 @@ const PROGRESS_NS: u64 = 10_000_000_000;
 #[command(
     name = "ft-record",
     version,
-    after_help = "Example:\n  \
+    after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
     ft-record --guest echo --lan 127.0.0.1:7000 --output echo.ftlog\n  \
-    ft-replay echo.ftlog"
+    ft-replay echo.ftlog")
 )]
 struct Options {
     #[command(flatten)]

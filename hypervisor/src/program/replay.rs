@@ -32,9 +32,9 @@ const PROGRESS_NS: u64 = 5_000_000_000;
 #[command(
     name = "ft-replay",
     version,
-    after_help = "Example:\n  \
+    after_help = exit::help("Example:\n  \
     ft-replay echo.ftlog\n  \
-    ft-replay echo.ftlog --entries | less"
+    ft-replay echo.ftlog --entries | less")
 )]
 struct Options {
     /// The log, or the directory of ft-primary --log

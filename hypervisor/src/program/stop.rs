@@ -1,8 +1,11 @@
 //! What Ctrl-C does to a side of a VM.
 
 use super::{Failure, exit};
+use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::host::live::LiveVm;
 use crate::host::signals;
+use logchannel::entry::Generation;
+use logchannel::session::VmId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Ends the process in order when it is asked to by SIGINT or SIGTERM: at once as long as it owns no VM, by retiring the
@@ -39,7 +42,15 @@ impl StopSwitch {
 
     /// From here on the VM may belong to this process.
     pub(super) fn owns(&self) {
-        *self.life() = Life::Owner;
+        let mut life = self.life();
+        if matches!(*life, Life::Unburdened) {
+            *life = Life::Owner;
+        }
+    }
+
+    /// `arbiter`, at which a claim may make the VM this process's.
+    pub(super) fn guarding(&self, arbiter: Arc<dyn Arbiter>) -> GuardedArbiter {
+        GuardedArbiter { arbiter, stop: self.clone() }
     }
 
     /// The VM runs, as `running`.
@@ -53,9 +64,15 @@ impl StopSwitch {
         }
     }
 
-    /// Whether it has been asked to end the process.
-    pub(super) fn is_asked(&self) -> bool {
-        matches!(*self.life(), Life::OwnerAskedToStop | Life::Retiring)
+    /// This process's part in the VM is over, so that nothing has to be ended in order any more. `false` if it has been asked to
+    /// end the process.
+    pub(super) fn disowns(&self) -> bool {
+        let mut life = self.life();
+        let is_asked = matches!(*life, Life::OwnerAskedToStop | Life::Retiring);
+        if !is_asked {
+            *life = Life::Unburdened;
+        }
+        !is_asked
     }
 
     fn stop(&self) {
@@ -69,5 +86,24 @@ impl StopSwitch {
             }
         };
         *life = next;
+    }
+}
+
+/// An arbiter that tells the stop switch of claims: who ends between a claim and its answer may leave a VM behind that nobody
+/// can start again.
+#[derive(Debug)]
+pub(super) struct GuardedArbiter {
+    arbiter: Arc<dyn Arbiter>,
+    stop: StopSwitch,
+}
+
+impl Arbiter for GuardedArbiter {
+    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+        self.stop.owns();
+        self.arbiter.test_and_set(vm, generation, claim)
+    }
+
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        self.arbiter.latest(vm)
     }
 }

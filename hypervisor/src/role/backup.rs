@@ -18,6 +18,9 @@ const TAIL_BYTES_MAX: usize = 64 << 20;
 /// What an output costs in the tail beyond its bytes.
 const OUTPUT_OVERHEAD_BYTES: usize = 64;
 
+/// The most bytes that wait for a primary to read them: acknowledgements of a whole log buffer are less.
+const OUTGOING_BYTES_MAX: usize = 8 << 20;
+
 /// From one report of what is consumed to the next, in nanoseconds.
 const CONSUMED_REPORT_NS: u64 = 20_000_000;
 
@@ -434,6 +437,9 @@ impl BackupRole {
                 }
                 if mutated(Mutation::AckBeforeReceive) {
                     self.say(now_ns, &Message::Ack { received: LogSeq(self.receiver.received().0 + 1) });
+                }
+                if self.outgoing.len() > OUTGOING_BYTES_MAX {
+                    return self.primary_lost(now_ns, "the primary doesn't read what it is told");
                 }
                 self.report_consumed(now_ns);
                 if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {

@@ -58,8 +58,8 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long a backup that joins may get nowhere, in nanoseconds: it puts a machine together meanwhile.
-    const fn join_timeout_ns(&self) -> u64 {
+    /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or has its log buffer full.
+    const fn progress_timeout_ns(&self) -> u64 {
         self.failure_timeout_ns.saturating_mul(20)
     }
 }

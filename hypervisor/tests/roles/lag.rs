@@ -2,8 +2,9 @@
 
 use crate::pair::Pair;
 use crate::world::MS;
-use hypervisor::role::{FULL_SHARE, Timing};
+use hypervisor::role::{BackupAction, FULL_SHARE, Timing};
 use logchannel::entry::EntryBody;
+use logchannel::message::Message;
 
 /// The role is ticked as often as by its host.
 const TICK_NS: u64 = 5 * MS;
@@ -127,4 +128,42 @@ fn a_stopped_guest_with_outputs_held_goes_on() {
         pair.replay_some(10);
     }
     panic!("stopped for ever: {:?}", pair.primary.lag_ns());
+}
+
+/// A backup that is alive and acknowledges nothing would keep outputs from everybody.
+#[test]
+fn a_backup_that_lives_and_acknowledges_nothing_is_lost_in_the_end() {
+    let mut pair = Pair::protected();
+    let half_ns = Timing::default().failure_timeout_ns / 2;
+    for _ in 0..100 {
+        pair.pass(half_ns);
+        pair.backup_says(Message::Heartbeat);
+    }
+    assert!(pair.primary.is_protected(), "it has nothing to acknowledge");
+    pair.output();
+    for _ in 0..39 {
+        pair.pass(half_ns);
+        pair.backup_says(Message::Heartbeat);
+    }
+    assert!(pair.primary.is_protected(), "its log buffer may be full");
+    pair.pass(half_ns);
+    assert!(!pair.primary.is_protected());
+    assert!(pair.primary_claim().is_some());
+}
+
+#[test]
+fn a_primary_that_reads_nothing_does_not_fill_its_backups_memory() {
+    let mut pair = Pair::protected();
+    let mut now_ns = 0;
+    for _ in 0..2_000_000 {
+        // What the backup has to say is never taken.
+        pair.backup.primary_said(now_ns, Message::Heartbeat);
+        pair.backup.tick(now_ns);
+        now_ns += Timing::default().heartbeat_ns;
+        if let Some(BackupAction::Lost { reason }) = pair.backup.poll_action() {
+            assert!(reason.contains("doesn't read"), "{reason}");
+            return;
+        }
+    }
+    panic!("it goes on for ever");
 }

@@ -22,6 +22,33 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
 }
 
+/// A backup that finds the mark sends nothing: until they have left, the last words are safer without it.
+#[test]
+fn the_end_mark_waits_for_the_last_words_but_not_for_ever() {
+    let step_ns = Timing::default().failure_timeout_ns / 20;
+    for is_carried in [true, false] {
+        let mut pair = Pair::protected();
+        pair.lan_is_silent = true;
+        pair.output();
+        pair.guest_stops();
+        for _ in 0..19 {
+            pair.exchange();
+            pair.pass(step_ns);
+            assert_eq!(pair.primary_claim(), None, "its backup may have to send it");
+            assert_eq!(pair.out, [0]);
+        }
+        if is_carried {
+            pair.lan_tells();
+            pair.pass(1);
+        } else {
+            pair.exchange();
+            pair.pass(step_ns);
+        }
+        assert_eq!(pair.primary_claim(), Some(end_claim(G)));
+        assert!(!pair.to_primary.is_cut);
+    }
+}
+
 #[test]
 fn a_guest_that_ends_by_itself_is_no_failover() {
     let mut pair = Pair::protected();

@@ -24,8 +24,7 @@ pub struct Resumed {
     pub machine: Machine,
     /// The place of the next entry.
     pub next_seq: LogSeq,
-    /// The frames that may not have left, oldest first: all since the segment's snapshot, as no log says which have left; a
-    /// LAN knows. What was on the console is there, as a rule, and isn't put there again.
+    /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no log says which have left.
     pub tail: VecDeque<(OutputId, OutputOperation)>,
     /// How many older ones were dropped because the tail had 64 MiB.
     pub tail_dropped: u64,
@@ -143,9 +142,6 @@ struct Tail {
 
 impl Tail {
     fn push(&mut self, id: OutputId, operation: OutputOperation) {
-        if matches!(operation, OutputOperation::Console(_)) {
-            return;
-        }
         self.bytes += cost(&operation);
         self.outputs.push_back((id, operation));
         while self.bytes > RESUMED_TAIL_BYTES_MAX

@@ -34,7 +34,7 @@ impl PrimaryRole {
                         self.mode = Mode::Alone;
                         self.release(now_ns);
                         self.actions.push_back(PrimaryAction::Owner(self.session.generation));
-                        self.end_if_stopped();
+                        self.end_if_stopped(now_ns);
                     }
                 }
             }
@@ -80,9 +80,10 @@ impl PrimaryRole {
         self.actions.push_back(PrimaryAction::Claim(request));
     }
 
-    /// A guest that has ended leaves its end mark, once the backup knows that this is no failure.
-    pub(super) fn end_if_stopped(&mut self) {
-        if self.stop.is_none() {
+    /// A guest that has ended leaves its end mark, once its last words are out and the backup knows that this is no failure:
+    /// nobody sends anything any more who finds the mark.
+    pub(super) fn end_if_stopped(&mut self, now_ns: u64) {
+        if self.stop.is_none() || !self.has_said_last_words(now_ns) {
             return;
         }
         match self.mode {
@@ -90,6 +91,12 @@ impl PrimaryRole {
             Mode::Protected if self.log.is_acknowledged() => self.claim(ClaimKind::Ended),
             Mode::AwaitingBackup | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {}
         }
+    }
+
+    /// Whether all that the guest has sent has left, or has had its time to: a VM whose network is gone ends too.
+    fn has_said_last_words(&self, now_ns: u64) -> bool {
+        let has_left = self.gate.next_to_leave() >= self.gate.end();
+        has_left || now_ns.saturating_sub(self.stopped_ns) >= self.timing.failure_timeout_ns
     }
 
     pub(super) fn end(&mut self, end: PrimaryEnd) {

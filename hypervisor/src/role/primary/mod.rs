@@ -99,13 +99,15 @@ pub struct PrimaryRole {
     outgoing: Vec<u8>,
     actions: VecDeque<PrimaryAction>,
     heard_ns: u64,
-    /// When the backup that joins last took memory or entries.
-    joined_ns: u64,
+    /// When the backup last took memory, or acknowledged something, or had nothing to acknowledge.
+    progress_ns: u64,
     spoke_ns: u64,
     /// When the oldest entry that isn't sent yet was appended.
     pending_since_ns: Option<u64>,
     told_released: OutputId,
     stop: Option<PrimaryEnd>,
+    /// When the guest came to its end.
+    stopped_ns: u64,
 }
 
 impl PrimaryRole {
@@ -151,11 +153,12 @@ impl PrimaryRole {
             outgoing: Vec::new(),
             actions: VecDeque::new(),
             heard_ns: 0,
-            joined_ns: 0,
+            progress_ns: 0,
             spoke_ns: 0,
             pending_since_ns: None,
             told_released: next_output,
             stop: None,
+            stopped_ns: 0,
         }
     }
 
@@ -227,6 +230,7 @@ impl PrimaryRole {
         }
         if let EntryBody::Stopped(reason) = entry.body {
             self.stop = Some(PrimaryEnd::GuestStopped(reason));
+            self.stopped_ns = now_ns;
         }
         if mutated(Mutation::SkipOutputRule) {
             self.gate.release_all(now_ns);
@@ -238,12 +242,15 @@ impl PrimaryRole {
                 self.flush(now_ns);
             }
         }
-        self.end_if_stopped();
+        self.end_if_stopped(now_ns);
     }
 
     /// Puts what has been appended into [`take_outgoing`](Self::take_outgoing).
     pub fn flush(&mut self, now_ns: u64) {
         if let Log::Streamed(sender) = &mut self.log {
+            if sender.acked() == sender.sent() {
+                self.progress_ns = now_ns;
+            }
             while sender.take_frame(&mut self.outgoing) {
                 self.spoke_ns = now_ns;
             }
@@ -291,6 +298,7 @@ impl PrimaryRole {
             self.pace.appended(now_ns, self.log.appended());
             self.pace.correct(now_ns);
         }
+        self.end_if_stopped(now_ns);
         if self.has_backup() && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
             Message::Heartbeat.encode(&mut self.outgoing);
             self.spoke_ns = now_ns;

@@ -29,6 +29,12 @@ impl PrimaryRole {
         }
     }
 
+    /// Whether it is open for the moment if this node owns the VM, and with that whether a backup may join.
+    #[must_use]
+    pub const fn is_claiming(&self) -> bool {
+        matches!(self.mode, Mode::Claiming(_))
+    }
+
     /// A backup of `vm` joins: it gets the session, and then the guest's memory.
     ///
     /// # Errors
@@ -36,7 +42,7 @@ impl PrimaryRole {
     pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
         self.can_take_backup(vm)?;
         Message::Session(self.session.clone()).encode(&mut self.outgoing);
-        (self.heard_ns, self.spoke_ns, self.joined_ns) = (now_ns, now_ns, now_ns);
+        (self.heard_ns, self.spoke_ns, self.progress_ns) = (now_ns, now_ns, now_ns);
         self.join = Some(Join::Asked);
         Ok(())
     }
@@ -65,7 +71,7 @@ impl PrimaryRole {
             self.told_released = self.gate.next_to_leave();
             self.pace.consumed(seq);
         }
-        (self.spoke_ns, self.joined_ns) = (now_ns, now_ns);
+        (self.spoke_ns, self.progress_ns) = (now_ns, now_ns);
     }
 
     /// The backup said something.
@@ -106,9 +112,9 @@ impl PrimaryRole {
         let Log::Streamed(sender) = &mut self.log else { return };
         match sender.acknowledge(received) {
             Ok(()) => {
-                self.joined_ns = now_ns;
+                self.progress_ns = now_ns;
                 self.release(now_ns);
-                self.end_if_stopped();
+                self.end_if_stopped(now_ns);
             }
             Err(error) => self.lose_backup(error.to_string()),
         }
@@ -125,10 +131,14 @@ impl PrimaryRole {
         if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
             self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
         }
-        // One that lives and gets nowhere would keep the place from others.
-        let stuck_ns = now_ns.saturating_sub(self.joined_ns);
-        if self.join.is_some() && stuck_ns >= self.timing.join_timeout_ns() {
-            self.lose_backup(format!("the backup has not got on with joining for {} ms", stuck_ns / 1_000_000));
+        // One that lives and gets nowhere would keep its place from others, and outputs from their receivers.
+        let stuck_ns = now_ns.saturating_sub(self.progress_ns);
+        let is_waited_for = match &self.log {
+            Log::Streamed(sender) => self.join.is_some() || sender.acked() < sender.sent(),
+            Log::Unread(_) => self.join.is_some(),
+        };
+        if self.has_backup() && is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
+            self.lose_backup(format!("the backup has not got on for {} ms", stuck_ns / 1_000_000));
         }
     }
 

@@ -66,15 +66,7 @@ impl Backup {
     /// So many bytes of what is under way arrive.
     pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
         for message in link.to_backup.deliver(bytes) {
-            let kind = match &message {
-                Message::Entries(_) => Kind::Receive,
-                Message::Protected { .. } => Kind::Told,
-                Message::Pages(_) => Kind::PagesReceived,
-                Message::Tail(_) => Kind::TailReceived,
-                Message::Snapshot(_) => Kind::SnapshotReceived,
-                Message::Released { .. } => Kind::ReleasedReceived,
-                _ => Kind::WordReceived,
-            };
+            let kind = Kind::of_hearing(&message);
             self.op(outside, kind, |backup, outside| {
                 if let Message::Released { next_output } = message {
                     outside.check_released(next_output);

@@ -1,7 +1,7 @@
 //! One VM's life, in rounds: pair after pair, with what the script does to them and the deaths that a run adds.
 
 use super::backup::Backup;
-use super::guest::Guest;
+use super::guest::{Guest, STEPS};
 use super::link::Link;
 use super::outside::{Outside, PACKETS};
 use super::points::{Crash, Died, Fate, Kind, Moment, Points, Side};
@@ -24,21 +24,27 @@ const ROUND_NS: u64 = 2 * MS;
 /// Rounds from the loss of a backup to the next one's coming, and of the VM's start to the first one's.
 const JOIN_AFTER: u32 = 8;
 
+/// Rounds for which frames of a torn host stray about: so long that its successor attaches before they arrive.
+const STRAY_ROUNDS: u32 = 14;
+
 /// Rounds in which any run ends: the guest's steps, and some dozens for each of the deaths and of what the script does.
 const ROUNDS_MAX: u32 = 600;
 
 /// What the script does when the guest has come so far and a backup protects it.
-const SCRIPT: [(usize, Disturbance); 4] = [
+const SCRIPT: [(usize, Disturbance); 5] = [
     (45, Disturbance::LanLost),
     (80, Disturbance::CutSeenByPrimary),
     (130, Disturbance::CutSeenByBackup),
     (170, Disturbance::LanLost),
+    (STEPS - 4, Disturbance::LanSlow),
 ];
 
 #[derive(Clone, Copy, Debug)]
 enum Disturbance {
     /// The primary loses its connection to the LAN.
     LanLost,
+    /// What is on its way to the LAN takes its time.
+    LanSlow,
     /// The channel is cut: the primary notices first, and its claim's answer is lost.
     CutSeenByPrimary,
     /// The channel is cut: the backup notices first.
@@ -67,6 +73,8 @@ pub(super) struct Cluster {
     /// When the next backup comes, or the LAN is back.
     join_at: u32,
     attach_at: u32,
+    /// When frames on their way get on.
+    carry_at: u32,
     dead: BTreeSet<NodeId>,
     /// A backup that had been told lost a primary that had claimed nothing.
     must_survive: bool,
@@ -92,6 +100,7 @@ impl Cluster {
             round: 0,
             join_at: JOIN_AFTER,
             attach_at: 0,
+            carry_at: 0,
             dead: BTreeSet::new(),
             must_survive: false,
             has_ended: false,
@@ -105,10 +114,7 @@ impl Cluster {
     pub(super) fn run(&mut self) -> Outcome {
         while self.primary.is_some() || self.backup.is_some() || self.stale.is_some() {
             self.round();
-            assert!(self.round < ROUNDS_MAX, "service doesn't come back: {:?} {:?}", self.primary, self.backup);
-        }
-        while !self.outside.lan.under_way.is_empty() {
-            self.outside.carry();
+            assert!(self.round < ROUNDS_MAX, "service doesn't come back in {ROUNDS_MAX} rounds");
         }
         if self.has_ended {
             return Outcome::Ended;
@@ -124,7 +130,7 @@ impl Cluster {
         self.outside.now_ns += ROUND_NS;
         self.disturb();
         let round = self.round;
-        if self.outside.lan.packets < PACKETS && round % 4 == 0 {
+        if self.outside.lan.packets < PACKETS && round.is_multiple_of(4) {
             let number = self.outside.lan.packets;
             self.outside.lan.packets += 1;
             self.primary
@@ -138,7 +144,7 @@ impl Cluster {
                 primary.attach(outside, link)?;
             }
             primary.live(outside, link)?;
-            if round % 3 == 0 {
+            if round.is_multiple_of(3) {
                 primary.live(outside, link)?;
             }
             primary.copy(outside, link)
@@ -153,7 +159,8 @@ impl Cluster {
             backup.follow_up(outside, link)
         });
         self.primary_turn(|primary, outside, link| {
-            let bytes = [usize::MAX, link.to_primary.len() / 2, 0][round as usize % 3];
+            let is_deaf = matches!(link.slow, Some((Side::Primary, _)));
+            let bytes = if is_deaf { 0 } else { [usize::MAX, link.to_primary.len() / 2, 0][round as usize % 3] };
             primary.hear(outside, link, bytes)
         });
         self.carry();
@@ -165,7 +172,7 @@ impl Cluster {
     }
 
     fn carry(&mut self) {
-        if self.round % 3 == 1 {
+        if self.round % 3 == 1 || self.round < self.carry_at {
             return;
         }
         for _ in 0..self.outside.lan.under_way.len() {
@@ -216,13 +223,12 @@ impl Cluster {
         self.log_entries = primary.story().entries();
         match primary.end.clone() {
             None => {}
+            // The process ends when the last words have left.
+            Some(PrimaryEnd::GuestStopped(_)) if primary.role.gate().next_to_leave() < primary.role.gate().end() => {}
             Some(PrimaryEnd::GuestStopped(_)) => {
                 let claims = &self.outside.arbiter.claims;
                 let mark = claims.last_key_value().map(|(_, claim)| (claim.node, claim.kind));
                 assert_eq!(mark, Some((primary.node, ClaimKind::Ended)), "an end without its mark");
-                while !self.outside.lan.under_way.is_empty() {
-                    self.outside.carry();
-                }
                 self.outside.check_end(primary.story());
                 (self.has_ended, self.primary) = (true, None);
                 self.link.cut();
@@ -308,7 +314,13 @@ impl Cluster {
         self.bury();
         self.link = Link::default();
         self.link.cut();
-        (self.join_at, self.attach_at) = (self.round + JOIN_AFTER, 0);
+        self.join_at = self.round + JOIN_AFTER;
+        // Outputs of the tail are taken before there is a LAN, or go to it at once.
+        let attaches_later = generation.0 % 2 == 1;
+        self.attach_at = self.round + if attaches_later { 3 } else { 0 };
+        if !attaches_later {
+            self.primary_turn(Primary::attach);
+        }
     }
 
     /// A new backup comes to a primary that has none.
@@ -338,6 +350,7 @@ impl Cluster {
                 self.outside.lan.under_way.clear();
                 self.attach_at = self.round + 7;
             }
+            Disturbance::LanSlow => self.carry_at = self.round + STRAY_ROUNDS,
             Disturbance::CutSeenByPrimary => {
                 self.link.cut();
                 self.link.slow = Some((Side::Backup, 4));
@@ -366,6 +379,9 @@ impl Cluster {
         // One port at a time: whoever had it before was refused long ago, or its frames will be.
         let frames = &mut self.outside.lan.under_way;
         frames.truncate(left_of(fate, frames.len()));
+        if fate == Fate::Torn {
+            self.carry_at = self.round + STRAY_ROUNDS;
+        }
         lose(&mut self.link, fate, |link| &mut link.to_backup);
         if let (Some(request), Fate::Process) = (dead.asking.request, fate) {
             let _ = self.outside.arbiter.ask(dead.node, request);

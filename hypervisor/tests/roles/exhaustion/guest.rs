@@ -88,7 +88,8 @@ impl Story {
 
     /// The next entry happens; what the guest sends by that.
     fn go_on(&mut self, entry: &LogEntry) -> Option<(OutputId, OutputOperation)> {
-        assert!(!self.is_stopped, "something after the guest's end: {entry:?}");
+        let is_of_end = matches!(entry.body, EntryBody::Generation(_) | EntryBody::Stopped(_));
+        assert!(is_of_end || !self.is_stopped, "something after the guest's end: {entry:?}");
         let mut sent = None;
         match &entry.body {
             EntryBody::Event(Event::Packet { number, .. }) => {
@@ -106,7 +107,7 @@ impl Story {
             EntryBody::Stopped(_) => self.is_stopped = true,
             EntryBody::Event(_) | EntryBody::Progress | EntryBody::Digest(_) | EntryBody::Generation(_) => {}
         }
-        self.steps += usize::from(!matches!(entry.body, EntryBody::Generation(_)));
+        self.steps += usize::from(!is_of_end);
         let mut hasher = DefaultHasher::new();
         (self.digest(self.log.len()), entry).hash(&mut hasher);
         self.log.push(hasher.finish());

@@ -1,5 +1,6 @@
 //! The places in a run at which a side can die.
 
+use logchannel::message::Message;
 use std::collections::VecDeque;
 
 /// Who dies.
@@ -101,6 +102,26 @@ impl Kind {
         Self::GoLive,
         Self::Attach,
     ];
+
+    /// Hearing a message.
+    pub(super) const fn of_hearing(message: &Message) -> Self {
+        match message {
+            Message::Join { .. } => Self::JoinReceived,
+            Message::Pages(_) => Self::PagesReceived,
+            Message::Tail(_) => Self::TailReceived,
+            Message::Snapshot(_) => Self::SnapshotReceived,
+            Message::Accepted => Self::AcceptedReceived,
+            Message::Protected { .. } => Self::Told,
+            Message::Entries(_) => Self::Receive,
+            Message::Ack { .. } => Self::AckReceived,
+            Message::Released { .. } => Self::ReleasedReceived,
+            Message::Session(_)
+            | Message::Refused { .. }
+            | Message::Consumed { .. }
+            | Message::Heartbeat
+            | Message::Goodbye { .. } => Self::WordReceived,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

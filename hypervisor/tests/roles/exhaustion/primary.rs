@@ -23,6 +23,8 @@ pub(super) struct Primary {
     /// Packets that wait for the guest.
     pub(super) inbox: VecDeque<u64>,
     pub(super) asking: Asking,
+    /// It has logged the guest's end. Whoever takes over a guest that has ended does so again.
+    is_stopped: bool,
     /// The last generation that the log tells of.
     logged: Option<Generation>,
     /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
@@ -42,6 +44,7 @@ impl Primary {
             port: None,
             inbox: VecDeque::new(),
             asking: Asking::default(),
+            is_stopped: false,
             logged: None,
             protected_from: LogSeq(u64::MAX),
             told_released,
@@ -72,7 +75,7 @@ impl Primary {
 
     /// The guest lives on by one step, if it may.
     pub(super) fn live(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        if !self.role.may_run() || self.story().is_stopped {
+        if !self.role.may_run() || self.is_stopped {
             return Ok(());
         }
         let generation = self.role.generation();
@@ -84,7 +87,8 @@ impl Primary {
         if matches!(entry.body, EntryBody::Event(vm::Event::Packet { .. })) {
             self.inbox.pop_front();
         }
-        let flushes = output.is_some() || self.story().is_stopped;
+        self.is_stopped = self.story().is_stopped;
+        let flushes = output.is_some() || self.is_stopped;
         self.append(outside, link, &entry, output)?;
         if flushes {
             self.op(outside, Kind::Flush, |primary, outside| primary.role.flush(outside.now_ns))?;
@@ -122,19 +126,13 @@ impl Primary {
     /// So many bytes of what is under way arrive.
     pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
         for message in link.to_primary.deliver(bytes) {
-            let kind = match &message {
-                Message::Join { .. } => Kind::JoinReceived,
-                Message::Accepted => Kind::AcceptedReceived,
-                Message::Ack { .. } => Kind::AckReceived,
-                _ => Kind::WordReceived,
-            };
-            self.op(outside, kind, |primary, outside| match message {
-                Message::Join { vm, .. } => {
-                    if primary.role.backup_joins(outside.now_ns, &vm).is_err() {
-                        link.cut();
-                    }
+            self.op(outside, Kind::of_hearing(&message), |primary, outside| {
+                let Message::Join { vm, .. } = message else {
+                    return primary.role.backup_said(outside.now_ns, message);
+                };
+                if primary.role.backup_joins(outside.now_ns, &vm).is_err() {
+                    link.cut();
                 }
-                message => primary.role.backup_said(outside.now_ns, message),
             })?;
             self.follow_up(outside, link)?;
         }

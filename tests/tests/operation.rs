@@ -1,0 +1,69 @@
+//! What an operator meets: programs that say what they do, and don't mislead.
+
+use nix::sys::signal::Signal;
+use std::thread;
+use std::time::Duration;
+use tests::programs;
+use tests::stage::{Ended, Pair, Stage};
+
+#[test]
+fn a_backup_started_where_the_last_owner_was_waits_and_does_not_take_itself_for_the_primary() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    primary.kill();
+    let address = backup.told_text("listening", "channel");
+    backup.told("live");
+    backup.kill();
+    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
+    let options = ["--arbiter", &arbiter, "--listen", &address, "--failure-timeout-ms", "200"];
+    let mut again = stage.program("ft-backup", &options);
+    again.told("waiting");
+    // Longer than it takes to connect and to find that nobody answers.
+    thread::sleep(Duration::from_millis(500));
+    assert!(!again.has_told("primary_connected"));
+    assert_eq!(again.interrupt().code, Some(130));
+}
+
+#[test]
+fn who_goes_on_from_a_backups_log_is_told_so() {
+    for from_backup in [true, false] {
+        let stage = Stage::new(programs!());
+        let logs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [primarys, backups] = [0, 1].map(|side: usize| logs[side].path().to_str().unwrap());
+        let Pair { mut primary, mut backup } = stage.pair(&["--log", primarys], &["--log", backups]);
+        let has_segment = || logs[1].path().join("node").exists();
+        tests::stage::wait_until("the backup's first snapshot", has_segment);
+        // Paused, it can't claim while the other dies.
+        tests::stage::pause(&primary);
+        tests::stage::pause(&backup);
+        primary.kill();
+        backup.kill();
+        let log = if from_backup { backups } else { primarys };
+        let mut again = stage.node("ft-primary", &["--resume", log]);
+        assert_eq!(again.told("resumed")["kept_by_backup"], from_backup);
+    }
+}
+
+#[test]
+fn help_tells_what_the_exit_codes_mean() {
+    for program in ["ft-primary", "ft-backup", "ft-record", "ft-replay", "ft-arbiter"] {
+        let help = programs!().command(program).arg("--help").output().unwrap();
+        let help = String::from_utf8_lossy(&help.stdout);
+        assert!(help.contains("Exit codes: 0 "), "{program}: {help}");
+    }
+}
+
+#[test]
+fn a_backup_interrupted_while_it_claims_ends_the_vm_in_order() {
+    let mut stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    stage.kill_arbiter();
+    primary.kill();
+    backup.told("arbiter_unreachable");
+    // The claim may be won already, and its answer lost: whoever ends now leaves a VM behind that nobody may start.
+    backup.signal(Signal::SIGINT);
+    stage.restart_arbiter();
+    let Ended { code, reason } = backup.end();
+    assert_eq!(code, Some(0), "{reason}");
+    stage.node("ft-primary", &[]).told("owner");
+}
