@@ -1,7 +1,7 @@
 //! Bugs on purpose: what the simulator must be able to find.
 //!
 //! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature `mutations`, which only the
-//! tests' own build has, none exists: [`mutated`] is a constant. Checks that nothing can fail prove nothing; these are what
+//! tests' own build has, none exists: `mutated` is a constant. Checks that nothing can fail prove nothing; these are what
 //! fails them.
 
 /// A rule that isn't kept.

@@ -618,3 +618,15 @@ fn what_is_replayed_is_what_was_recorded() {
     assert_eq!(outputs, vm.sink.outputs.len());
     assert!(outputs > 10);
 }
+
+#[test]
+fn pipes_in_the_place_of_files_hang_nobody() {
+    let directory = TempDir::new().unwrap();
+    vm_of_many_segments(directory.path());
+    let pipe = |name: &str| nix::unistd::mkfifo(&directory.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pipe("99999999999999999999-00000000000000000000.ftlog");
+    assert!(resume(directory.path()).entries_replayed > 0, "it is no segment");
+    pipe("stopped");
+    let error = open(directory.path()).resume().unwrap_err().to_string();
+    assert!(error.contains("stopped") && error.contains("no file"), "{error}");
+}

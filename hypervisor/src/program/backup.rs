@@ -26,7 +26,7 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// From the end of one life to the beginning of the next.
-const START_OVER: Duration = Duration::from_millis(500);
+const START_OVER: Duration = Duration::from_secs(1);
 
 /// How long a primary may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -155,7 +155,8 @@ pub fn segments(path: &Path) -> Result<Vec<PathBuf>, LogDirectoryError> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(path).map_err(&failed)? {
         let path = entry.map_err(&failed)?.path();
-        if path.extension().is_some_and(|extension| extension == SEGMENT_EXTENSION) {
+        // A pipe of such a name would never end.
+        if path.extension().is_some_and(|extension| extension == SEGMENT_EXTENSION) && path.is_file() {
             segments.push(path);
         }
     }
@@ -174,6 +175,9 @@ fn read_node(path: &Path) -> Result<Option<NodeId>, LogDirectoryError> {
 
 /// A small file's text, if there is such a file.
 fn read_note(path: &Path) -> Result<Option<String>, LogDirectoryError> {
+    if path.exists() && !path.is_file() {
+        return Err(failed("reading", path)(io::Error::other("it is no file")));
+    }
     let mut text = Vec::new();
     match File::open(path).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {
         Ok(_) => Ok(Some(String::from_utf8_lossy(&text).trim().to_owned())),
