@@ -26,7 +26,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
-use vm::{InstructionCount, Machine, MachineConfig};
+use vm::{Event, InstructionCount, Machine, MachineConfig};
 
 const G: Generation = Generation(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -187,13 +187,21 @@ impl Peer {
 
 /// Runs a backup against `primary`, which gets the accepted connection; gives how the backup ends.
 fn run_backup(arbiter: &Arc<Claims>, primary: impl FnOnce(Peer) + Send + 'static) -> BackupOutcome {
+    run_faulty_backup(arbiter, FaultInjection::default(), primary)
+}
+
+fn run_faulty_backup(
+    arbiter: &Arc<Claims>,
+    faults: FaultInjection,
+    primary: impl FnOnce(Peer) + Send + 'static,
+) -> BackupOutcome {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     let primary = thread::spawn(move || primary(Peer::new(accepted)));
     let node = node(9, arbiter);
     let role = backup_role(&node);
-    let outcome = backup::run(node, role, stream, None, FaultInjection::default()).unwrap();
+    let outcome = backup::run(node, role, stream, None, faults).unwrap();
     primary.join().unwrap();
     outcome
 }
@@ -485,4 +493,49 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         owner = id;
     }
     assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
+}
+
+/// Source: Scales et al. 2010, §2.1: the log buffer is bounded, and a full one stops the primary.
+#[test]
+fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_room() {
+    const FRAME_BYTES: usize = 1500;
+    /// A quarter more than the buffer holds.
+    const PACKETS: u64 = (backup::LOG_BUFFER_BYTES_MAX / FRAME_BYTES * 5 / 4) as u64;
+    /// As many as it holds, but for what an entry takes beside its frame and what is on its way.
+    const FULL: u64 = (backup::LOG_BUFFER_BYTES_MAX / (FRAME_BYTES + 200)) as u64;
+    let arbiter = Claims::owned();
+    let faults = FaultInjection { slowdown: 50, ..FaultInjection::default() };
+    let outcome = run_faulty_backup(&arbiter, faults, |mut peer| {
+        peer.protect(&image(&[]));
+        let mut stream = peer.stream.try_clone().unwrap();
+        let writer = thread::spawn(move || {
+            let (mut log, mut bytes) = (LogSender::new(LogSeq(0)), Vec::new());
+            for number in 1..=PACKETS {
+                let event = Event::Packet { number, frame: vec![0; FRAME_BYTES] };
+                log.append(&LogEntry { count: InstructionCount(0), body: EntryBody::Event(event) });
+                while log.pending_bytes() > 4096 && log.take_frame(&mut bytes) {}
+                stream.write_all(&std::mem::take(&mut bytes)).unwrap();
+            }
+            while log.take_frame(&mut bytes) {}
+            stream.write_all(&bytes).unwrap();
+        });
+        let (mut acked, mut consumed, mut most) = (0, 0, 0);
+        while consumed < PACKETS {
+            match peer.next().expect("the backup lives") {
+                Message::Ack { received } => acked = received.0,
+                Message::Consumed { consumed: place, .. } => consumed = place.0,
+                _ => {}
+            }
+            most = most.max(acked.saturating_sub(consumed));
+        }
+        writer.join().unwrap();
+        assert!(
+            (FULL..PACKETS - FULL / 20).contains(&most),
+            "{most} of {PACKETS} entries waited; {FULL} fill the buffer"
+        );
+        peer.say(&[Message::Goodbye { reason: "done".into() }]);
+    });
+    let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(succession.entries, LogSeq(PACKETS));
+    assert_eq!(succession.machine.last_packet_number(), PACKETS);
 }
