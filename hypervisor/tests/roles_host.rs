@@ -521,10 +521,11 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
         });
         let (mut acked, mut consumed, mut most) = (0, 0, 0);
         while consumed < PACKETS {
-            match peer.next().expect("the backup lives") {
-                Message::Ack { received } => acked = received.0,
-                Message::Consumed { consumed: place, .. } => consumed = place.0,
-                _ => {}
+            let said = peer.next().expect("the backup lives");
+            if let Message::Ack { received } = said {
+                acked = received.0;
+            } else if let Message::Consumed { consumed: place, .. } = said {
+                consumed = place.0;
             }
             most = most.max(acked.saturating_sub(consumed));
         }
