@@ -43,10 +43,10 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
                 refuse(&stream, "too many others are asking to join: try again");
                 continue;
             }
-            let (shared, visitors) = (shared.clone(), visitors.clone());
+            let (shared, counted) = (shared.clone(), visitors.clone());
             let spawned = spawn("visitor", move || {
                 let asked = shared.hear_visitor(stream, address);
-                visitors.fetch_sub(1, Ordering::AcqRel);
+                counted.fetch_sub(1, Ordering::AcqRel);
                 if let Err(reason) = asked {
                     shared.node.reporter.tell(&NodeReport::BackupRefused { address: address.to_string(), reason });
                 } else {
@@ -54,6 +54,7 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
                 }
             });
             if let Err(error) = spawned {
+                visitors.fetch_sub(1, Ordering::AcqRel);
                 tracing::warn!("no thread for a visitor: {error}");
             }
         }

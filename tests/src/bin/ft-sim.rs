@@ -12,7 +12,7 @@ use tests::sim::{self, Failure, Sighting, Sightings, Summary};
 ///
 /// Each seed is a run of its own, the same every time. Exits with 1 if a run breaks a rule, and says how to run it again.
 #[derive(Debug, Parser)]
-#[command(name = "ft-sim", version)]
+#[command(name = "ft-sim", version, after_help = "Example:\n  ft-sim --seeds 100000\n  ft-sim --seed 1234 --trace")]
 struct Options {
     /// How many seeds to run
     #[arg(long, default_value_t = 10_000)]
