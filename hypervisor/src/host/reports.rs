@@ -236,7 +236,9 @@ impl fmt::Display for NodeReport {
             Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
             Self::Waiting { vm } => write!(f, "waits for a primary of VM {vm}"),
             Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
-            Self::Joined { image } => write!(f, "joined: image {image} received, machine built"),
+            Self::Joined { image } => {
+                write!(f, "joined: the machine of guest {image} stands where the primary's stood")
+            }
             Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost ({reason})"),
