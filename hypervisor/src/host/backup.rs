@@ -41,6 +41,9 @@ pub struct BitFlip {
     pub bit: u8,
 }
 
+/// From one look whether the disk has caught up to the next.
+const DISK_WAIT: Duration = Duration::from_millis(1);
+
 /// What is done to a backup on purpose, to see what comes of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FaultInjection {
@@ -384,6 +387,10 @@ impl Shared {
             let next = replayer.consumed();
             let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
             kept.serve(replayer.machine_mut(), next, tail);
+        }
+        // What waits for the disk is bounded: replay waits too, the log buffer fills, and the primary is slowed.
+        while kept.is_full() && !self.over.load(Ordering::Acquire) {
+            thread::sleep(DISK_WAIT);
         }
     }
 

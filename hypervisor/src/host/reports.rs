@@ -225,6 +225,11 @@ pub struct Replayed {
     pub ending: String,
 }
 
+/// Outputs that a full buffer cost, if there are any.
+fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
+    if outputs == 0 { Ok(()) } else { write!(f, "; {outputs} outputs {how}") }
+}
+
 impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -257,29 +262,35 @@ impl fmt::Display for NodeReport {
             Self::ArbiterUnreachable { reason } => {
                 write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
             }
-            Self::Live { generation, loss_noticed_us, live_us, entries, digests_checked, .. } => write!(
-                f,
-                "LIVE as generation {generation}, {} us after the loss was noticed ({entries} entries consumed, \
-                 {digests_checked} state digests equal)",
-                live_us.saturating_sub(*loss_noticed_us)
-            ),
+            Self::Live { generation, loss_noticed_us, live_us, entries, digests_checked, tail_dropped, .. } => {
+                let after_us = live_us.saturating_sub(*loss_noticed_us);
+                write!(
+                    f,
+                    "LIVE as generation {generation}, {after_us} us after the loss was noticed ({entries} entries \
+                     consumed, {digests_checked} state digests equal)"
+                )?;
+                lost(f, *tail_dropped, "may be LOST: there were too many to keep for going live")
+            }
             Self::FirstOutput => f.write_str("first frame sent"),
             Self::Console { text } => write!(f, "console: {}", text.trim_end()),
             Self::Diverged { reason } => f.write_str(reason),
-            Self::Figures(figures) => write!(
-                f,
-                "{} instructions, {} log entries, {} bytes sent to the backup, {} frames out ({} without a LAN); \
+            Self::Figures(figures) => {
+                write!(
+                    f,
+                    "{} instructions, {} log entries, {} bytes sent to the backup, {} frames out ({} without a LAN); \
                  {} outputs passed the gate, held p50 {:.1} us, p99 {:.1} us, max {:.1} us",
-                vm::InstructionCount(figures.instruction_count),
-                figures.entries,
-                figures.channel_bytes,
-                figures.frames,
-                figures.frames_without_lan,
-                figures.hold_time.samples,
-                figures.hold_time.p50_us,
-                figures.hold_time.p99_us,
-                figures.hold_time.max_us
-            ),
+                    vm::InstructionCount(figures.instruction_count),
+                    figures.entries,
+                    figures.channel_bytes,
+                    figures.frames,
+                    figures.frames_without_lan,
+                    figures.hold_time.samples,
+                    figures.hold_time.p50_us,
+                    figures.hold_time.p99_us,
+                    figures.hold_time.max_us
+                )?;
+                lost(f, figures.outputs_given_up, "were given up: the network didn't carry them")
+            }
             Self::Recording { instruction_count, entries } => {
                 write!(f, "recording: {} instructions, {entries} entries", vm::InstructionCount(*instruction_count))
             }

@@ -466,3 +466,16 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
     assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()));
     assert_eq!(pair.primary.generation(), G, "its loss costs nothing");
 }
+
+/// The backup never makes an output from before the snapshot, so it must get those too that still wait for the disk.
+#[test]
+fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_in_the_tail() {
+    let mut pair = Pair::alone();
+    pair.primary.log_kept(0, Some(LogSeq(0)));
+    let held = pair.output();
+    assert!(pair.out.is_empty(), "the disk has not got it");
+    pair.become_protected();
+    assert!(pair.out.is_empty());
+    let next = pair.backup_goes_live(NEXT, THIRD);
+    assert_eq!(next.lan.borrow().carried, [operation(PRIMARY, held)], "lost with its primary");
+}

@@ -174,3 +174,41 @@ fn the_pair_is_of_the_generation_in_the_session() {
     let pair = Pair::protected();
     assert_eq!(pair.primary.generation(), G);
 }
+
+/// A log on disk is waited for like a second backup.
+#[test]
+fn outputs_wait_for_the_log_on_disk_too_if_one_is_kept() {
+    let mut pair = Pair::protected();
+    let next = pair.primary.appended();
+    pair.primary.log_kept(0, Some(next));
+    pair.output();
+    pair.output();
+    pair.exchange();
+    assert_eq!(pair.out, [0_u64; 0], "the backup has them, the disk has not");
+    pair.primary.log_kept(0, Some(LogSeq(next.0 + 1)));
+    pair.collect();
+    assert_eq!(pair.out, [0], "what the disk has, the backup has too");
+    pair.primary.log_kept(0, Some(LogSeq(next.0 + 100)));
+    pair.output();
+    pair.collect();
+    assert_eq!(pair.out, [0, 1], "the disk alone is not enough");
+    pair.exchange();
+    assert_eq!(pair.out, [0, 1, 2]);
+}
+
+#[test]
+fn a_primary_alone_waits_for_the_log_on_disk_until_none_is_kept_any_more() {
+    let mut pair = Pair::alone();
+    let next = pair.primary.appended();
+    pair.primary.log_kept(0, Some(next));
+    pair.output();
+    pair.output();
+    assert_eq!(pair.out, [0_u64; 0]);
+    pair.primary.log_kept(0, Some(LogSeq(next.0 + 1)));
+    pair.collect();
+    assert_eq!(pair.out, [0]);
+    // The disk has failed: the VM goes on without.
+    pair.primary.log_kept(0, None);
+    pair.collect();
+    assert_eq!(pair.out, [0, 1]);
+}

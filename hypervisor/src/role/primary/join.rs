@@ -44,7 +44,7 @@ impl Join {
     }
 
     /// Copies some memory of `machine` to `out`, or, when little is left, all that is left and the rest of the snapshot.
-    /// `true` if the snapshot is complete: it stands at `seq`, with what `gate` has let out and isn't known to have left.
+    /// `true` if the snapshot is complete: it stands at `seq`, with all in `gate` that isn't known to have left.
     pub(super) fn copy(&mut self, machine: &mut Machine, gate: &OutputGate, seq: LogSeq, out: &mut Vec<u8>) -> bool {
         let mut copying = match std::mem::replace(self, Self::Restoring) {
             Self::Asked => PageCopying::begin(PageCopy::Backup, machine),
@@ -58,8 +58,11 @@ impl Join {
         if !mutated(Mutation::SkipLastPages) {
             copying.copy_rest(machine, |pages| Message::Pages(pages).encode(out));
         }
-        for (id, operation) in gate.tail().filter(|_| !mutated(Mutation::ForgetTailInSnapshot)) {
-            Message::Tail(TailOutput { id, operation: operation.clone() }).encode(out);
+        // Also those that a log on disk still holds: the log from here on tells of none of them.
+        for (id, operation) in gate.not_left() {
+            if !mutated(Mutation::ForgetTailInSnapshot) {
+                Message::Tail(TailOutput { id, operation: (*operation).clone() }).encode(out);
+            }
         }
         Message::Snapshot(Snapshot { seq, digest: machine.digest(), state: machine.state() }).encode(out);
         true
