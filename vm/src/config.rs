@@ -2,6 +2,17 @@
 
 use alloc::string::String;
 
+/// Who is there before the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BootMode {
+    /// The hypervisor is the firmware: the image starts in S-mode with a0 = hart id and a1 = device tree, and its
+    /// environment calls are SBI calls.
+    #[default]
+    Firmware,
+    /// Nobody: an ELF image starts in M-mode at its entry, and may end through its symbol `tohost`.
+    Bare,
+}
+
 /// What the machine is made of; with the image it is the whole of the initial state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MachineConfig {
@@ -13,6 +24,8 @@ pub struct MachineConfig {
     pub bootargs: String,
     /// `/chosen/rng-seed` of the device tree.
     pub rng_seed: [u8; 32],
+    /// Who is there before the image.
+    pub boot: BootMode,
 }
 
 impl Default for MachineConfig {
@@ -22,6 +35,7 @@ impl Default for MachineConfig {
             mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             bootargs: String::new(),
             rng_seed: [0; 32],
+            boot: BootMode::Firmware,
         }
     }
 }

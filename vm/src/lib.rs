@@ -33,7 +33,7 @@ mod sbi;
 mod snapshot;
 mod state;
 
-pub use config::MachineConfig;
+pub use config::{BootMode, MachineConfig};
 pub use count::InstructionCount;
 pub use digest::StateDigest;
 pub use event::{CONSOLE_BYTES_MAX, Event, FRAME_BYTES_MAX, OutputId, OutputOperation};

@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use vm::MachineConfig;
+use vm::{BootMode, MachineConfig};
 
 /// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +81,7 @@ impl GuestOptions {
             mac: self.mac.map_or_else(|| mac_of(vm), |mac| mac.0),
             bootargs: self.append.clone(),
             rng_seed: entropy::seed(),
+            boot: BootMode::Firmware,
         }
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn decode_session(bytes: &[u8]) -> Result<SessionHeader, CodecError> 
             mac: wire.mac,
             bootargs: wire.bootargs,
             rng_seed: wire.rng_seed,
+            boot: vm::BootMode::Firmware,
         },
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),

@@ -66,7 +66,7 @@ impl Hart {
     const fn environment_call(&self) -> Unretired {
         match self.privilege {
             Privilege::User => Unretired::Trap(Trap { exception: Exception::UserEnvironmentCall, tval: 0 }),
-            Privilege::Supervisor => Unretired::FirmwareCall,
+            Privilege::Supervisor | Privilege::Machine => Unretired::FirmwareCall,
         }
     }
 

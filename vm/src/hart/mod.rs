@@ -14,6 +14,7 @@ mod compressed;
 mod csr;
 mod decode;
 mod execute;
+mod float;
 pub(crate) mod trap;
 
 use crate::bus::Bus;
@@ -21,6 +22,7 @@ use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr, Mmu};
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
+use float::FloatState;
 use trap::{Exception, Interrupt, Trap};
 
 /// Who the guest's code is.
@@ -28,6 +30,7 @@ use trap::{Exception, Interrupt, Trap};
 pub(crate) enum Privilege {
     User,
     Supervisor,
+    Machine,
 }
 
 impl Privilege {
@@ -36,6 +39,7 @@ impl Privilege {
         match self {
             Self::User => 0,
             Self::Supervisor => 1,
+            Self::Machine => 3,
         }
     }
 }
@@ -91,6 +95,7 @@ pub(crate) struct Hart {
     count: u64,
     privilege: Privilege,
     csrs: Csrs,
+    float: FloatState,
     mmu: Mmu,
     /// Where the last LR read, if its reservation is still valid.
     reservation: Option<GuestPhysAddr>,
@@ -108,6 +113,7 @@ impl Hart {
             count: 0,
             privilege: Privilege::Supervisor,
             csrs: Csrs::new(),
+            float: FloatState::new(),
             mmu: Mmu::new(),
             reservation: None,
             waiting: false,
@@ -207,7 +213,7 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, privilege, csrs, mmu, reservation, waiting } = self;
+        let Self { x, pc, count, privilege, csrs, float, mmu, reservation, waiting } = self;
         for register in x {
             writer.u64(*register);
         }
@@ -215,6 +221,7 @@ impl Hart {
         writer.u64(*count);
         writer.u16(privilege.level());
         csrs.write_to(writer);
+        float.write_to(writer);
         mmu.write_to(writer);
         writer.optional_u64(reservation.map(|address| address.0));
         writer.bool(*waiting);
@@ -230,16 +237,18 @@ impl Hart {
         reader.require(pc.is_multiple_of(2), "the pc is odd")?;
         let count = reader.counter()?;
         let level = reader.u16()?;
-        let privilege = [Privilege::User, Privilege::Supervisor].into_iter().find(|mode| mode.level() == level);
+        let privilege =
+            [Privilege::User, Privilege::Supervisor, Privilege::Machine].into_iter().find(|mode| mode.level() == level);
         let privilege = privilege.ok_or_else(|| reader.impossible("the privilege mode doesn't exist"))?;
         let csrs = Csrs::read_from(reader)?;
+        let float = FloatState::read_from(reader)?;
         let mmu = Mmu::read_from(reader)?;
         let reservation = reader.optional_u64()?;
         reader.require(reservation.unwrap_or(0).is_multiple_of(4), "the reservation is not aligned")?;
         let waiting = reader.bool()?;
         reader
             .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
-        Ok(Self { x, pc, count, privilege, csrs, mmu, reservation: reservation.map(GuestPhysAddr), waiting })
+        Ok(Self { x, pc, count, privilege, csrs, float, mmu, reservation: reservation.map(GuestPhysAddr), waiting })
     }
 
     #[inline]
