@@ -192,6 +192,7 @@ pub(crate) enum Instruction {
     Ecall,
     Ebreak,
     Sret,
+    Mret,
     Wfi,
     /// Reserved, or of an extension that isn't offered.
     Illegal,
@@ -435,6 +436,7 @@ fn system(bits: u32) -> Instruction {
                 0x0000_0073 => Instruction::Ecall,
                 0x0010_0073 => Instruction::Ebreak,
                 0x1020_0073 => Instruction::Sret,
+                0x3020_0073 => Instruction::Mret,
                 0x1050_0073 => Instruction::Wfi,
                 _ if funct7(bits) == SFENCE_VMA && Register::new(bits >> 7) == Register::ZERO => Instruction::SfenceVma,
                 _ => Instruction::Illegal,

@@ -33,9 +33,12 @@ impl Hart {
                     return Ok(self.pc.wrapping_add(sign_extended(offset)));
                 }
             }
-            Instruction::Load { kind, rd, rs1, offset } => self.load(bus, kind, rd, self.effective(rs1, offset))?,
+            Instruction::Load { kind, rd, rs1, offset } => {
+                let value = self.load_integer(bus, kind, self.effective(rs1, offset))?;
+                self.set_register(rd, value);
+            }
             Instruction::Store { kind, rs1, rs2, offset } => {
-                self.store(bus, kind, self.effective(rs1, offset), self.register(rs2))?;
+                self.store_integer(bus, kind, self.effective(rs1, offset), self.register(rs2))?;
             }
             Instruction::AluImmediate { op, rd, rs1, immediate } => {
                 self.set_register(rd, alu::compute(op, self.register(rs1), sign_extended(immediate)));
@@ -54,6 +57,7 @@ impl Hart {
                 return Err(Unretired::Illegal);
             }
             Instruction::SfenceVma => {}
+            Instruction::Mret => return Err(Unretired::Illegal),
             Instruction::Sret => return Ok(self.leave_trap()),
             Instruction::Wfi => return Err(Unretired::WaitForInterrupt),
             Instruction::Ecall => return Err(self.environment_call()),
@@ -76,32 +80,33 @@ impl Hart {
     }
 
     #[inline]
-    fn load(&mut self, bus: &mut Bus, kind: LoadKind, rd: Register, address: GuestVirtAddr) -> Result<(), Trap> {
-        let physical = self.mmu.translate(address, Access::Load)?;
-        let value = match kind {
-            LoadKind::Byte => bus.load(physical).map(|bytes| sign_extended(i8::from_le_bytes(bytes).into())),
-            LoadKind::Half => bus.load(physical).map(|bytes| sign_extended(i16::from_le_bytes(bytes).into())),
-            LoadKind::Word => bus.load(physical).map(|bytes| sign_extended(i32::from_le_bytes(bytes))),
-            LoadKind::Double => bus.load(physical).map(u64::from_le_bytes),
-            LoadKind::ByteUnsigned => bus.load(physical).map(|bytes| u8::from_le_bytes(bytes).into()),
-            LoadKind::HalfUnsigned => bus.load(physical).map(|bytes| u16::from_le_bytes(bytes).into()),
-            LoadKind::WordUnsigned => bus.load(physical).map(|bytes| u32::from_le_bytes(bytes).into()),
-        };
-        self.set_register(rd, value.ok_or(Access::Load.fault(address))?);
-        Ok(())
+    fn load_integer(&mut self, bus: &mut Bus, kind: LoadKind, address: GuestVirtAddr) -> Result<u64, Trap> {
+        Ok(match kind {
+            LoadKind::Byte => sign_extended(i8::from_le_bytes(self.load(bus, address)?).into()),
+            LoadKind::Half => sign_extended(i16::from_le_bytes(self.load(bus, address)?).into()),
+            LoadKind::Word => sign_extended(i32::from_le_bytes(self.load(bus, address)?)),
+            LoadKind::Double => u64::from_le_bytes(self.load(bus, address)?),
+            LoadKind::ByteUnsigned => u8::from_le_bytes(self.load(bus, address)?).into(),
+            LoadKind::HalfUnsigned => u16::from_le_bytes(self.load(bus, address)?).into(),
+            LoadKind::WordUnsigned => u32::from_le_bytes(self.load(bus, address)?).into(),
+        })
     }
 
     #[inline]
-    fn store(&self, bus: &mut Bus, kind: StoreKind, address: GuestVirtAddr, value: u64) -> Result<(), Trap> {
-        let physical = self.mmu.translate(address, Access::Store)?;
+    fn store_integer(
+        &mut self,
+        bus: &mut Bus,
+        kind: StoreKind,
+        address: GuestVirtAddr,
+        value: u64,
+    ) -> Result<(), Trap> {
         let [b0, b1, b2, b3, ..] = value.to_le_bytes();
-        let stored = match kind {
-            StoreKind::Byte => bus.store(physical, [b0]),
-            StoreKind::Half => bus.store(physical, [b0, b1]),
-            StoreKind::Word => bus.store(physical, [b0, b1, b2, b3]),
-            StoreKind::Double => bus.store(physical, value.to_le_bytes()),
-        };
-        stored.ok_or(Access::Store.fault(address))
+        match kind {
+            StoreKind::Byte => self.store(bus, address, [b0]),
+            StoreKind::Half => self.store(bus, address, [b0, b1]),
+            StoreKind::Word => self.store(bus, address, [b0, b1, b2, b3]),
+            StoreKind::Double => self.store(bus, address, value.to_le_bytes()),
+        }
     }
 
     fn load_reserved(&mut self, bus: &Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {

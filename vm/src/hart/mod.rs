@@ -15,6 +15,7 @@ mod csr;
 mod decode;
 mod execute;
 mod float;
+mod memory;
 pub(crate) mod trap;
 
 use crate::bus::Bus;
