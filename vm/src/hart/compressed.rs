@@ -1,10 +1,11 @@
 //! The C extension: every 16-bit instruction stands for one of full length.
 //!
-//! Floating-point forms are illegal, as F and D aren't offered. HINTs expand to what their fields say, which has no effect
+//! HINTs expand to what their fields say, which has no effect
 //! because their destination is x0.
 
 use super::alu::AluOp;
 use super::decode::{Condition, Instruction, LoadKind, Register, StoreKind};
+use super::float::instruction::{FloatFormat, FloatRegister};
 
 /// Expands the instruction in the low 16 bits of `bits`, whose two lowest aren't both set.
 pub(crate) fn expand(bits: u32) -> Instruction {
@@ -30,6 +31,11 @@ const fn short_register(bits: u32, from: u32) -> Register {
     Register::new(8 + field(bits, from, 3, 0))
 }
 
+/// The floating-point register that a three-bit field at `from` names: f8 to f15.
+const fn short_float_register(bits: u32, from: u32) -> FloatRegister {
+    FloatRegister::new(8 + field(bits, from, 3, 0))
+}
+
 const fn funct3(bits: u32) -> u32 {
     field(bits, 13, 3, 0)
 }
@@ -45,7 +51,7 @@ const fn shift_amount(bits: u32) -> i32 {
 }
 
 fn quadrant_0(bits: u32) -> Instruction {
-    let (rs1, other) = (short_register(bits, 7), short_register(bits, 2));
+    let (rs1, other, other_float) = (short_register(bits, 7), short_register(bits, 2), short_float_register(bits, 2));
     let word_offset = (field(bits, 6, 1, 2) | field(bits, 10, 3, 3) | field(bits, 5, 1, 6)).cast_signed();
     let double_offset = (field(bits, 10, 3, 3) | field(bits, 5, 2, 6)).cast_signed();
     match funct3(bits) {
@@ -56,8 +62,10 @@ fn quadrant_0(bits: u32) -> Instruction {
             }
             add_immediate(other, Register::SP, immediate.cast_signed())
         }
+        1 => Instruction::FloatLoad { format: FloatFormat::Double, rd: other_float, rs1, offset: double_offset },
         2 => Instruction::Load { kind: LoadKind::Word, rd: other, rs1, offset: word_offset },
         3 => Instruction::Load { kind: LoadKind::Double, rd: other, rs1, offset: double_offset },
+        5 => Instruction::FloatStore { format: FloatFormat::Double, rs1, rs2: other_float, offset: double_offset },
         6 => Instruction::Store { kind: StoreKind::Word, rs1, rs2: other, offset: word_offset },
         7 => Instruction::Store { kind: StoreKind::Double, rs1, rs2: other, offset: double_offset },
         _ => Instruction::Illegal,
@@ -97,9 +105,21 @@ fn quadrant_2(bits: u32) -> Instruction {
         |kind, offset: u32| Instruction::Store { kind, rs1: Register::SP, rs2, offset: offset.cast_signed() };
     match funct3(bits) {
         0 => Instruction::AluImmediate { op: AluOp::Sll, rd, rs1: rd, immediate: shift_amount(bits) },
+        1 => Instruction::FloatLoad {
+            format: FloatFormat::Double,
+            rd: FloatRegister::new(bits >> 7),
+            rs1: Register::SP,
+            offset: double_load.cast_signed(),
+        },
         2 => from_stack(LoadKind::Word, word_load),
         3 => from_stack(LoadKind::Double, double_load),
         4 => move_add_or_jump(bits, rd, rs2),
+        5 => Instruction::FloatStore {
+            format: FloatFormat::Double,
+            rs1: Register::SP,
+            rs2: FloatRegister::new(bits >> 2),
+            offset: double_store.cast_signed(),
+        },
         6 => to_stack(StoreKind::Word, word_store),
         7 => to_stack(StoreKind::Double, double_store),
         _ => Instruction::Illegal,

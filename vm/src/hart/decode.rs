@@ -4,6 +4,7 @@
 
 use super::alu::AluOp;
 use super::compressed;
+use super::float::instruction::{self as float, FloatFormat, FloatInstruction, FloatRegister};
 
 /// An integer register's number, 0 to 31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +115,7 @@ impl CsrInstruction {
     }
 }
 
-/// One instruction of RV64IMA, Zicsr, Zifencei or the supervisor level, immediates sign-extended.
+/// One instruction of RV64IMAFD, Zicsr, Zifencei or the supervisor level, immediates sign-extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instruction {
     Lui {
@@ -182,6 +183,19 @@ pub(crate) enum Instruction {
         rs1: Register,
         rs2: Register,
     },
+    FloatLoad {
+        format: FloatFormat,
+        rd: FloatRegister,
+        rs1: Register,
+        offset: i32,
+    },
+    FloatStore {
+        format: FloatFormat,
+        rs1: Register,
+        rs2: FloatRegister,
+        offset: i32,
+    },
+    Float(FloatInstruction),
     Csr(CsrInstruction),
     /// Nothing to order: one hart, and devices act at once.
     Fence,
@@ -213,15 +227,19 @@ pub(crate) fn decode(bits: u32) -> Instruction {
     let (rd, rs1) = (Register::new(bits >> 7), Register::new(bits >> 15));
     match (bits >> 2) & 0x1f {
         0b0_0000 => load(bits),
+        0b0_0001 => float_load(bits),
         0b0_0011 => fence(bits),
         0b0_0100 => alu_immediate(bits),
         0b0_0101 => Instruction::Auipc { rd, immediate: u_immediate(bits) },
         0b0_0110 => alu_immediate_word(bits),
         0b0_1000 => store(bits),
+        0b0_1001 => float_store(bits),
         0b0_1011 => atomic(bits),
         0b0_1100 => alu_register(bits),
         0b0_1101 => Instruction::Lui { rd, immediate: u_immediate(bits) },
         0b0_1110 => alu_register_word(bits),
+        0b1_0000..=0b1_0011 => float::decode_multiply_add(bits),
+        0b1_0100 => float::decode_operation(bits),
         0b1_1000 => branch(bits),
         0b1_1001 if funct3(bits) == 0 => Instruction::Jalr { rd, rs1, offset: i_immediate(bits) },
         0b1_1011 => Instruction::Jal { rd, offset: j_immediate(bits) },
@@ -295,6 +313,20 @@ fn store(bits: u32) -> Instruction {
     };
     let (rs1, rs2) = (Register::new(bits >> 15), Register::new(bits >> 20));
     Instruction::Store { kind, rs1, rs2, offset: s_immediate(bits) }
+}
+
+#[inline]
+fn float_load(bits: u32) -> Instruction {
+    let Some(format) = float::memory_format(funct3(bits)) else { return Instruction::Illegal };
+    let (rd, rs1) = (FloatRegister::new(bits >> 7), Register::new(bits >> 15));
+    Instruction::FloatLoad { format, rd, rs1, offset: i_immediate(bits) }
+}
+
+#[inline]
+fn float_store(bits: u32) -> Instruction {
+    let Some(format) = float::memory_format(funct3(bits)) else { return Instruction::Illegal };
+    let (rs1, rs2) = (Register::new(bits >> 15), FloatRegister::new(bits >> 20));
+    Instruction::FloatStore { format, rs1, rs2, offset: s_immediate(bits) }
 }
 
 /// Reserved fields of fences are ignored, as the specification asks of implementations.
