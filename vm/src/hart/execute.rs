@@ -51,6 +51,13 @@ impl Hart {
                 self.store_conditional(bus, width, rd, rs1, rs2)?;
             }
             Instruction::Amo { op, width, rd, rs1, rs2 } => self.amo(bus, op, width, rd, rs1, rs2)?,
+            Instruction::FloatLoad { format, rd, rs1, offset } => {
+                self.load_float(bus, format, rd, self.effective(rs1, offset))?;
+            }
+            Instruction::FloatStore { format, rs1, rs2, offset } => {
+                self.store_float(bus, format, self.effective(rs1, offset), rs2)?;
+            }
+            Instruction::Float(instruction) => self.execute_float(instruction)?,
             Instruction::Csr(instruction) => self.execute_csr(instruction)?,
             Instruction::Fence | Instruction::FenceI => {}
             Instruction::SfenceVma | Instruction::Sret | Instruction::Wfi if self.privilege == Privilege::User => {

@@ -6,7 +6,9 @@ use super::instruction::{
 };
 use super::soft::{self, Context};
 use super::{FloatStatus, compare, convert, fast};
+use crate::bus::Bus;
 use crate::hart::{Hart, Unretired};
+use crate::mmu::GuestVirtAddr;
 
 /// The bits of `fcsr` that are flags; the others are the rounding mode.
 const FLAGS: u8 = 0x1f;
@@ -23,25 +25,58 @@ impl Hart {
         }
     }
 
+    /// Loads a register.
+    #[inline]
+    pub(in crate::hart) fn load_float(
+        &mut self,
+        bus: &mut Bus,
+        format: FloatFormat,
+        rd: FloatRegister,
+        address: GuestVirtAddr,
+    ) -> Result<(), Unretired> {
+        self.require_float()?;
+        match format {
+            FloatFormat::Single => {
+                let bits = u32::from_le_bytes(self.load(bus, address)?);
+                self.set_float::<Single>(rd, bits.into());
+            }
+            FloatFormat::Double => {
+                let bits = u64::from_le_bytes(self.load(bus, address)?);
+                self.set_float::<Double>(rd, bits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the bits of a register, the low ones for a single, boxed or not.
+    #[inline]
+    pub(in crate::hart) fn store_float(
+        &mut self,
+        bus: &mut Bus,
+        format: FloatFormat,
+        address: GuestVirtAddr,
+        rs2: FloatRegister,
+    ) -> Result<(), Unretired> {
+        self.require_float()?;
+        let bytes = self.float_register(rs2).to_le_bytes();
+        let [b0, b1, b2, b3, ..] = bytes;
+        match format {
+            FloatFormat::Single => self.store(bus, address, [b0, b1, b2, b3])?,
+            FloatFormat::Double => self.store(bus, address, bytes)?,
+        }
+        Ok(())
+    }
+
     /// Floating-point instructions are illegal while the unit is off.
     #[inline]
-    pub(in crate::hart) fn require_float(&self) -> Result<(), Unretired> {
+    fn require_float(&self) -> Result<(), Unretired> {
         if self.float.status == FloatStatus::Off { Err(Unretired::Illegal) } else { Ok(()) }
     }
 
-    /// What a store of a register in `format` has to store: bits, boxed or not.
+    /// The bits of a register, boxed or not.
     #[inline]
-    pub(in crate::hart) const fn float_register(&self, register: FloatRegister) -> u64 {
+    const fn float_register(&self, register: FloatRegister) -> u64 {
         self.float.f[register.index()]
-    }
-
-    /// Sets a register to `bits` of `format`.
-    #[inline]
-    pub(in crate::hart) fn set_float_register(&mut self, register: FloatRegister, format: FloatFormat, bits: u64) {
-        match format {
-            FloatFormat::Single => self.set_float::<Single>(register, bits),
-            FloatFormat::Double => self.set_float::<Double>(register, bits),
-        }
     }
 
     #[inline]
@@ -117,7 +152,9 @@ impl Hart {
     fn context(&self, rounding: RoundingField) -> Result<Context, Unretired> {
         let rounding = match rounding {
             RoundingField::Static(rounding) => rounding,
-            RoundingField::Dynamic => Rounding::from_frm(self.float.fcsr >> FRM_SHIFT).ok_or(Unretired::Illegal)?,
+            RoundingField::Dynamic => {
+                Rounding::from_frm(u32::from(self.float.fcsr >> FRM_SHIFT)).ok_or(Unretired::Illegal)?
+            }
         };
         Ok(Context { rounding, flags: self.float.fcsr & FLAGS })
     }

@@ -98,7 +98,10 @@ pub(super) struct Double;
 /// The upper half of a register that holds a single.
 const BOX: u64 = 0xffff_ffff_0000_0000;
 
-#[expect(clippy::cast_possible_truncation, reason = "a single is in the low half, and the upper one is cleared or ignored")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a single is in the low half, and the upper one is cleared or ignored"
+)]
 #[expect(clippy::cast_precision_loss, reason = "these conversions round")]
 impl Format for Single {
     const PRECISION: u32 = 24;

@@ -49,7 +49,7 @@ pub(crate) enum Rounding {
 impl Rounding {
     /// The mode that `frm` names, if it names one.
     #[inline]
-    pub(super) const fn from_frm(frm: u8) -> Option<Self> {
+    pub(super) const fn from_frm(frm: u32) -> Option<Self> {
         Some(match frm {
             0 => Self::NearestEven,
             1 => Self::Zero,
@@ -105,21 +105,69 @@ pub(crate) enum IntegerKind {
 /// What an instruction computes; operands and result are in its format unless they are integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloatOperation {
-    Binary { op: BinaryOp, rounding: RoundingField, rd: FloatRegister, rs1: FloatRegister, rs2: FloatRegister },
-    SquareRoot { rounding: RoundingField, rd: FloatRegister, rs1: FloatRegister },
+    Binary {
+        op: BinaryOp,
+        rounding: RoundingField,
+        rd: FloatRegister,
+        rs1: FloatRegister,
+        rs2: FloatRegister,
+    },
+    SquareRoot {
+        rounding: RoundingField,
+        rd: FloatRegister,
+        rs1: FloatRegister,
+    },
     MultiplyAdd(MultiplyAdd),
-    InjectSign { op: SignOp, rd: FloatRegister, rs1: FloatRegister, rs2: FloatRegister },
-    Select { extreme: Extreme, rd: FloatRegister, rs1: FloatRegister, rs2: FloatRegister },
-    Compare { comparison: Comparison, rd: Register, rs1: FloatRegister, rs2: FloatRegister },
-    Classify { rd: Register, rs1: FloatRegister },
-    ToInteger { kind: IntegerKind, rounding: RoundingField, rd: Register, rs1: FloatRegister },
-    FromInteger { kind: IntegerKind, rounding: RoundingField, rd: FloatRegister, rs1: Register },
+    InjectSign {
+        op: SignOp,
+        rd: FloatRegister,
+        rs1: FloatRegister,
+        rs2: FloatRegister,
+    },
+    Select {
+        extreme: Extreme,
+        rd: FloatRegister,
+        rs1: FloatRegister,
+        rs2: FloatRegister,
+    },
+    Compare {
+        comparison: Comparison,
+        rd: Register,
+        rs1: FloatRegister,
+        rs2: FloatRegister,
+    },
+    Classify {
+        rd: Register,
+        rs1: FloatRegister,
+    },
+    ToInteger {
+        kind: IntegerKind,
+        rounding: RoundingField,
+        rd: Register,
+        rs1: FloatRegister,
+    },
+    FromInteger {
+        kind: IntegerKind,
+        rounding: RoundingField,
+        rd: FloatRegister,
+        rs1: Register,
+    },
     /// From the other format.
-    Resize { rounding: RoundingField, rd: FloatRegister, rs1: FloatRegister },
+    Resize {
+        rounding: RoundingField,
+        rd: FloatRegister,
+        rs1: FloatRegister,
+    },
     /// Bits, not values.
-    MoveToInteger { rd: Register, rs1: FloatRegister },
+    MoveToInteger {
+        rd: Register,
+        rs1: FloatRegister,
+    },
     /// Bits, not values.
-    MoveFromInteger { rd: FloatRegister, rs1: Register },
+    MoveFromInteger {
+        rd: FloatRegister,
+        rs1: Register,
+    },
 }
 
 /// `rd = ±(rs1 * rs2) ± rs3`, rounded once.
@@ -186,13 +234,14 @@ const fn format(bits: u32) -> Option<FloatFormat> {
 fn rounding(bits: u32) -> Option<RoundingField> {
     match (bits >> 12) & 7 {
         7 => Some(RoundingField::Dynamic),
-        rm => Rounding::from_frm(rm as u8).map(RoundingField::Static),
+        mode => Rounding::from_frm(mode).map(RoundingField::Static),
     }
 }
 
 fn operation(bits: u32) -> Option<FloatOperation> {
     let (funct5, funct3, rs2_field) = (bits >> 27, (bits >> 12) & 7, (bits >> 20) & 31);
-    let (rd, rs1, rs2) = (FloatRegister::new(bits >> 7), FloatRegister::new(bits >> 15), FloatRegister::new(bits >> 20));
+    let (rd, rs1, rs2) =
+        (FloatRegister::new(bits >> 7), FloatRegister::new(bits >> 15), FloatRegister::new(bits >> 20));
     let (integer_rd, integer_rs1) = (Register::new(bits >> 7), Register::new(bits >> 15));
     let binary = |op| Some(FloatOperation::Binary { op, rounding: rounding(bits)?, rd, rs1, rs2 });
     match (funct5, funct3) {

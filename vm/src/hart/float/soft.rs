@@ -79,7 +79,7 @@ pub(super) fn unpack<F: Format>(bits: u64) -> Value {
     if magnitude == 0 {
         return Value::Zero;
     }
-    let field = (magnitude >> F::FRACTION_BITS) as i32;
+    let field = ((magnitude >> F::FRACTION_BITS) & 0x7ff) as i32;
     let fraction = magnitude & (F::MIN_NORMAL - 1);
     let significand = if field == 0 { fraction } else { fraction | F::MIN_NORMAL };
     let exponent = field.max(1) - F::EXPONENT_MAX - F::FRACTION_BITS as i32;
@@ -112,12 +112,13 @@ const fn shift_jammed(significand: u128, shift: u32) -> u128 {
         return (significand != 0) as u128;
     }
     let rest = significand & ((1 << shift) - 1);
-    significand >> shift | (rest != 0) as u128
+    (significand >> shift) | (rest != 0) as u128
 }
 
 /// The bits of `value`, rounded; raises inexact, underflow and overflow.
 ///
 /// Tininess is decided after rounding: as if the exponent had no lower bound (RISC-V unprivileged, chapter "F").
+#[expect(clippy::cast_possible_truncation, reason = "what is kept of the significand has no more bits than the format")]
 pub(super) fn round<F: Format>(value: Finite, context: &mut Context) -> u64 {
     let Finite { negative, exponent, significand } = value;
     let rounding = context.rounding;
@@ -245,7 +246,7 @@ pub(super) fn divide<F: Format>(a: u64, b: u64, context: &mut Context) -> u64 {
             // The divisor has at most 53 bits: the quotient has 73 at least.
             let a = a.normalized();
             let is_exact = a.significand.is_multiple_of(b.significand);
-            let significand = a.significand / b.significand | u128::from(!is_exact);
+            let significand = (a.significand / b.significand) | u128::from(!is_exact);
             round::<F>(Finite { negative, exponent: a.exponent - b.exponent, significand }, context)
         }
     }
