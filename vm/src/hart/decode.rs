@@ -67,6 +67,15 @@ pub(crate) enum AtomicWidth {
     Double,
 }
 
+impl AtomicWidth {
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            Self::Word => 4,
+            Self::Double => 8,
+        }
+    }
+}
+
 /// What an AMO does to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AmoOp {

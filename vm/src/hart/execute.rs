@@ -1,6 +1,7 @@
 //! What each instruction does.
 
 use super::alu::{self, AluOp};
+use super::csr::Status;
 use super::decode::{AmoOp, AtomicWidth, Condition, Instruction, LoadKind, Register, StoreKind};
 use super::trap::{Exception, Trap};
 use super::{Hart, Privilege, Unretired};
@@ -60,12 +61,11 @@ impl Hart {
             Instruction::Float(instruction) => self.execute_float(instruction)?,
             Instruction::Csr(instruction) => self.execute_csr(instruction)?,
             Instruction::Fence | Instruction::FenceI => {}
-            Instruction::SfenceVma | Instruction::Sret | Instruction::Wfi if self.privilege == Privilege::User => {
-                return Err(Unretired::Illegal);
-            }
+            Instruction::SfenceVma if !self.may(Status::TVM) => return Err(Unretired::Illegal),
             Instruction::SfenceVma => {}
-            Instruction::Mret => return Err(Unretired::Illegal),
-            Instruction::Sret => return Ok(self.leave_trap()),
+            Instruction::Sret => return self.supervisor_return(),
+            Instruction::Mret => return self.machine_return(),
+            Instruction::Wfi if !self.may(Status::TW) => return Err(Unretired::Illegal),
             Instruction::Wfi => return Err(Unretired::WaitForInterrupt),
             Instruction::Ecall => return Err(self.environment_call()),
             Instruction::Ebreak => return Err(Trap { exception: Exception::Breakpoint, tval: self.pc }.into()),
@@ -74,10 +74,12 @@ impl Hart {
         Ok(next_pc)
     }
 
-    const fn environment_call(&self) -> Unretired {
+    /// Whether an instruction of the supervisor that the bit `trapped` of `mstatus` keeps for M-mode is legal now.
+    pub(super) fn may(&self, trapped: u64) -> bool {
         match self.privilege {
-            Privilege::User => Unretired::Trap(Trap { exception: Exception::UserEnvironmentCall, tval: 0 }),
-            Privilege::Supervisor | Privilege::Machine => Unretired::FirmwareCall,
+            Privilege::User => false,
+            Privilege::Supervisor => !self.csrs.status.has(trapped),
+            Privilege::Machine => true,
         }
     }
 
@@ -116,9 +118,9 @@ impl Hart {
         }
     }
 
-    fn load_reserved(&mut self, bus: &Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {
+    fn load_reserved(&mut self, bus: &mut Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Load)?;
+        let physical = self.atomic_address(bus, width, address, Access::Load)?;
         let value = load_atomic(bus, width, physical).ok_or(Access::Load.fault(address))?;
         self.reservation = Some(physical);
         self.set_register(rd, value);
@@ -135,12 +137,13 @@ impl Hart {
         rs2: Register,
     ) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Store)?;
+        let physical = self.atomic_address(bus, width, address, Access::Store)?;
         // A store that could not be done faults even without a reservation.
         load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
         let succeeds = self.reservation.take() == Some(physical);
         if succeeds {
             store_atomic(bus, width, physical, self.register(rs2)).ok_or(Access::Store.fault(address))?;
+            self.notice_tohost(bus, physical, width.bytes());
         }
         self.set_register(rd, u64::from(!succeeds));
         Ok(())
@@ -156,7 +159,7 @@ impl Hart {
         rs2: Register,
     ) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Store)?;
+        let physical = self.atomic_address(bus, width, address, Access::Store)?;
         let old = load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
         let operand = match width {
             AtomicWidth::Word => alu::compute(AluOp::AddW, self.register(rs2), 0),
@@ -164,6 +167,7 @@ impl Hart {
         };
         let new = combine(op, old, operand);
         store_atomic(bus, width, physical, new).ok_or(Access::Store.fault(address))?;
+        self.notice_tohost(bus, physical, width.bytes());
         self.set_register(rd, old);
         Ok(())
     }
@@ -171,16 +175,13 @@ impl Hart {
     /// The physical address of an atomic access, which has to be aligned.
     fn atomic_address(
         &self,
+        bus: &mut Bus,
         width: AtomicWidth,
         address: GuestVirtAddr,
         access: Access,
     ) -> Result<GuestPhysAddr, Trap> {
-        let alignment = match width {
-            AtomicWidth::Word => 4,
-            AtomicWidth::Double => 8,
-        };
-        if address.0.is_multiple_of(alignment) {
-            return self.mmu.translate(address, access);
+        if address.0.is_multiple_of(width.bytes()) {
+            return self.translate(bus, address, access);
         }
         let exception = match access {
             Access::Fetch | Access::Load => Exception::LoadAddressMisaligned,
