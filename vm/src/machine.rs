@@ -78,15 +78,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Loads an ELF image and puts the hart at its entry with a0 = 0 and a1 = device tree: in S-mode, or in M-mode if the
-    /// configuration has no firmware.
+    /// Loads an [`Image`](crate::Image) and puts the hart at its entry with a0 = 0 and a1 = device tree: in S-mode, or in
+    /// M-mode if the configuration has no firmware.
     ///
     /// # Errors
-    /// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
+    /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, entry, device_tree } = loader::load(config, image)?;
+        let Loaded { ram, entry, device_tree, tohost, .. } = loader::load(config, image)?;
         Ok(Self {
-            hart: Hart::new(config.boot, entry, device_tree, None),
+            hart: Hart::new(config.boot, entry, device_tree, tohost),
             bus: Bus::new(ram, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
