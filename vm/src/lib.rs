@@ -21,6 +21,7 @@ mod count;
 mod device;
 mod device_tree;
 mod digest;
+mod disk;
 mod event;
 mod exit;
 mod hart;
@@ -28,6 +29,7 @@ mod loader;
 mod machine;
 mod mmu;
 mod output;
+mod pages;
 mod ram;
 mod sbi;
 mod snapshot;
@@ -40,7 +42,7 @@ pub use event::{CONSOLE_BYTES_MAX, Event, FRAME_BYTES_MAX, OutputId, OutputOpera
 pub use exit::{Exit, HaltReason, StopReason};
 pub use loader::LoadError;
 pub use machine::{ApplyError, DroppedFrames, Machine};
-pub use ram::{PAGE_BYTES, PageCopy};
+pub use pages::{PAGE_BYTES, PageCopy};
 pub use snapshot::{Restoration, STATE_BYTES_MAX};
 pub use state::RestoreError;
 

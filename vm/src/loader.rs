@@ -6,8 +6,10 @@
 
 use crate::config::MachineConfig;
 use crate::device_tree;
+use crate::disk::Disk;
 use crate::mmu::GuestPhysAddr;
-use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
+use crate::pages::PAGE_BYTES;
+use crate::ram::{RAM_BASE, Ram};
 use elf::ElfBytes;
 use elf::abi::{EM_RISCV, ET_EXEC, PT_LOAD};
 use elf::endian::LittleEndian;
@@ -16,6 +18,7 @@ use elf::segment::ProgramHeader;
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
+const DISK_BYTES_MAX: u64 = 1 << 30;
 const BOOTARGS_BYTES_MAX: usize = 2048;
 
 /// Why an image can't be started.
@@ -68,10 +71,11 @@ pub enum LoadError {
     },
 }
 
-/// RAM with an image in it, and where to begin.
+/// RAM with an image in it, the disk, and where to begin.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) ram: Ram,
+    pub(crate) disk: Option<Disk>,
     pub(crate) entry: u64,
     pub(crate) device_tree: u64,
 }
@@ -103,7 +107,7 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     if !entry.is_multiple_of(2) || ram.slice(GuestPhysAddr(entry), 2).is_none() {
         return Err(LoadError::Entry { entry });
     }
-    Ok(Loaded { ram, entry, device_tree })
+    Ok(Loaded { ram, disk: disk(config, &[])?, entry, device_tree })
 }
 
 /// The size of RAM of a configuration that is in range.
@@ -124,6 +128,23 @@ pub(crate) fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadErr
         return Err(LoadError::Config("bootargs must not contain a NUL character"));
     }
     usize::try_from(config.ram_bytes).map_err(|_| LoadError::Config("ram_bytes is more than this host can address"))
+}
+
+/// The disk of a configuration that is in range, with these contents, if the machine has one.
+///
+/// # Errors
+/// [`LoadError::Config`] if its size is out of range, or less than the contents.
+pub(crate) fn disk(config: &MachineConfig, contents: &[u8]) -> Result<Option<Disk>, LoadError> {
+    let page_bytes = PAGE_BYTES as u64;
+    if config.disk_bytes > DISK_BYTES_MAX || !config.disk_bytes.is_multiple_of(page_bytes) {
+        return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
+    }
+    if (contents.len() as u64) > config.disk_bytes {
+        return Err(LoadError::Config("disk_bytes is less than what is on the disk"));
+    }
+    let bytes = usize::try_from(config.disk_bytes)
+        .map_err(|_| LoadError::Config("disk_bytes is more than this host can address"))?;
+    Ok((bytes > 0).then(|| Disk::new(bytes, config.ram_bytes / page_bytes, contents)))
 }
 
 fn parse(image: &[u8]) -> Result<ElfBytes<'_, LittleEndian>, LoadError> {

@@ -2,6 +2,7 @@
 
 use crate::bus::Bus;
 use crate::config::MachineConfig;
+use crate::disk::Disk;
 use crate::event::FRAME_BYTES_MAX;
 use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pause};
@@ -84,10 +85,10 @@ impl Machine {
     /// # Errors
     /// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, entry, device_tree } = loader::load(config, image)?;
+        let Loaded { ram, disk, entry, device_tree } = loader::load(config, image)?;
         Ok(Self {
             hart: Hart::new(entry, device_tree),
-            bus: Bus::new(ram, config.mac),
+            bus: Bus::new(ram, disk, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
             last_packet_number: 0,
@@ -228,7 +229,8 @@ impl Machine {
     pub fn digest(&mut self) -> StateDigest {
         let mut writer = StateWriter::default();
         self.write_to(&mut writer);
-        StateDigest::new(writer, self.bus.ram.digest())
+        let memory = self.bus.memories().map(|(pages, contents)| pages.digest(contents));
+        StateDigest::new(writer, memory.fold(0, u128::wrapping_add))
     }
 
     /// The address of the next instruction.
@@ -249,6 +251,12 @@ impl Machine {
         self.bus.ram.slice(GuestPhysAddr(address), length)
     }
 
+    /// The `length` bytes of the disk at `offset`; `None` if the machine has no disk, or not all of them are on it.
+    #[must_use]
+    pub fn disk(&self, offset: u64, length: u64) -> Option<&[u8]> {
+        self.bus.disk()?.slice(offset, length)
+    }
+
     /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not RAM or `bit` is not 0 to
     /// 7.
     pub fn flip_ram_bit(&mut self, address: u64, bit: u8) -> bool {
@@ -258,7 +266,7 @@ impl Machine {
         self.bus.ram.store(address, [byte ^ mask]).is_some()
     }
 
-    /// Writes all of the state but RAM's contents.
+    /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
         hart.write_to(writer);
@@ -268,11 +276,11 @@ impl Machine {
         writer.u64(*last_packet_number);
     }
 
-    /// The machine with this RAM and MAC whose state without the contents of RAM is `state`.
-    pub(crate) fn restored(ram: Ram, mac: [u8; 6], state: &[u8]) -> Result<Self, RestoreError> {
+    /// The machine with this RAM, disk and MAC whose state without their contents is `state`.
+    pub(crate) fn restored(ram: Ram, disk: Option<Disk>, mac: [u8; 6], state: &[u8]) -> Result<Self, RestoreError> {
         let mut reader = StateReader::new(state);
         let hart = Hart::read_from(&mut reader)?;
-        let bus = Bus::read_from(&mut reader, ram, mac, hart.count())?;
+        let bus = Bus::read_from(&mut reader, ram, disk, mac, hart.count())?;
         let firmware = Firmware::read_from(&mut reader)?;
         let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
         reader.finish()?;

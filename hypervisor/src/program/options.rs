@@ -82,6 +82,7 @@ impl GuestOptions {
             bootargs: self.append.clone(),
             rng_seed: entropy::seed(),
             boot: BootMode::Firmware,
+            disk_bytes: 0,
         }
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn decode_session(bytes: &[u8]) -> Result<SessionHeader, CodecError> 
             bootargs: wire.bootargs,
             rng_seed: wire.rng_seed,
             boot: vm::BootMode::Firmware,
+            disk_bytes: 0,
         },
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),
