@@ -7,8 +7,8 @@ mod common;
 
 use common::hostile::{self, Random};
 use common::{
-    ECALL, FINISHER, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, amo, csrrs, csrrw, drive,
-    li, load, machine, run_on, small_config, store,
+    ECALL, FINISHER, NOP, RAM, RAM_PAGES, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, amo, csrrs,
+    csrrw, drive, li, load, machine, run_on, small_config, store,
 };
 use std::collections::BTreeSet;
 use vm::{
@@ -17,7 +17,6 @@ use vm::{
 };
 
 const TIMER_EXTENSION: u64 = 0x5449_4d45;
-const RAM_PAGES: u64 = (4 << 20) / PAGE_BYTES as u64;
 
 /// A copy of RAM that is being made, and where it is made.
 struct Copying {
