@@ -88,6 +88,12 @@ impl Guest {
         Ok(Self { name: path.display().to_string(), image: read(what, path, IMAGE_BYTES_MAX)? })
     }
 
+    /// The length of its disk, in bytes; 0 if it has none.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        Image::parse(&self.image).ok().and_then(|image| image.disk).map_or(0, |disk| disk.len() as u64)
+    }
+
     /// The same guest with an initrd and a disk, as far as they are given. A disk that isn't made of whole pages is lengthened
     /// with zeros.
     ///

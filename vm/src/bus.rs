@@ -6,10 +6,14 @@
 use crate::device::finisher;
 use crate::device::plic::Plic;
 use crate::device::uart::Uart;
+use crate::device::virtio::blk::Blk;
 use crate::device::virtio::net::Net;
-use crate::exit::StopReason;
+use crate::device::virtio::{BadRing, mmio};
+use crate::disk::Disk;
+use crate::exit::{HaltReason, StopReason};
 use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
+use crate::pages::Pages;
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -36,8 +40,13 @@ pub(crate) const UART: Region = Region { base: 0x1000_0000, bytes: 0x100 };
 /// The network device's registers.
 pub(crate) const NET: Region = Region { base: 0x1000_1000, bytes: 0x1000 };
 
+/// The registers of the disk, or of a place for a device that isn't there.
+pub(crate) const BLK: Region = Region { base: 0x1000_2000, bytes: 0x1000 };
+
 /// The network device's interrupt source at the PLIC.
 pub(crate) const NET_IRQ: u32 = 1;
+/// The disk's interrupt source at the PLIC.
+pub(crate) const BLK_IRQ: u32 = 2;
 /// The console's interrupt source at the PLIC.
 pub(crate) const UART_IRQ: u32 = 10;
 
@@ -48,6 +57,7 @@ pub(crate) struct Bus {
     pub(crate) uart: Uart,
     pub(crate) net: Net,
     pub(crate) outputs: Outputs,
+    blk: Option<Blk>,
     plic: Plic,
     stop: Option<StopReason>,
     /// Since [`Self::settle`]. Invariant: `false` whenever the machine is at rest.
@@ -61,16 +71,18 @@ enum Target {
     Plic(u64),
     Uart(u64),
     Net(u64),
+    Blk(u64),
 }
 
 impl Bus {
     /// Devices as after reset.
-    pub(crate) fn new(ram: Ram, mac: [u8; 6]) -> Self {
+    pub(crate) fn new(ram: Ram, disk: Option<Disk>, mac: [u8; 6]) -> Self {
         Self {
             ram,
             uart: Uart::new(),
             net: Net::new(mac),
             outputs: Outputs::default(),
+            blk: disk.map(Blk::new),
             plic: Plic::new(),
             stop: None,
             touched: false,
@@ -115,6 +127,9 @@ impl Bus {
         self.touched = false;
         self.plic.set_level(UART_IRQ, self.uart.interrupts());
         self.plic.set_level(NET_IRQ, self.net.interrupts());
+        if let Some(blk) = &self.blk {
+            self.plic.set_level(BLK_IRQ, blk.interrupts());
+        }
         self.outputs.settle(count);
         self.plic.notifies()
     }
@@ -130,21 +145,39 @@ impl Bus {
         self.stop
     }
 
-    /// A frame arrives at the network device.
-    pub(crate) fn receive_frame(&mut self, frame: &[u8]) {
-        if let Err(bad) = self.net.receive(&mut self.ram, frame) {
-            self.stop(StopReason::Halt(bad.into()));
+    /// The disk, if there is one.
+    pub(crate) const fn disk(&self) -> Option<&Disk> {
+        match &self.blk {
+            Some(blk) => Some(blk.disk()),
+            None => None,
         }
     }
 
-    /// Writes all of the state but RAM's contents.
+    /// What has pages, in the order of their indices: RAM, then the disk. With the contents of each.
+    pub(crate) fn memories(&mut self) -> impl Iterator<Item = (&mut Pages, &[u8])> {
+        let disk = self.blk.as_mut().map(|blk| blk.disk_mut().paged());
+        core::iter::once(self.ram.paged()).chain(disk)
+    }
+
+    /// A frame arrives at the network device.
+    pub(crate) fn receive_frame(&mut self, frame: &[u8]) {
+        if let Err(bad) = self.net.receive(&mut self.ram, frame) {
+            self.stop(bad_network_ring(bad));
+        }
+    }
+
+    /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // `touched` is false whenever the machine is at rest.
-        let Self { ram, uart, net, outputs, plic, stop, touched: _ } = self;
+        let Self { ram, uart, net, outputs, blk, plic, stop, touched: _ } = self;
         writer.u64(ram.end());
+        writer.u64(self.disk().map_or(0, Disk::length));
         uart.write_to(writer);
         net.write_to(writer);
         outputs.write_to(writer);
+        if let Some(blk) = blk {
+            blk.write_to(writer);
+        }
         plic.write_to(writer);
         writer.bool(stop.is_some());
         if let Some(reason) = stop {
@@ -152,20 +185,24 @@ impl Bus {
         }
     }
 
-    /// The bus of a machine with this RAM and MAC, at `count`.
+    /// The bus of a machine with this RAM, disk and MAC, at `count`.
     pub(crate) fn read_from(
         reader: &mut StateReader<'_>,
         ram: Ram,
+        disk: Option<Disk>,
         mac: [u8; 6],
         count: u64,
     ) -> Result<Self, RestoreError> {
         let end = reader.u64()?;
         reader.require(end == ram.end(), "RAM has another size")?;
+        let length = reader.u64()?;
+        reader.require(length == disk.as_ref().map_or(0, Disk::length), "the disk has another size")?;
         Ok(Self {
             ram,
             uart: Uart::read_from(reader)?,
             net: Net::read_from(reader, mac)?,
             outputs: Outputs::read_from(reader, count)?,
+            blk: disk.map(|disk| Blk::read_from(reader, disk)).transpose()?,
             plic: Plic::read_from(reader)?,
             stop: if reader.bool()? { Some(StopReason::read_from(reader)?) } else { None },
             touched: false,
@@ -180,6 +217,7 @@ impl Bus {
         let plic = PLIC.offset(address).map(Target::Plic);
         plic.or_else(|| UART.offset(address).map(Target::Uart))
             .or_else(|| NET.offset(address).map(Target::Net))
+            .or_else(|| BLK.offset(address).map(Target::Blk))
             .or_else(|| FINISHER.offset(address).map(Target::Finisher))
     }
 
@@ -191,6 +229,11 @@ impl Bus {
             Target::Plic(offset) => self.plic.load(offset, width).map(u64::from),
             Target::Uart(offset) => self.uart.load(offset, width).map(u64::from),
             Target::Net(offset) => self.net.load(offset, width).map(u64::from),
+            Target::Blk(offset) => match &self.blk {
+                Some(blk) => blk.load(offset, width),
+                None => mmio::load_vacant(offset, width),
+            }
+            .map(u64::from),
             Target::Finisher(offset) => finisher::load(offset, width).map(u64::from),
         }
     }
@@ -211,10 +254,19 @@ impl Bus {
             }
             Target::Net(offset) => {
                 if let Err(bad) = self.net.store(offset, value, width, &mut self.ram, &mut self.outputs)? {
-                    self.stop(StopReason::Halt(bad.into()));
+                    self.stop(bad_network_ring(bad));
                 }
                 Some(())
             }
+            Target::Blk(offset) => match &mut self.blk {
+                Some(blk) => {
+                    if let Err(bad) = blk.store(offset, value, width, &mut self.ram)? {
+                        self.stop(StopReason::Halt(HaltReason::BadDiskRing { descriptor: bad.descriptor }));
+                    }
+                    Some(())
+                }
+                None => mmio::store_vacant(width),
+            },
             Target::Finisher(offset) => {
                 if let Some(reason) = finisher::store(offset, value, width)? {
                     self.stop(reason);
@@ -223,4 +275,9 @@ impl Bus {
             }
         }
     }
+}
+
+/// The end of a guest whose network device can't go on.
+const fn bad_network_ring(BadRing { queue, descriptor }: BadRing) -> StopReason {
+    StopReason::Halt(HaltReason::BadDescriptorRing { queue, descriptor })
 }

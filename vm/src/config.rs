@@ -26,6 +26,8 @@ pub struct MachineConfig {
     pub rng_seed: [u8; 32],
     /// Who is there before the image.
     pub boot: BootMode,
+    /// The disk, in bytes; a multiple of 4096 up to 1 GiB, 0 for none.
+    pub disk_bytes: u64,
 }
 
 impl Default for MachineConfig {
@@ -36,6 +38,7 @@ impl Default for MachineConfig {
             bootargs: String::new(),
             rng_seed: [0; 32],
             boot: BootMode::Firmware,
+            disk_bytes: 0,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Nodes and properties are those of QEMU's `virt` board, as far as the devices exist here.
 
 use crate::TIMEBASE_HZ;
-use crate::bus::{FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
+use crate::bus::{BLK, BLK_IRQ, FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
 use crate::config::MachineConfig;
 use crate::ram::RAM_BASE;
 use alloc::borrow::ToOwned;
@@ -11,11 +11,6 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
 use vm_fdt::{FdtWriter, FdtWriterResult};
-
-/// The disk's registers.
-const DISK: Region = Region { base: 0x1000_2000, bytes: 0x1000 };
-/// The disk's interrupt source at the PLIC.
-const DISK_IRQ: u32 = 2;
 
 const PHANDLE_HART_INTERRUPTS: u32 = 1;
 const PHANDLE_PLIC: u32 = 2;
@@ -42,8 +37,6 @@ const MMU: &str = "riscv,sv39";
 pub(crate) struct Contents {
     /// Where the initrd lies.
     pub(crate) initrd: Option<Range<u64>>,
-    /// Whether there is a disk.
-    pub(crate) has_disk: bool,
 }
 
 /// The flattened device tree of a machine with this configuration and an image with these contents. Its length doesn't depend
@@ -61,7 +54,7 @@ pub(crate) fn build(config: &MachineConfig, contents: &Contents) -> FdtWriterRes
     fdt.property_array_u64("reg", &[RAM_BASE, config.ram_bytes])?;
     fdt.end_node(memory)?;
     cpus(&mut fdt)?;
-    soc(&mut fdt, contents)?;
+    soc(&mut fdt, config)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -103,7 +96,7 @@ fn cpus(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     fdt.end_node(cpus)
 }
 
-fn soc(fdt: &mut FdtWriter, contents: &Contents) -> FdtWriterResult<()> {
+fn soc(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
     let soc = fdt.begin_node("soc")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
@@ -128,9 +121,9 @@ fn soc(fdt: &mut FdtWriter, contents: &Contents) -> FdtWriterResult<()> {
     interrupt(fdt, NET_IRQ)?;
     fdt.end_node(net)?;
 
-    if contents.has_disk {
-        let disk = begin_device(fdt, "virtio_mmio", DISK, &["virtio,mmio"])?;
-        interrupt(fdt, DISK_IRQ)?;
+    if config.disk_bytes > 0 {
+        let disk = begin_device(fdt, "virtio_mmio", BLK, &["virtio,mmio"])?;
+        interrupt(fdt, BLK_IRQ)?;
         fdt.end_node(disk)?;
     }
 
@@ -175,10 +168,14 @@ mod tests {
     use super::{Contents, MachineConfig, build};
     use alloc::vec::Vec;
 
-    const NOTHING: Contents = Contents { initrd: None, has_disk: false };
+    const NOTHING: Contents = Contents { initrd: None };
 
     fn tree(config: &MachineConfig, contents: &Contents) -> Vec<u8> {
         build(config, contents).unwrap()
+    }
+
+    fn with_disk(config: &MachineConfig) -> MachineConfig {
+        MachineConfig { disk_bytes: 4096, ..config.clone() }
     }
 
     /// Whether `tree` has `bytes`; enough to tell whether a name or a value is there.
@@ -192,7 +189,7 @@ mod tests {
         let plain = tree(&config, &NOTHING);
         assert_eq!(plain[..4], 0xd00d_feed_u32.to_be_bytes());
         assert_eq!(plain, tree(&config, &NOTHING));
-        assert_ne!(plain, tree(&config, &Contents { has_disk: true, ..NOTHING }));
+        assert_ne!(plain, tree(&with_disk(&config), &NOTHING));
         let other = MachineConfig { rng_seed: [1; 32], ..config };
         assert_ne!(plain, tree(&other, &NOTHING));
     }
@@ -207,9 +204,9 @@ mod tests {
         let config = MachineConfig::default();
         let plain = tree(&config, &NOTHING);
         assert!(!has(&plain, b"linux,initrd-start") && !has(&plain, b"virtio_mmio@10002000"));
-        assert!(has(&tree(&config, &Contents { has_disk: true, ..NOTHING }), b"virtio_mmio@10002000"));
+        assert!(has(&tree(&with_disk(&config), &NOTHING), b"virtio_mmio@10002000"));
         let [placeholder, placed] =
-            [0..0, 0x8700_0000..0x8712_3456].map(|initrd| tree(&config, &Contents { initrd: Some(initrd), ..NOTHING }));
+            [0..0, 0x8700_0000..0x8712_3456].map(|initrd| tree(&config, &Contents { initrd: Some(initrd) }));
         assert_eq!(placeholder.len(), placed.len());
         for word in [0x8700_0000_u64, 0x8712_3456] {
             assert!(has(&placed, &word.to_be_bytes()) && !has(&placeholder, &word.to_be_bytes()), "{word:#x}");

@@ -4,7 +4,7 @@ use crate::state::StateWriter;
 use core::fmt;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// A digest of the complete machine state: hart, devices, RAM, instruction count.
+/// A digest of the complete machine state: hart, devices, RAM, disk, instruction count.
 ///
 /// Outputs that have been produced and not yet taken are not part of it, so that it doesn't depend on when they are taken;
 /// their ids are.
@@ -12,9 +12,9 @@ use xxhash_rust::xxh3::xxh3_128;
 pub struct StateDigest(pub u128);
 
 impl StateDigest {
-    /// The digest of all of the `state` that isn't contents of RAM, and of RAM's own digest.
-    pub(crate) fn new(mut state: StateWriter, ram: u128) -> Self {
-        state.u128(ram);
+    /// The digest of all of the `state` that isn't contents of RAM or of the disk, and of their own digest.
+    pub(crate) fn new(mut state: StateWriter, memory: u128) -> Self {
+        state.u128(memory);
         Self(xxh3_128(&state.into_bytes()))
     }
 }

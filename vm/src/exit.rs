@@ -44,18 +44,24 @@ pub enum HaltReason {
         /// Its cause, as in `scause`.
         cause: u64,
     },
-    /// A virtqueue descriptor, ring or index is outside RAM, loops, or is too long.
+    /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too long.
     BadDescriptorRing {
         /// Which queue of the network device: 0 receive, 1 transmit.
         queue: u16,
         /// The descriptor's index; [`HaltReason::RING_ITSELF`] if a ring or its index is at fault.
         descriptor: u16,
     },
+    /// As [`Self::BadDescriptorRing`], in the queue of the disk; or its chain of descriptors is no request.
+    BadDiskRing {
+        /// The descriptor's index, or that of the chain's head; [`HaltReason::RING_ITSELF`] if a ring or its index is at
+        /// fault.
+        descriptor: u16,
+    },
 }
 
 impl HaltReason {
-    /// The `descriptor` of a [`Self::BadDescriptorRing`] whose ring, rather than a descriptor, is bad. No descriptor has this
-    /// index.
+    /// The `descriptor` of a [`Self::BadDescriptorRing`] or [`Self::BadDiskRing`] whose ring, rather than a descriptor, is
+    /// bad. No descriptor has this index.
     pub const RING_ITSELF: u16 = u16::MAX;
 }
 
@@ -66,6 +72,7 @@ impl StopReason {
             Self::Reboot => (1, [0, 0]),
             Self::Halt(HaltReason::DoubleTrap { pc, cause }) => (2, [pc, cause]),
             Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => (3, [queue.into(), descriptor.into()]),
+            Self::Halt(HaltReason::BadDiskRing { descriptor }) => (4, [descriptor.into(), 0]),
         };
         writer.u8(kind);
         for word in detail {
@@ -85,6 +92,7 @@ impl StopReason {
             (3, [queue, descriptor]) => {
                 Self::Halt(HaltReason::BadDescriptorRing { queue: half(queue)?, descriptor: half(descriptor)? })
             }
+            (4, [descriptor, 0]) => Self::Halt(HaltReason::BadDiskRing { descriptor: half(descriptor)? }),
             _ => return Err(unknown),
         })
     }
@@ -102,6 +110,8 @@ impl fmt::Display for HaltReason {
             Self::BadDescriptorRing { queue, descriptor } => {
                 write!(f, "virtio-net queue {queue}: bad descriptor {descriptor}")
             }
+            Self::BadDiskRing { descriptor: Self::RING_ITSELF } => write!(f, "virtio-blk: bad ring"),
+            Self::BadDiskRing { descriptor } => write!(f, "virtio-blk: bad descriptor {descriptor}"),
         }
     }
 }

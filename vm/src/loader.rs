@@ -11,12 +11,15 @@ mod linux;
 use self::linux::LinuxHeader;
 use crate::config::{BootMode, MachineConfig};
 use crate::device_tree::{self, Contents};
+use crate::disk::Disk;
 use crate::image::{Image, ImageError};
 use crate::mmu::GuestPhysAddr;
-use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
+use crate::pages::PAGE_BYTES;
+use crate::ram::{RAM_BASE, Ram};
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
+const DISK_BYTES_MAX: u64 = 1 << 30;
 const BOOTARGS_BYTES_MAX: usize = 2048;
 
 /// Why an image can't be started.
@@ -117,18 +120,15 @@ pub enum LoadError {
     },
 }
 
-/// RAM with an image in it, and where to begin.
+/// RAM with an image in it, the disk, and where to begin.
 #[derive(Debug)]
-pub(crate) struct Loaded<'a> {
+pub(crate) struct Loaded {
     pub(crate) ram: Ram,
+    pub(crate) disk: Option<Disk>,
     pub(crate) entry: u64,
     pub(crate) device_tree: u64,
-    #[cfg_attr(not(test), expect(dead_code, reason = "M-mode will take it"))]
     /// Where a bare program tells its result, if it has a place for that.
     pub(crate) tohost: Option<u64>,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the disk device will take it"))]
-    /// The contents of the disk, if there is one.
-    pub(crate) disk: Option<&'a [u8]>,
 }
 
 /// What a kernel says about itself when it is in RAM.
@@ -142,14 +142,14 @@ struct LoadedKernel {
 ///
 /// # Errors
 /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
-pub(crate) fn load<'a>(config: &MachineConfig, image: &'a [u8]) -> Result<Loaded<'a>, LoadError> {
+pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadError> {
     let ram_bytes = checked_ram_bytes(config)?;
     let Image { kernel, initrd, disk } = Image::parse(image)?;
     let mut ram = Ram::new(ram_bytes);
 
     // The tree is as long whatever addresses it names, and where the initrd lies depends on how long it is.
     let initrd_bytes = initrd.map(|initrd| initrd.len() as u64);
-    let mut contents = Contents { initrd: initrd_bytes.map(|_| 0..0), has_disk: disk.is_some() };
+    let mut contents = Contents { initrd: initrd_bytes.map(|_| 0..0) };
     let tree =
         |contents: &Contents| device_tree::build(config, contents).expect("a configuration in range can be described");
     let device_tree = place("device tree", tree(&contents).len() as u64, ram.end())?;
@@ -166,7 +166,7 @@ pub(crate) fn load<'a>(config: &MachineConfig, image: &'a [u8]) -> Result<Loaded
         return Err(LoadError::Entry { entry });
     }
     let tohost = tohost.filter(|_| config.boot == BootMode::Bare);
-    Ok(Loaded { ram, entry, device_tree, tohost, disk })
+    Ok(Loaded { ram, disk: self::disk(config, disk.unwrap_or_default())?, entry, device_tree, tohost })
 }
 
 fn load_kernel(boot: BootMode, ram: &mut Ram, end: u64, kernel: &[u8]) -> Result<LoadedKernel, LoadError> {
@@ -215,6 +215,23 @@ pub(crate) fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadErr
         return Err(LoadError::Config("bootargs must not contain a NUL character"));
     }
     usize::try_from(config.ram_bytes).map_err(|_| LoadError::Config("ram_bytes is more than this host can address"))
+}
+
+/// The disk of a configuration that is in range, with these contents, if the machine has one.
+///
+/// # Errors
+/// [`LoadError::Config`] if its size is out of range, or less than the contents.
+pub(crate) fn disk(config: &MachineConfig, contents: &[u8]) -> Result<Option<Disk>, LoadError> {
+    let page_bytes = PAGE_BYTES as u64;
+    if config.disk_bytes > DISK_BYTES_MAX || !config.disk_bytes.is_multiple_of(page_bytes) {
+        return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
+    }
+    if (contents.len() as u64) > config.disk_bytes {
+        return Err(LoadError::Config("disk_bytes is less than what is on the disk"));
+    }
+    let bytes = usize::try_from(config.disk_bytes)
+        .map_err(|_| LoadError::Config("disk_bytes is more than this host can address"))?;
+    Ok((bytes > 0).then(|| Disk::new(bytes, config.ram_bytes / page_bytes, contents)))
 }
 
 #[cfg(test)]

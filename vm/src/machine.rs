@@ -1,7 +1,8 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
 use crate::bus::Bus;
-use crate::config::{BootMode, MachineConfig};
+use crate::config::MachineConfig;
+use crate::disk::Disk;
 use crate::event::FRAME_BYTES_MAX;
 use crate::hart::{AwaitedRead, Hart, Pause};
 use crate::loader::{self, Loaded};
@@ -84,10 +85,10 @@ impl Machine {
     /// # Errors
     /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, entry, device_tree, tohost, .. } = loader::load(config, image)?;
+        let Loaded { ram, disk, entry, device_tree, tohost } = loader::load(config, image)?;
         Ok(Self {
             hart: Hart::new(config.boot, entry, device_tree, tohost),
-            bus: Bus::new(ram, config.mac),
+            bus: Bus::new(ram, disk, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
             last_packet_number: 0,
@@ -228,7 +229,8 @@ impl Machine {
     pub fn digest(&mut self) -> StateDigest {
         let mut writer = StateWriter::default();
         self.write_to(&mut writer);
-        StateDigest::new(writer, self.bus.ram.digest())
+        let memory = self.bus.memories().map(|(pages, contents)| pages.digest(contents));
+        StateDigest::new(writer, memory.fold(0, u128::wrapping_add))
     }
 
     /// The address of the next instruction.
@@ -249,6 +251,12 @@ impl Machine {
         self.bus.ram.slice(GuestPhysAddr(address), length)
     }
 
+    /// The `length` bytes of the disk at `offset`; `None` if the machine has no disk, or not all of them are on it.
+    #[must_use]
+    pub fn disk(&self, offset: u64, length: u64) -> Option<&[u8]> {
+        self.bus.disk()?.slice(offset, length)
+    }
+
     /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not RAM or `bit` is not 0 to
     /// 7.
     pub fn flip_ram_bit(&mut self, address: u64, bit: u8) -> bool {
@@ -258,7 +266,7 @@ impl Machine {
         self.bus.ram.store(address, [byte ^ mask]).is_some()
     }
 
-    /// Writes all of the state but RAM's contents.
+    /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
         hart.write_to(writer);
@@ -268,11 +276,16 @@ impl Machine {
         writer.u64(*last_packet_number);
     }
 
-    /// The machine with this RAM and MAC that boots in this way whose state without the contents of RAM is `state`.
-    pub(crate) fn restored(ram: Ram, mac: [u8; 6], boot: BootMode, state: &[u8]) -> Result<Self, RestoreError> {
+    /// The machine of this configuration with this RAM and disk whose state without their contents is `state`.
+    pub(crate) fn restored(
+        config: &MachineConfig,
+        ram: Ram,
+        disk: Option<Disk>,
+        state: &[u8],
+    ) -> Result<Self, RestoreError> {
         let mut reader = StateReader::new(state);
-        let hart = Hart::read_from(&mut reader, boot)?;
-        let bus = Bus::read_from(&mut reader, ram, mac, hart.count())?;
+        let hart = Hart::read_from(&mut reader, config.boot)?;
+        let bus = Bus::read_from(&mut reader, ram, disk, config.mac, hart.count())?;
         let firmware = Firmware::read_from(&mut reader)?;
         let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
         reader.finish()?;

@@ -1,70 +1,26 @@
-//! The guest's memory, and which of its pages were written.
+//! The guest's memory.
 
 use crate::mmu::GuestPhysAddr;
-use crate::state::RestoreError;
+use crate::pages::Pages;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
-use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// Where RAM begins on the bus, as on QEMU's `virt` board.
 pub(crate) const RAM_BASE: u64 = 0x8000_0000;
 
-/// The unit in which writes are tracked and RAM is copied, in bytes.
-pub const PAGE_BYTES: usize = 4096;
-
-const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
-
-/// The dirty flag of the incremental digest. A write sets all eight flags of a page, and each reader of dirty pages clears
-/// its own, so that one reader doesn't take the news from another.
-const DIRTY_FOR_DIGEST: u8 = 1 << 0;
-
-/// Nobody clears this one: a page without it was never written, and is zero.
-const EVER_WRITTEN: u8 = 1 << 7;
-
-/// What a write does to a page's dirty flags.
-const DIRTY_FOR_ALL: u8 = u8::MAX;
-
-/// How many pages are looked at together in the search for a dirty one.
-const PAGES_AT_ONCE: usize = 64;
-
-static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-
-/// Who copies pages. Each has its own dirty flags, so that one copy doesn't take the news from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PageCopy {
-    /// The copy that a new backup gets.
-    Backup,
-    /// The copy that is kept with a log on disk.
-    Disk,
-}
-
-impl PageCopy {
-    const fn dirty_flag(self) -> u8 {
-        match self {
-            Self::Backup => 1 << 1,
-            Self::Disk => 1 << 2,
-        }
-    }
-}
-
 /// Contiguous memory from [`RAM_BASE`] on.
 ///
-/// All accesses are checked against its bounds and none panics. Invariant: `digest_sum` is the wrapping sum of
-/// `page_digests`, and `page_digests[i]` is right for every page that isn't dirty for the digest.
+/// All accesses are checked against its bounds and none panics.
 pub(crate) struct Ram {
     bytes: Vec<u8>,
-    dirty: Vec<u8>,
-    page_digests: Vec<u128>,
-    digest_sum: u128,
+    pages: Pages,
 }
 
 impl Ram {
-    /// Zeroed memory of `bytes` bytes, a multiple of [`PAGE_BYTES`].
+    /// Zeroed memory of `bytes` bytes, a multiple of [`PAGE_BYTES`](crate::PAGE_BYTES).
     pub(crate) fn new(bytes: usize) -> Self {
-        assert!(bytes.is_multiple_of(PAGE_BYTES), "RAM consists of whole pages");
-        let pages = bytes / PAGE_BYTES;
-        Self { bytes: vec![0; bytes], dirty: vec![0; pages], page_digests: vec![0; pages], digest_sum: 0 }
+        Self { bytes: vec![0; bytes], pages: Pages::new(0, bytes) }
     }
 
     /// One past the last address.
@@ -84,8 +40,7 @@ impl Ram {
     pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, value: [u8; N]) -> Option<()> {
         let offset = self.offset(address)?;
         *self.bytes.get_mut(offset..)?.first_chunk_mut::<N>()? = value;
-        self.dirty[offset >> PAGE_SHIFT] = DIRTY_FOR_ALL;
-        self.dirty[(offset + (N - 1)) >> PAGE_SHIFT] = DIRTY_FOR_ALL;
+        self.pages.mark::<N>(offset);
         Some(())
     }
 
@@ -100,72 +55,18 @@ impl Ram {
     pub(crate) fn write(&mut self, address: GuestPhysAddr, bytes: &[u8]) -> Option<()> {
         let offset = self.offset(address)?;
         self.bytes.get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
-        if let Some(last) = bytes.len().checked_sub(1) {
-            self.dirty[offset >> PAGE_SHIFT..=(offset + last) >> PAGE_SHIFT].fill(DIRTY_FOR_ALL);
-        }
+        self.pages.mark_range(offset, bytes.len());
         Some(())
     }
 
-    /// The digest of the contents: a function of them alone, however often and whenever it was asked for.
-    ///
-    /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page, seeded with its index; a page
-    /// that was never written costs nothing.
-    pub(crate) fn digest(&mut self) -> u128 {
-        let Self { bytes, dirty, page_digests, digest_sum } = self;
-        let pages = bytes.chunks_exact(PAGE_BYTES).zip(dirty).zip(page_digests);
-        for (index, ((page, dirty), page_digest)) in (0_u64..).zip(pages) {
-            if *dirty & DIRTY_FOR_DIGEST == 0 {
-                continue;
-            }
-            *dirty &= !DIRTY_FOR_DIGEST;
-            let fresh = if page == ZERO_PAGE { 0 } else { xxh3_128_with_seed(page, index) };
-            *digest_sum = digest_sum.wrapping_sub(*page_digest).wrapping_add(fresh);
-            *page_digest = fresh;
-        }
-        *digest_sum
+    /// Its pages, the machine's first.
+    pub(crate) const fn pages(&self) -> &Pages {
+        &self.pages
     }
 
-    /// Every page that isn't all zero is to be taken by `copy`.
-    pub(crate) fn begin_copy(&mut self, copy: PageCopy) {
-        for (page, dirty) in self.bytes.chunks_exact(PAGE_BYTES).zip(&mut self.dirty) {
-            if *dirty & EVER_WRITTEN != 0 && page != ZERO_PAGE {
-                *dirty |= copy.dirty_flag();
-            } else {
-                *dirty &= !copy.dirty_flag();
-            }
-        }
-    }
-
-    /// Takes the first page at or after page index `from` that is dirty for `copy`.
-    pub(crate) fn take_page(&mut self, copy: PageCopy, from: u64) -> Option<(u64, &[u8])> {
-        let from = usize::try_from(from).ok()?;
-        let index = from + first_dirty(self.dirty.get(from..)?, copy.dirty_flag())?;
-        self.dirty[index] &= !copy.dirty_flag();
-        let start = index * PAGE_BYTES;
-        Some((index as u64, &self.bytes[start..start + PAGE_BYTES]))
-    }
-
-    /// How many pages are dirty for `copy`.
-    pub(crate) fn pages_to_take(&self, copy: PageCopy) -> usize {
-        self.dirty.iter().filter(|dirty| **dirty & copy.dirty_flag() != 0).count()
-    }
-
-    /// Overwrites the pages from page index `first` on.
-    ///
-    /// # Errors
-    /// [`RestoreError::NotWholePages`], [`RestoreError::PagesOutsideRam`]; nothing has been written.
-    pub(crate) fn put_pages(&mut self, first: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        if !bytes.len().is_multiple_of(PAGE_BYTES) {
-            return Err(RestoreError::NotWholePages { bytes: bytes.len() });
-        }
-        let (pages, ram_pages) = (bytes.len() / PAGE_BYTES, self.dirty.len());
-        let end = first.checked_add(pages as u64).filter(|end| *end <= ram_pages as u64);
-        let Some((start, _)) = usize::try_from(first).ok().zip(end) else {
-            return Err(RestoreError::PagesOutsideRam { first, pages, ram_pages });
-        };
-        self.bytes[start * PAGE_BYTES..][..bytes.len()].copy_from_slice(bytes);
-        self.dirty[start..start + pages].fill(DIRTY_FOR_ALL);
-        Ok(())
+    /// Its pages and its contents.
+    pub(crate) fn paged(&mut self) -> (&mut Pages, &[u8]) {
+        (&mut self.pages, &self.bytes)
     }
 
     /// Where `address` is in `bytes`, if it is in RAM.
@@ -174,15 +75,6 @@ impl Ram {
         let offset = address.0.wrapping_sub(RAM_BASE);
         if offset < self.bytes.len() as u64 { usize::try_from(offset).ok() } else { None }
     }
-}
-
-/// The first of the pages with these flags that has `flag`. Most don't, so many are looked at together.
-fn first_dirty(dirty: &[u8], flag: u8) -> Option<usize> {
-    let has_one = |chunk: &[u8]| chunk.iter().fold(0, |all, dirty| all | dirty) & flag != 0;
-    let chunk = dirty.chunks(PAGES_AT_ONCE).position(has_one)?;
-    let start = chunk * PAGES_AT_ONCE;
-    let place = dirty[start..].iter().position(|dirty| dirty & flag != 0)?;
-    Some(start + place)
 }
 
 /// Without the contents, which nobody wants to see in a log.
@@ -194,12 +86,18 @@ impl fmt::Debug for Ram {
 
 #[cfg(test)]
 mod tests {
-    use super::{GuestPhysAddr, PAGE_BYTES, RAM_BASE, Ram};
+    use super::{GuestPhysAddr, RAM_BASE, Ram};
+    use crate::pages::PAGE_BYTES;
 
     const LAST: u64 = RAM_BASE + 2 * PAGE_BYTES as u64 - 1;
 
     fn at(offset: u64) -> GuestPhysAddr {
         GuestPhysAddr(RAM_BASE + offset)
+    }
+
+    fn digest(ram: &mut Ram) -> u128 {
+        let (pages, contents) = ram.paged();
+        pages.digest(contents)
     }
 
     #[test]
@@ -222,7 +120,7 @@ mod tests {
     fn digest_sees_every_way_to_write_and_depends_on_contents_alone() {
         let mut asked_often = Ram::new(4 * PAGE_BYTES);
         let mut asked_once = Ram::new(4 * PAGE_BYTES);
-        assert_eq!(asked_often.digest(), 0);
+        assert_eq!(digest(&mut asked_often), 0);
         let mut seen = alloc::vec![0];
         for step in 0..3 {
             for ram in [&mut asked_often, &mut asked_once] {
@@ -232,20 +130,20 @@ mod tests {
                     _ => ram.store(at(0), [1_u8]).unwrap(),
                 }
             }
-            let digest = asked_often.digest();
+            let digest = digest(&mut asked_often);
             assert!(!seen.contains(&digest), "step {step} changed nothing");
             seen.push(digest);
         }
-        assert_eq!(asked_often.digest(), asked_once.digest());
+        assert_eq!(digest(&mut asked_often), digest(&mut asked_once));
     }
 
     #[test]
     fn digest_of_a_page_cleared_again_is_that_of_a_page_never_written() {
         let mut ram = Ram::new(2 * PAGE_BYTES);
         ram.store(at(8), [1_u8]).unwrap();
-        assert_ne!(ram.digest(), 0);
+        assert_ne!(digest(&mut ram), 0);
         ram.store(at(8), [0_u8]).unwrap();
-        assert_eq!(ram.digest(), 0);
+        assert_eq!(digest(&mut ram), 0);
     }
 
     #[test]
@@ -253,6 +151,6 @@ mod tests {
         let (mut first, mut second) = (Ram::new(2 * PAGE_BYTES), Ram::new(2 * PAGE_BYTES));
         first.store(at(0), [9_u8]).unwrap();
         second.store(at(PAGE_BYTES as u64), [9_u8]).unwrap();
-        assert_ne!(first.digest(), second.digest());
+        assert_ne!(digest(&mut first), digest(&mut second));
     }
 }

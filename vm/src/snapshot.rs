@@ -7,14 +7,18 @@
 //!   Restoration::new ─► put_pages … ────────────► put_pages … ───────────► put_pages … ─► finish ─► Machine
 //! ```
 //!
-//! RAM is most of it, so it is copied while the guest runs on; pages written meanwhile are taken again, until few enough
-//! are left to be taken while the guest waits. What was sent to whom, and when it is few enough, is not known here.
+//! RAM and the disk are most of it, so they are copied while the guest runs on; pages written meanwhile are taken again,
+//! until few enough are left to be taken while the guest waits. What was sent to whom, and when it is few enough, is not known
+//! here. The pages of the disk have the indices behind those of RAM.
 
 use crate::LoadError;
-use crate::config::{BootMode, MachineConfig};
+use crate::config::MachineConfig;
+use crate::disk::Disk;
 use crate::loader;
 use crate::machine::Machine;
-use crate::ram::{PageCopy, Ram};
+use crate::mmu::GuestPhysAddr;
+use crate::pages::{PAGE_BYTES, PageCopy};
+use crate::ram::{RAM_BASE, Ram};
 use crate::state::{RestoreError, StateWriter};
 use alloc::vec::Vec;
 
@@ -22,24 +26,26 @@ use alloc::vec::Vec;
 pub const STATE_BYTES_MAX: usize = 64 << 10;
 
 impl Machine {
-    /// Begins a copy of RAM to where everything is zero: every page that isn't all zero is to be taken.
+    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all zero is to be taken.
     pub fn begin_copy(&mut self, copy: PageCopy) {
-        self.bus.ram.begin_copy(copy);
+        for (pages, contents) in self.bus.memories() {
+            pages.begin_copy(copy, contents);
+        }
     }
 
     /// The first page at or after page index `from` that is to be taken, because the copy has just begun or because it was
-    /// written since it was last taken; now it is taken. Its index and its [`PAGE_BYTES`](crate::PAGE_BYTES) bytes.
+    /// written since it was last taken; now it is taken. Its index and its [`PAGE_BYTES`] bytes.
     pub fn take_page(&mut self, copy: PageCopy, from: u64) -> Option<(u64, &[u8])> {
-        self.bus.ram.take_page(copy, from)
+        self.bus.memories().find_map(|(pages, contents)| pages.take(copy, from, contents))
     }
 
     /// How many pages are to be taken.
     #[must_use]
     pub fn pages_to_take(&self, copy: PageCopy) -> usize {
-        self.bus.ram.pages_to_take(copy)
+        self.bus.ram.pages().to_take(copy) + self.bus.disk().map_or(0, |disk| disk.pages().to_take(copy))
     }
 
-    /// All of the state but RAM's contents; at most [`STATE_BYTES_MAX`] bytes.
+    /// All of the state but the contents of RAM and of the disk; at most [`STATE_BYTES_MAX`] bytes.
     ///
     /// # Panics
     /// If there are outputs to be taken. They are not part of the state and would be lost.
@@ -56,26 +62,47 @@ impl Machine {
 #[derive(Debug)]
 pub struct Restoration {
     ram: Ram,
-    mac: [u8; 6],
-    boot: BootMode,
+    disk: Option<Disk>,
+    config: MachineConfig,
 }
 
 impl Restoration {
-    /// A machine of this configuration, whose RAM is zero so far.
+    /// A machine of this configuration, whose RAM and disk are zero so far.
     ///
     /// # Errors
     /// [`LoadError::Config`] if the configuration is out of range.
     pub fn new(config: &MachineConfig) -> Result<Self, LoadError> {
-        Ok(Self { ram: Ram::new(loader::checked_ram_bytes(config)?), mac: config.mac, boot: config.boot })
+        let ram = Ram::new(loader::checked_ram_bytes(config)?);
+        Ok(Self { ram, disk: loader::disk(config, &[])?, config: config.clone() })
     }
 
     /// The contents of the pages from page index `first` on, as many as there are in `bytes`. A page may come again; the
     /// last counts.
     ///
     /// # Errors
-    /// [`RestoreError::NotWholePages`], [`RestoreError::PagesOutsideRam`]; nothing has been put anywhere.
+    /// [`RestoreError::NotWholePages`], [`RestoreError::NoSuchPages`]; nothing has been put anywhere.
     pub fn put_pages(&mut self, first: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.ram.put_pages(first, bytes)
+        if !bytes.len().is_multiple_of(PAGE_BYTES) {
+            return Err(RestoreError::NotWholePages { bytes: bytes.len() });
+        }
+        let pages = bytes.len() / PAGE_BYTES;
+        let ram_pages = self.ram.pages().end();
+        let machine_pages = self.disk.as_ref().map_or(ram_pages, |disk| disk.pages().end());
+        if first.checked_add(pages as u64).is_none_or(|end| end > machine_pages) {
+            return Err(RestoreError::NoSuchPages { first, pages, machine_pages });
+        }
+        // Pages that follow each other come together, the last of RAM and the first of the disk too.
+        let in_ram = usize::try_from(ram_pages.saturating_sub(first)).map_or(pages, |left| left.min(pages));
+        let (to_ram, to_disk) = bytes.split_at(in_ram * PAGE_BYTES);
+        if !to_ram.is_empty() {
+            let address = GuestPhysAddr(RAM_BASE + first * PAGE_BYTES as u64);
+            self.ram.write(address, to_ram).expect("the pages were checked to be in RAM");
+        }
+        if let Some(disk) = self.disk.as_mut().filter(|_| !to_disk.is_empty()) {
+            let offset = first.saturating_sub(ram_pages) * PAGE_BYTES as u64;
+            disk.write(offset, to_disk).expect("the pages were checked to be on the disk");
+        }
+        Ok(())
     }
 
     /// The machine, with its state from [`Machine::state`].
@@ -85,6 +112,6 @@ impl Restoration {
     /// # Errors
     /// [`RestoreError`] if no machine of this configuration has such a state.
     pub fn finish(self, state: &[u8]) -> Result<Machine, RestoreError> {
-        Machine::restored(self.ram, self.mac, self.boot, state)
+        Machine::restored(&self.config, self.ram, self.disk, state)
     }
 }

@@ -17,17 +17,17 @@ const COUNTER_END: u64 = 1 << 62;
 pub enum RestoreError {
     /// Pages that the machine doesn't have.
     #[error(
-        "pages {first} to {first}+{pages} of a snapshot, but the machine has {ram_pages}; the configurations differ"
+        "pages {first} to {first}+{pages} of a snapshot, but the machine has {machine_pages}; the configurations differ"
     )]
-    PagesOutsideRam {
+    NoSuchPages {
         /// The index of the first one.
         first: u64,
         /// How many came.
         pages: usize,
-        /// How many there are.
-        ram_pages: usize,
+        /// How many there are, those of RAM and of the disk.
+        machine_pages: u64,
     },
-    /// Contents of RAM that aren't whole pages.
+    /// Contents of memory that aren't whole pages.
     #[error("{bytes} bytes are not whole pages of a snapshot; the sender is faulty")]
     NotWholePages {
         /// How many bytes came.

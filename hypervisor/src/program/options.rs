@@ -105,9 +105,9 @@ impl GuestOptions {
         if self.kernel.is_some() { Keys::Raw } else { Keys::Lines }
     }
 
-    /// The machine of `vm`, with a fresh seed for the guest's random numbers.
+    /// The machine of `vm` for `guest`, with a fresh seed for the guest's random numbers.
     #[must_use]
-    pub fn machine(&self, vm: &VmId) -> MachineConfig {
+    pub fn machine(&self, vm: &VmId, guest: &Guest) -> MachineConfig {
         let default_mib = if self.kernel.is_some() { MEMORY_MIB_WITH_KERNEL } else { MEMORY_MIB };
         MachineConfig {
             ram_bytes: self.memory.unwrap_or(default_mib) << 20,
@@ -115,6 +115,7 @@ impl GuestOptions {
             bootargs: self.append.clone(),
             rng_seed: entropy::seed(),
             boot: if self.bare.is_some() { BootMode::Bare } else { BootMode::Firmware },
+            disk_bytes: guest.disk_bytes(),
         }
     }
 }

@@ -68,7 +68,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         return resume(options, directory, &stop);
     }
     let guest = options.guest.load()?;
-    let config = options.guest.machine(&options.node.vm);
+    let config = options.guest.machine(&options.node.vm, &guest);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let listener = listen(options.listen)?;

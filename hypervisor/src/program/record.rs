@@ -85,7 +85,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     })?;
     let reporter = Reporter::new("ft-record", options.json);
     let guest = options.guest.load()?;
-    let config = options.guest.machine(&options.vm);
+    let config = options.guest.machine(&options.vm, &guest);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;

@@ -142,6 +142,7 @@ enum WireStop {
     Reboot,
     DoubleTrap { pc: u64, cause: u64 },
     BadDescriptorRing { queue: u16, descriptor: u16 },
+    BadDiskRing { descriptor: u16 },
 }
 
 impl Previous {
@@ -251,6 +252,7 @@ impl From<StopReason> for WireStop {
             StopReason::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => {
                 Self::BadDescriptorRing { queue, descriptor }
             }
+            StopReason::Halt(HaltReason::BadDiskRing { descriptor }) => Self::BadDiskRing { descriptor },
         }
     }
 }
@@ -264,6 +266,7 @@ impl From<&WireStop> for StopReason {
             WireStop::BadDescriptorRing { queue, descriptor } => {
                 Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor })
             }
+            WireStop::BadDiskRing { descriptor } => Self::Halt(HaltReason::BadDiskRing { descriptor }),
         }
     }
 }

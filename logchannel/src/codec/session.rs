@@ -30,6 +30,7 @@ struct WireSession {
 #[derive(Encode, Decode)]
 struct WireMachine {
     boot: u8,
+    disk_bytes: u64,
 }
 
 /// Appends `header` without its version, which stands before it.
@@ -49,7 +50,7 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
         BootMode::Firmware => BOOT_FIRMWARE,
         BootMode::Bare => BOOT_BARE,
     };
-    encode_value(&(wire, WireMachine { boot }), out);
+    encode_value(&(wire, WireMachine { boot, disk_bytes: header.config.disk_bytes }), out);
 }
 
 /// Decodes a header of this version from all of `bytes` and checks every limit but those of the machine, which
@@ -58,7 +59,7 @@ pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader
     let (wire, machine): (WireSession, WireMachine) = if version >= FIRST_VERSION_WITH_MACHINE {
         decode_value(bytes)?
     } else {
-        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE })
+        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 })
     };
     let boot = match machine.boot {
         BOOT_FIRMWARE => BootMode::Firmware,
@@ -81,6 +82,7 @@ pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader
             bootargs: wire.bootargs,
             rng_seed: wire.rng_seed,
             boot,
+            disk_bytes: machine.disk_bytes,
         },
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),

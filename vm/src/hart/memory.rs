@@ -9,7 +9,8 @@ use super::trap::Trap;
 use super::{Hart, Privilege};
 use crate::bus::Bus;
 use crate::mmu::{Access, Accessor, GuestPhysAddr, GuestVirtAddr, Mark, Translation};
-use crate::ram::{PAGE_BYTES, Ram};
+use crate::pages::PAGE_BYTES;
+use crate::ram::Ram;
 
 /// The bits at pc, and what has to be marked in the page table before they are executed.
 #[derive(Clone, Copy, Debug)]

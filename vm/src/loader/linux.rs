@@ -3,7 +3,8 @@
 //! Source: Linux, Documentation/arch/riscv/boot-image-header.rst.
 
 use super::{LoadError, LoadedKernel, copy};
-use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
+use crate::pages::PAGE_BYTES;
+use crate::ram::{RAM_BASE, Ram};
 use core::ops::Range;
 
 const HEADER_BYTES: usize = 64;

@@ -1,6 +1,7 @@
 //! What only the loader sees; what the machine shows is in `tests/loader.rs`.
 
 use super::load;
+use crate::LoadError;
 use crate::{BootMode, Image, MachineConfig};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -93,6 +94,9 @@ fn a_disk_comes_out_of_the_image() {
     let kernel = elf_with_symbols(&[]);
     let disk = [7; 512];
     let image = Image { kernel: &kernel, initrd: None, disk: Some(&disk) }.pack();
-    assert_eq!(load(&config(BootMode::Firmware), &image).unwrap().disk, Some(&disk[..]));
-    assert_eq!(load(&config(BootMode::Firmware), &kernel).unwrap().disk, None);
+    let config = MachineConfig { disk_bytes: 4096, ..config(BootMode::Firmware) };
+    let loaded = load(&config, &image).unwrap().disk.unwrap();
+    assert_eq!((loaded.length(), loaded.slice(0, 513).unwrap()), (4096, &[&disk[..], &[0]].concat()[..]));
+    assert!(load(&MachineConfig { disk_bytes: 0, ..config.clone() }, &kernel).unwrap().disk.is_none());
+    assert!(matches!(load(&MachineConfig { disk_bytes: 0, ..config }, &image), Err(LoadError::Config(_))));
 }

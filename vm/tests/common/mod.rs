@@ -4,7 +4,7 @@
 
 pub(crate) mod hostile;
 
-use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation};
+use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 pub(crate) const RAM: u64 = 0x8000_0000;
 pub(crate) const UART: u64 = 0x1000_0000;
@@ -141,6 +141,9 @@ pub(crate) fn elf(code: &[u32]) -> Vec<u8> {
     let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     elf_of_bytes(&bytes)
 }
+
+/// How many pages of RAM [`small_config`] has.
+pub(crate) const RAM_PAGES: u64 = (4 << 20) / PAGE_BYTES as u64;
 
 pub(crate) fn small_config() -> MachineConfig {
     MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }

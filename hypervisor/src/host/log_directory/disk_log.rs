@@ -260,7 +260,7 @@ impl DiskLog {
     }
 
     fn begin_snapshot(&mut self, machine: &mut Machine) {
-        self.copying = Some(PageCopying::begin(PageCopy::Disk, machine));
+        self.copying = Some(PageCopying::begin(PageCopy::Log, machine));
         self.snapshot_bytes = 0;
         self.push(Order::Begin(Box::new(self.session.clone())), 0);
     }

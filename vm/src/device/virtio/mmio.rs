@@ -1,6 +1,8 @@
 //! The virtio-mmio transport, version 2: the registers that all devices have in common.
 
-use super::queue::{Direction, QUEUE_SIZE_MAX, Queue, QueueAddresses};
+use super::BadRing;
+use super::queue::{Chain, Direction, QUEUE_SIZE_MAX, Queue, QueueAddresses};
+use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// Feature bit of every device of version 1.
@@ -110,6 +112,39 @@ impl<const QUEUES: usize> Transport<QUEUES> {
     pub(crate) fn live_queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
         let driver_ok = self.status & STATUS_DRIVER_OK != 0;
         self.queues.get_mut(index).filter(|queue| driver_ok && queue.is_ready())
+    }
+
+    /// Has `serve` work on every chain that is available in queue `index`, and returns them to the driver. No more than the
+    /// queue's size can be.
+    ///
+    /// `serve` says how many bytes it has written, and `None` if the chain makes no sense.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense.
+    pub(crate) fn serve(
+        &mut self,
+        index: usize,
+        ram: &mut Ram,
+        mut serve: impl FnMut(&mut Ram, &Chain) -> Option<u32>,
+    ) -> Result<(), BadRing> {
+        let Some(queue) = self.live_queue_mut(index) else { return Ok(()) };
+        let mut returned = false;
+        // No descriptor is in two chains at once, so that all chains together are no longer than the table. Without this
+        // bound 256 chains of 256 descriptors would make one step take longer than the primary may be silent.
+        let mut descriptors_left = usize::from(queue.size());
+        // A used ring laid over the available ring must not keep us here: what could be available at once is the bound.
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.peek(ram)? else { break };
+            let bad = queue.bad_descriptor(chain.head);
+            descriptors_left = descriptors_left.checked_sub(chain.descriptors()).ok_or(bad)?;
+            let written = serve(ram, &chain).ok_or(bad)?;
+            queue.complete(ram, chain.head, written)?;
+            returned = true;
+        }
+        if returned && queue.wants_interrupt(ram)? {
+            self.raise_used_buffer();
+        }
+        Ok(())
     }
 
     /// Reads a register below [`CONFIG`].
@@ -262,6 +297,31 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
         queues.iter_mut().for_each(Queue::reset);
     }
+}
+
+/// Reads a device's configuration space, which is zero behind `config`, at `place`.
+pub(crate) fn load_config(config: &[u8], place: u64, width: usize) -> Option<u32> {
+    if width > 4 {
+        return None;
+    }
+    let bytes = config.iter().skip(usize::try_from(place).ok()?).take(width);
+    Some(bytes.rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+}
+
+/// Reads a register where there is a transport without a device, as QEMU has it: it says no more than that.
+pub(crate) const fn load_vacant(offset: u64, width: usize) -> Option<u32> {
+    match (offset, width) {
+        (_, 8) => None,
+        (register::MAGIC, 4) => Some(MAGIC),
+        (register::VERSION, 4) => Some(VERSION),
+        (register::VENDOR_ID, 4) => Some(VENDOR),
+        _ => Some(0),
+    }
+}
+
+/// Writes a register where there is a transport without a device, to no effect.
+pub(crate) const fn store_vacant(width: usize) -> Option<()> {
+    if width <= 4 { Some(()) } else { None }
 }
 
 /// Whether a driver may accept these features of a device that offers those.

@@ -3,10 +3,9 @@
 //! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue, multiqueue, mergeable buffers.
 
 use super::BadRing;
-use super::mmio::{CONFIG, Notified, Transport};
-use super::queue::{Buffer, Chain, Direction};
+use super::mmio::{CONFIG, Notified, Transport, load_config};
+use super::queue::{Chain, Direction, pieces, scatter, total};
 use crate::event::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
-use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
@@ -62,7 +61,7 @@ impl Net {
     /// Whether a frame of any length can be delivered now. Also `true` if the ring is bad: the delivery says so.
     pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
         self.transport.live_queue(RECEIVE).is_some_and(|queue| match queue.peek(ram) {
-            Ok(chain) => chain.is_some_and(|chain| chain.bytes() >= CHAIN_BYTES_MAX as u64),
+            Ok(chain) => chain.is_some_and(|chain| total(&chain.writable) >= CHAIN_BYTES_MAX as u64),
             Err(_) => true,
         })
     }
@@ -81,11 +80,11 @@ impl Net {
             self.received_dropped += 1;
             return Ok(());
         };
-        let Some(chain) = queue.peek(ram)?.filter(|chain| chain.bytes() >= u64::from(written)) else {
+        let Some(chain) = queue.peek(ram)?.filter(|chain| total(&chain.writable) >= u64::from(written)) else {
             self.received_dropped += 1;
             return Ok(());
         };
-        scatter(ram, &chain, &bytes);
+        scatter(ram, &chain.writable, written.into(), &bytes);
         queue.complete(ram, chain.head, written)?;
         if queue.wants_interrupt(ram)? {
             self.transport.raise_used_buffer();
@@ -96,13 +95,8 @@ impl Net {
     /// Reads a register.
     pub(crate) fn load(&self, offset: u64, width: usize) -> Option<u32> {
         let Some(place) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
-        if width > 4 {
-            return None;
-        }
         let [m0, m1, m2, m3, m4, m5] = self.mac;
-        let config = [m0, m1, m2, m3, m4, m5, LINK_UP, 0];
-        let bytes = config.into_iter().skip(usize::try_from(place).ok()?).take(width);
-        Some(bytes.rev().fold(0, |value, byte| value << 8 | u32::from(byte)))
+        load_config(&[m0, m1, m2, m3, m4, m5, LINK_UP, 0], place, width)
     }
 
     /// Writes a register; notifying the transmit queue sends what is in it. The configuration space can't be written.
@@ -137,57 +131,28 @@ impl Net {
         Ok(Self { transport, mac, received_dropped: reader.counter()?, transmitted_dropped: reader.counter()? })
     }
 
-    /// Sends all frames that are available. No more than the queue's size can be.
+    /// Sends all frames that are available.
     fn transmit(&mut self, ram: &mut Ram, outputs: &mut Outputs) -> Result<(), BadRing> {
-        let Some(queue) = self.transport.live_queue_mut(TRANSMIT) else { return Ok(()) };
-        let mut returned = false;
-        // No descriptor is in two chains at once, so that all chains together are no longer than the table. Without this
-        // bound 256 chains of 256 descriptors would make one step take longer than the primary may be silent.
-        let mut descriptors_left = usize::from(queue.size());
-        // A used ring laid over the available ring must not keep us here: what could be available at once is the bound.
-        for _ in 0..queue.size() {
-            let Some(chain) = queue.peek(ram)? else { break };
-            descriptors_left =
-                descriptors_left.checked_sub(chain.buffers.len()).ok_or_else(|| queue.bad_descriptor(chain.head))?;
-            match gather(ram, &chain) {
+        let Self { transport, transmitted_dropped, .. } = self;
+        transport.serve(TRANSMIT, ram, |ram, chain| {
+            match gather(ram, chain) {
                 Some(frame) => outputs.push_frame(frame),
-                None => self.transmitted_dropped += 1,
+                None => *transmitted_dropped += 1,
             }
-            queue.complete(ram, chain.head, 0)?;
-            returned = true;
-        }
-        if returned && queue.wants_interrupt(ram)? {
-            self.transport.raise_used_buffer();
-        }
-        Ok(())
+            Some(0)
+        })
     }
 }
 
-/// The frame in a transmit chain; `None` if its length isn't that of a frame.
+/// The frame in a transmit chain, behind its header; `None` if its length isn't that of a frame.
 fn gather(ram: &Ram, chain: &Chain) -> Option<Vec<u8>> {
-    let frame_bytes = usize::try_from(chain.bytes()).ok()?.checked_sub(HEADER_BYTES)?;
-    if !(FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&frame_bytes) {
-        return None;
-    }
+    let length = total(&chain.readable).checked_sub(HEADER_BYTES as u64)?;
+    let frame_bytes =
+        usize::try_from(length).ok().filter(|bytes| (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(bytes))?;
     let mut frame = Vec::with_capacity(frame_bytes);
     // The header may be split over buffers like anything else.
-    let mut header_left = HEADER_BYTES;
-    for Buffer { address, bytes } in &chain.buffers {
-        let piece = ram.slice(*address, u64::from(*bytes)).expect("the queue has checked the buffer");
-        let skipped = header_left.min(piece.len());
-        header_left -= skipped;
-        frame.extend_from_slice(&piece[skipped..]);
+    for (address, length) in pieces(&chain.readable, HEADER_BYTES as u64, length) {
+        frame.extend_from_slice(ram.slice(address, length).expect("the queue has checked the buffer"));
     }
     Some(frame)
-}
-
-/// Writes `bytes` into a receive chain that holds at least as many.
-fn scatter(ram: &mut Ram, chain: &Chain, bytes: &[u8]) {
-    let mut rest = bytes;
-    for buffer in &chain.buffers {
-        let length = usize::try_from(buffer.bytes).map_or(rest.len(), |room| room.min(rest.len()));
-        let (piece, after) = rest.split_at(length);
-        ram.write(GuestPhysAddr(buffer.address.0), piece).expect("the queue has checked the buffer");
-        rest = after;
-    }
 }

@@ -25,13 +25,26 @@ const DESCRIPTOR_INDIRECT: u16 = 1 << 2;
 
 const AVAIL_NO_INTERRUPT: u16 = 1 << 0;
 
-/// Who writes a buffer.
+/// Who writes the buffers of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// The driver wrote it, the device reads it.
+    /// The driver wrote them, the device reads them.
     ToDevice,
-    /// The device writes it.
+    /// The device writes them.
     FromDevice,
+    /// In every chain first come those that the driver wrote, then those that the device writes.
+    Both,
+}
+
+impl Direction {
+    /// As the state has it.
+    const fn code(self) -> u8 {
+        match self {
+            Self::ToDevice => 0,
+            Self::FromDevice => 1,
+            Self::Both => 2,
+        }
+    }
 }
 
 /// A piece of guest RAM that lies within RAM.
@@ -45,14 +58,46 @@ pub(crate) struct Buffer {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) head: u16,
-    pub(crate) buffers: Vec<Buffer>,
+    /// What the device reads.
+    pub(crate) readable: Vec<Buffer>,
+    /// What the device writes.
+    pub(crate) writable: Vec<Buffer>,
 }
 
 impl Chain {
-    /// Length of all buffers together.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|buffer| u64::from(buffer.bytes)).sum()
+    /// How many descriptors it has.
+    pub(crate) const fn descriptors(&self) -> usize {
+        self.readable.len() + self.writable.len()
     }
+}
+
+/// Length of all buffers together.
+pub(crate) fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.bytes)).sum()
+}
+
+/// Where the `length` bytes at `offset` of all buffers together are, piece by piece. Fewer if the buffers end before.
+pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<Item = (GuestPhysAddr, u64)> {
+    let (mut skip, mut left) = (offset, length);
+    buffers.iter().filter_map(move |buffer| {
+        let skipped = skip.min(buffer.bytes.into());
+        let taken = left.min(u64::from(buffer.bytes) - skipped);
+        skip -= skipped;
+        left -= taken;
+        (taken > 0).then_some((GuestPhysAddr(buffer.address.0 + skipped), taken))
+    })
+}
+
+/// Writes `bytes` to the first `room` bytes of the buffers, as far as there is room. The result is how many were written.
+pub(crate) fn scatter(ram: &mut Ram, buffers: &[Buffer], room: u64, bytes: &[u8]) -> u64 {
+    let mut rest = bytes;
+    for (address, length) in pieces(buffers, 0, room) {
+        let length = usize::try_from(length).map_or(rest.len(), |length| length.min(rest.len()));
+        let (piece, after) = rest.split_at(length);
+        ram.write(address, piece).expect("the queue has checked the buffer");
+        rest = after;
+    }
+    (bytes.len() - rest.len()) as u64
 }
 
 /// The addresses of a queue's three parts.
@@ -133,8 +178,7 @@ impl Queue {
         }
         let slot = self.next_available % self.size;
         let head = self.load_u16(ram, self.addresses.available, 4 + 2 * u64::from(slot))?;
-        let buffers = self.walk(ram, head)?;
-        Ok(Some(Chain { head, buffers }))
+        self.walk(ram, head).map(Some)
     }
 
     /// Takes the chain that [`Self::peek`] has shown, and returns it to the driver with `written` bytes written.
@@ -166,7 +210,7 @@ impl Queue {
         let Self { index, direction, size, ready, addresses, next_available, next_used } = self;
         let QueueAddresses { descriptors, available, used } = addresses;
         writer.u16(*index);
-        writer.bool(*direction == Direction::FromDevice);
+        writer.u8(direction.code());
         writer.u16(*size);
         writer.bool(*ready);
         writer.u64(*descriptors);
@@ -178,8 +222,8 @@ impl Queue {
 
     /// The queue that is `reset` when it is reset.
     pub(crate) fn read_from(reader: &mut StateReader<'_>, reset: &Self) -> Result<Self, RestoreError> {
-        let (index, from_device) = (reader.u16()?, reader.bool()?);
-        let same_queue = index == reset.index && from_device == (reset.direction == Direction::FromDevice);
+        let (index, direction) = (reader.u16()?, reader.u8()?);
+        let same_queue = index == reset.index && direction == reset.direction.code();
         reader.require(same_queue, "a virtqueue is another one")?;
         let (size, ready) = (reader.u16()?, reader.bool()?);
         let in_range = if size == 0 { !ready } else { is_queue_size(size) };
@@ -189,8 +233,8 @@ impl Queue {
         Ok(Self { index, direction: reset.direction, size, ready, addresses, next_available, next_used })
     }
 
-    fn walk(&self, ram: &Ram, head: u16) -> Result<Vec<Buffer>, BadRing> {
-        let mut buffers = Vec::new();
+    fn walk(&self, ram: &Ram, head: u16) -> Result<Chain, BadRing> {
+        let mut chain = Chain { head, readable: Vec::new(), writable: Vec::new() };
         let mut index = head;
         // A chain that is longer than the table has a loop in it.
         for _ in 0..self.size {
@@ -206,14 +250,19 @@ impl Queue {
                 bytes: u32::from_le_bytes([l0, l1, l2, l3]),
             };
             let flags = u16::from_le_bytes([f0, f1]);
-            let direction = if flags & DESCRIPTOR_WRITE == 0 { Direction::ToDevice } else { Direction::FromDevice };
-            if flags & DESCRIPTOR_INDIRECT != 0 || direction != self.direction {
+            let is_writable = flags & DESCRIPTOR_WRITE != 0;
+            let right_direction = match self.direction {
+                Direction::ToDevice => !is_writable,
+                Direction::FromDevice => is_writable,
+                Direction::Both => is_writable || chain.writable.is_empty(),
+            };
+            if flags & DESCRIPTOR_INDIRECT != 0 || !right_direction {
                 return Err(bad);
             }
             ram.slice(buffer.address, u64::from(buffer.bytes)).ok_or(bad)?;
-            buffers.push(buffer);
+            if is_writable { &mut chain.writable } else { &mut chain.readable }.push(buffer);
             if flags & DESCRIPTOR_NEXT == 0 {
-                return Ok(buffers);
+                return Ok(chain);
             }
             index = u16::from_le_bytes([n0, n1]);
         }

@@ -1,120 +1,53 @@
 //! The network device as a driver sees it, a hostile one among them.
 
-use super::BadRing;
-use super::net::Net;
+use super::{DATA, NEXT, RAM_BYTES, SIZE, WRITE};
+use crate::device::virtio::BadRing;
+use crate::device::virtio::net::Net;
 use crate::exit::HaltReason;
-use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
 use crate::ram::{RAM_BASE, Ram};
 use alloc::vec;
 use alloc::vec::Vec;
 
-const SIZE: u64 = 8;
-const RAM_BYTES: usize = 1 << 20;
-const DATA: u64 = RAM_BASE + 0x8_0000;
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
-const WRITE: u16 = 2;
-const NEXT: u16 = 1;
 
-/// A driver, with its rings at fixed places.
-struct Driver {
+/// The device, and what leaves it.
+struct Device {
     net: Net,
-    ram: Ram,
     outputs: Outputs,
-    available: [u16; 2],
 }
 
+impl super::Device for Device {
+    const QUEUES: u32 = 2;
+
+    fn load(&self, offset: u64, width: usize) -> Option<u32> {
+        self.net.load(offset, width)
+    }
+
+    fn store(&mut self, offset: u64, value: u32, ram: &mut Ram) -> Option<Result<(), BadRing>> {
+        self.net.store(offset, value, 4, ram, &mut self.outputs)
+    }
+}
+
+type Driver = super::Driver<Device>;
+
 impl Driver {
-    fn descriptors(queue: u64) -> u64 {
-        RAM_BASE + 0x1_0000 * (queue + 1)
-    }
-
-    fn available(queue: u64) -> u64 {
-        Self::descriptors(queue) + 0x1000
-    }
-
-    fn used(queue: u64) -> u64 {
-        Self::descriptors(queue) + 0x2000
-    }
-
-    /// A device that is set up to DRIVER_OK.
     fn new() -> Self {
-        let net = Net::new([2, 0, 0, 0, 0, 7]);
-        let mut driver = Self { net, ram: Ram::new(RAM_BYTES), outputs: Outputs::default(), available: [0; 2] };
-        driver.negotiate(1, 1 << 5);
-        assert_eq!(driver.get(0x70), 11, "FEATURES_OK sticks");
-        for queue in [RECEIVE, TRANSMIT] {
-            driver.set(0x30, u32::try_from(queue).unwrap());
-            driver.set(0x38, 8);
-            let parts = [(0x80, Self::descriptors(queue)), (0x90, Self::available(queue)), (0xa0, Self::used(queue))];
-            for (register, address) in parts {
-                driver.set(register, u32::try_from(address).unwrap());
-                driver.set(register + 4, 0);
-            }
-            driver.set(0x44, 1);
-        }
-        driver.set(0x70, 15);
-        driver
-    }
-
-    fn negotiate(&mut self, high: u32, low: u32) {
-        self.set(0x70, 0);
-        self.set(0x70, 3);
-        for (half, features) in [(1, high), (0, low)] {
-            self.set(0x24, half);
-            self.set(0x20, features);
-        }
-        self.set(0x70, 11);
-    }
-
-    fn get(&self, offset: u64) -> u32 {
-        self.net.load(offset, 4).unwrap()
-    }
-
-    fn set(&mut self, offset: u64, value: u32) {
-        self.try_set(offset, value).unwrap();
-    }
-
-    fn try_set(&mut self, offset: u64, value: u32) -> Result<(), BadRing> {
-        self.net.store(offset, value, 4, &mut self.ram, &mut self.outputs).unwrap()
+        let device = Device { net: Net::new([2, 0, 0, 0, 0, 7]), outputs: Outputs::default() };
+        Self::of(device, 1 << 5, SIZE)
     }
 
     fn notify(&mut self) -> Result<(), BadRing> {
         self.try_set(0x50, 1)
     }
 
-    fn poke(&mut self, address: u64, bytes: &[u8]) {
-        self.ram.write(GuestPhysAddr(address), bytes).unwrap();
-    }
-
-    fn peek(&self, address: u64, length: u64) -> Vec<u8> {
-        self.ram.slice(GuestPhysAddr(address), length).unwrap().to_vec()
-    }
-
-    fn describe(&mut self, queue: u64, index: u64, address: u64, bytes: u32, flags: u16, next: u16) {
-        let place = Self::descriptors(queue) + 16 * index;
-        self.poke(place, &address.to_le_bytes());
-        self.poke(place + 8, &bytes.to_le_bytes());
-        self.poke(place + 12, &flags.to_le_bytes());
-        self.poke(place + 14, &next.to_le_bytes());
-    }
-
-    fn offer(&mut self, queue: u64, head: u16) {
-        let count = &mut self.available[usize::try_from(queue).unwrap()];
-        let slot = u64::from(*count) % SIZE;
-        *count = count.wrapping_add(1);
-        let idx = *count;
-        self.poke(Self::available(queue) + 4 + 2 * slot, &head.to_le_bytes());
-        self.poke(Self::available(queue) + 2, &idx.to_le_bytes());
-    }
-
-    fn used_idx(&self, queue: u64) -> u16 {
-        self.ram.load(GuestPhysAddr(Self::used(queue) + 2)).map(u16::from_le_bytes).unwrap()
+    fn receive(&mut self, frame: &[u8]) -> Result<(), BadRing> {
+        self.device.net.receive(&mut self.ram, frame)
     }
 
     fn frames(&mut self) -> Vec<Vec<u8>> {
-        core::iter::from_fn(|| self.outputs.take()).map(|(_, output)| output.bytes().to_vec()).collect()
+        core::iter::from_fn(|| self.device.outputs.take()).map(|(_, output)| output.bytes().to_vec()).collect()
     }
 }
 
@@ -126,11 +59,11 @@ fn frame(length: usize) -> Vec<u8> {
 fn registers_identify_the_device() {
     let driver = Driver::new();
     assert_eq!([0, 4, 8].map(|offset| driver.get(offset)), [0x7472_6976, 2, 1]);
-    assert_eq!(driver.net.load(0x100, 1), Some(2));
-    assert_eq!(driver.net.load(0x104, 2), Some(0x0700));
-    assert_eq!(driver.net.load(0x104, 4), Some(0x0001_0700), "the link is up");
-    assert_eq!(driver.net.load(0x108, 4), Some(0));
-    assert_eq!(driver.net.load(0x0, 1), None, "registers are words");
+    assert_eq!(driver.device.net.load(0x100, 1), Some(2));
+    assert_eq!(driver.device.net.load(0x104, 2), Some(0x0700));
+    assert_eq!(driver.device.net.load(0x104, 4), Some(0x0001_0700), "the link is up");
+    assert_eq!(driver.device.net.load(0x108, 4), Some(0));
+    assert_eq!(driver.device.net.load(0x0, 1), None, "registers are words");
 }
 
 #[test]
@@ -161,30 +94,29 @@ fn transmits_all_available_chains_at_once_in_order() {
     }
     driver.notify().unwrap();
     assert_eq!(driver.frames(), [long.clone(), long[..14].to_vec()]);
-    assert_eq!(driver.net.dropped(), (0, 2));
+    assert_eq!(driver.device.net.dropped(), (0, 2));
     assert_eq!(driver.used_idx(TRANSMIT), 4);
-    assert!(driver.net.interrupts());
+    assert!(driver.device.net.interrupts());
     driver.set(0x64, 1);
-    assert!(!driver.net.interrupts());
+    assert!(!driver.device.net.interrupts());
     driver.notify().unwrap();
-    assert!(!driver.net.interrupts(), "nothing was available");
+    assert!(!driver.device.net.interrupts(), "nothing was available");
 }
 
 #[test]
 fn receives_across_buffers_with_a_header() {
     let mut driver = Driver::new();
-    assert!(!driver.net.can_receive(&driver.ram));
+    assert!(!driver.device.net.can_receive(&driver.ram));
     driver.describe(RECEIVE, 3, DATA, 20, WRITE | NEXT, 5);
     driver.describe(RECEIVE, 5, DATA + 0x1000, 1506, WRITE, 0);
     driver.offer(RECEIVE, 3);
-    assert!(driver.net.can_receive(&driver.ram), "exactly a header and the longest frame");
-    let Driver { net, ram, .. } = &mut driver;
-    net.receive(ram, &frame(100)).unwrap();
+    assert!(driver.device.net.can_receive(&driver.ram), "exactly a header and the longest frame");
+    driver.receive(&frame(100)).unwrap();
     assert_eq!(driver.peek(DATA, 20), [vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], frame(8)].concat());
     assert_eq!(driver.peek(DATA + 0x1000, 93), [&frame(100)[8..], &[0]].concat());
     assert_eq!(driver.peek(Driver::used(RECEIVE), 12), [0, 0, 1, 0, 3, 0, 0, 0, 112, 0, 0, 0]);
-    assert!(driver.net.interrupts());
-    assert!(!driver.net.can_receive(&driver.ram));
+    assert!(driver.device.net.interrupts());
+    assert!(!driver.device.net.can_receive(&driver.ram));
 }
 
 #[test]
@@ -192,12 +124,11 @@ fn frames_without_a_buffer_long_enough_are_dropped() {
     let mut driver = Driver::new();
     driver.describe(RECEIVE, 0, DATA, 72, WRITE, 0);
     driver.offer(RECEIVE, 0);
-    assert!(!driver.net.can_receive(&driver.ram), "not for a frame of any length");
-    let Driver { net, ram, .. } = &mut driver;
-    net.receive(ram, &frame(61)).unwrap();
-    net.receive(ram, &frame(60)).unwrap();
-    net.receive(ram, &frame(60)).unwrap();
-    assert_eq!(driver.net.dropped(), (2, 0));
+    assert!(!driver.device.net.can_receive(&driver.ram), "not for a frame of any length");
+    driver.receive(&frame(61)).unwrap();
+    driver.receive(&frame(60)).unwrap();
+    driver.receive(&frame(60)).unwrap();
+    assert_eq!(driver.device.net.dropped(), (2, 0));
     assert_eq!(driver.used_idx(RECEIVE), 1);
 }
 
@@ -209,7 +140,7 @@ fn the_driver_may_ask_for_no_interrupt() {
     driver.offer(TRANSMIT, 0);
     driver.notify().unwrap();
     assert_eq!(driver.frames().len(), 1);
-    assert!(!driver.net.interrupts());
+    assert!(!driver.device.net.interrupts());
 }
 
 #[test]
@@ -263,9 +194,8 @@ fn hostile_rings_are_refused() {
             driver.describe(RECEIVE, 0, DATA, 2000, WRITE, 0);
             driver.offer(RECEIVE, 0);
         }
-        assert!(driver.net.can_receive(&driver.ram), "the delivery is to say what is wrong");
-        let Driver { net, ram, .. } = &mut driver;
-        assert_eq!(net.receive(ram, &frame(60)), Err(ring(0)), "register {register:#x}");
+        assert!(driver.device.net.can_receive(&driver.ram), "the delivery is to say what is wrong");
+        assert_eq!(driver.receive(&frame(60)), Err(ring(0)), "register {register:#x}");
     }
 }
 
