@@ -221,6 +221,9 @@ pub(crate) enum Instruction {
     Illegal,
 }
 
+// Predecoded instructions are kept by the thousand.
+const _: () = assert!(size_of::<Instruction>() == 8);
+
 /// Length in bytes of the instruction that begins with `bits`: 2 or 4. Longer formats aren't offered and trap.
 #[inline]
 pub(crate) const fn length(bits: u32) -> u64 {

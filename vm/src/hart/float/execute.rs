@@ -2,7 +2,7 @@
 
 use super::format::{Double, Format, Single};
 use super::instruction::{
-    FloatFormat, FloatInstruction, FloatOperation, FloatRegister, MultiplyAdd, Rounding, RoundingField,
+    FloatFormat, FloatInstruction, FloatOperation, FloatRegister, Fused, Rounding, RoundingField,
 };
 use super::soft::{self, Context};
 use super::{FloatStatus, compare, convert, fast};
@@ -16,7 +16,9 @@ const FRM_SHIFT: u32 = 5;
 
 impl Hart {
     /// Executes `instruction`. If it does not retire, nothing has changed.
-    #[inline]
+    ///
+    /// Never inlined: the loop that calls it is small without it.
+    #[inline(never)]
     pub(in crate::hart) fn execute_float(&mut self, instruction: FloatInstruction) -> Result<(), Unretired> {
         self.require_float()?;
         match instruction.format {
@@ -87,7 +89,10 @@ impl Hart {
                 let result = fast::binary::<F>(op, self.float::<F>(rs1), self.float::<F>(rs2), &mut context);
                 self.retire_arithmetic::<F>(rd, result, context);
             }
-            FloatOperation::MultiplyAdd(instruction) => self.multiply_add::<F>(instruction)?,
+            FloatOperation::MultiplyAdd(fused) => self.multiply_add::<F>(fused, false, false)?,
+            FloatOperation::MultiplySubtract(fused) => self.multiply_add::<F>(fused, false, true)?,
+            FloatOperation::NegatedMultiplySubtract(fused) => self.multiply_add::<F>(fused, true, false)?,
+            FloatOperation::NegatedMultiplyAdd(fused) => self.multiply_add::<F>(fused, true, true)?,
             FloatOperation::SquareRoot { rounding, rd, rs1 } => {
                 let mut context = self.context(rounding)?;
                 let result = soft::square_root::<F>(self.float::<F>(rs1), &mut context);
@@ -135,9 +140,13 @@ impl Hart {
         Ok(())
     }
 
-    #[inline]
-    fn multiply_add<F: Format>(&mut self, instruction: MultiplyAdd) -> Result<(), Unretired> {
-        let MultiplyAdd { negate_product, negate_addend, rounding, rd, rs1, rs2, rs3 } = instruction;
+    fn multiply_add<F: Format>(
+        &mut self,
+        fused: Fused,
+        negate_product: bool,
+        negate_addend: bool,
+    ) -> Result<(), Unretired> {
+        let Fused { rounding, rd, rs1, rs2, rs3 } = fused;
         let mut context = self.context(rounding)?;
         // A NaN's sign tells nothing: operands may be negated instead of results.
         let (a, b) = (F::negated_if(negate_product, self.float::<F>(rs1)), self.float::<F>(rs2));

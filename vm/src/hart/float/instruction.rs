@@ -117,7 +117,14 @@ pub(crate) enum FloatOperation {
         rd: FloatRegister,
         rs1: FloatRegister,
     },
-    MultiplyAdd(MultiplyAdd),
+    /// `rs1 * rs2 + rs3`
+    MultiplyAdd(Fused),
+    /// `rs1 * rs2 - rs3`
+    MultiplySubtract(Fused),
+    /// `-(rs1 * rs2) + rs3`
+    NegatedMultiplySubtract(Fused),
+    /// `-(rs1 * rs2) - rs3`
+    NegatedMultiplyAdd(Fused),
     InjectSign {
         op: SignOp,
         rd: FloatRegister,
@@ -170,11 +177,9 @@ pub(crate) enum FloatOperation {
     },
 }
 
-/// `rd = ±(rs1 * rs2) ± rs3`, rounded once.
+/// The operands of a multiplication and addition, which is rounded once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MultiplyAdd {
-    pub(super) negate_product: bool,
-    pub(super) negate_addend: bool,
+pub(crate) struct Fused {
     pub(super) rounding: RoundingField,
     pub(super) rd: FloatRegister,
     pub(super) rs1: FloatRegister,
@@ -200,16 +205,19 @@ pub(crate) fn decode_operation(bits: u32) -> Instruction {
 /// Decodes one of the four opcodes `MADD`, `MSUB`, `NMSUB`, `NMADD`.
 pub(crate) fn decode_multiply_add(bits: u32) -> Instruction {
     let Some((format, rounding)) = format(bits).zip(rounding(bits)) else { return Instruction::Illegal };
-    let opcode = (bits >> 2) & 3;
-    let operation = FloatOperation::MultiplyAdd(MultiplyAdd {
-        negate_product: opcode >= 2,
-        negate_addend: opcode == 1 || opcode == 3,
+    let fused = Fused {
         rounding,
         rd: FloatRegister::new(bits >> 7),
         rs1: FloatRegister::new(bits >> 15),
         rs2: FloatRegister::new(bits >> 20),
         rs3: FloatRegister::new(bits >> 27),
-    });
+    };
+    let operation = match (bits >> 2) & 3 {
+        0 => FloatOperation::MultiplyAdd(fused),
+        1 => FloatOperation::MultiplySubtract(fused),
+        2 => FloatOperation::NegatedMultiplySubtract(fused),
+        _ => FloatOperation::NegatedMultiplyAdd(fused),
+    };
     Instruction::Float(FloatInstruction { format, operation })
 }
 

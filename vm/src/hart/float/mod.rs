@@ -16,8 +16,6 @@ mod fast;
 mod format;
 pub(super) mod instruction;
 mod soft;
-#[cfg(test)]
-mod tests;
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -81,4 +79,18 @@ impl FloatState {
         reader.require(status <= FloatStatus::Dirty as u8, "the floating-point status doesn't exist")?;
         Ok(Self { f, fcsr, status: FloatStatus::from_field(status.into()) })
     }
+}
+
+/// Arithmetic against the host, against another implementation, and against what the standard says.
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    mod host;
+    mod library;
+    mod random;
+    mod vectors;
+
+    use random::{MODES, Random, computed};
+    use std::println;
 }

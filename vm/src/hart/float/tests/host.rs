@@ -1,7 +1,5 @@
 //! Against the host's arithmetic, which rounds to nearest even, and against exact arithmetic in a wider format.
 
-extern crate std;
-
 use super::super::convert;
 use super::super::fast;
 use super::super::format::{Double, Format, Single};

@@ -1,29 +1,24 @@
-//! Arithmetic against the host, against another implementation, and against what the standard says.
+//! Operands that a seed makes, and what is computed from them.
 
-extern crate std;
+use super::super::format::Format;
+use super::super::instruction::Rounding;
+use super::super::soft::Context;
+use super::println;
 
-mod host;
-mod library;
-mod vectors;
-
-use super::format::Format;
-use super::instruction::Rounding;
-use super::soft::Context;
-
-const MODES: [Rounding; 5] =
+pub(super) const MODES: [Rounding; 5] =
     [Rounding::NearestEven, Rounding::Zero, Rounding::Down, Rounding::Up, Rounding::NearestAway];
 
 /// Numbers that a seed makes (splitmix64).
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     /// The seed is printed, for whoever looks at a failure.
-    fn new(seed: u64) -> Self {
-        std::println!("seed {seed:#x}");
+    pub(super) fn new(seed: u64) -> Self {
+        println!("seed {seed:#x}");
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -31,17 +26,17 @@ impl Random {
     }
 
     /// Less than `bound`.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// An index less than `bound`.
-    fn index(&mut self, bound: u64) -> usize {
+    pub(super) fn index(&mut self, bound: u64) -> usize {
         usize::try_from(self.below(bound)).unwrap()
     }
 
     /// Bits of any kind of value; those that arithmetic finds hard are frequent.
-    fn operand<F: Format>(&mut self) -> u64 {
+    pub(super) fn operand<F: Format>(&mut self) -> u64 {
         let sign = self.next() & F::SIGN;
         let fraction = match self.below(4) {
             0 => self.next(),
@@ -67,7 +62,7 @@ impl Random {
 }
 
 /// The result and flags of `operation` in mode `rounding`, with no flags set before.
-fn computed(rounding: Rounding, operation: impl FnOnce(&mut Context) -> u64) -> (u64, u8) {
+pub(super) fn computed(rounding: Rounding, operation: impl FnOnce(&mut Context) -> u64) -> (u64, u8) {
     let mut context = Context { rounding, flags: 0 };
     let result = operation(&mut context);
     (result, context.flags)
