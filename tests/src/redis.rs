@@ -130,7 +130,7 @@ impl RedisLoad {
     /// Waits until the client has had [`REPLIES`](Self::REPLIES) more, all of them right.
     ///
     /// # Panics
-    /// If it hasn't within [`PATIENCE`]. What was wrong, [`lost_nothing`](Self::lost_nothing) tells.
+    /// If it hasn't within [`PATIENCE`]. What was wrong, [`finish`](Self::finish) tells.
     #[track_caller]
     pub fn goes_on(&self) {
         let (target, deadline) = (self.acknowledged.load(Ordering::Relaxed) + Self::REPLIES, Instant::now() + PATIENCE);
@@ -143,12 +143,23 @@ impl RedisLoad {
     /// Ends the client, which reads everything back on the connection that it always had. Gives the number of commands that
     /// redis acknowledged; the effect of every one of them is there, once.
     ///
+    /// # Errors
+    /// In words, if something is missing, or a reply was wrong, or the connection was lost.
+    ///
     /// # Panics
-    /// If something is missing, or a reply was wrong, or the connection was lost.
+    /// If the client's thread did.
+    pub fn finish(self) -> Result<u64, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the client doesn't panic")
+    }
+
+    /// The same where nothing may have gone wrong.
+    ///
+    /// # Panics
+    /// If something has.
     #[track_caller]
     pub fn lost_nothing(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the client doesn't panic").unwrap_or_else(|error| panic!("redis: {error}"))
+        self.finish().unwrap_or_else(|error| panic!("redis: {error}"))
     }
 }
 

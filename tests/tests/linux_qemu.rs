@@ -22,4 +22,7 @@ fn linux_on_qemu_serves_redis_to_the_checking_client() {
     let load = RedisLoad::on(service);
     load.goes_on();
     assert!(load.lost_nothing() >= 2 * RedisLoad::REPLIES);
+    // And one that doesn't find what it expects says so: this redis isn't empty.
+    let error = RedisLoad::on(service).finish().unwrap_err();
+    assert!(error.contains("INCR counter"), "{error}");
 }
