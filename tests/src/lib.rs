@@ -5,10 +5,12 @@
 pub mod client;
 pub mod etcd;
 pub mod link;
+pub mod linux;
 pub mod model;
 pub mod netns;
 pub mod qemu;
 pub mod random;
+pub mod redis;
 pub mod sim;
 pub mod stage;
 

@@ -4,7 +4,7 @@ use crate::Executable;
 use crate::link::Link;
 use hypervisor::program::cluster::{PATIENCE, Site};
 use hypervisor::program::exit;
-use hypervisor::program::process::Process;
+use hypervisor::program::process::{Process, ProcessError};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
@@ -88,10 +88,26 @@ impl Node {
     #[track_caller]
     #[must_use]
     pub fn start(executable: &Executable, directory: &Path, program: &str, arguments: &[&str]) -> Self {
+        Self::start_with_input(executable, directory, program, arguments, Stdio::null())
+    }
+
+    /// The same, with something to read on standard input.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[track_caller]
+    #[must_use]
+    pub fn start_with_input(
+        executable: &Executable,
+        directory: &Path,
+        program: &str,
+        arguments: &[&str],
+        input: Stdio,
+    ) -> Self {
         let stderr = tempfile::Builder::new().prefix(program).suffix(".stderr").tempfile_in(directory);
         let (file, stderr) = stderr.expect("a temporary directory takes files").keep().expect("a file can be kept");
         let mut command = executable.command(program);
-        command.args(arguments).arg("--json").stdin(Stdio::null()).stderr(file);
+        command.args(arguments).arg("--json").stdin(input).stderr(file);
         let process = Process::spawn(program, &mut command).expect("the programs are built with the tests");
         Self { process, stderr }
     }
@@ -272,8 +288,23 @@ impl Stage {
     #[track_caller]
     #[must_use]
     pub fn new(executable: Executable) -> Self {
+        Self::at(executable, Site::start)
+    }
+
+    /// The same for guests whose service is at `guest_service` on the LAN, an address and a port.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[track_caller]
+    #[must_use]
+    pub fn serving(executable: Executable, guest_service: &str) -> Self {
+        Self::at(executable, |executable, claims| Site::serving(executable, claims, guest_service))
+    }
+
+    #[track_caller]
+    fn at(executable: Executable, start: impl Fn(&Executable, &Path) -> Result<Site, ProcessError>) -> Self {
         let directory = tempfile::Builder::new().prefix("ft-test-").tempdir().expect("the host has room for a test");
-        let site = Site::start(&executable, &claims(&directory)).expect("a LAN and an arbiter come up");
+        let site = start(&executable, &claims(&directory)).expect("a LAN and an arbiter come up");
         Self { site, executable, directory }
     }
 

@@ -62,7 +62,15 @@ impl Site {
     /// # Errors
     /// [`ProcessError`] if a part doesn't come up.
     pub fn start(executable: &Executable, directory: &Path) -> Result<Self, ProcessError> {
-        let forward = format!("127.0.0.1:0={GUEST_SERVICE}");
+        Self::serving(executable, directory, GUEST_SERVICE)
+    }
+
+    /// The same for guests whose service is at `guest_service` on the LAN, an address and a port.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn serving(executable: &Executable, directory: &Path, guest_service: &str) -> Result<Self, ProcessError> {
+        let forward = format!("127.0.0.1:0={guest_service}");
         let mut lan = Process::start(executable, "ft-lan", &["--listen", "127.0.0.1:0", "--forward", &forward])?;
         let directory = directory.display().to_string();
         let mut arbiter = Process::start(executable, "ft-arbiter", &["--listen", "127.0.0.1:0", "--dir", &directory])?;
