@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use core::hint::black_box;
 
 /// Words that a unit sorts.
-const WORDS: usize = 1024;
+const WORDS: usize = 512;
 /// Room behind them for return addresses and saved registers.
 const STACK_WORDS: usize = 3 * WORDS;
 const REGISTERS: usize = 8;

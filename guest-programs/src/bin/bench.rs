@@ -14,8 +14,9 @@ fn main(boot: &Boot) -> ! {
         println!("bench: the boot arguments are program=sieve|calls|bytecode|hash size=N [paged]");
         power::power_off(Outcome::Failure)
     };
-    if task.paged {
-        paging::start(boot);
+    if task.paged && !paging::start(boot) {
+        println!("bench: the hart has no Sv39");
+        power::power_off(Outcome::Failure)
     }
     println!("bench: {} {} checksum {:016x}", task.program.name(), task.size, task.program.run(task.size));
     power::power_off(Outcome::Success)

@@ -32,11 +32,12 @@ unsafe extern "C" {
 
 /// Maps the image, its stack and its heap onto themselves by pages of 4 KiB, and lets the tick come.
 ///
-/// From here on the device tree can't be read any more.
+/// From here on the device tree can't be read any more. `false`, and nothing has happened, if the hart has no Sv39.
 ///
 /// # Panics
-/// If the image is larger than what is mapped, the hart has no Sv39, or the device tree tells of no clock.
-pub fn start(boot: &Boot) {
+/// If the image is larger than what is mapped, or the device tree tells of no clock.
+#[must_use]
+pub fn start(boot: &Boot) -> bool {
     assert!(addr_of!(__heap_end).addr() <= RAM + LARGE_PAGES * LARGE_PAGE_BYTES, "the image is larger than its tables");
     let timebase_hz = boot.device_tree.timebase_hz().expect("the device tree tells the clock's frequency");
     // SAFETY: nothing else uses the tables, and this runs once, on the only hart.
@@ -55,10 +56,13 @@ pub fn start(boot: &Boot) {
     unsafe {
         asm!("csrw satp, {satp}", "sfence.vma", "csrr {found}, satp", satp = in(reg) satp, found = out(reg) found)
     };
-    assert_eq!(found, satp, "the hart has Sv39");
+    if found != satp {
+        return false;
+    }
     let _ = Clock::start(timebase_hz);
     // SAFETY: the trap handler knows what to do with a timer interrupt.
     unsafe { interrupt::enable() };
+    true
 }
 
 /// An entry for the table or the page at `physical`.

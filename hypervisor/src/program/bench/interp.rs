@@ -10,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use results::{Results, Row, Way};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use vm::MachineConfig;
 
 /// Steps from one stop to the next, where it is about stops.
@@ -34,9 +35,31 @@ pub(super) struct Options {
     /// Only this program; may be given more than once
     #[arg(long = "program", value_name = "NAME", value_parser = PossibleValuesParser::new(PROGRAMS))]
     programs: Vec<String>,
+    /// Which time counts: that of the cores, which others who use the host don't make longer, or that of the wall
+    #[arg(long, value_name = "TIME", value_enum, default_value_t = Time::Cpu)]
+    time: Time,
     /// Don't compare with QEMU
     #[arg(long)]
     no_qemu: bool,
+}
+
+/// Which time counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Time {
+    /// User and system time of the thread that runs our machine, or of QEMU's process.
+    Cpu,
+    /// What a clock on the wall says.
+    Wall,
+}
+
+impl Time {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU time",
+            Self::Wall => "time",
+        }
+    }
 }
 
 /// A guest that has come to its end.
@@ -44,10 +67,26 @@ pub(super) struct Options {
 struct Run {
     /// Steps since reset; 0 where nobody counts them.
     instructions: u64,
-    /// How long they took, in nanoseconds.
-    ns: u64,
+    /// How long they took.
+    took: Took,
     /// What it printed.
     console: String,
+}
+
+/// How long something took, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    cpu_ns: u64,
+    wall_ns: u64,
+}
+
+impl Took {
+    const fn ns(self, time: Time) -> u64 {
+        match time {
+            Time::Cpu => self.cpu_ns,
+            Time::Wall => self.wall_ns,
+        }
+    }
 }
 
 pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
@@ -60,8 +99,17 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     let (kernel, log) = (directory.path().join("bench.elf"), directory.path().join("log"));
     fs::write(&kernel, &image)?;
     let is_wanted = |name: &&str| options.programs.is_empty() || options.programs.iter().any(|wanted| wanted == name);
-    let mut programs: Vec<Program> =
-        PROGRAMS.into_iter().filter(is_wanted).map(|name| Program::new(name, options.size)).collect();
+    let mut programs = Vec::new();
+    for name in PROGRAMS.into_iter().filter(is_wanted) {
+        match Program::new(name, options, &image) {
+            Ok(program) => programs.push(program),
+            // A machine without translation, say, has something to tell nevertheless.
+            Err(error) => eprintln!("without {name}, which doesn't run on this machine: {error}"),
+        }
+    }
+    if programs.is_empty() {
+        return Err("none of the programs runs on this machine".into());
+    }
     for round in 1..=options.rounds {
         for program in &mut programs {
             eprintln!("round {round} of {}: {} ...", options.rounds, program.name);
@@ -72,7 +120,7 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
         }
     }
     let rows = programs.iter().map(Program::row).collect();
-    let results = Results::new(options.size, options.rounds, qemu_version, rows);
+    let results = Results::new(options.size, options.rounds, options.time, qemu_version, rows);
     if json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
@@ -85,9 +133,12 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
 struct Program {
     name: &'static str,
     size: u64,
-    /// The steps of our machine from reset to the end: of all the work, and of none.
-    instructions: Option<(u64, u64)>,
-    /// What the guest printed at its first end; it prints the same at every other.
+    time: Time,
+    /// The steps of our machine from reset to the end with no work.
+    idle_instructions: u64,
+    /// The same with all the work; 0 before the first run.
+    instructions: u64,
+    /// What the guest printed with all the work; every run prints the same.
     checksum: Option<String>,
     /// The best so far, in steps per microsecond.
     mips: BTreeMap<Way, f64>,
@@ -96,8 +147,20 @@ struct Program {
 }
 
 impl Program {
-    const fn new(name: &'static str, size: u64) -> Self {
-        Self { name, size, instructions: None, checksum: None, mips: BTreeMap::new(), qemu_ns: BTreeMap::new() }
+    /// A program that has shown that it can start and end.
+    fn new(name: &'static str, options: &Options, image: &[u8]) -> Result<Self, Failure> {
+        let mut program = Self {
+            name,
+            size: options.size,
+            time: options.time,
+            idle_instructions: 0,
+            instructions: 0,
+            checksum: None,
+            mips: BTreeMap::new(),
+            qemu_ns: BTreeMap::new(),
+        };
+        program.idle_instructions = machine::alone(&program.config(0), image, PLAIN_STEPS)?.instructions;
+        Ok(program)
     }
 
     fn boot_arguments(&self, size: u64) -> String {
@@ -111,26 +174,23 @@ impl Program {
         MachineConfig { bootargs: self.boot_arguments(size), ..MachineConfig::default() }
     }
 
-    fn on_machine(&mut self, image: &[u8], log: &std::path::Path) -> Result<(), Failure> {
+    fn on_machine(&mut self, image: &[u8], log: &Path) -> Result<(), Failure> {
         let config = self.config(self.size);
         let plain = machine::alone(&config, image, PLAIN_STEPS)?;
-        if self.instructions.is_none() {
-            let idle = machine::alone(&self.config(0), image, PLAIN_STEPS)?;
-            self.instructions = Some((plain.instructions, idle.instructions));
-        }
+        self.instructions = plain.instructions;
         self.take(Way::Plain, &plain)?;
         self.take(Way::Recording, &machine::recorded(&config, image, log)?)?;
         self.take(Way::Replaying, &machine::replayed(log)?)?;
         self.take(Way::Stops, &machine::alone(&config, image, STOP_STEPS)?)
     }
 
-    fn on_qemu(&mut self, kernel: &std::path::Path, log: &std::path::Path) -> Result<(), Failure> {
+    fn on_qemu(&mut self, kernel: &Path, log: &Path) -> Result<(), Failure> {
         for (way, record) in [(Way::QemuRecording, Some(log)), (Way::Qemu, None)] {
             let run = qemu::run(kernel, &self.boot_arguments(self.size), record)?;
             self.check(way, &run)?;
             let start = qemu::run(kernel, &self.boot_arguments(0), record)?;
             let best = self.qemu_ns.entry(way).or_insert((u64::MAX, u64::MAX));
-            *best = (best.0.min(run.ns), best.1.min(start.ns));
+            *best = (best.0.min(run.took.ns(self.time)), best.1.min(start.took.ns(self.time)));
         }
         Ok(())
     }
@@ -138,7 +198,7 @@ impl Program {
     fn take(&mut self, way: Way, run: &Run) -> Result<(), Failure> {
         self.check(way, run)?;
         let best = self.mips.entry(way).or_insert(0.0);
-        *best = best.max(mips(run.instructions, run.ns));
+        *best = best.max(mips(run.instructions, run.took.ns(self.time)));
         Ok(())
     }
 
@@ -152,15 +212,14 @@ impl Program {
     }
 
     fn row(&self) -> Row {
-        let (instructions, idle) = self.instructions.unwrap_or_default();
         let mut mips_by_way = self.mips.clone();
         for (way, (all_ns, idle_ns)) in &self.qemu_ns {
             // Noise that is longer than the work leaves nothing to tell.
             if let Some(ns) = all_ns.checked_sub(*idle_ns).filter(|ns| *ns > 0) {
-                mips_by_way.insert(*way, mips(instructions - idle, ns));
+                mips_by_way.insert(*way, mips(self.instructions - self.idle_instructions, ns));
             }
         }
-        Row::new(self.name, instructions, mips_by_way)
+        Row::new(self.name, self.instructions, mips_by_way)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Our machine, in this process.
 
-use super::Run;
+use super::{Run, Took};
 use crate::host::clock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::program::{Failure, interrupt};
@@ -22,7 +22,7 @@ const STEPS_PER_TICK: u64 = 100;
 pub(super) fn alone(config: &MachineConfig, image: &[u8], steps: u64) -> Result<Run, Failure> {
     let mut machine = Machine::new(config, image)?;
     let mut console = Vec::new();
-    let started_ns = clock::now_ns();
+    let stopwatch = Stopwatch::start();
     let mut limit = InstructionCount(steps);
     let reason = loop {
         let ticks = machine.instruction_count().0 / STEPS_PER_TICK;
@@ -48,7 +48,7 @@ pub(super) fn alone(config: &MachineConfig, image: &[u8], steps: u64) -> Result<
             Exit::Stopped(reason) => break reason,
         }
     };
-    ended(&machine, started_ns, &console, reason)
+    ended(&machine, stopwatch, &console, reason)
 }
 
 /// Runs the guest on the host's events and writes its log, as `ft-record` does.
@@ -59,7 +59,7 @@ pub(super) fn recorded(config: &MachineConfig, image: &[u8], log: &Path) -> Resu
     let mut sink = Sink { log: writer, console: Vec::new() };
     let (source, _inbox) = HostEventSource::new(0)?;
     let mut recorder = Recorder::new(machine, source, Intervals::default());
-    let started_ns = clock::now_ns();
+    let stopwatch = Stopwatch::start();
     recorder.source_mut().start();
     let reason = loop {
         interrupt::check()?;
@@ -70,7 +70,7 @@ pub(super) fn recorded(config: &MachineConfig, image: &[u8], log: &Path) -> Resu
         }
     };
     sink.log.finish()?.into_inner()?;
-    ended(recorder.machine(), started_ns, &sink.console, reason)
+    ended(recorder.machine(), stopwatch, &sink.console, reason)
 }
 
 /// Replays the log, as `ft-replay` does: every output and every state digest is compared.
@@ -79,7 +79,7 @@ pub(super) fn replayed(log: &Path) -> Result<Run, Failure> {
     let mut replayer = Replayer::new(restored.machine, restored.log.next_seq());
     let mut console = Vec::new();
     let mut stopped = None;
-    let started_ns = clock::now_ns();
+    let stopwatch = Stopwatch::start();
     while let Some(entry) = restored.log.next_entry()? {
         interrupt::check()?;
         match replayer.consume(&entry)? {
@@ -89,16 +89,33 @@ pub(super) fn replayed(log: &Path) -> Result<Run, Failure> {
         }
     }
     let reason = stopped.ok_or("the log ends before the guest does")?;
-    ended(replayer.machine(), started_ns, &console, reason)
+    ended(replayer.machine(), stopwatch, &console, reason)
 }
 
-fn ended(machine: &Machine, started_ns: u64, console: &[u8], reason: StopReason) -> Result<Run, Failure> {
-    let ns = clock::now_ns() - started_ns;
+fn ended(machine: &Machine, stopwatch: Stopwatch, console: &[u8], reason: StopReason) -> Result<Run, Failure> {
+    let took = stopwatch.stop();
     let console = String::from_utf8_lossy(console).trim_end().to_owned();
     if reason != (StopReason::PowerOff { code: 0 }) {
         return Err(format!("{reason}; it printed {console:?}").into());
     }
-    Ok(Run { instructions: machine.instruction_count().0, ns, console })
+    Ok(Run { instructions: machine.instruction_count().0, took, console })
+}
+
+/// Takes the time of this thread.
+#[derive(Clone, Copy)]
+struct Stopwatch {
+    cpu_ns: u64,
+    wall_ns: u64,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self { cpu_ns: clock::thread_cpu_ns(), wall_ns: clock::now_ns() }
+    }
+
+    fn stop(self) -> Took {
+        Took { cpu_ns: clock::thread_cpu_ns() - self.cpu_ns, wall_ns: clock::now_ns() - self.wall_ns }
+    }
 }
 
 /// The recorder's entries go to a file, and the guest's words to the end of the run.

@@ -1,8 +1,10 @@
 //! QEMU's `virt` board: the same executable there, plain and with its own record and replay.
 
-use super::Run;
+use super::{Run, Took};
 use crate::host::clock;
 use crate::program::{Failure, interrupt};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
-/// From one look whether it has ended to the next: the error of a measured time.
+/// From one look whether it has ended to the next: the error of what the wall's clock says.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// The longest that a run may take, in nanoseconds.
@@ -33,7 +35,7 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
     if let Some(log) = record {
         command.arg("-icount").arg(format!("shift=0,rr=record,rrfile={}", log.display()));
     }
-    let started_ns = clock::now_ns();
+    let (started_ns, before_ns) = (clock::now_ns(), children_cpu_ns()?);
     let mut process = Process(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
     let status = loop {
         if let Some(status) = process.0.try_wait()? {
@@ -45,7 +47,7 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
         }
         thread::sleep(LOOK);
     };
-    let ns = clock::now_ns() - started_ns;
+    let took = Took { cpu_ns: children_cpu_ns()?.saturating_sub(before_ns), wall_ns: clock::now_ns() - started_ns };
     let mut printed = Vec::new();
     // What firmware and guest print fits into the pipe, so that nobody had to read it before.
     if let Some(stdout) = &mut process.0.stdout {
@@ -55,7 +57,13 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
     let Some(line) = printed.lines().find(|line| line.starts_with("bench: ")).filter(|_| status.success()) else {
         return Err(format!("{PROGRAM}, {boot_arguments}: {status}; it printed {printed:?}").into());
     };
-    Ok(Run { instructions: 0, ns, console: line.trim_end().to_owned() })
+    Ok(Run { instructions: 0, took, console: line.trim_end().to_owned() })
+}
+
+/// Nanoseconds that all child processes that have ended ran on cores: between two looks only one does.
+fn children_cpu_ns() -> Result<u64, Failure> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok(u64::try_from(usage.user_time().num_nanoseconds() + usage.system_time().num_nanoseconds())?)
 }
 
 /// A process that doesn't outlive the measurement.

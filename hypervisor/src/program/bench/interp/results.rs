@@ -1,5 +1,6 @@
 //! What was measured: as a table, or as JSON.
 
+use super::Time;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +32,7 @@ impl Way {
             Self::Recording => "recording",
             Self::Replaying => "replaying",
             Self::Stops => "stops",
-            Self::QemuRecording => "QEMU recording",
+            Self::QemuRecording => "QEMU rec.",
             Self::Qemu => "QEMU",
         }
     }
@@ -63,6 +64,16 @@ const RATIOS: [Ratio; 5] = [
 ];
 
 impl Ratio {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::PlainOverQemuRecording => "plain/QEMU rec.",
+            Self::RecordingOverQemuRecording => "rec./QEMU rec.",
+            Self::RecordingOverPlain => "rec./plain",
+            Self::ReplayingOverPlain => "repl./plain",
+            Self::StopsOverPlain => "stops/plain",
+        }
+    }
+
     const fn of(self) -> (Way, Way) {
         match self {
             Self::PlainOverQemuRecording => (Way::Plain, Way::QemuRecording),
@@ -102,6 +113,7 @@ pub(super) struct Results {
     /// Units of work of each program.
     size: u64,
     rounds: u64,
+    time: Time,
     qemu: Option<String>,
     programs: Vec<Row>,
     /// Of all programs' figures.
@@ -115,12 +127,12 @@ struct Means {
 }
 
 impl Results {
-    pub(super) fn new(size: u64, rounds: u64, qemu: Option<String>, programs: Vec<Row>) -> Self {
+    pub(super) fn new(size: u64, rounds: u64, time: Time, qemu: Option<String>, programs: Vec<Row>) -> Self {
         let geometric_means = Means {
             mips: geometric_means(programs.iter().map(|row| &row.mips)),
             ratios: geometric_means(programs.iter().map(|row| &row.ratios)),
         };
-        Self { size, rounds, qemu, programs, geometric_means }
+        Self { size, rounds, time, qemu, programs, geometric_means }
     }
 }
 
@@ -138,31 +150,33 @@ fn geometric_means<'a, K: Copy + Ord + 'a>(rows: impl Iterator<Item = &'a BTreeM
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { size, rounds, qemu, programs, geometric_means } = self;
-        writeln!(f, "millions of instructions per second, best of {rounds} rounds with {size} units of work")?;
+        let Self { size, rounds, time, qemu, programs, geometric_means } = self;
+        writeln!(
+            f,
+            "millions of instructions per second of {}, best of {rounds} rounds with {size} units of work",
+            time.name()
+        )?;
         if let Some(version) = qemu {
-            writeln!(f, "QEMU is {version}; its start and firmware, measured with no work, are taken off")?;
+            writeln!(f, "{version}; its start and firmware, measured with no work, are taken off")?;
         }
         write!(f, "  {:<14}{:>14}", "", "instructions")?;
-        WAYS.iter().try_for_each(|way| write!(f, "{:>16}", way.name()))?;
+        WAYS.iter().try_for_each(|way| write!(f, "{:>11}", way.name()))?;
         writeln!(f)?;
         for row in programs {
             write!(f, "  {:<14}{:>14}", row.program, vm::InstructionCount(row.instructions).to_string())?;
-            write_figures(f, &WAYS, &row.mips, 16, 0)?;
+            write_figures(f, &WAYS, &row.mips, 11, 0)?;
         }
         write!(f, "  {:<14}{:14}", "geometric mean", "")?;
-        write_figures(f, &WAYS, &geometric_means.mips, 16, 0)?;
+        write_figures(f, &WAYS, &geometric_means.mips, 11, 0)?;
         write!(f, "\n  {:<16}", "ratio")?;
-        for (over, under) in RATIOS.map(Ratio::of) {
-            write!(f, "{:>28}", format!("{over} / {under}"))?;
-        }
+        RATIOS.iter().try_for_each(|ratio| write!(f, "{:>16}", ratio.name()))?;
         writeln!(f)?;
         for row in programs {
             write!(f, "  {:<16}", row.program)?;
-            write_figures(f, &RATIOS, &row.ratios, 28, 2)?;
+            write_figures(f, &RATIOS, &row.ratios, 16, 2)?;
         }
         write!(f, "  {:<16}", "geometric mean")?;
-        write_figures(f, &RATIOS, &geometric_means.ratios, 28, 2)
+        write_figures(f, &RATIOS, &geometric_means.ratios, 16, 2)
     }
 }
 
@@ -184,7 +198,7 @@ fn write_figures<K: Ord>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Ratio, Results, Row, Way};
+    use super::{Ratio, Results, Row, Time, Way};
     use std::collections::BTreeMap;
 
     fn results(with_qemu: [bool; 2]) -> Results {
@@ -195,7 +209,7 @@ mod tests {
             }
             Row::new(program, 1_000_000, mips)
         };
-        Results::new(7, 3, None, vec![row("a", 100.0, with_qemu[0]), row("b", 400.0, with_qemu[1])])
+        Results::new(7, 3, Time::Cpu, None, vec![row("a", 100.0, with_qemu[0]), row("b", 400.0, with_qemu[1])])
     }
 
     #[test]
