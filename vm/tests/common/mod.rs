@@ -150,7 +150,11 @@ pub(crate) fn small_config() -> MachineConfig {
 }
 
 pub(crate) fn machine(code: &[u32]) -> Machine {
-    Machine::new(&small_config(), &elf(code)).unwrap()
+    machine_of(&elf(code))
+}
+
+pub(crate) fn machine_of(image: &[u8]) -> Machine {
+    Machine::new(&small_config(), image).unwrap()
 }
 
 /// Runs `code` to its end, one step per instruction, and gives the machine.
