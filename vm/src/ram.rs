@@ -1,7 +1,9 @@
 //! The guest's memory, and which of its pages were written.
 
+use crate::hart::memory::Memory;
 use crate::mmu::GuestPhysAddr;
 use crate::state::RestoreError;
+use crate::watch::Watches;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -53,7 +55,8 @@ impl PageCopy {
 /// All accesses are checked against its bounds and none panics. Invariant: `digest_sum` is the wrapping sum of
 /// `page_digests`, and `page_digests[i]` is right for every page that isn't dirty for the digest.
 pub(crate) struct Ram {
-    bytes: Vec<u8>,
+    memory: Memory,
+    watches: Watches,
     dirty: Vec<u8>,
     page_digests: Vec<u128>,
     digest_sum: u128,
@@ -64,28 +67,38 @@ impl Ram {
     pub(crate) fn new(bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(PAGE_BYTES), "RAM consists of whole pages");
         let pages = bytes / PAGE_BYTES;
-        Self { bytes: vec![0; bytes], dirty: vec![0; pages], page_digests: vec![0; pages], digest_sum: 0 }
+        Self {
+            memory: Memory::zeroed(bytes),
+            watches: Watches::new(pages),
+            dirty: vec![0; pages],
+            page_digests: vec![0; pages],
+            digest_sum: 0,
+        }
     }
 
     /// One past the last address.
     pub(crate) const fn end(&self) -> u64 {
-        RAM_BASE + self.bytes.len() as u64
+        RAM_BASE + self.memory.len() as u64
     }
 
     /// `N` bytes at `address`; `None` if not all of them are RAM.
     #[inline]
     pub(crate) fn load<const N: usize>(&self, address: GuestPhysAddr) -> Option<[u8; N]> {
         let offset = self.offset(address)?;
-        self.bytes.get(offset..)?.first_chunk::<N>().copied()
+        self.memory.as_slice().get(offset..)?.first_chunk::<N>().copied()
     }
 
     /// Writes `N` bytes at `address`; `None` if not all of them are RAM, and then nothing is written.
     #[inline]
     pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, value: [u8; N]) -> Option<()> {
         let offset = self.offset(address)?;
-        *self.bytes.get_mut(offset..)?.first_chunk_mut::<N>()? = value;
-        self.dirty[offset >> PAGE_SHIFT] = DIRTY_FOR_ALL;
-        self.dirty[(offset + (N - 1)) >> PAGE_SHIFT] = DIRTY_FOR_ALL;
+        *self.memory.as_mut_slice().get_mut(offset..)?.first_chunk_mut::<N>()? = value;
+        let (first, last) = (offset >> PAGE_SHIFT, (offset + (N - 1)) >> PAGE_SHIFT);
+        self.dirty[first] = DIRTY_FOR_ALL;
+        self.dirty[last] = DIRTY_FOR_ALL;
+        if self.watches.watches(first) || self.watches.watches(last) {
+            self.watches.written(offset, N);
+        }
         Some(())
     }
 
@@ -93,15 +106,16 @@ impl Ram {
     pub(crate) fn slice(&self, address: GuestPhysAddr, length: u64) -> Option<&[u8]> {
         let offset = self.offset(address)?;
         let length = usize::try_from(length).ok()?;
-        self.bytes.get(offset..offset.checked_add(length)?)
+        self.memory.as_slice().get(offset..offset.checked_add(length)?)
     }
 
     /// Writes `bytes` at `address`; `None` if not all of it is RAM, and then nothing is written.
     pub(crate) fn write(&mut self, address: GuestPhysAddr, bytes: &[u8]) -> Option<()> {
         let offset = self.offset(address)?;
-        self.bytes.get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
+        self.memory.as_mut_slice().get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
         if let Some(last) = bytes.len().checked_sub(1) {
             self.dirty[offset >> PAGE_SHIFT..=(offset + last) >> PAGE_SHIFT].fill(DIRTY_FOR_ALL);
+            self.watches.written(offset, bytes.len());
         }
         Some(())
     }
@@ -111,14 +125,15 @@ impl Ram {
     /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page, seeded with its index; a page
     /// that was never written costs nothing.
     pub(crate) fn digest(&mut self) -> u128 {
-        let Self { bytes, dirty, page_digests, digest_sum } = self;
-        let pages = bytes.chunks_exact(PAGE_BYTES).zip(dirty).zip(page_digests);
-        for (index, ((page, dirty), page_digest)) in (0_u64..).zip(pages) {
+        let Self { memory, watches, dirty, page_digests, digest_sum } = self;
+        let pages = memory.as_slice().chunks_exact(PAGE_BYTES).zip(dirty).zip(page_digests);
+        for (index, ((page, dirty), page_digest)) in pages.enumerate() {
             if *dirty & DIRTY_FOR_DIGEST == 0 {
                 continue;
             }
             *dirty &= !DIRTY_FOR_DIGEST;
-            let fresh = if page == ZERO_PAGE { 0 } else { xxh3_128_with_seed(page, index) };
+            watches.revoke_stores(index);
+            let fresh = if page == ZERO_PAGE { 0 } else { xxh3_128_with_seed(page, index as u64) };
             *digest_sum = digest_sum.wrapping_sub(*page_digest).wrapping_add(fresh);
             *page_digest = fresh;
         }
@@ -127,11 +142,13 @@ impl Ram {
 
     /// Every page that isn't all zero is to be taken by `copy`.
     pub(crate) fn begin_copy(&mut self, copy: PageCopy) {
-        for (page, dirty) in self.bytes.chunks_exact(PAGE_BYTES).zip(&mut self.dirty) {
+        let pages = self.memory.as_slice().chunks_exact(PAGE_BYTES).zip(&mut self.dirty);
+        for (index, (page, dirty)) in pages.enumerate() {
             if *dirty & EVER_WRITTEN != 0 && page != ZERO_PAGE {
                 *dirty |= copy.dirty_flag();
             } else {
                 *dirty &= !copy.dirty_flag();
+                self.watches.revoke_stores(index);
             }
         }
     }
@@ -141,8 +158,9 @@ impl Ram {
         let from = usize::try_from(from).ok()?;
         let index = from + first_dirty(self.dirty.get(from..)?, copy.dirty_flag())?;
         self.dirty[index] &= !copy.dirty_flag();
+        self.watches.revoke_stores(index);
         let start = index * PAGE_BYTES;
-        Some((index as u64, &self.bytes[start..start + PAGE_BYTES]))
+        Some((index as u64, &self.memory.as_slice()[start..start + PAGE_BYTES]))
     }
 
     /// How many pages are dirty for `copy`.
@@ -163,16 +181,52 @@ impl Ram {
         let Some((start, _)) = usize::try_from(first).ok().zip(end) else {
             return Err(RestoreError::PagesOutsideRam { first, pages, ram_pages });
         };
-        self.bytes[start * PAGE_BYTES..][..bytes.len()].copy_from_slice(bytes);
+        self.memory.as_mut_slice()[start * PAGE_BYTES..][..bytes.len()].copy_from_slice(bytes);
+        if !bytes.is_empty() {
+            self.watches.written(start * PAGE_BYTES, bytes.len());
+        }
         self.dirty[start..start + pages].fill(DIRTY_FOR_ALL);
         Ok(())
     }
 
-    /// Where `address` is in `bytes`, if it is in RAM.
+    /// How many pages there are.
+    pub(crate) const fn pages(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// The page with this index.
+    pub(crate) fn page(&self, index: usize) -> &[u8; PAGE_BYTES] {
+        let page = self.memory.as_slice().get(index * PAGE_BYTES..).and_then(|rest| rest.first_chunk());
+        page.expect("an index that is less than the number of pages")
+    }
+
+    /// Where the memory is, for the fast path: it may read what it has translated, and write where
+    /// [`Self::allow_stores`] has said so.
+    pub(crate) const fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// Whether the page at `offset` may be written without [`Self::store`] from now on, until there are news. It counts as
+    /// written.
+    pub(crate) fn allow_stores(&mut self, offset: usize) -> bool {
+        let page = offset >> PAGE_SHIFT;
+        let allowed = self.watches.allow_stores(page);
+        if allowed {
+            self.dirty[page] = DIRTY_FOR_ALL;
+        }
+        allowed
+    }
+
+    /// What was derived from which page.
+    pub(crate) const fn watches_mut(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
+    /// Where `address` is in RAM, if it is in RAM.
     #[inline]
-    fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
+    pub(crate) fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
         let offset = address.0.wrapping_sub(RAM_BASE);
-        if offset < self.bytes.len() as u64 { usize::try_from(offset).ok() } else { None }
+        if offset < self.memory.len() as u64 { usize::try_from(offset).ok() } else { None }
     }
 }
 
@@ -188,7 +242,7 @@ fn first_dirty(dirty: &[u8], flag: u8) -> Option<usize> {
 /// Without the contents, which nobody wants to see in a log.
 impl fmt::Debug for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ram").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("Ram").field("bytes", &self.memory.len()).finish_non_exhaustive()
     }
 }
 

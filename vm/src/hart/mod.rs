@@ -14,6 +14,8 @@ mod compressed;
 mod csr;
 mod decode;
 mod execute;
+#[expect(unsafe_code, reason = "the one module that needs it; it says what for")]
+mod fast;
 mod float;
 pub(crate) mod trap;
 
@@ -22,6 +24,8 @@ use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr, Mmu};
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
+use fast::Fast;
+pub(crate) use fast::memory;
 use float::FloatState;
 use trap::{Exception, Interrupt, Trap};
 
@@ -100,6 +104,8 @@ pub(crate) struct Hart {
     /// Where the last LR read, if its reservation is still valid.
     reservation: Option<GuestPhysAddr>,
     waiting: bool,
+    /// Not state.
+    fast: Fast,
 }
 
 impl Hart {
@@ -117,6 +123,7 @@ impl Hart {
             mmu: Mmu::new(),
             reservation: None,
             waiting: false,
+            fast: Fast::new(),
         }
     }
 
@@ -149,6 +156,10 @@ impl Hart {
             {
                 self.take_interrupt(interrupt);
                 continue;
+            }
+            self.run_fast(bus, until);
+            if self.count == until {
+                break;
             }
             match self.step(bus) {
                 Ok(next_pc) => {
@@ -213,7 +224,7 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, privilege, csrs, float, mmu, reservation, waiting } = self;
+        let Self { x, pc, count, privilege, csrs, float, mmu, reservation, waiting, fast: _ } = self;
         for register in x {
             writer.u64(*register);
         }
@@ -248,7 +259,18 @@ impl Hart {
         let waiting = reader.bool()?;
         reader
             .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
-        Ok(Self { x, pc, count, privilege, csrs, float, mmu, reservation: reservation.map(GuestPhysAddr), waiting })
+        Ok(Self {
+            x,
+            pc,
+            count,
+            privilege,
+            csrs,
+            float,
+            mmu,
+            reservation: reservation.map(GuestPhysAddr),
+            waiting,
+            fast: Fast::new(),
+        })
     }
 
     #[inline]
