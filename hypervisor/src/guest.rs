@@ -15,7 +15,8 @@ pub struct Guest {
     pub image: Vec<u8>,
 }
 
-const BUILT_IN: [(&str, &[u8]); 5] = [
+const BUILT_IN: [(&str, &[u8]); 6] = [
+    ("bench", include_bytes!(concat!(env!("OUT_DIR"), "/bench.elf"))),
     ("counter", include_bytes!(concat!(env!("OUT_DIR"), "/counter.elf"))),
     ("echo", include_bytes!(concat!(env!("OUT_DIR"), "/echo.elf"))),
     ("hello", include_bytes!(concat!(env!("OUT_DIR"), "/hello.elf"))),

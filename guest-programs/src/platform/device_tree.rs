@@ -33,10 +33,16 @@ impl DeviceTree {
         Self(unsafe { Fdt::from_ptr(address) }.expect("the firmware passes a device tree in a1"))
     }
 
+    /// `/chosen/bootargs` as it is; empty if there is none.
+    #[must_use]
+    pub fn command_line(&self) -> &'static str {
+        self.0.chosen().bootargs().unwrap_or_default()
+    }
+
     /// `/chosen/bootargs`.
     #[must_use]
     pub fn boot_arguments(&self) -> BootArguments {
-        BootArguments::parse(self.0.chosen().bootargs().unwrap_or_default())
+        BootArguments::parse(self.command_line())
     }
 
     /// `/chosen/rng-seed`, folded to 64 bits; `None` if there is none.

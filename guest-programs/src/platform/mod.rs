@@ -9,6 +9,7 @@ pub mod device_tree;
 pub mod entropy;
 mod heap;
 pub mod nic;
+pub mod paging;
 mod plic;
 pub mod power;
 mod runtime;

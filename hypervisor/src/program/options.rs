@@ -25,7 +25,7 @@ const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Which guest, on which machine.
 #[derive(Args, Clone, Debug)]
 pub struct GuestOptions {
-    /// The guest: a built-in one (counter, echo, hello, suite), or an ELF file
+    /// The guest: a built-in one (bench, counter, echo, hello, suite), or an ELF file
     #[arg(long, value_name = "NAME|PATH", default_value = "echo")]
     pub guest: String,
     /// The guest's RAM in MiB

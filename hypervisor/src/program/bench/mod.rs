@@ -1,5 +1,6 @@
 //! `ft-bench`: measures what fault tolerance costs, always beside what it is compared with, in one run.
 
+mod interp;
 mod output_rule;
 mod ping_pong;
 
@@ -11,7 +12,7 @@ pub(super) use ping_pong::pong_main;
 
 /// Measures what fault tolerance costs, beside what it is compared with, in the same run.
 #[derive(Debug, Parser)]
-#[command(name = "ft-bench", version, after_help = "Example:\n  ft-bench output-rule --seconds 10")]
+#[command(name = "ft-bench", version, after_help = "Example:\n  ft-bench output-rule --seconds 10\n  ft-bench interp")]
 struct Options {
     #[command(subcommand)]
     bench: Bench,
@@ -27,6 +28,12 @@ enum Bench {
     /// Real primary and backup processes with the echo guest, once idle and once with both vCPUs busy. A client's echoes
     /// and the rounds of a blocking ping-pong take turns, so that both meet the same machine.
     OutputRule(output_rule::Options),
+    /// How fast guests compute: plain, recorded, replayed, stopped at every ten-thousandth step, and on QEMU
+    ///
+    /// Programs of this project's own run in turn in each of these ways, several rounds of them; all must come to the same
+    /// checksum. QEMU's times are without its start-up: those of a run with no work, which has the same start, are taken
+    /// off. Instructions are counted by our machine.
+    Interp(interp::Options),
 }
 
 /// The whole program.
@@ -47,5 +54,6 @@ fn run(options: &Options) -> Result<(), Failure> {
     interrupt::install()?;
     match &options.bench {
         Bench::OutputRule(rule) => output_rule::run(rule, options.json),
+        Bench::Interp(interp) => interp::run(interp, options.json),
     }
 }

@@ -1,0 +1,67 @@
+//! Translation of a guest onto itself, and the tick: what an operating system's program lives under.
+
+use super::{Boot, Clock};
+use core::arch::asm;
+use core::ptr::addr_of;
+use riscv::interrupt;
+
+const PAGE_BYTES: usize = 4096;
+const ENTRIES: usize = 512;
+const SV39: usize = 8 << 60;
+
+const VALID: usize = 1;
+/// Read, write, execute; accessed and dirty, as whether the hart sets them or faults is the machine's choice.
+const LEAF: usize = 7 << 1 | 3 << 6;
+
+/// The gibibyte that RAM begins in, and where the image begins in it.
+const RAM: usize = 0x8000_0000;
+const LARGE_PAGE_BYTES: usize = ENTRIES * PAGE_BYTES;
+/// How much of RAM is mapped, in large pages: more than the firmware's memory and the image.
+const LARGE_PAGES: usize = 8;
+
+#[repr(align(4096))]
+struct Table([usize; ENTRIES]);
+
+static mut ROOT: Table = Table([0; ENTRIES]);
+static mut MIDDLE: Table = Table([0; ENTRIES]);
+static mut LEAVES: [Table; LARGE_PAGES] = [const { Table([0; ENTRIES]) }; LARGE_PAGES];
+
+unsafe extern "C" {
+    static __heap_end: u8;
+}
+
+/// Maps the image, its stack and its heap onto themselves by pages of 4 KiB, and lets the tick come.
+///
+/// From here on the device tree can't be read any more.
+///
+/// # Panics
+/// If the image is larger than what is mapped, the hart has no Sv39, or the device tree tells of no clock.
+pub fn start(boot: &Boot) {
+    assert!(addr_of!(__heap_end).addr() <= RAM + LARGE_PAGES * LARGE_PAGE_BYTES, "the image is larger than its tables");
+    let timebase_hz = boot.device_tree.timebase_hz().expect("the device tree tells the clock's frequency");
+    // SAFETY: nothing else uses the tables, and this runs once, on the only hart.
+    unsafe {
+        ROOT.0[RAM >> 30] = pointer(addr_of!(MIDDLE).addr());
+        for large_page in 0..LARGE_PAGES {
+            MIDDLE.0[large_page] = pointer(addr_of!(LEAVES[large_page]).addr());
+            for page in 0..ENTRIES {
+                LEAVES[large_page].0[page] = pointer(RAM + large_page * LARGE_PAGE_BYTES + page * PAGE_BYTES) | LEAF;
+            }
+        }
+    }
+    let satp = SV39 | addr_of!(ROOT).addr() / PAGE_BYTES;
+    let found: usize;
+    // SAFETY: everything that the guest uses has the same address with translation as without.
+    unsafe {
+        asm!("csrw satp, {satp}", "sfence.vma", "csrr {found}, satp", satp = in(reg) satp, found = out(reg) found)
+    };
+    assert_eq!(found, satp, "the hart has Sv39");
+    let _ = Clock::start(timebase_hz);
+    // SAFETY: the trap handler knows what to do with a timer interrupt.
+    unsafe { interrupt::enable() };
+}
+
+/// An entry for the table or the page at `physical`.
+const fn pointer(physical: usize) -> usize {
+    physical / PAGE_BYTES << 10 | VALID
+}

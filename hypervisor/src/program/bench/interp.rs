@@ -1,0 +1,170 @@
+//! How fast guests compute: alone, recorded, replayed, stopped all the time, and on QEMU.
+
+mod machine;
+mod qemu;
+mod results;
+
+use crate::guest::Guest;
+use crate::program::Failure;
+use clap::builder::PossibleValuesParser;
+use results::{Results, Row, Way};
+use std::collections::BTreeMap;
+use std::fs;
+use vm::MachineConfig;
+
+/// Steps from one stop to the next, where it is about stops.
+const STOP_STEPS: u64 = 10_000;
+/// Steps at a time of a guest that is alone: it gets its timer interrupts in between, a hundred a second.
+const PLAIN_STEPS: u64 = 1_000_000;
+
+/// The names of the programs.
+const PROGRAMS: [&str; 5] = ["sieve", "calls", "bytecode", "hash", "hash-paged"];
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  ft-bench interp --size 100 --rounds 1 --program sieve\n  ft-bench --json interp > interp.json"
+)]
+pub(super) struct Options {
+    /// Units of work for each program, a million instructions or so each
+    #[arg(long, value_name = "UNITS", default_value_t = 750, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    size: u64,
+    /// Rounds; the best one of each counts
+    #[arg(long, value_name = "ROUNDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    rounds: u64,
+    /// Only this program; may be given more than once
+    #[arg(long = "program", value_name = "NAME", value_parser = PossibleValuesParser::new(PROGRAMS))]
+    programs: Vec<String>,
+    /// Don't compare with QEMU
+    #[arg(long)]
+    no_qemu: bool,
+}
+
+/// A guest that has come to its end.
+#[derive(Debug)]
+struct Run {
+    /// Steps since reset; 0 where nobody counts them.
+    instructions: u64,
+    /// How long they took, in nanoseconds.
+    ns: u64,
+    /// What it printed.
+    console: String,
+}
+
+pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
+    let image = Guest::load("bench")?.image;
+    let qemu_version = if options.no_qemu { None } else { qemu::version() };
+    if qemu_version.is_none() && !options.no_qemu {
+        eprintln!("without a comparison: qemu-system-riscv64 is not installed (Debian package qemu-system-misc)");
+    }
+    let directory = tempfile::Builder::new().prefix("ft-bench-").tempdir()?;
+    let (kernel, log) = (directory.path().join("bench.elf"), directory.path().join("log"));
+    fs::write(&kernel, &image)?;
+    let is_wanted = |name: &&str| options.programs.is_empty() || options.programs.iter().any(|wanted| wanted == name);
+    let mut programs: Vec<Program> =
+        PROGRAMS.into_iter().filter(is_wanted).map(|name| Program::new(name, options.size)).collect();
+    for round in 1..=options.rounds {
+        for program in &mut programs {
+            eprintln!("round {round} of {}: {} ...", options.rounds, program.name);
+            program.on_machine(&image, &log)?;
+            if qemu_version.is_some() {
+                program.on_qemu(&kernel, &log)?;
+            }
+        }
+    }
+    let rows = programs.iter().map(Program::row).collect();
+    let results = Results::new(options.size, options.rounds, qemu_version, rows);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print!("{results}");
+    }
+    Ok(())
+}
+
+/// One of the programs, and what was measured of it.
+struct Program {
+    name: &'static str,
+    size: u64,
+    /// The steps of our machine from reset to the end: of all the work, and of none.
+    instructions: Option<(u64, u64)>,
+    /// What the guest printed at its first end; it prints the same at every other.
+    checksum: Option<String>,
+    /// The best so far, in steps per microsecond.
+    mips: BTreeMap<Way, f64>,
+    /// The shortest so far of all the work, and of none, in nanoseconds.
+    qemu_ns: BTreeMap<Way, (u64, u64)>,
+}
+
+impl Program {
+    const fn new(name: &'static str, size: u64) -> Self {
+        Self { name, size, instructions: None, checksum: None, mips: BTreeMap::new(), qemu_ns: BTreeMap::new() }
+    }
+
+    fn boot_arguments(&self, size: u64) -> String {
+        match self.name.strip_suffix("-paged") {
+            Some(program) => format!("program={program} size={size} paged"),
+            None => format!("program={} size={size}", self.name),
+        }
+    }
+
+    fn config(&self, size: u64) -> MachineConfig {
+        MachineConfig { bootargs: self.boot_arguments(size), ..MachineConfig::default() }
+    }
+
+    fn on_machine(&mut self, image: &[u8], log: &std::path::Path) -> Result<(), Failure> {
+        let config = self.config(self.size);
+        let plain = machine::alone(&config, image, PLAIN_STEPS)?;
+        if self.instructions.is_none() {
+            let idle = machine::alone(&self.config(0), image, PLAIN_STEPS)?;
+            self.instructions = Some((plain.instructions, idle.instructions));
+        }
+        self.take(Way::Plain, &plain)?;
+        self.take(Way::Recording, &machine::recorded(&config, image, log)?)?;
+        self.take(Way::Replaying, &machine::replayed(log)?)?;
+        self.take(Way::Stops, &machine::alone(&config, image, STOP_STEPS)?)
+    }
+
+    fn on_qemu(&mut self, kernel: &std::path::Path, log: &std::path::Path) -> Result<(), Failure> {
+        for (way, record) in [(Way::QemuRecording, Some(log)), (Way::Qemu, None)] {
+            let run = qemu::run(kernel, &self.boot_arguments(self.size), record)?;
+            self.check(way, &run)?;
+            let start = qemu::run(kernel, &self.boot_arguments(0), record)?;
+            let best = self.qemu_ns.entry(way).or_insert((u64::MAX, u64::MAX));
+            *best = (best.0.min(run.ns), best.1.min(start.ns));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, way: Way, run: &Run) -> Result<(), Failure> {
+        self.check(way, run)?;
+        let best = self.mips.entry(way).or_insert(0.0);
+        *best = best.max(mips(run.instructions, run.ns));
+        Ok(())
+    }
+
+    /// Whoever computes something else is not to be compared with.
+    fn check(&mut self, way: Way, run: &Run) -> Result<(), Failure> {
+        let expected = self.checksum.get_or_insert_with(|| run.console.clone());
+        if *expected == run.console && expected.contains("checksum") {
+            return Ok(());
+        }
+        Err(format!("{}, {way}: it printed {:?}, and before {expected:?}", self.name, run.console).into())
+    }
+
+    fn row(&self) -> Row {
+        let (instructions, idle) = self.instructions.unwrap_or_default();
+        let mut mips_by_way = self.mips.clone();
+        for (way, (all_ns, idle_ns)) in &self.qemu_ns {
+            // Noise that is longer than the work leaves nothing to tell.
+            if let Some(ns) = all_ns.checked_sub(*idle_ns).filter(|ns| *ns > 0) {
+                mips_by_way.insert(*way, mips(instructions - idle, ns));
+            }
+        }
+        Row::new(self.name, instructions, mips_by_way)
+    }
+}
+
+/// Millions of instructions per second.
+fn mips(instructions: u64, ns: u64) -> f64 {
+    instructions as f64 * 1000.0 / ns as f64
+}

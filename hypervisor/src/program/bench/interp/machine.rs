@@ -1,0 +1,124 @@
+//! Our machine, in this process.
+
+use super::Run;
+use crate::host::clock;
+use crate::host::inbox::{HostEventSource, SLICE_STEPS};
+use crate::program::{Failure, interrupt};
+use crate::record::{Intervals, LogSink, Recorder, Slice};
+use crate::replay::{Consumed, Replayer};
+use crate::restore::restore;
+use logchannel::entry::{Generation, LogEntry};
+use logchannel::file::{LogHead, LogWriter};
+use logchannel::session::{SessionHeader, VmId};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+use std::path::Path;
+use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
+
+/// The clock of a guest that is alone is its instruction count: a tick of 100 ns is a hundred steps.
+const STEPS_PER_TICK: u64 = 100;
+
+/// Runs the guest with nobody who notes anything, `steps` at a time.
+pub(super) fn alone(config: &MachineConfig, image: &[u8], steps: u64) -> Result<Run, Failure> {
+    let mut machine = Machine::new(config, image)?;
+    let mut console = Vec::new();
+    let started_ns = clock::now_ns();
+    let mut limit = InstructionCount(steps);
+    let reason = loop {
+        let ticks = machine.instruction_count().0 / STEPS_PER_TICK;
+        match machine.run(limit) {
+            Exit::LimitReached => {
+                interrupt::check()?;
+                if machine.timer_deadline().is_some_and(|deadline| deadline <= ticks) {
+                    machine.apply(&Event::TimerInterrupt)?;
+                }
+                limit = limit.plus(steps);
+            }
+            Exit::ClockRead => {
+                let ticks = ticks.max(machine.last_ticks());
+                machine.apply(&Event::ClockRead { ticks })?;
+            }
+            Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0 })?,
+            Exit::Output => {
+                while let Some((_, output)) = machine.take_output() {
+                    console.extend_from_slice(output.bytes());
+                }
+            }
+            Exit::WaitForInterrupt => return Err("the guest sleeps instead of working".into()),
+            Exit::Stopped(reason) => break reason,
+        }
+    };
+    ended(&machine, started_ns, &console, reason)
+}
+
+/// Runs the guest on the host's events and writes its log, as `ft-record` does.
+pub(super) fn recorded(config: &MachineConfig, image: &[u8], log: &Path) -> Result<Run, Failure> {
+    let machine = Machine::new(config, image)?;
+    let session = SessionHeader::new(VmId::new("bench")?, Generation(0), config.clone(), "bench", image)?;
+    let writer = LogWriter::create(BufWriter::new(File::create(log)?), &session, image)?;
+    let mut sink = Sink { log: writer, console: Vec::new() };
+    let (source, _inbox) = HostEventSource::new(0)?;
+    let mut recorder = Recorder::new(machine, source, Intervals::default());
+    let started_ns = clock::now_ns();
+    recorder.source_mut().start();
+    let reason = loop {
+        interrupt::check()?;
+        match recorder.run_slice(&mut sink, SLICE_STEPS)? {
+            Slice::Ran => {}
+            Slice::Waiting => return Err("the guest sleeps instead of working".into()),
+            Slice::Stopped(reason) => break reason,
+        }
+    };
+    sink.log.finish()?.into_inner()?;
+    ended(recorder.machine(), started_ns, &sink.console, reason)
+}
+
+/// Replays the log, as `ft-replay` does: every output and every state digest is compared.
+pub(super) fn replayed(log: &Path) -> Result<Run, Failure> {
+    let mut restored = restore(LogHead::read(BufReader::new(File::open(log)?))?)?;
+    let mut replayer = Replayer::new(restored.machine, restored.log.next_seq());
+    let mut console = Vec::new();
+    let mut stopped = None;
+    let started_ns = clock::now_ns();
+    while let Some(entry) = restored.log.next_entry()? {
+        interrupt::check()?;
+        match replayer.consume(&entry)? {
+            Consumed::Nothing => {}
+            Consumed::Output(_, output) => console.extend_from_slice(output.bytes()),
+            Consumed::Stopped(reason) => stopped = Some(reason),
+        }
+    }
+    let reason = stopped.ok_or("the log ends before the guest does")?;
+    ended(replayer.machine(), started_ns, &console, reason)
+}
+
+fn ended(machine: &Machine, started_ns: u64, console: &[u8], reason: StopReason) -> Result<Run, Failure> {
+    let ns = clock::now_ns() - started_ns;
+    let console = String::from_utf8_lossy(console).trim_end().to_owned();
+    if reason != (StopReason::PowerOff { code: 0 }) {
+        return Err(format!("{reason}; it printed {console:?}").into());
+    }
+    Ok(Run { instructions: machine.instruction_count().0, ns, console })
+}
+
+/// The recorder's entries go to a file, and the guest's words to the end of the run.
+struct Sink {
+    log: LogWriter<BufWriter<File>>,
+    console: Vec<u8>,
+}
+
+impl LogSink for Sink {
+    type Error = io::Error;
+
+    fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> io::Result<()> {
+        self.log.append(entry)?;
+        if let Some((_, output)) = output {
+            self.console.extend_from_slice(output.bytes());
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.log.flush()
+    }
+}
