@@ -93,6 +93,7 @@ impl From<Trap> for Unretired {
 ///
 /// Invariants: `x[0]` is 0; `waiting` only while nothing enabled is pending; `pc` is even.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Hart {
     x: [u64; 32],
     pc: u64,

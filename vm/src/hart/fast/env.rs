@@ -66,6 +66,10 @@ pub(super) struct Env {
     pub(super) fetch_context: u64,
     /// Valid while handlers run.
     pub(super) bus: *mut Bus,
+    /// The slot to be executed, if handlers don't call each other; null if the hart has left decoded code.
+    pub(super) next: *const Slot,
+    /// How many more steps may be executed, when handlers return.
+    pub(super) budget: i64,
     pub(super) left: Left,
     pub(super) loads: [Translation; TRANSLATIONS],
     pub(super) stores: [Translation; TRANSLATIONS],
@@ -95,10 +99,19 @@ impl Env {
             store_context: 0,
             fetch_context: 0,
             bus: ptr::null_mut(),
+            next: ptr::null(),
+            budget: 0,
             left: Left::Step,
             loads: [Translation::EMPTY; TRANSLATIONS],
             stores: [Translation::EMPTY; TRANSLATIONS],
             fetches: [Fetch::EMPTY; FETCHES],
         })
+    }
+
+    /// The hart leaves decoded code.
+    pub(super) const fn leave(&mut self, budget: i64, left: Left) {
+        self.next = ptr::null();
+        self.budget = budget;
+        self.left = left;
     }
 }

@@ -10,7 +10,7 @@
 //! that is hard.
 
 use super::env::{Env, Left, PAGE_MASK, Translation, fetch_index, translation_index};
-use super::slot::{Handler, Next, Slot};
+use super::slot::{Handler, Slot};
 use super::{code, refill};
 use crate::hart::Hart;
 use crate::hart::alu::{self, AluOp};
@@ -22,18 +22,21 @@ const TAIL_CALLS: bool = !cfg!(any(miri, debug_assertions));
 
 /// Executes `slot`.
 #[inline(always)]
-pub(super) unsafe fn go(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
-    if TAIL_CALLS {
-        // SAFETY: the caller passes on what it was called with, and a slot of the page of code that is executed.
-        unsafe { ((*slot).handler)(hart, slot, budget, env) }
-    } else {
-        Next { slot, budget }
+pub(super) unsafe fn go(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    // SAFETY: the caller passes on what it was called with, and a slot of the page of code that is executed.
+    unsafe {
+        if TAIL_CALLS {
+            ((*slot).handler)(hart, slot, budget, env);
+        } else {
+            (*env).next = slot;
+            (*env).budget = budget;
+        }
     }
 }
 
 /// Begins a run at `slot`: pays for it, or leaves.
 #[inline(always)]
-pub(super) unsafe fn enter(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
+pub(super) unsafe fn enter(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe {
         let left = budget - i64::from((*slot).run);
@@ -44,19 +47,18 @@ pub(super) unsafe fn enter(hart: &mut Hart, slot: *const Slot, budget: i64, env:
 /// Leaves before the run at `slot`, which has not been paid for.
 #[cold]
 #[inline(never)]
-unsafe fn leave(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, left: Left) -> Next {
+unsafe fn leave(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, left: Left) {
     // SAFETY: as in `go`.
     unsafe {
         hart.pc = address_of(slot, env);
-        (*env).left = left;
+        (*env).leave(budget, left);
     }
-    Next { slot: core::ptr::null(), budget }
 }
 
 /// Leaves in the middle of a run, before the instruction at `slot`, which is for the plain interpreter.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn step(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
+pub(super) unsafe fn step(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe { leave(hart, slot, budget + i64::from((*slot).run), env, Left::Step) }
 }
@@ -64,14 +66,14 @@ pub(super) unsafe fn step(hart: &mut Hart, slot: *const Slot, budget: i64, env: 
 /// Leaves in the middle of a run, before the instruction at `slot`: what is cached is no longer right.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn look_up(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
+pub(super) unsafe fn look_up(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe { leave(hart, slot, budget + i64::from((*slot).run), env, Left::Fetch) }
 }
 
 /// Goes on at `target`, which is even.
 #[inline(always)]
-unsafe fn go_to(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) -> Next {
+unsafe fn go_to(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`; the offset in the page is that of a slot.
     unsafe {
         let page_address = target & PAGE_MASK;
@@ -90,11 +92,10 @@ unsafe fn go_to(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) -> Nex
 /// Leaves because nobody knows where the code at `target` is.
 #[cold]
 #[inline(never)]
-unsafe fn lost(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) -> Next {
+unsafe fn lost(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) {
     hart.pc = target;
     // SAFETY: as in `go`.
-    unsafe { (*env).left = Left::Fetch }
-    Next { slot: core::ptr::null(), budget }
+    unsafe { (*env).leave(budget, Left::Fetch) }
 }
 
 /// The address of the instruction at `slot`.
@@ -135,7 +136,7 @@ const fn extended(immediate: i32) -> u64 {
 /// The slot is not decoded: decodes its run and begins it.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn undecoded(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
+pub(super) unsafe fn undecoded(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe {
         code::decode_run(env, offset_of(slot, env) as usize / 2);
@@ -150,7 +151,7 @@ pub(super) unsafe fn undecoded(hart: &mut Hart, slot: *const Slot, budget: i64, 
 
 /// The run goes on in the next page.
 #[cold]
-pub(super) unsafe fn page_end(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) -> Next {
+pub(super) unsafe fn page_end(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe { go_to(hart, address_of(slot, env), budget, env) }
 }
@@ -187,7 +188,7 @@ macro_rules! straight {
         $(#[$doc])*
         pub(super) unsafe fn $name<$($generic: $bound,)? const LENGTH: usize>(
             $hart: &mut Hart, $slot: *const Slot, budget: i64, $env: *mut Env,
-        ) -> Next {
+        ) {
             // SAFETY: as in `go`; the slot after an instruction is one of the same page, or its end.
             unsafe {
                 $body
@@ -321,7 +322,7 @@ pub(super) unsafe fn load<L: Load, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`, and `load_place` gives an aligned place in RAM.
     unsafe {
         let address = effective(hart, slot);
@@ -338,7 +339,7 @@ pub(super) unsafe fn store<S: Store, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`, and `store_place` gives an aligned place in RAM.
     unsafe {
         let address = effective(hart, slot);
@@ -356,7 +357,7 @@ pub(super) unsafe fn branch<B: Branch, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`; the decoder has seen that the target is in the page.
     unsafe {
         if execute::holds(B::CONDITION, x(hart, (*slot).b), x(hart, (*slot).a)) {
@@ -373,7 +374,7 @@ pub(super) unsafe fn far_branch<B: Branch, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`.
     unsafe {
         if execute::holds(B::CONDITION, x(hart, (*slot).b), x(hart, (*slot).a)) {
@@ -391,7 +392,7 @@ pub(super) unsafe fn jump<const LINK: bool, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`; the decoder has seen that the target is in the page.
     unsafe {
         if LINK {
@@ -407,7 +408,7 @@ pub(super) unsafe fn far_jump<const LINK: bool, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`.
     unsafe {
         let target = (*env).page_address.wrapping_add(extended((*slot).immediate));
@@ -424,7 +425,7 @@ pub(super) unsafe fn jump_register<const LINK: bool, const LENGTH: usize>(
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
-) -> Next {
+) {
     // SAFETY: as in `go`.
     unsafe {
         let target = effective(hart, slot) & !1;

@@ -95,11 +95,11 @@ impl Hart {
             let left = unsafe {
                 (*env).bus = bus;
                 let slot = (*env).page_slots.add((self.pc & !PAGE_MASK) as usize / 2);
-                let mut next = handlers::enter(self, slot, steps, env);
-                while !next.slot.is_null() {
-                    next = ((*next.slot).handler)(self, next.slot, next.budget, env);
+                handlers::enter(self, slot, steps, env);
+                while !(*env).next.is_null() {
+                    ((*(*env).next).handler)(self, (*env).next, (*env).budget, env);
                 }
-                self.count += (steps - next.budget).cast_unsigned();
+                self.count += (steps - (*env).budget).cast_unsigned();
                 (*env).left
             };
             if left != Left::Fetch {

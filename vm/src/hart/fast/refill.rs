@@ -2,7 +2,7 @@
 
 use super::env::{Env, PAGE_MASK, Translation, translation_index};
 use super::handlers::{go, look_up, step};
-use super::slot::{Next, Slot};
+use super::slot::Slot;
 use super::walk::walk;
 use crate::hart::Hart;
 use crate::mmu::Access;
@@ -10,14 +10,7 @@ use crate::mmu::Access;
 /// Caches the translation for a load of `bytes` bytes and executes `slot` again, or leaves it to the plain interpreter.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn load(
-    hart: &mut Hart,
-    slot: *const Slot,
-    budget: i64,
-    env: *mut Env,
-    address: u64,
-    bytes: u64,
-) -> Next {
+pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {
     // SAFETY: as in `handlers::go`; the bus is nobody else's while handlers run.
     unsafe {
         let place = if address & (bytes - 1) == 0 { walk(hart, &mut *(*env).bus, address, Access::Load) } else { None };
@@ -33,14 +26,7 @@ pub(super) unsafe fn load(
 /// As [`load`], for a store. Its page counts as written from now on.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn store(
-    hart: &mut Hart,
-    slot: *const Slot,
-    budget: i64,
-    env: *mut Env,
-    address: u64,
-    bytes: u64,
-) -> Next {
+pub(super) unsafe fn store(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {
     // SAFETY: as in `load`.
     unsafe {
         let bus = &mut *(*env).bus;

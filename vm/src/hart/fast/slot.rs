@@ -8,17 +8,8 @@ use alloc::alloc::{alloc, dealloc, handle_alloc_error};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-/// What executes a slot: it moves on to the next slot's handler by itself, or gives it back to be called ([`Next`]).
-pub(super) type Handler = unsafe fn(&mut Hart, *const Slot, i64, *mut Env) -> Next;
-
-/// Where to go on.
-#[derive(Clone, Copy)]
-pub(super) struct Next {
-    /// The slot to be executed; null if the hart has left the decoded code, and [`Env::left`] says why.
-    pub(super) slot: *const Slot,
-    /// How many more steps may be executed, once all of the present run is.
-    pub(super) budget: i64,
-}
+/// What executes a slot: it moves on to the next slot's handler by itself, or says in [`Env`] what is to be called next.
+pub(super) type Handler = unsafe fn(&mut Hart, *const Slot, i64, *mut Env);
 
 /// A decoded instruction.
 ///
