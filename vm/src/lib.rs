@@ -11,7 +11,7 @@
 //!                                   Machine::run ──► Exit
 //! ```
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 
@@ -35,6 +35,7 @@ mod ram;
 mod sbi;
 mod snapshot;
 mod state;
+mod watch;
 
 pub use config::{BootMode, MachineConfig};
 pub use count::InstructionCount;

@@ -1,9 +1,9 @@
 //! The guest's memory.
 
+use crate::hart::Memory;
 use crate::mmu::GuestPhysAddr;
-use crate::pages::Pages;
-use alloc::vec;
-use alloc::vec::Vec;
+use crate::pages::{PAGE_BYTES, Pages};
+use crate::watch::Watches;
 use core::fmt;
 
 /// Where RAM begins on the bus, as on QEMU's `virt` board.
@@ -13,34 +13,36 @@ pub(crate) const RAM_BASE: u64 = 0x8000_0000;
 ///
 /// All accesses are checked against its bounds and none panics.
 pub(crate) struct Ram {
-    bytes: Vec<u8>,
+    memory: Memory,
     pages: Pages,
+    watches: Watches,
 }
 
 impl Ram {
-    /// Zeroed memory of `bytes` bytes, a multiple of [`PAGE_BYTES`](crate::PAGE_BYTES).
+    /// Zeroed memory of `bytes` bytes, a multiple of [`PAGE_BYTES`].
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { bytes: vec![0; bytes], pages: Pages::new(0, bytes) }
+        Self { memory: Memory::zeroed(bytes), pages: Pages::new(0, bytes), watches: Watches::new(bytes / PAGE_BYTES) }
     }
 
     /// One past the last address.
     pub(crate) const fn end(&self) -> u64 {
-        RAM_BASE + self.bytes.len() as u64
+        RAM_BASE + self.memory.len() as u64
     }
 
     /// `N` bytes at `address`; `None` if not all of them are RAM.
     #[inline]
     pub(crate) fn load<const N: usize>(&self, address: GuestPhysAddr) -> Option<[u8; N]> {
         let offset = self.offset(address)?;
-        self.bytes.get(offset..)?.first_chunk::<N>().copied()
+        self.memory.as_slice().get(offset..)?.first_chunk::<N>().copied()
     }
 
     /// Writes `N` bytes at `address`; `None` if not all of them are RAM, and then nothing is written.
     #[inline]
     pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, value: [u8; N]) -> Option<()> {
         let offset = self.offset(address)?;
-        *self.bytes.get_mut(offset..)?.first_chunk_mut::<N>()? = value;
+        *self.memory.as_mut_slice().get_mut(offset..)?.first_chunk_mut::<N>()? = value;
         self.pages.mark::<N>(offset);
+        self.watches.written(offset, N);
         Some(())
     }
 
@@ -48,14 +50,15 @@ impl Ram {
     pub(crate) fn slice(&self, address: GuestPhysAddr, length: u64) -> Option<&[u8]> {
         let offset = self.offset(address)?;
         let length = usize::try_from(length).ok()?;
-        self.bytes.get(offset..offset.checked_add(length)?)
+        self.memory.as_slice().get(offset..offset.checked_add(length)?)
     }
 
     /// Writes `bytes` at `address`; `None` if not all of it is RAM, and then nothing is written.
     pub(crate) fn write(&mut self, address: GuestPhysAddr, bytes: &[u8]) -> Option<()> {
         let offset = self.offset(address)?;
-        self.bytes.get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
+        self.memory.as_mut_slice().get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);
         self.pages.mark_range(offset, bytes.len());
+        self.watches.written(offset, bytes.len());
         Some(())
     }
 
@@ -64,30 +67,58 @@ impl Ram {
         &self.pages
     }
 
-    /// Its pages and its contents.
+    /// Its pages and its contents. Whoever looks at pages may forget that one was written: the next store to each is seen
+    /// again.
     pub(crate) fn paged(&mut self) -> (&mut Pages, &[u8]) {
-        (&mut self.pages, &self.bytes)
+        self.watches.revoke_stores();
+        (&mut self.pages, self.memory.as_slice())
     }
 
-    /// Where `address` is in `bytes`, if it is in RAM.
+    /// The page with this index, which is one of RAM's.
+    pub(crate) fn page(&self, index: usize) -> &[u8; PAGE_BYTES] {
+        let page = self.memory.as_slice().get(index * PAGE_BYTES..).and_then(|rest| rest.first_chunk());
+        page.expect("an index that is less than the number of pages")
+    }
+
+    /// Where the memory is, for the fast path: it may read what it has translated, and write where
+    /// [`Self::allow_stores`] has said so.
+    pub(crate) const fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// Whether the page at `offset` may be written without [`Self::store`] from now on, until there are news. It counts as
+    /// written.
+    pub(crate) fn allow_stores(&mut self, offset: usize) -> bool {
+        let allowed = self.watches.allow_stores(offset / PAGE_BYTES);
+        if allowed {
+            self.pages.mark::<1>(offset);
+        }
+        allowed
+    }
+
+    /// What was derived from which page.
+    pub(crate) const fn watches_mut(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
+    /// How far `address` is from the first, if it is in RAM.
     #[inline]
-    fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
+    pub(crate) fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
         let offset = address.0.wrapping_sub(RAM_BASE);
-        if offset < self.bytes.len() as u64 { usize::try_from(offset).ok() } else { None }
+        if offset < self.memory.len() as u64 { usize::try_from(offset).ok() } else { None }
     }
 }
 
 /// Without the contents, which nobody wants to see in a log.
 impl fmt::Debug for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ram").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("Ram").field("bytes", &self.memory.len()).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{GuestPhysAddr, RAM_BASE, Ram};
-    use crate::pages::PAGE_BYTES;
+    use super::{GuestPhysAddr, PAGE_BYTES, RAM_BASE, Ram};
 
     const LAST: u64 = RAM_BASE + 2 * PAGE_BYTES as u64 - 1;
 

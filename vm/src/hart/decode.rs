@@ -21,6 +21,12 @@ impl Register {
         Self((field & 31) as u8)
     }
 
+    /// Its number, 0 to 31.
+    #[inline]
+    pub(crate) const fn number(self) -> u8 {
+        self.0 & 31
+    }
+
     /// Its place in the register file.
     #[inline]
     pub(crate) const fn index(self) -> usize {

@@ -197,7 +197,7 @@ const fn sign_extended(value: i32) -> u64 {
 }
 
 #[inline]
-const fn holds(condition: Condition, a: u64, b: u64) -> bool {
+pub(super) const fn holds(condition: Condition, a: u64, b: u64) -> bool {
     match condition {
         Condition::Equal => a == b,
         Condition::NotEqual => a != b,

@@ -164,7 +164,7 @@ impl Hart {
     }
 
     #[inline]
-    const fn accessor(&self, privilege: Privilege) -> Accessor {
+    pub(super) const fn accessor(&self, privilege: Privilege) -> Accessor {
         let status = self.csrs.status;
         Accessor { privilege, sum: status.has(Status::SUM), mxr: status.has(Status::MXR) }
     }

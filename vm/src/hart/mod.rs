@@ -14,6 +14,8 @@ mod compressed;
 mod csr;
 mod decode;
 mod execute;
+#[expect(unsafe_code, reason = "the one module that needs it; it says what for")]
+mod fast;
 mod float;
 mod memory;
 mod tohost;
@@ -26,6 +28,8 @@ use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
+use fast::Fast;
+pub(crate) use fast::Memory;
 use float::FloatState;
 use memory::Fetched;
 use trap::{Exception, Trap};
@@ -104,6 +108,7 @@ impl From<Trap> for Unretired {
 ///
 /// Invariants: `x[0]` is 0; `waiting` only while nothing enabled is pending; `pc` is even.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Hart {
     x: [u64; 32],
     pc: u64,
@@ -119,6 +124,8 @@ pub(crate) struct Hart {
     waiting: bool,
     /// Where a guest without firmware speaks to whoever runs it.
     tohost: Option<GuestPhysAddr>,
+    /// Not state.
+    fast: Fast,
 }
 
 impl Hart {
@@ -143,6 +150,7 @@ impl Hart {
             reservation: None,
             waiting: false,
             tohost: tohost.map(GuestPhysAddr),
+            fast: Fast::new(),
         }
     }
 
@@ -170,6 +178,12 @@ impl Hart {
     pub(crate) fn run(&mut self, bus: &mut Bus, until: u64) -> Pause {
         assert!(!self.waiting, "a waiting hart executes nothing");
         while self.count < until {
+            if self.deliverable_interrupt().is_none() {
+                self.run_fast(bus, until);
+                if self.count == until {
+                    break;
+                }
+            }
             if let Some(pause) = self.step_once(bus) {
                 return pause;
             }
@@ -259,7 +273,7 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost } = self;
+        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost, fast: _ } = self;
         for register in x {
             writer.u64(*register);
         }
@@ -299,7 +313,8 @@ impl Hart {
             .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
         let tohost = reader.optional_u64()?;
         let (reservation, tohost) = (reservation.map(GuestPhysAddr), tohost.map(GuestPhysAddr));
-        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost })
+        let fast = Fast::new();
+        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost, fast })
     }
 
     #[inline]

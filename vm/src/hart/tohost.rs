@@ -8,6 +8,7 @@ use super::Hart;
 use crate::bus::Bus;
 use crate::exit::StopReason;
 use crate::mmu::GuestPhysAddr;
+use crate::pages::PAGE_BYTES;
 
 /// Its length.
 const TOHOST_BYTES: u64 = 8;
@@ -25,6 +26,15 @@ impl Hart {
         {
             read_tohost(bus, tohost);
         }
+    }
+
+    /// Whether a store to the page of `address` may be one to `tohost`.
+    pub(super) fn shares_page_with_tohost(&self, address: GuestPhysAddr) -> bool {
+        let page = |address: u64| address / PAGE_BYTES as u64;
+        self.tohost.is_some_and(|GuestPhysAddr(tohost)| {
+            let pages = page(tohost)..=page(tohost.saturating_add(TOHOST_BYTES - 1));
+            pages.contains(&page(address.0))
+        })
     }
 }
 

@@ -99,7 +99,6 @@ impl Translation {
     }
 
     /// The addresses of the pages whose contents this translation depends on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "of use to whoever keeps translations"))]
     pub(crate) fn tables(&self) -> impl Iterator<Item = GuestPhysAddr> {
         self.tables.into_iter().flatten()
     }
