@@ -8,8 +8,9 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::slice;
 
-/// Aligned like a page, so that an aligned guest access is aligned on the host.
-const ALIGNMENT: usize = 4096;
+/// Enough for every aligned guest access to be aligned on the host; no more, because the host gives memory of a greater
+/// alignment by writing zeros to all of it.
+const ALIGNMENT: usize = 16;
 
 /// Zeroed memory of a fixed size.
 pub(crate) struct Memory {
