@@ -41,7 +41,7 @@ pub enum HaltReason {
     DoubleTrap {
         /// Where the second trap arose.
         pc: u64,
-        /// Its cause, as in `scause`.
+        /// Its cause, as in `scause` and `mcause`.
         cause: u64,
     },
     /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too long.

@@ -6,14 +6,16 @@
 mod common;
 
 use common::hostile::{self, Random};
+use common::paged::{PAGED_SATP, Paged};
 use common::{
-    ECALL, FINISHER, NOP, RAM, RAM_PAGES, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, amo, csrrs,
-    csrrw, drive, li, load, machine, run_on, small_config, store,
+    ECALL, FINISHER, LI, MCAUSE, MCOUNTEREN, MCOUNTINHIBIT, MCYCLE, MEDELEG, MIDELEG, MIE, MIP, MSCRATCH, MSTATUS,
+    MTVEC, NOP, PMPADDR0, PMPCFG0, RAM, RAM_PAGES, SATP, SEED, SEPC, SIE, SRET, SSTATUS, STVAL, STVEC, SUPERVISOR, TIME, UART,
+    WFI, addi, amo, bare_config, branch, csrrs, csrrw, drive, go, li, load, machine, run_on, small_config, store,
 };
 use std::collections::BTreeSet;
 use vm::{
-    ApplyError, Event, Exit, InstructionCount, LoadError, Machine, MachineConfig, OutputId, OutputOperation,
-    PAGE_BYTES, PageCopy, Restoration, RestoreError, STATE_BYTES_MAX,
+    ApplyError, BootMode, Event, Exit, InstructionCount, LoadError, Machine, MachineConfig, OutputId, OutputOperation,
+    PAGE_BYTES, PageCopy, Restoration, RestoreError, STATE_BYTES_MAX, StopReason,
 };
 
 const TIMER_EXTENSION: u64 = 0x5449_4d45;
@@ -28,8 +30,12 @@ struct Copying {
 
 impl Copying {
     fn begin(copy: PageCopy, machine: &mut Machine) -> Self {
+        Self::begin_as(&small_config(), copy, machine)
+    }
+
+    fn begin_as(config: &MachineConfig, copy: PageCopy, machine: &mut Machine) -> Self {
         machine.begin_copy(copy);
-        let pages = Restoration::new(&small_config()).unwrap();
+        let pages = Restoration::new(config).unwrap();
         Self { copy, pages, taken: BTreeSet::new(), taken_again: 0 }
     }
 
@@ -97,7 +103,7 @@ fn busy_guest() -> Vec<u32> {
             vec![store(2, 21, 20, 0)],
             call(TIMER_EXTENSION, u64::MAX, 0),
             // After the illegal instruction it goes on behind it.
-            [vec![csrrs(24, common::SCAUSE, 0), addi(25, 0, 2), common::branch(1, 24, 25, 16)]].concat(),
+            [vec![csrrs(24, common::SCAUSE, 0), addi(25, 0, 2), branch(1, 24, 25, 16)]].concat(),
             vec![csrrs(26, SEPC, 0), addi(26, 26, 4), csrrw(0, SEPC, 26), SRET],
         ]
         .concat(),
@@ -135,6 +141,61 @@ fn a_snapshot_at_any_instruction_goes_on_exactly_alike() {
             let (exit, after) = play(machine, u64::MAX);
             assert_eq!(exit, end, "at {at}");
             assert!(before.iter().chain(&after).eq(&outputs), "at {at}");
+            assert_eq!(machine.digest(), digest, "at {at}");
+        }
+    }
+}
+
+/// A guest that uses what a machine without firmware has besides: every register of M-mode, counters set and stopped, locked
+/// protection entries, and paging, with faults on pages that it then maps.
+fn privileged_guest() -> Machine {
+    const MACHINE_HANDLER: u64 = RAM + 0x800;
+    let write = |number, value| [li(5, value), vec![csrrw(0, number, 5)]].concat();
+    let put = |address, value| [li(5, address), li(6, value), vec![store(3, 6, 5, 0)]].concat();
+    let paged = Paged::new();
+    let code = [
+        [write(MTVEC, MACHINE_HANDLER), write(MSCRATCH, 0x1234), write(MEDELEG, 1 << 15), write(MIDELEG, 2)].concat(),
+        [write(STVEC, RAM + 0x900), write(MCYCLE, 77), write(MCOUNTINHIBIT, 4), write(MCOUNTEREN, 3)].concat(),
+        [write(PMPADDR0, 0x55), write(PMPCFG0, 0x8f), write(SATP, PAGED_SATP), write(MSTATUS, 3 << 13)].concat(),
+        [write(MIE, 0x22), write(MIP, 0x22), go(SUPERVISOR)].concat(),
+        vec![csrrs(18, TIME, 0), csrrs(19, common::CYCLE, 0)],
+        put(0x5ffc, u64::MAX), // faults twice, and is done in the end
+        vec![ECALL, NOP, NOP],
+    ];
+    let mut all = code.concat();
+    assert!(all.len() <= 0x200, "{}", all.len());
+    all.resize(0x200, NOP);
+    // M-mode: whatever it was, it doesn't come again, and a call ends the guest.
+    all.extend([
+        csrrw(0, MIP, 0),
+        csrrs(8, MCAUSE, 0),
+        addi(9, 0, 9),
+        branch(1, 8, 9, 4 * (2 * i32::try_from(LI).unwrap() + 2)),
+    ]);
+    all.extend([li(5, FINISHER), li(6, 0x5555), vec![store(2, 6, 5, 0)]].concat());
+    all.push(common::MRET);
+    all.resize(0x240, NOP);
+    // S-mode: maps the page of the fault.
+    let entry = [li(10, Paged::entry(0)), vec![csrrs(11, STVAL, 0), common::i_type(0x13, 5, 11, 11, 12)]].concat();
+    let place = vec![common::i_type(0x13, 1, 11, 11, 3), common::r_type(0x33, 0, 0, 11, 11, 10)];
+    all.extend([entry, place, li(12, (RAM + 0x10_0000) >> 2 | 7), vec![store(3, 12, 11, 0), SRET]].concat());
+    paged.plain_machine(&bare_config(), &all)
+}
+
+#[test]
+fn a_snapshot_without_firmware_and_with_paging_goes_on_exactly_alike() {
+    const LIMIT: u64 = 10_000;
+    let mut original = privileged_guest();
+    let (end, _) = play(&mut original, LIMIT);
+    assert_eq!(end, Exit::Stopped(StopReason::PowerOff { code: 0 }));
+    let (last, digest) = (original.instruction_count().0, original.digest());
+    for at in 0..=last {
+        let mut snapshotted = privileged_guest();
+        play(&mut snapshotted, at);
+        let copying = Copying::begin_as(&bare_config(), PageCopy::Backup, &mut snapshotted);
+        let mut restored = copying.finish(&mut snapshotted);
+        for machine in [&mut snapshotted, &mut restored] {
+            assert_eq!(play(machine, LIMIT).0, end, "at {at}");
             assert_eq!(machine.digest(), digest, "at {at}");
         }
     }
@@ -515,6 +576,7 @@ fn a_state_of_a_machine_of_another_configuration_is_refused() {
     for config in [
         MachineConfig { ram_bytes: 8 << 20, ..roomy_config() },
         MachineConfig { mac: [2, 0, 0, 0, 0, 1], ..roomy_config() },
+        MachineConfig { boot: BootMode::Bare, ..roomy_config() },
     ] {
         let refused = Restoration::new(&config).unwrap().finish(&state).unwrap_err();
         assert!(matches!(refused, RestoreError::Impossible { .. }), "{refused}");

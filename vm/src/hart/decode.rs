@@ -216,7 +216,7 @@ pub(crate) enum Instruction {
     Fence,
     /// Nothing to order while every fetch reads memory.
     FenceI,
-    /// Nothing to forget while translation is Bare; supervisor only.
+    /// Nothing to forget while every access walks the page table.
     SfenceVma,
     Ecall,
     Ebreak,

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub(crate) mod hostile;
+pub(crate) mod paged;
 
-use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
+use vm::{BootMode, Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 pub(crate) const RAM: u64 = 0x8000_0000;
 pub(crate) const UART: u64 = 0x1000_0000;
@@ -25,6 +26,44 @@ pub(crate) const CYCLE: u32 = 0xc00;
 pub(crate) const TIME: u32 = 0xc01;
 pub(crate) const SEED: u32 = 0x015;
 
+pub(crate) const MSTATUS: u32 = 0x300;
+pub(crate) const MEDELEG: u32 = 0x302;
+pub(crate) const MIDELEG: u32 = 0x303;
+pub(crate) const MIE: u32 = 0x304;
+pub(crate) const MTVEC: u32 = 0x305;
+pub(crate) const MCOUNTEREN: u32 = 0x306;
+pub(crate) const MCOUNTINHIBIT: u32 = 0x320;
+pub(crate) const MSCRATCH: u32 = 0x340;
+pub(crate) const MEPC: u32 = 0x341;
+pub(crate) const MCAUSE: u32 = 0x342;
+pub(crate) const MTVAL: u32 = 0x343;
+pub(crate) const MIP: u32 = 0x344;
+pub(crate) const PMPCFG0: u32 = 0x3a0;
+pub(crate) const PMPADDR0: u32 = 0x3b0;
+pub(crate) const MCYCLE: u32 = 0xb00;
+pub(crate) const MINSTRET: u32 = 0xb02;
+
+/// Bits of `mstatus`.
+pub(crate) const SIE_BIT: u64 = 1 << 1;
+pub(crate) const MIE_BIT: u64 = 1 << 3;
+pub(crate) const SPIE_BIT: u64 = 1 << 5;
+pub(crate) const MPIE_BIT: u64 = 1 << 7;
+pub(crate) const SPP_BIT: u64 = 1 << 8;
+pub(crate) const MPP_SHIFT: u32 = 11;
+pub(crate) const MPRV_BIT: u64 = 1 << 17;
+pub(crate) const SUM_BIT: u64 = 1 << 18;
+pub(crate) const MXR_BIT: u64 = 1 << 19;
+pub(crate) const TVM_BIT: u64 = 1 << 20;
+pub(crate) const TW_BIT: u64 = 1 << 21;
+pub(crate) const TSR_BIT: u64 = 1 << 22;
+
+/// Mode numbers.
+pub(crate) const USER: u64 = 0;
+pub(crate) const SUPERVISOR: u64 = 1;
+pub(crate) const MACHINE: u64 = 3;
+
+pub(crate) const MRET: u32 = 0x3020_0073;
+pub(crate) const SFENCE_VMA: u32 = 0x1200_0073;
 pub(crate) const ECALL: u32 = 0x0000_0073;
 pub(crate) const EBREAK: u32 = 0x0010_0073;
 pub(crate) const SRET: u32 = 0x1020_0073;
@@ -156,6 +195,28 @@ pub(crate) fn machine(code: &[u32]) -> Machine {
 pub(crate) fn machine_of(image: &[u8]) -> Machine {
     Machine::new(&small_config(), image).unwrap()
 }
+
+/// A machine without firmware.
+pub(crate) fn bare_config() -> MachineConfig {
+    MachineConfig { boot: BootMode::Bare, ..small_config() }
+}
+
+/// Instructions that set the bits `set` of a CSR after they have cleared the bits `clear`, by way of x30: [`CHANGE`] of them.
+pub(crate) fn change(number: u32, clear: u64, set: u64) -> Vec<u32> {
+    [li(30, clear), vec![csr(3, 0, number, 30)], li(30, set), vec![csrrs(0, number, 30)]].concat()
+}
+
+/// How many instructions [`change`] is.
+pub(crate) const CHANGE: u64 = 2 * (LI + 1);
+
+/// Instructions that go from M-mode to what follows them in another mode, by way of x30: [`GO`] of them.
+pub(crate) fn go(mode: u64) -> Vec<u32> {
+    let status = change(MSTATUS, 3 << MPP_SHIFT, mode << MPP_SHIFT);
+    [status, vec![auipc(30, 0), addi(30, 30, 16), csrrw(0, MEPC, 30), MRET]].concat()
+}
+
+/// How many instructions [`go`] is.
+pub(crate) const GO: u64 = CHANGE + 4;
 
 /// Runs `code` to its end, one step per instruction, and gives the machine.
 pub(crate) fn ran(code: &[u32]) -> Machine {
