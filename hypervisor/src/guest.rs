@@ -77,7 +77,7 @@ impl Guest {
         }
         Self::from_kernel("guest", Path::new(name)).map_err(|error| match error {
             GuestError::Unreadable { source, .. } => GuestError::Unknown { name: name.into(), source },
-            other => other,
+            error @ (GuestError::Unknown { .. } | GuestError::Empty { .. } | GuestError::TooLarge { .. }) => error,
         })
     }
 

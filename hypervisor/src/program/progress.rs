@@ -26,7 +26,7 @@ impl Progress {
             return None;
         }
         let took_us = std::time::Duration::from_nanos(now_ns - self.told_ns).as_secs_f64() * 1e6;
-        // A guest that ran 2^53 steps between two lines is not of this world.
+        // In units that a float has exactly; nothing runs 2^42 steps between two lines.
         let steps =
             f64::from(u32::try_from((count.saturating_sub(self.told_count)) >> 10).unwrap_or(u32::MAX)) * 1024.0;
         *self = Self { next_ns: now_ns + PERIOD_NS, told_ns: now_ns, told_count: count };
