@@ -5,14 +5,13 @@
 mod common;
 
 use common::{
-    FINISHER, NET, RAM, RAM_PAGES, STVEC, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on, small_config,
-    store,
+    BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on,
+    small_config, store,
 };
 use vm::{
     Exit, HaltReason, LoadError, Machine, MachineConfig, PAGE_BYTES, PageCopy, Restoration, RestoreError, StopReason,
 };
 
-const BLK: u64 = 0x1000_2000;
 const PLIC: u64 = 0x0c00_0000;
 const DISK_BYTES: u64 = 64 << 10;
 const DISK_PAGES: u64 = DISK_BYTES / PAGE_BYTES as u64;
