@@ -1,6 +1,7 @@
 //! A machine that stands where a log begins.
 
 use logchannel::file::{LogFileError, LogHead, LogReader, LogStart};
+use logchannel::session::FIRST_REPLAYABLE_VERSION;
 use logchannel::snapshot::TailOutput;
 use std::io::Read;
 use vm::{LoadError, Machine, Restoration, StateDigest};
@@ -11,6 +12,15 @@ pub enum RestoreError {
     /// The log can't be read.
     #[error(transparent)]
     Log(#[from] LogFileError),
+    /// The log is of an earlier machine.
+    #[error(
+        "the log has format version {found}: it was recorded on an earlier machine, whose instructions and state were others; \
+         replay it with the release that recorded it (ft-replay --entries lists it)"
+    )]
+    EarlierMachine {
+        /// Its version.
+        found: u32,
+    },
     /// The log's image or configuration is none of this machine.
     #[error("its guest {image} can't be started: {source}")]
     Load {
@@ -48,6 +58,9 @@ pub struct Restored<R: Read> {
 /// # Errors
 /// [`RestoreError`] if the log has no whole start, or one of which this build makes no machine.
 pub fn restore<R: Read>(mut head: LogHead<R>) -> Result<Restored<R>, RestoreError> {
+    if head.version() < FIRST_REPLAYABLE_VERSION {
+        return Err(RestoreError::EarlierMachine { found: head.version() });
+    }
     let config = head.header().config.clone();
     let image = head.header().image_name.clone();
     let unloadable = |source| RestoreError::Load { image: image.clone(), source };

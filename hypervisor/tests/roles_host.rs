@@ -9,6 +9,7 @@ use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
 use hypervisor::guest::Guest;
 use hypervisor::host::backup::{self, BackupOutcome, FaultInjection, Succession};
 use hypervisor::host::clock;
+use hypervisor::host::console::Keys;
 use hypervisor::host::live::{LiveEnd, LiveVm};
 use hypervisor::host::node::Node;
 use hypervisor::record::Intervals;
@@ -93,6 +94,7 @@ fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
         address: "127.0.0.1:1".into(),
         reporter: Reporter::new("test", true),
         intervals: Intervals::default(),
+        keys: Keys::default(),
     }
 }
 

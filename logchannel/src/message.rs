@@ -201,7 +201,7 @@ pub(crate) fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
 
 pub(crate) fn decode_session(body: &[u8]) -> Result<SessionHeader, MessageError> {
     let header = split_version("session", body)?;
-    codec::decode_session(header).map_err(|source| MessageError::Body { kind: "session", source })
+    codec::decode_session(header, FORMAT_VERSION).map_err(|source| MessageError::Body { kind: "session", source })
 }
 
 /// What stands behind this build's version.

@@ -7,13 +7,19 @@ use std::str::FromStr;
 use vm::MachineConfig;
 
 /// The version of entries, frames and headers that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// The first version whose logs are of the machine that this build has. Older logs can be read, but their entries don't fit: the
+/// machine that they were recorded on had another state, and other instructions.
+pub const FIRST_REPLAYABLE_VERSION: u32 = 3;
 
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
 
 /// The largest image, in bytes, that a log or a channel carries.
-pub const IMAGE_BYTES_MAX: usize = 256 << 20;
+///
+/// Nothing takes memory for an image before its bytes have come.
+pub const IMAGE_BYTES_MAX: usize = 1 << 30;
 
 /// The longest image name, in bytes.
 pub const IMAGE_NAME_BYTES_MAX: usize = 256;

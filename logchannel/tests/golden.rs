@@ -9,11 +9,15 @@ use logchannel::file::{Ending, LogHead, LogStart, LogWriter, SnapshotWriter};
 use logchannel::session::SessionHeader;
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use std::path::Path;
-use vm::{Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason};
+use vm::{
+    BootMode, Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason,
+};
 
 const VERSION_1: &[u8] = include_bytes!("../testdata/version-1.ftlog.bin");
 const VERSION_2_IMAGE: &[u8] = include_bytes!("../testdata/version-2-image.ftlog.bin");
 const VERSION_2_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-2-snapshot.ftlog.bin");
+const VERSION_3_IMAGE: &[u8] = include_bytes!("../testdata/version-3-image.ftlog.bin");
+const VERSION_3_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-3-snapshot.ftlog.bin");
 
 const IMAGE: &[u8] = b"\x13\x00\x00\x00";
 
@@ -97,11 +101,44 @@ fn version_2_from_a_snapshot_still_reads() {
     assert_eq!(read(VERSION_2_SNAPSHOT), (header(IMAGE), pages(), start, entries()));
 }
 
+/// And what version 3 added.
+fn entries_3() -> Vec<LogEntry> {
+    let mut entries = entries();
+    let body = EntryBody::Stopped(StopReason::Halt(HaltReason::BadDiskRing { descriptor: 300 }));
+    entries.push(LogEntry { count: InstructionCount(6_000_000_000), body });
+    entries
+}
+
+/// As of version 3, the machine of a log may have nobody there before its image.
+fn header_3() -> SessionHeader {
+    let mut header = header(IMAGE);
+    header.config.boot = BootMode::Bare;
+    header.config.disk_bytes = 300 << 20;
+    header
+}
+
+#[test]
+fn version_3_from_an_image_reads() {
+    assert_eq!(read(VERSION_3_IMAGE), (header_3(), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3()));
+}
+
+#[test]
+fn version_3_from_a_snapshot_reads() {
+    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    assert_eq!(read(VERSION_3_SNAPSHOT), (header(IMAGE), pages(), start, entries_3()));
+}
+
+#[test]
+fn logs_tell_their_versions() {
+    let logs = [VERSION_1, VERSION_2_IMAGE, VERSION_2_SNAPSHOT, VERSION_3_IMAGE, VERSION_3_SNAPSHOT];
+    assert_eq!(logs.map(|log| LogHead::read(log).unwrap().version()), [1, 2, 2, 3, 3]);
+}
+
 /// A change of the bytes is a change of the format: it needs a new version and new golden logs.
 /// `FT_GOLDEN_OUT=DIR` writes the logs of this build there.
 #[test]
-fn this_build_writes_version_2() {
-    let mut from_image = LogWriter::create(Vec::new(), &header(IMAGE), IMAGE).unwrap();
+fn this_build_writes_version_3() {
+    let mut from_image = LogWriter::create(Vec::new(), &header_3(), IMAGE).unwrap();
     let mut snapshot_writer = SnapshotWriter::create(Vec::new(), &header(IMAGE)).unwrap();
     for piece in pages() {
         snapshot_writer.pages(piece.first, &piece.bytes).unwrap();
@@ -110,16 +147,16 @@ fn this_build_writes_version_2() {
         snapshot_writer.tail(output.id, &output.operation).unwrap();
     }
     let mut from_snapshot = snapshot_writer.finish(&snapshot()).unwrap();
-    for entry in entries() {
+    for entry in entries_3() {
         from_image.append(&entry).unwrap();
         from_snapshot.append(&entry).unwrap();
     }
     let logs = [from_image.finish().unwrap(), from_snapshot.finish().unwrap()];
     if let Some(directory) = std::env::var_os("FT_GOLDEN_OUT") {
         let directory = Path::new(&directory);
-        std::fs::write(directory.join("version-2-image.ftlog.bin"), &logs[0]).unwrap();
-        std::fs::write(directory.join("version-2-snapshot.ftlog.bin"), &logs[1]).unwrap();
+        std::fs::write(directory.join("version-3-image.ftlog.bin"), &logs[0]).unwrap();
+        std::fs::write(directory.join("version-3-snapshot.ftlog.bin"), &logs[1]).unwrap();
     }
-    assert!(logs[0] == VERSION_2_IMAGE, "the format has changed without a new version");
-    assert!(logs[1] == VERSION_2_SNAPSHOT, "the format has changed without a new version");
+    assert!(logs[0] == VERSION_3_IMAGE, "the format has changed without a new version");
+    assert!(logs[1] == VERSION_3_SNAPSHOT, "the format has changed without a new version");
 }

@@ -11,8 +11,8 @@ use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Message, MessageError, RE
 use logchannel::session::{ImageAssembler, ImageDigest, ImageError, NodeId, VM_ID_BYTES_MAX, VmId, image_chunks};
 use logchannel::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
 use vm::{
-    CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PAGE_BYTES, STATE_BYTES_MAX,
-    StateDigest,
+    BootMode, CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PAGE_BYTES,
+    STATE_BYTES_MAX, StateDigest,
 };
 
 fn messages() -> Vec<Message> {
@@ -198,6 +198,22 @@ fn session_headers_are_checked_part_by_part() {
     bad_name[name] = b'/';
     let error = Message::decode(Frame { kind: FrameKind(1), body: &bad_name }).unwrap_err();
     assert!(error.to_string().contains("\"/lpha\" is not a VM name"), "{error}");
+}
+
+#[test]
+fn a_session_says_who_boots_the_machine_and_how_large_its_disk_is() {
+    for (boot, disk_bytes) in [(BootMode::Firmware, 0), (BootMode::Bare, 250)] {
+        let mut header = header(b"image");
+        (header.config.boot, header.config.disk_bytes) = (boot, disk_bytes);
+        let (session, mut bytes) = (Message::Session(header), Vec::new());
+        session.encode(&mut bytes);
+        let body = &mut bytes[9..];
+        assert_eq!(Message::decode(Frame { kind: FrameKind(1), body }), Ok(session));
+        let mode = body.len() - 2;
+        body[mode] = 2;
+        let error = Message::decode(Frame { kind: FrameKind(1), body }).unwrap_err().to_string();
+        assert!(error.contains("bad boot mode: there is no 2"), "{error}");
+    }
 }
 
 #[test]

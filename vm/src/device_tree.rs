@@ -3,12 +3,13 @@
 //! Nodes and properties are those of QEMU's `virt` board, as far as the devices exist here.
 
 use crate::TIMEBASE_HZ;
-use crate::bus::{FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
+use crate::bus::{BLK, BLK_IRQ, FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
 use crate::config::MachineConfig;
 use crate::ram::RAM_BASE;
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Range;
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 const PHANDLE_HART_INTERRUPTS: u32 = 1;
@@ -22,35 +23,53 @@ const PLIC_SOURCES: u32 = 95;
 /// The frequency from which a 16550's divisor would be computed.
 const UART_CLOCK_HZ: u32 = 3_686_400;
 
-/// What the hart offers; `mmu-type` is absent because translation is Bare.
-const ISA: &str = "rv64imac_zicntr_zicsr_zifencei_zkr";
-const ISA_BASE: &str = "rv64i";
-const ISA_EXTENSIONS: [&str; 8] = ["i", "m", "a", "c", "zicntr", "zicsr", "zifencei", "zkr"];
+/// What the console's line is set to before anybody sets it; the line is infinitely fast whatever it is set to.
+const UART_OPTIONS: &str = "115200n8";
 
-/// The flattened device tree of a machine with this configuration.
-pub(crate) fn build(config: &MachineConfig) -> FdtWriterResult<Vec<u8>> {
+/// What the hart offers.
+const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr";
+const ISA_BASE: &str = "rv64i";
+const ISA_EXTENSIONS: [&str; 10] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr"];
+const MMU: &str = "riscv,sv39";
+
+/// What an image adds to the description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// Where the initrd lies.
+    pub(crate) initrd: Option<Range<u64>>,
+    /// Whether there is a disk.
+    pub(crate) has_disk: bool,
+}
+
+/// The flattened device tree of a machine with this configuration and an image with these contents. Its length doesn't depend
+/// on where the initrd lies.
+pub(crate) fn build(config: &MachineConfig, contents: &Contents) -> FdtWriterResult<Vec<u8>> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_string("compatible", "riscv-virtio")?;
     fdt.property_string("model", "riscv-virtio,ftvm")?;
-    chosen(&mut fdt, config)?;
+    chosen(&mut fdt, config, contents)?;
     let memory = fdt.begin_node(&format!("memory@{RAM_BASE:x}"))?;
     fdt.property_string("device_type", "memory")?;
     fdt.property_array_u64("reg", &[RAM_BASE, config.ram_bytes])?;
     fdt.end_node(memory)?;
     cpus(&mut fdt)?;
-    soc(&mut fdt)?;
+    soc(&mut fdt, contents)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
 
-fn chosen(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
+fn chosen(fdt: &mut FdtWriter, config: &MachineConfig, contents: &Contents) -> FdtWriterResult<()> {
     let chosen = fdt.begin_node("chosen")?;
     fdt.property_string("bootargs", &config.bootargs)?;
-    fdt.property_string("stdout-path", &format!("/soc/serial@{:x}", UART.base))?;
+    fdt.property_string("stdout-path", &format!("/soc/serial@{:x}:{UART_OPTIONS}", UART.base))?;
     fdt.property("rng-seed", &config.rng_seed)?;
+    if let Some(initrd) = &contents.initrd {
+        fdt.property_u64("linux,initrd-start", initrd.start)?;
+        fdt.property_u64("linux,initrd-end", initrd.end)?;
+    }
     fdt.end_node(chosen)
 }
 
@@ -68,6 +87,7 @@ fn cpus(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     fdt.property_string("riscv,isa", ISA)?;
     fdt.property_string("riscv,isa-base", ISA_BASE)?;
     fdt.property_string_list("riscv,isa-extensions", ISA_EXTENSIONS.map(ToOwned::to_owned).to_vec())?;
+    fdt.property_string("mmu-type", MMU)?;
     let interrupts = fdt.begin_node("interrupt-controller")?;
     fdt.property_u32("#interrupt-cells", 1)?;
     fdt.property_null("interrupt-controller")?;
@@ -78,7 +98,7 @@ fn cpus(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     fdt.end_node(cpus)
 }
 
-fn soc(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+fn soc(fdt: &mut FdtWriter, contents: &Contents) -> FdtWriterResult<()> {
     let soc = fdt.begin_node("soc")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
@@ -102,6 +122,12 @@ fn soc(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     let net = begin_device(fdt, "virtio_mmio", NET, &["virtio,mmio"])?;
     interrupt(fdt, NET_IRQ)?;
     fdt.end_node(net)?;
+
+    if contents.has_disk {
+        let disk = begin_device(fdt, "virtio_mmio", BLK, &["virtio,mmio"])?;
+        interrupt(fdt, BLK_IRQ)?;
+        fdt.end_node(disk)?;
+    }
 
     let finisher = begin_device(fdt, "test", FINISHER, &["sifive,test1", "sifive,test0", "syscon"])?;
     fdt.property_phandle(PHANDLE_FINISHER)?;
@@ -141,20 +167,47 @@ fn finisher_action(fdt: &mut FdtWriter, action: &str, value: u32) -> FdtWriterRe
 
 #[cfg(test)]
 mod tests {
-    use super::{MachineConfig, build};
+    use super::{Contents, MachineConfig, build};
+    use alloc::vec::Vec;
+
+    const NOTHING: Contents = Contents { initrd: None, has_disk: false };
+
+    fn tree(config: &MachineConfig, contents: &Contents) -> Vec<u8> {
+        build(config, contents).unwrap()
+    }
+
+    /// Whether `tree` has `bytes`; enough to tell whether a name or a value is there.
+    fn has(tree: &[u8], bytes: &[u8]) -> bool {
+        tree.windows(bytes.len()).any(|window| window == bytes)
+    }
 
     #[test]
-    fn is_a_function_of_the_configuration() {
+    fn is_a_function_of_the_configuration_and_the_contents() {
         let config = MachineConfig::default();
-        let tree = build(&config).unwrap();
-        assert_eq!(tree[..4], 0xd00d_feed_u32.to_be_bytes());
-        assert_eq!(tree, build(&config).unwrap());
+        let plain = tree(&config, &NOTHING);
+        assert_eq!(plain[..4], 0xd00d_feed_u32.to_be_bytes());
+        assert_eq!(plain, tree(&config, &NOTHING));
+        assert_ne!(plain, tree(&config, &Contents { has_disk: true, ..NOTHING }));
         let other = MachineConfig { rng_seed: [1; 32], ..config };
-        assert_ne!(tree, build(&other).unwrap());
+        assert_ne!(plain, tree(&other, &NOTHING));
     }
 
     #[test]
     fn bootargs_with_nul_are_refused() {
-        assert!(build(&MachineConfig { bootargs: "a\0b".into(), ..MachineConfig::default() }).is_err());
+        assert!(build(&MachineConfig { bootargs: "a\0b".into(), ..MachineConfig::default() }, &NOTHING).is_err());
+    }
+
+    #[test]
+    fn what_isnt_there_isnt_described_and_addresses_dont_change_the_length() {
+        let config = MachineConfig::default();
+        let plain = tree(&config, &NOTHING);
+        assert!(!has(&plain, b"linux,initrd-start") && !has(&plain, b"virtio_mmio@10002000"));
+        assert!(has(&tree(&config, &Contents { has_disk: true, ..NOTHING }), b"virtio_mmio@10002000"));
+        let [placeholder, placed] =
+            [0..0, 0x8700_0000..0x8712_3456].map(|initrd| tree(&config, &Contents { initrd: Some(initrd), ..NOTHING }));
+        assert_eq!(placeholder.len(), placed.len());
+        for word in [0x8700_0000_u64, 0x8712_3456] {
+            assert!(has(&placed, &word.to_be_bytes()) && !has(&placeholder, &word.to_be_bytes()), "{word:#x}");
+        }
     }
 }

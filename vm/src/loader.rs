@@ -1,20 +1,21 @@
-//! From an image to the initial state: ELF segments and the device tree in RAM.
+//! From an image to the initial state: kernel, initrd and device tree in RAM.
 //!
 //! ```text
-//!   RAM_BASE ── segments at their physical addresses ── … ── device tree (page-aligned, as high as it fits) ── end
+//!   RAM_BASE ── kernel: segments at their physical addresses, or an Image at its offset ── … ── initrd ── device tree ── end
+//!                                                                       both page-aligned, as high as they fit
 //! ```
 
-use crate::config::MachineConfig;
-use crate::device_tree;
+mod elf;
+mod linux;
+
+use self::linux::LinuxHeader;
+use crate::config::{BootMode, MachineConfig};
+use crate::device_tree::{self, Contents};
 use crate::disk::Disk;
+use crate::image::{Image, ImageError};
 use crate::mmu::GuestPhysAddr;
 use crate::pages::PAGE_BYTES;
 use crate::ram::{RAM_BASE, Ram};
-use elf::ElfBytes;
-use elf::abi::{EM_RISCV, ET_EXEC, PT_LOAD};
-use elf::endian::LittleEndian;
-use elf::file::Class;
-use elf::segment::ProgramHeader;
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
@@ -27,12 +28,16 @@ pub enum LoadError {
     /// The configuration is out of range.
     #[error("{0}")]
     Config(&'static str),
-    /// The image is not a well-formed ELF file of 64 bits, little-endian.
-    #[error("the image is not a 64-bit little-endian ELF file: {0}")]
+    /// The image is a malformed container of files.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The kernel is neither a well-formed ELF file of 64 bits, little-endian, nor a Linux `Image`.
+    #[error("the kernel is neither a RISC-V Linux Image nor a 64-bit little-endian ELF file: {0}")]
     NotElf(&'static str),
-    /// The image is an ELF file, but not a statically linked RISC-V executable.
+    /// The kernel is an ELF file, but not a statically linked RISC-V executable.
     #[error(
-        "the image is not a static RISC-V executable: {what} is {found}, not {expected}; link it with a fixed address"
+        "the kernel is not a static RISC-V executable: {what} is {found}, not {expected}; link it with a fixed address, or take \
+         a Linux kernel's Image"
     )]
     NotExecutable {
         /// The field of the ELF header.
@@ -42,10 +47,54 @@ pub enum LoadError {
         /// What it must be.
         expected: u16,
     },
-    /// A segment doesn't lie within RAM, below the device tree, or there is no room for it beside those before it.
+    /// The kernel is a compressed file.
+    #[error("the kernel is compressed with {format}; unpack it first: {tool} < KERNEL > Image")]
+    Compressed {
+        /// How.
+        format: &'static str,
+        /// What unpacks it.
+        tool: &'static str,
+    },
+    /// The kernel is compressed and unpacks itself, but only on EFI firmware.
+    #[error(
+        "the kernel is an EFI zboot image, which needs EFI firmware; unpack the kernel in it first: \
+         tail -c +{} KERNEL | head -c {bytes} | gunzip > Image", .offset + 1
+    )]
+    Zboot {
+        /// Where in the file the compressed kernel begins.
+        offset: u64,
+        /// How long that is.
+        bytes: u64,
+    },
+    /// A Linux kernel's header has a value with which it can't be loaded.
+    #[error("the Linux kernel's header has {field} {value:#x}; it must say {expected}")]
+    LinuxHeader {
+        /// Which field.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// There is no room for a part of the image.
+    #[error(
+        "the {what} takes {bytes:#x} bytes, and there is no room for them between {from:#x} and {end:#x}; give the machine more \
+         RAM (--memory)"
+    )]
+    NoRoom {
+        /// Which part.
+        what: &'static str,
+        /// What it takes, in bytes.
+        bytes: u64,
+        /// The lowest address that it may have.
+        from: u64,
+        /// Where it ends at the latest.
+        end: u64,
+    },
+    /// A segment doesn't lie within RAM, below what lies at its end, or there is no room for it beside those before it.
     #[error(
         "segment {segment} takes {bytes:#x} bytes at {address:#x}, which is not between {RAM_BASE:#x} and {end:#x}; \
-         link it to RAM, or give the machine more"
+         link it to RAM, or give the machine more (--memory)"
     )]
     SegmentOutsideRam {
         /// Which program header.
@@ -54,7 +103,7 @@ pub enum LoadError {
         address: u64,
         /// Its length in memory.
         bytes: u64,
-        /// Where the device tree begins.
+        /// Where the initrd or the device tree begins.
         end: u64,
     },
     /// A segment's contents are not in the file, or are longer than the segment.
@@ -78,36 +127,76 @@ pub(crate) struct Loaded {
     pub(crate) disk: Option<Disk>,
     pub(crate) entry: u64,
     pub(crate) device_tree: u64,
+    #[cfg_attr(not(test), expect(dead_code, reason = "M-mode will take it"))]
+    /// Where a bare program tells its result, if it has a place for that.
+    pub(crate) tohost: Option<u64>,
 }
 
-/// Loads an ELF executable by the physical addresses of its segments, and a device tree above it.
+/// What a kernel says about itself when it is in RAM.
+#[derive(Debug)]
+struct LoadedKernel {
+    entry: u64,
+    tohost: Option<u64>,
+}
+
+/// Puts an image's kernel and initrd, and a device tree, into RAM.
 ///
 /// # Errors
-/// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
+/// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
 pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadError> {
     let ram_bytes = checked_ram_bytes(config)?;
-    let elf = parse(image)?;
-
+    let Image { kernel, initrd, disk } = Image::parse(image)?;
+    let disk = self::disk(config, disk.unwrap_or_default())?;
     let mut ram = Ram::new(ram_bytes);
-    let tree = device_tree::build(config).expect("a configuration in range can be described");
-    let device_tree = (ram.end() - tree.len() as u64) & !(PAGE_BYTES as u64 - 1);
-    ram.write(GuestPhysAddr(device_tree), &tree).expect("a device tree is smaller than the smallest RAM");
 
-    // Segments don't overlap, so that there is room for all of them together: without this bound many that do would be copied
-    // over each other for minutes.
-    let mut room = device_tree - RAM_BASE;
-    let segments = elf.segments().into_iter().flat_map(|table| table.iter()).enumerate();
-    for (index, segment) in segments.filter(|(_, segment)| segment.p_type == PT_LOAD && segment.p_memsz > 0) {
-        load_segment(&mut ram, device_tree, image, index, &segment)?;
-        let (address, bytes) = (segment.p_paddr, segment.p_memsz);
-        let no_room = LoadError::SegmentOutsideRam { segment: index, address, bytes, end: device_tree };
-        room = room.checked_sub(bytes).ok_or(no_room)?;
+    // The tree is as long whatever addresses it names, and where the initrd lies depends on how long it is.
+    let initrd_bytes = initrd.map(|initrd| initrd.len() as u64);
+    let mut contents = Contents { initrd: initrd_bytes.map(|_| 0..0), has_disk: disk.is_some() };
+    let tree =
+        |contents: &Contents| device_tree::build(config, contents).expect("a configuration in range can be described");
+    let device_tree = place("device tree", tree(&contents).len() as u64, ram.end())?;
+    let mut end = device_tree;
+    if let (Some(initrd), Some(bytes)) = (initrd, initrd_bytes) {
+        end = place("initrd", bytes, device_tree)?;
+        contents.initrd = Some(end..end + bytes);
+        copy(&mut ram, end, initrd);
     }
-    let entry = elf.ehdr.e_entry;
+    copy(&mut ram, device_tree, &tree(&contents));
+
+    let LoadedKernel { entry, tohost } = load_kernel(config.boot, &mut ram, end, kernel)?;
     if !entry.is_multiple_of(2) || ram.slice(GuestPhysAddr(entry), 2).is_none() {
         return Err(LoadError::Entry { entry });
     }
-    Ok(Loaded { ram, disk: disk(config, &[])?, entry, device_tree })
+    let tohost = tohost.filter(|_| config.boot == BootMode::Bare);
+    Ok(Loaded { ram, disk, entry, device_tree, tohost })
+}
+
+fn load_kernel(boot: BootMode, ram: &mut Ram, end: u64, kernel: &[u8]) -> Result<LoadedKernel, LoadError> {
+    if let Some(header) = LinuxHeader::read(kernel) {
+        return match boot {
+            BootMode::Firmware => linux::load(ram, end, header, kernel),
+            BootMode::Bare => Err(LoadError::NotElf("it is a Linux Image, which needs firmware: start it as a kernel")),
+        };
+    }
+    if let Some(payload) = linux::zboot_payload(kernel) {
+        return Err(LoadError::Zboot { offset: payload.start, bytes: payload.end - payload.start });
+    }
+    if let Some((format, tool)) = linux::compression(kernel) {
+        return Err(LoadError::Compressed { format, tool });
+    }
+    elf::load(ram, end, kernel)
+}
+
+/// The highest page-aligned address at which `bytes` fit between the beginning of RAM and `end`.
+fn place(what: &'static str, bytes: u64, end: u64) -> Result<u64, LoadError> {
+    let no_room = LoadError::NoRoom { what, bytes, from: RAM_BASE, end };
+    let start = end.checked_sub(bytes).ok_or(no_room)? & !(PAGE_BYTES as u64 - 1);
+    if start < RAM_BASE { Err(LoadError::NoRoom { what, bytes, from: RAM_BASE, end }) } else { Ok(start) }
+}
+
+/// Copies to where there is room, as the caller has checked.
+fn copy(ram: &mut Ram, address: u64, bytes: &[u8]) {
+    ram.write(GuestPhysAddr(address), bytes).expect("the caller has checked that this is RAM");
 }
 
 /// The size of RAM of a configuration that is in range.
@@ -140,42 +229,12 @@ pub(crate) fn disk(config: &MachineConfig, contents: &[u8]) -> Result<Option<Dis
         return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
     }
     if (contents.len() as u64) > config.disk_bytes {
-        return Err(LoadError::Config("disk_bytes is less than what is on the disk"));
+        return Err(LoadError::Config("disk_bytes is less than what the image has for the disk"));
     }
     let bytes = usize::try_from(config.disk_bytes)
         .map_err(|_| LoadError::Config("disk_bytes is more than this host can address"))?;
     Ok((bytes > 0).then(|| Disk::new(bytes, config.ram_bytes / page_bytes, contents)))
 }
 
-fn parse(image: &[u8]) -> Result<ElfBytes<'_, LittleEndian>, LoadError> {
-    let elf = ElfBytes::<LittleEndian>::minimal_parse(image)
-        .map_err(|_| LoadError::NotElf("its header or a table is malformed or truncated"))?;
-    if elf.ehdr.class != Class::ELF64 {
-        return Err(LoadError::NotElf("it is of 32 bits"));
-    }
-    let fields = [("e_type", elf.ehdr.e_type, ET_EXEC), ("e_machine", elf.ehdr.e_machine, EM_RISCV)];
-    for (what, found, expected) in fields {
-        if found != expected {
-            return Err(LoadError::NotExecutable { what, found, expected });
-        }
-    }
-    Ok(elf)
-}
-
-fn load_segment(ram: &mut Ram, end: u64, image: &[u8], index: usize, segment: &ProgramHeader) -> Result<(), LoadError> {
-    let (address, bytes) = (segment.p_paddr, segment.p_memsz);
-    let fits = address >= RAM_BASE && address.checked_add(bytes).is_some_and(|segment_end| segment_end <= end);
-    if !fits {
-        return Err(LoadError::SegmentOutsideRam { segment: index, address, bytes, end });
-    }
-    let not_in_image = LoadError::SegmentNotInImage { segment: index };
-    let start = usize::try_from(segment.p_offset).ok();
-    let length = usize::try_from(segment.p_filesz).ok().filter(|_| segment.p_filesz <= bytes);
-    let contents = start
-        .zip(length)
-        .and_then(|(start, length)| image.get(start..start.checked_add(length)?))
-        .ok_or(not_in_image)?;
-    // What is beyond the contents is zero already.
-    ram.write(GuestPhysAddr(address), contents).expect("the segment was checked to be in RAM");
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

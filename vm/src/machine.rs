@@ -80,12 +80,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Loads an ELF image and puts the hart at its entry in S-mode with a0 = 0 and a1 = device tree.
+    /// Loads an [`Image`](crate::Image) and puts the hart at its entry in S-mode with a0 = 0 and a1 = device tree.
     ///
     /// # Errors
-    /// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
+    /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, disk, entry, device_tree } = loader::load(config, image)?;
+        let Loaded { ram, disk, entry, device_tree, .. } = loader::load(config, image)?;
         Ok(Self {
             hart: Hart::new(entry, device_tree),
             bus: Bus::new(ram, disk, config.mac),

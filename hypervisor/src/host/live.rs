@@ -115,7 +115,7 @@ impl LiveVm {
         on_start(Self { shared: shared.clone() });
         start_ticks(&shared)?;
         visitors::start(&shared, listener)?;
-        console::start(shared.inbox.clone())?;
+        console::start(shared.inbox.clone(), shared.node.keys, shared.node.reporter)?;
         let conductor = shared.clone();
         let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
         let recorder = Recorder::new(machine, source, shared.node.intervals);

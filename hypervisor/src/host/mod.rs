@@ -25,5 +25,6 @@ pub mod priority;
 pub mod reports;
 pub mod signals;
 pub mod tap;
+pub mod terminal;
 mod vcpu;
 mod visitors;

@@ -1,5 +1,6 @@
 //! One side of a VM, as its process knows itself.
 
+use super::console::Keys;
 use super::network::NetworkAddress;
 use super::reports::NodeReport;
 use crate::arbiter::{Arbiter, Claim};
@@ -28,6 +29,8 @@ pub struct Node {
     pub reporter: Reporter,
     /// When to log what no event asks for.
     pub intervals: Intervals,
+    /// How what is typed here comes to the guest.
+    pub keys: Keys,
 }
 
 impl Node {

@@ -125,6 +125,8 @@ pub enum NodeReport {
     },
     /// The first frame has left this node.
     FirstOutput,
+    /// What is typed goes to the guest key by key.
+    RawConsole,
     /// The guest wrote to its console.
     Console {
         /// What, with U+FFFD for what isn't UTF-8.
@@ -141,8 +143,12 @@ pub enum NodeReport {
     Recording {
         /// Steps so far.
         instruction_count: u64,
+        /// Millions of steps a second of late.
+        mips: f64,
         /// Entries so far.
         entries: u64,
+        /// The guest has said nothing on its console yet.
+        is_booting: bool,
     },
     /// A recording is complete.
     Recorded(Recorded),
@@ -150,8 +156,12 @@ pub enum NodeReport {
     Replaying {
         /// Steps so far.
         instruction_count: u64,
+        /// Millions of steps a second of late.
+        mips: f64,
         /// Entries so far.
         entries: u64,
+        /// How much of the log has been read.
+        percent: u64,
     },
     /// A replay has come to the log's end without a difference.
     Replayed(Replayed),
@@ -272,6 +282,9 @@ impl fmt::Display for NodeReport {
                 lost(f, *tail_dropped, "may be LOST: there were too many to keep for going live")
             }
             Self::FirstOutput => f.write_str("first frame sent"),
+            Self::RawConsole => f.write_str(
+                "keys go to the guest as they are typed; Ctrl-A x ends this program, Ctrl-A Ctrl-A types Ctrl-A",
+            ),
             Self::Console { text } => write!(f, "console: {}", text.trim_end()),
             Self::Diverged { reason } => f.write_str(reason),
             Self::Figures(figures) => {
@@ -291,8 +304,13 @@ impl fmt::Display for NodeReport {
                 )?;
                 lost(f, figures.outputs_given_up, "were given up: the network didn't carry them")
             }
-            Self::Recording { instruction_count, entries } => {
-                write!(f, "recording: {} instructions, {entries} entries", vm::InstructionCount(*instruction_count))
+            Self::Recording { instruction_count, mips, entries, is_booting } => {
+                let doing = if *is_booting { "booting" } else { "recording" };
+                write!(
+                    f,
+                    "{doing}: {} M instructions, {mips:.0} MIPS, {entries} entries",
+                    instruction_count / 1_000_000
+                )
             }
             Self::Recorded(recorded) => write!(
                 f,
@@ -304,9 +322,11 @@ impl fmt::Display for NodeReport {
                 recorded.log,
                 recorded.log_bytes
             ),
-            Self::Replaying { instruction_count, entries } => {
-                write!(f, "replaying: {} instructions, {entries} entries", vm::InstructionCount(*instruction_count))
-            }
+            Self::Replaying { instruction_count, mips, entries, percent } => write!(
+                f,
+                "replaying: {percent} % of the log, {} M instructions, {mips:.0} MIPS, {entries} entries",
+                instruction_count / 1_000_000
+            ),
             Self::Replayed(replayed) => write!(
                 f,
                 "replayed {} instructions, {} entries and {} outputs in {:.3} s (the guest's clock: {:.3} s); \

@@ -15,11 +15,13 @@ pub mod multicall;
 pub mod options;
 pub mod primary;
 pub mod process;
+mod progress;
 pub mod record;
 pub mod replay;
 mod stop;
 
 use crate::host::reports::NodeReport;
+use crate::host::terminal;
 use crate::report::Reporter;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,9 +32,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Tells how the program ended, and ends it.
 fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode {
+    terminal::restore();
     let (exit_code, reason) = result.unwrap_or_else(|error| (exit::FAILURE, error.to_string()));
     reporter.tell(&NodeReport::End { reason, exit_code });
     ExitCode::from(exit_code)
+}
+
+/// Ends the process at once, because the operator doesn't want to wait for a better end.
+fn interrupted() -> ! {
+    terminal::restore();
+    std::process::exit(exit::INTERRUPTED.into())
 }
 
 /// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the other goes on.

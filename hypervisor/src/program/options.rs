@@ -3,6 +3,7 @@
 use super::Failure;
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
+use crate::host::console::Keys;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, Waiting};
 use crate::host::log_directory::{LogDirectory, LogDirectoryError};
@@ -22,15 +23,35 @@ use vm::{BootMode, MachineConfig};
 /// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The guest's RAM unless somebody says how much, in MiB.
+const MEMORY_MIB: u64 = 64;
+
+/// The same for an operating system: enough for Linux with a small userland.
+const MEMORY_MIB_WITH_KERNEL: u64 = 128;
+
 /// Which guest, on which machine.
 #[derive(Args, Clone, Debug)]
 pub struct GuestOptions {
     /// The guest: a built-in one (counter, echo, hello, suite), or an ELF file
-    #[arg(long, value_name = "NAME|PATH", default_value = "echo")]
+    #[arg(long, value_name = "NAME|PATH", default_value = "echo", conflicts_with_all = ["kernel", "bare"])]
     pub guest: String,
-    /// The guest's RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..=4096))]
-    pub memory: u64,
+    /// Instead of --guest: an operating system's kernel, as a Linux Image or an ELF file that starts in S-mode
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// What is on the guest's disk when it starts. The file is only read: what the guest writes is part of the VM, and gone
+    /// with it
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// Instead of --guest: an ELF program that starts in M-mode without any firmware, and tells its result through its symbol
+    /// `tohost`, as those of riscv-tests do
+    #[arg(long, value_name = "ELF")]
+    pub bare: Option<PathBuf>,
+    /// The guest's RAM in MiB; without it 64, or 128 with --kernel
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(4..=4096))]
+    pub memory: Option<u64>,
     /// Boot arguments for the guest, as it finds them in its device tree
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub append: String,
@@ -68,21 +89,33 @@ impl GuestOptions {
     /// The guest's image.
     ///
     /// # Errors
-    /// [`GuestError`] if there is no such guest.
+    /// [`GuestError`] if there is no such guest, or a file of it can't be read.
     pub fn load(&self) -> Result<Guest, GuestError> {
-        Guest::load(&self.guest)
+        let guest = match (&self.kernel, &self.bare) {
+            (Some(kernel), _) => Guest::from_kernel("kernel", kernel),
+            (None, Some(program)) => Guest::from_kernel("bare program", program),
+            (None, None) => Guest::load(&self.guest),
+        }?;
+        guest.with_files(self.initrd.as_deref(), self.disk.as_deref())
     }
 
-    /// The machine of `vm`, with a fresh seed for the guest's random numbers.
+    /// How what is typed comes to the guest: an operating system has an editor of lines of its own.
     #[must_use]
-    pub fn machine(&self, vm: &VmId) -> MachineConfig {
+    pub const fn keys(&self) -> Keys {
+        if self.kernel.is_some() { Keys::Raw } else { Keys::Lines }
+    }
+
+    /// The machine of `vm` for this guest, with a fresh seed for the guest's random numbers.
+    #[must_use]
+    pub fn machine(&self, vm: &VmId, guest: &Guest) -> MachineConfig {
+        let default_mib = if self.kernel.is_some() { MEMORY_MIB_WITH_KERNEL } else { MEMORY_MIB };
         MachineConfig {
-            ram_bytes: self.memory << 20,
+            ram_bytes: self.memory.unwrap_or(default_mib) << 20,
             mac: self.mac.map_or_else(|| mac_of(vm), |mac| mac.0),
             bootargs: self.append.clone(),
             rng_seed: entropy::seed(),
-            boot: BootMode::Firmware,
-            disk_bytes: 0,
+            boot: if self.bare.is_some() { BootMode::Bare } else { BootMode::Firmware },
+            disk_bytes: guest.disk_bytes(),
         }
     }
 }
@@ -208,6 +241,7 @@ impl NodeOptions {
             address: address.to_string(),
             reporter: Reporter::new(program, self.json),
             intervals: Intervals { digest_steps: self.digest_steps, ..Intervals::default() },
+            keys: Keys::default(),
         })
     }
 }

@@ -28,7 +28,9 @@ use vm::{Machine, OutputOperation};
 #[command(name = "ft-primary", version, after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
     ft-primary --guest echo --lan 127.0.0.1:7000 &\n  \
-    ft-backup --lan 127.0.0.1:7000\n\nSee also ft-backup --help."))]
+    ft-backup --lan 127.0.0.1:7000\n\n\
+    With a Linux kernel instead of --guest:\n  \
+    ft-primary --kernel Image --initrd initramfs.cpio --append console=ttyS0 --lan 127.0.0.1:7000\n\nSee also ft-backup --help."))]
 struct Options {
     #[command(flatten)]
     guest: GuestOptions,
@@ -39,7 +41,8 @@ struct Options {
     listen: SocketAddr,
     /// Go on from the log that a side of this VM kept in this directory, after the death of both sides; the guest and its
     /// machine are the log's. The log is kept on in the same directory
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["log", "guest", "memory", "append", "mac", "unprotected", "force_new"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["log", "guest", "kernel", "initrd",
+          "disk", "bare", "memory", "append", "mac", "unprotected", "force_new"])]
     resume: Option<PathBuf>,
     /// Start the guest at once, without a backup
     #[arg(long)]
@@ -65,12 +68,13 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         return resume(options, directory, &stop);
     }
     let guest = options.guest.load()?;
-    let config = options.guest.machine(&options.node.vm);
+    let config = options.guest.machine(&options.node.vm, &guest);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let listener = listen(options.listen)?;
     let arbiter = options.node.arbiter()?;
-    let node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
+    let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
+    node.keys = options.guest.keys();
     let keeping = options.node.keeping()?;
     stop.owns();
     let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new)?;

@@ -1,7 +1,8 @@
 //! `ft-record`: runs a guest and writes its log to a file.
 
 use super::options::{GuestOptions, NetworkOptions};
-use super::{Failure, exit, finish, init_tracing};
+use super::progress::Progress;
+use super::{Failure, exit, finish, init_tracing, interrupted};
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::{Network, NetworkAddress, NetworkEvents};
@@ -15,19 +16,16 @@ use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use vm::{InstructionCount, Machine, OutputId, OutputOperation};
+use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// The longest that the guest sleeps before the log is written out and the operator's Ctrl-C seen, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
-
-/// From one progress line to the next, in nanoseconds.
-const PROGRESS_NS: u64 = 10_000_000_000;
 
 /// Runs a guest and records every input with its instruction count, so that ft-replay does it all again.
 ///
@@ -39,7 +37,9 @@ const PROGRESS_NS: u64 = 10_000_000_000;
     after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
     ft-record --guest echo --lan 127.0.0.1:7000 --output echo.ftlog\n  \
-    ft-replay echo.ftlog")
+    ft-replay echo.ftlog\n\n\
+    With a Linux kernel instead of --guest:\n  \
+    ft-record --kernel Image --initrd initramfs.cpio --append console=ttyS0")
 )]
 struct Options {
     #[command(flatten)]
@@ -80,12 +80,12 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let asked = over.clone();
     signals::on_termination(move || {
         if asked.swap(true, Ordering::AcqRel) {
-            std::process::exit(exit::INTERRUPTED.into());
+            interrupted();
         }
     })?;
     let reporter = Reporter::new("ft-record", options.json);
     let guest = options.guest.load()?;
-    let config = options.guest.machine(&options.vm);
+    let config = options.guest.machine(&options.vm, &guest);
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
@@ -107,12 +107,17 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
             return Err(format!("the LAN at {address} refuses this guest: {reason}").into());
         }
     }
-    console::start(inbox)?;
-    let mut sink = FileSink { log: create_log(options, &session, &guest.image)?, outlets, released: Vec::new() };
+    console::start(inbox, options.guest.keys(), reporter)?;
+    let mut sink = FileSink {
+        log: create_log(options, &session, &guest.image)?,
+        outlets,
+        released: Vec::new(),
+        has_spoken: false,
+    };
     let intervals = Intervals { digest_steps: options.digest_steps, ..Intervals::default() };
     let recorder = Recorder::new(machine, source, intervals);
     let started_ns = clock::now_ns();
-    let (recorder, exit_code, reason) = record(recorder, &mut sink, options.limit, &over, reporter)
+    let (recorder, end) = record(recorder, &mut sink, options.limit, &over, reporter)
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
@@ -125,7 +130,19 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         outputs: recorder.machine().next_output_id().0,
         seconds: seconds_since(started_ns),
     }));
-    Ok((exit_code, reason))
+    Ok(match end {
+        RecordingEnd::Operator => (exit::OK, "stopped by the operator".into()),
+        RecordingEnd::Limit(limit) => (exit::OK, format!("reached instruction {limit}")),
+        RecordingEnd::Guest(reason) => (exit::of_guest(reason), words(reason, options.guest.bare.is_some())),
+    })
+}
+
+/// How a guest ended. What a bare program tells if it fails is the number of its test that did, as of riscv-tests.
+fn words(reason: StopReason, is_bare: bool) -> String {
+    match reason {
+        StopReason::PowerOff { code: code @ 1.. } if is_bare => format!("{reason} (test {code} failed)"),
+        StopReason::PowerOff { .. } | StopReason::Reboot | StopReason::Halt(_) => reason.to_string(),
+    }
 }
 
 /// The owner of a guest that is recorded: nothing that it sends is sent again.
@@ -146,29 +163,40 @@ impl NetworkEvents for Recording {
     fn carried(&self, _: OutputId) {}
 }
 
-/// Runs the guest until it ends, the operator ends it, or it reaches `limit`; gives the exit code and the reason.
+/// Why a recording ends.
+enum RecordingEnd {
+    Operator,
+    Limit(InstructionCount),
+    Guest(StopReason),
+}
+
+/// Runs the guest until it ends, the operator ends it, or it reaches `limit`.
 fn record(
     mut recorder: Recorder<HostEventSource>,
     sink: &mut FileSink,
     limit: Option<u64>,
     over: &AtomicBool,
     reporter: Reporter,
-) -> io::Result<(Recorder<HostEventSource>, u8, String)> {
+) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
     recorder.source_mut().start();
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
-    let mut progress_ns = clock::now_ns() + PROGRESS_NS;
-    let (exit_code, reason) = loop {
+    let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
+    // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
+    let is_watched = !reporter.is_json() && io::stdout().is_terminal();
+    let end = loop {
         if over.load(Ordering::Acquire) {
-            break (exit::OK, "stopped by the operator".into());
+            break RecordingEnd::Operator;
         }
         if recorder.machine().instruction_count() >= limit {
-            break (exit::OK, format!("reached instruction {limit}"));
+            break RecordingEnd::Limit(limit);
         }
         let now_ns = clock::now_ns();
-        if now_ns >= progress_ns {
-            progress_ns = now_ns + PROGRESS_NS;
-            let instruction_count = recorder.machine().instruction_count().0;
-            reporter.tell(&NodeReport::Recording { instruction_count, entries: sink.log.next_seq().0 });
+        let instruction_count = recorder.machine().instruction_count().0;
+        if let Some(mips) = progress.due(now_ns, instruction_count)
+            && !(is_watched && sink.has_spoken)
+        {
+            let (entries, is_booting) = (sink.log.next_seq().0, !sink.has_spoken);
+            reporter.tell(&NodeReport::Recording { instruction_count, mips, entries, is_booting });
         }
         match recorder.run_slice(sink, SLICE_STEPS)? {
             Slice::Ran => {}
@@ -176,11 +204,11 @@ fn record(
                 sink.log.flush()?;
                 recorder.source().sleep(recorder.machine(), None, now_ns + SLEEP_NS_MAX);
             }
-            Slice::Stopped(reason) => return Ok((recorder, exit::of_guest(reason), reason.to_string())),
+            Slice::Stopped(reason) => return Ok((recorder, RecordingEnd::Guest(reason))),
         }
     };
     recorder.digest(sink)?;
-    Ok((recorder, exit_code, reason))
+    Ok((recorder, end))
 }
 
 fn create_log(
@@ -214,6 +242,8 @@ struct FileSink {
     log: LogWriter<BufWriter<fs::File>>,
     outlets: Arc<Mutex<Outlets>>,
     released: Vec<(OutputId, OutputOperation)>,
+    /// The guest has written to its console.
+    has_spoken: bool,
 }
 
 impl LogSink for FileSink {
@@ -221,6 +251,7 @@ impl LogSink for FileSink {
 
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> io::Result<()> {
         self.log.append(entry)?;
+        self.has_spoken |= matches!(output, Some((_, OutputOperation::Console(_))));
         self.released.extend(output);
         Ok(())
     }

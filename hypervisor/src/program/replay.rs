@@ -1,5 +1,6 @@
 //! `ft-replay`: does again what a log says, and checks that it comes out the same.
 
+use super::progress::Progress;
 use super::{Failure, exit, finish, init_tracing};
 use crate::divergence::{Divergence, entry_name};
 use crate::guest::Guest;
@@ -13,15 +14,15 @@ use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::{Ending, LogFileError, LogHead, LogReader};
 use logchannel::session::{ImageDigest, SessionHeader};
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use vm::{Event, InstructionCount, Machine, OutputOperation, TIMEBASE_HZ};
 
-/// From one progress line to the next, in nanoseconds.
-const PROGRESS_NS: u64 = 5_000_000_000;
+/// How many entries are replayed from one look at the clock to the next.
+const ENTRIES_PER_LOOK: u64 = 256;
 
 /// Replays a log: the same console, the same outputs, the same state at the same instruction counts.
 ///
@@ -67,14 +68,16 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     if options.entries {
         return list(&logs, options);
     }
-    let mut replay = Replay::new(reporter);
     let started_ns = clock::now_ns();
+    let mut replay = Replay::new(reporter, logs.iter().map(|path| file_bytes(path)).sum(), started_ns);
     let mut skipped = Vec::new();
     for path in &logs {
         let restored = open(path, options).and_then(|head| restore(head).map_err(|error| in_file(path, error)));
         match restored {
             Ok(restored) => {
-                if let Err(divergence) = replay.replay(restored).map_err(|error| in_file(path, error))? {
+                if let Err(divergence) =
+                    replay.replay(restored, file_bytes(path)).map_err(|error| in_file(path, error))?
+                {
                     reporter.tell(&NodeReport::Diverged { reason: divergence.to_string() });
                     return Ok((exit::DIVERGED, format!("{}: {divergence}", path.display())));
                 }
@@ -90,6 +93,11 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let ending = replayed.ending.clone();
     reporter.tell(&NodeReport::Replayed(replayed));
     Ok((exit::OK, format!("{from}: every output and state digest equal; the log is {ending}{skipped}")))
+}
+
+/// How long a file is; 0 if nobody knows.
+fn file_bytes(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 fn in_file(path: &Path, error: impl Display) -> Failure {
@@ -167,11 +175,13 @@ struct Replay {
     outputs: u64,
     digests_checked: u64,
     ending: Ending,
-    progress_ns: u64,
+    progress: Progress,
+    /// How long the logs are that have been replayed, in bytes, and how long all are.
+    bytes: (u64, u64),
 }
 
 impl Replay {
-    fn new(reporter: Reporter) -> Self {
+    fn new(reporter: Reporter, bytes: u64, now_ns: u64) -> Self {
         Self {
             reporter,
             replayer: None,
@@ -179,12 +189,17 @@ impl Replay {
             outputs: 0,
             digests_checked: 0,
             ending: Ending::Finished,
-            progress_ns: clock::now_ns() + PROGRESS_NS,
+            progress: Progress::new(now_ns, 0),
+            bytes: (0, bytes),
         }
     }
 
-    /// Replays a log to its end. The outer error is the log's.
-    fn replay(&mut self, restored: Restored<BufReader<File>>) -> Result<Result<(), Divergence>, LogFileError> {
+    /// Replays a log of a file of this length to its end. The outer error is the log's.
+    fn replay(
+        &mut self,
+        restored: Restored<BufReader<File>>,
+        bytes: u64,
+    ) -> Result<Result<(), Divergence>, LogFileError> {
         let Restored { mut machine, mut log, .. } = restored;
         match self.replayer.take() {
             Some(before) if before.consumed() == log.next_seq() => {
@@ -200,7 +215,11 @@ impl Replay {
             if let Err(divergence) = self.consume(&mut replayer, &entry) {
                 return Ok(Err(divergence));
             }
+            if matches!(entry.body, EntryBody::Digest(_)) || self.entries.is_multiple_of(ENTRIES_PER_LOOK) {
+                self.tell_progress(entry.count, log.frame_offset());
+            }
         }
+        self.bytes.0 += bytes;
         self.digests_checked += replayer.digests_checked();
         self.ending = log.ending().cloned().unwrap_or(Ending::Finished);
         self.replayer = Some(replayer);
@@ -223,9 +242,6 @@ impl Replay {
                 self.show(&bytes);
             }
         }
-        if matches!(entry.body, EntryBody::Digest(_)) {
-            self.tell_progress(entry.count);
-        }
         Ok(())
     }
 
@@ -238,11 +254,13 @@ impl Replay {
         }
     }
 
-    fn tell_progress(&mut self, count: InstructionCount) {
-        let now_ns = clock::now_ns();
-        if now_ns >= self.progress_ns {
-            self.progress_ns = now_ns + PROGRESS_NS;
-            self.reporter.tell(&NodeReport::Replaying { instruction_count: count.0, entries: self.entries });
+    /// `offset` is where in the present log the replay is.
+    fn tell_progress(&mut self, count: InstructionCount, offset: u64) {
+        if let Some(mips) = self.progress.due(clock::now_ns(), count.0) {
+            let (instruction_count, entries) = (count.0, self.entries);
+            let (before, all) = self.bytes;
+            let percent = ((before + offset) * 100).checked_div(all).unwrap_or(0).min(100);
+            self.reporter.tell(&NodeReport::Replaying { instruction_count, mips, entries, percent });
         }
     }
 

@@ -1,6 +1,6 @@
 //! What Ctrl-C does to a side of a VM.
 
-use super::{Failure, exit};
+use super::{Failure, interrupted};
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::host::live::LiveVm;
 use crate::host::signals;
@@ -78,7 +78,7 @@ impl StopSwitch {
     fn stop(&self) {
         let mut life = self.life();
         let next = match &*life {
-            Life::Unburdened | Life::OwnerAskedToStop | Life::Retiring => std::process::exit(exit::INTERRUPTED.into()),
+            Life::Unburdened | Life::OwnerAskedToStop | Life::Retiring => interrupted(),
             Life::Owner => Life::OwnerAskedToStop,
             Life::Running(running) => {
                 running.retire();

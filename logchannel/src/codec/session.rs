@@ -4,8 +4,15 @@ use super::{CodecError, check_length, decode_value, encode_value};
 use crate::entry::Generation;
 use crate::session::{BOOTARGS_BYTES_MAX, IMAGE_BYTES_MAX, IMAGE_NAME_BYTES_MAX, ImageDigest, SessionHeader, VmId};
 use bincode::{Decode, Encode};
-use vm::MachineConfig;
+use vm::{BootMode, MachineConfig};
 
+/// The first version with [`WireMachine`].
+const FIRST_VERSION_WITH_MACHINE: u32 = 3;
+
+const BOOT_FIRMWARE: u8 = 0;
+const BOOT_BARE: u8 = 1;
+
+/// What every version has.
 #[derive(Encode, Decode)]
 struct WireSession {
     vm: String,
@@ -17,6 +24,13 @@ struct WireSession {
     image_name: String,
     image_digest: [u8; 32],
     image_bytes: u64,
+}
+
+/// What stands behind it since version 3: what else the machine is made of.
+#[derive(Encode, Decode)]
+struct WireMachine {
+    boot: u8,
+    disk_bytes: u64,
 }
 
 /// Appends `header` without its version, which stands before it.
@@ -32,13 +46,26 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
         image_digest: header.image_digest.0,
         image_bytes: header.image_bytes,
     };
-    encode_value(&wire, out);
+    let boot = match header.config.boot {
+        BootMode::Firmware => BOOT_FIRMWARE,
+        BootMode::Bare => BOOT_BARE,
+    };
+    encode_value(&(wire, WireMachine { boot, disk_bytes: header.config.disk_bytes }), out);
 }
 
-/// Decodes a header of this build's version from all of `bytes` and checks every limit but those of the machine, which
+/// Decodes a header of this version from all of `bytes` and checks every limit but those of the machine, which
 /// [`vm::Machine::new`] checks.
-pub(crate) fn decode_session(bytes: &[u8]) -> Result<SessionHeader, CodecError> {
-    let wire: WireSession = decode_value(bytes)?;
+pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
+    let (wire, machine): (WireSession, WireMachine) = if version >= FIRST_VERSION_WITH_MACHINE {
+        decode_value(bytes)?
+    } else {
+        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 })
+    };
+    let boot = match machine.boot {
+        BOOT_FIRMWARE => BootMode::Firmware,
+        BOOT_BARE => BootMode::Bare,
+        unknown => return Err(CodecError::Invalid { what: "boot mode", reason: format!("there is no {unknown}") }),
+    };
     check_length("bootargs", wire.bootargs.len(), BOOTARGS_BYTES_MAX)?;
     check_length("image name", wire.image_name.len(), IMAGE_NAME_BYTES_MAX)?;
     if wire.image_bytes > IMAGE_BYTES_MAX as u64 {
@@ -54,8 +81,8 @@ pub(crate) fn decode_session(bytes: &[u8]) -> Result<SessionHeader, CodecError> 
             mac: wire.mac,
             bootargs: wire.bootargs,
             rng_seed: wire.rng_seed,
-            boot: vm::BootMode::Firmware,
-            disk_bytes: 0,
+            boot,
+            disk_bytes: machine.disk_bytes,
         },
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),

@@ -78,6 +78,12 @@ impl<R: Read> LogHead<R> {
         &self.header
     }
 
+    /// The log's format version.
+    #[must_use]
+    pub const fn version(&self) -> u32 {
+        self.version
+    }
+
     /// The next pages of the snapshot, or `None` behind the last and in a log that begins with an image. A page may come
     /// again; the last counts. Whether they lie in RAM is not checked here.
     ///
@@ -162,7 +168,7 @@ fn decode_header(body: &[u8], version: u32) -> Result<SessionHeader, CodecError>
         let reason = format!("the log begins with version {version}, its session says {own_version}");
         return Err(CodecError::Invalid { what: "format version", reason });
     }
-    codec::decode_session(header)
+    codec::decode_session(header, version)
 }
 
 /// The log's version.

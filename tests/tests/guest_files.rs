@@ -1,0 +1,130 @@
+//! The real `ft-record` and `ft-replay` with guests that come from files: kernels, initrds, disks, and what can't be one.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::guest::Guest;
+use hypervisor::program::exit;
+use logchannel::file::LogHead;
+use std::fs;
+use std::path::PathBuf;
+use tempfile::TempDir;
+use tests::programs;
+use tests::stage::{Ended, Node};
+use vm::BootMode;
+
+const BAD_USAGE: Option<i32> = Some(2);
+const VERSION_2: &[u8] = include_bytes!("../../logchannel/testdata/version-2-image.ftlog.bin");
+
+struct Files {
+    directory: TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        Self { directory: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> String {
+        fs::write(self.path(name), bytes).unwrap();
+        self.path(name)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Node {
+        Node::start(&programs!(), self.directory.path(), program, arguments)
+    }
+
+    fn record(&self, arguments: &[&str]) -> (Ended, Node) {
+        let mut recorder = self.run("ft-record", &[&["--force", "--output", &self.path("log")], arguments].concat());
+        (recorder.end(), recorder)
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], because: &[&str]) {
+        let (end, _) = self.record(arguments);
+        assert_eq!(end.code, Some(exit::FAILURE.into()), "{end:?}");
+        for words in because {
+            assert!(end.reason.contains(words), "{words:?} is not in {:?}", end.reason);
+        }
+        assert!(!PathBuf::from(self.path("log")).exists(), "a guest that can't start leaves no log behind");
+    }
+}
+
+fn hello() -> Vec<u8> {
+    Guest::load("hello").unwrap().image
+}
+
+#[test]
+fn a_kernel_with_initrd_and_disk_is_recorded_and_replays_from_the_log_alone() {
+    let files = Files::new();
+    let (kernel, initrd) = (files.write("kernel", &hello()), files.write("initrd", &[7; 5000]));
+    let (end, mut recorder) = files.record(&["--kernel", &kernel, "--initrd", &initrd]);
+    assert_eq!(end.code, Some(exit::OK.into()), "{end:?} {}", recorder.stderr());
+    let log = fs::read(files.path("log")).unwrap();
+    let config = LogHead::read(&log[..]).unwrap().header().config.clone();
+    assert_eq!((config.ram_bytes, config.boot), (128 << 20, BootMode::Firmware), "an operating system gets more");
+    fs::remove_file(kernel).unwrap();
+    fs::remove_file(initrd).unwrap();
+    let mut replayer = files.run("ft-replay", &[&files.path("log")]);
+    let end = replayer.end();
+    assert_eq!(end.code, Some(exit::OK.into()), "{end:?}");
+    assert_eq!(replayer.console(), recorder.console());
+    assert!(recorder.console().contains("hello"));
+}
+
+#[test]
+fn files_that_are_no_guest_are_refused_with_what_to_do() {
+    let files = Files::new();
+    let kernel = files.write("kernel", &hello());
+    let absent = files.path("absent");
+    let directory = files.directory.path().to_str().unwrap().to_owned();
+    files.refused(&["--kernel", &absent], &["can't read the kernel", &absent, "No such file"]);
+    files.refused(&["--kernel", &directory], &["can't read the kernel", "Is a directory"]);
+    files.refused(&["--kernel", &kernel, "--initrd", &absent], &["can't read the initrd", "No such file"]);
+    files.refused(&["--kernel", &kernel, "--disk", &directory], &["can't read the disk", "Is a directory"]);
+    files.refused(&["--kernel", &files.write("empty", b"")], &["is empty"]);
+    files.refused(&["--bare", &absent], &["can't read the bare program"]);
+    files.refused(&["--guest", &absent], &["not a built-in guest", "No such file"]);
+    files.refused(&["--kernel", &files.write("gz", b"\x1f\x8b\x08 and so on")], &["gzip", "gunzip"]);
+    files.refused(&["--kernel", &files.write("text", b"dear diary")], &["neither a RISC-V Linux Image nor a 64-bit"]);
+    let initrd = files.write("large", &vec![1; 5 << 20]);
+    let small = ["--kernel", &kernel, "--initrd", &initrd, "--memory", "4"];
+    files.refused(&small, &["the initrd takes 0x500000 bytes", "--memory"]);
+}
+
+#[test]
+fn a_guest_is_named_in_one_way() {
+    let files = Files::new();
+    let kernel = files.write("kernel", &hello());
+    for arguments in [
+        &["--guest", "echo", "--kernel", &kernel][..],
+        &["--guest", "echo", "--bare", &kernel],
+        &["--kernel", &kernel, "--bare", &kernel],
+        &["--initrd", &kernel],
+        &["--kernel", &kernel, "--memory", "3"],
+    ] {
+        assert_eq!(files.record(arguments).0.code, BAD_USAGE, "{arguments:?}");
+        assert_eq!(files.run("ft-primary", arguments).end().code, BAD_USAGE, "{arguments:?}");
+    }
+    for option in [&["--kernel", kernel.as_str()][..], &["--bare", &kernel], &["--disk", &kernel]] {
+        let resumed = [&["--resume", "logs"], option].concat();
+        assert_eq!(files.run("ft-primary", &resumed).end().code, BAD_USAGE, "{resumed:?}");
+    }
+}
+
+#[test]
+fn a_log_of_an_earlier_machine_is_listed_and_not_replayed() {
+    let files = Files::new();
+    let log = files.write("old.ftlog", VERSION_2);
+    let mut replayer = files.run("ft-replay", &[&log]);
+    let end = replayer.end();
+    assert_eq!(end.code, Some(exit::FAILURE.into()), "{end:?}");
+    for words in ["format version 2", "an earlier machine", "with the release that recorded it", "--entries"] {
+        assert!(end.reason.contains(words), "{words:?} is not in {:?}", end.reason);
+    }
+    let listed = programs!().command("ft-replay").args([&log, "--entries"]).output().unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 15);
+}
