@@ -89,12 +89,6 @@ impl Guest {
         Ok(Self { name: path.display().to_string(), image: read(what, path, IMAGE_BYTES_MAX)? })
     }
 
-    /// The length of its disk, in bytes; 0 if it has none.
-    #[must_use]
-    pub fn disk_bytes(&self) -> u64 {
-        Image::parse(&self.image).ok().and_then(|image| image.disk).map_or(0, |disk| disk.len() as u64)
-    }
-
     /// The same guest with an initrd and a disk, as far as they are given. A disk that isn't made of whole pages is lengthened
     /// with zeros.
     ///
@@ -114,6 +108,13 @@ impl Guest {
         }
         let image = Image { kernel: &self.image, initrd: initrd.as_deref(), disk: disk.as_deref() }.pack();
         Ok(Self { name: self.name, image })
+    }
+
+    /// The length of its disk, in bytes; 0 if it has none.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        let disk = Image::parse(&self.image).ok().and_then(|image| image.disk);
+        disk.map_or(0, |disk| disk.len().next_multiple_of(PAGE_BYTES) as u64)
     }
 }
 
@@ -163,6 +164,7 @@ mod tests {
         let disk = image.disk.unwrap();
         assert_eq!((disk.len(), &disk[..4]), (4096, &b"disk"[..]));
         assert!(disk[4..].iter().all(|byte| *byte == 0));
+        assert_eq!(guest.disk_bytes(), 4096);
     }
 
     #[test]

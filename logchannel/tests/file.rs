@@ -311,7 +311,7 @@ fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
 }
 
 /// What version 3 appended to the session header, of a machine as the one here.
-const MACHINE_BYTES: usize = 1;
+const MACHINE_BYTES: usize = 2;
 
 /// The frames of `messages` behind the session of a log of this version or that.
 fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {

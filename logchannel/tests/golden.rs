@@ -101,22 +101,31 @@ fn version_2_from_a_snapshot_still_reads() {
     assert_eq!(read(VERSION_2_SNAPSHOT), (header(IMAGE), pages(), start, entries()));
 }
 
+/// And what version 3 added.
+fn entries_3() -> Vec<LogEntry> {
+    let mut entries = entries();
+    let body = EntryBody::Stopped(StopReason::Halt(HaltReason::BadDiskRing { descriptor: 300 }));
+    entries.push(LogEntry { count: InstructionCount(6_000_000_000), body });
+    entries
+}
+
 /// As of version 3, the machine of a log may have nobody there before its image.
-fn bare_header() -> SessionHeader {
+fn header_3() -> SessionHeader {
     let mut header = header(IMAGE);
     header.config.boot = BootMode::Bare;
+    header.config.disk_bytes = 300 << 20;
     header
 }
 
 #[test]
 fn version_3_from_an_image_reads() {
-    assert_eq!(read(VERSION_3_IMAGE), (bare_header(), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
+    assert_eq!(read(VERSION_3_IMAGE), (header_3(), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3()));
 }
 
 #[test]
 fn version_3_from_a_snapshot_reads() {
     let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
-    assert_eq!(read(VERSION_3_SNAPSHOT), (header(IMAGE), pages(), start, entries()));
+    assert_eq!(read(VERSION_3_SNAPSHOT), (header(IMAGE), pages(), start, entries_3()));
 }
 
 #[test]
@@ -129,7 +138,7 @@ fn logs_tell_their_versions() {
 /// `FT_GOLDEN_OUT=DIR` writes the logs of this build there.
 #[test]
 fn this_build_writes_version_3() {
-    let mut from_image = LogWriter::create(Vec::new(), &bare_header(), IMAGE).unwrap();
+    let mut from_image = LogWriter::create(Vec::new(), &header_3(), IMAGE).unwrap();
     let mut snapshot_writer = SnapshotWriter::create(Vec::new(), &header(IMAGE)).unwrap();
     for piece in pages() {
         snapshot_writer.pages(piece.first, &piece.bytes).unwrap();
@@ -138,7 +147,7 @@ fn this_build_writes_version_3() {
         snapshot_writer.tail(output.id, &output.operation).unwrap();
     }
     let mut from_snapshot = snapshot_writer.finish(&snapshot()).unwrap();
-    for entry in entries() {
+    for entry in entries_3() {
         from_image.append(&entry).unwrap();
         from_snapshot.append(&entry).unwrap();
     }

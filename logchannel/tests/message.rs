@@ -201,15 +201,15 @@ fn session_headers_are_checked_part_by_part() {
 }
 
 #[test]
-fn a_session_says_who_boots_the_machine() {
-    for boot in [BootMode::Firmware, BootMode::Bare] {
+fn a_session_says_who_boots_the_machine_and_how_large_its_disk_is() {
+    for (boot, disk_bytes) in [(BootMode::Firmware, 0), (BootMode::Bare, 250)] {
         let mut header = header(b"image");
-        header.config.boot = boot;
+        (header.config.boot, header.config.disk_bytes) = (boot, disk_bytes);
         let (session, mut bytes) = (Message::Session(header), Vec::new());
         session.encode(&mut bytes);
         let body = &mut bytes[9..];
         assert_eq!(Message::decode(Frame { kind: FrameKind(1), body }), Ok(session));
-        let mode = body.len() - 1;
+        let mode = body.len() - 2;
         body[mode] = 2;
         let error = Message::decode(Frame { kind: FrameKind(1), body }).unwrap_err().to_string();
         assert!(error.contains("bad boot mode: there is no 2"), "{error}");

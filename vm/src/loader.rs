@@ -145,6 +145,7 @@ struct LoadedKernel {
 pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadError> {
     let ram_bytes = checked_ram_bytes(config)?;
     let Image { kernel, initrd, disk } = Image::parse(image)?;
+    let disk = self::disk(config, disk.unwrap_or_default())?;
     let mut ram = Ram::new(ram_bytes);
 
     // The tree is as long whatever addresses it names, and where the initrd lies depends on how long it is.
@@ -166,7 +167,7 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
         return Err(LoadError::Entry { entry });
     }
     let tohost = tohost.filter(|_| config.boot == BootMode::Bare);
-    Ok(Loaded { ram, disk: self::disk(config, disk.unwrap_or_default())?, entry, device_tree, tohost })
+    Ok(Loaded { ram, disk, entry, device_tree, tohost })
 }
 
 fn load_kernel(boot: BootMode, ram: &mut Ram, end: u64, kernel: &[u8]) -> Result<LoadedKernel, LoadError> {
@@ -227,7 +228,7 @@ pub(crate) fn disk(config: &MachineConfig, contents: &[u8]) -> Result<Option<Dis
         return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
     }
     if (contents.len() as u64) > config.disk_bytes {
-        return Err(LoadError::Config("disk_bytes is less than what is on the disk"));
+        return Err(LoadError::Config("disk_bytes is less than what the image has for the disk"));
     }
     let bytes = usize::try_from(config.disk_bytes)
         .map_err(|_| LoadError::Config("disk_bytes is more than this host can address"))?;

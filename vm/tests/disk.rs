@@ -5,14 +5,14 @@
 mod common;
 
 use common::{
-    FINISHER, NET, RAM, RAM_PAGES, STVEC, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on, small_config,
-    store,
+    BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on,
+    small_config, store,
 };
 use vm::{
-    Exit, HaltReason, LoadError, Machine, MachineConfig, PAGE_BYTES, PageCopy, Restoration, RestoreError, StopReason,
+    Exit, HaltReason, Image, LoadError, Machine, MachineConfig, PAGE_BYTES, PageCopy, Restoration, RestoreError,
+    StopReason,
 };
 
-const BLK: u64 = 0x1000_2000;
 const PLIC: u64 = 0x0c00_0000;
 const DISK_BYTES: u64 = 64 << 10;
 const DISK_PAGES: u64 = DISK_BYTES / PAGE_BYTES as u64;
@@ -154,6 +154,22 @@ fn a_guest_reads_what_it_wrote() {
     assert_eq!(machine.memory(RAM + DATA + 0x5000, 4096), Some(&[0; 4096][..]));
     assert_eq!(machine.memory(RAM + DATA + 0x8000, 4096), Some(&disk[0x200..0x1200]));
     assert_eq!(machine.registers()[20], 2, "the disk's interrupt source");
+}
+
+#[test]
+fn a_disk_begins_with_what_the_image_has_for_it() {
+    let kernel = image(&[(IN, 0, 0, 4096), (OUT, 0, 0x1000, 512)]);
+    let contents = patterns(0x4000, 3000);
+    let packed = Image { kernel: &kernel, initrd: None, disk: Some(&contents) }.pack();
+    let mut machine = Machine::new(&config(), &packed).unwrap();
+    assert_ne!(machine.digest(), Machine::new(&config(), &kernel).unwrap().digest());
+    assert_eq!(copied(&mut machine).digest(), machine.digest());
+    run_to_end(&mut machine);
+    assert_eq!(machine.memory(RAM + DATA, 4096), Some(&[&contents[..], &[0; 1096]].concat()[..]));
+    assert_eq!(machine.disk(0, 3000), Some(&[&patterns(0x1000, 512), &contents[512..]].concat()[..]));
+
+    let too_small = MachineConfig { disk_bytes: 0, ..config() };
+    assert!(matches!(Machine::new(&too_small, &packed), Err(LoadError::Config(_))));
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::hostile::{Random, events, image};
+use common::hostile::{self, Random, events, image};
 use common::{elf_of_bytes, small_config};
 use vm::{ApplyError, CONSOLE_BYTES_MAX, Event, Exit, HaltReason, InstructionCount, LoadError, Machine};
 use vm::{OutputId, OutputOperation, StateDigest, StopReason};
@@ -24,6 +24,7 @@ struct Outcome {
     digest: StateDigest,
     refused: usize,
     delivered: u64,
+    disk_written: bool,
 }
 
 /// Gives the machine `event`; a refusal must change nothing. Says whether it was taken.
@@ -47,7 +48,7 @@ fn give(machine: &mut Machine, event: &Event) -> bool {
 }
 
 fn run(image: &[u8], events: &[(u64, Event)], slice: u64) -> Outcome {
-    let mut machine = Machine::new(&small_config(), image).unwrap();
+    let mut machine = Machine::new(&hostile::config(), image).unwrap();
     let (mut outputs, mut refused, mut packets) = (Vec::new(), 0, 0);
     let mut stopped = None;
     'run: for (at, event) in events {
@@ -89,6 +90,7 @@ fn run(image: &[u8], events: &[(u64, Event)], slice: u64) -> Outcome {
         outputs,
         refused,
         delivered: packets - machine.dropped_frames().received.min(packets),
+        disk_written: machine.disk(0, hostile::DISK_BYTES).unwrap().iter().any(|byte| *byte != 0),
         digest: machine.digest(),
     }
 }
@@ -99,6 +101,7 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
     const STEPS: u64 = 25_000;
     let first = std::env::var("FT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (mut frames, mut delivered, mut bad_rings, mut to_the_end, mut refused) = (0, 0, 0, 0, 0);
+    let (mut disks_written, mut bad_disk_rings) = (0, 0);
     for seed in first..first + SEEDS {
         println!("seed {seed}; again with FT_SEED={seed} cargo test -p vm --test hostile");
         let mut random = Random { state: seed, care: if seed % 3 == 0 { 1 } else { 30 } };
@@ -112,15 +115,19 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
         frames += whole.outputs.iter().filter(|(_, _, output)| matches!(output, OutputOperation::Frame(_))).count();
         delivered += whole.delivered;
         refused += whole.refused;
+        disks_written += usize::from(whole.disk_written);
         match whole.stopped {
             Some(StopReason::Halt(HaltReason::BadDescriptorRing { .. })) => bad_rings += 1,
+            Some(StopReason::Halt(HaltReason::BadDiskRing { .. })) => bad_disk_rings += 1,
             Some(_) => {}
             None => to_the_end += 1,
         }
     }
     println!(
-        "{frames} frames, {delivered} delivered, {bad_rings} bad rings, {to_the_end} to the end, {refused} refused"
+        "{frames} frames, {delivered} delivered, {bad_rings} bad rings, {to_the_end} to the end, {refused} refused, \
+         {disks_written} disks written, {bad_disk_rings} bad rings of a disk"
     );
+    assert!(disks_written > 20 && bad_disk_rings > 5, "too tame a run for the disk");
     assert!(frames > 100 && delivered > 100 && bad_rings > 5 && to_the_end > 5 && refused > 100, "too tame a run");
 }
 

@@ -29,11 +29,7 @@ struct Copying {
 }
 
 impl Copying {
-    fn begin(copy: PageCopy, machine: &mut Machine) -> Self {
-        Self::begin_as(&small_config(), copy, machine)
-    }
-
-    fn begin_as(config: &MachineConfig, copy: PageCopy, machine: &mut Machine) -> Self {
+    fn begin(copy: PageCopy, config: &MachineConfig, machine: &mut Machine) -> Self {
         machine.begin_copy(copy);
         let pages = Restoration::new(config).unwrap();
         Self { copy, pages, taken: BTreeSet::new(), taken_again: 0 }
@@ -66,7 +62,7 @@ impl Copying {
 }
 
 fn copied(machine: &mut Machine) -> Machine {
-    Copying::begin(PageCopy::Backup, machine).finish(machine)
+    Copying::begin(PageCopy::Backup, &small_config(), machine).finish(machine)
 }
 
 /// A guest that uses everything there is beside the network: traps, both interrupts, reservations, clock, entropy, the
@@ -192,7 +188,7 @@ fn a_snapshot_without_firmware_and_with_paging_goes_on_exactly_alike() {
     for at in 0..=last {
         let mut snapshotted = privileged_guest();
         play(&mut snapshotted, at);
-        let copying = Copying::begin_as(&bare_config(), PageCopy::Backup, &mut snapshotted);
+        let copying = Copying::begin(PageCopy::Backup, &bare_config(), &mut snapshotted);
         let mut restored = copying.finish(&mut snapshotted);
         for machine in [&mut snapshotted, &mut restored] {
             assert_eq!(play(machine, LIMIT).0, end, "at {at}");
@@ -231,6 +227,7 @@ struct Seen {
     pages_taken_again: usize,
     frames: usize,
     received: usize,
+    disks_written: usize,
     asleep: usize,
     ended: usize,
 }
@@ -241,8 +238,9 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
     const COPIES_MAX: usize = 5;
     let image = hostile::image(random);
     let events = hostile::events(random, STEPS);
-    let mut machines = vec![Machine::new(&small_config(), &image).unwrap()];
-    let mut copying = Copying::begin(PageCopy::Backup, &mut machines[0]);
+    let config = hostile::config();
+    let mut machines = vec![Machine::new(&config, &image).unwrap()];
+    let mut copying = Copying::begin(PageCopy::Backup, &config, &mut machines[0]);
     for (at, event) in &events {
         let outcomes: Vec<Outcome> = machines.iter_mut().map(|machine| advance(machine, *at, event)).collect();
         let (exit, outputs, applied) = &outcomes[0];
@@ -261,7 +259,7 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
         let newest = machines.last_mut().unwrap();
         match random.below(40) {
             0..20 => {
-                let (from, count) = (random.below(RAM_PAGES), usize::try_from(random.below(30)).unwrap());
+                let (from, count) = (random.below(RAM_PAGES + 8), usize::try_from(random.below(30)).unwrap());
                 copying.take(newest, from, count);
             }
             20..25 => {
@@ -273,12 +271,14 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
                 seen.ended += usize::from(matches!(exit, Exit::Stopped(_)));
                 seen.pages_taken_again += copying.taken_again;
                 let mut restored = copying.finish(newest);
-                copying = Copying::begin(PageCopy::Backup, &mut restored);
+                copying = Copying::begin(PageCopy::Backup, &config, &mut restored);
                 machines.push(restored);
             }
             _ => {}
         }
     }
+    let written = machines[0].disk(0, hostile::DISK_BYTES).unwrap().iter().any(|byte| *byte != 0);
+    seen.disks_written += usize::from(machines.len() > 1 && written);
     let digests: BTreeSet<u128> = machines.iter_mut().map(|machine| machine.digest().0).collect();
     assert_eq!(digests.len(), 1, "{} machines have gone apart", machines.len());
 }
@@ -293,8 +293,9 @@ fn hostile_guests_copied_while_they_run_go_on_exactly_alike() {
         copy_while_running(&mut Random { state: seed, care: if seed % 3 == 0 { 1 } else { 30 } }, &mut seen);
     }
     println!("{seen:?}");
-    let Seen { snapshots, pages_taken_again, frames, received, asleep, ended } = seen;
-    let least = [snapshots, pages_taken_again, frames, received, asleep, ended].into_iter().min().unwrap();
+    let Seen { snapshots, pages_taken_again, frames, received, disks_written, asleep, ended } = seen;
+    let least =
+        [snapshots, pages_taken_again, frames, received, disks_written, asleep, ended].into_iter().min().unwrap();
     assert!(least > 10, "too tame a run: {seen:?}");
 }
 
@@ -415,7 +416,7 @@ fn the_last_contents_of_a_page_count_and_a_missing_page_shows_in_the_digest() {
 
 /// So much RAM that an allocator gets it from its host, who has it zeroed already: a hundred thousand machines are made.
 fn roomy_config() -> MachineConfig {
-    MachineConfig { ram_bytes: 40 << 20, ..MachineConfig::default() }
+    MachineConfig { ram_bytes: 40 << 20, ..hostile::config() }
 }
 
 /// A machine whose network device is at work, unless this seed's guest has brought itself to an end before that.

@@ -67,7 +67,7 @@ mod tests {
 
     /// A hart that stores x6 with `word`, x5 being `TOHOST + offset`, and what it pauses for.
     fn stored(word: u32, offset: u64, value: u64) -> (Bus, Option<Pause>) {
-        let mut bus = Bus::new(Ram::new(4 << 12), [0; 6]);
+        let mut bus = Bus::new(Ram::new(4 << 12), None, [0; 6]);
         bus.ram.store(GuestPhysAddr(RAM_BASE), word.to_le_bytes()).unwrap();
         let mut hart = Hart::new(BootMode::Bare, RAM_BASE, 0, Some(TOHOST));
         hart.x[5] = TOHOST.wrapping_add(offset);

@@ -1,8 +1,7 @@
 //! What only the loader sees; what the machine shows is in `tests/loader.rs`.
 
 use super::load;
-use crate::LoadError;
-use crate::{BootMode, Image, MachineConfig};
+use crate::{BootMode, Image, LoadError, MachineConfig};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -92,11 +91,15 @@ fn no_symbol_table_makes_the_loader_panic() {
 #[test]
 fn a_disk_comes_out_of_the_image() {
     let kernel = elf_with_symbols(&[]);
-    let disk = [7; 512];
-    let image = Image { kernel: &kernel, initrd: None, disk: Some(&disk) }.pack();
-    let config = MachineConfig { disk_bytes: 4096, ..config(BootMode::Firmware) };
-    let loaded = load(&config, &image).unwrap().disk.unwrap();
-    assert_eq!((loaded.length(), loaded.slice(0, 513).unwrap()), (4096, &[&disk[..], &[0]].concat()[..]));
-    assert!(load(&MachineConfig { disk_bytes: 0, ..config.clone() }, &kernel).unwrap().disk.is_none());
-    assert!(matches!(load(&MachineConfig { disk_bytes: 0, ..config }, &image), Err(LoadError::Config(_))));
+    let contents = [7; 512];
+    let image = Image { kernel: &kernel, initrd: None, disk: Some(&contents) }.pack();
+    let config = MachineConfig { disk_bytes: 8192, ..config(BootMode::Firmware) };
+    let disk = load(&config, &image).unwrap().disk.unwrap();
+    assert_eq!((disk.length(), disk.slice(0, 513)), (8192, Some(&[&contents[..], &[0]].concat()[..])));
+    let empty = load(&config, &kernel).unwrap().disk.unwrap();
+    assert_eq!((empty.length(), empty.slice(0, 512)), (8192, Some(&[0; 512][..])));
+
+    let without = MachineConfig { disk_bytes: 0, ..config };
+    assert!(load(&without, &kernel).unwrap().disk.is_none());
+    assert!(matches!(load(&without, &image), Err(LoadError::Config(_))), "there is no disk for it");
 }

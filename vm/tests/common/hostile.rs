@@ -1,15 +1,22 @@
 //! Guests that do everything wrong, at devices above all, and a world that does the same to them.
 
 use super::{
-    ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw, elf_of_bytes,
-    jal, li, load, r_type, store,
+    BLK, ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
+    elf_of_bytes, jal, li, load, r_type, small_config, store,
 };
-use vm::{Event, FRAME_BYTES_MAX};
+use vm::{Event, FRAME_BYTES_MAX, MachineConfig};
 
 const RAM_END: u64 = RAM + (4 << 20);
 const PLIC: u64 = 0x0c00_0000;
+/// The queues: two of the network device, and the disk's.
+const QUEUES: [(u64, u64); 3] = [(NET, 0), (NET, 1), (BLK, 0)];
 /// Descriptor table, available ring and used ring of each queue, as far as the guest keeps to them.
-const RINGS: [[u64; 3]; 2] = [[0x3_0000, 0x3_2000, 0x3_3000], [0x3_1000, 0x3_2800, 0x3_4000]];
+const RINGS: [[u64; 3]; 3] =
+    [[0x3_0000, 0x3_2000, 0x3_3000], [0x3_1000, 0x3_2800, 0x3_4000], [0x3_5000, 0x3_6000, 0x3_7000]];
+/// The headers of requests to the disk.
+const HEADERS: u64 = 0x3_8000;
+const HEADERS_END: u64 = HEADERS + 16 * 256;
+pub(crate) const DISK_BYTES: u64 = 32 << 10;
 const DATA: u64 = RAM + 0x10_0000;
 
 /// SplitMix64, so that a seed means the same for ever.
@@ -54,12 +61,24 @@ impl Random {
 
     /// An address that something should go wrong at.
     fn address(&mut self) -> u64 {
-        let edge = self.pick(&[RAM, RAM_END, UART, UART + 8, NET, NET + 0x100, NET + 0x1000, PLIC, PLIC + 0x60_0000]);
+        let edge = self.pick(&[
+            RAM,
+            RAM_END,
+            UART,
+            UART + 8,
+            NET,
+            NET + 0x100,
+            BLK,
+            BLK + 0x118,
+            BLK + 0x1000,
+            PLIC,
+            PLIC + 0x60_0000,
+        ]);
         match self.below(6) {
             0 => self.next(),
             1 => u64::MAX - self.below(16),
             2 => DATA + self.below(0x1000),
-            3 => RAM + 0x3_0000 + self.below(0x5000),
+            3 => RAM + 0x3_0000 + self.below(HEADERS_END - 0x3_0000),
             _ => edge.wrapping_add(self.below(32)).wrapping_sub(16),
         }
     }
@@ -78,7 +97,7 @@ impl Random {
 struct Guest<'a> {
     random: &'a mut Random,
     code: Vec<u32>,
-    available: [u64; 2],
+    available: [u64; QUEUES.len()],
 }
 
 impl Guest<'_> {
@@ -86,44 +105,56 @@ impl Guest<'_> {
         self.code.extend([li(5, address), li(6, value), vec![store(funct3, 6, 5, 0)]].concat());
     }
 
-    fn net(&mut self, register: u64, value: u64) {
-        self.write(NET + register, value, 2);
+    fn register(&mut self, device: u64, register: u64, value: u64) {
+        self.write(device + register, value, 2);
     }
 
     /// Sets a queue up, mostly as a driver would.
     fn queue(&mut self, queue: usize) {
-        self.net(0x30, queue as u64);
+        let (device, number) = QUEUES[queue];
+        self.register(device, 0x30, number);
         if self.random.one_in(3) {
-            self.net(0x44, 0);
+            self.register(device, 0x44, 0);
         }
-        let size = if self.random.slips(8) { self.random.value() } else { self.random.pick(&[8, 8, 256]) };
-        self.net(0x38, size);
+        let usual = if device == BLK { 32 } else { 8 };
+        let size = if self.random.slips(8) { self.random.value() } else { self.random.pick(&[usual, usual, 256]) };
+        self.register(device, 0x38, size);
         for (register, part) in [0x80, 0x90, 0xa0].into_iter().zip(RINGS[queue]) {
             let address = if self.random.slips(20) { self.random.address() } else { RAM + part };
-            self.net(register, address & 0xffff_ffff);
-            self.net(register + 4, address >> 32);
+            self.register(device, register, address & 0xffff_ffff);
+            self.register(device, register + 4, address >> 32);
         }
-        self.net(0x44, 1);
+        self.register(device, 0x44, 1);
     }
 
-    fn device(&mut self) {
-        self.net(0x70, 0);
-        self.net(0x24, 1);
-        self.net(0x20, 1);
-        self.net(0x70, 11);
-        self.queue(0);
-        self.queue(1);
-        self.net(0x70, 15);
-        self.available = [0; 2];
-        for [_, available, _] in RINGS {
-            self.write(RAM + available + 2, 0, 1);
+    /// Sets a device up, mostly as a driver would.
+    fn device(&mut self, device: u64) {
+        for (register, value) in [(0x70, 0), (0x24, 1), (0x20, 1), (0x70, 11)] {
+            self.register(device, register, value);
         }
+        for queue in (0..QUEUES.len()).filter(|queue| QUEUES[*queue].0 == device) {
+            self.queue(queue);
+            self.available[queue] = 0;
+            self.write(RAM + RINGS[queue][1] + 2, 0, 1);
+        }
+        self.register(device, 0x70, 15);
     }
 
     fn offer(&mut self, queue: usize) {
         let more = if self.random.slips(40) { self.random.below(70_000) } else { self.random.below(5) };
+        self.offer_more(queue, more);
+    }
+
+    fn offer_more(&mut self, queue: usize, more: u64) {
         self.available[queue] += more;
         self.write(RAM + RINGS[queue][1] + 2, self.available[queue] & 0xffff, 1);
+    }
+
+    /// Makes as many requests to the disk as there are descriptors for.
+    fn disk_requests(&mut self) {
+        let more = if self.random.slips(60) { self.random.below(10) } else { self.random.below(3) };
+        self.offer_more(2, more);
+        self.register(BLK, 0x50, 0);
     }
 
     fn firmware_call(&mut self) {
@@ -155,22 +186,26 @@ impl Guest<'_> {
     }
 
     fn gadget(&mut self) {
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..=2 => self.offer(1),
             3..=4 => self.offer(0),
             5..=7 => {
                 let queue = self.random.below(3);
-                self.net(0x50, queue);
+                self.register(NET, 0x50, queue);
             }
             8 => {
-                let queue = usize::from(self.random.one_in(2));
+                let queue = self.random.pick(&[0, 1, 2]);
                 self.queue(queue);
             }
-            9 if self.random.one_in(3) => self.device(),
+            9 if self.random.one_in(3) => {
+                let device = self.random.pick(&[NET, BLK]);
+                self.device(device);
+            }
             10 if self.random.slips(1) => {
                 let (register, value) = (self.random.below(0x41) * 4, self.random.value());
                 let width = self.random.pick(&[2, 2, 2, 2, 0, 1, 3]);
-                self.write(NET + register, value, width);
+                let device = self.random.pick(&[NET, BLK]);
+                self.write(device + register, value, width);
             }
             11 => {
                 let register = self.random.pick(&[4, 40, 0x1000, 0x2080, 0x2084, 0x20_1000, 0x20_1004]);
@@ -196,9 +231,47 @@ impl Guest<'_> {
                 let word = self.random.next().to_le_bytes();
                 self.code.push(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
             }
+            19 | 20 => self.disk_requests(),
             _ => self.code.push(NOP),
         }
     }
+}
+
+/// A descriptor of a request: three of them are a header, data, and a status.
+fn disk_descriptor(random: &mut Random, index: u64) -> [u8; 16] {
+    let data = DATA + random.below(0x8000);
+    let length = random.pick(&[512, 512, 1024, 4096, 20, 0]);
+    let (address, bytes, flags) = match index % 3 {
+        0 => (RAM + HEADERS + 16 * index, 16, 1),
+        1 if random.one_in(2) => (data, length, 3),
+        // The code: everywhere else there is little to write.
+        1 => (RAM + random.below(0x8000), length, 1),
+        _ => (data, 1, 2),
+    };
+    let address = if random.slips(120) { random.address() } else { address };
+    let bytes: u32 = if random.slips(120) { random.pick(&[0, 15, 2 << 20, u32::MAX]) } else { bytes };
+    let flags = if random.slips(120) { flags ^ 2 } else { flags };
+    let next = if random.slips(120) { random.below(0x1_0000) } else { index + 1 };
+    packed(address, bytes, flags, u16::try_from(next).unwrap())
+}
+
+fn packed(address: u64, bytes: u32, flags: u16, next: u16) -> [u8; 16] {
+    let mut descriptor = [0; 16];
+    descriptor[..8].copy_from_slice(&address.to_le_bytes());
+    descriptor[8..12].copy_from_slice(&bytes.to_le_bytes());
+    descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
+    descriptor[14..].copy_from_slice(&next.to_le_bytes());
+    descriptor
+}
+
+/// The header of a request to the disk: its kind and the sector.
+fn header(random: &mut Random) -> [u8; 16] {
+    let kind: u32 = random.pick(&[0, 0, 0, 1, 1, 1, 1, 4, 8, u32::MAX]);
+    let sector = if random.one_in(8) { random.next() } else { random.below(DISK_BYTES / 512 + 1) };
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&kind.to_le_bytes());
+    header[8..].copy_from_slice(&sector.to_le_bytes());
+    header
 }
 
 fn descriptor(random: &mut Random, queue: usize, index: u64) -> [u8; 16] {
@@ -209,12 +282,12 @@ fn descriptor(random: &mut Random, queue: usize, index: u64) -> [u8; 16] {
     let chained = u16::from(random.one_in(3) && index % 8 < 7);
     let next = if random.slips(30) { random.below(0x1_0000) } else { index + 1 };
     let next = u16::try_from(next).unwrap();
-    let mut descriptor = [0; 16];
-    descriptor[..8].copy_from_slice(&address.to_le_bytes());
-    descriptor[8..12].copy_from_slice(&bytes.to_le_bytes());
-    descriptor[12..14].copy_from_slice(&(direction | chained).to_le_bytes());
-    descriptor[14..].copy_from_slice(&next.to_le_bytes());
-    descriptor
+    packed(address, bytes, direction | chained, next)
+}
+
+/// What such a guest runs on: its devices, and a small disk.
+pub(crate) fn config() -> MachineConfig {
+    MachineConfig { disk_bytes: DISK_BYTES, ..small_config() }
 }
 
 /// An image of such a guest.
@@ -222,22 +295,31 @@ pub(crate) fn image(random: &mut Random) -> Vec<u8> {
     // The handler goes on behind whatever trapped.
     let handler = [csrrs(30, SEPC, 0), addi(30, 30, 4), csrrw(0, SEPC, 30), SRET];
     let set_up = [li(31, RAM + 4), vec![csrrw(0, STVEC, 31)]].concat();
-    let mut guest = Guest { random, code: [vec![jal(0, 20)], handler.to_vec(), set_up].concat(), available: [0; 2] };
-    guest.device();
+    let mut guest =
+        Guest { random, code: [vec![jal(0, 20)], handler.to_vec(), set_up].concat(), available: [0; QUEUES.len()] };
+    guest.device(NET);
+    guest.device(BLK);
+    (0..4).for_each(|_| guest.disk_requests());
     while guest.code.len() < 10_000 {
         guest.gadget();
     }
     let Guest { random, code, .. } = guest;
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
-    bytes.resize(0x3_5000, 0);
+    bytes.resize(usize::try_from(HEADERS_END).unwrap(), 0);
+    let mut put = |place: u64, value: &[u8]| {
+        let place = usize::try_from(place).unwrap();
+        bytes[place..place + value.len()].copy_from_slice(value);
+    };
     for (queue, [table, available, _]) in RINGS.into_iter().enumerate() {
         for index in 0..256 {
-            let place = usize::try_from(table + 16 * index).unwrap();
-            bytes[place..place + 16].copy_from_slice(&descriptor(random, queue, index));
-            let place = usize::try_from(available + 4 + 2 * index).unwrap();
-            bytes[place..place + 2].copy_from_slice(&u16::try_from(random.below(8)).unwrap().to_le_bytes());
+            let is_disk = QUEUES[queue].0 == BLK;
+            let descriptor = if is_disk { disk_descriptor(random, index) } else { descriptor(random, queue, index) };
+            put(table + 16 * index, &descriptor);
+            let head = if is_disk && !random.slips(60) { 3 * random.below(10) } else { random.below(8) };
+            put(available + 4 + 2 * index, &u16::try_from(head).unwrap().to_le_bytes());
         }
     }
+    (0..256).for_each(|index| put(HEADERS + 16 * index, &header(random)));
     elf_of_bytes(&bytes)
 }
 

@@ -10,6 +10,7 @@ use vm::{BootMode, Event, Exit, InstructionCount, Machine, MachineConfig, Output
 pub(crate) const RAM: u64 = 0x8000_0000;
 pub(crate) const UART: u64 = 0x1000_0000;
 pub(crate) const NET: u64 = 0x1000_1000;
+pub(crate) const BLK: u64 = 0x1000_2000;
 pub(crate) const FINISHER: u64 = 0x10_0000;
 
 pub(crate) const SSTATUS: u32 = 0x100;
