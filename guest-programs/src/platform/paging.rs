@@ -43,18 +43,18 @@ pub fn start(boot: &Boot) -> bool {
     // SAFETY: nothing else uses the tables, and this runs once, on the only hart.
     unsafe {
         ROOT.0[RAM >> 30] = pointer(addr_of!(MIDDLE).addr());
-        for large_page in 0..LARGE_PAGES {
-            MIDDLE.0[large_page] = pointer(addr_of!(LEAVES[large_page]).addr());
-            for page in 0..ENTRIES {
-                LEAVES[large_page].0[page] = pointer(RAM + large_page * LARGE_PAGE_BYTES + page * PAGE_BYTES) | LEAF;
-            }
+        for table in 0..LARGE_PAGES {
+            MIDDLE.0[table] = pointer(addr_of!(LEAVES).addr() + table * PAGE_BYTES);
+        }
+        for page in 0..LARGE_PAGES * ENTRIES {
+            LEAVES[page / ENTRIES].0[page % ENTRIES] = pointer(RAM + page * PAGE_BYTES) | LEAF;
         }
     }
-    let satp = SV39 | addr_of!(ROOT).addr() / PAGE_BYTES;
+    let satp = SV39 | (addr_of!(ROOT).addr() / PAGE_BYTES);
     let found: usize;
     // SAFETY: everything that the guest uses has the same address with translation as without.
     unsafe {
-        asm!("csrw satp, {satp}", "sfence.vma", "csrr {found}, satp", satp = in(reg) satp, found = out(reg) found)
+        asm!("csrw satp, {satp}", "sfence.vma", "csrr {found}, satp", satp = in(reg) satp, found = out(reg) found);
     };
     if found != satp {
         return false;
@@ -67,5 +67,5 @@ pub fn start(boot: &Boot) -> bool {
 
 /// An entry for the table or the page at `physical`.
 const fn pointer(physical: usize) -> usize {
-    physical / PAGE_BYTES << 10 | VALID
+    (physical / PAGE_BYTES) << 10 | VALID
 }

@@ -131,9 +131,9 @@ fn multiply_divide() -> Vec<u8> {
     looped(&data_setup(), &body)
 }
 
-/// c.addi a0, 1; c.mv a1, a0; c.add a2, a1; c.slli a2, 3; c.xor a0, a1; c.sub a3, a0; c.sd a3, 0(s0); c.ld a4, 0(s0).
+/// c.addi a0, 1; c.mv a1, a0; c.add a2, a1; c.slli a2, 3; c.xor a3, a1; c.sub a3, a0; c.sd a3, 0(s0); c.ld a4, 0(s0).
 fn compressed() -> Vec<u8> {
-    const BODY: [u16; 8] = [0x0505, 0x85aa, 0x962e, 0x060e, 0x8d2d, 0x8e89, 0xe014, 0x6018];
+    const BODY: [u16; 8] = [0x0505, 0x85aa, 0x962e, 0x060e, 0x8ead, 0x8e89, 0xe014, 0x6018];
     let mut bytes: Vec<u8> = li(8, DATA).iter().flat_map(|word| word.to_le_bytes()).collect();
     let body = BODY.repeat(COPIES);
     bytes.extend(body.iter().flat_map(|half| half.to_le_bytes()));

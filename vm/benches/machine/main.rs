@@ -3,6 +3,8 @@
 //! Each construct is an endless loop of little else, assembled by hand. Elements per second are instructions per second.
 //! For what guests that compute something come to, there is `ft-bench interp`.
 
+#![expect(clippy::unwrap_used, reason = "a bench that can't be set up fails by panicking")]
+
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod constructs;
