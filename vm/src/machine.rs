@@ -4,7 +4,7 @@ use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::disk::Disk;
 use crate::event::FRAME_BYTES_MAX;
-use crate::hart::{AwaitedRead, Hart, Pause};
+use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
 use crate::ram::Ram;
@@ -105,6 +105,16 @@ impl Machine {
     ///
     /// What it says first if several things hold: outputs to be taken, the end of the guest, the limit, WFI, a read.
     pub fn run(&mut self, limit: InstructionCount) -> Exit {
+        self.run_at(Pace::Fast, limit)
+    }
+
+    /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one step to the next: the oracle
+    /// for tests of the fast one. It takes several times as long.
+    pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
+        self.run_at(Pace::Plain, limit)
+    }
+
+    fn run_at(&mut self, pace: Pace, limit: InstructionCount) -> Exit {
         loop {
             if !self.bus.outputs.is_empty() {
                 return Exit::Output;
@@ -119,7 +129,7 @@ impl Machine {
                 return Exit::WaitForInterrupt;
             }
             let until = limit.0.min(self.bus.outputs.deadline());
-            match self.hart.run(&mut self.bus, until) {
+            match self.hart.run(&mut self.bus, until, pace) {
                 Pause::Count => {}
                 // The device may have written what the reservation is for.
                 Pause::DeviceTouched => self.hart.drop_reservation(),

@@ -135,7 +135,11 @@ fn instructions_with_an_integer_result_make_the_state_dirty_by_their_flags_alone
     ];
     for &(instruction, operands, integer, fcsr) in cases {
         let outcome = outcome(instruction, 0, operands, 0, FS_CLEAN);
-        assert_eq!(outcome, Outcome { integer, float: 7, fcsr, dirty: fcsr != 0, trapped: false }, "{instruction:#010x}");
+        assert_eq!(
+            outcome,
+            Outcome { integer, float: 7, fcsr, dirty: fcsr != 0, trapped: false },
+            "{instruction:#010x}"
+        );
     }
 }
 

@@ -70,6 +70,15 @@ pub(crate) enum AwaitedRead {
     Seed,
 }
 
+/// How the hart executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// By what has been decoded and translated before, as far as that goes.
+    Fast,
+    /// Decoding every step and walking the page tables at every access.
+    Plain,
+}
+
 /// Why [`Hart::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
@@ -175,10 +184,12 @@ impl Hart {
     }
 
     /// Executes steps until the count is `until` or the machine has to act. The hart must not be waiting.
-    pub(crate) fn run(&mut self, bus: &mut Bus, until: u64) -> Pause {
+    ///
+    /// How it goes about it is `pace`, and nothing else depends on that.
+    pub(crate) fn run(&mut self, bus: &mut Bus, until: u64, pace: Pace) -> Pause {
         assert!(!self.waiting, "a waiting hart executes nothing");
         while self.count < until {
-            if self.deliverable_interrupt().is_none() {
+            if pace == Pace::Fast && self.deliverable_interrupt().is_none() {
                 self.run_fast(bus, until);
                 if self.count == until {
                     break;
