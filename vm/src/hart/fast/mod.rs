@@ -91,6 +91,8 @@ impl Hart {
             if !self.look_up_code(bus, env) {
                 return;
             }
+            // The tables that it was found by may be where stores have been cached to.
+            self.drop_stale(bus, env);
             let steps = (until - self.count).min(STEPS_MAX).cast_signed();
             // SAFETY: `prepare` has dropped what isn't right any more; the code at pc has been looked up.
             let left = unsafe {
