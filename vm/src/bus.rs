@@ -104,6 +104,11 @@ impl Bus {
         self.touched
     }
 
+    /// Something other than a device access has produced output or ended the guest.
+    pub(crate) const fn touch(&mut self) {
+        self.touched = true;
+    }
+
     /// Brings the consequences of device accesses and events to where they belong, at `count`. The result is the level of
     /// the hart's external interrupt line.
     pub(crate) fn settle(&mut self, count: u64) -> bool {

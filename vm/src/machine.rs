@@ -1,9 +1,8 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
 use crate::bus::Bus;
-use crate::config::MachineConfig;
+use crate::config::{BootMode, MachineConfig};
 use crate::event::FRAME_BYTES_MAX;
-use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
@@ -79,14 +78,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Loads an ELF image and puts the hart at its entry in S-mode with a0 = 0 and a1 = device tree.
+    /// Loads an ELF image and puts the hart at its entry with a0 = 0 and a1 = device tree: in S-mode, or in M-mode if the
+    /// configuration has no firmware.
     ///
     /// # Errors
     /// [`LoadError`] if the configuration is out of range or the image is not a loadable RV64 executable.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
         let Loaded { ram, entry, device_tree } = loader::load(config, image)?;
         Ok(Self {
-            hart: Hart::new(entry, device_tree),
+            hart: Hart::new(config.boot, entry, device_tree, None),
             bus: Bus::new(ram, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
@@ -268,10 +268,10 @@ impl Machine {
         writer.u64(*last_packet_number);
     }
 
-    /// The machine with this RAM and MAC whose state without the contents of RAM is `state`.
-    pub(crate) fn restored(ram: Ram, mac: [u8; 6], state: &[u8]) -> Result<Self, RestoreError> {
+    /// The machine with this RAM and MAC that boots in this way whose state without the contents of RAM is `state`.
+    pub(crate) fn restored(ram: Ram, mac: [u8; 6], boot: BootMode, state: &[u8]) -> Result<Self, RestoreError> {
         let mut reader = StateReader::new(state);
-        let hart = Hart::read_from(&mut reader)?;
+        let hart = Hart::read_from(&mut reader, boot)?;
         let bus = Bus::read_from(&mut reader, ram, mac, hart.count())?;
         let firmware = Firmware::read_from(&mut reader)?;
         let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
@@ -291,7 +291,7 @@ impl Machine {
             return Err(ApplyError::ClockWentBack { ticks, last: self.last_ticks });
         }
         self.last_ticks = ticks;
-        self.hart.complete_read(&self.bus, ticks);
+        self.hart.complete_read(&mut self.bus, ticks);
         Ok(())
     }
 
@@ -301,7 +301,7 @@ impl Machine {
         if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Seed) {
             return Err(ApplyError::NotRead("seed"));
         }
-        self.hart.complete_read(&self.bus, OPST_ES16 | u64::from(bits));
+        self.hart.complete_read(&mut self.bus, OPST_ES16 | u64::from(bits));
         Ok(())
     }
 
@@ -321,6 +321,6 @@ impl Machine {
     /// Draws the consequences of a step or an event, so that the machine is at rest.
     fn settle(&mut self) {
         let external = self.bus.settle(self.hart.count());
-        self.hart.set_pending(Interrupt::External, external);
+        self.hart.set_external_line(external);
     }
 }

@@ -7,7 +7,6 @@ use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;
 use crate::exit::StopReason;
 use crate::hart::Hart;
-use crate::hart::trap::Interrupt;
 use crate::mmu::GuestPhysAddr;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;
@@ -60,7 +59,7 @@ impl Firmware {
     /// The deadline has been reached: the interrupt becomes pending.
     pub(crate) const fn expire_timer(&mut self, hart: &mut Hart) {
         self.timer_deadline = None;
-        hart.set_pending(Interrupt::Timer, true);
+        hart.set_timer_pending(true);
     }
 
     /// Answers the call that the hart has just made.
@@ -114,7 +113,7 @@ impl Firmware {
     /// A new deadline takes back the interrupt of the one before.
     fn set_timer(&mut self, hart: &mut Hart, ticks: u64) {
         self.timer_deadline = Some(ticks).filter(|ticks| *ticks != NEVER);
-        hart.set_pending(Interrupt::Timer, false);
+        hart.set_timer_pending(false);
     }
 }
 

@@ -11,7 +11,7 @@
 //! are left to be taken while the guest waits. What was sent to whom, and when it is few enough, is not known here.
 
 use crate::LoadError;
-use crate::config::MachineConfig;
+use crate::config::{BootMode, MachineConfig};
 use crate::loader;
 use crate::machine::Machine;
 use crate::ram::{PageCopy, Ram};
@@ -57,6 +57,7 @@ impl Machine {
 pub struct Restoration {
     ram: Ram,
     mac: [u8; 6],
+    boot: BootMode,
 }
 
 impl Restoration {
@@ -65,7 +66,7 @@ impl Restoration {
     /// # Errors
     /// [`LoadError::Config`] if the configuration is out of range.
     pub fn new(config: &MachineConfig) -> Result<Self, LoadError> {
-        Ok(Self { ram: Ram::new(loader::checked_ram_bytes(config)?), mac: config.mac })
+        Ok(Self { ram: Ram::new(loader::checked_ram_bytes(config)?), mac: config.mac, boot: config.boot })
     }
 
     /// The contents of the pages from page index `first` on, as many as there are in `bytes`. A page may come again; the
@@ -84,6 +85,6 @@ impl Restoration {
     /// # Errors
     /// [`RestoreError`] if no machine of this configuration has such a state.
     pub fn finish(self, state: &[u8]) -> Result<Machine, RestoreError> {
-        Machine::restored(self.ram, self.mac, state)
+        Machine::restored(self.ram, self.mac, self.boot, state)
     }
 }

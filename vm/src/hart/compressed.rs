@@ -1,10 +1,11 @@
 //! The C extension: every 16-bit instruction stands for one of full length.
 //!
-//! Floating-point forms are illegal, as F and D aren't offered. HINTs expand to what their fields say, which has no effect
+//! HINTs expand to what their fields say, which has no effect
 //! because their destination is x0.
 
 use super::alu::AluOp;
 use super::decode::{Condition, Instruction, LoadKind, Register, StoreKind};
+use super::float::instruction::{FloatFormat, FloatRegister};
 
 /// Expands the instruction in the low 16 bits of `bits`, whose two lowest aren't both set.
 pub(crate) fn expand(bits: u32) -> Instruction {
@@ -30,6 +31,11 @@ const fn short_register(bits: u32, from: u32) -> Register {
     Register::new(8 + field(bits, from, 3, 0))
 }
 
+/// The floating-point register that a three-bit field at `from` names: f8 to f15.
+const fn short_float_register(bits: u32, from: u32) -> FloatRegister {
+    FloatRegister::new(8 + field(bits, from, 3, 0))
+}
+
 const fn funct3(bits: u32) -> u32 {
     field(bits, 13, 3, 0)
 }
@@ -45,7 +51,7 @@ const fn shift_amount(bits: u32) -> i32 {
 }
 
 fn quadrant_0(bits: u32) -> Instruction {
-    let (rs1, other) = (short_register(bits, 7), short_register(bits, 2));
+    let (rs1, other, other_float) = (short_register(bits, 7), short_register(bits, 2), short_float_register(bits, 2));
     let word_offset = (field(bits, 6, 1, 2) | field(bits, 10, 3, 3) | field(bits, 5, 1, 6)).cast_signed();
     let double_offset = (field(bits, 10, 3, 3) | field(bits, 5, 2, 6)).cast_signed();
     match funct3(bits) {
@@ -56,8 +62,10 @@ fn quadrant_0(bits: u32) -> Instruction {
             }
             add_immediate(other, Register::SP, immediate.cast_signed())
         }
+        1 => Instruction::FloatLoad { format: FloatFormat::Double, rd: other_float, rs1, offset: double_offset },
         2 => Instruction::Load { kind: LoadKind::Word, rd: other, rs1, offset: word_offset },
         3 => Instruction::Load { kind: LoadKind::Double, rd: other, rs1, offset: double_offset },
+        5 => Instruction::FloatStore { format: FloatFormat::Double, rs1, rs2: other_float, offset: double_offset },
         6 => Instruction::Store { kind: StoreKind::Word, rs1, rs2: other, offset: word_offset },
         7 => Instruction::Store { kind: StoreKind::Double, rs1, rs2: other, offset: double_offset },
         _ => Instruction::Illegal,
@@ -97,9 +105,21 @@ fn quadrant_2(bits: u32) -> Instruction {
         |kind, offset: u32| Instruction::Store { kind, rs1: Register::SP, rs2, offset: offset.cast_signed() };
     match funct3(bits) {
         0 => Instruction::AluImmediate { op: AluOp::Sll, rd, rs1: rd, immediate: shift_amount(bits) },
+        1 => Instruction::FloatLoad {
+            format: FloatFormat::Double,
+            rd: FloatRegister::new(bits >> 7),
+            rs1: Register::SP,
+            offset: double_load.cast_signed(),
+        },
         2 => from_stack(LoadKind::Word, word_load),
         3 => from_stack(LoadKind::Double, double_load),
         4 => move_add_or_jump(bits, rd, rs2),
+        5 => Instruction::FloatStore {
+            format: FloatFormat::Double,
+            rs1: Register::SP,
+            rs2: FloatRegister::new(bits >> 2),
+            offset: double_store.cast_signed(),
+        },
         6 => to_stack(StoreKind::Word, word_store),
         7 => to_stack(StoreKind::Double, double_store),
         _ => Instruction::Illegal,
@@ -263,6 +283,16 @@ mod tests {
         (0x857e, 0x01f00533), // c.mv a0, t6
         (0x957e, 0x01f50533), // c.add a0, t6
         (0x9002, 0x00100073), // c.ebreak
+        (0x3ef0, 0x0f86b607), // c.fld fa2, 248(a3)
+        (0x22b0, 0x0406b607), // c.fld fa2, 64(a3)
+        (0xa3f8, 0x0ce7b027), // c.fsd fa4, 192(a5)
+        (0xa780, 0x0087b427), // c.fsd fs0, 8(a5)
+        (0x3ffe, 0x1f813f87), // c.fldsp ft11, 504(sp)
+        (0x2022, 0x00813007), // c.fldsp ft0, 8(sp)
+        (0x3502, 0x02013507), // c.fldsp fa0, 32(sp)
+        (0xbffe, 0x1ff13c27), // c.fsdsp ft11, 504(sp)
+        (0xa082, 0x04013027), // c.fsdsp ft0, 64(sp)
+        (0xa42a, 0x00a13427), // c.fsdsp fa0, 8(sp)
     ];
 
     #[test]
@@ -273,11 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn reserved_and_floating_point_encodings_are_illegal() {
-        // All zero, c.addi4spn of 0, c.fld, c.fsd, c.addiw x0, c.lui of 0, c.addi16sp of 0, reserved arithmetic,
-        // c.lwsp x0, c.ldsp x0, c.fldsp, c.fsdsp, c.jr x0.
-        let encodings =
-            [0x0000, 0x0004, 0x2000, 0xa000, 0x2005, 0x6081, 0x6101, 0x9c41, 0x4012, 0x6012, 0x2002, 0xa002, 0x8002];
+    fn reserved_encodings_are_illegal() {
+        // All zero, c.addi4spn of 0, c.addiw x0, c.lui of 0, c.addi16sp of 0, reserved arithmetic,
+        // c.lwsp x0, c.ldsp x0, c.jr x0.
+        let encodings = [0x0000, 0x0004, 0x2005, 0x6081, 0x6101, 0x9c41, 0x4012, 0x6012, 0x8002];
         for bits in encodings {
             assert_eq!(expand(bits), Instruction::Illegal, "{bits:#06x}");
         }

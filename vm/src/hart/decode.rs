@@ -4,6 +4,7 @@
 
 use super::alu::AluOp;
 use super::compressed;
+use super::float::instruction::{self as float, FloatFormat, FloatInstruction, FloatRegister};
 
 /// An integer register's number, 0 to 31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,15 @@ pub(crate) enum AtomicWidth {
     Double,
 }
 
+impl AtomicWidth {
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            Self::Word => 4,
+            Self::Double => 8,
+        }
+    }
+}
+
 /// What an AMO does to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AmoOp {
@@ -114,7 +124,7 @@ impl CsrInstruction {
     }
 }
 
-/// One instruction of RV64IMA, Zicsr, Zifencei or the supervisor level, immediates sign-extended.
+/// One instruction of RV64IMAFD, Zicsr, Zifencei or the supervisor level, immediates sign-extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instruction {
     Lui {
@@ -182,6 +192,19 @@ pub(crate) enum Instruction {
         rs1: Register,
         rs2: Register,
     },
+    FloatLoad {
+        format: FloatFormat,
+        rd: FloatRegister,
+        rs1: Register,
+        offset: i32,
+    },
+    FloatStore {
+        format: FloatFormat,
+        rs1: Register,
+        rs2: FloatRegister,
+        offset: i32,
+    },
+    Float(FloatInstruction),
     Csr(CsrInstruction),
     /// Nothing to order: one hart, and devices act at once.
     Fence,
@@ -192,10 +215,14 @@ pub(crate) enum Instruction {
     Ecall,
     Ebreak,
     Sret,
+    Mret,
     Wfi,
     /// Reserved, or of an extension that isn't offered.
     Illegal,
 }
+
+// Predecoded instructions are kept by the thousand.
+const _: () = assert!(size_of::<Instruction>() == 8);
 
 /// Length in bytes of the instruction that begins with `bits`: 2 or 4. Longer formats aren't offered and trap.
 #[inline]
@@ -212,15 +239,19 @@ pub(crate) fn decode(bits: u32) -> Instruction {
     let (rd, rs1) = (Register::new(bits >> 7), Register::new(bits >> 15));
     match (bits >> 2) & 0x1f {
         0b0_0000 => load(bits),
+        0b0_0001 => float_load(bits),
         0b0_0011 => fence(bits),
         0b0_0100 => alu_immediate(bits),
         0b0_0101 => Instruction::Auipc { rd, immediate: u_immediate(bits) },
         0b0_0110 => alu_immediate_word(bits),
         0b0_1000 => store(bits),
+        0b0_1001 => float_store(bits),
         0b0_1011 => atomic(bits),
         0b0_1100 => alu_register(bits),
         0b0_1101 => Instruction::Lui { rd, immediate: u_immediate(bits) },
         0b0_1110 => alu_register_word(bits),
+        0b1_0000..=0b1_0011 => float::decode_multiply_add(bits),
+        0b1_0100 => float::decode_operation(bits),
         0b1_1000 => branch(bits),
         0b1_1001 if funct3(bits) == 0 => Instruction::Jalr { rd, rs1, offset: i_immediate(bits) },
         0b1_1011 => Instruction::Jal { rd, offset: j_immediate(bits) },
@@ -294,6 +325,20 @@ fn store(bits: u32) -> Instruction {
     };
     let (rs1, rs2) = (Register::new(bits >> 15), Register::new(bits >> 20));
     Instruction::Store { kind, rs1, rs2, offset: s_immediate(bits) }
+}
+
+#[inline]
+fn float_load(bits: u32) -> Instruction {
+    let Some(format) = float::memory_format(funct3(bits)) else { return Instruction::Illegal };
+    let (rd, rs1) = (FloatRegister::new(bits >> 7), Register::new(bits >> 15));
+    Instruction::FloatLoad { format, rd, rs1, offset: i_immediate(bits) }
+}
+
+#[inline]
+fn float_store(bits: u32) -> Instruction {
+    let Some(format) = float::memory_format(funct3(bits)) else { return Instruction::Illegal };
+    let (rs1, rs2) = (Register::new(bits >> 15), FloatRegister::new(bits >> 20));
+    Instruction::FloatStore { format, rs1, rs2, offset: s_immediate(bits) }
 }
 
 /// Reserved fields of fences are ignored, as the specification asks of implementations.
@@ -435,6 +480,7 @@ fn system(bits: u32) -> Instruction {
                 0x0000_0073 => Instruction::Ecall,
                 0x0010_0073 => Instruction::Ebreak,
                 0x1020_0073 => Instruction::Sret,
+                0x3020_0073 => Instruction::Mret,
                 0x1050_0073 => Instruction::Wfi,
                 _ if funct7(bits) == SFENCE_VMA && Register::new(bits >> 7) == Register::ZERO => Instruction::SfenceVma,
                 _ => Instruction::Illegal,

@@ -1,6 +1,7 @@
 //! What each instruction does.
 
 use super::alu::{self, AluOp};
+use super::csr::Status;
 use super::decode::{AmoOp, AtomicWidth, Condition, Instruction, LoadKind, Register, StoreKind};
 use super::trap::{Exception, Trap};
 use super::{Hart, Privilege, Unretired};
@@ -33,9 +34,12 @@ impl Hart {
                     return Ok(self.pc.wrapping_add(sign_extended(offset)));
                 }
             }
-            Instruction::Load { kind, rd, rs1, offset } => self.load(bus, kind, rd, self.effective(rs1, offset))?,
+            Instruction::Load { kind, rd, rs1, offset } => {
+                let value = self.load_integer(bus, kind, self.effective(rs1, offset))?;
+                self.set_register(rd, value);
+            }
             Instruction::Store { kind, rs1, rs2, offset } => {
-                self.store(bus, kind, self.effective(rs1, offset), self.register(rs2))?;
+                self.store_integer(bus, kind, self.effective(rs1, offset), self.register(rs2))?;
             }
             Instruction::AluImmediate { op, rd, rs1, immediate } => {
                 self.set_register(rd, alu::compute(op, self.register(rs1), sign_extended(immediate)));
@@ -48,13 +52,20 @@ impl Hart {
                 self.store_conditional(bus, width, rd, rs1, rs2)?;
             }
             Instruction::Amo { op, width, rd, rs1, rs2 } => self.amo(bus, op, width, rd, rs1, rs2)?,
+            Instruction::FloatLoad { format, rd, rs1, offset } => {
+                self.load_float(bus, format, rd, self.effective(rs1, offset))?;
+            }
+            Instruction::FloatStore { format, rs1, rs2, offset } => {
+                self.store_float(bus, format, self.effective(rs1, offset), rs2)?;
+            }
+            Instruction::Float(instruction) => self.execute_float(instruction)?,
             Instruction::Csr(instruction) => self.execute_csr(instruction)?,
             Instruction::Fence | Instruction::FenceI => {}
-            Instruction::SfenceVma | Instruction::Sret | Instruction::Wfi if self.privilege == Privilege::User => {
-                return Err(Unretired::Illegal);
-            }
+            Instruction::SfenceVma if !self.may(Status::TVM) => return Err(Unretired::Illegal),
             Instruction::SfenceVma => {}
-            Instruction::Sret => return Ok(self.leave_trap()),
+            Instruction::Sret => return self.supervisor_return(),
+            Instruction::Mret => return self.machine_return(),
+            Instruction::Wfi if !self.may(Status::TW) => return Err(Unretired::Illegal),
             Instruction::Wfi => return Err(Unretired::WaitForInterrupt),
             Instruction::Ecall => return Err(self.environment_call()),
             Instruction::Ebreak => return Err(Trap { exception: Exception::Breakpoint, tval: self.pc }.into()),
@@ -63,10 +74,12 @@ impl Hart {
         Ok(next_pc)
     }
 
-    const fn environment_call(&self) -> Unretired {
+    /// Whether an instruction of the supervisor that the bit `trapped` of `mstatus` keeps for M-mode is legal now.
+    pub(super) fn may(&self, trapped: u64) -> bool {
         match self.privilege {
-            Privilege::User => Unretired::Trap(Trap { exception: Exception::UserEnvironmentCall, tval: 0 }),
-            Privilege::Supervisor | Privilege::Machine => Unretired::FirmwareCall,
+            Privilege::User => false,
+            Privilege::Supervisor => !self.csrs.status.has(trapped),
+            Privilege::Machine => true,
         }
     }
 
@@ -76,37 +89,38 @@ impl Hart {
     }
 
     #[inline]
-    fn load(&mut self, bus: &mut Bus, kind: LoadKind, rd: Register, address: GuestVirtAddr) -> Result<(), Trap> {
-        let physical = self.mmu.translate(address, Access::Load)?;
-        let value = match kind {
-            LoadKind::Byte => bus.load(physical).map(|bytes| sign_extended(i8::from_le_bytes(bytes).into())),
-            LoadKind::Half => bus.load(physical).map(|bytes| sign_extended(i16::from_le_bytes(bytes).into())),
-            LoadKind::Word => bus.load(physical).map(|bytes| sign_extended(i32::from_le_bytes(bytes))),
-            LoadKind::Double => bus.load(physical).map(u64::from_le_bytes),
-            LoadKind::ByteUnsigned => bus.load(physical).map(|bytes| u8::from_le_bytes(bytes).into()),
-            LoadKind::HalfUnsigned => bus.load(physical).map(|bytes| u16::from_le_bytes(bytes).into()),
-            LoadKind::WordUnsigned => bus.load(physical).map(|bytes| u32::from_le_bytes(bytes).into()),
-        };
-        self.set_register(rd, value.ok_or(Access::Load.fault(address))?);
-        Ok(())
+    fn load_integer(&mut self, bus: &mut Bus, kind: LoadKind, address: GuestVirtAddr) -> Result<u64, Trap> {
+        Ok(match kind {
+            LoadKind::Byte => sign_extended(i8::from_le_bytes(self.load(bus, address)?).into()),
+            LoadKind::Half => sign_extended(i16::from_le_bytes(self.load(bus, address)?).into()),
+            LoadKind::Word => sign_extended(i32::from_le_bytes(self.load(bus, address)?)),
+            LoadKind::Double => u64::from_le_bytes(self.load(bus, address)?),
+            LoadKind::ByteUnsigned => u8::from_le_bytes(self.load(bus, address)?).into(),
+            LoadKind::HalfUnsigned => u16::from_le_bytes(self.load(bus, address)?).into(),
+            LoadKind::WordUnsigned => u32::from_le_bytes(self.load(bus, address)?).into(),
+        })
     }
 
     #[inline]
-    fn store(&self, bus: &mut Bus, kind: StoreKind, address: GuestVirtAddr, value: u64) -> Result<(), Trap> {
-        let physical = self.mmu.translate(address, Access::Store)?;
+    fn store_integer(
+        &mut self,
+        bus: &mut Bus,
+        kind: StoreKind,
+        address: GuestVirtAddr,
+        value: u64,
+    ) -> Result<(), Trap> {
         let [b0, b1, b2, b3, ..] = value.to_le_bytes();
-        let stored = match kind {
-            StoreKind::Byte => bus.store(physical, [b0]),
-            StoreKind::Half => bus.store(physical, [b0, b1]),
-            StoreKind::Word => bus.store(physical, [b0, b1, b2, b3]),
-            StoreKind::Double => bus.store(physical, value.to_le_bytes()),
-        };
-        stored.ok_or(Access::Store.fault(address))
+        match kind {
+            StoreKind::Byte => self.store(bus, address, [b0]),
+            StoreKind::Half => self.store(bus, address, [b0, b1]),
+            StoreKind::Word => self.store(bus, address, [b0, b1, b2, b3]),
+            StoreKind::Double => self.store(bus, address, value.to_le_bytes()),
+        }
     }
 
-    fn load_reserved(&mut self, bus: &Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {
+    fn load_reserved(&mut self, bus: &mut Bus, width: AtomicWidth, rd: Register, rs1: Register) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Load)?;
+        let physical = self.atomic_address(bus, width, address, Access::Load)?;
         let value = load_atomic(bus, width, physical).ok_or(Access::Load.fault(address))?;
         self.reservation = Some(physical);
         self.set_register(rd, value);
@@ -123,12 +137,13 @@ impl Hart {
         rs2: Register,
     ) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Store)?;
+        let physical = self.atomic_address(bus, width, address, Access::Store)?;
         // A store that could not be done faults even without a reservation.
         load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
         let succeeds = self.reservation.take() == Some(physical);
         if succeeds {
             store_atomic(bus, width, physical, self.register(rs2)).ok_or(Access::Store.fault(address))?;
+            self.notice_tohost(bus, physical, width.bytes());
         }
         self.set_register(rd, u64::from(!succeeds));
         Ok(())
@@ -144,7 +159,7 @@ impl Hart {
         rs2: Register,
     ) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
-        let physical = self.atomic_address(width, address, Access::Store)?;
+        let physical = self.atomic_address(bus, width, address, Access::Store)?;
         let old = load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
         let operand = match width {
             AtomicWidth::Word => alu::compute(AluOp::AddW, self.register(rs2), 0),
@@ -152,6 +167,7 @@ impl Hart {
         };
         let new = combine(op, old, operand);
         store_atomic(bus, width, physical, new).ok_or(Access::Store.fault(address))?;
+        self.notice_tohost(bus, physical, width.bytes());
         self.set_register(rd, old);
         Ok(())
     }
@@ -159,16 +175,13 @@ impl Hart {
     /// The physical address of an atomic access, which has to be aligned.
     fn atomic_address(
         &self,
+        bus: &mut Bus,
         width: AtomicWidth,
         address: GuestVirtAddr,
         access: Access,
     ) -> Result<GuestPhysAddr, Trap> {
-        let alignment = match width {
-            AtomicWidth::Word => 4,
-            AtomicWidth::Double => 8,
-        };
-        if address.0.is_multiple_of(alignment) {
-            return self.mmu.translate(address, access);
+        if address.0.is_multiple_of(width.bytes()) {
+            return self.translate(bus, address, access);
         }
         let exception = match access {
             Access::Fetch | Access::Load => Exception::LoadAddressMisaligned,

@@ -15,15 +15,20 @@ mod csr;
 mod decode;
 mod execute;
 mod float;
+mod memory;
+mod tohost;
 pub(crate) mod trap;
 
 use crate::bus::Bus;
-use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr, Mmu};
+use crate::config::BootMode;
+use crate::mmu::{GuestPhysAddr, Mmu};
+use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
 use float::FloatState;
-use trap::{Exception, Interrupt, Trap};
+use memory::Fetched;
+use trap::{Exception, Trap};
 
 /// Who the guest's code is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +40,21 @@ pub(crate) enum Privilege {
 
 impl Privilege {
     /// The number of the mode, as CSR addresses have it.
-    const fn level(self) -> u16 {
+    const fn level(self) -> u8 {
         match self {
             Self::User => 0,
             Self::Supervisor => 1,
             Self::Machine => 3,
+        }
+    }
+
+    /// The mode with this number.
+    const fn from_level(level: u64) -> Option<Self> {
+        match level {
+            0 => Some(Self::User),
+            1 => Some(Self::Supervisor),
+            3 => Some(Self::Machine),
+            _ => None,
         }
     }
 }
@@ -85,7 +100,7 @@ impl From<Trap> for Unretired {
     }
 }
 
-/// One RV64IMAC hart with S-mode and U-mode.
+/// One RV64GC hart with M-mode, S-mode and U-mode.
 ///
 /// Invariants: `x[0]` is 0; `waiting` only while nothing enabled is pending; `pc` is even.
 #[derive(Debug)]
@@ -93,6 +108,8 @@ pub(crate) struct Hart {
     x: [u64; 32],
     pc: u64,
     count: u64,
+    /// Whose the environment calls of the supervisor are.
+    boot: BootMode,
     privilege: Privilege,
     csrs: Csrs,
     float: FloatState,
@@ -100,23 +117,32 @@ pub(crate) struct Hart {
     /// Where the last LR read, if its reservation is still valid.
     reservation: Option<GuestPhysAddr>,
     waiting: bool,
+    /// Where a guest without firmware speaks to whoever runs it.
+    tohost: Option<GuestPhysAddr>,
 }
 
 impl Hart {
-    /// A hart in S-mode at `entry`, as firmware starts a supervisor: a0 = hart id 0, a1 = device tree.
-    pub(crate) const fn new(entry: u64, device_tree: u64) -> Self {
+    /// A hart at `entry` with a0 = hart id 0 and a1 = device tree: in S-mode, as firmware starts a supervisor, or in M-mode
+    /// if there is no firmware.
+    pub(crate) fn new(boot: BootMode, entry: u64, device_tree: u64, tohost: Option<u64>) -> Self {
         let mut x = [0; 32];
         x[11] = device_tree;
+        let privilege = match boot {
+            BootMode::Firmware => Privilege::Supervisor,
+            BootMode::Bare => Privilege::Machine,
+        };
         Self {
             x,
             pc: entry,
             count: 0,
-            privilege: Privilege::Supervisor,
-            csrs: Csrs::new(),
+            boot,
+            privilege,
+            csrs: Csrs::new(boot),
             float: FloatState::new(),
             mmu: Mmu::new(),
             reservation: None,
             waiting: false,
+            tohost: tohost.map(GuestPhysAddr),
         }
     }
 
@@ -144,28 +170,36 @@ impl Hart {
     pub(crate) fn run(&mut self, bus: &mut Bus, until: u64) -> Pause {
         assert!(!self.waiting, "a waiting hart executes nothing");
         while self.count < until {
-            if self.csrs.pending_interrupts() != 0
-                && let Some(interrupt) = self.deliverable_interrupt()
-            {
-                self.take_interrupt(interrupt);
-                continue;
-            }
-            match self.step(bus) {
-                Ok(next_pc) => {
-                    self.pc = next_pc;
-                    self.count += 1;
-                }
-                Err((unretired, bits)) => {
-                    if let Some(pause) = self.divert(unretired, bits) {
-                        return pause;
-                    }
-                }
-            }
-            if bus.touched() {
-                return Pause::DeviceTouched;
+            if let Some(pause) = self.step_once(bus) {
+                return pause;
             }
         }
         Pause::Count
+    }
+
+    /// Executes one step: takes an interrupt, or fetches, decodes and executes one instruction.
+    ///
+    /// Nothing is kept from one step to the next, so this is what any faster way to run has to come to.
+    #[inline]
+    pub(crate) fn step_once(&mut self, bus: &mut Bus) -> Option<Pause> {
+        if self.csrs.pending_interrupts() != 0
+            && let Some(interrupt) = self.deliverable_interrupt()
+        {
+            self.take_interrupt(interrupt);
+            return None;
+        }
+        match self.step(bus) {
+            Ok(next_pc) => {
+                self.pc = next_pc;
+                self.count += 1;
+            }
+            Err((unretired, bits)) => {
+                if let Some(pause) = self.divert(unretired, bits) {
+                    return Some(pause);
+                }
+            }
+        }
+        bus.touched().then_some(Pause::DeviceTouched)
     }
 
     /// Which value from outside the next step would wait for.
@@ -173,22 +207,34 @@ impl Hart {
     /// A function of the state alone, so that it gives the same answer to a recorder, whose run has just stopped there, and
     /// to a replayer, whose run has stopped because the log said so.
     pub(crate) fn next_awaited_read(&self, bus: &Bus) -> Option<AwaitedRead> {
-        self.next_csr_read(bus).map(|(read, _)| read)
+        self.next_csr_read(&bus.ram).map(|(read, ..)| read)
     }
 
     /// Completes the read that the hart stands at. It must stand at one.
-    pub(crate) fn complete_read(&mut self, bus: &Bus, value: u64) {
-        let (_, rd) = self.next_csr_read(bus).expect("the caller has seen that the hart stands at a read");
+    pub(crate) fn complete_read(&mut self, bus: &mut Bus, value: u64) {
+        let (_, rd, fetched) =
+            self.next_csr_read(&bus.ram).expect("the caller has seen that the hart stands at a read");
+        fetched.put_marks(&mut bus.ram);
         self.set_register(rd, value);
         self.pc = self.pc.wrapping_add(4);
         self.count += 1;
     }
 
-    /// Sets or clears the pending bit of `interrupt`, and wakes the hart if that is what it waits for.
+    /// The firmware's timer interrupt becomes pending or is taken back; see [`Self::set_external_line`].
+    pub(crate) const fn set_timer_pending(&mut self, pending: bool) {
+        self.csrs.set_timer_pending(pending);
+        self.wake();
+    }
+
+    /// Sets the level of the external interrupt line, and wakes the hart if that is what it waits for.
     ///
     /// It wakes here, not when it next runs, so that its state doesn't depend on whether it has been run since.
-    pub(crate) const fn set_pending(&mut self, interrupt: Interrupt, pending: bool) {
-        self.csrs.set_pending(interrupt, pending);
+    pub(crate) const fn set_external_line(&mut self, level: bool) {
+        self.csrs.set_external_line(level);
+        self.wake();
+    }
+
+    const fn wake(&mut self) {
         if self.csrs.pending_interrupts() != 0 {
             self.waiting = false;
         }
@@ -213,21 +259,24 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, privilege, csrs, float, mmu, reservation, waiting } = self;
+        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost } = self;
         for register in x {
             writer.u64(*register);
         }
         writer.u64(*pc);
         writer.u64(*count);
-        writer.u16(privilege.level());
+        writer.bool(*boot == BootMode::Firmware);
+        writer.u8(privilege.level());
         csrs.write_to(writer);
         float.write_to(writer);
         mmu.write_to(writer);
         writer.optional_u64(reservation.map(|address| address.0));
         writer.bool(*waiting);
+        writer.optional_u64(tohost.map(|address| address.0));
     }
 
-    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+    /// The hart of a machine that boots in this way.
+    pub(crate) fn read_from(reader: &mut StateReader<'_>, boot: BootMode) -> Result<Self, RestoreError> {
         let mut x = [0; 32];
         for register in &mut x {
             *register = reader.u64()?;
@@ -236,9 +285,9 @@ impl Hart {
         let pc = reader.u64()?;
         reader.require(pc.is_multiple_of(2), "the pc is odd")?;
         let count = reader.counter()?;
-        let level = reader.u16()?;
-        let privilege =
-            [Privilege::User, Privilege::Supervisor, Privilege::Machine].into_iter().find(|mode| mode.level() == level);
+        let stored_boot = if reader.bool()? { BootMode::Firmware } else { BootMode::Bare };
+        reader.require(stored_boot == boot, "the machine was booted in another way")?;
+        let privilege = Privilege::from_level(reader.u8()?.into());
         let privilege = privilege.ok_or_else(|| reader.impossible("the privilege mode doesn't exist"))?;
         let csrs = Csrs::read_from(reader)?;
         let float = FloatState::read_from(reader)?;
@@ -248,7 +297,9 @@ impl Hart {
         let waiting = reader.bool()?;
         reader
             .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
-        Ok(Self { x, pc, count, privilege, csrs, float, mmu, reservation: reservation.map(GuestPhysAddr), waiting })
+        let tohost = reader.optional_u64()?;
+        let (reservation, tohost) = (reservation.map(GuestPhysAddr), tohost.map(GuestPhysAddr));
+        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost })
     }
 
     #[inline]
@@ -265,29 +316,14 @@ impl Hart {
     /// Fetches, decodes and executes one instruction. The result is the next pc; nothing else has moved on yet.
     #[inline]
     fn step(&mut self, bus: &mut Bus) -> Result<u64, (Unretired, u32)> {
-        let bits = self.fetch(bus).map_err(|trap| (trap.into(), 0))?;
-        self.execute(bus, decode::decode(bits), decode::length(bits)).map_err(|unretired| (unretired, bits))
-    }
-
-    /// The bits at pc: 32, or 16 if the instruction is a compressed one at the very end of memory.
-    #[inline]
-    fn fetch(&self, bus: &Bus) -> Result<u32, Trap> {
-        let pc = GuestVirtAddr(self.pc);
-        let physical = self.mmu.translate(pc, Access::Fetch)?;
-        match bus.ram.load(physical) {
-            Some(bytes) => Ok(u32::from_le_bytes(bytes)),
-            None => self.fetch_at_the_end(bus, pc, physical),
+        let fetched = self.fetch(&bus.ram).map_err(|trap| (trap.into(), 0))?;
+        let instruction = decode::decode(fetched.bits);
+        // An instruction that waits for its value is no step yet and must not change memory: a replayer that has only come
+        // to its count hasn't fetched it.
+        if self.awaited_by(instruction).is_none() {
+            fetched.put_marks(&mut bus.ram);
         }
-    }
-
-    #[cold]
-    fn fetch_at_the_end(&self, bus: &Bus, pc: GuestVirtAddr, physical: GuestPhysAddr) -> Result<u32, Trap> {
-        let bits = bus.ram.load(physical).map(u16::from_le_bytes).ok_or(Access::Fetch.fault(pc))?;
-        match decode::length(u32::from(bits)) {
-            2 => Ok(u32::from(bits)),
-            // The half that isn't there is the one that faults.
-            _ => Err(Access::Fetch.fault(GuestVirtAddr(pc.0.wrapping_add(2)))),
-        }
+        self.execute(bus, instruction, decode::length(fetched.bits)).map_err(|unretired| (unretired, fetched.bits))
     }
 
     /// Deals with what did not simply retire. `None`: go on.
@@ -319,13 +355,20 @@ impl Hart {
         self.count += 1;
     }
 
-    /// The read of a value from outside that the next step would be, and its destination.
-    fn next_csr_read(&self, bus: &Bus) -> Option<(AwaitedRead, Register)> {
+    /// The read of a value from outside that the next step would be, its destination, and its instruction.
+    fn next_csr_read(&self, ram: &Ram) -> Option<(AwaitedRead, Register, Fetched)> {
         if self.waiting || self.deliverable_interrupt().is_some() {
             return None;
         }
-        let bits = self.fetch(bus).ok()?;
-        let Instruction::Csr(instruction) = decode::decode(bits) else { return None };
+        let fetched = self.fetch(ram).ok()?;
+        let (read, rd) = self.awaited_by(decode::decode(fetched.bits))?;
+        Some((read, rd, fetched))
+    }
+
+    /// The value from outside that `instruction` would wait for here, and where it goes.
+    #[inline]
+    fn awaited_by(&self, instruction: Instruction) -> Option<(AwaitedRead, Register)> {
+        let Instruction::Csr(instruction) = instruction else { return None };
         let read = self.awaited_read(instruction).ok()??;
         Some((read, instruction.rd))
     }

@@ -1,11 +1,16 @@
-//! Exceptions, interrupts, and how the hart enters and leaves a supervisor trap handler.
+//! Exceptions, interrupts, and how the hart enters and leaves trap handlers.
 //!
-//! There is no M-mode: everything goes to S, except the environment call from S, which is the call of the firmware and
-//! never becomes a trap.
+//! A trap goes to M-mode unless `medeleg` or `mideleg` gives it to S-mode and the hart is not in M-mode. Where the
+//! hypervisor is the firmware, everything is delegated, and the environment call from S is the call of the firmware, which
+//! never becomes a trap: M-mode is never entered.
 
-use super::{Hart, Pause, Privilege};
+use super::csr::Status;
+use super::{Hart, Pause, Privilege, Unretired};
+use crate::config::BootMode;
 
-/// A synchronous exception; the discriminant is its code in `scause`.
+/// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in `medeleg`.
+///
+/// A misaligned fetch can't happen where instructions are at even addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exception {
@@ -17,24 +22,71 @@ pub(crate) enum Exception {
     StoreAddressMisaligned = 6,
     StoreAccessFault = 7,
     UserEnvironmentCall = 8,
+    SupervisorEnvironmentCall = 9,
+    MachineEnvironmentCall = 11,
+    InstructionPageFault = 12,
+    LoadPageFault = 13,
+    StorePageFault = 15,
 }
 
-/// A supervisor interrupt; the discriminant is its bit in `sip` and `sie`, and its code in `scause`.
+/// An interrupt; the discriminant is its bit in `mip` and `mie`, and its code in `scause` and `mcause`.
+///
+/// This board has no source of those of the machine level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Interrupt {
-    Software = 1,
-    Timer = 5,
-    External = 9,
+    SupervisorSoftware = 1,
+    MachineSoftware = 3,
+    SupervisorTimer = 5,
+    MachineTimer = 7,
+    SupervisorExternal = 9,
+    MachineExternal = 11,
 }
 
 impl Interrupt {
     /// All of them, the one to be taken first first.
-    const BY_PRIORITY: [Self; 3] = [Self::External, Self::Software, Self::Timer];
+    const BY_PRIORITY: [Self; 6] = [
+        Self::MachineExternal,
+        Self::MachineSoftware,
+        Self::MachineTimer,
+        Self::SupervisorExternal,
+        Self::SupervisorSoftware,
+        Self::SupervisorTimer,
+    ];
 
-    /// Its bit in `sip` and `sie`.
+    /// Its bit in `mip` and `mie`.
     pub(crate) const fn mask(self) -> u64 {
         1 << self as u8
+    }
+
+    fn first_of(pending: u64) -> Option<Self> {
+        Self::BY_PRIORITY.into_iter().find(|interrupt| pending & interrupt.mask() != 0)
+    }
+}
+
+/// Which mode's handler deals with a trap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrapLevel {
+    Supervisor,
+    Machine,
+}
+
+impl TrapLevel {
+    const fn privilege(self) -> Privilege {
+        match self {
+            Self::Supervisor => Privilege::Supervisor,
+            Self::Machine => Privilege::Machine,
+        }
+    }
+
+    /// `mstatus.SIE` or `MIE`.
+    pub(super) const fn enable(self) -> u64 {
+        1 << self.privilege().level()
+    }
+
+    /// `mstatus.SPIE` or `MPIE`.
+    pub(super) const fn previous_enable(self) -> u64 {
+        self.enable() << 4
     }
 }
 
@@ -42,73 +94,105 @@ impl Interrupt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trap {
     pub(crate) exception: Exception,
-    /// What `stval` gets.
+    /// What `stval` or `mtval` gets.
     pub(crate) tval: u64,
 }
 
-/// Bit 63 of `scause`.
+/// Bit 63 of `scause` and `mcause`.
 const CAUSE_IS_INTERRUPT: u64 = 1 << 63;
 
-/// `stvec.MODE` of vectored interrupts.
-const STVEC_VECTORED: u64 = 1;
+/// MODE of `stvec` and `mtvec` if interrupts are vectored.
+const TVEC_VECTORED: u64 = 1;
 
 impl Hart {
     /// The interrupt that is to be taken before the next instruction.
     pub(super) fn deliverable_interrupt(&self) -> Option<Interrupt> {
         let pending = self.csrs.pending_interrupts();
-        // In U-mode SIE doesn't matter: interrupts of a higher mode are always enabled.
-        if pending == 0 || (self.privilege == Privilege::Supervisor && !self.csrs.status.sie) {
+        if pending == 0 {
             return None;
         }
-        Interrupt::BY_PRIORITY.into_iter().find(|interrupt| pending & interrupt.mask() != 0)
+        // Interrupts of a higher mode are always enabled, those of a lower one never.
+        let (supervisor_enabled, machine_enabled) = match self.privilege {
+            Privilege::User => (true, true),
+            Privilege::Supervisor => (self.csrs.status.has(TrapLevel::Supervisor.enable()), true),
+            Privilege::Machine => (false, self.csrs.status.has(TrapLevel::Machine.enable())),
+        };
+        let of = |enabled, mask: u64| if enabled { Interrupt::first_of(pending & mask) } else { None };
+        let delegated = self.csrs.interrupts_delegated();
+        of(machine_enabled, !delegated).or_else(|| of(supervisor_enabled, delegated))
     }
 
     /// Enters the trap handler for `interrupt`: one step of its own.
-    pub(super) fn take_interrupt(&mut self, interrupt: Interrupt) {
-        let code = u64::from(interrupt as u8);
-        let base = self.csrs.trap_base();
-        let vector = if self.csrs.stvec & STVEC_VECTORED == 0 { base } else { base.wrapping_add(4 * code) };
-        self.enter_trap(CAUSE_IS_INTERRUPT | code, 0, vector);
+    pub(super) const fn take_interrupt(&mut self, interrupt: Interrupt) {
+        let delegated = self.csrs.interrupts_delegated() & interrupt.mask() != 0;
+        let level = if delegated { TrapLevel::Supervisor } else { TrapLevel::Machine };
+        let code = interrupt as u64;
+        let tvec = self.csrs.level(level).tvec;
+        let offset = if tvec & TVEC_VECTORED == 0 { 0 } else { 4 * code };
+        self.enter_trap(level, CAUSE_IS_INTERRUPT | code, 0, offset);
     }
 
     /// Enters the trap handler for `trap`, as the step of the instruction that raised it.
     ///
     /// `Some` if the handler itself is what can't be fetched: it would be entered again and again.
     pub(super) fn take_exception(&mut self, trap: Trap) -> Option<Pause> {
-        let base = self.csrs.trap_base();
         let cause = u64::from(trap.exception as u8);
-        if trap.exception == Exception::InstructionAccessFault && self.pc == base {
+        let delegated = self.privilege != Privilege::Machine && self.csrs.exceptions_delegated() >> cause & 1 == 1;
+        let level = if delegated { TrapLevel::Supervisor } else { TrapLevel::Machine };
+        let unfetchable = matches!(trap.exception, Exception::InstructionAccessFault | Exception::InstructionPageFault);
+        if unfetchable && self.privilege == level.privilege() && self.pc == self.csrs.level(level).trap_base() {
             self.count += 1;
             return Some(Pause::DoubleTrap { pc: self.pc, cause });
         }
-        self.enter_trap(cause, trap.tval, base);
+        self.enter_trap(level, cause, trap.tval, 0);
         None
     }
 
     /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds by another's LR. The
     /// specification leaves that to the guest's kernel; QEMU does as here.
-    fn enter_trap(&mut self, cause: u64, tval: u64, vector: u64) {
+    const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
         self.count += 1;
         self.drop_reservation();
-        let csrs = &mut self.csrs;
-        csrs.sepc = self.pc;
-        csrs.scause = cause;
-        csrs.stval = tval;
-        csrs.status.spie = csrs.status.sie;
-        csrs.status.sie = false;
-        csrs.status.spp = self.privilege;
-        self.privilege = Privilege::Supervisor;
-        self.pc = vector;
+        self.csrs.status.enter(level, self.privilege);
+        let csrs = self.csrs.level_mut(level);
+        csrs.epc = self.pc;
+        csrs.cause = cause;
+        csrs.tval = tval;
+        self.pc = csrs.trap_base().wrapping_add(offset);
+        self.privilege = level.privilege();
     }
 
-    /// SRET: back to where the trap came from. The result is the next pc.
-    pub(super) fn leave_trap(&mut self) -> u64 {
+    /// SRET. The result is the next pc.
+    pub(super) fn supervisor_return(&mut self) -> Result<u64, Unretired> {
+        if !self.may(Status::TSR) {
+            return Err(Unretired::Illegal);
+        }
+        Ok(self.leave_trap(TrapLevel::Supervisor))
+    }
+
+    /// MRET. The result is the next pc.
+    pub(super) fn machine_return(&mut self) -> Result<u64, Unretired> {
+        if self.privilege != Privilege::Machine {
+            return Err(Unretired::Illegal);
+        }
+        Ok(self.leave_trap(TrapLevel::Machine))
+    }
+
+    /// Back to where the trap came from. The result is the next pc.
+    fn leave_trap(&mut self, level: TrapLevel) -> u64 {
         self.drop_reservation();
-        let status = &mut self.csrs.status;
-        self.privilege = status.spp;
-        status.sie = status.spie;
-        status.spie = true;
-        status.spp = Privilege::User;
-        self.csrs.sepc
+        self.privilege = self.csrs.status.leave(level);
+        self.csrs.level(level).epc
+    }
+
+    /// What an ECALL becomes.
+    pub(super) const fn environment_call(&self) -> Unretired {
+        let exception = match (self.privilege, self.boot) {
+            (Privilege::User, _) => Exception::UserEnvironmentCall,
+            (Privilege::Supervisor, BootMode::Firmware) => return Unretired::FirmwareCall,
+            (Privilege::Supervisor, BootMode::Bare) => Exception::SupervisorEnvironmentCall,
+            (Privilege::Machine, _) => Exception::MachineEnvironmentCall,
+        };
+        Unretired::Trap(Trap { exception, tval: 0 })
     }
 }

@@ -1,4 +1,21 @@
 //! The floating-point unit: registers f0 to f31, `fcsr`, and what the F and D extensions compute.
+//!
+//! ```text
+//! instruction ─► execute ─► fast ──► soft (integers)
+//!  (decoding)    (the hart)   └────► the host's arithmetic, where it is provably the same
+//!                         └► compare, convert
+//! ```
+//!
+//! Below `execute` everything is a function of bits, rounding mode and flags. Results and flags are those of IEEE 754-2019 as RISC-V
+//! has it: canonical NaNs, tininess after rounding, singles boxed in registers.
+
+mod compare;
+mod convert;
+mod execute;
+mod fast;
+mod format;
+pub(super) mod instruction;
+mod soft;
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -62,4 +79,18 @@ impl FloatState {
         reader.require(status <= FloatStatus::Dirty as u8, "the floating-point status doesn't exist")?;
         Ok(Self { f, fcsr, status: FloatStatus::from_field(status.into()) })
     }
+}
+
+/// Arithmetic against the host, against another implementation, and against what the standard says.
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    mod host;
+    mod library;
+    mod random;
+    mod vectors;
+
+    use random::{MODES, Random, computed};
+    use std::println;
 }

@@ -1,0 +1,82 @@
+//! `mcycle` and `minstret`, which the guest may write, on top of the instruction count, which it may not.
+
+use crate::state::{RestoreError, StateReader, StateWriter};
+
+/// One of the counters; the discriminant is its bit in `mcountinhibit` and `mcounteren`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Counter {
+    Cycle = 0,
+    Instret = 2,
+}
+
+impl Counter {
+    const fn mask(self) -> u64 {
+        1 << self as u8
+    }
+}
+
+/// Both counters. Each is kept as its distance from the instruction count while it runs, and as its value while it is
+/// stopped; so counting costs nothing.
+#[derive(Debug)]
+pub(super) struct Counters {
+    cycle: u64,
+    instret: u64,
+    /// CSR `mcountinhibit`.
+    inhibit: u64,
+}
+
+impl Counters {
+    /// Bits of `mcountinhibit` that exist.
+    const INHIBIT_MASK: u64 = Counter::Cycle.mask() | Counter::Instret.mask();
+
+    /// Both are the instruction count.
+    pub(super) const fn new() -> Self {
+        Self { cycle: 0, instret: 0, inhibit: 0 }
+    }
+
+    /// Its value at instruction count `count`.
+    pub(super) const fn value(&self, counter: Counter, count: u64) -> u64 {
+        let base = match counter {
+            Counter::Cycle => self.cycle,
+            Counter::Instret => self.instret,
+        };
+        if self.inhibit & counter.mask() == 0 { base.wrapping_add(count) } else { base }
+    }
+
+    /// It is `value` at `count`, that of the instruction after the one that writes.
+    pub(super) const fn set(&mut self, counter: Counter, value: u64, count: u64) {
+        let base = if self.inhibit & counter.mask() == 0 { value.wrapping_sub(count) } else { value };
+        match counter {
+            Counter::Cycle => self.cycle = base,
+            Counter::Instret => self.instret = base,
+        }
+    }
+
+    /// CSR `mcountinhibit`.
+    pub(super) const fn inhibit(&self) -> u64 {
+        self.inhibit
+    }
+
+    /// Stops and starts counters at `count`.
+    pub(super) fn set_inhibit(&mut self, inhibit: u64, count: u64) {
+        let values = [Counter::Cycle, Counter::Instret].map(|counter| (counter, self.value(counter, count)));
+        self.inhibit = inhibit & Self::INHIBIT_MASK;
+        for (counter, value) in values {
+            self.set(counter, value, count);
+        }
+    }
+
+    pub(super) fn write_to(&self, writer: &mut StateWriter) {
+        let Self { cycle, instret, inhibit } = self;
+        for field in [cycle, instret, inhibit] {
+            writer.u64(*field);
+        }
+    }
+
+    pub(super) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let counters = Self { cycle: reader.u64()?, instret: reader.u64()?, inhibit: reader.u64()? };
+        reader.require(counters.inhibit & !Self::INHIBIT_MASK == 0, "a counter that doesn't exist is stopped")?;
+        Ok(counters)
+    }
+}

@@ -1,0 +1,223 @@
+//! Control and status registers.
+//!
+//! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; the floating-point ones of the unit's state. `mcycle`
+//! and `minstret` follow the instruction count, which is deterministic; `time` and `seed` are not, and stop the machine
+//! until their value has come through the log. Counters that count nothing and triggers that never fire read zero.
+
+mod access;
+mod address;
+mod counters;
+mod execute;
+mod pmp;
+mod status;
+
+use super::trap::{Interrupt, TrapLevel};
+use crate::config::BootMode;
+use crate::state::{RestoreError, StateReader, StateWriter};
+use counters::Counters;
+use pmp::Pmp;
+pub(super) use status::Status;
+
+/// Bits of `scounteren` and `mcounteren` that exist: cycle, time, instret.
+const COUNTEREN_MASK: u64 = 0b111;
+
+/// Bits of `senvcfg` and `menvcfg` that exist: FIOM.
+const ENVCFG_MASK: u64 = 1;
+
+/// Interrupts of the supervisor: those that can be delegated, and those that M-mode can make pending.
+const SUPERVISOR_INTERRUPTS: u64 =
+    Interrupt::SupervisorSoftware.mask() | Interrupt::SupervisorTimer.mask() | Interrupt::SupervisorExternal.mask();
+
+/// All interrupts that exist.
+const INTERRUPTS: u64 = SUPERVISOR_INTERRUPTS
+    | Interrupt::MachineSoftware.mask()
+    | Interrupt::MachineTimer.mask()
+    | Interrupt::MachineExternal.mask();
+
+/// Exceptions that can be delegated: all there are but the environment call from M-mode, and the misaligned fetch, which
+/// software delegates without knowing that it can't happen.
+const DELEGABLE_EXCEPTIONS: u64 = 0xb3ff;
+
+/// Bits of `stvec` and `mtvec` that exist: MODE 2 and 3 are reserved.
+const TVEC_MASK: u64 = !2;
+
+/// Bits of `sepc` and `mepc` that exist: instructions are at even addresses.
+const EPC_MASK: u64 = !1;
+
+/// The registers that a mode has for its trap handler.
+#[derive(Debug)]
+pub(super) struct TrapCsrs {
+    pub(super) tvec: u64,
+    scratch: u64,
+    pub(super) epc: u64,
+    pub(super) cause: u64,
+    pub(super) tval: u64,
+}
+
+impl TrapCsrs {
+    const fn new() -> Self {
+        Self { tvec: 0, scratch: 0, epc: 0, cause: 0, tval: 0 }
+    }
+
+    /// Where exceptions go.
+    pub(super) const fn trap_base(&self) -> u64 {
+        self.tvec & !3
+    }
+
+    fn write_to(&self, writer: &mut StateWriter) {
+        let Self { tvec, scratch, epc, cause, tval } = self;
+        for csr in [tvec, scratch, epc, cause, tval] {
+            writer.u64(*csr);
+        }
+    }
+
+    fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        Ok(Self {
+            tvec: masked(reader, TVEC_MASK)?,
+            scratch: reader.u64()?,
+            epc: masked(reader, EPC_MASK)?,
+            cause: reader.u64()?,
+            tval: reader.u64()?,
+        })
+    }
+}
+
+/// The CSRs that hold state of their own.
+#[derive(Debug)]
+pub(super) struct Csrs {
+    pub(super) status: Status,
+    supervisor: TrapCsrs,
+    machine: TrapCsrs,
+    medeleg: u64,
+    mideleg: u64,
+    mie: u64,
+    /// The bits of `mip` that software has set.
+    mip: u64,
+    /// The interrupt controller's line, which `mip.SEIP` shows besides.
+    external_line: bool,
+    scounteren: u64,
+    mcounteren: u64,
+    senvcfg: u64,
+    menvcfg: u64,
+    counters: Counters,
+    pmp: Pmp,
+}
+
+impl Csrs {
+    /// As after reset, and, where the hypervisor is the firmware, as that leaves them: interrupts off, no handler, and
+    /// everything for the supervisor.
+    ///
+    /// `scounteren` lets user programs read the clock: Linux relies on its firmware for that.
+    pub(super) const fn new(boot: BootMode) -> Self {
+        let (medeleg, mideleg, mcounteren) = match boot {
+            BootMode::Firmware => (DELEGABLE_EXCEPTIONS, SUPERVISOR_INTERRUPTS, COUNTEREN_MASK),
+            BootMode::Bare => (0, 0, 0),
+        };
+        Self {
+            status: Status::new(),
+            supervisor: TrapCsrs::new(),
+            machine: TrapCsrs::new(),
+            medeleg,
+            mideleg,
+            mie: 0,
+            mip: 0,
+            external_line: false,
+            scounteren: COUNTEREN_MASK,
+            mcounteren,
+            senvcfg: 0,
+            menvcfg: 0,
+            counters: Counters::new(),
+            pmp: Pmp::new(),
+        }
+    }
+
+    /// Interrupts that are pending and enabled one by one, whatever `mstatus` says.
+    #[inline]
+    pub(super) const fn pending_interrupts(&self) -> u64 {
+        self.pending() & self.mie
+    }
+
+    /// CSR `mip`.
+    const fn pending(&self) -> u64 {
+        self.mip | if self.external_line { Interrupt::SupervisorExternal.mask() } else { 0 }
+    }
+
+    /// CSR `medeleg`.
+    pub(super) const fn exceptions_delegated(&self) -> u64 {
+        self.medeleg
+    }
+
+    /// CSR `mideleg`.
+    pub(super) const fn interrupts_delegated(&self) -> u64 {
+        self.mideleg
+    }
+
+    pub(super) const fn level(&self, level: TrapLevel) -> &TrapCsrs {
+        match level {
+            TrapLevel::Supervisor => &self.supervisor,
+            TrapLevel::Machine => &self.machine,
+        }
+    }
+
+    pub(super) const fn level_mut(&mut self, level: TrapLevel) -> &mut TrapCsrs {
+        match level {
+            TrapLevel::Supervisor => &mut self.supervisor,
+            TrapLevel::Machine => &mut self.machine,
+        }
+    }
+
+    /// The firmware sets or clears the supervisor's timer interrupt.
+    pub(super) const fn set_timer_pending(&mut self, pending: bool) {
+        let mask = Interrupt::SupervisorTimer.mask();
+        self.mip = if pending { self.mip | mask } else { self.mip & !mask };
+    }
+
+    /// The interrupt controller raises or lowers its line.
+    pub(super) const fn set_external_line(&mut self, level: bool) {
+        self.external_line = level;
+    }
+
+    pub(super) fn write_to(&self, writer: &mut StateWriter) {
+        let Self { status, supervisor, machine, medeleg, mideleg, mie, mip, external_line, .. } = self;
+        let Self { scounteren, mcounteren, senvcfg, menvcfg, counters, pmp, .. } = self;
+        writer.u64(status.bits());
+        supervisor.write_to(writer);
+        machine.write_to(writer);
+        for csr in [medeleg, mideleg, mie, mip] {
+            writer.u64(*csr);
+        }
+        writer.bool(*external_line);
+        for csr in [scounteren, mcounteren, senvcfg, menvcfg] {
+            writer.u64(*csr);
+        }
+        counters.write_to(writer);
+        pmp.write_to(writer);
+    }
+
+    pub(super) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
+        let status = Status::from_bits(reader.u64()?);
+        Ok(Self {
+            status: status.ok_or_else(|| reader.impossible("mstatus has a value that it can't have"))?,
+            supervisor: TrapCsrs::read_from(reader)?,
+            machine: TrapCsrs::read_from(reader)?,
+            medeleg: masked(reader, DELEGABLE_EXCEPTIONS)?,
+            mideleg: masked(reader, SUPERVISOR_INTERRUPTS)?,
+            mie: masked(reader, INTERRUPTS)?,
+            mip: masked(reader, SUPERVISOR_INTERRUPTS)?,
+            external_line: reader.bool()?,
+            scounteren: masked(reader, COUNTEREN_MASK)?,
+            mcounteren: masked(reader, COUNTEREN_MASK)?,
+            senvcfg: masked(reader, ENVCFG_MASK)?,
+            menvcfg: masked(reader, ENVCFG_MASK)?,
+            counters: Counters::read_from(reader)?,
+            pmp: Pmp::read_from(reader)?,
+        })
+    }
+}
+
+/// A CSR of which only these fields exist.
+fn masked(reader: &mut StateReader<'_>, fields: u64) -> Result<u64, RestoreError> {
+    let value = reader.u64()?;
+    reader.require(value & !fields == 0, "a CSR has bits that don't exist")?;
+    Ok(value)
+}
