@@ -2,7 +2,6 @@
 //!
 //! All jumps go forward, but for those of loops that count down, so that every program ends.
 
-use super::integer;
 use super::program::{DATA_REGISTER, Stage};
 use super::writer::Writer;
 use crate::qemu::assembler::{CSRRS, FENCE_I, Label, addi, csr, i_type, opcode, r_type, s_type};
@@ -163,12 +162,15 @@ fn plain_but_return(writer: &mut Writer) {
     writer.code.word(r_type(opcode::OP, 0, 0, rd, rs1, rs2));
 }
 
-/// Any instruction, and where the machine says that it is.
+/// Instructions over the boundaries of words, a store and a CSR among them.
 fn crossing(writer: &mut Writer) {
     if writer.random.one_in(2) {
         writer.code.half(0x0001);
     }
-    integer::operation(writer);
-    // U-mode may read it: it's a trap nowhere else.
+    // The patches are at lower addresses, and stay what they are.
+    let (rs2, offset) = (writer.source(), writer.random.below(1 << 11).cast_signed());
+    writer.code.word(s_type(writer.random.below(4), DATA_REGISTER, rs2, offset));
+    plain(writer);
+    // Any mode may read it.
     writer.code.word(csr(CSRRS, 0, 0x003, 0));
 }

@@ -50,6 +50,8 @@ fn amo(writer: &mut Writer) {
         let funct5 = writer.random.below(32);
         let rs2 = if funct5 == LOAD_RESERVED { rs2.max(1) } else { rs2 };
         let width = writer.random.below(8);
+        let offset = writer.data_offset();
+        writer.point(pointer, offset);
         if funct5 != STORE_CONDITIONAL {
             atomic(writer, funct5, width, rd, pointer, rs2);
         }

@@ -5,13 +5,13 @@
 //!        └► others: middle 1, 2, 1 GiB pages ─► leaves 1 to 3, 2 MiB pages ─► data 4 to 6, code 7
 //! ```
 //! Offsets within an address are the page's number in the arena, so that a larger page finds the same memory: 4 to 6 are
-//! data, 7 and 8 have code, 9 is where nothing is.
+//! data, 7 and 8 have code, 16 is where nothing is.
 //!
 //! Each change of a table is followed by SFENCE.VMA: QEMU's translations aren't coherent, ours are. Pages that are fetched from
 //! are not loaded from, as QEMU before 8.0 lets a load's translation serve a fetch that isn't permitted. Left out too are
-//! AMOs, whose faults have a load's cause there, and misaligned accesses to nothing, which tell the aligned address.
+//! AMOs, whose faults have a load's cause there, tables where nothing is, which are a page fault there and not an access fault, and misaligned accesses to nothing, which tell the aligned address.
 
-use super::program::{ARENA, DATA, DATA_REGISTER, Mode, NOWHERE, PAGE, Stage, TABLES};
+use super::program::{ARENA, DATA_REGISTER, Mode, NOWHERE, PAGE, Stage, TABLES};
 use super::writer::Writer;
 use crate::qemu::assembler::machine::MSTATUS;
 use crate::qemu::assembler::{
@@ -36,13 +36,14 @@ const MPRV: u64 = 1 << 17;
 
 /// The page of code that jumps to x1.
 const CODE_PAGE: u64 = 7;
-/// The root's entries that are used, but for the one of the arena. The last two may be pages of 1 GiB.
-const ROOTS: [u64; 7] = [0, 1, 255, 256, 511, 3, 258];
+/// The root's entries that are used, but for the one of the arena. The last two may be pages of 1 GiB. The first entry stays
+/// zero: a fetch over the end of the code may find it, as the second half of an instruction.
+const ROOTS: [u64; 7] = [4, 5, 255, 256, 511, 3, 258];
 /// The entries of a middle table; in a page of 1 GiB it is the arena's.
 const MIDDLES: [u64; 5] = [0, 1, 2, 3, 511];
 /// The entries of a table of leaves: data, code, nothing.
-const LEAVES: [u64; 6] = [4, 5, 6, 7, 8, 9];
-const NOTHING: u64 = 9;
+const LEAVES: [u64; 6] = [4, 5, 6, 7, 8, NOTHING];
+const NOTHING: u64 = 16;
 
 pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     let random = &mut writer.random;
@@ -112,12 +113,12 @@ fn fill(random: &mut Random, tables: &mut [u64], mode: Mode) {
         };
         set(4, page, entry(ARENA + page * PAGE, flags));
     }
-    for page in 5..8 {
+    for page in [5, 6, 7, NOTHING] {
         set(4, page, leaf(random, 0, page));
     }
 }
 
-/// What points to a table: sometimes with bits that are reserved there, or to nowhere.
+/// What points to a table: sometimes with bits that are reserved there.
 fn pointer(random: &mut Random, to: u64) -> u64 {
     let flags = match random.below(24) {
         0 => 0,
@@ -125,7 +126,7 @@ fn pointer(random: &mut Random, to: u64) -> u64 {
         2 => VALID | 1 << (54 + random.below(10)),
         _ => VALID | u64::from(random.below(4)) << 8,
     };
-    entry(if random.one_in(24) { NOWHERE } else { to }, flags)
+    entry(to, flags)
 }
 
 fn root(random: &mut Random, index: u64) -> u64 {
@@ -196,7 +197,7 @@ fn prepare(writer: &mut Writer) {
 
 /// Has the next accesses translated as another mode's, in M-mode.
 fn borrow(writer: &mut Writer) {
-    if writer.mode == Mode::Machine && !writer.random.one_in(8) {
+    if writer.mode == Mode::Machine {
         writer.code.word(csr(CSRRS, 0, MSTATUS, 5));
     }
 }
@@ -294,5 +295,4 @@ fn status(writer: &mut Writer) {
     let page = writer.random.below(8);
     writer.code.constant(10, TABLES + u64::from(page) * PAGE);
     writer.code.words(&[addi(12, 0, 0), ld(11, 10, 8), r_type(opcode::OP, 4, 0, 12, 12, 11)]);
-    debug_assert!(DATA > ARENA);
 }

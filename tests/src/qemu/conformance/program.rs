@@ -9,8 +9,9 @@ use crate::random::Random;
 pub(super) const ARENA: u64 = 0x8020_0000;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
-/// Its pages: four of code (the last one for the supervisor's trap handler), four of data, eight of page tables.
-pub(super) const ARENA_PAGES: u64 = 16;
+/// Its pages: four of code (the last one for the supervisor's trap handler), four of data, eight of page tables, and one that
+/// only larger pages lead to.
+pub(super) const ARENA_PAGES: u64 = 17;
 /// The supervisor's trap handler: vectored entries of ECALL, and a way out.
 pub(super) const SUPERVISOR_VECTOR: u64 = ARENA + 3 * PAGE;
 /// SRET, where the supervisor's handler ends.

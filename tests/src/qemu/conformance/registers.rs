@@ -2,7 +2,9 @@
 //!
 //! Left out, as correct machines differ, or QEMU 7.2 is wrong:
 //! - values of clocks and counters, the hardware performance counters, debug triggers, `seed`;
-//! - `mstatus`: MPP of a mode that there isn't, which stays on QEMU, and the states of extensions that there aren't (VS, XS);
+//! - `mstatus`: MPP of a mode that there isn't, which stays on QEMU, UXL, which may be anything there, and the states of extensions that there aren't (VS, XS);
+//! - the hypervisor's interrupts in `mideleg`, `mie` and `mip`, which are there on QEMU;
+//! - `medeleg`: the call from M-mode and the hypervisor's exceptions, which are delegable on QEMU;
 //! - bit 0 of `mepc` and `sepc`, which stays set on QEMU, and reserved modes of `mtvec` and `stvec`;
 //! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and what Bare mode has beside its mode;
 //! - `menvcfg` and `senvcfg` but for FIOM; PMP registers, of which QEMU has more.
@@ -24,26 +26,29 @@ const TVM: u64 = 1 << 20;
 const TW: u64 = 1 << 21;
 const TSR: u64 = 1 << 22;
 
-/// Fields of `mstatus`: not UIE, VS, MPP, XS, MPRV, and none of the hypervisor extension.
-const STATUS_FIELDS: u64 = !(1 | 0b11 << 9 | 0b11 << 11 | 0b11 << 15 | 1 << 17 | 0b11 << 38);
+/// Fields of `mstatus`: not UIE, VS, MPP, XS, MPRV, UXL, SXL, and none of the hypervisor extension.
+const STATUS_FIELDS: u64 = !(1 | 0b11 << 9 | 0b11 << 11 | 0b11 << 15 | 1 << 17 | 0b1111 << 32 | 0b11 << 38);
+
+/// Interrupts, but for a hypervisor's.
+const INTERRUPTS: u64 = !0x1444;
 
 /// What may be written, by number: bits of a random value.
 const WRITABLE: [(u32, u64); 24] = [
     (MSTATUS, STATUS_FIELDS),
     (0x301, u64::MAX),
-    (MEDELEG, u64::MAX),
-    (MIDELEG, u64::MAX),
-    (MIE, u64::MAX),
+    (MEDELEG, !(0b11 << 10 | 0b1111 << 20)),
+    (MIDELEG, INTERRUPTS),
+    (MIE, INTERRUPTS),
     (MTVEC, !2),
     (MCOUNTEREN, 7),
     (MSCRATCH, u64::MAX),
     (MEPC, !1),
     (MCAUSE, u64::MAX),
     (MTVAL, u64::MAX),
-    (MIP, u64::MAX),
+    (MIP, INTERRUPTS),
     (0x30a, 1),
     (control::STATUS, STATUS_FIELDS),
-    (control::SIE, u64::MAX),
+    (control::SIE, INTERRUPTS),
     (control::TRAP_VECTOR, !2),
     (SCOUNTEREN, 7),
     (0x10a, 1),
@@ -51,7 +56,7 @@ const WRITABLE: [(u32, u64); 24] = [
     (control::SEPC, !1),
     (control::SCAUSE, u64::MAX),
     (control::STVAL, u64::MAX),
-    (control::SIP, u64::MAX),
+    (control::SIP, INTERRUPTS),
     (0x003, 0xff),
 ];
 
@@ -170,7 +175,9 @@ fn counters(writer: &mut Writer) {
 fn supervisor_only(writer: &mut Writer, waits: bool) {
     let source = writer.register();
     let next = writer.code.label();
-    match writer.random.below(4) {
+    // M-mode is left for good.
+    let choices = if writer.mode == Mode::Machine && !writer.random.one_in(8) { 3 } else { 4 };
+    match writer.random.below(choices) {
         0 => writer.code.word(SFENCE_VMA),
         1 => writer.code.word(csr(CSRRS, source, SATP, 0)),
         // It would wait for ever.
@@ -183,6 +190,9 @@ fn supervisor_only(writer: &mut Writer, waits: bool) {
             writer.code.word(csr(CSRRW, 0, control::SEPC, source));
             writer.code.constant(source, 1 << 8);
             writer.code.words(&[csr(CSRRS, 0, control::STATUS, source), SRET]);
+            if writer.mode == Mode::Machine {
+                writer.mode = Mode::Supervisor;
+            }
         }
     }
     writer.code.place(next);

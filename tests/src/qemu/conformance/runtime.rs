@@ -135,6 +135,7 @@ fn write(code: &mut Assembler, programs: usize) {
     code.word(sd(5, X_V, RECORD));
     code.constant(5, programs as u64);
     code.word(sd(5, X_V, REMAINING));
+    quieten_timer(code);
     // All of memory is S-mode's and U-mode's too.
     code.words(&[addi(5, 0, -1), csr(CSRRW, 0, PMPADDR0, 5), addi(5, 0, 0x1f), csr(CSRRW, 0, PMPCFG0, 5)]);
     code.place(next);
@@ -154,6 +155,17 @@ fn write(code: &mut Assembler, programs: usize) {
     code.word(s_type(2, 5, 6, 0));
     let here = code.place_new();
     code.jump(0, here);
+}
+
+/// QEMU's board has a timer of M-mode that is due from the start; ours has none there, and comes back by a trap.
+fn quieten_timer(code: &mut Assembler) {
+    let behind = code.label();
+    code.address(5, behind);
+    code.word(csr(CSRRW, 0, MTVEC, 5));
+    code.constant(5, 0x0200_4000);
+    code.words(&[addi(6, 0, -1), sd(6, 5, 0)]);
+    code.align();
+    code.place(behind);
 }
 
 /// Sets the stage for the next program, or goes `off` behind the last one.
@@ -223,6 +235,7 @@ fn take_trap(code: &mut Assembler, finish: Label) {
     code.branch(1, X_A, X_B, not_end);
     code.jump(0, finish);
     code.place(not_end);
+    forget_breakpoint(code, MCAUSE, MTVAL);
     note(code, [MCAUSE, MEPC, MTVAL, MSTATUS], finish);
     code.word(csr(CSRRS, X_A, MCAUSE, 0));
     code.branch(4, X_A, 0, interrupt);
@@ -236,6 +249,16 @@ fn take_trap(code: &mut Assembler, finish: Label) {
     code.place(out);
     code.words(&KEPT.map(|(register, offset)| ld(register, X_V, offset)));
     code.word(MRET);
+}
+
+/// A machine may leave the value of a breakpoint zero, as QEMU does.
+fn forget_breakpoint(code: &mut Assembler, cause: u32, value: u32) {
+    const BREAKPOINT: i32 = 3;
+    let other = code.label();
+    code.words(&[csr(CSRRS, X_A, cause, 0), addi(X_A, X_A, -BREAKPOINT)]);
+    code.branch(1, X_A, 0, other);
+    code.word(csr(CSRRW, 0, value, 0));
+    code.place(other);
 }
 
 /// Adds a trap to the result.
@@ -263,6 +286,7 @@ fn supervisor_call(code: &mut Assembler, out: Label, interrupt: Label, finish: L
     code.constant(X_B, SUPERVISOR_RETURN - (1 << VECTOR_BYTES_LOG2));
     code.words(&[r_type(opcode::OP, 0, 0x20, X_A, X_A, X_B), i_type(opcode::OP_IMM, 5, X_A, X_A, VECTOR_BYTES_LOG2)]);
     code.branch(1, X_A, 0, other);
+    forget_breakpoint(code, control::SCAUSE, control::STVAL);
     // The program's end was delegated.
     let not_end = code.label();
     code.words(&[csr(CSRRS, X_A, control::SEPC, 0), ld(X_B, X_V, END)]);

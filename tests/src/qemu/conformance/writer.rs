@@ -9,11 +9,13 @@ pub(super) struct Writer {
     pub(super) code: Assembler,
     pub(super) random: Random,
     pub(super) mode: Mode,
+    /// The bit of the interrupt that the program has, if any.
+    pub(super) interrupt: u64,
 }
 
 impl Writer {
     pub(super) const fn new(base: u64, random: Random, mode: Mode) -> Self {
-        Self { code: Assembler::new(base), random, mode }
+        Self { code: Assembler::new(base), random, mode, interrupt: 0 }
     }
 
     /// Code behind which the program goes on if there is a trap in it.
