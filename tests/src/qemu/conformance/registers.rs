@@ -29,8 +29,8 @@ const TSR: u64 = 1 << 22;
 /// Fields of `mstatus`: not UIE, VS, MPP, XS, MPRV, UXL, SXL, and none of the hypervisor extension.
 const STATUS_FIELDS: u64 = !(1 | 0b11 << 9 | 0b11 << 11 | 0b11 << 15 | 1 << 17 | 0b1111 << 32 | 0b11 << 38);
 
-/// Interrupts, but for a hypervisor's.
-const INTERRUPTS: u64 = !0x1444;
+/// Interrupts, but for a hypervisor's and the counters'.
+const INTERRUPTS: u64 = !0x3444;
 
 /// What may be written, by number: bits of a random value.
 const WRITABLE: [(u32, u64); 24] = [
