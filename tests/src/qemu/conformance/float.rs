@@ -132,7 +132,12 @@ fn flags(writer: &mut Writer) {
     let word = match writer.random.below(8) {
         0..3 => csr(CSRRW, rd, FFLAGS, 0),
         3 => csr(CSRRS, rd, FCSR, 0),
-        4 => csr(writer.random.pick(&[CSRRW, CSRRS, CSRRC]), rd, writer.random.pick(&[FFLAGS, FRM, FCSR]), writer.source()),
+        4 => csr(
+            writer.random.pick(&[CSRRW, CSRRS, CSRRC]),
+            rd,
+            writer.random.pick(&[FFLAGS, FRM, FCSR]),
+            writer.source(),
+        ),
         5 => csr(CSRRC + 4, rd, FFLAGS, writer.random.below(32)),
         _ => {
             let mode = if writer.random.one_in(8) { writer.random.below(8) } else { writer.random.below(5) };

@@ -100,7 +100,14 @@ fn random_encoding(writer: &mut Writer) {
         6 => r_type(opcode::MISC_MEM, funct3, funct7, rd, rs1, rs2),
         7 => r_type(opcode::SYSTEM, 4, funct7, rd, rs1, rs2),
         // Opcodes of no extension here, and of longer instructions.
-        _ => r_type(writer.random.pick(&[0x0b, 0x2b, 0x57, 0x5b, 0x6b, 0x77, 0x7b, 0x1f, 0x3f, 0x5f]), funct3, funct7, rd, rs1, rs2),
+        _ => r_type(
+            writer.random.pick(&[0x0b, 0x2b, 0x57, 0x5b, 0x6b, 0x77, 0x7b, 0x1f, 0x3f, 0x5f]),
+            funct3,
+            funct7,
+            rd,
+            rs1,
+            rs2,
+        ),
     };
     writer.code.word(word);
 }

@@ -37,7 +37,7 @@ pub const BARE_ISA: [&str; 2] = [
 ];
 
 /// Longest run of one file.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const STEPS_MAX: u64 = 4_000_000_000;
 
 /// What QEMU prints for `programs`: a line for each, with all words of the results if `detail`.

@@ -180,6 +180,8 @@ fn address(writer: &mut Writer, page: u64, offset: u64) -> u64 {
     }
     let root = if random.one_in(8) { 2 } else { random.pick(&ROOTS) };
     let middle = if root == 3 || root == 258 || random.one_in(4) { 1 } else { random.pick(&MIDDLES) };
+    // QEMU 7.2 keeps what it translated by MPRV in a trap: not at the addresses of the runtime, where the handler is.
+    let middle = if (root, middle) == (2, 0) { 1 } else { middle };
     let upper = if root >= 256 { u64::MAX << 39 } else { 0 };
     upper | root << 30 | middle << 21 | page << 12 | offset
 }

@@ -176,7 +176,10 @@ impl Program {
         while let Some(half) = self.code.get(at..at + 2) {
             let address = ARENA + at as u64;
             if half[0] & 3 == 3 {
-                let word = self.code.get(at..at + 4).map_or(0, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+                let word = self
+                    .code
+                    .get(at..at + 4)
+                    .map_or(0, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
                 text += &format!("  {address:#x}: {word:08x}\n");
                 at += 4;
             } else {

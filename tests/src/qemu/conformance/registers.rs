@@ -87,7 +87,8 @@ pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     let random = &mut writer.random;
     let any = |random: &mut crate::random::Random, field: u64| if random.one_in(2) { field } else { 0 };
     let states = u64::from(random.below(4)) << 13;
-    stage.status = states | any(random, TVM) | any(random, TW) | any(random, TSR) | any(random, 1 << 18) | any(random, 1 << 19);
+    stage.status =
+        states | any(random, TVM) | any(random, TW) | any(random, TSR) | any(random, 1 << 18) | any(random, 1 << 19);
     let waits = stage.status & TW == 0;
     for _ in 0..UNITS {
         writer.unit(|writer| match writer.random.below(10) {
@@ -106,10 +107,12 @@ fn written(writer: &mut Writer) {
     let (number, mask) = writer.random.pick(&WRITABLE);
     let kept = writer.register();
     let source = writer.register_but(kept);
-    let [old, new] = [(); 2].map(|()| loop {
-        let register = writer.register();
-        if ![kept, source].contains(&register) {
-            break register;
+    let [old, new] = [(); 2].map(|()| {
+        loop {
+            let register = writer.register();
+            if ![kept, source].contains(&register) {
+                break register;
+            }
         }
     });
     writer.code.word(csr(CSRRS, kept, number, 0));

@@ -13,8 +13,8 @@ use crate::qemu::assembler::machine::{
     MCAUSE, MCOUNTEREN, MEDELEG, MEPC, MIDELEG, MIE, MIP, MSCRATCH, MSTATUS, MTVAL, MTVEC, PMPADDR0, PMPCFG0,
 };
 use crate::qemu::assembler::{
-    Assembler, CSRRS, CSRRW, FENCE_I, Label, MRET, SFENCE_VMA, addi, control, csr, elf, fld, fsd, i_type, ld,
-    opcode, r_type, s_type, sd,
+    Assembler, CSRRS, CSRRW, FENCE_I, Label, MRET, SFENCE_VMA, addi, control, csr, elf, fld, fsd, i_type, ld, opcode,
+    r_type, s_type, sd,
 };
 
 /// Where both machines start what is loaded there without firmware.

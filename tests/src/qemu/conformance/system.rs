@@ -6,7 +6,7 @@
 //! and not of their priorities.
 
 use super::integer;
-use super::program::{Stage, SUPERVISOR_VECTOR};
+use super::program::{SUPERVISOR_VECTOR, Stage};
 use super::writer::Writer;
 use crate::qemu::assembler::machine::{MCAUSE, MEDELEG, MEPC, MIDELEG, MIE, MIP, MSTATUS, MTVAL};
 use crate::qemu::assembler::{
@@ -145,7 +145,8 @@ fn exception(writer: &mut Writer) {
             writer.code.word(word);
         }
         _ => {
-            let word = writer.random.pick(&[csr(CSRRW, 0, 0xf14, 0), csr(CSRRS, 5, 0x5c0, 0), 0xffff_ffff, 0x0000_707f]);
+            let word =
+                writer.random.pick(&[csr(CSRRW, 0, 0xf14, 0), csr(CSRRS, 5, 0x5c0, 0), 0xffff_ffff, 0x0000_707f]);
             writer.code.word(word);
         }
     }

@@ -50,7 +50,8 @@ fn number(random: &mut Random, exponent_bits: u32, fraction_bits: u32) -> u64 {
     let exponent_max = (1 << exponent_bits) - 1;
     let bias = exponent_max >> 1;
     let fraction_mask = (1 << fraction_bits) - 1;
-    let near = |random: &mut Random, spread: u32| u64::from(random.below(2 * spread + 1)).wrapping_sub(u64::from(spread));
+    let near =
+        |random: &mut Random, spread: u32| u64::from(random.below(2 * spread + 1)).wrapping_sub(u64::from(spread));
     let exponent = match random.below(12) {
         // Zero and subnormal numbers; infinities and NaNs.
         0 | 1 => 0,
