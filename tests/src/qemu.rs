@@ -19,8 +19,8 @@ use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
-/// The extensions of our machine and no others, and Bare translation alone, so that both agree on what there is.
-pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
+/// The extensions of our machine and no others, so that both agree on what there is.
+pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
 
 /// The last lines of what OpenSBI prints before it starts the guest begin like this.
 const BANNER_END: &str = "Boot HART MEDELEG";

@@ -84,7 +84,8 @@ fn table(number: u64) -> u64 {
 }
 
 fn fill(random: &mut Random, tables: &mut [u64], mode: Mode) {
-    let mut set = |table: u64, index: u64, value: u64| tables[(table * 512 + index) as usize] = value;
+    let mut set =
+        |table: u64, index: u64, value: u64| tables[usize::try_from(table * 512 + index).expect("few")] = value;
     set(0, 2, entry(table(1), VALID));
     set(1, 1, entry(table(4), VALID));
     for index in ROOTS {
@@ -166,6 +167,8 @@ fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     };
     let mut flags = permissions | u64::from(random.below(8)) << 5 | u64::from(random.below(4)) << 8;
     flags |= if random.one_in(16) { 0 } else { VALID };
+    // Where the second half of an instruction faults, QEMU has marked the page of the first one and we haven't.
+    flags |= if level == 0 && index == CODE_PAGE { ACCESSED } else { 0 };
     flags |= if random.one_in(2) { USER } else { 0 };
     flags |= if random.one_in(24) { 1 << (54 + random.below(10)) } else { 0 };
     entry(physical, flags)

@@ -29,7 +29,7 @@ const RESULT_CSRS: u64 = RESULT + 8 * (31 + 32);
 const TRAPS: u64 = RESULT_CSRS + 8 * CSRS.len() as u64;
 /// The most traps of a program.
 const TRAPS_MAX: u64 = 120;
-const TRAP_BYTES: u64 = 32;
+const TRAP_BYTES: u16 = 32;
 
 /// What of the CSRs is part of the result. The first one is read before the others need the floating-point unit.
 const CSRS: [(&str, u32); 17] = [
@@ -69,7 +69,7 @@ const RECORD_NEXT: i32 = 0;
 const RECORD_END: i32 = 8;
 const RECORD_DETAIL: i32 = 16;
 const RECORD_CSRS: i32 = 24;
-const RECORD_STATUS: i32 = RECORD_CSRS + 8 * STAGE_CSRS.len() as i32;
+const RECORD_STATUS: i32 = RECORD_CSRS + 8 * 6;
 const RECORD_FLOATS: i32 = RECORD_STATUS + 8;
 const RECORD_REGISTERS: i32 = RECORD_FLOATS + 8 * 32;
 const RECORD_MEMORY: i32 = RECORD_REGISTERS + 8 * 31;
@@ -268,8 +268,8 @@ fn note(code: &mut Assembler, numbers: [u32; 4], finish: Label) {
     for (offset, number) in [0, 8, 16, 24].into_iter().zip(numbers) {
         code.words(&[csr(CSRRS, X_A, number, 0), sd(X_A, X_B, offset)]);
     }
-    code.words(&[addi(X_B, X_B, TRAP_BYTES as i32), sd(X_B, X_V, NEXT_TRAP)]);
-    code.constant(X_A, TRAPS + TRAPS_MAX * TRAP_BYTES);
+    code.words(&[addi(X_B, X_B, TRAP_BYTES.into()), sd(X_B, X_V, NEXT_TRAP)]);
+    code.constant(X_A, TRAPS + TRAPS_MAX * u64::from(TRAP_BYTES));
     code.branch(6, X_B, X_A, room);
     code.jump(0, finish);
     code.place(room);
