@@ -22,6 +22,9 @@ const PROGRAM: &str = "qemu-system-riscv64";
 /// The extensions of our machine and no others, so that both agree on what there is.
 pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
 
+/// The same without floating point: whether it is switched on at the start is the firmware's affair.
+pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
+
 /// The last lines of what OpenSBI prints before it starts the guest begin like this.
 const BANNER_END: &str = "Boot HART MEDELEG";
 

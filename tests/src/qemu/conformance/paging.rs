@@ -108,7 +108,7 @@ fn fill(random: &mut Random, tables: &mut [u64], mode: Mode) {
     for page in 0..16 {
         let flags = match page {
             0..4 => VALID | READ | EXECUTE | own | touched,
-            4 => VALID | READ | WRITE | own | touched,
+            4 => VALID | READ | WRITE | own | ACCESSED | DIRTY,
             5..8 => continue,
             _ => VALID | READ | WRITE | touched,
         };
@@ -167,8 +167,12 @@ fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     };
     let mut flags = permissions | u64::from(random.below(8)) << 5 | u64::from(random.below(4)) << 8;
     flags |= if random.one_in(16) { 0 } else { VALID };
-    // Where the second half of an instruction faults, QEMU has marked the page of the first one and we haven't.
-    flags |= if level == 0 && index == CODE_PAGE { ACCESSED } else { 0 };
+    // Where an access's second half faults, QEMU has marked the page of the first one, and we haven't: both may.
+    flags |= match index {
+        CODE_PAGE => ACCESSED,
+        4 | 5 => ACCESSED | DIRTY,
+        _ => 0,
+    };
     flags |= if random.one_in(2) { USER } else { 0 };
     flags |= if random.one_in(24) { 1 << (54 + random.below(10)) } else { 0 };
     entry(physical, flags)
