@@ -84,13 +84,12 @@ fn a_result_is_the_same_behind_other_programs() {
 /// What the comparison rests on: programs come to the traps that they are made for, and go on behind them.
 #[test]
 fn programs_take_every_kind_of_trap() {
-    let seed = seed();
-    println!("FT_SEED={seed}");
     let interrupts = |causes: &[u64]| causes.iter().map(|cause| 1 << 63 | cause).collect::<Vec<u64>>();
     for class in Class::ALL {
         let mut causes = BTreeMap::<u64, u64>::new();
-        for index in 0..16 {
-            let program = Program::new(class, seed.wrapping_add(index));
+        // The same seeds each time: some traps are rare.
+        for seed in 0..64 {
+            let program = Program::new(class, seed);
             for cause in trap_causes(&on_machine(&[program], true)) {
                 *causes.entry(cause).or_default() += 1;
             }
