@@ -1,10 +1,9 @@
 //! Decoding runs, and the pages of decoded code.
 
 use super::env::Env;
-use super::predecode::{predecode, straddling};
+use super::fusion::Kind;
+use super::predecode::{Decoded, halfwords, predecode, straddling};
 use super::slot::{CodePagePtr, SLOTS};
-use crate::hart::decode;
-use crate::pages::PAGE_BYTES;
 use crate::ram::Ram;
 use crate::watch::LINE_BYTES;
 use alloc::vec;
@@ -90,10 +89,18 @@ pub(super) unsafe fn decode_run(env: *mut Env, place: usize) {
     }
 }
 
+/// An instruction of the run that is decoded.
+#[derive(Clone, Copy)]
+struct Placed {
+    place: usize,
+    length: usize,
+    kind: Option<Kind>,
+}
+
 /// # Safety
 /// Nobody has a reference to a slot of the page.
 unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
-    let (mut places, mut lines) = (Vec::new(), 0_u64);
+    let (mut run, mut lines) = (Vec::new(), 0_u64);
     let mut place = start;
     let run_after = loop {
         // SAFETY: `place` is at most SLOTS.
@@ -101,22 +108,31 @@ unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
         if place == SLOTS || existing.run > 0 {
             break existing.run;
         }
-        let offset = place * 2;
-        let bits = bits_at(ram, page.index(), offset);
-        let length = decode::length(bits) as usize;
-        lines |= lines_of(offset, length.min(PAGE_BYTES - offset));
-        let decoded = if offset + length > PAGE_BYTES { straddling() } else { predecode(bits, offset) };
+        let bits = bits_at(ram, page.index(), place * 2);
+        let length = halfwords(bits);
+        let in_page = length.min(SLOTS - place);
+        lines |= lines_of(place * 2, in_page * 2);
+        let Decoded { slot, kind } = if in_page < length { straddling() } else { predecode(bits, place * 2) };
         // SAFETY: as above.
-        unsafe { page.slot(place).write(decoded.slot) };
-        places.push(place);
-        if decoded.ends_run {
+        unsafe { page.slot(place).write(slot) };
+        run.push(Placed { place, length, kind });
+        if kind.is_none_or(Kind::ends_run) {
             break 0;
         }
-        place += length / 2;
+        place += length;
     };
-    for (distance, place) in (1..).zip(places.iter().rev()) {
+    for (distance, instruction) in (1..).zip(run.iter().rev()) {
         // SAFETY: as above. A page has fewer instructions than a run can count.
-        unsafe { (*page.slot(*place)).run = run_after + distance };
+        unsafe { (*page.slot(instruction.place)).run = run_after + distance };
+    }
+    for pair in run.windows(2) {
+        if let [Placed { place, length, kind: Some(first) }, Placed { length: second_length, kind: Some(second), .. }] =
+            *pair
+            && let Some(handler) = first.pair(length, second, second_length)
+        {
+            // SAFETY: as above.
+            unsafe { (*page.slot(place)).handler = handler };
+        }
     }
     ram.watches_mut().watch_code(page.index(), lines);
 }

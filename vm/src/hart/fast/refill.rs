@@ -1,7 +1,7 @@
 //! Translations that weren't cached.
 
+use super::dispatch::{go, look_up, step};
 use super::env::{Env, PAGE_MASK, Translation, translation_index};
-use super::handlers::{go, look_up, step};
 use super::slot::Slot;
 use crate::hart::Hart;
 use crate::mmu::Access;
@@ -10,7 +10,7 @@ use crate::mmu::Access;
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {
-    // SAFETY: as in `handlers::go`; the bus is nobody else's while handlers run.
+    // SAFETY: as in `dispatch::go`; the bus is nobody else's while handlers run.
     unsafe {
         let place =
             if address & (bytes - 1) == 0 { hart.place_in_ram(&mut *(*env).bus, address, Access::Load) } else { None };
