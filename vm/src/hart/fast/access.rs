@@ -1,6 +1,6 @@
 //! Loads and stores of RAM by cached translations.
 
-use super::dispatch::{extended, set_x, x};
+use super::dispatch::{extended, x};
 use super::env::{Env, PAGE_MASK, TRANSLATIONS, Translation, translation_index};
 use super::operations::Straight;
 use super::refill;
@@ -96,50 +96,50 @@ unsafe fn store_place(env: *mut Env, address: u64, bytes: u64) -> Option<*mut u8
     }
 }
 
-/// The address that a load or store computes.
+/// The address that a load or store computes from the value of its register `b`.
 #[inline(always)]
-unsafe fn effective(hart: &Hart, slot: *const Slot) -> u64 {
-    // SAFETY: as in `go`.
-    unsafe { x(hart, (*slot).b).wrapping_add(extended((*slot).immediate)) }
+unsafe fn effective(slot: *const Slot, b: u64) -> u64 {
+    // SAFETY: as for handlers.
+    unsafe { b.wrapping_add(extended((*slot).immediate)) }
 }
 
 macro_rules! access_kinds {
     ($($load:ident)*; $($store:ident)*) => {
         $(
             impl Straight for $load {
+                const SETS: bool = true;
+
                 #[inline(always)]
-                unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env) -> bool {
+                unsafe fn execute(_: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
                     // SAFETY: as for handlers, and `load_place` gives an aligned place in RAM.
-                    unsafe {
-                        let Some(place) = load_place(env, effective(hart, slot), Self::BYTES) else { return false };
-                        set_x(hart, (*slot).a, Self::read(place));
-                    }
-                    true
+                    unsafe { load_place(env, effective(slot, b), Self::BYTES).map(|place| Self::read(place)) }
                 }
 
                 #[inline(always)]
                 unsafe fn miss(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
                     // SAFETY: as for handlers.
-                    unsafe { refill::load(hart, slot, budget, env, effective(hart, slot), Self::BYTES) }
+                    unsafe { refill::load(hart, slot, budget, env, effective(slot, x(hart, (*slot).b)), Self::BYTES) }
                 }
             }
         )*
         $(
             impl Straight for $store {
+                const SETS: bool = false;
+
                 #[inline(always)]
-                unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env) -> bool {
+                unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
                     // SAFETY: as for handlers, and `store_place` gives an aligned place in RAM.
                     unsafe {
-                        let Some(place) = store_place(env, effective(hart, slot), Self::BYTES) else { return false };
+                        let place = store_place(env, effective(slot, b), Self::BYTES)?;
                         Self::write(place, x(hart, (*slot).a));
                     }
-                    true
+                    Some(0)
                 }
 
                 #[inline(always)]
                 unsafe fn miss(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
                     // SAFETY: as for handlers.
-                    unsafe { refill::store(hart, slot, budget, env, effective(hart, slot), Self::BYTES) }
+                    unsafe { refill::store(hart, slot, budget, env, effective(slot, x(hart, (*slot).b)), Self::BYTES) }
                 }
             }
         )*

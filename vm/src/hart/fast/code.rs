@@ -1,7 +1,7 @@
 //! Decoding runs, and the pages of decoded code.
 
 use super::env::Env;
-use super::fusion::Kind;
+use super::fusion::{Kind, Member, pair};
 use super::predecode::{Decoded, halfwords, predecode, straddling};
 use super::slot::{CodePagePtr, SLOTS};
 use crate::ram::Ram;
@@ -125,16 +125,30 @@ unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
         // SAFETY: as above. A page has fewer instructions than a run can count.
         unsafe { (*page.slot(instruction.place)).run = run_after + distance };
     }
-    for pair in run.windows(2) {
-        if let [Placed { place, length, kind: Some(first) }, Placed { length: second_length, kind: Some(second), .. }] =
-            *pair
-            && let Some(handler) = first.pair(length, second, second_length)
-        {
-            // SAFETY: as above.
-            unsafe { (*page.slot(place)).handler = handler };
-        }
+    // From the back: a slot may still change while the pair that it begins is looked for.
+    for neighbours in run.windows(2).rev() {
+        let [first, second] = neighbours else { continue };
+        // SAFETY: as above.
+        unsafe { pair_up(page, *first, *second) }
     }
     ram.watches_mut().watch_code(page.index(), lines);
+}
+
+/// # Safety
+/// Nobody has a reference to a slot of the page.
+unsafe fn pair_up(page: CodePagePtr, first: Placed, second: Placed) {
+    let (Some(first_kind), Some(second_kind)) = (first.kind, second.kind) else { return };
+    // SAFETY: as in `decode_into`.
+    unsafe {
+        let slots = [page.slot(first.place), page.slot(second.place)];
+        let [first_slot, second_slot] = slots.map(|slot| slot.read());
+        let first = Member { kind: first_kind, length: first.length, slot: &first_slot };
+        let second = Member { kind: second_kind, length: second.length, slot: &second_slot };
+        if let Some((handler, second_slot)) = pair(first, second) {
+            (*slots[0]).handler = handler;
+            slots[1].write(second_slot);
+        }
+    }
 }
 
 /// The bits at `offset` in the page, which is even: 32, or 16 at its end.

@@ -7,11 +7,11 @@ use crate::hart::decode::Condition;
 use crate::hart::{Hart, execute};
 use core::marker::PhantomData;
 
-/// What such an instruction, of `LENGTH` halfwords, does.
+/// What such an instruction, of `LENGTH` halfwords, does with the value `b` of its register `b`.
 pub(super) trait End {
     /// # Safety
     /// As for handlers.
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env);
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, b: u64);
 }
 
 /// When a branch is taken.
@@ -39,10 +39,10 @@ pub(super) struct Branch<W>(PhantomData<W>);
 
 impl<W: When> End for Branch<W> {
     #[inline(always)]
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, b: u64) {
         // SAFETY: as in `go`; the decoder has seen that the target is in the page.
         unsafe {
-            if execute::holds(W::CONDITION, x(hart, (*slot).b), x(hart, (*slot).a)) {
+            if execute::holds(W::CONDITION, b, x(hart, (*slot).a)) {
                 enter(hart, slot.offset((*slot).immediate as isize), budget, env)
             } else {
                 enter(hart, slot.add(LENGTH), budget, env)
@@ -57,10 +57,10 @@ pub(super) struct FarBranch<W>(PhantomData<W>);
 
 impl<W: When> End for FarBranch<W> {
     #[inline(always)]
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, b: u64) {
         // SAFETY: as in `go`.
         unsafe {
-            if execute::holds(W::CONDITION, x(hart, (*slot).b), x(hart, (*slot).a)) {
+            if execute::holds(W::CONDITION, b, x(hart, (*slot).a)) {
                 let target = (*env).page_address.wrapping_add(extended((*slot).immediate));
                 go_to(hart, target, budget, env)
             } else {
@@ -76,7 +76,7 @@ pub(super) struct Jump<const LINK: bool>;
 
 impl<const LINK: bool> End for Jump<LINK> {
     #[inline(always)]
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, _: u64) {
         // SAFETY: as in `go`; the decoder has seen that the target is in the page.
         unsafe {
             if LINK {
@@ -93,7 +93,7 @@ pub(super) struct FarJump<const LINK: bool>;
 
 impl<const LINK: bool> End for FarJump<LINK> {
     #[inline(always)]
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, _: u64) {
         // SAFETY: as in `go`.
         unsafe {
             let target = (*env).page_address.wrapping_add(extended((*slot).immediate));
@@ -111,10 +111,10 @@ pub(super) struct JumpRegister<const LINK: bool>;
 
 impl<const LINK: bool> End for JumpRegister<LINK> {
     #[inline(always)]
-    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
+    unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, b: u64) {
         // SAFETY: as in `go`.
         unsafe {
-            let target = x(hart, (*slot).b).wrapping_add(extended((*slot).immediate)) & !1;
+            let target = b.wrapping_add(extended((*slot).immediate)) & !1;
             if LINK {
                 set_x(hart, (*slot).a, address_of(slot.add(LENGTH), env));
             }

@@ -8,7 +8,7 @@
 use super::access::{
     Byte, ByteUnsigned, Double, Half, HalfUnsigned, StoreByte, StoreDouble, StoreHalf, StoreWord, Word, WordUnsigned,
 };
-use super::dispatch::go;
+use super::dispatch::{go, x};
 use super::ends::{
     Branch, End, Equal, FarBranch, FarJump, GreaterEqual, GreaterEqualUnsigned, Jump, JumpRegister, Less, LessUnsigned,
     NotEqual,
@@ -16,13 +16,14 @@ use super::ends::{
 use super::env::Env;
 use super::operations::{
     Add, AddW, And, Constant, Div, DivW, Divu, DivuW, Immediate, Move, Mul, MulW, Mulh, Mulhsu, Mulhu, NearPc, Nothing,
-    Or, Registers, Rem, RemW, Remu, RemuW, Sll, SllW, Slt, Sltu, Sra, SraW, Srl, SrlW, Straight, Sub, SubW, Xor, one,
+    Or, Registers, Rem, RemW, Remu, RemuW, Sll, SllW, Slt, Sltu, Sra, SraW, Srl, SrlW, Straight, Sub, SubW, Xor,
+    execute, one,
 };
 use super::slot::{Handler, Slot};
 use crate::hart::Hart;
 
-/// Executes two instructions.
-unsafe fn two<A: Straight, B: Straight, const FIRST: usize, const SECOND: usize>(
+/// Executes two instructions. `CHAINED`: the second one's register `b` is what the first one sets.
+unsafe fn two<A: Straight, B: Straight, const CHAINED: bool, const FIRST: usize, const SECOND: usize>(
     hart: &mut Hart,
     slot: *const Slot,
     budget: i64,
@@ -30,19 +31,19 @@ unsafe fn two<A: Straight, B: Straight, const FIRST: usize, const SECOND: usize>
 ) {
     // SAFETY: as for handlers; the second slot is one of the same page, as the decoder has seen.
     unsafe {
-        if !A::execute(hart, slot, env) {
-            return A::miss(hart, slot, budget, env);
-        }
+        let b = x(hart, (*slot).b);
+        let Some(value) = execute::<A>(hart, slot, env, b) else { return A::miss(hart, slot, budget, env) };
         let second = slot.add(FIRST);
-        if !B::execute(hart, second, env) {
-            return B::miss(hart, second, budget, env);
+        let b = if CHAINED { value } else { x(hart, (*second).b) };
+        match execute::<B>(hart, second, env, b) {
+            Some(_) => go(hart, second.add(SECOND), budget, env),
+            None => B::miss(hart, second, budget, env),
         }
-        go(hart, second.add(SECOND), budget, env);
     }
 }
 
 /// Executes an instruction and the one that ends the run.
-unsafe fn last_two<A: Straight, E: End, const FIRST: usize, const SECOND: usize>(
+unsafe fn last_two<A: Straight, E: End, const CHAINED: bool, const FIRST: usize, const SECOND: usize>(
     hart: &mut Hart,
     slot: *const Slot,
     budget: i64,
@@ -50,23 +51,38 @@ unsafe fn last_two<A: Straight, E: End, const FIRST: usize, const SECOND: usize>
 ) {
     // SAFETY: as in `two`.
     unsafe {
-        if A::execute(hart, slot, env) {
-            E::end::<SECOND>(hart, slot.add(FIRST), budget, env);
-        } else {
-            A::miss(hart, slot, budget, env);
-        }
+        let b = x(hart, (*slot).b);
+        let Some(value) = execute::<A>(hart, slot, env, b) else { return A::miss(hart, slot, budget, env) };
+        let second = slot.add(FIRST);
+        let b = if CHAINED { value } else { x(hart, (*second).b) };
+        E::end::<SECOND>(hart, second, budget, env, b);
     }
 }
 
 /// Executes the instruction that ends the run.
 unsafe fn last<E: End, const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as for handlers.
-    unsafe { E::end::<LENGTH>(hart, slot, budget, env) }
+    unsafe {
+        let b = x(hart, (*slot).b);
+        E::end::<LENGTH>(hart, slot, budget, env, b);
+    }
 }
 
 /// The handler for an instruction of `length` halfwords.
 const fn by_length(length: usize, short: Handler, long: Handler) -> Handler {
     if length == 1 { short } else { long }
+}
+
+/// The handler of two instructions of `$first` and `$second` halfwords.
+macro_rules! by_lengths {
+    ($first:expr, $second:expr, $handler:ident, $a:ty, $b:ty, $chained:ident) => {
+        match ($first, $second) {
+            (1, 1) => $handler::<$a, $b, $chained, 1, 1>,
+            (1, _) => $handler::<$a, $b, $chained, 1, 2>,
+            (_, 1) => $handler::<$a, $b, $chained, 2, 1>,
+            (_, _) => $handler::<$a, $b, $chained, 2, 2>,
+        }
+    };
 }
 
 /// Defines the kinds of instructions that decoded code knows, the handler of each, and those of pairs.
@@ -104,36 +120,67 @@ macro_rules! kinds {
                 }
             }
 
-            /// The handler of such an instruction with one of `second` behind it, if there is one for both.
-            pub(super) const fn pair(self, length: usize, second: Self, second_length: usize) -> Option<Handler> {
+            /// Whether such an instruction sets its register `a`.
+            const fn sets(self) -> bool {
                 match self {
-                    $(Self::$common => second.behind::<$common_type>(length, second_length),)*
-                    _ => None,
+                    $(Self::$common => <$common_type>::SETS,)*
+                    _ => false,
                 }
             }
 
-            const fn behind<A: Straight>(self, first: usize, length: usize) -> Option<Handler> {
+            const fn behind<A: Straight, const CHAINED: bool>(self, first: usize, length: usize) -> Option<Handler> {
                 Some(match self {
-                    $(Self::$common => by_length(
-                        first,
-                        by_length(length, two::<A, $common_type, 1, 1>, two::<A, $common_type, 1, 2>),
-                        by_length(length, two::<A, $common_type, 2, 1>, two::<A, $common_type, 2, 2>),
-                    ),)*
-                    $(Self::$end => by_length(
-                        first,
-                        by_length(length, last_two::<A, $end_type, 1, 1>, last_two::<A, $end_type, 1, 2>),
-                        by_length(length, last_two::<A, $end_type, 2, 1>, last_two::<A, $end_type, 2, 2>),
-                    ),)*
+                    $(Self::$common => by_lengths!(first, length, two, A, $common_type, CHAINED),)*
+                    $(Self::$end => by_lengths!(first, length, last_two, A, $end_type, CHAINED),)*
                     _ => return None,
                 })
+            }
+
+            const fn pair_at<const CHAINED: bool>(self, first: usize, second: Self, length: usize) -> Option<Handler> {
+                match self {
+                    $(Self::$common => second.behind::<$common_type, CHAINED>(first, length),)*
+                    _ => None,
+                }
             }
         }
     };
 }
 
+/// An instruction that is decoded: its kind, its length in halfwords, and its slot.
+#[derive(Clone, Copy)]
+pub(super) struct Member<'a> {
+    pub(super) kind: Kind,
+    pub(super) length: usize,
+    pub(super) slot: &'a Slot,
+}
+
+impl Kind {
+    /// Whether its operands, registers `b` and the one in the immediate, may be exchanged.
+    const fn commutes(self) -> bool {
+        matches!(self, Self::Add | Self::And | Self::Or | Self::Xor | Self::AddWord | Self::Mul)
+    }
+}
+
+/// The handler of two instructions one behind the other, if there is one for both, and the second one's slot as it wants it:
+/// what the first has just computed is at hand for register `b`.
+pub(super) fn pair(first: Member<'_>, second: Member<'_>) -> Option<(Handler, Slot)> {
+    let mut slot = *second.slot;
+    let computed = first.slot.a;
+    if first.kind.sets() && second.kind.commutes() && slot.b != computed && slot.second() == computed {
+        slot.immediate = slot.b.into();
+        slot.b = computed;
+    }
+    let handler = if first.kind.sets() && slot.b == computed {
+        first.kind.pair_at::<true>(first.length, second.kind, second.length)
+    } else {
+        first.kind.pair_at::<false>(first.length, second.kind, second.length)
+    };
+    Some((handler?, slot))
+}
+
 kinds! {
     common {
-    Constant = Constant, Move = Move, AddImmediate = Immediate<Add>, AndImmediate = Immediate<And>,
+    Constant = Constant, NearPc = NearPc, Move = Move, AddImmediate = Immediate<Add>, AndImmediate = Immediate<And>,
     ShiftLeft = Immediate<Sll>, ShiftRight = Immediate<Srl>, AddWordImmediate = Immediate<AddW>,
     Add = Registers<Add>, Sub = Registers<Sub>, And = Registers<And>, Or = Registers<Or>, Xor = Registers<Xor>,
     AddWord = Registers<AddW>, Mul = Registers<Mul>,
@@ -141,7 +188,7 @@ kinds! {
     StoreByte = StoreByte, StoreWord = StoreWord, StoreDouble = StoreDouble,
     }
     other {
-    Nothing = Nothing, NearPc = NearPc,
+    Nothing = Nothing,
     LessImmediate = Immediate<Slt>, LessUnsignedImmediate = Immediate<Sltu>, XorImmediate = Immediate<Xor>,
     OrImmediate = Immediate<Or>, ShiftRightSigned = Immediate<Sra>, ShiftLeftWordImmediate = Immediate<SllW>,
     ShiftRightWordImmediate = Immediate<SrlW>, ShiftRightSignedWordImmediate = Immediate<SraW>,
@@ -159,12 +206,13 @@ kinds! {
     common_ends {
     BranchEqual = Branch<Equal>, BranchNotEqual = Branch<NotEqual>, BranchLess = Branch<Less>,
     BranchGreaterEqual = Branch<GreaterEqual>, BranchLessUnsigned = Branch<LessUnsigned>,
-    BranchGreaterEqualUnsigned = Branch<GreaterEqualUnsigned>, Jump = Jump<false>, JumpRegister = JumpRegister<false>,
+    BranchGreaterEqualUnsigned = Branch<GreaterEqualUnsigned>, Jump = Jump<false>, Call = Jump<true>, JumpRegister = JumpRegister<false>,
+    CallRegister = JumpRegister<true>,
     }
     other_ends {
     FarEqual = FarBranch<Equal>, FarNotEqual = FarBranch<NotEqual>, FarLess = FarBranch<Less>,
     FarGreaterEqual = FarBranch<GreaterEqual>, FarLessUnsigned = FarBranch<LessUnsigned>,
     FarGreaterEqualUnsigned = FarBranch<GreaterEqualUnsigned>,
-    Call = Jump<true>, FarJump = FarJump<false>, FarCall = FarJump<true>, CallRegister = JumpRegister<true>,
+    FarJump = FarJump<false>, FarCall = FarJump<true>,
     }
 }

@@ -9,11 +9,16 @@ use core::marker::PhantomData;
 
 /// What such an instruction does.
 pub(super) trait Straight {
-    /// Executes it. `false`: it couldn't be, nothing has changed, and [`Self::miss`] is to be called.
+    /// Whether it sets register `a`.
+    const SETS: bool;
+
+    /// Executes it with the value `b` of register `b`, and gives what register `a` is to be set to.
+    ///
+    /// `None`: it couldn't be executed, nothing has changed, and [`Self::miss`] is to be called.
     ///
     /// # Safety
     /// As for handlers.
-    unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env) -> bool;
+    unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64>;
 
     /// Goes on where it couldn't be executed.
     ///
@@ -26,6 +31,22 @@ pub(super) trait Straight {
     }
 }
 
+/// Executes the instruction of a slot with the value `b` of register `b`; the result is that of [`Straight::execute`].
+///
+/// # Safety
+/// As for handlers.
+#[inline(always)]
+pub(super) unsafe fn execute<S: Straight>(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
+    // SAFETY: as for handlers; an instruction that would set x0 isn't made one of these.
+    unsafe {
+        let value = S::execute(hart, slot, env, b)?;
+        if S::SETS {
+            set_x(hart, (*slot).a, value);
+        }
+        Some(value)
+    }
+}
+
 /// Executes one instruction of `LENGTH` halfwords.
 pub(super) unsafe fn one<S: Straight, const LENGTH: usize>(
     hart: &mut Hart,
@@ -35,10 +56,10 @@ pub(super) unsafe fn one<S: Straight, const LENGTH: usize>(
 ) {
     // SAFETY: as in `go`; the slot after an instruction is one of the same page, or its end.
     unsafe {
-        if S::execute(hart, slot, env) {
-            go(hart, slot.add(LENGTH), budget, env);
-        } else {
-            S::miss(hart, slot, budget, env);
+        let b = x(hart, (*slot).b);
+        match execute::<S>(hart, slot, env, b) {
+            Some(_) => go(hart, slot.add(LENGTH), budget, env),
+            None => S::miss(hart, slot, budget, env),
         }
     }
 }
@@ -71,20 +92,18 @@ macro_rules! operations {
 operations!(Add Sub Sll Slt Sltu Xor Srl Sra Or And AddW SubW SllW SrlW SraW
     Mul Mulh Mulhsu Mulhu Div Divu Rem Remu MulW DivW DivuW RemW RemuW);
 
-/// Defines types of instructions that can always be executed.
+/// Defines what instructions do that can always be executed.
 macro_rules! straight {
-    ($($(#[$doc:meta])* $name:ident$(<$operation:ident>)? |$hart:ident, $slot:ident, $env:ident| $value:expr;)*) => {
+    ($($name:ident$(<$operation:ident>)? |$hart:ident, $slot:ident, $env:ident, $b:ident| $value:expr;)*) => {
         $(
-            $(#[$doc])*
             impl$(<$operation: Alu>)? Straight for $name$(<$operation>)? {
+                const SETS: bool = true;
+
+                #[allow(unused_unsafe, reason = "not all of these look at the slot")]
                 #[inline(always)]
-                unsafe fn execute($hart: &mut Hart, $slot: *const Slot, $env: *mut Env) -> bool {
-                    // SAFETY: as for handlers; a slot that sets x0 isn't made with one of these.
-                    unsafe {
-                        let value = $value;
-                        set_x($hart, (*$slot).a, value);
-                    }
-                    true
+                unsafe fn execute($hart: &mut Hart, $slot: *const Slot, $env: *mut Env, $b: u64) -> Option<u64> {
+                    // SAFETY: as for handlers.
+                    unsafe { Some($value) }
                 }
             }
         )*
@@ -108,16 +127,18 @@ pub(super) struct Move;
 pub(super) struct Nothing;
 
 straight! {
-    Constant |_hart, slot, _env| extended((*slot).immediate);
-    NearPc |_hart, slot, env| (*env).page_address.wrapping_add(extended((*slot).immediate));
-    Move |hart, slot, _env| x(hart, (*slot).b);
-    Immediate<O> |hart, slot, _env| alu::compute(O::OP, x(hart, (*slot).b), extended((*slot).immediate));
-    Registers<O> |hart, slot, _env| alu::compute(O::OP, x(hart, (*slot).b), x(hart, (*slot).second()));
+    Constant |_hart, slot, _env, _b| extended((*slot).immediate);
+    NearPc |_hart, slot, env, _b| (*env).page_address.wrapping_add(extended((*slot).immediate));
+    Move |_hart, _slot, _env, b| b;
+    Immediate<O> |_hart, slot, _env, b| alu::compute(O::OP, b, extended((*slot).immediate));
+    Registers<O> |hart, slot, _env, b| alu::compute(O::OP, b, x(hart, (*slot).second()));
 }
 
 impl Straight for Nothing {
+    const SETS: bool = false;
+
     #[inline(always)]
-    unsafe fn execute(_: &mut Hart, _: *const Slot, _: *mut Env) -> bool {
-        true
+    unsafe fn execute(_: &mut Hart, _: *const Slot, _: *mut Env, _: u64) -> Option<u64> {
+        Some(0)
     }
 }
