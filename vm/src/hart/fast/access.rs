@@ -1,4 +1,9 @@
 //! Loads and stores of RAM by cached translations.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "narrowing and extending register values is what these instructions do; an offset in RAM is a usize"
+)]
 
 use super::dispatch::{extended, x};
 use super::env::{Env, PAGE_MASK, TRANSLATIONS, Translation, translation_index};

@@ -82,7 +82,7 @@ pub(super) unsafe fn go_to(hart: &mut Hart, target: u64, budget: i64, env: *mut 
             (*env).page_address = page_address;
             (*env).page_slots = page.slot(0);
         }
-        enter(hart, (*env).page_slots.add((target & !PAGE_MASK) as usize / 2), budget, env)
+        enter(hart, (*env).page_slots.add((target & !PAGE_MASK) as usize / 2), budget, env);
     }
 }
 
@@ -99,14 +99,14 @@ unsafe fn lost(hart: &mut Hart, target: u64, budget: i64, env: *mut Env) {
 #[inline(always)]
 pub(super) unsafe fn address_of(slot: *const Slot, env: *const Env) -> u64 {
     // SAFETY: as in `go`.
-    unsafe { (*env).page_address.wrapping_add(offset_of(slot, env)) }
+    unsafe { (*env).page_address.wrapping_add(2 * place_of(slot, env) as u64) }
 }
 
-/// Where in its page the instruction at `slot` is.
+/// The number of `slot` in its page: halfwords from the page's start.
 #[inline(always)]
-unsafe fn offset_of(slot: *const Slot, env: *const Env) -> u64 {
+unsafe fn place_of(slot: *const Slot, env: *const Env) -> usize {
     // SAFETY: as in `go`.
-    unsafe { (slot.addr() - (*env).page_slots.addr()) as u64 / (size_of::<Slot>() as u64 / 2) }
+    unsafe { (slot.addr() - (*env).page_slots.addr()) / size_of::<Slot>() }
 }
 
 /// Register number `number`, which is that of a slot.
@@ -136,12 +136,12 @@ pub(super) const fn extended(immediate: i32) -> u64 {
 pub(super) unsafe fn undecoded(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: as in `go`.
     unsafe {
-        code::decode_run(env, offset_of(slot, env) as usize / 2);
+        code::decode_run(env, place_of(slot, env));
         // Stores to this page have to be seen from now on.
         if (*(*env).bus).ram.watches_mut().has_news() {
-            leave(hart, slot, budget, env, Left::Fetch)
+            leave(hart, slot, budget, env, Left::Fetch);
         } else {
-            enter(hart, slot, budget, env)
+            enter(hart, slot, budget, env);
         }
     }
 }

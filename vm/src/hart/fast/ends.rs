@@ -43,9 +43,9 @@ impl<W: When> End for Branch<W> {
         // SAFETY: as in `go`; the decoder has seen that the target is in the page.
         unsafe {
             if execute::holds(W::CONDITION, b, x(hart, (*slot).a)) {
-                enter(hart, slot.offset((*slot).immediate as isize), budget, env)
+                enter(hart, slot.offset((*slot).immediate as isize), budget, env);
             } else {
-                enter(hart, slot.add(LENGTH), budget, env)
+                enter(hart, slot.add(LENGTH), budget, env);
             }
         }
     }
@@ -62,9 +62,9 @@ impl<W: When> End for FarBranch<W> {
         unsafe {
             if execute::holds(W::CONDITION, b, x(hart, (*slot).a)) {
                 let target = (*env).page_address.wrapping_add(extended((*slot).immediate));
-                go_to(hart, target, budget, env)
+                go_to(hart, target, budget, env);
             } else {
-                enter(hart, slot.add(LENGTH), budget, env)
+                enter(hart, slot.add(LENGTH), budget, env);
             }
         }
     }
@@ -82,7 +82,7 @@ impl<const LINK: bool> End for Jump<LINK> {
             if LINK {
                 set_x(hart, (*slot).a, address_of(slot.add(LENGTH), env));
             }
-            enter(hart, slot.offset((*slot).immediate as isize), budget, env)
+            enter(hart, slot.offset((*slot).immediate as isize), budget, env);
         }
     }
 }
@@ -100,7 +100,7 @@ impl<const LINK: bool> End for FarJump<LINK> {
             if LINK {
                 set_x(hart, (*slot).a, address_of(slot.add(LENGTH), env));
             }
-            go_to(hart, target, budget, env)
+            go_to(hart, target, budget, env);
         }
     }
 }
@@ -118,7 +118,7 @@ impl<const LINK: bool> End for JumpRegister<LINK> {
             if LINK {
                 set_x(hart, (*slot).a, address_of(slot.add(LENGTH), env));
             }
-            go_to(hart, target, budget, env)
+            go_to(hart, target, budget, env);
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: 
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).loads)[translation_index(address)] = translation(address, offset, (*env).load_context);
-        go(hart, slot, budget, env)
+        go(hart, slot, budget, env);
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) unsafe fn store(hart: &mut Hart, slot: *const Slot, budget: i64, env:
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).stores)[translation_index(address)] = translation(address, offset, (*env).store_context);
-        go(hart, slot, budget, env)
+        go(hart, slot, budget, env);
     }
 }
 
