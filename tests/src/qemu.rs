@@ -4,6 +4,7 @@
 //! be the same. QEMU is the Debian package `qemu-system-misc`; tests that need it say clearly that they were skipped.
 
 pub mod assembler;
+pub mod conformance;
 pub mod runtime;
 pub mod snippet;
 mod units;
@@ -18,8 +19,11 @@ use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
-/// The extensions of our machine and no others, and Bare translation alone, so that both agree on what there is.
-pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
+/// The extensions of our machine and no others, so that both agree on what there is.
+pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
+
+/// The same without floating point: whether it is switched on at the start is the firmware's affair.
+pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
 
 /// The last lines of what OpenSBI prints before it starts the guest begin like this.
 const BANNER_END: &str = "Boot HART MEDELEG";
@@ -58,8 +62,20 @@ impl Qemu {
     /// # Errors
     /// If the process can't be started.
     pub fn start(kernel: &Path, arguments: &[&str]) -> io::Result<Self> {
+        Self::start_with(kernel, "default", arguments)
+    }
+
+    /// As [`Self::start`], without firmware: the executable begins in M-mode, at 0x8000_0000.
+    ///
+    /// # Errors
+    /// If the process can't be started.
+    pub fn start_bare(kernel: &Path, arguments: &[&str]) -> io::Result<Self> {
+        Self::start_with(kernel, "none", arguments)
+    }
+
+    fn start_with(kernel: &Path, firmware: &str, arguments: &[&str]) -> io::Result<Self> {
         let mut child = Command::new(PROGRAM)
-            .args(["-M", "virt", "-m", "64M", "-nographic", "-bios", "default", "-kernel"])
+            .args(["-M", "virt", "-m", "64M", "-nographic", "-bios", firmware, "-kernel"])
             .arg(kernel)
             .args(arguments)
             .stdin(Stdio::null())
@@ -75,7 +91,7 @@ impl Qemu {
                 }
             }
         });
-        Ok(Self { child, lines, console: Vec::new(), in_banner: true })
+        Ok(Self { child, lines, console: Vec::new(), in_banner: firmware != "none" })
     }
 
     /// Waits for a line of the guest's that contains `text`; `false` if it ends or takes longer than `timeout`.
@@ -155,7 +171,16 @@ pub fn run_on_qemu(image: &[u8], arguments: &[&str], timeout: Duration) -> Vec<S
 /// If it does not come to an end within `steps_max`.
 #[must_use]
 pub fn run_on_machine(image: &[u8], steps_max: u64) -> (Vec<String>, StopReason) {
-    let mut machine = Machine::new(&MachineConfig::default(), image).expect("the image is loadable");
+    run_on(&MachineConfig::default(), image, steps_max)
+}
+
+/// As [`run_on_machine`], on a machine of that configuration.
+///
+/// # Panics
+/// As there.
+#[must_use]
+pub fn run_on(config: &MachineConfig, image: &[u8], steps_max: u64) -> (Vec<String>, StopReason) {
+    let mut machine = Machine::new(config, image).expect("the image is loadable");
     let mut console = Vec::new();
     let end = loop {
         match machine.run(InstructionCount(steps_max)) {

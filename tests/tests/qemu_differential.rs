@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tests::qemu::runtime::{program, word_name};
 use tests::qemu::snippet::Snippet;
-use tests::qemu::{SAME_ISA, is_installed, run_on_machine, run_on_qemu};
+use tests::qemu::{INTEGER_ISA, SAME_ISA, is_installed, run_on_machine, run_on_qemu};
 use tests::random::{Random, seed};
 use vm::StopReason;
 
@@ -77,7 +77,7 @@ fn random_programs_compute_the_same_on_qemu() {
 
 /// What our machine and QEMU print.
 fn run_both(image: &[u8]) -> [Vec<String>; 2] {
-    let theirs = run_on_qemu(image, &SAME_ISA, TIMEOUT);
+    let theirs = run_on_qemu(image, &INTEGER_ISA, TIMEOUT);
     let (ours, end) = run_on_machine(image, STEPS_MAX);
     assert_eq!(end, StopReason::PowerOff { code: 0 });
     [ours, theirs]

@@ -7,6 +7,8 @@
 pub mod opcode {
     /// Loads.
     pub const LOAD: u32 = 0x03;
+    /// Loads into floating-point registers.
+    pub const LOAD_FP: u32 = 0x07;
     /// FENCE and FENCE.I.
     pub const MISC_MEM: u32 = 0x0f;
     /// Integer operations with an immediate.
@@ -17,6 +19,8 @@ pub mod opcode {
     pub const OP_IMM_32: u32 = 0x1b;
     /// Stores.
     pub const STORE: u32 = 0x23;
+    /// Stores from floating-point registers; it has all bits of [`STORE`].
+    pub const STORE_FP: u32 = 0x27;
     /// LR, SC and AMOs.
     pub const AMO: u32 = 0x2f;
     /// Integer operations on registers.
@@ -25,6 +29,10 @@ pub mod opcode {
     pub const LUI: u32 = 0x37;
     /// Integer operations on words in registers.
     pub const OP_32: u32 = 0x3b;
+    /// Fused multiplications and additions; the other three are in multiples of 4 above.
+    pub const FMADD: u32 = 0x43;
+    /// Other floating-point operations.
+    pub const OP_FP: u32 = 0x53;
     /// Conditional branches.
     pub const BRANCH: u32 = 0x63;
     /// JALR.
@@ -55,6 +63,36 @@ pub mod control {
     pub const SIP: u32 = 0x144;
 }
 
+/// The numbers of M-mode's registers.
+pub mod machine {
+    /// `mstatus`.
+    pub const MSTATUS: u32 = 0x300;
+    /// `medeleg`.
+    pub const MEDELEG: u32 = 0x302;
+    /// `mideleg`.
+    pub const MIDELEG: u32 = 0x303;
+    /// `mie`.
+    pub const MIE: u32 = 0x304;
+    /// `mtvec`.
+    pub const MTVEC: u32 = 0x305;
+    /// `mcounteren`.
+    pub const MCOUNTEREN: u32 = 0x306;
+    /// `mscratch`.
+    pub const MSCRATCH: u32 = 0x340;
+    /// `mepc`.
+    pub const MEPC: u32 = 0x341;
+    /// `mcause`.
+    pub const MCAUSE: u32 = 0x342;
+    /// `mtval`.
+    pub const MTVAL: u32 = 0x343;
+    /// `mip`.
+    pub const MIP: u32 = 0x344;
+    /// `pmpcfg0`.
+    pub const PMPCFG0: u32 = 0x3a0;
+    /// `pmpaddr0`.
+    pub const PMPADDR0: u32 = 0x3b0;
+}
+
 /// ECALL.
 pub const ECALL: u32 = 0x0000_0073;
 /// EBREAK.
@@ -63,6 +101,10 @@ pub const EBREAK: u32 = 0x0010_0073;
 pub const SRET: u32 = 0x1020_0073;
 /// WFI.
 pub const WFI: u32 = 0x1050_0073;
+/// MRET.
+pub const MRET: u32 = 0x3020_0073;
+/// FENCE.I.
+pub const FENCE_I: u32 = 0x0000_100f;
 /// SFENCE.VMA of everything.
 pub const SFENCE_VMA: u32 = 0x1200_0073;
 
@@ -114,6 +156,18 @@ pub const fn ld(rd: u32, rs1: u32, offset: i32) -> u32 {
 #[must_use]
 pub const fn sd(rs2: u32, rs1: u32, offset: i32) -> u32 {
     s_type(3, rs1, rs2, offset)
+}
+
+/// FLD.
+#[must_use]
+pub const fn fld(rd: u32, rs1: u32, offset: i32) -> u32 {
+    i_type(opcode::LOAD_FP, 3, rd, rs1, offset)
+}
+
+/// FSD.
+#[must_use]
+pub const fn fsd(rs2: u32, rs1: u32, offset: i32) -> u32 {
+    s_type(3, rs1, rs2, offset) | opcode::STORE_FP
 }
 
 /// A CSR instruction; `source` is a register, or an immediate of five bits.

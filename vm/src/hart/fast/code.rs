@@ -1,10 +1,9 @@
 //! Decoding runs, and the pages of decoded code.
 
 use super::env::Env;
-use super::predecode::{predecode, straddling};
+use super::fusion::{Kind, Member, pair};
+use super::predecode::{Decoded, halfwords, predecode, straddling};
 use super::slot::{CodePagePtr, SLOTS};
-use crate::hart::decode;
-use crate::pages::PAGE_BYTES;
 use crate::ram::Ram;
 use crate::watch::LINE_BYTES;
 use alloc::vec;
@@ -90,10 +89,18 @@ pub(super) unsafe fn decode_run(env: *mut Env, place: usize) {
     }
 }
 
+/// An instruction of the run that is decoded.
+#[derive(Clone, Copy)]
+struct Placed {
+    place: usize,
+    length: usize,
+    kind: Option<Kind>,
+}
+
 /// # Safety
 /// Nobody has a reference to a slot of the page.
 unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
-    let (mut places, mut lines) = (Vec::new(), 0_u64);
+    let (mut run, mut lines) = (Vec::new(), 0_u64);
     let mut place = start;
     let run_after = loop {
         // SAFETY: `place` is at most SLOTS.
@@ -101,24 +108,47 @@ unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
         if place == SLOTS || existing.run > 0 {
             break existing.run;
         }
-        let offset = place * 2;
-        let bits = bits_at(ram, page.index(), offset);
-        let length = decode::length(bits) as usize;
-        lines |= lines_of(offset, length.min(PAGE_BYTES - offset));
-        let decoded = if offset + length > PAGE_BYTES { straddling() } else { predecode(bits, offset) };
+        let bits = bits_at(ram, page.index(), place * 2);
+        let length = halfwords(bits);
+        let in_page = length.min(SLOTS - place);
+        lines |= lines_of(place * 2, in_page * 2);
+        let Decoded { slot, kind } = if in_page < length { straddling() } else { predecode(bits, place * 2) };
         // SAFETY: as above.
-        unsafe { page.slot(place).write(decoded.slot) };
-        places.push(place);
-        if decoded.ends_run {
+        unsafe { page.slot(place).write(slot) };
+        run.push(Placed { place, length, kind });
+        if kind.is_none_or(Kind::ends_run) {
             break 0;
         }
-        place += length / 2;
+        place += length;
     };
-    for (distance, place) in (1..).zip(places.iter().rev()) {
+    for (distance, instruction) in (1..).zip(run.iter().rev()) {
         // SAFETY: as above. A page has fewer instructions than a run can count.
-        unsafe { (*page.slot(*place)).run = run_after + distance };
+        unsafe { (*page.slot(instruction.place)).run = run_after + distance };
+    }
+    // From the back: a slot may still change while the pair that it begins is looked for.
+    for neighbours in run.windows(2).rev() {
+        let [first, second] = neighbours else { continue };
+        // SAFETY: as above.
+        unsafe { pair_up(page, *first, *second) }
     }
     ram.watches_mut().watch_code(page.index(), lines);
+}
+
+/// # Safety
+/// Nobody has a reference to a slot of the page.
+unsafe fn pair_up(page: CodePagePtr, first: Placed, second: Placed) {
+    let (Some(first_kind), Some(second_kind)) = (first.kind, second.kind) else { return };
+    // SAFETY: as in `decode_into`.
+    unsafe {
+        let slots = [page.slot(first.place), page.slot(second.place)];
+        let [first_slot, second_slot] = slots.map(|slot| slot.read());
+        let first = Member { kind: first_kind, length: first.length, slot: &first_slot };
+        let second = Member { kind: second_kind, length: second.length, slot: &second_slot };
+        if let Some((handler, second_slot)) = pair(first, second) {
+            (*slots[0]).handler = handler;
+            slots[1].write(second_slot);
+        }
+    }
 }
 
 /// The bits at `offset` in the page, which is even: 32, or 16 at its end.

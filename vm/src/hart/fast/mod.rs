@@ -19,11 +19,15 @@
 //! - pages of slots are cleared and freed only while no handler runs;
 //! - the bus is used through [`env::Env::bus`] alone while handlers run.
 
+mod access;
 mod code;
 mod context;
+mod dispatch;
+mod ends;
 mod env;
-mod handlers;
+mod fusion;
 mod memory;
+mod operations;
 mod predecode;
 mod refill;
 mod slot;
@@ -98,7 +102,7 @@ impl Hart {
             let left = unsafe {
                 (*env).bus = bus;
                 let slot = (*env).page_slots.add((self.pc & !PAGE_MASK) as usize / 2);
-                handlers::enter(self, slot, steps, env);
+                dispatch::enter(self, slot, steps, env);
                 while !(*env).next.is_null() {
                     ((*(*env).next).handler)(self, (*env).next, (*env).budget, env);
                 }

@@ -1,7 +1,7 @@
 //! Translations that weren't cached.
 
+use super::dispatch::{go, look_up, step};
 use super::env::{Env, PAGE_MASK, Translation, translation_index};
-use super::handlers::{go, look_up, step};
 use super::slot::Slot;
 use crate::hart::Hart;
 use crate::mmu::Access;
@@ -10,7 +10,7 @@ use crate::mmu::Access;
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {
-    // SAFETY: as in `handlers::go`; the bus is nobody else's while handlers run.
+    // SAFETY: as in `dispatch::go`; the bus is nobody else's while handlers run.
     unsafe {
         let place =
             if address & (bytes - 1) == 0 { hart.place_in_ram(&mut *(*env).bus, address, Access::Load) } else { None };
@@ -19,7 +19,7 @@ pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: 
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).loads)[translation_index(address)] = translation(address, offset, (*env).load_context);
-        go(hart, slot, budget, env)
+        go(hart, slot, budget, env);
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) unsafe fn store(hart: &mut Hart, slot: *const Slot, budget: i64, env:
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).stores)[translation_index(address)] = translation(address, offset, (*env).store_context);
-        go(hart, slot, budget, env)
+        go(hart, slot, budget, env);
     }
 }
 

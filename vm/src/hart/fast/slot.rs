@@ -1,7 +1,7 @@
 //! A decoded instruction, and the page of them that belongs to a page of RAM.
 
+use super::dispatch;
 use super::env::Env;
-use super::handlers;
 use crate::hart::Hart;
 use crate::pages::PAGE_BYTES;
 use alloc::alloc::{alloc, dealloc, handle_alloc_error};
@@ -31,10 +31,16 @@ pub(super) struct Slot {
 
 impl Slot {
     /// Not decoded yet.
-    pub(super) const UNDECODED: Self = Self { handler: handlers::undecoded, immediate: 0, a: 0, b: 0, run: 0 };
+    pub(super) const UNDECODED: Self = Self { handler: dispatch::undecoded, immediate: 0, a: 0, b: 0, run: 0 };
+
+    /// The second source register of an operation on two, which is in the immediate.
+    #[inline(always)]
+    pub(super) const fn second(self) -> u8 {
+        self.immediate.to_le_bytes()[0]
+    }
 
     /// What follows the last instruction of a page.
-    const PAGE_END: Self = Self { handler: handlers::page_end, ..Self::UNDECODED };
+    const PAGE_END: Self = Self { handler: dispatch::page_end, ..Self::UNDECODED };
 }
 
 /// A slot for every place where an instruction can begin: instructions are a multiple of two bytes long.
