@@ -108,6 +108,12 @@ impl Machine {
         self.run_at(Pace::Fast, limit)
     }
 
+    /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has executed a step: for who looks
+    /// after something every now and then, and not at a certain instruction. [`Exit::LimitReached`] is what it says then.
+    pub fn run_about(&mut self, limit: InstructionCount) -> Exit {
+        self.run_at(Pace::FastAndEarly, limit)
+    }
+
     /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one step to the next: the oracle
     /// for tests of the fast one. It takes several times as long.
     pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
@@ -129,7 +135,8 @@ impl Machine {
                 return Exit::WaitForInterrupt;
             }
             let until = limit.0.min(self.bus.outputs.deadline());
-            match self.hart.run(&mut self.bus, until, pace) {
+            let pause = self.hart.run(&mut self.bus, until, pace);
+            match pause {
                 Pause::Count => {}
                 // The device may have written what the reservation is for.
                 Pause::DeviceTouched => self.hart.drop_reservation(),
@@ -143,6 +150,9 @@ impl Machine {
                 }
             }
             self.settle();
+            if pause == Pause::Count && pace == Pace::FastAndEarly && self.bus.outputs.is_empty() {
+                return Exit::LimitReached;
+            }
         }
     }
 

@@ -28,8 +28,8 @@ use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
-use fast::Fast;
 pub(crate) use fast::Memory;
+use fast::{Fast, Left};
 use float::FloatState;
 use memory::Fetched;
 use trap::{Exception, Trap};
@@ -75,6 +75,8 @@ pub(crate) enum AwaitedRead {
 pub(crate) enum Pace {
     /// By what has been decoded and translated before, as far as that goes.
     Fast,
+    /// The same, but rather stopping a few steps early than taking the last ones slowly.
+    FastAndEarly,
     /// Decoding every step and walking the page tables at every access.
     Plain,
 }
@@ -189,9 +191,11 @@ impl Hart {
     pub(crate) fn run(&mut self, bus: &mut Bus, until: u64, pace: Pace) -> Pause {
         assert!(!self.waiting, "a waiting hart executes nothing");
         while self.count < until {
-            if pace == Pace::Fast && self.deliverable_interrupt().is_none() {
-                self.run_fast(bus, until);
-                if self.count == until {
+            if pace != Pace::Plain && self.deliverable_interrupt().is_none() {
+                let before = self.count;
+                let left = self.run_fast(bus, until);
+                let is_early = pace == Pace::FastAndEarly && left == Left::Budget && self.count > before;
+                if self.count == until || is_early {
                     break;
                 }
             }
