@@ -69,7 +69,17 @@ impl LinuxGuest {
     /// The options of `ft-record` and `ft-primary` for this guest, and `more` after them.
     #[must_use]
     pub fn options<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let guest = ["--kernel", &self.kernel, "--initrd", &self.initrd, "--append", APPEND, "--memory", "128"];
+        self.options_with(APPEND, more)
+    }
+
+    /// The same with a command line that has nothing in it but the console: the whole boot, and all that it says.
+    #[must_use]
+    pub fn plain_options(&self) -> Vec<&str> {
+        self.options_with("console=ttyS0", &[])
+    }
+
+    fn options_with<'a>(&'a self, append: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let guest = ["--kernel", &self.kernel, "--initrd", &self.initrd, "--append", append, "--memory", "128"];
         [&guest, more].concat()
     }
 }
