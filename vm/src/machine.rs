@@ -4,6 +4,7 @@ use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::disk::Disk;
 use crate::event::FRAME_BYTES_MAX;
+use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
@@ -221,6 +222,19 @@ impl Machine {
     #[must_use]
     pub const fn timer_deadline(&self) -> Option<u64> {
         self.firmware.timer_deadline()
+    }
+
+    /// Whether the guest sleeps and no event can wake it: it waits neither for a device nor for a timer.
+    #[must_use]
+    pub const fn sleeps_for_good(&self) -> bool {
+        let timer_wakes = self.timer_deadline().is_some() && self.hart.is_woken_by(Interrupt::SupervisorTimer);
+        self.hart.is_waiting() && !timer_wakes && !self.hart.is_woken_by(Interrupt::SupervisorExternal)
+    }
+
+    /// Whether the guest is to tell its result through the symbol `tohost` of its image.
+    #[must_use]
+    pub const fn has_tohost(&self) -> bool {
+        self.hart.has_tohost()
     }
 
     /// Whether the network device has a buffer for one more frame of any length. A frame applied without is dropped and

@@ -32,7 +32,7 @@ pub(crate) use fast::Memory;
 use fast::{Fast, Left};
 use float::FloatState;
 use memory::Fetched;
-use trap::{Exception, Trap};
+use trap::{Exception, Interrupt, Trap};
 
 /// Who the guest's code is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +173,16 @@ impl Hart {
     /// Whether it sleeps in WFI.
     pub(crate) const fn is_waiting(&self) -> bool {
         self.waiting
+    }
+
+    /// Whether `interrupt` would wake it out of a WFI.
+    pub(crate) const fn is_woken_by(&self, interrupt: Interrupt) -> bool {
+        self.csrs.enabled_interrupts() & interrupt.mask() != 0
+    }
+
+    /// Whether the guest has a place where it tells its result.
+    pub(crate) const fn has_tohost(&self) -> bool {
+        self.tohost.is_some()
     }
 
     /// The address of the next instruction.
