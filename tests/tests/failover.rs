@@ -96,3 +96,11 @@ fn demo_with_two_kills_passes_and_says_so_in_json_and_exit_code() {
         assert!(client["sent"].as_u64().unwrap() >= 3000, "500 around each kill and rejoin: {verdict}");
     }
 }
+
+#[test]
+fn demo_without_the_files_of_linux_says_what_makes_them() {
+    let out = programs!().command("ft-demo").args(["--guest", "linux", "--linux-files", "/nowhere"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(error.contains("/nowhere/Image") && error.contains("guest-programs/linux/build.sh"), "{error}");
+}

@@ -4,6 +4,7 @@ use super::client::Client;
 use super::cluster::{Cluster, ClusterOptions, PATIENCE};
 use super::executable::Executable;
 use super::{Failure, echo_client, redis_client};
+use crate::host::clock;
 use clap::ValueEnum;
 use std::io;
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ pub(super) enum DemoGuest {
 }
 
 impl DemoGuest {
-    /// Boots it in lockstep with its backup, and waits until it serves. If it takes long, its console is shown if `show` says so.
+    /// Boots it in lockstep with its backup, and waits until it serves. What takes long shows its console, if `show` says so.
     pub(super) fn boot(
         self,
         executable: &Executable,
@@ -44,6 +45,7 @@ impl DemoGuest {
             Self::Linux => (linux(linux_files)?, "redis ready", LINUX_PATIENCE),
         };
         let show = show && self == Self::Linux;
+        let began_us = clock::now_us();
         if show {
             println!("Linux boots on a primary and its backup; its console:");
         }
@@ -60,6 +62,10 @@ impl DemoGuest {
                 }
             }
         })?;
+        if show {
+            let took = Duration::from_micros(clock::now_us() - began_us);
+            println!("{ready} after {:.1} s", took.as_secs_f64());
+        }
         Ok(cluster)
     }
 
