@@ -66,7 +66,7 @@ pub struct DroppedFrames {
     pub transmitted: u64,
 }
 
-/// A uniprocessor RV64IMAC machine on a subset of QEMU's `virt` board.
+/// A uniprocessor RV64GC machine on a subset of QEMU's `virt` board.
 ///
 /// Invariant: between calls it is at rest, that is, all consequences of what happened so far have been drawn. So its state
 /// is a function of the image, the events and the instruction count, and not of the limits it was run with.
