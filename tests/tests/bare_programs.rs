@@ -80,11 +80,12 @@ fn program(assembler: Assembler, has_symbol: bool) -> Vec<u8> {
 fn recorded(program: &[u8], arguments: &[&str]) -> (Ended, String) {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    fs::write(path("program"), program).unwrap();
-    let arguments = [&["--bare", &path("program"), "--output", &path("log")], arguments].concat();
+    let (file, log) = (path("program"), path("log"));
+    fs::write(&file, program).unwrap();
+    let arguments = [&["--bare", &file, "--output", &log], arguments].concat();
     let mut recorder = Node::start(&programs!(), directory.path(), "ft-record", &arguments);
     let end = recorder.end();
-    let mut replayer = Node::start(&programs!(), directory.path(), "ft-replay", &[&path("log")]);
+    let mut replayer = Node::start(&programs!(), directory.path(), "ft-replay", &[&log]);
     let replayed = replayer.end();
     assert_eq!(replayed.code, Some(exit::OK.into()), "{replayed:?}");
     assert_eq!(replayer.console(), recorder.console());
