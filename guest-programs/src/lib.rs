@@ -12,7 +12,7 @@
 //! The guests need an RV64IMAC hart in S-mode, SBI firmware, and QEMU's `virt` memory map as the device tree tells it;
 //! they run unchanged on QEMU, which is therefore an independent oracle for this project's machine.
 //!
-//! The logic ([`bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`], [`workload`]) knows no hardware: time
+//! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`], [`workload`]) knows no hardware: time
 //! and device are arguments, so it is tested on the host. Only `platform` and `suite` need the target.
 #![no_std]
 

@@ -6,7 +6,7 @@
 //!   then: registers, CSRs and traps, and the arena, as one hash, or word by word
 //! ```
 //! A trap that was delegated comes here too: the supervisor's handler consists of ECALLs, at one of which the handler notes
-//! the supervisor's CSRs, and goes on at its SRET. A program of more than [`TRAPS_MAX`] traps has gone astray, and ends.
+//! the supervisor's CSRs, and goes on at its SRET. A program of more than `TRAPS_MAX` traps has gone astray, and ends.
 
 use super::program::{ARENA, ARENA_PAGES, PAGE, Program, RESUME_REGISTER, RUNTIME_REGISTER, SUPERVISOR_RETURN};
 use crate::qemu::assembler::machine::{
