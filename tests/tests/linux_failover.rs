@@ -97,8 +97,9 @@ fn redis_goes_on_from_the_log_on_disk_after_the_death_of_both_sides() {
     wait_for_console(&mut primary, REDIS_READY);
     let load = RedisLoad::on(stage.site.service);
 
-    primary.kill();
+    // At most the primary can notice.
     backup.kill();
+    primary.kill();
     let mut again = stage.node("ft-primary", &["--resume", log]);
     // It replays from the last snapshot on, which may be the boot.
     again.wait_for("resumed", PATIENCE).unwrap();
