@@ -183,6 +183,6 @@ mod tests {
         assert!(refused(directory.path()).contains("Is a directory"), "{}", refused(directory.path()));
         assert!(matches!(read("disk", Path::new("/dev/zero"), 1000), Err(GuestError::TooLarge { .. })));
         let unknown = Guest::load("no such guest").unwrap_err().to_string();
-        assert!(unknown.contains("not a built-in guest (counter, echo, hello"), "{unknown}");
+        assert!(unknown.contains("not a built-in guest (bench, counter, echo, hello"), "{unknown}");
     }
 }

@@ -1,6 +1,6 @@
 //! A stock Debian Linux with redis outlives one primary after the other, and no client sees more of it than a pause.
 
-use tests::linux::{GREETING, LinuxGuest, REDIS_READY, REDIS_SERVICE, wait_for_console};
+use tests::linux::{GREETING, LinuxGuest, PATIENCE, REDIS_READY, REDIS_SERVICE, wait_for_console};
 use tests::programs;
 use tests::redis::RedisLoad;
 use tests::stage::{Node, Stage};
@@ -82,4 +82,31 @@ fn linux_loses_its_primary_again_and_again_while_it_boots_and_boots_once() {
     load.goes_on();
     load.lost_nothing();
     backup.assert_no_panic();
+}
+
+#[test]
+fn redis_goes_on_from_the_log_on_disk_after_the_death_of_both_sides() {
+    let Some(guest) = LinuxGuest::with_redis() else { return };
+    let stage = Stage::serving(programs!(), REDIS_SERVICE);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().to_str().unwrap();
+    let mut primary = stage.node("ft-primary", &guest.options(&["--log", log]));
+    let channel = primary.told_text("listening", "channel");
+    let mut backup = stage.node("ft-backup", &["--primary", &channel]);
+    backup.told("protected");
+    wait_for_console(&mut primary, REDIS_READY);
+    let load = RedisLoad::on(stage.site.service);
+
+    // At most the primary can notice.
+    backup.kill();
+    primary.kill();
+    let mut again = stage.node("ft-primary", &["--resume", log]);
+    // It replays from the last snapshot on, which may be the boot.
+    again.wait_for("resumed", PATIENCE).unwrap();
+    load.goes_on();
+    let mut backup = joined_backup(&stage);
+    again.kill();
+    backup.told("live");
+    load.goes_on();
+    load.lost_nothing();
 }
