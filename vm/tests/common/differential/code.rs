@@ -304,7 +304,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
                 let funct5 = self.choices.pick(&[0, 1, 2, 3, 4, 5, 8, 0xb, 0x14, 0x18, 0x1a, 0x1c, 0x1e]);
                 let rs2 = if funct5 >= 0x18 || funct5 == 8 || funct5 == 0xb { rs2 % 4 } else { rs2 };
                 let rounding = self.choices.pick(&[0, 0, 1, 2]);
-                r_type(0x53, rounding, funct5 << 2 | self.choices.word() % 2, rd, rs1, rs2)
+                r_type(0x53, rounding, (funct5 << 2) | (self.choices.word() % 2), rd, rs1, rs2)
             }
         };
         self.put(word);
