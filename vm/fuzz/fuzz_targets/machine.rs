@@ -10,7 +10,7 @@ use common::differential::lockstep::{self, Sightings};
 use common::differential::program::Program;
 use libfuzzer_sys::fuzz_target;
 
-const STEPS: u64 = 3_000;
+const STEPS: u64 = 1_500;
 
 fuzz_target!(|input: &[u8]| {
     // The first half decides what the guest is, so that the rest can decide what happens to it.

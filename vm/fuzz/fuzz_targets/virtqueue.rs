@@ -12,24 +12,41 @@ use libfuzzer_sys::fuzz_target;
 use vm::{Event, Exit, InstructionCount, Machine};
 
 /// Where the rings are: whatever is written there comes from the input.
-const RINGS: u64 = 0x8000;
+const RINGS: u64 = 0x1_0000;
 
 /// What a driver does.
 #[derive(Arbitrary, Debug)]
 enum Action {
     /// Sets a device up in order; its queue is of this size.
-    SetUp { disk: bool, size: u8 },
+    SetUp {
+        disk: bool,
+        size: u8,
+    },
     /// Writes a register.
-    Register { disk: bool, register: u8, value: u32 },
+    Register {
+        disk: bool,
+        register: u8,
+        value: u32,
+    },
     /// Makes descriptors available up to here.
-    Offer { queue: u8, index: u16 },
-    Notify { disk: bool, queue: u8 },
+    Offer {
+        queue: u8,
+        index: u16,
+    },
+    Notify {
+        disk: bool,
+        queue: u8,
+    },
     /// A frame arrives.
-    Frame { length: u16 },
+    Frame {
+        length: u16,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
+    /// Whether the guest begins by setting both devices up.
+    begins: bool,
     /// Address in RAM, length, flags and next of descriptors.
     descriptors: Vec<(u32, u16, u8, u8)>,
     /// Heads, and whatever else a ring may begin with.
@@ -69,6 +86,10 @@ fn device(disk: bool) -> u64 {
 fuzz_target!(|input: Input<'_>| {
     let mut code = Vec::new();
     let mut frames = Vec::new();
+    if input.begins {
+        set_up(&mut code, NET, 5);
+        set_up(&mut code, BLK, 5);
+    }
     for action in input.actions.iter().take(40) {
         match *action {
             Action::SetUp { disk, size } => set_up(&mut code, device(disk), size),
@@ -83,7 +104,7 @@ fuzz_target!(|input: Input<'_>| {
     code.push(jal(0, 0));
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     assert!(bytes.len() as u64 <= RINGS, "{} bytes of code", bytes.len());
-    bytes.resize(0xc000, 0);
+    bytes.resize(0x1_4000, 0);
     for (index, (address, length, flags, next)) in input.descriptors.iter().enumerate().take(64) {
         // Mostly in RAM, sometimes just outside.
         let address = RAM + u64::from(address % (5 << 20));
@@ -101,7 +122,7 @@ fuzz_target!(|input: Input<'_>| {
         }
     }
     let data = &input.data[..input.data.len().min(0x1000)];
-    bytes[0xb000..0xb000 + data.len()].copy_from_slice(data);
+    bytes[0x1_3000..0x1_3000 + data.len()].copy_from_slice(data);
 
     let image = elf_of_bytes(&bytes);
     let [mut fast, mut plain] = [(); 2].map(|()| Machine::new(&hostile::config(), &image).unwrap());
