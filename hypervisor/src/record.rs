@@ -113,7 +113,7 @@ impl<S: EventSource> Recorder<S> {
         self.give_events(sink)?;
         let limit = self.machine.instruction_count().plus(steps);
         let slice = loop {
-            match self.machine.run(limit) {
+            match self.machine.run_about(limit) {
                 Exit::LimitReached => break Slice::Ran,
                 Exit::WaitForInterrupt => break Slice::Waiting,
                 Exit::ClockRead => {

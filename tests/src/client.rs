@@ -1,7 +1,8 @@
 //! Clients of the echo service: a UDP client that accounts for every datagram, and a crowd of all kinds.
 
+use hypervisor::program::client::Client;
 use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client::EchoClient;
+use hypervisor::program::echo_client;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl DatagramClient {
 /// Clients of both kinds at work: several TCP connections, and a UDP flow.
 #[derive(Debug)]
 pub struct Load {
-    tcp: Vec<EchoClient>,
+    tcp: Vec<Client>,
     udp: DatagramClient,
 }
 
@@ -103,7 +104,7 @@ impl Load {
     #[track_caller]
     #[must_use]
     pub fn on(service: SocketAddr) -> Self {
-        let connect = |_| EchoClient::tcp(service).expect("the LAN takes connections");
+        let connect = |_| echo_client::tcp(service).expect("the LAN takes connections");
         let load = Self { tcp: (0..Self::CONNECTIONS).map(connect).collect(), udp: DatagramClient::start(service) };
         load.goes_on();
         load
@@ -112,7 +113,7 @@ impl Load {
     /// How many replies all clients have had so far.
     #[must_use]
     pub fn received(&self) -> u64 {
-        self.tcp.iter().map(EchoClient::received).sum::<u64>() + self.udp.answered()
+        self.tcp.iter().map(Client::received).sum::<u64>() + self.udp.answered()
     }
 
     /// Waits until every client has had [`REPLIES`](Self::REPLIES) more.

@@ -5,8 +5,7 @@
 use hypervisor::program::process::Process;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long anything may take that is a billion instructions or two, such as Linux' boot, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -23,9 +22,6 @@ pub const GREETING: &str = "guest ready";
 /// Spares the boot two thirds of its instructions: self-tests, entropy of jitter, security modules.
 const APPEND: &str =
     "console=ttyS0 quiet cryptomgr.notests lsm=capability initcall_blacklist=jent_mod_init,trace_eval_init";
-
-/// From one look at the console to the next.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Linux with redis.
 #[derive(Clone, Debug)]
@@ -73,7 +69,17 @@ impl LinuxGuest {
     /// The options of `ft-record` and `ft-primary` for this guest, and `more` after them.
     #[must_use]
     pub fn options<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let guest = ["--kernel", &self.kernel, "--initrd", &self.initrd, "--append", APPEND, "--memory", "128"];
+        self.options_with(APPEND, more)
+    }
+
+    /// The same with a command line that has nothing in it but the console: the whole boot, and all that it says.
+    #[must_use]
+    pub fn plain_options(&self) -> Vec<&str> {
+        self.options_with("console=ttyS0", &[])
+    }
+
+    fn options_with<'a>(&'a self, append: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let guest = ["--kernel", &self.kernel, "--initrd", &self.initrd, "--append", append, "--memory", "128"];
         [&guest, more].concat()
     }
 }
@@ -83,27 +89,13 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/linux")
 }
 
-/// The guest's console so far, as this process put it out.
-pub fn console(process: &mut Process) -> String {
-    process.reports().iter().filter_map(|report| report["text"].as_str()).collect()
-}
-
 /// Waits until the guest's console, as this process puts it out, has `text` in it.
 ///
 /// # Panics
 /// If the process ends, or that takes longer than [`PATIENCE`].
 #[track_caller]
 pub fn wait_for_console(process: &mut Process, text: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        // Looked at first: what it has put out before its end counts.
-        let ended = process.has_told("end");
-        let console = console(process);
-        if console.contains(text) {
-            return;
-        }
-        assert!(!ended, "it ended before {text:?} was on the console: {console}");
-        assert!(Instant::now() < deadline, "{text:?} was not on the console within {PATIENCE:?}: {console}");
-        thread::sleep(LOOK);
+    if let Err(error) = process.wait_for_console(text, PATIENCE, |_| ()) {
+        panic!("{error}");
     }
 }

@@ -86,11 +86,21 @@ fn demo_with_two_kills_passes_and_says_so_in_json_and_exit_code() {
         assert!(kill["rejoin_us"].as_u64().unwrap() > 0, "{kill}");
     }
     assert_eq!([&kills[0]["generation"], &kills[1]["generation"]], [2, 3], "one VM throughout: {verdict}");
-    for client in [&verdict["tcp"], &verdict["udp"]] {
+    let clients = verdict["clients"].as_array().unwrap();
+    assert_eq!(clients.len(), 2, "{verdict}");
+    for client in clients {
         assert_eq!(client["sent"], client["received"], "{verdict}");
         for flaw in ["lost", "changed", "out_of_order"] {
             assert_eq!(client[flaw], 0, "{flaw}: {verdict}");
         }
         assert!(client["sent"].as_u64().unwrap() >= 3000, "500 around each kill and rejoin: {verdict}");
     }
+}
+
+#[test]
+fn demo_without_the_files_of_linux_says_what_makes_them() {
+    let out = programs!().command("ft-demo").args(["--guest", "linux", "--linux-files", "/nowhere"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(error.contains("/nowhere/Image") && error.contains("guest-programs/linux/build.sh"), "{error}");
 }

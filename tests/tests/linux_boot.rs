@@ -1,12 +1,12 @@
 //! A stock Debian Linux boots, is typed to, serves redis, and powers off; and all of it replays bit for bit.
 
 use hypervisor::program::exit;
+use hypervisor::program::redis_client::{Redis, Reply};
 use serde_json::Value;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use tests::linux::{GREETING, LinuxGuest, PATIENCE, REDIS_READY, REDIS_SERVICE, wait_for_console};
 use tests::programs;
-use tests::redis::{Redis, Reply};
 use tests::stage::Node;
 
 const OK: Option<i32> = Some(exit::OK as i32);

@@ -3,7 +3,7 @@
 
 use hypervisor::guest::Guest;
 use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client::EchoClient;
+use hypervisor::program::echo_client;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use tempfile::{NamedTempFile, TempDir};
@@ -29,10 +29,10 @@ fn start_echo(netdev: &str) -> (Qemu, NamedTempFile) {
 
 /// A TCP and a UDP client, both at once.
 fn echo_through(service: SocketAddr) {
-    let stream = EchoClient::tcp(service).unwrap();
+    let stream = echo_client::tcp(service).unwrap();
     // By then the host's side knows where the guest is, and no datagram waits for that.
     assert!(stream.wait_for_replies(REPLIES, PATIENCE), "{:?}", stream.finish());
-    let datagrams = EchoClient::udp(service).unwrap();
+    let datagrams = echo_client::udp(service).unwrap();
     assert!(datagrams.wait_for_replies(REPLIES, PATIENCE), "{:?}", datagrams.finish());
     assert!(stream.wait_for_replies(REPLIES, PATIENCE), "{:?}", stream.finish());
     let (stream, datagrams) = (stream.finish(), datagrams.finish());

@@ -4,6 +4,7 @@ use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::disk::Disk;
 use crate::event::FRAME_BYTES_MAX;
+use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
@@ -65,7 +66,7 @@ pub struct DroppedFrames {
     pub transmitted: u64,
 }
 
-/// A uniprocessor RV64IMAC machine on a subset of QEMU's `virt` board.
+/// A uniprocessor RV64GC machine on a subset of QEMU's `virt` board.
 ///
 /// Invariant: between calls it is at rest, that is, all consequences of what happened so far have been drawn. So its state
 /// is a function of the image, the events and the instruction count, and not of the limits it was run with.
@@ -108,6 +109,12 @@ impl Machine {
         self.run_at(Pace::Fast, limit)
     }
 
+    /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has executed a step: for who looks
+    /// after something every now and then, and not at a certain instruction. [`Exit::LimitReached`] is what it says then.
+    pub fn run_about(&mut self, limit: InstructionCount) -> Exit {
+        self.run_at(Pace::FastAndEarly, limit)
+    }
+
     /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one step to the next: the oracle
     /// for tests of the fast one. It takes several times as long.
     pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
@@ -129,7 +136,8 @@ impl Machine {
                 return Exit::WaitForInterrupt;
             }
             let until = limit.0.min(self.bus.outputs.deadline());
-            match self.hart.run(&mut self.bus, until, pace) {
+            let pause = self.hart.run(&mut self.bus, until, pace);
+            match pause {
                 Pause::Count => {}
                 // The device may have written what the reservation is for.
                 Pause::DeviceTouched => self.hart.drop_reservation(),
@@ -143,6 +151,9 @@ impl Machine {
                 }
             }
             self.settle();
+            if pause == Pause::Count && pace == Pace::FastAndEarly && self.bus.outputs.is_empty() {
+                return Exit::LimitReached;
+            }
         }
     }
 
@@ -211,6 +222,19 @@ impl Machine {
     #[must_use]
     pub const fn timer_deadline(&self) -> Option<u64> {
         self.firmware.timer_deadline()
+    }
+
+    /// Whether the guest sleeps and no event can wake it: it waits neither for a device nor for a timer.
+    #[must_use]
+    pub const fn sleeps_for_good(&self) -> bool {
+        let timer_wakes = self.timer_deadline().is_some() && self.hart.is_woken_by(Interrupt::SupervisorTimer);
+        self.hart.is_waiting() && !timer_wakes && !self.hart.is_woken_by(Interrupt::SupervisorExternal)
+    }
+
+    /// Whether the guest is to tell its result through the symbol `tohost` of its image.
+    #[must_use]
+    pub const fn has_tohost(&self) -> bool {
+        self.hart.has_tohost()
     }
 
     /// Whether the network device has a buffer for one more frame of any length. A frame applied without is dropped and

@@ -215,3 +215,36 @@ fn a_container_is_checked_before_what_is_in_it() {
     }
     assert!(matches!(Machine::new(&small_config(), &packed[..50]), Err(LoadError::Image(_))));
 }
+
+/// An executable whose first segment begins `below` bytes below RAM with byte `offset` of the file, and whose code is in RAM.
+fn beginning_below_ram(below: u64, offset: u64) -> Vec<u8> {
+    let mut file = elf_of_bytes(&[]);
+    file.resize(usize::try_from(offset + below).unwrap(), 0);
+    file.extend([NOP, NOP].map(u32::to_le_bytes).concat());
+    let mut put = |at: usize, value: u64| file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    put(72, offset);
+    for address in [80, 88] {
+        put(address, RAM - below);
+    }
+    for length in [96, 104] {
+        put(length, below + 8);
+    }
+    file
+}
+
+#[test]
+fn the_headers_of_an_executable_may_lie_below_ram_and_nothing_else_may() {
+    for below in [120, 0x1000] {
+        let machine = new(&Image::of_kernel(&beginning_below_ram(below, 0))).unwrap();
+        assert_eq!(machine.pc(), RAM);
+        assert_eq!(machine.memory(RAM, 12), Some(&[NOP, NOP, 0].map(u32::to_le_bytes).concat()[..]), "{below:#x}");
+    }
+    for (below, offset) in [(0x1008, 0), (0x1000, 120), (8, 120)] {
+        let error = refused(&beginning_below_ram(below, offset));
+        assert!(matches!(error, LoadError::SegmentOutsideRam { segment: 0, .. }), "{below:#x} {offset:#x}: {error}");
+    }
+    // More in memory than in the file, all of it below RAM.
+    let mut short = beginning_below_ram(0x1000, 0);
+    short[96..104].copy_from_slice(&0xff8_u64.to_le_bytes());
+    assert!(matches!(refused(&short), LoadError::SegmentOutsideRam { segment: 0, .. }));
+}

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const CTRL_A: u8 = 0x01;
 
 /// How the keys of a terminal come to the guest. What isn't typed, but comes from a file or a pipe, comes as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Keys {
     /// In lines, which the terminal edits; Ctrl-C is for us.
     #[default]

@@ -34,7 +34,8 @@ const SLEEP_NS_MAX: u64 = 100_000_000;
 /// The same while a backup waits for the guest's memory.
 const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 
-/// A slowed guest gives its time back in pieces of this, in nanoseconds.
+/// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than two: what a very slow time left
+/// over would make the faster one after it slow.
 const YIELD_NS: u64 = 1_000_000;
 
 impl Shared {
@@ -113,8 +114,9 @@ impl Shared {
     /// Time that a slowed guest doesn't get.
     fn give_back(&self, owed_ns: &mut u64) {
         if *owed_ns >= YIELD_NS {
+            let began_ns = clock::now_ns();
             thread::sleep(Duration::from_nanos(YIELD_NS));
-            *owed_ns -= YIELD_NS;
+            *owed_ns = owed_ns.saturating_sub(clock::now_ns() - began_ns).min(YIELD_NS);
             self.hear_backup();
         }
     }

@@ -10,14 +10,16 @@ use std::time::Duration;
 /// How long anything that should happen at once may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the guests' service is on the LAN.
+/// Where the built-in guests' service is on the LAN.
 const GUEST_SERVICE: &str = "10.0.2.15:7";
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// The guest, as `--guest`.
-    pub guest: String,
+    /// The primary's options that say which guest.
+    pub guest: Vec<String>,
+    /// Where the guest's service is on the LAN, an address and a port.
+    pub guest_service: String,
     /// Its boot arguments, as `--append`.
     pub append: String,
     /// Whether there is a backup; without, the primary runs unprotected.
@@ -33,7 +35,8 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
-            guest: "echo".into(),
+            guest: ["--guest", "echo"].map(String::from).into(),
+            guest_service: GUEST_SERVICE.into(),
             append: String::new(),
             protected: true,
             primary: Vec::new(),
@@ -114,15 +117,27 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest serves.
+    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest says something: that it
+    /// serves, if it is built in.
     ///
     /// # Errors
     /// [`ProcessError`] if a part doesn't come up.
     pub fn start(executable: &Executable, directory: &Path, options: &ClusterOptions) -> Result<Self, ProcessError> {
-        let site = Site::start(executable, directory)?;
+        let mut cluster = Self::boot(executable, directory, options)?;
+        cluster.primary.wait_for("console", PATIENCE)?;
+        Ok(cluster)
+    }
+
+    /// The same, but the guest has only begun to boot.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn boot(executable: &Executable, directory: &Path, options: &ClusterOptions) -> Result<Self, ProcessError> {
+        let site = Site::serving(executable, directory, &options.guest_service)?;
         let common = site.options();
         let mut arguments: Vec<&str> = common.iter().map(String::as_str).collect();
-        arguments.extend(["--guest", &options.guest, "--append", &options.append]);
+        arguments.extend(options.guest.iter().map(String::as_str));
+        arguments.extend(["--append", &options.append]);
         arguments.extend(options.primary.iter().map(String::as_str));
         if !options.protected {
             arguments.push("--unprotected");
@@ -139,7 +154,6 @@ impl Cluster {
             let process = backup.insert(on_core(backup_core, start)?);
             process.wait_for("protected", PATIENCE)?;
         }
-        primary.wait_for("console", PATIENCE)?;
         let Site { lan, arbiter, service, .. } = site;
         Ok(Self { lan, arbiter, primary, backup, service, executable: executable.clone(), common })
     }

@@ -1,7 +1,8 @@
 //! `ft-demo`: the main job in one command.
 
-use super::cluster::{Cluster, ClusterOptions, PATIENCE};
-use super::echo_client::{ClientResult, EchoClient};
+use super::client::{Client, ClientResult};
+use super::cluster::{Cluster, PATIENCE};
+use super::demo_guest::DemoGuest;
 use super::executable::Executable;
 use super::process::ProcessError;
 use super::{Failure, exit, interrupt};
@@ -9,6 +10,7 @@ use crate::distribution::{Distribution, histogram_ns};
 use crate::host::clock;
 use clap::Parser;
 use serde::Serialize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,16 +20,28 @@ const REPLIES: u64 = 500;
 /// How long clients may take for those.
 const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Shows a guest echo server outliving its primary, again and again.
+/// Shows a guest server outliving its primary, again and again.
 ///
-/// Starts a LAN, an arbiter, a primary and a backup, each its own process, and two ordinary clients that echo numbered
-/// messages without pause: one TCP connection, one UDP flow. Kills the primary with SIGKILL, shows how the backup goes on
-/// and what the clients saw of it, starts a new backup, which joins the running guest, and kills again.
+/// Starts a LAN, an arbiter, a primary and a backup, each its own process, and ordinary clients that work without pause: of
+/// the echo server, one TCP connection and one UDP flow with numbered messages; of redis on a stock Linux, one connection on
+/// which a counter is incremented and keys are set. Kills the primary with SIGKILL, shows how the backup goes on and what
+/// the clients saw of it, starts a new backup, which joins the running guest, and kills again.
 ///
-/// Exits with 1 if a message was lost, doubled, changed or came back out of order.
+/// Exits with 1 if a message was lost, doubled, changed or came back out of order: if redis acknowledged anything that isn't
+/// there at the end, once.
 #[derive(Debug, Parser)]
-#[command(name = "ft-demo", version, after_help = "Example:\n  ft-demo --kills 100")]
+#[command(
+    name = "ft-demo",
+    version,
+    after_help = "Examples:\n  ft-demo --kills 100\n  guest-programs/linux/build.sh && ft-demo --guest linux"
+)]
 struct Options {
+    /// Who serves
+    #[arg(long, value_enum, value_name = "GUEST", default_value_t)]
+    guest: DemoGuest,
+    /// Where the files of --guest linux are, as guest-programs/linux/build.sh makes them
+    #[arg(long, value_name = "DIR", default_value = "target/linux")]
+    linux_files: PathBuf,
     /// How many times to kill the primary, and to bring a new backup
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     kills: u32,
@@ -48,23 +62,29 @@ struct Kill {
     entries: u64,
     digests_checked: u64,
     generation: u64,
-    /// The longest time that the client on TCP waited for a reply around the kill, and the one on UDP.
-    tcp_gap_us: u64,
-    udp_gap_us: u64,
+    /// The longest time that each client waited for a reply around the kill.
+    gaps_us: Vec<u64>,
     /// From the start of the new backup to the word that the pair is protected.
     rejoin_us: u64,
     /// The longest time that a client waited while the new backup joined.
     rejoin_gap_us: u64,
 }
 
+/// What a client saw from the first kill to the last.
+#[derive(Debug, Serialize)]
+struct Witness {
+    name: &'static str,
+    #[serde(flatten)]
+    result: ClientResult,
+    /// Its longest times without a reply around the kills.
+    gap: Distribution,
+}
+
 #[derive(Debug, Serialize)]
 struct Verdict {
     kills: Vec<Kill>,
-    tcp: ClientResult,
-    udp: ClientResult,
+    clients: Vec<Witness>,
     first_output: Distribution,
-    tcp_gap: Distribution,
-    udp_gap: Distribution,
     rejoin: Distribution,
     rejoin_gap: Distribution,
     passed: bool,
@@ -89,29 +109,30 @@ fn run(options: &Options) -> Result<bool, Failure> {
     interrupt::install()?;
     let executable = Executable::current()?;
     let directory = tempfile::Builder::new().prefix("ft-demo-").tempdir()?;
-    let mut cluster = Cluster::start(&executable, directory.path(), &ClusterOptions::default())?;
+    let mut cluster = options.guest.boot(&executable, directory.path(), &options.linux_files, !options.json)?;
     if !options.json {
         let backup = cluster.backup().pid();
         println!(
-            "echo guest serves TCP and UDP at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
+            "{} at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
+            options.guest.service(),
             cluster.service,
             cluster.lan.pid(),
             cluster.arbiter.pid(),
             cluster.primary.pid()
         );
     }
-    let clients = [EchoClient::tcp(cluster.service)?, EchoClient::udp(cluster.service)?];
+    let clients = options.guest.clients(cluster.service)?;
     let mut kills = Vec::new();
     for number in 1..=options.kills {
         let kill = kill_and_rejoin(&mut cluster, &clients)?;
         if !options.json {
             println!("kill {number} of {}:", options.kills);
-            show(&kill);
+            show(&kill, &clients);
         }
         kills.push(kill);
     }
-    let [tcp, udp] = clients.map(EchoClient::finish);
-    let verdict = judge(kills, tcp, udp);
+    let clients = clients.into_iter().map(|(name, client)| (name, client.finish())).collect();
+    let verdict = judge(kills, clients);
     if options.json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
@@ -121,20 +142,20 @@ fn run(options: &Options) -> Result<bool, Failure> {
 }
 
 /// Kills the primary, lets the clients go on with what was the backup, and gives it a new backup.
-fn kill_and_rejoin(cluster: &mut Cluster, clients: &[EchoClient; 2]) -> Result<Kill, Failure> {
+fn kill_and_rejoin(cluster: &mut Cluster, clients: &[(&str, Client)]) -> Result<Kill, Failure> {
     wait_for_replies(clients, "before the kill")?;
-    let [_, _] = gaps_us(clients);
+    take_gaps_us(clients);
     let killed_us = cluster.primary.kill()?;
     let live = cluster.backup().wait_for("live", PATIENCE)?;
     let first_output = cluster.backup().wait_for("first_output", PATIENCE)?;
     wait_for_replies(clients, "after the kill")?;
-    let [tcp_gap_us, udp_gap_us] = gaps_us(clients);
+    let gaps_us = take_gaps_us(clients);
     cluster.succeed();
     let rejoin_began_us = clock::now_us();
     cluster.restore_redundancy()?;
     let rejoin_us = clock::now_us() - rejoin_began_us;
     wait_for_replies(clients, "after the new backup had joined")?;
-    let [tcp_rejoin_gap_us, udp_rejoin_gap_us] = gaps_us(clients);
+    let rejoin_gap_us = take_gaps_us(clients).into_iter().max().unwrap_or_default();
     let primary = &cluster.primary;
     let since_kill = |at: Result<u64, ProcessError>| at.map(|at_us| at_us.cast_signed() - killed_us.cast_signed());
     let moment = |field| since_kill(primary.number(&live, field));
@@ -148,48 +169,50 @@ fn kill_and_rejoin(cluster: &mut Cluster, clients: &[EchoClient; 2]) -> Result<K
         entries: primary.number(&live, "entries")?,
         digests_checked: primary.number(&live, "digests_checked")?,
         generation: primary.number(&live, "generation")?,
-        tcp_gap_us,
-        udp_gap_us,
+        gaps_us,
         rejoin_us,
-        rejoin_gap_us: tcp_rejoin_gap_us.max(udp_rejoin_gap_us),
+        rejoin_gap_us,
     })
 }
 
 /// The longest time that each client waited for a reply since this was last asked.
-fn gaps_us(clients: &[EchoClient; 2]) -> [u64; 2] {
-    clients.each_ref().map(EchoClient::take_longest_gap_us)
+fn take_gaps_us(clients: &[(&str, Client)]) -> Vec<u64> {
+    clients.iter().map(|(_, client)| client.take_longest_gap_us()).collect()
 }
 
-fn wait_for_replies(clients: &[EchoClient; 2], when: &str) -> Result<(), Failure> {
-    for client in clients {
+fn wait_for_replies(clients: &[(&str, Client)], when: &str) -> Result<(), Failure> {
+    for (name, client) in clients {
         if !client.wait_for_replies(REPLIES, REPLIES_TIMEOUT) {
             interrupt::check()?;
-            return Err(format!("a client had {} replies {when}, and then no more", client.received()).into());
+            let error = client.error().map(|error| format!(": {error}")).unwrap_or_default();
+            return Err(
+                format!("the {name} client had {} replies {when}, and then no more{error}", client.received()).into()
+            );
         }
     }
     Ok(())
 }
 
-fn judge(kills: Vec<Kill>, tcp: ClientResult, udp: ClientResult) -> Verdict {
-    let distribution = |us: fn(&Kill) -> u64| {
+fn judge(kills: Vec<Kill>, clients: Vec<(&'static str, ClientResult)>) -> Verdict {
+    let distribution = |us: &dyn Fn(&Kill) -> u64| {
         let mut histogram = histogram_ns();
         kills.iter().for_each(|kill| histogram.saturating_record(us(kill).saturating_mul(1000)));
         Distribution::of(&histogram)
     };
+    let gap = |client: usize| distribution(&|kill| kill.gaps_us[client]);
+    let clients = clients.into_iter().enumerate();
+    let clients: Vec<_> = clients.map(|(index, (name, result))| Witness { name, result, gap: gap(index) }).collect();
     Verdict {
-        first_output: distribution(|kill| kill.first_output_us.unsigned_abs()),
-        tcp_gap: distribution(|kill| kill.tcp_gap_us),
-        udp_gap: distribution(|kill| kill.udp_gap_us),
-        rejoin: distribution(|kill| kill.rejoin_us),
-        rejoin_gap: distribution(|kill| kill.rejoin_gap_us),
-        passed: !kills.is_empty() && tcp.is_perfect() && udp.is_perfect(),
+        first_output: distribution(&|kill| kill.first_output_us.unsigned_abs()),
+        rejoin: distribution(&|kill| kill.rejoin_us),
+        rejoin_gap: distribution(&|kill| kill.rejoin_gap_us),
+        passed: !kills.is_empty() && clients.iter().all(|client| client.result.is_perfect()),
         kills,
-        tcp,
-        udp,
+        clients,
     }
 }
 
-fn show(kill: &Kill) {
+fn show(kill: &Kill, clients: &[(&str, Client)]) {
     println!("  microseconds since the kill (what was before it is negative):");
     let mut timeline = [
         ("last entry received", kill.last_entry_received_us),
@@ -208,10 +231,10 @@ fn show(kill: &Kill) {
         "  generation {}; log entries: {}; state digests compared, and equal on both sides: {}",
         kill.generation, kill.entries, kill.digests_checked
     );
+    let gaps = clients.iter().zip(&kill.gaps_us).map(|((name, _), gap_us)| format!("{name} {:.1} ms", ms(*gap_us)));
     println!(
-        "  longest time without a reply: TCP {:.1} ms, UDP {:.1} ms; a new backup joined in {:.1} ms, meanwhile {:.1} ms",
-        ms(kill.tcp_gap_us),
-        ms(kill.udp_gap_us),
+        "  longest time without a reply: {}; a new backup joined in {:.1} ms, meanwhile {:.1} ms",
+        gaps.collect::<Vec<_>>().join(", "),
         ms(kill.rejoin_us),
         ms(kill.rejoin_gap_us)
     );
@@ -223,24 +246,22 @@ fn ms(us: u64) -> f64 {
 
 fn show_verdict(verdict: &Verdict) {
     println!("\nmicroseconds                {}", Distribution::HEAD);
-    for (name, distribution) in [
-        ("kill to first output", &verdict.first_output),
-        ("longest gap on TCP", &verdict.tcp_gap),
-        ("longest gap on UDP", &verdict.udp_gap),
-        ("join of a new backup", &verdict.rejoin),
-        ("longest gap meanwhile", &verdict.rejoin_gap),
-    ] {
-        println!("{name:<28}{}", distribution.row());
+    let row = |name: &str, distribution: &Distribution| println!("{name:<28}{}", distribution.row());
+    row("kill to first output", &verdict.first_output);
+    for client in &verdict.clients {
+        row(&format!("longest gap on {}", client.name), &client.gap);
     }
-    for (name, client) in [("TCP", &verdict.tcp), ("UDP", &verdict.udp)] {
+    row("join of a new backup", &verdict.rejoin);
+    row("longest gap meanwhile", &verdict.rejoin_gap);
+    for Witness { name, result, .. } in &verdict.clients {
         println!(
-            "{name}: {} messages sent, {} echoed, {} lost, {} out of order or doubled, {} changed{}",
-            client.sent,
-            client.received,
-            client.lost,
-            client.out_of_order,
-            client.changed,
-            client.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
+            "{name}: {} messages sent, {} right replies, {} lost, {} out of order or doubled, {} changed{}",
+            result.sent,
+            result.received,
+            result.lost,
+            result.out_of_order,
+            result.changed,
+            result.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
         );
     }
     println!("{}: kills {}", if verdict.passed { "PASSED" } else { "FAILED" }, verdict.kills.len());

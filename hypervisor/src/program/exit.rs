@@ -13,15 +13,15 @@ pub const FENCED: u8 = 3;
 pub const DIVERGED: u8 = 4;
 /// A backup lost its primary before the pair was protected, so it may not go on.
 pub const UNPROTECTED: u8 = 5;
-/// The guest halted, or powered off with a failure.
+/// The guest halted, powered off with a failure, or is a test program that ended without a result.
 pub const GUEST_FAILED: u8 = 6;
 /// Interrupted before there was anything to end in order.
 pub const INTERRUPTED: u8 = 130;
 
 /// The list for `--help`.
 const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
-                        diverged; 5 a backup lost its primary before it was protected; 6 the guest halted or powered \
-                        off with a failure; 130 interrupted";
+                        diverged; 5 a backup lost its primary before it was protected; 6 the guest halted, \
+                        powered off with a failure or told no result through tohost; 130 interrupted";
 
 /// What `--help` ends with: an example, and what the exit codes mean.
 #[must_use]

@@ -3,9 +3,11 @@
 pub mod arbiter;
 pub mod backup;
 pub mod bench;
+pub mod client;
 pub mod cluster;
 pub mod cores;
 pub mod demo;
+mod demo_guest;
 pub mod echo_client;
 pub mod executable;
 pub mod exit;
@@ -17,6 +19,7 @@ pub mod primary;
 pub mod process;
 mod progress;
 pub mod record;
+pub mod redis_client;
 pub mod replay;
 mod stop;
 

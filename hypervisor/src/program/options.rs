@@ -173,6 +173,10 @@ pub struct NodeOptions {
     /// claim
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<SocketAddr>,
+    /// How the keys of a terminal come to the guest while it runs here; without it, raw with --kernel, and otherwise lines.
+    /// A backup isn't told what its guest is
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub keys: Option<Keys>,
     /// Tell what happens as JSON lines on standard output
     #[arg(long)]
     pub json: bool,
@@ -241,7 +245,7 @@ impl NodeOptions {
             address: address.to_string(),
             reporter: Reporter::new(program, self.json),
             intervals: Intervals { digest_steps: self.digest_steps, ..Intervals::default() },
-            keys: Keys::default(),
+            keys: self.keys.unwrap_or_default(),
         })
     }
 }

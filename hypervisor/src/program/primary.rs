@@ -74,7 +74,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = options.node.arbiter()?;
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
-    node.keys = options.guest.keys();
+    node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let keeping = options.node.keeping()?;
     stop.owns();
     let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new)?;

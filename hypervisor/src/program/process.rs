@@ -124,20 +124,52 @@ impl Process {
                 return Ok(report.clone());
             }
             looked_at = self.seen.len();
-            interrupt::check()?;
-            match self.reports.recv_timeout(LOOK) {
-                Ok(report) => self.seen.push(report),
-                Err(RecvTimeoutError::Timeout) if clock::now_us() < deadline_us => {}
-                Err(RecvTimeoutError::Timeout) => return Err(self.timed_out(event, timeout)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ProcessError::Ended {
-                        name: self.name.clone(),
-                        event: event.into(),
-                        seen: self.told(),
-                    });
-                }
+            if !self.receive(event, deadline_us)? {
+                return Err(self.timed_out(event, timeout));
             }
         }
+    }
+
+    /// Waits until the guest's console, as this process puts it out, has `text` in it; what was there before counts. `look`
+    /// gets the console's text piece by piece.
+    ///
+    /// # Errors
+    /// [`ProcessError`] if it ends or takes longer than `timeout`.
+    pub fn wait_for_console(
+        &mut self,
+        text: &str,
+        timeout: Duration,
+        mut look: impl FnMut(&str),
+    ) -> Result<(), ProcessError> {
+        let deadline_us = deadline_us(timeout);
+        let (mut looked_at, mut console) = (0, String::new());
+        loop {
+            for piece in self.seen[looked_at..].iter().filter_map(|report| report["text"].as_str()) {
+                look(piece);
+                console.push_str(piece);
+            }
+            looked_at = self.seen.len();
+            if console.contains(text) {
+                return Ok(());
+            }
+            if !self.receive(text, deadline_us)? {
+                return Err(self.timed_out(text, timeout));
+            }
+        }
+    }
+
+    /// Waits a moment for its next report; `false` if `deadline_us` is past. `awaited` is for a message.
+    fn receive(&mut self, awaited: &str, deadline_us: u64) -> Result<bool, ProcessError> {
+        interrupt::check()?;
+        match self.reports.recv_timeout(LOOK) {
+            Ok(report) => self.seen.push(report),
+            Err(RecvTimeoutError::Timeout) => return Ok(clock::now_us() < deadline_us),
+            Err(RecvTimeoutError::Disconnected) => {
+                let (name, seen) = (self.name.clone(), self.told());
+                return Err(ProcessError::Ended { name, event: awaited.into(), seen });
+            }
+        }
+        Ok(true)
     }
 
     /// All that it has told so far.

@@ -55,7 +55,7 @@ struct Options {
     /// The VM's name on the LAN and in the log
     #[arg(long, value_name = "NAME", default_value = "recording")]
     vm: VmId,
-    /// End the recording at this instruction count
+    /// End the recording at this instruction count, which doesn't advance while the guest sleeps
     #[arg(long, value_name = "STEPS")]
     limit: Option<u64>,
     /// Steps of the guest from one state digest to the next
@@ -130,17 +130,33 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         outputs: recorder.machine().next_output_id().0,
         seconds: seconds_since(started_ns),
     }));
-    Ok(match end {
-        RecordingEnd::Operator => (exit::OK, "stopped by the operator".into()),
-        RecordingEnd::Limit(limit) => (exit::OK, format!("reached instruction {limit}")),
-        RecordingEnd::Guest(reason) => (exit::of_guest(reason), words(reason, options.guest.bare.is_some())),
-    })
+    Ok(outcome(&end, options.guest.bare.is_some(), recorder.machine().has_tohost()))
 }
 
-/// How a guest ended. What a bare program tells if it fails is the number of its test that did, as of riscv-tests.
-fn words(reason: StopReason, is_bare: bool) -> String {
+/// The exit code and the words for an end. Of a program that has `tohost`, only the result that it tells there is a success.
+fn outcome(end: &RecordingEnd, is_bare: bool, has_tohost: bool) -> (u8, String) {
+    let words = match end {
+        RecordingEnd::Guest(reason) => return (exit::of_guest(*reason), words(*reason, has_tohost)),
+        RecordingEnd::Operator => "stopped by the operator".into(),
+        RecordingEnd::Limit(limit) => format!("reached instruction {limit}"),
+        RecordingEnd::Asleep => "the guest sleeps, and it has enabled nothing that could wake it".into(),
+    };
+    match (is_bare, has_tohost) {
+        (_, true) => (exit::GUEST_FAILED, format!("{words}; the program has written no result to `tohost`")),
+        (true, false) => (exit::OK, format!("{words}; the program has no symbol `tohost` to tell a result through")),
+        (false, false) => (exit::OK, words),
+    }
+}
+
+/// How a guest ended. What a program with `tohost` tells if it fails is the number of its test that did, as of riscv-tests.
+fn words(reason: StopReason, has_tohost: bool) -> String {
+    /// What riscv-tests put over the number of a test that ends in a trap without a handler, 1337, as a code.
+    const UNEXPECTED_TRAP: u32 = 1337 >> 1;
     match reason {
-        StopReason::PowerOff { code: code @ 1.. } if is_bare => format!("{reason} (test {code} failed)"),
+        StopReason::PowerOff { code } if has_tohost && code & UNEXPECTED_TRAP == UNEXPECTED_TRAP => {
+            format!("{reason} (a test ran into a trap that it did not expect)")
+        }
+        StopReason::PowerOff { code: code @ 1.. } if has_tohost => format!("{reason} (test {code} failed)"),
         StopReason::PowerOff { .. } | StopReason::Reboot | StopReason::Halt(_) => reason.to_string(),
     }
 }
@@ -167,10 +183,12 @@ impl NetworkEvents for Recording {
 enum RecordingEnd {
     Operator,
     Limit(InstructionCount),
+    /// Nothing can happen any more.
+    Asleep,
     Guest(StopReason),
 }
 
-/// Runs the guest until it ends, the operator ends it, or it reaches `limit`.
+/// Runs the guest until it ends, sleeps for good or reaches `limit`, or the operator ends it.
 fn record(
     mut recorder: Recorder<HostEventSource>,
     sink: &mut FileSink,
@@ -200,6 +218,7 @@ fn record(
         }
         match recorder.run_slice(sink, SLICE_STEPS)? {
             Slice::Ran => {}
+            Slice::Waiting if recorder.machine().sleeps_for_good() => break RecordingEnd::Asleep,
             Slice::Waiting => {
                 sink.log.flush()?;
                 recorder.source().sleep(recorder.machine(), None, now_ns + SLEEP_NS_MAX);

@@ -28,11 +28,11 @@ use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use csr::Csrs;
 use decode::{Instruction, Register};
-use fast::Fast;
 pub(crate) use fast::Memory;
+use fast::{Fast, Left};
 use float::FloatState;
 use memory::Fetched;
-use trap::{Exception, Trap};
+use trap::{Exception, Interrupt, Trap};
 
 /// Who the guest's code is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub(crate) enum AwaitedRead {
 pub(crate) enum Pace {
     /// By what has been decoded and translated before, as far as that goes.
     Fast,
+    /// The same, but rather stopping a few steps early than taking the last ones slowly.
+    FastAndEarly,
     /// Decoding every step and walking the page tables at every access.
     Plain,
 }
@@ -173,6 +175,16 @@ impl Hart {
         self.waiting
     }
 
+    /// Whether `interrupt` would wake it out of a WFI.
+    pub(crate) const fn is_woken_by(&self, interrupt: Interrupt) -> bool {
+        self.csrs.enabled_interrupts() & interrupt.mask() != 0
+    }
+
+    /// Whether the guest has a place where it tells its result.
+    pub(crate) const fn has_tohost(&self) -> bool {
+        self.tohost.is_some()
+    }
+
     /// The address of the next instruction.
     pub(crate) const fn pc(&self) -> u64 {
         self.pc
@@ -189,9 +201,11 @@ impl Hart {
     pub(crate) fn run(&mut self, bus: &mut Bus, until: u64, pace: Pace) -> Pause {
         assert!(!self.waiting, "a waiting hart executes nothing");
         while self.count < until {
-            if pace == Pace::Fast && self.deliverable_interrupt().is_none() {
-                self.run_fast(bus, until);
-                if self.count == until {
+            if pace != Pace::Plain && self.deliverable_interrupt().is_none() {
+                let before = self.count;
+                let left = self.run_fast(bus, until);
+                let is_early = pace == Pace::FastAndEarly && left == Left::Budget && self.count > before;
+                if self.count == until || is_early {
                     break;
                 }
             }

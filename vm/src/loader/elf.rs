@@ -2,6 +2,7 @@
 
 use super::linux::{self, LinuxHeader};
 use super::{LoadError, LoadedKernel, copy};
+use crate::pages::PAGE_BYTES;
 use crate::ram::{RAM_BASE, Ram};
 use elf::ElfBytes;
 use elf::abi::{EM_RISCV, ET_EXEC, PT_LOAD, SHT_SYMTAB};
@@ -72,14 +73,24 @@ fn load_segment(
     segment: &ProgramHeader,
 ) -> Result<(), LoadError> {
     let bytes = segment.p_memsz;
-    let fits = address >= RAM_BASE && address.checked_add(bytes).is_some_and(|segment_end| segment_end <= end);
-    if !fits {
-        return Err(LoadError::SegmentOutsideRam { segment: index, address, bytes, end });
-    }
     let contents = contents(file, segment).ok_or(LoadError::SegmentNotInImage { segment: index })?;
+    let below = headers_below_ram(address, segment);
+    let start = address.saturating_add(below);
+    let fits = start >= RAM_BASE && address.checked_add(bytes).is_some_and(|segment_end| segment_end <= end);
+    let inside = usize::try_from(below).ok().and_then(|below| contents.get(below..));
+    let Some(inside) = inside.filter(|_| fits) else {
+        return Err(LoadError::SegmentOutsideRam { segment: index, address, bytes, end });
+    };
     // What is beyond the contents is zero already.
-    copy(ram, address, contents);
+    copy(ram, start, inside);
     Ok(())
+}
+
+/// How many bytes of a segment lie below RAM and are left out, as nobody has asked for them: a linker that isn't told
+/// otherwise lets the segment of code at the start of RAM begin a page earlier, with the headers of the file.
+fn headers_below_ram(address: u64, segment: &ProgramHeader) -> u64 {
+    let below = RAM_BASE.saturating_sub(address);
+    if segment.p_offset == 0 && below <= PAGE_BYTES as u64 { below } else { 0 }
 }
 
 /// What the file has of a segment, which is no longer than the segment.

@@ -26,13 +26,19 @@ pub(super) struct Pace {
     marks: VecDeque<(LogSeq, u64)>,
     /// All entries below this one are consumed, or below the last mark: a log that hasn't grown gets no new mark.
     counted: LogSeq,
+    /// All entries below this one are consumed.
+    consumed: LogSeq,
     lag_ns: u64,
     lag_max_ns: u64,
     share: u32,
+    /// Up to this share the guest gets its time back quickly: half of what it had before it was slowed last.
+    quick_up_to: u32,
+    /// The share is being taken away, and the lag hasn't been small since.
+    slowing: bool,
     stopped: bool,
     corrected_ns: u64,
-    /// The lag at the last correction.
-    corrected_lag_ns: u64,
+    /// Entries that the backup had still to consume at the last correction.
+    corrected_backlog: u64,
 }
 
 impl Pace {
@@ -42,12 +48,15 @@ impl Pace {
             bound_ns,
             marks: VecDeque::new(),
             counted: LogSeq(0),
+            consumed: LogSeq(0),
             lag_ns: 0,
             lag_max_ns: 0,
             share: FULL_SHARE,
+            quick_up_to: FULL_SHARE,
+            slowing: false,
             stopped: false,
             corrected_ns: 0,
-            corrected_lag_ns: 0,
+            corrected_backlog: 0,
         }
     }
 
@@ -62,6 +71,7 @@ impl Pace {
     /// The backup has consumed all entries below `consumed`.
     pub(super) fn consumed(&mut self, consumed: LogSeq) {
         self.counted = self.counted.max(consumed);
+        self.consumed = consumed;
         while self.marks.front().is_some_and(|(seq, _)| *seq <= consumed) {
             self.marks.pop_front();
         }
@@ -81,13 +91,20 @@ impl Pace {
             return;
         }
         self.corrected_ns = now_ns;
-        let grows = self.lag_ns >= self.corrected_lag_ns;
-        self.corrected_lag_ns = self.lag_ns;
-        // What a slow backup has not done yet takes it many times as long as it took the guest: halve at once, recover slowly.
+        // Not the lag, which grows as long as the backup is at what was done before the guest was slowed.
+        let backlog = self.counted.0 - self.consumed.0;
+        let grows = backlog >= std::mem::replace(&mut self.corrected_backlog, backlog);
+        // What a slow backup has not done yet takes it many times as long as it took the guest: halve at once. A backup that was
+        // only away for a moment is as fast as before: double up to where it is likely to keep up, and only then go slowly.
         if self.lag_ns > self.bound_ns && grows {
+            if !std::mem::replace(&mut self.slowing, true) {
+                self.quick_up_to = self.share / 2;
+            }
             self.share = (self.share / 2).max(SHARE_MIN);
         } else if self.lag_ns < self.bound_ns / 2 {
-            self.share = (self.share + FULL_SHARE / 64).min(FULL_SHARE);
+            self.slowing = false;
+            let step = if self.share < self.quick_up_to { self.share } else { FULL_SHARE / 64 };
+            self.share = (self.share + step).min(FULL_SHARE);
         }
     }
 
@@ -116,13 +133,18 @@ mod tests {
 
     /// A guest that makes one entry a millisecond at full speed, and a backup that consumes `permille` of one.
     fn run(permille: u64, ms: u64) -> Pace {
+        run_with(|_| permille, ms)
+    }
+
+    /// The same with a backup whose speed changes.
+    fn run_with(permille: impl Fn(u64) -> u64, ms: u64) -> Pace {
         let mut pace = Pace::new(BOUND_MS * MS);
         let (mut appended, mut consumed) = (0, 0);
         for now in 1..=ms {
             if !pace.is_stopped() {
                 appended += 1000 * u64::from(pace.share()) / u64::from(FULL_SHARE);
             }
-            consumed = appended.min(consumed + permille);
+            consumed = appended.min(consumed + permille(now));
             pace.appended(now * MS, LogSeq(appended));
             if now % 20 == 0 {
                 pace.consumed(LogSeq(consumed));
@@ -148,6 +170,26 @@ mod tests {
         assert!(pace.lag_ns().1 <= 20 * BOUND_MS * MS, "{:?}", pace.lag_ns());
         assert!(pace.lag_ns().0 <= 2 * BOUND_MS * MS, "{:?}", pace.lag_ns());
         assert!((FULL_SHARE / 64..FULL_SHARE / 4).contains(&pace.share()), "{}", pace.share());
+    }
+
+    #[test]
+    fn a_backup_a_little_slower_slows_the_guest_a_little() {
+        for permille in [300, 500, 800] {
+            let pace = run(permille, 60_000);
+            let least = FULL_SHARE * u32::try_from(permille).unwrap() / 2000;
+            assert!(pace.share() >= least, "{permille}: {}", pace.share());
+            assert!(pace.lag_ns().0 <= 2 * BOUND_MS * MS, "{:?}", pace.lag_ns());
+        }
+    }
+
+    #[test]
+    fn a_backup_that_was_away_for_a_moment_slows_the_guest_for_a_moment() {
+        let away = |from: u64| move |now| if (from..from + 220).contains(&now) { 0 } else { 5000 };
+        let slowed = run_with(away(1000), 1_220);
+        assert!(slowed.share() <= FULL_SHARE / 32, "{}", slowed.share());
+        let pace = run_with(away(1000), 1_460);
+        assert!(pace.share() >= FULL_SHARE / 2, "{}", pace.share());
+        assert!(pace.lag_ns().1 < 300 * MS, "{:?}", pace.lag_ns());
     }
 
     #[test]

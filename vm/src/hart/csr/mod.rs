@@ -137,6 +137,11 @@ impl Csrs {
         self.pending() & self.mie
     }
 
+    /// CSR `mie`.
+    pub(super) const fn enabled_interrupts(&self) -> u64 {
+        self.mie
+    }
+
     /// CSR `mip`.
     const fn pending(&self) -> u64 {
         self.mip | if self.external_line { Interrupt::SupervisorExternal.mask() } else { 0 }

@@ -7,7 +7,7 @@ use core::ptr;
 
 /// Why the hart left decoded code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(in crate::hart) enum Left {
     /// The next run is longer than the budget.
     Budget,
     /// The instruction at pc is for the plain interpreter.

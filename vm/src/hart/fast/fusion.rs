@@ -22,19 +22,38 @@ use super::operations::{
 use super::slot::{Handler, Slot};
 use crate::hart::Hart;
 
-/// Executes two instructions. `CHAINED`: the second one's register `b` is what the first one sets.
+/// Executes the first of two instructions, and gives the second one's slot and the value of its register `b`, which is what the
+/// first one has set if they are `CHAINED`.
+///
+/// # Safety
+/// As for handlers; the second slot is one of the same page, as the decoder has seen.
+#[inline(always)]
+unsafe fn lead<A: Straight, const CHAINED: bool, const LENGTH: usize>(
+    hart: &mut Hart,
+    slot: *const Slot,
+    env: *mut Env,
+) -> Option<(*const Slot, u64)> {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let b = x(hart, (*slot).b);
+        let value = execute::<A>(hart, slot, env, b)?;
+        let second = slot.add(LENGTH);
+        Some((second, if CHAINED { value } else { x(hart, (*second).b) }))
+    }
+}
+
+/// Executes two instructions.
 unsafe fn two<A: Straight, B: Straight, const CHAINED: bool, const FIRST: usize, const SECOND: usize>(
     hart: &mut Hart,
     slot: *const Slot,
     budget: i64,
     env: *mut Env,
 ) {
-    // SAFETY: as for handlers; the second slot is one of the same page, as the decoder has seen.
+    // SAFETY: as for handlers.
     unsafe {
-        let b = x(hart, (*slot).b);
-        let Some(value) = execute::<A>(hart, slot, env, b) else { return A::miss(hart, slot, budget, env) };
-        let second = slot.add(FIRST);
-        let b = if CHAINED { value } else { x(hart, (*second).b) };
+        let Some((second, b)) = lead::<A, CHAINED, FIRST>(hart, slot, env) else {
+            return A::miss(hart, slot, budget, env);
+        };
         match execute::<B>(hart, second, env, b) {
             Some(_) => go(hart, second.add(SECOND), budget, env),
             None => B::miss(hart, second, budget, env),
@@ -49,13 +68,12 @@ unsafe fn last_two<A: Straight, E: End, const CHAINED: bool, const FIRST: usize,
     budget: i64,
     env: *mut Env,
 ) {
-    // SAFETY: as in `two`.
+    // SAFETY: as for handlers.
     unsafe {
-        let b = x(hart, (*slot).b);
-        let Some(value) = execute::<A>(hart, slot, env, b) else { return A::miss(hart, slot, budget, env) };
-        let second = slot.add(FIRST);
-        let b = if CHAINED { value } else { x(hart, (*second).b) };
-        E::end::<SECOND>(hart, second, budget, env, b);
+        match lead::<A, CHAINED, FIRST>(hart, slot, env) {
+            Some((second, b)) => E::end::<SECOND>(hart, second, budget, env, b),
+            None => A::miss(hart, slot, budget, env),
+        }
     }
 }
 

@@ -44,7 +44,8 @@ use code::Code;
 use context::{Circumstances, Contexts};
 use core::fmt;
 use core::ptr::NonNull;
-use env::{Env, Fetch, Left, PAGE_MASK, fetch_index};
+pub(super) use env::Left;
+use env::{Env, Fetch, PAGE_MASK, fetch_index};
 pub(crate) use memory::Memory;
 
 /// The most steps at once; a budget is signed.
@@ -90,12 +91,12 @@ impl Hart {
     /// Executes instructions as far as that is quick, until the count is `until` at most. Whatever comes next is for the
     /// plain interpreter, unless the count is `until`.
     ///
-    /// No interrupt is to be taken.
-    pub(super) fn run_fast(&mut self, bus: &mut Bus, until: u64) {
+    /// No interrupt is to be taken. The result is why it went no further.
+    pub(super) fn run_fast(&mut self, bus: &mut Bus, until: u64) -> Left {
         let env = self.prepare(bus);
         while self.count < until {
             if !self.look_up_code(bus, env) {
-                return;
+                return Left::Step;
             }
             // The tables that it was found by may be where stores have been cached to.
             self.drop_stale(bus, env);
@@ -112,10 +113,11 @@ impl Hart {
                 (*env).left
             };
             if left != Left::Fetch {
-                return;
+                return left;
             }
             self.drop_stale(bus, env);
         }
+        Left::Budget
     }
 
     /// The environment of handlers, with nothing in it that isn't right any more.

@@ -1,0 +1,161 @@
+//! The real `ft-record` with programs that start in M-mode without firmware and tell their result through `tohost`, as those
+//! of riscv-tests do: exit code 0 means a pass, and nothing else does.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::program::exit;
+use std::fs;
+use tempfile::TempDir;
+use tests::programs;
+use tests::qemu::assembler::{Assembler, addi, csr, elf, ld, sd};
+use tests::stage::{Ended, Node};
+
+const START: u64 = 0x8000_0000;
+const TOHOST: u64 = START + 0x1000;
+/// Where it is in registers.
+const TOHOST_REGISTER: u32 = 5;
+const VALUE: u32 = 6;
+const MHARTID: u32 = 0xf14;
+const MTVEC: u32 = 0x305;
+const MEPC: u32 = 0x341;
+const MRET: u32 = 0x3020_0073;
+const ECALL: u32 = 0x0000_0073;
+const WFI: u32 = 0x1050_0073;
+const NEVER: &str = "1000000";
+
+/// An executable with a symbol table of one symbol.
+fn with_symbol(mut file: Vec<u8>, name: &str, value: u64) -> Vec<u8> {
+    let mut names = vec![0];
+    names.extend(name.bytes().chain([0]));
+    let mut symbols = vec![0; 24];
+    symbols.extend([1, 0, 0, 0, 0x11, 0, 1, 0]);
+    symbols.extend([value, 8].map(u64::to_le_bytes).concat());
+    let symbols_at = file.len();
+    let names_at = symbols_at + symbols.len();
+    let sections_at = names_at + names.len();
+    let section = |kind: u32, at: usize, bytes: usize, link: u32, entry_bytes: u64| {
+        let mut section = [0_u32, kind].map(u32::to_le_bytes).concat();
+        section.extend([0, 0, at as u64, bytes as u64].map(u64::to_le_bytes).concat());
+        section.extend([link, 0].map(u32::to_le_bytes).concat());
+        section.extend([1, entry_bytes].map(u64::to_le_bytes).concat());
+        section
+    };
+    let sections =
+        [section(0, 0, 0, 0, 0), section(2, symbols_at, symbols.len(), 2, 24), section(3, names_at, names.len(), 0, 0)]
+            .concat();
+    file.extend([symbols, names, sections].concat());
+    file[40..48].copy_from_slice(&(sections_at as u64).to_le_bytes());
+    file[58..64].copy_from_slice(&[64_u16, 3, 2].map(u16::to_le_bytes).concat());
+    file
+}
+
+/// A program that begins as those of riscv-tests do: it looks which hart it is, and goes to U-mode with a trap handler that
+/// writes x6 to `tohost` for ever.
+fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
+    let mut assembler = Assembler::new(START);
+    let (handler, user) = (assembler.label(), assembler.label());
+    assembler.word(csr(2, 10, MHARTID, 0));
+    assembler.branch(1, 10, 0, user);
+    assembler.constant(TOHOST_REGISTER, TOHOST);
+    assembler.address(7, handler);
+    assembler.word(csr(1, 0, MTVEC, 7));
+    assembler.address(7, user);
+    assembler.words(&[csr(1, 0, MEPC, 7), MRET]);
+    assembler.align();
+    assembler.place(handler);
+    assembler.word(sd(VALUE, TOHOST_REGISTER, 0));
+    assembler.jump(0, handler);
+    assembler.place(user);
+    code(&mut assembler);
+    program(assembler, true)
+}
+
+/// The executable of some code, with the doubleword `tohost` and, if it is to be found, its symbol.
+fn program(assembler: Assembler, has_symbol: bool) -> Vec<u8> {
+    let file = elf(&[(START, &assembler.finish()), (TOHOST, &[0; 8])]);
+    if has_symbol { with_symbol(file, "tohost", TOHOST) } else { file }
+}
+
+/// Records a program, replays the log, and gives how the recording ended and what it put out.
+#[track_caller]
+fn recorded(program: &[u8], arguments: &[&str]) -> (Ended, String) {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (file, log) = (path("program"), path("log"));
+    fs::write(&file, program).unwrap();
+    let arguments = [&["--bare", &file, "--output", &log], arguments].concat();
+    let mut recorder = Node::start(&programs!(), directory.path(), "ft-record", &arguments);
+    let end = recorder.end();
+    let mut replayer = Node::start(&programs!(), directory.path(), "ft-replay", &[&log]);
+    let replayed = replayer.end();
+    assert_eq!(replayed.code, Some(exit::OK.into()), "{replayed:?}");
+    assert_eq!(replayer.console(), recorder.console());
+    (end, recorder.console())
+}
+
+#[track_caller]
+fn assert_ends(program: &[u8], arguments: &[&str], code: u8, words: &[&str]) {
+    let (end, _) = recorded(program, arguments);
+    assert_eq!(end.code, Some(code.into()), "{end:?}");
+    for words in words {
+        assert!(end.reason.contains(words), "{words:?} is not in {:?}", end.reason);
+    }
+}
+
+#[test]
+fn a_pass_is_exit_code_0_and_a_failure_names_the_test() {
+    let telling = |value: u64| {
+        conforming(|assembler| {
+            assembler.constant(VALUE, value);
+            assembler.word(ECALL);
+        })
+    };
+    assert_ends(&telling(1), &[], exit::OK, &["code 0"]);
+    assert_ends(&telling(7 << 1 | 1), &[], exit::GUEST_FAILED, &["test 7 failed"]);
+    assert_ends(&telling(300 << 1 | 1), &[], exit::GUEST_FAILED, &["test 300 failed"]);
+    assert_ends(&telling(1337 | 4), &[], exit::GUEST_FAILED, &["a trap that it did not expect"]);
+}
+
+#[test]
+fn what_it_prints_through_tohost_is_its_console() {
+    let program = conforming(|assembler| {
+        for byte in b"dear diary\n" {
+            assembler.constant(VALUE, 0x0101 << 48 | u64::from(*byte));
+            assembler.word(sd(VALUE, TOHOST_REGISTER, 0));
+            // The place is free again at once.
+            let waits = assembler.place_new();
+            assembler.word(ld(7, TOHOST_REGISTER, 0));
+            assembler.branch(1, 7, 0, waits);
+        }
+        assembler.words(&[addi(VALUE, 0, 1), ECALL]);
+    });
+    let (end, console) = recorded(&program, &["--limit", NEVER]);
+    assert_eq!((end.code, console.as_str()), (Some(exit::OK.into()), "dear diary\n"), "{end:?}");
+}
+
+/// A program for ever at what `code` leaves it at.
+fn endless(has_symbol: bool, word: u32) -> Vec<u8> {
+    let mut assembler = Assembler::new(START);
+    let start = assembler.place_new();
+    assembler.word(word);
+    assembler.jump(0, start);
+    program(assembler, has_symbol)
+}
+
+#[test]
+fn a_program_that_tells_no_result_has_not_passed() {
+    let nop = addi(0, 0, 0);
+    let limit = &["--limit", "20000"];
+    assert_ends(&endless(true, nop), limit, exit::GUEST_FAILED, &["reached instruction 20_000", "no result"]);
+    assert_ends(&endless(true, WFI), &[], exit::GUEST_FAILED, &["sleeps", "no result"]);
+    // Its trap vector is 0, where there is nothing.
+    assert_ends(&endless(true, 0), limit, exit::GUEST_FAILED, &["double trap"]);
+}
+
+#[test]
+fn a_program_without_tohost_can_only_come_to_a_limit_or_fall_asleep() {
+    let nop = addi(0, 0, 0);
+    assert_ends(&endless(false, nop), &["--limit", "20000"], exit::OK, &["no symbol `tohost`"]);
+    for arguments in [&[][..], &["--limit", NEVER]] {
+        assert_ends(&endless(false, WFI), arguments, exit::OK, &["sleeps", "no symbol `tohost`"]);
+    }
+}
