@@ -31,6 +31,8 @@ mod operations;
 mod predecode;
 mod refill;
 mod slot;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use super::Hart;

@@ -16,8 +16,8 @@ pub(crate) const TABLE_POINTER: u32 = 10;
 pub(crate) const PAGE_END_POINTER: u32 = 11;
 pub(crate) const ALIAS_POINTER: u32 = 12;
 pub(crate) const DEVICE_POINTER: u32 = 13;
-/// Code in the upper half. Nobody sets it again.
-pub(crate) const UPPER_CODE_POINTER: u32 = 4;
+/// How far the same code is away in the other half.
+pub(crate) const TO_OTHER_HALF: u32 = 4;
 /// Counts accesses of two pages.
 pub(crate) const ACROSS_COUNTER: u32 = 3;
 const LOOP_COUNTER: u32 = 7;
@@ -113,6 +113,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
                 let word = self.choices.pick(&[csr(2, rd, TIME, rs1), csr(1, rd, SEED, rs1)]);
                 self.put(word);
             }
+            62 => self.go_on_elsewhere(),
             _ => {
                 let (rd, upper) = (self.target(), self.choices.word() & 0xf_ffff);
                 let word = self.choices.pick(&[lui(rd, upper), auipc(rd, upper & 3), auipc(rd, upper)]);
@@ -251,23 +252,51 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
                 _ => self.arithmetic(),
             }
         }
-        self.put(addi(LOOP_COUNTER, LOOP_COUNTER, -1));
-        let back = i32::try_from(2 * (self.halves.len() - start)).unwrap();
-        self.put(branch(1, LOOP_COUNTER, 0, -back));
+        self.loop_back(start);
     }
 
     fn jump(&mut self) {
         let link = self.choices.pick(&[0, 0, 1, 5]);
         let offset = self.choices.within(-2048, 2048);
-        let word = match self.choices.below(6) {
+        let word = match self.choices.below(5) {
             0 => jal(link, self.choices.within(-0x2000, 0x2000) & !1),
             1 => jal(link, self.choices.within(4, 0x100) & !1),
-            4 => jalr(link, UPPER_CODE_POINTER, offset),
             2 if link != 1 => jalr(link, 1, 0),
             3 if self.choices.one_in(4) => jalr(link, self.pointer(), offset),
             _ => jalr(link, CODE_POINTER, offset),
         };
         self.put(word);
+    }
+
+    /// Goes on with the next instruction in the other half, by way of other tables, which have been and will be written; and
+    /// back, a few times.
+    fn go_on_elsewhere(&mut self) {
+        let entry = 8 * self.choices.within(1, 5);
+        let page = self.choices.pick(&[0, 4, 4]);
+        let bits = self.choices.pick(&[1, 8, 16, 0x400]);
+        let turns = self.choices.within(1, 6);
+        self.put(addi(LOOP_COUNTER, 0, turns));
+        let start = self.halves.len();
+        self.put(lui(21, page));
+        self.put(r_type(0x33, 0, 0, 21, 21, TABLE_POINTER));
+        self.put(load(3, 22, 21, entry));
+        self.put(store(3, 22, 21, entry));
+        self.put(store(3, 22, 21, entry));
+        self.put(auipc(23, 0));
+        self.put(r_type(0x33, 0, 0, 23, 23, TO_OTHER_HALF));
+        self.put(r_type(0x33, 0, 0x20, TO_OTHER_HALF, 0, TO_OTHER_HALF));
+        self.put(jalr(0, 23, 16));
+        self.put(i_type(0x13, 4, 23, 22, bits));
+        self.put(store(3, 23, 21, entry));
+        self.arithmetic();
+        self.put(store(3, 22, 21, entry));
+        self.loop_back(start);
+    }
+
+    fn loop_back(&mut self, start: usize) {
+        self.put(addi(LOOP_COUNTER, LOOP_COUNTER, -1));
+        let back = i32::try_from(2 * (self.halves.len() - start)).unwrap();
+        self.put(branch(1, LOOP_COUNTER, 0, -back));
     }
 
     fn csr_any(&mut self) {
@@ -304,7 +333,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
                 let funct5 = self.choices.pick(&[0, 1, 2, 3, 4, 5, 8, 0xb, 0x14, 0x18, 0x1a, 0x1c, 0x1e]);
                 let rs2 = if funct5 >= 0x18 || funct5 == 8 || funct5 == 0xb { rs2 % 4 } else { rs2 };
                 let rounding = self.choices.pick(&[0, 0, 1, 2]);
-                r_type(0x53, rounding, funct5 << 2 | self.choices.word() % 2, rd, rs1, rs2)
+                r_type(0x53, rounding, (funct5 << 2) | (self.choices.word() % 2), rd, rs1, rs2)
             }
         };
         self.put(word);

@@ -17,7 +17,7 @@ use super::super::{
 use super::choices::Choices;
 use super::code::{
     ALIAS_POINTER, CODE_POINTER, CodeWriter, DATA_POINTER, DEVICE_POINTER, PAGE_END_POINTER, STACK_POINTER,
-    TABLE_POINTER, UPPER_CODE_POINTER,
+    TABLE_POINTER, TO_OTHER_HALF,
 };
 use vm::{BootMode, MachineConfig};
 
@@ -258,7 +258,7 @@ fn set_up(choices: &mut Choices<'_>, boot: BootMode) -> Vec<u32> {
         code.near(pointer, target);
     }
     code.near(1, CODE + PAGE);
-    code.put(&li(UPPER_CODE_POINTER, UPPER + 0x2000));
+    code.put(&li(TO_OTHER_HALF, UPPER - RAM));
     for (index, register) in
         [ALIAS_POINTER, DEVICE_POINTER, 14, 15, 16, 17, 18, 19, 20, 24, 28, 29, 30, 31].into_iter().enumerate()
     {

@@ -1,0 +1,268 @@
+//! What Miri is to see of the unsafe code, in programs of a few instructions and a few pages of RAM. Whether the fast path
+//! does the right thing is tested at length elsewhere; here it is held against the plain interpreter by the way.
+
+use super::super::{Hart, Pace, Pause};
+use crate::bus::Bus;
+use crate::config::BootMode;
+use crate::mmu::GuestPhysAddr;
+use crate::pages::PAGE_BYTES;
+use crate::ram::{RAM_BASE, Ram};
+use crate::state::StateWriter;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+const SATP: u32 = 0x180;
+const MSTATUS: u32 = 0x300;
+const MPRV_TO_SUPERVISOR: u64 = 1 << 17 | 1 << 11;
+
+fn i_type(opcode: u32, funct3: u32, rd: u32, rs1: u32, immediate: i32) -> u32 {
+    immediate.cast_unsigned() << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | opcode
+}
+
+fn addi(rd: u32, rs1: u32, immediate: i32) -> u32 {
+    i_type(0x13, 0, rd, rs1, immediate)
+}
+
+fn load(rd: u32, rs1: u32, offset: i32) -> u32 {
+    i_type(0x03, 3, rd, rs1, offset)
+}
+
+fn store(funct3: u32, rs2: u32, rs1: u32, offset: i32) -> u32 {
+    let offset = offset.cast_unsigned();
+    (offset >> 5 & 0x7f) << 25 | rs2 << 20 | rs1 << 15 | funct3 << 12 | (offset & 0x1f) << 7 | 0x23
+}
+
+fn branch_if_different(rs1: u32, rs2: u32, offset: i32) -> u32 {
+    let o = offset.cast_unsigned();
+    (o >> 12 & 1) << 31
+        | (o >> 5 & 0x3f) << 25
+        | rs2 << 20
+        | rs1 << 15
+        | 1 << 12
+        | (o >> 1 & 0xf) << 8
+        | (o >> 11 & 1) << 7
+        | 0x63
+}
+
+fn jal(rd: u32, offset: i32) -> u32 {
+    let o = offset.cast_unsigned();
+    (o >> 20 & 1) << 31 | (o >> 1 & 0x3ff) << 21 | (o >> 11 & 1) << 20 | (o >> 12 & 0xff) << 12 | rd << 7 | 0x6f
+}
+
+/// A hart and its bus, at the start of RAM in M-mode.
+struct Pair {
+    hart: Hart,
+    bus: Bus,
+}
+
+impl Pair {
+    /// With `code` at offsets in RAM, and registers.
+    fn new(pages: usize, code: &[(u64, &[u32])], registers: &[(usize, u64)]) -> Self {
+        let mut bus = Bus::new(Ram::new(pages * PAGE_BYTES), None, [2, 0, 0, 0, 0, 1]);
+        for (offset, words) in code {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            bus.ram.write(GuestPhysAddr(RAM_BASE + offset), &bytes).expect("code is in RAM");
+        }
+        let mut hart = Hart::new(BootMode::Bare, RAM_BASE, 0, None);
+        for (register, value) in registers {
+            hart.x[*register] = *value;
+        }
+        Self { hart, bus }
+    }
+
+    fn run(&mut self, until: u64, pace: Pace) {
+        assert_eq!(self.hart.run(&mut self.bus, until, pace), Pause::Count);
+    }
+
+    fn state(&mut self) -> (Vec<u8>, u128) {
+        let mut writer = StateWriter::default();
+        self.hart.write_to(&mut writer);
+        let (pages, contents) = self.bus.ram.paged();
+        (writer.into_bytes(), pages.digest(contents))
+    }
+}
+
+/// Runs what `make` makes by both ways, the fast one in slices, and compares at the end. Gives the fast one.
+fn both(make: impl Fn() -> Pair, steps: u64, slice: u64) -> Pair {
+    let (mut fast, mut plain) = (make(), make());
+    while fast.hart.count() < steps {
+        let until = steps.min(fast.hart.count() + slice);
+        fast.run(until, Pace::Fast);
+    }
+    plain.run(steps, Pace::Plain);
+    assert_eq!(fast.state(), plain.state());
+    fast
+}
+
+/// A loop over two pages of data: loads, stores, and straight code over the end of a page.
+fn summing() -> Pair {
+    let start = [jal(0, 0xff0)];
+    let across = [
+        load(6, 5, 0),
+        addi(7, 7, 3),
+        store(3, 7, 5, 8),
+        store(0, 7, 5, -3),
+        // Here is the page's end.
+        load(8, 5, 5),
+        addi(5, 5, 248),
+        branch_if_different(5, 9, -24),
+        addi(5, 9, -8 * 248),
+        jal(0, -0x1010),
+    ];
+    let data = RAM_BASE + 2 * PAGE + 16;
+    Pair::new(5, &[(0, &start), (0xff0, &across)], &[(5, data), (9, data + 8 * 248)])
+}
+
+#[test]
+fn loads_stores_and_jumps_over_pages() {
+    for slice in [1, 7, 1000] {
+        both(summing, 120, slice);
+    }
+}
+
+#[test]
+fn machines_may_be_moved_and_looked_at_between_runs() {
+    let mut plain = summing();
+    plain.run(90, Pace::Plain);
+    let mut fast = summing();
+    fast.run(30, Pace::Fast);
+    let mut fast = Box::new(fast);
+    let _ = fast.state();
+    fast.run(60, Pace::Fast);
+    let Pair { hart, bus } = *fast;
+    let mut fast = Pair { hart, bus };
+    fast.run(90, Pace::Fast);
+    assert_eq!(fast.state(), plain.state());
+}
+
+#[test]
+fn code_that_is_written_while_it_runs_is_decoded_again() {
+    // Each turn writes another constant into the instruction behind the store.
+    let code = [
+        addi(10, 10, 0),
+        i_type(0x13, 1, 6, 10, 20),
+        i_type(0x13, 6, 6, 6, 0x13 | 7 << 7),
+        store(2, 6, 5, 16),
+        addi(7, 0, 0),
+        addi(10, 10, 1),
+        jal(0, -24),
+    ];
+    for slice in [1, 1000] {
+        let fast = both(|| Pair::new(2, &[(0, &code)], &[(5, RAM_BASE)]), 7 * 10, slice);
+        assert_eq!(fast.hart.x[7], 9, "the newest instruction");
+    }
+}
+
+#[test]
+fn pages_of_code_are_dropped_when_there_are_too_many() {
+    let page = [addi(5, 5, 1), store(3, 5, 6, 0), jal(0, 0xff8)];
+    let last = [addi(5, 5, 1), jal(0, -0x5004)];
+    let mut code: Vec<(u64, &[u32])> = (0..5).map(|index| (index * PAGE, &page[..])).collect();
+    code.push((5 * PAGE, &last));
+    assert!(code.len() > super::code::PAGES_MAX, "more pages than are kept");
+    for slice in [5, 1000] {
+        both(|| Pair::new(7, &code, &[(6, RAM_BASE + 6 * PAGE)]), 17 * 6, slice);
+    }
+}
+
+/// Loads and stores as the supervisor by way of a gigapage, among them one to the table itself.
+#[test]
+fn tables_that_are_written_again_and_again_use_up_all_numbers() {
+    const TABLE: u64 = RAM_BASE + PAGE;
+    let entry = RAM_BASE >> 2 | 0xcf;
+    let code = [
+        i_type(0x73, 1, 0, 6, SATP.cast_signed()),
+        i_type(0x73, 1, 0, 7, MSTATUS.cast_signed()),
+        load(9, 5, 24),
+        store(3, 8, 10, 0),
+        store(3, 8, 5, 16),
+        addi(8, 8, 0),
+        jal(0, -16),
+    ];
+    let make = || {
+        let registers =
+            [(5, TABLE), (6, 8 << 60 | TABLE >> 12), (7, MPRV_TO_SUPERVISOR), (8, entry), (10, RAM_BASE + 2 * PAGE)];
+        let mut pair = Pair::new(3, &[(0, &code)], &registers);
+        pair.bus.ram.store(GuestPhysAddr(TABLE + 16), entry.to_le_bytes()).expect("the table is in RAM");
+        pair
+    };
+    // Three numbers of 511 each time.
+    both(make, 2 + 5 * 200, 1000);
+}
+
+#[test]
+fn a_hart_that_never_ran_or_has_run_elsewhere_is_dropped() {
+    drop(summing());
+    let mut pair = summing();
+    pair.run(50, Pace::Fast);
+    let Pair { hart, bus } = pair;
+    drop(bus);
+    drop(hart);
+}
+
+/// A loop of instructions of one kind: some that the fast path leaves to the plain interpreter would hide others.
+#[cfg(not(miri))]
+fn random_loop(seed: u64) -> Pair {
+    const LENGTH: u64 = 24;
+    let mut state = seed;
+    let mut below = |end: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from(state >> 33).expect("31 bits") % end
+    };
+    let float_on = [i_type(0x73, 1, 0, 7, MSTATUS.cast_signed())];
+    let mut code = Vec::from(float_on);
+    for _ in 0..LENGTH {
+        let (rd, a, b) = (10 + below(20), below(32), below(32));
+        let (funct3, double) = (below(8), 2 + below(2));
+        let offset = 8 * (below(16).cast_signed() - 8);
+        code.push(match seed % 6 {
+            0 => match below(4) {
+                0 => 0x33 | rd << 7 | funct3 << 12 | a << 15 | b << 20 | below(2) << 25,
+                1 => 0x3b | rd << 7 | a << 15 | b << 20 | below(2) << 30,
+                2 => below(1 << 19) << 12 | rd << 7 | if below(2) == 0 { 0x37 } else { 0x17 },
+                _ => i_type(0x13, funct3, rd, a, below(32).cast_signed()),
+            },
+            1 => match below(2) {
+                0 => i_type(0x03, below(7), rd, 5, offset),
+                _ => store(below(4), a, 5, offset),
+            },
+            2 => match below(3) {
+                0 => load(rd, 5, offset),
+                1 => addi(rd, a, offset),
+                _ => branch_if_different(a, b, 4),
+            },
+            3 => 0x53 | rd << 7 | a << 15 | b << 20 | [0, 1, 4, 5, 8, 9, 0x10, 0x11][funct3 as usize] << 25,
+            4 => match below(2) {
+                0 => i_type(0x07, double, rd, 5, offset),
+                _ => store(double, a, 5, offset) | 4,
+            },
+            _ => 0x2f | rd << 7 | double << 12 | 5 << 15 | b << 20 | [0, 1, 4, 8][funct3 as usize % 4] << 27,
+        });
+    }
+    let back = -4 * i32::try_from(LENGTH).expect("a short loop");
+    code.push(jal(0, back));
+    Pair::new(3, &[(0, &code)], &[(5, RAM_BASE + 2 * PAGE - 64), (7, 3 << 13), (10, 12_345)])
+}
+
+/// Handlers that return instead of going on to the next would need a frame of the stack for each instruction. That they
+/// don't is only asked of optimised builds: others go from one to the next in a loop.
+#[cfg(not(miri))]
+#[test]
+fn millions_of_steps_need_no_stack() {
+    extern crate std;
+    const STACK_BYTES: usize = 64 << 10;
+    const LOOPS: u64 = 60;
+    // Every instruction of a loop is executed more often than the stack has room for return addresses.
+    const STEPS: u64 = 25 * STACK_BYTES as u64 / 8 * 2;
+    let run = || {
+        let mut steps = 0;
+        for mut pair in (0..LOOPS).map(random_loop).chain([summing()]) {
+            pair.run(STEPS, Pace::Fast);
+            steps += pair.hart.count();
+        }
+        steps
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(run).expect("a thread");
+    assert_eq!(thread.join().expect("the thread has come to its end"), STEPS * (LOOPS + 1));
+}
