@@ -14,7 +14,7 @@ fn main() {
     let hypervisor = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let guests = hypervisor.with_file_name("guest-programs");
     let out = PathBuf::from(variable("OUT_DIR"));
-    for path in ["Cargo.toml", "build.rs", "link.ld", "src"] {
+    for path in ["Cargo.toml", "build.rs", "link.ld", "src", "bench"] {
         println!("cargo::rerun-if-changed={}", guests.join(path).display());
     }
     println!("cargo::rerun-if-changed={}", hypervisor.with_file_name("Cargo.lock").display());

@@ -21,6 +21,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+#[path = "../bench/mod.rs"]
 pub mod bench;
 pub mod boot_arguments;
 pub mod counter;
