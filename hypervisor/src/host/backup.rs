@@ -137,6 +137,8 @@ struct Shared {
     waiting: AtomicUsize,
     replay_thread: Mutex<Option<thread::Thread>>,
     steps: Sender<Step>,
+    /// This side's arbiter knows the primary as the VM's owner, or can't be reached.
+    owner_checked: AtomicBool,
     over: AtomicBool,
 }
 
@@ -162,6 +164,7 @@ pub fn run(
         waiting: AtomicUsize::new(0),
         replay_thread: Mutex::new(None),
         steps,
+        owner_checked: AtomicBool::new(false),
         over: AtomicBool::new(false),
     });
     let stream = Arc::new(stream);
@@ -279,6 +282,10 @@ impl Shared {
         self.waiting.fetch_add(work.bytes(), Ordering::Relaxed);
         // Fails only when replay has ended, in a divergence or with the guest.
         let _ = self.work.send(work);
+        self.wake_replay();
+    }
+
+    fn wake_replay(&self) {
         if let Some(thread) = lock(&self.replay_thread).as_ref() {
             thread.unpark();
         }
@@ -338,6 +345,14 @@ impl Shared {
                 let found = machine.digest();
                 if found != digest {
                     return Err(format!("its state digest is {found}, the primary's is {digest}"));
+                }
+                // Whoever is accepted may be told the next moment that it protects the VM, and claim it: the machine of a small
+                // guest is there sooner than the arbiter's answer.
+                while !self.owner_checked.load(Ordering::Acquire) {
+                    if self.over.load(Ordering::Acquire) {
+                        return Ok(Stage::Nothing);
+                    }
+                    thread::park_timeout(TICK);
                 }
                 self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
                 let next_output = machine.next_output_id();
@@ -426,10 +441,12 @@ impl Shared {
         let latest = match self.node.arbiter.latest(&self.node.vm) {
             Ok(latest) => latest.map(|(claimed, _)| claimed),
             // It is asked again before anybody goes on.
-            Err(error) if error.is_unreachable() => return,
+            Err(error) if error.is_unreachable() => return self.owner_is_checked(),
             Err(error) => return self.drive(|role, _| role.restore_failed(&error.to_string())),
         };
-        if latest.map(|claimed| claimed.0 + 1) != Some(generation.0) {
+        if latest.map(|claimed| claimed.0 + 1) == Some(generation.0) {
+            self.owner_is_checked();
+        } else {
             let known = latest.map_or_else(|| "nobody".into(), |claimed| format!("generation {}", claimed.0 + 1));
             self.drive(|role, _| {
                 role.restore_failed(&format!(
@@ -438,6 +455,11 @@ impl Shared {
                 ));
             });
         }
+    }
+
+    fn owner_is_checked(&self) {
+        self.owner_checked.store(true, Ordering::Release);
+        self.wake_replay();
     }
 
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
