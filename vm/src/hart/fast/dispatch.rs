@@ -2,8 +2,9 @@
 //!
 //! A handler ends with a call of the next slot's handler. Optimised builds make a jump of it, because all handlers have the
 //! same signature and nothing to do afterwards; so the host predicts a jump per instruction, and not one for all. In builds
-//! that aren't optimised (and under Miri) such calls would pile up: there a handler gives the next slot back, and a loop
-//! calls its handler ([`TAIL_CALLS`]).
+//! that aren't optimised (and under Miri) such calls would pile up: there a handler leaves the next slot in [`Env`], and a loop
+//! calls its handler ([`TAIL_CALLS`]). Handlers return nothing, because with a result of two words the compiler merges the calls
+//! of a branch's two ways into one that it doesn't make a jump of.
 //!
 //! Only what is common is done here. Everything else, and everything that may trap or reach a device, leaves decoded code
 //! for the plain interpreter, which does that one step ([`Left::Step`]). So there is no second implementation of anything
@@ -18,6 +19,11 @@ use crate::hart::Hart;
 const TAIL_CALLS: bool = !cfg!(any(miri, debug_assertions));
 
 /// Executes `slot`.
+///
+/// # Safety
+/// What every handler is called with: `env` is the hart's own, prepared for this run, with a bus that nobody else uses; `slot` is a
+/// slot of the page of code at `env.page_slots`, or the one behind its last; nothing that is cached has become wrong; and nobody
+/// has a reference to the hart, the bus, `env` or a slot.
 #[inline(always)]
 pub(super) unsafe fn go(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
     // SAFETY: the caller passes on what it was called with, and a slot of the page of code that is executed.
