@@ -15,7 +15,9 @@ fn assert_fenced_primary_kept_silent(primary: &mut Node, link: &Link) {
     assert_eq!(primary.owned(), [1]);
     let figures = primary.told("figures");
     let allowed = link.outputs_covered(&link.passed(Direction::ToPrimary)) as u64;
-    assert_eq!(figures["hold_time"]["samples"].as_u64(), Some(allowed), "outputs that left, and those that might");
+    // An acknowledgement that has just passed a link that is cut may die in the primary's socket.
+    let left = figures["hold_time"]["samples"].as_u64().unwrap_or(0);
+    assert!((1..=allowed).contains(&left), "{left} outputs left, {allowed} might have");
     assert!(figures["frames"].as_u64() <= Some(allowed), "{figures}");
 }
 
