@@ -39,6 +39,8 @@ const READ_CLOCK: u32 = 0xc010_22f3;
 struct Claims {
     holders: Mutex<BTreeMap<Generation, Claim>>,
     favourite: Mutex<Option<NodeId>>,
+    /// How long it takes to tell who owns the VM.
+    hesitation: Duration,
 }
 
 impl Claims {
@@ -76,6 +78,7 @@ impl Arbiter for Claims {
     }
 
     fn latest(&self, _: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        thread::sleep(self.hesitation);
         Ok(self.holders.lock().unwrap().last_key_value().map(|(generation, claim)| (*generation, claim.clone())))
     }
 }
@@ -160,8 +163,8 @@ impl Peer {
         }
     }
 
-    /// Pairs with a backup, as a primary whose guest has just been reset.
-    fn protect(&mut self, image: &[u8]) {
+    /// Gives a backup all of a guest that has just been reset.
+    fn send_guest(&mut self, image: &[u8]) {
         let session = session(16 << 20, image);
         let mut machine = Machine::new(&session.config, image).unwrap();
         self.hear(|message| *message == Message::Join { vm: vm(), node: NodeId(9) });
@@ -173,6 +176,11 @@ impl Peer {
             role.take_outgoing(&mut bytes);
         }
         self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// Pairs with a backup, as a primary whose guest has just been reset.
+    fn protect(&mut self, image: &[u8]) {
+        self.send_guest(image);
         self.hear(|message| *message == Message::Accepted);
         self.say(&[Message::Protected { generation: G }]);
     }
@@ -299,6 +307,24 @@ fn a_primary_that_this_sides_arbiter_does_not_know_is_refused() {
         let BackupOutcome::End(BackupEnd::Refused { reason }) = outcome else { panic!("{outcome:?}") };
         assert!(reason.contains("arbiter"), "{reason}");
     }
+}
+
+/// A backup that was accepted may be told the next moment that it protects the VM: it must know better by then, however much
+/// sooner than the arbiter's answer the guest is there.
+#[test]
+fn a_guest_that_is_restored_before_the_arbiter_answers_is_not_accepted() {
+    let slow_stranger = Arc::new(Claims { hesitation: Duration::from_millis(300), ..Claims::default() });
+    let outcome = run_backup(&slow_stranger, |mut peer| {
+        peer.send_guest(&image(&[NOP]));
+        loop {
+            match peer.next() {
+                Some(Message::Refused { .. }) | None => break,
+                said => assert_ne!(said, Some(Message::Accepted)),
+            }
+        }
+    });
+    let BackupOutcome::End(BackupEnd::Refused { reason }) = outcome else { panic!("{outcome:?}") };
+    assert!(reason.contains("--arbiter"), "{reason}");
 }
 
 #[test]
