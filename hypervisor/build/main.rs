@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod target;
+
 const TARGET: &str = "riscv64imac-unknown-none-elf";
 /// What cargo takes encoded flags apart by.
 const ENCODED_SEPARATOR: &str = "\x1f";
@@ -18,6 +20,10 @@ fn main() {
         println!("cargo::rerun-if-changed={}", guests.join(path).display());
     }
     println!("cargo::rerun-if-changed={}", hypervisor.with_file_name("Cargo.lock").display());
+    println!("cargo::rerun-if-changed=build");
+    if let Err(error) = target::install(TARGET) {
+        fail(&error.to_string());
+    }
     let target_dir = guest_target_dir(&out);
     build(&guests, &target_dir);
     for guest in GUESTS {
@@ -51,11 +57,15 @@ fn build(guests: &Path, target_dir: &Path) {
     cargo.env("CARGO_ENCODED_RUSTFLAGS", path_flags(guests).join(ENCODED_SEPARATOR));
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!(
-            "building the guests failed ({status}); is the target {TARGET} installed? `rustup toolchain install` in the project's root does it"
-        ),
-        Err(error) => panic!("can't run cargo to build the guests: {error}"),
+        Ok(status) => fail(&format!("building the guests failed ({status}); the compiler's errors are above")),
+        Err(error) => fail(&format!("can't run cargo to build the guests: {error}")),
     }
+}
+
+/// Ends the build with a message for a person: a panic's backtrace would only hide it.
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    std::process::exit(1)
 }
 
 /// Keeps this machine's folders out of the images: a log names its guest by digest, and the same source must be the same
