@@ -12,7 +12,9 @@ use vm::{OutputId, OutputOperation};
 pub const GATE_BYTES_MAX: usize = 64 << 20;
 
 /// How many bytes of outputs are kept that were taken and that the network hasn't carried yet. Beyond them the oldest is
-/// given up, as by a network card whose cable is out: it is counted, and nobody sends it again.
+/// given up, as by a network card whose cable is out: it is counted, and nobody sends it again. A network that hasn't been
+/// there yet has until [`GATE_BYTES_MAX`]: a guest that goes live, with what its predecessor may not have sent, doesn't wait
+/// for it.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// What an output costs in the gate beyond its bytes, so that empty outputs are bounded too.
@@ -38,6 +40,7 @@ pub struct OutputGate {
     /// Of `held` and `released`.
     bytes: usize,
     in_flight_bytes: usize,
+    in_flight_bytes_max: usize,
     /// All outputs with a smaller id have been written to the console or sent to the network.
     put_out: OutputId,
     /// The network has carried all frames with a smaller id.
@@ -92,6 +95,7 @@ impl OutputGate {
             in_flight: VecDeque::new(),
             bytes: 0,
             in_flight_bytes: 0,
+            in_flight_bytes_max: GATE_BYTES_MAX,
             put_out: next,
             carried: next,
             end: next,
@@ -162,7 +166,7 @@ impl OutputGate {
         self.bytes -= cost(&operation);
         self.in_flight_bytes += cost(&operation);
         self.in_flight.push_back((id, operation.clone()));
-        while self.in_flight_bytes > IN_FLIGHT_BYTES_MAX {
+        while self.in_flight_bytes > self.in_flight_bytes_max {
             self.drop_first_in_flight();
             self.given_up += 1;
         }
@@ -185,6 +189,7 @@ impl OutputGate {
     /// The network is there (again) and has carried all frames below `next`: those behind are to be taken again.
     pub fn send_again(&mut self, next: OutputId) {
         self.carried(next);
+        self.in_flight_bytes_max = IN_FLIGHT_BYTES_MAX;
         while let Some((id, operation)) = self.in_flight.pop_back() {
             self.in_flight_bytes -= cost(&operation);
             // What is on the console is there already.
@@ -330,6 +335,9 @@ mod tests {
             gate.hold(0, LogSeq(id), OutputId(id), big.clone());
         }
         gate.release(0, LogSeq(3));
+        assert_eq!(taken(&mut gate), [0, 1, 2]);
+        assert_eq!((gate.given_up(), gate.next_to_leave()), (0, OutputId(0)), "no network has been there yet");
+        gate.send_again(OutputId(0));
         assert_eq!(taken(&mut gate), [0, 1, 2]);
         assert_eq!((gate.given_up(), gate.next_to_leave()), (2, OutputId(2)));
     }

@@ -133,6 +133,26 @@ impl NetworkEvents for Owner {
     }
 }
 
+/// An owner whose network is at `lan`.
+fn plug_in(lan: SocketAddr) -> Arc<Owner> {
+    let reporter = Reporter::new("lan-test", true);
+    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, true)));
+    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), outlets: outlets.clone() });
+    let (_source, inbox) = HostEventSource::new(0).unwrap();
+    let network = Network {
+        address: NetworkAddress::Lan(lan),
+        vm: "vm".parse().unwrap(),
+        node: NodeId(1),
+        mac: GUEST_MAC,
+        reporter,
+        inbox,
+        outlets,
+        over: Arc::default(),
+    };
+    network.start(0, true, owner.clone()).unwrap();
+    owner
+}
+
 fn numbered_frame(number: u64) -> Vec<u8> {
     [&[2, 9, 9, 9, 9, 9][..], &GUEST_MAC, &[0x88, 0xb5], &number.to_be_bytes(), &[0; 38]].concat()
 }
@@ -154,21 +174,7 @@ fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     let cuts = Arc::new(AtomicU64::new(0));
     let link = start_faulty_link(listen, seed, cuts.clone());
 
-    let reporter = Reporter::new("lan-test", true);
-    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, true)));
-    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), outlets: outlets.clone() });
-    let (_source, inbox) = HostEventSource::new(0).unwrap();
-    let network = Network {
-        address: NetworkAddress::Lan(link),
-        vm: "vm".parse().unwrap(),
-        node: NodeId(1),
-        mac: GUEST_MAC,
-        reporter,
-        inbox,
-        outlets,
-        over: Arc::default(),
-    };
-    network.start(0, true, owner.clone()).unwrap();
+    let owner = plug_in(link);
 
     // Known when all cuts are done, and well before it is reached.
     let end = Arc::new(AtomicU64::new(u64::MAX));
@@ -199,5 +205,29 @@ fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     while owner.gate.lock().unwrap().next_to_leave() < OutputId(expected) {
         assert!(std::time::Instant::now() < deadline, "the LAN doesn't tell that it has carried everything");
         thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first connection here is never
+/// answered.
+#[test]
+fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
+    let (listen, qemu) = start_lan();
+    let mut qemu = TcpStream::connect(qemu).unwrap();
+    qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let owner = plug_in(listener.local_addr().unwrap());
+    let (_unanswered, _) = listener.accept().unwrap();
+    for id in 0..100 {
+        owner.produce(id);
+        owner.put_out();
+    }
+    let (client, _) = listener.accept().unwrap();
+    let lan = TcpStream::connect(listen).unwrap();
+    let (mut answers, mut back) = (lan.try_clone().unwrap(), client.try_clone().unwrap());
+    thread::spawn(move || std::io::copy(&mut answers, &mut back));
+    thread::spawn(move || pass(client, lan, u64::MAX));
+    for id in 0..100 {
+        assert_eq!(next_number(&mut qemu), id);
     }
 }

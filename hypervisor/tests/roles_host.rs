@@ -11,6 +11,7 @@ use hypervisor::host::backup::{self, BackupOutcome, FaultInjection, Succession};
 use hypervisor::host::clock;
 use hypervisor::host::console::Keys;
 use hypervisor::host::live::{LiveEnd, LiveVm};
+use hypervisor::host::network::{ATTACH_TIMEOUT, NetworkAddress};
 use hypervisor::host::node::Node;
 use hypervisor::record::Intervals;
 use hypervisor::report::Reporter;
@@ -567,4 +568,42 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
     let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
     assert_eq!(succession.entries, LogSeq(PACKETS));
     assert_eq!(succession.machine.last_packet_number(), PACKETS);
+}
+
+/// A LAN that takes connections and says nothing, and one that can't even be connected to: its queue of connections is full.
+fn silent_lans() -> [(TcpListener, Vec<TcpStream>); 2] {
+    let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let full = listener();
+    nix::sys::socket::listen(&full, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let address = full.local_addr().unwrap();
+    let fillers =
+        (0..4).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok()).collect();
+    [(listener(), Vec::new()), (full, fillers)]
+}
+
+#[test]
+fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
+    for (lan, _fillers) in silent_lans() {
+        let network = NetworkAddress::Lan(lan.local_addr().unwrap());
+        let time_to_protection = |id| {
+            let arbiter = Arc::new(Claims::default());
+            let image = image(&[NOP, JUMP_BACK_ONE]);
+            let session = session(4 << 20, &image);
+            let machine = Machine::new(&session.config, &image).unwrap();
+            let node = Node { network: Some(network.clone()), ..node(id, &arbiter) };
+            let started = Instant::now();
+            let primary = Running::start(node, PrimaryRole::alone(session, patient()), machine);
+            let mut backup = Peer::connect(primary.address);
+            backup.become_protected();
+            // The guest runs, and the log comes with heartbeats.
+            backup.hear(|message| *message == Message::Heartbeat);
+            drop(backup);
+            let time = started.elapsed();
+            primary.retire();
+            time
+        };
+        // On a host that is busy with other things once may be slow; if the VM waits for the LAN, all are.
+        let times: Vec<_> = (0..5).map(time_to_protection).collect();
+        assert!(times.iter().any(|&time| time < ATTACH_TIMEOUT), "{times:?}");
+    }
 }

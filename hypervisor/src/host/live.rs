@@ -110,7 +110,6 @@ impl LiveVm {
             actions,
             node,
         });
-        // The attachment comes before the guest's first output, which would be lost without.
         shared.start_network(&machine, boot)?;
         on_start(Self { shared: shared.clone() });
         start_ticks(&shared)?;
@@ -241,9 +240,7 @@ impl Shared {
             outlets: self.outlets.clone(),
             over: self.over.clone(),
         };
-        // A LAN that refuses this side has been told of; whether it may go on is for the arbiter to say.
-        network.start(machine.last_packet_number(), boot, self.clone())?;
-        Ok(())
+        network.start(machine.last_packet_number(), boot, self.clone())
     }
 
     /// Does what the role asks for that takes time, until it asks for the end.

@@ -25,8 +25,9 @@ use vm::OutputId;
 /// From one try to attach to a network that is away to the next.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long to wait for a LAN that accepts connections but doesn't answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connecting to a LAN may take, and its answer: a LAN that is there answers at once, and one that comes back is
+/// attached to by the next try.
+pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// When a guest that has moved is announced, from one time to the next: a switch may be slow to enable a port.
 const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)];
@@ -136,53 +137,84 @@ impl Source {
 }
 
 impl Network {
-    /// Attaches, before it returns if the network is there, and keeps attached until a LAN serves a newer generation.
+    /// Attaches, on a thread of its own, and keeps attached until a LAN serves a newer generation. The guest doesn't wait: what
+    /// it sends before a LAN is attached stays in its output gate, in flight, and is sent then. An interface of this host is
+    /// opened before this returns, because that takes no time, and what is sent before it is open would be lost.
     ///
     /// `last_packet` is the number of the last frame that the guest has had. `boot` says that it has just been reset; if
     /// it has not, it has moved, and a network that can't know is told where it is now.
     ///
-    /// Tells if a LAN refuses this VM at once; that is final.
+    /// # Errors
+    /// If the thread can't start.
+    pub fn start(self, last_packet: u64, boot: bool, events: Arc<dyn NetworkEvents>) -> io::Result<()> {
+        let first = match self.address {
+            NetworkAddress::Tap(_) => Some(self.attach(last_packet, boot, &*events)),
+            NetworkAddress::Lan(_) => None,
+        };
+        if first.is_some() && !boot {
+            self.announce()?;
+        }
+        self.spawn(first, last_packet, boot, events)
+    }
+
+    /// The same for a guest that has just been reset and whose frames are not kept to be sent again: it attaches before it
+    /// returns, if the network answers.
+    ///
+    /// Returns why, if a LAN refuses this VM; that is final.
     ///
     /// # Errors
     /// If the thread can't start.
-    pub fn start(
+    pub fn start_attached(self, events: Arc<dyn NetworkEvents>) -> io::Result<Option<String>> {
+        let first = self.attach(0, true, &*events);
+        let refused = first.as_ref().err().filter(|error| error.is_final()).map(ToString::to_string);
+        self.spawn(Some(first), 0, true, events)?;
+        Ok(refused)
+    }
+
+    fn spawn(
         self,
+        first: Option<Result<Source, NetworkError>>,
+        last_packet: u64,
+        boot: bool,
+        events: Arc<dyn NetworkEvents>,
+    ) -> io::Result<()> {
+        thread::Builder::new()
+            .name("lan".into())
+            .spawn(move || self.keep_attached(first, last_packet, boot, &*events))?;
+        Ok(())
+    }
+
+    /// `attached` is the outcome of the first try to attach, if one was made.
+    fn keep_attached(
+        &self,
+        mut attached: Option<Result<Source, NetworkError>>,
         mut last_packet: u64,
         mut boot: bool,
-        events: Arc<dyn NetworkEvents>,
-    ) -> io::Result<Option<String>> {
-        if matches!(self.address, NetworkAddress::Tap(_)) && !boot {
-            self.announce()?;
-        }
-        let mut attached = self.attach(last_packet, boot, &*events);
-        let refused = attached.as_ref().err().filter(|error| error.is_final()).map(ToString::to_string);
-        thread::Builder::new().name("lan".into()).spawn(move || {
-            let mut is_away = false;
-            loop {
-                let lost = match attached {
-                    Ok(source) => {
-                        (is_away, boot) = (false, false);
-                        let lost = self.receive(source, &mut last_packet, &*events);
-                        lock(&self.outlets).set_way(None);
-                        lost
-                    }
-                    Err(error) => error,
-                };
-                if self.over.load(Ordering::Acquire) {
-                    return;
+        events: &dyn NetworkEvents,
+    ) {
+        let mut is_away = false;
+        loop {
+            let lost = match attached.take().unwrap_or_else(|| self.attach(last_packet, boot, events)) {
+                Ok(source) => {
+                    (is_away, boot) = (false, false);
+                    let lost = self.receive(source, &mut last_packet, events);
+                    lock(&self.outlets).set_way(None);
+                    lost
                 }
-                if !is_away || lost.is_final() {
-                    self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
-                }
-                is_away = true;
-                if lost.is_final() {
-                    return;
-                }
-                thread::sleep(RETRY);
-                attached = self.attach(last_packet, boot, &*events);
+                Err(error) => error,
+            };
+            if self.over.load(Ordering::Acquire) {
+                return;
             }
-        })?;
-        Ok(refused)
+            if !is_away || lost.is_final() {
+                self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
+            }
+            is_away = true;
+            if lost.is_final() {
+                return;
+            }
+            thread::sleep(RETRY);
+        }
     }
 
     /// Passes on what comes, until nothing comes any more; says why.
@@ -208,7 +240,7 @@ impl Network {
             NetworkAddress::Lan(address) => {
                 let (vm, node, mac) = (self.vm.clone(), self.node, self.mac);
                 let attachment = Attachment { vm, node, generation, mac, next_output, output_end, last_packet, boot };
-                let Attached { sender, receiver, next_output } = attach(*address, &attachment, TIMEOUT)?;
+                let Attached { sender, receiver, next_output } = attach(*address, &attachment, ATTACH_TIMEOUT)?;
                 (Way::Lan(sender), Source::Lan(receiver), next_output)
             }
             NetworkAddress::Tap(name) => {

@@ -103,7 +103,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
             outlets: outlets.clone(),
             over: over.clone(),
         };
-        if let Some(reason) = network.start(0, true, Arc::new(Recording { started_us: clock::now_us() }))? {
+        if let Some(reason) = network.start_attached(Arc::new(Recording { started_us: clock::now_us() }))? {
             return Err(format!("the LAN at {address} refuses this guest: {reason}").into());
         }
     }
