@@ -1,10 +1,9 @@
 //! A machine that stands where a log begins.
 
 use logchannel::file::{LogFileError, LogHead, LogReader, LogStart};
-use logchannel::session::FIRST_REPLAYABLE_VERSION;
 use logchannel::snapshot::TailOutput;
 use std::io::Read;
-use vm::{LoadError, Machine, Restoration, StateDigest};
+use vm::{LoadError, Machine, OtherBehaviour, Restoration, StateDigest};
 
 /// Why a log can't be replayed from its start.
 #[derive(Debug, thiserror::Error)]
@@ -12,14 +11,16 @@ pub enum RestoreError {
     /// The log can't be read.
     #[error(transparent)]
     Log(#[from] LogFileError),
-    /// The log is of an earlier machine.
+    /// The log is of a machine that this build doesn't have.
     #[error(
-        "the log has format version {found}: it was recorded on an earlier machine, whose instructions and state were others; \
-         replay it with the release that recorded it (ft-replay --entries lists it)"
+        "the log (format version {format}) was recorded on another machine: {source}. Replay it with {}, or list it with \
+         ft-replay --entries", .source.releases()
     )]
-    EarlierMachine {
-        /// Its version.
-        found: u32,
+    OtherMachine {
+        /// The version of the log's format.
+        format: u32,
+        /// Which machine it is of.
+        source: OtherBehaviour,
     },
     /// The log's image or configuration is none of this machine.
     #[error("its guest {image} can't be started: {source}")]
@@ -58,9 +59,8 @@ pub struct Restored<R: Read> {
 /// # Errors
 /// [`RestoreError`] if the log has no whole start, or one of which this build makes no machine.
 pub fn restore<R: Read>(mut head: LogHead<R>) -> Result<Restored<R>, RestoreError> {
-    if head.version() < FIRST_REPLAYABLE_VERSION {
-        return Err(RestoreError::EarlierMachine { found: head.version() });
-    }
+    let format = head.version();
+    head.header().behaviour.check().map_err(|source| RestoreError::OtherMachine { format, source })?;
     let config = head.header().config.clone();
     let image = head.header().image_name.clone();
     let unloadable = |source| RestoreError::Load { image: image.clone(), source };

@@ -4,14 +4,10 @@ use crate::entry::Generation;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
-use vm::MachineConfig;
+use vm::{BehaviourVersion, MachineConfig};
 
 /// The version of entries, frames and headers that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 3;
-
-/// The first version whose logs are of the machine that this build has. Older logs can be read, but their entries don't fit: the
-/// machine that they were recorded on had another state, and other instructions.
-pub const FIRST_REPLAYABLE_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
@@ -53,6 +49,8 @@ pub struct SessionHeader {
     pub generation: Generation,
     /// The machine.
     pub config: MachineConfig,
+    /// What the machine does with it: a log replays on a machine of the same behaviour only.
+    pub behaviour: BehaviourVersion,
     /// What kind of image, in a person's words (`echo`, or a path); at most [`IMAGE_NAME_BYTES_MAX`] bytes. Not compared.
     pub image_name: String,
     /// Digest of the image.
@@ -207,7 +205,7 @@ impl FromStr for NodeId {
 }
 
 impl SessionHeader {
-    /// Describes a session on `image`. A long `image_name` is cut, as it is for people only.
+    /// Describes a session on `image` with the machine of this build. A long `image_name` is cut, as it is for people only.
     ///
     /// # Errors
     /// [`SessionError`] if the image or the boot arguments are beyond what a log carries.
@@ -228,6 +226,7 @@ impl SessionHeader {
             vm,
             generation,
             config,
+            behaviour: BehaviourVersion::CURRENT,
             image_name: cut(image_name, IMAGE_NAME_BYTES_MAX).to_owned(),
             image_digest: ImageDigest::of(image),
             image_bytes: image.len() as u64,

@@ -216,10 +216,10 @@ fn what_is_no_log_is_refused_by_name() {
         assert!(matches!(LogReader::open(other), Err(LogFileError::NotALog)), "{other:?}");
     }
     let mut newer = log(b"", &[]);
-    newer[MAGIC.len()] = 4;
+    newer[MAGIC.len()] = 5;
     let error = LogReader::open(&newer[..]).unwrap_err();
-    assert!(matches!(error, LogFileError::Version { found: 4 }));
-    assert!(error.to_string().contains("format version 4, this build reads up to 3"), "{error}");
+    assert!(matches!(error, LogFileError::Version { found: 5 }));
+    assert!(error.to_string().contains("format version 5, this build reads up to 4"), "{error}");
     newer[MAGIC.len()] = 1;
     let error = LogReader::open(&newer[..]).unwrap_err();
     assert!(matches!(error, LogFileError::Header(CodecError::Invalid { what: "format version", .. })), "{error}");
@@ -310,8 +310,9 @@ fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
     }
 }
 
-/// What version 3 appended to the session header, of a machine as the one here.
+/// What version 3 appended to the session header, of a machine as the one here; and what version 4 appended.
 const MACHINE_BYTES: usize = 2;
+const BEHAVIOUR_BYTES: usize = 1;
 
 /// The frames of `messages` behind the session of a log of this version or that.
 fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
@@ -320,7 +321,8 @@ fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
     if u32::from(version) != FORMAT_VERSION {
         let mut session = bytes[PREAMBLE_BYTES + FRAME_HEADER_BYTES..].to_vec();
         session[0] = version;
-        session.truncate(session.len() - MACHINE_BYTES);
+        let appended_later = if version == 3 { BEHAVIOUR_BYTES } else { MACHINE_BYTES + BEHAVIOUR_BYTES };
+        session.truncate(session.len() - appended_later);
         bytes.truncate(PREAMBLE_BYTES);
         bytes[MAGIC.len()] = version;
         append_frame(FrameKind(1), &session, &mut bytes);
@@ -335,7 +337,7 @@ fn the_parts_of_a_snapshot_have_their_order() {
     let pages = || Message::Pages(parts.pages[0].clone());
     let tail = |at: usize| Message::Tail(parts.tail[at].clone());
     let snapshot = || Message::Snapshot(parts.snapshot.clone());
-    for version in [2, 3] {
+    for version in [2, 3, 4] {
         let log = log_of(version, &[pages(), tail(0), tail(1), snapshot()]);
         assert!(read_start(&log).is_ok());
         assert_eq!(LogHead::read(&log[..]).unwrap().version(), version.into());

@@ -10,7 +10,8 @@ use logchannel::session::SessionHeader;
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use std::path::Path;
 use vm::{
-    BootMode, Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason,
+    BehaviourVersion, BootMode, Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES,
+    StateDigest, StopReason,
 };
 
 const VERSION_1: &[u8] = include_bytes!("../testdata/version-1.ftlog.bin");
@@ -18,6 +19,8 @@ const VERSION_2_IMAGE: &[u8] = include_bytes!("../testdata/version-2-image.ftlog
 const VERSION_2_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-2-snapshot.ftlog.bin");
 const VERSION_3_IMAGE: &[u8] = include_bytes!("../testdata/version-3-image.ftlog.bin");
 const VERSION_3_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-3-snapshot.ftlog.bin");
+const VERSION_4_IMAGE: &[u8] = include_bytes!("../testdata/version-4-image.ftlog.bin");
+const VERSION_4_SNAPSHOT: &[u8] = include_bytes!("../testdata/version-4-snapshot.ftlog.bin");
 
 const IMAGE: &[u8] = b"\x13\x00\x00\x00";
 
@@ -87,18 +90,18 @@ fn read(bytes: &[u8]) -> (SessionHeader, Vec<Pages>, LogStart, Vec<LogEntry>) {
 
 #[test]
 fn version_1_still_reads() {
-    assert_eq!(read(VERSION_1), (header(IMAGE), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
+    assert_eq!(read(VERSION_1), (header_of(0), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
 }
 
 #[test]
 fn version_2_from_an_image_still_reads() {
-    assert_eq!(read(VERSION_2_IMAGE), (header(IMAGE), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
+    assert_eq!(read(VERSION_2_IMAGE), (header_of(0), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries()));
 }
 
 #[test]
 fn version_2_from_a_snapshot_still_reads() {
     let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
-    assert_eq!(read(VERSION_2_SNAPSHOT), (header(IMAGE), pages(), start, entries()));
+    assert_eq!(read(VERSION_2_SNAPSHOT), (header_of(0), pages(), start, entries()));
 }
 
 /// And what version 3 added.
@@ -109,37 +112,67 @@ fn entries_3() -> Vec<LogEntry> {
     entries
 }
 
+/// The session of a log whose version says which behaviour its machine has.
+fn header_of(behaviour: u32) -> SessionHeader {
+    SessionHeader { behaviour: BehaviourVersion(behaviour), ..header(IMAGE) }
+}
+
 /// As of version 3, the machine of a log may have nobody there before its image.
-fn header_3() -> SessionHeader {
-    let mut header = header(IMAGE);
+fn bare_header_of(behaviour: u32) -> SessionHeader {
+    let mut header = header_of(behaviour);
     header.config.boot = BootMode::Bare;
     header.config.disk_bytes = 300 << 20;
     header
 }
 
 #[test]
-fn version_3_from_an_image_reads() {
-    assert_eq!(read(VERSION_3_IMAGE), (header_3(), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3()));
+fn version_3_from_an_image_still_reads() {
+    assert_eq!(read(VERSION_3_IMAGE), (bare_header_of(1), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3()));
 }
 
 #[test]
-fn version_3_from_a_snapshot_reads() {
+fn version_3_from_a_snapshot_still_reads() {
     let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
-    assert_eq!(read(VERSION_3_SNAPSHOT), (header(IMAGE), pages(), start, entries_3()));
+    assert_eq!(read(VERSION_3_SNAPSHOT), (header_of(1), pages(), start, entries_3()));
+}
+
+/// The behaviour of the machine of the golden logs of version 4, which needn't be that of this build.
+const BEHAVIOUR_4: u32 = 2;
+
+#[test]
+fn version_4_from_an_image_reads() {
+    assert_eq!(
+        read(VERSION_4_IMAGE),
+        (bare_header_of(BEHAVIOUR_4), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3())
+    );
+}
+
+#[test]
+fn version_4_from_a_snapshot_reads() {
+    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    assert_eq!(read(VERSION_4_SNAPSHOT), (header_of(BEHAVIOUR_4), pages(), start, entries_3()));
 }
 
 #[test]
 fn logs_tell_their_versions() {
-    let logs = [VERSION_1, VERSION_2_IMAGE, VERSION_2_SNAPSHOT, VERSION_3_IMAGE, VERSION_3_SNAPSHOT];
-    assert_eq!(logs.map(|log| LogHead::read(log).unwrap().version()), [1, 2, 2, 3, 3]);
+    let logs = [
+        VERSION_1,
+        VERSION_2_IMAGE,
+        VERSION_2_SNAPSHOT,
+        VERSION_3_IMAGE,
+        VERSION_3_SNAPSHOT,
+        VERSION_4_IMAGE,
+        VERSION_4_SNAPSHOT,
+    ];
+    assert_eq!(logs.map(|log| LogHead::read(log).unwrap().version()), [1, 2, 2, 3, 3, 4, 4]);
 }
 
 /// A change of the bytes is a change of the format: it needs a new version and new golden logs.
-/// `FT_GOLDEN_OUT=DIR` writes the logs of this build there.
+/// `FT_GOLDEN_OUT=testdata cargo test -p logchannel --test golden` writes the logs of this build there.
 #[test]
-fn this_build_writes_version_3() {
-    let mut from_image = LogWriter::create(Vec::new(), &header_3(), IMAGE).unwrap();
-    let mut snapshot_writer = SnapshotWriter::create(Vec::new(), &header(IMAGE)).unwrap();
+fn this_build_writes_version_4() {
+    let mut from_image = LogWriter::create(Vec::new(), &bare_header_of(BEHAVIOUR_4), IMAGE).unwrap();
+    let mut snapshot_writer = SnapshotWriter::create(Vec::new(), &header_of(BEHAVIOUR_4)).unwrap();
     for piece in pages() {
         snapshot_writer.pages(piece.first, &piece.bytes).unwrap();
     }
@@ -154,9 +187,9 @@ fn this_build_writes_version_3() {
     let logs = [from_image.finish().unwrap(), from_snapshot.finish().unwrap()];
     if let Some(directory) = std::env::var_os("FT_GOLDEN_OUT") {
         let directory = Path::new(&directory);
-        std::fs::write(directory.join("version-3-image.ftlog.bin"), &logs[0]).unwrap();
-        std::fs::write(directory.join("version-3-snapshot.ftlog.bin"), &logs[1]).unwrap();
+        std::fs::write(directory.join("version-4-image.ftlog.bin"), &logs[0]).unwrap();
+        std::fs::write(directory.join("version-4-snapshot.ftlog.bin"), &logs[1]).unwrap();
     }
-    assert!(logs[0] == VERSION_3_IMAGE, "the format has changed without a new version");
-    assert!(logs[1] == VERSION_3_SNAPSHOT, "the format has changed without a new version");
+    assert!(logs[0] == VERSION_4_IMAGE, "the format has changed without a new version");
+    assert!(logs[1] == VERSION_4_SNAPSHOT, "the format has changed without a new version");
 }

@@ -209,7 +209,7 @@ fn a_session_says_who_boots_the_machine_and_how_large_its_disk_is() {
         session.encode(&mut bytes);
         let body = &mut bytes[9..];
         assert_eq!(Message::decode(Frame { kind: FrameKind(1), body }), Ok(session));
-        let mode = body.len() - 2;
+        let mode = body.len() - 3;
         body[mode] = 2;
         let error = Message::decode(Frame { kind: FrameKind(1), body }).unwrap_err().to_string();
         assert!(error.contains("bad boot mode: there is no 2"), "{error}");

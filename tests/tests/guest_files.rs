@@ -13,6 +13,7 @@ use vm::BootMode;
 
 const BAD_USAGE: Option<i32> = Some(2);
 const VERSION_2: &[u8] = include_bytes!("../../logchannel/testdata/version-2-image.ftlog.bin");
+const VERSION_3: &[u8] = include_bytes!("../../logchannel/testdata/version-3-image.ftlog.bin");
 
 struct Files {
     directory: TempDir,
@@ -117,14 +118,19 @@ fn a_guest_is_named_in_one_way() {
 #[test]
 fn a_log_of_an_earlier_machine_is_listed_and_not_replayed() {
     let files = Files::new();
-    let log = files.write("old.ftlog", VERSION_2);
-    let mut replayer = files.run("ft-replay", &[&log]);
-    let end = replayer.end();
-    assert_eq!(end.code, Some(exit::FAILURE.into()), "{end:?}");
-    for words in ["format version 2", "an earlier machine", "with the release that recorded it", "--entries"] {
-        assert!(end.reason.contains(words), "{words:?} is not in {:?}", end.reason);
+    for (log, format, release, entries) in [
+        (VERSION_2, "format version 2", "builds before release 0.1.0", 15),
+        (VERSION_3, "format version 3", "Replay it with release 0.1.0", 16),
+    ] {
+        let log = files.write("old.ftlog", log);
+        let mut replayer = files.run("ft-replay", &[&log]);
+        let end = replayer.end();
+        assert_eq!(end.code, Some(exit::FAILURE.into()), "{end:?}");
+        for words in [format, "another machine", release, "--entries"] {
+            assert!(end.reason.contains(words), "{words:?} is not in {:?}", end.reason);
+        }
+        let listed = programs!().command("ft-replay").args([&log, "--entries"]).output().unwrap();
+        assert!(listed.status.success(), "{listed:?}");
+        assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), entries);
     }
-    let listed = programs!().command("ft-replay").args([&log, "--entries"]).output().unwrap();
-    assert!(listed.status.success(), "{listed:?}");
-    assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 15);
 }

@@ -15,6 +15,7 @@
 
 extern crate alloc;
 
+mod behaviour;
 mod bus;
 mod config;
 mod count;
@@ -37,6 +38,7 @@ mod snapshot;
 mod state;
 mod watch;
 
+pub use behaviour::{BehaviourVersion, OtherBehaviour};
 pub use config::{BootMode, MachineConfig};
 pub use count::InstructionCount;
 pub use digest::StateDigest;

@@ -251,6 +251,9 @@ impl BackupRole {
             );
             return self.refuse(reason);
         }
+        if let Err(other) = session.behaviour.check() {
+            return self.refuse(format!("{other}; run both sides from one build"));
+        }
         if session.generation.0 == u64::MAX {
             return self.refuse("the VM has used up its generations".into());
         }

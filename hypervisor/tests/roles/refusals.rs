@@ -7,7 +7,7 @@ use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Message};
 use logchannel::session::{ImageDigest, SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
-use vm::{InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
+use vm::{BehaviourVersion, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
 /// The reason with which the backup refuses `messages`, which it must also tell the primary.
 fn refusal(pair: &mut Pair, messages: impl IntoIterator<Item = Message>) -> String {
@@ -51,6 +51,18 @@ fn another_image_is_refused_by_name_before_it_is_sent() {
     let digest = header.image_digest.to_string();
     let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
     assert!(reason.contains("different") && reason.contains(&digest), "{reason}");
+}
+
+#[test]
+fn a_machine_of_another_behaviour_is_refused_by_name() {
+    let own = BehaviourVersion::CURRENT;
+    for (behaviour, releases) in [(own.0 - 1, "release 0.1.0"), (own.0 + 1, "a later release")] {
+        let header = SessionHeader { behaviour: BehaviourVersion(behaviour), ..session() };
+        let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
+        for words in [&format!("version {behaviour}"), releases, &format!("this build has version {own}")] {
+            assert!(reason.contains(words), "{words} is not in {reason}");
+        }
+    }
 }
 
 #[test]

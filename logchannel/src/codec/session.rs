@@ -4,10 +4,13 @@ use super::{CodecError, check_length, decode_value, encode_value};
 use crate::entry::Generation;
 use crate::session::{BOOTARGS_BYTES_MAX, IMAGE_BYTES_MAX, IMAGE_NAME_BYTES_MAX, ImageDigest, SessionHeader, VmId};
 use bincode::{Decode, Encode};
-use vm::{BootMode, MachineConfig};
+use vm::{BehaviourVersion, BootMode, MachineConfig};
 
 /// The first version with [`WireMachine`].
 const FIRST_VERSION_WITH_MACHINE: u32 = 3;
+
+/// The first version that says how the machine behaves. Before, the version of the format said it too.
+const FIRST_VERSION_WITH_BEHAVIOUR: u32 = 4;
 
 const BOOT_FIRMWARE: u8 = 0;
 const BOOT_BARE: u8 = 1;
@@ -50,16 +53,19 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
         BootMode::Firmware => BOOT_FIRMWARE,
         BootMode::Bare => BOOT_BARE,
     };
-    encode_value(&(wire, WireMachine { boot, disk_bytes: header.config.disk_bytes }), out);
+    encode_value(&(wire, WireMachine { boot, disk_bytes: header.config.disk_bytes }, header.behaviour.0), out);
 }
 
 /// Decodes a header of this version from all of `bytes` and checks every limit but those of the machine, which
-/// [`vm::Machine::new`] checks.
+/// [`vm::Machine::new`] checks, and its behaviour, which who wants to replay the log checks.
 pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
-    let (wire, machine): (WireSession, WireMachine) = if version >= FIRST_VERSION_WITH_MACHINE {
+    let (wire, machine, behaviour): (WireSession, WireMachine, u32) = if version >= FIRST_VERSION_WITH_BEHAVIOUR {
         decode_value(bytes)?
+    } else if version >= FIRST_VERSION_WITH_MACHINE {
+        let (wire, machine) = decode_value(bytes)?;
+        (wire, machine, 1)
     } else {
-        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 })
+        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 }, 0)
     };
     let boot = match machine.boot {
         BOOT_FIRMWARE => BootMode::Firmware,
@@ -84,6 +90,7 @@ pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader
             boot,
             disk_bytes: machine.disk_bytes,
         },
+        behaviour: BehaviourVersion(behaviour),
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),
         image_bytes: wire.image_bytes,
