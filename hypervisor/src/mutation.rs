@@ -43,11 +43,21 @@ pub enum Mutation {
     ServeOlderGeneration,
     /// Silence on the connection of a LAN port is taken for health.
     TrustSilentPort,
+    /// A backup accepts a primary whose generation its arbiter knows, but as another node's.
+    OwnerNodeNotCompared,
+    /// A backup takes an arbiter that it can't ask for one that knows its primary.
+    UnreachableCountsAsChecked,
+    /// The arbiter grants a flag whatever node holds the one before.
+    PredecessorNotCompared,
+    /// A primary whose claims were lost claims the flag that its backup may have won before.
+    ClaimInDoubt,
+    /// A primary that finds no claim at the arbiter takes itself for fenced.
+    FencedByAbsence,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 23] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -66,6 +76,11 @@ impl Mutation {
         Self::CarryTwice,
         Self::ServeOlderGeneration,
         Self::TrustSilentPort,
+        Self::OwnerNodeNotCompared,
+        Self::UnreachableCountsAsChecked,
+        Self::PredecessorNotCompared,
+        Self::ClaimInDoubt,
+        Self::FencedByAbsence,
     ];
 }
 

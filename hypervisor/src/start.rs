@@ -53,6 +53,15 @@ pub enum StartError {
         /// The owner.
         holder: Claim,
     },
+    /// The latest claim has gone between the look and the claim.
+    #[error(
+        "VM {vm} is not started: its claims at the arbiter have changed while they were looked at, as if the arbiter had lost \
+         them; find out who removes claims, and try again"
+    )]
+    ClaimsChanged {
+        /// Which VM.
+        vm: VmId,
+    },
     /// No generation is left; no VM lives that long, so the arbiter's claims were tampered with.
     #[error("VM {vm} has no generation left: its claims at the arbiter are not ours; use another name")]
     Exhausted {
@@ -83,12 +92,16 @@ pub fn claim_start(
     address: &str,
     force_new: bool,
 ) -> Result<Generation, StartError> {
-    let free = match latest(arbiter, vm)? {
+    let latest = latest(arbiter, vm)?;
+    let free = match &latest {
         None => Generation(0),
-        Some((generation, claim)) if claim.kind == ClaimKind::Ended || force_new => next(vm, generation)?,
-        Some((generation, holder)) => return Err(StartError::Owned { vm: vm.clone(), generation, holder }),
+        Some((generation, claim)) if claim.kind == ClaimKind::Ended || force_new => next(vm, *generation)?,
+        Some((generation, holder)) => {
+            return Err(StartError::Owned { vm: vm.clone(), generation: *generation, holder: holder.clone() });
+        }
     };
-    claim_owner(arbiter, vm, free, node, address)
+    let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
+    claim_owner(arbiter, vm, free, &claim, latest.map(|(_, before)| before.node))
 }
 
 /// Claims a VM whose both sides have died, to go on from a log in which it last ran as `logged`, written by `writer`; says as
@@ -116,7 +129,8 @@ pub fn claim_resume(
     if !is_of_latest {
         return Err(StartError::OlderLog { vm: vm.clone(), logged, owner, holder });
     }
-    claim_owner(arbiter, vm, owner, node, address)
+    let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
+    claim_owner(arbiter, vm, owner, &claim, Some(holder.node))
 }
 
 fn latest(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<(Generation, Claim)>, StartError> {
@@ -131,13 +145,13 @@ fn claim_owner(
     arbiter: &dyn Arbiter,
     vm: &VmId,
     free: Generation,
-    node: NodeId,
-    address: &str,
+    claim: &Claim,
+    predecessor: Option<NodeId>,
 ) -> Result<Generation, StartError> {
     let owner = next(vm, free)?;
-    let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    match arbiter.test_and_set(vm, free, &claim) {
+    match arbiter.test_and_set(vm, free, claim, predecessor) {
         Ok(Verdict::Won) => Ok(owner),
+        Ok(Verdict::NotSuccessor(_)) => Err(StartError::ClaimsChanged { vm: vm.clone() }),
         Ok(Verdict::Lost(holder)) => Err(StartError::Owned { vm: vm.clone(), generation: free, holder }),
         Err(source) => Err(StartError::Arbiter { vm: vm.clone(), source }),
     }

@@ -67,6 +67,15 @@ impl Drop for Server {
     }
 }
 
+/// Who has the flag of which `node` was told this.
+fn winner(verdict: &Verdict, node: NodeId) -> NodeId {
+    match verdict {
+        Verdict::Won => node,
+        Verdict::Lost(holder) => holder.node,
+        Verdict::NotSuccessor(_) => panic!("{verdict:?}"),
+    }
+}
+
 /// Lets every arbiter's node claim the same generations at the same moment: each must be won once, and all losers must
 /// name the winner.
 fn race(arbiters: &[Box<dyn Arbiter>]) {
@@ -79,9 +88,12 @@ fn race(arbiters: &[Box<dyn Arbiter>]) {
                 let barrier = &barrier;
                 scope.spawn(move || {
                     let claim = claim(node);
+                    let mut predecessor = None;
                     let ask = |generation| {
                         barrier.wait();
-                        arbiter.test_and_set(&vm(), Generation(generation), &claim).unwrap()
+                        let verdict = arbiter.test_and_set(&vm(), Generation(generation), &claim, predecessor).unwrap();
+                        predecessor = Some(winner(&verdict, claim.node));
+                        verdict
                     };
                     (0..GENERATIONS).map(ask).collect()
                 })
@@ -104,7 +116,7 @@ fn race(arbiters: &[Box<dyn Arbiter>]) {
     }
     let (latest, holder) = arbiters[0].latest(&vm()).unwrap().unwrap();
     assert_eq!(latest, Generation(GENERATIONS - 1));
-    assert_eq!(arbiters[0].test_and_set(&vm(), latest, &claim(999)).unwrap(), Verdict::Lost(holder));
+    assert_eq!(arbiters[0].test_and_set(&vm(), latest, &claim(999), None).unwrap(), Verdict::Lost(holder));
 }
 
 #[test]
@@ -129,16 +141,19 @@ fn asking_again_changes_nothing(arbiter: &dyn Arbiter) {
     assert_eq!(arbiter.latest(&vm()).unwrap(), None);
     let generation = Generation(0);
     for _ in 0..3 {
-        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(1)).unwrap(), Verdict::Won);
-        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(1), None).unwrap(), Verdict::Won);
+        assert_eq!(arbiter.test_and_set(&vm(), generation, &claim(2), None).unwrap(), Verdict::Lost(claim(1)));
     }
     let moved = Claim { address: None, ..claim(1) };
-    assert_eq!(arbiter.test_and_set(&vm(), generation, &moved).unwrap(), Verdict::Won, "it is the same node");
+    assert_eq!(arbiter.test_and_set(&vm(), generation, &moved, None).unwrap(), Verdict::Won, "it is the same node");
     assert_eq!(arbiter.latest(&vm()).unwrap(), Some((generation, claim(1))), "a claim stays as it was made");
 
     let end = Claim { kind: ClaimKind::Ended, address: None, ..claim(1) };
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(10), &end).unwrap(), Verdict::Won);
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(9), &claim(2)).unwrap(), Verdict::Won);
+    for generation in 1..10 {
+        let won = arbiter.test_and_set(&vm(), Generation(generation), &claim(1), Some(NodeId(1)));
+        assert_eq!(won.unwrap(), Verdict::Won);
+    }
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(10), &end, Some(NodeId(1))).unwrap(), Verdict::Won);
     assert_eq!(arbiter.latest(&vm()).unwrap(), Some((Generation(10), end)), "10 is behind 9");
     assert_eq!(arbiter.latest(&VmId::new("beta").unwrap()).unwrap(), None, "another VM");
 }
@@ -155,12 +170,45 @@ fn asking_again_changes_nothing_over_the_network() {
     asking_again_changes_nothing(&Server::start(directory.path()).client());
 }
 
+/// DESIGN "Predecessor": two arbiters that agree on a number, but not on the node, are two worlds.
+fn a_flag_is_granted_only_behind_its_predecessor(arbiter: &dyn Arbiter) {
+    let flag = |flag, node, predecessor: Option<u128>| {
+        arbiter.test_and_set(&vm(), Generation(flag), &claim(node), predecessor.map(NodeId)).unwrap()
+    };
+    assert_eq!(flag(1, 2, Some(1)), Verdict::NotSuccessor(None), "the flag before is free");
+    assert_eq!(flag(1, 2, None), Verdict::NotSuccessor(None), "who names nobody follows nobody");
+    assert_eq!(arbiter.latest(&vm()).unwrap(), None, "nothing is written of a claim that is refused");
+    assert_eq!(flag(0, 1, None), Verdict::Won);
+    assert_eq!(flag(1, 2, Some(9)), Verdict::NotSuccessor(Some(claim(1))), "the flag before is another node's");
+    assert_eq!(flag(1, 2, None), Verdict::NotSuccessor(Some(claim(1))));
+    assert_eq!(flag(7, 2, Some(1)), Verdict::NotSuccessor(None), "there is a gap before it");
+    assert_eq!(arbiter.latest(&vm()).unwrap(), Some((Generation(0), claim(1))));
+    assert_eq!(flag(1, 2, Some(1)), Verdict::Won);
+    for predecessor in [Some(1), Some(9), None] {
+        assert_eq!(flag(1, 2, predecessor), Verdict::Won, "its holder may have been told nothing: {predecessor:?}");
+        assert_eq!(flag(1, 3, predecessor), Verdict::Lost(claim(2)), "{predecessor:?}");
+    }
+    assert_eq!(arbiter.latest(&vm()).unwrap(), Some((Generation(1), claim(2))));
+}
+
+#[test]
+fn a_flag_is_granted_only_behind_its_predecessor_in_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    a_flag_is_granted_only_behind_its_predecessor(&FileArbiter::open(directory.path()).unwrap());
+}
+
+#[test]
+fn a_flag_is_granted_only_behind_its_predecessor_over_the_network() {
+    let directory = tempfile::tempdir().unwrap();
+    a_flag_is_granted_only_behind_its_predecessor(&Server::start(directory.path()).client());
+}
+
 #[test]
 fn claims_outlive_the_server_and_clients_find_its_successor() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path());
     let client = server.client();
-    assert_eq!(client.test_and_set(&vm(), Generation(4), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(client.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     let address = server.address.to_string();
     drop(server);
 
@@ -168,22 +216,23 @@ fn claims_outlive_the_server_and_clients_find_its_successor() {
     assert!(error.is_unreachable(), "{error}");
 
     let _server = Server::start_at(&address, directory.path());
-    assert_eq!(client.test_and_set(&vm(), Generation(4), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    assert_eq!(client.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap(), Verdict::Lost(claim(1)));
     let file = FileArbiter::open(directory.path()).unwrap();
-    assert_eq!(file.latest(&vm()).unwrap(), Some((Generation(4), claim(1))), "both kinds know the same claims");
+    assert_eq!(file.latest(&vm()).unwrap(), Some((Generation(0), claim(1))), "both kinds know the same claims");
 }
 
 #[test]
 fn a_claim_is_a_file_that_a_person_can_read() {
     let directory = tempfile::tempdir().unwrap();
     let arbiter = FileArbiter::open(directory.path()).unwrap();
-    arbiter.test_and_set(&vm(), Generation(7), &claim(3)).unwrap();
+    arbiter.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap();
+    arbiter.test_and_set(&vm(), Generation(1), &claim(3), Some(NodeId(2))).unwrap();
     let names: Vec<_> = std::fs::read_dir(directory.path().join("alpha")).unwrap().collect();
-    assert_eq!(names.len(), 1, "no temporary file is left: {names:?}");
-    let text = std::fs::read_to_string(directory.path().join("alpha/7.claim")).unwrap();
+    assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
+    let text = std::fs::read_to_string(directory.path().join("alpha/1.claim")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected = serde_json::json!({
-        "version": 1, "vm": "alpha", "generation": 7, "node": "00000000000000000000000000000003",
+        "version": 1, "vm": "alpha", "generation": 1, "node": "00000000000000000000000000000003",
         "kind": "owner", "address": "10.0.0.3:7200"
     });
     assert_eq!(record, expected);
@@ -203,7 +252,7 @@ fn an_unreadable_claim_is_neither_passed_over_nor_asked_for_again() {
     for bad in [&b""[..], b"{", &[b'x'; 10_000], newer] {
         std::fs::write(claims.join("0.claim"), bad).unwrap();
         for arbiter in [&file as &dyn Arbiter, &server.client()] {
-            let error = arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap_err();
+            let error = arbiter.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap_err();
             assert!(matches!(error, ArbiterError::BadClaim { .. } | ArbiterError::Failed { .. }), "{error}");
             assert!(error.to_string().contains("0.claim is unreadable"), "{error}");
             assert!(!error.is_unreachable());
@@ -242,13 +291,13 @@ fn hostile_bytes_cost_their_own_connection_only() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path());
     let client = server.client();
-    assert_eq!(client.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(client.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     let mut unknown_kind = Vec::new();
-    append_frame(FrameKind(65), &[1, 0, 0], &mut unknown_kind);
+    append_frame(FrameKind(65), &[2, 0, 0], &mut unknown_kind);
     let mut bad_body = Vec::new();
-    append_frame(FrameKind(64), &[1, 0, 0xff, 0xff], &mut bad_body);
+    append_frame(FrameKind(64), &[2, 0, 0xff, 0xff], &mut bad_body);
     let mut escape = Vec::new();
-    append_frame(FrameKind(64), b"\x01\x00\x01\x08../alpha", &mut escape);
+    append_frame(FrameKind(64), b"\x02\x00\x01\x08../alpha", &mut escape);
     for hostile in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 100], &[0; 9], &unknown_kind, &bad_body, &escape] {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -282,20 +331,20 @@ fn a_directory_that_went_away_is_unreachable_and_not_made_anew() {
     let site = tempfile::tempdir().unwrap();
     let (path, elsewhere) = (site.path().join("claims"), site.path().join("elsewhere"));
     let arbiter = FileArbiter::open(&path).unwrap();
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     std::fs::rename(&path, &elsewhere).unwrap();
     for mounted_over in [false, true] {
         // As after an unmount: nothing is there, or the empty mount point.
         if mounted_over {
             std::fs::create_dir(&path).unwrap();
         }
-        assert!(arbiter.test_and_set(&vm(), Generation(0), &claim(2)).unwrap_err().is_unreachable());
+        assert!(arbiter.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap_err().is_unreachable());
         assert!(arbiter.latest(&vm()).unwrap_err().is_unreachable());
         assert_eq!(path.exists(), mounted_over);
     }
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(&elsewhere, &path).unwrap();
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap(), Verdict::Lost(claim(1)));
 }
 
 #[test]
@@ -306,7 +355,7 @@ fn specs_are_checked() {
     assert!(matches!(error, ArbiterError::Directory { .. }), "{error}");
     assert!(error.to_string().contains("mount its file system"), "{error}");
     std::fs::create_dir(directory.path().join("a")).unwrap();
-    assert_eq!(open_nested().unwrap().test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(open_nested().unwrap().test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     assert!(arbiter::open("tcp:[::1]:7100", TIMEOUT).is_ok());
     for bad in ["", "file", "file:", "tcp:", "tcp:host", "tcp::7100", "tcp:host:0", "tcp:host:70000", "http://host"] {
         let error = arbiter::open(bad, TIMEOUT).unwrap_err();
@@ -324,7 +373,7 @@ fn an_address_too_long_is_not_written() {
     let server = Server::start(directory.path());
     let long = Claim { address: Some("x".repeat(257)), ..claim(1) };
     for arbiter in [&server.client() as &dyn Arbiter, &FileArbiter::open(directory.path()).unwrap()] {
-        let error = arbiter.test_and_set(&vm(), Generation(0), &long).unwrap_err();
+        let error = arbiter.test_and_set(&vm(), Generation(0), &long, None).unwrap_err();
         assert!(matches!(error, ArbiterError::AddressTooLong { bytes: 257 }), "{error}");
         assert_eq!(arbiter.latest(&vm()).unwrap(), None);
     }

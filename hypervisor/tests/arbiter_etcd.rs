@@ -58,7 +58,7 @@ fn http(status: &str, body: &str) -> Vec<u8> {
 
 fn ask(answer: Vec<u8>) -> Result<Verdict, ArbiterError> {
     let member = member(vec![answer]);
-    EtcdArbiter::new([member.as_str()], TIMEOUT).test_and_set(&vm(), Generation(0), &claim(1))
+    EtcdArbiter::new([member.as_str()], TIMEOUT).test_and_set(&vm(), Generation(0), &claim(1), None)
 }
 
 /// An answer to a claim that was lost, with these keys and values.
@@ -124,6 +124,11 @@ fn what_etcd_says_is_passed_on() {
     let failure = |message: &str, code| format!(r#"{{"error":"{message}","message":"{message}","code":{code}}}"#);
     let error = ask(http("503 Service Unavailable", &failure("etcdserver: no leader", 14))).unwrap_err();
     assert!(error.is_unreachable() && error.to_string().contains("no leader"), "{error}");
+    // A proxy answers for etcd while it is away, in a language of its own.
+    for status in ["502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "429 Too Many Requests"] {
+        let error = ask(http(status, "<html><body><h1>nobody is there</h1></body></html>")).unwrap_err();
+        assert!(error.is_unreachable() && error.to_string().contains(&status[..3]), "{error}");
+    }
     let error = ask(http("403 Forbidden", &failure("etcdserver: permission denied", 7))).unwrap_err();
     assert!(matches!(error, ArbiterError::Failed { .. }), "{error}");
     assert!(
@@ -152,12 +157,12 @@ fn a_member_of_another_cluster_is_not_believed() {
     let stranger = WON.replace(r#""cluster_id":"1""#, r#""cluster_id":"2""#);
     let member = member(vec![http("200 OK", WON), http("200 OK", &stranger), http("200 OK", WON)]);
     let arbiter = EtcdArbiter::new([member.as_str()], TIMEOUT);
-    let claim_next = |generation| arbiter.test_and_set(&vm(), Generation(generation), &claim(1));
-    assert_eq!(claim_next(0).unwrap(), Verdict::Won);
-    let error = claim_next(1).unwrap_err();
+    let ask_next = || arbiter.test_and_set(&vm(), Generation(0), &claim(1), None);
+    assert_eq!(ask_next().unwrap(), Verdict::Won);
+    let error = ask_next().unwrap_err();
     assert!(matches!(error, ArbiterError::Protocol { .. }), "{error}");
     assert!(error.to_string().contains("cluster"), "{error}");
-    assert_eq!(claim_next(1).unwrap(), Verdict::Won);
+    assert_eq!(ask_next().unwrap(), Verdict::Won);
 }
 
 #[test]
@@ -168,8 +173,8 @@ fn a_member_that_does_not_answer_costs_its_share_of_the_time_and_only_once() {
     let good = member(vec![http("200 OK", WON), http("200 OK", WON)]);
     let strange = member(vec![http("200 OK", "{}")]);
     let arbiter = EtcdArbiter::new([silent_address.as_str(), strange.as_str(), good.as_str()], Duration::from_secs(2));
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(1), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     silent.set_nonblocking(true).unwrap();
     assert!(silent.accept().is_ok());
     assert!(silent.accept().is_err(), "the one that answered is asked first");

@@ -5,7 +5,7 @@
 
 mod roles_image;
 
-use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
+use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict, is_successor};
 use hypervisor::guest::Guest;
 use hypervisor::host::backup::{self, BackupOutcome, FaultInjection, Succession};
 use hypervisor::host::clock;
@@ -68,12 +68,20 @@ impl Claims {
 }
 
 impl Arbiter for Claims {
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
         let mut holders = self.holders.lock().unwrap();
         let favourite = *self.favourite.lock().unwrap();
         if !holders.contains_key(&generation) && favourite.is_some_and(|favourite| favourite != claim.node) {
             return Err(ArbiterError::BadClaim { claim: vm.to_string(), reason: "wait for the other".into() });
         }
+        let before = generation.0.checked_sub(1).and_then(|before| holders.get(&Generation(before)));
+        assert!(is_successor(generation, predecessor, before), "{claim:?} after {before:?}");
         let holder = holders.entry(generation).or_insert_with(|| claim.clone());
         Ok(if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder.clone()) })
     }
@@ -169,7 +177,7 @@ impl Peer {
         let session = session(16 << 20, image);
         let mut machine = Machine::new(&session.config, image).unwrap();
         self.hear(|message| *message == Message::Join { vm: vm(), node: NodeId(9) });
-        let mut role = PrimaryRole::alone(session, patient());
+        let mut role = PrimaryRole::alone(NodeId(1), session, patient());
         role.backup_joins(0, &vm()).unwrap();
         let mut bytes = Vec::new();
         while role.is_copying() {
@@ -189,7 +197,7 @@ impl Peer {
     /// Pairs with a primary, as a backup.
     fn become_protected(&mut self) {
         self.say(&[Message::Join { vm: vm(), node: NodeId(4) }]);
-        self.hear(|message| matches!(message, Message::Session(session) if session.vm == vm()));
+        self.hear(|message| matches!(message, Message::Session { header: session, .. } if session.vm == vm()));
         self.hear(|message| matches!(message, Message::Snapshot(_)));
         self.say(&[Message::Accepted]);
         self.hear(|message| matches!(message, Message::Protected { .. }));
@@ -240,7 +248,7 @@ impl Running {
         let image = image(&[instruction, JUMP_BACK_ONE]);
         let session = session(4 << 20, &image);
         let machine = Machine::new(&session.config, &image).unwrap();
-        Self::start(node(1, arbiter), PrimaryRole::awaiting_backup(session, timing), machine)
+        Self::start(node(1, arbiter), PrimaryRole::awaiting_backup(NodeId(1), session, timing), machine)
     }
 
     fn retire(self) -> LiveEnd {
@@ -301,7 +309,7 @@ fn a_primary_that_this_sides_arbiter_does_not_know_is_refused() {
     another.hold(G, NodeId(7));
     for arbiter in [nobody, another] {
         let outcome = run_backup(&arbiter, |mut peer| {
-            peer.say(&[Message::Session(session(4 << 20, &image(&[NOP])))]);
+            peer.say(&[Message::Session { header: session(4 << 20, &image(&[NOP])), owner: NodeId(1) }]);
             let is_refusal = |message: &Message| matches!(message, Message::Refused { .. });
             while peer.next().is_some_and(|message| !is_refusal(&message)) {}
         });
@@ -517,7 +525,7 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let Succession { machine, session, entries, tail, next_output, .. } = *succession;
         assert_eq!(session.generation, Generation(generation.0 + 1));
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let role = PrimaryRole::gone_live(session, patient(), entries, next_output, tail);
+        let role = PrimaryRole::gone_live(NodeId(id), session, patient(), entries, next_output, tail);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;
     }

@@ -32,6 +32,8 @@ pub(crate) mod kind {
     pub(crate) const PAGES: FrameKind = FrameKind(14);
     pub(crate) const TAIL: FrameKind = FrameKind(15);
     pub(crate) const SNAPSHOT: FrameKind = FrameKind(16);
+    pub(crate) const ASK_OWNER: FrameKind = FrameKind(17);
+    pub(crate) const OWNER: FrameKind = FrameKind(18);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -54,7 +56,24 @@ pub enum Message {
         node: NodeId,
     },
     /// p: what this log is about. Its first message.
-    Session(SessionHeader),
+    Session {
+        /// The VM, and the generation under which its owner runs it.
+        header: SessionHeader,
+        /// The primary: the holder of the flag before that generation, which the backup compares with its own arbiter.
+        owner: NodeId,
+    },
+    /// To the port of a primary, by a node that is about to claim the VM: is its owner alive? The only message.
+    AskOwner {
+        /// Which VM.
+        vm: VmId,
+    },
+    /// p: the answer to [`Message::AskOwner`]; a node that doesn't own that VM refuses.
+    Owner {
+        /// The primary.
+        node: NodeId,
+        /// The generation under which it owns the VM.
+        generation: Generation,
+    },
     /// p: pages of the guest's RAM.
     Pages(Pages),
     /// p: an output from before the snapshot.
@@ -130,7 +149,19 @@ impl Message {
     /// If pages, a state or a batch are beyond their limit.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Session(header) => append_session(header, out),
+            Self::Session { header, owner } => append_frame_with(kind::SESSION, out, |out| {
+                out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+                out.extend_from_slice(&owner.0.to_le_bytes());
+                codec::encode_session(header, out);
+            }),
+            Self::AskOwner { vm } => append_frame_with(kind::ASK_OWNER, out, |out| {
+                out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+                out.extend_from_slice(vm.as_str().as_bytes());
+            }),
+            Self::Owner { node, generation } => append_frame_with(kind::OWNER, out, |out| {
+                out.extend_from_slice(&node.0.to_le_bytes());
+                codec::encode_value(&Varint(generation.0), out);
+            }),
             Self::Join { vm, node } => append_join(vm, *node, out),
             Self::Pages(pages) => append_pages(pages.first, &pages.bytes, out),
             Self::Tail(tail) => append_tail(tail.id, &tail.operation, out),
@@ -156,8 +187,15 @@ impl Message {
     pub fn decode(frame: Frame<'_>) -> Result<Self, MessageError> {
         let body = frame.body;
         let (name, decoded) = match frame.kind {
-            kind::SESSION => return decode_session(body).map(Self::Session),
+            kind::SESSION => return decode_channel_session(body),
             kind::JOIN => return decode_join(body),
+            kind::ASK_OWNER => {
+                return split_version("owner question", body).and_then(|name| {
+                    let bad = |source| MessageError::Body { kind: "owner question", source };
+                    decode_vm(name).map(|vm| Self::AskOwner { vm }).map_err(bad)
+                });
+            }
+            kind::OWNER => ("owner", decode_owner(body)),
             kind::PAGES => ("pages", codec::decode_pages(body).map(Self::Pages)),
             kind::TAIL => ("tail", codec::decode_tail(body).map(Self::Tail)),
             kind::SNAPSHOT => ("snapshot", codec::decode_snapshot(body).map(Self::Snapshot)),
@@ -199,9 +237,18 @@ pub(crate) fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
     });
 }
 
-pub(crate) fn decode_session(body: &[u8]) -> Result<SessionHeader, MessageError> {
-    let header = split_version("session", body)?;
-    codec::decode_session(header, FORMAT_VERSION).map_err(|source| MessageError::Body { kind: "session", source })
+/// The session on a channel: between the version and the header stands the owner.
+fn decode_channel_session(body: &[u8]) -> Result<Message, MessageError> {
+    let bad = |source| MessageError::Body { kind: "session", source };
+    let (owner, header) = split_version("session", body)?.split_first_chunk().ok_or(bad(CodecError::Truncated))?;
+    let header = codec::decode_session(header, FORMAT_VERSION).map_err(bad)?;
+    Ok(Message::Session { header, owner: NodeId(u128::from_le_bytes(*owner)) })
+}
+
+fn decode_owner(body: &[u8]) -> Result<Message, CodecError> {
+    let (node, generation) = body.split_first_chunk().ok_or(CodecError::Truncated)?;
+    let generation = Generation(decode_cursor(generation)?);
+    Ok(Message::Owner { node: NodeId(u128::from_le_bytes(*node)), generation })
 }
 
 /// What stands behind this build's version.
@@ -225,10 +272,14 @@ fn append_join(vm: &VmId, node: NodeId, out: &mut Vec<u8>) {
 fn decode_join(body: &[u8]) -> Result<Message, MessageError> {
     let bad = |source| MessageError::Body { kind: "join", source };
     let (node, name) = split_version("join", body)?.split_first_chunk().ok_or(bad(CodecError::Truncated))?;
-    let invalid = |reason| bad(CodecError::Invalid { what: "VM name", reason });
-    let name = std::str::from_utf8(name).map_err(|error| invalid(error.to_string()))?;
-    let vm = VmId::new(name).map_err(|error| invalid(error.to_string()))?;
+    let vm = decode_vm(name).map_err(bad)?;
     Ok(Message::Join { vm, node: NodeId(u128::from_le_bytes(*node)) })
+}
+
+fn decode_vm(name: &[u8]) -> Result<VmId, CodecError> {
+    let invalid = |reason| CodecError::Invalid { what: "VM name", reason };
+    let name = std::str::from_utf8(name).map_err(|error| invalid(error.to_string()))?;
+    VmId::new(name).map_err(|error| invalid(error.to_string()))
 }
 
 /// Appends a frame of pages: 1 to [`crate::snapshot::PAGES_MAX`] whole ones.

@@ -8,18 +8,26 @@ use logchannel::codec::CodecError;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{Frame, FrameDecoder, FrameKind};
 use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Message, MessageError, REASON_BYTES_MAX};
-use logchannel::session::{ImageAssembler, ImageDigest, ImageError, NodeId, VM_ID_BYTES_MAX, VmId, image_chunks};
+use logchannel::session::{
+    ImageAssembler, ImageDigest, ImageError, NodeId, SessionHeader, VM_ID_BYTES_MAX, VmId, image_chunks,
+};
 use logchannel::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
 use vm::{
     BootMode, CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PAGE_BYTES,
     STATE_BYTES_MAX, StateDigest,
 };
 
+fn session(header: SessionHeader) -> Message {
+    Message::Session { header, owner: NodeId(u128::MAX - 3) }
+}
+
 fn messages() -> Vec<Message> {
     vec![
         Message::Join { vm: VmId::new("alpha").unwrap(), node: NodeId(u128::MAX - 5) },
         Message::Join { vm: VmId::new(&"x".repeat(VM_ID_BYTES_MAX)).unwrap(), node: NodeId(0) },
-        Message::Session(header(b"image")),
+        session(header(b"image")),
+        Message::AskOwner { vm: VmId::new("alpha").unwrap() },
+        Message::Owner { node: NodeId(u128::MAX - 9), generation: Generation(u64::MAX) },
         Message::Pages(Pages { first: u64::MAX, bytes: vec![1; PAGE_BYTES] }),
         Message::Tail(TailOutput {
             id: OutputId(u64::MAX),
@@ -79,7 +87,9 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         Message::Snapshot(_) => Some(10 + 16),
         Message::Refused { .. } | Message::Goodbye { .. } => Some(0),
         Message::Entries(_) => Some(10),
-        Message::Session(_)
+        Message::AskOwner { .. } => Some(4 + 1),
+        Message::Session { .. }
+        | Message::Owner { .. }
         | Message::Pages(_)
         | Message::Tail(_)
         | Message::Accepted
@@ -122,7 +132,7 @@ fn limits_are_checked() {
     assert!(!refused(16, 1 + 16 + STATE_BYTES_MAX));
     assert!(Message::decode(Frame { kind: FrameKind(14), body: &[0] }).is_err(), "no page at all");
     assert!(Message::decode(Frame { kind: FrameKind(5), body: &[0xff] }).is_err(), "not UTF-8");
-    for unknown in [0, 2, 12, 17, 64] {
+    for unknown in [0, 2, 12, 19, 64] {
         assert_eq!(
             Message::decode(Frame { kind: FrameKind(unknown), body: &[] }),
             Err(MessageError::UnknownKind(FrameKind(unknown)))
@@ -164,7 +174,7 @@ fn a_long_reason_is_cut_between_characters() {
 
 #[test]
 fn another_version_is_refused_by_its_number() {
-    for message in [Message::Session(header(b"")), messages().remove(0)] {
+    for message in [session(header(b"")), messages().remove(0)] {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         let kind = FrameKind(bytes[8]);
@@ -182,7 +192,7 @@ fn another_version_is_refused_by_its_number() {
 fn random_bodies_never_panic() {
     let mut random = Random(seed(4));
     for _ in 0..20_000 {
-        let (kind, length) = (random.below(18), random.below(200));
+        let (kind, length) = (random.below(20), random.below(200));
         let body = random.bytes(length);
         let _ = Message::decode(Frame { kind: FrameKind(u8::try_from(kind).unwrap()), body: &body });
     }
@@ -191,7 +201,7 @@ fn random_bodies_never_panic() {
 #[test]
 fn session_headers_are_checked_part_by_part() {
     let mut bytes = Vec::new();
-    Message::Session(header(b"image")).encode(&mut bytes);
+    session(header(b"image")).encode(&mut bytes);
     let body = &bytes[9..];
     let name = body.windows(5).position(|window| window == b"alpha").unwrap();
     let mut bad_name = body.to_vec();
@@ -205,7 +215,7 @@ fn a_session_says_who_boots_the_machine_and_how_large_its_disk_is() {
     for (boot, disk_bytes) in [(BootMode::Firmware, 0), (BootMode::Bare, 250)] {
         let mut header = header(b"image");
         (header.config.boot, header.config.disk_bytes) = (boot, disk_bytes);
-        let (session, mut bytes) = (Message::Session(header), Vec::new());
+        let (session, mut bytes) = (session(header), Vec::new());
         session.encode(&mut bytes);
         let body = &mut bytes[9..];
         assert_eq!(Message::decode(Frame { kind: FrameKind(1), body }), Ok(session));

@@ -50,7 +50,9 @@ fn far(random: &mut Random) -> u64 {
 
 fn messages(random: &mut Random) -> Vec<Message> {
     let mut messages = vec![
-        Message::Session(header(b"image")),
+        Message::Session { header: header(b"image"), owner: NodeId(u128::from(random.next())) },
+        Message::AskOwner { vm: VmId::new("alpha").unwrap() },
+        Message::Owner { node: NodeId(u128::from(random.next())), generation: Generation(far(random)) },
         Message::Join { vm: VmId::new("alpha").unwrap(), node: NodeId(u128::from(random.next())) },
         Message::Accepted,
         Message::Refused { reason: "not you".into() },

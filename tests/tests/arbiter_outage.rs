@@ -126,10 +126,10 @@ fn losing_the_first_answer(server: String) -> String {
 fn a_lost_answer_strands_nobody(scheme: &str, server: &str) {
     let open = |address: &str| arbiter::open(&format!("{scheme}{address}"), TIMEOUT).unwrap();
     let (lossy, direct) = (open(&losing_the_first_answer(server.into())), open(server));
-    let error = lossy.test_and_set(&vm(), Generation(0), &claim(1)).unwrap_err();
+    let error = lossy.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap_err();
     assert!(error.is_unreachable(), "{error}");
-    assert_eq!(direct.test_and_set(&vm(), Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
-    assert_eq!(lossy.test_and_set(&vm(), Generation(0), &claim(1)).unwrap(), Verdict::Won);
+    assert_eq!(direct.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap(), Verdict::Lost(claim(1)));
+    assert_eq!(lossy.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap(), Verdict::Won);
     assert_eq!(lossy.latest(&vm()).unwrap(), Some((Generation(0), claim(1))));
 }
 
@@ -167,10 +167,16 @@ fn claim_on(
     unanswered: &AtomicU64,
 ) -> Verdicts {
     let mut verdicts = Verdicts::new();
+    let mut predecessor = None;
     while !stop.load(Ordering::Relaxed) {
         let generation = Generation(verdicts.len().try_into().unwrap());
-        match arbiter.test_and_set(&vm(), generation, &claim(node)) {
+        match arbiter.test_and_set(&vm(), generation, &claim(node), predecessor) {
             Ok(verdict) => {
+                predecessor = match &verdict {
+                    Verdict::Won => Some(NodeId(node)),
+                    Verdict::Lost(holder) => Some(holder.node),
+                    Verdict::NotSuccessor(_) => panic!("{verdict:?}"),
+                };
                 verdicts.push(verdict);
                 decided.fetch_add(1, Ordering::Relaxed);
             }
@@ -220,12 +226,12 @@ fn arbiter_killed_again_and_again_amid_claims_gives_each_generation_once() {
     for generation in 0..generations {
         let flag = Generation(generation.try_into().unwrap());
         // One who never claimed is told the holder; the others are told again what they were told.
-        let Verdict::Lost(holder) = arbiter.test_and_set(&vm(), flag, &claim(CLAIMERS + 1)).unwrap() else {
+        let Verdict::Lost(holder) = arbiter.test_and_set(&vm(), flag, &claim(CLAIMERS + 1), None).unwrap() else {
             panic!("generation {generation} was forgotten");
         };
         for (node, verdicts) in &told {
             let expected = if holder == claim(*node) { Verdict::Won } else { Verdict::Lost(holder.clone()) };
-            assert_eq!(arbiter.test_and_set(&vm(), flag, &claim(*node)).unwrap(), expected, "{flag}, again");
+            assert_eq!(arbiter.test_and_set(&vm(), flag, &claim(*node), None).unwrap(), expected, "{flag}, again");
             assert!(
                 verdicts.get(generation).is_none_or(|verdict| *verdict == expected),
                 "{flag}, node {node}: {verdicts:?}"

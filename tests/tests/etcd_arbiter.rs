@@ -25,18 +25,25 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: Some(format!("10.0.0.{node}:7200")) }
 }
 
+/// In these tests node 1 has the flag 0, node 2 the flag 1.
+fn holder_before(generation: u64) -> Option<NodeId> {
+    (generation > 0).then_some(NodeId(generation.into()))
+}
+
 /// Asks until there is an answer, as the roles do.
 #[track_caller]
 fn decided(arbiter: &EtcdArbiter, vm: &VmId, generation: u64, node: u128) -> Verdict {
     let mut verdict = None;
-    wait_until("a verdict", || match arbiter.test_and_set(vm, Generation(generation), &claim(node)) {
-        Ok(answer) => {
-            verdict = Some(answer);
-            true
-        }
-        Err(error) => {
-            assert!(error.is_unreachable(), "{error}");
-            false
+    wait_until("a verdict", || {
+        match arbiter.test_and_set(vm, Generation(generation), &claim(node), holder_before(generation)) {
+            Ok(answer) => {
+                verdict = Some(answer);
+                true
+            }
+            Err(error) => {
+                assert!(error.is_unreachable(), "{error}");
+                false
+            }
         }
     });
     verdict.unwrap()
@@ -49,27 +56,29 @@ fn one_member_keeps_the_claims_of_many_vms() {
     let alpha = vm("alpha");
     assert_eq!(arbiter.latest(&alpha).unwrap(), None);
     for _ in 0..3 {
-        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(1)).unwrap(), Verdict::Won);
-        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(2)).unwrap(), Verdict::Lost(claim(1)));
+        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(1), None).unwrap(), Verdict::Won);
+        assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &claim(2), None).unwrap(), Verdict::Lost(claim(1)));
     }
     let moved = Claim { address: None, ..claim(1) };
-    assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &moved).unwrap(), Verdict::Won, "it is the same node");
+    assert_eq!(arbiter.test_and_set(&alpha, Generation(0), &moved, None).unwrap(), Verdict::Won, "it is the same node");
     assert_eq!(arbiter.latest(&alpha).unwrap(), Some((Generation(0), claim(1))), "a claim stays as it was made");
 
     let end = Claim { kind: ClaimKind::Ended, address: None, ..claim(1) };
-    assert_eq!(arbiter.test_and_set(&alpha, Generation(10), &end).unwrap(), Verdict::Won);
-    assert_eq!(arbiter.test_and_set(&alpha, Generation(9), &claim(2)).unwrap(), Verdict::Won);
+    for generation in 1..10 {
+        let won = arbiter.test_and_set(&alpha, Generation(generation), &claim(1), Some(NodeId(1)));
+        assert_eq!(won.unwrap(), Verdict::Won);
+    }
+    assert_eq!(arbiter.test_and_set(&alpha, Generation(10), &end, Some(NodeId(1))).unwrap(), Verdict::Won);
     assert_eq!(arbiter.latest(&alpha).unwrap(), Some((Generation(10), end)), "10 is behind 9");
-    let last = Generation(u64::MAX - 1);
-    assert_eq!(arbiter.test_and_set(&alpha, last, &claim(2)).unwrap(), Verdict::Won);
-    assert_eq!(arbiter.latest(&alpha).unwrap(), Some((last, claim(2))));
 
     // Names of which one begins with another, or goes on with what a key does.
     let names = ["vm1", "vm10", "vm1.0", "vm1-", "vm", "VM1", "vm1_00000000000000000000"];
     for (node, name) in (1..).zip(names) {
         assert_eq!(arbiter.latest(&vm(name)).unwrap(), None, "{name}");
         for generation in 0..u64::try_from(node).unwrap() {
-            assert_eq!(arbiter.test_and_set(&vm(name), Generation(generation), &claim(node)).unwrap(), Verdict::Won);
+            let predecessor = (generation > 0).then_some(NodeId(node));
+            let won = arbiter.test_and_set(&vm(name), Generation(generation), &claim(node), predecessor);
+            assert_eq!(won.unwrap(), Verdict::Won);
         }
     }
     let assert_latest = |arbiter: &EtcdArbiter| {
@@ -80,7 +89,7 @@ fn one_member_keeps_the_claims_of_many_vms() {
     };
     assert_latest(&arbiter);
     let long = Claim { address: Some("x".repeat(257)), ..claim(1) };
-    let error = arbiter.test_and_set(&vm("long"), Generation(0), &long).unwrap_err();
+    let error = arbiter.test_and_set(&vm("long"), Generation(0), &long, None).unwrap_err();
     assert!(matches!(error, ArbiterError::AddressTooLong { bytes: 257 }), "{error}");
     assert_eq!(arbiter.latest(&vm("long")).unwrap(), None);
 
@@ -89,6 +98,31 @@ fn one_member_keeps_the_claims_of_many_vms() {
     etcd.restart(0);
     assert_eq!(decided(&arbiter, &alpha, 0, 3), Verdict::Lost(claim(1)));
     assert_latest(&arbiter);
+}
+
+/// DESIGN "Predecessor": checked in one transaction, whatever this client has seen before.
+#[test]
+fn a_flag_is_granted_only_behind_its_predecessor() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let alpha = vm("alpha");
+    // One that has just looked knows the claim before, and one that hasn't reads it.
+    for (first, has_looked) in [(0, false), (2, true)] {
+        let arbiter = etcd.arbiter(TIMEOUT);
+        let flag = |flag: u64, node, predecessor: Option<u128>| {
+            if has_looked {
+                arbiter.latest(&alpha).unwrap();
+            }
+            arbiter.test_and_set(&alpha, Generation(flag), &claim(node), predecessor.map(NodeId)).unwrap()
+        };
+        let owner = (first > 0).then_some(2);
+        assert_eq!(flag(first + 1, 3, Some(1)), Verdict::NotSuccessor(None), "the flag before is free");
+        assert_eq!(flag(first, 1, owner), Verdict::Won);
+        assert_eq!(flag(first + 1, 2, Some(9)), Verdict::NotSuccessor(Some(claim(1))));
+        assert_eq!(flag(first + 1, 2, None), Verdict::NotSuccessor(Some(claim(1))));
+        assert_eq!(flag(first + 1, 2, Some(1)), Verdict::Won);
+        assert_eq!(flag(first + 1, 2, Some(9)), Verdict::Won, "its holder may have been told nothing");
+        assert_eq!(flag(first + 1, 3, Some(1)), Verdict::Lost(claim(2)));
+    }
 }
 
 #[test]
@@ -103,9 +137,17 @@ fn one_of_many_racers_wins() {
             .map(|&node| {
                 let (vm, barrier, arbiter) = (&vm, &barrier, etcd.arbiter(TIMEOUT));
                 scope.spawn(move || {
+                    let mut predecessor = None;
                     let ask = |generation| {
                         barrier.wait();
-                        arbiter.test_and_set(vm, Generation(generation), &claim(node)).unwrap()
+                        let verdict =
+                            arbiter.test_and_set(vm, Generation(generation), &claim(node), predecessor).unwrap();
+                        predecessor = match &verdict {
+                            Verdict::Won => Some(NodeId(node)),
+                            Verdict::Lost(holder) => Some(holder.node),
+                            Verdict::NotSuccessor(_) => panic!("{verdict:?}"),
+                        };
+                        verdict
                     };
                     (0..GENERATIONS).map(ask).collect()
                 })
@@ -146,7 +188,7 @@ fn a_cluster_goes_on_without_one_member_and_stands_still_without_two() {
     let arbiters = [etcd.arbiter(SHORT), etcd.arbiter(SHORT)];
     for _ in 0..2 {
         for (node, arbiter) in (1..).zip(&arbiters) {
-            let error = arbiter.test_and_set(&alpha, Generation(2), &claim(node)).unwrap_err();
+            let error = arbiter.test_and_set(&alpha, Generation(2), &claim(node), holder_before(2)).unwrap_err();
             assert!(error.is_unreachable(), "{error}");
             assert!(arbiter.latest(&alpha).unwrap_err().is_unreachable(), "a lone member's word is nobody's");
         }

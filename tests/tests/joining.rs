@@ -160,7 +160,7 @@ fn take_the_place(channel: &str) -> TcpStream {
             decoder.filled(bytes);
             let Some(frame) = decoder.next_frame().unwrap() else { continue };
             let first = Message::decode(frame).unwrap();
-            if matches!(first, Message::Session(_)) {
+            if matches!(first, Message::Session { .. }) {
                 return stream;
             }
             assert!(matches!(first, Message::Refused { .. }), "a primary begins with {first:?}");
@@ -239,7 +239,8 @@ fn backup_of_a_senseless_primary_ends_with_an_error() {
 /// What a primary says of its VM, with the machine's memory as given.
 fn session(generation: u64, ram_bytes: u64) -> Message {
     let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
-    Message::Session(SessionHeader::new(vm(), Generation(generation), config, "nonsense", b"nonsense").unwrap())
+    let header = SessionHeader::new(vm(), Generation(generation), config, "nonsense", b"nonsense").unwrap();
+    Message::Session { header, owner: NodeId(7) }
 }
 
 fn encoded(messages: &[Message]) -> Vec<u8> {
@@ -254,7 +255,7 @@ fn backup_of_a_primary_that_breaks_the_protocol_ends_with_an_error_that_says_how
     // Somebody owns the VM as generation 1.
     let arbiter = arbiter::open(&format!("tcp:{}", stage.site.arbiter_address()), PATIENCE).unwrap();
     let owner = Claim { node: NodeId(7), kind: ClaimKind::Owner, address: None };
-    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &owner).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &owner, None).unwrap(), Verdict::Won);
     let small = || session(1, 4 << 20);
     let page = |first| Message::Pages(Pages { first, bytes: vec![1; PAGE_BYTES] });
     let snapshot = || Message::Snapshot(Snapshot { seq: LogSeq(0), digest: StateDigest(1), state: vec![0xff; 300] });

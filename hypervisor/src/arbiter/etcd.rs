@@ -1,21 +1,22 @@
 //! Claims as keys of etcd: `/ft-arbiter/<vm>/<generation in 20 digits>`, so that their order is that of the generations.
 //!
-//! A claim is one transaction, "if the key was never created, create it, else read it", sent to etcd's HTTP JSON gateway
-//! and decided by its answer alone: no lease that could run out, no lock that could be lost. Transactions and reads are
-//! linearizable, so an answer is a majority's, and outlives any minority of the members.
+//! A claim is one transaction, "if the key was never created, and the one before it has this value, create it, else read
+//! both", sent to etcd's HTTP JSON gateway and decided by its answer alone: no lease that could run out, no lock that could
+//! be lost. The value of the key before is read first, unless it was the last that was seen, and is its predecessor's whole
+//! claim. Transactions and reads are linearizable, so an answer is a majority's, and outlives any minority of the members.
 //!
 //! Members are asked in turn until one answers; asking a second one what the first one may have done already changes
 //! nothing, as the claim is the same. Deliberately absent: TLS and etcd's users and passwords.
 
 use super::deadline::Deadline;
-use super::{Arbiter, ArbiterError, Claim, Verdict, base64, check_claim, record, verdict};
+use super::{Arbiter, ArbiterError, Claim, Verdict, base64, before, check_claim, is_successor, record, verdict};
 use logchannel::entry::Generation;
-use logchannel::session::VmId;
+use logchannel::session::{NodeId, VmId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use ureq::Agent;
 
@@ -41,6 +42,8 @@ pub struct EtcdArbiter {
     preferred: AtomicUsize,
     /// Of which cluster the first member was that answered. Another one knows nothing of its claims.
     cluster: OnceLock<String>,
+    /// The last claim that was looked up, by its key: a failover needs one question less.
+    seen: Mutex<Option<KeyValue>>,
 }
 
 /// Why one member gave no answer.
@@ -60,12 +63,12 @@ impl Refusal {
     }
 }
 
-/// A transaction: at most one comparison, and what to do if it holds and if not.
+/// A transaction: what to do if all comparisons hold, and if not.
 #[derive(Serialize)]
 struct TransactionRequest {
-    compare: [Comparison; 1],
+    compare: Vec<Comparison>,
     success: [Operation; 1],
-    failure: [Operation; 1],
+    failure: Vec<Operation>,
 }
 
 #[derive(Serialize)]
@@ -73,7 +76,15 @@ struct Comparison {
     target: &'static str,
     result: &'static str,
     key: String,
-    create_revision: &'static str,
+    #[serde(flatten)]
+    expected: Expected,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Expected {
+    CreateRevision(&'static str),
+    Value(String),
 }
 
 #[derive(Serialize)]
@@ -81,6 +92,12 @@ struct Comparison {
 enum Operation {
     RequestPut { key: String, value: String },
     RequestRange { key: String },
+}
+
+/// A look at one key.
+#[derive(Serialize)]
+struct KeyRequest<'a> {
+    key: &'a str,
 }
 
 /// A look at the last key of a range.
@@ -127,7 +144,7 @@ struct Range {
 }
 
 /// In base64, both.
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct KeyValue {
     key: String,
     #[serde(default)]
@@ -155,6 +172,7 @@ impl EtcdArbiter {
             agent: config.timeout_connect(Some(CONNECT_TIMEOUT)).build().into(),
             preferred: AtomicUsize::new(0),
             cluster: OnceLock::new(),
+            seen: Mutex::new(None),
         }
     }
 
@@ -239,30 +257,115 @@ impl EtcdArbiter {
     fn spec(&self) -> String {
         format!("etcd://{}", self.members.join(","))
     }
+
+    /// The claim at `key`, as it was seen last or is now.
+    fn look_up(&self, key: &str) -> Result<Option<KeyValue>, ArbiterError> {
+        let seen = self.seen().take().filter(|seen| seen.key == key);
+        if seen.is_some() {
+            return Ok(seen);
+        }
+        self.ask("range", &KeyRequest { key }, |range: Range| range.holder(key))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<KeyValue>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does the transaction: the claim that `flag` has, and the one that the flag before has; `None` if it was made.
+    fn claim(&self, flag: &KeyValue, before: Option<KeyValue>) -> Result<Option<Holders>, ArbiterError> {
+        let before_key = before.as_ref().map(|before| before.key.clone());
+        let KeyValue { key, value } = flag.clone();
+        // A key that doesn't exist has the create revision 0.
+        let expected = Expected::CreateRevision("0");
+        let mut compare = vec![Comparison { target: "CREATE", result: "EQUAL", key: key.clone(), expected }];
+        let mut failure = vec![Operation::RequestRange { key: key.clone() }];
+        if let Some(KeyValue { key, value }) = before {
+            failure.push(Operation::RequestRange { key: key.clone() });
+            compare.push(Comparison { target: "VALUE", result: "EQUAL", key, expected: Expected::Value(value) });
+        }
+        let success = [Operation::RequestPut { key, value }];
+        let transaction = TransactionRequest { compare, success, failure };
+        self.ask("txn", &transaction, |Transaction { succeeded, responses }| {
+            let mut ranges = responses.into_iter().map(|response| match response {
+                Response::ResponsePut(_) => None,
+                Response::ResponseRange(range) => Some(range),
+            });
+            match (succeeded, ranges.next()?, ranges.next(), ranges.next()) {
+                (true, None, None, None) => Some(None),
+                (false, Some(flag_range), before_range, None) => {
+                    let before = match (&before_key, before_range) {
+                        (Some(key), Some(range)) => range?.holder(key)?,
+                        (None, None) => None,
+                        _ => return None,
+                    };
+                    let flag = flag_range.holder(&flag.key)?;
+                    // Without another condition it is the flag that is taken.
+                    (flag.is_some() || before_key.is_some()).then_some(Some(Holders { flag, before }))
+                }
+                _ => None,
+            }
+        })
+    }
+}
+
+/// Who holds a flag and the one before it.
+struct Holders {
+    flag: Option<KeyValue>,
+    before: Option<KeyValue>,
+}
+
+impl Range {
+    /// The claim at `key`, if there is one; `None` if the range is of anything else.
+    fn holder(self, key: &str) -> Option<Option<KeyValue>> {
+        match self.kvs.len() {
+            0 => Some(None),
+            _ => only(self.kvs).filter(|found| found.key == key).map(Some),
+        }
+    }
 }
 
 impl Arbiter for EtcdArbiter {
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
         check_claim(claim)?;
-        let key = base64::encode(key(vm, generation).as_bytes());
-        let value = base64::encode(record::write(vm, generation, claim).as_bytes());
-        let transaction = TransactionRequest {
-            // A key that doesn't exist has the create revision 0.
-            compare: [Comparison { target: "CREATE", result: "EQUAL", key: key.clone(), create_revision: "0" }],
-            success: [Operation::RequestPut { key: key.clone(), value }],
-            failure: [Operation::RequestRange { key: key.clone() }],
+        let key_of = |generation| base64::encode(key(vm, generation).as_bytes());
+        let flag = KeyValue {
+            key: key_of(generation),
+            value: base64::encode(record::write(vm, generation, claim).as_bytes()),
         };
-        let holder = self.ask("txn", &transaction, |Transaction { succeeded, responses }| {
-            match (succeeded, only(responses)?) {
-                (true, Response::ResponsePut(_)) => Some(None),
-                (false, Response::ResponseRange(range)) => only(range.kvs).filter(|holder| holder.key == key).map(Some),
-                _ => None,
+        let mut found = None;
+        if let Some(before) = before(generation) {
+            found = self.look_up(&key_of(before))?;
+            // What was seen last may have been lost since, and replaced; seen once, it is looked up the second time.
+            if !is_successor(generation, predecessor, claim_of(found.as_ref(), vm, before)?.as_ref()) {
+                found = self.look_up(&key_of(before))?;
             }
-        })?;
-        match holder {
-            None => Ok(Verdict::Won),
-            Some(holder) => Ok(verdict(claim, read(&holder, vm, generation)?)),
         }
+        let holder_before = |found: Option<&KeyValue>| match before(generation) {
+            Some(before) => claim_of(found, vm, before),
+            None => Ok(None),
+        };
+        let holder = holder_before(found.as_ref())?;
+        let holders = if is_successor(generation, predecessor, holder.as_ref()) {
+            self.claim(&flag, found)?
+        } else {
+            Some(Holders { flag: self.look_up(&flag.key)?, before: found })
+        };
+        let Some(Holders { flag, before }) = holders else { return Ok(Verdict::Won) };
+        if let Some(holder) = claim_of(flag.as_ref(), vm, generation)? {
+            return Ok(verdict(claim, holder));
+        }
+        let holder = holder_before(before.as_ref())?;
+        if is_successor(generation, predecessor, holder.as_ref()) {
+            let changed = io::Error::other("the claim before has changed while it was looked at");
+            return Err(ArbiterError::Unreachable { arbiter: self.spec(), source: changed });
+        }
+        Ok(Verdict::NotSuccessor(holder))
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
@@ -284,7 +387,9 @@ impl Arbiter for EtcdArbiter {
             claim: quote(&base64::decode(&last.key).unwrap_or_default()),
             reason: "no claim has this key".into(),
         })?;
-        Ok(Some((generation, read(&last, vm, generation)?)))
+        let claim = read(&last, vm, generation)?;
+        *self.seen() = Some(last);
+        Ok(Some((generation, claim)))
     }
 }
 
@@ -308,6 +413,11 @@ fn read(found: &KeyValue, vm: &VmId, generation: Generation) -> Result<Claim, Ar
         .ok_or_else(|| "its value is not base64".into())
         .and_then(|text| record::read(&text, vm, generation))
         .map_err(|reason| ArbiterError::BadClaim { claim: format!("{} in etcd", key(vm, generation)), reason })
+}
+
+/// The claim of `generation` that `found` is, if anything was found.
+fn claim_of(found: Option<&KeyValue>, vm: &VmId, generation: Generation) -> Result<Option<Claim>, ArbiterError> {
+    found.map(|found| read(found, vm, generation)).transpose()
 }
 
 /// The only one of `values`; `None` if there are none or more.
@@ -337,6 +447,8 @@ fn refused(status: u16, body: &[u8]) -> Refusal {
                 _ => Refusal::Unreachable(reason),
             }
         }
+        // A proxy in front of etcd, which answers for it while it is away.
+        Err(_) if matches!(status, 429 | 502..=504) => Refusal::Unreachable(format!("HTTP status {status}")),
         Err(_) => Refusal::Protocol(format!("HTTP status {status}, {}", quote(body))),
     }
 }

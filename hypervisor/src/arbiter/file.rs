@@ -2,12 +2,12 @@
 //!
 //! A claim is written to a temporary file, made durable, and then given its name by `link(2)`, which fails if the name is
 //! taken. Local file systems and NFS both do that as one step, so a claim is there whole or not at all, and once.
-//! A claim is never changed or removed. Temporary files begin with a dot, end with their process and mean nothing.
+//! A claim is never changed or removed, so that the claim before it, which is read first, is still there. Temporary files begin with a dot, end with their process and mean nothing.
 
-use super::{Arbiter, ArbiterError, Claim, Verdict, check_claim, record, verdict};
+use super::{Arbiter, ArbiterError, Claim, Verdict, before, check_claim, is_successor, record, verdict};
 use crate::host::entropy;
 use logchannel::entry::Generation;
-use logchannel::session::VmId;
+use logchannel::session::{NodeId, VmId};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -79,27 +79,50 @@ impl FileArbiter {
         ArbiterError::Unreachable { arbiter: format!("file:{}", self.directory.display()), source }
     }
 
-    /// The claim of one generation, durably so: what is seen may have been linked a moment ago.
-    fn read(&self, vm: &VmId, generation: Generation) -> Result<Claim, ArbiterError> {
+    /// The claim of one generation, if there is one; durably so. What is found may have been linked a moment ago by a process
+    /// that hasn't synced the directory yet, so it is synced behind the look and not before.
+    fn read(&self, vm: &VmId, generation: Generation) -> Result<Option<Claim>, ArbiterError> {
         let directory = self.vm_directory(vm);
         let path = claim_path(&directory, generation);
         let mut text = Vec::new();
-        sync_directory(&directory)
-            .and_then(|()| File::open(&path)?.take(record::BYTES_MAX as u64 + 1).read_to_end(&mut text))
-            .map_err(|source| self.unreachable(source))?;
+        let read = File::open(&path)
+            .and_then(|file| file.take(record::BYTES_MAX as u64 + 1).read_to_end(&mut text))
+            .and_then(|_| sync_directory(&directory));
+        match read {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(self.unreachable(source)),
+        }
         record::read(&text, vm, generation)
+            .map(Some)
             .map_err(|reason| ArbiterError::BadClaim { claim: path.display().to_string(), reason })
+    }
+
+    /// As [`FileArbiter::read`], of a generation that was claimed.
+    fn read_claimed(&self, vm: &VmId, generation: Generation) -> Result<Claim, ArbiterError> {
+        let vanished = || self.unreachable(io::Error::other("a claim has vanished while it was looked for"));
+        self.read(vm, generation)?.ok_or_else(vanished)
     }
 }
 
 impl Arbiter for FileArbiter {
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
         check_claim(claim)?;
-        let linked = self
-            .make_vm_directory(vm)
-            .and_then(|directory| link_claim(&directory, vm, generation, claim))
-            .map_err(|source| self.unreachable(source))?;
-        if linked { Ok(Verdict::Won) } else { Ok(verdict(claim, self.read(vm, generation)?)) }
+        let directory = self.make_vm_directory(vm).map_err(|source| self.unreachable(source))?;
+        // A claim never changes, so what is read here still holds when the link is made: together they are one step.
+        let before = before(generation).map(|before| self.read(vm, before)).transpose()?.flatten();
+        if !is_successor(generation, predecessor, before.as_ref()) {
+            let decided = self.read(vm, generation)?;
+            return Ok(decided.map_or(Verdict::NotSuccessor(before), |holder| verdict(claim, holder)));
+        }
+        let linked = link_claim(&directory, vm, generation, claim).map_err(|source| self.unreachable(source))?;
+        if linked { Ok(Verdict::Won) } else { Ok(verdict(claim, self.read_claimed(vm, generation)?)) }
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
@@ -112,7 +135,7 @@ impl Arbiter for FileArbiter {
             Err(error) => Err(error),
         };
         match generation.map_err(|source| self.unreachable(source))? {
-            Some(generation) => Ok(Some((generation, self.read(vm, generation)?))),
+            Some(generation) => Ok(Some((generation, self.read_claimed(vm, generation)?))),
             None => Ok(None),
         }
     }

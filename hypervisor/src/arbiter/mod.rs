@@ -5,8 +5,9 @@
 //!   TcpArbiter (tcp:HOST:PORT) ──► ft-arbiter (server) ──► FileArbiter
 //!   EtcdArbiter (etcd://HOST:PORT,...) ──► etcd: /ft-arbiter/<vm>/<generation>, made by a transaction
 //! ```
-//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`. The flags say
-//! nothing of each other: whoever asks, asks for the generation of its own pair, or at a start for the one after the latest.
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`. A claim names its
+//! predecessor, the node that the claimer knows as the holder of the flag before: a flag is granted only behind that one. So
+//! two arbiters that agree on a number, but not on the node, don't both let a side of one pair go on.
 //!
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
@@ -23,6 +24,7 @@ pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use tcp::TcpArbiter;
 
+use crate::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::fmt;
@@ -60,6 +62,9 @@ pub enum Verdict {
     Won,
     /// The generation is somebody else's, with this claim.
     Lost(Claim),
+    /// The generation is free and stays so: the flag before it isn't held by the predecessor that the claimer names. It is
+    /// held by this claim, or not at all, because this arbiter has lost its claims or never had them.
+    NotSuccessor(Option<Claim>),
 }
 
 /// Why there is no answer.
@@ -133,15 +138,21 @@ impl ArbiterError {
 ///
 /// Calls block until the answer is durable, or a timeout has passed.
 pub trait Arbiter: Send + Sync + fmt::Debug {
-    /// Claims `generation` of `vm` if nobody has.
+    /// Claims `generation` of `vm` if nobody has, and if the flag before it is held by `predecessor`; the first flag has none.
     ///
     /// Exactly one node ever wins a generation. It wins again whenever it asks again, as the first answer may have been
-    /// lost on the way; the claim stays as it was made first.
+    /// lost on the way; the claim stays as it was made first. The predecessor is checked in one step with the test-and-set.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer. All others are for an
     /// operator.
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError>;
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError>;
 
     /// The latest generation of `vm` that has been claimed, and its claim.
     ///
@@ -189,6 +200,23 @@ fn check_claim(claim: &Claim) -> Result<(), ArbiterError> {
     match claim.address.as_ref().map_or(0, String::len) {
         bytes if bytes > ADDRESS_BYTES_MAX => Err(ArbiterError::AddressTooLong { bytes }),
         _ => Ok(()),
+    }
+}
+
+/// Whether `generation` may be granted to a claimer that knows `predecessor` as the holder of the flag before, which has the
+/// claim `before`. The first flag follows none.
+#[must_use]
+pub fn is_successor(generation: Generation, predecessor: Option<NodeId>, before: Option<&Claim>) -> bool {
+    generation == Generation(0)
+        || mutated(Mutation::PredecessorNotCompared)
+        || (predecessor.is_some() && before.map(|before| before.node) == predecessor)
+}
+
+/// The flag before `generation`, if it isn't the first.
+const fn before(generation: Generation) -> Option<Generation> {
+    match generation.0.checked_sub(1) {
+        Some(before) => Some(Generation(before)),
+        None => None,
     }
 }
 

@@ -53,8 +53,10 @@ pub enum ArbiterEvent {
         ended: bool,
         /// Whether it was given.
         won: bool,
-        /// Whose the generation is.
-        holder: String,
+        /// Whose the generation is; if it was refused, whose the one before is, if anybody's.
+        holder: Option<String>,
+        /// It is free and was refused, because the one before isn't held by the predecessor that the claim names.
+        refused: bool,
     },
 }
 
@@ -62,10 +64,17 @@ impl fmt::Display for ArbiterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
-            Self::Claim { vm, generation, node, ended, won, holder } => {
+            Self::Claim { vm, generation, node, ended, won, holder, refused } => {
                 let purpose = if *ended { "to end it" } else { "to own it" };
+                let holder = holder.as_deref().unwrap_or("nobody");
                 write!(f, "node {node} claims generation {generation} of {vm} {purpose}: ")?;
-                if *won { f.write_str("won") } else { write!(f, "lost to {holder}") }
+                match (won, refused) {
+                    (true, _) => f.write_str("won"),
+                    (false, false) => write!(f, "lost to {holder}"),
+                    (false, true) => {
+                        write!(f, "refused, as the one before is held by {holder} and not by its predecessor")
+                    }
+                }
             }
         }
     }
@@ -221,14 +230,15 @@ impl ArbiterServer {
                 let latest = spawn_blocking(move || arbiter.latest(&vm)).await?;
                 Ok(latest.map_or_else(|error| failure(&error), Answer::Latest))
             }
-            Request::TestAndSet { vm, generation, claim } => {
+            Request::TestAndSet { vm, generation, claim, predecessor } => {
                 let (asked_vm, asked) = (vm.clone(), claim.clone());
-                match spawn_blocking(move || arbiter.test_and_set(&asked_vm, generation, &asked)).await? {
+                match spawn_blocking(move || arbiter.test_and_set(&asked_vm, generation, &asked, predecessor)).await? {
                     Ok(verdict) => {
                         self.reporter.tell(&claim_event(vm.to_string(), generation.0, &claim, &verdict));
                         Ok(match verdict {
                             Verdict::Won => Answer::Won,
                             Verdict::Lost(holder) => Answer::Lost(holder),
+                            Verdict::NotSuccessor(holder) => Answer::NotSuccessor(holder),
                         })
                     }
                     Err(error) => Ok(failure(&error)),
@@ -240,8 +250,9 @@ impl ArbiterServer {
 
 fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) -> ArbiterEvent {
     let holder = match verdict {
-        Verdict::Won => claim,
-        Verdict::Lost(holder) => holder,
+        Verdict::Won => Some(claim),
+        Verdict::Lost(holder) => Some(holder),
+        Verdict::NotSuccessor(holder) => holder.as_ref(),
     };
     ArbiterEvent::Claim {
         vm,
@@ -249,7 +260,8 @@ fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) ->
         node: claim.node.to_string(),
         ended: claim.kind == ClaimKind::Ended,
         won: *verdict == Verdict::Won,
-        holder: holder.node.to_string(),
+        holder: holder.map(|holder| holder.node.to_string()),
+        refused: matches!(verdict, Verdict::NotSuccessor(_)),
     }
 }
 

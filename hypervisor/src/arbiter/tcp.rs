@@ -5,7 +5,7 @@ use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, Claim, Verdict, check_claim};
 use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
-use logchannel::session::VmId;
+use logchannel::session::{NodeId, VmId};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Mutex, PoisonError};
@@ -74,7 +74,7 @@ impl TcpArbiter {
         match answer {
             Answer::Unreachable(reason) => Err(self.unreachable(io::Error::other(reason))),
             Answer::Failed(reason) => Err(ArbiterError::Failed { arbiter: self.spec(), reason }),
-            Answer::Won | Answer::Lost(_) | Answer::Latest(_) => Ok(answer),
+            Answer::Won | Answer::Lost(_) | Answer::NotSuccessor(_) | Answer::Latest(_) => Ok(answer),
         }
     }
 
@@ -92,11 +92,18 @@ impl TcpArbiter {
 }
 
 impl Arbiter for TcpArbiter {
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
         check_claim(claim)?;
-        match self.ask(&Request::TestAndSet { vm: vm.clone(), generation, claim: claim.clone() })? {
+        match self.ask(&Request::TestAndSet { vm: vm.clone(), generation, claim: claim.clone(), predecessor })? {
             Answer::Won => Ok(Verdict::Won),
             Answer::Lost(holder) => Ok(Verdict::Lost(holder)),
+            Answer::NotSuccessor(holder) => Ok(Verdict::NotSuccessor(holder)),
             other @ (Answer::Latest(_) | Answer::Unreachable(_) | Answer::Failed(_)) => {
                 Err(self.protocol(format!("it answers a claim with {other:?}")))
             }
@@ -106,9 +113,11 @@ impl Arbiter for TcpArbiter {
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
         match self.ask(&Request::Latest { vm: vm.clone() })? {
             Answer::Latest(latest) => Ok(latest),
-            other @ (Answer::Won | Answer::Lost(_) | Answer::Unreachable(_) | Answer::Failed(_)) => {
-                Err(self.protocol(format!("it answers a look-up with {other:?}")))
-            }
+            other @ (Answer::Won
+            | Answer::Lost(_)
+            | Answer::NotSuccessor(_)
+            | Answer::Unreachable(_)
+            | Answer::Failed(_)) => Err(self.protocol(format!("it answers a look-up with {other:?}"))),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | 64 request | client | version (u16 LE), then [`Request`] |
 //! | 65 answer | server | version (u16 LE), then [`Answer`] |
 //!
-//! Version 1: this table. This module checks version, lengths and names.
+//! Version 2: this table; before it a claim had no predecessor. This module checks version, lengths and names.
 
 use super::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use bincode::{Decode, Encode};
@@ -19,7 +19,7 @@ use logchannel::session::{NodeId, VmId};
 /// The longest body, in bytes: a name, an address, a reason, and numbers.
 pub(super) const BODY_BYTES_MAX: usize = 2048;
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const REQUEST: FrameKind = FrameKind(64);
 const ANSWER: FrameKind = FrameKind(65);
 /// The longest reason in an answer, in bytes.
@@ -39,7 +39,7 @@ pub(super) enum WireError {
 /// A client's question.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    TestAndSet { vm: VmId, generation: Generation, claim: Claim },
+    TestAndSet { vm: VmId, generation: Generation, claim: Claim, predecessor: Option<NodeId> },
     Latest { vm: VmId },
 }
 
@@ -53,11 +53,13 @@ pub(super) enum Answer {
     Unreachable(String),
     /// Not before an operator has seen to it.
     Failed(String),
+    /// The flag before isn't the predecessor's.
+    NotSuccessor(Option<Claim>),
 }
 
 #[derive(Encode, Decode)]
 enum WireRequest {
-    TestAndSet { vm: String, generation: u64, claim: WireClaim },
+    TestAndSet { vm: String, generation: u64, claim: WireClaim, predecessor: Option<[u8; 16]> },
     Latest { vm: String },
 }
 
@@ -68,6 +70,7 @@ enum WireAnswer {
     Latest(Option<(u64, WireClaim)>),
     Unreachable(String),
     Failed(String),
+    NotSuccessor(Option<WireClaim>),
 }
 
 #[derive(Encode, Decode)]
@@ -80,9 +83,12 @@ struct WireClaim {
 impl Request {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let wire = match self {
-            Self::TestAndSet { vm, generation, claim } => {
-                WireRequest::TestAndSet { vm: vm.to_string(), generation: generation.0, claim: claim.into() }
-            }
+            Self::TestAndSet { vm, generation, claim, predecessor } => WireRequest::TestAndSet {
+                vm: vm.to_string(),
+                generation: generation.0,
+                claim: claim.into(),
+                predecessor: predecessor.map(|node| node.0.to_le_bytes()),
+            },
             Self::Latest { vm } => WireRequest::Latest { vm: vm.to_string() },
         };
         append(REQUEST, &wire, out);
@@ -90,13 +96,18 @@ impl Request {
 
     pub(super) fn decode(frame: Frame<'_>) -> Result<Self, WireError> {
         Ok(match open(frame, REQUEST)? {
-            WireRequest::TestAndSet { vm, generation, claim } => {
+            WireRequest::TestAndSet { vm, generation, claim, predecessor } => {
                 // Its winner would own the generation after it, and the next start claim that.
                 if generation == u64::MAX {
                     let reason = "there is none after it".into();
                     return Err(CodecError::Invalid { what: "generation", reason }.into());
                 }
-                Self::TestAndSet { vm: vm_id(&vm)?, generation: Generation(generation), claim: claim.checked()? }
+                Self::TestAndSet {
+                    vm: vm_id(&vm)?,
+                    generation: Generation(generation),
+                    claim: claim.checked()?,
+                    predecessor: predecessor.map(|node| NodeId(u128::from_le_bytes(node))),
+                }
             }
             WireRequest::Latest { vm } => Self::Latest { vm: vm_id(&vm)? },
         })
@@ -114,6 +125,7 @@ impl Answer {
             }
             Self::Unreachable(reason) => WireAnswer::Unreachable(cut(reason)),
             Self::Failed(reason) => WireAnswer::Failed(cut(reason)),
+            Self::NotSuccessor(holder) => WireAnswer::NotSuccessor(holder.as_ref().map(WireClaim::from)),
         };
         append(ANSWER, &wire, out);
     }
@@ -128,6 +140,7 @@ impl Answer {
             }
             WireAnswer::Unreachable(reason) => Self::Unreachable(reason),
             WireAnswer::Failed(reason) => Self::Failed(reason),
+            WireAnswer::NotSuccessor(holder) => Self::NotSuccessor(holder.map(WireClaim::checked).transpose()?),
         })
     }
 }
@@ -193,7 +206,13 @@ mod tests {
     fn requests_and_answers_come_back() {
         let vm = VmId::new(&"v".repeat(64)).unwrap();
         for request in [
-            Request::TestAndSet { vm: vm.clone(), generation: Generation(u64::MAX - 1), claim: claim() },
+            Request::TestAndSet {
+                vm: vm.clone(),
+                generation: Generation(u64::MAX - 1),
+                claim: claim(),
+                predecessor: Some(NodeId(u128::MAX - 2)),
+            },
+            Request::TestAndSet { vm: vm.clone(), generation: Generation(0), claim: claim(), predecessor: None },
             Request::Latest { vm },
         ] {
             let mut bytes = Vec::new();
@@ -208,6 +227,8 @@ mod tests {
             Answer::Latest(Some((Generation(3), Claim { kind: ClaimKind::Owner, address: None, ..claim() }))),
             Answer::Unreachable("no space left".into()),
             Answer::Failed("r".repeat(REASON_BYTES_MAX)),
+            Answer::NotSuccessor(None),
+            Answer::NotSuccessor(Some(claim())),
         ] {
             let mut bytes = Vec::new();
             answer.encode(&mut bytes);
@@ -219,16 +240,17 @@ mod tests {
     fn a_generation_that_has_no_next_is_refused() {
         let vm = VmId::new("v").unwrap();
         let mut bytes = Vec::new();
-        Request::TestAndSet { vm, generation: Generation(u64::MAX), claim: claim() }.encode(&mut bytes);
+        Request::TestAndSet { vm, generation: Generation(u64::MAX), claim: claim(), predecessor: None }
+            .encode(&mut bytes);
         assert!(reframe(&bytes, Request::decode).unwrap_err().to_string().contains("generation"));
     }
 
     #[test]
     fn another_version_and_bad_names_are_refused() {
         let open = |body: &[u8]| Request::decode(Frame { kind: REQUEST, body }).map_err(|error| error.to_string());
-        assert_eq!(open(&[9, 0, 1]), Err("protocol version 9, this build speaks 1".into()));
-        assert!(open(&[1, 0, 1, 2, b'.', b'.']).unwrap_err().contains("is not a VM name"));
-        assert!(open(&[1]).is_err());
-        assert!(open(&[1, 0]).is_err());
+        assert_eq!(open(&[9, 0, 1]), Err("protocol version 9, this build speaks 2".into()));
+        assert!(open(&[2, 0, 1, 2, b'.', b'.']).unwrap_err().contains("is not a VM name"));
+        assert!(open(&[2]).is_err());
+        assert!(open(&[2, 0]).is_err());
     }
 }

@@ -121,8 +121,7 @@ struct Following {
 
 #[derive(Debug)]
 enum Step {
-    /// Ask the arbiter whether the primary owns the VM as this generation.
-    CheckOwner(Generation),
+    CheckOwner,
     Claim(ClaimRequest),
     GoLive(Generation),
     End(BackupEnd),
@@ -137,9 +136,9 @@ struct Shared {
     waiting: AtomicUsize,
     replay_thread: Mutex<Option<thread::Thread>>,
     steps: Sender<Step>,
-    /// This side's arbiter knows the primary as the VM's owner, or can't be reached.
-    owner_checked: AtomicBool,
     over: AtomicBool,
+    /// The name of the guest's image.
+    image: Mutex<String>,
 }
 
 /// Backs up the VM whose primary is at the other end of `stream`, in the calling thread, until this node goes live or
@@ -164,8 +163,8 @@ pub fn run(
         waiting: AtomicUsize::new(0),
         replay_thread: Mutex::new(None),
         steps,
-        owner_checked: AtomicBool::new(false),
         over: AtomicBool::new(false),
+        image: Mutex::default(),
     });
     let stream = Arc::new(stream);
     shared.channel.connect(stream.clone())?;
@@ -227,8 +226,15 @@ impl Shared {
     fn act(&self, action: BackupAction) {
         let step = match action {
             BackupAction::Begin(session) => {
-                let _ = self.steps.send(Step::CheckOwner(session.generation));
+                *lock(&self.image) = session.image_name.clone();
                 return self.give_work(Work::Begin(session));
+            }
+            BackupAction::CheckOwner => Step::CheckOwner,
+            BackupAction::Joined => {
+                return self.node.reporter.tell(&NodeReport::Joined { image: lock(&self.image).clone() });
+            }
+            BackupAction::ClaimsLost(generation) => {
+                return self.node.reporter.tell(&NodeReport::PrimaryClaimLost { generation: generation.0 });
             }
             BackupAction::Pages(pages) => return self.give_work(Work::Pages(pages)),
             BackupAction::Restore(snapshot) => return self.give_work(Work::Restore(snapshot)),
@@ -346,15 +352,6 @@ impl Shared {
                 if found != digest {
                     return Err(format!("its state digest is {found}, the primary's is {digest}"));
                 }
-                // Whoever is accepted may be told the next moment that it protects the VM, and claim it: the machine of a small
-                // guest is there sooner than the arbiter's answer.
-                while !self.owner_checked.load(Ordering::Acquire) {
-                    if self.over.load(Ordering::Acquire) {
-                        return Ok(Stage::Nothing);
-                    }
-                    thread::park_timeout(TICK);
-                }
-                self.node.reporter.tell(&NodeReport::Joined { image: session.image_name.clone() });
                 let next_output = machine.next_output_id();
                 self.drive(|role, now_ns| role.machine_restored(now_ns, next_output));
                 let kept = keeping
@@ -435,40 +432,16 @@ impl Shared {
         Some(outputs)
     }
 
-    /// Refuses a primary that this side's arbiter doesn't know as the VM's owner: with two arbiters, or a directory that
-    /// isn't the shared one, both sides could go on.
-    fn check_owner(&self, generation: Generation) {
-        let latest = match self.node.arbiter.latest(&self.node.vm) {
-            Ok(latest) => latest.map(|(claimed, _)| claimed),
-            // It is asked again before anybody goes on.
-            Err(error) if error.is_unreachable() => return self.owner_is_checked(),
-            Err(error) => return self.drive(|role, _| role.restore_failed(&error.to_string())),
-        };
-        if latest.map(|claimed| claimed.0 + 1) == Some(generation.0) {
-            self.owner_is_checked();
-        } else {
-            let known = latest.map_or_else(|| "nobody".into(), |claimed| format!("generation {}", claimed.0 + 1));
-            self.drive(|role, _| {
-                role.restore_failed(&format!(
-                    "the primary runs generation {generation}, but this side's arbiter knows {known} as the VM's owner; do \
-                     both sides have the same --arbiter?"
-                ));
-            });
-        }
-    }
-
-    fn owner_is_checked(&self) {
-        self.owner_checked.store(true, Ordering::Release);
-        self.wake_replay();
-    }
-
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
     fn conduct(&self, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
         let mut failed_claims = 0;
         loop {
             let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
             match step {
-                Step::CheckOwner(generation) => self.check_owner(generation),
+                Step::CheckOwner => {
+                    let answer = self.node.latest(&mut failed_claims);
+                    self.drive(|role, now_ns| role.handle_owner(now_ns, answer));
+                }
                 Step::Claim(request) => {
                     let answer = self.node.claim(request, &mut failed_claims);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));

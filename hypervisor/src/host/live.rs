@@ -257,6 +257,25 @@ impl Shared {
                     let answer = self.node.claim(request, &mut failed_claims);
                     self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
                 }
+                PrimaryAction::Look => {
+                    let answer = self.node.latest(&mut failed_claims);
+                    self.drive(|role, now_ns| role.handle_latest(now_ns, answer));
+                }
+                PrimaryAction::Refill(request) => {
+                    let answer = self.node.claim(request, &mut failed_claims);
+                    self.drive(|role, now_ns| role.handle_refill(now_ns, answer));
+                }
+                PrimaryAction::ClaimsLost { latest } => self.node.reporter.tell(&NodeReport::ClaimsLost {
+                    vm: self.node.vm.to_string(),
+                    generation: self.generation.load(Ordering::Relaxed),
+                    latest: latest.map(|flag| flag.0.saturating_add(1)),
+                }),
+                PrimaryAction::ClaimsRestored(generation) => {
+                    self.node.reporter.tell(&NodeReport::ClaimsRestored { generation: generation.0 });
+                }
+                PrimaryAction::Stranded(generation) => {
+                    self.node.reporter.tell(&NodeReport::Stranded { generation: generation.0 });
+                }
                 PrimaryAction::CloseChannel { reason } => {
                     self.node.reporter.tell(&NodeReport::BackupLost { reason });
                 }

@@ -3,10 +3,10 @@
 use super::console::Keys;
 use super::network::NetworkAddress;
 use super::reports::NodeReport;
-use crate::arbiter::{Arbiter, Claim};
+use crate::arbiter::{Arbiter, ArbiterError, Claim};
 use crate::record::Intervals;
 use crate::report::Reporter;
-use crate::role::{ClaimAnswer, ClaimRequest};
+use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
 use logchannel::session::{NodeId, VmId};
 use std::sync::Arc;
 
@@ -37,18 +37,36 @@ impl Node {
     /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are told ever more rarely.
     pub(super) fn claim(&self, request: ClaimRequest, failed: &mut u32) -> ClaimAnswer {
         let claim = Claim { node: self.id, kind: request.kind, address: Some(self.address.clone()) };
-        match self.arbiter.test_and_set(&self.vm, request.generation, &claim) {
+        match self.arbiter.test_and_set(&self.vm, request.generation, &claim, request.predecessor) {
             Ok(verdict) => {
                 *failed = 0;
                 ClaimAnswer::Decided(verdict)
             }
             Err(error) => {
-                *failed = failed.saturating_add(1);
-                if failed.is_power_of_two() {
-                    self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
-                }
+                self.tell_failed(&error, failed);
                 ClaimAnswer::Unreachable
             }
+        }
+    }
+
+    /// Asks the arbiter for the VM's latest claim; `failed` as in [`Node::claim`].
+    pub(super) fn latest(&self, failed: &mut u32) -> LatestAnswer {
+        match self.arbiter.latest(&self.vm) {
+            Ok(latest) => {
+                *failed = 0;
+                LatestAnswer::Known(latest)
+            }
+            Err(error) => {
+                self.tell_failed(&error, failed);
+                if error.is_unreachable() { LatestAnswer::Unreachable } else { LatestAnswer::Failed(error.to_string()) }
+            }
+        }
+    }
+
+    fn tell_failed(&self, error: &ArbiterError, failed: &mut u32) {
+        *failed = failed.saturating_add(1);
+        if failed.is_power_of_two() {
+            self.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
         }
     }
 }

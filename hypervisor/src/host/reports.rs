@@ -100,6 +100,30 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
+    /// The arbiter doesn't know this owner's claim any more. The owner runs on and claims the missing flags again.
+    ClaimsLost {
+        /// Which VM.
+        vm: String,
+        /// As which generation this node owns it.
+        generation: u64,
+        /// As which generation the arbiter knows an owner, if it knows any.
+        latest: Option<u64>,
+    },
+    /// The arbiter knows this owner again.
+    ClaimsRestored {
+        /// As which generation.
+        generation: u64,
+    },
+    /// The pair has broken after the arbiter had lost its claims: the VM may run on its backup, so this primary stands still.
+    Stranded {
+        /// The pair's generation.
+        generation: u64,
+    },
+    /// The backup has lost its primary, whose claim the arbiter has lost: the backup waits.
+    PrimaryClaimLost {
+        /// The pair's generation.
+        generation: u64,
+    },
     /// The backup has become the primary. All times in microseconds of the host's monotonic clock.
     Live {
         /// As which generation.
@@ -272,6 +296,30 @@ impl fmt::Display for NodeReport {
             Self::ArbiterUnreachable { reason } => {
                 write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
             }
+            Self::ClaimsLost { vm, generation, latest } => {
+                let known = latest.map_or_else(|| "no owner".into(), |latest| format!("only generation {latest}"));
+                write!(
+                    f,
+                    "THE ARBITER HAS LOST ITS CLAIMS, or was restored to an older state: it knows {known} of VM {vm}, which \
+                     this node owns as generation {generation}; claiming again what is missing. Find out who removes claims, \
+                     and start no other primary of this VM"
+                )
+            }
+            Self::ClaimsRestored { generation } => {
+                write!(f, "the arbiter knows this node again as the owner of generation {generation}")
+            }
+            Self::Stranded { generation } => write!(
+                f,
+                "STANDS STILL: the pair of generation {generation} broke after the arbiter had lost its claims, so the backup \
+                 may own the VM. If the backup has gone live, end this primary. If it is dead, end this primary too and go on \
+                 with --resume from a log, or --force-new"
+            ),
+            Self::PrimaryClaimLost { generation } => write!(
+                f,
+                "WAITS: the arbiter has lost the claim of the primary of generation {generation}, so whether that one goes on \
+                 can't be known. If it lives, it claims again, and this backup is told. If it is dead, end this backup and go on \
+                 with --resume from a log, or --force-new"
+            ),
             Self::Live { generation, loss_noticed_us, live_us, entries, digests_checked, tail_dropped, .. } => {
                 let after_us = live_us.saturating_sub(*loss_noticed_us);
                 write!(

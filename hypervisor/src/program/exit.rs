@@ -44,6 +44,10 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
     match end {
         PrimaryEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
         PrimaryEnd::Retired => (OK, "the operator ended the VM; it can be started again".into()),
+        PrimaryEnd::Stranded => (
+            FAILURE,
+            "ended while it stood still: whether the backup owns the VM isn't known, and there is no end mark".into(),
+        ),
         PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
     }
 }

@@ -82,9 +82,9 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image)?;
     let timing = options.node.timing();
     let role = if options.unprotected {
-        PrimaryRole::alone(session, timing)
+        PrimaryRole::alone(node.id, session, timing)
     } else {
-        PrimaryRole::awaiting_backup(session, timing)
+        PrimaryRole::awaiting_backup(node.id, session, timing)
     };
     let kept = begin_log(keeping, &role, &node)?;
     run_live(node, role, machine, kept, true, listener, |running| stop.runs(running))
@@ -122,7 +122,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
     let mut tail = resumed.tail;
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
-    let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, tail);
+    let role = PrimaryRole::gone_live(node.id, session, timing, resumed.next_seq, resumed.next_output, tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
     run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running))
 }

@@ -5,7 +5,7 @@ use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::host::live::LiveVm;
 use crate::host::signals;
 use logchannel::entry::Generation;
-use logchannel::session::VmId;
+use logchannel::session::{NodeId, VmId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Ends the process in order when it is asked to by SIGINT or SIGTERM: at once as long as it owns no VM, by retiring the
@@ -98,9 +98,15 @@ pub(super) struct GuardedArbiter {
 }
 
 impl Arbiter for GuardedArbiter {
-    fn test_and_set(&self, vm: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
         self.stop.owns();
-        self.arbiter.test_and_set(vm, generation, claim)
+        self.arbiter.test_and_set(vm, generation, claim, predecessor)
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {

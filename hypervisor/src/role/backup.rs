@@ -1,6 +1,6 @@
 //! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins the pair's flag.
 
-use super::{ClaimAnswer, ClaimRequest, Claiming, Timing, message_name};
+use super::{ClaimAnswer, ClaimRequest, Claiming, LatestAnswer, Timing, message_name};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
@@ -38,6 +38,10 @@ pub struct Expectation {
 pub enum BackupAction {
     /// Begin to put a machine together.
     Begin(SessionHeader),
+    /// Ask this side's arbiter for the VM's latest claim, and say [`BackupRole::handle_owner`].
+    CheckOwner,
+    /// The machine stands, the arbiter knows the primary as its owner, and the primary is told so.
+    Joined,
     /// These are pages of its RAM.
     Pages(Pages),
     /// This is the rest of it: say [`BackupRole::machine_restored`] or [`BackupRole::restore_failed`].
@@ -53,6 +57,9 @@ pub enum BackupAction {
     },
     /// Do a test-and-set and tell the role its answer.
     Claim(ClaimRequest),
+    /// The arbiter has lost the claim of the primary that is gone: whether it has won the pair's flag can't be known, so this
+    /// side waits. Told once.
+    ClaimsLost(Generation),
     /// The flag is won and the log consumed: run the guest as this generation.
     GoLive(Generation),
     /// Stop everything.
@@ -91,6 +98,8 @@ enum Mode {
     Receiving,
     /// Has the whole snapshot, and receives the log while the driver puts the machine together.
     Restoring,
+    /// The machine stands, and the arbiter hasn't said yet that the primary is its owner.
+    Restored,
     /// Replays. `told` is the pair's generation once the primary holds its outputs for this backup.
     Following { told: Option<Generation> },
     /// Has lost the primary and asks for the pair's flag, while the rest of the log is consumed.
@@ -99,6 +108,18 @@ enum Mode {
     Draining(Then),
     /// Runs the guest, or is over.
     Done,
+}
+
+/// Whether this side's arbiter knows the primary as the VM's owner. With two arbiters, or a directory that isn't the shared
+/// one, both sides could go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum OwnerCheck {
+    /// The driver is asking.
+    Asked,
+    /// The arbiter could not be asked, which is no check; it is asked again at this time.
+    AskAt(u64),
+    /// It does.
+    Passed,
 }
 
 /// What follows when the log is consumed.
@@ -125,7 +146,8 @@ pub struct BackupMoments {
 
 /// The backup's state machine.
 ///
-/// Invariants: an acknowledgement names only entries that are in the log buffer; a claim is made only by a backup that
+/// Invariants: an acknowledgement names only entries that are in the log buffer; a primary is accepted only when the arbiter
+/// knows it, by its node, as the owner of its generation; a claim is made only by a backup that
 /// was told that it protects the VM and that hasn't diverged; it goes live only with a won claim and nothing left to
 /// consume.
 #[derive(Clone, Debug, Hash)]
@@ -135,6 +157,10 @@ pub struct BackupRole {
     timing: Timing,
     /// The pair's, as the session says.
     generation: Generation,
+    /// The primary, as the session says.
+    owner: NodeId,
+    check: OwnerCheck,
+    has_told_claims_lost: bool,
     receiver: LogReceiver,
     consumed: LogSeq,
     /// Where the machine stands.
@@ -169,6 +195,9 @@ impl BackupRole {
             expectation,
             timing,
             generation: Generation(0),
+            owner: NodeId(0),
+            check: OwnerCheck::Asked,
+            has_told_claims_lost: false,
             receiver: LogReceiver::new(LogSeq(0)),
             consumed: LogSeq(0),
             count: InstructionCount(0),
@@ -209,7 +238,7 @@ impl BackupRole {
     pub fn primary_said(&mut self, now_ns: u64, message: Message) {
         self.heard_ns = now_ns;
         match (message, &mut self.mode) {
-            (Message::Session(session), Mode::Connecting) => self.begin(session),
+            (Message::Session { header, owner }, Mode::Connecting) => self.begin(header, owner),
             (Message::Pages(pages), Mode::Receiving) => self.actions.push_back(BackupAction::Pages(pages)),
             (Message::Tail(output), Mode::Receiving) => self.receive_tail(output),
             (Message::Snapshot(snapshot), Mode::Receiving) => self.restore(snapshot),
@@ -217,8 +246,10 @@ impl BackupRole {
                 *told = Some(generation);
                 self.actions.push_back(BackupAction::Protected(generation));
             }
-            (Message::Entries(batch), Mode::Restoring | Mode::Following { .. }) => self.receive(now_ns, &batch),
-            (Message::Released { next_output }, Mode::Restoring | Mode::Following { .. }) => {
+            (Message::Entries(batch), Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
+                self.receive(now_ns, &batch);
+            }
+            (Message::Released { next_output }, Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
                 self.released = self.released.max(next_output);
                 while self.tail.front().is_some_and(|(id, _)| *id < next_output) {
                     self.drop_first_of_tail();
@@ -231,13 +262,16 @@ impl BackupRole {
             (Message::Goodbye { reason }, _) => self.primary_lost(now_ns, &reason),
             // What a lost primary had still in the wire: it is after the point where this side stopped acknowledging.
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
-            (message, Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { .. }) => {
+            (
+                message,
+                Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. },
+            ) => {
                 self.refuse(format!("the primary broke the protocol with {}", message_name(&message)));
             }
         }
     }
 
-    fn begin(&mut self, session: SessionHeader) {
+    fn begin(&mut self, session: SessionHeader, owner: NodeId) {
         if session.vm != self.expectation.vm {
             return self
                 .refuse(format!("this backup is for VM {}, the primary runs {}", self.expectation.vm, session.vm));
@@ -257,9 +291,58 @@ impl BackupRole {
         if session.generation.0 == u64::MAX {
             return self.refuse("the VM has used up its generations".into());
         }
-        self.generation = session.generation;
+        (self.generation, self.owner) = (session.generation, owner);
         self.mode = Mode::Receiving;
         self.actions.push_back(BackupAction::Begin(session));
+        self.actions.push_back(BackupAction::CheckOwner);
+    }
+
+    /// The answer to [`BackupAction::CheckOwner`]: generation, node and kind of the latest claim are the primary's, or it is
+    /// refused. Who is accepted may be told the next moment that it protects the VM, and claim it.
+    pub fn handle_owner(&mut self, now_ns: u64, answer: LatestAnswer) {
+        if self.check != OwnerCheck::Asked || !matches!(self.mode, Mode::Receiving | Mode::Restoring | Mode::Restored) {
+            return;
+        }
+        match answer {
+            LatestAnswer::Unreachable if !mutated(Mutation::UnreachableCountsAsChecked) => {
+                self.check = OwnerCheck::AskAt(now_ns.saturating_add(self.timing.claim_retry_ns));
+            }
+            LatestAnswer::Failed(reason) => self.refuse(format!("whether it owns the VM can't be checked: {reason}")),
+            LatestAnswer::Known(latest) if !self.is_owner(latest.as_ref()) => {
+                let known = latest.map_or_else(
+                    || "nobody".into(),
+                    |(flag, claim)| match claim.kind {
+                        ClaimKind::Owner => format!("node {} as generation {}", claim.node, flag.0.saturating_add(1)),
+                        ClaimKind::Ended => format!("nobody since node {} ended it in order", claim.node),
+                    },
+                );
+                self.refuse(format!(
+                    "the primary is node {} and runs generation {}, but this side's arbiter knows {known} as the VM's owner;                      do both sides have the same --arbiter?",
+                    self.owner, self.generation
+                ));
+            }
+            LatestAnswer::Known(_) | LatestAnswer::Unreachable => {
+                self.check = OwnerCheck::Passed;
+                self.accept(now_ns);
+            }
+        }
+    }
+
+    fn is_owner(&self, latest: Option<&(Generation, Claim)>) -> bool {
+        latest.is_some_and(|(flag, claim)| {
+            flag.0.checked_add(1) == Some(self.generation.0)
+                && claim.kind == ClaimKind::Owner
+                && (claim.node == self.owner || mutated(Mutation::OwnerNodeNotCompared))
+        })
+    }
+
+    /// Accepts the primary, once the machine stands and the owner is checked.
+    fn accept(&mut self, now_ns: u64) {
+        if matches!(self.mode, Mode::Restored) && self.check == OwnerCheck::Passed {
+            self.mode = Mode::Following { told: mutated(Mutation::ClaimUntold).then_some(self.generation) };
+            self.actions.push_back(BackupAction::Joined);
+            self.say(now_ns, &Message::Accepted);
+        }
     }
 
     fn receive_tail(&mut self, TailOutput { id, operation }: TailOutput) {
@@ -289,13 +372,13 @@ impl BackupRole {
             ));
         }
         self.next_output = next_output;
-        self.mode = Mode::Following { told: mutated(Mutation::ClaimUntold).then_some(self.generation) };
-        self.say(now_ns, &Message::Accepted);
+        self.mode = Mode::Restored;
+        self.accept(now_ns);
     }
 
     /// The machine can't be put together.
     pub fn restore_failed(&mut self, reason: &str) {
-        if matches!(self.mode, Mode::Receiving | Mode::Restoring) {
+        if matches!(self.mode, Mode::Receiving | Mode::Restoring | Mode::Restored) {
             self.refuse(format!("the guest can't be restored here: {reason}"));
         }
     }
@@ -394,7 +477,8 @@ impl BackupRole {
         match &self.mode {
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
-                let request = ClaimRequest { generation: *generation, kind: ClaimKind::Owner };
+                let request =
+                    ClaimRequest { generation: *generation, kind: ClaimKind::Owner, predecessor: Some(self.owner) };
                 if mutated(Mutation::BackupSkipsTestAndSet) {
                     self.mode = Mode::Draining(Then::GoLive(Generation(generation.0 + 1)));
                     return self.finish_if_drained();
@@ -405,7 +489,7 @@ impl BackupRole {
                 }
                 self.actions.push_back(BackupAction::Claim(request));
             }
-            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { told: None } => {
+            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { told: None } => {
                 self.end(BackupEnd::Unprotected { reason: reason.into() });
             }
             Mode::Claiming(_) | Mode::Draining(_) | Mode::Done => {}
@@ -417,6 +501,16 @@ impl BackupRole {
         let Mode::Claiming(claiming) = &mut self.mode else { return };
         match answer {
             ClaimAnswer::Unreachable => return claiming.retry(now_ns, &self.timing),
+            // The flag before is another node's: this arbiter's owner isn't the primary that was followed.
+            ClaimAnswer::Decided(Verdict::NotSuccessor(Some(holder))) => self.end(BackupEnd::Fenced { holder }),
+            // The primary's claim is gone. It makes it again if it lives; if not, nobody knows what else is lost.
+            ClaimAnswer::Decided(Verdict::NotSuccessor(None)) => {
+                claiming.retry(now_ns, &self.timing);
+                if !std::mem::replace(&mut self.has_told_claims_lost, true) {
+                    self.actions.push_back(BackupAction::ClaimsLost(self.generation));
+                }
+                return;
+            }
             ClaimAnswer::Decided(Verdict::Won) => {
                 self.moments.test_and_set_won_ns = now_ns;
                 self.mode = Mode::Draining(Then::GoLive(Generation(claiming.request.generation.0 + 1)));
@@ -432,7 +526,13 @@ impl BackupRole {
     /// Time has passed: heartbeats, timeouts, claims to ask again.
     pub fn tick(&mut self, now_ns: u64) {
         match &mut self.mode {
-            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Following { .. } => {
+            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. } => {
+                if let OwnerCheck::AskAt(at_ns) = self.check
+                    && now_ns >= at_ns
+                {
+                    self.check = OwnerCheck::Asked;
+                    self.actions.push_back(BackupAction::CheckOwner);
+                }
                 let silent_ns = now_ns.saturating_sub(self.heard_ns);
                 if silent_ns >= self.timing.failure_timeout_ns {
                     let reason = format!("the primary was silent for {} ms", silent_ns / 1_000_000);

@@ -21,6 +21,8 @@
 //!        ▼                                               ▼
 //!     Alone g+1                                         Alone g+1
 //! ```
+//! A backup accepts only when its own arbiter knows the primary, by its node, as the owner of the pair's generation. An
+//! owner looks after its claim now and then, and makes it again if the arbiter has lost it ([`PrimaryAction::Look`]).
 
 mod backup;
 mod primary;
@@ -28,9 +30,10 @@ mod primary;
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
 pub use primary::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 
-use crate::arbiter::{ClaimKind, Verdict};
+use crate::arbiter::{Claim, ClaimKind, Verdict};
 use logchannel::entry::Generation;
 use logchannel::message::Message;
+use logchannel::session::NodeId;
 
 /// How long a role waits for what.
 #[derive(Clone, Copy, Debug, Hash)]
@@ -44,6 +47,8 @@ pub struct Timing {
     pub claim_retry_ns: u64,
     /// How far the backup's replay may be behind before the guest is slowed, in nanoseconds.
     pub lag_bound_ns: u64,
+    /// From one look of the owner at its claim to the next, in nanoseconds; `u64::MAX` for none.
+    pub look_ns: u64,
 }
 
 impl Default for Timing {
@@ -53,6 +58,7 @@ impl Default for Timing {
             failure_timeout_ns: 1_000_000_000,
             claim_retry_ns: 100_000_000,
             lag_bound_ns: 100_000_000,
+            look_ns: 5_000_000_000,
         }
     }
 }
@@ -71,6 +77,8 @@ pub struct ClaimRequest {
     pub generation: Generation,
     /// What for.
     pub kind: ClaimKind,
+    /// Who holds the flag before, as far as the claimer knows; `None` only for the first flag.
+    pub predecessor: Option<NodeId>,
 }
 
 /// What became of it.
@@ -80,6 +88,17 @@ pub enum ClaimAnswer {
     Decided(Verdict),
     /// The arbiter could not be asked: nobody may go on until it can.
     Unreachable,
+}
+
+/// What became of a look at the latest claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LatestAnswer {
+    /// The latest generation that is claimed, and its claim, if any is.
+    Known(Option<(Generation, Claim)>),
+    /// The arbiter could not be asked, which says nothing about any claim.
+    Unreachable,
+    /// The arbiter can't answer before an operator has seen to it, for this reason.
+    Failed(String),
 }
 
 /// A test-and-set under way, asked again until it is answered.
@@ -115,7 +134,9 @@ impl Claiming {
 /// What a message is, for an error about one that comes at the wrong time.
 const fn message_name(message: &Message) -> &'static str {
     match message {
-        Message::Session(_) => "a session header",
+        Message::Session { .. } => "a session header",
+        Message::AskOwner { .. } => "a question for the owner",
+        Message::Owner { .. } => "an answer about the owner",
         Message::Join { .. } => "a wish to join",
         Message::Pages(_) => "pages of memory",
         Message::Tail(_) => "an output from before the snapshot",

@@ -140,7 +140,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
     pair.answer_primary(request);
     assert_eq!(pair.out, [0]);
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
-    assert_eq!(pair.primary_claim(), Some(end_claim(NEXT)), "now the operator's word is followed");
+    assert_eq!(pair.primary_claim(), Some(end_claim(NEXT, PRIMARY)), "now the operator's word is followed");
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     let (received, _) = pair.backup.cursors();
     let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
     assert_eq!(next, OutputId(3));
-    let mut successor = PrimaryRole::gone_live(session(), Timing::default(), received, next, tail);
+    let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), received, next, tail);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
     successor.append(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));

@@ -113,11 +113,11 @@ impl<'a> Run<'a> {
     fn new(seed: u64, sometimes: &'a mut Sometimes) -> Self {
         let mut random = Random(seed | 1);
         let lag_bound_ns = [20 * MS, Timing::default().lag_bound_ns][usize::from(random.chance(2))];
-        let timing = Timing { lag_bound_ns, ..Timing::default() };
+        let timing = Timing { lag_bound_ns, look_ns: u64::MAX, ..Timing::default() };
         let primary = if random.chance(2) {
-            PrimaryRole::awaiting_backup(session(), timing)
+            PrimaryRole::awaiting_backup(PRIMARY, session(), timing)
         } else {
-            PrimaryRole::alone(session(), timing)
+            PrimaryRole::alone(PRIMARY, session(), timing)
         };
         let mut pair = Pair::with(primary, expectation());
         if random.chance(8) {
@@ -316,7 +316,13 @@ impl<'a> Run<'a> {
                 side.is_primary_over = true;
             }
             PrimaryAction::CloseChannel { .. } => {}
-            other @ (PrimaryAction::HandOver | PrimaryAction::End(_)) => {
+            other @ (PrimaryAction::Look
+            | PrimaryAction::Refill(_)
+            | PrimaryAction::ClaimsLost { .. }
+            | PrimaryAction::ClaimsRestored(_)
+            | PrimaryAction::Stranded(_)
+            | PrimaryAction::HandOver
+            | PrimaryAction::End(_)) => {
                 panic!("nobody asked the primary for {other:?}")
             }
         }
@@ -347,6 +353,9 @@ impl<'a> Run<'a> {
             }
             BackupAction::End(BackupEnd::Unprotected { .. }) => side.is_backup_over = true,
             other @ (BackupAction::Begin(_)
+            | BackupAction::CheckOwner
+            | BackupAction::Joined
+            | BackupAction::ClaimsLost(_)
             | BackupAction::Pages(_)
             | BackupAction::Restore(_)
             | BackupAction::Consume(_)

@@ -26,7 +26,7 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
     pair.copy();
     pair.output();
     let kinds = messages_to_backup(&mut pair).into_iter().map(|message| match message {
-        Message::Session(found) => {
+        Message::Session { header: found, .. } => {
             assert_eq!(found, session());
             's'
         }
@@ -41,6 +41,8 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
             'e'
         }
         other @ (Message::Join { .. }
+        | Message::AskOwner { .. }
+        | Message::Owner { .. }
         | Message::Accepted
         | Message::Refused { .. }
         | Message::Ack { .. }
@@ -304,7 +306,7 @@ fn a_new_backup_joins_the_owner_after_every_failover() {
 #[test]
 fn a_primary_of_the_very_first_generation_pairs_like_any_other() {
     let session = SessionHeader { generation: Generation(0), ..session() };
-    let mut pair = Pair::with(PrimaryRole::awaiting_backup(session, Timing::default()), expectation());
+    let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session, Timing::default()), expectation());
     pair.become_protected();
     pair.output();
     pair.exchange();
@@ -391,7 +393,7 @@ fn a_guest_that_ends_while_a_backup_joins_ends() {
     for (when, mut pair) in joining() {
         let reason = pair.guest_stops();
         let request = pair.primary_claim().unwrap();
-        assert_eq!(request, end_claim(G), "{when}");
+        assert_eq!(request, end_claim(G, PRIMARY), "{when}");
         assert!(pair.to_backup.is_cut, "{when}");
         // Whatever the backup has still to say.
         pair.restore();
@@ -409,7 +411,7 @@ fn an_operator_who_retires_a_primary_while_a_backup_joins_ends_the_vm() {
         pair.primary.retire(pair.now_ns);
         pair.collect();
         let request = pair.primary_claim().unwrap();
-        assert_eq!(request, end_claim(G), "{when}");
+        assert_eq!(request, end_claim(G, PRIMARY), "{when}");
         assert!(!pair.primary.may_run() && pair.primary.can_take_backup(&vm_id()).is_err(), "{when}");
         pair.restore();
         pair.deliver_to_primary();

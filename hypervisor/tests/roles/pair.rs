@@ -66,12 +66,12 @@ pub(crate) struct Pair {
 impl Pair {
     /// A primary that waits, and a backup that has just connected to it and is expected to be fit.
     pub(crate) fn new() -> Self {
-        Self::with(PrimaryRole::awaiting_backup(session(), Timing::default()), expectation())
+        Self::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation())
     }
 
     /// The same of a primary that runs without backup.
     pub(crate) fn alone() -> Self {
-        Self::with(PrimaryRole::alone(session(), Timing::default()), expectation())
+        Self::with(PrimaryRole::alone(PRIMARY, session(), Timing::default()), expectation())
     }
 
     pub(crate) fn with(primary: PrimaryRole, expectation: Expectation) -> Self {
@@ -157,7 +157,7 @@ impl Pair {
         let session = SessionHeader { generation, ..session() };
         let (tail, next) = (self.backup.take_tail(), self.backup.next_output());
         assert_eq!(next, self.next_output_at(received));
-        let primary = PrimaryRole::gone_live(session, self.timing, received, next, tail);
+        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, received, next, tail);
         let mut pair = Self {
             now_ns: self.now_ns,
             timing: self.timing,
@@ -223,7 +223,18 @@ impl Pair {
                 PrimaryAction::Owner(_) | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
                     self.protected_from = LogSeq(u64::MAX);
                 }
-                PrimaryAction::Claim(_) | PrimaryAction::HandOver | PrimaryAction::End(PrimaryEnd::Fenced { .. }) => {}
+                PrimaryAction::Look => {
+                    let latest = self.arbiter.borrow().latest();
+                    self.primary.handle_latest(self.now_ns, latest);
+                    continue;
+                }
+                PrimaryAction::Claim(_)
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Stranded(_)
+                | PrimaryAction::HandOver
+                | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded) => {}
             }
             self.primary_actions.push_back(action);
         }
@@ -245,6 +256,11 @@ impl Pair {
                     }
                 }
                 BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
+                BackupAction::CheckOwner => {
+                    let latest = self.arbiter.borrow().latest();
+                    self.backup.handle_owner(self.now_ns, latest);
+                }
+                BackupAction::Joined => {}
                 BackupAction::Consume(entries) => self.to_replay.extend(entries),
                 BackupAction::Lost { .. } => self.cut(),
                 BackupAction::Protected(_) => {
@@ -253,7 +269,10 @@ impl Pair {
                     assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
                     self.backup_actions.push_back(action);
                 }
-                BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => {
+                BackupAction::Claim(_)
+                | BackupAction::ClaimsLost(_)
+                | BackupAction::GoLive(_)
+                | BackupAction::End(_) => {
                     self.backup_actions.push_back(action);
                 }
             }
@@ -508,6 +527,11 @@ impl Pair {
                 PrimaryAction::Claim(request) => return Some(request),
                 PrimaryAction::CloseChannel { .. } => {}
                 other @ (PrimaryAction::Owner(_)
+                | PrimaryAction::Look
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Stranded(_)
                 | PrimaryAction::Protected(_)
                 | PrimaryAction::HandOver
                 | PrimaryAction::End(_)) => panic!("instead of a claim: {other:?}"),
@@ -584,10 +608,10 @@ fn index(seq: LogSeq) -> usize {
 
 /// The claim that decides a pair.
 pub(crate) const fn owner_claim() -> ClaimRequest {
-    ClaimRequest { generation: G, kind: ClaimKind::Owner }
+    ClaimRequest { generation: G, kind: ClaimKind::Owner, predecessor: Some(PRIMARY) }
 }
 
 /// The claim that ends a VM in order.
-pub(crate) const fn end_claim(generation: Generation) -> ClaimRequest {
-    ClaimRequest { generation, kind: ClaimKind::Ended }
+pub(crate) const fn end_claim(generation: Generation, owner: NodeId) -> ClaimRequest {
+    ClaimRequest { generation, kind: ClaimKind::Ended, predecessor: Some(owner) }
 }

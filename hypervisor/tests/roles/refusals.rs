@@ -1,7 +1,7 @@
 //! Sides that don't fit together, and peers that break the protocol.
 
 use crate::pair::{Pair, owner_claim};
-use crate::world::{BACKUP, G, NEXT, config, guest_image, machine, session, vm_id};
+use crate::world::{BACKUP, G, NEXT, PRIMARY, config, guest_image, machine, session, vm_id};
 use hypervisor::role::{BackupEnd, Expectation, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Message};
@@ -41,7 +41,7 @@ fn batch() -> Message {
 #[test]
 fn another_vm_is_refused_by_name() {
     let header = SessionHeader { vm: VmId::new("other").unwrap(), ..session() };
-    let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
+    let reason = refusal(&mut Pair::new(), [Message::Session { header, owner: PRIMARY }]);
     assert!(reason.contains("vm0") && reason.contains("other"), "{reason}");
 }
 
@@ -49,7 +49,7 @@ fn another_vm_is_refused_by_name() {
 fn another_image_is_refused_by_name_before_it_is_sent() {
     let header = SessionHeader::new(vm_id(), G, config(), "different", b"different").unwrap();
     let digest = header.image_digest.to_string();
-    let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
+    let reason = refusal(&mut Pair::new(), [Message::Session { header, owner: PRIMARY }]);
     assert!(reason.contains("different") && reason.contains(&digest), "{reason}");
 }
 
@@ -68,7 +68,7 @@ fn a_machine_of_another_behaviour_is_refused_by_name() {
 #[test]
 fn a_backup_without_expectation_takes_any_image_of_its_vm() {
     let expectation = Expectation { vm: vm_id(), image: None };
-    let mut pair = Pair::with(PrimaryRole::awaiting_backup(session(), Timing::default()), expectation);
+    let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation);
     pair.connect();
     pair.exchange();
     assert!(pair.primary.is_protected());
@@ -77,7 +77,7 @@ fn a_backup_without_expectation_takes_any_image_of_its_vm() {
 #[test]
 fn a_backup_of_another_vm_is_refused_by_the_primary() {
     let expectation = Expectation { vm: VmId::new("other").unwrap(), image: None };
-    let mut pair = Pair::with(PrimaryRole::alone(session(), Timing::default()), expectation);
+    let mut pair = Pair::with(PrimaryRole::alone(PRIMARY, session(), Timing::default()), expectation);
     pair.connect();
     assert_eq!(pair.primary_claim(), None);
     assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "its place is free");
@@ -90,7 +90,7 @@ fn a_backup_of_another_vm_is_refused_by_the_primary() {
 #[test]
 fn messages_at_the_wrong_time_are_refused_by_the_backup() {
     let join = || Message::Join { vm: vm_id(), node: BACKUP };
-    let session = || Message::Session(session());
+    let session = || Message::Session { header: session(), owner: PRIMARY };
     let protected = || Message::Protected { generation: G };
     let ack = || Message::Ack { received: LogSeq(0) };
     let consumed = || Message::Consumed { consumed: LogSeq(0), count: InstructionCount(0) };
@@ -151,7 +151,8 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
 #[test]
 fn a_tail_out_of_order_is_refused() {
     for ids in [&[3, 3][..], &[3, 2], &[u64::MAX, 0]] {
-        let messages = std::iter::once(Message::Session(session())).chain(ids.iter().map(|id| tail(*id)));
+        let messages = std::iter::once(Message::Session { header: session(), owner: PRIMARY })
+            .chain(ids.iter().map(|id| tail(*id)));
         let reason = refusal(&mut Pair::new(), messages);
         assert!(reason.contains("tail"), "{ids:?}: {reason}");
     }
@@ -180,7 +181,7 @@ fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
 #[test]
 fn a_snapshot_that_cannot_be_restored_is_refused() {
     let good = snapshot();
-    let begin = || Message::Session(session());
+    let begin = || Message::Session { header: session(), owner: PRIMARY };
     let small = SessionHeader { config: MachineConfig { ram_bytes: 5, ..config() }, ..session() };
     let huge = SessionHeader { config: MachineConfig { ram_bytes: u64::MAX, ..config() }, ..session() };
     let outside = |first| Message::Pages(Pages { first, bytes: vec![1; PAGE_BYTES] });
@@ -189,8 +190,8 @@ fn a_snapshot_that_cannot_be_restored_is_refused() {
     let flipped = Snapshot { digest: StateDigest(good.digest.0 ^ 1), ..good.clone() };
     let nonsense = Snapshot { state: vec![0xff; good.state.len()], ..good };
     let cases: [(&str, Vec<Message>); 8] = [
-        ("a machine without memory", vec![Message::Session(small)]),
-        ("a machine of all memory", vec![Message::Session(huge)]),
+        ("a machine without memory", vec![Message::Session { header: small, owner: PRIMARY }]),
+        ("a machine of all memory", vec![Message::Session { header: huge, owner: PRIMARY }]),
         ("a page behind the last", vec![begin(), outside(1024)]),
         ("a page at the end of all numbers", vec![begin(), outside(u64::MAX)]),
         ("a state cut short", vec![begin(), Message::Snapshot(cut)]),
@@ -224,7 +225,7 @@ fn a_generation_that_is_not_the_sessions_is_refused() {
     }
     // The winner of the last generation that there is couldn't be of the next one.
     let header = SessionHeader { generation: Generation(u64::MAX), ..session() };
-    refusal(&mut Pair::new(), [Message::Session(header)]);
+    refusal(&mut Pair::new(), [Message::Session { header, owner: PRIMARY }]);
 }
 
 #[test]
@@ -251,7 +252,7 @@ fn a_restoration_that_fails_after_the_end_is_no_second_end() {
 fn a_backup_that_refuses_leaves_its_place_to_the_next() {
     let image = Some(("other".into(), ImageDigest::of(b"other")));
     let expectation = Expectation { vm: vm_id(), image };
-    let mut pair = Pair::with(PrimaryRole::awaiting_backup(session(), Timing::default()), expectation);
+    let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation);
     pair.connect();
     pair.exchange();
     assert!(!pair.primary.is_protected());
@@ -319,7 +320,7 @@ fn acknowledgements_of_what_was_appended_but_not_sent_are_refused() {
 fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
     let wrong = [
         Message::Join { vm: vm_id(), node: BACKUP },
-        Message::Session(session()),
+        Message::Session { header: session(), owner: PRIMARY },
         pages(),
         tail(0),
         Message::Snapshot(snapshot()),

@@ -1,7 +1,7 @@
 //! Ends that are no failures: the guest's own, and the operator's.
 
 use crate::pair::{Pair, end_claim, owner_claim};
-use crate::world::{BACKUP, G, MS, NEXT, vm_id};
+use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, vm_id};
 use hypervisor::arbiter::{Claim, ClaimKind};
 use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, Timing};
 
@@ -16,7 +16,7 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     pair.deliver_to_primary();
     assert_eq!(pair.out, [0]);
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(G));
+    assert_eq!(request, end_claim(G, PRIMARY));
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
     assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
@@ -44,7 +44,7 @@ fn the_end_mark_waits_for_the_last_words_but_not_for_ever() {
             pair.exchange();
             pair.pass(step_ns);
         }
-        assert_eq!(pair.primary_claim(), Some(end_claim(G)));
+        assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
         assert!(!pair.to_primary.is_cut);
     }
 }
@@ -87,7 +87,7 @@ fn a_primary_that_loses_its_backup_at_the_guests_end_leaves_the_end_mark_by_itse
     let reason = pair.guest_stops();
     pair.backup_lost();
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(G));
+    assert_eq!(request, end_claim(G, PRIMARY));
     assert_eq!(pair.out, [0_u64; 0]);
     pair.answer_primary(request);
     assert_eq!(pair.out, [0], "the last words of the guest");
@@ -104,7 +104,7 @@ fn a_guest_that_ends_while_its_primary_asks_for_the_flag_ends_after_the_answer()
     pair.answer_primary(request);
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(NEXT));
+    assert_eq!(request, end_claim(NEXT, PRIMARY));
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
 }
@@ -114,7 +114,7 @@ fn a_guest_without_backup_leaves_the_end_mark() {
     let mut pair = Pair::alone();
     let reason = pair.guest_stops();
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(G));
+    assert_eq!(request, end_claim(G, PRIMARY));
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
 }
@@ -147,7 +147,7 @@ fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanw
         pair.primary.retire(pair.now_ns);
         pair.collect();
         let request = pair.primary_claim().unwrap();
-        assert_eq!(request, end_claim(G));
+        assert_eq!(request, end_claim(G, PRIMARY));
         assert!(!pair.primary.may_run(), "a guest that is to end must not start");
         assert!(pair.primary.can_take_backup(&vm_id()).is_err());
         pair.arbiter.borrow_mut().is_unreachable = true;
@@ -155,7 +155,7 @@ fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanw
         pair.pass(Timing::default().claim_retry_ns);
         pair.arbiter.borrow_mut().is_unreachable = false;
         let request = pair.primary_claim().unwrap();
-        assert_eq!(request, end_claim(G));
+        assert_eq!(request, end_claim(G, PRIMARY));
         pair.answer_primary(request);
         assert_eq!(pair.primary_actions, [PrimaryAction::End(PrimaryEnd::Retired)]);
     }
@@ -195,7 +195,7 @@ fn retiring_a_primary_whose_guest_has_just_ended_still_leaves_the_end_mark() {
     pair.exchange();
     assert_eq!(pair.out, [0]);
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, end_claim(G), "it knows the end already");
+    assert_eq!(request, end_claim(G, PRIMARY), "it knows the end already");
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
 }
@@ -212,5 +212,5 @@ fn retiring_twice_asks_once() {
     assert_eq!(pair.primary_claim(), None);
     pair.answer_primary(request);
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
-    assert_eq!(pair.primary_claim(), Some(end_claim(NEXT)));
+    assert_eq!(pair.primary_claim(), Some(end_claim(NEXT, PRIMARY)));
 }

@@ -1,8 +1,8 @@
 //! What is around the roles: a guest, wires, an arbiter and a LAN, in memory.
 
 use crate::roles_image::image;
-use hypervisor::arbiter::{Claim, Verdict};
-use hypervisor::role::{ClaimAnswer, ClaimRequest, Expectation};
+use hypervisor::arbiter::{Claim, ClaimKind, Verdict, is_successor};
+use hypervisor::role::{ClaimAnswer, ClaimRequest, Expectation, LatestAnswer};
 use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
@@ -115,8 +115,8 @@ impl Wire {
     }
 }
 
-/// A test-and-set per generation.
-#[derive(Debug, Default)]
+/// A test-and-set per generation. The first pair's primary owns the VM by the claim before it.
+#[derive(Debug)]
 pub(crate) struct Arbiter {
     pub(crate) claims: BTreeMap<u64, Claim>,
     /// Requests don't arrive.
@@ -125,12 +125,32 @@ pub(crate) struct Arbiter {
     pub(crate) lost_replies: u32,
 }
 
+impl Default for Arbiter {
+    fn default() -> Self {
+        let claim = Claim { node: PRIMARY, kind: ClaimKind::Owner, address: None };
+        Self { claims: BTreeMap::from([(G.0 - 1, claim)]), is_unreachable: false, lost_replies: 0 }
+    }
+}
+
 impl Arbiter {
+    /// The latest claim, as a driver asks for it.
+    pub(crate) fn latest(&self) -> LatestAnswer {
+        if self.is_unreachable {
+            return LatestAnswer::Unreachable;
+        }
+        LatestAnswer::Known(self.claims.last_key_value().map(|(flag, claim)| (Generation(*flag), claim.clone())))
+    }
+
     pub(crate) fn ask(&mut self, node: NodeId, request: ClaimRequest) -> ClaimAnswer {
         if self.is_unreachable {
             return ClaimAnswer::Unreachable;
         }
         let claim = Claim { node, kind: request.kind, address: None };
+        let before = request.generation.0.checked_sub(1).and_then(|before| self.claims.get(&before));
+        let may_follow = is_successor(request.generation, request.predecessor, before);
+        if !may_follow && !self.claims.contains_key(&request.generation.0) {
+            return ClaimAnswer::Decided(Verdict::NotSuccessor(before.cloned()));
+        }
         let holder = self.claims.entry(request.generation.0).or_insert(claim).clone();
         if self.lost_replies > 0 {
             self.lost_replies -= 1;

@@ -53,6 +53,16 @@ pub enum Action {
     NoAnswer(usize),
     /// The test-and-set of a node that is gone arrives at the arbiter.
     DecideLate(usize),
+    /// A node asks for the latest claim and is told.
+    Latest(usize),
+    /// A node asks for the latest claim and is told nothing.
+    NoLatest(usize),
+    /// An owner looks after its claim.
+    Look(usize),
+    /// An owner claims a flag again that the arbiter has lost, and is told how that went.
+    Refill(usize),
+    /// The arbiter loses its claims.
+    Forget,
     /// A node dies.
     Crash(usize),
     /// The operator stops an owner.
@@ -69,8 +79,12 @@ impl State {
                 Node::Owner(_) => self.owner_actions(index, actions),
                 Node::Gone(_) => continue,
             }
+            if node.is_looking() {
+                actions.push(Action::Latest(index));
+                actions.push(Action::NoLatest(index));
+            }
             if let Some(request) = node.asking() {
-                let decided = self.arbiter.claim_of(request.generation.0).is_some();
+                let decided = self.arbiter_of(index).answer(index, request).is_some();
                 // The guest's last words go before its end mark.
                 let has_words_left = request.kind == ClaimKind::Ended
                     && node.owner().is_some_and(|owner| owner.role.gate().has_released());
@@ -86,6 +100,9 @@ impl State {
             }
         }
         actions.extend((0..self.arbiter.late.len()).map(Action::DecideLate));
+        if self.faults.vanishings > 0 {
+            actions.push(Action::Forget);
+        }
         if !self.lan.wire.is_empty() {
             actions.push(Action::FrameArrives);
         }
@@ -122,6 +139,12 @@ impl State {
         }
         if owner.end.is_some() {
             return;
+        }
+        if owner.refilling.is_some() {
+            actions.push(Action::Refill(index));
+        } else if self.arbiter.has_forgotten && !owner.is_looking {
+            // Before, it finds what it expects.
+            actions.push(Action::Look(index));
         }
         if owner.may_run() {
             actions.push(Action::GuestRuns(index));
@@ -169,6 +192,11 @@ impl State {
             | Action::Answer(_)
             | Action::NoAnswer(_)
             | Action::DecideLate(_)
+            | Action::Latest(_)
+            | Action::NoLatest(_)
+            | Action::Look(_)
+            | Action::Refill(_)
+            | Action::Forget
             | Action::Crash(_)
             | Action::Retire(_) => None,
         };

@@ -47,6 +47,10 @@ pub struct Cluster {
     pub cuts: u8,
     /// How many primaries are stopped by their operator.
     pub retirements: u8,
+    /// How often the arbiter loses its claims.
+    pub vanishings: u8,
+    /// The last node has another arbiter, which knows a stranger as the VM's owner of the same generation.
+    pub is_last_mistaken: bool,
     /// A rule that the roles don't keep.
     #[cfg(feature = "mutations")]
     pub mutation: Option<hypervisor::mutation::Mutation>,
@@ -65,6 +69,8 @@ impl Cluster {
             crashes: 1,
             cuts: 0,
             retirements: 0,
+            vanishings: 0,
+            is_last_mistaken: false,
             #[cfg(feature = "mutations")]
             mutation: None,
         }
@@ -80,6 +86,18 @@ impl Cluster {
     #[must_use]
     pub const fn chain() -> Self {
         Self { nodes: 3, last_pair: Generation(2), outputs: 1, powers_off: false, crashes: 2, cuts: 1, ..Self::pair() }
+    }
+
+    /// A pair whose arbiter loses its claims at any moment.
+    #[must_use]
+    pub const fn lost_claims() -> Self {
+        Self { outputs: 1, powers_off: false, vanishings: 1, ..Self::pair() }
+    }
+
+    /// An owner alone, and a backup with another arbiter that wants to join it.
+    #[must_use]
+    pub const fn two_arbiters() -> Self {
+        Self { is_protected: false, last_pair: Generation(1), outputs: 1, is_last_mistaken: true, ..Self::pair() }
     }
 
     /// Mutations are a thread's, and the checker has threads of its own.

@@ -42,6 +42,8 @@ pub(super) struct Backup {
     /// Received, and not replayed.
     pub(super) work: VecDeque<VecDeque<LogEntry>>,
     pub(super) asking: Option<ClaimRequest>,
+    /// It asks for the latest claim.
+    pub(super) is_looking: bool,
 }
 
 /// A primary and its driver.
@@ -54,6 +56,10 @@ pub(super) struct Owner {
     /// The vCPU has logged an output, and flushes before it runs on; other threads may come between.
     pub(super) must_flush: bool,
     pub(super) asking: Option<ClaimRequest>,
+    /// It asks for the latest claim.
+    pub(super) is_looking: bool,
+    /// It asks for a flag that the arbiter has lost.
+    pub(super) refilling: Option<ClaimRequest>,
     /// Whose connection it listens to.
     pub(super) backup: Option<usize>,
     pub(super) end: Option<End>,
@@ -77,6 +83,8 @@ impl Owner {
             has_logged_end: false,
             must_flush: false,
             asking: None,
+            is_looking: false,
+            refilling: None,
             backup: None,
             end: None,
             entries: Vec::new(),
@@ -137,6 +145,15 @@ impl Node {
         }
     }
 
+    /// It asks for the latest claim.
+    pub(super) const fn is_looking(&self) -> bool {
+        match self {
+            Self::Backup(backup) => backup.is_looking,
+            Self::Owner(owner) => owner.is_looking,
+            Self::Spare | Self::Gone(_) => false,
+        }
+    }
+
     /// The owner of the VM as far as it knows, if it may still put something out.
     pub(super) const fn owner(&self) -> Option<&Owner> {
         match self {
@@ -157,8 +174,16 @@ impl Node {
 pub(super) const NOW_NS: u64 = 0;
 
 /// Nothing happens by itself, and an unanswered claim is asked again at once.
-pub(super) const TIMING: Timing =
-    Timing { heartbeat_ns: u64::MAX, failure_timeout_ns: u64::MAX, claim_retry_ns: 0, lag_bound_ns: u64::MAX / 4 };
+pub(super) const TIMING: Timing = Timing {
+    heartbeat_ns: u64::MAX,
+    failure_timeout_ns: u64::MAX,
+    claim_retry_ns: 0,
+    lag_bound_ns: u64::MAX / 4,
+    look_ns: u64::MAX,
+};
+
+/// The same, of owners that look after their claims.
+pub(super) const LOOKING: Timing = Timing { look_ns: 0, ..TIMING };
 
 /// A small machine.
 pub(super) fn config() -> MachineConfig {

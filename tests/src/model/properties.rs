@@ -26,6 +26,8 @@ fn safety() -> Vec<Property<Cluster>> {
         Property::always("the fenced put out nothing", |_, state: &State| state.broken != Some(Rule::Fencing)),
         Property::always("Output Rule", |_, state: &State| state.broken != Some(Rule::OutputRule)),
         Property::always("the LAN carries every output in order", |_, state: &State| state.broken != Some(Rule::NoGap)),
+        Property::always("a pair has one arbiter", |_, state: &State| state.broken != Some(Rule::OneArbiter)),
+        Property::always("absence fences nobody", |_, state: &State| state.broken != Some(Rule::FencedByNobody)),
         Property::always("virtual lockstep", |_, state: &State| state.broken != Some(Rule::Lockstep)),
         Property::always("the owner has all that the LAN hasn't carried", |_, state: &State| {
             state.rightful_owner().is_none_or(|owner| owner.role.gate().next_to_leave() <= state.lan.next_output())
@@ -66,6 +68,16 @@ fn sightings() -> Vec<Property<Cluster>> {
         Property::sometimes("the guest ended in order", |_, state: &State| {
             state.arbiter.latest().is_some_and(|(_, kind)| kind == ClaimKind::Ended)
         }),
+        Property::sometimes("claims lost and made again", |_, state: &State| {
+            state.arbiter.has_forgotten && state.arbiter.latest().is_some()
+        }),
+        Property::sometimes("protected again after claims were lost", |_, state: &State| {
+            let has_joined = |owner: &Owner| owner.role.is_protected() && owner.role.generation().0 == 2;
+            state.arbiter.has_forgotten && state.owners().any(|(_, owner)| has_joined(owner))
+        }),
+        Property::sometimes("a primary stands still", |_, state: &State| {
+            state.owners().any(|(_, owner)| owner.role.is_stranded())
+        }),
         Property::sometimes("a dead node won", |_, state: &State| {
             let latest = state.arbiter.latest().and_then(|(generation, _)| state.arbiter.claim_of(generation));
             latest.is_some_and(|(node, _)| matches!(*state.nodes[node], Node::Gone(End::Crashed)))
@@ -82,6 +94,11 @@ impl State {
 
     /// Whom the arbiter has given the VM, if it knows already.
     fn rightful_owner(&self) -> Option<&Owner> {
+        if self.arbiter.has_forgotten {
+            // What it knows now may be what a fenced owner has made again.
+            let latest = |(_, owner): &(usize, &Owner)| owner.role.generation().0 == self.faults.latest_owned;
+            return self.owners().find(latest).map(|(_, owner)| owner);
+        }
         let (latest, kind) = self.arbiter.latest()?;
         let mut owners = self.owners().filter(|_| kind == ClaimKind::Owner);
         owners.find(|(_, owner)| owner.role.generation().0 == latest + 1).map(|(_, owner)| owner)

@@ -3,12 +3,13 @@
 use super::Cluster;
 use super::actions::Action;
 use super::guest::Guest;
-use super::node::{Backup, End, NOW_NS, Node, Owner, TIMING, config};
+use super::node::{Backup, End, LOOKING, NOW_NS, Node, Owner, TIMING, config};
 use super::shared::Shared;
 use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
 use hypervisor::arbiter::{ClaimKind, Verdict};
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd, PrimaryRole,
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, LatestAnswer, PrimaryAction,
+    PrimaryEnd, PrimaryRole,
 };
 use logchannel::entry::Generation;
 use logchannel::message::Message;
@@ -23,6 +24,8 @@ pub struct State {
     /// By the index of the backup.
     pub(super) channels: Vec<Shared<Channel>>,
     pub(super) arbiter: Arbiter,
+    /// Another one, which knows a VM of this name too.
+    pub(super) other_arbiter: Shared<Arbiter>,
     pub(super) lan: Shared<Lan>,
     pub(super) faults: Faults,
     /// What has gone wrong.
@@ -35,7 +38,15 @@ pub(super) struct Faults {
     pub(super) crashes: u8,
     pub(super) cuts: u8,
     pub(super) retirements: u8,
+    pub(super) vanishings: u8,
+    /// The last node has another arbiter than the rest.
+    pub(super) is_last_mistaken: bool,
+    /// The greatest generation that any node has owned.
+    pub(super) latest_owned: u64,
 }
+
+/// A node of another VM, at the other arbiter.
+const STRANGER: usize = 9;
 
 /// A rule that can be broken by what a node does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +57,10 @@ pub enum Rule {
     Fencing,
     /// A node goes on as the owner of a generation that the arbiter hasn't given it.
     TestAndSet,
+    /// A backup protects the VM that has another arbiter than its primary.
+    OneArbiter,
+    /// A primary is told that it is fenced, and by nobody.
+    FencedByNobody,
     /// The LAN gets an output, and not the one before.
     NoGap,
     /// A backup's replay does something else than its log says.
@@ -56,23 +71,36 @@ impl State {
     /// An owner that has just started, alone or with a backup that protects it.
     pub(super) fn initial(model: &Cluster) -> Self {
         let guest = Guest::new(model.outputs, model.powers_off);
-        let role = PrimaryRole::alone(session(), TIMING);
+        let timing = if model.vanishings > 0 { LOOKING } else { TIMING };
+        let role = PrimaryRole::alone(node_id(0), session(), timing);
         let mut nodes = vec![Shared::new(Node::Spare); model.nodes];
         let appended = role.appended();
         nodes[0] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, appended))));
         let mut arbiter = Arbiter::default();
-        arbiter.decide(0, ClaimRequest { generation: Generation(0), kind: ClaimKind::Owner });
+        let first = ClaimRequest { generation: Generation(0), kind: ClaimKind::Owner, predecessor: None };
+        arbiter.decide(0, first);
+        let mut other_arbiter = Arbiter::default();
+        other_arbiter.decide(STRANGER, first);
         let mut state = Self {
             channels: vec![Shared::new(Channel::default()); nodes.len()],
             nodes,
             arbiter,
+            other_arbiter: Shared::new(other_arbiter),
             lan: Shared::new(Lan::new(0)),
-            faults: Faults { crashes: model.crashes, cuts: model.cuts, retirements: model.retirements },
+            faults: Faults {
+                crashes: model.crashes,
+                cuts: model.cuts,
+                retirements: model.retirements,
+                vanishings: model.vanishings,
+                is_last_mistaken: model.is_last_mistaken,
+                latest_owned: 1,
+            },
             broken: None,
         };
         let joining = [
             Action::Join { backup: 1, primary: 0 },
             Action::AtBackup(1, 0),
+            Action::Latest(1),
             Action::Copy(0),
             Action::AtBackup(1, 0),
             Action::Restored(1),
@@ -123,7 +151,28 @@ impl State {
             Action::SuspectBackup(node) => next.drive_owner(node, |owner| owner.role.backup_lost("silent")),
             Action::Decide(node) => {
                 let request = next.nodes[node].asking()?;
-                next.arbiter.decide(node, request);
+                next.decide(node, request);
+                Some(())
+            }
+            Action::Latest(node) => {
+                let latest = next.arbiter_of(node).latest_answer();
+                next.handle_latest(node, &latest)
+            }
+            Action::NoLatest(node) => next.handle_latest(node, &LatestAnswer::Unreachable),
+            Action::Look(node) => next.drive_owner(node, |owner| owner.role.tick(NOW_NS)),
+            Action::Refill(node) => {
+                let request = next.nodes[node].owner()?.refilling?;
+                next.decide(node, request);
+                let answer = ClaimAnswer::Decided(next.arbiter_of(node).answer(node, request)?);
+                next.drive_owner(node, |owner| {
+                    owner.refilling = None;
+                    owner.role.handle_refill(NOW_NS, answer);
+                    owner.role.tick(NOW_NS);
+                })
+            }
+            Action::Forget => {
+                next.faults.vanishings -= 1;
+                next.arbiter.forget();
                 Some(())
             }
             Action::Answer(node) => next.answer(node),
@@ -144,6 +193,40 @@ impl State {
             }
         }?;
         Some(next)
+    }
+
+    /// The arbiter of a node.
+    pub(super) fn arbiter_of(&self, node: usize) -> &Arbiter {
+        if self.is_mistaken(node) { &self.other_arbiter } else { &self.arbiter }
+    }
+
+    fn is_mistaken(&self, node: usize) -> bool {
+        self.faults.is_last_mistaken && node + 1 == self.nodes.len()
+    }
+
+    fn decide(&mut self, node: usize, request: ClaimRequest) {
+        if self.is_mistaken(node) {
+            let mut arbiter = (*self.other_arbiter).clone();
+            arbiter.decide(node, request);
+            self.other_arbiter = Shared::new(arbiter);
+        } else {
+            self.arbiter.decide(node, request);
+        }
+    }
+
+    fn handle_latest(&mut self, node: usize, answer: &LatestAnswer) -> Option<()> {
+        match &*self.nodes[node] {
+            Node::Owner(_) => self.drive_owner(node, |owner| {
+                owner.is_looking = false;
+                owner.role.handle_latest(NOW_NS, answer.clone());
+            }),
+            Node::Backup(_) => self.drive_backup(node, |backup| {
+                backup.is_looking = false;
+                backup.role.handle_owner(NOW_NS, answer.clone());
+                backup.role.tick(NOW_NS);
+            }),
+            Node::Spare | Node::Gone(_) => None,
+        }
     }
 
     /// A tick that makes a node say something; one that doesn't only keeps its clock.
@@ -188,6 +271,9 @@ impl State {
         for action in actions {
             match action {
                 PrimaryAction::Claim(request) => owner.asking = Some(request),
+                PrimaryAction::Look => owner.is_looking = true,
+                PrimaryAction::Refill(request) => owner.refilling = Some(request),
+                PrimaryAction::ClaimsLost { .. } | PrimaryAction::ClaimsRestored(_) | PrimaryAction::Stranded(_) => {}
                 PrimaryAction::CloseChannel { .. } => {}
                 PrimaryAction::Owner(generation) => {
                     self.check_claim(node, generation);
@@ -196,7 +282,13 @@ impl State {
                 }
                 PrimaryAction::Protected(_) => owner.is_alone = false,
                 PrimaryAction::HandOver => owner.end = Some(End::Retired),
-                PrimaryAction::End(PrimaryEnd::Fenced { .. }) => owner.end = Some(End::PrimaryFenced),
+                PrimaryAction::End(PrimaryEnd::Fenced { holder }) => {
+                    if holder.node == node_id(node) {
+                        self.broke(Rule::FencedByNobody);
+                    }
+                    owner.end = Some(End::PrimaryFenced);
+                }
+                PrimaryAction::End(PrimaryEnd::Stranded) => owner.end = Some(End::Retired),
                 PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
                     owner.end = Some(End::GuestOver);
                     // Alone by the claim that is its end mark.
@@ -244,8 +336,11 @@ impl State {
     }
 
     fn check_claim(&mut self, node: usize, generation: Generation) {
-        let claim = generation.0.checked_sub(1).and_then(|flag| self.arbiter.claim_of(flag));
-        if claim.is_none_or(|(holder, _)| holder != node) {
+        let claim = generation.0.checked_sub(1).and_then(|flag| self.arbiter_of(node).claim_of(flag));
+        // One that was won may be lost before its holder hears of it.
+        let is_won = claim.map_or(self.arbiter.has_forgotten, |(holder, _)| holder == node);
+        self.faults.latest_owned = self.faults.latest_owned.max(generation.0);
+        if !is_won {
             self.broke(Rule::TestAndSet);
         }
     }
@@ -311,7 +406,8 @@ impl State {
         let mut role = BackupRole::new(NOW_NS, node_id(backup), expectation, TIMING);
         // The wish to join.
         role.take_outgoing(&mut Vec::new());
-        let joining = Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None };
+        let joining =
+            Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None, is_looking: false };
         self.nodes[backup] = Shared::new(Node::Backup(Box::new(joining)));
         self.channels[backup] = Shared::new(Channel::open(primary));
         let mut taken = Ok(());
@@ -352,7 +448,12 @@ impl State {
         while let Some(action) = backup.role.poll_action() {
             match action {
                 BackupAction::Begin(session) => backup.session = Some(session),
-                BackupAction::Pages(_) | BackupAction::Protected(_) => {}
+                BackupAction::CheckOwner => backup.is_looking = true,
+                BackupAction::Protected(_) if self.is_mistaken(node) => self.broke(Rule::OneArbiter),
+                BackupAction::Pages(_)
+                | BackupAction::Joined
+                | BackupAction::ClaimsLost(_)
+                | BackupAction::Protected(_) => {}
                 BackupAction::Restore(snapshot) => {
                     backup.guest = Guest::restore(&snapshot.state).map(|guest| (guest, false));
                 }
@@ -375,7 +476,8 @@ impl State {
         session.generation = generation;
         let (_, first) = backup.role.cursors();
         let tail = backup.role.take_tail();
-        let role = PrimaryRole::gone_live(session, TIMING, first, backup.role.next_output(), tail);
+        let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
+        let role = PrimaryRole::gone_live(node_id(node), session, timing, first, backup.role.next_output(), tail);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
 
@@ -420,7 +522,7 @@ impl State {
 
     fn answer(&mut self, node: usize) -> Option<()> {
         let request = self.nodes[node].asking()?;
-        let verdict = self.arbiter.answer(node, request)?;
+        let verdict = self.arbiter_of(node).answer(node, request)?;
         self.claim_answered(node, &ClaimAnswer::Decided(verdict))
     }
 

@@ -1,7 +1,8 @@
 //! What is between and around the nodes: the network, the arbiter, the LAN.
 
-use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
-use hypervisor::role::ClaimRequest;
+use hypervisor::arbiter::{Claim, ClaimKind, Verdict, is_successor};
+use hypervisor::role::{ClaimRequest, LatestAnswer};
+use logchannel::entry::Generation;
 use logchannel::entry::LogSeq;
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
@@ -102,6 +103,8 @@ pub(super) struct Arbiter {
     claims: Vec<(u64, usize, ClaimKind)>,
     /// Requests under way of nodes that are gone.
     pub(super) late: Vec<(usize, ClaimRequest)>,
+    /// It has lost its claims once.
+    pub(super) has_forgotten: bool,
 }
 
 impl Arbiter {
@@ -113,9 +116,29 @@ impl Arbiter {
         self.claims.last().map(|(generation, _, kind)| (*generation, *kind))
     }
 
+    /// The latest claim, as a node is told.
+    pub(super) fn latest_answer(&self) -> LatestAnswer {
+        let claim = |(flag, holder, kind): &(u64, usize, ClaimKind)| (Generation(*flag), claim(*holder, *kind));
+        LatestAnswer::Known(self.claims.last().map(claim))
+    }
+
+    /// All claims are lost.
+    pub(super) fn forget(&mut self) {
+        self.claims.clear();
+        self.has_forgotten = true;
+    }
+
+    /// What is held by whom before the flag of `request`, and whether that is as the request says.
+    fn before(&self, request: ClaimRequest) -> (Option<Claim>, bool) {
+        let before = request.generation.0.checked_sub(1).and_then(|before| self.claim_of(before));
+        let before = before.map(|(holder, kind)| claim(holder, kind));
+        let may_follow = is_successor(request.generation, request.predecessor, before.as_ref());
+        (before, may_follow)
+    }
+
     /// A request arrives.
     pub(super) fn decide(&mut self, node: usize, request: ClaimRequest) {
-        if self.claim_of(request.generation.0).is_none() {
+        if self.claim_of(request.generation.0).is_none() && self.before(request).1 {
             self.claims.push((request.generation.0, node, request.kind));
             self.claims.sort_unstable_by_key(|(generation, ..)| *generation);
         }
@@ -123,14 +146,21 @@ impl Arbiter {
         self.late.retain(|(_, late)| claims.iter().all(|(generation, ..)| *generation != late.generation.0));
     }
 
-    /// The answer to `node`, once the generation is decided.
+    /// The answer to `node`, once the generation is decided, or the claim refused.
     pub(super) fn answer(&self, node: usize, request: ClaimRequest) -> Option<Verdict> {
-        let (holder, kind) = self.claim_of(request.generation.0)?;
+        let Some((holder, kind)) = self.claim_of(request.generation.0) else {
+            let (before, may_follow) = self.before(request);
+            return (!may_follow).then_some(Verdict::NotSuccessor(before));
+        };
         Some(match holder == node {
             true => Verdict::Won,
-            false => Verdict::Lost(Claim { node: node_id(holder), kind, address: None }),
+            false => Verdict::Lost(claim(holder, kind)),
         })
     }
+}
+
+const fn claim(holder: usize, kind: ClaimKind) -> Claim {
+    Claim { node: node_id(holder), kind, address: None }
 }
 
 /// The VM's port on the LAN.

@@ -1,6 +1,7 @@
 //! The arbiter, and the way to it: questions and answers are late, lost, and heard twice.
 
-use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
+use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict, is_successor};
+use hypervisor::role::ClaimRequest;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::BTreeMap;
@@ -31,20 +32,47 @@ impl SimArbiter {
     pub(super) fn hear(&self, ask: &Ask) -> Answer {
         match ask {
             Ask::Latest => Answer::Latest(self.last()),
-            Ask::Claim(generation, claim) => Answer::Claim(self.claim(*generation, claim)),
+            Ask::Claim(request, claim) => Answer::Claim(self.claim(request.generation, claim, request.predecessor)),
         }
     }
 
-    fn claim(&self, generation: Generation, claim: &Claim) -> Verdict {
-        let holder = self.with(|claims| claims.entry(generation).or_insert_with(|| claim.clone()).clone());
-        if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder) }
+    fn claim(&self, generation: Generation, claim: &Claim, predecessor: Option<NodeId>) -> Verdict {
+        self.with(|claims| {
+            let before = generation.0.checked_sub(1).and_then(|before| claims.get(&Generation(before)));
+            if !claims.contains_key(&generation) && !is_successor(generation, predecessor, before) {
+                return Verdict::NotSuccessor(before.cloned());
+            }
+            let holder = claims.entry(generation).or_insert_with(|| claim.clone());
+            if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder.clone()) }
+        })
+    }
+
+    /// Knows other nodes as the owners of the generations up to that of `flag`, the last at `address`.
+    pub(super) fn pretend(&self, flag: Generation, address: Option<String>) {
+        let claim = |flag: u64| Claim {
+            node: NodeId(u128::MAX - u128::from(flag)),
+            kind: ClaimKind::Owner,
+            address: address.clone(),
+        };
+        self.with(|claims| *claims = (0..=flag.0).map(|flag| (Generation(flag), claim(flag))).collect());
+    }
+
+    /// All claims are lost.
+    pub(super) fn forget(&self) {
+        self.with(BTreeMap::clear);
     }
 }
 
 /// For [`hypervisor::start::claim_start`].
 impl Arbiter for SimArbiter {
-    fn test_and_set(&self, _: &VmId, generation: Generation, claim: &Claim) -> Result<Verdict, ArbiterError> {
-        Ok(self.claim(generation, claim))
+    fn test_and_set(
+        &self,
+        _: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
+        Ok(self.claim(generation, claim, predecessor))
     }
 
     fn latest(&self, _: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
@@ -56,7 +84,7 @@ impl Arbiter for SimArbiter {
 #[derive(Clone, Debug)]
 pub(super) enum Ask {
     Latest,
-    Claim(Generation, Claim),
+    Claim(ClaimRequest, Claim),
 }
 
 /// What it is told.
@@ -70,6 +98,7 @@ pub(super) enum Answer {
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) host: usize,
+    pub(super) is_mistaken: bool,
     pub(super) ask: Ask,
     /// Given by the arbiter, and on its way back.
     pub(super) answer: Option<Answer>,

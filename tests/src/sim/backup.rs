@@ -1,7 +1,7 @@
 //! A process that backs the VM up: what `hypervisor::host::backup` does with threads and sockets. It decides nothing.
 
 use super::channel::Channel;
-use super::claims::Claims;
+use super::claims::{Asked, Claims};
 use super::env::Env;
 use super::process::Me;
 use super::sightings::Sighting;
@@ -152,7 +152,11 @@ impl Backup {
                         channel.close(env);
                     }
                 }
-                BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => self.todo.push_back(action),
+                BackupAction::Joined => env.note("backup: accepts, on host", &[self.me.host as u64]),
+                BackupAction::ClaimsLost(_) => env.saw(Sighting::BackupWaitsForClaim),
+                BackupAction::CheckOwner | BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => {
+                    self.todo.push_back(action)
+                }
             }
         }
         if self.role.has_outgoing() {
@@ -223,7 +227,10 @@ impl Backup {
 
     /// Does what the role asks for that takes time.
     fn conduct(&mut self, env: &mut Env) {
-        if let Some(answer) = self.claims.answer(env) {
+        let asked = self.claims.answer(env);
+        if let Some(Asked::Latest(latest)) = asked {
+            self.role.handle_owner(env.now_ns, latest);
+        } else if let Some(Asked::Claim(answer)) = asked {
             let (received, consumed) = self.role.cursors();
             if consumed < received && matches!(answer, ClaimAnswer::Decided(Verdict::Won)) {
                 env.saw(Sighting::DrainedAfterWin);
@@ -235,6 +242,7 @@ impl Backup {
             && let Some(action) = self.todo.pop_front()
         {
             match action {
+                BackupAction::CheckOwner => self.claims.look(env),
                 BackupAction::Claim(request) => self.claims.ask(env, request),
                 BackupAction::GoLive(generation) => self.go_live(env, generation),
                 BackupAction::End(end) => {
@@ -244,6 +252,8 @@ impl Backup {
                     self.ended = Some(Ended::Over(end));
                 }
                 BackupAction::Begin(_)
+                | BackupAction::Joined
+                | BackupAction::ClaimsLost(_)
                 | BackupAction::Pages(_)
                 | BackupAction::Restore(_)
                 | BackupAction::Protected(_)
@@ -269,7 +279,7 @@ impl Backup {
         }
         let entries = replayer.consumed();
         let next_output = self.role.next_output();
-        let role = PrimaryRole::gone_live(session, self.me.setup.timing, entries, next_output, tail);
+        let role = PrimaryRole::gone_live(self.me.node, session, self.me.setup.timing, entries, next_output, tail);
         self.ended = Some(Ended::Live(Box::new(role), Box::new(replayer.into_machine())));
     }
 }

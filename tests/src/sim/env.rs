@@ -2,6 +2,7 @@
 
 use super::arbiter::{Answer, Ask, Question, SimArbiter};
 use super::judge::Judge;
+use super::process::Me;
 use super::sightings::{Sighting, Sightings};
 use super::trace::Trace;
 use super::wires::{End, Place, Received, WireId, Wires};
@@ -59,6 +60,10 @@ pub(super) struct Env {
     /// After how many more sends a host's process dies.
     pub(super) dies_after_sends: BTreeMap<usize, u32>,
     pub(super) arbiter: SimArbiter,
+    /// Another one, which has a VM of this name too: that of the mistaken.
+    pub(super) other_arbiter: SimArbiter,
+    /// The arbiter has lost its claims once.
+    pub(super) has_forgotten: bool,
     pub(super) arbiter_down_until_ns: u64,
     pub(super) is_faulty: bool,
     questions: BTreeMap<u64, Question>,
@@ -84,6 +89,8 @@ impl Env {
             down: BTreeSet::new(),
             dies_after_sends: BTreeMap::new(),
             arbiter: SimArbiter::default(),
+            other_arbiter: SimArbiter::default(),
+            has_forgotten: false,
             arbiter_down_until_ns: 0,
             is_faulty: true,
             questions: BTreeMap::new(),
@@ -214,10 +221,12 @@ impl Env {
     }
 
     /// Asks the arbiter; [`Env::answer`] has the answer, if one ever comes.
-    pub(super) fn ask(&mut self, host: usize, ask: Ask) -> u64 {
+    pub(super) fn ask(&mut self, me: &Me, ask: Ask) -> u64 {
+        let host = me.host;
         let number = self.next_question;
         self.next_question += 1;
-        self.questions.insert(number, Question { host, ask, answer: None, has_arrived: false });
+        self.questions
+            .insert(number, Question { host, is_mistaken: me.is_mistaken, ask, answer: None, has_arrived: false });
         if !self.is_lost() {
             let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
             self.at(at_ns, Event::Question(number));
@@ -227,6 +236,13 @@ impl Env {
             }
         }
         number
+    }
+
+    /// The arbiter loses all its claims.
+    pub(super) fn forget_claims(&mut self) {
+        self.note("fault: the arbiter loses its claims", &[]);
+        self.has_forgotten = true;
+        self.arbiter.forget();
     }
 
     fn is_lost(&mut self) -> bool {
@@ -240,10 +256,15 @@ impl Env {
         }
         let Some(question) = self.questions.get_mut(&number) else { return };
         let before = self.arbiter.last().map(|(generation, _)| generation);
-        question.answer = Some(self.arbiter.hear(&question.ask));
+        let arbiter = if question.is_mistaken { &self.other_arbiter } else { &self.arbiter };
+        question.answer = Some(arbiter.hear(&question.ask));
         let host = question.host;
         if self.arbiter.last().map(|(generation, _)| generation) != before {
             self.note("arbiter: a flag is claimed by host", &[host as u64]);
+            // Its answer is on its way.
+            if self.is_faulty && self.random.one_in(60) {
+                self.forget_claims();
+            }
         }
         if !self.is_lost() {
             let at_ns = self.wires.arrival_ns(self.now_ns, Place::Arbiter, Place::Host(host));

@@ -31,6 +31,8 @@ pub(super) struct Judge {
     followers: BTreeMap<NodeId, Follower>,
     owners: BTreeMap<Generation, NodeId>,
     alive: BTreeSet<NodeId>,
+    /// Those with another arbiter.
+    mistaken: BTreeSet<NodeId>,
     /// The greatest generation that had the VM's port.
     attached: Generation,
     /// Frames that the LAN has carried, in order.
@@ -55,8 +57,11 @@ struct History {
 }
 
 impl Judge {
-    pub(super) fn process_begins(&mut self, node: NodeId) {
+    pub(super) fn process_begins(&mut self, node: NodeId, is_mistaken: bool) {
         self.alive.insert(node);
+        if is_mistaken {
+            self.mistaken.insert(node);
+        }
     }
 
     pub(super) fn process_ends(&mut self, node: NodeId) {
@@ -64,11 +69,17 @@ impl Judge {
     }
 
     /// A node owns the VM as `generation` from now on.
-    pub(super) fn owns(&mut self, arbiter: &SimArbiter, node: NodeId, generation: Generation) {
+    ///
+    /// With `has_forgotten`, the claim may have been lost since it was won.
+    pub(super) fn owns(&mut self, arbiter: &SimArbiter, has_forgotten: bool, node: NodeId, generation: Generation) {
         let earlier = self.owners.insert(generation, node);
         assert!(earlier.is_none_or(|earlier| earlier == node), "generation {generation} has two live owners");
         let flag = Generation(generation.0 - 1);
-        assert_eq!(arbiter.holder(flag), Some(node), "generation {generation} is owned without flag {flag}");
+        let holder = arbiter.holder(flag);
+        assert!(
+            holder == Some(node) || (has_forgotten && holder.is_none()),
+            "generation {generation} is owned by {node} without flag {flag}, which is {holder:?}'s"
+        );
     }
 
     /// A node starts the VM, or goes live with a log of `entries`.
@@ -117,6 +128,7 @@ impl Judge {
     /// A backup is told that outputs are held for it.
     pub(super) fn is_told(&mut self, node: NodeId, generation: Generation) {
         let Some(follower) = self.followers.get_mut(&node) else { panic!("{node} is told without a snapshot") };
+        assert!(!self.mistaken.contains(&node), "{node} protects the VM, and its arbiter isn't the primary's");
         follower.told = Some(generation);
     }
 
@@ -189,6 +201,17 @@ impl Judge {
         let Some((flag, claim)) = arbiter.last() else { return true };
         let pair = Some(Generation(flag.0 + 1));
         lives(&claim.node) || self.followers.iter().any(|(node, follower)| follower.told == pair && lives(node))
+    }
+
+    /// A primary is told that another node owns the VM.
+    pub(super) fn is_fenced(&self, node: NodeId, generation: Generation, holder: NodeId) {
+        let is_known = self.owners.iter().any(|(owned, owner)| *owned >= generation && *owner == holder);
+        assert!(holder != node, "{node} is fenced by nobody");
+        // One whose claim was decided may not know yet that it has won.
+        assert!(
+            is_known || self.alive.contains(&holder) || self.followers.contains_key(&holder),
+            "fenced by a stranger"
+        );
     }
 
     /// Whether the log ends with the guest's end.

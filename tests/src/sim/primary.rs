@@ -51,7 +51,7 @@ impl Primary {
     /// Runs `machine` as `role` says: both are fresh if it `is_boot`, else they are of a backup that goes live.
     pub(super) fn new(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine, is_boot: bool) -> Self {
         env.judge.takes_over(me.node, role.appended());
-        env.judge.owns(&env.arbiter, me.node, role.generation());
+        env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
         env.note(
             "primary: owns as generation, at entry, of host",
             &[role.generation().0, role.appended().0, me.host as u64],

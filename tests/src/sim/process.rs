@@ -6,6 +6,7 @@ use super::channel::Channel;
 use super::claims::ARBITER_TIMEOUT_NS;
 use super::env::Env;
 use super::primary::Primary;
+use super::sightings::Sighting;
 use super::wires::Place;
 use hypervisor::arbiter::{Claim, ClaimKind};
 use hypervisor::record::Intervals;
@@ -36,6 +37,8 @@ pub(super) struct Setup {
 pub(super) struct Me {
     pub(super) host: usize,
     pub(super) node: NodeId,
+    /// It has another arbiter than the rest.
+    pub(super) is_mistaken: bool,
     pub(super) setup: Arc<Setup>,
 }
 
@@ -45,6 +48,8 @@ pub(super) enum Exit {
     HandedOver,
     GuestEnded,
     Fenced,
+    /// It has the wrong arbiter, and its operator is told so.
+    Mistaken,
 }
 
 enum Kind {
@@ -131,6 +136,10 @@ impl Process {
             BackupEnd::GuestStopped(_) => Err(Exit::GuestEnded),
             BackupEnd::Fenced { .. } => Err(Exit::Fenced),
             BackupEnd::Diverged => panic!("a backup diverges"),
+            BackupEnd::Refused { .. } if self.me.is_mistaken => {
+                env.saw(Sighting::MistakenRefused);
+                Err(Exit::Mistaken)
+            }
             // `ft-backup --keep` looks for a primary again.
             BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => {
                 let next_ns = env.now_ns + RETRY_NS;
@@ -142,10 +151,13 @@ impl Process {
 
     fn seek(&mut self, env: &mut Env) -> Result<u64, Exit> {
         let Kind::Seeking(seeking) = &mut self.kind else { return Ok(env.now_ns) };
+        if self.me.is_mistaken && !env.is_faulty {
+            return Err(Exit::Mistaken);
+        }
         let Some((number, until_ns)) = seeking.asked else {
             if seeking.next_ns <= env.now_ns {
                 seeking.next_ns = env.now_ns + RETRY_NS;
-                seeking.asked = Some((env.ask(self.me.host, Ask::Latest), env.now_ns + ARBITER_TIMEOUT_NS));
+                seeking.asked = Some((env.ask(&self.me, Ask::Latest), env.now_ns + ARBITER_TIMEOUT_NS));
             }
             return Ok(seeking.next_ns);
         };

@@ -2,7 +2,7 @@
 
 use super::cable::{Cable, News};
 use super::channel::Channel;
-use super::claims::Claims;
+use super::claims::{Asked, Claims};
 use super::env::Env;
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
@@ -28,6 +28,8 @@ pub(super) struct Side {
     visitors: Vec<(Channel, u64)>,
     pub(super) cable: Cable,
     claims: Claims,
+    /// The flag that is asked for is one that the arbiter has lost.
+    is_refilling: bool,
     /// What the role asks for that takes time.
     todo: VecDeque<PrimaryAction>,
     /// Outputs below were sent to the LAN, or would have been.
@@ -49,6 +51,7 @@ impl Side {
             visitors: Vec::new(),
             cable,
             claims,
+            is_refilling: false,
             todo: VecDeque::new(),
             sent_below: OutputId(0),
             seqs: BTreeMap::new(),
@@ -145,15 +148,29 @@ impl Side {
 
     /// Does what the role asks for that takes time.
     pub(super) fn conduct(&mut self, env: &mut Env) {
-        if let Some(answer) = self.claims.answer(env) {
-            self.role.claim_answered(env.now_ns, answer);
+        match self.claims.answer(env) {
+            Some(Asked::Claim(answer)) if self.is_refilling => self.role.handle_refill(env.now_ns, answer),
+            Some(Asked::Claim(answer)) => self.role.claim_answered(env.now_ns, answer),
+            Some(Asked::Latest(latest)) => self.role.handle_latest(env.now_ns, latest),
+            None => {}
         }
         self.carry_out(env);
         while !self.claims.is_asking()
             && let Some(action) = self.todo.pop_front()
         {
             match action {
-                PrimaryAction::Claim(request) => self.claims.ask(env, request),
+                PrimaryAction::Claim(request) => {
+                    self.is_refilling = false;
+                    self.claims.ask(env, request);
+                }
+                PrimaryAction::Refill(request) => {
+                    self.is_refilling = true;
+                    self.claims.ask(env, request);
+                }
+                PrimaryAction::Look => self.claims.look(env),
+                PrimaryAction::ClaimsLost { .. } => env.saw(Sighting::ClaimsLost),
+                PrimaryAction::ClaimsRestored(_) => env.saw(Sighting::ClaimsRestored),
+                PrimaryAction::Stranded(_) => env.saw(Sighting::Stranded),
                 PrimaryAction::CloseChannel { .. } => {}
                 PrimaryAction::Owner(generation) => self.alone(env, generation),
                 PrimaryAction::Protected(generation) => self.protected(env, generation),
@@ -192,7 +209,9 @@ impl Side {
                 Exit::GuestEnded
             }
             PrimaryEnd::Retired => Exit::GuestEnded,
-            PrimaryEnd::Fenced { .. } => {
+            PrimaryEnd::Stranded => panic!("no operator ends a primary that stands still"),
+            PrimaryEnd::Fenced { holder } => {
+                env.judge.is_fenced(self.me.node, self.role.generation(), holder.node);
                 env.saw(Sighting::PrimaryFenced);
                 if !self.made_ns.is_empty() {
                     env.saw(Sighting::HeldOutputsDiscarded);
@@ -212,7 +231,7 @@ impl Side {
             }
             if matches!(action, PrimaryAction::Owner(_)) {
                 // Before anything leaves in the new generation.
-                env.judge.owns(&env.arbiter, self.me.node, self.role.generation());
+                env.judge.owns(&env.arbiter, env.has_forgotten, self.me.node, self.role.generation());
             }
             self.todo.push_back(action);
         }

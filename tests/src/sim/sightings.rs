@@ -98,6 +98,18 @@ sightings! {
     DigestCompared,
     /// A backup that couldn't keep up stopped listening.
     BackupSlow,
+    /// A look at the latest claim was not answered.
+    LookUnanswered,
+    /// A backup with another arbiter than its primary's was refused.
+    MistakenRefused,
+    /// An owner found its claim missing at the arbiter.
+    ClaimsLost,
+    /// It made it again.
+    ClaimsRestored,
+    /// A primary stood still, because its backup may have won its flag in what the arbiter had lost.
+    Stranded,
+    /// A backup that lost its primary waited, because the arbiter had lost the primary's claim.
+    BackupWaitsForClaim,
     /// A guest got less time because its backup was behind.
     GuestSlowed,
 }

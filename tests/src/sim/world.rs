@@ -24,6 +24,9 @@ const RAM_BYTES: u64 = 4 << 20;
 /// After the last fault, the pair is to be protected and every request answered within this time, in nanoseconds.
 const RECOVERY_NS: u64 = 2_000 * MS;
 
+/// How long nobody goes on with a VM whose claims were lost before it counts as lost, in nanoseconds.
+const STUCK_NS: u64 = 800 * MS;
+
 /// From one look at how a run goes to the next.
 const LOOK_NS: u64 = 5 * MS;
 
@@ -62,6 +65,8 @@ pub(super) struct World {
     setup: Arc<Setup>,
     phase: Phase,
     nodes: u128,
+    /// Since when no owner has gone on with the VM.
+    stuck_since_ns: Option<u64>,
 }
 
 impl World {
@@ -73,6 +78,7 @@ impl World {
             claim_retry_ns: 15 * MS,
             // With the longer one the full log buffer stops the guest, and not its slowness.
             lag_bound_ns: random.pick(&[50, 50, 50, 4_000]) * MS,
+            look_ns: 40 * MS,
         };
         let config = MachineConfig { ram_bytes: RAM_BYTES, mac: super::client::GUEST_MAC, ..MachineConfig::default() };
         let setup = Arc::new(Setup {
@@ -96,6 +102,7 @@ impl World {
             setup,
             phase: Phase::Faults { until_ns: faults_ns },
             nodes: 0,
+            stuck_since_ns: None,
         };
         world.start();
         world
@@ -104,9 +111,14 @@ impl World {
     fn me(&mut self, host: usize) -> Me {
         self.nodes += 1;
         let node = NodeId((host as u128) << 64 | self.nodes);
-        self.env.judge.process_begins(node);
+        let is_mistaken = matches!(self.phase, Phase::Faults { .. }) && self.nodes > 1 && self.env.random.one_in(8);
+        if is_mistaken && let Some((flag, owner)) = self.env.arbiter.last() {
+            // It agrees on the number, and its operator says where the primary is.
+            self.env.other_arbiter.pretend(flag, owner.address);
+        }
+        self.env.judge.process_begins(node, is_mistaken);
         self.env.down.remove(&host);
-        Me { host, node, setup: self.setup.clone() }
+        Me { host, node, is_mistaken, setup: self.setup.clone() }
     }
 
     /// The first host runs the VM, the others back it up.
@@ -119,9 +131,9 @@ impl World {
         let session = SessionHeader::new(vm.clone(), generation, self.setup.config.clone(), &guest.name, &guest.image)
             .unwrap_or_else(|error| panic!("{error}"));
         let role = if self.env.random.one_in(4) {
-            PrimaryRole::alone(session, self.setup.timing)
+            PrimaryRole::alone(me.node, session, self.setup.timing)
         } else {
-            PrimaryRole::awaiting_backup(session, self.setup.timing)
+            PrimaryRole::awaiting_backup(me.node, session, self.setup.timing)
         };
         let machine = self.machine();
         let primary = Primary::new(&mut self.env, me.clone(), role, machine, true);
@@ -258,11 +270,24 @@ impl World {
         primaries.any(|primary| primary.role().is_protected())
     }
 
+    /// Whether everybody waits for an operator, as happens when the arbiter loses its claims at the wrong moment: safe, and not
+    /// available.
+    fn is_stuck(&mut self) -> bool {
+        let mut primaries = self.hosts.iter_mut().filter_map(|host| host.process.as_mut()?.primary());
+        let goes_on = primaries.any(|primary| !primary.role().is_stranded());
+        if goes_on || !self.env.has_forgotten {
+            self.stuck_since_ns = None;
+            return false;
+        }
+        let now_ns = self.env.now_ns;
+        now_ns >= *self.stuck_since_ns.get_or_insert(now_ns) + STUCK_NS
+    }
+
     /// Looks how the run goes, and goes on to its next phase.
     fn look(&mut self) {
         self.env.at(self.env.now_ns + LOOK_NS, Event::Look);
         let now_ns = self.env.now_ns;
-        let is_lost = !self.env.judge.survives(&self.env.arbiter, &[]);
+        let is_lost = !self.env.judge.survives(&self.env.arbiter, &[]) || self.is_stuck();
         self.phase = match self.phase {
             Phase::Faults { .. } | Phase::Recovery { .. } | Phase::Draining { .. } if is_lost => {
                 self.env.note("the VM is lost", &[]);
@@ -311,6 +336,7 @@ const fn exit_name(exit: Exit) -> &'static str {
         Exit::HandedOver => "host: handed over",
         Exit::GuestEnded => "host: the guest has ended",
         Exit::Fenced => "host: fenced",
+        Exit::Mistaken => "host: has the wrong arbiter",
     }
 }
 

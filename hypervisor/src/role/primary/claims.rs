@@ -1,5 +1,6 @@
 //! The primary and the arbiter: who goes on when the pair breaks, and how the VM ends.
 
+use super::standing::Standing;
 use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::arbiter::{ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
@@ -13,17 +14,12 @@ impl PrimaryRole {
         let Mode::Claiming(claiming) = &mut self.mode else { return };
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
-            ClaimAnswer::Decided(Verdict::Lost(holder)) => {
-                if mutated(Mutation::ReleaseWhenFenced) {
-                    self.gate.release_all(now_ns);
-                } else {
-                    self.gate.discard_all();
-                }
-                self.end(PrimaryEnd::Fenced { holder });
-            }
+            ClaimAnswer::Decided(Verdict::Lost(holder)) => self.fence(now_ns, holder),
+            ClaimAnswer::Decided(Verdict::NotSuccessor(holder)) => self.claim_refused(now_ns, holder),
             ClaimAnswer::Decided(Verdict::Won) => {
                 let kind = claiming.request.kind;
                 self.session.generation = Generation(claiming.request.generation.0 + 1);
+                self.standing = Standing::new();
                 match (kind, self.stop.take()) {
                     (ClaimKind::Ended, Some(end)) => {
                         self.gate.release_all(now_ns);
@@ -59,6 +55,8 @@ impl PrimaryRole {
                 self.mode = Mode::Ended;
                 self.actions.push_back(PrimaryAction::HandOver);
             }
+            // Whether this node may end the VM is what can't be known.
+            Mode::Claiming(_) if self.is_stranded() => self.end(PrimaryEnd::Stranded),
             // The arbiter has the word already; the end follows its answer.
             Mode::Claiming(_) => {
                 self.stop.get_or_insert(PrimaryEnd::Retired);
@@ -71,13 +69,16 @@ impl PrimaryRole {
         if self.join.is_some() {
             self.lose_backup("the VM ends before the backup has joined".into());
         }
-        let request = ClaimRequest { generation: self.session.generation, kind };
+        let request = ClaimRequest { generation: self.session.generation, kind, predecessor: Some(self.node) };
         if mutated(Mutation::PrimarySkipsTestAndSet) {
             self.mode = Mode::Claiming(Claiming::asked(request));
             return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));
         }
         self.mode = Mode::Claiming(Claiming::asked(request));
-        self.actions.push_back(PrimaryAction::Claim(request));
+        if self.standing.may_claim() {
+            self.actions.push_back(PrimaryAction::Claim(request));
+        }
+        self.tell_if_stranded();
     }
 
     /// A guest that has ended leaves its end mark, once its last words are out and the backup knows that this is no failure:

@@ -5,6 +5,7 @@ mod join;
 mod log;
 mod pace;
 mod pairing;
+mod standing;
 
 pub use pace::FULL_SHARE;
 
@@ -16,8 +17,9 @@ use join::Join;
 use log::Log;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
-use logchannel::session::SessionHeader;
+use logchannel::session::{NodeId, SessionHeader};
 use pace::Pace;
+use standing::Standing;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use vm::{OutputId, OutputOperation, StopReason};
@@ -37,6 +39,20 @@ const OUTGOING_BYTES_MAX: usize = 8 << 20;
 pub enum PrimaryAction {
     /// Do a test-and-set and tell the role its answer.
     Claim(ClaimRequest),
+    /// Ask the arbiter for the VM's latest claim, and say [`PrimaryRole::handle_latest`].
+    Look,
+    /// Do a test-and-set of a flag that the arbiter has lost, and say [`PrimaryRole::handle_refill`].
+    Refill(ClaimRequest),
+    /// The arbiter doesn't know this owner's claim any more; the latest that it knows is this. The flags are claimed again.
+    ClaimsLost {
+        /// Its latest flag, if it has any.
+        latest: Option<Generation>,
+    },
+    /// The arbiter knows this owner of this generation again.
+    ClaimsRestored(Generation),
+    /// The pair of this generation has broken after the arbiter had lost its claims: the backup may own the VM, so this node
+    /// stands still.
+    Stranded(Generation),
     /// Drop the connection to the backup.
     CloseChannel {
         /// Why.
@@ -59,6 +75,8 @@ pub enum PrimaryEnd {
     GuestStopped(StopReason),
     /// The operator ended a VM without backup; the arbiter has the end mark.
     Retired,
+    /// The operator ended a primary that couldn't know whether its backup owns the VM. There is no end mark.
+    Stranded,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
         /// Who won the flag.
@@ -89,7 +107,9 @@ pub struct PrimaryRole {
     mode: Mode,
     /// A backup on its way: while this node owns the VM alone.
     join: Option<Join>,
+    node: NodeId,
     session: SessionHeader,
+    standing: Standing,
     timing: Timing,
     log: Log,
     gate: OutputGate,
@@ -113,38 +133,48 @@ pub struct PrimaryRole {
 impl PrimaryRole {
     /// A primary that owns generation `session.generation` by a won claim and waits for its backup.
     #[must_use]
-    pub fn awaiting_backup(session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::AwaitingBackup, session, timing, LogSeq(0), OutputId(0))
+    pub fn awaiting_backup(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
+        Self::new(Mode::AwaitingBackup, node, session, timing, LogSeq(0), OutputId(0))
     }
 
     /// A primary that owns generation `session.generation` by a won claim and runs alone from the start.
     #[must_use]
-    pub fn alone(session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::Alone, session, timing, LogSeq(0), OutputId(0))
+    pub fn alone(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
+        Self::new(Mode::Alone, node, session, timing, LogSeq(0), OutputId(0))
     }
 
     /// A backup that has gone live as generation `session.generation`: the next entry is `first`, the next output that
     /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent.
     #[must_use]
     pub fn gone_live(
+        node: NodeId,
         session: SessionHeader,
         timing: Timing,
         first: LogSeq,
         next_output: OutputId,
         tail: VecDeque<(OutputId, OutputOperation)>,
     ) -> Self {
-        let mut role = Self::new(Mode::Alone, session, timing, first, next_output);
+        let mut role = Self::new(Mode::Alone, node, session, timing, first, next_output);
         for (id, operation) in tail {
             role.gate.pass(id, operation);
         }
         role
     }
 
-    fn new(mode: Mode, session: SessionHeader, timing: Timing, first: LogSeq, next_output: OutputId) -> Self {
+    fn new(
+        mode: Mode,
+        node: NodeId,
+        session: SessionHeader,
+        timing: Timing,
+        first: LogSeq,
+        next_output: OutputId,
+    ) -> Self {
         Self {
             mode,
             join: None,
+            node,
             session,
+            standing: Standing::new(),
             log: Log::Unread(first),
             gate: OutputGate::new(next_output),
             pace: Pace::new(timing.lag_bound_ns),
@@ -187,7 +217,7 @@ impl PrimaryRole {
         let is_owner = match &self.mode {
             Mode::AwaitingBackup | Mode::Ended => false,
             Mode::Alone | Mode::Protected => true,
-            Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner,
+            Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner && !self.is_stranded(),
         };
         is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX && !self.pace.is_stopped()
     }
@@ -282,7 +312,10 @@ impl PrimaryRole {
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
     pub fn tick(&mut self, now_ns: u64) {
         self.lose_silent_backup(now_ns);
-        if let Mode::Claiming(claiming) = &mut self.mode {
+        self.look_if_due(now_ns);
+        if let Mode::Claiming(claiming) = &mut self.mode
+            && self.standing.may_claim()
+        {
             let request = claiming.poll(now_ns);
             self.actions.extend(request.map(PrimaryAction::Claim));
         }

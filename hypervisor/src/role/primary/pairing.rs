@@ -41,7 +41,9 @@ impl PrimaryRole {
     /// As [`PrimaryRole::can_take_backup`].
     pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
         self.can_take_backup(vm)?;
-        Message::Session(self.session.clone()).encode(&mut self.outgoing);
+        Message::Session { header: self.session.clone(), owner: self.node }.encode(&mut self.outgoing);
+        // The backup asks its arbiter the same: a claim that is lost is better found before it does.
+        self.look();
         (self.heard_ns, self.spoke_ns, self.progress_ns) = (now_ns, now_ns, now_ns);
         self.join = Some(Join::Asked);
         Ok(())
@@ -89,6 +91,7 @@ impl PrimaryRole {
                 }
                 self.join = None;
                 let generation = self.session.generation;
+                self.standing.backup_told();
                 Message::Protected { generation }.encode(&mut self.outgoing);
                 self.spoke_ns = now_ns;
                 self.actions.push_back(PrimaryAction::Protected(generation));
@@ -113,6 +116,7 @@ impl PrimaryRole {
         match sender.acknowledge(received) {
             Ok(()) => {
                 self.progress_ns = now_ns;
+                self.standing.acknowledged(received);
                 self.release(now_ns);
                 self.end_if_stopped(now_ns);
             }

@@ -142,6 +142,13 @@ impl Backup {
                     self.restoration.as_mut().unwrap().put_pages(pages.first, &pages.bytes).unwrap();
                 }
                 BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
+                // At once: what a late answer does is the model's business.
+                BackupAction::CheckOwner => {
+                    let latest = outside.arbiter.latest();
+                    self.role.handle_owner(outside.now_ns, latest);
+                }
+                BackupAction::Joined => {}
+                BackupAction::ClaimsLost(_) => panic!("no claim is ever lost here"),
                 BackupAction::Consume(entries) => self.to_replay.extend(entries),
                 BackupAction::Protected(_) => {
                     let from = link.told_from;

@@ -15,8 +15,13 @@ use std::collections::{BTreeSet, VecDeque};
 use vm::OutputId;
 
 /// So short that a run's silences are no longer than its words.
-const TIMING: Timing =
-    Timing { heartbeat_ns: 6 * MS, failure_timeout_ns: 30 * MS, claim_retry_ns: 6 * MS, lag_bound_ns: 100 * MS };
+const TIMING: Timing = Timing {
+    heartbeat_ns: 6 * MS,
+    failure_timeout_ns: 30 * MS,
+    claim_retry_ns: 6 * MS,
+    lag_bound_ns: 100 * MS,
+    look_ns: u64::MAX,
+};
 
 /// What one round takes.
 const ROUND_NS: u64 = 2 * MS;
@@ -89,7 +94,7 @@ impl Cluster {
         let session = session();
         let mut outside = Outside::new(Points::new(crashes));
         outside.owners.insert(G, PRIMARY);
-        let role = PrimaryRole::alone(session.clone(), TIMING);
+        let role = PrimaryRole::alone(PRIMARY, session.clone(), TIMING);
         Self {
             outside,
             primary: Some(Primary::new(PRIMARY, role, Guest::new(), OutputId(0))),
@@ -238,7 +243,9 @@ impl Cluster {
                 self.primary = None;
                 self.link.cut();
             }
-            Some(PrimaryEnd::Retired) => panic!("nobody asked the primary to retire"),
+            Some(end @ (PrimaryEnd::Retired | PrimaryEnd::Stranded)) => {
+                panic!("nobody asked the primary to end: {end:?}")
+            }
         }
     }
 
@@ -291,7 +298,9 @@ impl Cluster {
         match &primary.end {
             None => {}
             Some(PrimaryEnd::Fenced { .. }) => self.stale = None,
-            Some(end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired)) => panic!("succeeded, and {end:?}"),
+            Some(end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Stranded)) => {
+                panic!("succeeded, and {end:?}")
+            }
         }
         self.bury();
     }
@@ -410,7 +419,7 @@ fn succeed(mut backup: Backup, session: &SessionHeader, generation: Generation) 
     let (tail, next) = (backup.role.take_tail(), backup.role.next_output());
     assert_eq!(next, guest.story.next_output());
     let session = SessionHeader { generation, ..session.clone() };
-    let role = PrimaryRole::gone_live(session, TIMING, received, next, tail);
+    let role = PrimaryRole::gone_live(backup.node, session, TIMING, received, next, tail);
     Primary::new(backup.node, role, guest, backup.told_released)
 }
 

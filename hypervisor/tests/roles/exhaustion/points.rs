@@ -115,7 +115,9 @@ impl Kind {
             Message::Entries(_) => Self::Receive,
             Message::Ack { .. } => Self::AckReceived,
             Message::Released { .. } => Self::ReleasedReceived,
-            Message::Session(_)
+            Message::Session { .. }
+            | Message::AskOwner { .. }
+            | Message::Owner { .. }
             | Message::Refused { .. }
             | Message::Consumed { .. }
             | Message::Heartbeat

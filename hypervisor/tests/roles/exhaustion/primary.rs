@@ -198,6 +198,11 @@ impl Primary {
                     self.end = Some(end.clone());
                 }
                 PrimaryAction::Claim(_) => {}
+                other @ (PrimaryAction::Look
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Stranded(_)) => panic!("no claim is ever lost here: {other:?}"),
                 PrimaryAction::HandOver => panic!("nobody asked the primary to hand over"),
             }
         }

@@ -29,6 +29,7 @@ impl World {
                 self.env.note("fault: the arbiter is down for ns", &[pause_ns]);
                 self.env.arbiter_down_until_ns = self.env.now_ns + pause_ns;
             }
+            18 if self.env.random.one_in(6) => self.env.forget_claims(),
             _ => self.retire(),
         }
         let next_ns = self.fault_pause_ns();
