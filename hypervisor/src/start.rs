@@ -24,6 +24,21 @@ pub enum StartError {
         /// By whom.
         holder: Claim,
     },
+    /// Its owner is alive.
+    #[error(
+        "VM {vm} is not started: node {node} answers at {address} that it owns this VM as generation {generation}. End it there \
+         first; what is claimed over the head of an owner that lives is lost"
+    )]
+    Alive {
+        /// Which VM.
+        vm: VmId,
+        /// Who answers.
+        node: NodeId,
+        /// As which generation.
+        generation: Generation,
+        /// Where.
+        address: String,
+    },
     /// There is nothing to resume.
     #[error(
         "VM {vm} never ran, as far as this arbiter knows: is it the one that its sides had? Without --resume it starts"
@@ -53,6 +68,20 @@ pub enum StartError {
         /// The owner.
         holder: Claim,
     },
+    /// The arbiter has lost claims.
+    #[error(
+        "the log ends with generation {logged} of VM {vm}, and the arbiter knows only generation {owner}: it has lost claims, or \
+         was restored to an older state, and can't tell who owns the VM. If no side of it is alive any more, `--force-new` \
+         starts it afresh and gives up its state"
+    )]
+    NewerLog {
+        /// Which VM.
+        vm: VmId,
+        /// As the log says.
+        logged: Generation,
+        /// As the arbiter says.
+        owner: Generation,
+    },
     /// The latest claim has gone between the look and the claim.
     #[error(
         "VM {vm} is not started: its claims at the arbiter have changed while they were looked at, as if the arbiter had lost \
@@ -81,7 +110,8 @@ pub enum StartError {
 /// Claims a VM for a new start and says as which generation it runs: the first if it never ran, the one behind its end
 /// mark if it ended in order.
 ///
-/// `force_new` claims it whatever its state: who ran it can't fail over any more, and what it did is given up.
+/// `force_new` claims it whatever its state: who ran it can't fail over any more, and what it did is given up. `ask_owner` asks
+/// the node at the address of the last claim whether it owns the VM, as the arbiter may have been restored to an older state.
 ///
 /// # Errors
 /// [`StartError`]; nothing is claimed then.
@@ -91,6 +121,7 @@ pub fn claim_start(
     node: NodeId,
     address: &str,
     force_new: bool,
+    ask_owner: impl Fn(&str) -> Option<(NodeId, Generation)>,
 ) -> Result<Generation, StartError> {
     let latest = latest(arbiter, vm)?;
     let free = match &latest {
@@ -101,6 +132,13 @@ pub fn claim_start(
         }
     };
     let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
+    // At this node's own address nobody else can be.
+    let last_address = latest.as_ref().and_then(|(_, last)| last.address.as_deref()).filter(|last| *last != address);
+    if let Some(address) = last_address
+        && let Some((node, generation)) = ask_owner(address)
+    {
+        return Err(StartError::Alive { vm: vm.clone(), node, generation, address: address.into() });
+    }
     claim_owner(arbiter, vm, free, &claim, latest.map(|(_, before)| before.node))
 }
 
@@ -125,6 +163,9 @@ pub fn claim_resume(
     }
     let owner = next(vm, generation)?;
     // Its writer may have died between a claim that it had won and the entry that tells of it.
+    if logged > owner {
+        return Err(StartError::NewerLog { vm: vm.clone(), logged, owner });
+    }
     let is_of_latest = owner == logged || (generation == logged && Some(holder.node) == writer);
     if !is_of_latest {
         return Err(StartError::OlderLog { vm: vm.clone(), logged, owner, holder });

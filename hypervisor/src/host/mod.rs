@@ -21,6 +21,7 @@ pub mod log_directory;
 pub mod network;
 pub mod node;
 pub mod outlets;
+pub mod owner_question;
 pub mod priority;
 pub mod reports;
 pub mod signals;

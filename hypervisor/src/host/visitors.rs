@@ -5,6 +5,7 @@ use super::clock;
 use super::live::{Shared, spawn};
 use super::reports::NodeReport;
 use logchannel::message::Message;
+use logchannel::session::VmId;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -80,7 +81,11 @@ impl Shared {
                 Arrived::Last { reason, .. } => return Err(reason),
             }
         };
-        let Some(Message::Join { vm, .. }) = said.next() else { return Err("it doesn't ask to join".into()) };
+        let vm = match said.next() {
+            Some(Message::Join { vm, .. }) => vm,
+            Some(Message::AskOwner { vm }) => return self.answer_owner(&visitor, &vm),
+            _ => return Err("it doesn't ask to join".into()),
+        };
         visitor.set_read_timeout(None).map_err(io)?;
         while lock(&self.role).is_claiming() && clock::now_ns() < patient_until_ns {
             thread::sleep(RETRY);
@@ -109,6 +114,17 @@ impl Shared {
         *lock(&self.channel.reader) = Some(reader);
         self.inbox.wake();
         Ok(())
+    }
+
+    /// Tells a node that is about to claim the VM who owns it.
+    fn answer_owner(&self, mut visitor: &TcpStream, vm: &VmId) -> Result<(), String> {
+        if *vm != self.node.vm {
+            refuse(visitor, &format!("this is a side of VM {}, not of {vm}", self.node.vm));
+            return Ok(());
+        }
+        let (mut answer, generation) = (Vec::new(), lock(&self.role).generation());
+        Message::Owner { node: self.node.id, generation }.encode(&mut answer);
+        visitor.write_all(&answer).map_err(|error| error.to_string())
     }
 
     /// Sends the guest's memory as the vCPU thread copies it.

@@ -3,6 +3,7 @@
 pub mod arbiter;
 pub mod backup;
 pub mod bench;
+mod claims_directory;
 pub mod client;
 pub mod cluster;
 pub mod cores;

@@ -1,6 +1,7 @@
 //! Options that several programs share.
 
 use super::Failure;
+use super::claims_directory::{open_default, warn_of_others};
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
 use crate::host::console::Keys;
@@ -15,7 +16,7 @@ use crate::role::Timing;
 use clap::Args;
 use logchannel::session::{ImageDigest, NodeId, VmId};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use vm::{BootMode, MachineConfig};
@@ -146,9 +147,10 @@ pub struct NodeOptions {
     /// The VM's name, the same on both sides and at the arbiter
     #[arg(long, value_name = "NAME", default_value = "vm0")]
     pub vm: VmId,
-    /// The arbiter that decides which side lives: file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]
-    #[arg(long, value_name = "SPEC", default_value_t = default_arbiter())]
-    pub arbiter: String,
+    /// The arbiter that decides which side lives: file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]; without it
+    /// file: in $STATE_DIRECTORY, for root in /var/lib/ft, else in $XDG_STATE_HOME/ft or ~/.local/state/ft
+    #[arg(long, value_name = "SPEC")]
+    pub arbiter: Option<String>,
     /// Where the guest's frames go.
     #[command(flatten)]
     pub network: NetworkOptions,
@@ -182,19 +184,18 @@ pub struct NodeOptions {
     pub json: bool,
 }
 
-/// A directory that all of one user's programs on this host find.
-fn default_arbiter() -> String {
-    let directory = std::env::temp_dir().join(format!("ft-arbiter-{}", nix::unistd::getuid()));
-    format!("file:{}", directory.display())
-}
-
 impl NodeOptions {
     /// The arbiter.
     ///
     /// # Errors
     /// [`ArbiterError`] if the spec names none.
     pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, ArbiterError> {
-        arbiter::open(&self.arbiter, ARBITER_TIMEOUT).map(Into::into)
+        let Some(spec) = &self.arbiter else { return Ok(Arc::new(open_default()?)) };
+        let arbiter = arbiter::open(spec, ARBITER_TIMEOUT)?;
+        if let Some(directory) = spec.strip_prefix("file:") {
+            warn_of_others(Path::new(directory));
+        }
+        Ok(arbiter.into())
     }
 
     /// How long to wait for what.

@@ -8,6 +8,7 @@ use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
 use crate::host::log_directory::LogDirectory;
 use crate::host::node::Node;
+use crate::host::owner_question::ask_owner;
 use crate::host::reports::NodeReport;
 use crate::report::Reporter;
 use crate::role::PrimaryRole;
@@ -77,7 +78,9 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let keeping = options.node.keeping()?;
     stop.owns();
-    let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new)?;
+    let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new, |last| {
+        ask_owner(last, &node.vm)
+    })?;
     tell_owner(&node, generation);
     let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image)?;
     let timing = options.node.timing();

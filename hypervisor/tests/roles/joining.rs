@@ -278,7 +278,7 @@ fn a_new_backup_joins_a_primary_that_lost_its_own() {
     }
     assert_eq!(pair.out, (0..20).collect::<Vec<_>>());
     let holders = pair.arbiter.borrow().claims.values().map(|claim| claim.node).collect::<Vec<_>>();
-    assert_eq!(holders, [pair.primary_node; 5]);
+    assert_eq!(holders, [pair.primary_node; 6], "with the one that the VM was started with");
 }
 
 #[test]
@@ -300,18 +300,23 @@ fn a_new_backup_joins_the_owner_after_every_failover() {
     let lan = pair.lan.borrow();
     assert_eq!(lan.carried.len(), 24);
     assert_eq!(lan.carried[23], operation(pair.primary_node, OutputId(23)));
-    assert_eq!(pair.arbiter.borrow().claims.keys().copied().collect::<Vec<_>>(), (G.0..G.0 + 6).collect::<Vec<_>>());
+    assert_eq!(
+        pair.arbiter.borrow().claims.keys().copied().collect::<Vec<_>>(),
+        (G.0 - 1..G.0 + 6).collect::<Vec<_>>()
+    );
 }
 
 #[test]
 fn a_primary_of_the_very_first_generation_pairs_like_any_other() {
-    let session = SessionHeader { generation: Generation(0), ..session() };
+    let session = SessionHeader { generation: Generation(1), ..session() };
     let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session, Timing::default()), expectation());
+    let first = pair.arbiter.borrow_mut().claims.pop_last().map(|(_, claim)| claim).unwrap();
+    pair.arbiter.borrow_mut().claims.insert(0, first);
     pair.become_protected();
     pair.output();
     pair.exchange();
     pair.replay();
-    let mut next = pair.backup_goes_live(Generation(1), THIRD);
+    let mut next = pair.backup_goes_live(Generation(2), THIRD);
     next.become_protected();
 }
 

@@ -13,5 +13,6 @@ mod pair;
 mod refusals;
 #[path = "../roles_image/mod.rs"]
 mod roles_image;
+mod standing;
 mod stop;
 mod world;

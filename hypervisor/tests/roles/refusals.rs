@@ -58,7 +58,7 @@ fn a_machine_of_another_behaviour_is_refused_by_name() {
     let own = BehaviourVersion::CURRENT;
     for (behaviour, releases) in [(own.0 - 1, "release 0.1.0"), (own.0 + 1, "a later release")] {
         let header = SessionHeader { behaviour: BehaviourVersion(behaviour), ..session() };
-        let reason = refusal(&mut Pair::new(), [Message::Session(header)]);
+        let reason = refusal(&mut Pair::new(), [Message::Session { header, owner: PRIMARY }]);
         for words in [&format!("version {behaviour}"), releases, &format!("this build has version {own}")] {
             assert!(reason.contains(words), "{words} is not in {reason}");
         }

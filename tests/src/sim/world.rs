@@ -125,7 +125,7 @@ impl World {
     fn start(&mut self) {
         let me = self.me(0);
         let vm = &self.setup.vm;
-        let generation = claim_start(&self.env.arbiter, vm, me.node, "0", false)
+        let generation = claim_start(&self.env.arbiter, vm, me.node, "0", false, |_| None)
             .unwrap_or_else(|error| panic!("the VM can't be started: {error}"));
         let guest = guest();
         let session = SessionHeader::new(vm.clone(), generation, self.setup.config.clone(), &guest.name, &guest.image)

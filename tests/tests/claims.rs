@@ -1,0 +1,75 @@
+//! Whose claims are at which arbiter: two arbiters that agree on a number, claims that vanish, starts beside a VM that lives.
+
+use std::fs;
+use std::path::Path;
+use tests::programs;
+use tests::stage::{Ended, Stage, wait_until};
+
+const ANYWHERE: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+fn file(directory: &Path) -> String {
+    format!("file:{}", directory.display())
+}
+
+/// Arbiters of the default kind on two hosts: on the backup's, a VM of this name was killed as generation 1.
+#[test]
+fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_refused() {
+    let stage = Stage::new(programs!());
+    let site = tempfile::tempdir().unwrap();
+    let (here, there) = (file(&site.path().join("here")), file(&site.path().join("there")));
+    let arguments = |arbiter| [&["--guest", "tally", "--arbiter", arbiter][..], &ANYWHERE].concat();
+    let mut old = stage.program("ft-primary", &[&arguments(&there)[..], &["--unprotected"]].concat());
+    old.comes_to_own(1);
+    old.kill();
+    let mut primary = stage.program("ft-primary", &arguments(&here));
+    let channel = primary.told_text("listening", "channel");
+    let stray = [&["--primary", &channel, "--arbiter", &there][..], &ANYWHERE].concat();
+    let Ended { code, reason } = stage.program("ft-backup", &stray).end();
+    assert_eq!(code, Some(1), "{reason}");
+    assert!(reason.contains("same --arbiter"), "{reason}");
+    // The one that has the same arbiter is taken.
+    let own = [&["--primary", &channel, "--arbiter", &here][..], &ANYWHERE].concat();
+    let mut backup = stage.program("ft-backup", &own);
+    assert_eq!(backup.told_number("protected", "generation"), 1);
+    primary.kill();
+    assert_eq!(backup.told_number("live", "generation"), 2);
+}
+
+#[test]
+fn a_vm_whose_claims_vanish_stays_its_owners_and_can_be_protected_again() {
+    let stage = Stage::new(programs!());
+    let site = tempfile::tempdir().unwrap();
+    let claims = site.path().join("claims");
+    let arbiter = file(&claims);
+    let arguments = [&["--guest", "tally", "--arbiter", &arbiter][..], &ANYWHERE].concat();
+    let mut primary = stage.program("ft-primary", &[&arguments[..], &["--unprotected"]].concat());
+    let channel = primary.told_text("listening", "channel");
+    primary.comes_to_own(1);
+    fs::remove_dir_all(claims.join("vm0")).unwrap();
+    primary.told("claims_lost");
+    primary.told("claims_restored");
+    let Ended { code, reason } = stage.program("ft-primary", &arguments).end();
+    assert_eq!(code, Some(1), "{reason}");
+    assert!(reason.contains("owned by node"), "{reason}");
+    let mut backup =
+        stage.program("ft-backup", &[&["--primary", &channel, "--arbiter", &arbiter][..], &ANYWHERE].concat());
+    assert_eq!(backup.told_number("protected", "generation"), 1);
+    primary.kill();
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    assert!(claims.join("vm0/1.claim").exists());
+}
+
+#[test]
+fn a_vm_that_lives_is_not_started_afresh_even_by_force() {
+    let stage = Stage::new(programs!());
+    let mut primary = stage.node("ft-primary", &["--unprotected"]);
+    primary.told("listening");
+    primary.comes_to_own(1);
+    let Ended { code, reason } = stage.node("ft-primary", &["--unprotected", "--force-new"]).end();
+    assert_eq!(code, Some(1), "{reason}");
+    assert!(reason.contains("as generation 1") && reason.contains("answers"), "{reason}");
+    primary.kill();
+    let mut second = stage.node("ft-primary", &["--unprotected", "--force-new"]);
+    second.comes_to_own(2);
+    wait_until("the guest's first words", || !second.console().is_empty());
+}
