@@ -273,6 +273,11 @@ impl Hart {
         self.wake();
     }
 
+    /// Ends a WFI without an interrupt.
+    pub(crate) const fn stay_awake(&mut self) {
+        self.waiting = false;
+    }
+
     const fn wake(&mut self) {
         if self.csrs.pending_interrupts() != 0 {
             self.waiting = false;
@@ -377,22 +382,25 @@ impl Hart {
             }
             Unretired::Awaits(read) => Some(Pause::Awaits(read)),
             Unretired::FirmwareCall => {
-                self.retire_system_instruction();
+                // The firmware's own instructions, which would retire, don't exist.
+                self.pc = self.pc.wrapping_add(4);
+                self.count_unretired();
                 self.drop_reservation();
                 Some(Pause::FirmwareCall)
             }
             Unretired::WaitForInterrupt => {
-                self.retire_system_instruction();
+                self.pc = self.pc.wrapping_add(4);
+                self.count += 1;
                 self.waiting = self.csrs.pending_interrupts() == 0;
                 self.waiting.then_some(Pause::Waiting)
             }
         }
     }
 
-    /// Moves on over an ECALL or WFI, which have no compressed form.
-    const fn retire_system_instruction(&mut self) {
-        self.pc = self.pc.wrapping_add(4);
+    /// Counts a step in which no instruction has retired: it is one of the log's steps, but not one of `minstret`'s.
+    const fn count_unretired(&mut self) {
         self.count += 1;
+        self.csrs.leave_step_out();
     }
 
     /// The read of a value from outside that the next step would be, its destination, and its instruction.

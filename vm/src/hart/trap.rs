@@ -141,7 +141,7 @@ impl Hart {
         let level = if delegated { TrapLevel::Supervisor } else { TrapLevel::Machine };
         let unfetchable = matches!(trap.exception, Exception::InstructionAccessFault | Exception::InstructionPageFault);
         if unfetchable && self.privilege == level.privilege() && self.pc == self.csrs.level(level).trap_base() {
-            self.count += 1;
+            self.count_unretired();
             return Some(Pause::DoubleTrap { pc: self.pc, cause });
         }
         self.enter_trap(level, cause, trap.tval, 0);
@@ -151,7 +151,7 @@ impl Hart {
     /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds by another's LR. The
     /// specification leaves that to the guest's kernel; QEMU does as here.
     const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
-        self.count += 1;
+        self.count_unretired();
         self.drop_reservation();
         self.csrs.status.enter(level, self.privilege);
         let csrs = self.csrs.level_mut(level);
