@@ -45,6 +45,8 @@ pub enum HaltReason {
         cause: u64,
     },
     /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too long.
+    ///
+    /// Only logs of machines of behaviour 1 and before have it: now it is a [`DeviceFault`](crate::DeviceFault).
     BadDescriptorRing {
         /// Which queue of the network device: 0 receive, 1 transmit.
         queue: u16,
@@ -84,15 +86,10 @@ impl StopReason {
         let kind = reader.u8()?;
         let detail = [reader.u64()?, reader.u64()?];
         let unknown = reader.impossible("the guest has come to an end that doesn't exist");
-        let half = |word| u16::try_from(word).map_err(|_| unknown);
         Ok(match (kind, detail) {
             (0, [code, 0]) => Self::PowerOff { code: u32::try_from(code).map_err(|_| unknown)? },
             (1, [0, 0]) => Self::Reboot,
             (2, [pc, cause]) => Self::Halt(HaltReason::DoubleTrap { pc, cause }),
-            (3, [queue, descriptor]) => {
-                Self::Halt(HaltReason::BadDescriptorRing { queue: half(queue)?, descriptor: half(descriptor)? })
-            }
-            (4, [descriptor, 0]) => Self::Halt(HaltReason::BadDiskRing { descriptor: half(descriptor)? }),
             _ => return Err(unknown),
         })
     }
