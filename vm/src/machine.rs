@@ -8,7 +8,7 @@ use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
-use crate::ram::Ram;
+use crate::ram::{RAM_BASE, Ram};
 use crate::sbi::Firmware;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use crate::{
@@ -89,9 +89,9 @@ impl Machine {
     /// # Errors
     /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, disk, entry, device_tree, tohost } = loader::load(config, image)?;
+        let Loaded { ram, disk, entry, device_tree, host_port } = loader::load(config, image)?;
         Ok(Self {
-            hart: Hart::new(config.boot, entry, device_tree, tohost),
+            hart: Hart::new(config.boot, entry, device_tree, host_port),
             bus: Bus::new(ram, disk, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
@@ -152,7 +152,8 @@ impl Machine {
                 // Nobody should wait for the rest of a line while the guest sleeps.
                 Pause::Waiting => self.bus.outputs.flush_console(),
                 Pause::DoubleTrap { pc, cause } => {
-                    self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause }));
+                    let first = self.hart.trap_being_entered(&mut self.bus);
+                    self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause, first }));
                 }
             }
             if is_busy && self.hart.count() > before {
@@ -296,6 +297,13 @@ impl Machine {
     #[must_use]
     pub const fn registers(&self) -> &[u64; 32] {
         self.hart.registers()
+    }
+
+    /// All of RAM.
+    #[must_use]
+    pub fn ram(&self) -> &[u8] {
+        let bytes = self.bus.ram.end() - RAM_BASE;
+        self.bus.ram.slice(GuestPhysAddr(RAM_BASE), bytes).expect("RAM is in RAM")
     }
 
     /// The `length` bytes of RAM at the physical address `address`; `None` if not all of them are RAM.
