@@ -4,7 +4,7 @@ use logchannel::session::IMAGE_BYTES_MAX;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use vm::{Image, PAGE_BYTES};
+use vm::{DISK_BYTES_MAX, Image, PAGE_BYTES};
 
 /// A guest's image.
 #[derive(Clone, Debug)]
@@ -55,8 +55,8 @@ pub enum GuestError {
     },
     /// More than a log carries.
     #[error(
-        "the {what} {} is too large: the files of a guest may have {} MiB together, because a log carries them",
-        .path.display(), IMAGE_BYTES_MAX >> 20
+        "the {what} {} is too large: a disk may have {} MiB, and the files of a guest {} MiB together, because a log carries them",
+        .path.display(), DISK_BYTES_MAX >> 20, IMAGE_BYTES_MAX >> 20
     )]
     TooLarge {
         /// What it is for.
@@ -102,7 +102,9 @@ impl Guest {
         let mut room = IMAGE_BYTES_MAX.saturating_sub(self.image.len() + 2 * PAGE_BYTES);
         let initrd = initrd.map(|path| read("initrd", path, room)).transpose()?;
         room -= initrd.as_ref().map_or(0, Vec::len);
-        let mut disk = disk.map(|path| read("disk", path, room)).transpose()?;
+        let mut disk = disk
+            .map(|path| read("disk", path, room.min(usize::try_from(DISK_BYTES_MAX).unwrap_or(usize::MAX))))
+            .transpose()?;
         if let Some(disk) = &mut disk {
             disk.resize(disk.len().next_multiple_of(PAGE_BYTES), 0);
         }

@@ -24,3 +24,4 @@ pub mod report;
 pub mod restore;
 pub mod role;
 pub mod start;
+pub mod trouble;

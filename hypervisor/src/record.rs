@@ -165,7 +165,7 @@ impl<S: EventSource> Recorder<S> {
             match self.machine.run(self.machine.instruction_count()) {
                 // Left over by a predecessor that had logged only some of a step's outputs: they come before the event.
                 Exit::Output => self.log_outputs(sink)?,
-                // The last event may have been too much for the guest.
+                // The guest has ended, and gets nothing more.
                 Exit::Stopped(_) => return Ok(()),
                 Exit::LimitReached | Exit::WaitForInterrupt | Exit::ClockRead | Exit::SeedRead => {
                     let Some(event) = self.source.poll(&self.machine) else { return Ok(()) };

@@ -12,10 +12,13 @@ pub const FORMAT_VERSION: u32 = 4;
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
 
-/// The largest image, in bytes, that a log or a channel carries.
+/// The largest image, in bytes, that a log or a channel carries: the largest disk, and as much for a kernel and an initrd.
 ///
 /// Nothing takes memory for an image before its bytes have come.
-pub const IMAGE_BYTES_MAX: usize = 1 << 30;
+pub const IMAGE_BYTES_MAX: usize = 2 << 30;
+
+const _: () =
+    assert!(IMAGE_BYTES_MAX as u64 >= 2 * vm::DISK_BYTES_MAX, "an image has room for the largest disk and a kernel");
 
 /// The longest image name, in bytes.
 pub const IMAGE_NAME_BYTES_MAX: usize = 256;

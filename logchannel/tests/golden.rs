@@ -10,8 +10,8 @@ use logchannel::session::SessionHeader;
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use std::path::Path;
 use vm::{
-    BehaviourVersion, BootMode, Event, HaltReason, InstructionCount, OutputId, OutputOperation, PAGE_BYTES,
-    StateDigest, StopReason,
+    BehaviourVersion, BootMode, Event, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, OutputOperation,
+    PAGE_BYTES, StateDigest, StopReason,
 };
 
 const VERSION_1: &[u8] = include_bytes!("../testdata/version-1.ftlog.bin");
@@ -27,7 +27,7 @@ const IMAGE: &[u8] = b"\x13\x00\x00\x00";
 /// One entry of each kind, and of each encoding.
 fn entries() -> Vec<LogEntry> {
     let stops = [
-        StopReason::Halt(HaltReason::DoubleTrap { pc: 0x8000_0000, cause: 12 }),
+        StopReason::Halt(HaltReason::DoubleTrap { pc: 0x8000_0000, cause: 12, first: None }),
         StopReason::Halt(HaltReason::BadDescriptorRing { queue: 1, descriptor: 300 }),
         StopReason::Reboot,
         StopReason::PowerOff { code: 0 },
@@ -112,6 +112,19 @@ fn entries_3() -> Vec<LogEntry> {
     entries
 }
 
+/// And what version 4 added.
+fn entries_4() -> Vec<LogEntry> {
+    let mut entries = entries_3();
+    let traps = [(0x7c0 << 20 | 0x0000_1073, Some(Lack::Csr(0x7c0))), (0, Some(Lack::Address)), (0x13, None)];
+    let reasons = traps.map(|(instruction, lacks)| {
+        let first = FirstTrap { cause: 2, epc: 0x8000_0010, tval: u64::MAX, instruction, lacks };
+        HaltReason::DoubleTrap { pc: 4, cause: 1, first: Some(first) }
+    });
+    let bodies = reasons.map(|reason| EntryBody::Stopped(StopReason::Halt(reason)));
+    entries.extend(bodies.map(|body| LogEntry { count: InstructionCount(7_000_000_000), body }));
+    entries
+}
+
 /// The session of a log whose version says which behaviour its machine has.
 fn header_of(behaviour: u32) -> SessionHeader {
     SessionHeader { behaviour: BehaviourVersion(behaviour), ..header(IMAGE) }
@@ -143,14 +156,14 @@ const BEHAVIOUR_4: u32 = 2;
 fn version_4_from_an_image_reads() {
     assert_eq!(
         read(VERSION_4_IMAGE),
-        (bare_header_of(BEHAVIOUR_4), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_3())
+        (bare_header_of(BEHAVIOUR_4), Vec::new(), LogStart::Image(IMAGE.to_vec()), entries_4())
     );
 }
 
 #[test]
 fn version_4_from_a_snapshot_reads() {
     let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
-    assert_eq!(read(VERSION_4_SNAPSHOT), (header_of(BEHAVIOUR_4), pages(), start, entries_3()));
+    assert_eq!(read(VERSION_4_SNAPSHOT), (header_of(BEHAVIOUR_4), pages(), start, entries_4()));
 }
 
 #[test]
@@ -180,7 +193,7 @@ fn this_build_writes_version_4() {
         snapshot_writer.tail(output.id, &output.operation).unwrap();
     }
     let mut from_snapshot = snapshot_writer.finish(&snapshot()).unwrap();
-    for entry in entries_3() {
+    for entry in entries_4() {
         from_image.append(&entry).unwrap();
         from_snapshot.append(&entry).unwrap();
     }

@@ -11,6 +11,10 @@ use tests::stage::{Ended, Node};
 
 const START: u64 = 0x8000_0000;
 const TOHOST: u64 = START + 0x1000;
+const FROMHOST: u64 = TOHOST + 0x40;
+/// Where a system call's number and arguments are, and what it writes.
+const CALL: u64 = TOHOST + 0x100;
+const TEXT: u64 = TOHOST + 0x200;
 /// Where it is in registers.
 const TOHOST_REGISTER: u32 = 5;
 const VALUE: u32 = 6;
@@ -22,13 +26,17 @@ const ECALL: u32 = 0x0000_0073;
 const WFI: u32 = 0x1050_0073;
 const NEVER: &str = "1000000";
 
-/// An executable with a symbol table of one symbol.
-fn with_symbol(mut file: Vec<u8>, name: &str, value: u64) -> Vec<u8> {
+/// An executable with a symbol table of these symbols.
+fn with_symbols(mut file: Vec<u8>, list: &[(&str, u64)]) -> Vec<u8> {
     let mut names = vec![0];
-    names.extend(name.bytes().chain([0]));
     let mut symbols = vec![0; 24];
-    symbols.extend([1, 0, 0, 0, 0x11, 0, 1, 0]);
-    symbols.extend([value, 8].map(u64::to_le_bytes).concat());
+    for (name, value) in list {
+        let name_at = u32::try_from(names.len()).unwrap();
+        names.extend(name.bytes().chain([0]));
+        symbols.extend(name_at.to_le_bytes());
+        symbols.extend([0x11, 0, 1, 0]);
+        symbols.extend([*value, 8].map(u64::to_le_bytes).concat());
+    }
     let symbols_at = file.len();
     let names_at = symbols_at + symbols.len();
     let sections_at = names_at + names.len();
@@ -69,10 +77,10 @@ fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     program(assembler, true)
 }
 
-/// The executable of some code, with the doubleword `tohost` and, if it is to be found, its symbol.
+/// The executable of some code, with the doublewords `tohost` and `fromhost` and, if they are to be found, their symbols.
 fn program(assembler: Assembler, has_symbol: bool) -> Vec<u8> {
-    let file = elf(&[(START, &assembler.finish()), (TOHOST, &[0; 8])]);
-    if has_symbol { with_symbol(file, "tohost", TOHOST) } else { file }
+    let file = elf(&[(START, &assembler.finish()), (TOHOST, &[0; 0x400])]);
+    if has_symbol { with_symbols(file, &[("tohost", TOHOST), ("fromhost", FROMHOST)]) } else { file }
 }
 
 /// Records a program, replays the log, and gives how the recording ended and what it put out.
@@ -130,6 +138,57 @@ fn what_it_prints_through_tohost_is_its_console() {
     });
     let (end, console) = recorded(&program, &["--limit", NEVER]);
     assert_eq!((end.code, console.as_str()), (Some(exit::OK.into()), "dear diary\n"), "{end:?}");
+}
+
+/// Makes a system call and waits for its answer, as newlib's libgloss and the benchmarks of riscv-tests do; its result is in x8.
+fn system_call(assembler: &mut Assembler, number: u64, arguments: [u64; 3]) {
+    const FROMHOST_REGISTER: u32 = 9;
+    assembler.constant(7, CALL);
+    for (offset, word) in [0, 8, 16, 24].into_iter().zip([number].into_iter().chain(arguments)) {
+        assembler.constant(VALUE, word);
+        assembler.word(sd(VALUE, 7, offset));
+    }
+    assembler.constant(TOHOST_REGISTER, TOHOST);
+    assembler.constant(FROMHOST_REGISTER, FROMHOST);
+    assembler.word(sd(7, TOHOST_REGISTER, 0));
+    let waits = assembler.place_new();
+    assembler.word(ld(VALUE, FROMHOST_REGISTER, 0));
+    assembler.branch(0, VALUE, 0, waits);
+    assembler.words(&[sd(0, FROMHOST_REGISTER, 0), ld(8, 7, 0)]);
+}
+
+#[test]
+fn system_calls_write_to_the_console_and_end_the_program() {
+    let mut assembler = Assembler::new(START);
+    for (offset, byte) in [0, 1].into_iter().zip(*b"hi") {
+        assembler.constant(VALUE, u64::from(byte));
+        assembler.constant(7, TEXT + offset);
+        assembler.word(sd(VALUE, 7, 0));
+    }
+    system_call(&mut assembler, 64, [1, TEXT, 2]);
+    // What the call returned, two, is the length of the next text.
+    assembler.constant(7, TEXT + 16);
+    assembler.words(&[addi(8, 8, u32::from(b'0')), sd(8, 7, 0)]);
+    system_call(&mut assembler, 64, [2, TEXT + 16, 1]);
+    system_call(&mut assembler, 93, [3, 0, 0]);
+    let (end, console) = recorded(&program(assembler, true), &["--limit", NEVER]);
+    assert_eq!((end.code, console.as_str()), (Some(exit::GUEST_FAILED.into()), "hi2"), "{end:?}");
+    assert!(end.reason.contains("code 3"), "{end:?}");
+}
+
+/// Without a handler, the first thing that the machine doesn't have ends the program, and it is told what that was.
+#[test]
+fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
+    let limit = &["--limit", "20000"];
+    let of = |code: &[u32]| {
+        let mut assembler = Assembler::new(START);
+        assembler.constant(7, 0x200_bff8);
+        assembler.words(code);
+        program(assembler, true)
+    };
+    assert_ends(&of(&[csr(1, 0, 0x740, 0)]), limit, exit::GUEST_FAILED, &["double trap", "no CSR 0x740"]);
+    let clint = ["double trap", "load access fault", "0x200bff8", "the CLINT, which this machine doesn't have"];
+    assert_ends(&of(&[ld(6, 7, 0)]), limit, exit::GUEST_FAILED, &clint);
 }
 
 /// A program for ever at what `code` leaves it at.

@@ -10,7 +10,8 @@ use crate::device::virtio::blk::Blk;
 use crate::device::virtio::net::Net;
 use crate::device::virtio::{BadRing, mmio};
 use crate::disk::Disk;
-use crate::exit::{HaltReason, StopReason};
+use crate::exit::StopReason;
+use crate::fault::{DeviceFault, VirtioDevice};
 use crate::mmu::GuestPhysAddr;
 use crate::output::Outputs;
 use crate::pages::Pages;
@@ -60,6 +61,8 @@ pub(crate) struct Bus {
     blk: Option<Blk>,
     plic: Plic,
     stop: Option<StopReason>,
+    /// The driver's mistake that the hypervisor hasn't been told of yet. Not state.
+    fault: Option<DeviceFault>,
     /// Since [`Self::settle`]. Invariant: `false` whenever the machine is at rest.
     touched: bool,
 }
@@ -85,6 +88,7 @@ impl Bus {
             blk: disk.map(Blk::new),
             plic: Plic::new(),
             stop: None,
+            fault: None,
             touched: false,
         }
     }
@@ -161,15 +165,41 @@ impl Bus {
 
     /// A frame arrives at the network device.
     pub(crate) fn receive_frame(&mut self, frame: &[u8]) {
-        if let Err(bad) = self.net.receive(&mut self.ram, frame) {
-            self.stop(bad_network_ring(bad));
+        let received = self.net.receive(&mut self.ram, frame);
+        self.note(VirtioDevice::Net, received);
+    }
+
+    /// Whether a device has work left for the next step.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.net.is_busy() || self.blk.as_ref().is_some_and(Blk::is_busy)
+    }
+
+    /// Has the devices go on with the work that is left, as far as one step may.
+    pub(crate) fn work(&mut self) {
+        let worked = self.net.work(&mut self.ram, &mut self.outputs);
+        self.note(VirtioDevice::Net, worked);
+        if let Some(blk) = &mut self.blk {
+            let worked = blk.work(&mut self.ram);
+            self.note(VirtioDevice::Disk, worked);
+        }
+    }
+
+    /// The driver's mistake that made a device need a reset, once.
+    pub(crate) const fn take_fault(&mut self) -> Option<DeviceFault> {
+        self.fault.take()
+    }
+
+    /// Keeps what a driver did wrong, if it did, for the hypervisor to tell.
+    fn note(&mut self, device: VirtioDevice, result: Result<(), BadRing>) {
+        if let Err(BadRing { queue, descriptor }) = result {
+            self.fault = Some(DeviceFault { device, queue, descriptor });
         }
     }
 
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // `touched` is false whenever the machine is at rest.
-        let Self { ram, uart, net, outputs, blk, plic, stop, touched: _ } = self;
+        let Self { ram, uart, net, outputs, blk, plic, stop, fault: _, touched: _ } = self;
         writer.u64(ram.end());
         writer.u64(self.disk().map_or(0, Disk::length));
         uart.write_to(writer);
@@ -205,6 +235,7 @@ impl Bus {
             blk: disk.map(|disk| Blk::read_from(reader, disk)).transpose()?,
             plic: Plic::read_from(reader)?,
             stop: if reader.bool()? { Some(StopReason::read_from(reader)?) } else { None },
+            fault: None,
             touched: false,
         })
     }
@@ -253,16 +284,14 @@ impl Bus {
                 Some(())
             }
             Target::Net(offset) => {
-                if let Err(bad) = self.net.store(offset, value, width, &mut self.ram, &mut self.outputs)? {
-                    self.stop(bad_network_ring(bad));
-                }
+                let done = self.net.store(offset, value, width, &mut self.ram, &mut self.outputs)?;
+                self.note(VirtioDevice::Net, done);
                 Some(())
             }
             Target::Blk(offset) => match &mut self.blk {
                 Some(blk) => {
-                    if let Err(bad) = blk.store(offset, value, width, &mut self.ram)? {
-                        self.stop(StopReason::Halt(HaltReason::BadDiskRing { descriptor: bad.descriptor }));
-                    }
+                    let done = blk.store(offset, value, width, &mut self.ram)?;
+                    self.note(VirtioDevice::Disk, done);
                     Some(())
                 }
                 None => mmio::store_vacant(width),
@@ -275,9 +304,4 @@ impl Bus {
             }
         }
     }
-}
-
-/// The end of a guest whose network device can't go on.
-const fn bad_network_ring(BadRing { queue, descriptor }: BadRing) -> StopReason {
-    StopReason::Halt(HaltReason::BadDescriptorRing { queue, descriptor })
 }

@@ -12,6 +12,7 @@ use self::linux::LinuxHeader;
 use crate::config::{BootMode, MachineConfig};
 use crate::device_tree::{self, Contents};
 use crate::disk::Disk;
+use crate::hart::HostPort;
 use crate::image::{Image, ImageError};
 use crate::mmu::GuestPhysAddr;
 use crate::pages::PAGE_BYTES;
@@ -19,7 +20,10 @@ use crate::ram::{RAM_BASE, Ram};
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
-const DISK_BYTES_MAX: u64 = 1 << 30;
+
+/// The largest disk, in bytes.
+pub const DISK_BYTES_MAX: u64 = 1 << 30;
+
 const BOOTARGS_BYTES_MAX: usize = 2048;
 
 /// Why an image can't be started.
@@ -127,15 +131,15 @@ pub(crate) struct Loaded {
     pub(crate) disk: Option<Disk>,
     pub(crate) entry: u64,
     pub(crate) device_tree: u64,
-    /// Where a bare program tells its result, if it has a place for that.
-    pub(crate) tohost: Option<u64>,
+    /// Where a bare program speaks to whoever runs it, if it has a place for that.
+    pub(crate) host_port: Option<HostPort>,
 }
 
 /// What a kernel says about itself when it is in RAM.
 #[derive(Debug)]
 struct LoadedKernel {
     entry: u64,
-    tohost: Option<u64>,
+    host_port: Option<HostPort>,
 }
 
 /// Puts an image's kernel and initrd, and a device tree, into RAM.
@@ -162,12 +166,12 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     }
     copy(&mut ram, device_tree, &tree(&contents));
 
-    let LoadedKernel { entry, tohost } = load_kernel(config.boot, &mut ram, end, kernel)?;
+    let LoadedKernel { entry, host_port } = load_kernel(config.boot, &mut ram, end, kernel)?;
     if !entry.is_multiple_of(2) || ram.slice(GuestPhysAddr(entry), 2).is_none() {
         return Err(LoadError::Entry { entry });
     }
-    let tohost = tohost.filter(|_| config.boot == BootMode::Bare);
-    Ok(Loaded { ram, disk, entry, device_tree, tohost })
+    let host_port = host_port.filter(|_| config.boot == BootMode::Bare);
+    Ok(Loaded { ram, disk, entry, device_tree, host_port })
 }
 
 fn load_kernel(boot: BootMode, ram: &mut Ram, end: u64, kernel: &[u8]) -> Result<LoadedKernel, LoadError> {

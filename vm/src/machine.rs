@@ -8,10 +8,13 @@ use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
-use crate::ram::Ram;
+use crate::ram::{RAM_BASE, Ram};
 use crate::sbi::Firmware;
 use crate::state::{RestoreError, StateReader, StateWriter};
-use crate::{Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest, StopReason};
+use crate::{
+    DeviceFault, Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest,
+    StopReason,
+};
 
 /// An event that the machine isn't waiting for, or can't take: the log belongs to another execution.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,9 +89,9 @@ impl Machine {
     /// # Errors
     /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
-        let Loaded { ram, disk, entry, device_tree, tohost } = loader::load(config, image)?;
+        let Loaded { ram, disk, entry, device_tree, host_port } = loader::load(config, image)?;
         Ok(Self {
-            hart: Hart::new(config.boot, entry, device_tree, tohost),
+            hart: Hart::new(config.boot, entry, device_tree, host_port),
             bus: Bus::new(ram, disk, config.mac),
             firmware: Firmware::default(),
             last_ticks: 0,
@@ -135,7 +138,9 @@ impl Machine {
             if self.hart.is_waiting() {
                 return Exit::WaitForInterrupt;
             }
-            let until = limit.0.min(self.bus.outputs.deadline());
+            // A device with work left does some behind every step.
+            let (is_busy, before) = (self.bus.is_busy(), self.hart.count());
+            let until = limit.0.min(if is_busy { before + 1 } else { self.bus.outputs.deadline() });
             let pause = self.hart.run(&mut self.bus, until, pace);
             match pause {
                 Pause::Count => {}
@@ -147,11 +152,20 @@ impl Machine {
                 // Nobody should wait for the rest of a line while the guest sleeps.
                 Pause::Waiting => self.bus.outputs.flush_console(),
                 Pause::DoubleTrap { pc, cause } => {
-                    self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause }));
+                    let first = self.hart.trap_being_entered(&mut self.bus);
+                    self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause, first }));
                 }
             }
+            if is_busy && self.hart.count() > before {
+                self.bus.work();
+                self.hart.drop_reservation();
+            }
+            // The count stands still in sleep, and with it the device: it keeps its guest awake, as WFI may.
+            if self.bus.is_busy() {
+                self.hart.stay_awake();
+            }
             self.settle();
-            if pause == Pause::Count && pace == Pace::FastAndEarly && self.bus.outputs.is_empty() {
+            if pause == Pause::Count && pace == Pace::FastAndEarly && !is_busy && self.bus.outputs.is_empty() {
                 return Exit::LimitReached;
             }
         }
@@ -237,13 +251,19 @@ impl Machine {
         self.hart.has_tohost()
     }
 
-    /// Whether the network device has a buffer for one more frame of any length. A frame applied without is dropped and
-    /// counted, as is one that is too long for the buffer.
+    /// Whether the network device has a buffer for one more frame. A frame applied without is dropped and counted, as is one that
+    /// is too long for the buffer.
     ///
-    /// Also `true` if the guest has made a mess of its receive queue: a packet then stops it and says why.
+    /// Also `true` if the guest has made a mess of its receive queue: a packet then makes the device need a reset.
     #[must_use]
     pub fn can_receive_packet(&self) -> bool {
         self.bus.net.can_receive(&self.bus.ram)
+    }
+
+    /// What the driver of a device last did wrong, so that its device needs a reset: told once, and not part of the state. A later
+    /// mistake takes the place of an earlier one.
+    pub const fn take_device_fault(&mut self) -> Option<DeviceFault> {
+        self.bus.take_fault()
     }
 
     /// Frames that couldn't be carried so far.
@@ -277,6 +297,13 @@ impl Machine {
     #[must_use]
     pub const fn registers(&self) -> &[u64; 32] {
         self.hart.registers()
+    }
+
+    /// All of RAM.
+    #[must_use]
+    pub fn ram(&self) -> &[u8] {
+        let bytes = self.bus.ram.end() - RAM_BASE;
+        self.bus.ram.slice(GuestPhysAddr(RAM_BASE), bytes).expect("RAM is in RAM")
     }
 
     /// The `length` bytes of RAM at the physical address `address`; `None` if not all of them are RAM.
@@ -320,6 +347,7 @@ impl Machine {
         let mut reader = StateReader::new(state);
         let hart = Hart::read_from(&mut reader, config.boot)?;
         let bus = Bus::read_from(&mut reader, ram, disk, config.mac, hart.count())?;
+        reader.require(!(hart.is_waiting() && bus.is_busy()), "the hart sleeps while a device has work left")?;
         let firmware = Firmware::read_from(&mut reader)?;
         let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
         reader.finish()?;

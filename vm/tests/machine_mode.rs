@@ -9,9 +9,9 @@ use common::{
     MIE, MIE_BIT, MINSTRET, MIP, MPIE_BIT, MPP_SHIFT, MPRV_BIT, MRET, MSCRATCH, MSTATUS, MTVAL, MTVEC, NOP, PMPADDR0,
     PMPCFG0, RAM, SATP, SCAUSE, SCOUNTEREN, SEED, SEPC, SFENCE_VMA, SIE, SIE_BIT, SIP, SPIE_BIT, SPP_BIT, SRET,
     SSTATUS, STVAL, STVEC, SUPERVISOR, TIME, TSR_BIT, TVM_BIT, TW_BIT, USER, WFI, addi, bare_config, change, csr,
-    csrrs, csrrw, elf, go, jal, li, run_by, run_on, store,
+    csrrs, csrrw, elf, go, i_type, jal, jalr, li, run_by, run_on, store,
 };
-use vm::{Event, Exit, HaltReason, Machine, StopReason};
+use vm::{Event, Exit, FirstTrap, HaltReason, InstructionCount, Lack, Machine, StopReason};
 
 /// Where the handlers of both levels are.
 const MACHINE_HANDLER: u64 = RAM + 0x800;
@@ -288,6 +288,67 @@ fn counters_of_the_machine_go_on_from_what_is_written_and_can_be_stopped() {
     assert_eq!(machine.registers()[5..7], [BEGIN + 1, BEGIN + 3]);
 }
 
+/// What `minstret` and `mcycle` have grown by over `word`, a trap whose handler has four instructions, after `before`.
+fn counted_over_a_trap(before: &[u32], word: u32, is_plain: bool) -> (u64, u64) {
+    let handler = [csrrs(5, MEPC, 0), addi(5, 5, 4), csrrw(0, MEPC, 5), MRET];
+    let reads = |rd| [csrrs(rd, MINSTRET, 0), csrrs(rd + 1, MCYCLE, 0)];
+    let body = [&reads(6)[..], &[word], &reads(8), &[jal(0, 0)]].concat();
+    let set_up = [li(31, RAM + 0x800), vec![csrrw(0, MTVEC, 31)], before.to_vec(), body].concat();
+    let mut code = set_up.clone();
+    code.resize(0x200, NOP);
+    code.extend(handler);
+    let mut machine = Machine::new(&bare_config(), &elf(&code)).unwrap();
+    let limit = InstructionCount((set_up.len() + handler.len()) as u64);
+    assert_eq!(if is_plain { machine.run_plain(limit) } else { machine.run(limit) }, Exit::LimitReached);
+    assert_eq!(machine.pc(), RAM + 4 * (set_up.len() as u64 - 1), "the trap was handled");
+    let x = machine.registers();
+    (x[8] - x[6], x[9] - x[7])
+}
+
+/// Privileged specification, §3.3.1: ECALL and EBREAK are not considered to retire, and neither does what traps.
+#[test]
+fn minstret_leaves_out_what_does_not_retire() {
+    let raise = [li(5, 2), vec![csrrs(0, MIP, 5)]].concat();
+    // A load from an address that nothing answers at.
+    let absent_load = i_type(0x03, 3, 0, 0, 8);
+    for is_plain in [false, true] {
+        for word in [ECALL, EBREAK, 0, absent_load, csrrs(0, 0x5c0, 0)] {
+            // Both reads, and the handler; the step that traps is one for mcycle alone.
+            assert_eq!(counted_over_a_trap(&[], word, is_plain), (6, 7), "{word:#x}");
+        }
+        let stopped = counted_over_a_trap(&[csr(5, 0, MCOUNTINHIBIT, 4)], ECALL, is_plain);
+        assert_eq!(stopped, (0, 7), "what is stopped doesn't go back");
+    }
+    for is_plain in [false, true] {
+        // The interrupt is taken before the second read; its handler takes it back.
+        let handler = [csr(7, 0, MIP, 2), NOP, MRET];
+        let body =
+            [raise.clone(), vec![csrrs(6, MINSTRET, 0), csr(6, 0, MSTATUS, 8), csrrs(8, MINSTRET, 0), jal(0, 0)]];
+        let mie = [li(5, 2), vec![csrrw(0, MIE, 5)]].concat();
+        let set_up = [li(31, RAM + 0x800), vec![csrrw(0, MTVEC, 31)], mie, body.concat()].concat();
+        let mut code = set_up.clone();
+        code.resize(0x200, NOP);
+        code.extend(handler);
+        let mut machine = Machine::new(&bare_config(), &elf(&code)).unwrap();
+        // With the step in which the interrupt is taken.
+        let limit = InstructionCount((set_up.len() + handler.len()) as u64);
+        assert_eq!(if is_plain { machine.run_plain(limit) } else { machine.run(limit) }, Exit::LimitReached);
+        assert_eq!(machine.pc(), RAM + 4 * (set_up.len() as u64 - 1), "the interrupt was handled");
+        let x = machine.registers();
+        assert_eq!(x[8] - x[6], 5, "both reads' distance, and the handler");
+    }
+}
+
+/// A call of the firmware is an ECALL like any other, and the firmware retires nothing that counts.
+#[test]
+fn instret_leaves_out_calls_of_the_firmware() {
+    const INSTRET: u32 = 0xc02;
+    let code = [csrrs(6, INSTRET, 0), ECALL, csrrs(7, INSTRET, 0)];
+    let machine = common::ran(&code);
+    assert_eq!(machine.registers()[7] - machine.registers()[6], 1);
+    assert_eq!(machine.instruction_count().0, 3);
+}
+
 #[test]
 fn protection_entries_keep_what_is_written_until_they_are_locked() {
     const CFG2: u32 = PMPCFG0 + 2;
@@ -397,19 +458,68 @@ fn wfi_wakes_for_an_interrupt_that_is_enabled_one_by_one() {
     }
 }
 
+/// Runs `code` to a double trap at this address for want of an instruction there, and gives the trap before.
+fn double_trap(code: &[u32], at: u64) -> FirstTrap {
+    let mut machine = bare(code);
+    match run_on(&mut machine) {
+        Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc, cause: 1, first: Some(first) })) if pc == at => {
+            first
+        }
+        exit => panic!("{exit:?} is no double trap"),
+    }
+}
+
 #[test]
 fn a_handler_of_the_machine_that_cannot_be_fetched_is_a_double_trap() {
-    let code = [li(5, 0x4000_0000), vec![csrrw(0, MTVEC, 5), ECALL]].concat();
-    let mut machine = bare(&code);
-    let reason = HaltReason::DoubleTrap { pc: 0x4000_0000, cause: 1 };
-    assert_eq!(run_on(&mut machine), Exit::Stopped(StopReason::Halt(reason)));
+    let absent = 0x4000_0000;
+    let code = [li(5, absent), vec![csrrw(0, MTVEC, 5), ECALL]].concat();
+    let epc = START + 4 * (LI + 1);
+    let first = FirstTrap { cause: 11, epc, tval: 0, instruction: ECALL, lacks: None };
+    assert_eq!(double_trap(&code, absent), first);
     // The supervisor's is another matter as long as the machine's handler gets to know.
-    let stvec = [li(5, 0x4000_0000), vec![csrrw(0, STVEC, 5)], change(MEDELEG, 0, 1 << 9), go(SUPERVISOR), vec![ECALL]];
+    let stvec = [li(5, absent), vec![csrrw(0, STVEC, 5)], change(MEDELEG, 0, 1 << 9), go(SUPERVISOR), vec![ECALL]];
     let seen = trap_after(&stvec.concat(), LI + 1 + CHANGE + GO + 2);
-    assert_eq!((seen.level, seen.cause, seen.tval), (MACHINE, 1, 0x4000_0000));
-    let both = [li(5, 0x4000_0000), vec![csrrw(0, STVEC, 5)], change(MEDELEG, 0, 1 << 1 | 1 << 9), go(SUPERVISOR)];
-    let mut machine = bare(&[both.concat(), vec![ECALL]].concat());
-    assert_eq!(run_on(&mut machine), Exit::Stopped(StopReason::Halt(reason)));
+    assert_eq!((seen.level, seen.cause, seen.tval), (MACHINE, 1, absent));
+    let both = [li(5, absent), vec![csrrw(0, STVEC, 5)], change(MEDELEG, 0, 1 << 1 | 1 << 9), go(SUPERVISOR)];
+    assert_eq!(double_trap(&[both.concat(), vec![ECALL]].concat(), absent).cause, 9);
+}
+
+#[test]
+fn a_double_trap_tells_what_the_machine_lacks() {
+    let no_handler = || vec![csrrw(0, MTVEC, 0)];
+    let told = |code: Vec<u32>| {
+        let first = double_trap(&[no_handler(), code].concat(), 0);
+        (first.lacks, first.to_string())
+    };
+    // mnscratch, as test programs of other machines set it first of all.
+    let (lacks, words) = told(vec![csrrw(0, 0x740, 0)]);
+    assert_eq!(lacks, Some(Lack::Csr(0x740)));
+    assert_eq!(
+        words,
+        format!(
+            "illegal instruction at {:#x} (tval 0x74001073, instruction 0x74001073); this machine has no CSR 0x740",
+            START + 4
+        )
+    );
+    // mtime of a CLINT.
+    let (lacks, words) = told([li(5, 0x200_bff8), vec![i_type(0x03, 3, 6, 5, 0)]].concat());
+    assert_eq!(lacks, Some(Lack::Address));
+    for part in
+        ["load access fault", "tval 0x200bff8", "instruction 0x0002b303", "the CLINT, which this machine doesn't have"]
+    {
+        assert!(words.contains(part), "{part} is not in {words}");
+    }
+    assert!(
+        told([li(5, 0x3000_0000), vec![store(2, 0, 5, 0)]].concat())
+            .1
+            .ends_with("; this machine has nothing at 0x30000000")
+    );
+    assert_eq!(told(vec![0]).0, None, "an instruction that is none");
+    assert_eq!(told(vec![csrrw(0, 0xf11, 0)]).0, None, "there is such a CSR, and it can't be written");
+    // A guest that jumps to where its handler would be has had no trap.
+    let exit = run_on(&mut bare(&[no_handler(), vec![jalr(0, 0, 0)]].concat()));
+    let reason = HaltReason::DoubleTrap { pc: 0, cause: 1, first: None };
+    assert_eq!(exit, Exit::Stopped(StopReason::Halt(reason)));
 }
 
 #[test]

@@ -347,8 +347,12 @@ fn paging_may_begin_with_a_fault_into_the_mapped_handler() {
 fn a_handler_in_a_missing_page_is_a_double_trap() {
     let code = [li(5, 0x5000), vec![csrrw(0, STVEC, 5), EBREAK]].concat();
     let mut machine = Paged::new().machine(&code);
-    let reason = HaltReason::DoubleTrap { pc: 0x5000, cause: 12 };
-    assert_eq!(run_on(&mut machine), Exit::Stopped(StopReason::Halt(reason)));
+    let Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc: 0x5000, cause: 12, first: Some(first) })) =
+        run_on(&mut machine)
+    else {
+        panic!("no double trap");
+    };
+    assert_eq!((first.cause, first.instruction, first.lacks), (3, 0, None), "where it lies is not known");
     assert_eq!(machine.instruction_count().0, BEGIN + code.len() as u64 + 1);
     // Half of its first instruction is not enough.
     let mut paged = straddling(NOP);

@@ -9,7 +9,7 @@ use common::{
     SSTATUS, STVAL, STVEC, TIME, WFI, addi, amo, csr, csrrs, csrrw, jal, jalr, li, load, machine, ran, run_by, run_on,
     store,
 };
-use vm::{ApplyError, Event, Exit, HaltReason, InstructionCount, Machine, OutputOperation, StopReason};
+use vm::{ApplyError, Event, Exit, FirstTrap, HaltReason, InstructionCount, Machine, OutputOperation, StopReason};
 
 /// Where trap handlers are in these tests.
 const HANDLER: u64 = RAM + 0x800;
@@ -260,7 +260,8 @@ fn an_interrupt_that_can_be_taken_comes_before_a_read() {
 #[test]
 fn a_handler_that_cannot_be_fetched_is_a_double_trap() {
     let mut machine = machine(&[EBREAK]);
-    let stopped = Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc: 0, cause: 1 }));
+    let first = Some(FirstTrap { cause: 3, epc: RAM, tval: RAM, instruction: EBREAK, lacks: None });
+    let stopped = Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc: 0, cause: 1, first }));
     assert_eq!(run_on(&mut machine), stopped);
     assert_eq!(machine.instruction_count().0, 2);
     assert_eq!(run_on(&mut machine), stopped, "and stays so");

@@ -1,8 +1,10 @@
 //! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
 
 use crate::distribution::Distribution;
+use crate::trouble::Trouble;
 use serde::Serialize;
 use std::fmt;
+use vm::DeviceFault;
 
 /// One thing that happened on one side of a VM.
 #[derive(Clone, Debug, Serialize)]
@@ -156,6 +158,22 @@ pub enum NodeReport {
         /// What, with U+FFFD for what isn't UTF-8.
         text: String,
     },
+    /// A driver of the guest has made a mistake; its device does nothing until the driver has reset it. The VM goes on.
+    DeviceFailed {
+        /// Which device: `virtio-net` or `virtio-blk`.
+        device: String,
+        /// In which of its queues.
+        queue: u16,
+        /// The descriptor at fault; none if it is the ring.
+        descriptor: Option<u16>,
+        /// How many mistakes the guest's drivers have made since this program runs it.
+        times: u64,
+    },
+    /// The guest's kernel has panicked before it had a console to say so.
+    GuestPanicked {
+        /// Why, as the kernel says in its log.
+        reason: String,
+    },
     /// Replay differs from the log: this side halts and never goes live.
     Diverged {
         /// Where and how.
@@ -259,6 +277,17 @@ pub struct Replayed {
     pub ending: String,
 }
 
+impl From<Trouble> for NodeReport {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Device { fault: DeviceFault { device, queue, descriptor }, times } => {
+                Self::DeviceFailed { device: device.to_string(), queue, descriptor, times }
+            }
+            Trouble::Panic { reason } => Self::GuestPanicked { reason },
+        }
+    }
+}
+
 /// Outputs that a full buffer cost, if there are any.
 fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
     if outputs == 0 { Ok(()) } else { write!(f, "; {outputs} outputs {how}") }
@@ -334,6 +363,20 @@ impl fmt::Display for NodeReport {
                 "keys go to the guest as they are typed; Ctrl-A x ends this program, Ctrl-A Ctrl-A types Ctrl-A",
             ),
             Self::Console { text } => write!(f, "console: {}", text.trim_end()),
+            Self::DeviceFailed { device, queue, descriptor, times } => {
+                write!(f, "the guest's {device} driver has made a mistake in queue {queue}: ")?;
+                match descriptor {
+                    Some(descriptor) => write!(f, "bad descriptor {descriptor}")?,
+                    None => f.write_str("bad ring")?,
+                }
+                f.write_str("; the device does nothing until the driver resets it")?;
+                if *times > 1 { write!(f, " ({times} mistakes so far)") } else { Ok(()) }
+            }
+            Self::GuestPanicked { reason } => write!(
+                f,
+                "the guest's kernel has PANICKED before it had a console: {reason}; `earlycon=sbi` in its boot arguments \
+                 shows all it says, --memory gives it more RAM"
+            ),
             Self::Diverged { reason } => f.write_str(reason),
             Self::Figures(figures) => {
                 write!(

@@ -11,6 +11,7 @@ use crate::host::reports::{NodeReport, Recorded};
 use crate::host::{clock, console, entropy, signals};
 use crate::record::{Intervals, LogSink, Recorder, Slice};
 use crate::report::Reporter;
+use crate::trouble::{Trouble, Watch};
 use clap::Parser;
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
@@ -117,7 +118,9 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let intervals = Intervals { digest_steps: options.digest_steps, ..Intervals::default() };
     let recorder = Recorder::new(machine, source, intervals);
     let started_ns = clock::now_ns();
-    let (recorder, end) = record(recorder, &mut sink, options.limit, &over, reporter)
+    // Linux waits for ever after a panic unless it is told otherwise.
+    let reboots_after_panic = config.bootargs.contains("panic=");
+    let (recorder, end) = record(recorder, &mut sink, options.limit, reboots_after_panic, &over, reporter)
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
@@ -139,6 +142,9 @@ fn outcome(end: &RecordingEnd, is_bare: bool, has_tohost: bool) -> (u8, String) 
         RecordingEnd::Guest(reason) => return (exit::of_guest(*reason), words(*reason, has_tohost)),
         RecordingEnd::Operator => "stopped by the operator".into(),
         RecordingEnd::Limit(limit) => format!("reached instruction {limit}"),
+        RecordingEnd::Panicked(reason) => {
+            return (exit::GUEST_FAILED, format!("the guest's kernel has panicked: {reason}"));
+        }
         RecordingEnd::Asleep => "the guest sleeps, and it has enabled nothing that could wake it".into(),
     };
     match (is_bare, has_tohost) {
@@ -156,7 +162,9 @@ fn words(reason: StopReason, has_tohost: bool) -> String {
         StopReason::PowerOff { code } if has_tohost && code & UNEXPECTED_TRAP == UNEXPECTED_TRAP => {
             format!("{reason} (a test ran into a trap that it did not expect)")
         }
-        StopReason::PowerOff { code: code @ 1.. } if has_tohost => format!("{reason} (test {code} failed)"),
+        StopReason::PowerOff { code: code @ 1.. } if has_tohost => {
+            format!("{reason} (of riscv-tests: test {code} failed)")
+        }
         StopReason::PowerOff { .. } | StopReason::Reboot | StopReason::Halt(_) => reason.to_string(),
     }
 }
@@ -185,6 +193,8 @@ enum RecordingEnd {
     Limit(InstructionCount),
     /// Nothing can happen any more.
     Asleep,
+    /// The kernel has panicked without a console, and waits for ever.
+    Panicked(String),
     Guest(StopReason),
 }
 
@@ -193,11 +203,13 @@ fn record(
     mut recorder: Recorder<HostEventSource>,
     sink: &mut FileSink,
     limit: Option<u64>,
+    reboots_after_panic: bool,
     over: &AtomicBool,
     reporter: Reporter,
 ) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
     recorder.source_mut().start();
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
+    let mut watch = Watch::booting(clock::now_ns());
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
     // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
     let is_watched = !reporter.is_json() && io::stdout().is_terminal();
@@ -216,7 +228,19 @@ fn record(
             let (entries, is_booting) = (sink.log.next_seq().0, !sink.has_spoken);
             reporter.tell(&NodeReport::Recording { instruction_count, mips, entries, is_booting });
         }
-        match recorder.run_slice(sink, SLICE_STEPS)? {
+        let slice = recorder.run_slice(sink, SLICE_STEPS)?;
+        if sink.has_spoken {
+            watch.console_written();
+        }
+        if let Some(trouble) = watch.look(recorder.machine_mut(), clock::now_ns) {
+            reporter.tell(&NodeReport::from(trouble.clone()));
+            if let Trouble::Panic { reason } = trouble
+                && !reboots_after_panic
+            {
+                break RecordingEnd::Panicked(reason);
+            }
+        }
+        match slice {
             Slice::Ran => {}
             Slice::Waiting if recorder.machine().sleeps_for_good() => break RecordingEnd::Asleep,
             Slice::Waiting => {

@@ -9,6 +9,7 @@ use crate::host::{clock, log_directory};
 use crate::replay::{Consumed, Replayer};
 use crate::report::Reporter;
 use crate::restore::{Restored, restore};
+use crate::trouble::Watch;
 use clap::Parser;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::{Ending, LogFileError, LogHead, LogReader};
@@ -174,6 +175,7 @@ struct Replay {
     entries: u64,
     outputs: u64,
     digests_checked: u64,
+    watch: Watch,
     ending: Ending,
     progress: Progress,
     /// How long the logs are that have been replayed, in bytes, and how long all are.
@@ -188,6 +190,7 @@ impl Replay {
             entries: 0,
             outputs: 0,
             digests_checked: 0,
+            watch: Watch::running(),
             ending: Ending::Finished,
             progress: Progress::new(now_ns, 0),
             bytes: (0, bytes),
@@ -236,7 +239,11 @@ impl Replay {
 
     fn consume(&mut self, replayer: &mut Replayer, entry: &LogEntry) -> Result<(), Divergence> {
         self.entries += 1;
-        if let Consumed::Output(_, output) = replayer.consume(entry)? {
+        let consumed = replayer.consume(entry)?;
+        if let Some(trouble) = self.watch.look(replayer.machine_mut(), clock::now_ns) {
+            self.reporter.tell(&NodeReport::from(trouble));
+        }
+        if let Consumed::Output(_, output) = consumed {
             self.outputs += 1;
             if let OutputOperation::Console(bytes) = output {
                 self.show(&bytes);

@@ -4,7 +4,7 @@ use super::varint::{Bytes, Varint};
 use super::{CodecError, check_length, decode_front, encode_value, require_encoding_of};
 use crate::entry::{EntryBody, Generation, LogEntry};
 use bincode::{BorrowDecode, Decode, Encode};
-use vm::{Event, FRAME_BYTES_MAX, HaltReason, InstructionCount, OutputId, StateDigest, StopReason};
+use vm::{Event, FRAME_BYTES_MAX, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, StateDigest, StopReason};
 
 /// The most console input that one entry carries, in bytes.
 pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
@@ -143,6 +143,16 @@ enum WireStop {
     DoubleTrap { pc: u64, cause: u64 },
     BadDescriptorRing { queue: u16, descriptor: u16 },
     BadDiskRing { descriptor: u16 },
+    DoubleTrapFor { pc: u64, cause: u64, first: WireTrap },
+}
+
+#[derive(Clone, Copy, Encode, Decode)]
+struct WireTrap {
+    cause: u64,
+    epc: u64,
+    tval: u64,
+    instruction: u32,
+    lacks: u32,
 }
 
 impl Previous {
@@ -225,7 +235,7 @@ impl Previous {
             }
             WireBody::Progress => EntryBody::Progress,
             WireBody::Digest { digest } => EntryBody::Digest(StateDigest(u128::from_le_bytes(digest))),
-            WireBody::Stopped { ref reason } => EntryBody::Stopped(reason.into()),
+            WireBody::Stopped { ref reason } => EntryBody::Stopped(reason.try_into()?),
             WireBody::Generation { generation } => EntryBody::Generation(Generation(generation.0)),
         })
     }
@@ -248,7 +258,12 @@ impl From<StopReason> for WireStop {
         match reason {
             StopReason::PowerOff { code } => Self::PowerOff { code },
             StopReason::Reboot => Self::Reboot,
-            StopReason::Halt(HaltReason::DoubleTrap { pc, cause }) => Self::DoubleTrap { pc, cause },
+            StopReason::Halt(HaltReason::DoubleTrap { pc, cause, first: None }) => Self::DoubleTrap { pc, cause },
+            StopReason::Halt(HaltReason::DoubleTrap { pc, cause, first: Some(first) }) => {
+                let FirstTrap { cause: first_cause, epc, tval, instruction, lacks } = first;
+                let first = WireTrap { cause: first_cause, epc, tval, instruction, lacks: Lack::code(lacks) };
+                Self::DoubleTrapFor { pc, cause, first }
+            }
             StopReason::Halt(HaltReason::BadDescriptorRing { queue, descriptor }) => {
                 Self::BadDescriptorRing { queue, descriptor }
             }
@@ -257,17 +272,28 @@ impl From<StopReason> for WireStop {
     }
 }
 
-impl From<&WireStop> for StopReason {
-    fn from(wire: &WireStop) -> Self {
-        match *wire {
+impl TryFrom<&WireStop> for StopReason {
+    type Error = CodecError;
+
+    fn try_from(wire: &WireStop) -> Result<Self, CodecError> {
+        Ok(match *wire {
             WireStop::PowerOff { code } => Self::PowerOff { code },
             WireStop::Reboot => Self::Reboot,
-            WireStop::DoubleTrap { pc, cause } => Self::Halt(HaltReason::DoubleTrap { pc, cause }),
+            WireStop::DoubleTrap { pc, cause } => Self::Halt(HaltReason::DoubleTrap { pc, cause, first: None }),
+            WireStop::DoubleTrapFor { pc, cause, first } => {
+                let WireTrap { cause: first_cause, epc, tval, instruction, lacks } = first;
+                let lacks = Lack::from_code(lacks).ok_or_else(|| CodecError::Invalid {
+                    what: "stop reason",
+                    reason: format!("the machine can't lack {lacks}"),
+                })?;
+                let first = Some(FirstTrap { cause: first_cause, epc, tval, instruction, lacks });
+                Self::Halt(HaltReason::DoubleTrap { pc, cause, first })
+            }
             WireStop::BadDescriptorRing { queue, descriptor } => {
                 Self::Halt(HaltReason::BadDescriptorRing { queue, descriptor })
             }
             WireStop::BadDiskRing { descriptor } => Self::Halt(HaltReason::BadDiskRing { descriptor }),
-        }
+        })
     }
 }
 

@@ -92,7 +92,7 @@ impl Entries {
         match self.random.below(5) {
             0 => StopReason::PowerOff { code: 7 },
             1 => StopReason::Reboot,
-            2 => StopReason::Halt(HaltReason::DoubleTrap { pc: self.random.next(), cause: 12 }),
+            2 => StopReason::Halt(HaltReason::DoubleTrap { pc: self.random.next(), cause: 12, first: None }),
             3 => StopReason::Halt(HaltReason::BadDiskRing { descriptor: u16::MAX }),
             _ => StopReason::Halt(HaltReason::BadDescriptorRing { queue: 1, descriptor: 255 }),
         }

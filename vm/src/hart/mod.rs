@@ -32,6 +32,7 @@ pub(crate) use fast::Memory;
 use fast::{Fast, Left};
 use float::FloatState;
 use memory::Fetched;
+pub(crate) use tohost::HostPort;
 use trap::{Exception, Interrupt, Trap};
 
 /// Who the guest's code is.
@@ -134,7 +135,7 @@ pub(crate) struct Hart {
     reservation: Option<GuestPhysAddr>,
     waiting: bool,
     /// Where a guest without firmware speaks to whoever runs it.
-    tohost: Option<GuestPhysAddr>,
+    host_port: Option<HostPort>,
     /// Not state.
     fast: Fast,
 }
@@ -142,7 +143,7 @@ pub(crate) struct Hart {
 impl Hart {
     /// A hart at `entry` with a0 = hart id 0 and a1 = device tree: in S-mode, as firmware starts a supervisor, or in M-mode
     /// if there is no firmware.
-    pub(crate) fn new(boot: BootMode, entry: u64, device_tree: u64, tohost: Option<u64>) -> Self {
+    pub(crate) fn new(boot: BootMode, entry: u64, device_tree: u64, host_port: Option<HostPort>) -> Self {
         let mut x = [0; 32];
         x[11] = device_tree;
         let privilege = match boot {
@@ -160,7 +161,7 @@ impl Hart {
             mmu: Mmu::new(),
             reservation: None,
             waiting: false,
-            tohost: tohost.map(GuestPhysAddr),
+            host_port,
             fast: Fast::new(),
         }
     }
@@ -182,7 +183,7 @@ impl Hart {
 
     /// Whether the guest has a place where it tells its result.
     pub(crate) const fn has_tohost(&self) -> bool {
-        self.tohost.is_some()
+        self.host_port.is_some()
     }
 
     /// The address of the next instruction.
@@ -273,6 +274,11 @@ impl Hart {
         self.wake();
     }
 
+    /// Ends a WFI without an interrupt.
+    pub(crate) const fn stay_awake(&mut self) {
+        self.waiting = false;
+    }
+
     const fn wake(&mut self) {
         if self.csrs.pending_interrupts() != 0 {
             self.waiting = false;
@@ -298,7 +304,7 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost, fast: _ } = self;
+        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, fast: _ } = self;
         for register in x {
             writer.u64(*register);
         }
@@ -311,7 +317,9 @@ impl Hart {
         mmu.write_to(writer);
         writer.optional_u64(reservation.map(|address| address.0));
         writer.bool(*waiting);
-        writer.optional_u64(tohost.map(|address| address.0));
+        let addresses = host_port.map(|HostPort { tohost, fromhost }| (tohost.0, fromhost.map(|address| address.0)));
+        writer.optional_u64(addresses.map(|(tohost, _)| tohost));
+        writer.optional_u64(addresses.and_then(|(_, fromhost)| fromhost));
     }
 
     /// The hart of a machine that boots in this way.
@@ -336,10 +344,12 @@ impl Hart {
         let waiting = reader.bool()?;
         reader
             .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
-        let tohost = reader.optional_u64()?;
-        let (reservation, tohost) = (reservation.map(GuestPhysAddr), tohost.map(GuestPhysAddr));
+        let reservation = reservation.map(GuestPhysAddr);
+        let (tohost, fromhost) = (reader.optional_u64()?, reader.optional_u64()?.map(GuestPhysAddr));
+        reader.require(tohost.is_some() || fromhost.is_none(), "there is `fromhost`, but not `tohost`")?;
+        let host_port = tohost.map(|tohost| HostPort { tohost: GuestPhysAddr(tohost), fromhost });
         let fast = Fast::new();
-        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, tohost, fast })
+        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, fast })
     }
 
     #[inline]
@@ -377,22 +387,25 @@ impl Hart {
             }
             Unretired::Awaits(read) => Some(Pause::Awaits(read)),
             Unretired::FirmwareCall => {
-                self.retire_system_instruction();
+                // The firmware's own instructions, which would retire, don't exist.
+                self.pc = self.pc.wrapping_add(4);
+                self.count_unretired();
                 self.drop_reservation();
                 Some(Pause::FirmwareCall)
             }
             Unretired::WaitForInterrupt => {
-                self.retire_system_instruction();
+                self.pc = self.pc.wrapping_add(4);
+                self.count += 1;
                 self.waiting = self.csrs.pending_interrupts() == 0;
                 self.waiting.then_some(Pause::Waiting)
             }
         }
     }
 
-    /// Moves on over an ECALL or WFI, which have no compressed form.
-    const fn retire_system_instruction(&mut self) {
-        self.pc = self.pc.wrapping_add(4);
+    /// Counts a step in which no instruction has retired: it is one of the log's steps, but not one of `minstret`'s.
+    const fn count_unretired(&mut self) {
         self.count += 1;
+        self.csrs.leave_step_out();
     }
 
     /// The read of a value from outside that the next step would be, its destination, and its instruction.

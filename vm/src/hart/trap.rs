@@ -4,9 +4,13 @@
 //! hypervisor is the firmware, everything is delegated, and the environment call from S is the call of the firmware, which
 //! never becomes a trap: M-mode is never entered.
 
-use super::csr::Status;
+use super::csr::{Status, TrapCsrs};
+use super::decode::{self, CsrInstruction, Instruction};
 use super::{Hart, Pause, Privilege, Unretired};
+use crate::bus::Bus;
 use crate::config::BootMode;
+use crate::exit::{FirstTrap, Lack};
+use crate::mmu::GuestPhysAddr;
 
 /// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in `medeleg`.
 ///
@@ -141,7 +145,7 @@ impl Hart {
         let level = if delegated { TrapLevel::Supervisor } else { TrapLevel::Machine };
         let unfetchable = matches!(trap.exception, Exception::InstructionAccessFault | Exception::InstructionPageFault);
         if unfetchable && self.privilege == level.privilege() && self.pc == self.csrs.level(level).trap_base() {
-            self.count += 1;
+            self.count_unretired();
             return Some(Pause::DoubleTrap { pc: self.pc, cause });
         }
         self.enter_trap(level, cause, trap.tval, 0);
@@ -151,7 +155,7 @@ impl Hart {
     /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds by another's LR. The
     /// specification leaves that to the guest's kernel; QEMU does as here.
     const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
-        self.count += 1;
+        self.count_unretired();
         self.drop_reservation();
         self.csrs.status.enter(level, self.privilege);
         let csrs = self.csrs.level_mut(level);
@@ -160,6 +164,37 @@ impl Hart {
         csrs.tval = tval;
         self.pc = csrs.trap_base().wrapping_add(offset);
         self.privilege = level.privilege();
+    }
+
+    /// The trap whose handler the hart stands at and can't fetch; `None` if it hasn't come there by a trap.
+    pub(crate) fn trap_being_entered(&self, bus: &mut Bus) -> Option<FirstTrap> {
+        let level = if self.privilege == Privilege::Machine { TrapLevel::Machine } else { TrapLevel::Supervisor };
+        let TrapCsrs { cause, epc, tval, .. } = *self.csrs.level(level);
+        // As after reset: 0 would be a misaligned fetch, which can't happen.
+        if cause == 0 {
+            return None;
+        }
+        let is_physical = self.mmu.satp() == 0;
+        let instruction = if cause == Exception::IllegalInstruction as u64 {
+            u32::try_from(tval).unwrap_or(0)
+        } else {
+            let in_ram = bus.ram.load(GuestPhysAddr(epc)).filter(|_| is_physical);
+            in_ram.map_or(0, u32::from_le_bytes)
+        };
+        let is_access_fault =
+            [Exception::InstructionAccessFault, Exception::LoadAccessFault, Exception::StoreAccessFault]
+                .iter()
+                .any(|exception| *exception as u64 == cause);
+        let lacks = match decode::decode(instruction) {
+            Instruction::Csr(CsrInstruction { csr, .. })
+                if cause == Exception::IllegalInstruction as u64 && !self.has_csr(csr) =>
+            {
+                Some(Lack::Csr(csr))
+            }
+            _ if is_access_fault && is_physical => Some(Lack::Address),
+            _ => None,
+        };
+        Some(FirstTrap { cause, epc, tval, instruction, lacks })
     }
 
     /// SRET. The result is the next pc.

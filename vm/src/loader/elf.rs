@@ -2,6 +2,8 @@
 
 use super::linux::{self, LinuxHeader};
 use super::{LoadError, LoadedKernel, copy};
+use crate::hart::HostPort;
+use crate::mmu::GuestPhysAddr;
 use crate::pages::PAGE_BYTES;
 use crate::ram::{RAM_BASE, Ram};
 use elf::ElfBytes;
@@ -28,7 +30,7 @@ pub(super) fn load(ram: &mut Ram, end: u64, file: &[u8]) -> Result<LoadedKernel,
         room = room.checked_sub(bytes).ok_or(no_room)?;
     }
     let entry = vmlinux.map_or(elf.ehdr.e_entry, |(_, entry)| entry);
-    Ok(LoadedKernel { entry, tohost: tohost(&elf) })
+    Ok(LoadedKernel { entry, host_port: host_port(&elf) })
 }
 
 fn parse(file: &[u8]) -> Result<Elf<'_>, LoadError> {
@@ -100,16 +102,18 @@ fn contents<'a>(file: &'a [u8], segment: &ProgramHeader) -> Option<&'a [u8]> {
     file.get(start..start.checked_add(length)?)
 }
 
-/// The address of the symbol `tohost`, through which test programs tell their result. A file without symbols has none; one
-/// with a malformed table neither.
-fn tohost(elf: &Elf<'_>) -> Option<u64> {
-    const NAME: &[u8] = b"tohost\0";
+/// The addresses of the symbols `tohost` and `fromhost`, through which test programs speak to whoever runs them. A file without
+/// symbols has none; one with a malformed table neither.
+fn host_port(elf: &Elf<'_>) -> Option<HostPort> {
     let sections = elf.section_headers()?;
     let section = sections.iter().find(|section| section.sh_type == SHT_SYMTAB)?;
     // Names are compared where they are: to look for the end of each would take hours in a file made for that.
     let names = sections.get(usize::try_from(section.sh_link).ok()?).ok()?;
     let (names, _) = elf.section_data(&names).ok()?;
     let (symbols, _) = elf.symbol_table().ok()??;
-    let is_tohost = |name: u32| names.get(name as usize..).is_some_and(|rest| rest.starts_with(NAME));
-    symbols.iter().find(|symbol| is_tohost(symbol.st_name)).map(|symbol| symbol.st_value)
+    let address = |wanted: &[u8]| {
+        let is_it = |name: u32| names.get(name as usize..).is_some_and(|rest| rest.starts_with(wanted));
+        symbols.iter().find(|symbol| is_it(symbol.st_name)).map(|symbol| GuestPhysAddr(symbol.st_value))
+    };
+    Some(HostPort { tohost: address(b"tohost\0")?, fromhost: address(b"fromhost\0") })
 }

@@ -53,7 +53,7 @@ pub(super) fn load(ram: &mut Ram, end: u64, header: LinuxHeader, kernel: &[u8]) 
         return Err(LoadError::NoRoom { what: "kernel", bytes, from: address, end });
     }
     copy(ram, address, kernel);
-    Ok(LoadedKernel { entry: address, tohost: None })
+    Ok(LoadedKernel { entry: address, host_port: None })
 }
 
 /// How `kernel` is compressed and with what it is unpacked, if it is.

@@ -1,6 +1,8 @@
 //! What only the loader sees; what the machine shows is in `tests/loader.rs`.
 
 use super::load;
+use crate::hart::HostPort;
+use crate::mmu::GuestPhysAddr;
 use crate::{BootMode, Image, LoadError, MachineConfig};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -62,10 +64,11 @@ fn config(boot: BootMode) -> MachineConfig {
 #[test]
 fn tohost_is_found_by_its_name_and_only_for_bare_programs() {
     let file = elf_with_symbols(&[("tohost2", RAM), ("xtohost", RAM + 8), ("tohost", RAM + 0x1000), ("fromhost", 1)]);
-    assert_eq!(load(&config(BootMode::Bare), &file).unwrap().tohost, Some(RAM + 0x1000));
-    assert_eq!(load(&config(BootMode::Firmware), &file).unwrap().tohost, None);
+    let port = HostPort { tohost: GuestPhysAddr(RAM + 0x1000), fromhost: Some(GuestPhysAddr(1)) };
+    assert_eq!(load(&config(BootMode::Bare), &file).unwrap().host_port, Some(port));
+    assert_eq!(load(&config(BootMode::Firmware), &file).unwrap().host_port, None);
     let without = elf_with_symbols(&[("tohos", RAM)]);
-    assert_eq!(load(&config(BootMode::Bare), &without).unwrap().tohost, None);
+    assert_eq!(load(&config(BootMode::Bare), &without).unwrap().host_port, None);
 }
 
 /// A file whose symbols are a mess is started without them, if it is one that starts at all.

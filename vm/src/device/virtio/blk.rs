@@ -1,7 +1,8 @@
 //! The disk: a block device whose contents are part of the machine's state.
 //!
-//! A request is done within the step that notifies of it, so none is ever pending: not in a snapshot, and not when a backup
-//! goes live. What is written is as durable as the machine itself, so there is nothing to flush.
+//! A request is done within the step that notifies of it, or, if it is a long one, within that step and those that follow: what is
+//! left of it is state. So nothing depends on a host, not in a snapshot, and not when a backup goes live. What is written is as
+//! durable as the machine itself, so there is nothing to flush.
 //!
 //! ```text
 //!   request   readable: type u32, reserved u32, sector u64, data to be written
@@ -10,7 +11,7 @@
 //! Deliberately absent: more than one queue, discarding, topology.
 
 use super::BadRing;
-use super::mmio::{CONFIG, Notified, Transport, load_config};
+use super::mmio::{CONFIG, Notified, Served, Transport, load_config};
 use super::queue::{Buffer, Chain, Direction, QUEUE_SIZE_MAX, pieces, scatter, total};
 use crate::disk::{Disk, SECTOR_BYTES};
 use crate::ram::Ram;
@@ -35,11 +36,6 @@ const SEGMENT_BYTES_MAX: u32 = 4096;
 
 /// The most such buffers in a request: header and status have descriptors of their own.
 const SEGMENTS_MAX: u16 = QUEUE_SIZE_MAX - 2;
-
-/// The most data that one notification moves: 40 to 80 microseconds of copying, and 760 where the host has to find the memory
-/// first, as measured; no step should take a millisecond. A request beyond it is an I/O error. No descriptor is in two chains at
-/// once, so a driver that keeps to [`SEGMENT_BYTES_MAX`] can't ask for so much.
-const NOTIFICATION_BYTES_MAX: u64 = QUEUE_SIZE_MAX as u64 * SEGMENT_BYTES_MAX as u64;
 
 /// What GET_ID answers, padded with zeros.
 const ID: [u8; 20] = *b"ftvm-disk\0\0\0\0\0\0\0\0\0\0\0";
@@ -99,7 +95,8 @@ impl Blk {
 
     /// Writes a register; notifying the queue does what is in it. The configuration space can't be written.
     ///
-    /// The inner result is [`BadRing`] if the queue can't be worked with, or a chain has no room for a header and a status.
+    /// The inner result is [`BadRing`] if the queue can't be worked with, or a chain has no room for a header and a status: the
+    /// device needs a reset then.
     pub(crate) fn store(
         &mut self,
         offset: u64,
@@ -115,8 +112,21 @@ impl Blk {
             return Some(Ok(()));
         }
         let Self { transport, disk } = self;
-        let mut bytes_left = NOTIFICATION_BYTES_MAX;
-        Some(transport.serve(REQUESTS, ram, |ram, chain| serve(disk, ram, chain, &mut bytes_left)))
+        Some(transport.notify(REQUESTS, ram, |ram, chain, done, left| serve(disk, ram, chain, done, left)))
+    }
+
+    /// Whether a request is left to the next step.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.transport.is_busy(REQUESTS)
+    }
+
+    /// Goes on with the requests that are left, as far as one step may.
+    ///
+    /// # Errors
+    /// As in [`Self::store`].
+    pub(crate) fn work(&mut self, ram: &mut Ram) -> Result<(), BadRing> {
+        let Self { transport, disk } = self;
+        transport.serve(REQUESTS, ram, |ram, chain, done, left| serve(disk, ram, chain, done, left))
     }
 
     /// Writes all of the state but the contents of the disk.
@@ -132,30 +142,35 @@ impl Blk {
     }
 }
 
-/// Does one request. The result is how many bytes were written to the driver's buffers; `None` if they have no room for a
-/// header and a status.
-fn serve(disk: &mut Disk, ram: &mut Ram, chain: &Chain, bytes_left: &mut u64) -> Option<u32> {
-    let written_max = total(&chain.writable).checked_sub(1)?;
-    let read_max = total(&chain.readable).checked_sub(HEADER_BYTES as u64)?;
+/// Does one request, or goes on with it behind the `done` bytes that earlier steps have moved.
+fn serve(disk: &mut Disk, ram: &mut Ram, chain: &Chain, done: u64, bytes_left: &mut u64) -> Served {
+    let Some(written_max) = total(&chain.writable).checked_sub(1) else { return Served::Senseless };
+    let Some(read_max) = total(&chain.readable).checked_sub(HEADER_BYTES as u64) else { return Served::Senseless };
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header(ram, &chain.readable);
     let sector = u64::from_le_bytes(sector);
     let (status, written) = match u32::from_le_bytes([t0, t1, t2, t3]) {
-        request::IN => match read(disk, ram, &chain.writable, sector, written_max, bytes_left) {
-            Some(()) => (status::OK, written_max),
-            None => (status::IO_ERROR, 0),
-        },
-        request::OUT => match write(disk, ram, &chain.readable, sector, read_max, bytes_left) {
-            Some(()) => (status::OK, 0),
-            None => (status::IO_ERROR, 0),
-        },
+        request::IN => {
+            match read(disk, ram, &chain.writable, Transfer { sector, length: written_max, done }, bytes_left) {
+                Some(Moved::All) => (status::OK, written_max),
+                Some(Moved::UpTo(done)) => return Served::Partly(done),
+                None => (status::IO_ERROR, 0),
+            }
+        }
+        request::OUT => {
+            match write(disk, ram, &chain.readable, Transfer { sector, length: read_max, done }, bytes_left) {
+                Some(Moved::All) => (status::OK, 0),
+                Some(Moved::UpTo(done)) => return Served::Partly(done),
+                None => (status::IO_ERROR, 0),
+            }
+        }
         request::FLUSH => (status::OK, 0),
-        request::GET_ID => (status::OK, scatter(ram, &chain.writable, written_max, &ID)),
+        request::GET_ID => (status::OK, scatter(ram, &chain.writable, 0, written_max, &ID)),
         _ => (status::UNSUPPORTED, 0),
     };
     for (address, _) in pieces(&chain.writable, written_max, 1) {
         ram.write(address, &[status]).expect("the queue has checked the buffer");
     }
-    u32::try_from(written + 1).ok()
+    u32::try_from(written + 1).map_or(Served::Senseless, Served::Whole)
 }
 
 /// The header of a request that is long enough for one. It may be split over buffers like anything else.
@@ -167,35 +182,55 @@ fn header(ram: &Ram, readable: &[Buffer]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Where on the disk a transfer begins; `None` if it isn't of whole sectors that exist, or is too much for one notification.
-fn place(disk: &Disk, sector: u64, length: u64, bytes_left: &mut u64) -> Option<u64> {
-    let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| length.is_multiple_of(SECTOR_BYTES))?;
-    disk.slice(offset, length)?;
-    *bytes_left = bytes_left.checked_sub(length)?;
-    Some(offset)
-}
-
-/// From the disk to RAM; `None` is an I/O error, and nothing has been written.
-fn read(disk: &Disk, ram: &mut Ram, writable: &[Buffer], sector: u64, length: u64, bytes_left: &mut u64) -> Option<()> {
-    let offset = place(disk, sector, length, bytes_left)?;
-    scatter(ram, writable, length, disk.slice(offset, length)?);
-    Some(())
-}
-
-/// From RAM to the disk; `None` is an I/O error, and nothing has been written.
-fn write(
-    disk: &mut Disk,
-    ram: &Ram,
-    readable: &[Buffer],
+/// What a request moves: `length` bytes from `sector` on, of which the first `done` have been moved.
+#[derive(Clone, Copy)]
+struct Transfer {
     sector: u64,
     length: u64,
-    bytes_left: &mut u64,
-) -> Option<()> {
-    let mut offset = place(disk, sector, length, bytes_left)?;
-    for (address, length) in pieces(readable, HEADER_BYTES as u64, length) {
+    done: u64,
+}
+
+/// How far a transfer has come.
+enum Moved {
+    All,
+    UpTo(u64),
+}
+
+impl Transfer {
+    /// Where on the disk the whole of it begins; `None` if it isn't of whole sectors that exist, or has changed since its first
+    /// step.
+    fn place(self, disk: &Disk) -> Option<u64> {
+        let Self { sector, length, done } = self;
+        let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| length.is_multiple_of(SECTOR_BYTES))?;
+        disk.slice(offset, length)?;
+        (done <= length).then_some(offset)
+    }
+
+    /// How many bytes of it a step that has so many left moves, and how far it has come then.
+    fn step(self, bytes_left: &mut u64) -> (u64, Moved) {
+        let rest = self.length.saturating_sub(self.done);
+        let bytes = rest.min(*bytes_left);
+        *bytes_left -= bytes;
+        (bytes, if bytes == rest { Moved::All } else { Moved::UpTo(self.done + bytes) })
+    }
+}
+
+/// From the disk to RAM; `None` is an I/O error.
+fn read(disk: &Disk, ram: &mut Ram, writable: &[Buffer], transfer: Transfer, bytes_left: &mut u64) -> Option<Moved> {
+    let offset = transfer.place(disk)?;
+    let (bytes, moved) = transfer.step(bytes_left);
+    scatter(ram, writable, transfer.done, bytes, disk.slice(offset + transfer.done, bytes)?);
+    Some(moved)
+}
+
+/// From RAM to the disk; `None` is an I/O error.
+fn write(disk: &mut Disk, ram: &Ram, readable: &[Buffer], transfer: Transfer, bytes_left: &mut u64) -> Option<Moved> {
+    let mut offset = transfer.place(disk)? + transfer.done;
+    let (bytes, moved) = transfer.step(bytes_left);
+    for (address, length) in pieces(readable, HEADER_BYTES as u64 + transfer.done, bytes) {
         let piece = ram.slice(address, length).expect("the queue has checked the buffer");
         disk.write(offset, piece)?;
         offset += length;
     }
-    Some(())
+    Some(moved)
 }

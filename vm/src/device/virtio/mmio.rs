@@ -19,9 +19,31 @@ const VENDOR: u32 = 0x4d56_5446;
 
 const STATUS_FEATURES_OK: u32 = 1 << 3;
 const STATUS_DRIVER_OK: u32 = 1 << 2;
+/// What the device says when its driver has made a mistake, and the driver can't write.
+const STATUS_NEEDS_RESET: u32 = 1 << 6;
 const STATUS_MASK: u32 = 0xff;
 
 const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
+const INTERRUPT_CONFIGURATION: u32 = 1 << 1;
+
+/// The most data that one step moves: 40 to 80 microseconds of copying, and 760 where the host has to find the memory first, as
+/// measured; no step should take a millisecond.
+pub(crate) const STEP_BYTES_MAX: u64 = 1 << 20;
+
+/// The most descriptors that one step walks: chains may share them, and 256 chains of 256 would make one step take longer than
+/// the primary may be silent.
+const STEP_DESCRIPTORS_MAX: usize = QUEUE_SIZE_MAX as usize;
+
+/// What became of a chain in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// It goes back to the driver, with so many bytes written to it.
+    Whole(u32),
+    /// So much of it is done, in the device's own measure, and the step's bytes are used up.
+    Partly(u64),
+    /// It makes no sense.
+    Senseless,
+}
 
 mod register {
     pub(super) const MAGIC: u64 = 0x000;
@@ -102,49 +124,90 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.interrupt_status |= INTERRUPT_USED_BUFFER;
     }
 
+    /// Whether the driver has put the device to work, and it doesn't need a reset.
+    const fn is_live(&self) -> bool {
+        self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
+    }
+
+    /// Whether the driver has accepted `feature`.
+    pub(crate) const fn has_accepted(&self, feature: u64) -> bool {
+        self.accepted & feature != 0
+    }
+
     /// Queue `index`, if the driver has put the device and the queue to work.
     pub(crate) fn live_queue(&self, index: usize) -> Option<&Queue> {
-        let driver_ok = self.status & STATUS_DRIVER_OK != 0;
-        self.queues.get(index).filter(|queue| driver_ok && queue.is_ready())
+        let is_live = self.is_live();
+        self.queues.get(index).filter(|queue| is_live && queue.is_ready())
     }
 
     /// Like [`Self::live_queue`].
     pub(crate) fn live_queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
-        let driver_ok = self.status & STATUS_DRIVER_OK != 0;
-        self.queues.get_mut(index).filter(|queue| driver_ok && queue.is_ready())
+        let is_live = self.is_live();
+        self.queues.get_mut(index).filter(|queue| is_live && queue.is_ready())
     }
 
-    /// Has `serve` work on every chain that is available in queue `index`, and returns them to the driver. No more than the
-    /// queue's size can be.
-    ///
-    /// `serve` says how many bytes it has written, and `None` if the chain makes no sense.
+    /// Whether queue `index` has work left for the next step.
+    pub(crate) fn is_busy(&self, index: usize) -> bool {
+        self.live_queue(index).is_some_and(Queue::is_busy)
+    }
+
+    /// The driver has made a mistake: the device touches no queue until it is reset, and tells the driver so.
+    /// Source: virtio 1.1, §2.1.2 and §4.2.2.
+    pub(crate) fn fail(&mut self) {
+        self.status |= STATUS_NEEDS_RESET;
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.interrupt_status |= INTERRUPT_CONFIGURATION;
+        }
+        self.queues.iter_mut().for_each(Queue::rest);
+    }
+
+    /// The driver notifies of queue `index`: has `serve` work on the chains that are available now.
     ///
     /// # Errors
-    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense.
+    /// As [`Self::serve`].
+    pub(crate) fn notify(
+        &mut self,
+        index: usize,
+        ram: &mut Ram,
+        serve: impl FnMut(&mut Ram, &Chain, u64, &mut u64) -> Served,
+    ) -> Result<(), BadRing> {
+        let Some(queue) = self.live_queue_mut(index) else { return Ok(()) };
+        match queue.notify(ram) {
+            Ok(()) => self.serve(index, ram, serve),
+            Err(bad) => {
+                self.fail();
+                Err(bad)
+            }
+        }
+    }
+
+    /// Has `serve` work on the chains that the driver has notified of in queue `index`, as far as one step may, and returns those
+    /// that are done to the driver.
+    ///
+    /// `serve` gets the chain, how much of it earlier steps have done, and the bytes that are left to this step, which it takes
+    /// what it moves from. A chain is walked anew in every step, so that a driver that changes it meanwhile harms itself alone.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense. The device needs a reset then.
     pub(crate) fn serve(
         &mut self,
         index: usize,
         ram: &mut Ram,
-        mut serve: impl FnMut(&mut Ram, &Chain) -> Option<u32>,
+        serve: impl FnMut(&mut Ram, &Chain, u64, &mut u64) -> Served,
     ) -> Result<(), BadRing> {
         let Some(queue) = self.live_queue_mut(index) else { return Ok(()) };
-        let mut returned = false;
-        // No descriptor is in two chains at once, so that all chains together are no longer than the table. Without this
-        // bound 256 chains of 256 descriptors would make one step take longer than the primary may be silent.
-        let mut descriptors_left = usize::from(queue.size());
-        // A used ring laid over the available ring must not keep us here: what could be available at once is the bound.
-        for _ in 0..queue.size() {
-            let Some(chain) = queue.peek(ram)? else { break };
-            let bad = queue.bad_descriptor(chain.head);
-            descriptors_left = descriptors_left.checked_sub(chain.descriptors()).ok_or(bad)?;
-            let written = serve(ram, &chain).ok_or(bad)?;
-            queue.complete(ram, chain.head, written)?;
-            returned = true;
+        match serve_step(queue, ram, serve) {
+            Ok(interrupts) => {
+                if interrupts {
+                    self.raise_used_buffer();
+                }
+                Ok(())
+            }
+            Err(bad) => {
+                self.fail();
+                Err(bad)
+            }
         }
-        if returned && queue.wants_interrupt(ram)? {
-            self.raise_used_buffer();
-        }
-        Ok(())
     }
 
     /// Reads a register below [`CONFIG`].
@@ -218,7 +281,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         let agreed = status & STATUS_FEATURES_OK == 0 || agreeable(offered, accepted);
         reader.require(status & !STATUS_MASK == 0 && agreed, "the status of a virtio device is out of range")?;
         let interrupt_status = reader.u32()?;
-        let bits_exist = interrupt_status & !INTERRUPT_USED_BUFFER == 0;
+        let bits_exist = interrupt_status & !(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION) == 0;
         reader.require(bits_exist, "a virtio device interrupts for a reason that doesn't exist")?;
         let queue_select = reader.u32()?;
         let mut queues = reset.queues;
@@ -269,14 +332,16 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts what was offered, version 1 among it.
+    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts no more than was offered. That a device needs a reset is
+    /// not the driver's to say.
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             self.reset();
             return;
         }
         let refused = if agreeable(self.offered, self.accepted) { 0 } else { STATUS_FEATURES_OK };
-        self.status = value & STATUS_MASK & !refused;
+        let kept = self.status & STATUS_NEEDS_RESET;
+        self.status = value & STATUS_MASK & !refused & !STATUS_NEEDS_RESET | kept;
     }
 
     fn reset(&mut self) {
@@ -324,9 +389,39 @@ pub(crate) const fn store_vacant(width: usize) -> Option<()> {
     if width <= 4 { Some(()) } else { None }
 }
 
-/// Whether a driver may accept these features of a device that offers those.
+/// Whether a driver may accept these features of a device that offers those. Drivers from before version 1 are served too, as QEMU
+/// does; what is otherwise for them is the device's.
 const fn agreeable(offered: u64, accepted: u64) -> bool {
-    accepted & !offered == 0 && accepted & FEATURE_VERSION_1 != 0
+    accepted & !offered == 0
+}
+
+/// Serves the chains of `queue` as far as one step may. The result is whether the driver is to be interrupted.
+fn serve_step(
+    queue: &mut Queue,
+    ram: &mut Ram,
+    mut serve: impl FnMut(&mut Ram, &Chain, u64, &mut u64) -> Served,
+) -> Result<bool, BadRing> {
+    let mut has_returned = false;
+    let (mut descriptors_left, mut bytes_left) = (STEP_DESCRIPTORS_MAX, STEP_BYTES_MAX);
+    while queue.is_busy() {
+        let Some(chain) = queue.peek(ram)? else {
+            // The driver has taken back what it notified of.
+            queue.rest();
+            break;
+        };
+        let Some(left) = descriptors_left.checked_sub(chain.descriptors()) else { break };
+        descriptors_left = left;
+        match serve(ram, &chain, queue.done(), &mut bytes_left) {
+            Served::Whole(written) => queue.complete(ram, chain.head, written)?,
+            Served::Partly(done) => {
+                queue.set_done(done);
+                break;
+            }
+            Served::Senseless => return Err(queue.bad_descriptor(chain.head)),
+        }
+        has_returned = true;
+    }
+    Ok(has_returned && queue.wants_interrupt(ram)?)
 }
 
 /// Half number `select` of `value`; there are only two.

@@ -3,7 +3,7 @@
 //! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue, multiqueue, mergeable buffers.
 
 use super::BadRing;
-use super::mmio::{CONFIG, Notified, Transport, load_config};
+use super::mmio::{CONFIG, FEATURE_VERSION_1, Notified, Served, Transport, load_config};
 use super::queue::{Chain, Direction, pieces, scatter, total};
 use crate::event::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::output::Outputs;
@@ -25,11 +25,13 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const DIRECTIONS: [Direction; 2] = [Direction::FromDevice, Direction::ToDevice];
 
-/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1 on receive.
+/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1 on receive. Drivers from
+/// before version 1 know it without that number. Source: virtio 1.1, §5.1.6.1.
 const HEADER_BYTES: usize = 12;
+const HEADER_BYTES_BEFORE_VERSION_1: usize = 10;
 const RECEIVE_HEADER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Header and longest frame: what a receive chain has to hold for any frame to fit.
+/// Header and longest frame.
 const CHAIN_BYTES_MAX: usize = HEADER_BYTES + FRAME_BYTES_MAX;
 
 /// The network device.
@@ -58,38 +60,58 @@ impl Net {
         (self.received_dropped, self.transmitted_dropped)
     }
 
-    /// Whether a frame of any length can be delivered now. Also `true` if the ring is bad: the delivery says so.
+    /// Whether there is a buffer for a frame. Also `true` if the ring is bad: the delivery says so.
+    ///
+    /// How long the buffer is doesn't matter: if frames waited for one that is long enough, a driver whose buffers are short, as
+    /// its network may allow, would never get any.
     pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
-        self.transport.live_queue(RECEIVE).is_some_and(|queue| match queue.peek(ram) {
-            Ok(chain) => chain.is_some_and(|chain| total(&chain.writable) >= CHAIN_BYTES_MAX as u64),
-            Err(_) => true,
-        })
+        let queue = self.transport.live_queue(RECEIVE);
+        queue.is_some_and(|queue| queue.peek(ram).map_or(true, |chain| chain.is_some()))
     }
 
-    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and counted.
+    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and counted. A buffer that is too
+    /// short for it stays for the next one, as with QEMU.
     ///
     /// # Errors
-    /// [`BadRing`] if the guest's ring can't be worked with.
+    /// [`BadRing`] if the guest's ring can't be worked with: the device needs a reset, and the frame is dropped.
     pub(crate) fn receive(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<(), BadRing> {
+        match self.deliver(ram, frame) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.received_dropped += 1;
+                Ok(())
+            }
+            Err(bad) => {
+                self.received_dropped += 1;
+                self.transport.fail();
+                Err(bad)
+            }
+        }
+    }
+
+    /// Whether there was a buffer that is long enough.
+    fn deliver(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<bool, BadRing> {
+        let header_bytes = self.header_bytes();
         let mut bytes = Vec::with_capacity(CHAIN_BYTES_MAX);
-        bytes.extend_from_slice(&RECEIVE_HEADER);
+        bytes.extend_from_slice(&RECEIVE_HEADER[..header_bytes]);
         bytes.extend_from_slice(frame);
         let written = u32::try_from(bytes.len()).expect("the caller bounds the frame");
 
-        let Some(queue) = self.transport.live_queue_mut(RECEIVE) else {
-            self.received_dropped += 1;
-            return Ok(());
-        };
+        let Some(queue) = self.transport.live_queue_mut(RECEIVE) else { return Ok(false) };
         let Some(chain) = queue.peek(ram)?.filter(|chain| total(&chain.writable) >= u64::from(written)) else {
-            self.received_dropped += 1;
-            return Ok(());
+            return Ok(false);
         };
-        scatter(ram, &chain.writable, written.into(), &bytes);
+        scatter(ram, &chain.writable, 0, written.into(), &bytes);
         queue.complete(ram, chain.head, written)?;
         if queue.wants_interrupt(ram)? {
             self.transport.raise_used_buffer();
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// How long the header before each frame is.
+    const fn header_bytes(&self) -> usize {
+        if self.transport.has_accepted(FEATURE_VERSION_1) { HEADER_BYTES } else { HEADER_BYTES_BEFORE_VERSION_1 }
     }
 
     /// Reads a register.
@@ -113,7 +135,28 @@ impl Net {
         }
         let notified = self.transport.store(offset, value, width)?;
         let transmits = notified.is_some_and(|Notified { queue }| usize::try_from(queue) == Ok(TRANSMIT));
-        Some(if transmits { self.transmit(ram, outputs) } else { Ok(()) })
+        if !transmits {
+            return Some(Ok(()));
+        }
+        let (header_bytes, dropped) = (self.header_bytes(), &mut self.transmitted_dropped);
+        Some(
+            self.transport
+                .notify(TRANSMIT, ram, |ram, chain, _, _| transmit(ram, chain, header_bytes, outputs, dropped)),
+        )
+    }
+
+    /// Whether frames to be sent are left to the next step.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.transport.is_busy(TRANSMIT)
+    }
+
+    /// Goes on with sending the frames that are left, as far as one step may.
+    ///
+    /// # Errors
+    /// As in [`Self::store`].
+    pub(crate) fn work(&mut self, ram: &mut Ram, outputs: &mut Outputs) -> Result<(), BadRing> {
+        let (header_bytes, dropped) = (self.header_bytes(), &mut self.transmitted_dropped);
+        self.transport.serve(TRANSMIT, ram, |ram, chain, _, _| transmit(ram, chain, header_bytes, outputs, dropped))
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
@@ -130,28 +173,25 @@ impl Net {
         reader.require(mac == theirs, "the network device has another address")?;
         Ok(Self { transport, mac, received_dropped: reader.counter()?, transmitted_dropped: reader.counter()? })
     }
+}
 
-    /// Sends all frames that are available.
-    fn transmit(&mut self, ram: &mut Ram, outputs: &mut Outputs) -> Result<(), BadRing> {
-        let Self { transport, transmitted_dropped, .. } = self;
-        transport.serve(TRANSMIT, ram, |ram, chain| {
-            match gather(ram, chain) {
-                Some(frame) => outputs.push_frame(frame),
-                None => *transmitted_dropped += 1,
-            }
-            Some(0)
-        })
+/// Sends the frame in a chain, or drops and counts what is none.
+fn transmit(ram: &Ram, chain: &Chain, header_bytes: usize, outputs: &mut Outputs, dropped: &mut u64) -> Served {
+    match gather(ram, chain, header_bytes) {
+        Some(frame) => outputs.push_frame(frame),
+        None => *dropped += 1,
     }
+    Served::Whole(0)
 }
 
 /// The frame in a transmit chain, behind its header; `None` if its length isn't that of a frame.
-fn gather(ram: &Ram, chain: &Chain) -> Option<Vec<u8>> {
-    let length = total(&chain.readable).checked_sub(HEADER_BYTES as u64)?;
+fn gather(ram: &Ram, chain: &Chain, header_bytes: usize) -> Option<Vec<u8>> {
+    let length = total(&chain.readable).checked_sub(header_bytes as u64)?;
     let frame_bytes =
         usize::try_from(length).ok().filter(|bytes| (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(bytes))?;
     let mut frame = Vec::with_capacity(frame_bytes);
     // The header may be split over buffers like anything else.
-    for (address, length) in pieces(&chain.readable, HEADER_BYTES as u64, length) {
+    for (address, length) in pieces(&chain.readable, header_bytes as u64, length) {
         frame.extend_from_slice(ram.slice(address, length).expect("the queue has checked the buffer"));
     }
     Some(frame)

@@ -9,7 +9,6 @@
 //! Everything is little-endian in guest RAM. Indirect descriptors and the event index are not offered.
 
 use super::BadRing;
-use crate::exit::HaltReason;
 use crate::mmu::GuestPhysAddr;
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
@@ -88,10 +87,10 @@ pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Itera
     })
 }
 
-/// Writes `bytes` to the first `room` bytes of the buffers, as far as there is room. The result is how many were written.
-pub(crate) fn scatter(ram: &mut Ram, buffers: &[Buffer], room: u64, bytes: &[u8]) -> u64 {
+/// Writes `bytes` to the `room` bytes at `offset` of the buffers, as far as there is room. The result is how many were written.
+pub(crate) fn scatter(ram: &mut Ram, buffers: &[Buffer], offset: u64, room: u64, bytes: &[u8]) -> u64 {
     let mut rest = bytes;
-    for (address, length) in pieces(buffers, 0, room) {
+    for (address, length) in pieces(buffers, offset, room) {
         let length = usize::try_from(length).map_or(rest.len(), |length| length.min(rest.len()));
         let (piece, after) = rest.split_at(length);
         ram.write(address, piece).expect("the queue has checked the buffer");
@@ -120,13 +119,27 @@ pub(crate) struct Queue {
     next_available: u16,
     /// Chains returned, modulo 2^16.
     next_used: u16,
+    /// Chains that the driver has notified of and that are still to be served, the next steps' work; at most `size`.
+    chains_left: u16,
+    /// How much of the first of them is done, in the device's own measure; 0 unless `chains_left`.
+    done: u64,
 }
 
 impl Queue {
     /// Queue number `index` of its device, not set up.
     pub(crate) fn new(index: u16, direction: Direction) -> Self {
         let addresses = QueueAddresses::default();
-        Self { index, direction, size: 0, ready: false, addresses, next_available: 0, next_used: 0 }
+        Self {
+            index,
+            direction,
+            size: 0,
+            ready: false,
+            addresses,
+            next_available: 0,
+            next_used: 0,
+            chains_left: 0,
+            done: 0,
+        }
     }
 
     /// As after reset.
@@ -137,11 +150,6 @@ impl Queue {
     /// Whether the driver has put it to work.
     pub(crate) const fn is_ready(&self) -> bool {
         self.ready
-    }
-
-    /// The number of descriptors.
-    pub(crate) const fn size(&self) -> u16 {
-        self.size
     }
 
     /// Sets the number of descriptors: a power of two up to [`QUEUE_SIZE_MAX`]. Anything else is ignored.
@@ -162,6 +170,45 @@ impl Queue {
     /// Puts the queue to work, or takes it back. A queue without a size doesn't become ready.
     pub(crate) const fn set_ready(&mut self, ready: bool) {
         self.ready = ready && self.size > 0;
+        if !self.ready {
+            self.rest();
+        }
+    }
+
+    /// Whether there are chains that the driver has notified of and that are still to be served.
+    pub(crate) const fn is_busy(&self) -> bool {
+        self.chains_left > 0
+    }
+
+    /// Leaves what is still to be served.
+    pub(crate) const fn rest(&mut self) {
+        self.chains_left = 0;
+        self.done = 0;
+    }
+
+    /// The driver says that chains are available: those that are so now are to be served.
+    ///
+    /// # Errors
+    /// [`BadRing`] if the ring is outside RAM, or has more chains than there are descriptors.
+    pub(crate) fn notify(&mut self, ram: &Ram) -> Result<(), BadRing> {
+        self.chains_left = self.waiting(ram)?;
+        Ok(())
+    }
+
+    /// How much of the first chain is done.
+    pub(crate) const fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// So much of the first chain is done; the rest is for the next step.
+    pub(crate) const fn set_done(&mut self, done: u64) {
+        self.done = done;
+    }
+
+    /// How many chains are available.
+    fn waiting(&self, ram: &Ram) -> Result<u16, BadRing> {
+        let waiting = self.load_u16(ram, self.addresses.available, 2)?.wrapping_sub(self.next_available);
+        if waiting > self.size { Err(self.bad_ring()) } else { Ok(waiting) }
     }
 
     /// The next available chain, which stays where it is.
@@ -169,12 +216,8 @@ impl Queue {
     /// # Errors
     /// [`BadRing`] if the ring or the chain is outside RAM, loops, is too long, or has a buffer of the wrong direction.
     pub(crate) fn peek(&self, ram: &Ram) -> Result<Option<Chain>, BadRing> {
-        let waiting = self.load_u16(ram, self.addresses.available, 2)?.wrapping_sub(self.next_available);
-        if waiting == 0 {
+        if self.waiting(ram)? == 0 {
             return Ok(None);
-        }
-        if waiting > self.size {
-            return Err(self.bad_ring());
         }
         let slot = self.next_available % self.size;
         let head = self.load_u16(ram, self.addresses.available, 4 + 2 * u64::from(slot))?;
@@ -195,6 +238,8 @@ impl Queue {
         self.store(ram, self.addresses.used, 2, next_used.to_le_bytes())?;
         self.next_available = self.next_available.wrapping_add(1);
         self.next_used = next_used;
+        self.chains_left = self.chains_left.saturating_sub(1);
+        self.done = 0;
         Ok(())
     }
 
@@ -207,7 +252,7 @@ impl Queue {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { index, direction, size, ready, addresses, next_available, next_used } = self;
+        let Self { index, direction, size, ready, addresses, next_available, next_used, chains_left, done } = self;
         let QueueAddresses { descriptors, available, used } = addresses;
         writer.u16(*index);
         writer.u8(direction.code());
@@ -218,6 +263,8 @@ impl Queue {
         writer.u64(*used);
         writer.u16(*next_available);
         writer.u16(*next_used);
+        writer.u16(*chains_left);
+        writer.u64(*done);
     }
 
     /// The queue that is `reset` when it is reset.
@@ -230,7 +277,11 @@ impl Queue {
         reader.require(in_range, "the size of a virtqueue is out of range")?;
         let addresses = QueueAddresses { descriptors: reader.u64()?, available: reader.u64()?, used: reader.u64()? };
         let (next_available, next_used) = (reader.u16()?, reader.u16()?);
-        Ok(Self { index, direction: reset.direction, size, ready, addresses, next_available, next_used })
+        let (chains_left, done) = (reader.u16()?, reader.u64()?);
+        let possible = if ready { chains_left <= size } else { chains_left == 0 } && (chains_left > 0 || done == 0);
+        reader.require(possible, "a virtqueue has work left that it can't have")?;
+        let direction = reset.direction;
+        Ok(Self { index, direction, size, ready, addresses, next_available, next_used, chains_left, done })
     }
 
     fn walk(&self, ram: &Ram, head: u16) -> Result<Chain, BadRing> {
@@ -271,11 +322,11 @@ impl Queue {
 
     /// What is wrong with a queue whose `descriptor` is at fault.
     pub(crate) const fn bad_descriptor(&self, descriptor: u16) -> BadRing {
-        BadRing { queue: self.index, descriptor }
+        BadRing { queue: self.index, descriptor: Some(descriptor) }
     }
 
     const fn bad_ring(&self) -> BadRing {
-        self.bad_descriptor(HaltReason::RING_ITSELF)
+        BadRing { queue: self.index, descriptor: None }
     }
 
     fn load_u16(&self, ram: &Ram, base: u64, offset: u64) -> Result<u16, BadRing> {

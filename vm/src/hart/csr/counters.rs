@@ -1,4 +1,7 @@
 //! `mcycle` and `minstret`, which the guest may write, on top of the instruction count, which it may not.
+//!
+//! `mcycle` counts steps. `minstret` counts instructions that retire, and so leaves out the steps that take an interrupt or an
+//! exception, ECALL and EBREAK among them. Source: privileged specification 20211203, §3.1.10 and §3.3.1.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -50,6 +53,13 @@ impl Counters {
         match counter {
             Counter::Cycle => self.cycle = base,
             Counter::Instret => self.instret = base,
+        }
+    }
+
+    /// A step has retired no instruction.
+    pub(super) const fn leave_step_out(&mut self) {
+        if self.inhibit & Counter::Instret.mask() == 0 {
+            self.instret = self.instret.wrapping_sub(1);
         }
     }
 

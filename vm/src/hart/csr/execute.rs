@@ -113,6 +113,11 @@ impl Hart {
         }
     }
 
+    /// Whether there is such a CSR, in whatever mode.
+    pub(in crate::hart) fn has_csr(&self, csr: u16) -> bool {
+        matches!(csr, address::TIME | address::SEED) || self.read_csr(csr).is_some()
+    }
+
     /// FS and SD, as `mstatus` and `sstatus` show them.
     fn float_status(&self) -> u64 {
         let dirty = if self.float.status == FloatStatus::Dirty { STATE_DIRTY } else { 0 };

@@ -1,7 +1,7 @@
 //! Control and status registers.
 //!
 //! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; the floating-point ones of the unit's state. `mcycle`
-//! and `minstret` follow the instruction count, which is deterministic; `time` and `seed` are not, and stop the machine
+//! and `minstret` derive from the instruction count, which is deterministic; `time` and `seed` are not, and stop the machine
 //! until their value has come through the log. Counters that count nothing and triggers that never fire read zero.
 
 mod access;
@@ -169,6 +169,11 @@ impl Csrs {
             TrapLevel::Supervisor => &mut self.supervisor,
             TrapLevel::Machine => &mut self.machine,
         }
+    }
+
+    /// A step has retired no instruction.
+    pub(super) const fn leave_step_out(&mut self) {
+        self.counters.leave_step_out();
     }
 
     /// The firmware sets or clears the supervisor's timer interrupt.

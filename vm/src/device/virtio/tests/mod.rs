@@ -19,6 +19,8 @@ trait Device {
     const QUEUES: u32;
     fn load(&self, offset: u64, width: usize) -> Option<u32>;
     fn store(&mut self, offset: u64, value: u32, ram: &mut Ram) -> Option<Result<(), BadRing>>;
+    /// The device's part of the next step: `false` if it has none.
+    fn work(&mut self, ram: &mut Ram) -> bool;
 }
 
 struct Driver<D> {
@@ -43,7 +45,12 @@ impl<D: Device> Driver<D> {
     /// A driver that has accepted these features beside version 1 and has set the device up to DRIVER_OK, with queues of so many
     /// descriptors.
     fn of(device: D, features: u32, size: u64) -> Self {
-        let mut driver = Self { device, ram: Ram::new(RAM_BYTES), available: [0; 2] };
+        Self::in_ram(device, Ram::new(RAM_BYTES), features, size)
+    }
+
+    /// As [`Self::of`].
+    fn in_ram(device: D, ram: Ram, features: u32, size: u64) -> Self {
+        let mut driver = Self { device, ram, available: [0; 2] };
         driver.negotiate(1, features);
         assert_eq!(driver.get(0x70), 11, "FEATURES_OK sticks");
         for queue in 0..D::QUEUES {
@@ -81,6 +88,29 @@ impl<D: Device> Driver<D> {
 
     fn try_set(&mut self, offset: u64, value: u32) -> Result<(), BadRing> {
         self.device.store(offset, value, &mut self.ram).unwrap()
+    }
+
+    /// Has the device do what is left, step by step, and gives how many steps it took.
+    fn finish(&mut self) -> usize {
+        (0..10_000).take_while(|_| self.device.work(&mut self.ram)).count()
+    }
+
+    /// Asserts that the driver has made a mistake: the device says so, does nothing any more, and works again after a reset.
+    #[track_caller]
+    fn assert_needs_reset(&mut self, queue: u32) {
+        assert_eq!((self.get(0x70), self.get(0x60) & 2), (15 | 0x40, 2), "the driver is told, and interrupted");
+        self.set(0x70, 15);
+        assert_eq!(self.get(0x70), 15 | 0x40, "the driver can't take it back");
+        let used = self.used_idx(queue.into());
+        assert_eq!(self.try_set(0x50, queue), Ok(()), "nothing is looked at any more");
+        assert!(!self.device.work(&mut self.ram));
+        assert_eq!(self.used_idx(queue.into()), used);
+        self.set(0x70, 0);
+        assert_eq!((self.get(0x70), self.get(0x60)), (0, 0));
+        self.negotiate(1, 0);
+        assert_eq!(self.get(0x70), 11);
+        self.set(0x70, 0x40 | 15);
+        assert_eq!(self.get(0x70), 15, "it isn't the driver's to say");
     }
 
     fn poke(&mut self, address: u64, bytes: &[u8]) {

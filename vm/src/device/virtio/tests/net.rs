@@ -3,7 +3,6 @@
 use super::{DATA, NEXT, RAM_BYTES, SIZE, WRITE};
 use crate::device::virtio::BadRing;
 use crate::device::virtio::net::Net;
-use crate::exit::HaltReason;
 use crate::output::Outputs;
 use crate::ram::{RAM_BASE, Ram};
 use alloc::vec;
@@ -27,6 +26,12 @@ impl super::Device for Device {
 
     fn store(&mut self, offset: u64, value: u32, ram: &mut Ram) -> Option<Result<(), BadRing>> {
         self.net.store(offset, value, 4, ram, &mut self.outputs)
+    }
+
+    fn work(&mut self, ram: &mut Ram) -> bool {
+        let is_busy = self.net.is_busy();
+        self.net.work(ram, &mut self.outputs).unwrap();
+        is_busy
     }
 }
 
@@ -67,14 +72,46 @@ fn registers_identify_the_device() {
 }
 
 #[test]
-fn features_must_be_offered_and_of_version_1() {
+fn features_must_be_offered() {
     let mut driver = Driver::new();
-    for (high, low) in [(0, 0), (1, 1), (3, 0)] {
+    for (high, low) in [(0, 1), (1, 1), (3, 0)] {
         driver.negotiate(high, low);
         assert_eq!(driver.get(0x70), 3, "{high:#x} {low:#x}");
     }
-    driver.negotiate(1, 0);
-    assert_eq!(driver.get(0x70), 11);
+    for (high, low) in [(0, 0), (0, 1 << 5), (1, 0)] {
+        driver.negotiate(high, low);
+        assert_eq!(driver.get(0x70), 11, "{high:#x} {low:#x}");
+    }
+}
+
+/// As QEMU: a driver that doesn't know version 1 has a header without the number of buffers.
+#[test]
+fn a_driver_from_before_version_1_is_served() {
+    let mut driver = Driver::new();
+    driver.set(0x30, 0);
+    driver.negotiate(0, 1 << 5);
+    let features_ok = driver.get(0x70);
+    for queue in 0..2_u32 {
+        driver.set(0x30, queue);
+        driver.set(0x38, u32::try_from(SIZE).unwrap());
+        let parts = [Driver::descriptors(queue.into()), Driver::available(queue.into()), Driver::used(queue.into())];
+        for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(parts) {
+            driver.set(register, u32::try_from(address).unwrap());
+        }
+        driver.set(0x44, 1);
+    }
+    driver.set(0x70, 15);
+    assert_eq!((features_ok, driver.get(0x70)), (11, 15));
+    driver.poke(DATA + 10, &frame(60));
+    driver.describe(TRANSMIT, 0, DATA, 10 + 60, 0, 0);
+    driver.offer(TRANSMIT, 0);
+    driver.notify().unwrap();
+    assert_eq!(driver.frames(), [frame(60)]);
+    driver.describe(RECEIVE, 0, DATA + 0x1000, 10 + 60, WRITE, 0);
+    driver.offer(RECEIVE, 0);
+    driver.receive(&frame(60)).unwrap();
+    assert_eq!(driver.peek(DATA + 0x1000, 70), [vec![0; 10], frame(60)].concat());
+    assert_eq!(driver.used_bytes(RECEIVE, 0), 70);
 }
 
 #[test]
@@ -124,12 +161,18 @@ fn frames_without_a_buffer_long_enough_are_dropped() {
     let mut driver = Driver::new();
     driver.describe(RECEIVE, 0, DATA, 72, WRITE, 0);
     driver.offer(RECEIVE, 0);
-    assert!(!driver.device.net.can_receive(&driver.ram), "not for a frame of any length");
+    assert!(driver.device.net.can_receive(&driver.ram), "a frame that is short enough fits");
     driver.receive(&frame(61)).unwrap();
+    assert!(driver.device.net.can_receive(&driver.ram), "the buffer stays for the next");
     driver.receive(&frame(60)).unwrap();
     driver.receive(&frame(60)).unwrap();
     assert_eq!(driver.device.net.dropped(), (2, 0));
     assert_eq!(driver.used_idx(RECEIVE), 1);
+    // Not even for a header.
+    driver.describe(RECEIVE, 1, DATA, 0, WRITE, 0);
+    driver.offer(RECEIVE, 1);
+    driver.receive(&frame(60)).unwrap();
+    assert_eq!(driver.device.net.dropped(), (3, 0));
 }
 
 #[test]
@@ -173,16 +216,19 @@ fn hostile_descriptors_are_named() {
         let mut driver = Driver::new();
         driver.describe(TRANSMIT, 0, address, bytes, flags, next);
         driver.offer(TRANSMIT, 0);
-        assert_eq!(driver.notify(), Err(BadRing { queue: 1, descriptor }), "{address:#x} {bytes} {flags} {next}");
+        let bad = BadRing { queue: 1, descriptor: Some(descriptor) };
+        assert_eq!(driver.notify(), Err(bad), "{address:#x} {bytes} {flags} {next}");
+        driver.assert_needs_reset(1);
     }
 }
 
 #[test]
 fn hostile_rings_are_refused() {
-    let ring = |queue| BadRing { queue, descriptor: HaltReason::RING_ITSELF };
+    let ring = |queue| BadRing { queue, descriptor: None };
     let mut driver = Driver::new();
     driver.poke(Driver::available(TRANSMIT) + 2, &9_u16.to_le_bytes());
     assert_eq!(driver.notify(), Err(ring(1)), "more available than there are descriptors");
+    driver.assert_needs_reset(1);
 
     for (register, offered) in [(0x90, false), (0xa0, true)] {
         let mut driver = Driver::new();
@@ -196,6 +242,9 @@ fn hostile_rings_are_refused() {
         }
         assert!(driver.device.net.can_receive(&driver.ram), "the delivery is to say what is wrong");
         assert_eq!(driver.receive(&frame(60)), Err(ring(0)), "register {register:#x}");
+        assert_eq!(driver.device.net.dropped(), (1, 0), "the frame has found no place");
+        assert!(!driver.device.net.can_receive(&driver.ram));
+        driver.assert_needs_reset(0);
     }
 }
 
@@ -215,20 +264,45 @@ fn a_used_ring_over_the_available_ring_ends() {
 }
 
 #[test]
-fn chains_that_share_descriptors_cannot_make_one_notification_dear() {
+fn chains_that_share_few_descriptors_are_served_at_once() {
     let mut driver = Driver::new();
     for index in 0..SIZE {
         let (flags, next) = if index + 1 < SIZE { (NEXT, u16::try_from(index + 1).unwrap()) } else { (0, 0) };
         driver.describe(TRANSMIT, index, DATA, 12, flags, next);
     }
-    // Available at once are at most as many descriptors as there are; here 8 chains have 8 each.
-    driver.offer(TRANSMIT, 0);
-    driver.notify().unwrap();
     for _ in 0..SIZE {
         driver.offer(TRANSMIT, 0);
     }
-    assert_eq!(driver.notify(), Err(BadRing { queue: 1, descriptor: 0 }));
-    assert_eq!(driver.used_idx(TRANSMIT), 2, "the chain that has its descriptors to itself is served");
+    driver.notify().unwrap();
+    assert_eq!((driver.used_idx(TRANSMIT), driver.finish()), (8, 0), "64 descriptors aren't dear");
+}
+
+/// 256 chains of 256 descriptors, which they share, are 65,536 to walk: 256 in a step.
+#[test]
+fn chains_that_share_descriptors_are_served_over_steps() {
+    const SIZE: u64 = 256;
+    let device = Device { net: Net::new([2, 0, 0, 0, 0, 7]), outputs: Outputs::default() };
+    let mut driver = Driver::of(device, 1 << 5, SIZE);
+    for index in 0..SIZE {
+        let (flags, next) = if index + 1 < SIZE { (NEXT, u16::try_from(index + 1).unwrap()) } else { (0, 0) };
+        driver.describe(TRANSMIT, index, DATA, 1, flags, next);
+    }
+    for _ in 0..SIZE {
+        driver.offer_of(SIZE, TRANSMIT, 0);
+    }
+    driver.notify().unwrap();
+    assert_eq!(driver.used_idx(TRANSMIT), 1);
+    assert!(driver.device.net.is_busy());
+    assert_eq!(driver.finish(), 255);
+    assert_eq!((driver.used_idx(TRANSMIT), driver.frames().len()), (256, 256));
+    // A queue that is taken back leaves nothing to do.
+    driver.offer_of(SIZE, TRANSMIT, 0);
+    driver.offer_of(SIZE, TRANSMIT, 0);
+    driver.notify().unwrap();
+    assert!(driver.device.net.is_busy());
+    driver.set(0x30, 1);
+    driver.set(0x44, 0);
+    assert_eq!(driver.finish(), 0);
 }
 
 #[test]

@@ -1,0 +1,118 @@
+//! What goes wrong inside a guest, for whoever runs it: mistakes of its drivers, and a panic that nobody can see.
+
+use vm::{DeviceFault, Machine};
+
+/// How long a guest may say nothing on its console before its memory is searched for a panic, in nanoseconds, and from one search to
+/// the next.
+const FIRST_SEARCH_NS: u64 = 2_000_000_000;
+const SEARCH_PERIOD_NS: u64 = 5_000_000_000;
+
+/// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the start of RAM.
+const SEARCHED_BYTES_MAX: usize = 64 << 20;
+
+/// What Linux writes to its log before the reason of a panic. The kernel has the same words as a format, with `%s` behind them.
+const PANIC: &[u8] = b"Kernel panic - not syncing: ";
+
+/// The most bytes that are told of the reason.
+const REASON_BYTES_MAX: usize = 200;
+
+/// Something that went wrong inside a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A driver has made a mistake, and its device needs a reset.
+    Device {
+        /// Which.
+        fault: DeviceFault,
+        /// How many mistakes there were so far; only those whose number is a power of two are told.
+        times: u64,
+    },
+    /// The guest's kernel has panicked, and has no console to say so.
+    Panic {
+        /// Why, as the kernel says in its log.
+        reason: String,
+    },
+}
+
+/// Watches one guest.
+#[derive(Debug)]
+pub struct Watch {
+    faults: u64,
+    /// When memory is searched for a panic next; `None` if the guest can speak for itself.
+    next_search_ns: Option<u64>,
+}
+
+impl Watch {
+    /// Watches a guest that boots at `now_ns`.
+    #[must_use]
+    pub const fn booting(now_ns: u64) -> Self {
+        Self { faults: 0, next_search_ns: Some(now_ns.saturating_add(FIRST_SEARCH_NS)) }
+    }
+
+    /// Watches a guest whose console is not to be waited for.
+    #[must_use]
+    pub const fn running() -> Self {
+        Self { faults: 0, next_search_ns: None }
+    }
+
+    /// The guest has written to its console.
+    pub const fn console_written(&mut self) {
+        self.next_search_ns = None;
+    }
+
+    /// What there is to tell of `machine`. The time is asked for only if it matters.
+    pub fn look(&mut self, machine: &mut Machine, now_ns: impl FnOnce() -> u64) -> Option<Trouble> {
+        if let Some(fault) = machine.take_device_fault() {
+            self.faults += 1;
+            if self.faults.is_power_of_two() {
+                return Some(Trouble::Device { fault, times: self.faults });
+            }
+        }
+        let next_ns = self.next_search_ns?;
+        let now_ns = now_ns();
+        if now_ns < next_ns {
+            return None;
+        }
+        let reason = panic_reason(machine.ram());
+        self.next_search_ns = reason.is_none().then(|| now_ns.saturating_add(SEARCH_PERIOD_NS));
+        reason.map(|reason| Trouble::Panic { reason })
+    }
+}
+
+/// Why the Linux kernel in `ram` has panicked, if it has.
+fn panic_reason(ram: &[u8]) -> Option<String> {
+    let mut rest = &ram[..ram.len().min(SEARCHED_BYTES_MAX)];
+    while let Some(at) = rest.iter().position(|byte| *byte == PANIC[0]) {
+        rest = &rest[at..];
+        if let Some(behind) = rest.strip_prefix(PANIC) {
+            let reason = behind.iter().take(REASON_BYTES_MAX).take_while(|byte| matches!(byte, b' '..=b'~'));
+            let reason: String = reason.map(|byte| char::from(*byte)).collect();
+            if !reason.is_empty() && !reason.starts_with('%') {
+                return Some(reason);
+            }
+        }
+        rest = &rest[1..];
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PANIC, panic_reason};
+
+    #[test]
+    fn the_reason_of_a_panic_is_found_behind_the_format_of_all() {
+        let mut ram = vec![0_u8; 10_000];
+        let mut put = |at: usize, reason: &[u8]| {
+            ram[at..at + PANIC.len()].copy_from_slice(PANIC);
+            ram[at + PANIC.len()..at + PANIC.len() + reason.len()].copy_from_slice(reason);
+            panic_reason(&ram)
+        };
+        assert_eq!(put(700, b"%s\n"), None, "the kernel's own text");
+        assert_eq!(put(900, b"\n"), None);
+        assert_eq!(put(5_000, b"Out of memory\n\0"), Some("Out of memory".into()));
+        assert_eq!(panic_reason(&ram[..5_000 + PANIC.len()]), None, "cut off");
+        assert_eq!(panic_reason(b"KKernel panic - not syncing: x"), Some("x".into()));
+        let endless = [PANIC, &[b'x'; 300]].concat();
+        assert_eq!(panic_reason(&endless).map(|reason| reason.len()), Some(200));
+    }
+}
