@@ -168,7 +168,7 @@ fn system_calls_write_to_the_console_and_end_the_program() {
     system_call(&mut assembler, 64, [1, TEXT, 2]);
     // What the call returned, two, is the length of the next text.
     assembler.constant(7, TEXT + 16);
-    assembler.words(&[addi(8, 8, u32::from(b'0')), sd(8, 7, 0)]);
+    assembler.words(&[addi(8, 8, i32::from(b'0')), sd(8, 7, 0)]);
     system_call(&mut assembler, 64, [2, TEXT + 16, 1]);
     system_call(&mut assembler, 93, [3, 0, 0]);
     let (end, console) = recorded(&program(assembler, true), &["--limit", NEVER]);
