@@ -12,6 +12,7 @@ pub mod distribution;
 pub mod divergence;
 pub mod event_source;
 pub mod guest;
+pub mod guest_clock;
 pub mod host;
 pub mod lan;
 pub mod mutation;

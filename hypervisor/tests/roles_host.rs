@@ -514,10 +514,10 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
         let end = primary.thread.join().unwrap();
         assert!(matches!(end, LiveEnd::Role(PrimaryEnd::Fenced { .. })), "{end:?}");
-        let Succession { machine, session, entries, tail, next_output, .. } = *succession;
+        let Succession { machine, clock, session, entries, tail, next_output, .. } = *succession;
         assert_eq!(session.generation, Generation(generation.0 + 1));
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let role = PrimaryRole::gone_live(session, patient(), entries, next_output, tail);
+        let role = PrimaryRole::gone_live(session, patient(), clock, entries, next_output, tail);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;
     }

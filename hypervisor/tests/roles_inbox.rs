@@ -4,6 +4,7 @@
 
 use hypervisor::event_source::EventSource;
 use hypervisor::guest::Guest;
+use hypervisor::guest_clock::GuestClock;
 use hypervisor::host::inbox::HostEventSource;
 use std::thread;
 use std::time::Duration;
@@ -22,7 +23,7 @@ fn machine() -> Machine {
 #[test]
 fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_console() {
     let machine = machine();
-    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = {
         let sender = sender.clone();
         // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
@@ -42,7 +43,7 @@ fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_conso
 #[test]
 fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
     let machine = machine();
-    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let text: Vec<u8> = (0..2000_u32).map(|at| at.to_le_bytes()[0]).collect();
     for piece in text.chunks(700) {
         assert!(sender.send_console(piece.to_vec()));
@@ -59,12 +60,12 @@ fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
 
 #[test]
 fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
-    let (mut source, _sender) = HostEventSource::new(1_000_000).unwrap();
-    source.start();
+    let (mut source, _sender) = HostEventSource::new(GuestClock::standing(1_000_000)).unwrap();
+    source.set_clock_running(true);
     let first = source.ticks();
     assert!(first >= 1_000_000);
     assert!(source.ticks() >= first);
-    let (mut source, _sender) = HostEventSource::new(u64::MAX).unwrap();
-    source.start();
+    let (mut source, _sender) = HostEventSource::new(GuestClock::standing(u64::MAX)).unwrap();
+    source.set_clock_running(true);
     assert_eq!(source.ticks(), u64::MAX);
 }

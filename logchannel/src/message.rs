@@ -32,6 +32,7 @@ pub(crate) mod kind {
     pub(crate) const PAGES: FrameKind = FrameKind(14);
     pub(crate) const TAIL: FrameKind = FrameKind(15);
     pub(crate) const SNAPSHOT: FrameKind = FrameKind(16);
+    pub(crate) const CLOCK: FrameKind = FrameKind(17);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -94,6 +95,11 @@ pub enum Message {
     },
     /// Either: still here.
     Heartbeat,
+    /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on from it.
+    Clock {
+        /// In ticks of [`vm::TIMEBASE_HZ`].
+        ticks: u64,
+    },
     /// Either: leaving in order. The last message.
     Goodbye {
         /// Why, for a person; at most [`REASON_BYTES_MAX`].
@@ -145,6 +151,7 @@ impl Message {
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
             Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
+            Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
             Self::Goodbye { reason } => append_reason(kind::GOODBYE, reason, out),
         }
     }
@@ -184,6 +191,7 @@ impl Message {
                 ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
             }
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
+            kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),
             kind::GOODBYE => ("goodbye", decode_reason(body).map(|reason| Self::Goodbye { reason })),
             unknown => return Err(MessageError::UnknownKind(unknown)),
         };

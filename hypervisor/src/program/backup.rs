@@ -140,10 +140,20 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession { machine, session, kept, entries, digests_checked, tail, tail_dropped, next_output, moments } =
-        succession;
+    let Succession {
+        machine,
+        clock,
+        session,
+        kept,
+        entries,
+        digests_checked,
+        tail,
+        tail_dropped,
+        next_output,
+        moments,
+    } = succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
-    let role = PrimaryRole::gone_live(session, timing, entries, next_output, tail);
+    let role = PrimaryRole::gone_live(session, timing, clock, entries, next_output, tail);
     run_live(node, role, machine, kept, false, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

@@ -3,6 +3,7 @@
 use super::options::{GuestOptions, NodeOptions, listen};
 use super::stop::StopSwitch;
 use super::{Failure, exit, fail_stop, finish, init_tracing};
+use crate::guest_clock::GuestClock;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
@@ -122,7 +123,9 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
     let mut tail = resumed.tail;
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
-    let role = PrimaryRole::gone_live(session, timing, resumed.next_seq, resumed.next_output, tail);
+    // The time since the log's last clock read was a pause.
+    let clock = GuestClock::standing(resumed.machine.last_ticks());
+    let role = PrimaryRole::gone_live(session, timing, clock, resumed.next_seq, resumed.next_output, tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
     run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running))
 }

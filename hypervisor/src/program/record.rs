@@ -3,6 +3,7 @@
 use super::options::{GuestOptions, NetworkOptions};
 use super::progress::Progress;
 use super::{Failure, exit, finish, init_tracing, interrupted};
+use crate::guest_clock::GuestClock;
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::{Network, NetworkAddress, NetworkEvents};
@@ -89,7 +90,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
-    let (source, inbox) = HostEventSource::new(0)?;
+    let (source, inbox) = HostEventSource::new(GuestClock::standing(0))?;
     let address = options.network.address();
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
     if let Some(address) = address {
@@ -196,7 +197,7 @@ fn record(
     over: &AtomicBool,
     reporter: Reporter,
 ) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
-    recorder.source_mut().start();
+    recorder.source_mut().set_clock_running(true);
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
     // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
@@ -221,7 +222,7 @@ fn record(
             Slice::Waiting if recorder.machine().sleeps_for_good() => break RecordingEnd::Asleep,
             Slice::Waiting => {
                 sink.log.flush()?;
-                recorder.source().sleep(recorder.machine(), None, now_ns + SLEEP_NS_MAX);
+                recorder.source().sleep(Some(recorder.machine()), None, now_ns + SLEEP_NS_MAX);
             }
             Slice::Stopped(reason) => return Ok((recorder, RecordingEnd::Guest(reason))),
         }

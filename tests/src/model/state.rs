@@ -375,7 +375,8 @@ impl State {
         session.generation = generation;
         let (_, first) = backup.role.cursors();
         let tail = backup.role.take_tail();
-        let role = PrimaryRole::gone_live(session, TIMING, first, backup.role.next_output(), tail);
+        let clock = backup.role.take_over_clock(NOW_NS, 0);
+        let role = PrimaryRole::gone_live(session, TIMING, clock, first, backup.role.next_output(), tail);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
 

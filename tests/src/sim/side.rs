@@ -275,7 +275,7 @@ impl LogSink for Sink<'_> {
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
         let Self { side, env } = self;
         let seq = side.role.appended();
-        env.judge.appends(side.me.node, seq, entry);
+        env.judge.appends(env.now_ns, side.me.node, seq, entry);
         if let Some((id, _)) = &output {
             side.seqs.insert(*id, seq);
             side.made_ns.push_back((*id, env.now_ns));

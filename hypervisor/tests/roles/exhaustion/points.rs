@@ -119,6 +119,7 @@ impl Kind {
             | Message::Refused { .. }
             | Message::Consumed { .. }
             | Message::Heartbeat
+            | Message::Clock { .. }
             | Message::Goodbye { .. } => Self::WordReceived,
         }
     }
