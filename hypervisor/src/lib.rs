@@ -11,6 +11,7 @@ pub mod arbiter;
 pub mod distribution;
 pub mod divergence;
 pub mod event_source;
+mod files;
 pub mod guest;
 pub mod guest_clock;
 pub mod host;

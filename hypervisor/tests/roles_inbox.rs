@@ -5,6 +5,7 @@
 use hypervisor::event_source::EventSource;
 use hypervisor::guest::Guest;
 use hypervisor::guest_clock::GuestClock;
+use hypervisor::host::clock;
 use hypervisor::host::inbox::HostEventSource;
 use std::thread;
 use std::time::Duration;
@@ -68,4 +69,24 @@ fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
     let (mut source, _sender) = HostEventSource::new(GuestClock::standing(u64::MAX)).unwrap();
     source.set_clock_running(true);
     assert_eq!(source.ticks(), u64::MAX);
+}
+
+/// Nothing would take the input or the due timer away: the vCPU thread would spin as long as its guest may not run.
+#[test]
+fn a_guest_that_may_not_run_is_not_woken_by_input_or_timers() {
+    let machine = machine();
+    let (source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
+    assert!(sender.send_console(b"ls\n".to_vec()));
+    let sleeps_ns = 30_000_000;
+    for _ in 0..3 {
+        let began_ns = clock::now_ns();
+        source.sleep(None, None, began_ns + sleeps_ns);
+        assert!(clock::now_ns() - began_ns >= sleeps_ns, "it comes back at once");
+        // Input that comes meanwhile is no reason to look either.
+        assert!(sender.send_console(b"x".to_vec()));
+    }
+    // A guest that may run takes it at once, and a call is heard in any case.
+    source.sleep(Some(&machine), None, u64::MAX);
+    sender.wake();
+    source.sleep(None, None, u64::MAX);
 }

@@ -28,7 +28,6 @@ const CONSOLE_BYTES_MAX: usize = 256;
 /// bounds what a busy guest adds to an event's latency to about 30 microseconds.
 pub const SLICE_STEPS: u64 = 5_000;
 
-
 /// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a socket there.
 #[derive(Debug)]
 struct Waker {

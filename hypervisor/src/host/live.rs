@@ -133,9 +133,15 @@ impl LiveVm {
         Ok(end)
     }
 
-    /// The operator wants this process to end.
+    /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
         self.shared.drive(PrimaryRole::retire);
+        self.shared.inbox.wake();
+    }
+
+    /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
+    pub fn leave(&self) {
+        self.shared.drive(PrimaryRole::leave);
         self.shared.inbox.wake();
     }
 }

@@ -2,7 +2,7 @@
 
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
-use super::stop::StopSwitch;
+use super::stop::{Origin, StopSwitch};
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
@@ -128,7 +128,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
             node.mac = succession.session.config.mac;
-            go_live(node, *succession, timing, listener, |running| stop.runs(running))
+            go_live(node, *succession, timing, listener, |running| stop.runs(running, Origin::Primary))
         }
     }
 }

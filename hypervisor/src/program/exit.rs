@@ -44,6 +44,11 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
     match end {
         PrimaryEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
         PrimaryEnd::Retired => (OK, "the operator ended the VM; it can be started again".into()),
+        PrimaryEnd::Left => (
+            OK,
+            "the operator left; the VM stays owned, and goes on with ft-primary --resume from the directory of --log"
+                .into(),
+        ),
         PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
     }
 }

@@ -3,6 +3,7 @@
 use super::options::{GuestOptions, NetworkOptions};
 use super::progress::Progress;
 use super::{Failure, exit, finish, init_tracing, interrupted};
+use crate::files;
 use crate::guest_clock::GuestClock;
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
@@ -16,7 +17,7 @@ use clap::Parser;
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -79,7 +80,7 @@ pub fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(u8, String), Failure> {
     let over: Arc<AtomicBool> = Arc::default();
     let asked = over.clone();
-    signals::on_termination(move || {
+    signals::on_termination(move |_| {
         if asked.swap(true, Ordering::AcqRel) {
             interrupted();
         }
@@ -237,19 +238,13 @@ fn create_log(
     image: &[u8],
 ) -> Result<LogWriter<BufWriter<fs::File>>, Failure> {
     let path = options.output.display();
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .create_new(!options.force)
-        .truncate(options.force)
-        .open(&options.output)
-        .map_err(|error| {
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                format!("{path} exists; --force overwrites it, --output names another")
-            } else {
-                format!("can't write the log {path}: {error}")
-            }
-        })?;
+    let file = files::create(&options.output, !options.force).map_err(|error| {
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            format!("{path} exists; --force overwrites it, --output names another")
+        } else {
+            format!("can't write the log {path}: {error}")
+        }
+    })?;
     LogWriter::create(BufWriter::new(file), session, image).map_err(|error| format!("writing {path}: {error}").into())
 }
 

@@ -222,7 +222,8 @@ impl Pair {
                     self.protected_from = self.primary.appended();
                     self.told_from = self.protected_from;
                 }
-                PrimaryAction::Owner(_) | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                PrimaryAction::Owner(_)
+                | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     self.protected_from = LogSeq(u64::MAX);
                 }
                 PrimaryAction::Claim(_) | PrimaryAction::HandOver | PrimaryAction::End(PrimaryEnd::Fenced { .. }) => {}

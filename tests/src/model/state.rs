@@ -197,7 +197,7 @@ impl State {
                 PrimaryAction::Protected(_) => owner.is_alone = false,
                 PrimaryAction::HandOver => owner.end = Some(End::Retired),
                 PrimaryAction::End(PrimaryEnd::Fenced { .. }) => owner.end = Some(End::PrimaryFenced),
-                PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     owner.end = Some(End::GuestOver);
                     // Alone by the claim that is its end mark.
                     self.check_claim(node, owner.role.generation());

@@ -191,7 +191,7 @@ impl Side {
                 }
                 Exit::GuestEnded
             }
-            PrimaryEnd::Retired => Exit::GuestEnded,
+            PrimaryEnd::Retired | PrimaryEnd::Left => Exit::GuestEnded,
             PrimaryEnd::Fenced { .. } => {
                 env.saw(Sighting::PrimaryFenced);
                 if !self.made_ns.is_empty() {

@@ -63,6 +63,8 @@ pub enum PrimaryEnd {
     GuestStopped(StopReason),
     /// The operator ended a VM without backup; the arbiter has the end mark.
     Retired,
+    /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be resumed.
+    Left,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
         /// Who won the flag.

@@ -238,7 +238,7 @@ impl Cluster {
                 self.primary = None;
                 self.link.cut();
             }
-            Some(PrimaryEnd::Retired) => panic!("nobody asked the primary to retire"),
+            Some(PrimaryEnd::Retired | PrimaryEnd::Left) => panic!("nobody asked the primary to retire"),
         }
     }
 
@@ -291,7 +291,9 @@ impl Cluster {
         match &primary.end {
             None => {}
             Some(PrimaryEnd::Fenced { .. }) => self.stale = None,
-            Some(end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired)) => panic!("succeeded, and {end:?}"),
+            Some(end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left)) => {
+                panic!("succeeded, and {end:?}")
+            }
         }
         self.bury();
     }
