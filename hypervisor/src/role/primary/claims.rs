@@ -80,7 +80,7 @@ impl PrimaryRole {
                 self.end(PrimaryEnd::Left);
             }
             Mode::AwaitingBackup | Mode::Alone | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {
-                self.retire(now_ns)
+                self.retire(now_ns);
             }
         }
     }
