@@ -1,7 +1,7 @@
 //! Guests: the ones that are built in, and any other files.
 
+use crate::files;
 use logchannel::session::IMAGE_BYTES_MAX;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use vm::{DISK_BYTES_MAX, Image, PAGE_BYTES};
@@ -120,11 +120,11 @@ impl Guest {
     }
 }
 
-/// The contents of a file of at most `bytes_max`; of more, and be it a device without end, not more than that is read.
+/// The contents of a file of at most `bytes_max`; of a longer one, not more than that is read.
 fn read(what: &'static str, path: &Path, bytes_max: usize) -> Result<Vec<u8>, GuestError> {
     let unreadable = |source| GuestError::Unreadable { what, path: path.into(), source };
     let mut contents = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
+    let file = files::open(path).map_err(unreadable)?;
     file.take(bytes_max as u64 + 1).read_to_end(&mut contents).map_err(unreadable)?;
     if contents.len() > bytes_max {
         return Err(GuestError::TooLarge { what, path: path.into() });
@@ -183,7 +183,7 @@ mod tests {
         fs::write(&path, b"0123456789a").unwrap();
         assert!(refused(&path).contains(&format!("{named} is too large: ")), "{}", refused(&path));
         assert!(refused(directory.path()).contains("Is a directory"), "{}", refused(directory.path()));
-        assert!(matches!(read("disk", Path::new("/dev/zero"), 1000), Err(GuestError::TooLarge { .. })));
+        assert!(matches!(read("disk", Path::new("/dev/zero"), 1000), Err(GuestError::Unreadable { .. })));
         let unknown = Guest::load("no such guest").unwrap_err().to_string();
         assert!(unknown.contains("not a built-in guest (bench, counter, echo, hello"), "{unknown}");
     }

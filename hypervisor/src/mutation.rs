@@ -29,6 +29,12 @@ pub enum Mutation {
     TellReleasedTooEarly,
     /// A backup that goes live doesn't send what its predecessor may not have sent.
     ForgetTail,
+    /// The guest's clock runs on over a time in which the host didn't run the guest.
+    ClockRunsInPause,
+    /// The guest's clock stands at the last logged value during a failover.
+    ClockOfLastEntry,
+    /// The clock of a backup that goes live isn't compared with the last logged value.
+    ClockGoesBack,
     /// A snapshot comes without the outputs that may not have left.
     ForgetTailInSnapshot,
     /// Pages written while the memory was copied aren't copied again.
@@ -57,7 +63,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -69,6 +75,9 @@ impl Mutation {
         Self::TellBeforeHolding,
         Self::TellReleasedTooEarly,
         Self::ForgetTail,
+        Self::ClockRunsInPause,
+        Self::ClockOfLastEntry,
+        Self::ClockGoesBack,
         Self::ForgetTailInSnapshot,
         Self::SkipLastPages,
         Self::SnapshotTooEarly,

@@ -142,6 +142,22 @@ pub fn claim_start(
     claim_owner(arbiter, vm, free, &claim, latest.map(|(_, before)| before.node))
 }
 
+/// Sets the end mark of a VM that was claimed as `generation` and whose guest never ran, because its start failed: without it
+/// the VM would stay owned by a process that is gone. Never for a guest that has run anywhere.
+///
+/// # Errors
+/// [`StartError`]: the VM stays owned.
+pub fn end_unstarted(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    generation: Generation,
+    node: NodeId,
+    address: &str,
+) -> Result<(), StartError> {
+    let claim = Claim { node, kind: ClaimKind::Ended, address: Some(address.into()) };
+    claim_owner(arbiter, vm, generation, &claim, Some(node)).map(|_| ())
+}
+
 /// Claims a VM whose both sides have died, to go on from a log in which it last ran as `logged`, written by `writer`; says as
 /// which generation it goes on.
 ///

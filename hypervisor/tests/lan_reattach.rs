@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use hypervisor::guest_clock::GuestClock;
 use hypervisor::host::inbox::HostEventSource;
 use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
 use hypervisor::host::outlets::Outlets;
@@ -138,7 +139,7 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
     let reporter = Reporter::new("lan-test", true);
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter, true)));
     let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), outlets: outlets.clone() });
-    let (_source, inbox) = HostEventSource::new(0).unwrap();
+    let (_source, inbox) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = Network {
         address: NetworkAddress::Lan(lan),
         vm: "vm".parse().unwrap(),

@@ -522,10 +522,10 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
         let end = primary.thread.join().unwrap();
         assert!(matches!(end, LiveEnd::Role(PrimaryEnd::Fenced { .. })), "{end:?}");
-        let Succession { machine, session, entries, tail, next_output, .. } = *succession;
+        let Succession { machine, clock, session, entries, tail, next_output, .. } = *succession;
         assert_eq!(session.generation, Generation(generation.0 + 1));
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let role = PrimaryRole::gone_live(NodeId(id), session, patient(), entries, next_output, tail);
+        let role = PrimaryRole::gone_live(NodeId(id), session, patient(), clock, entries, next_output, tail);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;
     }
@@ -600,7 +600,8 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
             let machine = Machine::new(&session.config, &image).unwrap();
             let node = Node { network: Some(network.clone()), ..node(id, &arbiter) };
             let started = Instant::now();
-            let primary = Running::start(node, PrimaryRole::alone(session, patient()), machine);
+            let role = PrimaryRole::alone(node.id, session, patient());
+            let primary = Running::start(node, role, machine);
             let mut backup = Peer::connect(primary.address);
             backup.become_protected();
             // The guest runs, and the log comes with heartbeats.

@@ -4,6 +4,8 @@
 
 use hypervisor::event_source::EventSource;
 use hypervisor::guest::Guest;
+use hypervisor::guest_clock::GuestClock;
+use hypervisor::host::clock;
 use hypervisor::host::inbox::HostEventSource;
 use std::thread;
 use std::time::Duration;
@@ -22,7 +24,7 @@ fn machine() -> Machine {
 #[test]
 fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_console() {
     let machine = machine();
-    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = {
         let sender = sender.clone();
         // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
@@ -42,7 +44,7 @@ fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_conso
 #[test]
 fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
     let machine = machine();
-    let (mut source, sender) = HostEventSource::new(0).unwrap();
+    let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let text: Vec<u8> = (0..2000_u32).map(|at| at.to_le_bytes()[0]).collect();
     for piece in text.chunks(700) {
         assert!(sender.send_console(piece.to_vec()));
@@ -59,12 +61,32 @@ fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
 
 #[test]
 fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
-    let (mut source, _sender) = HostEventSource::new(1_000_000).unwrap();
-    source.start();
+    let (mut source, _sender) = HostEventSource::new(GuestClock::standing(1_000_000)).unwrap();
+    source.set_clock_running(true);
     let first = source.ticks();
     assert!(first >= 1_000_000);
     assert!(source.ticks() >= first);
-    let (mut source, _sender) = HostEventSource::new(u64::MAX).unwrap();
-    source.start();
+    let (mut source, _sender) = HostEventSource::new(GuestClock::standing(u64::MAX)).unwrap();
+    source.set_clock_running(true);
     assert_eq!(source.ticks(), u64::MAX);
+}
+
+/// Nothing would take the input or the due timer away: the vCPU thread would spin as long as its guest may not run.
+#[test]
+fn a_guest_that_may_not_run_is_not_woken_by_input_or_timers() {
+    let machine = machine();
+    let (source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
+    assert!(sender.send_console(b"ls\n".to_vec()));
+    let sleeps_ns = 30_000_000;
+    for _ in 0..3 {
+        let began_ns = clock::now_ns();
+        source.sleep(None, None, began_ns + sleeps_ns);
+        assert!(clock::now_ns() - began_ns >= sleeps_ns, "it comes back at once");
+        // Input that comes meanwhile is no reason to look either.
+        assert!(sender.send_console(b"x".to_vec()));
+    }
+    // A guest that may run takes it at once, and a call is heard in any case.
+    source.sleep(Some(&machine), None, u64::MAX);
+    sender.wake();
+    source.sleep(None, None, u64::MAX);
 }

@@ -34,6 +34,7 @@ pub(crate) mod kind {
     pub(crate) const SNAPSHOT: FrameKind = FrameKind(16);
     pub(crate) const ASK_OWNER: FrameKind = FrameKind(17);
     pub(crate) const OWNER: FrameKind = FrameKind(18);
+    pub(crate) const CLOCK: FrameKind = FrameKind(19);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -113,6 +114,11 @@ pub enum Message {
     },
     /// Either: still here.
     Heartbeat,
+    /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on from it.
+    Clock {
+        /// In ticks of [`vm::TIMEBASE_HZ`].
+        ticks: u64,
+    },
     /// Either: leaving in order. The last message.
     Goodbye {
         /// Why, for a person; at most [`REASON_BYTES_MAX`].
@@ -176,6 +182,7 @@ impl Message {
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
             Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
+            Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
             Self::Goodbye { reason } => append_reason(kind::GOODBYE, reason, out),
         }
     }
@@ -222,6 +229,7 @@ impl Message {
                 ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
             }
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
+            kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),
             kind::GOODBYE => ("goodbye", decode_reason(body).map(|reason| Self::Goodbye { reason })),
             unknown => return Err(MessageError::UnknownKind(unknown)),
         };

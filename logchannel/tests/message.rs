@@ -48,6 +48,7 @@ fn messages() -> Vec<Message> {
         Message::Protected { generation: Generation(4) },
         Message::Released { next_output: OutputId(17) },
         Message::Heartbeat,
+        Message::Clock { ticks: 123_456_789 },
         Message::Goodbye { reason: String::new() },
     ]
 }
@@ -97,7 +98,8 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         | Message::Consumed { .. }
         | Message::Protected { .. }
         | Message::Released { .. }
-        | Message::Heartbeat => None,
+        | Message::Heartbeat
+        | Message::Clock { .. } => None,
     }
 }
 

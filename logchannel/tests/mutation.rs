@@ -61,6 +61,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
         Message::Protected { generation: Generation(far(random)) },
         Message::Released { next_output: OutputId(far(random)) },
         Message::Heartbeat,
+        Message::Clock { ticks: far(random) },
         Message::Goodbye { reason: "done".into() },
     ];
     let mut bytes = Vec::new();

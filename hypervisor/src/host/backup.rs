@@ -8,6 +8,7 @@ use super::kept_log::{Keeping, KeptLog};
 use super::node::Node;
 use super::priority;
 use super::reports::NodeReport;
+use crate::guest_clock::GuestClock;
 use crate::replay::{Consumed, Replayer};
 use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -67,6 +68,8 @@ pub enum BackupOutcome {
 pub struct Succession {
     /// The machine, standing behind the last entry.
     pub machine: Machine,
+    /// The guest's clock, going on from its primary's.
+    pub clock: GuestClock,
     /// What the VM is, of the generation that this node now owns.
     pub session: SessionHeader,
     /// Its log on disk, if one is kept.
@@ -191,11 +194,14 @@ pub fn run(
     let Following { mut session, replayer, kept } =
         replayed.ok_or_else(|| io::Error::other("no machine to go live with"))?;
     session.generation = generation;
+    let machine = replayer.machine();
     let mut role = lock(&shared.role);
+    let clock = role.take_over_clock(clock::now_ns(), machine.last_ticks());
     Ok(BackupOutcome::GoLive(Box::new(Succession {
         entries: replayer.consumed(),
         digests_checked: replayer.digests_checked(),
         machine: replayer.into_machine(),
+        clock,
         kept,
         session,
         tail_dropped: role.tail_dropped(),

@@ -2,6 +2,7 @@
 
 use super::{clock, entropy};
 use crate::event_source::EventSource;
+use crate::guest_clock::{GuestClock, WatchedClock};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use vm::{Event, Machine, TIMEBASE_HZ};
+use vm::{Event, Machine};
 
 /// Frames that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
 const PACKETS_MAX: usize = 1024;
@@ -26,8 +27,6 @@ const CONSOLE_BYTES_MAX: usize = 256;
 /// How many steps the guest runs before the host's events are looked at again. At some 150 million steps a second this
 /// bounds what a busy guest adds to an event's latency to about 30 microseconds.
 pub const SLICE_STEPS: u64 = 5_000;
-
-const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
 /// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a socket there.
 #[derive(Debug)]
@@ -96,17 +95,15 @@ pub struct HostEventSource {
     /// What is left of the last piece of console input.
     typed: VecDeque<u8>,
     waker: Arc<Waker>,
-    /// The guest's clock read `start_ticks` at `start_ns`.
-    start_ticks: u64,
-    start_ns: u64,
+    clock: WatchedClock,
 }
 
 impl HostEventSource {
-    /// A source whose guest clock goes on from `ticks`, and the way to send to it.
+    /// A source whose guest's clock goes on as `clock`, and the way to send to it.
     ///
     /// # Errors
     /// If the host has no file descriptor left.
-    pub fn new(ticks: u64) -> io::Result<(Self, InboxSender)> {
+    pub fn new(clock: GuestClock) -> io::Result<(Self, InboxSender)> {
         let (packet_sender, packets) = bounded(PACKETS_MAX);
         let (console_sender, console) = bounded(CONSOLE_PIECES_MAX);
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -116,15 +113,20 @@ impl HostEventSource {
             console,
             typed: VecDeque::new(),
             waker: waker.clone(),
-            start_ticks: ticks,
-            start_ns: clock::now_ns(),
+            clock: WatchedClock::new(clock, clock::now_ns()),
         };
         Ok((source, InboxSender { packets: packet_sender, console: console_sender, waker }))
     }
 
-    /// Starts the guest's clock.
-    pub fn start(&mut self) {
-        self.start_ns = clock::now_ns();
+    /// The guest's clock, as of the last look at it.
+    #[must_use]
+    pub const fn clock(&self) -> &GuestClock {
+        self.clock.clock()
+    }
+
+    /// Makes the guest's clock run or stand from now on.
+    pub fn set_clock_running(&mut self, runs: bool) {
+        self.clock.set_running(clock::now_ns(), runs);
     }
 
     /// Whether something has arrived that the guest can take now.
@@ -134,15 +136,15 @@ impl HostEventSource {
         has_packet || (!(self.typed.is_empty() && self.console.is_empty()) && machine.console_room() > 0)
     }
 
-    /// Sleeps until an input arrives, the machine's timer is due, something arrives on `socket`, somebody calls
-    /// [`InboxSender::wake`], or it is `until_ns`, whichever is first.
-    pub fn sleep(&self, machine: &Machine, socket: Option<BorrowedFd<'_>>, until_ns: u64) {
-        let timer_ns = machine.timer_deadline().map_or(u64::MAX, |ticks| {
-            self.start_ns.saturating_add(ticks.saturating_sub(self.start_ticks).saturating_mul(NS_PER_TICK))
-        });
+    /// Sleeps until something arrives on `socket`, somebody calls [`InboxSender::wake`], or it is `until_ns`, whichever is
+    /// first. If the guest may run, and `machine` is there, an input for it and its due timer end the sleep too; nothing else
+    /// would take them away.
+    pub fn sleep(&self, machine: Option<&Machine>, socket: Option<BorrowedFd<'_>>, until_ns: u64) {
+        let timer = machine.and_then(Machine::timer_deadline);
+        let timer_ns = timer.map_or(u64::MAX, |ticks| self.clock().ns_of(ticks));
         let wait_ns = timer_ns.min(until_ns).saturating_sub(clock::now_ns());
-        self.waker.asleep.store(true, Ordering::SeqCst);
-        if wait_ns > 0 && !self.has_input(machine) {
+        self.waker.asleep.store(machine.is_some(), Ordering::SeqCst);
+        if wait_ns > 0 && !machine.is_some_and(|machine| self.has_input(machine)) {
             let mut files = vec![PollFd::new(self.waker.event.as_fd(), PollFlags::POLLIN)];
             files.extend(socket.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
             // A signal, the only way to fail, ends the sleep as well as anything.
@@ -156,11 +158,13 @@ impl HostEventSource {
 
 impl EventSource for HostEventSource {
     fn now_ns(&mut self) -> u64 {
-        clock::now_ns()
+        let now_ns = clock::now_ns();
+        self.clock.look(now_ns);
+        now_ns
     }
 
     fn ticks(&mut self) -> u64 {
-        self.start_ticks.saturating_add(clock::now_ns().saturating_sub(self.start_ns) / NS_PER_TICK)
+        self.clock.look(clock::now_ns())
     }
 
     fn entropy(&mut self) -> u16 {

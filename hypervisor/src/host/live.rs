@@ -62,6 +62,8 @@ pub(super) struct Shared {
     outlets: Arc<Mutex<Outlets>>,
     pub(super) inbox: InboxSender,
     pub(super) may_run: AtomicBool,
+    /// The guest's clock stands, because the VM is paused.
+    pub(super) clock_stands: AtomicBool,
     /// Outputs wait for the backup.
     pub(super) holding: AtomicBool,
     /// As which this node owns the VM.
@@ -92,12 +94,13 @@ impl LiveVm {
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
-        let (source, inbox) = HostEventSource::new(machine.last_ticks())?;
+        let (source, inbox) = HostEventSource::new(*role.clock())?;
         let (actions, action_queue) = crossbeam_channel::unbounded();
         let is_on_lan = matches!(node.network, Some(NetworkAddress::Lan(_)));
         let shared = Arc::new(Shared {
             outlets: Arc::new(Mutex::new(Outlets::new(node.reporter, is_on_lan))),
             generation: AtomicU64::new(role.generation().0),
+            clock_stands: AtomicBool::new(!role.clock().is_running()),
             role: Mutex::new(role),
             channel: Channel::default(),
             inbox,
@@ -130,9 +133,15 @@ impl LiveVm {
         Ok(end)
     }
 
-    /// The operator wants this process to end.
+    /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
         self.shared.drive(PrimaryRole::retire);
+        self.shared.inbox.wake();
+    }
+
+    /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
+    pub fn leave(&self) {
+        self.shared.drive(PrimaryRole::leave);
         self.shared.inbox.wake();
     }
 }
@@ -175,8 +184,10 @@ impl Shared {
     /// A connection is cut at once, before the role can take the next backup, whose connection it would be.
     pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
         let mut role = lock(&self.role);
-        input(&mut role, clock::now_ns());
+        let now_ns = clock::now_ns();
+        input(&mut role, now_ns);
         self.may_run.store(role.may_run(), Ordering::Release);
+        self.clock_stands.store(role.clock_stands(now_ns), Ordering::Release);
         self.holding.store(role.gate().held() > 0, Ordering::Release);
         self.generation.store(role.generation().0, Ordering::Relaxed);
         self.copying.store(role.is_copying(), Ordering::Release);

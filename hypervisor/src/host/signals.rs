@@ -1,23 +1,65 @@
-//! Ctrl-C and the polite kill.
+//! What an operator's signals ask of a program.
 
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::thread;
 
-/// Calls `on_signal` at every SIGINT or SIGTERM, on a thread of its own. Call it before any other thread starts: it
-/// blocks the signals in the calling thread, and the threads that come after inherit that.
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Termination {
+    /// SIGINT, SIGTERM: end what this program does.
+    End,
+    /// SIGHUP, SIGQUIT: end this process; what it does is to go on elsewhere or later, if it can.
+    Leave,
+}
+
+/// Calls `on_signal` at every SIGINT, SIGTERM, SIGHUP and SIGQUIT, on a thread of its own. A SIGHUP or SIGQUIT that this process
+/// was started to ignore (`nohup`) stays ignored. Call it before any other thread starts: it blocks the signals in the calling
+/// thread, and the threads that come after inherit that.
 ///
 /// # Errors
 /// If signals can't be blocked or the thread can't start.
-pub fn on_termination(mut on_signal: impl FnMut() + Send + 'static) -> io::Result<()> {
+pub fn on_termination(mut on_signal: impl FnMut(Termination) + Send + 'static) -> io::Result<()> {
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    // An ignored signal that is blocked would be taken from its ignorer.
+    for signal in [Signal::SIGHUP, Signal::SIGQUIT] {
+        if ignored & mask(signal) == 0 {
+            signals.add(signal);
+        }
+    }
     signals.thread_block()?;
     thread::Builder::new().name("signals".into()).spawn(move || {
-        while signals.wait().is_ok() {
-            on_signal();
+        while let Ok(signal) = signals.wait() {
+            let leaves = matches!(signal, Signal::SIGHUP | Signal::SIGQUIT);
+            on_signal(if leaves { Termination::Leave } else { Termination::End });
         }
     })?;
     Ok(())
+}
+
+const fn mask(signal: Signal) -> u64 {
+    1 << (signal as i32 - 1)
+}
+
+/// The signals that a process ignores, of its status as `/proc` has it.
+fn ignored(status: &str) -> u64 {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ignored, mask};
+    use nix::sys::signal::Signal;
+
+    #[test]
+    fn ignored_signals_are_those_of_the_status() {
+        let set = ignored("Name:\tft\nSigBlk:\t0000000000004002\nSigIgn:\t0000000000001001\nSigCgt:\t0\n");
+        assert_eq!(set, mask(Signal::SIGHUP) | mask(Signal::SIGPIPE));
+        assert_eq!(set & mask(Signal::SIGQUIT), 0);
+        assert_eq!(ignored("no such line"), 0);
+    }
 }

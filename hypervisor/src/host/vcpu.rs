@@ -7,6 +7,8 @@ use super::inbox::{HostEventSource, SLICE_STEPS};
 use super::kept_log::KeptLog;
 use super::live::Shared;
 use super::reports::NodeReport;
+use crate::event_source::EventSource;
+use crate::guest_clock::GuestClock;
 use crate::record::{LogSink, Recorder, Slice};
 use crate::role::{FULL_SHARE, PrimaryRole};
 use crate::trouble::Watch;
@@ -39,6 +41,15 @@ const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 /// over would make the faster one after it slow.
 const YIELD_NS: u64 = 1_000_000;
 
+/// Why the vCPU thread sleeps.
+#[derive(Clone, Copy, Debug)]
+enum Sleeper {
+    /// The guest waits for an interrupt, and takes what comes.
+    Waiting,
+    /// The guest may not run, or has ended: it takes nothing.
+    Stopped,
+}
+
 impl Shared {
     /// Runs the guest until this node's part in it is over.
     pub(super) fn run_vcpu(
@@ -54,18 +65,17 @@ impl Shared {
         let mut logged_generation = None;
         let mut rest = 0;
         let mut owed_ns = 0;
+        let mut told_clock = *recorder.source().clock();
         while !self.over.load(Ordering::Acquire) {
+            self.keep_time(&mut recorder, &mut told_clock);
             self.copy_for_join(&mut recorder);
             if !self.may_run.load(Ordering::Acquire) || sink.is_full() {
-                self.sleep(&recorder, sink.is_busy());
+                self.sleep(&mut recorder, Sleeper::Stopped, sink.is_busy());
                 self.hear_backup();
                 continue;
             }
             let generation = self.generation.load(Ordering::Relaxed);
-            if logged_generation != Some(generation) {
-                if logged_generation.replace(generation).is_none() {
-                    recorder.source_mut().start();
-                }
+            if logged_generation.replace(generation) != Some(generation) {
                 let Ok(()) = recorder.log_generation(&mut sink, Generation(generation));
             }
             sink.serve(&mut recorder);
@@ -90,18 +100,28 @@ impl Shared {
                 Slice::Waiting => {
                     self.spin_for_release(&recorder, &mut rest);
                     sink.serve(&mut recorder);
-                    self.sleep(&recorder, sink.is_busy());
+                    self.sleep(&mut recorder, Sleeper::Waiting, sink.is_busy());
                     self.hear_backup();
                 }
                 Slice::Stopped(_) => {
                     sink.serve(&mut recorder);
-                    self.sleep(&recorder, sink.is_busy());
+                    self.sleep(&mut recorder, Sleeper::Stopped, sink.is_busy());
                     self.hear_backup();
                 }
             }
         }
         sink.finish();
         recorder
+    }
+
+    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has changed its course.
+    fn keep_time(&self, recorder: &mut Recorder<HostEventSource>, told: &mut GuestClock) {
+        let source = recorder.source_mut();
+        source.set_clock_running(!self.clock_stands.load(Ordering::Acquire));
+        let clock = *source.clock();
+        if std::mem::replace(told, clock) != clock {
+            self.drive(|role, _| role.handle_clock(clock));
+        }
     }
 
     /// Copies a piece of the guest's memory if a backup that joins has room for it.
@@ -152,15 +172,21 @@ impl Shared {
         }
     }
 
-    /// Sleeps until the guest has something to do or the backup something to say that matters now; not for long while there is
+    /// Sleeps until a guest that waits has something to do or the backup something to say that matters now; not for long while there is
     /// memory to be copied for the log on disk, or the disk is waited for.
-    fn sleep(&self, recorder: &Recorder<HostEventSource>, log_is_busy: bool) {
+    fn sleep(&self, recorder: &mut Recorder<HostEventSource>, sleeper: Sleeper, log_is_busy: bool) {
         let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let channel = if backup_matters { self.channel.stream() } else { None };
         let socket = channel.as_ref().map(|stream| stream.as_fd());
         let is_copying = self.copying.load(Ordering::Acquire) || log_is_busy;
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
-        recorder.source().sleep(recorder.machine(), socket, clock::now_ns() + sleep_ns);
+        // The time spent stopped passes in sleeps that are short enough to be no pause.
+        let until_ns = recorder.source_mut().now_ns() + sleep_ns;
+        let machine = match sleeper {
+            Sleeper::Waiting => Some(recorder.machine()),
+            Sleeper::Stopped => None,
+        };
+        recorder.source().sleep(machine, socket, until_ns);
     }
 
     /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their

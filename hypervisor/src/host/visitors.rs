@@ -1,5 +1,6 @@
 //! Who comes to a primary's port: backups that want to join, and others.
 
+use super::accept::AcceptTrouble;
 use super::channel::{Arrived, ChannelReader, lock};
 use super::clock;
 use super::live::{Shared, spawn};
@@ -30,12 +31,12 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
     let shared = shared.clone();
     let visitors = Arc::new(AtomicUsize::new(0));
     spawn("channel", move || {
+        let mut trouble = AcceptTrouble::default();
         loop {
             let (stream, address) = match listener.accept() {
                 Ok(connection) => connection,
                 Err(error) => {
-                    tracing::warn!("a backup could not connect: {error}");
-                    thread::sleep(RETRY);
+                    thread::sleep(trouble.failed("the primary", &error));
                     continue;
                 }
             };

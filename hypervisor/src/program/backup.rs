@@ -2,7 +2,7 @@
 
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
-use super::stop::StopSwitch;
+use super::stop::{Origin, StopSwitch};
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
@@ -128,7 +128,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
         BackupOutcome::GoLive(succession) => {
             node.mac = succession.session.config.mac;
-            go_live(node, *succession, timing, listener, |running| stop.runs(running))
+            go_live(node, *succession, timing, listener, |running| stop.runs(running, Origin::Primary))
         }
     }
 }
@@ -140,10 +140,20 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession { machine, session, kept, entries, digests_checked, tail, tail_dropped, next_output, moments } =
-        succession;
+    let Succession {
+        machine,
+        clock,
+        session,
+        kept,
+        entries,
+        digests_checked,
+        tail,
+        tail_dropped,
+        next_output,
+        moments,
+    } = succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
-    let role = PrimaryRole::gone_live(node.id, session, timing, entries, next_output, tail);
+    let role = PrimaryRole::gone_live(node.id, session, timing, clock, entries, next_output, tail);
     run_live(node, role, machine, kept, false, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

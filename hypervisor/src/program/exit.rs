@@ -48,6 +48,11 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
             FAILURE,
             "ended while it stood still: whether the backup owns the VM isn't known, and there is no end mark".into(),
         ),
+        PrimaryEnd::Left => (
+            OK,
+            "the operator left; the VM stays owned, and goes on with ft-primary --resume from the directory of --log"
+                .into(),
+        ),
         PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
     }
 }

@@ -12,12 +12,12 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// Makes SIGINT and SIGTERM known to [`check`]; the second ends the process at once. Call it before any thread starts.
+/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT known to [`check`]; the second ends the process at once. Call it before any thread starts.
 ///
 /// # Errors
 /// If signals can't be blocked.
 pub(super) fn install() -> io::Result<()> {
-    signals::on_termination(|| {
+    signals::on_termination(|_| {
         if INTERRUPTED.swap(true, Ordering::AcqRel) {
             std::process::exit(exit::INTERRUPTED.into());
         }

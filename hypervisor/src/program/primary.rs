@@ -1,8 +1,9 @@
 //! `ft-primary`: runs a VM and streams its log to a backup.
 
 use super::options::{GuestOptions, NodeOptions, listen};
-use super::stop::StopSwitch;
+use super::stop::{Origin, StopSwitch};
 use super::{Failure, exit, fail_stop, finish, init_tracing};
+use crate::guest_clock::GuestClock;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
@@ -12,19 +13,21 @@ use crate::host::owner_question::ask_owner;
 use crate::host::reports::NodeReport;
 use crate::report::Reporter;
 use crate::role::PrimaryRole;
-use crate::start::{claim_resume, claim_start};
+use crate::start::{claim_resume, claim_start, end_unstarted};
 use clap::Parser;
 use logchannel::entry::Generation;
 use logchannel::session::SessionHeader;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use vm::{Machine, OutputOperation};
 
 /// Runs a VM, and keeps a backup in lockstep with it.
 ///
 /// The guest starts when its backup has joined. Nothing that it sends leaves before the backup has acknowledged the log
-/// up to it. Ctrl-C hands a protected VM over to its backup, and ends a VM that has none.
+/// up to it. Ctrl-C hands a protected VM over to its backup, and ends a VM that has none. SIGHUP and SIGQUIT do the same, except
+/// that a VM without backup whose log is kept (--log) isn't ended: it goes on with --resume.
 #[derive(Debug, Parser)]
 #[command(name = "ft-primary", version, after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
@@ -73,7 +76,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let listener = listen(options.listen)?;
-    let arbiter = options.node.arbiter()?;
+    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let keeping = options.node.keeping()?;
@@ -82,7 +85,29 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         ask_owner(last, &node.vm)
     })?;
     tell_owner(&node, generation);
-    let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image)?;
+    let (arbiter, vm, id, address) = (node.arbiter.clone(), node.vm.clone(), node.id, node.address.clone());
+    let session = SessionHeader::new(vm.clone(), generation, config, &guest.name, &guest.image);
+    let started = session
+        .map_err(Failure::from)
+        .and_then(|session| start(options, node, session, machine, keeping, listener, &stop));
+    started.inspect_err(|_| {
+        // Everything that can fail comes before the guest's first step.
+        if let Err(error) = end_unstarted(&*arbiter, &vm, generation, id, &address) {
+            tracing::error!("{error}");
+        }
+    })
+}
+
+/// Starts a guest that hasn't run, and runs it to its end.
+fn start(
+    options: &Options,
+    node: Node,
+    session: SessionHeader,
+    machine: Machine,
+    keeping: Option<Keeping>,
+    listener: TcpListener,
+    stop: &StopSwitch,
+) -> Result<(u8, String), Failure> {
     let timing = options.node.timing();
     let role = if options.unprotected {
         PrimaryRole::alone(node.id, session, timing)
@@ -90,14 +115,14 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         PrimaryRole::awaiting_backup(node.id, session, timing)
     };
     let kept = begin_log(keeping, &role, &node)?;
-    run_live(node, role, machine, kept, true, listener, |running| stop.runs(running))
+    run_live(node, role, machine, kept, true, listener, |running| stop.runs(running, Origin::Boot))
 }
 
 /// Goes on from a log on disk.
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let directory = LogDirectory::open(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
-    let arbiter = options.node.arbiter()?;
+    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
     let resumed = directory.resume()?;
     for (segment, reason) in &resumed.skipped {
@@ -125,9 +150,11 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
     let mut tail = resumed.tail;
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
-    let role = PrimaryRole::gone_live(node.id, session, timing, resumed.next_seq, resumed.next_output, tail);
+    // The time since the log's last clock read was a pause.
+    let clock = GuestClock::standing(resumed.machine.last_ticks());
+    let role = PrimaryRole::gone_live(node.id, session, timing, clock, resumed.next_seq, resumed.next_output, tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
-    run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running))
+    run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running, Origin::Log))
 }
 
 fn tell_owner(node: &Node, generation: Generation) {
@@ -149,7 +176,7 @@ pub(super) fn run_live(
     machine: Machine,
     kept: Option<KeptLog>,
     boot: bool,
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });

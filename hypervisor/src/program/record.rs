@@ -3,6 +3,8 @@
 use super::options::{GuestOptions, NetworkOptions};
 use super::progress::Progress;
 use super::{Failure, exit, finish, init_tracing, interrupted};
+use crate::files;
+use crate::guest_clock::GuestClock;
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::{Network, NetworkAddress, NetworkEvents};
@@ -16,7 +18,7 @@ use clap::Parser;
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -79,7 +81,7 @@ pub fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(u8, String), Failure> {
     let over: Arc<AtomicBool> = Arc::default();
     let asked = over.clone();
-    signals::on_termination(move || {
+    signals::on_termination(move |_| {
         if asked.swap(true, Ordering::AcqRel) {
             interrupted();
         }
@@ -90,7 +92,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
-    let (source, inbox) = HostEventSource::new(0)?;
+    let (source, inbox) = HostEventSource::new(GuestClock::standing(0))?;
     let address = options.network.address();
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
     if let Some(address) = address {
@@ -207,7 +209,7 @@ fn record(
     over: &AtomicBool,
     reporter: Reporter,
 ) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
-    recorder.source_mut().start();
+    recorder.source_mut().set_clock_running(true);
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
     let mut watch = Watch::booting(clock::now_ns());
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
@@ -245,7 +247,7 @@ fn record(
             Slice::Waiting if recorder.machine().sleeps_for_good() => break RecordingEnd::Asleep,
             Slice::Waiting => {
                 sink.log.flush()?;
-                recorder.source().sleep(recorder.machine(), None, now_ns + SLEEP_NS_MAX);
+                recorder.source().sleep(Some(recorder.machine()), None, now_ns + SLEEP_NS_MAX);
             }
             Slice::Stopped(reason) => return Ok((recorder, RecordingEnd::Guest(reason))),
         }
@@ -260,19 +262,13 @@ fn create_log(
     image: &[u8],
 ) -> Result<LogWriter<BufWriter<fs::File>>, Failure> {
     let path = options.output.display();
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .create_new(!options.force)
-        .truncate(options.force)
-        .open(&options.output)
-        .map_err(|error| {
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                format!("{path} exists; --force overwrites it, --output names another")
-            } else {
-                format!("can't write the log {path}: {error}")
-            }
-        })?;
+    let file = files::create(&options.output, !options.force).map_err(|error| {
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            format!("{path} exists; --force overwrites it, --output names another")
+        } else {
+            format!("can't write the log {path}: {error}")
+        }
+    })?;
     LogWriter::create(BufWriter::new(file), session, image).map_err(|error| format!("writing {path}: {error}").into())
 }
 

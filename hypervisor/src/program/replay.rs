@@ -3,6 +3,7 @@
 use super::progress::Progress;
 use super::{Failure, exit, finish, init_tracing};
 use crate::divergence::{Divergence, entry_name};
+use crate::files;
 use crate::guest::Guest;
 use crate::host::reports::{NodeReport, Replayed};
 use crate::host::{clock, log_directory};
@@ -106,7 +107,7 @@ fn in_file(path: &Path, error: impl Display) -> Failure {
 }
 
 fn open(path: &Path, options: &Options) -> Result<LogHead<BufReader<File>>, Failure> {
-    let file = File::open(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
+    let file = files::open(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
     let head = LogHead::read(BufReader::new(file)).map_err(|error| in_file(path, error))?;
     if let Some(name) = &options.guest {
         refuse_other_image(head.header(), name).map_err(|error| in_file(path, error))?;

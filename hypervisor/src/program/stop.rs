@@ -1,17 +1,41 @@
-//! What Ctrl-C does to a side of a VM.
+//! What an operator's signals do to a side of a VM.
+//!
+//! | the process | SIGINT, SIGTERM | SIGHUP, SIGQUIT |
+//! |---|---|---|
+//! | owns no VM | ends at once | ends at once |
+//! | protected primary | hands over to its backup | hands over to its backup |
+//! | primary without backup | ends the VM, with an end mark | the same; with `--log` the VM stays owned, to be resumed |
+//! | `--resume` before its guest runs | ends; the VM can be resumed again | the same |
+//! | waits for an arbiter that can't be asked | ends after [`PATIENCE_NS`], and says what it leaves behind | the same |
+//!
+//! The second signal ends the process at once, whatever it does.
 
-use super::{Failure, interrupted};
+use super::{Failure, exit, interrupted};
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::host::live::LiveVm;
-use crate::host::signals;
+use crate::host::signals::{self, Termination};
+use crate::host::{clock, terminal};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ends the process in order when it is asked to by SIGINT or SIGTERM: at once as long as it owns no VM, by retiring the
-/// VM that it owns, and at once the second time.
+/// How long a process that is to end still asks an arbiter that doesn't answer, in nanoseconds.
+const PATIENCE_NS: u64 = 3_000_000_000;
+
+/// Ends the process in order when it is asked to by a signal: at once as long as it owns no VM, and at once the second time.
 #[derive(Clone, Debug)]
 pub(super) struct StopSwitch(Arc<Mutex<Life>>);
+
+/// Where a running VM's guest came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It has just been reset, and hasn't run.
+    Boot,
+    /// Its log on disk: whatever happens, the VM is to stay resumable.
+    Log,
+    /// A primary that was lost.
+    Primary,
+}
 
 #[derive(Debug)]
 enum Life {
@@ -19,12 +43,12 @@ enum Life {
     Unburdened,
     /// The VM belongs to this process, and will run in a moment. Without its end mark nobody could start it again.
     Owner,
-    /// The same, and it is to be retired then.
-    OwnerAskedToStop,
+    /// The same, and it was asked to end when it was so late.
+    OwnerAskedToStop(Termination, u64),
     /// The VM runs.
     Running(LiveVm),
-    /// It is being retired.
-    Retiring,
+    /// It is being ended since then.
+    Ending(u64),
 }
 
 impl StopSwitch {
@@ -32,7 +56,7 @@ impl StopSwitch {
     pub(super) fn install() -> Result<Self, Failure> {
         let switch = Self(Arc::new(Mutex::new(Life::Unburdened)));
         let asked = switch.clone();
-        signals::on_termination(move || asked.stop())?;
+        signals::on_termination(move |termination| asked.stop(termination))?;
         Ok(switch)
     }
 
@@ -54,38 +78,67 @@ impl StopSwitch {
     }
 
     /// The VM runs, as `running`.
-    pub(super) fn runs(&self, running: LiveVm) {
+    pub(super) fn runs(&self, running: LiveVm, origin: Origin) {
         let mut life = self.life();
-        if matches!(*life, Life::OwnerAskedToStop) {
-            running.retire();
-            *life = Life::Retiring;
-        } else {
-            *life = Life::Running(running);
-        }
+        *life = match (&*life, origin) {
+            (Life::OwnerAskedToStop(_, since_ns), Origin::Log) => {
+                running.leave();
+                Life::Ending(*since_ns)
+            }
+            (Life::OwnerAskedToStop(Termination::Leave, since_ns), Origin::Primary) => {
+                running.leave();
+                Life::Ending(*since_ns)
+            }
+            (Life::OwnerAskedToStop(_, since_ns), Origin::Boot | Origin::Primary) => {
+                running.retire();
+                Life::Ending(*since_ns)
+            }
+            (Life::Unburdened | Life::Owner | Life::Running(_) | Life::Ending(_), _) => Life::Running(running),
+        };
     }
 
     /// This process's part in the VM is over, so that nothing has to be ended in order any more. `false` if it has been asked to
     /// end the process.
     pub(super) fn disowns(&self) -> bool {
         let mut life = self.life();
-        let is_asked = matches!(*life, Life::OwnerAskedToStop | Life::Retiring);
+        let is_asked = matches!(*life, Life::OwnerAskedToStop(..) | Life::Ending(_));
         if !is_asked {
             *life = Life::Unburdened;
         }
         !is_asked
     }
 
-    fn stop(&self) {
+    fn stop(&self, termination: Termination) {
         let mut life = self.life();
         let next = match &*life {
-            Life::Unburdened | Life::OwnerAskedToStop | Life::Retiring => interrupted(),
-            Life::Owner => Life::OwnerAskedToStop,
+            Life::Unburdened | Life::OwnerAskedToStop(..) | Life::Ending(_) => interrupted(),
+            Life::Owner => Life::OwnerAskedToStop(termination, clock::now_ns()),
             Life::Running(running) => {
-                running.retire();
-                Life::Retiring
+                match termination {
+                    Termination::End => running.retire(),
+                    Termination::Leave => running.leave(),
+                }
+                Life::Ending(clock::now_ns())
             }
         };
         *life = next;
+    }
+
+    /// The arbiter can't be asked: a process that is to end doesn't wait for it for ever.
+    fn give_up_if_asked(&self, vm: &VmId, error: &ArbiterError) {
+        let since_ns = match &*self.life() {
+            Life::Unburdened | Life::Owner | Life::Running(_) => return,
+            Life::OwnerAskedToStop(_, since_ns) | Life::Ending(since_ns) => *since_ns,
+        };
+        if clock::now_ns().saturating_sub(since_ns) < PATIENCE_NS {
+            return;
+        }
+        terminal::restore();
+        tracing::error!(
+            "this process ends as it was asked to, and the arbiter can't be told ({error}): if no other side of VM {vm} is \
+             alive, go on with ft-primary --resume from the directory of --log, or start it afresh with --force-new"
+        );
+        std::process::exit(exit::INTERRUPTED.into());
     }
 }
 
@@ -106,7 +159,11 @@ impl Arbiter for GuardedArbiter {
         predecessor: Option<NodeId>,
     ) -> Result<Verdict, ArbiterError> {
         self.stop.owns();
-        self.arbiter.test_and_set(vm, generation, claim, predecessor)
+        let answer = self.arbiter.test_and_set(vm, generation, claim, predecessor);
+        if let Err(error) = &answer {
+            self.stop.give_up_if_asked(vm, error);
+        }
+        answer
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {

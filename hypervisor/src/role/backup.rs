@@ -2,6 +2,7 @@
 
 use super::{ClaimAnswer, ClaimRequest, Claiming, LatestAnswer, Timing, message_name};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
+use crate::guest_clock::{GuestClock, PrimaryClock};
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::{EntryBatch, Message};
@@ -181,6 +182,8 @@ pub struct BackupRole {
     next_output: OutputId,
     heard_ns: u64,
     spoke_ns: u64,
+    /// The guest's clock, once the primary has said what it reads: before it says that it is protected.
+    clock: Option<PrimaryClock>,
     moments: BackupMoments,
 }
 
@@ -212,6 +215,7 @@ impl BackupRole {
             next_output: OutputId(0),
             heard_ns: now_ns,
             spoke_ns: now_ns,
+            clock: None,
             moments: BackupMoments::default(),
         }
     }
@@ -256,6 +260,12 @@ impl BackupRole {
                 }
             }
             (Message::Heartbeat, _) => {}
+            (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Following { .. }) => {
+                match &mut self.clock {
+                    Some(clock) => clock.hear(ticks, now_ns),
+                    None => self.clock = Some(PrimaryClock::new(ticks, now_ns)),
+                }
+            }
             (Message::Refused { reason }, Mode::Connecting) => {
                 self.end(BackupEnd::Refused { reason: format!("the primary refused: {reason}") });
             }
@@ -523,8 +533,19 @@ impl BackupRole {
         self.finish_if_drained();
     }
 
+    /// The clock with which this node goes on with a guest that has read `last_ticks`.
+    #[must_use]
+    pub fn take_over_clock(&mut self, now_ns: u64, last_ticks: u64) -> GuestClock {
+        let Some(clock) = &mut self.clock else { return GuestClock::running(last_ticks, now_ns) };
+        clock.take_over(now_ns, last_ticks)
+    }
+
     /// Time has passed: heartbeats, timeouts, claims to ask again.
     pub fn tick(&mut self, now_ns: u64) {
+        let is_paused = matches!(&self.mode, Mode::Claiming(claiming) if claiming.is_pause(now_ns));
+        if let Some(clock) = &mut self.clock {
+            clock.pass(now_ns, is_paused);
+        }
         match &mut self.mode {
             Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. } => {
                 if let OwnerCheck::AskAt(at_ns) = self.check
@@ -550,6 +571,7 @@ impl BackupRole {
                 }
             }
             Mode::Claiming(claiming) => {
+                claiming.look(now_ns);
                 let request = claiming.poll(now_ns);
                 self.actions.extend(request.map(BackupAction::Claim));
             }

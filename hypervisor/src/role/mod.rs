@@ -31,6 +31,7 @@ pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation
 pub use primary::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 
 use crate::arbiter::{Claim, ClaimKind, Verdict};
+use crate::guest_clock::PAUSE_NS;
 use logchannel::entry::Generation;
 use logchannel::message::Message;
 use logchannel::session::NodeId;
@@ -38,7 +39,7 @@ use logchannel::session::NodeId;
 /// How long a role waits for what.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct Timing {
-    /// From one heartbeat to the next, in nanoseconds.
+    /// From one heartbeat to the next, in nanoseconds, while nothing else is said.
     pub heartbeat_ns: u64,
     /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a needless failover, never
     /// correctness.
@@ -109,12 +110,14 @@ struct Claiming {
     request: ClaimRequest,
     /// When to ask (again); `None` while the driver is asking.
     ask_at_ns: Option<u64>,
+    /// When the role first looked at how long the answer takes.
+    since_ns: Option<u64>,
 }
 
 impl Claiming {
     /// A test-and-set that the driver is being asked for now.
     const fn asked(request: ClaimRequest) -> Self {
-        Self { request, ask_at_ns: None }
+        Self { request, ask_at_ns: None, since_ns: None }
     }
 
     /// The request, if it is time to ask again.
@@ -124,6 +127,16 @@ impl Claiming {
         }
         self.ask_at_ns = None;
         Some(self.request)
+    }
+
+    /// Time has passed.
+    fn look(&mut self, now_ns: u64) {
+        self.since_ns.get_or_insert(now_ns);
+    }
+
+    /// Whether the answer takes so long that a VM that waits for it is paused: any failover has a short wait.
+    fn is_pause(&self, now_ns: u64) -> bool {
+        self.since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) > PAUSE_NS)
     }
 
     const fn retry(&mut self, now_ns: u64, timing: &Timing) {
@@ -149,6 +162,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Protected { .. } => "word that the pair is protected",
         Message::Released { .. } => "a report of what is released",
         Message::Heartbeat => "a heartbeat",
+        Message::Clock { .. } => "the guest's clock",
         Message::Goodbye { .. } => "a goodbye",
     }
 }

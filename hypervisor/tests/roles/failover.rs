@@ -356,7 +356,8 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     let (received, _) = pair.backup.cursors();
     let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
     assert_eq!(next, OutputId(3));
-    let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), received, next, tail);
+    let clock = pair.backup.take_over_clock(pair.now_ns, 0);
+    let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), clock, received, next, tail);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
     successor.append(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));

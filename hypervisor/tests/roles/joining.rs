@@ -50,6 +50,7 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
         | Message::Protected { .. }
         | Message::Released { .. }
         | Message::Heartbeat
+        | Message::Clock { .. }
         | Message::Goodbye { .. }) => panic!("{other:?}"),
     });
     let mut kinds: Vec<_> = kinds.collect();

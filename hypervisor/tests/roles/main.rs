@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod clock;
 mod exhaustion;
 mod failover;
 mod interleavings;

@@ -157,7 +157,9 @@ impl Pair {
         let session = SessionHeader { generation, ..session() };
         let (tail, next) = (self.backup.take_tail(), self.backup.next_output());
         assert_eq!(next, self.next_output_at(received));
-        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, received, next, tail);
+        let machine = self.restored.take().unwrap();
+        let clock = self.backup.take_over_clock(self.now_ns, machine.last_ticks());
+        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, clock, received, next, tail);
         let mut pair = Self {
             now_ns: self.now_ns,
             timing: self.timing,
@@ -166,7 +168,7 @@ impl Pair {
             lan: self.lan.clone(),
             port: None,
             history: self.history[..index(received)].to_vec(),
-            machine: self.restored.take().unwrap(),
+            machine,
             ..Self::with(primary, expectation())
         };
         pair.next_backup(next_backup);
@@ -220,7 +222,8 @@ impl Pair {
                     self.protected_from = self.primary.appended();
                     self.told_from = self.protected_from;
                 }
-                PrimaryAction::Owner(_) | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                PrimaryAction::Owner(_)
+                | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     self.protected_from = LogSeq(u64::MAX);
                 }
                 PrimaryAction::Look => {

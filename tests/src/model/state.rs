@@ -289,7 +289,7 @@ impl State {
                     owner.end = Some(End::PrimaryFenced);
                 }
                 PrimaryAction::End(PrimaryEnd::Stranded) => owner.end = Some(End::Retired),
-                PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired) => {
+                PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     owner.end = Some(End::GuestOver);
                     // Alone by the claim that is its end mark.
                     self.check_claim(node, owner.role.generation());
@@ -477,7 +477,9 @@ impl State {
         let (_, first) = backup.role.cursors();
         let tail = backup.role.take_tail();
         let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
-        let role = PrimaryRole::gone_live(node_id(node), session, timing, first, backup.role.next_output(), tail);
+        let clock = backup.role.take_over_clock(NOW_NS, 0);
+        let role =
+            PrimaryRole::gone_live(node_id(node), session, timing, clock, first, backup.role.next_output(), tail);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
 

@@ -9,6 +9,7 @@ use hypervisor::arbiter::Verdict;
 use hypervisor::replay::{Consumed, Replayer};
 use hypervisor::role::{BackupAction, BackupEnd, BackupRole, ClaimAnswer, Expectation, PrimaryRole};
 use logchannel::entry::{Generation, LogEntry};
+use logchannel::message::Message;
 use logchannel::session::SessionHeader;
 use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ pub(super) struct Backup {
     replay_ns: u64,
     slowness_ns: u64,
     tick_ns: u64,
+    /// When the last step was.
+    step_ns: u64,
     is_told: bool,
     ended: Option<Ended>,
 }
@@ -69,6 +72,7 @@ impl Backup {
             replay_ns: env.now_ns,
             slowness_ns: 0,
             tick_ns: env.now_ns,
+            step_ns: env.now_ns,
             is_told: false,
             ended: None,
         }
@@ -85,6 +89,8 @@ impl Backup {
 
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Ended> {
+        env.judge.guest_time.waits(self.me.node, env.now_ns - self.step_ns);
+        self.step_ns = env.now_ns;
         let first = env.random.index(4);
         for job in 0..4 {
             match (first + job) % 4 {
@@ -114,6 +120,9 @@ impl Backup {
         }
         let arrived = channel.receive(env);
         for message in arrived.messages {
+            if let Message::Clock { ticks } = message {
+                env.judge.guest_time.is_told(env.now_ns, self.me.node, ticks);
+            }
             self.role.primary_said(env.now_ns, message);
         }
         if let Some(reason) = arrived.end {
@@ -279,7 +288,11 @@ impl Backup {
         }
         let entries = replayer.consumed();
         let next_output = self.role.next_output();
-        let role = PrimaryRole::gone_live(self.me.node, session, self.me.setup.timing, entries, next_output, tail);
+        let moments = self.role.moments();
+        env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
+        let clock = self.role.take_over_clock(env.now_ns, replayer.machine().last_ticks());
+        let role =
+            PrimaryRole::gone_live(self.me.node, session, self.me.setup.timing, clock, entries, next_output, tail);
         self.ended = Some(Ended::Live(Box::new(role), Box::new(replayer.into_machine())));
     }
 }

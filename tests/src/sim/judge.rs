@@ -2,11 +2,12 @@
 
 use super::arbiter::SimArbiter;
 use super::client::Reply;
+use super::guest_time::GuestTime;
 use hypervisor::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
-use vm::{Machine, OutputId, OutputOperation};
+use vm::{Event, Machine, OutputId, OutputOperation};
 
 /// A backup, as far as it got.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,7 @@ pub(super) struct Judge {
     printed: BTreeMap<OutputId, u64>,
     last_printed: BTreeMap<NodeId, OutputId>,
     history: History,
+    pub(super) guest_time: GuestTime,
 }
 
 /// What the stations know of the guest by its replies.
@@ -87,6 +89,7 @@ impl Judge {
         assert!(entries.0 <= self.log.len() as u64, "live with {entries} entries, of {} written", self.log.len());
         if let Some(predecessor) = self.writer.replace(node) {
             self.succeeded.insert(predecessor, entries);
+            self.guest_time.goes_live(node);
         }
         self.log.truncate(index(entries.0));
         let kept = self.outputs.partition_point(|(seq, _)| *seq < entries);
@@ -94,7 +97,7 @@ impl Judge {
     }
 
     /// A primary appends an entry to its log.
-    pub(super) fn appends(&mut self, node: NodeId, seq: LogSeq, entry: &LogEntry) {
+    pub(super) fn appends(&mut self, now_ns: u64, node: NodeId, seq: LogSeq, entry: &LogEntry) {
         if self.writer != Some(node) {
             assert!(self.succeeded.contains_key(&node), "{node} writes a log that isn't its own");
             return;
@@ -104,7 +107,17 @@ impl Judge {
             assert_eq!(id.0, self.outputs.len() as u64, "output ids have a hole at entry {seq}");
             self.outputs.push((seq, digest));
         }
+        if let EntryBody::Event(Event::ClockRead { ticks }) = entry.body {
+            self.guest_time.reads(now_ns, ticks);
+        }
         self.log.push(entry.clone());
+    }
+
+    /// The guest couldn't run at `node` for `pause_ns`, and its clock has to stand.
+    pub(super) fn pauses(&mut self, node: NodeId, pause_ns: u64) {
+        if self.writer == Some(node) {
+            self.guest_time.pauses(pause_ns);
+        }
     }
 
     /// A backup has a snapshot that stands at `seq`.

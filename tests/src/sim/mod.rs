@@ -24,6 +24,7 @@ mod channel;
 mod claims;
 mod client;
 mod env;
+mod guest_time;
 mod judge;
 mod lan;
 mod primary;

@@ -8,6 +8,7 @@ use super::side::{Side, Sink};
 use super::sightings::Sighting;
 use super::source::SimSource;
 use crate::random::Random;
+use hypervisor::guest_clock::{PAUSE_NS, WatchedClock};
 use hypervisor::record::{Recorder, Slice};
 use hypervisor::role::{FULL_SHARE, PrimaryRole};
 use logchannel::entry::Generation;
@@ -34,6 +35,8 @@ pub(super) struct Primary {
     is_asleep: bool,
     copy_ns: u64,
     tick_ns: u64,
+    /// When the last step was.
+    step_ns: u64,
 }
 
 /// What a process does in a step, in an order that nobody knows.
@@ -59,8 +62,7 @@ impl Primary {
         let cable = Cable::new(machine.last_packet_number(), is_boot);
         let source = SimSource {
             now_ns: env.now_ns,
-            start_ns: env.now_ns,
-            start_ticks: machine.last_ticks(),
+            clock: WatchedClock::new(*role.clock(), env.now_ns),
             packets: VecDeque::new(),
             random: Random::new(env.random.next_u64()),
         };
@@ -74,6 +76,7 @@ impl Primary {
             is_asleep: false,
             copy_ns: env.now_ns,
             tick_ns: env.now_ns,
+            step_ns: env.now_ns,
         }
     }
 
@@ -137,7 +140,27 @@ impl Primary {
         }
     }
 
+    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has changed its course.
+    fn keep_time(&mut self, env: &mut Env) {
+        let gap_ns = env.now_ns - self.step_ns;
+        self.step_ns = env.now_ns;
+        let source = self.recorder.source_mut();
+        source.now_ns = env.now_ns;
+        let stands = self.side.role.clock_stands(env.now_ns);
+        let has_stood = !source.clock.clock().is_running();
+        if self.logged_generation.is_some() && (gap_ns > PAUSE_NS || has_stood) {
+            env.saw(if has_stood { Sighting::ClockStood } else { Sighting::PauseLeftOut });
+            env.judge.pauses(self.side.me.node, gap_ns);
+        }
+        source.clock.look(env.now_ns);
+        source.clock.set_running(env.now_ns, !stands);
+        if source.clock.clock() != self.side.role.clock() {
+            self.side.role.handle_clock(*source.clock.clock());
+        }
+    }
+
     fn run_guest(&mut self, env: &mut Env) {
+        self.keep_time(env);
         if self.side.role.may_run() && self.vcpu_ns <= env.now_ns {
             self.run_slice(env);
         }
@@ -154,13 +177,10 @@ impl Primary {
     }
 
     fn run_slice(&mut self, env: &mut Env) {
-        self.recorder.source_mut().now_ns = env.now_ns;
         let mut sink = Sink { side: &mut self.side, env };
         let generation = sink.side.role.generation();
         if self.logged_generation != Some(generation) {
-            if self.logged_generation.replace(generation).is_none() {
-                self.recorder.source_mut().start_ns = sink.env.now_ns;
-            }
+            self.logged_generation = Some(generation);
             let Ok(()) = self.recorder.log_generation(&mut sink, generation);
         }
         let is_holding = sink.side.role.gate().held() > 0;
@@ -179,7 +199,7 @@ impl Primary {
             Slice::Ran => env.now_ns + busy_ns,
             Slice::Waiting => {
                 let timer_ns = self.recorder.machine().timer_deadline();
-                let timer_ns = timer_ns.map_or(u64::MAX, |ticks| self.recorder.source().ns_of(ticks));
+                let timer_ns = timer_ns.map_or(u64::MAX, |ticks| self.recorder.source().clock.clock().ns_of(ticks));
                 timer_ns.max(env.now_ns + busy_ns)
             }
             Slice::Stopped(_) => u64::MAX,

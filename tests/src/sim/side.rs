@@ -208,7 +208,7 @@ impl Side {
                 }
                 Exit::GuestEnded
             }
-            PrimaryEnd::Retired => Exit::GuestEnded,
+            PrimaryEnd::Retired | PrimaryEnd::Left => Exit::GuestEnded,
             PrimaryEnd::Stranded => panic!("no operator ends a primary that stands still"),
             PrimaryEnd::Fenced { holder } => {
                 env.judge.is_fenced(self.me.node, self.role.generation(), holder.node);
@@ -294,7 +294,7 @@ impl LogSink for Sink<'_> {
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
         let Self { side, env } = self;
         let seq = side.role.appended();
-        env.judge.appends(side.me.node, seq, entry);
+        env.judge.appends(env.now_ns, side.me.node, seq, entry);
         if let Some((id, _)) = &output {
             side.seqs.insert(*id, seq);
             side.made_ns.push_back((*id, env.now_ns));

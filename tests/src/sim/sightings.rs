@@ -60,6 +60,10 @@ sightings! {
     Partition,
     /// A process stood still for longer than the failure timeout.
     LongPause,
+    /// A primary without backup stood still for so long that it was a pause, and its guest's clock stood.
+    PauseLeftOut,
+    /// A primary's guest had to stand, and its clock too.
+    ClockStood,
     /// A process that had stood still found that another one owns the VM.
     FencedAfterPause,
     /// A backup that went live kept an output that its predecessor had sent, and the LAN had carried.

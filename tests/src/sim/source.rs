@@ -2,27 +2,17 @@
 
 use crate::random::Random;
 use hypervisor::event_source::EventSource;
+use hypervisor::guest_clock::WatchedClock;
 use std::collections::VecDeque;
-use vm::{Event, Machine, TIMEBASE_HZ};
-
-const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
+use vm::{Event, Machine};
 
 /// The guest's events, as the host makes them.
 #[derive(Debug)]
 pub(super) struct SimSource {
     pub(super) now_ns: u64,
-    /// The guest's clock read `start_ticks` at `start_ns`.
-    pub(super) start_ns: u64,
-    pub(super) start_ticks: u64,
+    pub(super) clock: WatchedClock,
     pub(super) packets: VecDeque<(u64, Vec<u8>)>,
     pub(super) random: Random,
-}
-
-impl SimSource {
-    /// When the guest's clock reads `ticks`.
-    pub(super) const fn ns_of(&self, ticks: u64) -> u64 {
-        self.start_ns.saturating_add(ticks.saturating_sub(self.start_ticks).saturating_mul(NS_PER_TICK))
-    }
 }
 
 impl EventSource for SimSource {
@@ -31,7 +21,7 @@ impl EventSource for SimSource {
     }
 
     fn ticks(&mut self) -> u64 {
-        self.start_ticks + self.now_ns.saturating_sub(self.start_ns) / NS_PER_TICK
+        self.clock.look(self.now_ns)
     }
 
     fn entropy(&mut self) -> u16 {

@@ -65,6 +65,24 @@ impl PrimaryRole {
         }
     }
 
+    /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes on at its backup, and one
+    /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::retire`].
+    pub fn leave(&mut self, now_ns: u64) {
+        match self.mode {
+            Mode::Alone | Mode::Claiming(_) if self.kept.is_some() && self.stop.is_none() => {
+                if self.join.is_some() {
+                    self.lose_backup("the operator stopped the primary".into());
+                }
+                // What is held is in the log, and is sent when the VM is resumed.
+                self.gate.discard_all();
+                self.end(PrimaryEnd::Left);
+            }
+            Mode::AwaitingBackup | Mode::Alone | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {
+                self.retire(now_ns);
+            }
+        }
+    }
+
     pub(super) fn claim(&mut self, kind: ClaimKind) {
         if self.join.is_some() {
             self.lose_backup("the VM ends before the backup has joined".into());

@@ -11,6 +11,7 @@ pub use pace::FULL_SHARE;
 
 use super::{ClaimRequest, Claiming, Timing};
 use crate::arbiter::{Claim, ClaimKind};
+use crate::guest_clock::GuestClock;
 use crate::mutation::{Mutation, mutated};
 use crate::output_gate::OutputGate;
 use join::Join;
@@ -29,6 +30,9 @@ const FLUSH_BYTES: usize = 64 << 10;
 
 /// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
 const FLUSH_NS: u64 = 10_000_000;
+
+/// The longest from one message about the guest's clock to the next, in nanoseconds: under load there are no heartbeats.
+const CLOCK_NS: u64 = 1_000_000_000;
 
 /// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or its log buffer, that is
 /// slow.
@@ -77,6 +81,8 @@ pub enum PrimaryEnd {
     Retired,
     /// The operator ended a primary that couldn't know whether its backup owns the VM. There is no end mark.
     Stranded,
+    /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be resumed.
+    Left,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
         /// Who won the flag.
@@ -122,6 +128,9 @@ pub struct PrimaryRole {
     /// When the backup last took memory, or acknowledged something, or had nothing to acknowledge.
     progress_ns: u64,
     spoke_ns: u64,
+    /// The guest's clock, as the vCPU thread last changed it, and when the backup was told of it.
+    clock: GuestClock,
+    clock_told_ns: Option<u64>,
     /// When the oldest entry that isn't sent yet was appended.
     pending_since_ns: Option<u64>,
     told_released: OutputId,
@@ -134,27 +143,29 @@ impl PrimaryRole {
     /// A primary that owns generation `session.generation` by a won claim and waits for its backup.
     #[must_use]
     pub fn awaiting_backup(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::AwaitingBackup, node, session, timing, LogSeq(0), OutputId(0))
+        Self::new(Mode::AwaitingBackup, node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
     /// A primary that owns generation `session.generation` by a won claim and runs alone from the start.
     #[must_use]
     pub fn alone(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::Alone, node, session, timing, LogSeq(0), OutputId(0))
+        Self::new(Mode::Alone, node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
     /// A backup that has gone live as generation `session.generation`: the next entry is `first`, the next output that
-    /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent.
+    /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent. The guest's clock goes on as
+    /// `clock`, which isn't below the last logged value.
     #[must_use]
     pub fn gone_live(
         node: NodeId,
         session: SessionHeader,
         timing: Timing,
+        clock: GuestClock,
         first: LogSeq,
         next_output: OutputId,
         tail: VecDeque<(OutputId, OutputOperation)>,
     ) -> Self {
-        let mut role = Self::new(Mode::Alone, node, session, timing, first, next_output);
+        let mut role = Self::new(Mode::Alone, node, session, timing, clock, first, next_output);
         for (id, operation) in tail {
             role.gate.pass(id, operation);
         }
@@ -166,6 +177,7 @@ impl PrimaryRole {
         node: NodeId,
         session: SessionHeader,
         timing: Timing,
+        clock: GuestClock,
         first: LogSeq,
         next_output: OutputId,
     ) -> Self {
@@ -185,6 +197,8 @@ impl PrimaryRole {
             heard_ns: 0,
             progress_ns: 0,
             spoke_ns: 0,
+            clock,
+            clock_told_ns: None,
             pending_since_ns: None,
             told_released: next_output,
             stop: None,
@@ -220,6 +234,33 @@ impl PrimaryRole {
             Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner && !self.is_stranded(),
         };
         is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX && !self.pace.is_stopped()
+    }
+
+    /// The guest's clock, as [`PrimaryRole::handle_clock`] last changed it.
+    #[must_use]
+    pub const fn clock(&self) -> &GuestClock {
+        &self.clock
+    }
+
+    /// Whether the guest's clock stands, because the VM is paused: it hasn't started, or it waits for the arbiter. A guest that
+    /// is slowed or stopped because its backup, the channel or the gate can't take more isn't paused, and neither is a VM in
+    /// an ordinary failover.
+    #[must_use]
+    pub fn clock_stands(&self, now_ns: u64) -> bool {
+        match &self.mode {
+            Mode::AwaitingBackup | Mode::Ended => true,
+            Mode::Alone | Mode::Protected => false,
+            Mode::Claiming(claiming) => match claiming.request.kind {
+                ClaimKind::Owner => claiming.is_pause(now_ns) && !self.may_run(),
+                ClaimKind::Ended => true,
+            },
+        }
+    }
+
+    /// The vCPU thread has started or stopped the guest's clock, or left a pause out.
+    pub fn handle_clock(&mut self, clock: GuestClock) {
+        self.clock = clock;
+        self.clock_told_ns = None;
     }
 
     /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`](super::FULL_SHARE): less while its backup is
@@ -313,6 +354,9 @@ impl PrimaryRole {
     pub fn tick(&mut self, now_ns: u64) {
         self.lose_silent_backup(now_ns);
         self.look_if_due(now_ns);
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            claiming.look(now_ns);
+        }
         if let Mode::Claiming(claiming) = &mut self.mode
             && self.standing.may_claim()
         {
@@ -332,10 +376,18 @@ impl PrimaryRole {
             self.pace.correct(now_ns);
         }
         self.end_if_stopped(now_ns);
-        if self.has_backup() && now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
-            Message::Heartbeat.encode(&mut self.outgoing);
-            self.spoke_ns = now_ns;
+        let is_silent = now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns;
+        let is_clock_due = self.clock_told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CLOCK_NS);
+        if self.has_backup() && (is_silent || is_clock_due) {
+            self.tell_clock(now_ns);
         }
+    }
+
+    /// Tells the backup what the guest's clock reads, and with that that this side is still here.
+    fn tell_clock(&mut self, now_ns: u64) {
+        Message::Clock { ticks: self.clock.ticks(now_ns) }.encode(&mut self.outgoing);
+        self.spoke_ns = now_ns;
+        self.clock_told_ns = Some(now_ns);
     }
 
     /// Whether there are bytes to send to the backup.

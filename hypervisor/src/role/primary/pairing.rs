@@ -45,6 +45,8 @@ impl PrimaryRole {
         // The backup asks its arbiter the same: a claim that is lost is better found before it does.
         self.look();
         (self.heard_ns, self.spoke_ns, self.progress_ns) = (now_ns, now_ns, now_ns);
+        // It needs the clock only when it may claim.
+        self.clock_told_ns = Some(now_ns);
         self.join = Some(Join::Asked);
         Ok(())
     }
@@ -90,10 +92,10 @@ impl PrimaryRole {
                     self.mode = Mode::Protected;
                 }
                 self.join = None;
+                self.tell_clock(now_ns);
                 let generation = self.session.generation;
                 self.standing.backup_told();
                 Message::Protected { generation }.encode(&mut self.outgoing);
-                self.spoke_ns = now_ns;
                 self.actions.push_back(PrimaryAction::Protected(generation));
             }
             (Message::Ack { received }, _, _) if self.is_streaming() => self.acknowledged(now_ns, received),

@@ -243,7 +243,7 @@ impl Cluster {
                 self.primary = None;
                 self.link.cut();
             }
-            Some(end @ (PrimaryEnd::Retired | PrimaryEnd::Stranded)) => {
+            Some(end @ (PrimaryEnd::Retired | PrimaryEnd::Stranded | PrimaryEnd::Left)) => {
                 panic!("nobody asked the primary to end: {end:?}")
             }
         }
@@ -298,7 +298,9 @@ impl Cluster {
         match &primary.end {
             None => {}
             Some(PrimaryEnd::Fenced { .. }) => self.stale = None,
-            Some(end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Stranded)) => {
+            Some(
+                end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Stranded | PrimaryEnd::Left),
+            ) => {
                 panic!("succeeded, and {end:?}")
             }
         }
@@ -311,7 +313,7 @@ impl Cluster {
         let died = self.outside.points.before(Some(Side::Backup), Kind::GoLive).is_err();
         self.bury();
         let Some(backup) = self.backup.take_if(|_| !died) else { return };
-        let primary = succeed(backup, &self.session, generation);
+        let primary = succeed(self.outside.now_ns, backup, &self.session, generation);
         self.outside.owns(generation, primary.node, primary.story());
         if let Some(mut stale) = self.primary.replace(primary) {
             stale.is_succeeded();
@@ -412,14 +414,16 @@ impl Cluster {
 }
 
 /// A backup that has gone live.
-fn succeed(mut backup: Backup, session: &SessionHeader, generation: Generation) -> Primary {
+fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation: Generation) -> Primary {
     let guest = backup.guest.take().unwrap();
     let (received, consumed) = backup.role.cursors();
     assert_eq!((received, received.0), (consumed, guest.story.entries() as u64), "live with something left to consume");
     let (tail, next) = (backup.role.take_tail(), backup.role.next_output());
     assert_eq!(next, guest.story.next_output());
     let session = SessionHeader { generation, ..session.clone() };
-    let role = PrimaryRole::gone_live(backup.node, session, TIMING, received, next, tail);
+    // No guest of this test reads its clock.
+    let clock = backup.role.take_over_clock(now_ns, 0);
+    let role = PrimaryRole::gone_live(backup.node, session, TIMING, clock, received, next, tail);
     Primary::new(backup.node, role, guest, backup.told_released)
 }
 

@@ -121,6 +121,7 @@ impl Kind {
             | Message::Refused { .. }
             | Message::Consumed { .. }
             | Message::Heartbeat
+            | Message::Clock { .. }
             | Message::Goodbye { .. } => Self::WordReceived,
         }
     }

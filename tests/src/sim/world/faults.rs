@@ -5,6 +5,7 @@ use crate::sim::env::{Death, Event};
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
 use crate::sim::wires::Place;
+use hypervisor::guest_clock::PAUSE_NS;
 
 impl World {
     pub(super) fn fault_pause_ns(&mut self) -> u64 {
@@ -109,7 +110,11 @@ impl World {
     }
 
     fn pause(&mut self, index: usize) {
-        let pause_ns = u64::from(5 + self.env.random.below(400)) * MS;
+        let mut pause_ns = u64::from(5 + self.env.random.below(400)) * MS;
+        let primary = self.hosts[index].process.as_mut().and_then(Process::primary);
+        if primary.is_some_and(|primary| !primary.role().is_protected()) && self.env.random.one_in(2) {
+            pause_ns += PAUSE_NS;
+        }
         self.env.note("fault: stands still for ns", &[index as u64, pause_ns]);
         let host = &mut self.hosts[index];
         if pause_ns > self.setup.timing.failure_timeout_ns {

@@ -1,6 +1,7 @@
 //! Our machine, in this process.
 
 use super::{Run, Took};
+use crate::guest_clock::GuestClock;
 use crate::host::clock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::program::{Failure, interrupt};
@@ -57,10 +58,10 @@ pub(super) fn recorded(config: &MachineConfig, image: &[u8], log: &Path) -> Resu
     let session = SessionHeader::new(VmId::new("bench")?, Generation(0), config.clone(), "bench", image)?;
     let writer = LogWriter::create(BufWriter::new(File::create(log)?), &session, image)?;
     let mut sink = Sink { log: writer, console: Vec::new() };
-    let (source, _inbox) = HostEventSource::new(0)?;
+    let (source, _inbox) = HostEventSource::new(GuestClock::standing(0))?;
     let mut recorder = Recorder::new(machine, source, Intervals::default());
     let stopwatch = Stopwatch::start();
-    recorder.source_mut().start();
+    recorder.source_mut().set_clock_running(true);
     let reason = loop {
         interrupt::check()?;
         match recorder.run_slice(&mut sink, SLICE_STEPS)? {

@@ -1,0 +1,257 @@
+//! The guest's clock: which ticks it reads at a time of the host's monotonic clock, when it stands, and how a backup follows
+//! its primary's.
+//!
+//! Every value that the guest reads is logged, so replay needs none of this. A new owner may go on with any value that isn't
+//! below the last logged one; these rules choose the one that a guest on a single machine would have read:
+//!
+//! - A failover isn't a pause: the backup goes on from what the primary's clock was last known to read, plus its own time since.
+//! - A paused VM's clock stands: while the role says so ([`clock_stands`](crate::role::PrimaryRole::clock_stands)), and over a
+//!   gap of more than [`PAUSE_NS`] in which the host didn't run the vCPU thread. A guest that found such a time on its clock
+//!   would take it for its own standstill. Its wall-clock time is behind afterwards.
+
+use crate::mutation::{Mutation, mutated};
+use vm::TIMEBASE_HZ;
+
+/// The host's time that is a pause if the guest couldn't run in it, in nanoseconds. Anything shorter happens on a busy host.
+pub const PAUSE_NS: u64 = 1_000_000_000;
+
+const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
+
+/// A primary's message that arrives by so many ticks later than others is late; beyond that, the primary's clock has stood.
+const LATE_TICKS_MAX: u64 = TIMEBASE_HZ / 2;
+
+/// One part of the time in so many is more than two hosts' monotonic clocks differ.
+const DRIFT: u64 = 1_000;
+
+/// The guest's clock as a function of the host's monotonic time. It never goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GuestClock {
+    ticks: u64,
+    /// When the clock read `ticks`; `None` while it stands.
+    since_ns: Option<u64>,
+}
+
+impl GuestClock {
+    /// A clock that stands at `ticks`.
+    #[must_use]
+    pub const fn standing(ticks: u64) -> Self {
+        Self { ticks, since_ns: None }
+    }
+
+    /// A clock that reads `ticks` at `now_ns`, and runs.
+    #[must_use]
+    pub const fn running(ticks: u64, now_ns: u64) -> Self {
+        Self { ticks, since_ns: Some(now_ns) }
+    }
+
+    /// What it reads at `now_ns`, in ticks of [`vm::TIMEBASE_HZ`].
+    #[must_use]
+    pub fn ticks(&self, now_ns: u64) -> u64 {
+        self.since_ns
+            .map_or(self.ticks, |since_ns| self.ticks.saturating_add(now_ns.saturating_sub(since_ns) / NS_PER_TICK))
+    }
+
+    /// Whether it runs.
+    #[must_use]
+    pub const fn is_running(&self) -> bool {
+        self.since_ns.is_some()
+    }
+
+    /// When it reads `ticks`, in nanoseconds of the host's clock; `u64::MAX` if it stands before.
+    #[must_use]
+    pub fn ns_of(&self, ticks: u64) -> u64 {
+        match (ticks.saturating_sub(self.ticks), self.since_ns) {
+            (0, since_ns) => since_ns.unwrap_or(0),
+            (_, None) => u64::MAX,
+            (left, Some(since_ns)) => since_ns.saturating_add(left.saturating_mul(NS_PER_TICK)),
+        }
+    }
+
+    /// Makes it run or stand from `now_ns` on.
+    pub fn set_running(&mut self, now_ns: u64, runs: bool) {
+        if runs != self.is_running() {
+            *self = Self { ticks: self.ticks(now_ns), since_ns: runs.then_some(now_ns) };
+        }
+    }
+
+    /// The last `gap_ns` don't count.
+    fn skip(&mut self, gap_ns: u64) {
+        self.since_ns = self.since_ns.map(|since_ns| since_ns.saturating_add(gap_ns));
+    }
+}
+
+/// A clock that is looked at several times a second: a gap of more than [`PAUSE_NS`] between two looks doesn't count.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct WatchedClock {
+    clock: GuestClock,
+    /// The last look.
+    seen_ns: u64,
+}
+
+impl WatchedClock {
+    /// Watches `clock` from `now_ns` on.
+    #[must_use]
+    pub const fn new(clock: GuestClock, now_ns: u64) -> Self {
+        Self { clock, seen_ns: now_ns }
+    }
+
+    /// The clock as of the last look.
+    #[must_use]
+    pub const fn clock(&self) -> &GuestClock {
+        &self.clock
+    }
+
+    /// Looks at the clock. Returns the ticks that it reads.
+    pub fn look(&mut self, now_ns: u64) -> u64 {
+        let gap_ns = now_ns.saturating_sub(self.seen_ns);
+        if gap_ns > PAUSE_NS && !mutated(Mutation::ClockRunsInPause) {
+            self.clock.skip(gap_ns);
+        }
+        self.seen_ns = self.seen_ns.max(now_ns);
+        self.clock.ticks(now_ns)
+    }
+
+    /// Makes the clock run or stand from `now_ns` on.
+    pub fn set_running(&mut self, now_ns: u64, runs: bool) {
+        if runs != self.clock.is_running() {
+            self.look(now_ns);
+            self.clock.set_running(now_ns, runs);
+        }
+    }
+}
+
+/// The primary's clock, as its backup knows it: what the primary last said, plus the backup's own time since.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct PrimaryClock {
+    estimate: WatchedClock,
+    heard_ns: u64,
+}
+
+impl PrimaryClock {
+    /// The primary has said that its clock reads `ticks`.
+    #[must_use]
+    pub const fn new(ticks: u64, now_ns: u64) -> Self {
+        Self { estimate: WatchedClock::new(GuestClock::running(ticks, now_ns), now_ns), heard_ns: now_ns }
+    }
+
+    /// The primary has said it again.
+    ///
+    /// Any delay makes what it says too small, so the greatest of its messages counts. It counts a little less with time: two
+    /// hosts' clocks don't run at quite the same rate.
+    pub fn hear(&mut self, ticks: u64, now_ns: u64) {
+        let own = self.estimate.look(now_ns);
+        let drift = now_ns.saturating_sub(self.heard_ns) / NS_PER_TICK / DRIFT;
+        let is_late = own.saturating_sub(ticks) <= LATE_TICKS_MAX;
+        let best = if is_late { ticks.max(own.saturating_sub(drift)) } else { ticks };
+        *self = Self::new(best, now_ns);
+    }
+
+    /// Time has passed, which doesn't count while nobody can run the guest.
+    pub fn pass(&mut self, now_ns: u64, is_paused: bool) {
+        self.estimate.look(now_ns);
+        self.estimate.set_running(now_ns, !is_paused);
+    }
+
+    /// The clock with which this node takes over a guest that has read `last_ticks`: not behind the primary's, and never
+    /// below what is logged.
+    #[must_use]
+    pub fn take_over(&mut self, now_ns: u64, last_ticks: u64) -> GuestClock {
+        let ticks = self.estimate.look(now_ns);
+        if mutated(Mutation::ClockOfLastEntry) {
+            return GuestClock::running(last_ticks, now_ns);
+        }
+        if mutated(Mutation::ClockGoesBack) {
+            return GuestClock::running(ticks, now_ns);
+        }
+        GuestClock::running(ticks.max(last_ticks), now_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GuestClock, NS_PER_TICK, PAUSE_NS, PrimaryClock, WatchedClock};
+
+    const S: u64 = 1_000_000_000;
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn a_clock_stands_and_runs_and_never_goes_back() {
+        let mut clock = GuestClock::standing(500);
+        assert_eq!((clock.ticks(0), clock.ticks(S), clock.ns_of(500), clock.ns_of(501)), (500, 500, 0, u64::MAX));
+        clock.set_running(S, true);
+        clock.set_running(2 * S, true);
+        assert_eq!((clock.ticks(S), clock.ticks(2 * S), clock.ticks(0)), (500, 500 + S / NS_PER_TICK, 500));
+        assert_eq!((clock.ns_of(400), clock.ns_of(501), clock.ns_of(u64::MAX)), (S, S + NS_PER_TICK, u64::MAX));
+        clock.set_running(2 * S, false);
+        assert_eq!(clock, GuestClock::standing(500 + S / NS_PER_TICK));
+        assert_eq!(GuestClock::running(u64::MAX - 1, 0).ticks(S), u64::MAX, "a guest's clock of any value saturates");
+    }
+
+    #[test]
+    fn a_gap_of_more_than_a_second_between_two_looks_does_not_count() {
+        let mut watched = WatchedClock::new(GuestClock::running(0, 0), 0);
+        assert_eq!(watched.look(PAUSE_NS), PAUSE_NS / NS_PER_TICK, "a host that is only busy");
+        let course = *watched.clock();
+        assert_eq!(watched.look(PAUSE_NS + 30 * S), PAUSE_NS / NS_PER_TICK);
+        assert_ne!(*watched.clock(), course, "the driver sees that the clock has changed its course");
+        assert_eq!(watched.look(PAUSE_NS + 30 * S + MS), (PAUSE_NS + MS) / NS_PER_TICK);
+        assert_eq!(
+            watched.clock().ns_of((PAUSE_NS + MS) / NS_PER_TICK),
+            PAUSE_NS + 30 * S + MS,
+            "a timer is due as much later"
+        );
+        // A clock that stands has nothing to leave out, and goes on from where it stood.
+        watched.set_running(40 * S, false);
+        let stands_at = watched.look(40 * S);
+        watched.set_running(90 * S, true);
+        assert_eq!((watched.look(90 * S), watched.look(91 * S)), (stands_at, stands_at + S / NS_PER_TICK));
+    }
+
+    #[test]
+    fn a_late_message_costs_nothing_and_a_primary_that_was_paused_is_believed() {
+        let mut clock = PrimaryClock::new(0, 0);
+        // Most come at once, one comes 40 ms late.
+        for at in 1..=100 {
+            let delay_ns = if at == 100 { 40 * MS } else { 0 };
+            clock.hear(at * 50 * MS / NS_PER_TICK, at * 50 * MS + delay_ns);
+        }
+        let now_ns = 5 * S + 40 * MS;
+        let ticks = clock.take_over(now_ns, 0).ticks(now_ns);
+        assert!(ticks <= now_ns / NS_PER_TICK && ticks >= (now_ns - MS) / NS_PER_TICK, "{ticks}");
+        // It stood for three seconds, and says so.
+        clock.hear(2 * S / NS_PER_TICK, now_ns);
+        assert_eq!(clock.take_over(now_ns, 0).ticks(now_ns), 2 * S / NS_PER_TICK);
+    }
+
+    /// Two hosts' clocks differ by 100 parts in a million, for a week.
+    #[test]
+    fn a_backup_whose_own_clock_is_fast_does_not_run_away() {
+        let mut clock = PrimaryClock::new(0, 0);
+        let (told_ns, own_ns) = (S / 2, S / 2 + S / 20_000);
+        for time in 1..=1_200_000 {
+            clock.hear(time * told_ns / NS_PER_TICK, time * own_ns);
+        }
+        let now_ns = 1_200_000 * own_ns;
+        let ahead = clock.take_over(now_ns, 0).ticks(now_ns).abs_diff(1_200_000 * told_ns / NS_PER_TICK);
+        assert!(ahead < MS / NS_PER_TICK, "{ahead} ticks");
+    }
+
+    #[test]
+    fn a_new_owner_goes_on_from_the_primarys_clock_and_never_below_the_last_logged_value() {
+        let mut clock = PrimaryClock::new(1_000, 0);
+        assert_eq!(clock.take_over(S, 7), GuestClock::running(1_000 + S / NS_PER_TICK, S));
+        assert_eq!(clock.take_over(S, u64::MAX), GuestClock::running(u64::MAX, S));
+    }
+
+    #[test]
+    fn a_backup_that_nobody_ran_for_long_leaves_that_out_too() {
+        let mut clock = PrimaryClock::new(0, 0);
+        clock.pass(MS, false);
+        clock.pass(60 * S, false);
+        assert_eq!(clock.take_over(60 * S, 0).ticks(60 * S), MS / NS_PER_TICK);
+        clock.pass(60 * S, true);
+        clock.pass(60 * S + 500 * MS, true);
+        clock.pass(61 * S, false);
+        assert_eq!(clock.take_over(61 * S, 0).ticks(61 * S), MS / NS_PER_TICK, "it waited for the arbiter");
+    }
+}

@@ -1,0 +1,161 @@
+//! What ends a program and what doesn't: signals beyond Ctrl-C, an arbiter that can't be asked, files that never end.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use hypervisor::program::process::Process;
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+use tests::programs;
+use tests::stage::{Ended, Node, Pair, Stage};
+
+const HANGUPS: [Signal; 2] = [Signal::SIGHUP, Signal::SIGQUIT];
+
+#[track_caller]
+fn assert_ends(node: &mut Node, code: i32, word: &str) {
+    let Ended { code: found, reason } = node.end();
+    assert_eq!(found, Some(code), "{reason}");
+    assert!(reason.contains(word), "{word:?} is not in {reason:?}");
+}
+
+#[test]
+fn a_protected_primary_whose_terminal_goes_hands_over() {
+    for signal in HANGUPS {
+        let stage = Stage::new(programs!());
+        let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+        primary.signal(signal);
+        assert_ends(&mut primary, 0, "its backup goes on");
+        backup.told("live");
+    }
+}
+
+#[test]
+fn a_vm_without_backup_whose_terminal_goes_can_be_resumed_if_its_log_is_kept_and_started_again_if_not() {
+    for signal in HANGUPS {
+        let stage = Stage::new(programs!());
+        let log = tempfile::tempdir().unwrap();
+        let directory = log.path().to_str().unwrap();
+        let mut primary = stage.node("ft-primary", &["--unprotected", "--log", directory]);
+        primary.told("console");
+        tests::stage::wait_until("the first snapshot", || log.path().join("node").exists());
+        primary.signal(signal);
+        assert_ends(&mut primary, 0, "--resume");
+        let mut resumed = stage.node("ft-primary", &["--resume", directory]);
+        resumed.told("resumed");
+        resumed.interrupt();
+        assert_ends(&mut resumed, 0, "can be started again");
+
+        let mut primary = stage.node("ft-primary", &["--unprotected"]);
+        primary.told("console");
+        primary.signal(signal);
+        assert_ends(&mut primary, 0, "can be started again");
+    }
+}
+
+#[test]
+fn a_hangup_that_a_process_was_started_to_ignore_stays_ignored() {
+    let stage = Stage::new(programs!());
+    let program = programs!().command("ft-primary");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
+    command.args(stage.site.options()).args(["--unprotected", "--json"]).stdin(Stdio::null());
+    let mut primary = Process::spawn("ft-primary", &mut command).unwrap();
+    primary.wait_for("console", Duration::from_secs(60)).unwrap();
+    primary.signal(Signal::SIGHUP);
+    // Long enough for a hangup to end it.
+    thread::sleep(Duration::from_millis(500));
+    assert!(!primary.has_told("end"));
+    assert_eq!(primary.interrupt().unwrap(), Some(0));
+}
+
+#[test]
+fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
+    let mut stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
+    let options = ["--vm", "alone", "--arbiter", &arbiter, "--listen", "127.0.0.1:0", "--unprotected"];
+    let mut alone = stage.program("ft-primary", &options);
+    alone.told("console");
+    stage.kill_arbiter();
+    primary.kill();
+    backup.told("arbiter_unreachable");
+    for node in [&mut backup, &mut alone] {
+        node.signal(Signal::SIGTERM);
+        assert_eq!(node.wait(Duration::from_secs(60)).unwrap(), Some(130));
+        let told = node.stderr();
+        assert!(told.contains("the arbiter can't be told") && told.contains("--resume"), "{told}");
+        assert!(!node.has_told("live"));
+    }
+}
+
+#[test]
+fn a_start_that_fails_after_its_claim_leaves_the_vm_free() {
+    let stage = Stage::new(programs!());
+    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
+    let options = ["--arbiter", &arbiter, "--listen", "127.0.0.1:0", "--unprotected", "--net", "tap=no-such-tap"];
+    let mut failed = stage.program("ft-primary", &options);
+    let Ended { code, reason } = failed.end();
+    assert_eq!(code, Some(1), "{reason}");
+    assert!(failed.has_told("owner"), "it fails after its claim: {reason}");
+    let mut next = stage.node("ft-primary", &["--unprotected"]);
+    next.told("console");
+}
+
+/// Processor time of a process's first thread, in the kernel's ticks of 10 ms.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_guest_that_waits_for_its_backup_costs_no_core_whatever_is_typed() {
+    let stage = Stage::new(programs!());
+    let directory = tempfile::tempdir().unwrap();
+    let typed = directory.path().join("typed");
+    fs::write(&typed, "ls\nls\n").unwrap();
+    let mut options = stage.site.options();
+    options.extend(["--listen".into(), "127.0.0.1:0".into()]);
+    let arguments: Vec<_> = options.iter().map(String::as_str).collect();
+    let input = Stdio::from(File::open(&typed).unwrap());
+    let mut primary = Node::start_with_input(&programs!(), directory.path(), "ft-primary", &arguments, input);
+    primary.told("listening");
+    thread::sleep(Duration::from_millis(500));
+    let before = cpu_ticks(primary.pid());
+    thread::sleep(Duration::from_secs(3));
+    let ticks = cpu_ticks(primary.pid()) - before;
+    assert!(ticks < 10, "{ticks} ticks of 10 ms in 3 s for a guest that may not run");
+}
+
+#[test]
+fn a_fifo_is_refused_by_every_program_that_is_to_read_or_write_it() {
+    let stage = Stage::new(programs!());
+    let directory = tempfile::tempdir().unwrap();
+    let [fifo, kernel] = ["fifo", "kernel"].map(|name| directory.path().join(name));
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    fs::write(&kernel, b"kernel").unwrap();
+    let [fifo, kernel] = [&fifo, &kernel].map(|path: &std::path::PathBuf| path_text(path));
+    let uses: [(&str, &[&str]); 9] = [
+        ("ft-primary", &["--guest", fifo]),
+        ("ft-primary", &["--kernel", fifo]),
+        ("ft-primary", &["--kernel", kernel, "--initrd", fifo]),
+        ("ft-primary", &["--disk", fifo]),
+        ("ft-primary", &["--bare", fifo]),
+        ("ft-backup", &["--guest", fifo]),
+        ("ft-record", &["--output", "unused", "--disk", fifo]),
+        ("ft-record", &["--guest", "hello", "--force", "--output", fifo]),
+        ("ft-replay", &[fifo]),
+    ];
+    for (program, arguments) in uses {
+        assert_ends(&mut stage.program(program, arguments), 1, "FIFO");
+    }
+}
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
