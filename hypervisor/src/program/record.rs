@@ -121,6 +121,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
+    lock(&sink.outlets).finish_console();
     sink.log.finish()?.into_inner()?.sync_all()?;
     reporter.tell(&NodeReport::Recorded(Recorded {
         log: options.output.display().to_string(),
