@@ -8,6 +8,8 @@ mod playback;
 use self::length::Length;
 use self::output::{ConsoleChoice, Output, OutputError};
 use self::playback::{Playback, PlaybackError};
+use super::limits::{FILES, require_descriptors};
+use super::stdout::StdoutError;
 use super::{Failure, exit, finish, init_tracing};
 use crate::guest::Guest;
 use crate::host::reports::NodeReport;
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
     let reporter = Reporter::new("ft-replay", options.json);
     match run(&options, reporter) {
         // The usual code of who writes to a closed pipe; whoever closed it knows.
-        Err(error) if matches!(error.downcast_ref(), Some(OutputError::ReaderGone)) => {
+        Err(error) if matches!(error.downcast_ref(), Some(OutputError::Stdout(StdoutError::ReaderGone))) => {
             ExitCode::from(exit::PIPE_CLOSED)
         }
         // Standard output is of no use to tell that it is of no use.
@@ -77,6 +79,7 @@ type Log = LogReader<BufReader<File>>;
 
 /// Does what the options say, and tells how it ended.
 fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
+    require_descriptors(FILES)?;
     let logs = if options.log.is_dir() { log_directory::segments(&options.log)? } else { vec![options.log.clone()] };
     let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
     let (exit_code, reason) = if options.entries {

@@ -4,6 +4,7 @@
 use crate::console::{ConsoleFilter, ConsoleText};
 use crate::host::clock;
 use crate::host::reports::NodeReport;
+use crate::program::stdout::StdoutError;
 use crate::report::Reporter;
 use serde::Serialize;
 use std::convert::Infallible;
@@ -42,12 +43,9 @@ impl FromStr for ConsoleChoice {
 /// Why the program can't tell what it has to tell.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OutputError {
-    /// Nobody reads standard output any more, as behind `| head`: nobody has to be told.
-    #[error("nobody reads standard output any more")]
-    ReaderGone,
     /// Standard output takes no more.
-    #[error("can't write to standard output: {0}")]
-    Stdout(io::Error),
+    #[error(transparent)]
+    Stdout(#[from] StdoutError),
     /// The file for the console can't be written.
     #[error("can't write the console to {}: {source}", .path.display())]
     File {
@@ -63,7 +61,7 @@ pub(super) enum OutputError {
 
 impl OutputError {
     fn of_stdout(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe { Self::ReaderGone } else { Self::Stdout(error) }
+        Self::Stdout(error.into())
     }
 }
 
