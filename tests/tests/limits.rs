@@ -121,7 +121,11 @@ fn a_reader_that_has_gone_or_a_full_disk_makes_nobody_panic() {
             let ended = ended(&mut command);
             let expected = if is_closed { exit::PIPE_CLOSED } else { exit::FAILURE };
             let told = String::from_utf8_lossy(&ended.stderr).into_owned();
-            assert_eq!(ended.status.code(), Some(expected.into()), "closed {is_closed}, also standard error {stderr}: {told}");
+            assert_eq!(
+                ended.status.code(),
+                Some(expected.into()),
+                "closed {is_closed}, also standard error {stderr}: {told}"
+            );
             assert!(!told.contains("panicked"), "{told}");
         }
     }
