@@ -22,13 +22,13 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens the file at `path` to write it from its beginning; with `is_new` there may be none yet.
+/// Opens the file at `path` to write it from its beginning.
 ///
 /// # Errors
 /// If it can't be opened, or is a FIFO: writing there waits for a reader, and a log is written in one go with the guest's run.
-pub(crate) fn create(path: &Path, is_new: bool) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).create_new(is_new).truncate(!is_new);
+    options.write(true).create(true).truncate(true);
     let file = match options.custom_flags(nix::libc::O_NONBLOCK).open(path) {
         // What a FIFO that nobody reads answers.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
@@ -64,11 +64,11 @@ mod tests {
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let refused = open(&fifo).unwrap_err().to_string();
         assert!(refused.contains("FIFO") && refused.contains("into a file"), "{refused}");
-        assert!(create(&fifo, false).unwrap_err().to_string().contains("FIFO"));
+        assert!(create(&fifo).unwrap_err().to_string().contains("FIFO"));
         // With somebody at the other end it opens, and is one all the same.
         let _reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         assert!(open(&fifo).unwrap_err().to_string().contains("FIFO"));
-        assert!(create(&fifo, false).unwrap_err().to_string().contains("FIFO"));
+        assert!(create(&fifo).unwrap_err().to_string().contains("FIFO"));
     }
 
     #[test]
@@ -76,15 +76,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         assert!(open(&path).is_err());
-        drop(create(&path, true).unwrap());
-        assert!(create(&path, true).is_err());
+        drop(create(&path).unwrap());
         fs::write(&path, b"contents").unwrap();
         let mut contents = String::new();
         open(&path).unwrap().read_to_string(&mut contents).unwrap();
         assert_eq!(contents, "contents");
-        drop(create(&path, false).unwrap());
+        drop(create(&path).unwrap());
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert!(open(Path::new("/dev/zero")).unwrap_err().to_string().contains("without an end"));
-        assert!(create(Path::new("/dev/null"), false).is_ok());
+        assert!(create(Path::new("/dev/null")).is_ok());
     }
 }

@@ -7,7 +7,7 @@ use super::live::{Shared, spawn};
 use super::reports::NodeReport;
 use logchannel::message::Message;
 use logchannel::session::VmId;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,8 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
         loop {
             let (stream, address) = match listener.accept() {
                 Ok(connection) => connection,
+                // The visitor has gone again, or a signal came.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(error) => {
                     thread::sleep(trouble.failed("the primary", &error));
                     continue;
