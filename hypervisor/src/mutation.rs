@@ -41,11 +41,13 @@ pub enum Mutation {
     CarryTwice,
     /// The LAN serves the port of an older generation.
     ServeOlderGeneration,
+    /// Silence on the connection of a LAN port is taken for health.
+    TrustSilentPort,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -63,6 +65,7 @@ impl Mutation {
         Self::RedeliverLoggedFrame,
         Self::CarryTwice,
         Self::ServeOlderGeneration,
+        Self::TrustSilentPort,
     ];
 }
 

@@ -272,6 +272,9 @@ fn serve(mut guest: Guest, mut sender: FrameSender, frames: &Receiver<(u64, Vec<
             assert!(number > guest.last_packet, "frame {number} after {}", guest.last_packet);
             guest.last_packet = number;
             guest.wire.received.push_back(frame);
+        } else {
+            // More than are due. The connection may be gone, as its receiver finds out.
+            let _ = sender.send_heartbeat();
         }
     }
 }
@@ -406,10 +409,37 @@ fn outputs_that_were_carried_are_told_though_nothing_else_is_said() {
     while told.last() != Some(&100) {
         match port.receiver.receive().unwrap() {
             FromLan::Carried { next_output } => told.push(next_output.0),
+            FromLan::HeartbeatDue => {}
             packet @ FromLan::Packet { .. } => panic!("{packet:?}"),
         }
     }
     assert!(told.is_sorted_by(|a, b| a < b) && told.len() < 100, "one word is for many: {told:?}");
+}
+
+#[test]
+fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
+    let lan = Lan::start(&[]);
+    let mut silent = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
+    let other = Attachment { vm: "other".parse().unwrap(), mac: [2, 0, 0, 0, 0, 0x16], ..attachment(0) };
+    let mut deaf = attach(lan.listen, &other, PATIENCE).unwrap();
+    let flood = vec![0; vm::FRAME_BYTES_MAX];
+    let mut qemu = client(lan.qemu);
+    let lost = loop {
+        // More for the one that doesn't read than its connection takes.
+        let frame = [&other.mac[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &flood[14..]].concat();
+        for _ in 0..100 {
+            let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
+            qemu.write_all(&[&length[..], &frame].concat()).unwrap();
+        }
+        match silent.receiver.receive() {
+            Ok(_) => deaf.sender.send_heartbeat().unwrap(),
+            Err(lost) => break lost,
+        }
+    };
+    assert!(matches!(lost, LanError::Closed | LanError::Io(_)), "{lost}");
+    // It is still there, and has room for what it has to say.
+    deaf.sender.send(OutputId(0), &to_nobody()).unwrap();
+    while deaf.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(1) }) {}
 }
 
 #[test]

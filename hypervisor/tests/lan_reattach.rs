@@ -13,7 +13,7 @@ use logchannel::session::NodeId;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -201,8 +201,12 @@ fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     }
     println!("{expected} frames over {CUTS} connections that died");
     // What was carried is forgotten: the LAN tells so.
+    wait_until_carried(&owner, expected);
+}
+
+fn wait_until_carried(owner: &Owner, next_output: u64) {
     let deadline = std::time::Instant::now() + PATIENCE;
-    while owner.gate.lock().unwrap().next_to_leave() < OutputId(expected) {
+    while owner.gate.lock().unwrap().next_to_leave() < OutputId(next_output) {
         assert!(std::time::Instant::now() < deadline, "the LAN doesn't tell that it has carried everything");
         thread::sleep(Duration::from_millis(1));
     }
@@ -229,5 +233,67 @@ fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     thread::spawn(move || pass(client, lan, u64::MAX));
     for id in 0..100 {
         assert_eq!(next_number(&mut qemu), id);
+    }
+}
+
+/// Which way of a connection nothing passes any more, though it isn't closed.
+#[derive(Clone, Copy, Debug)]
+struct Dead {
+    to_lan: bool,
+    from_lan: bool,
+}
+
+/// A way to the LAN whose first connection goes dead when told so. The next one is as good as new.
+fn start_mortal_link(lan: SocketAddr, dead: Dead, is_dead: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for (index, client) in listener.incoming().map(Result::unwrap).enumerate() {
+            let lan = TcpStream::connect(lan).unwrap();
+            let ways =
+                [(client.try_clone().unwrap(), lan.try_clone().unwrap(), dead.to_lan), (lan, client, dead.from_lan)];
+            for (mut from, mut to, dies) in ways {
+                let is_dead = is_dead.clone();
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(length @ 1..) = from.read(&mut buffer) {
+                        let is_lost = index == 0 && dies && is_dead.load(Ordering::SeqCst);
+                        if !is_lost && to.write_all(&buffer[..length]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    address
+}
+
+/// The power of one side's host fails, a firewall forgets the connection: nobody is told, and an idle guest would be out of
+/// reach for ever.
+#[test]
+fn a_connection_that_is_dead_and_not_closed_is_replaced() {
+    let both = Dead { to_lan: true, from_lan: true };
+    for dead in [both, Dead { from_lan: false, ..both }, Dead { to_lan: false, ..both }] {
+        println!("{dead:?}");
+        let (listen, qemu) = start_lan();
+        let mut qemu = TcpStream::connect(qemu).unwrap();
+        qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+        let is_dead = Arc::new(AtomicBool::new(false));
+        let owner = plug_in(start_mortal_link(listen, dead, is_dead.clone()));
+        owner.produce(0);
+        owner.put_out();
+        assert_eq!(next_number(&mut qemu), 0);
+        wait_until_carried(&owner, 1);
+        is_dead.store(true, Ordering::SeqCst);
+        // These are lost with the connection, or what the LAN says of them; they come once.
+        (1..20).for_each(|id| {
+            owner.produce(id);
+            owner.put_out();
+        });
+        (1..20).for_each(|id| assert_eq!(next_number(&mut qemu), id));
+        // What the LAN says comes too.
+        wait_until_carried(&owner, 20);
     }
 }

@@ -4,9 +4,13 @@
 
 use hypervisor::event_source::EventSource;
 use hypervisor::guest::Guest;
-use hypervisor::host::inbox::{HostEventSource, HostInput};
+use hypervisor::host::inbox::HostEventSource;
 use std::thread;
+use std::time::Duration;
 use vm::{Event, Machine, MachineConfig};
+
+/// Bounds every wait.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine that has just been reset: its console takes input, its network device has no driver yet.
 fn machine() -> Machine {
@@ -23,12 +27,10 @@ fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_conso
         let sender = sender.clone();
         // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
         thread::spawn(move || {
-            (1..=10_000)
-                .take_while(|number| sender.send(HostInput::Packet { number: *number, frame: vec![0; 60] }))
-                .count()
+            (1..=10_000).take_while(|number| sender.send_packet(*number, vec![0; 60], PATIENCE).is_ok()).count()
         })
     };
-    assert!(sender.send(HostInput::Console(b"ls\n".to_vec())));
+    assert!(sender.send_console(b"ls\n".to_vec()));
     assert!(source.has_input(&machine));
     assert_eq!(source.poll(&machine), Some(Event::ConsoleInput { bytes: b"ls\n".to_vec() }));
     assert_eq!(source.poll(&machine), None);
@@ -43,7 +45,7 @@ fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
     let (mut source, sender) = HostEventSource::new(0).unwrap();
     let text: Vec<u8> = (0..2000_u32).map(|at| at.to_le_bytes()[0]).collect();
     for piece in text.chunks(700) {
-        assert!(sender.send(HostInput::Console(piece.to_vec())));
+        assert!(sender.send_console(piece.to_vec()));
     }
     // Nothing is applied, so the room stays what it is.
     let mut found = Vec::new();

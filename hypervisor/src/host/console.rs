@@ -1,6 +1,6 @@
 //! Standard input, as the guest's console input.
 
-use super::inbox::{HostInput, InboxSender};
+use super::inbox::InboxSender;
 use super::reports::NodeReport;
 use super::terminal;
 use crate::report::Reporter;
@@ -50,7 +50,7 @@ pub fn start(inbox: InboxSender, keys: Keys, reporter: Reporter) -> io::Result<(
                 Ok(length) => &buffer[..length],
             };
             let (typed, asks_for_end) = if is_raw { escapes.take_out(typed) } else { (typed.to_vec(), false) };
-            if !typed.is_empty() && !inbox.send(HostInput::Console(typed)) {
+            if !typed.is_empty() && !inbox.send_console(typed) {
                 return;
             }
             if asks_for_end {

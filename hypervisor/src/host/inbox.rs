@@ -2,7 +2,7 @@
 
 use super::{clock, entropy};
 use crate::event_source::EventSource;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
@@ -29,20 +29,6 @@ pub const SLICE_STEPS: u64 = 5_000;
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// An input on its way to the guest.
-#[derive(Debug)]
-pub enum HostInput {
-    /// A frame from the network.
-    Packet {
-        /// The network's number for it.
-        number: u64,
-        /// The frame.
-        frame: Vec<u8>,
-    },
-    /// Typed bytes.
-    Console(Vec<u8>),
-}
-
 /// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a socket there.
 #[derive(Debug)]
 struct Waker {
@@ -66,23 +52,39 @@ pub struct InboxSender {
 }
 
 impl InboxSender {
-    /// Sends an input and wakes the vCPU. `false` if the guest is gone.
+    /// Sends typed bytes, once there is room for them, and wakes the vCPU. `false` if the guest is gone.
     #[must_use]
-    pub fn send(&self, input: HostInput) -> bool {
-        let sent = match input {
-            HostInput::Packet { number, frame } => self.packets.send((number, frame)).is_ok(),
-            HostInput::Console(bytes) => self.console.send(bytes).is_ok(),
-        };
-        // A vCPU that is awake looks here before it sleeps.
-        if self.waker.asleep.swap(false, Ordering::SeqCst) {
-            self.waker.wake();
-        }
+    pub fn send_console(&self, bytes: Vec<u8>) -> bool {
+        let sent = self.console.send(bytes).is_ok();
+        self.wake_sleeper();
         sent
+    }
+
+    /// Sends a frame, if there is room for it within `timeout`, and wakes the vCPU.
+    ///
+    /// # Errors
+    /// Gives the frame back if there is no room, and says if the guest is gone.
+    pub fn send_packet(
+        &self,
+        number: u64,
+        frame: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError<(u64, Vec<u8>)>> {
+        self.packets.send_timeout((number, frame), timeout)?;
+        self.wake_sleeper();
+        Ok(())
     }
 
     /// Wakes the vCPU thread to look around.
     pub fn wake(&self) {
         self.waker.wake();
+    }
+
+    /// A vCPU that is awake looks here before it sleeps.
+    fn wake_sleeper(&self) {
+        if self.waker.asleep.swap(false, Ordering::SeqCst) {
+            self.waker.wake();
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::announce::Station;
 use super::channel::lock;
-use super::inbox::{HostInput, InboxSender};
+use super::inbox::InboxSender;
 use super::outlets::{Outlets, Way};
 use super::reports::NodeReport;
 use super::tap::{self, TapError, TapName, TapReceiver};
-use crate::lan::Attachment;
 use crate::lan::client::{Attached, FrameReceiver, FromLan, LanError, attach};
+use crate::lan::{Attachment, pulse};
 use crate::report::Reporter;
+use crossbeam_channel::SendTimeoutError;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::fmt;
@@ -75,7 +76,7 @@ pub trait NetworkEvents: Send + Sync {
     /// overtakes them; it must not wait for the outlets.
     fn attached(&self, next_output: OutputId);
 
-    /// The outlets are free again after [`NetworkEvents::attached`]: what is released may go.
+    /// The outlets are free again, after [`NetworkEvents::attached`] or a heartbeat: what is released may go.
     fn ready(&self);
 
     /// The network has carried all outputs with smaller ids than `next_output`.
@@ -133,6 +134,14 @@ impl Source {
             Self::Lan(receiver) => receiver.receive()?,
             Self::Tap(receiver) => receiver.receive()?,
         })
+    }
+
+    /// Nothing was received for a while, because the guest took nothing.
+    const fn excuse(&mut self) {
+        match self {
+            Self::Lan(receiver) => receiver.excuse(),
+            Self::Tap(_) => {}
+        }
     }
 }
 
@@ -223,14 +232,39 @@ impl Network {
             match source.receive() {
                 Ok(FromLan::Packet { number, frame }) => {
                     *last_packet = number;
-                    if !self.inbox.send(HostInput::Packet { number, frame }) {
+                    if !self.pass_on(number, frame, &mut source, events) {
                         return NetworkError::Over;
                     }
                 }
                 Ok(FromLan::Carried { next_output }) => events.carried(next_output),
+                Ok(FromLan::HeartbeatDue) => self.send_heartbeat(events),
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Gives the guest a frame, however long it takes none: the LAN hears that this side is alive. `false` if the guest is gone.
+    fn pass_on(&self, number: u64, frame: Vec<u8>, source: &mut Source, events: &dyn NetworkEvents) -> bool {
+        let mut packet = (number, frame);
+        loop {
+            match self.inbox.send_packet(packet.0, packet.1, Duration::from_micros(pulse::INTERVAL_US)) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+                Err(SendTimeoutError::Timeout(back)) => packet = back,
+            }
+            self.send_heartbeat(events);
+            source.excuse();
+        }
+    }
+
+    /// Who has the outlets just now is sending frames, which say as much.
+    fn send_heartbeat(&self, events: &dyn NetworkEvents) {
+        {
+            let Ok(mut outlets) = self.outlets.try_lock() else { return };
+            outlets.send_heartbeat();
+        }
+        // What was released meanwhile found the outlets taken.
+        events.ready();
     }
 
     fn attach(&self, last_packet: u64, boot: bool, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {

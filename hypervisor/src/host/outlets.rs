@@ -68,6 +68,15 @@ impl Outlets {
         self.way = way;
     }
 
+    /// Sends a LAN the heartbeat that is due.
+    pub fn send_heartbeat(&mut self) {
+        if let Some(Way::Lan(sender)) = &mut self.way
+            && let Err(error) = sender.send_heartbeat()
+        {
+            self.lose_way(&error);
+        }
+    }
+
     /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card without its cable.
     ///
     /// `true` if nobody will ever tell what became of them, so that they are as good as carried: only a LAN tells.
@@ -108,16 +117,20 @@ impl Outlets {
         match way.send(frames) {
             Ok(lost) => self.frames_without_lan += lost,
             Err(error) => {
-                tracing::warn!("the network took no frames: {error}");
-                way.shutdown();
-                self.way = None;
                 self.frames_without_lan += frames.len() as u64;
-                return;
+                return self.lose_way(&error);
             }
         }
         if !self.first_output_told {
             self.first_output_told = true;
             self.reporter.tell(&NodeReport::FirstOutput);
+        }
+    }
+
+    fn lose_way(&mut self, error: &io::Error) {
+        tracing::warn!("the network took nothing: {error}");
+        if let Some(way) = self.way.take() {
+            way.shutdown();
         }
     }
 

@@ -1,9 +1,11 @@
 //! The hypervisor's side of a VM port: blocking, for one thread that sends and one that receives.
 
 use super::attachment::Attachment;
+use super::pulse::{INTERVAL_US, Pulse};
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError, is_frame_length};
+use crate::host::clock;
 use logchannel::entry::Generation;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 use vm::OutputId;
@@ -30,6 +32,9 @@ pub enum LanError {
     /// The LAN went away; attach again.
     #[error("the LAN closed the connection")]
     Closed,
+    /// Nothing has come from the LAN for so long that the connection must be dead; attach again.
+    #[error("the LAN has sent no heartbeat for 1.5 s")]
+    Silent,
     /// The LAN can't be reached; attach again.
     #[error("connection to the LAN: {0}")]
     Io(#[from] io::Error),
@@ -52,7 +57,7 @@ pub struct Attached {
 /// Attaches to the LAN at `address`. `timeout` bounds connecting and the answer, each.
 ///
 /// # Errors
-/// [`LanError`]; of these, only `Closed` and `Io` are worth asking again.
+/// [`LanError`]; of these, only `Closed`, `Silent` and `Io` are worth asking again at once.
 pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -> Result<Attached, LanError> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_nodelay(true)?;
@@ -66,9 +71,12 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
         stream: stream.try_clone()?,
         cutter: Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX),
         last: attachment.last_packet,
+        pulse: Pulse::default(),
+        heartbeat_due_us: u64::MAX,
     };
     let (first_packet, next_output) = receiver.answer()?;
-    stream.set_read_timeout(None)?;
+    stream.set_read_timeout(Some(Duration::from_micros(INTERVAL_US)))?;
+    receiver.heartbeat_due_us = clock::now_us() + INTERVAL_US;
     if first_packet > attachment.last_packet.saturating_add(1) {
         tracing::warn!(
             first_packet,
@@ -105,10 +113,20 @@ impl FrameSender {
         self.buffer.clear();
         for &(id, frame) in frames {
             if !is_frame_length(frame.len()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, WireError::Frame(frame.len())));
+                return Err(io::Error::new(ErrorKind::InvalidInput, WireError::Frame(frame.len())));
             }
             ClientMessage::Output { id, frame }.append(&mut self.buffer);
         }
+        (&self.stream).write_all(&self.buffer)
+    }
+
+    /// Tells the LAN that this side is alive.
+    ///
+    /// # Errors
+    /// As [`FrameSender::send`].
+    pub fn send_heartbeat(&mut self) -> io::Result<()> {
+        self.buffer.clear();
+        ClientMessage::Heartbeat.append(&mut self.buffer);
         (&self.stream).write_all(&self.buffer)
     }
 
@@ -134,6 +152,8 @@ pub enum FromLan {
         /// The first that has not.
         next_output: OutputId,
     },
+    /// Nothing, but the LAN is to get a heartbeat now: see [`FrameSender::send_heartbeat`].
+    HeartbeatDue,
 }
 
 /// Receives the frames for the guest, and how far its own have got.
@@ -143,58 +163,94 @@ pub struct FrameReceiver {
     cutter: Cutter,
     /// Number of the last frame.
     last: u64,
+    pulse: Pulse,
+    /// When the next heartbeat is due to the LAN, and the LAN's is missed if nothing has come.
+    heartbeat_due_us: u64,
 }
 
 impl FrameReceiver {
+    /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not missed.
+    pub const fn excuse(&mut self) {
+        self.pulse.hear();
+    }
+
     /// Waits for what comes next.
     ///
     /// # Errors
     /// [`LanError`]; the port is closed after that.
     pub fn receive(&mut self) -> Result<FromLan, LanError> {
-        let last = self.last;
-        let received = self.message(|message| match message {
-            ServerMessage::Packet { number, frame } if number > last => {
-                Ok(FromLan::Packet { number, frame: frame.to_vec() })
+        loop {
+            if let Some(received) = self.next_received()? {
+                return Ok(received);
             }
-            ServerMessage::Carried { next_output } => Ok(FromLan::Carried { next_output }),
-            ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
-            ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
-            ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
-            ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
-        })?;
-        if let FromLan::Packet { number, .. } = received {
-            self.last = number;
+            let now_us = clock::now_us();
+            if now_us >= self.heartbeat_due_us {
+                self.heartbeat_due_us = now_us + INTERVAL_US;
+                return if self.pulse.is_silent() { Err(LanError::Silent) } else { Ok(FromLan::HeartbeatDue) };
+            }
+            match self.fill() {
+                // The interval is over.
+                Err(LanError::Io(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                filled => filled?,
+            }
         }
-        Ok(received)
+    }
+
+    /// What has come already, if it is whole.
+    fn next_received(&mut self) -> Result<Option<FromLan>, LanError> {
+        let last = self.last;
+        while let Some(message) = self.cutter.next_message()? {
+            return match ServerMessage::decode(message)? {
+                ServerMessage::Packet { number, frame } if number > last => {
+                    self.last = number;
+                    Ok(Some(FromLan::Packet { number, frame: frame.to_vec() }))
+                }
+                ServerMessage::Carried { next_output } => Ok(Some(FromLan::Carried { next_output })),
+                // That it has come is all that it says.
+                ServerMessage::Heartbeat => continue,
+                ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
+                ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+                ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+                ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
+            };
+        }
+        Ok(None)
     }
 
     /// Waits for the answer to Attach: the number of the first frame that will come, and the output expected next.
     fn answer(&mut self) -> Result<(u64, OutputId), LanError> {
         let last = self.last;
-        self.message(|message| match message {
-            ServerMessage::Attached { first_packet, next_output } if first_packet > last => {
-                Ok((first_packet, next_output))
-            }
-            ServerMessage::Attached { first_packet, .. } => Err(WireError::Order { number: first_packet, last }.into()),
-            ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
-            ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
-            ServerMessage::Packet { .. } | ServerMessage::Carried { .. } => {
-                Err(WireError::Field("a message before the answer to Attach").into())
-            }
-        })
-    }
-
-    fn message<T>(&mut self, take: impl FnOnce(ServerMessage<'_>) -> Result<T, LanError>) -> Result<T, LanError> {
         loop {
             if let Some(message) = self.cutter.next_message()? {
-                return take(ServerMessage::decode(message)?);
+                return match ServerMessage::decode(message)? {
+                    ServerMessage::Attached { first_packet, next_output } if first_packet > last => {
+                        Ok((first_packet, next_output))
+                    }
+                    ServerMessage::Attached { first_packet, .. } => {
+                        Err(WireError::Order { number: first_packet, last }.into())
+                    }
+                    ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+                    ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+                    ServerMessage::Packet { .. } | ServerMessage::Carried { .. } | ServerMessage::Heartbeat => {
+                        Err(WireError::Field("a message before the answer to Attach").into())
+                    }
+                };
             }
-            match (&self.stream).read(self.cutter.space()) {
-                Ok(0) => return Err(LanError::Closed),
-                Ok(bytes) => self.cutter.filled(bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+            self.fill()?;
         }
+    }
+
+    /// Reads what there is, or waits for it.
+    fn fill(&mut self) -> Result<(), LanError> {
+        match (&self.stream).read(self.cutter.space()) {
+            Ok(0) => return Err(LanError::Closed),
+            Ok(bytes) => {
+                self.cutter.filled(bytes);
+                self.pulse.hear();
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 }

@@ -52,6 +52,13 @@ pub enum LanEvent {
         /// Who had the port.
         generation: u64,
     },
+    /// The connection of a VM's port was given up, as nothing came from the VM's host for so long; its frames are kept.
+    Silent {
+        /// The VM.
+        vm: String,
+        /// Who had the port.
+        generation: u64,
+    },
     /// A VM that was detached longest was forgotten, to make room for another.
     Forgotten {
         /// The VM.
@@ -128,6 +135,12 @@ impl fmt::Display for LanEvent {
             }
             Self::Detached { vm, generation } => {
                 write!(f, "{vm}: generation {generation} detached, its frames are kept")
+            }
+            Self::Silent { vm, generation } => {
+                write!(
+                    f,
+                    "{vm}: generation {generation} has sent no heartbeat for 1.5 s: detached, its frames are kept"
+                )
             }
             Self::Forgotten { vm } => write!(f, "{vm}: forgotten, to make room for another VM"),
             Self::QemuJoined { port } => write!(f, "QEMU port {port} joined"),

@@ -6,6 +6,7 @@
 //! - A connection to a VM port: give what its [`Attach`](super::wire::ClientMessage::Attach) holds to
 //!   [`Fabric::attach`] and send the answer, then give its outputs to [`Fabric::output`].
 //! - A connection to a QEMU port: [`Fabric::join_qemu`], then [`Fabric::qemu_frame`].
+//! - When anything else has come from a connection to a VM port: [`Fabric::hear`].
 //! - After each of these: [`Fabric::settle`]; then let the connections that it names fetch. And again when the deadline is
 //!   reached that it tells.
 //! - When a connection has ended, whoever ended it: [`Fabric::leave`].
@@ -13,6 +14,7 @@
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
 use super::gateway::{GATEWAY_MAC, Gateway};
+use super::pulse;
 use super::qemu_port::QemuPort;
 use super::switch::{DropReason, Forwarding, Port, Switch, is_group};
 use super::vm_port::VmPort;
@@ -34,7 +36,7 @@ const WORD_DELAY_US: u64 = 5_000;
 /// A connection has lost its VM's port to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortLost {
-    /// The newer generation; `None` if the same process attached again.
+    /// The newer generation; `None` if the same process attached again, or the connection was silent.
     pub fenced_by: Option<Generation>,
 }
 
@@ -76,6 +78,10 @@ pub struct Fabric {
     events: Vec<LanEvent>,
     /// VMs whose outputs were carried, and until when they are to be told; `None` until [`Fabric::settle`] knows.
     words_due_us: BTreeMap<u64, Option<u64>>,
+    heartbeat_us: u64,
+    /// When the attached VMs get their next heartbeat, and the silent ones are given up.
+    heartbeat_due_us: Option<u64>,
+    has_attached: bool,
 }
 
 impl Fabric {
@@ -97,7 +103,16 @@ impl Fabric {
             woken: Vec::new(),
             events: Vec::new(),
             words_due_us: BTreeMap::new(),
+            heartbeat_us: pulse::INTERVAL_US,
+            heartbeat_due_us: None,
+            has_attached: false,
         }
+    }
+
+    /// The same with another interval between heartbeats.
+    #[must_use]
+    pub fn with_heartbeat_us(self, heartbeat_us: u64) -> Self {
+        Self { heartbeat_us, ..self }
     }
 
     /// Opens a VM's port for `connection`. Returns the answer, to be sent before anything else.
@@ -125,6 +140,19 @@ impl Fabric {
         attached
     }
 
+    /// Hears that the host of the VM whose port `connection` has is alive.
+    ///
+    /// # Errors
+    /// [`PortLost`]
+    pub fn hear(&mut self, connection: ConnectionId) -> Result<(), PortLost> {
+        match self.links.get(&connection) {
+            Some(&Link::Vm(key)) => self.vm(key).hear(),
+            Some(&Link::Lost(lost)) => return Err(lost),
+            Some(Link::Qemu) | None => {}
+        }
+        Ok(())
+    }
+
     /// Takes an output of the VM that `connection` has the port of.
     ///
     /// # Errors
@@ -135,7 +163,9 @@ impl Fabric {
     pub fn output(&mut self, connection: ConnectionId, id: OutputId, frame: &[u8]) -> Result<(), PortLost> {
         match self.links.get(&connection) {
             Some(&Link::Vm(key)) => {
-                if self.vm(key).accept_output(id) {
+                let port = self.vm(key);
+                port.hear();
+                if port.accept_output(id) {
                     self.words_due_us.entry(key).or_insert(None);
                     self.carry(Port::Vm(key), frame);
                 } else {
@@ -168,11 +198,7 @@ impl Fabric {
     pub fn leave(&mut self, connection: ConnectionId) {
         match self.links.remove(&connection) {
             Some(Link::Vm(key)) => {
-                self.departures += 1;
-                let at = self.departures;
-                let port = self.vm(key);
-                port.detach(at);
-                let (vm, generation) = (port.vm().to_string(), port.generation().0);
+                let (vm, generation) = self.detach(key);
                 self.events.push(LanEvent::Detached { vm, generation });
             }
             Some(Link::Qemu) => {
@@ -182,6 +208,15 @@ impl Fabric {
             }
             Some(Link::Lost(_)) | None => {}
         }
+    }
+
+    /// Takes the port from its connection. Returns whose it was.
+    fn detach(&mut self, key: u64) -> (String, u64) {
+        self.departures += 1;
+        let at = self.departures;
+        let port = self.vm(key);
+        port.detach(at);
+        (port.vm().to_string(), port.generation().0)
     }
 
     /// Appends what is to be sent to `connection`, until `out` holds about `bytes`.
@@ -228,13 +263,43 @@ impl Fabric {
                 self.carry(Port::Gateway, &frame);
             }
         }
+        let heartbeat_due_us = self.settle_heartbeats(now_us);
         let word_due_us = self.settle_words(now_us);
         let gateway_due_us = self.gateway.deadline_us(now_us);
         Settled {
             woken: std::mem::take(&mut self.woken),
             events: std::mem::take(&mut self.events),
-            deadline_us: word_due_us.into_iter().chain(gateway_due_us).min(),
+            deadline_us: [heartbeat_due_us, word_due_us, gateway_due_us].into_iter().flatten().min(),
         }
+    }
+
+    /// Once in an interval, sends each attached VM a heartbeat, and gives up those whose host is silent. Returns when that is
+    /// due next.
+    fn settle_heartbeats(&mut self, now_us: u64) -> Option<u64> {
+        if !self.has_attached {
+            return None;
+        }
+        let due_us = *self.heartbeat_due_us.get_or_insert(now_us + self.heartbeat_us);
+        if now_us < due_us {
+            return Some(due_us);
+        }
+        let mut silent = Vec::new();
+        self.has_attached = false;
+        for (&key, port) in &mut self.vms {
+            let Some(connection) = port.connection() else { continue };
+            self.has_attached = true;
+            self.woken.push(connection);
+            if port.is_silent() {
+                silent.push((key, connection));
+            }
+        }
+        for (key, connection) in silent {
+            let (vm, generation) = self.detach(key);
+            self.links.insert(connection, Link::Lost(PortLost { fenced_by: None }));
+            self.events.push(LanEvent::Silent { vm, generation });
+        }
+        self.heartbeat_due_us = self.has_attached.then_some(now_us + self.heartbeat_us);
+        self.heartbeat_due_us
     }
 
     /// Wakes the VMs that have waited long enough to be told of outputs carried. Returns when the next one will have.
@@ -278,6 +343,7 @@ impl Fabric {
             self.oust(replaced, old_generation, attachment);
         }
         self.links.insert(connection, Link::Vm(key));
+        self.has_attached = true;
         self.woken.push(connection);
         self.events.push(LanEvent::Attached {
             vm: attachment.vm.to_string(),
@@ -458,7 +524,45 @@ mod tests {
         let answer = pending(&mut fabric, ONE);
         assert_eq!(answer[13..19], GUEST_MAC);
         assert_eq!(answer[19..25], GATEWAY_MAC);
-        assert_eq!(fabric.settle(1_000).deadline_us, None, "an idle LAN has no timer");
+        assert_eq!(fabric.settle(1_000).deadline_us, Some(1_000 + pulse::INTERVAL_US), "only heartbeats are due");
+    }
+
+    #[test]
+    fn a_silent_vm_is_detached_and_may_come_back() {
+        let mut fabric = fabric();
+        assert_eq!(fabric.settle(0).deadline_us, None, "a LAN without VMs has no timer");
+        let other = Attachment { mac: [2, 0, 0, 0, 0, 2], ..attachment("other", 0) };
+        fabric.attach(ONE, &attachment("vm", 0)).unwrap();
+        fabric.attach(TWO, &other).unwrap();
+        let mut heartbeat = Vec::new();
+        ServerMessage::Heartbeat.append(&mut heartbeat);
+        let mut now_us = fabric.settle(0).deadline_us.unwrap();
+        // The one speaks for a while, and the other all the time.
+        for interval in 0..5 {
+            if interval < 2 {
+                fabric.hear(ONE).unwrap();
+            }
+            fabric.hear(TWO).unwrap();
+            let settled = fabric.settle(now_us);
+            assert_eq!(settled.events, [], "interval {interval}");
+            assert_eq!(settled.woken, [ONE, TWO]);
+            assert_eq!(pending(&mut fabric, ONE), heartbeat);
+            now_us = settled.deadline_us.unwrap();
+        }
+        fabric.hear(TWO).unwrap();
+        let settled = fabric.settle(now_us);
+        assert_eq!(settled.events, [LanEvent::Silent { vm: "vm".into(), generation: 0 }]);
+        assert!(settled.woken.contains(&ONE), "its connection is to be closed");
+        let lost = Err(PortLost { fenced_by: None });
+        assert_eq!(fabric.take_pending(ONE, &mut Vec::new(), 0), lost);
+        assert_eq!(fabric.hear(ONE), lost);
+        fabric.leave(ONE);
+        fabric.attach(ConnectionId(9), &attachment("vm", 0)).unwrap();
+        assert_eq!(fabric.settle(now_us).events.len(), 1, "nothing but the attachment");
+        fabric.leave(ConnectionId(9));
+        fabric.leave(TWO);
+        fabric.settle(now_us + pulse::INTERVAL_US);
+        assert_eq!(fabric.settle(now_us + pulse::INTERVAL_US).deadline_us, None);
     }
 
     #[test]
@@ -485,7 +589,7 @@ mod tests {
         let due_us = 10_000 + WORD_DELAY_US;
         assert_eq!(fabric.settle(12_000).deadline_us, Some(due_us), "later outputs don't put it off");
         let settled = fabric.settle(due_us);
-        assert_eq!((settled.woken, settled.deadline_us), (vec![ONE], None));
+        assert_eq!((settled.woken, settled.deadline_us), (vec![ONE], Some(pulse::INTERVAL_US)));
         word.clear();
         ServerMessage::Carried { next_output: OutputId(8) }.append(&mut word);
         assert_eq!(pending(&mut fabric, ONE), word);
@@ -498,7 +602,7 @@ mod tests {
         fabric.output(ONE, OutputId(0), &frame([0xff; 6], GUEST_MAC)).unwrap();
         fabric.settle(0);
         fabric.leave(ONE);
-        assert_eq!(fabric.settle(1).deadline_us, None);
+        assert_eq!(fabric.settle(1).deadline_us, Some(pulse::INTERVAL_US), "for heartbeats, if there is somebody");
         let answer = ServerMessage::Attached { first_packet: 1, next_output: OutputId(1) };
         assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(answer));
         assert_eq!(fabric.settle(WORD_DELAY_US).woken, [TWO], "for the answer");

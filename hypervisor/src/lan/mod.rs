@@ -25,6 +25,7 @@ mod events;
 pub mod fabric;
 mod forward;
 mod gateway;
+pub mod pulse;
 mod qemu_port;
 pub mod server;
 mod switch;

@@ -2,7 +2,7 @@
 //!
 //! Whatever arrives is taken through the whole LAN at once, by the task that read it; what it leads to is written by
 //! the tasks of the connections concerned, before the thread sleeps again. So a client's message passes with one wakeup of
-//! this process, and so does the guest's answer. An idle LAN has no timer.
+//! this process, and so does the guest's answer. A LAN without VMs has no timer.
 
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
@@ -299,7 +299,7 @@ enum Ended {
     Crowded,
     #[error("refused")]
     Refused,
-    #[error("its port was taken by a later connection")]
+    #[error("its port was taken by a later connection, or it was silent")]
     PortLost(PortLost),
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -307,10 +307,20 @@ enum Ended {
     Io(#[from] io::Error),
 }
 
-/// Lets the kernel ask a silent peer whether it is still there, after its own time (Linux: two hours): one whose host was
-/// lost would keep its place for ever.
+/// After so many seconds of silence the kernel asks a peer whether it is still there.
+const KEEP_ALIVE_IDLE_S: u32 = 30;
+/// From one of these questions to the next, in seconds.
+const KEEP_ALIVE_INTERVAL_S: u32 = 10;
+/// After so many unanswered questions the connection is closed.
+const KEEP_ALIVE_PROBES: u32 = 3;
+
+/// Lets the kernel find out within a minute that a silent peer's host was lost: it would keep its place for ever.
 pub(super) fn keep_alive(stream: &TcpStream) {
-    if let Err(error) = setsockopt(stream, sockopt::KeepAlive, &true) {
+    let set = setsockopt(stream, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL_S))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &KEEP_ALIVE_PROBES));
+    if let Err(error) = set {
         tracing::debug!(%error, "a connection has no keep-alive");
     }
 }
@@ -384,6 +394,7 @@ async fn serve_vm(entered: &Entered, mut stream: TcpStream) -> Ended {
                     ClientMessage::Output { id, frame } => {
                         fabric.output(entered.id, id, frame).map_err(Ended::PortLost)?;
                     }
+                    ClientMessage::Heartbeat => fabric.hear(entered.id).map_err(Ended::PortLost)?,
                     ClientMessage::Attach(_) => return Err(WireError::Field("a second Attach").into()),
                 }
             }
@@ -433,7 +444,9 @@ async fn read_attachment(reader: &mut ReadHalf<'_>, cutter: &mut Cutter) -> Resu
         if let Some(message) = cutter.next_message()? {
             return match ClientMessage::decode(message)? {
                 ClientMessage::Attach(attachment) => Ok(attachment),
-                ClientMessage::Output { .. } => Err(WireError::Field("a frame before Attach").into()),
+                ClientMessage::Output { .. } | ClientMessage::Heartbeat => {
+                    Err(WireError::Field("a message before Attach").into())
+                }
             };
         }
         fill(reader, cutter).await?;

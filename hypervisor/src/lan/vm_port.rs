@@ -13,6 +13,7 @@
 //! fall.
 
 use super::attachment::Attachment;
+use super::pulse::Pulse;
 use super::switch::Mac;
 use super::wire::ServerMessage;
 use crate::mutation::{Mutation, mutated};
@@ -98,6 +99,9 @@ pub(super) struct VmPort {
     expected_output: OutputId,
     /// What the attached connection knows of `expected_output`.
     told_output: OutputId,
+    /// Of the attached connection.
+    pulse: Pulse,
+    owes_heartbeat: bool,
     kept: VecDeque<Box<[u8]>>,
     kept_bytes: usize,
     /// Number of the next frame that will be kept; the first frame of a VM has number 1.
@@ -123,6 +127,8 @@ impl VmPort {
             detached_at: 0,
             expected_output: attachment.next_output,
             told_output: attachment.next_output,
+            pulse: Pulse::default(),
+            owes_heartbeat: false,
             kept: VecDeque::new(),
             kept_bytes: 0,
             next_packet,
@@ -168,6 +174,8 @@ impl VmPort {
         self.cursor = wanted.max(self.first_kept());
         self.expected_output = self.expected_output.min(attachment.output_end);
         self.told_output = self.expected_output;
+        (self.pulse, self.owes_heartbeat) = (Pulse::default(), false);
+        self.pulse.hear();
         Ok(Attached {
             first_packet: self.cursor,
             next_output: self.told_output,
@@ -208,7 +216,7 @@ impl VmPort {
     }
 
     /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about `bytes`; then, if there
-    /// is room, how far its outputs have been carried, if it doesn't know yet.
+    /// is room, how far its outputs have been carried, if it doesn't know yet, and a heartbeat, if one is due.
     pub(super) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
         let skip = usize::try_from(self.cursor - self.first_kept()).expect("the ring fits in memory");
         for frame in self.kept.iter().skip(skip) {
@@ -222,6 +230,21 @@ impl VmPort {
             self.told_output = self.expected_output;
             ServerMessage::Carried { next_output: self.told_output }.append(out);
         }
+        if out.len() < bytes && std::mem::take(&mut self.owes_heartbeat) {
+            ServerMessage::Heartbeat.append(out);
+        }
+    }
+
+    /// Something has come from the attached connection.
+    pub(super) const fn hear(&mut self) {
+        self.pulse.hear();
+    }
+
+    /// An interval between heartbeats has passed. `true` if the attached connection is silent and is to be given up; otherwise
+    /// it gets a heartbeat.
+    pub(super) fn is_silent(&mut self) -> bool {
+        self.owes_heartbeat = true;
+        self.pulse.is_silent()
     }
 
     /// Whether the attached connection is yet to be told that outputs were carried.

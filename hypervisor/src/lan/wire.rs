@@ -12,16 +12,18 @@
 //! |---|---|---|
 //! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), output end (8), last packet (8), boot (1: 0 or 1), VM name (the rest, 1 to 64) |
 //! | 2 Output | VM | output id (8), Ethernet frame (the rest) |
+//! | 3 Heartbeat | VM | nothing |
 //! | 16 Attached | LAN | number of the first frame that will follow (8), the output that the LAN expects next (8) |
 //! | 17 Refused | LAN | reason (the rest, UTF-8, at most [`REASON_BYTES_MAX`]); the LAN then closes |
 //! | 18 Fenced | LAN | generation that took the VM over (8); the LAN then closes |
 //! | 19 Packet | LAN | frame number (8), Ethernet frame (the rest) |
 //! | 20 Carried | LAN | next output (8): every one with a smaller id has been carried |
+//! | 21 Heartbeat | LAN | nothing |
 //!
 //! Attach is the first message and comes once; Attached or Refused answers it. This module checks lengths, kinds,
 //! magic, version and the VM's name; the port of the VM checks what the numbers mean.
 //!
-//! Version 1: without Carried, and Attached told no output. Version 2: this table.
+//! Version 1: without Carried, and Attached told no output. Version 2: without Heartbeat. Version 3: this table.
 
 use super::attachment::Attachment;
 use logchannel::entry::Generation;
@@ -30,7 +32,7 @@ use std::ops::Range;
 use vm::{FRAME_BYTES_MAX, OutputId};
 
 /// The version of the protocol that this build speaks.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// The shortest Ethernet frame: destination, source, type.
 pub const FRAME_BYTES_MIN: usize = 14;
 /// The longest reason of a refusal, in bytes.
@@ -41,11 +43,13 @@ pub const MESSAGE_BYTES_MAX: usize = 1 + 8 + FRAME_BYTES_MAX;
 const MAGIC: [u8; 5] = *b"FTLAN";
 const ATTACH: u8 = 1;
 const OUTPUT: u8 = 2;
+const VM_HEARTBEAT: u8 = 3;
 const ATTACHED: u8 = 16;
 const REFUSED: u8 = 17;
 const FENCED: u8 = 18;
 const PACKET: u8 = 19;
 const CARRIED: u8 = 20;
+const LAN_HEARTBEAT: u8 = 21;
 /// Bytes of a length prefix, here and in QEMU's framing.
 const PREFIX_BYTES: usize = 4;
 /// How much a [`Cutter`] reads at once; at least twice the longest message, so that moving a torn one stays cheap.
@@ -109,6 +113,8 @@ pub enum ClientMessage<'a> {
         /// The frame.
         frame: &'a [u8],
     },
+    /// The VM's host is alive: see [`pulse`](super::pulse).
+    Heartbeat,
 }
 
 /// What the LAN says.
@@ -143,6 +149,8 @@ pub enum ServerMessage<'a> {
         /// The first one that has not been carried.
         next_output: OutputId,
     },
+    /// The LAN is alive: see [`pulse`](super::pulse).
+    Heartbeat,
 }
 
 impl<'a> ClientMessage<'a> {
@@ -168,6 +176,7 @@ impl<'a> ClientMessage<'a> {
                 out.extend_from_slice(&id.0.to_le_bytes());
                 out.extend_from_slice(frame);
             }),
+            Self::Heartbeat => append(out, VM_HEARTBEAT, |_| ()),
         }
     }
 
@@ -202,6 +211,7 @@ impl<'a> ClientMessage<'a> {
                 }))
             }
             OUTPUT => Ok(Self::Output { id: OutputId(body.u64()?), frame: body.frame()? }),
+            VM_HEARTBEAT => body.end().map(|()| Self::Heartbeat),
             kind => Err(WireError::Kind(kind)),
         }
     }
@@ -229,6 +239,7 @@ impl<'a> ServerMessage<'a> {
                 out.extend_from_slice(&number.to_le_bytes());
                 out.extend_from_slice(frame);
             }),
+            Self::Heartbeat => append(out, LAN_HEARTBEAT, |_| ()),
         }
     }
 
@@ -242,6 +253,7 @@ impl<'a> ServerMessage<'a> {
             ATTACHED => Self::Attached { first_packet: body.u64()?, next_output: OutputId(body.u64()?) },
             CARRIED => Self::Carried { next_output: OutputId(body.u64()?) },
             FENCED => Self::Fenced { by: Generation(body.u64()?) },
+            LAN_HEARTBEAT => Self::Heartbeat,
             PACKET => return Ok(Self::Packet { number: body.u64()?, frame: body.frame()? }),
             REFUSED => return Ok(Self::Refused { reason: body.reason()? }),
             kind => return Err(WireError::Kind(kind)),
@@ -459,8 +471,14 @@ mod tests {
         let messages = cut(&out).unwrap();
         assert_eq!(ClientMessage::decode(&messages[0]).unwrap(), attach);
         assert_eq!(ClientMessage::decode(&messages[1]).unwrap(), output);
+        out.clear();
+        ClientMessage::Heartbeat.append(&mut out);
+        assert_eq!(ClientMessage::decode(&out[4..]).unwrap(), ClientMessage::Heartbeat);
+        out.push(0);
+        assert_eq!(ClientMessage::decode(&out[4..]), Err(WireError::Body { kind: VM_HEARTBEAT, bytes: 1 }));
 
         for sent in [
+            ServerMessage::Heartbeat,
             ServerMessage::Attached { first_packet: 12, next_output: OutputId(13) },
             ServerMessage::Carried { next_output: OutputId(u64::MAX) },
             ServerMessage::Refused { reason: "because" },
@@ -479,7 +497,7 @@ mod tests {
         ClientMessage::Attach(attachment()).append(&mut out);
         let expected = [
             &[72, 0, 0, 0, 1][..],
-            b"FTLAN\x02\x00",
+            b"FTLAN\x03\x00",
             &[9, 0, 0, 0, 0, 0, 0, 0],
             &[0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01],
             &[2, 1, 2, 3, 4, 5],

@@ -1,10 +1,12 @@
 //! A primary's connection to the LAN: what `hypervisor::host::network` and its client do with sockets.
 
 use super::env::Env;
+use super::lan::HEARTBEAT_US;
 use super::process::Me;
 use super::sightings::Sighting;
 use super::wires::{End, Place};
 use hypervisor::lan::Attachment;
+use hypervisor::lan::pulse::Pulse;
 use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
 use logchannel::entry::Generation;
 use std::collections::VecDeque;
@@ -33,6 +35,8 @@ enum State {
         end: End,
         cutter: Cutter,
         is_attached: bool,
+        pulse: Pulse,
+        heartbeat_due_ns: u64,
     },
     /// The LAN refuses this side for good.
     Refused,
@@ -55,7 +59,8 @@ impl Cable {
     pub(super) const fn due_ns(&self) -> u64 {
         match self.state {
             State::Down(retry_ns) => retry_ns,
-            State::Up { .. } | State::Refused => u64::MAX,
+            State::Up { heartbeat_due_ns, .. } => heartbeat_due_ns,
+            State::Refused => u64::MAX,
         }
     }
 
@@ -65,17 +70,39 @@ impl Cable {
         match &mut self.state {
             State::Down(retry_ns) if *retry_ns <= env.now_ns => self.attach(env, me, owner),
             State::Down(_) | State::Refused => {}
-            State::Up { end, .. } if self.packets.len() < PACKETS_MAX => {
+            State::Up { end, pulse, .. } if self.packets.len() < PACKETS_MAX => {
                 let end = *end;
                 let received = env.receive(end);
+                if !received.bytes.is_empty() {
+                    pulse.hear();
+                }
                 self.take_bytes(env, &received.bytes, &mut news);
                 if received.has_ended && matches!(self.state, State::Up { .. }) {
                     self.lose(env);
                 }
             }
-            State::Up { .. } => {}
+            State::Up { pulse, .. } => pulse.hear(),
         }
+        self.beat(env, me);
         news
+    }
+
+    /// Sends the heartbeat that is due, or gives up a LAN that sends none.
+    fn beat(&mut self, env: &mut Env, me: &Me) {
+        let State::Up { end, pulse, heartbeat_due_ns, is_attached, .. } = &mut self.state else { return };
+        if *heartbeat_due_ns > env.now_ns {
+            return;
+        }
+        *heartbeat_due_ns = env.now_ns + HEARTBEAT_US * 1000;
+        if pulse.is_silent() {
+            env.saw(Sighting::LanSilent);
+            return self.lose(env);
+        }
+        if *is_attached {
+            let mut bytes = Vec::new();
+            ClientMessage::Heartbeat.append(&mut bytes);
+            env.send(me.host, *end, &bytes);
+        }
     }
 
     fn attach(&mut self, env: &mut Env, me: &Me, (generation, outputs): (Generation, Range<OutputId>)) {
@@ -94,7 +121,8 @@ impl Cable {
         ClientMessage::Attach(attachment).append(&mut bytes);
         env.send(me.host, end, &bytes);
         let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-        self.state = State::Up { end, cutter, is_attached: false };
+        let heartbeat_due_ns = env.now_ns + HEARTBEAT_US * 1000;
+        self.state = State::Up { end, cutter, is_attached: false, pulse: Pulse::default(), heartbeat_due_ns };
     }
 
     fn take_bytes(&mut self, env: &mut Env, mut bytes: &[u8], news: &mut Vec<News>) {
@@ -129,6 +157,7 @@ impl Cable {
                 self.packets.push_back((number, frame.to_vec()));
                 env.packet_arrives(number);
             }
+            Ok(ServerMessage::Heartbeat) => {}
             Ok(ServerMessage::Carried { next_output }) => news.push(News::Carried(next_output)),
             Ok(ServerMessage::Refused { .. } | ServerMessage::Fenced { .. }) => {
                 env.saw(Sighting::FencedByLan);

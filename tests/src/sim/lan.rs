@@ -4,6 +4,7 @@ use super::client::Station;
 use super::env::{Env, Event};
 use super::sightings::Sighting;
 use super::wires::{End, Place};
+use hypervisor::lan::LanEvent;
 use hypervisor::lan::fabric::{ConnectionId, Fabric, PortLost};
 use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
 use logchannel::entry::Generation;
@@ -11,6 +12,9 @@ use std::collections::BTreeMap;
 
 /// Connection numbers of stations begin here.
 const STATIONS: u64 = 1 << 32;
+
+/// From one heartbeat of a LAN port to the next.
+pub(super) const HEARTBEAT_US: u64 = 20_000;
 
 /// Bytes written to a connection at once.
 const WRITE_BYTES: usize = 64 << 10;
@@ -45,7 +49,7 @@ enum Ended {
 
 impl Lan {
     pub(super) fn new(seed: u64, stations: u32) -> Self {
-        let mut fabric = Fabric::new(seed, 0);
+        let mut fabric = Fabric::new(seed, 0).with_heartbeat_us(HEARTBEAT_US);
         for index in 0..u64::from(stations) {
             fabric.join_qemu(ConnectionId(STATIONS + index));
         }
@@ -126,6 +130,7 @@ impl Lan {
                     // Frames for several stations come to them in the order in which they were carried.
                     self.settle(env);
                 }
+                Ok(ClientMessage::Heartbeat) => self.fabric.hear(id).map_err(Ended::Lost)?,
                 Err(error) => panic!("a host sends a bad message to the LAN: {error}"),
             }
         }
@@ -149,6 +154,9 @@ impl Lan {
     fn settle(&mut self, env: &mut Env) {
         loop {
             let settled = self.fabric.settle(env.now_ns / 1000);
+            if settled.events.iter().any(|event| matches!(event, LanEvent::Silent { .. })) {
+                env.saw(Sighting::PortSilent);
+            }
             if let Some(deadline_us) = settled.deadline_us {
                 env.at(deadline_us * 1000, Event::Lan);
             }

@@ -50,6 +50,12 @@ sightings! {
     ChannelCut,
     /// A connection to the LAN was cut.
     CableCut,
+    /// A connection to the LAN went dead without being closed.
+    CableDead,
+    /// A primary gave up a connection to the LAN because nothing came over it.
+    LanSilent,
+    /// The LAN gave up a connection because nothing came over it.
+    PortSilent,
     /// Two places could not reach each other for a while.
     Partition,
     /// A process stood still for longer than the failure timeout.

@@ -52,6 +52,8 @@ struct Wire {
     forth: Inbound,
     /// What comes to the dialler.
     back: Inbound,
+    /// Nothing arrives any more, and nobody is told.
+    is_dead: bool,
 }
 
 impl Wire {
@@ -93,7 +95,10 @@ impl Wires {
     pub(super) fn connect(&mut self, dialler: Place, listener: Place) -> (End, End) {
         let wire = WireId(self.next);
         self.next += 1;
-        self.wires.insert(wire, Wire { dialler, listener, forth: Inbound::default(), back: Inbound::default() });
+        self.wires.insert(
+            wire,
+            Wire { dialler, listener, forth: Inbound::default(), back: Inbound::default(), is_dead: false },
+        );
         let end = End { wire, is_listener: false };
         (end, end.other())
     }
@@ -131,7 +136,7 @@ impl Wires {
 
     /// Sends bytes, in one or several pieces. Returns who gets them, and when each piece arrives.
     pub(super) fn send(&mut self, now_ns: u64, end: End, mut bytes: &[u8]) -> Option<(Place, Vec<u64>)> {
-        let wire = self.wires.get(&end.wire)?;
+        let wire = self.wires.get(&end.wire).filter(|wire| !wire.is_dead)?;
         let (from, to) = (wire.place(end), wire.place(end.other()));
         let mut arrivals = Vec::new();
         while !bytes.is_empty() {
@@ -176,7 +181,11 @@ impl Wires {
     /// Closes one end: the other reads what was sent, and then the end. Returns who has to be woken when.
     pub(super) fn close(&mut self, now_ns: u64, end: End) -> Option<(Place, u64)> {
         self.fall_silent(end);
-        let (from, to) = self.wires.get(&end.wire).map(|wire| (wire.place(end), wire.place(end.other())))?;
+        let (from, to) = self
+            .wires
+            .get(&end.wire)
+            .filter(|wire| !wire.is_dead)
+            .map(|wire| (wire.place(end), wire.place(end.other())))?;
         let arrival_ns = self.arrival_ns(now_ns, from, to);
         let inbound = self.wires.get_mut(&end.wire)?.inbound(end.other());
         let ends_at_ns = *inbound.ends_at_ns.get_or_insert(arrival_ns.max(inbound.last_arrival_ns));
@@ -208,6 +217,15 @@ impl Wires {
                 Some((place, ends_at_ns))
             })
             .collect()
+    }
+
+    /// Makes a connection dead: of what is under way some is lost, nothing that is sent later arrives, and nobody is told, not
+    /// even when one side closes.
+    pub(super) fn kill(&mut self, wire: WireId) {
+        let dialler = End { wire, is_listener: false };
+        self.tear(dialler);
+        self.tear(dialler.other());
+        self.wires.entry(wire).and_modify(|wire| wire.is_dead = true);
     }
 
     /// Loses the end of what is on its way to `end`, from some byte on. `true` if something was lost.

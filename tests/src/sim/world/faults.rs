@@ -146,6 +146,12 @@ impl World {
 
     fn cut_cable(&mut self, index: usize) {
         for wire in self.env.wires.between(Place::Host(index), Place::Lan) {
+            if self.env.random.one_in(3) {
+                self.env.note("fault: cable dead", &[wire.0]);
+                self.env.saw(Sighting::CableDead);
+                self.env.wires.kill(wire);
+                continue;
+            }
             self.env.note("fault: cable cut", &[wire.0]);
             self.env.saw(Sighting::CableCut);
             self.env.cut(wire);
