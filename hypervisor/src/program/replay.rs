@@ -240,7 +240,7 @@ impl Replay {
     fn consume(&mut self, replayer: &mut Replayer, entry: &LogEntry) -> Result<(), Divergence> {
         self.entries += 1;
         let consumed = replayer.consume(entry)?;
-        if let Some(trouble) = self.watch.look(replayer.machine_mut(), clock::now_ns) {
+        if let Some(trouble) = self.watch.look(replayer.machine_mut(), true, clock::now_ns) {
             self.reporter.tell(&NodeReport::from(trouble));
         }
         if let Consumed::Output(_, output) = consumed {
