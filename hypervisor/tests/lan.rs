@@ -162,7 +162,7 @@ impl Guest {
         let mut tcp = tcp::Socket::new(buffer(), buffer());
         tcp.set_nagle_enabled(false);
         tcp.listen(ECHO_PORT).unwrap();
-        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 << 10]);
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 256 << 10]);
         let mut udp = udp::Socket::new(buffer(), buffer());
         udp.bind(ECHO_PORT).unwrap();
         let mut sockets = SocketSet::new(Vec::new());
@@ -522,6 +522,77 @@ fn datagrams_of_many_clients_keep_no_other_client_out() {
         assert_eq!(buffer[..length], number.to_le_bytes(), "client {number}");
     }
     host.kill();
+}
+
+#[test]
+fn datagrams_of_every_length_pass_both_ways() {
+    let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    let client = UdpSocket::bind(loopback()).unwrap();
+    client.connect(lan.forwards[0]).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = vec![0; 1 << 16];
+    for length in [1, 1471, 1472, 1473, 2000, 2953, 8000, 32_768, 65_507] {
+        client.send(&pattern(length)).unwrap();
+        let answered = client.recv(&mut answer).unwrap();
+        assert!(answer[..answered] == pattern(length), "{length} bytes: {answered} came back");
+    }
+    host.kill();
+}
+
+/// smoltcp asks who has the guest's address, and if nobody answers it says nothing for a second; a guest that comes meanwhile has
+/// to be found sooner.
+#[test]
+fn a_client_that_comes_before_its_guest_is_served_as_soon_as_the_guest_is_there() {
+    let waited = (0..5).map(|_| {
+        let lan = Lan::start(&["127.0.0.1:0=10.0.2.15:7"]);
+        let early = client(lan.forwards[0]);
+        let datagram = UdpSocket::bind(loopback()).unwrap();
+        datagram.set_read_timeout(Some(PATIENCE)).unwrap();
+        datagram.send_to(b"early too", lan.forwards[1]).unwrap();
+        thread::sleep(Duration::from_millis(150));
+        let came = std::time::Instant::now();
+        let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+        echo(&early, b"early", |_| ());
+        assert_eq!(datagram.recv(&mut [0; 20]).unwrap(), 9);
+        let waited = came.elapsed();
+        host.kill();
+        waited
+    });
+    let waited: Vec<_> = waited.collect();
+    assert!(waited.iter().any(|&waited| waited < Duration::from_millis(500)), "{waited:?}");
+}
+
+/// Connects from an address of this host's own.
+fn client_from(address: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        let stream = socket.connect(to).await.unwrap().into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream
+    })
+}
+
+/// A client that opens connections and leaves them alone gets as many as one address may have; others come through, by the
+/// same forward and by others. All of these wait for a guest.
+#[test]
+fn a_client_that_takes_all_it_can_keeps_no_other_out() {
+    let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7", "tcp:127.0.0.1:0=10.0.2.15:9"]);
+    let is_reset = |stream: &TcpStream, patience| {
+        stream.set_read_timeout(Some(patience)).unwrap();
+        (&*stream).read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    };
+    let idle: Vec<_> = (0..300).map(|_| client(lan.forwards[0])).collect();
+    assert!(is_reset(&idle[299], PATIENCE), "beyond the limit of an address");
+    let refused = idle.iter().filter(|stream| is_reset(stream, Duration::from_millis(1))).count();
+    assert_eq!(refused, 300 - 192 - 1, "one has been counted already");
+    let others = lan.forwards.iter().map(|&forward| client_from(Ipv4Addr::new(127, 0, 0, 2), forward));
+    for other in others.collect::<Vec<_>>() {
+        assert!(!is_reset(&other, Duration::from_millis(300)));
+    }
+    assert!(is_reset(&client(lan.forwards[1]), PATIENCE), "the address is at its limit by every forward");
 }
 
 #[test]

@@ -59,6 +59,15 @@ pub enum LanEvent {
         /// Who had the port.
         generation: u64,
     },
+    /// A client of a forward waits for its guest.
+    ClientWaits {
+        /// Where the client has come.
+        listen: String,
+        /// The guest's address and port on the LAN.
+        guest: String,
+        /// Whether a VM is attached at all.
+        has_vm: bool,
+    },
     /// A VM that was detached longest was forgotten, to make room for another.
     Forgotten {
         /// The VM.
@@ -104,8 +113,10 @@ pub struct Dropped {
     pub malformed: u64,
     /// Frames with the source address of another VM or of the gateway.
     pub forged: u64,
-    /// Connections and datagrams of clients beyond a limit of the gateway.
+    /// Connections and datagrams of clients beyond a limit.
     pub refused_clients: u64,
+    /// Connections of clients that were closed because nothing passed over them: for too long, or others needed the place.
+    pub idle_clients: u64,
 }
 
 impl fmt::Display for LanEvent {
@@ -142,6 +153,12 @@ impl fmt::Display for LanEvent {
                     "{vm}: generation {generation} has sent no heartbeat for 1.5 s: detached, its frames are kept"
                 )
             }
+            Self::ClientWaits { listen, guest, has_vm: false } => {
+                write!(f, "a client of {listen} waits: no VM is attached that could be {guest}")
+            }
+            Self::ClientWaits { listen, guest, has_vm: true } => {
+                write!(f, "a client of {listen} waits: no guest answers as {guest}; is its network up?")
+            }
             Self::Forgotten { vm } => write!(f, "{vm}: forgotten, to make room for another VM"),
             Self::QemuJoined { port } => write!(f, "QEMU port {port} joined"),
             Self::QemuLeft { port } => write!(f, "QEMU port {port} left"),
@@ -155,7 +172,8 @@ impl fmt::Display for Dropped {
         write!(
             f,
             "dropped since the start: {} outputs already carried; frames: {} for VMs and {} for QEMU not fetched in time, \
-             {} for the gateway, {} malformed, {} forged; {} client connections or datagrams beyond a limit",
+             {} for the gateway, {} malformed, {} forged; {} client connections or datagrams beyond a limit; \
+             {} idle client connections closed",
             self.duplicates,
             self.vm_overflow,
             self.qemu_overflow,
@@ -163,6 +181,7 @@ impl fmt::Display for Dropped {
             self.malformed,
             self.forged,
             self.refused_clients,
+            self.idle_clients,
         )
     }
 }

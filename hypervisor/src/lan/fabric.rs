@@ -130,6 +130,9 @@ impl Fabric {
             // guests are here, the one that was first keeps its address.
             self.gateway.forget_neighbors();
         }
+        if attached.is_ok() {
+            self.gateway.guest_attached();
+        }
         if let Err(refusal) = &attached {
             self.events.push(LanEvent::Refused {
                 vm: attachment.vm.to_string(),
@@ -241,9 +244,19 @@ impl Fabric {
         &mut self.gateway
     }
 
-    /// Counts a client that the gateway has no room for.
+    /// Counts a client that there is no room for.
     pub(super) fn count_refused_client(&mut self) {
         self.dropped.refused_clients += 1;
+    }
+
+    /// Counts clients' connections that were closed because nothing passed over them.
+    pub(super) fn count_idle_clients(&mut self, clients: u64) {
+        self.dropped.idle_clients += clients;
+    }
+
+    /// Whether a VM is attached.
+    pub(super) fn has_vm(&self) -> bool {
+        self.vms.values().any(|port| port.connection().is_some())
     }
 
     /// What was dropped since the start.
@@ -538,7 +551,7 @@ mod tests {
         ServerMessage::Heartbeat.append(&mut heartbeat);
         let mut now_us = fabric.settle(0).deadline_us.unwrap();
         // The one speaks for a while, and the other all the time.
-        for interval in 0..5 {
+        for interval in 0..4 {
             if interval < 2 {
                 fabric.hear(ONE).unwrap();
             }

@@ -11,8 +11,11 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
-use std::collections::VecDeque;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress,
+    IpAddress, IpCidr, Ipv4Cidr,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use vm::FRAME_BYTES_MAX;
 
@@ -22,12 +25,10 @@ pub(super) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(super) const PREFIX_BITS: u8 = 24;
 /// The gateway's Ethernet address: locally administered.
 pub(super) const GATEWAY_MAC: Mac = [0x02, 0x46, 0x54, 0x00, 0x02, 0x02];
-/// The most TCP connections at a time.
-pub(super) const TCP_CONNECTIONS_MAX: usize = 256;
 /// The most UDP flows at a time.
 pub(super) const UDP_FLOWS_MAX: usize = 256;
-/// The largest UDP payload that fits one frame; the gateway doesn't fragment.
-pub(super) const UDP_PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - 14 - 20 - 8;
+/// The largest UDP payload that there is; what doesn't fit one frame travels in fragments.
+pub(super) const UDP_PAYLOAD_BYTES_MAX: usize = 65535 - 20 - 8;
 /// How long a guest may be silent before a half-open or half-closed connection is given up. An established one waits for
 /// its guest for ever.
 pub(super) const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -36,17 +37,31 @@ pub(super) const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const TCP_BUFFER_BYTES: usize = 128 << 10;
 /// Datagrams in flight for each direction of a flow.
 const UDP_BUFFER_PACKETS: usize = 32;
+/// Bytes of them: two of the largest.
+const UDP_BUFFER_BYTES: usize = 128 << 10;
+/// How long the fragments of a datagram may take to come together. There is room for a few at a time, and a guest that sends
+/// halves must not have it for long.
+const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most frames between the gateway and the switch, each way; they are emptied after every event.
 const QUEUE_FRAMES_MAX: usize = 1024;
-/// Ports from which connections to guests come (RFC 6335, dynamic ports).
-const EPHEMERAL_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
+/// Ports from which connections to guests come, in turn. A guest that closes first keeps a connection for a minute (TIME-WAIT)
+/// and may refuse a new one from the same port, so it should come back later than that: with so many it does up to a thousand
+/// connections a second, which is more than a guest accepts.
+const EPHEMERAL_PORTS: std::ops::RangeInclusive<u16> = 1024..=65535;
+/// From one question for the Ethernet address of a guest that is waited for to the next. smoltcp itself asks, and then says nothing
+/// to anybody for a second; a guest that comes meanwhile would be found late.
+const ASK_INTERVAL_US: u64 = 100_000;
+/// After so many questions without an answer the gateway asks once a second.
+const QUICK_ASKS: u32 = 20;
+/// The same when the guest is late.
+const SLOW_ASK_INTERVAL_US: u64 = 1_000_000;
 /// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an interrupt of the guest
 /// saved; longer than a round trip under fault tolerance, and far shorter than any retransmission timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 
-/// No more sockets: [`TCP_CONNECTIONS_MAX`] or [`UDP_FLOWS_MAX`] is reached.
+/// No more flows: [`UDP_FLOWS_MAX`] is reached.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the gateway's limit of {0} is reached")]
+#[error("the gateway's limit of {0} flows is reached")]
 pub(super) struct GatewayFull(usize);
 
 /// The IP host.
@@ -55,8 +70,14 @@ pub(super) struct Gateway {
     sockets: SocketSet<'static>,
     link: Link,
     tcp_connections: usize,
-    udp_flows: usize,
+    /// The guest at the other end of each UDP socket.
+    udp_guests: BTreeMap<SocketHandle, Ipv4Addr>,
     next_port: u16,
+    /// A guest may be waited for.
+    is_asking: bool,
+    /// Questions since a VM has attached or nobody was waited for.
+    asked: u32,
+    ask_due_us: u64,
 }
 
 impl Gateway {
@@ -71,10 +92,26 @@ impl Gateway {
                 .push(IpCidr::Ipv4(Ipv4Cidr::new(GATEWAY_IP, PREFIX_BITS)))
                 .expect("smoltcp has room for at least one address");
         });
+        interface.set_reassembly_timeout(REASSEMBLY_TIMEOUT);
         let ports = u64::from(EPHEMERAL_PORTS.end() - EPHEMERAL_PORTS.start()) + 1;
         let offset = u16::try_from(seed % ports).expect("fewer ports than 2^16");
         let next_port = EPHEMERAL_PORTS.start() + offset;
-        Self { interface, sockets: SocketSet::new(Vec::new()), link, tcp_connections: 0, udp_flows: 0, next_port }
+        Self {
+            interface,
+            sockets: SocketSet::new(Vec::new()),
+            link,
+            tcp_connections: 0,
+            udp_guests: BTreeMap::new(),
+            next_port,
+            is_asking: false,
+            asked: 0,
+            ask_due_us: 0,
+        }
+    }
+
+    /// A guest has come: it is asked at once whether it is the one that is waited for.
+    pub(super) const fn guest_attached(&mut self) {
+        (self.is_asking, self.asked, self.ask_due_us) = (true, 0, 0);
     }
 
     /// Forgets which Ethernet address has which IP address; it asks again.
@@ -96,23 +133,43 @@ impl Gateway {
     /// there may be more.
     pub(super) fn poll(&mut self, now_us: u64) -> VecDeque<Vec<u8>> {
         self.interface.poll(instant(now_us), &mut self.link, &mut self.sockets);
+        if self.is_asking && now_us >= self.ask_due_us {
+            self.ask(now_us);
+        }
         std::mem::take(&mut self.link.sent)
     }
 
     /// When [`Gateway::poll`] must be called at the latest.
     pub(super) fn deadline_us(&mut self, now_us: u64) -> Option<u64> {
-        let delay = self.interface.poll_delay(instant(now_us), &self.sockets)?;
-        Some(now_us.saturating_add(delay.total_micros()))
+        let delay = self.interface.poll_delay(instant(now_us), &self.sockets);
+        let poll_due_us = delay.map(|delay| now_us.saturating_add(delay.total_micros()));
+        poll_due_us.into_iter().chain(self.is_asking.then_some(self.ask_due_us)).min()
     }
 
-    /// Begins a TCP connection to a guest.
-    ///
-    /// # Errors
-    /// [`GatewayFull`].
-    pub(super) fn connect_tcp(&mut self, guest: SocketAddrV4) -> Result<SocketHandle, GatewayFull> {
-        if self.tcp_connections >= TCP_CONNECTIONS_MAX {
-            return Err(GatewayFull(TCP_CONNECTIONS_MAX));
+    /// Asks for the Ethernet addresses of the guests to which something could not be sent yet.
+    fn ask(&mut self, now_us: u64) {
+        let guests: BTreeSet<_> =
+            self.sockets.iter().filter_map(|(handle, socket)| self.awaited(handle, socket)).collect();
+        self.is_asking = !guests.is_empty();
+        self.asked = if self.is_asking { self.asked + 1 } else { 0 };
+        self.ask_due_us = now_us + if self.asked < QUICK_ASKS { ASK_INTERVAL_US } else { SLOW_ASK_INTERVAL_US };
+        self.link.sent.extend(guests.into_iter().map(arp_request));
+    }
+
+    /// The guest that `socket` waits for: for the answer to its first segment, or to send a datagram.
+    fn awaited(&self, handle: SocketHandle, socket: &smoltcp::socket::Socket<'_>) -> Option<Ipv4Addr> {
+        match socket {
+            smoltcp::socket::Socket::Tcp(socket) if socket.state() == tcp::State::SynSent => {
+                let IpAddress::Ipv4(guest) = socket.remote_endpoint()?.addr;
+                Some(guest)
+            }
+            smoltcp::socket::Socket::Udp(socket) if socket.send_queue() > 0 => self.udp_guests.get(&handle).copied(),
+            smoltcp::socket::Socket::Tcp(_) | smoltcp::socket::Socket::Udp(_) => None,
         }
+    }
+
+    /// Begins a TCP connection to a guest. How many there may be is for [`Clients`](super::clients::Clients) to say.
+    pub(super) fn connect_tcp(&mut self, guest: SocketAddrV4) -> SocketHandle {
         let mut socket = tcp::Socket::new(
             tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]),
             tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]),
@@ -126,27 +183,25 @@ impl Gateway {
             .connect(self.interface.context(), (*guest.ip(), guest.port()), (GATEWAY_IP, port))
             .expect("a new socket connects to the checked address of a forward");
         self.tcp_connections += 1;
-        Ok(self.sockets.add(socket))
+        self.is_asking = true;
+        self.sockets.add(socket)
     }
 
-    /// A UDP socket with a port of its own.
+    /// A UDP socket with a port of its own, for datagrams to `guest`.
     ///
     /// # Errors
     /// [`GatewayFull`].
-    pub(super) fn open_udp(&mut self) -> Result<SocketHandle, GatewayFull> {
-        if self.udp_flows >= UDP_FLOWS_MAX {
+    pub(super) fn open_udp(&mut self, guest: Ipv4Addr) -> Result<SocketHandle, GatewayFull> {
+        if self.udp_guests.len() >= UDP_FLOWS_MAX {
             return Err(GatewayFull(UDP_FLOWS_MAX));
         }
-        let buffer = || {
-            udp::PacketBuffer::new(
-                vec![udp::PacketMetadata::EMPTY; UDP_BUFFER_PACKETS],
-                vec![0; UDP_BUFFER_PACKETS * UDP_PAYLOAD_BYTES_MAX],
-            )
-        };
+        let buffer =
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; UDP_BUFFER_PACKETS], vec![0; UDP_BUFFER_BYTES]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind((GATEWAY_IP, self.free_port())).expect("a new socket binds to a port that is not 0");
-        self.udp_flows += 1;
-        Ok(self.sockets.add(socket))
+        let handle = self.sockets.add(socket);
+        self.udp_guests.insert(handle, guest);
+        Ok(handle)
     }
 
     /// The TCP socket behind `handle`.
@@ -156,6 +211,7 @@ impl Gateway {
 
     /// The UDP socket behind `handle`.
     pub(super) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
+        self.is_asking = true;
         self.sockets.get_mut(handle)
     }
 
@@ -168,7 +224,7 @@ impl Gateway {
     /// Removes a UDP socket.
     pub(super) fn remove_udp(&mut self, handle: SocketHandle) {
         self.sockets.remove(handle);
-        self.udp_flows -= 1;
+        self.udp_guests.remove(&handle);
     }
 
     /// A port that no socket of the gateway has. There are many more ports than sockets.
@@ -187,7 +243,7 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway")
             .field("tcp_connections", &self.tcp_connections)
-            .field("udp_flows", &self.udp_flows)
+            .field("udp_flows", &self.udp_guests.len())
             .finish_non_exhaustive()
     }
 }
@@ -197,6 +253,27 @@ fn local_port(socket: &smoltcp::socket::Socket<'_>) -> Option<u16> {
         smoltcp::socket::Socket::Tcp(socket) => socket.local_endpoint().map(|endpoint| endpoint.port),
         smoltcp::socket::Socket::Udp(socket) => Some(socket.endpoint().port),
     }
+}
+
+/// Asks everybody on the LAN who has the address `guest`.
+fn arp_request(guest: Ipv4Addr) -> Vec<u8> {
+    let request = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(GATEWAY_MAC),
+        source_protocol_addr: GATEWAY_IP,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: guest,
+    };
+    let header = EthernetRepr {
+        src_addr: EthernetAddress(GATEWAY_MAC),
+        dst_addr: EthernetAddress::BROADCAST,
+        ethertype: EthernetProtocol::Arp,
+    };
+    let mut bytes = vec![0; header.buffer_len() + request.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
+    header.emit(&mut frame);
+    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
 }
 
 fn instant(now_us: u64) -> Instant {
@@ -361,6 +438,37 @@ mod tests {
         answer
     }
 
+    /// 860 connections a second, of which the guest closes each first, fell to 14 when the ports came back before their minute.
+    #[test]
+    fn a_port_comes_back_after_all_others() {
+        let mut gateway = Gateway::new(7, 0);
+        let ports: BTreeSet<_> = (0..64_512).map(|_| gateway.free_port()).collect();
+        assert_eq!((ports.len(), ports.first().copied()), (64_512, Some(1024)));
+        assert!(ports.len() > 60 * 1000, "a minute of a thousand connections a second");
+    }
+
+    #[test]
+    fn a_guest_that_is_waited_for_is_asked_often_and_then_rarely_and_at_once_when_it_attaches() {
+        let mut gateway = Gateway::new(7, 0);
+        let asks = |frames: VecDeque<Vec<u8>>| frames.iter().filter(|frame| frame[12..14] == [8, 6]).count();
+        assert_eq!(gateway.deadline_us(0), None, "nobody is waited for");
+        gateway.connect_tcp(GUEST);
+        assert!(asks(gateway.poll(0)) > 0);
+        // What smoltcp sends in the seconds to come is its own.
+        let quick = (1..u64::from(QUICK_ASKS)).map(|n| asks(gateway.poll(n * ASK_INTERVAL_US))).collect::<Vec<_>>();
+        assert!(quick.iter().all(|&asks| asks >= 1), "{quick:?}");
+        let now_us = u64::from(QUICK_ASKS) * ASK_INTERVAL_US;
+        gateway.poll(now_us);
+        assert!(gateway.deadline_us(now_us).is_some_and(|due_us| due_us > now_us));
+        gateway.guest_attached();
+        let frames = gateway.poll(now_us + 1);
+        assert_eq!(asks(frames.clone()), 1);
+        // The guest's answer lets the first segment go, before smoltcp would ask again.
+        gateway.receive(&answer(&mut Random(0), &frames[0]));
+        let sent = gateway.poll(now_us + 2);
+        assert!(sent.iter().any(|frame| frame[12..14] == [8, 0] && frame[23] == 6), "{sent:?}");
+    }
+
     #[test]
     fn no_frame_of_a_guest_makes_the_gateway_panic_or_go_on_for_ever() {
         let (mut opened, mut answered) = (0, 0);
@@ -368,7 +476,7 @@ mod tests {
             println!("seed {seed}");
             let mut random = Random(seed);
             let mut gateway = Gateway::new(seed, 0);
-            let (tcp, udp) = (gateway.connect_tcp(GUEST).unwrap(), gateway.open_udp().unwrap());
+            let (tcp, udp) = (gateway.connect_tcp(GUEST), gateway.open_udp(*GUEST.ip()).unwrap());
             let mut now_us = 0;
             for _ in 0..300 {
                 now_us += random.next() % 2_000_000;

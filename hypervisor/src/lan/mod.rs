@@ -21,6 +21,7 @@
 
 mod attachment;
 pub mod client;
+mod clients;
 mod events;
 pub mod fabric;
 mod forward;

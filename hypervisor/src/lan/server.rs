@@ -5,6 +5,7 @@
 //! this process, and so does the guest's answer. A LAN without VMs has no timer.
 
 use super::attachment::Attachment;
+use super::clients::Clients;
 use super::events::{Dropped, LanEvent};
 use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};
@@ -13,7 +14,7 @@ use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessag
 use crate::host::clock;
 use crate::report::Reporter;
 use nix::sys::socket::{setsockopt, sockopt};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -166,6 +167,7 @@ pub(super) struct Shared {
     reporter: Reporter,
     told_dropped: Cell<Dropped>,
     told_dropped_at_us: Cell<u64>,
+    clients: RefCell<Clients>,
 }
 
 impl Shared {
@@ -179,7 +181,18 @@ impl Shared {
             reporter,
             told_dropped: Cell::default(),
             told_dropped_at_us: Cell::new(0),
+            clients: RefCell::default(),
         }
+    }
+
+    /// The clients of forwards.
+    pub(super) fn clients(&self) -> RefMut<'_, Clients> {
+        self.clients.borrow_mut()
+    }
+
+    /// Tells what happened to a forward.
+    pub(super) fn tell(&self, event: &LanEvent) {
+        self.reporter.tell(event);
     }
 
     /// Does something with the LAN and sees to everything that it leads to.

@@ -1,0 +1,326 @@
+//! TCP: a client's connection ends here, and another one leads on to the guest.
+
+use super::super::clients::{ClientId, Full, Standing};
+use super::super::events::LanEvent;
+use super::super::fabric::Fabric;
+use super::super::gateway::GUEST_TIMEOUT;
+use super::super::server::{ACCEPT_RETRY, Shared, keep_alive};
+use crate::host::clock;
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{self, RecvError};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+/// How often a half-closed connection asks whether its guest is still there.
+const HALF_CLOSED_PROBE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);
+/// A client that has waited for its guest for so long is told of.
+const TELL_WAITING_AFTER: Duration = Duration::from_secs(1);
+/// From one word of a forward's waiting clients to the next.
+const TELL_WAITING_INTERVAL_US: u64 = 60_000_000;
+
+/// One TCP forward.
+pub(super) struct Forwarded {
+    shared: Rc<Shared>,
+    listen: SocketAddr,
+    guest: SocketAddrV4,
+    /// When it was told last that a client waits.
+    told_waiting_us: Cell<Option<u64>>,
+}
+
+impl Forwarded {
+    pub(super) const fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+        Self { shared, listen, guest, told_waiting_us: Cell::new(None) }
+    }
+
+    /// Serves clients for ever.
+    pub(super) async fn serve(self, listener: TcpListener) {
+        let forwarded = Rc::new(self);
+        loop {
+            match listener.accept().await {
+                Ok((client, peer)) => {
+                    let forwarded = forwarded.clone();
+                    tokio::task::spawn_local(async move {
+                        if let Err(error) = forwarded.serve_client(client, peer).await {
+                            tracing::debug!(%peer, %error, "a client's connection was cut");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a client failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn serve_client(&self, mut client: TcpStream, peer: SocketAddr) -> Result<(), Cut> {
+        client.set_nodelay(true)?;
+        keep_alive(&client);
+        let seat = match Seat::take(&self.shared, self.listen, peer) {
+            Ok(seat) => seat,
+            Err(full) => {
+                tracing::warn!(%peer, "a client is refused: {full}");
+                self.shared.drive(Fabric::count_refused_client);
+                return Ok(client.set_zero_linger()?);
+            }
+        };
+        let handle = self.shared.drive(|fabric| fabric.gateway().connect_tcp(self.guest));
+        let socket = GuestStream { shared: self.shared.clone(), handle, seat };
+        let passed = tokio::select! {
+            passed = self.pass(&socket, &mut client) => passed,
+            cut = socket.seat.lost() => Err(cut),
+        };
+        match passed {
+            Ok(()) => {
+                drop(client);
+                socket.closed().await;
+            }
+            // Closing with a zero linger time resets the client's connection.
+            Err(Cut::Guest | Cut::Idle | Cut::Evicted) => client.set_zero_linger()?,
+            // Dropping the guest's socket before its time resets the guest's connection.
+            Err(Cut::Client(_)) => {}
+        }
+        passed
+    }
+
+    async fn pass(&self, socket: &GuestStream, client: &mut TcpStream) -> Result<(), Cut> {
+        tokio::select! {
+            connected = socket.connected() => connected?,
+            never = self.tell_waiting() => match never {},
+        }
+        let (reader, mut writer) = client.split();
+        tokio::try_join!(client_to_guest(&reader, socket), guest_to_client(socket, &mut writer))?;
+        Ok(())
+    }
+
+    /// Tells, after a while and then rarely, that a client waits for the guest.
+    async fn tell_waiting(&self) -> Infallible {
+        tokio::time::sleep(TELL_WAITING_AFTER).await;
+        loop {
+            let now_us = clock::now_us();
+            if self.told_waiting_us.get().is_none_or(|told_us| now_us - told_us >= TELL_WAITING_INTERVAL_US) {
+                self.told_waiting_us.set(Some(now_us));
+                let has_vm = self.shared.with(|fabric| fabric.has_vm());
+                let (listen, guest) = (self.listen.to_string(), self.guest.to_string());
+                self.shared.tell(&LanEvent::ClientWaits { listen, guest, has_vm });
+            }
+            tokio::time::sleep(Duration::from_micros(TELL_WAITING_INTERVAL_US)).await;
+        }
+    }
+}
+
+/// A client's place among all, until it is dropped.
+struct Seat {
+    shared: Rc<Shared>,
+    id: ClientId,
+    changed: Rc<Notify>,
+}
+
+impl Seat {
+    fn take(shared: &Rc<Shared>, listen: SocketAddr, peer: SocketAddr) -> Result<Self, Full> {
+        let (id, changed, evicted) = shared.clients().enter(listen, peer.ip(), clock::now_us())?;
+        if evicted > 0 {
+            shared.drive(|fabric| fabric.count_idle_clients(evicted));
+        }
+        Ok(Self { shared: shared.clone(), id, changed })
+    }
+
+    fn used(&self) {
+        self.shared.clients().used(self.id, clock::now_us());
+    }
+
+    fn half_closed(&self) {
+        self.shared.clients().half_closed(self.id, clock::now_us());
+    }
+
+    /// Waits until the connection has to end.
+    async fn lost(&self) -> Cut {
+        loop {
+            let now_us = clock::now_us();
+            let standing = self.shared.clients().standing(self.id, now_us);
+            let left = match standing {
+                Standing::Until(until_us) => Duration::from_micros(until_us - now_us),
+                Standing::Evicted => return Cut::Evicted,
+                Standing::Idle => {
+                    self.shared.drive(|fabric| fabric.count_idle_clients(1));
+                    return Cut::Idle;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.clients().leave(self.id);
+    }
+}
+
+/// A connection did not end in order.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    #[error("the guest reset it or could not be reached")]
+    Guest,
+    #[error("nothing has passed over it for too long")]
+    Idle,
+    #[error("nothing has passed over it for a while, and another client needed its place")]
+    Evicted,
+    #[error("the client cut it: {0}")]
+    Client(#[from] io::Error),
+}
+
+async fn client_to_guest(client: &ReadHalf<'_>, guest: &GuestStream) -> Result<(), Cut> {
+    loop {
+        guest.writable().await?;
+        tokio::select! {
+            readable = client.readable() => readable?,
+            () = guest.lost() => return Err(Cut::Guest),
+        }
+        if guest.read_from(client)? == Some(0) {
+            guest.close();
+            return Ok(());
+        }
+    }
+}
+
+async fn guest_to_client(guest: &GuestStream, client: &mut WriteHalf<'_>) -> Result<(), Cut> {
+    while guest.readable().await? {
+        client.writable().await?;
+        guest.write_to(client)?;
+    }
+    guest.seat.half_closed();
+    Ok(client.shutdown().await?)
+}
+
+/// The gateway's end of a connection to a guest. Resets it when dropped, unless it has ended.
+struct GuestStream {
+    shared: Rc<Shared>,
+    handle: SocketHandle,
+    seat: Seat,
+}
+
+impl GuestStream {
+    /// Waits until the guest has accepted.
+    async fn connected(&self) -> Result<(), Cut> {
+        let connecting = |state| matches!(state, tcp::State::SynSent | tcp::State::SynReceived);
+        let state = self.until(|socket| Some(socket.state()).filter(|&state| !connecting(state))).await;
+        if state == tcp::State::Closed {
+            return Err(Cut::Guest);
+        }
+        self.with(|socket| socket.set_timeout(None));
+        Ok(())
+    }
+
+    /// Waits until the guest can be sent something.
+    async fn writable(&self) -> Result<(), Cut> {
+        let writable = self.until(|socket| (socket.can_send() || !socket.may_send()).then(|| socket.can_send())).await;
+        if writable { Ok(()) } else { Err(Cut::Guest) }
+    }
+
+    /// Waits until the guest can't be sent anything any more.
+    async fn lost(&self) {
+        self.until(|socket| (!socket.may_send()).then_some(())).await;
+    }
+
+    /// Waits until the guest has sent something (`true`) or will send no more (`false`).
+    async fn readable(&self) -> Result<bool, Cut> {
+        self.until(|socket| match socket.recv(|bytes| (0, !bytes.is_empty())) {
+            Ok(true) => Some(Ok(true)),
+            Ok(false) => None,
+            Err(RecvError::Finished) => Some(Ok(false)),
+            Err(RecvError::InvalidState) => Some(Err(Cut::Guest)),
+        })
+        .await
+    }
+
+    /// Waits until nothing is left to be said.
+    async fn closed(&self) {
+        self.until(|socket| matches!(socket.state(), tcp::State::Closed | tcp::State::TimeWait).then_some(())).await;
+    }
+
+    /// Moves what the client has sent towards the guest. Returns how much; 0 is its end, `None` nothing for now.
+    fn read_from(&self, client: &ReadHalf<'_>) -> Result<Option<usize>, Cut> {
+        let read =
+            self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).send(|space| moved(client.try_read(space))));
+        let read = read.map_err(|_| Cut::Guest)?;
+        if let Ok(Some(1..)) = read {
+            self.seat.used();
+        }
+        read
+    }
+
+    /// Moves what the guest has sent towards the client.
+    fn write_to(&self, client: &WriteHalf<'_>) -> Result<(), Cut> {
+        let written =
+            self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).recv(|bytes| moved(client.try_write(bytes))));
+        if let Some(1..) = written.map_err(|_| Cut::Guest)?? {
+            self.seat.used();
+        }
+        Ok(())
+    }
+
+    /// Tells the guest that the client will send no more. From here on a guest that is gone is noticed.
+    fn close(&self) {
+        self.seat.half_closed();
+        self.shared.drive(|fabric| {
+            let socket = fabric.gateway().tcp(self.handle);
+            socket.set_keep_alive(Some(HALF_CLOSED_PROBE));
+            socket.set_timeout(Some(GUEST_TIMEOUT));
+            socket.close();
+        });
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut tcp::Socket<'static>) -> R) -> R {
+        self.shared.with(|fabric| act(fabric.gateway().tcp(self.handle)))
+    }
+
+    /// Waits until `look` sees something; it looks again whenever the socket has changed.
+    async fn until<R>(&self, mut look: impl FnMut(&mut tcp::Socket<'static>) -> Option<R>) -> R {
+        poll_fn(|context| {
+            self.with(|socket| match look(socket) {
+                Some(seen) => Poll::Ready(seen),
+                None => {
+                    socket.register_recv_waker(context.waker());
+                    socket.register_send_waker(context.waker());
+                    Poll::Pending
+                }
+            })
+        })
+        .await
+    }
+}
+
+impl Drop for GuestStream {
+    fn drop(&mut self) {
+        self.shared.drive(|fabric| {
+            let socket = fabric.gateway().tcp(self.handle);
+            if socket.state() != tcp::State::TimeWait {
+                socket.abort();
+            }
+        });
+        self.shared.with(|fabric| fabric.gateway().remove_tcp(self.handle));
+    }
+}
+
+/// For smoltcp, how many bytes were moved; for us, the same or why none were.
+fn moved(result: io::Result<usize>) -> (usize, Result<Option<usize>, Cut>) {
+    match result {
+        Ok(bytes) => (bytes, Ok(Some(bytes))),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => (0, Ok(None)),
+        Err(error) => (0, Err(error.into())),
+    }
+}
