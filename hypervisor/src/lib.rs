@@ -8,6 +8,7 @@
 //! [`host`] is the only module that reads clocks and entropy or opens sockets for a VM.
 
 pub mod arbiter;
+pub mod console;
 pub mod distribution;
 pub mod divergence;
 pub mod event_source;

@@ -44,13 +44,19 @@ impl Reporter {
     /// Tells `report` of something that happened at `at_us`.
     pub fn tell_at<R: Serialize + Display>(&self, at_us: u64, report: &R) {
         if self.json {
-            let line = Line { at_us, program: self.program, report };
-            let text = serde_json::to_string(&line).expect("reports are plain structs with string keys");
             // A reader that went away must not take the guest with it.
-            let _ = writeln!(std::io::stdout().lock(), "{text}");
+            let _ = std::io::stdout().lock().write_all(&self.json_line(at_us, report));
         } else {
             let _ = writeln!(std::io::stderr().lock(), "{}: {}", self.program, printable(&report.to_string()));
         }
+    }
+
+    /// The line that tells a machine `report`.
+    pub(crate) fn json_line<R: Serialize>(&self, at_us: u64, report: &R) -> Vec<u8> {
+        let line = Line { at_us, program: self.program, report };
+        let mut text = serde_json::to_vec(&line).expect("reports are plain structs with string keys");
+        text.push(b'\n');
+        text
     }
 }
 

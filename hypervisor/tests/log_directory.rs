@@ -346,7 +346,11 @@ fn a_log_cut_at_any_byte_goes_on_from_its_last_whole_entry() {
             assert_eq!(resumed.ending, Ending::Finished);
         } else {
             assert!(resumed.skipped.is_empty());
-            assert!(matches!(resumed.ending, Ending::Torn { .. }), "cut at {cut}: {:?}", resumed.ending);
+            assert!(
+                matches!(resumed.ending, Ending::Torn { .. } | Ending::Unfinished { .. }),
+                "cut at {cut}: {:?}",
+                resumed.ending
+            );
         }
     }
     assert!(places > 3, "{places} places in {} bytes", bytes.len() - head);
@@ -495,7 +499,7 @@ fn what_was_written_is_there_without_an_end() {
     let copy = copy_of(directory.path());
     let mut resumed = resume(copy.path());
     assert!(resumed.next_seq >= end);
-    assert!(matches!(resumed.ending, Ending::Torn { .. }));
+    assert!(matches!(resumed.ending, Ending::Torn { .. } | Ending::Unfinished { .. }));
     assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
 }
 
@@ -573,7 +577,8 @@ fn ft_replay_takes_segments_and_directories_of_them() {
         let replayed = text.lines().find(|line| line.contains("\"replayed\"")).unwrap();
         assert!(replayed.contains(&format!("\"entries\":{entries},")), "{entries}: {replayed}");
         let output = ft_replay(path, &["--entries"]);
-        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), entries);
+        let has_head = 1;
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), has_head + entries);
     }
 
     // The newest snapshot is torn: what comes before it is replayed, and the rest named.

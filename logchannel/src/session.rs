@@ -117,6 +117,12 @@ pub enum ImageError {
         /// As have come.
         found: usize,
     },
+    /// The host has no memory for more of it.
+    #[error("the host doesn't give the memory for its {bytes} bytes")]
+    NoMemory {
+        /// As the header says.
+        bytes: u64,
+    },
     /// The right number of bytes, but not the right ones.
     #[error("the image has digest {found}, the header says {expected}")]
     WrongDigest {
@@ -258,7 +264,7 @@ impl ImageAssembler {
     /// Adds the next piece.
     ///
     /// # Errors
-    /// [`ImageError::BadChunk`] or [`ImageError::TooLong`]; the peer or file is faulty.
+    /// [`ImageError::BadChunk`] or [`ImageError::TooLong`]: the peer or file is faulty. [`ImageError::NoMemory`].
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), ImageError> {
         if chunk.is_empty() || chunk.len() > IMAGE_CHUNK_BYTES {
             return Err(ImageError::BadChunk { bytes: chunk.len() });
@@ -266,6 +272,7 @@ impl ImageAssembler {
         if (self.bytes.len() + chunk.len()) as u64 > self.expected_bytes {
             return Err(ImageError::TooLong { expected: self.expected_bytes });
         }
+        self.bytes.try_reserve(chunk.len()).map_err(|_| ImageError::NoMemory { bytes: self.expected_bytes })?;
         self.bytes.extend_from_slice(chunk);
         Ok(())
     }

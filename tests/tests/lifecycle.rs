@@ -123,7 +123,7 @@ fn port_in_use_is_said_so() {
         ("ft-arbiter", vec!["--dir", claims]),
     ] {
         let mut node = stage.program(program, &[&["--listen", &address], &options[..]].concat());
-        assert_ended(&mut node, 1, &["can't listen", &address, "choose another address"]);
+        assert_ended(&mut node, 1, &["can't listen", &address, "choose another port"]);
     }
     let mut lan = stage.program("ft-lan", &["--listen", &address]);
     assert_eq!(lan.end().code, Some(1));

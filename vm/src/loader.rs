@@ -17,13 +17,14 @@ use crate::image::{Image, ImageError};
 use crate::mmu::GuestPhysAddr;
 use crate::pages::PAGE_BYTES;
 use crate::ram::{RAM_BASE, Ram};
+use alloc::vec::Vec;
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
-
+/// What a machine takes beside its RAM and its disk, in bytes: caches and queues.
+const SPARE_BYTES: u64 = 8 << 20;
 /// The largest disk, in bytes.
 pub const DISK_BYTES_MAX: u64 = 1 << 30;
-
 const BOOTARGS_BYTES_MAX: usize = 2048;
 
 /// Why an image can't be started.
@@ -38,18 +39,29 @@ pub enum LoadError {
     /// The kernel is neither a well-formed ELF file of 64 bits, little-endian, nor a Linux `Image`.
     #[error("the kernel is neither a RISC-V Linux Image nor a 64-bit little-endian ELF file: {0}")]
     NotElf(&'static str),
-    /// The kernel is an ELF file, but not a statically linked RISC-V executable.
+    /// The kernel is an ELF file for another processor.
+    #[error("the kernel is an ELF file for {} (e_machine {found}), not for RISC-V: build it for riscv64", elf::machine_name(*.found))]
+    OtherProcessor {
+        /// `e_machine`.
+        found: u16,
+    },
+    /// The kernel is an ELF file for RISC-V, but not a statically linked executable.
     #[error(
-        "the kernel is not a static RISC-V executable: {what} is {found}, not {expected}; link it with a fixed address, or take \
-         a Linux kernel's Image"
+        "the kernel is {} (e_type {found}), not a static executable: link it with a fixed address (-static -no-pie), or take a \
+         Linux kernel's Image", elf::type_name(*.found)
     )]
     NotExecutable {
-        /// The field of the ELF header.
-        what: &'static str,
-        /// What it is.
+        /// `e_type`.
         found: u16,
-        /// What it must be.
-        expected: u16,
+    },
+    /// The host has no memory for the machine.
+    #[error(
+        "the host doesn't give the {} MiB of memory that the machine takes (its RAM, its disk, and notes on their pages)",
+        .bytes.div_ceil(1 << 20)
+    )]
+    NoMemory {
+        /// How many bytes were asked for.
+        bytes: u64,
     },
     /// The kernel is a compressed file.
     #[error("the kernel is compressed with {format}; unpack it first: {tool} < KERNEL > Image")]
@@ -148,6 +160,7 @@ struct LoadedKernel {
 /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
 pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadError> {
     let ram_bytes = checked_ram_bytes(config)?;
+    ask_for_memory(config)?;
     let Image { kernel, initrd, disk } = Image::parse(image)?;
     let disk = self::disk(config, disk.unwrap_or_default())?;
     let mut ram = Ram::new(ram_bytes);
@@ -220,6 +233,22 @@ pub(crate) fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadErr
         return Err(LoadError::Config("bootargs must not contain a NUL character"));
     }
     usize::try_from(config.ram_bytes).map_err(|_| LoadError::Config("ram_bytes is more than this host can address"))
+}
+
+/// Asks the host for as much memory as a machine of this configuration takes, and gives it back: who allocates it afterwards,
+/// piece by piece, needn't be ready for a refusal, which would abort the process. A log or a peer may ask for 5 GiB with a few
+/// bytes.
+///
+/// # Errors
+/// [`LoadError::NoMemory`].
+pub(crate) fn ask_for_memory(config: &MachineConfig) -> Result<(), LoadError> {
+    /// What is noted about a page, in bytes: flags, digests and watches.
+    const NOTES_BYTES: u64 = 32;
+    let contents = config.ram_bytes.saturating_add(config.disk_bytes);
+    let bytes = contents.saturating_add(contents / PAGE_BYTES as u64 * NOTES_BYTES).saturating_add(SPARE_BYTES);
+    let mut memory: Vec<u8> = Vec::new();
+    let asked = usize::try_from(bytes).ok().and_then(|bytes| memory.try_reserve_exact(bytes).ok());
+    asked.ok_or(LoadError::NoMemory { bytes })
 }
 
 /// The disk of a configuration that is in range, with these contents, if the machine has one.

@@ -70,9 +70,11 @@ impl Restoration {
     /// A machine of this configuration, whose RAM and disk are zero so far.
     ///
     /// # Errors
-    /// [`LoadError::Config`] if the configuration is out of range.
+    /// [`LoadError::Config`] if the configuration is out of range; [`LoadError::NoMemory`].
     pub fn new(config: &MachineConfig) -> Result<Self, LoadError> {
-        let ram = Ram::new(loader::checked_ram_bytes(config)?);
+        let ram_bytes = loader::checked_ram_bytes(config)?;
+        loader::ask_for_memory(config)?;
+        let ram = Ram::new(ram_bytes);
         Ok(Self { ram, disk: loader::disk(config, &[])?, config: config.clone() })
     }
 

@@ -272,6 +272,7 @@ impl Shared {
         if matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired)) {
             self.wait_for_last_words();
         }
+        lock(&self.outlets).finish_console();
         self.over.store(true, Ordering::Release);
         self.inbox.wake();
         end

@@ -8,6 +8,7 @@
 //!               │   timer ──────────────────────┘
 //! ```
 
+pub mod address;
 pub mod announce;
 pub mod backup;
 pub mod channel;

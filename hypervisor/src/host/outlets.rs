@@ -3,6 +3,7 @@
 use super::announce::Station;
 use super::reports::NodeReport;
 use super::tap::TapSender;
+use crate::console::ConsoleText;
 use crate::lan::client::FrameSender;
 use crate::report::Reporter;
 use std::borrow::Borrow;
@@ -54,13 +55,23 @@ pub struct Outlets {
     frames: u64,
     frames_without_lan: u64,
     first_output_told: bool,
+    /// The console as text, for reports.
+    text: ConsoleText,
 }
 
 impl Outlets {
     /// Outlets whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it is to be a LAN.
     #[must_use]
     pub const fn new(reporter: Reporter, is_on_lan: bool) -> Self {
-        Self { reporter, is_on_lan, way: None, frames: 0, frames_without_lan: 0, first_output_told: false }
+        Self {
+            reporter,
+            is_on_lan,
+            way: None,
+            frames: 0,
+            frames_without_lan: 0,
+            first_output_told: false,
+            text: ConsoleText::new(),
+        }
     }
 
     /// Connects or disconnects the network.
@@ -108,6 +119,13 @@ impl Outlets {
         (self.frames, self.frames_without_lan)
     }
 
+    /// Puts out what is left of a character that the guest has not completed. Call it when the guest writes no more.
+    pub fn finish_console(&mut self) {
+        if let Some(piece) = self.text.finish() {
+            self.reporter.tell(&NodeReport::Console(piece));
+        }
+    }
+
     fn put_on_network(&mut self, frames: &[(OutputId, &[u8])]) {
         self.frames += frames.len() as u64;
         let Some(way) = &mut self.way else {
@@ -134,9 +152,11 @@ impl Outlets {
         }
     }
 
-    fn put_on_console(&self, bytes: &[u8]) {
+    fn put_on_console(&mut self, bytes: &[u8]) {
         if self.reporter.is_json() {
-            self.reporter.tell(&NodeReport::Console { text: String::from_utf8_lossy(bytes).into_owned() });
+            if let Some(piece) = self.text.push(bytes) {
+                self.reporter.tell(&NodeReport::Console(piece));
+            }
         } else {
             let mut out = io::stdout().lock();
             // A terminal that went away must not take the guest with it.

@@ -1,5 +1,6 @@
 //! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
 
+use crate::console::Piece;
 use crate::distribution::Distribution;
 use crate::trouble::Trouble;
 use serde::Serialize;
@@ -130,10 +131,7 @@ pub enum NodeReport {
     /// What is typed goes to the guest key by key.
     RawConsole,
     /// The guest wrote to its console.
-    Console {
-        /// What, with U+FFFD for what isn't UTF-8.
-        text: String,
-    },
+    Console(Piece),
     /// A driver of the guest has made a mistake; its device does nothing until the driver has reset it. The VM goes on.
     DeviceFailed {
         /// Which device: `virtio-net` or `virtio-blk`.
@@ -178,8 +176,8 @@ pub enum NodeReport {
         mips: f64,
         /// Entries so far.
         entries: u64,
-        /// How much of the log has been read.
-        percent: u64,
+        /// How many percent of the log's instructions that are; none as long as nobody knows how many there are.
+        percent: Option<u64>,
     },
     /// A replay has come to the log's end without a difference.
     Replayed(Replayed),
@@ -314,7 +312,7 @@ impl fmt::Display for NodeReport {
             Self::RawConsole => f.write_str(
                 "keys go to the guest as they are typed; Ctrl-A x ends this program, Ctrl-A Ctrl-A types Ctrl-A",
             ),
-            Self::Console { text } => write!(f, "console: {}", text.trim_end()),
+            Self::Console(piece) => write!(f, "console: {}", piece.text.trim_end()),
             Self::DeviceFailed { device, queue, descriptor, times } => {
                 write!(f, "the guest's {device} driver has made a mistake in queue {queue}: ")?;
                 match descriptor {
@@ -365,11 +363,13 @@ impl fmt::Display for NodeReport {
                 recorded.log,
                 recorded.log_bytes
             ),
-            Self::Replaying { instruction_count, mips, entries, percent } => write!(
-                f,
-                "replaying: {percent} % of the log, {} M instructions, {mips:.0} MIPS, {entries} entries",
-                instruction_count / 1_000_000
-            ),
+            Self::Replaying { instruction_count, mips, entries, percent } => {
+                f.write_str("replaying: ")?;
+                if let Some(percent) = percent {
+                    write!(f, "{percent} % of the log, ")?;
+                }
+                write!(f, "{} M instructions, {mips:.0} MIPS, {entries} entries", instruction_count / 1_000_000)
+            }
             Self::Replayed(replayed) => write!(
                 f,
                 "replayed {} instructions, {} entries and {} outputs in {:.3} s (the guest's clock: {:.3} s); \

@@ -5,7 +5,7 @@ use super::clock;
 use super::live::{Shared, spawn};
 use super::reports::NodeReport;
 use logchannel::message::Message;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +17,9 @@ const VISITORS_MAX: usize = 32;
 
 /// How long a visitor may take to say what it wants, in nanoseconds.
 const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// How long nobody is let in if the host refuses: without a free descriptor it refuses at once, even if nobody comes.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// From one look at what should come soon to the next.
 const RETRY: Duration = Duration::from_millis(5);
@@ -32,9 +35,11 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
         loop {
             let (stream, address) = match listener.accept() {
                 Ok(connection) => connection,
+                // The visitor has gone again, or a signal came.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(error) => {
-                    tracing::warn!("a backup could not connect: {error}");
-                    thread::sleep(RETRY);
+                    tracing::warn!("no backup can connect: {error}");
+                    thread::sleep(ACCEPT_RETRY);
                     continue;
                 }
             };

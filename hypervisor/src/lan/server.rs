@@ -11,6 +11,7 @@ use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};
 use super::qemu_port::STREAM_FRAME_BYTES_MAX;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
+use crate::host::address::advice;
 use crate::host::clock;
 use crate::report::Reporter;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -58,7 +59,7 @@ pub struct LanConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address can't be listened at.
-    #[error("can't listen at {address} for {purpose}: {source}; is another program using it?")]
+    #[error("can't listen at {address} for {purpose}: {source}; {}", advice(source))]
     Bind {
         /// The address.
         address: SocketAddr,

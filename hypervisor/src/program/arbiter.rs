@@ -1,15 +1,17 @@
 //! `ft-arbiter`: the test-and-set server.
 
+use super::interrupt::termination;
+use super::limits::{CONNECTIONS, require_descriptors};
 use super::{Failure, exit, finish, init_tracing};
 use crate::arbiter::FileArbiter;
 use crate::arbiter::server::ArbiterServer;
+use crate::host::address::advice;
 use crate::report::Reporter;
 use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Requests that wait for the disk at once; more wait for these.
 const DISK_THREADS_MAX: usize = 8;
@@ -48,22 +50,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
+    require_descriptors(CONNECTIONS)?;
+    let stopped = termination()?;
     let arbiter = FileArbiter::open(options.dir)?;
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(DISK_THREADS_MAX).build()?;
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let server = ArbiterServer::bind(options.listen, arbiter, reporter).await.map_err(|error| {
-            format!("can't listen at {}: {error}; choose another address with --listen", options.listen)
-        })?;
-        server
-            .run(async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-            })
-            .await;
+        let server = ArbiterServer::bind(options.listen, arbiter, reporter)
+            .await
+            .map_err(|error| format!("can't listen at {}: {error}; {}", options.listen, advice(&error)))?;
+        server.run(stopped).await;
         Ok((exit::OK, "stopped by a signal; the claims stay".into()))
     })
 }

@@ -1,5 +1,6 @@
 //! `ft-backup`: replays a VM in lockstep with its primary, and becomes its primary.
 
+use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
 use super::stop::StopSwitch;
@@ -111,6 +112,7 @@ fn start_over() -> io::Error {
 }
 
 fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
+    require_descriptors(CONNECTIONS)?;
     let image = match &options.guest {
         Some(name) => Guest::load(name).map(|guest| Some((guest.name, ImageDigest::of(&guest.image))))?,
         None => None,

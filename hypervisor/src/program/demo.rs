@@ -4,7 +4,9 @@ use super::client::{Client, ClientResult};
 use super::cluster::{Cluster, PATIENCE};
 use super::demo_guest::DemoGuest;
 use super::executable::Executable;
+use super::limits::{CONNECTIONS, require_descriptors};
 use super::process::ProcessError;
+use super::stdout::{StdoutError, failed, out};
 use super::{Failure, exit, interrupt};
 use crate::distribution::{Distribution, histogram_ns};
 use crate::host::clock;
@@ -98,45 +100,43 @@ pub fn main() -> ExitCode {
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(exit::FAILURE),
-        Err(error) => {
-            eprintln!("ft-demo: {error}");
-            ExitCode::from(interrupt::exit_code())
-        }
+        Err(error) => failed("ft-demo", &error, interrupt::exit_code()),
     }
 }
 
 fn run(options: &Options) -> Result<bool, Failure> {
+    require_descriptors(CONNECTIONS)?;
     interrupt::install()?;
     let executable = Executable::current()?;
     let directory = tempfile::Builder::new().prefix("ft-demo-").tempdir()?;
     let mut cluster = options.guest.boot(&executable, directory.path(), &options.linux_files, !options.json)?;
     if !options.json {
         let backup = cluster.backup().pid();
-        println!(
+        out!(
             "{} at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
             options.guest.service(),
             cluster.service,
             cluster.lan.pid(),
             cluster.arbiter.pid(),
             cluster.primary.pid()
-        );
+        )?;
     }
     let clients = options.guest.clients(cluster.service)?;
     let mut kills = Vec::new();
     for number in 1..=options.kills {
         let kill = kill_and_rejoin(&mut cluster, &clients)?;
         if !options.json {
-            println!("kill {number} of {}:", options.kills);
-            show(&kill, &clients);
+            out!("kill {number} of {}:", options.kills)?;
+            show(&kill, &clients)?;
         }
         kills.push(kill);
     }
     let clients = clients.into_iter().map(|(name, client)| (name, client.finish())).collect();
     let verdict = judge(kills, clients);
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&verdict)?);
+        out!("{}", serde_json::to_string_pretty(&verdict)?)?;
     } else {
-        show_verdict(&verdict);
+        show_verdict(&verdict)?;
     }
     Ok(verdict.passed)
 }
@@ -212,8 +212,8 @@ fn judge(kills: Vec<Kill>, clients: Vec<(&'static str, ClientResult)>) -> Verdic
     }
 }
 
-fn show(kill: &Kill, clients: &[(&str, Client)]) {
-    println!("  microseconds since the kill (what was before it is negative):");
+fn show(kill: &Kill, clients: &[(&str, Client)]) -> Result<(), StdoutError> {
+    out!("  microseconds since the kill (what was before it is negative):")?;
     let mut timeline = [
         ("last entry received", kill.last_entry_received_us),
         ("loss noticed", kill.loss_noticed_us),
@@ -225,36 +225,38 @@ fn show(kill: &Kill, clients: &[(&str, Client)]) {
     // The log is consumed while the flag is asked for: which is first differs.
     timeline.sort_by_key(|(_, at_us)| *at_us);
     for (what, at_us) in timeline {
-        println!("    {at_us:>8}  {what}");
+        out!("    {at_us:>8}  {what}")?;
     }
-    println!(
+    out!(
         "  generation {}; log entries: {}; state digests compared, and equal on both sides: {}",
-        kill.generation, kill.entries, kill.digests_checked
-    );
+        kill.generation,
+        kill.entries,
+        kill.digests_checked
+    )?;
     let gaps = clients.iter().zip(&kill.gaps_us).map(|((name, _), gap_us)| format!("{name} {:.1} ms", ms(*gap_us)));
-    println!(
+    out!(
         "  longest time without a reply: {}; a new backup joined in {:.1} ms, meanwhile {:.1} ms",
         gaps.collect::<Vec<_>>().join(", "),
         ms(kill.rejoin_us),
         ms(kill.rejoin_gap_us)
-    );
+    )
 }
 
 fn ms(us: u64) -> f64 {
     Duration::from_micros(us).as_secs_f64() * 1000.0
 }
 
-fn show_verdict(verdict: &Verdict) {
-    println!("\nmicroseconds                {}", Distribution::HEAD);
-    let row = |name: &str, distribution: &Distribution| println!("{name:<28}{}", distribution.row());
-    row("kill to first output", &verdict.first_output);
+fn show_verdict(verdict: &Verdict) -> Result<(), StdoutError> {
+    out!("\nmicroseconds                {}", Distribution::HEAD)?;
+    let row = |name: &str, distribution: &Distribution| out!("{name:<28}{}", distribution.row());
+    row("kill to first output", &verdict.first_output)?;
     for client in &verdict.clients {
-        row(&format!("longest gap on {}", client.name), &client.gap);
+        row(&format!("longest gap on {}", client.name), &client.gap)?;
     }
-    row("join of a new backup", &verdict.rejoin);
-    row("longest gap meanwhile", &verdict.rejoin_gap);
+    row("join of a new backup", &verdict.rejoin)?;
+    row("longest gap meanwhile", &verdict.rejoin_gap)?;
     for Witness { name, result, .. } in &verdict.clients {
-        println!(
+        out!(
             "{name}: {} messages sent, {} right replies, {} lost, {} out of order or doubled, {} changed{}",
             result.sent,
             result.received,
@@ -262,7 +264,7 @@ fn show_verdict(verdict: &Verdict) {
             result.out_of_order,
             result.changed,
             result.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
-        );
+        )?;
     }
-    println!("{}: kills {}", if verdict.passed { "PASSED" } else { "FAILED" }, verdict.kills.len());
+    out!("{}: kills {}", if verdict.passed { "PASSED" } else { "FAILED" }, verdict.kills.len())
 }

@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::cluster::{Cluster, ClusterOptions, PATIENCE};
 use super::executable::Executable;
+use super::stdout::out;
 use super::{Failure, echo_client, redis_client};
 use crate::host::clock;
 use clap::ValueEnum;
@@ -47,10 +48,11 @@ impl DemoGuest {
         let show = show && self == Self::Linux;
         let began_us = clock::now_us();
         if show {
-            println!("Linux boots on a primary and its backup; its console:");
+            out!("Linux boots on a primary and its backup; its console:")?;
         }
         let mut cluster = Cluster::boot(executable, directory, &options)?;
         let mut console = String::new();
+        let mut told = Ok(());
         cluster.primary.wait_for_console(ready, patience, |piece| {
             console.push_str(piece);
             while let Some(end) = console.find('\n') {
@@ -58,13 +60,17 @@ impl DemoGuest {
                 // The shell asks the terminal for its size.
                 let line = line.replace("\x1b[6n", "");
                 if show && !line.trim().is_empty() {
-                    println!("  {}", line.trim_end());
+                    let line_told = out!("  {}", line.trim_end());
+                    if told.is_ok() {
+                        told = line_told;
+                    }
                 }
             }
         })?;
+        told?;
         if show {
             let took = Duration::from_micros(clock::now_us() - began_us);
-            println!("{ready} after {:.1} s", took.as_secs_f64());
+            out!("{ready} after {:.1} s", took.as_secs_f64())?;
         }
         Ok(cluster)
     }

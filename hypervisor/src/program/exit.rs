@@ -15,6 +15,8 @@ pub const DIVERGED: u8 = 4;
 pub const UNPROTECTED: u8 = 5;
 /// The guest halted, powered off with a failure, or is a test program that ended without a result.
 pub const GUEST_FAILED: u8 = 6;
+/// Nobody reads standard output any more: as of a program that SIGPIPE ends.
+pub const PIPE_CLOSED: u8 = 141;
 /// Interrupted before there was anything to end in order.
 pub const INTERRUPTED: u8 = 130;
 

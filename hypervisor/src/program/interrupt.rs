@@ -24,6 +24,25 @@ pub(super) fn install() -> io::Result<()> {
     })
 }
 
+/// Comes to its end at the first SIGINT or SIGTERM; the second ends the process at once. Call it before any thread starts.
+///
+/// It takes no descriptors, so that it can't fail for want of them.
+///
+/// # Errors
+/// If signals can't be blocked.
+pub(super) fn termination() -> io::Result<impl Future<Output = ()>> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let mut sender = Some(sender);
+    signals::on_termination(move || match sender.take() {
+        Some(sender) => drop(sender),
+        None => std::process::exit(exit::INTERRUPTED.into()),
+    })?;
+    Ok(async {
+        // The end of the sender is the news.
+        let _: Result<(), _> = receiver.await;
+    })
+}
+
 /// To be asked at least some times a second by whatever takes long.
 ///
 /// # Errors

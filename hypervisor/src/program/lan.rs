@@ -1,14 +1,15 @@
 //! `ft-lan`: the network that outlives the hosts of the VMs on it.
 
-use super::init_tracing;
+use super::interrupt::termination;
+use super::limits::{CONNECTIONS, require_descriptors};
+use super::stdout::failed;
+use super::{Failure, exit, init_tracing};
 use crate::lan::Forward;
 use crate::lan::server::{LanConfig, LanServer};
 use crate::report::Reporter;
 use clap::Parser;
-use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// The network of fault-tolerant VMs: a learning Ethernet switch with a gateway, in user space.
 ///
@@ -52,27 +53,20 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::debug!(?error, "not started");
-            eprintln!("ft-lan: {error}");
-            ExitCode::FAILURE
+            failed("ft-lan", &error, exit::FAILURE)
         }
     }
 }
 
-fn run(options: Options) -> Result<(), Box<dyn Error>> {
+fn run(options: Options) -> Result<(), Failure> {
+    require_descriptors(CONNECTIONS)?;
     let reporter = Reporter::new("ft-lan", options.json);
     let config = LanConfig { listen: options.listen, qemu: options.qemu, forwards: options.forwards };
+    let stopped = termination()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Before the report that everything is ready, so that a signal sent right after it finds us prepared.
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let server = LanServer::bind(&config, reporter).await?;
-        let shutdown = async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        };
-        server.run(shutdown).await;
+        server.run(stopped).await;
         Ok(())
     })
 }

@@ -13,14 +13,17 @@ pub mod executable;
 pub mod exit;
 pub mod interrupt;
 pub mod lan;
+mod limits;
 pub mod multicall;
 pub mod options;
 pub mod primary;
 pub mod process;
 mod progress;
 pub mod record;
+mod recording_file;
 pub mod redis_client;
 pub mod replay;
+mod stdout;
 mod stop;
 
 use crate::host::reports::NodeReport;

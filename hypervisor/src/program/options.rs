@@ -3,6 +3,7 @@
 use super::Failure;
 use crate::arbiter::{self, Arbiter, ArbiterError};
 use crate::guest::{Guest, GuestError};
+use crate::host::address::advice;
 use crate::host::console::Keys;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, Waiting};
@@ -49,8 +50,8 @@ pub struct GuestOptions {
     /// `tohost`, as those of riscv-tests do
     #[arg(long, value_name = "ELF")]
     pub bare: Option<PathBuf>,
-    /// The guest's RAM in MiB; without it 64, or 128 with --kernel
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(4..=4096))]
+    /// The guest's RAM in MiB, or with a unit (64M, 2G); without it 64, or 128 with --kernel
+    #[arg(long, value_name = "MIB", value_parser = parse_memory)]
     pub memory: Option<u64>,
     /// Boot arguments for the guest, as it finds them in its device tree
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -250,11 +251,44 @@ impl NodeOptions {
     }
 }
 
+/// MiB, from a number that may have a unit.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit_mib = match &text[digits.len()..] {
+        "" | "M" | "MiB" => 1,
+        "G" | "GiB" => 1024,
+        _ => return Err(format!("{text} is no size: say it in MiB, or as 64M or 2G")),
+    };
+    let count: u64 = digits.parse().map_err(|_| format!("{text} is no size: say it in MiB, or as 64M or 2G"))?;
+    match count.checked_mul(unit_mib) {
+        Some(mib @ 4..=4096) => Ok(mib),
+        _ => Err("a machine has 4 MiB to 4 GiB of RAM".into()),
+    }
+}
+
 /// Listens at `address`.
 ///
 /// # Errors
 /// In words for a person: which address, and why not.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address)
-        .map_err(|error| format!("can't listen on {address}: {error}; choose another address with --listen"))
+        .map_err(|error| format!("can't listen at {address}: {error}; {} (--listen)", advice(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_memory;
+
+    #[test]
+    fn memory_is_in_mib_or_has_a_unit() {
+        for (text, mib) in [("64", 64), ("64M", 64), ("64MiB", 64), ("2G", 2048), ("4GiB", 4096), ("4", 4)] {
+            assert_eq!(parse_memory(text), Ok(mib), "{text}");
+        }
+        for text in ["", "M", "64K", "64 M", "-1", "0x40", "64MM", "1.5G", "é"] {
+            assert!(parse_memory(text).unwrap_err().contains("is no size"), "{text}");
+        }
+        for text in ["3", "9999999", "5G", "18446744073709551615", "18446744073709551615G"] {
+            assert!(parse_memory(text).unwrap_err().contains("4 MiB to 4 GiB"), "{text}");
+        }
+    }
 }

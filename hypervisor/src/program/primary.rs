@@ -1,5 +1,6 @@
 //! `ft-primary`: runs a VM and streams its log to a backup.
 
+use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
 use super::stop::StopSwitch;
 use super::{Failure, exit, fail_stop, finish, init_tracing};
@@ -63,6 +64,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {
+    require_descriptors(CONNECTIONS)?;
     let stop = StopSwitch::install()?;
     if let Some(directory) = &options.resume {
         return resume(options, directory, &stop);

@@ -1,7 +1,9 @@
 //! `ft-record`: runs a guest and writes its log to a file.
 
+use super::limits::{FILES, require_descriptors};
 use super::options::{GuestOptions, NetworkOptions};
 use super::progress::Progress;
+use super::recording_file;
 use super::{Failure, exit, finish, init_tracing, interrupted};
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
@@ -16,7 +18,7 @@ use clap::Parser;
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {
+    require_descriptors(FILES)?;
     let over: Arc<AtomicBool> = Arc::default();
     let asked = over.clone();
     signals::on_termination(move || {
@@ -110,7 +113,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     }
     console::start(inbox, options.guest.keys(), reporter)?;
     let mut sink = FileSink {
-        log: create_log(options, &session, &guest.image)?,
+        log: recording_file::create(&options.output, options.force, &session, &guest.image)?,
         outlets,
         released: Vec::new(),
         has_spoken: false,
@@ -124,6 +127,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
+    lock(&sink.outlets).finish_console();
     sink.log.finish()?.into_inner()?.sync_all()?;
     reporter.tell(&NodeReport::Recorded(Recorded {
         log: options.output.display().to_string(),
@@ -249,28 +253,6 @@ fn record(
     };
     recorder.digest(sink)?;
     Ok((recorder, end))
-}
-
-fn create_log(
-    options: &Options,
-    session: &SessionHeader,
-    image: &[u8],
-) -> Result<LogWriter<BufWriter<fs::File>>, Failure> {
-    let path = options.output.display();
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .create_new(!options.force)
-        .truncate(options.force)
-        .open(&options.output)
-        .map_err(|error| {
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                format!("{path} exists; --force overwrites it, --output names another")
-            } else {
-                format!("can't write the log {path}: {error}")
-            }
-        })?;
-    LogWriter::create(BufWriter::new(file), session, image).map_err(|error| format!("writing {path}: {error}").into())
 }
 
 fn seconds_since(started_ns: u64) -> f64 {

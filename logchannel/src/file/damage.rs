@@ -110,7 +110,13 @@ pub enum LogFileError {
 pub enum Ending {
     /// With its end mark: these are all entries.
     Finished,
-    /// Without: its writer was killed, or is still writing. There may have been more entries.
+    /// Behind a whole frame, without its end mark: its writer was killed, or is still writing. Nothing that reached the file
+    /// is missing.
+    Unfinished {
+        /// Where its last whole frame ends: the file's length.
+        offset: u64,
+    },
+    /// Inside a frame, or with a damaged one: what its writer wrote last is lost.
     Torn {
         /// Where its last whole frame ends.
         offset: u64,
@@ -124,8 +130,6 @@ pub enum Ending {
 /// How it is known that a log is torn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TornReason {
-    /// It ends behind a whole frame that isn't the end mark.
-    NoEndMark,
     /// It ends inside a frame.
     CutInFrame,
     /// Its last frame is damaged, and no whole one follows.
@@ -136,6 +140,9 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("complete"),
+            Self::Unfinished { offset } => {
+                write!(f, "whole up to its end at byte {offset}; its writer was killed, or is still writing")
+            }
             Self::Torn { offset, bytes_dropped, reason } => {
                 write!(f, "torn at byte {offset}, {bytes_dropped} bytes dropped: {reason}")
             }
@@ -146,7 +153,6 @@ impl fmt::Display for Ending {
 impl fmt::Display for TornReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoEndMark => f.write_str("there is no end mark"),
             Self::CutInFrame => f.write_str("the file ends inside a frame"),
             Self::Damaged(error) => error.fmt(f),
         }

@@ -6,7 +6,8 @@
 //!   start:  image frames                           the log is of a guest from its reset on
 //!       or  pages frames  tail frames  snapshot    the log goes on from there
 //! ```
-//! A log without its end frame is *torn*: its writer was killed or is still writing. It reads to its last whole frame.
+//! A log without its end frame is *unfinished*: its writer was killed or is still writing. If it ends inside a frame it is
+//! *torn*, and reads to its last whole frame.
 
 mod damage;
 mod frames;

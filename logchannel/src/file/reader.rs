@@ -92,8 +92,8 @@ impl<R: Read> LogReader<R> {
         let offset = self.frames.decoder.offset();
         let frame = match self.frames.next_frame()? {
             Ok(Some(frame)) => frame,
-            Ok(None) => return self.end_torn(TornReason::CutInFrame),
-            Err(damage) => return self.end_torn(TornReason::Damaged(damage)),
+            Ok(None) => return self.end_without_mark(TornReason::CutInFrame),
+            Err(damage) => return self.end_without_mark(TornReason::Damaged(damage)),
         };
         match frame.kind {
             kind::ENTRIES => {
@@ -124,8 +124,8 @@ impl<R: Read> LogReader<R> {
         Ok(())
     }
 
-    /// Ends the log where no whole frame stands, if none follows.
-    fn end_torn(&mut self, reason: TornReason) -> Result<(), LogFileError> {
+    /// Ends the log without its end mark, where no whole frame stands, if none follows.
+    fn end_without_mark(&mut self, reason: TornReason) -> Result<(), LogFileError> {
         let offset = self.frames.decoder.offset();
         self.frames.fill(SCAN_BYTES)?;
         let rest = self.frames.decoder.unread();
@@ -133,9 +133,11 @@ impl<R: Read> LogReader<R> {
             let whole_offset = offset + position as u64;
             return Err(LogFileError::Corrupt { offset, before: self.read, whole_offset });
         }
-        let reason = if rest.is_empty() { TornReason::NoEndMark } else { reason };
         let bytes_dropped = rest.len() as u64 + self.frames.skip_rest()?;
-        self.ending = Some(Ending::Torn { offset, bytes_dropped, reason });
+        self.ending = Some(match bytes_dropped {
+            0 => Ending::Unfinished { offset },
+            bytes_dropped => Ending::Torn { offset, bytes_dropped, reason },
+        });
         Ok(())
     }
 }

@@ -116,6 +116,22 @@ impl<R: Read> LogHead<R> {
         Ok((start, log))
     }
 
+    /// The reader of the entries alone, for who has no use for the rest: what comes before the first entry is passed over, and
+    /// an image isn't compared with its digest.
+    ///
+    /// # Errors
+    /// [`LogFileError`] if what comes before isn't whole.
+    pub fn into_entries(mut self) -> Result<LogReader<R>, LogFileError> {
+        if self.has_pages || !self.next_is(&[kind::IMAGE_CHUNK])? {
+            return Ok(self.into_log()?.1);
+        }
+        let mut image_bytes = 0;
+        while image_bytes < self.header.image_bytes {
+            image_bytes += self.frames.head_frame_of("image", kind::IMAGE_CHUNK)?.len() as u64;
+        }
+        Ok(LogReader::begin(self.frames, self.header, LogSeq(0)))
+    }
+
     /// Whether the next frame claims to be one of these parts of a snapshot.
     fn next_is(&mut self, kinds: &[FrameKind]) -> Result<bool, LogFileError> {
         Ok(self.version >= FIRST_VERSION_WITH_SNAPSHOTS

@@ -7,7 +7,10 @@ use crate::mmu::GuestPhysAddr;
 use crate::pages::PAGE_BYTES;
 use crate::ram::{RAM_BASE, Ram};
 use elf::ElfBytes;
-use elf::abi::{EM_RISCV, ET_EXEC, PT_LOAD, SHT_SYMTAB};
+use elf::abi::{
+    EM_386, EM_AARCH64, EM_ARM, EM_PPC64, EM_RISCV, EM_S390, EM_X86_64, ET_CORE, ET_DYN, ET_EXEC, ET_REL, PT_LOAD,
+    SHT_SYMTAB,
+};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use elf::segment::ProgramHeader;
@@ -39,13 +42,38 @@ fn parse(file: &[u8]) -> Result<Elf<'_>, LoadError> {
     if elf.ehdr.class != Class::ELF64 {
         return Err(LoadError::NotElf("it is of 32 bits"));
     }
-    let fields = [("e_type", elf.ehdr.e_type, ET_EXEC), ("e_machine", elf.ehdr.e_machine, EM_RISCV)];
-    for (what, found, expected) in fields {
-        if found != expected {
-            return Err(LoadError::NotExecutable { what, found, expected });
-        }
+    if elf.ehdr.e_machine != EM_RISCV {
+        return Err(LoadError::OtherProcessor { found: elf.ehdr.e_machine });
+    }
+    if elf.ehdr.e_type != ET_EXEC {
+        return Err(LoadError::NotExecutable { found: elf.ehdr.e_type });
     }
     Ok(elf)
+}
+
+/// A processor, as people call it.
+pub(super) const fn machine_name(e_machine: u16) -> &'static str {
+    match e_machine {
+        EM_386 => "x86 of 32 bits",
+        EM_X86_64 => "x86-64",
+        EM_ARM => "ARM of 32 bits",
+        EM_AARCH64 => "AArch64",
+        EM_PPC64 => "POWER",
+        EM_S390 => "s390",
+        EM_RISCV => "RISC-V",
+        _ => "another processor",
+    }
+}
+
+/// What an ELF file is for.
+pub(super) const fn type_name(e_type: u16) -> &'static str {
+    match e_type {
+        ET_REL => "an object file that isn't linked",
+        ET_EXEC => "an executable",
+        ET_DYN => "a position-independent executable or a shared library",
+        ET_CORE => "a core dump",
+        _ => "an ELF file of an unknown kind",
+    }
 }
 
 /// The segments that take room in memory, and which they are.

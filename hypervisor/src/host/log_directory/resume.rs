@@ -56,6 +56,9 @@ impl LogDirectory {
     /// [`LogDirectoryError::Diverged`]; [`LogDirectoryError::Io`].
     pub fn resume(&self) -> Result<Resumed, LogDirectoryError> {
         if let Some(reason) = read_note(&self.path.join(STOPPED))? {
+            // On a full disk there was room for the file, but not for what is in it.
+            let reason =
+                if reason.is_empty() { "why couldn't be written: the disk may have been full".into() } else { reason };
             return Err(LogDirectoryError::Stopped { path: self.path.clone(), reason });
         }
         let mut skipped = Vec::new();

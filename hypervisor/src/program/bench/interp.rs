@@ -6,6 +6,7 @@ mod results;
 
 use crate::guest::Guest;
 use crate::program::Failure;
+use crate::program::stdout::{note, out, print};
 use clap::builder::PossibleValuesParser;
 use results::{Results, Row, Way};
 use std::collections::BTreeMap;
@@ -93,7 +94,7 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     let image = Guest::load("bench")?.image;
     let qemu_version = if options.no_qemu { None } else { qemu::version() };
     if qemu_version.is_none() && !options.no_qemu {
-        eprintln!("without a comparison: qemu-system-riscv64 is not installed (Debian package qemu-system-misc)");
+        note!("without a comparison: qemu-system-riscv64 is not installed (Debian package qemu-system-misc)");
     }
     let directory = tempfile::Builder::new().prefix("ft-bench-").tempdir()?;
     let (kernel, log) = (directory.path().join("bench.elf"), directory.path().join("log"));
@@ -104,7 +105,7 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
         match Program::new(name, options, &image) {
             Ok(program) => programs.push(program),
             // A machine without translation, say, has something to tell nevertheless.
-            Err(error) => eprintln!("without {name}, which doesn't run on this machine: {error}"),
+            Err(error) => note!("without {name}, which doesn't run on this machine: {error}"),
         }
     }
     if programs.is_empty() {
@@ -112,7 +113,7 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     }
     for round in 1..=options.rounds {
         for program in &mut programs {
-            eprintln!("round {round} of {}: {} ...", options.rounds, program.name);
+            note!("round {round} of {}: {} ...", options.rounds, program.name);
             program.on_machine(&image, &log)?;
             if qemu_version.is_some() {
                 program.on_qemu(&kernel, &log)?;
@@ -122,9 +123,9 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     let rows = programs.iter().map(Program::row).collect();
     let results = Results::new(options.size, options.rounds, options.time, qemu_version, rows);
     if json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        out!("{}", serde_json::to_string_pretty(&results)?)?;
     } else {
-        print!("{results}");
+        print(format_args!("{results}"))?;
     }
     Ok(())
 }

@@ -5,6 +5,8 @@ mod output_rule;
 mod ping_pong;
 
 use super::{Failure, interrupt};
+use crate::program::limits::{CONNECTIONS, require_descriptors};
+use crate::program::stdout::failed;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -43,14 +45,12 @@ pub fn main() -> ExitCode {
     super::init_tracing();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ft-bench: {error}");
-            ExitCode::from(interrupt::exit_code())
-        }
+        Err(error) => failed("ft-bench", &error, interrupt::exit_code()),
     }
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
+    require_descriptors(CONNECTIONS)?;
     interrupt::install()?;
     match &options.bench {
         Bench::OutputRule(rule) => output_rule::run(rule, options.json),

@@ -6,6 +6,7 @@ use crate::host::clock;
 use crate::program::cluster::{Cluster, ClusterOptions, PATIENCE};
 use crate::program::cores::on_core;
 use crate::program::executable::Executable;
+use crate::program::stdout::{StdoutError, note, out};
 use crate::program::{Failure, interrupt};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -70,16 +71,16 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     let length = Duration::from_secs(options.seconds);
     let measure = |name: &str, append: &str| {
         if !json {
-            eprintln!("measuring with {name}: with FT, then without, {} s each ...", options.seconds);
+            note!("measuring with {name}: with FT, then without, {} s each ...", options.seconds);
         }
         condition(&executable, append, length)
     };
     let results = Results { idle: measure("an idle guest", "")?, busy: measure("both vCPUs busy", "busy")? };
     if json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        out!("{}", serde_json::to_string_pretty(&results)?)?;
     } else {
-        show("idle guest", &results.idle);
-        show("both vCPUs busy", &results.busy);
+        show("idle guest", &results.idle)?;
+        show("both vCPUs busy", &results.busy)?;
     }
     Ok(())
 }
@@ -177,8 +178,8 @@ fn spin(executable: &Executable) -> Result<Histogram<u64>, Failure> {
     Ok(rounds)
 }
 
-fn show(name: &str, condition: &Condition) {
-    println!("{name}, microseconds\n{:34}{}", "", Distribution::HEAD);
+fn show(name: &str, condition: &Condition) -> Result<(), StdoutError> {
+    out!("{name}, microseconds\n{:34}{}", "", Distribution::HEAD)?;
     for (what, distribution) in [
         ("output held (production to release)", &condition.hold),
         ("blocking TCP ping-pong, in turn", &condition.blocking_ping_pong),
@@ -186,10 +187,12 @@ fn show(name: &str, condition: &Condition) {
         ("client's UDP echo", &condition.echo),
         ("client's UDP echo without FT", &condition.echo_without_ft),
     ] {
-        println!("  {what:<34}{}", distribution.row());
+        out!("  {what:<34}{}", distribution.row())?;
     }
-    println!(
+    out!(
         "  medians: hold / blocking {:.2}, hold / spinning {:.2}, echo / echo without FT {:.2}\n",
-        condition.hold_over_blocking, condition.hold_over_spinning, condition.echo_over_without_ft
-    );
+        condition.hold_over_blocking,
+        condition.hold_over_spinning,
+        condition.echo_over_without_ft
+    )
 }

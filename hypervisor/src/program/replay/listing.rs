@@ -1,0 +1,142 @@
+//! The list of a log's entries.
+
+use super::output::{OutputError, json_line};
+use super::{Failure, Log, Options, in_file, open};
+use crate::console::{Piece, hex};
+use crate::divergence::entry_name;
+use crate::program::exit;
+use crate::program::replay::output::Output;
+use logchannel::entry::{EntryBody, LogEntry};
+use logchannel::file::LogFileError;
+use serde::Serialize;
+use std::path::PathBuf;
+use vm::Event;
+
+/// The head of the table.
+const HEAD: &str = "     seq      instruction  entry          detail\n";
+
+/// An entry for a machine.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename = "entry")]
+struct Listed {
+    seq: u64,
+    instruction_count: u64,
+    #[serde(flatten)]
+    body: Body,
+}
+
+/// What happened, for a machine.
+#[derive(Debug, Serialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+enum Body {
+    ClockRead {
+        ticks: u64,
+    },
+    Entropy {
+        bits: u16,
+    },
+    TimerInterrupt,
+    Packet {
+        number: u64,
+        /// The Ethernet frame, in hexadecimal.
+        hex: String,
+    },
+    ConsoleInput(Piece),
+    Output {
+        id: u64,
+        digest: String,
+    },
+    Progress,
+    Digest {
+        digest: String,
+    },
+    Stopped {
+        reason: String,
+    },
+    Generation {
+        generation: u64,
+    },
+}
+
+impl Body {
+    fn of(body: &EntryBody) -> Self {
+        match body {
+            EntryBody::Event(Event::ClockRead { ticks }) => Self::ClockRead { ticks: *ticks },
+            EntryBody::Event(Event::Entropy { bits }) => Self::Entropy { bits: *bits },
+            EntryBody::Event(Event::TimerInterrupt) => Self::TimerInterrupt,
+            EntryBody::Event(Event::Packet { number, frame }) => Self::Packet { number: *number, hex: hex(frame) },
+            EntryBody::Event(Event::ConsoleInput { bytes }) => {
+                Self::ConsoleInput(Piece::of(bytes).unwrap_or(Piece { text: String::new(), hex: None }))
+            }
+            EntryBody::Output { id, digest } => Self::Output { id: id.0, digest: format!("{digest:016x}") },
+            EntryBody::Progress => Self::Progress,
+            EntryBody::Digest(digest) => Self::Digest { digest: digest.to_string() },
+            EntryBody::Stopped(reason) => Self::Stopped { reason: reason.to_string() },
+            EntryBody::Generation(generation) => Self::Generation { generation: generation.0 },
+        }
+    }
+}
+
+/// Why a log isn't listed to its end.
+#[derive(Debug, thiserror::Error)]
+enum ListError {
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Log(#[from] LogFileError),
+}
+
+/// Lists the entries of all `logs`.
+pub(super) fn list(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u8, String), Failure> {
+    let mut entries = 0;
+    let mut ending = String::new();
+    for (index, path) in logs.iter().enumerate() {
+        let (_, mut log) = open(path, options)?.into_log().map_err(|error| in_file(path, error))?;
+        let has_head = index == 0 && !options.json;
+        let listed = output.list(|write| list_entries(&mut log, options.json, has_head, write));
+        entries += listed.map_err(|error| match error {
+            ListError::Output(error) => error.into(),
+            ListError::Log(error) => in_file(path, error),
+        })?;
+        ending = log.ending().map_or_else(String::new, ToString::to_string);
+    }
+    Ok((exit::OK, format!("{entries} entries; the log is {ending}")))
+}
+
+/// How many entries there were.
+fn list_entries(
+    log: &mut Log,
+    is_json: bool,
+    has_head: bool,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), OutputError>,
+) -> Result<u64, ListError> {
+    if has_head {
+        write(HEAD.as_bytes())?;
+    }
+    let first = log.next_seq();
+    while let Some(entry) = log.next_entry()? {
+        let seq = log.next_seq().0 - 1;
+        if is_json {
+            let listed = Listed { seq, instruction_count: entry.count.0, body: Body::of(&entry.body) };
+            write(&json_line(&listed))?;
+        } else {
+            write(format!("{seq:>8} {:>16}  {}\n", entry.count.to_string(), describe(&entry).trim_end()).as_bytes())?;
+        }
+    }
+    Ok(log.next_seq().0 - first.0)
+}
+
+fn describe(entry: &LogEntry) -> String {
+    let detail = match &entry.body {
+        EntryBody::Event(Event::ClockRead { ticks }) => format!("{ticks} ticks"),
+        EntryBody::Event(Event::Entropy { bits }) => format!("{bits:#06x}"),
+        EntryBody::Event(Event::Packet { number, frame }) => format!("frame {number}, {} bytes", frame.len()),
+        EntryBody::Event(Event::ConsoleInput { bytes }) => format!("\"{}\"", bytes.escape_ascii()),
+        EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", id.0),
+        EntryBody::Digest(digest) => digest.to_string(),
+        EntryBody::Stopped(reason) => reason.to_string(),
+        EntryBody::Generation(generation) => generation.to_string(),
+        EntryBody::Event(Event::TimerInterrupt) | EntryBody::Progress => String::new(),
+    };
+    format!("{:<14} {detail}", entry_name(&entry.body))
+}

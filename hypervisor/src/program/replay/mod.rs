@@ -1,0 +1,146 @@
+//! `ft-replay`: does again what a log says, and checks that it comes out the same.
+
+mod length;
+mod listing;
+mod output;
+mod playback;
+
+use self::length::Length;
+use self::output::{ConsoleChoice, Output, OutputError};
+use self::playback::{Playback, PlaybackError};
+use super::limits::{FILES, require_descriptors};
+use super::stdout::StdoutError;
+use super::{Failure, exit, finish, init_tracing};
+use crate::guest::Guest;
+use crate::host::reports::NodeReport;
+use crate::host::{clock, log_directory};
+use crate::report::Reporter;
+use crate::restore::restore;
+use clap::Parser;
+use logchannel::file::{LogHead, LogReader};
+use logchannel::session::{ImageDigest, SessionHeader};
+use std::fmt::Display;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Replays a log: the same console, the same outputs, the same state at the same instruction counts.
+///
+/// The guest's console comes out on standard output. Every output and every state digest in the log is compared with
+/// what the machine does; the first difference ends the replay with exit code 4. A log that was cut off replays to its
+/// last whole entry. Of the directory of a VM that keeps its log on disk, all segments that follow each other are replayed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ft-replay",
+    version,
+    after_help = exit::help("Example:\n  \
+    ft-replay echo.ftlog\n  \
+    ft-replay echo.ftlog --entries | less")
+)]
+struct Options {
+    /// The log, or the directory of ft-primary --log
+    #[arg(value_name = "FILE|DIR")]
+    log: PathBuf,
+    /// Refuse a log of another guest than this
+    #[arg(long, value_name = "NAME|PATH")]
+    guest: Option<String>,
+    /// List the log's entries without replaying them
+    #[arg(long, conflicts_with = "console")]
+    entries: bool,
+    /// Where the guest's console goes: raw or filtered to standard output, none, or a file. Filtered is what a terminal gets
+    /// unless you say otherwise: without the sequences that it would answer, as if you had typed the answer
+    #[arg(long, value_name = "raw|filtered|none|FILE")]
+    console: Option<ConsoleChoice>,
+    /// Tell what happens, or list the entries, as JSON lines on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    init_tracing();
+    let reporter = Reporter::new("ft-replay", options.json);
+    match run(&options, reporter) {
+        // The usual code of who writes to a closed pipe; whoever closed it knows.
+        Err(error) if matches!(error.downcast_ref(), Some(OutputError::Stdout(StdoutError::ReaderGone))) => {
+            ExitCode::from(exit::PIPE_CLOSED)
+        }
+        // Standard output is of no use to tell that it is of no use.
+        Err(error) if error.is::<OutputError>() => finish(Reporter::new("ft-replay", false), Err(error)),
+        Err(error) => finish(reporter, Err(error)),
+        Ok(exit_code) => ExitCode::from(exit_code),
+    }
+}
+
+type Log = LogReader<BufReader<File>>;
+
+/// Does what the options say, and tells how it ended.
+fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
+    require_descriptors(FILES)?;
+    let logs = if options.log.is_dir() { log_directory::segments(&options.log)? } else { vec![options.log.clone()] };
+    let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
+    let (exit_code, reason) = if options.entries {
+        listing::list(&logs, options, &mut output)?
+    } else {
+        let ended = replay(&logs, options, &mut output);
+        // What the guest has said before an error is shown as well.
+        output.finish_console()?;
+        ended?
+    };
+    output.tell(&NodeReport::End { reason, exit_code })?;
+    Ok(exit_code)
+}
+
+fn replay(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u8, String), Failure> {
+    let started_ns = clock::now_ns();
+    let mut playback = Playback::new(output, Length::of(logs.to_vec()), started_ns);
+    let mut skipped = Vec::new();
+    for path in logs {
+        let restored = open(path, options).and_then(|head| restore(head).map_err(|error| in_file(path, error)));
+        match restored.map(|restored| playback.replay(restored)) {
+            Ok(Ok(())) => {}
+            Ok(Err(PlaybackError::Diverged(divergence))) => {
+                output.finish_console()?;
+                output.tell(&NodeReport::Diverged { reason: divergence.to_string() })?;
+                return Ok((exit::DIVERGED, format!("{}: {divergence}", path.display())));
+            }
+            Ok(Err(PlaybackError::Log(error))) => return Err(in_file(path, error)),
+            Ok(Err(PlaybackError::Output(error))) => return Err(error.into()),
+            Err(error) if options.log.is_dir() => skipped.push(format!("; skipped {error}")),
+            Err(error) => return Err(error),
+        }
+    }
+    let (skipped, from) = (skipped.concat(), options.log.display());
+    let Some(replayed) = playback.result(clock::now_ns() - started_ns) else {
+        return Err(format!("{from}: no log that can be replayed{skipped}").into());
+    };
+    output.finish_console()?;
+    let ending = replayed.ending.clone();
+    output.tell(&NodeReport::Replayed(replayed))?;
+    Ok((exit::OK, format!("{from}: every output and state digest equal; the log is {ending}{skipped}")))
+}
+
+fn in_file(path: &Path, error: impl Display) -> Failure {
+    format!("{}: {error}", path.display()).into()
+}
+
+fn open(path: &Path, options: &Options) -> Result<LogHead<BufReader<File>>, Failure> {
+    let file = File::open(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
+    let head = LogHead::read(BufReader::new(file)).map_err(|error| in_file(path, error))?;
+    if let Some(name) = &options.guest {
+        refuse_other_image(head.header(), name).map_err(|error| in_file(path, error))?;
+    }
+    Ok(head)
+}
+
+fn refuse_other_image(header: &SessionHeader, name: &str) -> Result<(), Failure> {
+    let guest = Guest::load(name)?;
+    let digest = ImageDigest::of(&guest.image);
+    if digest == header.image_digest {
+        return Ok(());
+    }
+    Err(format!("the log is of guest {} ({}), not of {name} ({digest})", header.image_name, header.image_digest).into())
+}

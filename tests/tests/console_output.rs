@@ -1,0 +1,228 @@
+//! What the real programs write to standard output: the guest's console for a terminal, for a file and as JSON, lists of
+//! entries, and what comes of it when standard output takes no more.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::program::exit;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+use tests::programs;
+use tests::qemu::assembler::{Assembler, addi, csr, elf};
+
+const START: u64 = 0x8020_0000;
+const A0: u32 = 10;
+const A1: u32 = 11;
+const A6: u32 = 16;
+const A7: u32 = 17;
+const ECALL: u32 = 0x0000_0073;
+const WFI: u32 = 0x1050_0073;
+const TIME: u32 = 0xc01;
+const SIE: u32 = 0x104;
+
+const SBI_TIME: u64 = 0x5449_4d45;
+const SBI_RESET: u64 = 0x5352_5354;
+const SBI_CONSOLE: u64 = 0x4442_434e;
+const CONSOLE_WRITE_BYTE: u64 = 2;
+
+/// A guest that writes each of `parts` byte by byte, sleeps a moment between them, and powers off.
+fn writer(parts: &[&[u8]]) -> Vec<u8> {
+    let mut assembler = Assembler::new(START);
+    for part in parts {
+        assembler.constant(A7, SBI_CONSOLE);
+        assembler.constant(A6, CONSOLE_WRITE_BYTE);
+        for byte in *part {
+            assembler.constant(A0, (*byte).into());
+            assembler.word(ECALL);
+        }
+        assembler.words(&[csr(2, A0, TIME, 0), addi(A0, A0, 2000)]);
+        assembler.constant(A7, SBI_TIME);
+        assembler.constant(A6, 0);
+        assembler.word(ECALL);
+        assembler.constant(5, 0x20);
+        assembler.words(&[csr(1, 0, SIE, 5), WFI]);
+    }
+    assembler.constant(A0, 0);
+    assembler.constant(A1, 0);
+    assembler.constant(A6, 0);
+    assembler.constant(A7, SBI_RESET);
+    assembler.word(ECALL);
+    elf(&[(START, &assembler.finish())])
+}
+
+/// A recording of a guest that writes `parts`.
+struct Recording {
+    directory: TempDir,
+    log: PathBuf,
+    /// What `ft-record --json` told.
+    told: String,
+}
+
+impl Recording {
+    fn of(parts: &[&[u8]]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let (guest, log) = (directory.path().join("guest.elf"), directory.path().join("guest.ftlog"));
+        fs::write(&guest, writer(parts)).unwrap();
+        let mut record = programs!().command("ft-record");
+        let output = run(record.arg("--json").args(["--guest".as_ref(), guest.as_path()]).arg("--output").arg(&log));
+        assert_eq!(output.status.code(), Some(exit::OK.into()), "{}", text(&output.stderr));
+        Self { directory, log, told: text(&output.stdout) }
+    }
+
+    fn replay(&self, options: &[&str]) -> Command {
+        let mut replay = programs!().command("ft-replay");
+        replay.arg(&self.log).args(options);
+        replay
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn objects(lines: &str) -> Vec<Value> {
+    lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// The console events among JSON lines.
+fn console(lines: &str) -> Vec<Value> {
+    objects(lines).into_iter().filter(|object| object["event"] == "console").collect()
+}
+
+/// The bytes that console events stand for.
+fn bytes(events: &[Value]) -> Vec<u8> {
+    let one = |event: &Value| match event["hex"].as_str() {
+        None => event["text"].as_str().unwrap().as_bytes().to_vec(),
+        Some(hex) => (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect(),
+    };
+    events.iter().flat_map(one).collect()
+}
+
+#[test]
+fn json_has_whole_characters_however_long_the_line_and_wherever_the_guest_sleeps() {
+    let line = format!("x{}\n", "é".repeat(200));
+    let recording = Recording::of(&[line.as_bytes(), b"\xc3", b"\xa9\n", b"\xf0\x9f", b"\x98\x80!"]);
+    let replayed = text(&run(&mut recording.replay(&["--json"])).stdout);
+    for told in [&recording.told, &replayed] {
+        let events = console(told);
+        let whole: String = events.iter().map(|event| event["text"].as_str().unwrap()).collect();
+        assert_eq!(whole, format!("{line}é\n😀!"));
+        assert!(events.iter().all(|event| event.get("hex").is_none()), "{events:?}");
+    }
+}
+
+#[test]
+fn json_loses_nothing_of_what_is_not_utf_8() {
+    let parts: [&[u8]; 3] = [b"latin \xe9\n\xff\xfe", b"\xc3", b"half \xe2\x86"];
+    let recording = Recording::of(&parts);
+    let replayed = text(&run(&mut recording.replay(&["--json"])).stdout);
+    for told in [&recording.told, &replayed] {
+        assert_eq!(bytes(&console(told)), parts.concat(), "{told}");
+    }
+}
+
+#[test]
+fn the_console_goes_where_it_is_to_go() {
+    // vi's questions: its version of the terminal, its colours, where the cursor is.
+    let output = b"\x1b[?1049h\x1b[>c\x1b]11;?\x07\x1b[6nhello\r\n\x05";
+    let recording = Recording::of(&[output]);
+    let stdout = |options: &[&str]| {
+        let output = run(&mut recording.replay(options));
+        assert_eq!(output.status.code(), Some(exit::OK.into()), "{}", text(&output.stderr));
+        output.stdout
+    };
+    assert_eq!(stdout(&[]), output, "it isn't a terminal");
+    assert_eq!(stdout(&["--console", "raw"]), output);
+    assert_eq!(stdout(&["--console", "none"]), b"");
+    let filtered = text(&stdout(&["--console", "filtered"]));
+    assert!(filtered.starts_with("\x1b[?1049hhello\r\n\x1b[?1049l"), "{filtered:?}");
+    let file = recording.path("console");
+    assert_eq!(stdout(&["--console", file.to_str().unwrap()]), b"");
+    assert_eq!(fs::read(&file).unwrap(), output);
+    // A mistake that would cost the recording.
+    let before = fs::read(&recording.log).unwrap();
+    let refused = run(&mut recording.replay(&["--console", recording.log.to_str().unwrap()]));
+    assert_eq!(refused.status.code(), Some(exit::FAILURE.into()));
+    assert!(text(&refused.stderr).contains("is the log that is replayed"), "{}", text(&refused.stderr));
+    assert_eq!(fs::read(&recording.log).unwrap(), before);
+}
+
+#[test]
+fn entries_are_a_table_with_a_head_or_json() {
+    let recording = Recording::of(&[b"one\n", b"two\n"]);
+    let table = text(&run(&mut recording.replay(&["--entries"])).stdout);
+    let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["seq", "instruction", "entry", "detail"]);
+    let listed = objects(&text(&run(&mut recording.replay(&["--entries", "--json"])).stdout));
+    let (end, entries) = listed.split_last().unwrap();
+    assert_eq!(end["event"], "end");
+    assert_eq!(entries.len(), table.lines().count() - 1);
+    let mut last = 0;
+    for (seq, (entry, line)) in entries.iter().zip(table.lines().skip(1)).enumerate() {
+        assert_eq!((&entry["event"], entry["seq"].as_u64()), (&Value::from("entry"), Some(seq as u64)));
+        let count = entry["instruction_count"].as_u64().unwrap();
+        assert!(count >= last);
+        last = count;
+        // ClockRead in the table is clock_read here.
+        let kind = entry["entry"].as_str().unwrap().replace('_', "");
+        assert_eq!(line.split_whitespace().nth(2).unwrap().to_lowercase(), kind, "{line} {entry}");
+    }
+    let outputs: Vec<_> = entries.iter().filter(|entry| entry["entry"] == "output").collect();
+    assert_eq!(outputs.len(), 2);
+    assert!(outputs.iter().all(|output| output["digest"].as_str().unwrap().len() == 16), "{outputs:?}");
+}
+
+/// `command` with a standard output that nobody reads any more.
+fn into_closed_pipe(command: &mut Command) -> Output {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn into(path: &Path, command: &mut Command) -> Output {
+    let file = File::options().write(true).open(path).unwrap();
+    let child = command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped()).spawn().unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn an_error_of_standard_output_is_told_and_a_reader_that_has_gone_is_not() {
+    let recording = Recording::of(&[b"one\n", b"two\n"]);
+    for options in [&[][..], &["--json"], &["--entries"], &["--entries", "--json"]] {
+        let full = into(Path::new("/dev/full"), &mut recording.replay(options));
+        assert_eq!(full.status.code(), Some(exit::FAILURE.into()), "{options:?}");
+        let told = text(&full.stderr);
+        assert!(told.contains("can't write to standard output: No space left on device"), "{options:?}: {told}");
+        let closed = into_closed_pipe(&mut recording.replay(options));
+        assert_eq!(closed.status.code(), Some(exit::PIPE_CLOSED.into()), "{options:?}");
+        assert_eq!(text(&closed.stderr), "", "{options:?}");
+    }
+    // What isn't written can't fail.
+    let none = into_closed_pipe(&mut recording.replay(&["--console", "none"]));
+    assert_eq!(none.status.code(), Some(exit::OK.into()));
+}
+
+/// A log as a pipe is read once.
+#[test]
+fn a_log_from_a_pipe_replays() {
+    let recording = Recording::of(&[b"piped\n"]);
+    let mut replay = programs!().command("ft-replay");
+    let mut child =
+        replay.arg("/dev/stdin").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::io::copy(&mut File::open(&recording.log).unwrap(), &mut child.stdin.take().unwrap()).unwrap();
+    let mut shown = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(exit::OK.into()));
+    assert_eq!(shown, "piped\n");
+}
