@@ -2,10 +2,12 @@
 
 use vm::{DeviceFault, Machine};
 
-/// How long a guest may say nothing on its console before its memory is searched for a panic, in nanoseconds, and from one search to
-/// the next.
+/// How long a guest may put nothing out before its memory is searched for a panic, in nanoseconds, and from one search to the next.
 const FIRST_SEARCH_NS: u64 = 2_000_000_000;
 const SEARCH_PERIOD_NS: u64 = 5_000_000_000;
+
+/// How often it is searched: a guest that puts nothing out for a minute has something else to do.
+const SEARCHES_MAX: u32 = 12;
 
 /// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the start of RAM.
 const SEARCHED_BYTES_MAX: usize = 64 << 20;
@@ -37,43 +39,48 @@ pub enum Trouble {
 #[derive(Debug)]
 pub struct Watch {
     faults: u64,
-    /// When memory is searched for a panic next; `None` if the guest can speak for itself.
-    next_search_ns: Option<u64>,
+    /// When memory is searched for a panic next.
+    next_search_ns: u64,
+    searches_left: u32,
 }
 
 impl Watch {
     /// Watches a guest that boots at `now_ns`.
     #[must_use]
     pub const fn booting(now_ns: u64) -> Self {
-        Self { faults: 0, next_search_ns: Some(now_ns.saturating_add(FIRST_SEARCH_NS)) }
+        Self { faults: 0, next_search_ns: now_ns.saturating_add(FIRST_SEARCH_NS), searches_left: SEARCHES_MAX }
     }
 
-    /// Watches a guest whose console is not to be waited for.
+    /// Watches a guest that has run before, or whose console somebody else watches.
     #[must_use]
     pub const fn running() -> Self {
-        Self { faults: 0, next_search_ns: None }
+        Self { faults: 0, next_search_ns: 0, searches_left: 0 }
     }
 
-    /// The guest has written to its console.
-    pub const fn console_written(&mut self) {
-        self.next_search_ns = None;
-    }
-
-    /// What there is to tell of `machine`. The time is asked for only if it matters.
-    pub fn look(&mut self, machine: &mut Machine, now_ns: impl FnOnce() -> u64) -> Option<Trouble> {
+    /// What there is to tell of `machine`. The time is asked for only if it matters: not of a guest that sleeps, as none does that
+    /// has panicked.
+    pub fn look(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl FnOnce() -> u64) -> Option<Trouble> {
         if let Some(fault) = machine.take_device_fault() {
             self.faults += 1;
             if self.faults.is_power_of_two() {
                 return Some(Trouble::Device { fault, times: self.faults });
             }
         }
-        let next_ns = self.next_search_ns?;
+        if self.searches_left == 0 || sleeps {
+            return None;
+        }
+        // A guest that puts something out can speak for itself.
+        if machine.next_output_id().0 > 0 {
+            self.searches_left = 0;
+            return None;
+        }
         let now_ns = now_ns();
-        if now_ns < next_ns {
+        if now_ns < self.next_search_ns {
             return None;
         }
         let reason = panic_reason(machine.ram());
-        self.next_search_ns = reason.is_none().then(|| now_ns.saturating_add(SEARCH_PERIOD_NS));
+        self.searches_left = if reason.is_some() { 0 } else { self.searches_left - 1 };
+        self.next_search_ns = now_ns.saturating_add(SEARCH_PERIOD_NS);
         reason.map(|reason| Trouble::Panic { reason })
     }
 }

@@ -6,7 +6,7 @@ use hypervisor::program::exit;
 use std::fs;
 use tempfile::TempDir;
 use tests::programs;
-use tests::qemu::assembler::{Assembler, addi, csr, elf, ld, sd};
+use tests::qemu::assembler::{Assembler, addi, csr, elf, ld, s_type, sd};
 use tests::stage::{Ended, Node};
 
 const START: u64 = 0x8000_0000;
@@ -189,6 +189,35 @@ fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
     assert_ends(&of(&[csr(1, 0, 0x740, 0)]), limit, exit::GUEST_FAILED, &["double trap", "no CSR 0x740"]);
     let clint = ["double trap", "load access fault", "0x200bff8", "the CLINT, which this machine doesn't have"];
     assert_ends(&of(&[ld(6, 7, 0)]), limit, exit::GUEST_FAILED, &clint);
+}
+
+/// The network card's driver notifies of chains in a ring that lies outside RAM: that costs the program its card, and it passes.
+#[test]
+fn a_drivers_mistake_is_told_and_the_program_goes_on() {
+    const NET: u64 = 0x1000_1000;
+    const SW: u32 = 2;
+    let mut assembler = Assembler::new(START);
+    let begin = [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 1), (0x38, 8), (0x44, 1), (0x70, 15), (0x50, 1)];
+    for (register, value) in begin {
+        assembler.constant(7, NET + register);
+        assembler.constant(VALUE, value);
+        assembler.word(s_type(SW, 7, VALUE, 0));
+    }
+    assembler.constant(TOHOST_REGISTER, TOHOST);
+    assembler.constant(VALUE, 1);
+    assembler.word(sd(VALUE, TOHOST_REGISTER, 0));
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (file, log) = (path("program"), path("log"));
+    fs::write(&file, program(assembler, true)).unwrap();
+    for (program, arguments) in [("ft-record", &["--bare", &file, "--output", &log][..]), ("ft-replay", &[&log])] {
+        let mut node = Node::start(&programs!(), directory.path(), program, arguments);
+        let told = node.told("device_failed");
+        let expected = ["virtio-net", "1", "null", "1"];
+        let fields = ["device", "queue", "descriptor", "times"].map(|field| told[field].to_string());
+        assert_eq!(fields.each_ref().map(|field| field.trim_matches('"')), expected, "{program}");
+        assert_eq!(node.end().code, Some(exit::OK.into()), "{program}");
+    }
 }
 
 /// A program for ever at what `code` leaves it at.

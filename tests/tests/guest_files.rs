@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
 use tests::programs;
+use tests::qemu::assembler::{Assembler, csr, elf};
 use tests::stage::{Ended, Node};
 use vm::BootMode;
 
@@ -133,4 +134,31 @@ fn a_log_of_an_earlier_machine_is_listed_and_not_replayed() {
         assert!(listed.status.success(), "{listed:?}");
         assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), entries);
     }
+}
+
+/// A kernel that has written why it panics into its memory, says nothing on its console, and reads the clock for ever, as Linux does.
+fn panicked() -> Vec<u8> {
+    const START: u64 = 0x8020_0000;
+    const TIME: u32 = 0xc01;
+    let mut assembler = Assembler::new(START);
+    let waits = assembler.place_new();
+    assembler.word(csr(2, 6, TIME, 0));
+    assembler.jump(0, waits);
+    let log = b"Kernel panic - not syncing: %s\0Kernel panic - not syncing: Failed to allocate 33554432 bytes\n";
+    elf(&[(START, &assembler.finish()), (START + 0x1000, log)])
+}
+
+#[test]
+fn a_kernel_that_panics_without_a_console_is_told_and_ends_the_recording() {
+    let files = Files::new();
+    let kernel = files.write("kernel", &panicked());
+    let (end, mut recorder) = files.record(&["--kernel", &kernel]);
+    assert_eq!(end.code, Some(exit::GUEST_FAILED.into()), "{end:?}");
+    assert!(end.reason.contains("has panicked: Failed to allocate 33554432 bytes"), "{end:?}");
+    assert_eq!(recorder.told_text("guest_panicked", "reason"), "Failed to allocate 33554432 bytes");
+    // One that will reboot by itself is waited for.
+    let mut recorder = files
+        .run("ft-record", &["--force", "--output", &files.path("log"), "--kernel", &kernel, "--append", "panic=9"]);
+    recorder.told("guest_panicked");
+    assert_eq!(recorder.interrupt().code, Some(exit::OK.into()));
 }

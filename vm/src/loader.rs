@@ -21,13 +21,10 @@ use alloc::vec::Vec;
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
-
 /// What a machine takes beside its RAM and its disk, in bytes: caches and queues.
 const SPARE_BYTES: u64 = 8 << 20;
-
 /// The largest disk, in bytes.
 pub const DISK_BYTES_MAX: u64 = 1 << 30;
-
 const BOOTARGS_BYTES_MAX: usize = 2048;
 
 /// Why an image can't be started.

@@ -60,8 +60,8 @@ impl Shared {
         self.drive(|_, _| ());
         // A machine that has run before has had its console, if it has one.
         let boots = recorder.machine().instruction_count().0 == 0;
-        let watch = if boots { Watch::booting(clock::now_ns()) } else { Watch::running() };
-        let mut sink = RoleSink { shared: self, kept, watch };
+        let mut watch = if boots { Watch::booting(clock::now_ns()) } else { Watch::running() };
+        let mut sink = RoleSink { shared: self, kept };
         let mut logged_generation = None;
         let mut rest = 0;
         let mut owed_ns = 0;
@@ -84,7 +84,8 @@ impl Shared {
             let share = self.share.load(Ordering::Relaxed);
             let started_ns = if share < FULL_SHARE { clock::now_ns() } else { 0 };
             let Ok(slice) = recorder.run_slice(&mut sink, steps);
-            if let Some(trouble) = sink.watch.look(recorder.machine_mut(), clock::now_ns) {
+            let sleeps = slice == Slice::Waiting;
+            if let Some(trouble) = watch.look(recorder.machine_mut(), sleeps, clock::now_ns) {
                 self.node.reporter.tell(&NodeReport::from(trouble));
             }
             if holding {
@@ -223,7 +224,6 @@ struct RoleSink<'a> {
     shared: &'a Shared,
     /// The log on disk, if one is kept.
     kept: Option<KeptLog>,
-    watch: Watch,
 }
 
 impl RoleSink<'_> {
@@ -253,9 +253,6 @@ impl LogSink for RoleSink<'_> {
     type Error = Infallible;
 
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
-        if matches!(output, Some((_, OutputOperation::Console(_)))) {
-            self.watch.console_written();
-        }
         let may_leave = {
             let mut role = lock(&self.shared.role);
             role.append(clock::now_ns(), entry, output);

@@ -234,10 +234,7 @@ fn record(
             reporter.tell(&NodeReport::Recording { instruction_count, mips, entries, is_booting });
         }
         let slice = recorder.run_slice(sink, SLICE_STEPS)?;
-        if sink.has_spoken {
-            watch.console_written();
-        }
-        if let Some(trouble) = watch.look(recorder.machine_mut(), clock::now_ns) {
+        if let Some(trouble) = watch.look(recorder.machine_mut(), slice == Slice::Waiting, clock::now_ns) {
             reporter.tell(&NodeReport::from(trouble.clone()));
             if let Trouble::Panic { reason } = trouble
                 && !reboots_after_panic
