@@ -600,8 +600,7 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
             let machine = Machine::new(&session.config, &image).unwrap();
             let node = Node { network: Some(network.clone()), ..node(id, &arbiter) };
             let started = Instant::now();
-            let role = PrimaryRole::alone(node.id, session, patient());
-            let primary = Running::start(node, role, machine);
+            let primary = Running::start(node, PrimaryRole::alone(NodeId(id), session, patient()), machine);
             let mut backup = Peer::connect(primary.address);
             backup.become_protected();
             // The guest runs, and the log comes with heartbeats.
