@@ -16,6 +16,7 @@
 //! that was appended after the flags were there again: it hadn't claimed then. If the pair breaks before, the primary
 //! stands still.
 
+use super::log::Log;
 use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
@@ -120,7 +121,9 @@ impl PrimaryRole {
         let LatestAnswer::Known(latest) = answer else { return };
         match latest {
             Some((flag, holder)) if flag >= self.own_flag() => match holder.node == self.node {
-                true => self.standing.is_lost = false,
+                // The last answer of a refill may have been lost on its way.
+                true if self.standing.is_lost => self.claims_restored(now_ns),
+                true => {}
                 false => self.fence(now_ns, holder),
             },
             latest => {
@@ -180,6 +183,11 @@ impl PrimaryRole {
         if holder.node != self.node {
             return self.fence(now_ns, holder);
         }
+        self.claims_restored(now_ns);
+    }
+
+    /// The arbiter knows this owner again.
+    fn claims_restored(&mut self, now_ns: u64) {
         self.standing.is_lost = false;
         if self.standing.doubt.is_some() {
             self.standing.doubt = Some(Doubt::Until(self.log.appended()));
@@ -221,6 +229,8 @@ impl PrimaryRole {
             self.outgoing.clear();
             let reason = format!("node {} owns the VM", holder.node);
             self.actions.push_back(PrimaryAction::CloseChannel { reason });
+            self.join = None;
+            self.log = Log::Unread(self.log.appended());
         }
         if mutated(Mutation::ReleaseWhenFenced) {
             self.gate.release_all(now_ns);
