@@ -1,6 +1,7 @@
 //! Files that an operator names.
 
-use std::fs::{File, FileType, OpenOptions};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -15,41 +16,37 @@ use std::path::Path;
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Without the flag, opening a FIFO is what waits. It means nothing for regular files and disks.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    refuse_fifo(file.metadata()?.file_type(), "copy what comes out of it into a file, and name that")?;
-    if file.metadata()?.file_type().is_char_device() {
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() {
+        return Err(io::Error::other("it is a FIFO (a named pipe); copy what comes out of it into a file, and name that"));
+    }
+    if kind.is_char_device() {
         return Err(io::Error::other("it is a device without an end; name a file"));
     }
     Ok(file)
 }
 
-/// Opens the file at `path` to write it from its beginning.
+/// Opens a device or a pipe at `path` to write to it.
 ///
 /// # Errors
-/// If it can't be opened, or is a FIFO: writing there waits for a reader, and a log is written in one go with the guest's run.
-pub(crate) fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    let file = match options.custom_flags(nix::libc::O_NONBLOCK).open(path) {
-        // What a FIFO that nobody reads answers.
+/// If it can't be opened, or is a FIFO that nobody reads: opening it would wait for a reader, deaf to Ctrl-C.
+pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
+    let file = match OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
-            return Err(io::Error::other("it is a FIFO or a socket; name a file"));
+            return Err(io::Error::other("it is a FIFO (a named pipe) that nobody reads"));
         }
         opened => opened?,
     };
-    refuse_fifo(file.metadata()?.file_type(), "name a file")?;
+    // Writing itself may wait.
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
     Ok(file)
-}
-
-fn refuse_fifo(kind: FileType, advice: &str) -> io::Result<()> {
-    if kind.is_fifo() {
-        return Err(io::Error::other(format!("it is a FIFO (a named pipe); {advice}")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{create, open};
+    use super::{open, open_to_write};
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
     use std::fs;
@@ -58,17 +55,19 @@ mod tests {
 
     /// Without the fix this doesn't end.
     #[test]
-    fn a_fifo_is_refused_at_once_for_reading_and_for_writing() {
+    fn a_fifo_is_refused_at_once_for_reading_and_for_writing_if_nobody_reads() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let refused = open(&fifo).unwrap_err().to_string();
         assert!(refused.contains("FIFO") && refused.contains("into a file"), "{refused}");
-        assert!(create(&fifo).unwrap_err().to_string().contains("FIFO"));
+        assert!(open_to_write(&fifo).unwrap_err().to_string().contains("FIFO"));
         // With somebody at the other end it opens, and is one all the same.
         let _reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         assert!(open(&fifo).unwrap_err().to_string().contains("FIFO"));
-        assert!(create(&fifo).unwrap_err().to_string().contains("FIFO"));
+        let file = open_to_write(&fifo).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK), "a reader that is slow makes the writer wait");
     }
 
     #[test]
@@ -76,14 +75,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         assert!(open(&path).is_err());
-        drop(create(&path).unwrap());
         fs::write(&path, b"contents").unwrap();
         let mut contents = String::new();
         open(&path).unwrap().read_to_string(&mut contents).unwrap();
         assert_eq!(contents, "contents");
-        drop(create(&path).unwrap());
-        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert!(open(Path::new("/dev/zero")).unwrap_err().to_string().contains("without an end"));
-        assert!(create(Path::new("/dev/null")).is_ok());
+        assert!(open_to_write(Path::new("/dev/null")).is_ok());
     }
 }

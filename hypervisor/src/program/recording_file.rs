@@ -6,8 +6,8 @@
 //! ```
 //! So two recordings under one name don't destroy each other, and one that can't be begun destroys no older one.
 
-use super::Failure;
 use crate::files;
+use super::Failure;
 use logchannel::file::LogWriter;
 use logchannel::session::SessionHeader;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -37,7 +37,7 @@ pub(super) fn create(
         Ok(_) if !is_forced => return Err(exists().into()),
         // A device or a pipe can't be written beside.
         Ok(metadata) if !metadata.is_file() => {
-            return Ok(begin(files::create(path).map_err(unwritable)?)?);
+            return Ok(begin(files::open_to_write(path).map_err(unwritable)?)?);
         }
         Ok(_) | Err(_) => {}
     }
