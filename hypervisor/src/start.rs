@@ -213,3 +213,27 @@ fn claim_owner(
         Err(source) => Err(StartError::Arbiter { vm: vm.clone(), source }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{StartError, claim_start, end_unstarted};
+    use crate::arbiter::FileArbiter;
+    use logchannel::entry::Generation;
+    use logchannel::session::{NodeId, VmId};
+
+    /// Without it, nobody could start the VM again but by `--force-new`.
+    #[test]
+    fn a_vm_whose_start_failed_after_its_claim_can_be_started_again_and_only_its_claimer_ends_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (arbiter, vm) = (FileArbiter::open(directory.path().join("claims")).unwrap(), VmId::new("vm0").unwrap());
+        let start = |node| claim_start(&arbiter, &vm, NodeId(node), "127.0.0.1:1", false);
+        assert_eq!(start(1).unwrap(), Generation(1));
+        assert!(matches!(start(2), Err(StartError::Owned { .. })));
+        end_unstarted(&arbiter, &vm, Generation(1), NodeId(1), "127.0.0.1:1").unwrap();
+        assert_eq!(start(2).unwrap(), Generation(3), "the end mark uses up a generation");
+        // Another one has won the flag that would be the end mark.
+        let refused = end_unstarted(&arbiter, &vm, Generation(2), NodeId(1), "127.0.0.1:1");
+        assert!(matches!(refused, Err(StartError::Owned { .. })), "{refused:?}");
+        assert!(matches!(start(3), Err(StartError::Owned { .. })));
+    }
+}

@@ -57,14 +57,19 @@ fn a_vm_without_backup_whose_terminal_goes_can_be_resumed_if_its_log_is_kept_and
     }
 }
 
+/// `ft-primary` under a shell that first does `setup`.
+fn primary_after(setup: &str, options: &[String]) -> Process {
+    let program = programs!().command("ft-primary");
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("{setup}; exec -a ft-primary \"$0\" \"$@\"")]).arg(program.get_program());
+    command.args(options).args(["--unprotected", "--json"]).stdin(Stdio::null()).stderr(Stdio::null());
+    Process::spawn("ft-primary", &mut command).unwrap()
+}
+
 #[test]
 fn a_hangup_that_a_process_was_started_to_ignore_stays_ignored() {
     let stage = Stage::new(programs!());
-    let program = programs!().command("ft-primary");
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
-    command.args(stage.site.options()).args(["--unprotected", "--json"]).stdin(Stdio::null());
-    let mut primary = Process::spawn("ft-primary", &mut command).unwrap();
+    let mut primary = primary_after("trap '' HUP", &stage.site.options());
     primary.wait_for("console", Duration::from_secs(60)).unwrap();
     primary.signal(Signal::SIGHUP);
     // Long enough for a hangup to end it.
@@ -93,19 +98,6 @@ fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
     }
 }
 
-#[test]
-fn a_start_that_fails_after_its_claim_leaves_the_vm_free() {
-    let stage = Stage::new(programs!());
-    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
-    let options = ["--arbiter", &arbiter, "--listen", "127.0.0.1:0", "--unprotected", "--net", "tap=no-such-tap"];
-    let mut failed = stage.program("ft-primary", &options);
-    let Ended { code, reason } = failed.end();
-    assert_eq!(code, Some(1), "{reason}");
-    assert!(failed.has_told("owner"), "it fails after its claim: {reason}");
-    let mut next = stage.node("ft-primary", &["--unprotected"]);
-    next.told("console");
-}
-
 /// Processor time of a process's first thread, in the kernel's ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
@@ -119,8 +111,7 @@ fn a_guest_that_waits_for_its_backup_costs_no_core_whatever_is_typed() {
     let directory = tempfile::tempdir().unwrap();
     let typed = directory.path().join("typed");
     fs::write(&typed, "ls\nls\n").unwrap();
-    let mut options = stage.site.options();
-    options.extend(["--listen".into(), "127.0.0.1:0".into()]);
+    let options = stage.site.options();
     let arguments: Vec<_> = options.iter().map(String::as_str).collect();
     let input = Stdio::from(File::open(&typed).unwrap());
     let mut primary = Node::start_with_input(&programs!(), directory.path(), "ft-primary", &arguments, input);
