@@ -18,7 +18,9 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_fifo() {
-        return Err(io::Error::other("it is a FIFO (a named pipe); copy what comes out of it into a file, and name that"));
+        return Err(io::Error::other(
+            "it is a FIFO (a named pipe); copy what comes out of it into a file, and name that",
+        ));
     }
     if kind.is_char_device() {
         return Err(io::Error::other("it is a device without an end; name a file"));

@@ -226,7 +226,7 @@ mod tests {
     fn a_vm_whose_start_failed_after_its_claim_can_be_started_again_and_only_its_claimer_ends_it() {
         let directory = tempfile::tempdir().unwrap();
         let (arbiter, vm) = (FileArbiter::open(directory.path().join("claims")).unwrap(), VmId::new("vm0").unwrap());
-        let start = |node| claim_start(&arbiter, &vm, NodeId(node), "127.0.0.1:1", false);
+        let start = |node| claim_start(&arbiter, &vm, NodeId(node), "127.0.0.1:1", false, |_| None);
         assert_eq!(start(1).unwrap(), Generation(1));
         assert!(matches!(start(2), Err(StartError::Owned { .. })));
         end_unstarted(&arbiter, &vm, Generation(1), NodeId(1), "127.0.0.1:1").unwrap();
