@@ -181,19 +181,15 @@ impl Hart {
             let in_ram = bus.ram.load(GuestPhysAddr(epc)).filter(|_| is_physical);
             in_ram.map_or(0, u32::from_le_bytes)
         };
-        let is_access_fault =
-            [Exception::InstructionAccessFault, Exception::LoadAccessFault, Exception::StoreAccessFault]
-                .iter()
-                .any(|exception| *exception as u64 == cause);
-        let lacks = match decode::decode(instruction) {
-            Instruction::Csr(CsrInstruction { csr, .. })
-                if cause == Exception::IllegalInstruction as u64 && !self.has_csr(csr) =>
-            {
-                Some(Lack::Csr(csr))
-            }
-            _ if is_access_fault && is_physical => Some(Lack::Address),
-            _ => None,
+        let is = |exception: Exception| exception as u64 == cause;
+        let absent_csr = if let Instruction::Csr(CsrInstruction { csr, .. }) = decode::decode(instruction) {
+            (is(Exception::IllegalInstruction) && !self.has_csr(csr)).then_some(Lack::Csr(csr))
+        } else {
+            None
         };
+        let is_access_fault =
+            is(Exception::InstructionAccessFault) || is(Exception::LoadAccessFault) || is(Exception::StoreAccessFault);
+        let lacks = absent_csr.or((is_access_fault && is_physical).then_some(Lack::Address));
         Some(FirstTrap { cause, epc, tval, instruction, lacks })
     }
 
