@@ -160,9 +160,6 @@ impl PrimaryClock {
         if mutated(Mutation::ClockOfLastEntry) {
             return GuestClock::running(last_ticks, now_ns);
         }
-        if mutated(Mutation::ClockGoesBack) {
-            return GuestClock::running(ticks, now_ns);
-        }
         GuestClock::running(ticks.max(last_ticks), now_ns)
     }
 }
