@@ -39,6 +39,14 @@ pub enum Mutation {
     SkipLastPages,
     /// The log goes on one entry too late after a snapshot.
     SnapshotTooEarly,
+    /// A primary lets outputs out though its log on disk is only promised.
+    ReleaseOnPromise,
+    /// A primary lets outputs out whose entries its log on disk doesn't have.
+    ReleaseBeforeDisk,
+    /// A backup is accepted though its log on disk is only promised.
+    AcceptOnPromise,
+    /// An interrupted `--resume` leaves an end mark.
+    EndResumedOnPromise,
     /// The LAN gives a new owner again the last frame that its predecessor had logged.
     RedeliverLoggedFrame,
     /// The LAN carries an output again.
@@ -60,7 +68,11 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// All of them.
+    /// Those of the rules about logs on disk, which the simulator doesn't have: `tests/src/both_die.rs` must catch them.
+    pub const OF_DISK_LOGS: [Self; 4] =
+        [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
+
+    /// Those that the simulator must catch.
     pub const ALL: [Self; 25] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,

@@ -56,7 +56,8 @@ struct Held {
     seq: LogSeq,
     id: OutputId,
     operation: Arc<OutputOperation>,
-    produced_ns: u64,
+    /// `None` if a predecessor produced it: its holding is none of this gate's figures.
+    produced_ns: Option<u64>,
 }
 
 /// How long outputs were held: a figure, and no part of the gate's state. It is large, so it is made when it is needed.
@@ -104,13 +105,14 @@ impl OutputGate {
         }
     }
 
-    /// Lets an output pass at once: a new owner sends what its predecessor may not have sent.
-    pub fn pass(&mut self, id: OutputId, operation: OutputOperation) {
+    /// Holds an output that a predecessor may not have sent until all entries up to `seq` may leave. It comes before those of
+    /// [`OutputGate::hold`], in the order of the ids.
+    pub fn hold_tail(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
         self.bytes += cost(&operation);
         self.put_out = self.put_out.min(id);
         self.carried = self.carried.min(id);
         self.end = self.end.max(OutputId(id.0 + 1));
-        self.released.push_back((id, Arc::new(operation)));
+        self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: None });
     }
 
     /// Whether an output may leave now.
@@ -128,7 +130,7 @@ impl OutputGate {
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
         self.bytes += cost(&operation);
         self.end = OutputId(id.0 + 1);
-        self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: now_ns });
+        self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: Some(now_ns) });
     }
 
     /// Releases every held output whose log entry the backup has acknowledged: all with `seq < acked`.
@@ -147,7 +149,9 @@ impl OutputGate {
 
     fn release_first(&mut self, now_ns: u64) {
         let Some(held) = self.held.pop_front() else { return };
-        self.hold_time.record(now_ns.saturating_sub(held.produced_ns));
+        if let Some(produced_ns) = held.produced_ns {
+            self.hold_time.record(now_ns.saturating_sub(produced_ns));
+        }
         self.released.push_back((held.id, held.operation));
     }
 

@@ -3,18 +3,22 @@
 use crate::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
+use std::path::Path;
 
 /// Why a VM can't be started here.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Somebody owns it, or did until both sides died.
+    /// Another node owns it, or did until both sides died.
     #[error(
-        "VM {vm} is owned by node {} as generation {}{}: only one primary may run it. If no side of it is \
-         alive any more, `--resume DIR` goes on from a log that one of them kept, and `--force-new` starts it afresh and \
-         gives up its state",
+        "VM {vm} is owned by node {} as generation {}{}: only one primary may run it. If no side of it is alive any more, {}",
         .holder.node,
         .generation.0.saturating_add(1),
-        .holder.address.as_ref().map(|address| format!(" (its primary was at {address})")).unwrap_or_default()
+        at(.holder),
+        .known_log.as_ref().map_or_else(
+            || "`--resume DIR` goes on from a log that one of them kept, and `--force-new` starts it afresh and gives up its \
+                state".to_owned(),
+            |directory| format!("`--resume {directory}` goes on from the log there"),
+        )
     )]
     Owned {
         /// Which VM.
@@ -23,6 +27,8 @@ pub enum StartError {
         generation: Generation,
         /// By whom.
         holder: Claim,
+        /// A directory with a log of this VM from which a restart is possible, if one is known.
+        known_log: Option<String>,
     },
     /// Its owner is alive.
     #[error(
@@ -55,8 +61,9 @@ pub enum StartError {
     },
     /// The log isn't that of the VM's last owner.
     #[error(
-        "the log ends with generation {logged} of VM {vm}, which went on as generation {owner} on node {}: resume from a log \
-         of that generation, or start afresh with `--force-new`", .holder.node
+        "the log ends with generation {logged} of VM {vm}, which went on as generation {owner} on node {}{}: resume from a log \
+         of that generation. If there is none and no side of it is alive, `--give-up-generation {owner}` goes on from this log \
+         all the same, and gives up what the VM did since", .holder.node, at(.holder)
     )]
     OlderLog {
         /// Which VM.
@@ -71,8 +78,8 @@ pub enum StartError {
     /// The arbiter has lost claims.
     #[error(
         "the log ends with generation {logged} of VM {vm}, and the arbiter knows only generation {owner}: it has lost claims, or \
-         was restored to an older state, and can't tell who owns the VM. If no side of it is alive any more, `--force-new` \
-         starts it afresh and gives up its state"
+         was restored to an older state, and can't tell who owns the VM. If no side of it is alive any more, \
+         `--give-up-generation {owner}` goes on from this log all the same"
     )]
     NewerLog {
         /// Which VM.
@@ -91,6 +98,45 @@ pub enum StartError {
         /// Which VM.
         vm: VmId,
     },
+    /// The generation to be given up isn't the last one.
+    #[error(
+        "`--give-up-generation {given_up}` is of an earlier state of VM {vm}: its last owner runs as generation {owner}, on node {}{}",
+        .holder.node, at(.holder)
+    )]
+    NotTheLatest {
+        /// Which VM.
+        vm: VmId,
+        /// As the operator says.
+        given_up: Generation,
+        /// As the arbiter says.
+        owner: Generation,
+        /// The owner.
+        holder: Claim,
+    },
+    /// The log is the last owner's: nothing is to be given up.
+    #[error(
+        "the log is of generation {owner} of VM {vm}, the last one: nothing of it is given up by going on from there. Leave \
+         `--give-up-generation` out"
+    )]
+    NothingToGiveUp {
+        /// Which VM.
+        vm: VmId,
+        /// As the arbiter says.
+        owner: Generation,
+    },
+    /// The log may lack what clients have seen.
+    #[error(
+        "the log of VM {vm} may lack the last of what clients have seen: {reasons}. Its last owner was node {}{}: resume from \
+         that node's log if you can. `--accept-loss` goes on from this one", .holder.node, at(.holder)
+    )]
+    MayLack {
+        /// Which VM.
+        vm: VmId,
+        /// Why.
+        reasons: String,
+        /// The owner.
+        holder: Claim,
+    },
     /// No generation is left; no VM lives that long, so the arbiter's claims were tampered with.
     #[error("VM {vm} has no generation left: its claims at the arbiter are not ours; use another name")]
     Exhausted {
@@ -105,6 +151,18 @@ pub enum StartError {
         /// Why.
         source: ArbiterError,
     },
+}
+
+impl StartError {
+    /// The same, told by one who knows of a log in `directory` from which a restart is possible: what it holds isn't offered to be
+    /// given up.
+    #[must_use]
+    pub fn with_known_log(mut self, directory: &Path) -> Self {
+        if let Self::Owned { known_log, .. } = &mut self {
+            *known_log = Some(directory.display().to_string());
+        }
+        self
+    }
 }
 
 /// Claims a VM for a new start and says as which generation it runs: the first if it never ran, the one behind its end
@@ -128,7 +186,12 @@ pub fn claim_start(
         None => Generation(0),
         Some((generation, claim)) if claim.kind == ClaimKind::Ended || force_new => next(vm, *generation)?,
         Some((generation, holder)) => {
-            return Err(StartError::Owned { vm: vm.clone(), generation: *generation, holder: holder.clone() });
+            return Err(StartError::Owned {
+                vm: vm.clone(),
+                generation: *generation,
+                holder: holder.clone(),
+                known_log: None,
+            });
         }
     };
     let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
@@ -158,39 +221,125 @@ pub fn end_unstarted(
     claim_owner(arbiter, vm, generation, &claim, Some(node)).map(|_| ())
 }
 
-/// Claims a VM whose both sides have died, to go on from a log in which it last ran as `logged`, written by `writer`; says as
-/// which generation it goes on.
+/// What a log says of whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct LogIdentity<'a> {
+    /// As which generation the VM last ran in it.
+    pub generation: Generation,
+    /// Incarnations that have let out nothing that it lacks.
+    pub nodes: &'a [NodeId],
+    /// It is the log of a node that owned the VM, and not of a backup.
+    pub is_owners: bool,
+}
+
+/// What an operator allows beside going on from the last owner's whole log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResumeConsent {
+    /// The log may lack what clients have seen last.
+    pub accept_loss: bool,
+    /// The log may be older than this generation, which is given up.
+    pub give_up: Option<Generation>,
+}
+
+/// A claim that a VM may go on with from a log.
+#[derive(Clone, Debug)]
+pub struct ResumeClaim {
+    free: Generation,
+    /// The last owner, whose place is taken.
+    pub holder: Claim,
+    /// What the last owner did since is given up: it must not be alive.
+    pub is_fork: bool,
+}
+
+/// Decides whether a VM may go on from a log, from what the arbiter knows of it. `losses` says why the log may lack what clients
+/// have seen, if the last owner is this node.
 ///
 /// # Errors
-/// [`StartError`]; nothing is claimed then. [`StartError::OlderLog`] if somebody else has run the VM since.
+/// [`StartError`]: what speaks against it.
+pub fn judge_resume(
+    vm: &VmId,
+    latest: Option<(Generation, Claim)>,
+    log: LogIdentity<'_>,
+    losses: impl FnOnce(NodeId) -> Vec<String>,
+    consent: ResumeConsent,
+) -> Result<ResumeClaim, StartError> {
+    let Some((flag, holder)) = latest else { return Err(StartError::NeverRan { vm: vm.clone() }) };
+    if holder.kind == ClaimKind::Ended {
+        return Err(StartError::EndedInOrder { vm: vm.clone() });
+    }
+    let owner = next(vm, flag)?;
+    // Its writer may have died between a claim that it had won and the entry that tells of it; so may one that has resumed
+    // from it. The owner of a generation is named in its own log; in a backup's log it is another node.
+    let is_of_latest =
+        log.nodes.contains(&holder.node) || owner == log.generation && (!log.is_owners || log.nodes.is_empty());
+    match consent.give_up {
+        None if log.generation > owner => {
+            return Err(StartError::NewerLog { vm: vm.clone(), logged: log.generation, owner });
+        }
+        None if !is_of_latest => {
+            return Err(StartError::OlderLog { vm: vm.clone(), logged: log.generation, owner, holder });
+        }
+        Some(given_up) if given_up != owner => {
+            return Err(StartError::NotTheLatest { vm: vm.clone(), given_up, owner, holder });
+        }
+        Some(_) if is_of_latest => return Err(StartError::NothingToGiveUp { vm: vm.clone(), owner }),
+        // What is given up is more than what may be missing.
+        Some(_) => return Ok(ResumeClaim { free: owner, holder, is_fork: true }),
+        None => {}
+    }
+    let losses = losses(holder.node);
+    if !losses.is_empty() && !consent.accept_loss {
+        return Err(StartError::MayLack { vm: vm.clone(), reasons: losses.join("; "), holder });
+    }
+    Ok(ResumeClaim { free: owner, holder, is_fork: false })
+}
+
+/// Refuses to go on with a VM whose last owner lives: `ask_owner` asks the node at an address whether it owns the VM.
+///
+/// # Errors
+/// [`StartError::Alive`].
+pub fn refuse_if_alive(
+    vm: &VmId,
+    claim: &ResumeClaim,
+    own_address: &str,
+    ask_owner: impl Fn(&str) -> Option<(NodeId, Generation)>,
+) -> Result<(), StartError> {
+    // At this node's own address nobody else can be.
+    match claim.holder.address.as_deref().filter(|address| *address != own_address) {
+        Some(address) => match ask_owner(address) {
+            Some((node, generation)) => {
+                Err(StartError::Alive { vm: vm.clone(), node, generation, address: address.into() })
+            }
+            None => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
+/// Claims a VM as [`judge_resume`] has found that it may, and says as which generation it goes on.
+///
+/// # Errors
+/// [`StartError::Owned`] if another node has claimed it meanwhile; [`StartError::Arbiter`].
 pub fn claim_resume(
     arbiter: &dyn Arbiter,
     vm: &VmId,
     node: NodeId,
     address: &str,
-    logged: Generation,
-    writer: Option<NodeId>,
+    claim: &ResumeClaim,
 ) -> Result<Generation, StartError> {
-    let Some((generation, holder)) = latest(arbiter, vm)? else {
-        return Err(StartError::NeverRan { vm: vm.clone() });
-    };
-    if holder.kind == ClaimKind::Ended {
-        return Err(StartError::EndedInOrder { vm: vm.clone() });
-    }
-    let owner = next(vm, generation)?;
-    // Its writer may have died between a claim that it had won and the entry that tells of it.
-    if logged > owner {
-        return Err(StartError::NewerLog { vm: vm.clone(), logged, owner });
-    }
-    let is_of_latest = owner == logged || (generation == logged && Some(holder.node) == writer);
-    if !is_of_latest {
-        return Err(StartError::OlderLog { vm: vm.clone(), logged, owner, holder });
-    }
-    let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    claim_owner(arbiter, vm, owner, &claim, Some(holder.node))
+    let claimed = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
+    claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node))
 }
 
-fn latest(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<(Generation, Claim)>, StartError> {
+fn at(holder: &Claim) -> String {
+    holder.address.as_ref().map(|address| format!(" (its primary was at {address})")).unwrap_or_default()
+}
+
+/// What the arbiter knows of a VM last.
+///
+/// # Errors
+/// [`StartError::Arbiter`].
+pub fn latest(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<(Generation, Claim)>, StartError> {
     arbiter.latest(vm).map_err(|source| StartError::Arbiter { vm: vm.clone(), source })
 }
 
@@ -209,7 +358,9 @@ fn claim_owner(
     match arbiter.test_and_set(vm, free, claim, predecessor) {
         Ok(Verdict::Won) => Ok(owner),
         Ok(Verdict::NotSuccessor(_)) => Err(StartError::ClaimsChanged { vm: vm.clone() }),
-        Ok(Verdict::Lost(holder)) => Err(StartError::Owned { vm: vm.clone(), generation: free, holder }),
+        Ok(Verdict::Lost(holder)) => {
+            Err(StartError::Owned { vm: vm.clone(), generation: free, holder, known_log: None })
+        }
         Err(source) => Err(StartError::Arbiter { vm: vm.clone(), source }),
     }
 }

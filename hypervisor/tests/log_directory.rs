@@ -4,21 +4,26 @@
 mod roles_image;
 
 use hypervisor::event_source::EventSource;
-use hypervisor::host::log_directory::{DiskLimits, DiskLog, LogDirectory, LogDirectoryError, Resumed, segments};
+use hypervisor::host::log_directory::{
+    DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, Survey, segments,
+};
 use hypervisor::record::{Intervals, LogSink, Recorder};
 use hypervisor::replay::{Consumed, Replayer};
+use hypervisor::restore::RestoreError;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::file::{Ending, LogReader};
 use logchannel::session::{NodeId, SessionHeader, VmId};
+use logchannel::snapshot::{Pages, Snapshot};
 use roles_image::image;
 use std::convert::Infallible;
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use vm::{Event, Machine, MachineConfig, OutputId, OutputOperation, StateDigest};
+use vm::{Event, Machine, MachineConfig, OutputId, OutputOperation, PageCopy, Restoration, StateDigest, StopReason};
 
 const NODE: NodeId = NodeId(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
 /// Longer than anything here takes on a machine that works.
@@ -230,8 +235,50 @@ fn open(path: &Path) -> LogDirectory {
     panic!("{} stays in use", path.display())
 }
 
-fn resume(path: &Path) -> Resumed {
-    open(path).resume().unwrap_or_else(|error| panic!("{error}"))
+/// A VM as a directory has it, and what was found before its replay.
+struct Found {
+    session: SessionHeader,
+    generation: Generation,
+    nodes: Vec<NodeId>,
+    stopped: Option<StopReason>,
+    skipped: Vec<(PathBuf, RestoreError)>,
+    losses: Vec<PossibleLoss>,
+    resumed: Resumed,
+}
+
+impl Deref for Found {
+    type Target = Resumed;
+
+    fn deref(&self) -> &Resumed {
+        &self.resumed
+    }
+}
+
+impl DerefMut for Found {
+    fn deref_mut(&mut self) -> &mut Resumed {
+        &mut self.resumed
+    }
+}
+
+fn resume(path: &Path) -> Found {
+    found(open(path).survey().unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn found(mut survey: Survey) -> Found {
+    let (session, generation, stopped) = (survey.session.clone(), survey.generation, survey.stopped);
+    let losses = survey.possible_losses(NODE);
+    let (nodes, skipped) = (survey.nodes.clone(), std::mem::take(&mut survey.skipped));
+    let (entries, end_count) = (survey.entries, survey.end_count);
+    let mut last = 0;
+    let resumed = survey
+        .replay(|progress| {
+            assert!(progress.entries > last && progress.entries <= progress.entries_all);
+            assert!(progress.entries_all == entries && progress.count <= end_count);
+            last = progress.entries;
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(resumed.entries_replayed, entries);
+    Found { session, generation, nodes, stopped, skipped, losses, resumed }
 }
 
 fn index(seq: LogSeq) -> usize {
@@ -280,8 +327,9 @@ fn segments_follow_each_other_and_the_last_two_are_kept() {
     assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
     assert_eq!(resumed.entries_replayed, resumed.next_seq.0 - newest.0);
     assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
-    assert_eq!((resumed.ending, resumed.node, resumed.stopped), (Ending::Finished, Some(NODE), None));
-    assert_eq!((resumed.session, resumed.generation), (session(1), Generation(1)));
+    assert_eq!((&resumed.ending, &*resumed.nodes, resumed.stopped), (&Ending::Finished, &[NODE][..], None));
+    assert!(resumed.losses.is_empty(), "{:?}", resumed.losses);
+    assert_eq!((&resumed.session, resumed.generation), (&session(1), Generation(1)));
     assert!(resumed.skipped.is_empty());
 }
 
@@ -296,7 +344,7 @@ fn what_may_not_have_left_is_what_the_snapshot_says_and_what_came_after() {
     let expected: Vec<_> = vm.sink.outputs[before - HELD..].iter().map(|(id, sent)| (*id, (**sent).clone())).collect();
     assert!(expected.len() > HELD);
     assert_eq!(resumed.next_output.0, vm.sink.outputs.last().unwrap().0.0 + 1);
-    assert_eq!(Vec::from(resumed.tail), expected);
+    assert_eq!(Vec::from(resumed.tail.clone()), expected);
     assert_eq!(resumed.tail_dropped, 0);
 }
 
@@ -368,7 +416,7 @@ fn a_damaged_snapshot_falls_back_to_the_segment_before() {
     assert_eq!(resumed.segment, kept[0]);
     assert!(resumed.skipped[0].1.to_string().contains("snapshot is damaged"), "{}", resumed.skipped[0].1);
     fs::write(&kept[0], b"").unwrap();
-    let error = open(directory.path()).resume().unwrap_err();
+    let error = open(directory.path()).survey().unwrap_err();
     assert!(matches!(&error, LogDirectoryError::NoSegment { skipped, .. } if skipped.len() == 2), "{error}");
     assert!(error.to_string().contains("nothing to resume"), "{error}");
 }
@@ -390,7 +438,7 @@ fn a_log_that_is_damaged_before_its_end_is_not_resumed() {
     let at = usize::try_from(log.frame_offset()).unwrap() + 20;
     bytes[at] ^= 1;
     fs::write(&segment, &bytes).unwrap();
-    let error = open(directory.path()).resume().unwrap_err();
+    let error = open(directory.path()).survey().unwrap_err();
     assert!(matches!(error, LogDirectoryError::Log { .. }), "{error}");
     assert!(error.to_string().contains("corrupt at byte"), "{error}");
 }
@@ -402,7 +450,7 @@ fn a_resumed_vm_goes_on_in_the_same_directory() {
     first.run(10);
     first.finish().unwrap();
     let log_directory = open(directory.path());
-    let resumed = log_directory.resume().unwrap();
+    let resumed = log_directory.survey().unwrap().replay(|_| ()).unwrap();
     let ticks = resumed.machine.last_ticks();
     let mut second = Vm::of(resumed.machine, first.sink.entries, ticks);
     second.sink.disk = Some(log_directory.begin(session(1), NodeId(2), limits(u64::MAX)).unwrap());
@@ -416,7 +464,7 @@ fn a_resumed_vm_goes_on_in_the_same_directory() {
     assert_eq!(index(resumed.next_seq), end);
     assert_eq!(Some(&resumed.machine.digest()), second.states().last());
     assert_eq!((resumed.session.generation, resumed.generation), (Generation(2), Generation(3)));
-    assert_eq!(resumed.node, Some(NodeId(2)));
+    assert_eq!(resumed.nodes, [NodeId(2)]);
     assert_eq!(segments(directory.path()).unwrap().len(), 2);
 }
 
@@ -462,14 +510,14 @@ fn a_directory_has_one_vm_and_one_user() {
     let error = LogDirectory::open(&path, &VmId::new("beta").unwrap()).unwrap_err();
     assert!(error.to_string().contains("belongs to VM alpha, not beta"), "{error}");
     fs::write(path.join("vm"), "beta").unwrap();
-    let error = LogDirectory::open(&path, &VmId::new("beta").unwrap()).unwrap().resume().unwrap_err();
+    let error = LogDirectory::open(&path, &VmId::new("beta").unwrap()).unwrap().survey().unwrap_err();
     assert!(matches!(error, LogDirectoryError::OtherVm { .. }), "a segment of another VM: {error}");
 }
 
 #[test]
 fn an_empty_directory_has_nothing_to_resume() {
     let directory = TempDir::new().unwrap();
-    let error = open(directory.path()).resume().unwrap_err();
+    let error = open(directory.path()).survey().unwrap_err();
     assert!(matches!(error, LogDirectoryError::NoSegment { .. }), "{error}");
 }
 
@@ -529,7 +577,7 @@ fn a_full_disk_ends_the_logging_and_not_the_vm() {
     vm.run_until("durable snapshot", |vm| vm.disk().durable().is_some());
     std::os::unix::fs::symlink("/dev/full", directory.path().join("snapshot.part")).unwrap();
     fails(directory.path(), vm);
-    let error = open(directory.path()).resume().unwrap_err();
+    let error = open(directory.path()).survey().unwrap_err();
     assert!(matches!(&error, LogDirectoryError::Stopped { reason, .. } if reason.contains("No space left")), "{error}");
     fs::remove_file(directory.path().join("stopped")).unwrap();
     assert!(resume(directory.path()).next_seq > LogSeq(0), "for who wants it");
@@ -632,6 +680,189 @@ fn pipes_in_the_place_of_files_hang_nobody() {
     pipe("99999999999999999999-00000000000000000000.ftlog");
     assert!(resume(directory.path()).entries_replayed > 0, "it is no segment");
     pipe("stopped");
-    let error = open(directory.path()).resume().unwrap_err().to_string();
+    let error = open(directory.path()).survey().unwrap_err().to_string();
     assert!(error.contains("stopped") && error.contains("no file"), "{error}");
+}
+
+/// A backup's log: what is received goes to `joining`, and `machine` follows behind.
+struct Following {
+    disk: DiskLog,
+    joining: JoiningLog,
+    replayer: Replayer,
+    received: usize,
+}
+
+impl Following {
+    /// Joins `vm` where it stands, by the stream that a primary sends.
+    fn join(vm: &mut Vm, directory: LogDirectory, limits: DiskLimits) -> Self {
+        let (mut disk, joining) = directory.begin_joining(session(1), NODE, limits).unwrap();
+        let machine = vm.recorder.machine_mut();
+        machine.begin_copy(PageCopy::Backup);
+        let mut restoration = Restoration::new(&config()).unwrap();
+        let (mut next, mut bytes) = (0, 0);
+        while let Some((first, page)) = machine.take_page(PageCopy::Backup, next) {
+            let pages = Pages { first, bytes: page.to_vec() };
+            joining.pages(&pages);
+            restoration.put_pages(first, &pages.bytes).unwrap();
+            (next, bytes) = (first + 1, bytes + pages.bytes.len() as u64);
+        }
+        let seq = LogSeq(vm.sink.entries.len() as u64);
+        let snapshot = Snapshot { seq, digest: machine.digest(), state: machine.state() };
+        joining.complete(std::iter::empty(), &snapshot);
+        let machine = restoration.finish(&snapshot.state).unwrap();
+        disk.on_restored(&machine, bytes);
+        Self { disk, joining, replayer: Replayer::new(machine, seq), received: index(seq) }
+    }
+
+    /// Receives what `vm` has logged, and consumes it but for the last `behind` entries.
+    fn follow(&mut self, vm: &Vm, behind: usize) {
+        self.joining.entries(vm.sink.entries[self.received..].iter());
+        self.received = vm.sink.entries.len();
+        let until = self.received.saturating_sub(behind);
+        while index(self.replayer.consumed()) < until {
+            let entry = &vm.sink.entries[index(self.replayer.consumed())];
+            self.replayer.consume(entry).unwrap();
+            self.disk.on_consumed(entry);
+            // A machine in the middle of a step's outputs is none for a snapshot.
+            if !self.replayer.machine().has_output() {
+                let next = self.replayer.consumed();
+                self.disk.serve(self.replayer.machine_mut(), next, Vec::new);
+            }
+        }
+    }
+
+    fn wait_written(&self, end: usize) {
+        let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        while self.disk.in_cache() < Some(LogSeq(end as u64)) {
+            std::thread::sleep(Duration::from_millis(1));
+            assert!(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap() - started < TIMEOUT, "{:?}", self.disk);
+        }
+    }
+}
+
+/// A VM that has run for a while without a log.
+fn running() -> Vm {
+    let mut vm = Vm::new();
+    let Ok(()) = vm.recorder.log_generation(&mut vm.sink, Generation(1));
+    vm.run(10);
+    vm
+}
+
+#[test]
+fn the_stream_with_which_a_backup_joins_is_its_first_segment() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = running();
+    let following = Following::join(&mut vm, open(directory.path()), limits(u64::MAX));
+    following.wait_written(following.received);
+    // Killed now, before it has replayed anything.
+    let copy = copy_of(directory.path());
+    let mut resumed = resume(copy.path());
+    assert_eq!((index(resumed.next_seq), resumed.entries_replayed), (vm.sink.entries.len(), 0));
+    assert_eq!(resumed.machine.digest(), vm.recorder.machine_mut().digest());
+    assert_eq!(resumed.nodes, [NODE], "its claim is known before it makes it");
+    assert!(resumed.losses.is_empty(), "it is this node that has claimed");
+}
+
+#[test]
+fn a_backups_log_has_what_was_received_though_its_machine_is_behind() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = running();
+    let mut following = Following::join(&mut vm, open(directory.path()), limits(u64::MAX));
+    vm.run(10);
+    following.follow(&vm, usize::MAX);
+    following.wait_written(vm.sink.entries.len());
+    let mut resumed = resume(copy_of(directory.path()).path());
+    assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
+    assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
+}
+
+#[test]
+fn a_backups_next_segment_has_the_entries_that_were_received_before_its_snapshot_was_made() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = running();
+    let mut following = Following::join(&mut vm, open(directory.path()), limits(0));
+    let mut begun = std::collections::BTreeSet::new();
+    let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    while begun.len() < 4 {
+        vm.run(1);
+        following.follow(&vm, 7);
+        std::thread::sleep(Duration::from_millis(1));
+        begun.extend(segments(directory.path()).unwrap());
+        assert!(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap() - started < TIMEOUT);
+    }
+    following.wait_written(vm.sink.entries.len());
+    let Following { disk, joining, .. } = following;
+    drop(joining);
+    disk.finish().unwrap();
+    let mut resumed = resume(directory.path());
+    assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
+    assert!(resumed.entries_replayed >= 7);
+    assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
+    // The segment before goes beyond the snapshot; its replay ends where the next begins.
+    let kept = segments(directory.path()).unwrap();
+    let [before, newest] =
+        [0, 1].map(|segment: usize| LogReader::open(fs::File::open(&kept[segment]).unwrap()).unwrap());
+    let expected = vm.sink.entries.len() - index(before.next_seq());
+    assert!(before.next_seq() < newest.next_seq());
+    for arguments in [&["--json"][..], &["--entries"]] {
+        let output = ft_replay(directory.path(), arguments);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        if arguments == ["--entries"] {
+            assert_eq!(text.lines().count(), 1 + expected, "a head, and each entry once");
+        } else {
+            assert!(text.contains(&format!("\"entries\":{expected},")), "{expected}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_may_lack_something_says_why() {
+    let lost = |prepare: &dyn Fn(&Path)| {
+        let directory = TempDir::new().unwrap();
+        let mut vm = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+        vm.run(3);
+        vm.finish().unwrap();
+        prepare(directory.path());
+        resume(directory.path()).losses
+    };
+    let kept = |text: &'static str| move |path: &Path| fs::write(path.join("kept"), text).unwrap();
+    let other = NodeId(7).to_string();
+    let of_other = |kind: &str| {
+        let kind = kind.to_owned();
+        let other = other.clone();
+        move |path: &Path| {
+            let kept = fs::read_to_string(path.join("kept")).unwrap();
+            fs::write(path.join("kept"), kept.replace("owner", &kind)).unwrap();
+            fs::write(path.join("node"), &other).unwrap();
+        }
+    };
+    assert_eq!(lost(&|_| ()), []);
+    assert_eq!(lost(&kept("owner written an-earlier-boot")), [PossibleLoss::HostStartedAgain]);
+    assert_eq!(lost(&kept("owner durable an-earlier-boot")), []);
+    assert_eq!(lost(&kept("owner no an-earlier-boot")), [PossibleLoss::NothingWaited]);
+    assert_eq!(lost(&of_other("backup")), [PossibleLoss::OfBackup]);
+    assert_eq!(lost(&of_other("joining")), [PossibleLoss::OfJoiningBackup]);
+    assert_eq!(lost(&|path| fs::remove_file(path.join("node")).unwrap()), [PossibleLoss::HadFailed]);
+    assert_eq!(
+        lost(&|path| fs::write(path.join("99999999999999999999-00000000000000000000.ftlog"), b"torn").unwrap()),
+        [PossibleLoss::NewestUnreadable]
+    );
+}
+
+#[test]
+fn nodes_that_resume_are_listed_until_the_log_is_theirs() {
+    let directory = TempDir::new().unwrap();
+    let mut vm = Vm::logged(open(directory.path()), 1, limits(u64::MAX));
+    vm.run(3);
+    vm.finish().unwrap();
+    for node in [2, 3] {
+        open(directory.path()).add_node(NodeId(node)).unwrap();
+    }
+    assert_eq!(resume(directory.path()).nodes, [NODE, NodeId(2), NodeId(3)]);
+    let mut vm = Vm::new();
+    vm.sink.disk = Some(open(directory.path()).begin(session(4), NodeId(3), limits(u64::MAX)).unwrap());
+    vm.snapshot_now();
+    vm.finish().unwrap();
+    assert_eq!(resume(directory.path()).nodes, [NodeId(3)]);
 }

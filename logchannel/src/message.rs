@@ -35,6 +35,7 @@ pub(crate) mod kind {
     pub(crate) const ASK_OWNER: FrameKind = FrameKind(17);
     pub(crate) const OWNER: FrameKind = FrameKind(18);
     pub(crate) const CLOCK: FrameKind = FrameKind(19);
+    pub(crate) const STORING: FrameKind = FrameKind(20);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -112,6 +113,8 @@ pub enum Message {
         /// A cursor.
         next_output: OutputId,
     },
+    /// b: still here, and waits for its own disk before it can accept.
+    Storing,
     /// Either: still here.
     Heartbeat,
     /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on from it.
@@ -181,6 +184,7 @@ impl Message {
             }
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
             Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
+            Self::Storing => append_frame(kind::STORING, &[], out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
             Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
             Self::Goodbye { reason } => append_reason(kind::GOODBYE, reason, out),
@@ -228,6 +232,7 @@ impl Message {
             kind::RELEASED => {
                 ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
             }
+            kind::STORING => ("storing", codec::decode_value::<()>(body).map(|()| Self::Storing)),
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
             kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),
             kind::GOODBYE => ("goodbye", decode_reason(body).map(|reason| Self::Goodbye { reason })),

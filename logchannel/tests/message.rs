@@ -47,6 +47,7 @@ fn messages() -> Vec<Message> {
         Message::Consumed { consumed: LogSeq(299), count: InstructionCount(8_123_456) },
         Message::Protected { generation: Generation(4) },
         Message::Released { next_output: OutputId(17) },
+        Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: 123_456_789 },
         Message::Goodbye { reason: String::new() },
@@ -98,6 +99,7 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         | Message::Consumed { .. }
         | Message::Protected { .. }
         | Message::Released { .. }
+        | Message::Storing
         | Message::Heartbeat
         | Message::Clock { .. } => None,
     }

@@ -60,6 +60,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
         Message::Consumed { consumed: LogSeq(far(random)), count: InstructionCount(far(random)) },
         Message::Protected { generation: Generation(far(random)) },
         Message::Released { next_output: OutputId(far(random)) },
+        Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: far(random) },
         Message::Goodbye { reason: "done".into() },

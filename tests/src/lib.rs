@@ -2,6 +2,7 @@
 //!
 //! Every process is ended when its handle is dropped, every directory removed, and nothing leaves the loopback interface.
 
+pub mod both_die;
 pub mod client;
 pub mod etcd;
 pub mod link;

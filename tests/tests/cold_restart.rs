@@ -44,6 +44,8 @@ fn assert_refused(stage: &Stage, log: &Path, words: &[&str]) {
     for word in words {
         assert!(reason.contains(word), "{word:?} is not in {reason:?}");
     }
+    // What a log holds isn't offered to be given up.
+    assert!(segments(log).is_empty() || !reason.contains("--force-new"), "{reason:?}");
 }
 
 /// Segments, oldest first.
@@ -95,7 +97,7 @@ fn only_a_log_of_the_last_owner_is_gone_on_from() {
     backup.told("live");
     load.goes_on();
     backup.kill();
-    assert_refused(&stage, logs.primary.path(), &["went on as generation 2", "--force-new"]);
+    assert_refused(&stage, logs.primary.path(), &["went on as generation 2", "--give-up-generation 2"]);
     let mut again = resumed(&stage, logs.backup.path());
     load.goes_on();
     load.lost_nothing();
@@ -143,4 +145,134 @@ fn directories_that_are_none_of_this_vm_are_refused_before_anything_is_claimed()
     let segment = segments(log.path()).pop().unwrap();
     fs::write(&segment, b"no log at all").unwrap();
     assert_refused(&stage, log.path(), &["no segment", text(&segment)]);
+}
+
+/// The stream with which the backup joins is its log's first segment: there is no time in which it protects the VM and could
+/// not be resumed.
+#[test]
+fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
+    for options in [&[][..], &["--log-wait", "durable"]] {
+        let stage = Stage::new(programs!());
+        let logs = Logs::new();
+        let Pair { mut primary, mut backup } = logs.pair(&stage, options);
+        primary.kill();
+        backup.told("live");
+        backup.kill();
+        let _again = resumed(&stage, logs.backup.path());
+        let load = Load::on(stage.site.service);
+        load.lost_nothing();
+    }
+}
+
+#[test]
+fn whatever_is_killed_when_the_last_owner_of_a_chain_can_be_resumed() {
+    let stage = Stage::new(programs!());
+    let logs = Logs::new();
+    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
+    let load = Load::on(stage.site.service);
+    primary.kill();
+    backup.told("live");
+    let mut third = stage.node("ft-backup", &["--log", text(logs.primary.path())]);
+    third.told("protected");
+    load.goes_on();
+    backup.kill();
+    third.told("live");
+    load.goes_on();
+    third.kill();
+    let reasons = stage.node("ft-primary", &["--log", text(logs.primary.path())]).end().reason;
+    assert!(reasons.contains("--resume") && !reasons.contains("--force-new"), "{reasons}");
+    let mut again = resumed(&stage, logs.primary.path());
+    load.goes_on();
+    load.lost_nothing();
+    assert_eq!(again.owned(), [4]);
+}
+
+/// Its writer waits for a reader of this for ever, so that no segment becomes whole.
+fn block_the_disk(log: &Path) -> PathBuf {
+    let part = log.join("snapshot.part");
+    let _ = fs::remove_file(&part);
+    nix::unistd::mkfifo(&part, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    part
+}
+
+#[test]
+fn a_restart_that_was_killed_before_it_had_a_log_of_its_own_can_be_made_again() {
+    let stage = Stage::new(programs!());
+    let logs = Logs::new();
+    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
+    let load = Load::on(stage.site.service);
+    backup.kill();
+    primary.kill();
+    let log = logs.primary.path();
+    for is_interrupted in [false, true, false, true] {
+        let part = block_the_disk(log);
+        let mut again = resumed(&stage, log);
+        assert_eq!(again.owned().len(), 1, "it has claimed the VM");
+        // The guest runs and its clients are at work, and nothing leaves.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(!again.has_told("log_usable") && !again.has_told("first_output"));
+        if is_interrupted {
+            let Ended { code, reason } = again.interrupt();
+            assert_eq!(code, Some(130), "{reason}");
+        } else {
+            again.kill();
+        }
+        fs::remove_file(part).unwrap();
+    }
+    let mut again = resumed(&stage, log);
+    again.told("log_usable");
+    load.goes_on();
+    load.lost_nothing();
+    // From here on the list is of this node alone.
+    assert_eq!(fs::read_to_string(log.join("node")).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn a_backup_is_not_accepted_before_its_log_is_whole() {
+    let stage = Stage::new(programs!());
+    let logs = Logs::new();
+    let mut primary = stage.node("ft-primary", &["--unprotected"]);
+    primary.told("console");
+    let part = block_the_disk(logs.backup.path());
+    let mut backup = stage.node("ft-backup", &["--log", text(logs.backup.path())]);
+    backup.told("joined");
+    let load = Load::on(stage.site.service);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(!primary.has_told("protected") && !backup.has_told("log_usable"));
+    // The disk gets on: a pipe is written like a file, until it is to be renamed and synced.
+    let reader = std::thread::spawn(move || std::io::copy(&mut fs::File::open(part).unwrap(), &mut std::io::sink()));
+    backup.told("protected");
+    load.goes_on();
+    load.lost_nothing();
+    backup.kill();
+    reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn an_older_log_is_gone_on_from_only_if_the_last_owner_is_given_up_and_dead() {
+    let stage = Stage::new(programs!());
+    let logs = Logs::new();
+    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
+    Load::on(stage.site.service).lost_nothing();
+    primary.kill();
+    backup.told("live");
+    let refused = |generation: &str, words: &str| {
+        let options = ["--resume", text(logs.primary.path()), "--give-up-generation", generation];
+        let Ended { code, reason } = stage.node("ft-primary", &options).end();
+        assert_eq!(code, Some(1), "{reason}");
+        assert!(reason.contains(words), "{words:?} is not in {reason:?}");
+    };
+    refused("1", "is of an earlier state");
+    refused("2", "answers at");
+    backup.kill();
+    refused("3", "runs as generation 2");
+    let options = ["--resume", text(logs.primary.path()), "--give-up-generation", "2"];
+    let mut again = stage.node("ft-primary", &options);
+    again.told("resumed");
+    assert_eq!(again.owned(), [3]);
+    Load::on(stage.site.service).lost_nothing();
+    again.kill();
+    // The given up one is older now.
+    assert_refused(&stage, logs.backup.path(), &["went on as generation 3"]);
+    drop(resumed(&stage, logs.primary.path()));
 }

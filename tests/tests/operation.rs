@@ -25,22 +25,29 @@ fn a_backup_started_where_the_last_owner_was_waits_and_does_not_take_itself_for_
 }
 
 #[test]
-fn who_goes_on_from_a_backups_log_is_told_so() {
+fn a_backups_log_needs_the_operators_consent_and_the_owners_does_not() {
     for from_backup in [true, false] {
         let stage = Stage::new(programs!());
         let logs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let [primarys, backups] = [0, 1].map(|side: usize| logs[side].path().to_str().unwrap());
         let Pair { mut primary, mut backup } = stage.pair(&["--log", primarys], &["--log", backups]);
-        let has_segment = || logs[1].path().join("node").exists();
-        tests::stage::wait_until("the backup's first snapshot", has_segment);
+        let owner = primary.told_text("listening", "channel");
         // Paused, it can't claim while the other dies.
         tests::stage::pause(&primary);
         tests::stage::pause(&backup);
         primary.kill();
         backup.kill();
+        if from_backup {
+            let Ended { code, reason } = stage.node("ft-primary", &["--resume", backups]).end();
+            assert_eq!(code, Some(1), "{reason}");
+            assert!(reason.contains("--accept-loss") && reason.contains(&owner), "{reason}");
+            assert!(!reason.contains("--force-new"), "a whole log is known: {reason}");
+        }
         let log = if from_backup { backups } else { primarys };
-        let mut again = stage.node("ft-primary", &["--resume", log]);
-        assert_eq!(again.told("resumed")["kept_by_backup"], from_backup);
+        let options = [&["--resume", log][..], if from_backup { &["--accept-loss"] } else { &[] }].concat();
+        let mut again = stage.node("ft-primary", &options);
+        assert_eq!(again.told("resumed")["may_lack"], from_backup);
+        again.told("log_usable");
     }
 }
 

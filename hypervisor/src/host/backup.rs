@@ -5,12 +5,13 @@
 use super::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use super::clock;
 use super::kept_log::{Keeping, KeptLog};
+use super::log_directory::JoiningLog;
 use super::node::Node;
 use super::priority;
 use super::reports::NodeReport;
 use crate::guest_clock::GuestClock;
 use crate::replay::{Consumed, Replayer};
-use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest};
+use crate::role::{BackupAction, BackupEnd, BackupMoments, BackupRole, ClaimRequest, DiskLogState};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::SessionHeader;
@@ -19,7 +20,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 use vm::{Event, Machine, OutputId, OutputOperation, Restoration};
@@ -41,9 +42,6 @@ pub struct BitFlip {
     /// 0 to 7.
     pub bit: u8,
 }
-
-/// From one look whether the disk has caught up to the next.
-const DISK_WAIT: Duration = Duration::from_millis(1);
 
 /// What is done to a backup on purpose, to see what comes of it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +88,7 @@ pub struct Succession {
 
 /// What the replaying thread has to do.
 enum Work {
-    Begin(SessionHeader),
+    Begin(SessionHeader, Option<Box<KeptLog>>),
     Pages(Pages),
     Restore(Snapshot),
     Replay(VecDeque<LogEntry>),
@@ -103,7 +101,7 @@ impl Work {
         match self {
             Self::Pages(pages) => pages.bytes.len(),
             Self::Replay(entries) => entries.iter().map(buffered_bytes).sum(),
-            Self::Begin(_) | Self::Restore(_) | Self::Finish => 0,
+            Self::Begin(..) | Self::Restore(_) | Self::Finish => 0,
         }
     }
 }
@@ -111,15 +109,24 @@ impl Work {
 /// The machine, as far as it has come.
 enum Stage {
     Nothing,
-    Restoring(Box<(SessionHeader, Restoration)>),
+    Restoring(Box<Restoring>),
     Following(Box<Following>),
+}
+
+/// A machine that is being put together.
+struct Restoring {
+    session: SessionHeader,
+    restoration: Restoration,
+    kept: Option<Box<KeptLog>>,
+    /// Bytes of memory received.
+    snapshot_bytes: u64,
 }
 
 /// A machine in lockstep.
 struct Following {
     session: SessionHeader,
     replayer: Replayer,
-    kept: Option<KeptLog>,
+    kept: Option<Box<KeptLog>>,
 }
 
 #[derive(Debug)]
@@ -137,6 +144,10 @@ struct Shared {
     work: Sender<Work>,
     /// Bytes of work not yet done.
     waiting: AtomicUsize,
+    /// Until the session comes: where the log on disk is to be.
+    keeping: Mutex<Option<Keeping>>,
+    /// From then on: the log on disk, which takes what is received.
+    joining_log: OnceLock<JoiningLog>,
     replay_thread: Mutex<Option<thread::Thread>>,
     steps: Sender<Step>,
     over: AtomicBool,
@@ -156,6 +167,7 @@ pub fn run(
     keeping: Option<Keeping>,
     faults: FaultInjection,
 ) -> io::Result<BackupOutcome> {
+    let role = if keeping.is_some() { role.with_disk_log(DiskLogState::Promised) } else { role };
     let (work, work_queue) = unbounded();
     let (steps, step_queue) = unbounded();
     let shared = Arc::new(Shared {
@@ -164,6 +176,8 @@ pub fn run(
         channel: Channel::default(),
         work,
         waiting: AtomicUsize::new(0),
+        keeping: Mutex::new(keeping),
+        joining_log: OnceLock::new(),
         replay_thread: Mutex::new(None),
         steps,
         over: AtomicBool::new(false),
@@ -177,7 +191,7 @@ pub fn run(
     start_ticks(&shared)?;
     let replay = {
         let shared = shared.clone();
-        thread::Builder::new().name("vcpu".into()).spawn(move || shared.work(&work_queue, keeping, faults))?
+        thread::Builder::new().name("vcpu".into()).spawn(move || shared.work(&work_queue, faults))?
     };
     let outcome = shared.conduct(&step_queue);
     if outcome.is_ok() {
@@ -202,7 +216,7 @@ pub fn run(
         digests_checked: replayer.digests_checked(),
         machine: replayer.into_machine(),
         clock,
-        kept,
+        kept: kept.map(|kept| *kept),
         session,
         tail_dropped: role.tail_dropped(),
         tail: role.take_tail(),
@@ -213,7 +227,7 @@ pub fn run(
 
 impl Shared {
     /// Gives the role an input, and does what it says.
-    fn drive<T>(&self, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
+    fn drive<T>(self: &Arc<Self>, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
         let mut actions = Vec::new();
         let result = {
             let mut role = lock(&self.role);
@@ -229,11 +243,11 @@ impl Shared {
         result
     }
 
-    fn act(&self, action: BackupAction) {
+    fn act(self: &Arc<Self>, action: BackupAction) {
         let step = match action {
             BackupAction::Begin(session) => {
                 *lock(&self.image) = session.image_name.clone();
-                return self.give_work(Work::Begin(session));
+                return self.begin(session);
             }
             BackupAction::CheckOwner => Step::CheckOwner,
             BackupAction::Joined => {
@@ -242,10 +256,21 @@ impl Shared {
             BackupAction::ClaimsLost(generation) => {
                 return self.node.reporter.tell(&NodeReport::PrimaryClaimLost { generation: generation.0 });
             }
-            BackupAction::Pages(pages) => return self.give_work(Work::Pages(pages)),
-            BackupAction::Restore(snapshot) => return self.give_work(Work::Restore(snapshot)),
-            BackupAction::Consume(entries) => return self.give_work(Work::Replay(entries)),
+            // The thread that receives gives the log on disk what has come before it gives it to the machine.
+            BackupAction::Pages(pages) => {
+                self.log(|log| log.pages(&pages));
+                return self.give_work(Work::Pages(pages));
+            }
+            BackupAction::Restore(snapshot) => {
+                self.log(|log| log.complete(lock(&self.role).tail().cloned(), &snapshot));
+                return self.give_work(Work::Restore(snapshot));
+            }
+            BackupAction::Consume(entries) => {
+                self.log(|log| log.entries(entries.iter()));
+                return self.give_work(Work::Replay(entries));
+            }
             BackupAction::Protected(generation) => {
+                self.log(JoiningLog::protects);
                 return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
             }
             BackupAction::Lost { reason } => {
@@ -260,8 +285,45 @@ impl Shared {
         let _ = self.steps.send(step);
     }
 
+    /// Begins to put the machine together, and to log what is received.
+    fn begin(self: &Arc<Self>, session: SessionHeader) {
+        let kept = match lock(&self.keeping).take() {
+            None => None,
+            Some(keeping) => match KeptLog::begin_joining(keeping, session.clone(), self.node.id, self.node.reporter) {
+                Ok((kept, joining)) => {
+                    let _ = self.joining_log.set(joining);
+                    let shared = self.clone();
+                    kept.listen(move |state| shared.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+                    Some(Box::new(kept))
+                }
+                Err(error) => {
+                    let reason = format!("the log can't be kept on disk: {error}");
+                    return self.drive(|role, _| role.restore_failed(&reason));
+                }
+            },
+        };
+        self.give_work(Work::Begin(session, kept));
+    }
+
+    /// Gives the log on disk something, if one is kept.
+    fn log(&self, give: impl FnOnce(&JoiningLog)) {
+        if let Some(log) = self.joining_log.get() {
+            give(log);
+        }
+    }
+
+    fn is_disk_full(&self) -> bool {
+        self.joining_log.get().is_some_and(JoiningLog::is_full)
+    }
+
+    /// Tells the role that this side waits for its disk.
+    fn wait_for_disk(self: &Arc<Self>) {
+        let taken = self.joining_log.get().map_or(0, JoiningLog::taken);
+        self.drive(|role, now_ns| role.handle_disk_wait(now_ns, taken));
+    }
+
     /// Gives the role what the primary says, until the connection ends; says why it did.
-    fn read(&self, mut reader: ChannelReader) -> String {
+    fn read(self: &Arc<Self>, mut reader: ChannelReader) -> String {
         loop {
             let (messages, end) = match reader.wait() {
                 Arrived::Messages(messages) => (messages, None),
@@ -275,8 +337,15 @@ impl Shared {
             if let Some(reason) = end {
                 return reason;
             }
-            while self.waiting.load(Ordering::Relaxed) > LOG_BUFFER_BYTES_MAX && !self.over.load(Ordering::Acquire) {
+            while !self.over.load(Ordering::Acquire) {
+                let is_disk_full = self.is_disk_full();
+                if !is_disk_full && self.waiting.load(Ordering::Relaxed) <= LOG_BUFFER_BYTES_MAX {
+                    break;
+                }
                 lock(&self.role).not_listening(clock::now_ns());
+                if is_disk_full {
+                    self.wait_for_disk();
+                }
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -304,12 +373,7 @@ impl Shared {
     }
 
     /// Puts the machine together and replays until there is nothing more to do; `None` if the machine must not go live.
-    fn work(
-        &self,
-        queue: &Receiver<Work>,
-        mut keeping: Option<Keeping>,
-        mut faults: FaultInjection,
-    ) -> Option<Following> {
+    fn work(self: &Arc<Self>, queue: &Receiver<Work>, mut faults: FaultInjection) -> Option<Following> {
         *lock(&self.replay_thread) = Some(thread::current());
         let mut stage = Stage::Nothing;
         loop {
@@ -328,7 +392,7 @@ impl Shared {
                     self.replay(&mut following, &entries, &mut faults)?;
                     Stage::Following(following)
                 }
-                (work, stage) => match self.restore(work, stage, &mut keeping) {
+                (work, stage) => match self.restore(work, stage) {
                     Ok(stage) => stage,
                     Err(reason) => {
                         self.drive(|role, _| role.restore_failed(&reason));
@@ -341,18 +405,19 @@ impl Shared {
     }
 
     /// Puts a piece of the machine in place.
-    fn restore(&self, work: Work, stage: Stage, keeping: &mut Option<Keeping>) -> Result<Stage, String> {
+    fn restore(self: &Arc<Self>, work: Work, stage: Stage) -> Result<Stage, String> {
         match (work, stage) {
-            (Work::Begin(session), _) => {
+            (Work::Begin(session, kept), _) => {
                 let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(Box::new((session, restoration))))
+                Ok(Stage::Restoring(Box::new(Restoring { session, restoration, kept, snapshot_bytes: 0 })))
             }
             (Work::Pages(pages), Stage::Restoring(mut restoring)) => {
-                restoring.1.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
+                restoring.snapshot_bytes += pages.bytes.len() as u64;
+                restoring.restoration.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
                 Ok(Stage::Restoring(restoring))
             }
             (Work::Restore(Snapshot { seq, digest, state }), Stage::Restoring(restoring)) => {
-                let (session, restoration) = *restoring;
+                let Restoring { session, restoration, mut kept, snapshot_bytes } = *restoring;
                 let mut machine = restoration.finish(&state).map_err(|error| error.to_string())?;
                 let found = machine.digest();
                 if found != digest {
@@ -360,10 +425,9 @@ impl Shared {
                 }
                 let next_output = machine.next_output_id();
                 self.drive(|role, now_ns| role.machine_restored(now_ns, next_output));
-                let kept = keeping
-                    .take()
-                    .map(|keeping| KeptLog::begin(keeping, session.clone(), self.node.id, self.node.reporter, false));
-                let kept = kept.transpose().map_err(|error| format!("the log can't be kept on disk: {error}"))?;
+                if let Some(kept) = &mut kept {
+                    kept.restored(&machine, snapshot_bytes);
+                }
                 Ok(Stage::Following(Box::new(Following { session, replayer: Replayer::new(machine, seq), kept })))
             }
             (_, stage) => Ok(stage),
@@ -372,7 +436,7 @@ impl Shared {
 
     /// Replays a batch, and tells the role; `None` after a divergence.
     fn replay(
-        &self,
+        self: &Arc<Self>,
         following: &mut Following,
         entries: &VecDeque<LogEntry>,
         faults: &mut FaultInjection,
@@ -397,24 +461,20 @@ impl Shared {
         Some(())
     }
 
-    /// Keeps replayed entries in the log on disk.
+    /// Follows the machine in the log on disk, which has these entries: its next snapshot is made of the machine.
     fn keep(&self, kept: &mut KeptLog, replayer: &mut Replayer, entries: &VecDeque<LogEntry>) {
-        entries.iter().for_each(|entry| kept.append(entry));
+        entries.iter().for_each(|entry| kept.consumed(entry));
         // A snapshot is of a machine at rest; the entries to come take what the guest sent.
         if !replayer.machine().has_output() {
             let next = replayer.consumed();
             let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
             kept.serve(replayer.machine_mut(), next, tail);
         }
-        // What waits for the disk is bounded: replay waits too, the log buffer fills, and the primary is slowed.
-        while kept.is_full() && !self.over.load(Ordering::Acquire) {
-            thread::sleep(DISK_WAIT);
-        }
     }
 
     /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.
     fn replay_batch(
-        &self,
+        self: &Arc<Self>,
         replayer: &mut Replayer,
         entries: &VecDeque<LogEntry>,
         flip: &mut Option<BitFlip>,
@@ -439,7 +499,7 @@ impl Shared {
     }
 
     /// Does what the role asks for that takes time. `Ok` if this node goes live.
-    fn conduct(&self, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
+    fn conduct(self: &Arc<Self>, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
         let mut failed_claims = 0;
         loop {
             let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
@@ -488,6 +548,9 @@ fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
     thread::Builder::new().name("ticks".into()).spawn(move || {
         while !shared.over.load(Ordering::Acquire) {
             thread::sleep(TICK);
+            if lock(&shared.role).waits_for_disk() {
+                shared.wait_for_disk();
+            }
             shared.drive(BackupRole::tick);
         }
     })?;

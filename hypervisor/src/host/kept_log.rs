@@ -1,13 +1,16 @@
 //! A live VM's log on disk, and what waits for it.
 
-use super::log_directory::{DiskLimits, DiskLog, LogDirectory, LogDirectoryError};
+use super::log_directory::{DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, LogWriterKind};
 use super::reports::NodeReport;
 use crate::report::Reporter;
+use crate::role::DiskLogState;
 use clap::ValueEnum;
 use logchannel::entry::{LogEntry, LogSeq};
 use logchannel::session::{NodeId, SessionHeader};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm::{Machine, OutputId, OutputOperation};
 
@@ -26,8 +29,11 @@ pub enum Waiting {
 #[derive(Debug)]
 pub struct KeptLog {
     log: DiskLog,
+    directory: PathBuf,
     waiting: Waiting,
     reporter: Reporter,
+    /// That a restart is possible has been reported.
+    usable_told: Arc<AtomicBool>,
     /// The first snapshot is to be made before the guest runs.
     at_once: bool,
 }
@@ -41,26 +47,98 @@ pub struct Keeping {
     pub waiting: Waiting,
 }
 
-impl KeptLog {
-    /// Begins to keep the log of `session`. With `at_once` the first snapshot is made before the guest runs, and else while it
-    /// runs.
-    ///
-    /// # Errors
-    /// If threads can't be started.
-    pub fn begin(
-        Keeping { directory, waiting }: Keeping,
-        session: SessionHeader,
-        node: NodeId,
-        reporter: Reporter,
-        at_once: bool,
-    ) -> io::Result<Self> {
-        let default = DiskLimits::default();
-        let limits = match waiting {
+impl Keeping {
+    fn limits(&self) -> DiskLimits {
+        let default = DiskLimits { waiting: self.waiting, ..DiskLimits::default() };
+        match self.waiting {
             Waiting::No => default,
             Waiting::Written => DiskLimits { gather: Duration::ZERO, ..default },
             Waiting::Durable => DiskLimits { gather: Duration::ZERO, sync_interval: Duration::ZERO, ..default },
-        };
-        Ok(Self { log: directory.begin(session, node, limits)?, waiting, reporter, at_once })
+        }
+    }
+}
+
+impl KeptLog {
+    /// Begins to keep the log of `session`, of which this node is the owner: with a snapshot that is made before the guest runs.
+    ///
+    /// # Errors
+    /// If threads can't be started.
+    pub fn begin(keeping: Keeping, session: SessionHeader, node: NodeId, reporter: Reporter) -> io::Result<Self> {
+        let (limits, waiting) = (keeping.limits(), keeping.waiting);
+        let path = keeping.directory.path().to_owned();
+        let log = keeping.directory.begin(session, node, limits)?;
+        Ok(Self::new(log, path, waiting, reporter, true))
+    }
+
+    /// Begins to keep the log of `session`, whose primary this node joins as a backup: the second of the two takes what is
+    /// received, the first goes with the machine.
+    ///
+    /// # Errors
+    /// If threads can't be started.
+    pub fn begin_joining(
+        keeping: Keeping,
+        session: SessionHeader,
+        node: NodeId,
+        reporter: Reporter,
+    ) -> io::Result<(Self, JoiningLog)> {
+        let (limits, waiting) = (keeping.limits(), keeping.waiting);
+        let path = keeping.directory.path().to_owned();
+        let (log, joining) = keeping.directory.begin_joining(session, node, limits)?;
+        Ok((Self::new(log, path, waiting, reporter, false), joining))
+    }
+
+    fn new(log: DiskLog, directory: PathBuf, waiting: Waiting, reporter: Reporter, at_once: bool) -> Self {
+        Self { log, directory, waiting, reporter, at_once, usable_told: Arc::default() }
+    }
+
+    /// A function that says how far the log is.
+    fn states(&self) -> impl Fn() -> DiskLogState + Send + 'static {
+        let (watch, waiting) = (self.log.watch(), self.waiting);
+        move || {
+            let whole = match waiting {
+                _ if watch.has_failed() => return DiskLogState::Failed,
+                // Outputs wait for a segment from which a restart is possible, and for no entry.
+                Waiting::No => watch.in_cache().map(|_| LogSeq(u64::MAX)),
+                Waiting::Written => watch.in_cache(),
+                Waiting::Durable => watch.durable(),
+            };
+            whole.map_or(DiskLogState::Promised, DiskLogState::UpTo)
+        }
+    }
+
+    /// How far the log is, for the role.
+    #[must_use]
+    pub fn state(&self) -> DiskLogState {
+        self.states()()
+    }
+
+    /// Calls `tell` with the log's state now and whenever it has changed, on the threads that change it, and reports when a
+    /// restart from it is first possible. `tell` takes the place of the one before.
+    pub fn listen(&self, tell: impl Fn(DiskLogState) + Send + 'static) {
+        let (state, usable_told) = (self.states(), self.usable_told.clone());
+        let (directory, reporter) = (self.directory.display().to_string(), self.reporter);
+        self.log.listen(move || {
+            let state = state();
+            if matches!(state, DiskLogState::UpTo(_)) && !usable_told.swap(true, Ordering::AcqRel) {
+                reporter.tell(&NodeReport::LogUsable { directory: directory.clone() });
+            }
+            tell(state);
+        });
+    }
+
+    /// A backup's machine stands where the snapshot was made whose memory came to `snapshot_bytes`.
+    pub const fn restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
+        self.log.on_restored(machine, snapshot_bytes);
+    }
+
+    /// A backup's machine has consumed an entry.
+    pub fn consumed(&mut self, entry: &LogEntry) {
+        self.log.on_consumed(entry);
+    }
+
+    /// This node owns the VM now: outputs wait for this log.
+    pub fn owns(&mut self) {
+        self.log.become_kind(LogWriterKind::Owner);
     }
 
     /// Takes an entry.
@@ -104,27 +182,15 @@ impl KeptLog {
         self.log.is_full()
     }
 
-    /// Calls `kept` with the place up to which outputs needn't wait any more, whenever it has moved: `None` if they don't
-    /// wait at all, not yet or no more.
-    pub fn listen(&self, kept: impl Fn(Option<LogSeq>) + Send + 'static) {
-        let (watch, waiting) = (self.log.watch(), self.waiting);
-        let tell = move || {
-            kept(match waiting {
-                _ if watch.has_failed() => None,
-                Waiting::No => None,
-                Waiting::Written => watch.in_cache(),
-                Waiting::Durable => watch.durable(),
-            });
-        };
-        tell();
-        self.log.listen(tell);
-    }
-
-    /// Writes the end mark, and makes all of it durable.
+    /// Writes the end mark, and makes all of it durable, if it can be resumed.
     ///
     /// # Errors
     /// [`LogDirectoryError`] if that fails.
     pub fn finish(self) -> Result<(), LogDirectoryError> {
+        if self.state().is_promised() {
+            // Nothing can be resumed from it, and nothing has left that would be missing: its disk isn't waited for.
+            return Ok(());
+        }
         self.log.finish().map(drop)
     }
 }

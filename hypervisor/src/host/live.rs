@@ -123,7 +123,7 @@ impl LiveVm {
         let recorder = Recorder::new(machine, source, shared.node.intervals);
         if let Some(kept) = &kept {
             let shared = shared.clone();
-            kept.listen(move |place| shared.drive(|role, now_ns| role.log_kept(now_ns, place)));
+            kept.listen(move |state| shared.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
         }
         let recorder = shared.run_vcpu(recorder, kept);
         let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;

@@ -77,6 +77,11 @@ pub enum NodeReport {
         /// How.
         reason: String,
     },
+    /// From now on the VM can be resumed from its log on disk.
+    LogUsable {
+        /// The log's directory.
+        directory: String,
+    },
     /// The log can't be kept on disk any more; the VM goes on without.
     LogLost {
         /// Why.
@@ -94,9 +99,8 @@ pub enum NodeReport {
         instruction_count: u64,
         /// Outputs that the LAN is asked whether it has carried.
         tail_outputs: usize,
-        /// The log is the backup's. What a backup acknowledges needn't be on its disk yet: what clients have seen last may be
-        /// missing.
-        kept_by_backup: bool,
+        /// The operator has accepted that what clients have seen last may be missing.
+        may_lack: bool,
     },
     /// The arbiter could not be asked; nobody goes on until it can.
     ArbiterUnreachable {
@@ -309,13 +313,13 @@ impl fmt::Display for NodeReport {
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost ({reason})"),
             Self::PrimaryLost { reason } => write!(f, "primary lost ({reason}); asking for the flag"),
+            Self::LogUsable { directory } => write!(f, "the log in {directory} is whole: --resume can go on from it"),
             Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
-            Self::Resumed { segment, ending, entries, instruction_count, kept_by_backup, .. } => write!(
+            Self::Resumed { segment, ending, entries, instruction_count, may_lack, .. } => write!(
                 f,
                 "resumed at instruction {instruction_count} after {entries} entries of {segment}, which is {ending}{}",
-                if *kept_by_backup {
-                    "; this is the backup's log, in which the last milliseconds that clients have seen may be missing: the \
-                     primary's has them"
+                if *may_lack {
+                    "; the last of what clients have seen may be missing, as the operator has accepted"
                 } else {
                     ""
                 }

@@ -66,6 +66,8 @@ impl Shared {
         let mut rest = 0;
         let mut owed_ns = 0;
         let mut told_clock = *recorder.source().clock();
+        // The log is one that can be resumed before the guest runs, though it may wait for its backup first.
+        sink.serve(&mut recorder);
         while !self.over.load(Ordering::Acquire) {
             self.keep_time(&mut recorder, &mut told_clock);
             self.copy_for_join(&mut recorder);
@@ -230,6 +232,10 @@ impl RoleSink<'_> {
     /// Lets the log on disk copy memory and hand over what has come.
     fn serve(&mut self, recorder: &mut Recorder<HostEventSource>) {
         let Some(kept) = &mut self.kept else { return };
+        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot can't have them.
+        if recorder.machine().has_output() {
+            return;
+        }
         let next = lock(&self.shared.role).appended();
         kept.serve(recorder.machine_mut(), next, || lock(&self.shared.role).gate().not_left());
     }

@@ -7,12 +7,13 @@ use super::stop::{Origin, StopSwitch};
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
+use crate::host::kept_log::KeptLog;
 use crate::host::live::LiveVm;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
 use crate::host::{clock, entropy};
 use crate::report::Reporter;
-use crate::role::{BackupRole, Expectation, PrimaryRole, Timing};
+use crate::role::{BackupRole, DiskLogState, Expectation, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::ImageDigest;
 use std::io;
@@ -146,7 +147,7 @@ fn go_live(
         machine,
         clock,
         session,
-        kept,
+        mut kept,
         entries,
         digests_checked,
         tail,
@@ -155,7 +156,12 @@ fn go_live(
         moments,
     } = succession;
     let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
-    let role = PrimaryRole::gone_live(node.id, session, timing, clock, entries, next_output, tail);
+    // A log that has failed is waited for by nobody; one that hasn't is whole, or this side would not have been accepted.
+    let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
+    if let Some(kept) = &mut kept {
+        kept.owns();
+    }
+    let role = PrimaryRole::gone_live(node.id, session, timing, clock, entries, next_output, tail, disk_log);
     run_live(node, role, machine, kept, false, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

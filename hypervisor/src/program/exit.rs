@@ -55,6 +55,10 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
             "the operator left; the VM stays owned, and goes on with ft-primary --resume from the directory of --log"
                 .into(),
         ),
+        PrimaryEnd::Interrupted => (
+            INTERRUPTED,
+            "interrupted before the VM had a log of its own; it can be resumed again from the same one".into(),
+        ),
         PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
     }
 }

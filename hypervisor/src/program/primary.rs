@@ -2,19 +2,20 @@
 
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
+use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
 use super::{Failure, exit, fail_stop, finish, init_tracing};
 use crate::guest_clock::GuestClock;
-use crate::host::entropy;
 use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
-use crate::host::log_directory::LogDirectory;
+use crate::host::log_directory::{LogDirectory, LogDirectoryError, ResumeProgress, Resumed, Survey};
 use crate::host::node::Node;
 use crate::host::owner_question::ask_owner;
 use crate::host::reports::NodeReport;
+use crate::host::{clock, entropy};
 use crate::report::Reporter;
-use crate::role::PrimaryRole;
-use crate::start::{claim_resume, claim_start, end_unstarted};
+use crate::role::{DiskLogState, PrimaryRole};
+use crate::start::{ResumeConsent, claim_resume, claim_start, end_unstarted, judge_resume, latest, refuse_if_alive};
 use clap::Parser;
 use logchannel::entry::Generation;
 use logchannel::session::SessionHeader;
@@ -49,6 +50,13 @@ struct Options {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["log", "guest", "kernel", "initrd",
           "disk", "bare", "memory", "append", "mac", "unprotected", "force_new"])]
     resume: Option<PathBuf>,
+    /// With --resume: go on though the log may lack the last of what clients have seen, as a backup's may
+    #[arg(long, requires = "resume")]
+    accept_loss: bool,
+    /// With --resume: go on from a log that is older than generation N of the VM, the last one, and give up what it did as that.
+    /// Refused if its owner answers
+    #[arg(long, value_name = "N", requires = "resume")]
+    give_up_generation: Option<u64>,
     /// Start the guest at once, without a backup
     #[arg(long)]
     unprotected: bool,
@@ -82,9 +90,17 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let keeping = options.node.keeping()?;
+    // Whose log this will be is there before the claim is. Segments of an earlier life are none of this node's.
+    if let Some(Keeping { directory, .. }) = keeping.as_ref().filter(|keeping| !keeping.directory.has_whole_segment()) {
+        directory.add_node(node.id)?;
+    }
     stop.owns();
     let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new, |last| {
         ask_owner(last, &node.vm)
+    })
+    .map_err(|error| match &keeping {
+        Some(Keeping { directory, .. }) if directory.has_whole_segment() => error.with_known_log(directory.path()),
+        Some(_) | None => error,
     })?;
     tell_owner(&node, generation);
     let (arbiter, vm, id, address) = (node.arbiter.clone(), node.vm.clone(), node.id, node.address.clone());
@@ -111,33 +127,48 @@ fn start(
     stop: &StopSwitch,
 ) -> Result<(u8, String), Failure> {
     let timing = options.node.timing();
+    let disk_log = if keeping.is_some() { DiskLogState::Promised } else { DiskLogState::None };
     let role = if options.unprotected {
         PrimaryRole::alone(node.id, session, timing)
     } else {
         PrimaryRole::awaiting_backup(node.id, session, timing)
     };
+    let role = role.with_disk_log(disk_log);
     let kept = begin_log(keeping, &role, &node)?;
     run_live(node, role, machine, kept, true, listener, |running| stop.runs(running, Origin::Boot))
 }
 
 /// Goes on from a log on disk.
+///
+/// The arbiter is asked whether the log is the one to go on from before it is replayed, and the VM is claimed when it has been.
+/// Nothing here leaves an end mark: whatever stops it, the same directory can be resumed again.
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let directory = LogDirectory::open(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
-    let resumed = directory.resume()?;
-    for (segment, reason) in &resumed.skipped {
+    let survey = directory.survey()?;
+    for (segment, reason) in &survey.skipped {
         tracing::warn!("{} is skipped: {reason}", segment.display());
     }
-    node.mac = resumed.session.config.mac;
-    if let Some(reason) = resumed.stopped {
+    node.mac = survey.session.config.mac;
+    if let Some(reason) = survey.stopped {
         return Err(format!("the guest of VM {} had come to its end: {reason}; start it afresh", node.vm).into());
     }
-    // That the arbiter can't be asked is told by the claim.
-    let owner = node.arbiter.latest(&node.vm).ok().flatten().map(|(_, owner)| owner.node);
-    stop.owns();
-    let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, resumed.generation, resumed.node)?;
+    let consent =
+        ResumeConsent { accept_loss: options.accept_loss, give_up: options.give_up_generation.map(Generation) };
+    let claim = judge_resume(
+        &node.vm,
+        latest(&*node.arbiter, &node.vm)?,
+        survey.identity(),
+        |owner| survey.possible_losses(owner).iter().map(ToString::to_string).collect(),
+        consent,
+    )?;
+    refuse_if_alive(&node.vm, &claim, &node.address, |last| ask_owner(last, &node.vm))?;
+    let is_lossy = claim.is_fork || !survey.possible_losses(claim.holder.node).is_empty();
+    let resumed = replay(survey, node.reporter)?;
+    directory.add_node(node.id)?;
+    let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, &claim)?;
     tell_owner(&node, generation);
     node.reporter.tell(&NodeReport::Resumed {
         segment: resumed.segment.display().to_string(),
@@ -145,7 +176,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         entries: resumed.entries_replayed,
         instruction_count: resumed.machine.instruction_count().0,
         tail_outputs: resumed.tail.len(),
-        kept_by_backup: owner != resumed.node,
+        may_lack: is_lossy,
     });
     let session = SessionHeader { generation, ..resumed.session };
     let timing = options.node.timing();
@@ -154,9 +185,23 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
     // The time since the log's last clock read was a pause.
     let clock = GuestClock::standing(resumed.machine.last_ticks());
-    let role = PrimaryRole::gone_live(node.id, session, timing, clock, resumed.next_seq, resumed.next_output, tail);
+    let role = PrimaryRole::resumed(node.id, session, timing, clock, resumed.next_seq, resumed.next_output, tail);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
     run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running, Origin::Log))
+}
+
+/// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute it.
+fn replay(survey: Survey, reporter: Reporter) -> Result<Resumed, LogDirectoryError> {
+    let (begin, end) = (survey.begin_count().0, survey.end_count.0);
+    let mut progress = Progress::new(clock::now_ns(), begin);
+    survey.replay(|ResumeProgress { entries, entries_all, count }| {
+        if let Some(mips) = progress.due(clock::now_ns(), count.0) {
+            // A guest that only sleeps counts entries, and one that only computes, steps.
+            let steps = (count.0 - begin).saturating_mul(100).checked_div(end.saturating_sub(begin));
+            let percent = steps.or_else(|| (entries * 100).checked_div(entries_all)).unwrap_or(100).min(100);
+            reporter.tell(&NodeReport::Replaying { instruction_count: count.0, mips, entries, percent: Some(percent) });
+        }
+    })
 }
 
 fn tell_owner(node: &Node, generation: Generation) {
@@ -168,7 +213,7 @@ fn tell_owner(node: &Node, generation: Generation) {
 }
 
 fn begin_log(keeping: Option<Keeping>, role: &PrimaryRole, node: &Node) -> std::io::Result<Option<KeptLog>> {
-    keeping.map(|keeping| KeptLog::begin(keeping, role.session().clone(), node.id, node.reporter, true)).transpose()
+    keeping.map(|keeping| KeptLog::begin(keeping, role.session().clone(), node.id, node.reporter)).transpose()
 }
 
 /// Runs a VM live to its end.

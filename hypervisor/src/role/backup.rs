@@ -1,6 +1,6 @@
 //! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins the pair's flag.
 
-use super::{ClaimAnswer, ClaimRequest, Claiming, LatestAnswer, Timing, message_name};
+use super::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LatestAnswer, Timing, message_name};
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::{GuestClock, PrimaryClock};
 use crate::mutation::{Mutation, mutated};
@@ -180,11 +180,25 @@ pub struct BackupRole {
     released: OutputId,
     /// The output that replay will produce next.
     next_output: OutputId,
+    /// This side's log on disk.
+    disk_log: DiskLogState,
+    disk_wait: DiskWait,
     heard_ns: u64,
     spoke_ns: u64,
     /// The guest's clock, once the primary has said what it reads: before it says that it is protected.
     clock: Option<PrimaryClock>,
     moments: BackupMoments,
+}
+
+/// A joining backup's wait for its own disk.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+struct DiskWait {
+    /// What the disk had taken when it last took something.
+    written_bytes: u64,
+    /// When that was, or when the wait began.
+    moved_ns: u64,
+    /// When the driver last said that it waits.
+    last_ns: u64,
 }
 
 impl BackupRole {
@@ -213,11 +227,19 @@ impl BackupRole {
             tail_dropped: 0,
             released: OutputId(0),
             next_output: OutputId(0),
+            disk_log: DiskLogState::None,
+            disk_wait: DiskWait::default(),
             heard_ns: now_ns,
             spoke_ns: now_ns,
             clock: None,
             moments: BackupMoments::default(),
         }
+    }
+
+    /// The same, with the log on disk in this state before anything else is said of it; without it none is kept.
+    #[must_use]
+    pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
+        Self { disk_log, ..self }
     }
 
     /// When the steps of the failover happened; complete when the role has gone live.
@@ -346,9 +368,11 @@ impl BackupRole {
         })
     }
 
-    /// Accepts the primary, once the machine stands and the owner is checked.
+    /// Accepts the primary, once the machine stands, the owner is checked, and this side's log on disk, if one is kept, can be
+    /// resumed: this side may be told the next moment that it protects the VM, may go live, and may die.
     fn accept(&mut self, now_ns: u64) {
-        if matches!(self.mode, Mode::Restored) && self.check == OwnerCheck::Passed {
+        let has_log = !self.disk_log.is_promised() || mutated(Mutation::AcceptOnPromise);
+        if matches!(self.mode, Mode::Restored) && self.check == OwnerCheck::Passed && has_log {
             self.mode = Mode::Following { told: mutated(Mutation::ClaimUntold).then_some(self.generation) };
             self.actions.push_back(BackupAction::Joined);
             self.say(now_ns, &Message::Accepted);
@@ -384,6 +408,41 @@ impl BackupRole {
         self.next_output = next_output;
         self.mode = Mode::Restored;
         self.accept(now_ns);
+    }
+
+    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
+    pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
+        self.disk_log = self.disk_log.max(disk_log);
+        self.accept(now_ns);
+    }
+
+    /// Whether nothing but the disk is missing for this side's acceptance: the driver says
+    /// [`BackupRole::handle_disk_wait`] at each tick.
+    #[must_use]
+    pub const fn waits_for_disk(&self) -> bool {
+        matches!(self.mode, Mode::Restored) && self.disk_log.is_promised()
+    }
+
+    /// This side can't go on before its disk does, which has taken `written_bytes` so far. The primary is told, so that it
+    /// doesn't take this side for one that gets nowhere; a disk that itself gets nowhere ends the joining.
+    pub fn handle_disk_wait(&mut self, now_ns: u64, written_bytes: u64) {
+        if !matches!(self.mode, Mode::Receiving | Mode::Restoring | Mode::Restored) {
+            return;
+        }
+        let wait = &mut self.disk_wait;
+        if written_bytes != wait.written_bytes || now_ns.saturating_sub(wait.last_ns) > self.timing.heartbeat_ns {
+            (wait.written_bytes, wait.moved_ns) = (written_bytes, now_ns);
+        }
+        wait.last_ns = now_ns;
+        let stuck_ns = now_ns.saturating_sub(wait.moved_ns);
+        if stuck_ns >= self.timing.disk_timeout_ns() {
+            self.refuse(format!(
+                "the disk of this backup's log has not got on for {} ms; choose another directory with --log",
+                stuck_ns / 1_000_000
+            ));
+        } else if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
+            self.say(now_ns, &Message::Storing);
+        }
     }
 
     /// The machine can't be put together.

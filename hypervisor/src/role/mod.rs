@@ -25,9 +25,11 @@
 //! owner looks after its claim now and then, and makes it again if the arbiter has lost it ([`PrimaryAction::Look`]).
 
 mod backup;
+mod disk_log;
 mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
+pub use disk_log::DiskLogState;
 pub use primary::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 
 use crate::arbiter::{Claim, ClaimKind, Verdict};
@@ -68,6 +70,12 @@ impl Timing {
     /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or has its log buffer full.
     const fn progress_timeout_ns(&self) -> u64 {
         self.failure_timeout_ns.saturating_mul(20)
+    }
+
+    /// How long the disk under a joining backup's log may take nothing, in nanoseconds: one flush of a slow disk's cache takes
+    /// longer than a network that works ever does.
+    const fn disk_timeout_ns(&self) -> u64 {
+        self.progress_timeout_ns().saturating_mul(3)
     }
 }
 
@@ -161,6 +169,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Consumed { .. } => "a report of what is consumed",
         Message::Protected { .. } => "word that the pair is protected",
         Message::Released { .. } => "a report of what is released",
+        Message::Storing => "word that its disk is waited for",
         Message::Heartbeat => "a heartbeat",
         Message::Clock { .. } => "the guest's clock",
         Message::Goodbye { .. } => "a goodbye",

@@ -2,7 +2,7 @@
 
 use crate::pair::{Pair, end_claim};
 use crate::world::{G, MS, NEXT, PRIMARY, expectation, operation, session, vm_id};
-use hypervisor::role::{BackupEnd, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{BackupEnd, DiskLogState, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
@@ -49,6 +49,7 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
         | Message::Consumed { .. }
         | Message::Protected { .. }
         | Message::Released { .. }
+        | Message::Storing
         | Message::Heartbeat
         | Message::Clock { .. }
         | Message::Goodbye { .. }) => panic!("{other:?}"),
@@ -479,7 +480,7 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
 #[test]
 fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_in_the_tail() {
     let mut pair = Pair::alone();
-    pair.primary.log_kept(0, Some(LogSeq(0)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(0)));
     let held = pair.output();
     assert!(pair.out.is_empty(), "the disk has not got it");
     pair.become_protected();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod clock;
+mod disk_log;
 mod exhaustion;
 mod failover;
 mod interleavings;

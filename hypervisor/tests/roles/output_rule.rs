@@ -3,6 +3,7 @@
 use crate::pair::Pair;
 use crate::world::{G, MS};
 use hypervisor::output_gate::GATE_BYTES_MAX;
+use hypervisor::role::DiskLogState;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
 use vm::{InstructionCount, OutputId, OutputOperation};
@@ -180,15 +181,15 @@ fn the_pair_is_of_the_generation_in_the_session() {
 fn outputs_wait_for_the_log_on_disk_too_if_one_is_kept() {
     let mut pair = Pair::protected();
     let next = pair.primary.appended();
-    pair.primary.log_kept(0, Some(next));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(next));
     pair.output();
     pair.output();
     pair.exchange();
     assert_eq!(pair.out, [0_u64; 0], "the backup has them, the disk has not");
-    pair.primary.log_kept(0, Some(LogSeq(next.0 + 1)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 1)));
     pair.collect();
     assert_eq!(pair.out, [0], "what the disk has, the backup has too");
-    pair.primary.log_kept(0, Some(LogSeq(next.0 + 100)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 100)));
     pair.output();
     pair.collect();
     assert_eq!(pair.out, [0, 1], "the disk alone is not enough");
@@ -200,15 +201,15 @@ fn outputs_wait_for_the_log_on_disk_too_if_one_is_kept() {
 fn a_primary_alone_waits_for_the_log_on_disk_until_none_is_kept_any_more() {
     let mut pair = Pair::alone();
     let next = pair.primary.appended();
-    pair.primary.log_kept(0, Some(next));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(next));
     pair.output();
     pair.output();
     assert_eq!(pair.out, [0_u64; 0]);
-    pair.primary.log_kept(0, Some(LogSeq(next.0 + 1)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 1)));
     pair.collect();
     assert_eq!(pair.out, [0]);
     // The disk has failed: the VM goes on without.
-    pair.primary.log_kept(0, None);
+    pair.primary.handle_disk_log(0, DiskLogState::Failed);
     pair.collect();
     assert_eq!(pair.out, [0, 1]);
 }

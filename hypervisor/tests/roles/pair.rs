@@ -9,7 +9,8 @@ use crate::world::{
 };
 use hypervisor::arbiter::ClaimKind;
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimRequest, Expectation, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
+    BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState, Expectation, PrimaryAction, PrimaryEnd,
+    PrimaryRole, Timing,
 };
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
@@ -159,7 +160,16 @@ impl Pair {
         assert_eq!(next, self.next_output_at(received));
         let machine = self.restored.take().unwrap();
         let clock = self.backup.take_over_clock(self.now_ns, machine.last_ticks());
-        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, clock, received, next, tail);
+        let primary = PrimaryRole::gone_live(
+            self.backup_node,
+            session,
+            self.timing,
+            clock,
+            received,
+            next,
+            tail,
+            DiskLogState::None,
+        );
         let mut pair = Self {
             now_ns: self.now_ns,
             timing: self.timing,
@@ -237,7 +247,7 @@ impl Pair {
                 | PrimaryAction::ClaimsRestored(_)
                 | PrimaryAction::Stranded(_)
                 | PrimaryAction::HandOver
-                | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded) => {}
+                | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded | PrimaryEnd::Interrupted) => {}
             }
             self.primary_actions.push_back(action);
         }

@@ -3,7 +3,7 @@
 use crate::pair::{Pair, end_claim, owner_claim};
 use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, vm_id};
 use hypervisor::arbiter::{Claim, ClaimKind};
-use hypervisor::role::{BackupAction, BackupEnd, PrimaryAction, PrimaryEnd, Timing};
+use hypervisor::role::{BackupAction, BackupEnd, DiskLogState, PrimaryAction, PrimaryEnd, Timing};
 use logchannel::entry::LogSeq;
 
 #[test]
@@ -220,11 +220,11 @@ fn retiring_twice_asks_once() {
 #[test]
 fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     let mut pair = Pair::alone();
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(0)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
     pair.output();
     assert_eq!(pair.out, [0_u64; 0], "the log on disk hasn't got it yet");
     pair.primary.leave(pair.now_ns);
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(5)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(5)));
     pair.collect();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Left));
     assert!(pair.arbiter.borrow().claims.values().all(|claim| claim.kind == ClaimKind::Owner), "no end mark");
@@ -232,7 +232,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     assert!(!pair.primary.may_run());
     // The same while it is open whether the backup has won: a claim that is under way stays what it is.
     let mut pair = Pair::protected();
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(9)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.backup_lost();
     assert_eq!(pair.primary_claim(), Some(owner_claim()));
     pair.primary.leave(pair.now_ns);
@@ -243,7 +243,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
 #[test]
 fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_nobody_could_resume() {
     let mut pair = Pair::protected();
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(0)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
     pair.primary.leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::HandOver));
@@ -253,13 +253,13 @@ fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_nobody_could_resume() {
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
     // A guest that has never run has nothing to resume.
     let mut pair = Pair::new();
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(0)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
     pair.primary.leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
     // And one that has ended by itself keeps its end mark.
     let mut pair = Pair::alone();
-    pair.primary.log_kept(pair.now_ns, Some(LogSeq(9)));
+    pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.guest_stops();
     pair.primary.leave(pair.now_ns);
     pair.collect();

@@ -8,8 +8,8 @@ use super::shared::Shared;
 use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
 use hypervisor::arbiter::{ClaimKind, Verdict};
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, Expectation, LatestAnswer, PrimaryAction,
-    PrimaryEnd, PrimaryRole,
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, DiskLogState, Expectation, LatestAnswer,
+    PrimaryAction, PrimaryEnd, PrimaryRole,
 };
 use logchannel::entry::Generation;
 use logchannel::message::Message;
@@ -288,6 +288,7 @@ impl State {
                     }
                     owner.end = Some(End::PrimaryFenced);
                 }
+                PrimaryAction::End(PrimaryEnd::Interrupted) => unreachable!("no log is resumed here"),
                 PrimaryAction::End(PrimaryEnd::Stranded) => owner.end = Some(End::Retired),
                 PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     owner.end = Some(End::GuestOver);
@@ -478,8 +479,16 @@ impl State {
         let tail = backup.role.take_tail();
         let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
         let clock = backup.role.take_over_clock(NOW_NS, 0);
-        let role =
-            PrimaryRole::gone_live(node_id(node), session, timing, clock, first, backup.role.next_output(), tail);
+        let role = PrimaryRole::gone_live(
+            node_id(node),
+            session,
+            timing,
+            clock,
+            first,
+            backup.role.next_output(),
+            tail,
+            DiskLogState::None,
+        );
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
 

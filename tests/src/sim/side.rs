@@ -209,6 +209,7 @@ impl Side {
                 Exit::GuestEnded
             }
             PrimaryEnd::Retired | PrimaryEnd::Left => Exit::GuestEnded,
+            PrimaryEnd::Interrupted => unreachable!("no log is resumed here"),
             PrimaryEnd::Stranded => panic!("no operator ends a primary that stands still"),
             PrimaryEnd::Fenced { holder } => {
                 env.judge.is_fenced(self.me.node, self.role.generation(), holder.node);

@@ -1,7 +1,10 @@
 //! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for the disk.
 
+use super::identity::{LogWriterKind, Standing};
+use super::joining::JoiningLog;
 use super::writer::{Batch, Order, Progress, Writer, run_sync};
 use super::{LogDirectory, LogDirectoryError};
+use crate::host::kept_log::Waiting;
 use crate::page_copy::PageCopying;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::session::{NodeId, SessionHeader};
@@ -38,6 +41,8 @@ pub struct DiskLimits {
     pub sync_interval: Duration,
     /// How long the writer lets entries gather: it needn't be woken for each, which costs the vCPU thread some microseconds.
     pub gather: Duration,
+    /// What outputs wait for, as the directory is to say it.
+    pub waiting: Waiting,
 }
 
 impl Default for DiskLimits {
@@ -48,6 +53,7 @@ impl Default for DiskLimits {
             queue_bytes_max: 32 << 20,
             sync_interval: Duration::from_millis(50),
             gather: Duration::from_millis(1),
+            waiting: Waiting::Written,
         }
     }
 }
@@ -57,6 +63,9 @@ impl Default for DiskLimits {
 /// ```text
 ///   on_entry, serve ──► queue ──► writer thread ──► page cache ──► sync thread ──► disk
 /// ```
+/// The entries of a backup come from the thread that receives them ([`JoiningLog`]); this end follows the machine that consumes
+/// them, of which the next snapshots are made.
+///
 /// A failure ends the logging and nothing else: [`DiskLog::take_failure`] tells it once, and from then on everything here
 /// does nothing. The directory is marked, so that nobody goes on from it unawares.
 #[derive(Debug)]
@@ -76,6 +85,8 @@ pub struct DiskLog {
     segment: Option<Segment>,
     /// Bytes of the last snapshot's memory.
     snapshot_bytes: u64,
+    /// Snapshots that were handed over whole.
+    snapshots: u64,
     entries_lost: u64,
 }
 
@@ -93,10 +104,37 @@ impl LogDirectory {
     /// # Errors
     /// If threads can't be started.
     pub fn begin(self, session: SessionHeader, node: NodeId, limits: DiskLimits) -> io::Result<DiskLog> {
+        self.begin_as(LogWriterKind::Owner, session, node, limits)
+    }
+
+    /// Begins to log a VM that a backup joins. The stream with which it joins is the first segment: what is received goes to
+    /// the second of the two, and what becomes of the machine to the first.
+    ///
+    /// # Errors
+    /// If threads can't be started.
+    pub fn begin_joining(
+        self,
+        session: SessionHeader,
+        node: NodeId,
+        limits: DiskLimits,
+    ) -> io::Result<(DiskLog, JoiningLog)> {
+        let log = self.begin_as(LogWriterKind::Joining, session, node, limits)?;
+        let joining = JoiningLog::begin(log.orders.clone(), log.progress.clone(), limits.queue_bytes_max, &log.session);
+        Ok((log, joining))
+    }
+
+    fn begin_as(
+        self,
+        kind: LogWriterKind,
+        session: SessionHeader,
+        node: NodeId,
+        limits: DiskLimits,
+    ) -> io::Result<DiskLog> {
         let progress = Arc::new(Progress::new(&self.path));
         // Its length is bounded by `queue_bytes_max`, which the caller keeps.
         let (orders, queue) = crossbeam_channel::unbounded();
-        let writer = Writer::new(self.path.clone(), node, queue, progress.clone(), limits.gather);
+        let standing = Standing::new(kind, limits.waiting);
+        let writer = Writer::new(self.path.clone(), (node, standing), queue, progress.clone(), limits.gather);
         let threads = [
             thread::Builder::new().name("disk log".into()).spawn(move || writer.run())?,
             thread::Builder::new().name("disk sync".into()).spawn({
@@ -116,6 +154,7 @@ impl LogDirectory {
             copying: None,
             segment: None,
             snapshot_bytes: 0,
+            snapshots: 0,
             entries_lost: 0,
         })
     }
@@ -129,17 +168,35 @@ impl DiskLog {
             self.entries_lost += 1;
             return;
         }
+        self.on_consumed(entry);
+        // What came before the first snapshot is in it.
+        if self.segment.is_some() {
+            self.push(Order::Entry(entry.clone()), payload_bytes(entry));
+        }
+    }
+
+    /// A backup's machine has consumed an entry, which the log has from [`JoiningLog::entries`].
+    pub fn on_consumed(&mut self, entry: &LogEntry) {
         if let EntryBody::Generation(generation) = entry.body {
             self.session.generation = generation;
             // A snapshot on its way names the generation before, and the entry that says otherwise comes before its end.
             self.copying = None;
         }
-        // What came before the first snapshot is in it.
         if let Some(segment) = &mut self.segment {
-            let payload = payload_bytes(entry);
-            segment.bytes += (ENTRY_BYTES + payload) as u64;
-            self.push(Order::Entry(entry.clone()), payload);
+            segment.bytes += (ENTRY_BYTES + payload_bytes(entry)) as u64;
         }
+    }
+
+    /// A backup's machine stands where the snapshot was made whose memory came to `snapshot_bytes`.
+    pub const fn on_restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
+        self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
+        (self.snapshot_bytes, self.snapshots) = (snapshot_bytes, 1);
+    }
+
+    /// From now on the log is one of this kind, as the directory says.
+    pub fn become_kind(&mut self, kind: LogWriterKind) {
+        self.push(Order::Become(kind), 0);
+        self.hand_over();
     }
 
     /// Hands over what has come, and copies a piece of the guest's memory if a segment is being begun. To be called
@@ -162,6 +219,10 @@ impl DiskLog {
         }
         if self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES {
             self.copy_some(machine, next_seq, tail);
+        }
+        // A snapshot that the writer hasn't completed needs the entries behind it.
+        if self.progress.snapshots.load(Ordering::Acquire) == self.snapshots {
+            self.progress.remember_from.store(next_seq.0, Ordering::Release);
         }
         self.hand_over();
     }
@@ -236,8 +297,8 @@ impl DiskLog {
         progress.take_failure().map_or(Ok(directory), Err)
     }
 
-    /// Calls `listener` whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and when logging has failed, on the
-    /// threads that do it.
+    /// Calls `listener` now, whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and when logging has failed, on
+    /// the threads that do it.
     pub fn listen(&self, listener: impl Fn() + Send + 'static) {
         self.progress.listen(Box::new(listener));
     }
@@ -284,6 +345,7 @@ impl DiskLog {
         let snapshot = Snapshot { seq: next_seq, digest: machine.digest(), state: machine.state() };
         let bytes = snapshot.state.len();
         self.push(Order::Complete(snapshot), bytes);
+        self.snapshots += 1;
         self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
     }
 
@@ -335,7 +397,7 @@ impl DiskLogWatch {
     }
 }
 
-fn payload_bytes(entry: &LogEntry) -> usize {
+pub(super) fn payload_bytes(entry: &LogEntry) -> usize {
     match &entry.body {
         EntryBody::Event(Event::Packet { frame, .. }) => frame.len(),
         EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   DIR/vm                              the VM's name; who uses the directory holds a lock on this file
-//!   DIR/node                            the incarnation that wrote the newest segment
+//!   DIR/node                            incarnations that have let out nothing that is not in the segments: the writer's, and
+//!                                       those that resumed from here and died before they had a segment
+//!   DIR/kept                            what the newest segment's writer was, and what outputs waited for
 //!   DIR/<generation>-<first seq>.ftlog  segments: logs that begin with a snapshot, each replayable by itself
 //!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied to it
 //!   DIR/stopped                         logging has failed, and how: the VM went on without
@@ -16,29 +18,32 @@
 //! for it ([`Waiting`](crate::host::kept_log::Waiting)).
 
 mod disk_log;
+mod identity;
+mod joining;
 mod resume;
 mod writer;
 
 pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch};
-pub use resume::Resumed;
+pub use identity::LogWriterKind;
+pub use joining::JoiningLog;
+pub use resume::{PossibleLoss, ResumeProgress, Resumed, Survey};
 
 use crate::divergence::Divergence;
 use crate::restore::RestoreError;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::file::LogFileError;
-use logchannel::session::{NodeId, VM_ID_BYTES_MAX, VmId};
+use logchannel::session::{VM_ID_BYTES_MAX, VmId};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 const VM: &str = "vm";
-const NODE: &str = "node";
 const PART: &str = "snapshot.part";
 const STOPPED: &str = "stopped";
 const SEGMENT_EXTENSION: &str = "ftlog";
 
 /// The longest of the small files, in bytes.
-const NOTE_BYTES_MAX: u64 = 1024;
+const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why a VM's log on disk can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -166,11 +171,6 @@ pub fn segments(path: &Path) -> Result<Vec<PathBuf>, LogDirectoryError> {
 
 fn segment_name(generation: Generation, first: LogSeq) -> String {
     format!("{:020}-{:020}.{SEGMENT_EXTENSION}", generation.0, first.0)
-}
-
-/// The incarnation that wrote the newest segment, if that is known.
-fn read_node(path: &Path) -> Result<Option<NodeId>, LogDirectoryError> {
-    Ok(read_note(&path.join(NODE))?.and_then(|text| text.parse().ok()))
 }
 
 /// A small file's text, if there is such a file.

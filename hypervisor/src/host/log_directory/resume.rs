@@ -1,19 +1,97 @@
-//! Going on from a log on disk.
+//! Going on from a log on disk: what is in it, and its replay.
 
-use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_node, read_note, segments};
+use super::identity::{LogWriterKind, Standing, read_nodes, read_standing};
+use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segments};
+use crate::host::kept_log::Waiting;
 use crate::replay::{Consumed, Replayer};
 use crate::restore::{RestoreError, Restored, restore};
+use crate::start::LogIdentity;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
-use logchannel::file::{Ending, LogFileError, LogHead, TAIL_OUTPUT_BYTES};
+use logchannel::file::{Ending, LogFileError, LogHead, LogReader, TAIL_OUTPUT_BYTES};
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use vm::{Machine, OutputId, OutputOperation, StopReason};
+use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// The most bytes of outputs that are kept for going on, as by a backup for its going live.
 const RESUMED_TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// How many entries are replayed from one call of the caller's to the next.
+const ENTRIES_PER_LOOK: u64 = 256;
+
+/// Why a log may lack what clients have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PossibleLoss {
+    /// It is a backup's.
+    OfBackup,
+    /// It is a backup's that was never told that it protects the VM.
+    OfJoiningBackup,
+    /// Outputs didn't wait for it.
+    NothingWaited,
+    /// The host has been started again, and outputs waited only for its memory.
+    HostStartedAgain,
+    /// The newest segment can't be read.
+    NewestUnreadable,
+    /// It had failed, and its VM went on without it.
+    HadFailed,
+}
+
+impl fmt::Display for PossibleLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OfBackup => "it is a backup's, which acknowledges entries before its own disk has them",
+            Self::OfJoiningBackup => {
+                "it is of a backup that joined and, as far as this directory knows, was never told that it protects the VM: \
+                 all that came after its last entry may be missing"
+            }
+            Self::NothingWaited => "it was kept with --log-wait no, so that outputs left before it had their entries",
+            Self::HostStartedAgain => {
+                "its host has been started again since, and with --log-wait written a loss of power takes the last entries"
+            }
+            Self::HadFailed => "it had failed, and its VM went on without it",
+            Self::NewestUnreadable => "its newest segment can't be read, and what it held is lost",
+        })
+    }
+}
+
+/// What a log directory has, before it is replayed.
+#[derive(Debug)]
+pub struct Survey {
+    /// What the newest whole segment is about.
+    pub session: SessionHeader,
+    /// That segment.
+    pub segment: PathBuf,
+    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another node has run it since,
+    /// unless that node is one of [`Survey::nodes`].
+    pub generation: Generation,
+    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those that resumed from it and
+    /// died before they had a segment of their own. Oldest first.
+    pub nodes: Vec<NodeId>,
+    /// How the guest had come to its end, if it had.
+    pub stopped: Option<StopReason>,
+    /// Newer segments that could not be used, newest first, and why. What they held is lost, if they held anything.
+    pub skipped: Vec<(PathBuf, RestoreError)>,
+    /// Entries to replay.
+    pub entries: u64,
+    /// Where the guest stands at the last of them.
+    pub end_count: InstructionCount,
+    standing: Option<Standing>,
+    restored: Restored<BufReader<File>>,
+}
+
+/// How far a replay is.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumeProgress {
+    /// Entries replayed.
+    pub entries: u64,
+    /// Of how many.
+    pub entries_all: u64,
+    /// Where the guest stands.
+    pub count: InstructionCount,
+}
 
 /// A VM as its log on disk has it.
 #[derive(Debug)]
@@ -30,17 +108,8 @@ pub struct Resumed {
     pub tail_dropped: u64,
     /// The output behind all that the log tells of.
     pub next_output: OutputId,
-    /// As which generation the VM last ran in this log. If the arbiter knows a later one, somebody else has run it since;
-    /// only a claim by [`Resumed::node`] itself, which died before it could log it, is none of somebody else.
-    pub generation: Generation,
-    /// The incarnation that wrote the newest segment, if that is known.
-    pub node: Option<NodeId>,
-    /// How the guest had come to its end, if it had.
-    pub stopped: Option<StopReason>,
     /// The segment that was replayed.
     pub segment: PathBuf,
-    /// Newer segments that could not be used, newest first, and why. What they held is lost, if they held anything.
-    pub skipped: Vec<(PathBuf, RestoreError)>,
     /// Entries replayed.
     pub entries_replayed: u64,
     /// How the segment ends.
@@ -48,13 +117,12 @@ pub struct Resumed {
 }
 
 impl LogDirectory {
-    /// Replays the newest segment whose snapshot is whole to its last whole entry.
+    /// Looks what there is to resume: the newest segment whose snapshot is whole, up to its last whole entry.
     ///
     /// # Errors
     /// [`LogDirectoryError::Stopped`] if logging had failed; [`LogDirectoryError::NoSegment`];
-    /// [`LogDirectoryError::Log`] if the segment is damaged otherwise than at its end;
-    /// [`LogDirectoryError::Diverged`]; [`LogDirectoryError::Io`].
-    pub fn resume(&self) -> Result<Resumed, LogDirectoryError> {
+    /// [`LogDirectoryError::Log`] if the segment is damaged otherwise than at its end; [`LogDirectoryError::Io`].
+    pub fn survey(&self) -> Result<Survey, LogDirectoryError> {
         if let Some(reason) = read_note(&self.path.join(STOPPED))? {
             // On a full disk there was room for the file, but not for what is in it.
             let reason =
@@ -64,11 +132,19 @@ impl LogDirectory {
         let mut skipped = Vec::new();
         for segment in segments(&self.path)?.into_iter().rev() {
             match self.open_segment(&segment)? {
-                Ok(restored) => return self.replay(segment, restored, skipped),
+                Ok(restored) => return self.look_through(segment, restored, skipped),
                 Err(error) => skipped.push((segment, error)),
             }
         }
         Err(LogDirectoryError::NoSegment { path: self.path.clone(), skipped })
+    }
+
+    /// Whether there is a segment from which a restart is possible, as far as its beginning tells.
+    #[must_use]
+    pub fn has_whole_segment(&self) -> bool {
+        let is_whole =
+            |path: &PathBuf| File::open(path).is_ok_and(|file| LogReader::open(BufReader::new(file)).is_ok());
+        segments(&self.path).is_ok_and(|segments| segments.iter().any(is_whole))
     }
 
     /// The machine at a segment's start. The inner error means that it has no whole one.
@@ -88,33 +164,106 @@ impl LogDirectory {
         }
     }
 
-    fn replay(
+    /// Reads a segment's entries without replaying them.
+    fn look_through(
         &self,
         segment: PathBuf,
         restored: Restored<BufReader<File>>,
         skipped: Vec<(PathBuf, RestoreError)>,
-    ) -> Result<Resumed, LogDirectoryError> {
+    ) -> Result<Survey, LogDirectoryError> {
+        let unreadable = |source| LogDirectoryError::Log { path: segment.clone(), source };
+        let file = File::open(&segment).map_err(failed("reading", &segment))?;
+        let mut log = LogReader::open(BufReader::new(file)).map_err(unreadable)?;
+        let (first, mut generation) = (log.next_seq(), log.header().generation);
+        let (mut stopped, mut end_count) = (None, restored.machine.instruction_count());
+        while let Some(entry) = log.next_entry().map_err(unreadable)? {
+            end_count = entry.count;
+            match entry.body {
+                EntryBody::Generation(owner) => generation = owner,
+                EntryBody::Stopped(reason) => stopped = Some(reason),
+                EntryBody::Event(_) | EntryBody::Output { .. } | EntryBody::Progress | EntryBody::Digest(_) => {}
+            }
+        }
+        Ok(Survey {
+            session: log.header().clone(),
+            generation,
+            nodes: read_nodes(&self.path)?,
+            stopped,
+            skipped,
+            entries: log.next_seq().0 - first.0,
+            end_count,
+            standing: read_standing(&self.path)?,
+            restored,
+            segment,
+        })
+    }
+}
+
+impl Survey {
+    /// Whose log this is.
+    #[must_use]
+    pub fn identity(&self) -> LogIdentity<'_> {
+        let is_owners = self.standing.as_ref().is_some_and(|standing| standing.kind == LogWriterKind::Owner);
+        LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
+    }
+
+    /// Where the guest stands before the replay.
+    #[must_use]
+    pub fn begin_count(&self) -> InstructionCount {
+        self.restored.machine.instruction_count()
+    }
+
+    /// Why this log may lack what clients have seen, if the VM's last owner is `owner`.
+    #[must_use]
+    pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
+        let Some(standing) = &self.standing else {
+            // Of an earlier release, which named nobody but the segment's writer.
+            return if self.nodes.contains(&owner) { Vec::new() } else { vec![PossibleLoss::OfBackup] };
+        };
+        if self.nodes.is_empty() {
+            return vec![PossibleLoss::HadFailed];
+        }
+        let is_writers = self.nodes.first() == Some(&owner);
+        let of_kind = match standing.kind {
+            LogWriterKind::Owner => None,
+            LogWriterKind::Joining | LogWriterKind::Backup if is_writers => None,
+            LogWriterKind::Joining => Some(PossibleLoss::OfJoiningBackup),
+            LogWriterKind::Backup => Some(PossibleLoss::OfBackup),
+        };
+        let of_waiting = match standing.waiting {
+            Waiting::No => Some(PossibleLoss::NothingWaited),
+            Waiting::Written if standing.is_of_earlier_boot() => Some(PossibleLoss::HostStartedAgain),
+            Waiting::Written | Waiting::Durable => None,
+        };
+        let of_reading = (!self.skipped.is_empty()).then_some(PossibleLoss::NewestUnreadable);
+        [of_kind, of_waiting, of_reading].into_iter().flatten().collect()
+    }
+
+    /// Replays the segment, and calls `progress` now and then.
+    ///
+    /// # Errors
+    /// [`LogDirectoryError::Diverged`]; [`LogDirectoryError::Log`].
+    pub fn replay(self, mut progress: impl FnMut(ResumeProgress)) -> Result<Resumed, LogDirectoryError> {
+        let Self { segment, entries: entries_all, restored, .. } = self;
         let Restored { machine, tail: earlier, mut log } = restored;
         let mut next_output = machine.next_output_id();
         let mut replayer = Replayer::new(machine, log.next_seq());
         let mut tail = Tail::default();
         earlier.into_iter().for_each(|output| tail.push(output.id, output.operation));
-        let mut generation = log.header().generation;
-        let mut stopped = None;
         let unreadable = |source| LogDirectoryError::Log { path: segment.clone(), source };
         let first = log.next_seq();
         while let Some(entry) = log.next_entry().map_err(unreadable)? {
             match replayer.consume(&entry) {
-                Ok(Consumed::Nothing) => {}
+                Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Ok(Consumed::Output(id, operation)) => {
                     next_output = OutputId(id.0 + 1);
                     tail.push(id, operation);
                 }
-                Ok(Consumed::Stopped(reason)) => stopped = Some(reason),
                 Err(divergence) => return Err(LogDirectoryError::Diverged { path: segment, divergence }),
             }
-            if let EntryBody::Generation(owner) = entry.body {
-                generation = owner;
+            let entries = replayer.consumed().0 - first.0;
+            if entries.is_multiple_of(ENTRIES_PER_LOOK) || matches!(entry.body, EntryBody::Digest(_)) {
+                progress(ResumeProgress { entries, entries_all, count: entry.count });
             }
         }
         Ok(Resumed {
@@ -125,11 +274,7 @@ impl LogDirectory {
             tail: tail.outputs,
             tail_dropped: tail.dropped,
             next_output,
-            generation,
-            node: read_node(&self.path)?,
-            stopped,
             segment,
-            skipped,
             ending: log.ending().cloned().unwrap_or(Ending::Finished),
         })
     }

@@ -1,7 +1,8 @@
 //! The two threads behind a log on disk: one writes files, one makes them durable, so that no entry waits in this process
 //! for the disk.
 
-use super::{LogDirectoryError, NODE, PART, STOPPED, failed, segment_name, segments};
+use super::identity::{LogWriterKind, Standing, forget_nodes, replace_nodes, write_standing};
+use super::{LogDirectoryError, PART, STOPPED, failed, segment_name, segments};
 use crate::host::channel::lock;
 use crate::host::clock;
 use crossbeam_channel::Receiver;
@@ -9,6 +10,7 @@ use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Pages, Snapshot};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -29,8 +31,11 @@ pub(super) enum Order {
     Pages(Pages),
     /// An output for the snapshot's tail.
     Tail(OutputId, Arc<OutputOperation>),
-    /// The snapshot ends with this, and entries go to its segment from here on.
+    /// The snapshot ends with this, and entries go to its segment from here on; those behind it that came before this order
+    /// go there too.
     Complete(Snapshot),
+    /// The directory is from now on that of a writer of this kind.
+    Become(LogWriterKind),
     /// No more will come.
     Finish,
 }
@@ -42,12 +47,18 @@ pub(super) struct Batch {
     pub(super) bytes: usize,
 }
 
-/// What the three threads know of each other.
-/// Who wants to know that something is written or durable, or that logging has failed.
+/// Called when something is written or durable, or when logging has failed.
 type Listener = Box<dyn Fn() + Send>;
 
+/// What the threads that give orders and those that carry them out know of each other.
 pub(super) struct Progress {
     directory: PathBuf,
+    /// Orders carried out, in bytes, and syncs: it grows as long as the disk gets on.
+    pub(super) done: AtomicU64,
+    /// Snapshots completed.
+    pub(super) snapshots: AtomicU64,
+    /// No later snapshot stands before this entry: those below needn't be remembered.
+    pub(super) remember_from: AtomicU64,
     /// Of orders not yet carried out.
     pub(super) queued_bytes: AtomicUsize,
     pub(super) failed: AtomicBool,
@@ -87,6 +98,9 @@ impl Progress {
     pub(super) fn new(directory: &Path) -> Self {
         Self {
             directory: directory.into(),
+            done: AtomicU64::new(0),
+            snapshots: AtomicU64::new(0),
+            remember_from: AtomicU64::new(0),
             queued_bytes: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -107,7 +121,7 @@ impl Progress {
     }
 
     pub(super) fn listen(&self, listener: Listener) {
-        *lock(&self.listener) = Some(listener);
+        lock(&self.listener).insert(listener)();
     }
 
     fn tell(&self) {
@@ -120,10 +134,15 @@ impl Progress {
         lock(&self.failure).take()
     }
 
-    /// Ends the logging, and marks the directory as far as the disk still lets itself be written.
+    /// Ends the logging, and marks the directory as far as the disk still lets itself be written: before outputs leave that
+    /// the log doesn't have.
     fn fail(&self, error: LogDirectoryError) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
+        if !self.failed.load(Ordering::Acquire) {
             let _ = fs::write(self.directory.join(STOPPED), error.to_string());
+            // A full disk still removes files.
+            forget_nodes(&self.directory);
+        }
+        if !self.failed.swap(true, Ordering::AcqRel) {
             *lock(&self.failure) = Some(error);
             self.tell();
         }
@@ -157,11 +176,15 @@ type SegmentFile = BufWriter<Arc<File>>;
 pub(super) struct Writer {
     directory: PathBuf,
     node: NodeId,
+    standing: Standing,
     queue: Receiver<Batch>,
     progress: Arc<Progress>,
     gather: Duration,
     segment: Option<Segment>,
     part: Option<Part>,
+    /// The last entries that the segment has, from [`Progress::remember_from`] on. A backup's log has entries that its machine,
+    /// of which the next snapshot is made, hasn't consumed: they belong to the next segment too.
+    recent: VecDeque<LogEntry>,
 }
 
 struct Segment {
@@ -178,14 +201,14 @@ struct Part {
 }
 
 impl Writer {
-    pub(super) const fn new(
+    pub(super) fn new(
         directory: PathBuf,
-        node: NodeId,
+        (node, standing): (NodeId, Standing),
         queue: Receiver<Batch>,
         progress: Arc<Progress>,
         gather: Duration,
     ) -> Self {
-        Self { directory, node, queue, progress, gather, segment: None, part: None }
+        Self { directory, node, standing, queue, progress, gather, segment: None, part: None, recent: VecDeque::new() }
     }
 
     /// Carries out what is in the queue until it is closed or something fails.
@@ -213,7 +236,9 @@ impl Writer {
                 self.carry_out(order)?;
             }
             self.progress.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.progress.done.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+        self.forget_old_entries();
         if let Some(segment) = &mut self.segment {
             segment.log.flush().map_err(failed("writing", &segment.path))?;
             let end = segment.log.next_seq();
@@ -232,7 +257,13 @@ impl Writer {
         match order {
             Order::Entry(entry) => {
                 let segment = self.segment.as_mut().expect("entries come behind a snapshot");
-                segment.log.append(&entry).map(|_| ()).map_err(failed("writing", &segment.path))
+                segment.log.append(&entry).map_err(failed("writing", &segment.path))?;
+                self.recent.push_back(entry);
+                Ok(())
+            }
+            Order::Become(kind) => {
+                self.standing.kind = kind;
+                write_standing(&self.directory, &self.standing)
             }
             Order::Begin(session) => {
                 // One that was given up writes what it has buffered when it is dropped.
@@ -260,19 +291,41 @@ impl Writer {
         let part_path = self.directory.join(PART);
         let Part { snapshot: writer, file, generation } =
             self.part.take().expect("a snapshot ends behind its beginning");
-        let log = writer.finish(snapshot).map_err(failed("writing", &part_path))?;
+        let mut log = writer.finish(snapshot).map_err(failed("writing", &part_path))?;
         let path = self.directory.join(segment_name(generation, snapshot.seq));
-        fs::rename(&part_path, &path).map_err(failed("naming", &path))?;
-        match self.segment.replace(Segment { log, file, path }) {
-            Some(old) => {
-                assert_eq!(old.log.next_seq(), snapshot.seq, "an entry was kept from the log on disk");
-                old.log.finish().map(|_| ()).map_err(failed("writing", &old.path))
+        if let Some(old) = &self.segment {
+            for entry in self.entries_from(snapshot.seq, old.log.next_seq()) {
+                log.append(entry).map_err(failed("writing", &part_path))?;
             }
+            log.flush().map_err(failed("writing", &part_path))?;
+        }
+        fs::rename(&part_path, &path).map_err(failed("naming", &path))?;
+        self.progress.snapshots.fetch_add(1, Ordering::AcqRel);
+        match self.segment.replace(Segment { log, file, path }) {
+            Some(old) => old.log.finish().map(|_| ()).map_err(failed("writing", &old.path)),
+            // From here on this incarnation is who the segments are of: its predecessors' names would say that they let out
+            // nothing that isn't in them.
             None => {
-                let path = self.directory.join(NODE);
-                fs::write(&path, self.node.to_string()).map_err(failed("writing", &path))
+                write_standing(&self.directory, &self.standing)?;
+                replace_nodes(&self.directory, self.node)
             }
         }
+    }
+
+    /// The entries from `from` on of a segment that ends before `end`.
+    fn entries_from(&self, from: LogSeq, end: LogSeq) -> impl Iterator<Item = &LogEntry> {
+        let first = end.0 - self.recent.len() as u64;
+        assert!(first <= from.0 && from <= end, "a snapshot at {from}, entries {first} to {end}");
+        let skip = usize::try_from(from.0 - first).expect("no more than there are");
+        self.recent.iter().skip(skip)
+    }
+
+    fn forget_old_entries(&mut self) {
+        let Some(segment) = &self.segment else { return };
+        let first = segment.log.next_seq().0 - self.recent.len() as u64;
+        let old = self.progress.remember_from.load(Ordering::Acquire).saturating_sub(first);
+        let old = usize::try_from(old).unwrap_or(usize::MAX).min(self.recent.len());
+        self.recent.drain(..old);
     }
 
     fn finish(&mut self) -> Result<(), LogDirectoryError> {
@@ -299,6 +352,7 @@ pub(super) fn run_sync(directory: &Path, progress: &Progress, interval: Duration
         if let Err(error) = sync(directory, progress, &written, &mut safe) {
             return progress.fail(error);
         }
+        progress.done.fetch_add(1, Ordering::Relaxed);
         if written.is_over {
             return;
         }

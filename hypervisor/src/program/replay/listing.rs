@@ -1,7 +1,8 @@
 //! The list of a log's entries.
 
 use super::output::{OutputError, json_line};
-use super::{Failure, Log, Options, in_file, open};
+use super::stretch::{Stretch, continuations};
+use super::{Failure, Options, in_file, open};
 use crate::console::{Piece, hex};
 use crate::divergence::entry_name;
 use crate::program::exit;
@@ -90,22 +91,23 @@ enum ListError {
 pub(super) fn list(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u8, String), Failure> {
     let mut entries = 0;
     let mut ending = String::new();
-    for (index, path) in logs.iter().enumerate() {
-        let (_, mut log) = open(path, options)?.into_log().map_err(|error| in_file(path, error))?;
+    for (index, (path, continuation)) in logs.iter().zip(continuations(logs)).enumerate() {
+        let (_, log) = open(path, options)?.into_log().map_err(|error| in_file(path, error))?;
+        let mut log = Stretch::new(log, continuation);
         let has_head = index == 0 && !options.json;
         let listed = output.list(|write| list_entries(&mut log, options.json, has_head, write));
         entries += listed.map_err(|error| match error {
             ListError::Output(error) => error.into(),
             ListError::Log(error) => in_file(path, error),
         })?;
-        ending = log.ending().map_or_else(String::new, ToString::to_string);
+        ending = log.log.ending().map_or_else(String::new, ToString::to_string);
     }
     Ok((exit::OK, format!("{entries} entries; the log is {ending}")))
 }
 
 /// How many entries there were.
 fn list_entries(
-    log: &mut Log,
+    log: &mut Stretch,
     is_json: bool,
     has_head: bool,
     write: &mut dyn FnMut(&[u8]) -> Result<(), OutputError>,
@@ -113,9 +115,9 @@ fn list_entries(
     if has_head {
         write(HEAD.as_bytes())?;
     }
-    let first = log.next_seq();
+    let first = log.log.next_seq();
     while let Some(entry) = log.next_entry()? {
-        let seq = log.next_seq().0 - 1;
+        let seq = log.log.next_seq().0 - 1;
         if is_json {
             let listed = Listed { seq, instruction_count: entry.count.0, body: Body::of(&entry.body) };
             write(&json_line(&listed))?;
@@ -123,7 +125,7 @@ fn list_entries(
             write(format!("{seq:>8} {:>16}  {}\n", entry.count.to_string(), describe(&entry).trim_end()).as_bytes())?;
         }
     }
-    Ok(log.next_seq().0 - first.0)
+    Ok(log.log.next_seq().0 - first.0)
 }
 
 fn describe(entry: &LogEntry) -> String {

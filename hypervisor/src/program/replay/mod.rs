@@ -4,10 +4,12 @@ mod length;
 mod listing;
 mod output;
 mod playback;
+mod stretch;
 
 use self::length::Length;
 use self::output::{ConsoleChoice, Output, OutputError};
 use self::playback::{Playback, PlaybackError};
+use self::stretch::continuations;
 use super::limits::{FILES, require_descriptors};
 use super::stdout::StdoutError;
 use super::{Failure, exit, finish, init_tracing};
@@ -99,9 +101,9 @@ fn replay(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u
     let started_ns = clock::now_ns();
     let mut playback = Playback::new(output, Length::of(logs.to_vec()), started_ns);
     let mut skipped = Vec::new();
-    for path in logs {
+    for (path, continuation) in logs.iter().zip(continuations(logs)) {
         let restored = open(path, options).and_then(|head| restore(head).map_err(|error| in_file(path, error)));
-        match restored.map(|restored| playback.replay(restored)) {
+        match restored.map(|restored| playback.replay(restored, continuation)) {
             Ok(Ok(())) => {}
             Ok(Err(PlaybackError::Diverged(divergence))) => {
                 output.finish_console()?;

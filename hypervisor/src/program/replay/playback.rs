@@ -2,6 +2,7 @@
 
 use super::length::Length;
 use super::output::{Output, OutputError};
+use super::stretch::{Continuation, Stretch};
 use crate::divergence::Divergence;
 use crate::host::clock;
 use crate::host::reports::{NodeReport, Replayed};
@@ -67,9 +68,13 @@ impl<'a> Playback<'a> {
         }
     }
 
-    /// Replays a log to its end.
-    pub(super) fn replay(&mut self, restored: Restored<BufReader<File>>) -> Result<(), PlaybackError> {
-        let Restored { mut machine, mut log, .. } = restored;
+    /// Replays a log to its end, or to where the next one goes on.
+    pub(super) fn replay(
+        &mut self,
+        restored: Restored<BufReader<File>>,
+        continuation: Option<Continuation>,
+    ) -> Result<(), PlaybackError> {
+        let Restored { mut machine, log, .. } = restored;
         match self.replayer.take() {
             Some(before) if before.consumed() == log.next_seq() => self.compare(before, &mut machine)?,
             // A log by itself: what was replayed before is of an earlier life of the VM, or there is a gap.
@@ -77,6 +82,7 @@ impl<'a> Playback<'a> {
         }
         self.began_at = machine.instruction_count().0;
         let mut replayer = Replayer::new(machine, log.next_seq());
+        let mut log = Stretch::new(log, continuation);
         while let Some(entry) = log.next_entry()? {
             self.consume(&mut replayer, &entry)?;
             if matches!(entry.body, EntryBody::Digest(_)) || self.entries.is_multiple_of(ENTRIES_PER_LOOK) {
@@ -85,7 +91,7 @@ impl<'a> Playback<'a> {
         }
         self.done += replayer.machine().instruction_count().0 - self.began_at;
         self.digests_checked += replayer.digests_checked();
-        self.ending = log.ending().cloned().unwrap_or(Ending::Finished);
+        self.ending = log.log.ending().cloned().unwrap_or(Ending::Finished);
         self.replayer = Some(replayer);
         Ok(())
     }

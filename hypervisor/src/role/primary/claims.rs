@@ -4,7 +4,7 @@ use super::standing::Standing;
 use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::arbiter::{ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
-use crate::role::{ClaimAnswer, ClaimRequest, Claiming};
+use crate::role::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState};
 use logchannel::entry::Generation;
 use logchannel::message::Message;
 
@@ -40,6 +40,13 @@ impl PrimaryRole {
     /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
     pub fn retire(&mut self, now_ns: u64) {
         match self.mode {
+            // Nothing of this incarnation has left. The log that it goes on from is whole, and can be resumed again.
+            Mode::Alone
+                if self.is_resumed && self.disk_log.is_promised() && !mutated(Mutation::EndResumedOnPromise) =>
+            {
+                self.gate.discard_all();
+                self.end(PrimaryEnd::Interrupted);
+            }
             Mode::AwaitingBackup | Mode::Alone => {
                 self.stop.get_or_insert(PrimaryEnd::Retired);
                 self.claim(ClaimKind::Ended);
@@ -69,7 +76,9 @@ impl PrimaryRole {
     /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::retire`].
     pub fn leave(&mut self, now_ns: u64) {
         match self.mode {
-            Mode::Alone | Mode::Claiming(_) if self.kept.is_some() && self.stop.is_none() => {
+            Mode::Alone | Mode::Claiming(_)
+                if matches!(self.disk_log, DiskLogState::UpTo(_)) && self.stop.is_none() =>
+            {
                 if self.join.is_some() {
                     self.lose_backup("the operator stopped the primary".into());
                 }

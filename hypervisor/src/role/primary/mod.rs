@@ -9,7 +9,7 @@ mod standing;
 
 pub use pace::FULL_SHARE;
 
-use super::{ClaimRequest, Claiming, Timing};
+use super::{ClaimRequest, Claiming, DiskLogState, Timing};
 use crate::arbiter::{Claim, ClaimKind};
 use crate::guest_clock::GuestClock;
 use crate::mutation::{Mutation, mutated};
@@ -83,6 +83,8 @@ pub enum PrimaryEnd {
     Stranded,
     /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be resumed.
     Left,
+    /// The operator ended `--resume` before it had a log of its own. There is no end mark: the VM can be resumed again.
+    Interrupted,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
         /// Who won the flag.
@@ -120,8 +122,10 @@ pub struct PrimaryRole {
     log: Log,
     gate: OutputGate,
     pace: Pace,
-    /// How far the log is on disk, if it is kept there.
-    kept: Option<LogSeq>,
+    /// This side's log on disk.
+    disk_log: DiskLogState,
+    /// The VM goes on from a log after the death of both sides.
+    is_resumed: bool,
     outgoing: Vec<u8>,
     actions: VecDeque<PrimaryAction>,
     heard_ns: u64,
@@ -154,7 +158,8 @@ impl PrimaryRole {
 
     /// A backup that has gone live as generation `session.generation`: the next entry is `first`, the next output that
     /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent. The guest's clock goes on as
-    /// `clock`, which isn't below the last logged value.
+    /// `clock`, which isn't below the last logged value. The tail waits until this side's log on disk has all entries below
+    /// `first`, because the death of both sides would take back what depends on them.
     #[must_use]
     pub fn gone_live(
         node: NodeId,
@@ -164,12 +169,36 @@ impl PrimaryRole {
         first: LogSeq,
         next_output: OutputId,
         tail: VecDeque<(OutputId, OutputOperation)>,
+        disk_log: DiskLogState,
     ) -> Self {
-        let mut role = Self::new(Mode::Alone, node, session, timing, clock, first, next_output);
+        let mut role = Self::new(Mode::Alone, node, session, timing, clock, first, next_output).with_disk_log(disk_log);
         for (id, operation) in tail {
-            role.gate.pass(id, operation);
+            role.gate.hold_tail(LogSeq(first.0.saturating_sub(1)), id, operation);
         }
+        role.release(0);
         role
+    }
+
+    /// A primary that goes on from a log on disk after the death of both sides, with the log promised that it is to keep;
+    /// arguments as those of [`PrimaryRole::gone_live`].
+    #[must_use]
+    pub fn resumed(
+        node: NodeId,
+        session: SessionHeader,
+        timing: Timing,
+        clock: GuestClock,
+        first: LogSeq,
+        next_output: OutputId,
+        tail: VecDeque<(OutputId, OutputOperation)>,
+    ) -> Self {
+        let role = Self::gone_live(node, session, timing, clock, first, next_output, tail, DiskLogState::Promised);
+        Self { is_resumed: true, ..role }
+    }
+
+    /// The same, with the log on disk in this state before anything else is said of it; without it none is kept.
+    #[must_use]
+    pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
+        Self { disk_log, ..self }
     }
 
     fn new(
@@ -190,7 +219,8 @@ impl PrimaryRole {
             log: Log::Unread(first),
             gate: OutputGate::new(next_output),
             pace: Pace::new(timing.lag_bound_ns),
-            kept: None,
+            disk_log: DiskLogState::None,
+            is_resumed: false,
             timing,
             outgoing: Vec::new(),
             actions: VecDeque::new(),
@@ -340,13 +370,12 @@ impl PrimaryRole {
             (Mode::Protected, Log::Streamed(sender)) => sender.acked(),
             _ => return,
         };
-        self.gate.release(now_ns, self.kept.map_or(allowed, |kept| kept.min(allowed)));
+        self.gate.release(now_ns, self.disk_log.limit(allowed));
     }
 
-    /// All entries below `kept` are in the log on disk, and outputs wait for that from now on; with `None` they don't, as
-    /// no log is kept any more.
-    pub fn log_kept(&mut self, now_ns: u64, kept: Option<LogSeq>) {
-        self.kept = kept;
+    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
+    pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
+        self.disk_log = self.disk_log.max(disk_log);
         self.release(now_ns);
     }
 

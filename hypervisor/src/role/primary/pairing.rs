@@ -100,6 +100,8 @@ impl PrimaryRole {
             }
             (Message::Ack { received }, _, _) if self.is_streaming() => self.acknowledged(now_ns, received),
             (Message::Consumed { consumed, .. }, _, _) => self.pace.consumed(consumed),
+            // A backup that waits for its disk gets on.
+            (Message::Storing, _, Some(_)) => self.progress_ns = now_ns,
             (Message::Heartbeat, _, _) => {}
             (Message::Refused { reason }, _, Some(_)) => {
                 self.lose_backup(format!("the backup refused the session: {reason}"));

@@ -8,7 +8,7 @@ use super::points::{Crash, Died, Fate, Kind, Moment, Points, Side};
 use super::primary::Primary;
 use crate::world::{G, MS, PRIMARY, session, vm_id};
 use hypervisor::arbiter::ClaimKind;
-use hypervisor::role::{BackupEnd, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{BackupEnd, DiskLogState, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::{BTreeSet, VecDeque};
@@ -243,7 +243,7 @@ impl Cluster {
                 self.primary = None;
                 self.link.cut();
             }
-            Some(end @ (PrimaryEnd::Retired | PrimaryEnd::Stranded | PrimaryEnd::Left)) => {
+            Some(end @ (PrimaryEnd::Retired | PrimaryEnd::Stranded | PrimaryEnd::Left | PrimaryEnd::Interrupted)) => {
                 panic!("nobody asked the primary to end: {end:?}")
             }
         }
@@ -299,7 +299,11 @@ impl Cluster {
             None => {}
             Some(PrimaryEnd::Fenced { .. }) => self.stale = None,
             Some(
-                end @ (PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Stranded | PrimaryEnd::Left),
+                end @ (PrimaryEnd::GuestStopped(_)
+                | PrimaryEnd::Retired
+                | PrimaryEnd::Stranded
+                | PrimaryEnd::Left
+                | PrimaryEnd::Interrupted),
             ) => {
                 panic!("succeeded, and {end:?}")
             }
@@ -423,7 +427,7 @@ fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation:
     let session = SessionHeader { generation, ..session.clone() };
     // No guest of this test reads its clock.
     let clock = backup.role.take_over_clock(now_ns, 0);
-    let role = PrimaryRole::gone_live(backup.node, session, TIMING, clock, received, next, tail);
+    let role = PrimaryRole::gone_live(backup.node, session, TIMING, clock, received, next, tail, DiskLogState::None);
     Primary::new(backup.node, role, guest, backup.told_released)
 }
 

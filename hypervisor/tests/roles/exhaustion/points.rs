@@ -120,6 +120,7 @@ impl Kind {
             | Message::Owner { .. }
             | Message::Refused { .. }
             | Message::Consumed { .. }
+            | Message::Storing
             | Message::Heartbeat
             | Message::Clock { .. }
             | Message::Goodbye { .. } => Self::WordReceived,

@@ -1,0 +1,139 @@
+//! Whose log a directory is: what a restart from it must know beside the log itself.
+//!
+//! ```text
+//!   DIR/node    the incarnations that are known to have let out nothing that the directory lacks, one a line
+//!   DIR/kept    what kind of writer the newest segment is of, what outputs waited for, and under which boot of the host
+//! ```
+
+use super::{LogDirectory, LogDirectoryError, failed, read_note};
+use crate::host::kept_log::Waiting;
+use clap::ValueEnum;
+use logchannel::session::NodeId;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+const NODES: &str = "node";
+const STANDING: &str = "kept";
+
+/// The most incarnations in a directory's list: each is a `--resume` that was killed before its log began.
+const NODES_MAX: usize = 1000;
+
+/// Where Linux names the present boot of the host.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What kind of writer a directory's newest segment is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogWriterKind {
+    /// It owned the VM: outputs waited for this log.
+    Owner,
+    /// It joined, and wasn't told that it protects the VM: no output waited for it.
+    Joining,
+    /// It protected the VM: outputs waited for its receiving the entries, and not for their being in this log.
+    Backup,
+}
+
+impl LogWriterKind {
+    const ALL: [(Self, &str); 3] = [(Self::Owner, "owner"), (Self::Joining, "joining"), (Self::Backup, "backup")];
+}
+
+/// What a directory says of its newest segment's writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) kind: LogWriterKind,
+    pub(super) waiting: Waiting,
+    /// The boot of the host under which it was written; empty where the host doesn't tell.
+    pub(super) boot: String,
+}
+
+impl Standing {
+    pub(super) fn new(kind: LogWriterKind, waiting: Waiting) -> Self {
+        Self { kind, waiting, boot: boot_id() }
+    }
+
+    fn text(&self) -> String {
+        let (_, kind) = LogWriterKind::ALL.iter().find(|(kind, _)| *kind == self.kind).expect("all are there");
+        let waiting = self.waiting.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        format!("{kind} {waiting} {}", self.boot)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let kind = words.next()?;
+        let (kind, _) = LogWriterKind::ALL.iter().find(|(_, name)| *name == kind)?;
+        let waiting = Waiting::from_str(words.next()?, false).ok()?;
+        Some(Self { kind: *kind, waiting, boot: words.next().unwrap_or_default().into() })
+    }
+
+    /// Whether the host has been started again since.
+    pub(super) fn is_of_earlier_boot(&self) -> bool {
+        self.boot != boot_id()
+    }
+}
+
+fn boot_id() -> String {
+    read_note(Path::new(BOOT_ID)).ok().flatten().unwrap_or_default()
+}
+
+impl LogDirectory {
+    /// Adds `node` to the list, durably: before it claims the VM, so that the claim is known here if it dies before it has a log.
+    ///
+    /// # Errors
+    /// If the list can't be written, or is too long.
+    pub fn add_node(&self, node: NodeId) -> Result<(), LogDirectoryError> {
+        let mut nodes = read_nodes(&self.path)?;
+        if nodes.len() >= NODES_MAX {
+            let error = std::io::Error::other("--resume was killed too often before its log had begun");
+            return Err(failed("adding this node to", &self.path.join(NODES))(error));
+        }
+        nodes.push(node);
+        write_nodes(&self.path, &nodes)
+    }
+}
+
+/// The incarnations in the list, oldest first.
+pub(super) fn read_nodes(directory: &Path) -> Result<Vec<NodeId>, LogDirectoryError> {
+    let text = read_note(&directory.join(NODES))?.unwrap_or_default();
+    Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+}
+
+/// Makes `node` the only one in the list.
+pub(super) fn replace_nodes(directory: &Path, node: NodeId) -> Result<(), LogDirectoryError> {
+    write_nodes(directory, &[node])
+}
+
+/// Empties the list, as far as the disk lets it: outputs leave that the directory lacks.
+pub(super) fn forget_nodes(directory: &Path) {
+    let _ = fs::remove_file(directory.join(NODES));
+}
+
+fn write_nodes(directory: &Path, nodes: &[NodeId]) -> Result<(), LogDirectoryError> {
+    let text: String = nodes.iter().map(|node| format!("{node}\n")).collect();
+    write_durably(directory, NODES, &text)
+}
+
+/// What is said of the newest segment's writer; `None` in a directory of an earlier release.
+pub(super) fn read_standing(directory: &Path) -> Result<Option<Standing>, LogDirectoryError> {
+    Ok(read_note(&directory.join(STANDING))?.and_then(|text| Standing::parse(&text)))
+}
+
+/// Says what the newest segment's writer is. It isn't made durable, because outputs wait for the thread that writes it: a loss
+/// of power may leave an earlier kind, which promises less.
+pub(super) fn write_standing(directory: &Path, standing: &Standing) -> Result<(), LogDirectoryError> {
+    let path = directory.join(STANDING);
+    let new = directory.join(format!("{STANDING}.new"));
+    fs::write(&new, standing.text()).and_then(|()| fs::rename(&new, &path)).map_err(failed("writing", &path))
+}
+
+/// Replaces a small file: after a crash it has its old text or its new one.
+fn write_durably(directory: &Path, name: &str, text: &str) -> Result<(), LogDirectoryError> {
+    let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(failed("writing", &path))
+}

@@ -1,0 +1,56 @@
+//! The part of a segment that the next segment doesn't have.
+
+use super::Log;
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::file::{LogFileError, LogReader};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+/// Where the next segment begins, and the generation then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Continuation {
+    seq: LogSeq,
+    generation: Generation,
+}
+
+/// For each log where the one after it goes on.
+pub(super) fn continuations(logs: &[PathBuf]) -> Vec<Option<Continuation>> {
+    let beginning = |path: &PathBuf| {
+        let log = LogReader::open(BufReader::new(File::open(path).ok()?)).ok()?;
+        Some(Continuation { seq: log.next_seq(), generation: log.header().generation })
+    };
+    let mut continuations: Vec<_> = logs.iter().skip(1).map(beginning).collect();
+    continuations.resize(logs.len(), None);
+    continuations
+}
+
+/// A log up to where the next one goes on. A backup's segment has entries beyond, because its log is ahead of the machine of which
+/// the next segment's snapshot is made; that one has them too.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    pub(super) log: Log,
+    continuation: Option<Continuation>,
+    generation: Generation,
+}
+
+impl Stretch {
+    /// The entries of `log` before `continuation`.
+    pub(super) fn new(log: Log, continuation: Option<Continuation>) -> Self {
+        Self { generation: log.header().generation, continuation, log }
+    }
+
+    /// The next entry, as [`LogReader::next_entry`].
+    pub(super) fn next_entry(&mut self) -> Result<Option<LogEntry>, LogFileError> {
+        // In another generation the next log may be of another life of the VM.
+        let goes_on = |next: Continuation| next.seq == self.log.next_seq() && next.generation == self.generation;
+        if self.continuation.is_some_and(goes_on) {
+            return Ok(None);
+        }
+        let entry = self.log.next_entry()?;
+        if let Some(EntryBody::Generation(generation)) = entry.as_ref().map(|entry| &entry.body) {
+            self.generation = *generation;
+        }
+        Ok(entry)
+    }
+}
