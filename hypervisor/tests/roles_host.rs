@@ -15,7 +15,9 @@ use hypervisor::host::network::{ATTACH_TIMEOUT, NetworkAddress};
 use hypervisor::host::node::Node;
 use hypervisor::record::Intervals;
 use hypervisor::report::Reporter;
-use hypervisor::role::{BackupEnd, BackupRole, DiskLogState, Expectation, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{
+    BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryEnd, PrimaryRole, Timing,
+};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::frame::{FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
@@ -525,16 +527,8 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let Succession { machine, clock, session, entries, tail, next_output, .. } = *succession;
         assert_eq!(session.generation, Generation(generation.0 + 1));
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let role = PrimaryRole::gone_live(
-            NodeId(id),
-            session,
-            patient(),
-            clock,
-            entries,
-            next_output,
-            tail,
-            DiskLogState::None,
-        );
+        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log: DiskLogState::None };
+        let role = PrimaryRole::gone_live(NodeId(id), session, patient(), inheritance);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;
     }

@@ -9,8 +9,8 @@ use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
 use hypervisor::guest::Guest;
 use hypervisor::guest_clock::GuestClock;
 use hypervisor::role::{
-    BackupAction, BackupRole, ClaimAnswer, DiskLogState, Expectation, LatestAnswer, PrimaryAction, PrimaryEnd,
-    PrimaryRole, Timing,
+    BackupAction, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, LatestAnswer, PrimaryAction,
+    PrimaryEnd, PrimaryRole, Timing,
 };
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::frame::FrameDecoder;
@@ -23,8 +23,22 @@ use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation};
 /// Time stands still: what it does is the business of other tests.
 const NOW_NS: u64 = 0;
 
+/// The first owner, and the node that backs it up and takes over.
+const OWNER: NodeId = NodeId(1);
+const BACKUP: NodeId = NodeId(2);
+
 /// Steps of each owner's life at most.
 const STEPS_MAX: u32 = 48;
+
+/// What a predecessor leaves; no guest of this test reads its clock.
+const fn inheritance(
+    first: LogSeq,
+    next_output: OutputId,
+    tail: VecDeque<(OutputId, OutputOperation)>,
+    disk_log: DiskLogState,
+) -> Inheritance {
+    Inheritance { clock: GuestClock::standing(0), first, next_output, tail, disk_log }
+}
 
 /// What a history came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,7 +172,7 @@ fn messages(bytes: &[u8]) -> Vec<Message> {
 /// Which promise was broken.
 pub fn run(seed: u64) -> Result<Seen, String> {
     let mut history = History { random: Random::new(seed), outputs: Vec::new(), seen: Seen::default() };
-    let role = PrimaryRole::alone(NodeId(1), session(1), Timing::default()).with_disk_log(DiskLogState::Promised);
+    let role = PrimaryRole::alone(OWNER, session(1), Timing::default()).with_disk_log(DiskLogState::Promised);
     let mut owner = Owner::new(role, Disk::default());
     owner.disk.hand(LogSeq(0));
     let mut joiner = if history.random.one_in(4) { None } else { Some(Joiner::new()) };
@@ -178,7 +192,7 @@ pub fn run(seed: u64) -> Result<Seen, String> {
 impl Joiner {
     fn new() -> Self {
         let expectation = Expectation { vm: vm(), image: None };
-        let role = BackupRole::new(NOW_NS, NodeId(2), expectation, Timing::default());
+        let role = BackupRole::new(NOW_NS, BACKUP, expectation, Timing::default());
         Self {
             role: role.with_disk_log(DiskLogState::Promised),
             disk: Disk::default(),
@@ -194,6 +208,9 @@ impl Joiner {
 
     /// Does what the role says, as the driver does: what is received goes to the disk first.
     fn settle(&mut self) {
+        let mut bytes = Vec::new();
+        self.role.take_outgoing(&mut bytes);
+        self.to_primary.extend(messages(&bytes));
         while let Some(action) = self.role.poll_action() {
             match action {
                 BackupAction::Restore(snapshot) => {
@@ -206,22 +223,20 @@ impl Joiner {
                 }
                 BackupAction::Claim(request) => self.claimed = Some(request.generation),
                 BackupAction::GoLive(generation) => self.live = Some(generation),
+                // One arbiter, which knows the owner.
                 BackupAction::CheckOwner => {
-                    let owner = Claim { node: NodeId(1), kind: ClaimKind::Owner, address: None };
-                    self.role.handle_owner(NOW_NS, LatestAnswer::Known(Some((Generation(0), owner))));
+                    let claim = Claim { node: OWNER, kind: ClaimKind::Owner, address: None };
+                    self.role.handle_owner(NOW_NS, LatestAnswer::Known(Some((Generation(0), claim))));
                 }
                 BackupAction::Begin(_)
-                | BackupAction::Pages(_)
-                | BackupAction::Protected(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
+                | BackupAction::Pages(_)
+                | BackupAction::Protected(_)
                 | BackupAction::Lost { .. }
                 | BackupAction::End(_) => {}
             }
         }
-        let mut bytes = Vec::new();
-        self.role.take_outgoing(&mut bytes);
-        self.to_primary.extend(messages(&bytes));
     }
 
     fn restore(&mut self, outputs: &[LogSeq], seen: &mut Seen) {
@@ -363,9 +378,12 @@ impl History {
         // What the dead primary made and its backup never received has never happened.
         self.outputs.truncate(usize::try_from(next.0).expect("few outputs"));
         let log = DiskLogState::UpTo(written);
-        let clock = joiner.role.take_over_clock(NOW_NS, 0);
-        let role =
-            PrimaryRole::gone_live(NodeId(2), session(generation.0), Timing::default(), clock, first, next, tail, log);
+        let role = PrimaryRole::gone_live(
+            BACKUP,
+            session(generation.0),
+            Timing::default(),
+            inheritance(first, next, tail, log),
+        );
         let mut owner = Owner::new(role, joiner.disk);
         self.seen.left_after_going_live |= self.put_out(&mut owner)?;
         for _ in 0..self.random.below(STEPS_MAX) {
@@ -380,8 +398,8 @@ impl History {
         let next = next_output_at(&self.outputs, first);
         let tail = (0..next.0).map(|id| (OutputId(id), operation(OutputId(id)))).collect();
         self.outputs.truncate(usize::try_from(next.0).expect("few outputs"));
-        let role =
-            PrimaryRole::resumed(NodeId(3), session(9), Timing::default(), GuestClock::standing(0), first, next, tail);
+        let inheritance = inheritance(first, next, tail, DiskLogState::Promised);
+        let role = PrimaryRole::resumed(BACKUP, session(9), Timing::default(), inheritance);
         let mut owner = Owner::new(role, Disk::default());
         owner.disk.hand(first);
         for _ in 0..self.random.below(STEPS_MAX) {

@@ -13,7 +13,7 @@ use crate::host::node::Node;
 use crate::host::reports::NodeReport;
 use crate::host::{clock, entropy};
 use crate::report::Reporter;
-use crate::role::{BackupRole, DiskLogState, Expectation, PrimaryRole, Timing};
+use crate::role::{BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::ImageDigest;
 use std::io;
@@ -161,7 +161,8 @@ fn go_live(
     if let Some(kept) = &mut kept {
         kept.owns();
     }
-    let role = PrimaryRole::gone_live(node.id, session, timing, clock, entries, next_output, tail, disk_log);
+    let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log };
+    let role = PrimaryRole::gone_live(node.id, session, timing, inheritance);
     run_live(node, role, machine, kept, false, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

@@ -14,7 +14,7 @@ use crate::host::owner_question::ask_owner;
 use crate::host::reports::NodeReport;
 use crate::host::{clock, entropy};
 use crate::report::Reporter;
-use crate::role::{DiskLogState, PrimaryRole};
+use crate::role::{DiskLogState, Inheritance, PrimaryRole};
 use crate::start::{ResumeConsent, claim_resume, claim_start, end_unstarted, judge_resume, latest, refuse_if_alive};
 use clap::Parser;
 use logchannel::entry::Generation;
@@ -183,9 +183,15 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
     let mut tail = resumed.tail;
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
-    // The time since the log's last clock read was a pause.
-    let clock = GuestClock::standing(resumed.machine.last_ticks());
-    let role = PrimaryRole::resumed(node.id, session, timing, clock, resumed.next_seq, resumed.next_output, tail);
+    let inheritance = Inheritance {
+        // The time since the log's last clock read was a pause.
+        clock: GuestClock::standing(resumed.machine.last_ticks()),
+        first: resumed.next_seq,
+        next_output: resumed.next_output,
+        tail,
+        disk_log: DiskLogState::Promised,
+    };
+    let role = PrimaryRole::resumed(node.id, session, timing, inheritance);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
     run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running, Origin::Log))
 }

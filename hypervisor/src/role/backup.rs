@@ -282,7 +282,7 @@ impl BackupRole {
                 }
             }
             (Message::Heartbeat, _) => {}
-            (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Following { .. }) => {
+            (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
                 match &mut self.clock {
                     Some(clock) => clock.hear(ticks, now_ns),
                     None => self.clock = Some(PrimaryClock::new(ticks, now_ns)),
@@ -349,7 +349,8 @@ impl BackupRole {
                     },
                 );
                 self.refuse(format!(
-                    "the primary is node {} and runs generation {}, but this side's arbiter knows {known} as the VM's owner;                      do both sides have the same --arbiter?",
+                    "the primary is node {} and runs generation {}, but this side's arbiter knows {known} as the VM's owner; \
+                     do both sides have the same --arbiter?",
                     self.owner, self.generation
                 ));
             }
@@ -368,8 +369,8 @@ impl BackupRole {
         })
     }
 
-    /// Accepts the primary, once the machine stands, the owner is checked, and this side's log on disk, if one is kept, can be
-    /// resumed: this side may be told the next moment that it protects the VM, may go live, and may die.
+    /// Accepts the primary, once the machine stands, the owner is checked and this side's log can be resumed: from then on
+    /// this side may be told that it protects the VM, may go live, and may die.
     fn accept(&mut self, now_ns: u64) {
         let has_log = !self.disk_log.is_promised() || mutated(Mutation::AcceptOnPromise);
         if matches!(self.mode, Mode::Restored) && self.check == OwnerCheck::Passed && has_log {

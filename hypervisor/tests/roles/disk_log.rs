@@ -3,12 +3,19 @@
 use crate::pair::Pair;
 use crate::world::{G, MS, NEXT, PRIMARY, expectation, operation, session, vm_id};
 use hypervisor::guest_clock::GuestClock;
-use hypervisor::role::{BackupAction, BackupEnd, DiskLogState, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{
+    BackupAction, BackupEnd, DiskLogState, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
+};
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use logchannel::session::NodeId;
 use std::collections::VecDeque;
-use vm::OutputId;
+use vm::{OutputId, OutputOperation};
+
+/// What a predecessor leaves that has written nine entries and made four outputs.
+const fn inheritance(tail: VecDeque<(OutputId, OutputOperation)>, disk_log: DiskLogState) -> Inheritance {
+    Inheritance { clock: GuestClock::standing(0), first: LogSeq(9), next_output: OutputId(4), tail, disk_log }
+}
 
 /// A primary alone, whose log is promised.
 fn promised() -> Pair {
@@ -50,16 +57,7 @@ fn a_protected_primary_releases_nothing_on_a_promise_either() {
 fn what_a_predecessor_may_not_have_sent_waits_for_the_log_too() {
     let tail: VecDeque<_> = [(OutputId(3), operation(PRIMARY, OutputId(3)))].into();
     let live = |log| {
-        let mut role = PrimaryRole::gone_live(
-            PRIMARY,
-            session(),
-            Timing::default(),
-            GuestClock::standing(0),
-            LogSeq(9),
-            OutputId(4),
-            tail.clone(),
-            log,
-        );
+        let mut role = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance(tail.clone(), log));
         let released = std::iter::from_fn(|| role.take_released()).count();
         (role, released)
     };
@@ -150,17 +148,8 @@ fn word_of_a_disk_is_for_joining_only() {
 
 #[test]
 fn a_restart_that_is_interrupted_before_it_has_a_log_leaves_no_end_mark() {
-    let resumed = || {
-        PrimaryRole::resumed(
-            PRIMARY,
-            session(),
-            Timing::default(),
-            GuestClock::standing(0),
-            LogSeq(9),
-            OutputId(4),
-            VecDeque::new(),
-        )
-    };
+    let left = inheritance(VecDeque::new(), DiskLogState::Promised);
+    let resumed = || PrimaryRole::resumed(PRIMARY, session(), Timing::default(), left.clone());
     let actions = |mut role: PrimaryRole| {
         role.retire(0);
         std::iter::from_fn(|| role.poll_action()).collect::<Vec<_>>()

@@ -3,7 +3,9 @@
 use crate::pair::{Pair, end_claim, owner_claim};
 use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, operation, session, vm_id};
 use hypervisor::arbiter::{Claim, ClaimKind};
-use hypervisor::role::{BackupAction, BackupEnd, DiskLogState, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{
+    BackupAction, BackupEnd, DiskLogState, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
+};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::NodeId;
@@ -357,8 +359,8 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
     assert_eq!(next, OutputId(3));
     let clock = pair.backup.take_over_clock(pair.now_ns, 0);
-    let mut successor =
-        PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), clock, received, next, tail, DiskLogState::None);
+    let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+    let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
     successor.append(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));

@@ -9,8 +9,8 @@ use crate::world::{
 };
 use hypervisor::arbiter::ClaimKind;
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState, Expectation, PrimaryAction, PrimaryEnd,
-    PrimaryRole, Timing,
+    BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState, Expectation, Inheritance, PrimaryAction,
+    PrimaryEnd, PrimaryRole, Timing,
 };
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
@@ -160,16 +160,8 @@ impl Pair {
         assert_eq!(next, self.next_output_at(received));
         let machine = self.restored.take().unwrap();
         let clock = self.backup.take_over_clock(self.now_ns, machine.last_ticks());
-        let primary = PrimaryRole::gone_live(
-            self.backup_node,
-            session,
-            self.timing,
-            clock,
-            received,
-            next,
-            tail,
-            DiskLogState::None,
-        );
+        let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, inheritance);
         let mut pair = Self {
             now_ns: self.now_ns,
             timing: self.timing,

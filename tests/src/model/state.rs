@@ -8,8 +8,8 @@ use super::shared::Shared;
 use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
 use hypervisor::arbiter::{ClaimKind, Verdict};
 use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, DiskLogState, Expectation, LatestAnswer,
-    PrimaryAction, PrimaryEnd, PrimaryRole,
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, DiskLogState, Expectation, Inheritance,
+    LatestAnswer, PrimaryAction, PrimaryEnd, PrimaryRole,
 };
 use logchannel::entry::Generation;
 use logchannel::message::Message;
@@ -479,16 +479,9 @@ impl State {
         let tail = backup.role.take_tail();
         let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
         let clock = backup.role.take_over_clock(NOW_NS, 0);
-        let role = PrimaryRole::gone_live(
-            node_id(node),
-            session,
-            timing,
-            clock,
-            first,
-            backup.role.next_output(),
-            tail,
-            DiskLogState::None,
-        );
+        let next_output = backup.role.next_output();
+        let inheritance = Inheritance { clock, first, next_output, tail, disk_log: DiskLogState::None };
+        let role = PrimaryRole::gone_live(node_id(node), session, timing, inheritance);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
 

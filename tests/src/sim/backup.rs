@@ -7,7 +7,9 @@ use super::process::Me;
 use super::sightings::Sighting;
 use hypervisor::arbiter::Verdict;
 use hypervisor::replay::{Consumed, Replayer};
-use hypervisor::role::{BackupAction, BackupEnd, BackupRole, ClaimAnswer, DiskLogState, Expectation, PrimaryRole};
+use hypervisor::role::{
+    BackupAction, BackupEnd, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, PrimaryRole,
+};
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::message::Message;
 use logchannel::session::SessionHeader;
@@ -291,16 +293,8 @@ impl Backup {
         let moments = self.role.moments();
         env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
         let clock = self.role.take_over_clock(env.now_ns, replayer.machine().last_ticks());
-        let role = PrimaryRole::gone_live(
-            self.me.node,
-            session,
-            self.me.setup.timing,
-            clock,
-            entries,
-            next_output,
-            tail,
-            DiskLogState::None,
-        );
+        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log: DiskLogState::None };
+        let role = PrimaryRole::gone_live(self.me.node, session, self.me.setup.timing, inheritance);
         self.ended = Some(Ended::Live(Box::new(role), Box::new(replayer.into_machine())));
     }
 }

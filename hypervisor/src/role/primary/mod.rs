@@ -106,6 +106,21 @@ enum Mode {
     Ended,
 }
 
+/// What a predecessor leaves to the primary that takes over: a backup that goes live, or a log that is resumed.
+#[derive(Clone, Debug)]
+pub struct Inheritance {
+    /// The guest's clock goes on as this, which isn't below the last logged value.
+    pub clock: GuestClock,
+    /// The next entry of the log.
+    pub first: LogSeq,
+    /// The next output that the guest makes.
+    pub next_output: OutputId,
+    /// Outputs before it that the predecessor may not have sent, oldest first.
+    pub tail: VecDeque<(OutputId, OutputOperation)>,
+    /// This side's log on disk.
+    pub disk_log: DiskLogState,
+}
+
 /// The primary's state machine.
 ///
 /// Invariant: an output is released only while the backup has acknowledged its entry, or in a generation that this node
@@ -156,21 +171,11 @@ impl PrimaryRole {
         Self::new(Mode::Alone, node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
-    /// A backup that has gone live as generation `session.generation`: the next entry is `first`, the next output that
-    /// the guest makes is `next_output`, and `tail` is what its predecessor may not have sent. The guest's clock goes on as
-    /// `clock`, which isn't below the last logged value. The tail waits until this side's log on disk has all entries below
-    /// `first`, because the death of both sides would take back what depends on them.
+    /// Takes over from a predecessor as generation `session.generation`. The tail waits until this side's log on disk has
+    /// all entries below `first`, because the death of both sides would take back what depends on them.
     #[must_use]
-    pub fn gone_live(
-        node: NodeId,
-        session: SessionHeader,
-        timing: Timing,
-        clock: GuestClock,
-        first: LogSeq,
-        next_output: OutputId,
-        tail: VecDeque<(OutputId, OutputOperation)>,
-        disk_log: DiskLogState,
-    ) -> Self {
+    pub fn gone_live(node: NodeId, session: SessionHeader, timing: Timing, inheritance: Inheritance) -> Self {
+        let Inheritance { clock, first, next_output, tail, disk_log } = inheritance;
         let mut role = Self::new(Mode::Alone, node, session, timing, clock, first, next_output).with_disk_log(disk_log);
         for (id, operation) in tail {
             role.gate.hold_tail(LogSeq(first.0.saturating_sub(1)), id, operation);
@@ -179,19 +184,10 @@ impl PrimaryRole {
         role
     }
 
-    /// A primary that goes on from a log on disk after the death of both sides, with the log promised that it is to keep;
-    /// arguments as those of [`PrimaryRole::gone_live`].
+    /// A primary that goes on from a log on disk after the death of both sides.
     #[must_use]
-    pub fn resumed(
-        node: NodeId,
-        session: SessionHeader,
-        timing: Timing,
-        clock: GuestClock,
-        first: LogSeq,
-        next_output: OutputId,
-        tail: VecDeque<(OutputId, OutputOperation)>,
-    ) -> Self {
-        let role = Self::gone_live(node, session, timing, clock, first, next_output, tail, DiskLogState::Promised);
+    pub fn resumed(node: NodeId, session: SessionHeader, timing: Timing, inheritance: Inheritance) -> Self {
+        let role = Self::gone_live(node, session, timing, inheritance);
         Self { is_resumed: true, ..role }
     }
 

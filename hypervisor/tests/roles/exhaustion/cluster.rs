@@ -8,7 +8,7 @@ use super::points::{Crash, Died, Fate, Kind, Moment, Points, Side};
 use super::primary::Primary;
 use crate::world::{G, MS, PRIMARY, session, vm_id};
 use hypervisor::arbiter::ClaimKind;
-use hypervisor::role::{BackupEnd, DiskLogState, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{BackupEnd, DiskLogState, Inheritance, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::{BTreeSet, VecDeque};
@@ -427,7 +427,8 @@ fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation:
     let session = SessionHeader { generation, ..session.clone() };
     // No guest of this test reads its clock.
     let clock = backup.role.take_over_clock(now_ns, 0);
-    let role = PrimaryRole::gone_live(backup.node, session, TIMING, clock, received, next, tail, DiskLogState::None);
+    let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+    let role = PrimaryRole::gone_live(backup.node, session, TIMING, inheritance);
     Primary::new(backup.node, role, guest, backup.told_released)
 }
 
