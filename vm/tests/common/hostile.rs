@@ -1,7 +1,7 @@
 //! Guests that do everything wrong, at devices above all, and a world that does the same to them.
 
 use super::{
-    BLK, ECALL, FINISHER, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
+    BLK, ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
     elf_of_bytes, jal, li, load, r_type, small_config, store,
 };
 use vm::{Event, FRAME_BYTES_MAX, MachineConfig};
@@ -300,14 +300,8 @@ pub(crate) fn image(random: &mut Random) -> Vec<u8> {
     guest.device(NET);
     guest.device(BLK);
     (0..4).for_each(|_| guest.disk_requests());
-    // One in four powers itself off somewhere.
-    let end = usize::try_from(guest.random.below(40_000)).unwrap();
     while guest.code.len() < 10_000 {
-        let before = guest.code.len();
         guest.gadget();
-        if (before..guest.code.len()).contains(&end) {
-            guest.code.extend([li(5, FINISHER), li(6, 0x5555), vec![store(2, 6, 5, 0)]].concat());
-        }
     }
     let Guest { random, code, .. } = guest;
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
