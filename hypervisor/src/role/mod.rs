@@ -128,6 +128,16 @@ impl Claiming {
         Self { request, ask_at_ns: None, since_ns: None }
     }
 
+    /// A test-and-set that may not be asked for yet.
+    const fn put_off(request: ClaimRequest) -> Self {
+        Self { request, ask_at_ns: Some(0) }
+    }
+
+    /// Whether the driver is asking.
+    const fn is_asked(&self) -> bool {
+        self.ask_at_ns.is_none()
+    }
+
     /// The request, if it is time to ask again.
     fn poll(&mut self, now_ns: u64) -> Option<ClaimRequest> {
         if self.ask_at_ns.is_none_or(|at| now_ns < at) {
