@@ -27,6 +27,8 @@ pub enum Mutation {
     TellBeforeHolding,
     /// The primary tells the backup that one more output has left than has.
     TellReleasedTooEarly,
+    /// Console output counts as left when it is queued for its writer, which dies with the process.
+    ConsoleLeftWhenTaken,
     /// A backup that goes live doesn't send what its predecessor may not have sent.
     ForgetTail,
     /// The guest's clock runs on over a time in which the host didn't run the guest.
@@ -63,7 +65,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -74,6 +76,7 @@ impl Mutation {
         Self::ReleaseWhenFenced,
         Self::TellBeforeHolding,
         Self::TellReleasedTooEarly,
+        Self::ConsoleLeftWhenTaken,
         Self::ForgetTail,
         Self::ClockRunsInPause,
         Self::ClockOfLastEntry,

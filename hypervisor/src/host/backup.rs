@@ -246,7 +246,7 @@ impl Shared {
             BackupAction::Restore(snapshot) => return self.give_work(Work::Restore(snapshot)),
             BackupAction::Consume(entries) => return self.give_work(Work::Replay(entries)),
             BackupAction::Protected(generation) => {
-                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0, again: false });
             }
             BackupAction::Lost { reason } => {
                 self.channel.cut();

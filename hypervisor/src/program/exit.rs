@@ -55,7 +55,7 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
             "the operator left; the VM stays owned, and goes on with ft-primary --resume from the directory of --log"
                 .into(),
         ),
-        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
     }
 }
 
@@ -64,7 +64,7 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
 pub fn of_backup(end: &BackupEnd) -> (u8, String) {
     match end {
         BackupEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
-        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
         BackupEnd::Unprotected { reason } => {
             (UNPROTECTED, format!("the primary was lost before the pair was protected: {reason}"))
         }

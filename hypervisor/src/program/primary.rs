@@ -3,7 +3,7 @@
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
 use super::stop::{Origin, StopSwitch};
-use super::{Failure, exit, fail_stop, finish, init_tracing};
+use super::{Failure, begin, exit, fail_stop, finish};
 use crate::guest_clock::GuestClock;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, KeptLog};
@@ -12,7 +12,6 @@ use crate::host::log_directory::LogDirectory;
 use crate::host::node::Node;
 use crate::host::owner_question::ask_owner;
 use crate::host::reports::NodeReport;
-use crate::report::Reporter;
 use crate::role::PrimaryRole;
 use crate::start::{claim_resume, claim_start, end_unstarted};
 use clap::Parser;
@@ -62,9 +61,9 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
+    let reporter = begin("ft-primary", options.node.json);
     fail_stop();
-    finish(Reporter::new("ft-primary", options.node.json), run(&options))
+    finish(reporter, run(&options))
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {

@@ -160,7 +160,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Ack { .. } => "an acknowledgement",
         Message::Consumed { .. } => "a report of what is consumed",
         Message::Protected { .. } => "word that the pair is protected",
-        Message::Released { .. } => "a report of what is released",
+        Message::Released(_) => "a report of what is released",
         Message::Heartbeat => "a heartbeat",
         Message::Clock { .. } => "the guest's clock",
         Message::Goodbye { .. } => "a goodbye",
