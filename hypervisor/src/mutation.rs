@@ -27,6 +27,8 @@ pub enum Mutation {
     TellBeforeHolding,
     /// The primary tells the backup that one more output has left than has.
     TellReleasedTooEarly,
+    /// Console output counts as left when it is queued for its writer, which dies with the process.
+    ConsoleLeftWhenTaken,
     /// A backup that goes live doesn't send what its predecessor may not have sent.
     ForgetTail,
     /// The guest's clock runs on over a time in which the host didn't run the guest.
@@ -73,7 +75,7 @@ impl Mutation {
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 
     /// Those that the simulator must catch.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -84,6 +86,7 @@ impl Mutation {
         Self::ReleaseWhenFenced,
         Self::TellBeforeHolding,
         Self::TellReleasedTooEarly,
+        Self::ConsoleLeftWhenTaken,
         Self::ForgetTail,
         Self::ClockRunsInPause,
         Self::ClockOfLastEntry,

@@ -104,7 +104,7 @@ impl Owner {
         };
         if let Some((last, _)) = batch.last() {
             outlets.put_out(&batch);
-            self.gate.lock().unwrap().put_out(OutputId(last.0 + 1));
+            self.gate.lock().unwrap().console_left(OutputId(last.0 + 1));
         }
     }
 

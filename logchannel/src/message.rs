@@ -47,6 +47,32 @@ pub struct EntryBatch {
     pub bytes: Vec<u8>,
 }
 
+/// Which outputs have left the primary's host, as cursors: frames and console output leave independently of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// All frames with a smaller id have left.
+    pub frames: OutputId,
+    /// All console output with a smaller id has left.
+    pub console: OutputId,
+}
+
+impl Left {
+    /// All outputs with an id smaller than `next`.
+    #[must_use]
+    pub const fn all_below(next: OutputId) -> Self {
+        Self { frames: next, console: next }
+    }
+
+    /// Whether this output has left.
+    #[must_use]
+    pub fn has(&self, id: OutputId, operation: &OutputOperation) -> bool {
+        id < match operation {
+            OutputOperation::Frame(_) => self.frames,
+            OutputOperation::Console(_) => self.console,
+        }
+    }
+}
+
 /// A message on the logging channel. "p" comes from the primary, "b" from the backup.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
@@ -108,11 +134,8 @@ pub enum Message {
         /// The generation of the pair.
         generation: Generation,
     },
-    /// p: all outputs with `id < next_output` have left.
-    Released {
-        /// A cursor.
-        next_output: OutputId,
-    },
+    /// p: so many outputs have left, and needn't be sent by the backup when it goes live.
+    Released(Left),
     /// b: still here, and waits for its own disk before it can accept.
     Storing,
     /// Either: still here.
@@ -183,7 +206,9 @@ impl Message {
                 append_value(kind::CONSUMED, &(Varint(consumed.0), Varint(count.0)), out);
             }
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
-            Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
+            Self::Released(Left { frames, console }) => {
+                append_value(kind::RELEASED, &(Varint(frames.0), Varint(console.0)), out);
+            }
             Self::Storing => append_frame(kind::STORING, &[], out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
             Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
@@ -229,9 +254,12 @@ impl Message {
                 "protected",
                 decode_cursor(body).map(|generation| Self::Protected { generation: Generation(generation) }),
             ),
-            kind::RELEASED => {
-                ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
-            }
+            kind::RELEASED => (
+                "released",
+                codec::decode_value::<(Varint, Varint)>(body).map(|(frames, console)| {
+                    Self::Released(Left { frames: OutputId(frames.0), console: OutputId(console.0) })
+                }),
+            ),
             kind::STORING => ("storing", codec::decode_value::<()>(body).map(|()| Self::Storing)),
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
             kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),

@@ -7,7 +7,7 @@ use common::{Random, header, seed};
 use logchannel::codec::CodecError;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{Frame, FrameDecoder, FrameKind};
-use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Message, MessageError, REASON_BYTES_MAX};
+use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Left, Message, MessageError, REASON_BYTES_MAX};
 use logchannel::session::{
     ImageAssembler, ImageDigest, ImageError, NodeId, SessionHeader, VM_ID_BYTES_MAX, VmId, image_chunks,
 };
@@ -46,7 +46,7 @@ fn messages() -> Vec<Message> {
         Message::Ack { received: LogSeq(300) },
         Message::Consumed { consumed: LogSeq(299), count: InstructionCount(8_123_456) },
         Message::Protected { generation: Generation(4) },
-        Message::Released { next_output: OutputId(17) },
+        Message::Released(Left { frames: OutputId(17), console: OutputId(300) }),
         Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: 123_456_789 },
@@ -98,7 +98,7 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         | Message::Ack { .. }
         | Message::Consumed { .. }
         | Message::Protected { .. }
-        | Message::Released { .. }
+        | Message::Released(_)
         | Message::Storing
         | Message::Heartbeat
         | Message::Clock { .. } => None,

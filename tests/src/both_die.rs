@@ -306,7 +306,7 @@ impl History {
                 }
                 Some(_) => has_left = true,
             }
-            owner.role.put_out(OutputId(id.0 + 1));
+            owner.role.console_left(OutputId(id.0 + 1));
         }
         Ok(has_left)
     }

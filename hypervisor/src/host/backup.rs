@@ -271,7 +271,7 @@ impl Shared {
             }
             BackupAction::Protected(generation) => {
                 self.log(JoiningLog::protects);
-                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0, again: false });
             }
             BackupAction::Lost { reason } => {
                 self.channel.cut();

@@ -10,7 +10,8 @@ use super::node::Node;
 use super::outlets::Outlets;
 use super::priority;
 use super::reports::{Figures, NodeReport};
-use super::visitors;
+use super::waiting::Waiting;
+use super::{visitors, writer};
 use crate::distribution::Distribution;
 use crate::record::Recorder;
 use crate::role::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Machine, OutputId};
+use vm::{Machine, OutputId, OutputOperation};
 
 /// From one look at heartbeats, timeouts and waiting entries to the next.
 const TICK: Duration = Duration::from_millis(5);
@@ -118,6 +119,12 @@ impl LiveVm {
         start_ticks(&shared)?;
         visitors::start(&shared, listener)?;
         console::start(shared.inbox.clone(), shared.node.keys, shared.node.reporter)?;
+        let listener = Arc::downgrade(&shared);
+        writer::stdout().on_console_left(move |next| {
+            if let Some(shared) = listener.upgrade() {
+                shared.console_left(next);
+            }
+        });
         let conductor = shared.clone();
         let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
         let recorder = Recorder::new(machine, source, shared.node.intervals);
@@ -235,11 +242,23 @@ impl Shared {
         };
         let Some((last, _)) = batch.last() else { return };
         let next = OutputId(last.0 + 1);
-        let needs_no_carrier = outlets.put_out(&batch);
-        let mut role = lock(&self.role);
-        role.put_out(next);
-        if needs_no_carrier {
-            role.carried(next);
+        if outlets.put_out(&batch) {
+            lock(&self.role).carried(next);
+        }
+        if batch.iter().any(|(_, output)| matches!(**output, OutputOperation::Console(_))) {
+            // Some may have been written or dropped at once; the rest is told by the writer.
+            lock(&self.role).console_left(writer::stdout().console_left());
+        }
+    }
+
+    /// All console output below `next` is written, or dropped because nobody reads it: what had to stop the guest may not any
+    /// more.
+    fn console_left(&self, next: OutputId) {
+        let could_run = self.may_run.load(Ordering::Acquire);
+        // The thread that writes to the console must not wait for the channel.
+        self.pass_on(self.give(|role, _| role.console_left(next)));
+        if !could_run {
+            self.inbox.wake();
         }
     }
 
@@ -261,8 +280,15 @@ impl Shared {
     /// Does what the role asks for that takes time, until it asks for the end.
     fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
         let mut failed_claims = 0;
+        let mut waiting = Waiting::since(clock::now_ns());
+        // A guest that runs from the start has been without a backup before it gets one.
+        let mut was_alone = !lock(&self.role).is_awaiting_backup();
+        if was_alone {
+            self.tell_alone();
+        }
         let end = loop {
             let Ok(action) = actions.recv_timeout(WATCH) else {
+                self.tell_waiting(&mut waiting);
                 // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
                 self.pass_on(self.give(PrimaryRole::tick));
                 continue;
@@ -294,9 +320,14 @@ impl Shared {
                 PrimaryAction::CloseChannel { reason } => {
                     self.node.reporter.tell(&NodeReport::BackupLost { reason });
                 }
-                PrimaryAction::Owner(generation) => self.tell_owner(generation),
+                PrimaryAction::Owner(generation) => {
+                    self.tell_owner(generation);
+                    self.tell_alone();
+                    was_alone = true;
+                }
                 PrimaryAction::Protected(generation) => {
-                    self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                    let again = was_alone;
+                    self.node.reporter.tell(&NodeReport::Protected { generation: generation.0, again });
                 }
                 PrimaryAction::HandOver => break LiveEnd::HandedOver,
                 PrimaryAction::End(end) => break LiveEnd::Role(end),
@@ -323,6 +354,22 @@ impl Shared {
         while !has_left() && clock::now_ns() < end_ns {
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Tells an operator who wonders why the guest doesn't run.
+    fn tell_waiting(&self, waiting: &mut Waiting) {
+        if !lock(&self.role).is_awaiting_backup() {
+            return;
+        }
+        if let Some(seconds) = waiting.due(clock::now_ns()) {
+            let channel = self.node.address.clone();
+            self.node.reporter.tell(&NodeReport::GuestWaits { channel, seconds });
+        }
+    }
+
+    fn tell_alone(&self) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.node.reporter.tell(&NodeReport::Alone { generation });
     }
 
     fn tell_owner(&self, generation: Generation) {

@@ -31,3 +31,5 @@ pub mod tap;
 pub mod terminal;
 mod vcpu;
 mod visitors;
+pub mod waiting;
+pub mod writer;

@@ -4,15 +4,16 @@ use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
 use super::stop::{Origin, StopSwitch};
-use super::{Failure, exit, fail_stop, finish, init_tracing};
+use super::{Failure, begin, exit, fail_stop, finish};
+use crate::arbiter::ClaimKind;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::host::kept_log::KeptLog;
 use crate::host::live::LiveVm;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
-use crate::host::{clock, entropy};
-use crate::report::Reporter;
+use crate::host::waiting::Waiting;
+use crate::host::{clock, entropy, writer};
 use crate::role::{BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::ImageDigest;
@@ -85,9 +86,8 @@ fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
+    let reporter = begin("ft-backup", options.node.json);
     fail_stop();
-    let reporter = Reporter::new("ft-backup", options.node.json);
     let stop = match StopSwitch::install() {
         Ok(stop) => stop,
         Err(error) => return finish(reporter, Err(error)),
@@ -97,6 +97,7 @@ pub fn main() -> ExitCode {
         thread::sleep(START_OVER);
         let error = start_over();
         tracing::error!("can't start over: {error}");
+        writer::drain();
     }
     code
 }
@@ -182,35 +183,47 @@ fn go_live(
 
 /// Connects to the primary, as soon as there is one.
 fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
-    let mut told = false;
+    let mut waiting = Waiting::since(clock::now_ns());
     loop {
-        let address = match primary {
-            Some(address) => Some(address),
-            None => owner_address(node)?,
-        };
-        if let Some(address) = address
-            && let Ok(stream) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
-        {
-            node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
-            return Ok(stream);
-        }
-        if !told {
-            told = true;
-            node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string() });
+        let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
+        let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => Ok((address, stream)),
+            Err(error) => Err(format!("nobody answers at {address} ({error})")),
+        });
+        match connected {
+            Ok((address, stream)) => {
+                node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
+                return Ok(stream);
+            }
+            Err(reason) => {
+                if let Some(seconds) = waiting.due(clock::now_ns()) {
+                    node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string(), reason, seconds });
+                }
+            }
         }
         thread::sleep(RETRY);
     }
 }
 
-/// Where the VM's owner listens, as far as the arbiter knows and can be asked. An owner at this node's own address was an
-/// earlier incarnation of it, and is gone.
-fn owner_address(node: &Node) -> Result<Option<SocketAddr>, Failure> {
-    match node.arbiter.latest(&node.vm) {
-        Ok(claim) => {
-            let address = claim.and_then(|(_, claim)| claim.address).filter(|address| *address != node.address);
-            Ok(address.and_then(|address| address.parse().ok()))
+/// Where the VM's owner listens, as far as the arbiter knows and can be asked; what is missing if nobody knows. An owner at this
+/// node's own address was an earlier incarnation of it, and is gone.
+fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
+    let claim = match node.arbiter.latest(&node.vm) {
+        Ok(claim) => claim,
+        Err(error) if error.is_unreachable() => return Ok(Err(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let Some((generation, claim)) = claim else {
+        return Ok(Err("the arbiter knows no VM of this name".into()));
+    };
+    Ok(match claim.address {
+        Some(address) if claim.kind == ClaimKind::Ended => {
+            Err(format!("it was ended by its owner at {address}, and has not been started again"))
         }
-        Err(error) if error.is_unreachable() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+        Some(address) if address == node.address => {
+            Err(format!("its owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
+        }
+        Some(address) => address.parse().map_err(|_| format!("its owner's address is none: {address}")),
+        None => Err(format!("its owner of generation {} has told no address", generation.0 + 1)),
+    })
 }

@@ -5,7 +5,7 @@ use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::{GuestClock, PrimaryClock};
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::message::{EntryBatch, Message};
+use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, NodeId, SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use logchannel::stream::LogReceiver;
@@ -176,8 +176,8 @@ pub struct BackupRole {
     tail: VecDeque<(OutputId, OutputOperation)>,
     tail_bytes: usize,
     tail_dropped: u64,
-    /// The primary has put out all outputs with a smaller id.
-    released: OutputId,
+    /// What the primary has put out.
+    released: Left,
     /// The output that replay will produce next.
     next_output: OutputId,
     /// This side's log on disk.
@@ -225,7 +225,7 @@ impl BackupRole {
             tail: VecDeque::new(),
             tail_bytes: 0,
             tail_dropped: 0,
-            released: OutputId(0),
+            released: Left::default(),
             next_output: OutputId(0),
             disk_log: DiskLogState::None,
             disk_wait: DiskWait::default(),
@@ -275,11 +275,10 @@ impl BackupRole {
             (Message::Entries(batch), Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
                 self.receive(now_ns, &batch);
             }
-            (Message::Released { next_output }, Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
-                self.released = self.released.max(next_output);
-                while self.tail.front().is_some_and(|(id, _)| *id < next_output) {
-                    self.drop_first_of_tail();
-                }
+            (Message::Released(left), Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
+                self.released.frames = self.released.frames.max(left.frames);
+                self.released.console = self.released.console.max(left.console);
+                self.forget_released();
             }
             (Message::Heartbeat, _) => {}
             (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
@@ -496,10 +495,10 @@ impl BackupRole {
     /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
     pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
         self.next_output = OutputId(id.0.saturating_add(1));
-        if id < self.released {
+        if self.released.has(id, &operation) {
             return;
         }
-        self.tail_bytes += operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+        self.tail_bytes += tail_cost(&operation);
         self.tail.push_back((id, operation));
         while self.tail_bytes > TAIL_BYTES_MAX {
             self.drop_first_of_tail();
@@ -507,9 +506,22 @@ impl BackupRole {
         }
     }
 
+    /// Drops what the primary is known to have put out from the tail.
+    fn forget_released(&mut self) {
+        let released = self.released;
+        // Mostly all that has left is at the front.
+        while self.tail.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
+            self.drop_first_of_tail();
+        }
+        if self.tail.front().is_some_and(|(id, _)| *id < released.frames.max(released.console)) {
+            self.tail.retain(|(id, operation)| !released.has(*id, operation));
+            self.tail_bytes = self.tail.iter().map(|(_, operation)| tail_cost(operation)).sum();
+        }
+    }
+
     fn drop_first_of_tail(&mut self) {
         if let Some((_, operation)) = self.tail.pop_front() {
-            self.tail_bytes -= operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+            self.tail_bytes -= tail_cost(&operation);
         }
     }
 
@@ -688,4 +700,9 @@ impl BackupRole {
         self.mode = Mode::Done;
         self.actions.push_back(BackupAction::End(end));
     }
+}
+
+/// What an output adds to the tail's bytes.
+fn tail_cost(operation: &OutputOperation) -> usize {
+    operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }

@@ -130,7 +130,7 @@ impl Claiming {
 
     /// A test-and-set that may not be asked for yet.
     const fn put_off(request: ClaimRequest) -> Self {
-        Self { request, ask_at_ns: Some(0) }
+        Self { request, ask_at_ns: Some(0), since_ns: None }
     }
 
     /// Whether the driver is asking.
@@ -178,7 +178,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Ack { .. } => "an acknowledgement",
         Message::Consumed { .. } => "a report of what is consumed",
         Message::Protected { .. } => "word that the pair is protected",
-        Message::Released { .. } => "a report of what is released",
+        Message::Released(_) => "a report of what is released",
         Message::Storing => "word that its disk is waited for",
         Message::Heartbeat => "a heartbeat",
         Message::Clock { .. } => "the guest's clock",

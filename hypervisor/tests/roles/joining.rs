@@ -48,7 +48,7 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
         | Message::Ack { .. }
         | Message::Consumed { .. }
         | Message::Protected { .. }
-        | Message::Released { .. }
+        | Message::Released(_)
         | Message::Storing
         | Message::Heartbeat
         | Message::Clock { .. }
@@ -233,7 +233,7 @@ fn console_output_is_in_the_tail_only_behind_what_is_not_known_to_have_left() {
     log(&mut pair, 0);
     log(&mut pair, 1);
     assert_eq!(pair.primary.take_released().map(|(id, _)| id), Some(OutputId(0)));
-    pair.primary.put_out(OutputId(1));
+    pair.primary.console_left(OutputId(1));
     assert_eq!(pair.primary.gate().next_to_leave(), OutputId(1));
     pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap();
     while pair.primary.wants_copy() {

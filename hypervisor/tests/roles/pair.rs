@@ -306,7 +306,7 @@ impl Pair {
             if LogSeq(seq as u64) >= self.protected_from {
                 assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
             }
-            self.primary.put_out(OutputId(id.0 + 1));
+            self.primary.console_left(OutputId(id.0 + 1));
             let Some(port) = self.port else { continue };
             self.out.push(id.0);
             let carried = self.lan.borrow_mut().carry(port, id, &found);

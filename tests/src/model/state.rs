@@ -375,7 +375,7 @@ impl State {
         if self.lan.serves(node) {
             self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
         }
-        owner.role.put_out(OutputId(id.0 + 1));
+        owner.role.console_left(OutputId(id.0 + 1));
         self.settle_owner(node, owner);
         Some(())
     }

@@ -42,7 +42,7 @@ enum Bench {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    super::init_tracing();
+    super::init_tracing("ft-bench");
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed("ft-bench", &error, interrupt::exit_code()),

@@ -10,7 +10,7 @@ use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use logchannel::session::VmId;
 use logchannel::stream::LogSender;
-use vm::{Machine, OutputId};
+use vm::Machine;
 
 impl PrimaryRole {
     /// Whether a backup of `vm` may join now.
@@ -72,7 +72,7 @@ impl PrimaryRole {
             // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
             let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
             self.log = Log::Streamed(LogSender::new(first));
-            self.told_released = self.gate.next_to_leave();
+            self.told_released = self.gate.left();
             self.pace.consumed(seq);
         }
         (self.spoke_ns, self.progress_ns) = (now_ns, now_ns);
@@ -178,10 +178,11 @@ impl PrimaryRole {
 
     /// Tells the backup which outputs it will not have to send at go-live.
     pub(super) fn tell_released(&mut self) {
-        let next_output = OutputId(self.gate.next_to_leave().0 + u64::from(mutated(Mutation::TellReleasedTooEarly)));
-        if next_output > self.told_released {
-            self.told_released = next_output;
-            Message::Released { next_output }.encode(&mut self.outgoing);
+        let mut left = self.gate.left();
+        left.frames.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));
+        if left.frames > self.told_released.frames || left.console > self.told_released.console {
+            self.told_released = left;
+            Message::Released(left).encode(&mut self.outgoing);
         }
     }
 }

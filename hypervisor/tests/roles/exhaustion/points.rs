@@ -114,7 +114,7 @@ impl Kind {
             Message::Protected { .. } => Self::Told,
             Message::Entries(_) => Self::Receive,
             Message::Ack { .. } => Self::AckReceived,
-            Message::Released { .. } => Self::ReleasedReceived,
+            Message::Released(_) => Self::ReleasedReceived,
             Message::Session { .. }
             | Message::AskOwner { .. }
             | Message::Owner { .. }
