@@ -129,6 +129,8 @@ impl NetworkEvents for Owner {
         self.put_out();
     }
 
+    fn refused(&self) {}
+
     fn carried(&self, next_output: OutputId) {
         self.gate.lock().unwrap().carried(next_output);
     }

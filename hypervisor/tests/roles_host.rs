@@ -13,6 +13,7 @@ use hypervisor::host::console::Keys;
 use hypervisor::host::live::{LiveEnd, LiveVm};
 use hypervisor::host::network::{ATTACH_TIMEOUT, NetworkAddress};
 use hypervisor::host::node::Node;
+use hypervisor::lan::wire::ServerMessage;
 use hypervisor::record::Intervals;
 use hypervisor::report::Reporter;
 use hypervisor::role::{
@@ -598,6 +599,7 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
         let network = NetworkAddress::Lan(lan.local_addr().unwrap());
         let time_to_protection = |id| {
             let arbiter = Arc::new(Claims::default());
+            arbiter.hold(Generation(G.0 - 1), NodeId(id));
             let image = image(&[NOP, JUMP_BACK_ONE]);
             let session = session(4 << 20, &image);
             let machine = Machine::new(&session.config, &image).unwrap();
@@ -616,5 +618,53 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
         // On a host that is busy with other things once may be slow; if the VM waits for the LAN, all are.
         let times: Vec<_> = (0..5).map(time_to_protection).collect();
         assert!(times.iter().any(|&time| time < ATTACH_TIMEOUT), "{times:?}");
+    }
+}
+
+/// A LAN that refuses everybody, and tells whenever it does.
+fn refusing_lan() -> (NetworkAddress, mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            let mut refusal = Vec::new();
+            ServerMessage::Refused { reason: "another process has it" }.append(&mut refusal);
+            let _ = stream.read(&mut [0; 1024]);
+            if stream.write_all(&refusal).is_err() || tell.send(()).is_err() {
+                break;
+            }
+        }
+    });
+    (NetworkAddress::Lan(address), told)
+}
+
+/// A LAN alone never ends a VM: it may be wrong. The arbiter's word counts.
+#[test]
+fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
+    for is_fenced in [false, true] {
+        let arbiter = Claims::owned();
+        let (network, refused) = refusing_lan();
+        let image = image(&[NOP, JUMP_BACK_ONE]);
+        let session = session(4 << 20, &image);
+        let machine = Machine::new(&session.config, &image).unwrap();
+        let node = Node { network: Some(network), ..node(1, &arbiter) };
+        // It doesn't look by itself within this test.
+        let timing = Timing { look_ns: 600_000_000_000, ..patient() };
+        let primary = Running::start(node, PrimaryRole::alone(NodeId(1), session, timing), machine);
+        refused.recv_timeout(TIMEOUT).unwrap();
+        let holder = is_fenced.then(|| arbiter.hold(G, NodeId(7)));
+        refused.recv_timeout(TIMEOUT).unwrap();
+        match holder {
+            // It goes on, and keeps trying.
+            None => {
+                refused.recv_timeout(TIMEOUT).unwrap();
+                assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
+            }
+            Some(holder) => {
+                let end = primary.thread.join().unwrap();
+                assert!(matches!(&end, LiveEnd::Role(PrimaryEnd::Fenced { holder: by }) if *by == holder), "{end:?}");
+            }
+        }
     }
 }

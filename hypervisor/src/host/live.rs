@@ -160,6 +160,10 @@ impl NetworkEvents for Shared {
         self.put_out_released();
     }
 
+    fn refused(&self) {
+        self.drive(|role, _| role.look());
+    }
+
     fn carried(&self, next_output: OutputId) {
         lock(&self.role).carried(next_output);
     }

@@ -189,6 +189,9 @@ impl NetworkEvents for Recording {
 
     fn ready(&self) {}
 
+    /// Told with the others' words; nobody else runs a recording.
+    fn refused(&self) {}
+
     fn carried(&self, _: OutputId) {}
 }
 

@@ -102,8 +102,9 @@ impl PrimaryRole {
         }
     }
 
-    /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
-    pub(super) fn look(&mut self) {
+    /// Asks for the latest claim, unless the driver is asking already or this owner never looks. Also for the driver, when
+    /// something else doubts that this node owns the VM, as a LAN that refuses it does: what counts is the arbiter's answer.
+    pub fn look(&mut self) {
         let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some();
         if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended) {
             self.standing.look = Look::Asked;
