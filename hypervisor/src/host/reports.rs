@@ -47,6 +47,13 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
+    /// Another backup waits here for the place of the one that there is.
+    SpareWaits {
+        /// Its address.
+        address: String,
+    },
+    /// The primary has a backup, and this side waits for its place.
+    WaitsForPlace,
     /// There is no primary to connect to yet.
     Waiting {
         /// Of which VM.
@@ -61,6 +68,17 @@ pub enum NodeReport {
     Joined {
         /// The image's name.
         image: String,
+    },
+    /// A backup that joins has been sent all of the guest's memory.
+    MemoryCopied {
+        /// Pages sent, each as often as it was.
+        pages: u64,
+        /// How long it took.
+        took_ms: u64,
+        /// How long of that the guest stood still, in many short stands.
+        stood_ms: u64,
+        /// The longest time that it stood still at once.
+        longest_stand_us: u64,
     },
     /// Outputs wait for the backup's acknowledgement from here on; either side may be lost.
     Protected {
@@ -304,11 +322,18 @@ impl fmt::Display for NodeReport {
             Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
             Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
+            Self::SpareWaits { address } => write!(f, "another backup waits for its place, at {address}"),
+            Self::WaitsForPlace => f.write_str("the primary has a backup already; this one waits for its place"),
             Self::Waiting { vm } => write!(f, "waits for a primary of VM {vm}"),
             Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
             Self::Joined { image } => {
                 write!(f, "joined: the machine of guest {image} stands where the primary's stood")
             }
+            Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
+                f,
+                "the backup has been sent the guest's memory: {pages} pages in {took_ms} ms, of which the guest stood \
+                 still for {stood_ms} ms, at most {longest_stand_us} us at once"
+            ),
             Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost ({reason})"),
