@@ -203,8 +203,8 @@ pub fn run(
     let generation = match outcome {
         Err(end) => {
             if matches!(end, BackupEnd::NoPlace { .. }) {
-                // The caller goes on, and needs what that thread has.
-                let _ = replay.join();
+                // The caller looks for a primary again, and opens the directory anew.
+                drop(lock(&shared.keeping).take());
             }
             return Ok(BackupOutcome::End(end));
         }
@@ -479,7 +479,7 @@ impl Shared {
             // Replay writes memory faster than it is copied.
             while kept.steps_allowed(1, replayer.machine()).is_none() && !self.over.load(Ordering::Acquire) {
                 if !kept.wants_copy() {
-                    thread::sleep(DISK_WAIT);
+                    thread::sleep(TICK);
                 }
                 kept.serve(replayer.machine_mut(), next, tail);
             }
