@@ -39,6 +39,8 @@ pub enum Mutation {
     ForgetTailInSnapshot,
     /// Pages written while the memory was copied aren't copied again.
     SkipLastPages,
+    /// A guest that writes memory faster than it is copied isn't slowed.
+    CopyWithoutSlowing,
     /// The log goes on one entry too late after a snapshot.
     SnapshotTooEarly,
     /// A primary lets outputs out though its log on disk is only promised.
@@ -73,6 +75,10 @@ impl Mutation {
     /// Those of the rules about logs on disk, which the simulator doesn't have: `tests/src/both_die.rs` must catch them.
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
+
+    /// That of the rule about copies of memory, which the simulator's guest writes too little for: `tests/tests/mutations.rs`
+    /// must catch it.
+    pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
 
     /// Those that the simulator must catch.
     pub const ALL: [Self; 26] = [

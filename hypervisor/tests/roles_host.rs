@@ -427,10 +427,31 @@ fn a_visitor_that_is_no_backup_of_this_vm_is_told_why_and_the_next_one_joins() {
     assert_eq!(other.next(), None);
     let mut backup = Peer::connect(primary.address);
     backup.become_protected();
-    let mut second = Peer::connect(primary.address);
-    second.say(&[Message::Join { vm: vm(), node: NodeId(5) }]);
-    let said = second.next();
-    assert!(matches!(&said, Some(Message::Refused { reason }) if reason.contains("has a backup already")), "{said:?}");
+    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+}
+
+#[test]
+fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
+    let arbiter = Claims::owned();
+    let primary = Running::awaiting_backup(&arbiter, NOP, patient());
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
+    let mut gone = Peer::connect(primary.address);
+    gone.say(&[Message::Join { vm: vm(), node: NodeId(5) }]);
+    assert_eq!(gone.next(), Some(Message::Wait));
+    let mut spare = Peer::connect(primary.address);
+    spare.say(&[Message::Join { vm: vm(), node: NodeId(6) }]);
+    assert_eq!(spare.next(), Some(Message::Wait));
+    for _ in 0..5 {
+        assert_eq!(spare.next(), Some(Message::Heartbeat), "a spare knows that its primary is there");
+    }
+    // One that has gone doesn't take the place from one that is here.
+    drop(gone);
+    drop(backup);
+    spare.hear(|message| matches!(message, Message::Session { header, .. } if header.vm == vm()));
+    spare.hear(|message| matches!(message, Message::Snapshot(_)));
+    spare.say(&[Message::Accepted]);
+    spare.hear(|message| matches!(message, Message::Protected { .. }));
     assert!(matches!(primary.retire(), LiveEnd::HandedOver));
 }
 

@@ -36,6 +36,8 @@ pub(crate) mod kind {
     pub(crate) const OWNER: FrameKind = FrameKind(18);
     pub(crate) const CLOCK: FrameKind = FrameKind(19);
     pub(crate) const STORING: FrameKind = FrameKind(20);
+    pub(crate) const WAIT: FrameKind = FrameKind(21);
+    pub(crate) const NO_PRIMARY: FrameKind = FrameKind(22);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -83,7 +85,11 @@ pub enum Message {
         /// Who the backup is.
         node: NodeId,
     },
-    /// p: what this log is about. Its first message.
+    /// p: there is a backup already: stay, say nothing but heartbeats, and take its place when it is free.
+    Wait,
+    /// b, to one that wants to join: this is no primary (yet). Its only message.
+    NoPrimary,
+    /// p: what this log is about. Its first message, but for [`Message::Wait`].
     Session {
         /// The VM, and the generation under which its owner runs it.
         header: SessionHeader,
@@ -198,6 +204,8 @@ impl Message {
             Self::Pages(pages) => append_pages(pages.first, &pages.bytes, out),
             Self::Tail(tail) => append_tail(tail.id, &tail.operation, out),
             Self::Snapshot(snapshot) => append_snapshot(snapshot, out),
+            Self::Wait => append_frame(kind::WAIT, &[], out),
+            Self::NoPrimary => append_frame(kind::NO_PRIMARY, &[], out),
             Self::Accepted => append_frame(kind::ACCEPTED, &[], out),
             Self::Refused { reason } => append_reason(kind::REFUSED, reason, out),
             Self::Entries(batch) => append_entries(batch.first_seq, &batch.bytes, out),
@@ -235,6 +243,8 @@ impl Message {
             kind::PAGES => ("pages", codec::decode_pages(body).map(Self::Pages)),
             kind::TAIL => ("tail", codec::decode_tail(body).map(Self::Tail)),
             kind::SNAPSHOT => ("snapshot", codec::decode_snapshot(body).map(Self::Snapshot)),
+            kind::WAIT => ("wait", codec::decode_value::<()>(body).map(|()| Self::Wait)),
+            kind::NO_PRIMARY => ("no primary", codec::decode_value::<()>(body).map(|()| Self::NoPrimary)),
             kind::ACCEPTED => ("accepted", codec::decode_value::<()>(body).map(|()| Self::Accepted)),
             kind::REFUSED => ("refused", decode_reason(body).map(|reason| Self::Refused { reason })),
             kind::ENTRIES => (

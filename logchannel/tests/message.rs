@@ -40,6 +40,8 @@ fn messages() -> Vec<Message> {
             digest: StateDigest(u128::MAX - 7),
             state: vec![4; STATE_BYTES_MAX],
         }),
+        Message::Wait,
+        Message::NoPrimary,
         Message::Accepted,
         Message::Refused { reason: "the image differs".into() },
         Message::Entries(EntryBatch { first_seq: LogSeq(u64::MAX), bytes: vec![8; BATCH_BYTES_MAX] }),
@@ -90,7 +92,9 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         Message::Refused { .. } | Message::Goodbye { .. } => Some(0),
         Message::Entries(_) => Some(10),
         Message::AskOwner { .. } => Some(4 + 1),
-        Message::Session { .. }
+        Message::Wait
+        | Message::NoPrimary
+        | Message::Session { .. }
         | Message::Owner { .. }
         | Message::Pages(_)
         | Message::Tail(_)

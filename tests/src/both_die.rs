@@ -231,6 +231,7 @@ impl Joiner {
                 BackupAction::Begin(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
+                | BackupAction::Waits
                 | BackupAction::Pages(_)
                 | BackupAction::Protected(_)
                 | BackupAction::Lost { .. }

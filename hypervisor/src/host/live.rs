@@ -20,7 +20,7 @@ use logchannel::entry::Generation;
 use std::io;
 use std::net::TcpListener;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub(super) struct Shared {
     pub(super) node: Node,
     pub(super) role: Mutex<PrimaryRole>,
     pub(super) channel: Channel,
+    /// How many backups wait for the place of the one that there is.
+    pub(super) spares: AtomicUsize,
     /// For whoever takes a backup.
     pub(super) taking: Mutex<()>,
     outlets: Arc<Mutex<Outlets>>,
@@ -71,6 +73,8 @@ pub(super) struct Shared {
     pub(super) generation: AtomicU64,
     /// A backup that joins gets the guest's memory.
     pub(super) copying: AtomicBool,
+    /// The thread that a joining backup came to sends everything that goes to it: there may be much.
+    pub(super) sending_memory: AtomicBool,
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
     pub(super) over: Arc<AtomicBool>,
@@ -108,7 +112,9 @@ impl LiveVm {
             may_run: AtomicBool::new(false),
             holding: AtomicBool::new(false),
             copying: AtomicBool::new(false),
+            sending_memory: AtomicBool::new(false),
             share: AtomicU32::new(FULL_SHARE),
+            spares: AtomicUsize::new(0),
             taking: Mutex::default(),
             over: Arc::default(),
             actions,
@@ -223,7 +229,16 @@ impl Shared {
         }
     }
 
+    /// Sends what the role has for the backup, unless a thread of its own does: the guest doesn't wait for the channel while a
+    /// backup joins.
     pub(super) fn send_outgoing(&self) {
+        if !self.sending_memory.load(Ordering::SeqCst) {
+            self.write_outgoing();
+        }
+    }
+
+    /// The same on whatever thread.
+    pub(super) fn write_outgoing(&self) {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),

@@ -48,6 +48,13 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
+    /// Another backup waits here for the place of the one that there is.
+    SpareWaits {
+        /// Its address.
+        address: String,
+    },
+    /// The primary has a backup, and this side waits for its place.
+    WaitsForPlace,
     /// There is no primary to connect to yet. Told after a second, and then rarely.
     Waiting {
         /// Of which VM.
@@ -78,6 +85,17 @@ pub enum NodeReport {
     Joined {
         /// The image's name.
         image: String,
+    },
+    /// A backup that joins has been sent all of the guest's memory.
+    MemoryCopied {
+        /// Pages sent, each as often as it was.
+        pages: u64,
+        /// How long it took.
+        took_ms: u64,
+        /// How long of that the guest stood still, in many short stands.
+        stood_ms: u64,
+        /// The longest time that it stood still at once.
+        longest_stand_us: u64,
     },
     /// Outputs wait for the backup's acknowledgement from here on; either side may be lost.
     Protected {
@@ -368,6 +386,8 @@ impl fmt::Display for NodeReport {
             Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
             Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
+            Self::SpareWaits { address } => write!(f, "another backup waits for its place, at {address}"),
+            Self::WaitsForPlace => f.write_str("the primary has a backup already; this one waits for its place"),
             Self::Waiting { vm, reason, seconds } => {
                 write!(f, "waiting for a primary of VM {vm} since {seconds} s: {reason}")
             }
@@ -382,6 +402,11 @@ impl fmt::Display for NodeReport {
             Self::Protected { generation, again } => {
                 write!(f, "PROTECTED{} as generation {generation}", if *again { " again" } else { "" })
             }
+            Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
+                f,
+                "the backup has been sent the guest's memory: {pages} pages in {took_ms} ms, of which the guest stood \
+                 still for {stood_ms} ms, at most {longest_stand_us} us at once"
+            ),
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
             Self::PrimaryLost { reason } => write!(f, "primary lost, asking the arbiter: {reason}"),

@@ -8,18 +8,20 @@ use super::{Failure, begin, exit, fail_stop, finish};
 use crate::arbiter::ClaimKind;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
+use crate::host::doorman::Doorman;
 use crate::host::kept_log::KeptLog;
 use crate::host::live::LiveVm;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
 use crate::host::waiting::Waiting;
 use crate::host::{clock, entropy, writer};
-use crate::role::{BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
+use crate::role::{BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::ImageDigest;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
@@ -27,6 +29,9 @@ use std::time::Duration;
 
 /// From one look for the primary to the next.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// From a peer that had no place for this side to the next look.
+const NO_PLACE_RETRY: Duration = Duration::from_millis(300);
 
 /// From the end of one life to the beginning of the next.
 const START_OVER: Duration = Duration::from_secs(1);
@@ -107,10 +112,11 @@ pub fn main() -> ExitCode {
 fn start_over() -> io::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "ft-backup".into());
-    match std::env::current_exe() {
-        Ok(executable) => Command::new(executable).arg0(name).args(arguments).exec(),
-        Err(error) => error,
-    }
+    // A file that was replaced or removed since has no path any more, but this process still has it. The new one may speak another
+    // version than the other sides of the VM: it is for the operator to start it.
+    let own = PathBuf::from("/proc/self/exe");
+    let executable = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or(own);
+    Command::new(executable).arg0(name).args(arguments).exec()
 }
 
 fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
@@ -122,17 +128,26 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
-    let keeping = options.node.keeping()?;
-    let stream = find_primary(&node, options.primary)?;
+    // Others that wait for a primary may come here, and must not take this side for one.
+    let doorman = Doorman::start(listener)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
-    let role = BackupRole::new(clock::now_ns(), node.id, expectation, timing);
-    match backup::run(node.clone(), role, stream, keeping, faults)? {
-        BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
-        BackupOutcome::GoLive(succession) => {
-            node.mac = succession.session.config.mac;
-            go_live(node, *succession, timing, listener, |running| stop.runs(running, Origin::Primary))
+    let mut search = Search::default();
+    loop {
+        let keeping = options.node.keeping()?;
+        let stream = search.find_primary(&node, options.primary)?;
+        let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
+        match backup::run(node.clone(), role, stream, keeping, faults)? {
+            // It has had no part in the VM, and is as good a backup as before.
+            BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
+            BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
+            BackupOutcome::GoLive(succession) => {
+                node.mac = succession.session.config.mac;
+                return go_live(node, *succession, timing, doorman.stop()?, |running| {
+                    stop.runs(running, Origin::Primary)
+                });
+            }
         }
     }
 }
@@ -181,27 +196,37 @@ fn go_live(
     })
 }
 
-/// Connects to the primary, as soon as there is one.
-fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
-    let mut waiting = Waiting::since(clock::now_ns());
-    loop {
-        let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
-        let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => Ok((address, stream)),
-            Err(error) => Err(format!("nobody answers at {address} ({error})")),
-        });
-        match connected {
-            Ok((address, stream)) => {
-                node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
-                return Ok(stream);
-            }
-            Err(reason) => {
-                if let Some(seconds) = waiting.due(clock::now_ns()) {
-                    node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string(), reason, seconds });
+/// The search for a primary, and what has been told of it: each connection once.
+#[derive(Debug, Default)]
+struct Search {
+    told_connected: Option<SocketAddr>,
+}
+
+impl Search {
+    /// Connects to the primary, as soon as there is one.
+    fn find_primary(&mut self, node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
+        let mut waiting = Waiting::since(clock::now_ns());
+        loop {
+            let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
+            let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => Ok((address, stream)),
+                Err(error) => Err(format!("nobody answers at {address} ({error})")),
+            });
+            match connected {
+                Ok((address, stream)) => {
+                    if self.told_connected.replace(address) != Some(address) {
+                        node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
+                    }
+                    return Ok(stream);
+                }
+                Err(reason) => {
+                    if let Some(seconds) = waiting.due(clock::now_ns()) {
+                        node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string(), reason, seconds });
+                    }
                 }
             }
+            thread::sleep(RETRY);
         }
-        thread::sleep(RETRY);
     }
 }
 

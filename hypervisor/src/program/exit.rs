@@ -72,6 +72,7 @@ pub fn of_backup(end: &BackupEnd) -> (u8, String) {
         BackupEnd::Unprotected { reason } => {
             (UNPROTECTED, format!("the primary was lost before the pair was protected: {reason}"))
         }
+        BackupEnd::NoPlace { reason } => (UNPROTECTED, format!("there is no primary to back up: {reason}")),
         BackupEnd::Refused { reason } => (FAILURE, reason.clone()),
         BackupEnd::Diverged => (DIVERGED, "halted: this side's state differs from the primary's".into()),
     }

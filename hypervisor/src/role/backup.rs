@@ -37,6 +37,8 @@ pub struct Expectation {
 /// What a backup asks its driver to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BackupAction {
+    /// The primary has a backup already, and this side waits for its place.
+    Waits,
     /// Begin to put a machine together.
     Begin(SessionHeader),
     /// Ask this side's arbiter for the VM's latest claim, and say [`BackupRole::handle_owner`].
@@ -82,6 +84,12 @@ pub enum BackupEnd {
         /// How the primary was lost.
         reason: String,
     },
+    /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for another backup's place. Look for
+    /// a primary again.
+    NoPlace {
+        /// What became of it.
+        reason: String,
+    },
     /// The two sides don't fit together.
     Refused {
         /// Why.
@@ -95,6 +103,8 @@ pub enum BackupEnd {
 enum Mode {
     /// Has said that it wants to join, and waits for the session header.
     Connecting,
+    /// The primary has a backup already: waits for its place.
+    Waiting,
     /// Receives the guest's memory.
     Receiving,
     /// Has the whole snapshot, and receives the log while the driver puts the machine together.
@@ -264,7 +274,15 @@ impl BackupRole {
     pub fn primary_said(&mut self, now_ns: u64, message: Message) {
         self.heard_ns = now_ns;
         match (message, &mut self.mode) {
-            (Message::Session { header, owner }, Mode::Connecting) => self.begin(header, owner),
+            (Message::Session { header, owner }, Mode::Connecting | Mode::Waiting) => self.begin(header, owner),
+            (Message::Wait, Mode::Waiting) => {}
+            (Message::Wait, Mode::Connecting) => {
+                self.mode = Mode::Waiting;
+                self.actions.push_back(BackupAction::Waits);
+            }
+            (Message::NoPrimary, Mode::Connecting) => {
+                self.end(BackupEnd::NoPlace { reason: "it is no primary".into() });
+            }
             (Message::Pages(pages), Mode::Receiving) => self.actions.push_back(BackupAction::Pages(pages)),
             (Message::Tail(output), Mode::Receiving) => self.receive_tail(output),
             (Message::Snapshot(snapshot), Mode::Receiving) => self.restore(snapshot),
@@ -287,7 +305,7 @@ impl BackupRole {
                     None => self.clock = Some(PrimaryClock::new(ticks, now_ns)),
                 }
             }
-            (Message::Refused { reason }, Mode::Connecting) => {
+            (Message::Refused { reason }, Mode::Connecting | Mode::Waiting) => {
                 self.end(BackupEnd::Refused { reason: format!("the primary refused: {reason}") });
             }
             (Message::Goodbye { reason }, _) => self.primary_lost(now_ns, &reason),
@@ -295,7 +313,12 @@ impl BackupRole {
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
             (
                 message,
-                Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. },
+                Mode::Connecting
+                | Mode::Waiting
+                | Mode::Receiving
+                | Mode::Restoring
+                | Mode::Restored
+                | Mode::Following { .. },
             ) => {
                 self.refuse(format!("the primary broke the protocol with {}", message_name(&message)));
             }
@@ -571,6 +594,7 @@ impl BackupRole {
                 }
                 self.actions.push_back(BackupAction::Claim(request));
             }
+            Mode::Waiting => self.end(BackupEnd::NoPlace { reason: reason.into() }),
             Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { told: None } => {
                 self.end(BackupEnd::Unprotected { reason: reason.into() });
             }
@@ -619,7 +643,12 @@ impl BackupRole {
             clock.pass(now_ns, is_paused);
         }
         match &mut self.mode {
-            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. } => {
+            Mode::Connecting
+            | Mode::Waiting
+            | Mode::Receiving
+            | Mode::Restoring
+            | Mode::Restored
+            | Mode::Following { .. } => {
                 if let OwnerCheck::AskAt(at_ns) = self.check
                     && now_ns >= at_ns
                 {

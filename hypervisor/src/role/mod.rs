@@ -30,7 +30,7 @@ mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
 pub use disk_log::DiskLogState;
-pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole};
+pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy};
 
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::PAUSE_NS;
@@ -169,6 +169,8 @@ const fn message_name(message: &Message) -> &'static str {
         Message::AskOwner { .. } => "a question for the owner",
         Message::Owner { .. } => "an answer about the owner",
         Message::Join { .. } => "a wish to join",
+        Message::Wait => "a word to wait",
+        Message::NoPrimary => "the word that it is no primary",
         Message::Pages(_) => "pages of memory",
         Message::Tail(_) => "an output from before the snapshot",
         Message::Snapshot(_) => "a snapshot",

@@ -451,7 +451,8 @@ impl State {
                 BackupAction::Begin(session) => backup.session = Some(session),
                 BackupAction::CheckOwner => backup.is_looking = true,
                 BackupAction::Protected(_) if self.is_mistaken(node) => self.broke(Rule::OneArbiter),
-                BackupAction::Pages(_)
+                BackupAction::Waits
+                | BackupAction::Pages(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
                 | BackupAction::Protected(_) => {}
@@ -552,7 +553,7 @@ impl State {
 /// What comes after a backup: one that never was part of a pair looks for a primary again.
 const fn after_end(end: &BackupEnd) -> Node {
     Node::Gone(match end {
-        BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => return Node::Spare,
+        BackupEnd::Unprotected { .. } | BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } => return Node::Spare,
         BackupEnd::GuestStopped(_) => End::GuestOver,
         BackupEnd::Fenced { .. } => End::BackupFenced,
         BackupEnd::Diverged => End::Diverged,

@@ -188,6 +188,10 @@ impl Primary {
         }
         let is_holding = sink.side.role.gate().held() > 0;
         let steps = if is_holding { STEPS_WHILE_HOLDING } else { sink.side.me.setup.slice_steps };
+        let Some(steps) = sink.side.role.steps_allowed(steps, self.recorder.machine()) else {
+            self.vcpu_ns = sink.env.now_ns + COPY_NS;
+            return;
+        };
         let before = self.recorder.machine().instruction_count();
         let Ok(slice) = self.recorder.run_slice(&mut sink, steps);
         let ran = self.recorder.machine().instruction_count().since(before);

@@ -7,6 +7,7 @@ mod pace;
 mod pairing;
 mod standing;
 
+pub use join::SnapshotCopy;
 pub use pace::FULL_SHARE;
 
 use super::{ClaimRequest, Claiming, DiskLogState, Timing};
@@ -242,6 +243,12 @@ impl PrimaryRole {
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.session.generation
+    }
+
+    /// How long this side waits for what.
+    #[must_use]
+    pub const fn timing(&self) -> &Timing {
+        &self.timing
     }
 
     /// Whether a backup acknowledges the log.

@@ -137,6 +137,7 @@ impl Backup {
         self.send(outside, link)?;
         while let Some(action) = self.role.poll_action() {
             match action {
+                BackupAction::Waits => {}
                 BackupAction::Begin(session) => self.restoration = Some(Restoration::new(&session.config).unwrap()),
                 BackupAction::Pages(pages) => {
                     self.restoration.as_mut().unwrap().put_pages(pages.first, &pages.bytes).unwrap();

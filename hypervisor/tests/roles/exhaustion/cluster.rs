@@ -272,7 +272,9 @@ impl Cluster {
                 assert!(self.outside.arbiter.claims.values().any(|claim| claim == holder), "fenced by nobody");
             }
             Some(BackupEnd::Unprotected { .. }) => assert!(!backup.is_told, "it may claim, and doesn't"),
-            Some(end @ (BackupEnd::Refused { .. } | BackupEnd::Diverged)) => panic!("{end:?}"),
+            Some(end @ (BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } | BackupEnd::Diverged)) => {
+                panic!("{end:?}")
+            }
         }
         self.backup = None;
         self.join_at = self.round + JOIN_AFTER;

@@ -115,7 +115,9 @@ impl Kind {
             Message::Entries(_) => Self::Receive,
             Message::Ack { .. } => Self::AckReceived,
             Message::Released(_) => Self::ReleasedReceived,
-            Message::Session { .. }
+            Message::Wait
+            | Message::NoPrimary
+            | Message::Session { .. }
             | Message::AskOwner { .. }
             | Message::Owner { .. }
             | Message::Refused { .. }
