@@ -10,7 +10,7 @@ mod target;
 const TARGET: &str = "riscv64imac-unknown-none-elf";
 /// What cargo takes encoded flags apart by.
 const ENCODED_SEPARATOR: &str = "\x1f";
-const GUESTS: [&str; 6] = ["bench", "counter", "echo", "hello", "suite", "tally"];
+const GUESTS: [&str; 7] = ["bench", "counter", "echo", "hello", "rewrite", "suite", "tally"];
 
 fn main() {
     let hypervisor = PathBuf::from(variable("CARGO_MANIFEST_DIR"));

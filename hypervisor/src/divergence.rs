@@ -92,6 +92,7 @@ pub fn entry_name(body: &EntryBody) -> &'static str {
         EntryBody::Output { .. } => "Output",
         EntryBody::Progress => "Progress",
         EntryBody::Digest(_) => "Digest",
+        EntryBody::PartDigest { .. } => "PartDigest",
         EntryBody::Stopped(_) => "Stopped",
         EntryBody::Generation(_) => "Generation",
     }

@@ -15,11 +15,12 @@ pub struct Guest {
     pub image: Vec<u8>,
 }
 
-const BUILT_IN: [(&str, &[u8]); 6] = [
+const BUILT_IN: [(&str, &[u8]); 7] = [
     ("bench", include_bytes!(concat!(env!("OUT_DIR"), "/bench.elf"))),
     ("counter", include_bytes!(concat!(env!("OUT_DIR"), "/counter.elf"))),
     ("echo", include_bytes!(concat!(env!("OUT_DIR"), "/echo.elf"))),
     ("hello", include_bytes!(concat!(env!("OUT_DIR"), "/hello.elf"))),
+    ("rewrite", include_bytes!(concat!(env!("OUT_DIR"), "/rewrite.elf"))),
     ("suite", include_bytes!(concat!(env!("OUT_DIR"), "/suite.elf"))),
     ("tally", include_bytes!(concat!(env!("OUT_DIR"), "/tally.elf"))),
 ];

@@ -27,6 +27,8 @@ pub enum Mutation {
     TellBeforeHolding,
     /// The primary tells the backup that one more output has left than has.
     TellReleasedTooEarly,
+    /// Console output counts as left when it is queued for its writer, which dies with the process.
+    ConsoleLeftWhenTaken,
     /// A backup that goes live doesn't send what its predecessor may not have sent.
     ForgetTail,
     /// The guest's clock runs on over a time in which the host didn't run the guest.
@@ -37,6 +39,8 @@ pub enum Mutation {
     ForgetTailInSnapshot,
     /// Pages written while the memory was copied aren't copied again.
     SkipLastPages,
+    /// A guest that writes memory faster than it is copied isn't slowed.
+    CopyWithoutSlowing,
     /// The log goes on one entry too late after a snapshot.
     SnapshotTooEarly,
     /// A primary lets outputs out though its log on disk is only promised.
@@ -72,8 +76,12 @@ impl Mutation {
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 
+    /// That of the rule about copies of memory, which the simulator's guest writes too little for: `tests/tests/mutations.rs`
+    /// must catch it.
+    pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
+
     /// Those that the simulator must catch.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -84,6 +92,7 @@ impl Mutation {
         Self::ReleaseWhenFenced,
         Self::TellBeforeHolding,
         Self::TellReleasedTooEarly,
+        Self::ConsoleLeftWhenTaken,
         Self::ForgetTail,
         Self::ClockRunsInPause,
         Self::ClockOfLastEntry,

@@ -1,8 +1,10 @@
 //! The Output Rule: what the guest sends waits here until the backup holds the log up to it.
 
 use crate::distribution::histogram_ns;
+use crate::mutation::{Mutation, mutated};
 use hdrhistogram::Histogram;
 use logchannel::entry::LogSeq;
+use logchannel::message::Left;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +13,11 @@ use vm::{OutputId, OutputOperation};
 /// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are taken.
 pub const GATE_BYTES_MAX: usize = 64 << 20;
 
-/// How many bytes of outputs are kept that were taken and that the network hasn't carried yet. Beyond them the oldest is
+/// How many bytes of console output in the gate, not known to have left, stop the guest: a slow reader of the console slows the
+/// guest, and what waits for it is bounded.
+pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
+
+/// How many bytes of frames are kept that were taken and that the network hasn't carried yet. Beyond them the oldest is
 /// given up, as by a network card whose cable is out: it is counted, and nobody sends it again. A network that hasn't been
 /// there yet has until [`GATE_BYTES_MAX`]: a guest that goes live, with what its predecessor may not have sent, doesn't wait
 /// for it.
@@ -23,26 +29,31 @@ const OUTPUT_OVERHEAD_BYTES: usize = 64;
 /// The one way out of a guest.
 ///
 /// ```text
-///   hold ──► held ──(backup acknowledges, or none by a won claim)──► released ──take──► in flight ──carried──► left
-///                                                                        ▲                  │
-///                                                                        └───send_again─────┘
+///   hold ──► held ──(backup acknowledges, or none by a won claim)──► released ──take──► in flight ──────► left
+///                                                                        ▲                  │  a frame: carried
+///                                                                        └──send_again──────┘  console: console_left
 /// ```
 /// An output enters with the sequence number of its log entry. Only an output that has left is nobody's any more: all
-/// others are sent by a successor, if there is one.
+/// others are sent by a successor, if there is one. Frames and console output leave independently of each other, so that a
+/// console that nobody reads keeps no frame from having left.
 /// Invariant: outputs are taken in the order of their ids.
 /// Source: Scales et al. 2010, §2.2 "Output Rule".
 #[derive(Clone, Debug, Hash)]
 pub struct OutputGate {
     held: VecDeque<Held>,
     released: VecDeque<(OutputId, Arc<OutputOperation>)>,
-    /// Taken, and not known to have left.
+    /// Frames taken, and not known to be carried.
     in_flight: VecDeque<(OutputId, Arc<OutputOperation>)>,
+    /// Console output taken, and not known to be written or dropped.
+    at_console: VecDeque<(OutputId, Arc<OutputOperation>)>,
     /// Of `held` and `released`.
     bytes: usize,
     in_flight_bytes: usize,
     in_flight_bytes_max: usize,
-    /// All outputs with a smaller id have been written to the console or sent to the network.
-    put_out: OutputId,
+    /// Of all console output here.
+    console_bytes: usize,
+    /// All outputs with a smaller id have been taken.
+    taken: OutputId,
     /// The network has carried all frames with a smaller id.
     carried: OutputId,
     /// Behind the last output that has come.
@@ -94,10 +105,12 @@ impl OutputGate {
             held: VecDeque::new(),
             released: VecDeque::new(),
             in_flight: VecDeque::new(),
+            at_console: VecDeque::new(),
             bytes: 0,
             in_flight_bytes: 0,
             in_flight_bytes_max: GATE_BYTES_MAX,
-            put_out: next,
+            console_bytes: 0,
+            taken: next,
             carried: next,
             end: next,
             given_up: 0,
@@ -108,8 +121,8 @@ impl OutputGate {
     /// Holds an output that a predecessor may not have sent until all entries up to `seq` may leave. It comes before those of
     /// [`OutputGate::hold`], in the order of the ids.
     pub fn hold_tail(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
-        self.bytes += cost(&operation);
-        self.put_out = self.put_out.min(id);
+        self.enter(&operation);
+        self.taken = self.taken.min(id);
         self.carried = self.carried.min(id);
         self.end = self.end.max(OutputId(id.0 + 1));
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: None });
@@ -128,9 +141,16 @@ impl OutputGate {
     pub fn hold(&mut self, now_ns: u64, seq: LogSeq, id: OutputId, operation: OutputOperation) {
         let last = self.held.back().map(|held| (held.seq, held.id));
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
-        self.bytes += cost(&operation);
+        self.enter(&operation);
         self.end = OutputId(id.0 + 1);
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: Some(now_ns) });
+    }
+
+    fn enter(&mut self, operation: &OutputOperation) {
+        self.bytes += cost(operation);
+        if matches!(operation, OutputOperation::Console(_)) {
+            self.console_bytes += cost(operation);
+        }
     }
 
     /// Releases every held output whose log entry the backup has acknowledged: all with `seq < acked`.
@@ -160,34 +180,48 @@ impl OutputGate {
         self.held.clear();
         self.released.clear();
         self.in_flight.clear();
-        (self.bytes, self.in_flight_bytes) = (0, 0);
+        self.at_console.clear();
+        (self.bytes, self.in_flight_bytes, self.console_bytes) = (0, 0, 0);
     }
 
-    /// The oldest output that may leave now. It is in flight from now on: say [`OutputGate::put_out`] and
-    /// [`OutputGate::carried`].
+    /// The oldest output that may leave now. It is in flight from now on: say [`OutputGate::carried`] of a frame, and
+    /// [`OutputGate::console_left`] of console output.
     pub fn take_released(&mut self) -> Option<(OutputId, Arc<OutputOperation>)> {
         let (id, operation) = self.released.pop_front()?;
         self.bytes -= cost(&operation);
-        self.in_flight_bytes += cost(&operation);
-        self.in_flight.push_back((id, operation.clone()));
-        while self.in_flight_bytes > self.in_flight_bytes_max {
-            self.drop_first_in_flight();
-            self.given_up += 1;
+        self.taken = self.taken.max(OutputId(id.0 + 1));
+        match *operation {
+            OutputOperation::Frame(_) => {
+                self.in_flight_bytes += cost(&operation);
+                self.in_flight.push_back((id, operation.clone()));
+                while self.in_flight_bytes > self.in_flight_bytes_max {
+                    self.drop_first_in_flight();
+                    self.given_up += 1;
+                }
+            }
+            OutputOperation::Console(_) if mutated(Mutation::ConsoleLeftWhenTaken) => {
+                self.console_bytes -= cost(&operation);
+            }
+            OutputOperation::Console(_) => self.at_console.push_back((id, operation.clone())),
         }
         Some((id, operation))
     }
 
-    /// All outputs below `next` have been written to the console or handed to the network, as far as there is one.
-    pub fn put_out(&mut self, next: OutputId) {
-        self.put_out = self.put_out.max(next);
-        self.forget_what_has_left();
+    /// All console output below `next` has been written, or dropped because nobody reads it. That it waits to be written is
+    /// not enough: what waits dies with this process.
+    pub fn console_left(&mut self, next: OutputId) {
+        while let Some((_, operation)) = self.at_console.pop_front_if(|(id, _)| *id < next) {
+            self.console_bytes -= cost(&operation);
+        }
     }
 
     /// The network has carried all frames below `next`.
     pub fn carried(&mut self, next: OutputId) {
         // No network can have carried what hasn't been made.
         self.carried = self.carried.max(next.min(self.end));
-        self.forget_what_has_left();
+        while self.in_flight.front().is_some_and(|(id, _)| *id < self.carried) {
+            self.drop_first_in_flight();
+        }
     }
 
     /// The network is there (again) and has carried all frames below `next`: those behind are to be taken again.
@@ -196,23 +230,8 @@ impl OutputGate {
         self.in_flight_bytes_max = IN_FLIGHT_BYTES_MAX;
         while let Some((id, operation)) = self.in_flight.pop_back() {
             self.in_flight_bytes -= cost(&operation);
-            // What is on the console is there already.
-            if matches!(*operation, OutputOperation::Frame(_)) || id >= self.put_out {
-                self.bytes += cost(&operation);
-                self.released.push_front((id, operation));
-            }
-        }
-    }
-
-    fn forget_what_has_left(&mut self) {
-        while self.in_flight.front().is_some_and(|(id, operation)| {
-            let carrier = match **operation {
-                OutputOperation::Frame(_) => self.carried,
-                OutputOperation::Console(_) => self.put_out,
-            };
-            *id < carrier
-        }) {
-            self.drop_first_in_flight();
+            self.bytes += cost(&operation);
+            self.released.push_front((id, operation));
         }
     }
 
@@ -222,11 +241,20 @@ impl OutputGate {
         }
     }
 
-    /// Every output with a smaller id has left the host, or was given up: a successor need not send it.
+    /// What has left the host, or was given up: a successor need not send it.
+    #[must_use]
+    pub fn left(&self) -> Left {
+        let not_taken = self.released.front().map(|(id, _)| *id).or_else(|| self.held.front().map(|held| held.id));
+        let not_taken = not_taken.unwrap_or(self.taken.max(self.carried));
+        let first = |taken: &VecDeque<(OutputId, _)>| taken.front().map_or(not_taken, |(id, _)| *id);
+        Left { frames: first(&self.in_flight), console: first(&self.at_console) }
+    }
+
+    /// Every output with a smaller id has left the host, or was given up.
     #[must_use]
     pub fn next_to_leave(&self) -> OutputId {
-        let first = self.in_flight.front().or_else(|| self.released.front()).map(|(id, _)| *id);
-        first.or_else(|| self.held.front().map(|held| held.id)).unwrap_or(self.put_out.max(self.carried))
+        let left = self.left();
+        left.frames.min(left.console)
     }
 
     /// The id behind the last output that has come.
@@ -237,14 +265,20 @@ impl OutputGate {
 
     /// Outputs that may leave, and haven't as far as is known; oldest first.
     pub fn tail(&self) -> impl Iterator<Item = (OutputId, &OutputOperation)> {
-        self.in_flight.iter().chain(&self.released).map(|(id, operation)| (*id, &**operation))
+        self.taken_or_released().into_iter().map(|(id, operation)| (*id, &**operation))
+    }
+
+    fn taken_or_released(&self) -> Vec<&(OutputId, Arc<OutputOperation>)> {
+        let mut outputs: Vec<_> = self.in_flight.iter().chain(&self.at_console).chain(&self.released).collect();
+        outputs.sort_by_key(|(id, _)| *id);
+        outputs
     }
 
     /// Every output that hasn't left as far as is known, held ones too; oldest first.
     #[must_use]
     pub fn not_left(&self) -> Vec<(OutputId, Arc<OutputOperation>)> {
         let held = self.held.iter().map(|held| (held.id, held.operation.clone()));
-        self.in_flight.iter().chain(&self.released).cloned().chain(held).collect()
+        self.taken_or_released().into_iter().cloned().chain(held).collect()
     }
 
     /// How many outputs were given up because the network didn't carry them and [`IN_FLIGHT_BYTES_MAX`] was reached.
@@ -262,7 +296,7 @@ impl OutputGate {
     /// Whether the guest must stop until outputs have been taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bytes >= GATE_BYTES_MAX
+        self.bytes >= GATE_BYTES_MAX || self.console_bytes >= CONSOLE_BYTES_MAX
     }
 
     /// How long released outputs were held, in nanoseconds.
@@ -304,8 +338,6 @@ mod tests {
         assert_eq!(gate.take_released(), Some((OutputId(0), Arc::new(frame(0)))));
         assert_eq!(gate.take_released(), None);
         assert_eq!((gate.held(), gate.next_to_leave()), (1, OutputId(0)), "taken, but not known to have left");
-        gate.put_out(OutputId(1));
-        assert_eq!(gate.next_to_leave(), OutputId(0), "sent, but not known to be carried");
         gate.carried(OutputId(1));
         assert_eq!(gate.next_to_leave(), OutputId(1));
         gate.release(30, LogSeq(6));
@@ -321,10 +353,12 @@ mod tests {
         }
         gate.release(0, LogSeq(4));
         assert_eq!(taken(&mut gate), [0, 1, 2, 3]);
-        gate.put_out(OutputId(4));
-        assert_eq!(gate.tail().count(), 4, "the frame at the front keeps the console behind it");
+        gate.console_left(OutputId(2));
+        assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 2, 3]);
         gate.send_again(OutputId(1));
-        assert_eq!(gate.next_to_leave(), OutputId(2));
+        assert_eq!(gate.left(), Left { frames: OutputId(2), console: OutputId(3) });
+        assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
+        gate.console_left(OutputId(4));
         gate.release(0, LogSeq(5));
         assert_eq!(taken(&mut gate), [2, 4]);
         gate.carried(OutputId(5));
@@ -371,6 +405,34 @@ mod tests {
         gate.release(0, LogSeq(1));
         assert!(gate.is_full(), "a network that doesn't take them must not fill the memory");
         gate.take_released();
+        assert!(!gate.is_full());
+    }
+
+    #[test]
+    fn a_console_that_nobody_reads_keeps_no_frame_from_having_left() {
+        let mut gate = OutputGate::new(OutputId(0));
+        for (id, operation) in [(0, console(0)), (1, frame(1)), (2, console(2))] {
+            gate.hold(0, LogSeq(id), OutputId(id), operation);
+        }
+        gate.release(0, LogSeq(3));
+        assert_eq!(taken(&mut gate), [0, 1, 2]);
+        gate.carried(OutputId(2));
+        assert_eq!(gate.left(), Left { frames: OutputId(3), console: OutputId(0) });
+        assert_eq!(gate.not_left().len(), 2, "what waits for its reader is a successor's to write");
+        gate.console_left(OutputId(1));
+        assert_eq!(gate.left(), Left { frames: OutputId(3), console: OutputId(2) });
+    }
+
+    #[test]
+    fn a_slow_reader_of_the_console_stops_the_guest_until_it_has_read() {
+        let mut gate = OutputGate::new(OutputId(0));
+        for id in 0..2 {
+            gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Console(vec![b'x'; CONSOLE_BYTES_MAX / 2]));
+        }
+        gate.release(0, LogSeq(2));
+        assert_eq!(taken(&mut gate), [0, 1]);
+        assert!(gate.is_full(), "taken is not written");
+        gate.console_left(OutputId(1));
         assert!(!gate.is_full());
     }
 }

@@ -1,69 +1,143 @@
 //! Pre-copy: a guest's memory is copied while it runs on, and what little is left in the end while it stands still.
 //!
 //! ```text
-//!   round 0   every page that isn't zero          the guest runs, and writes pages again
-//!   round n   what was written meanwhile
-//!   rest      what is left                        the guest stands still
+//!   first pass   every page that isn't zero        the guest runs, and writes pages again
+//!   then         what was written meanwhile        the guest runs, and may write less and less
+//!   rest         the last REST_PAGES               the guest stands still
 //! ```
-//! Source: Clark et al., "Live Migration of Virtual Machines" (2005).
+//! A guest that writes pages faster than they are copied is slowed after the first pass: for every two pages that are copied
+//! it may write one that wasn't waiting to be copied already ([`PageCopying::pages_until_stop`]). So the number of pages that
+//! wait falls by one for two that are copied, whatever the guest does; it is slowed to half the speed of the copy, and not at all
+//! if it needs less. A copy gives at most three times the pages that the memory has, and a few.
+//!
+//! Only when the guest runs is decided here, never what it does: where it stops between two slices isn't seen in its state.
+//! Source: Clark et al., "Live Migration of Virtual Machines" (2005), which slows "rogue" processes by their page faults.
 
+use crate::mutation::{Mutation, mutated};
 use logchannel::snapshot::{PAGES_MAX, Pages};
-use vm::{Machine, PageCopy};
+use vm::{Machine, PAGE_BYTES, PageCopy};
 
 /// So few pages are left for the guest's standing still: well below a millisecond.
-const REST_PAGES: usize = 256;
+pub(crate) const REST_PAGES: usize = 256;
 
-/// After so many rounds the guest has to stand still for what is left: it writes faster than it can be copied.
-const ROUNDS_MAX: u32 = 16;
+/// Pages copied between two slices of the guest: some 20 microseconds in which the guest doesn't run.
+pub(crate) const PIECE_PAGES: usize = 16;
+
+/// How many pages a slowed guest may write ahead of the copy. Less than [`REST_PAGES`], or a copy would not end.
+const AHEAD_PAGES: usize = 64;
+
+/// The steps of a slowed guest's shortest slice: it writes at most half as many pages, and stands still until twice as many are
+/// copied.
+const SLICE_STEPS_MIN: u64 = 100;
+
+static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// A copy of a machine's memory on its way.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct PageCopying {
     copy: PageCopy,
-    round: u32,
     /// The page to go on from.
     next: u64,
+    /// Set behind the first pass.
+    slowing: Option<Slowing>,
+    /// Pages given so far.
+    copied: u64,
+}
+
+/// How many pages may wait to be copied.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Slowing {
+    /// When the first pass ended.
+    waited: usize,
+    /// Since then.
+    copied: usize,
+}
+
+impl Slowing {
+    /// How many pages may wait now. The guest stops when there are more.
+    const fn limit(self) -> usize {
+        self.waited.saturating_sub(self.copied / 2) + AHEAD_PAGES
+    }
 }
 
 impl PageCopying {
     /// Begins a copy of all of the memory.
     pub(crate) fn begin(copy: PageCopy, machine: &mut Machine) -> Self {
         machine.begin_copy(copy);
-        Self { copy, round: 0, next: 0 }
+        Self { copy, next: 0, slowing: None, copied: 0 }
     }
 
-    /// Gives `pages_max` pages to `take`, or fewer at the end of a round. `true` if it is time for the rest.
-    pub(crate) fn copy_some(&mut self, machine: &mut Machine, pages_max: usize, take: impl FnMut(Pages)) -> bool {
-        if self.copy_round(machine, pages_max, take) {
-            return false;
-        }
-        self.round += 1;
-        self.round >= ROUNDS_MAX || machine.pages_to_take(self.copy) <= REST_PAGES
+    /// Looks at [`PIECE_PAGES`] pages that are to be copied, and gives them to `take`. `true` if it is time for the rest.
+    pub(crate) fn copy_piece(&mut self, machine: &mut Machine, take: impl FnMut(Pages)) -> bool {
+        self.copy_some(machine, PIECE_PAGES, take);
+        machine.pages_to_take(self.copy) <= REST_PAGES
     }
 
     /// Gives all that is left to `take`: the copy is whole as long as the guest stands still.
-    pub(crate) fn copy_rest(mut self, machine: &mut Machine, take: impl FnMut(Pages)) {
-        self.next = 0;
-        self.copy_round(machine, usize::MAX, take);
+    ///
+    /// # Panics
+    /// If it isn't time for the rest: the guest would stand still for long.
+    pub(crate) fn copy_rest(&mut self, machine: &mut Machine, mut take: impl FnMut(Pages)) {
+        assert!(machine.pages_to_take(self.copy) <= REST_PAGES, "the rest is copied before it is small");
+        while machine.pages_to_take(self.copy) > 0 {
+            self.copy_some(machine, REST_PAGES, &mut take);
+        }
     }
 
-    /// `false` if the round is at its end; the next call begins the next one.
-    fn copy_round(&mut self, machine: &mut Machine, pages_max: usize, mut take: impl FnMut(Pages)) -> bool {
+    /// How many pages the guest may write that don't wait to be copied yet, before more are copied; `None` if it isn't slowed.
+    pub(crate) fn pages_until_stop(&self, machine: &Machine) -> Option<usize> {
+        if mutated(Mutation::CopyWithoutSlowing) {
+            return None;
+        }
+        let slowing = self.slowing?;
+        Some(slowing.limit().saturating_sub(machine.pages_to_take(self.copy)))
+    }
+
+    /// How many pages have been given, each as often as it was.
+    pub(crate) const fn copied(&self) -> u64 {
+        self.copied
+    }
+
+    fn copy_some(&mut self, machine: &mut Machine, pages_max: usize, mut take: impl FnMut(Pages)) {
+        let is_first_pass = self.slowing.is_none();
         let mut piece = Pages { first: self.next, bytes: Vec::new() };
         for _ in 0..pages_max {
             let Some((index, page)) = machine.take_page(self.copy, self.next) else {
                 self.next = 0;
+                self.slowing.get_or_insert(Slowing { waited: machine.pages_to_take(self.copy), copied: 0 });
                 break;
             };
-            if index != self.next || piece.count() == PAGES_MAX {
-                let next = Pages { first: index, bytes: Vec::new() };
-                give(std::mem::replace(&mut piece, next), &mut take);
+            self.next = index + 1;
+            if let Some(slowing) = &mut self.slowing {
+                slowing.copied += 1;
+            }
+            // The copy is zero where nothing was put.
+            if is_first_pass && page == ZERO_PAGE {
+                continue;
+            }
+            if index != piece.first + piece.count() as u64 || piece.count() == PAGES_MAX {
+                give(std::mem::replace(&mut piece, Pages { first: index, bytes: Vec::new() }), &mut take);
             }
             piece.bytes.extend_from_slice(page);
-            self.next = index + 1;
+            self.copied += 1;
         }
         give(piece, &mut take);
-        self.next != 0
+    }
+}
+
+/// How many steps a guest may run of `steps` while these copies of its memory are made: none if it has to stand still until
+/// more is copied.
+pub(crate) fn steps_allowed<'a>(
+    steps: u64,
+    machine: &Machine,
+    copies: impl IntoIterator<Item = &'a PageCopying>,
+) -> Option<u64> {
+    let pages = copies.into_iter().filter_map(|copy| copy.pages_until_stop(machine)).min();
+    match pages {
+        None => Some(steps),
+        Some(0) => None,
+        // A step writes to no more pages than one, but for requests to the disk.
+        Some(pages) => Some(steps.min(SLICE_STEPS_MIN.max(pages as u64))),
     }
 }
 

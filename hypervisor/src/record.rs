@@ -2,7 +2,7 @@
 
 use crate::event_source::EventSource;
 use logchannel::entry::{EntryBody, Generation, LogEntry};
-use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StopReason};
+use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, PageRange, StopReason};
 
 /// Where a recorder's entries go: a role, or a file.
 pub trait LogSink {
@@ -21,6 +21,10 @@ pub trait LogSink {
     /// If that isn't possible; the recorder must not go on.
     fn flush(&mut self) -> Result<(), Self::Error>;
 }
+
+/// How many pages that the guest has written a digest looks at before it leaves the others to the next one: well below a
+/// millisecond, in which the guest stands still.
+const DIGEST_PAGES_MAX: usize = 1024;
 
 /// When a recorder logs what no event asks for.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +63,8 @@ pub struct Recorder<S> {
     intervals: Intervals,
     digested: InstructionCount,
     digested_ns: u64,
+    /// The page that the next digest begins at.
+    digest_from: u64,
     logged: InstructionCount,
     logged_ns: u64,
     stopped: Option<StopReason>,
@@ -74,6 +80,7 @@ impl<S: EventSource> Recorder<S> {
             intervals,
             digested: count,
             digested_ns: now_ns,
+            digest_from: 0,
             logged: count,
             logged_ns: now_ns,
             stopped: None,
@@ -147,13 +154,29 @@ impl<S: EventSource> Recorder<S> {
         self.log(sink, EntryBody::Generation(generation))
     }
 
+    /// Logs a digest of the machine's state, with no more of its memory than can be digested without the guest's standing still
+    /// for long. Where one ends, the next begins.
+    fn digest_some<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
+        let (pages, digest) = self.machine.digest_some(self.digest_from, DIGEST_PAGES_MAX);
+        self.digest_from = pages.end;
+        let is_whole = pages == PageRange { first: 0, end: self.machine.pages_end() };
+        self.log_digest(
+            sink,
+            if is_whole { EntryBody::Digest(digest) } else { EntryBody::PartDigest { pages, digest } },
+        )
+    }
+
     /// Logs a digest of the machine's state.
     ///
     /// # Errors
     /// As the sink's.
     pub fn digest<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
         let digest = self.machine.digest();
-        self.log(sink, EntryBody::Digest(digest))?;
+        self.log_digest(sink, EntryBody::Digest(digest))
+    }
+
+    fn log_digest<L: LogSink>(&mut self, sink: &mut L, digest: EntryBody) -> Result<(), L::Error> {
+        self.log(sink, digest)?;
         self.digested = self.machine.instruction_count();
         self.digested_ns = self.logged_ns;
         Ok(())
@@ -181,7 +204,7 @@ impl<S: EventSource> Recorder<S> {
         let steps = count.since(self.digested);
         let digest_is_late = steps > 0 && now_ns.saturating_sub(self.digested_ns) >= self.intervals.digest_ns;
         if steps >= self.intervals.digest_steps || digest_is_late {
-            self.digest(sink)?;
+            self.digest_some(sink)?;
         } else if count > self.logged && now_ns.saturating_sub(self.logged_ns) >= self.intervals.progress_ns {
             self.log(sink, EntryBody::Progress)?;
         }
@@ -231,6 +254,7 @@ pub fn apply(machine: &mut Machine, entry: &LogEntry) -> Result<(), ApplyError> 
         EntryBody::Output { .. }
         | EntryBody::Progress
         | EntryBody::Digest(_)
+        | EntryBody::PartDigest { .. }
         | EntryBody::Stopped(_)
         | EntryBody::Generation(_) => Ok(()),
     }

@@ -3,7 +3,7 @@
 use crate::divergence::{Divergence, DivergenceCause, Found, entry_name};
 use crate::record::apply;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
-use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StopReason};
+use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StateDigest, StopReason};
 
 /// What consuming an entry brought forth.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,16 +84,29 @@ impl Replayer {
             EntryBody::Digest(expected) => {
                 self.run_to(entry)?;
                 let found = self.machine.digest();
-                if found != *expected {
-                    return Err(self.divergence(DivergenceCause::Digest { expected: *expected, found }));
-                }
-                self.digests_checked += 1;
-                Consumed::Nothing
+                self.check_digest(*expected, found)?
+            }
+            EntryBody::PartDigest { pages, digest: expected } => {
+                self.run_to(entry)?;
+                let Some(found) = self.machine.digest_of(*pages) else {
+                    return Err(
+                        self.divergence(DivergenceCause::Refused(format!("the machine has no pages {pages:?}")))
+                    );
+                };
+                self.check_digest(*expected, found)?
             }
             EntryBody::Stopped(expected) => self.check_stop(entry, *expected)?,
         };
         self.next = LogSeq(self.next.0 + 1);
         Ok(consumed)
+    }
+
+    fn check_digest(&mut self, expected: StateDigest, found: StateDigest) -> Result<Consumed, Divergence> {
+        if found != expected {
+            return Err(self.divergence(DivergenceCause::Digest { expected, found }));
+        }
+        self.digests_checked += 1;
+        Ok(Consumed::Nothing)
     }
 
     /// Runs to the entry's count; anything that stops the machine before is a divergence.

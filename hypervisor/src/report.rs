@@ -1,14 +1,53 @@
 //! What a program tells: status lines for a person, or one JSON object a line for a machine.
 
-use crate::host::clock;
+use crate::host::{clock, writer};
 use serde::Serialize;
-use std::fmt::Display;
-use std::io::Write;
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
+use vm::OutputId;
+
+/// How much a report matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// For who looks for a cause. Only logs have it.
+    Debug,
+    /// The usual course.
+    Info,
+    /// A change that an operator wants to see: who owns the VM, and whether it is protected.
+    Notice,
+    /// Something that shouldn't be; the program goes on.
+    Warn,
+    /// The end of something.
+    Error,
+}
+
+impl Level {
+    /// The level in a line for a person, and how a terminal shows it.
+    const fn looks(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Debug => ("DEBUG", "\x1b[2m"),
+            Self::Info => ("INFO ", ""),
+            Self::Notice => ("NOTE ", "\x1b[1;32m"),
+            Self::Warn => ("WARN ", "\x1b[1;33m"),
+            Self::Error => ("ERROR", "\x1b[1;31m"),
+        }
+    }
+}
+
+/// Something that a program tells. Give it `#[serde(tag = "event", rename_all = "snake_case")]`.
+pub trait Report: Serialize + Display {
+    /// How much it matters.
+    fn level(&self) -> Level {
+        Level::Info
+    }
+}
 
 /// Where a program's reports go.
 ///
 /// For a person they are lines on standard error, so that standard output stays the guest's console. With `--json` they
-/// are objects on standard output, each with `at_us`: microseconds of the host's monotonic clock.
+/// are objects on standard output, each with `at`, the wall-clock time, and `at_us`: microseconds of the host's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Reporter {
     program: &'static str,
@@ -17,8 +56,10 @@ pub struct Reporter {
 
 #[derive(Serialize)]
 struct Line<'a, R> {
+    at: String,
     at_us: u64,
     program: &'static str,
+    level: Level,
     #[serde(flatten)]
     report: &'a R,
 }
@@ -36,33 +77,82 @@ impl Reporter {
         self.json
     }
 
-    /// Tells `report`. Give it `#[serde(tag = "event", rename_all = "snake_case")]`.
-    pub fn tell<R: Serialize + Display>(&self, report: &R) {
+    /// Tells `report`.
+    pub fn tell<R: Report>(&self, report: &R) {
         self.tell_at(clock::now_us(), report);
     }
 
     /// Tells `report` of something that happened at `at_us`.
-    pub fn tell_at<R: Serialize + Display>(&self, at_us: u64, report: &R) {
+    pub fn tell_at<R: Report>(&self, at_us: u64, report: &R) {
         if self.json {
-            // A reader that went away must not take the guest with it.
-            let _ = std::io::stdout().lock().write_all(&self.json_line(at_us, report));
+            writer::stdout().push_line(self.json_line(at_us, report));
         } else {
-            let _ = writeln!(std::io::stderr().lock(), "{}: {}", self.program, printable(&report.to_string()));
+            let line = line(self.program, report.level(), &report.to_string(), Looks::of_stderr());
+            writer::stderr().push_line(line.into_bytes());
         }
     }
 
+    /// Tells a report that is an output of the guest: the writer says when it has left.
+    pub fn tell_output<R: Report>(&self, id: OutputId, report: &R) {
+        writer::stdout().push_console(id, self.json_line(clock::now_us(), report));
+    }
+
     /// The line that tells a machine `report`.
-    pub(crate) fn json_line<R: Serialize>(&self, at_us: u64, report: &R) -> Vec<u8> {
-        let line = Line { at_us, program: self.program, report };
+    pub(crate) fn json_line<R: Report>(&self, at_us: u64, report: &R) -> Vec<u8> {
+        let at_ms = clock::wall_ms().saturating_sub(clock::now_us().saturating_sub(at_us) / 1000);
+        let at = clock::WallTime(at_ms).to_string();
+        let line = Line { at, at_us, program: self.program, level: report.level(), report };
         let mut text = serde_json::to_vec(&line).expect("reports are plain structs with string keys");
         text.push(b'\n');
         text
     }
 }
 
+/// How lines for a person look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks {
+    /// Somebody looks at it: the time of day is enough, and a line has 80 columns.
+    is_terminal: bool,
+    /// Colours are welcome, as <https://no-color.org> says.
+    has_colours: bool,
+}
+
+impl Looks {
+    /// How lines on this process's standard error look.
+    pub(crate) fn of_stderr() -> Self {
+        static LOOKS: OnceLock<Looks> = OnceLock::new();
+        *LOOKS.get_or_init(|| {
+            let is_terminal = io::stderr().is_terminal();
+            let is_colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+                || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+            Self { is_terminal, has_colours: is_terminal && !is_colourless }
+        })
+    }
+}
+
+/// A line for a person: when, how much it matters, who says it, and what.
+pub(crate) fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
+    let at = clock::WallTime(clock::wall_ms()).to_string();
+    // A file is read days later, a terminal at once.
+    let at = if looks.is_terminal { at.get(11..19).unwrap_or(&at) } else { &at };
+    let (name, colour) = level.looks();
+    let text = Printable(text);
+    if looks.has_colours && !colour.is_empty() {
+        format!("{at} {colour}{name} {program}: {text}\x1b[0m\n")
+    } else {
+        format!("{at} {name} {program}: {text}\n")
+    }
+}
+
 /// A line for a terminal: a report may have words of a peer in it, which must not move the cursor or look like a line of ours.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+struct Printable<'a>(&'a str);
+
+impl Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .chars()
+            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") })
+    }
 }
 
 #[cfg(test)]
@@ -71,9 +161,19 @@ mod tests {
 
     #[test]
     fn a_peers_words_stay_on_their_line() {
-        assert_eq!(
-            printable("lost (ü\x1b[2J\nft-primary: all is well)"),
-            r"lost (ü\u{1b}[2J\nft-primary: all is well)"
-        );
+        let text = "lost (ü\x1b[2J\nft-primary: all is well)";
+        assert_eq!(Printable(text).to_string(), r"lost (ü\u{1b}[2J\nft-primary: all is well)");
+    }
+
+    #[test]
+    fn lines_have_time_level_and_program_and_colours_only_where_they_are_welcome() {
+        let look = |is_terminal, has_colours| line("ft-lan", Level::Warn, "text", Looks { is_terminal, has_colours });
+        let in_a_file = look(false, false);
+        assert_eq!(in_a_file.len(), "2026-11-29T01:02:03.456Z WARN  ft-lan: text\n".len(), "{in_a_file}");
+        let (at, rest) = in_a_file.split_once(' ').unwrap();
+        assert!(at.ends_with('Z') && rest == "WARN  ft-lan: text\n", "{in_a_file}");
+        let plain = look(true, false);
+        assert_eq!(plain.split_once(' ').map(|(at, rest)| (at.len(), rest)), Some((8, "WARN  ft-lan: text\n")));
+        assert!(look(true, true).ends_with("\x1b[1;33mWARN  ft-lan: text\x1b[0m\n"));
     }
 }

@@ -104,7 +104,7 @@ impl Owner {
         };
         if let Some((last, _)) = batch.last() {
             outlets.put_out(&batch);
-            self.gate.lock().unwrap().put_out(OutputId(last.0 + 1));
+            self.gate.lock().unwrap().console_left(OutputId(last.0 + 1));
         }
     }
 
@@ -128,6 +128,8 @@ impl NetworkEvents for Owner {
     fn ready(&self) {
         self.put_out();
     }
+
+    fn refused(&self) {}
 
     fn carried(&self, next_output: OutputId) {
         self.gate.lock().unwrap().carried(next_output);

@@ -13,6 +13,7 @@ use hypervisor::host::console::Keys;
 use hypervisor::host::live::{LiveEnd, LiveVm};
 use hypervisor::host::network::{ATTACH_TIMEOUT, NetworkAddress};
 use hypervisor::host::node::Node;
+use hypervisor::lan::wire::ServerMessage;
 use hypervisor::record::Intervals;
 use hypervisor::report::Reporter;
 use hypervisor::role::{
@@ -426,10 +427,31 @@ fn a_visitor_that_is_no_backup_of_this_vm_is_told_why_and_the_next_one_joins() {
     assert_eq!(other.next(), None);
     let mut backup = Peer::connect(primary.address);
     backup.become_protected();
-    let mut second = Peer::connect(primary.address);
-    second.say(&[Message::Join { vm: vm(), node: NodeId(5) }]);
-    let said = second.next();
-    assert!(matches!(&said, Some(Message::Refused { reason }) if reason.contains("has a backup already")), "{said:?}");
+    assert!(matches!(primary.retire(), LiveEnd::HandedOver));
+}
+
+#[test]
+fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
+    let arbiter = Claims::owned();
+    let primary = Running::awaiting_backup(&arbiter, NOP, patient());
+    let mut backup = Peer::connect(primary.address);
+    backup.become_protected();
+    let mut gone = Peer::connect(primary.address);
+    gone.say(&[Message::Join { vm: vm(), node: NodeId(5) }]);
+    assert_eq!(gone.next(), Some(Message::Wait));
+    let mut spare = Peer::connect(primary.address);
+    spare.say(&[Message::Join { vm: vm(), node: NodeId(6) }]);
+    assert_eq!(spare.next(), Some(Message::Wait));
+    for _ in 0..5 {
+        assert_eq!(spare.next(), Some(Message::Heartbeat), "a spare knows that its primary is there");
+    }
+    // One that has gone doesn't take the place from one that is here.
+    drop(gone);
+    drop(backup);
+    spare.hear(|message| matches!(message, Message::Session { header, .. } if header.vm == vm()));
+    spare.hear(|message| matches!(message, Message::Snapshot(_)));
+    spare.say(&[Message::Accepted]);
+    spare.hear(|message| matches!(message, Message::Protected { .. }));
     assert!(matches!(primary.retire(), LiveEnd::HandedOver));
 }
 
@@ -598,6 +620,7 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
         let network = NetworkAddress::Lan(lan.local_addr().unwrap());
         let time_to_protection = |id| {
             let arbiter = Arc::new(Claims::default());
+            arbiter.hold(Generation(G.0 - 1), NodeId(id));
             let image = image(&[NOP, JUMP_BACK_ONE]);
             let session = session(4 << 20, &image);
             let machine = Machine::new(&session.config, &image).unwrap();
@@ -606,8 +629,8 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
             let primary = Running::start(node, PrimaryRole::alone(NodeId(id), session, patient()), machine);
             let mut backup = Peer::connect(primary.address);
             backup.become_protected();
-            // The guest runs, and the log comes with heartbeats.
-            backup.hear(|message| *message == Message::Heartbeat);
+            // The guest runs: its log comes, or a heartbeat.
+            assert!(backup.next().is_some());
             drop(backup);
             let time = started.elapsed();
             primary.retire();
@@ -616,5 +639,53 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
         // On a host that is busy with other things once may be slow; if the VM waits for the LAN, all are.
         let times: Vec<_> = (0..5).map(time_to_protection).collect();
         assert!(times.iter().any(|&time| time < ATTACH_TIMEOUT), "{times:?}");
+    }
+}
+
+/// A LAN that refuses everybody, and tells whenever it does.
+fn refusing_lan() -> (NetworkAddress, mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            let mut refusal = Vec::new();
+            ServerMessage::Refused { reason: "another process has it" }.append(&mut refusal);
+            let _ = stream.read(&mut [0; 1024]);
+            if stream.write_all(&refusal).is_err() || tell.send(()).is_err() {
+                break;
+            }
+        }
+    });
+    (NetworkAddress::Lan(address), told)
+}
+
+/// A LAN alone never ends a VM: it may be wrong. The arbiter's word counts.
+#[test]
+fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
+    for is_fenced in [false, true] {
+        let arbiter = Claims::owned();
+        let (network, refused) = refusing_lan();
+        let image = image(&[NOP, JUMP_BACK_ONE]);
+        let session = session(4 << 20, &image);
+        let machine = Machine::new(&session.config, &image).unwrap();
+        let node = Node { network: Some(network), ..node(1, &arbiter) };
+        // It doesn't look by itself within this test.
+        let timing = Timing { look_ns: 600_000_000_000, ..patient() };
+        let primary = Running::start(node, PrimaryRole::alone(NodeId(1), session, timing), machine);
+        refused.recv_timeout(TIMEOUT).unwrap();
+        let holder = is_fenced.then(|| arbiter.hold(G, NodeId(7)));
+        refused.recv_timeout(TIMEOUT).unwrap();
+        match holder {
+            // It goes on, and keeps trying.
+            None => {
+                refused.recv_timeout(TIMEOUT).unwrap();
+                assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
+            }
+            Some(holder) => {
+                let end = primary.thread.join().unwrap();
+                assert!(matches!(&end, LiveEnd::Role(PrimaryEnd::Fenced { holder: by }) if *by == holder), "{end:?}");
+            }
+        }
     }
 }

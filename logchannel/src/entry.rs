@@ -1,7 +1,7 @@
 //! What the log says: at which instruction count, what happened.
 
 use std::fmt;
-use vm::{Event, InstructionCount, OutputId, StateDigest, StopReason};
+use vm::{Event, InstructionCount, OutputId, PageRange, StateDigest, StopReason};
 
 /// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with `seq < cursor`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +48,14 @@ pub enum EntryBody {
     Progress,
     /// The machine's state: replaying must come to the same.
     Digest(StateDigest),
+    /// As [`Self::Digest`], but of RAM and the disk only these pages are part of the digest: a guest that has written much
+    /// doesn't stand still until all of it is digested.
+    PartDigest {
+        /// At least one.
+        pages: PageRange,
+        /// As [`vm::Machine::digest_of`] gives it.
+        digest: StateDigest,
+    },
     /// The guest came to its end by itself; the last entry.
     Stopped(StopReason),
     /// From here on the VM belongs to this generation.

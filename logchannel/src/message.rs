@@ -36,6 +36,8 @@ pub(crate) mod kind {
     pub(crate) const OWNER: FrameKind = FrameKind(18);
     pub(crate) const CLOCK: FrameKind = FrameKind(19);
     pub(crate) const STORING: FrameKind = FrameKind(20);
+    pub(crate) const WAIT: FrameKind = FrameKind(21);
+    pub(crate) const NO_PRIMARY: FrameKind = FrameKind(22);
 }
 
 /// Entries of a log that follow each other, encoded against those before.
@@ -45,6 +47,32 @@ pub struct EntryBatch {
     pub first_seq: LogSeq,
     /// Their encoding; at most [`BATCH_BYTES_MAX`].
     pub bytes: Vec<u8>,
+}
+
+/// Which outputs have left the primary's host, as cursors: frames and console output leave independently of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// All frames with a smaller id have left.
+    pub frames: OutputId,
+    /// All console output with a smaller id has left.
+    pub console: OutputId,
+}
+
+impl Left {
+    /// All outputs with an id smaller than `next`.
+    #[must_use]
+    pub const fn all_below(next: OutputId) -> Self {
+        Self { frames: next, console: next }
+    }
+
+    /// Whether this output has left.
+    #[must_use]
+    pub fn has(&self, id: OutputId, operation: &OutputOperation) -> bool {
+        id < match operation {
+            OutputOperation::Frame(_) => self.frames,
+            OutputOperation::Console(_) => self.console,
+        }
+    }
 }
 
 /// A message on the logging channel. "p" comes from the primary, "b" from the backup.
@@ -57,7 +85,11 @@ pub enum Message {
         /// Who the backup is.
         node: NodeId,
     },
-    /// p: what this log is about. Its first message.
+    /// p: there is a backup already: stay, say nothing but heartbeats, and take its place when it is free.
+    Wait,
+    /// b, to one that wants to join: this is no primary (yet). Its only message.
+    NoPrimary,
+    /// p: what this log is about. Its first message, but for [`Message::Wait`].
     Session {
         /// The VM, and the generation under which its owner runs it.
         header: SessionHeader,
@@ -108,11 +140,8 @@ pub enum Message {
         /// The generation of the pair.
         generation: Generation,
     },
-    /// p: all outputs with `id < next_output` have left.
-    Released {
-        /// A cursor.
-        next_output: OutputId,
-    },
+    /// p: so many outputs have left, and needn't be sent by the backup when it goes live.
+    Released(Left),
     /// b: still here, and waits for its own disk before it can accept.
     Storing,
     /// Either: still here.
@@ -175,6 +204,8 @@ impl Message {
             Self::Pages(pages) => append_pages(pages.first, &pages.bytes, out),
             Self::Tail(tail) => append_tail(tail.id, &tail.operation, out),
             Self::Snapshot(snapshot) => append_snapshot(snapshot, out),
+            Self::Wait => append_frame(kind::WAIT, &[], out),
+            Self::NoPrimary => append_frame(kind::NO_PRIMARY, &[], out),
             Self::Accepted => append_frame(kind::ACCEPTED, &[], out),
             Self::Refused { reason } => append_reason(kind::REFUSED, reason, out),
             Self::Entries(batch) => append_entries(batch.first_seq, &batch.bytes, out),
@@ -183,7 +214,9 @@ impl Message {
                 append_value(kind::CONSUMED, &(Varint(consumed.0), Varint(count.0)), out);
             }
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
-            Self::Released { next_output } => append_value(kind::RELEASED, &Varint(next_output.0), out),
+            Self::Released(Left { frames, console }) => {
+                append_value(kind::RELEASED, &(Varint(frames.0), Varint(console.0)), out);
+            }
             Self::Storing => append_frame(kind::STORING, &[], out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
             Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
@@ -210,6 +243,8 @@ impl Message {
             kind::PAGES => ("pages", codec::decode_pages(body).map(Self::Pages)),
             kind::TAIL => ("tail", codec::decode_tail(body).map(Self::Tail)),
             kind::SNAPSHOT => ("snapshot", codec::decode_snapshot(body).map(Self::Snapshot)),
+            kind::WAIT => ("wait", codec::decode_value::<()>(body).map(|()| Self::Wait)),
+            kind::NO_PRIMARY => ("no primary", codec::decode_value::<()>(body).map(|()| Self::NoPrimary)),
             kind::ACCEPTED => ("accepted", codec::decode_value::<()>(body).map(|()| Self::Accepted)),
             kind::REFUSED => ("refused", decode_reason(body).map(|reason| Self::Refused { reason })),
             kind::ENTRIES => (
@@ -229,9 +264,12 @@ impl Message {
                 "protected",
                 decode_cursor(body).map(|generation| Self::Protected { generation: Generation(generation) }),
             ),
-            kind::RELEASED => {
-                ("released", decode_cursor(body).map(|next| Self::Released { next_output: OutputId(next) }))
-            }
+            kind::RELEASED => (
+                "released",
+                codec::decode_value::<(Varint, Varint)>(body).map(|(frames, console)| {
+                    Self::Released(Left { frames: OutputId(frames.0), console: OutputId(console.0) })
+                }),
+            ),
             kind::STORING => ("storing", codec::decode_value::<()>(body).map(|()| Self::Storing)),
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
             kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),

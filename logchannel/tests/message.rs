@@ -7,7 +7,7 @@ use common::{Random, header, seed};
 use logchannel::codec::CodecError;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{Frame, FrameDecoder, FrameKind};
-use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Message, MessageError, REASON_BYTES_MAX};
+use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Left, Message, MessageError, REASON_BYTES_MAX};
 use logchannel::session::{
     ImageAssembler, ImageDigest, ImageError, NodeId, SessionHeader, VM_ID_BYTES_MAX, VmId, image_chunks,
 };
@@ -40,13 +40,15 @@ fn messages() -> Vec<Message> {
             digest: StateDigest(u128::MAX - 7),
             state: vec![4; STATE_BYTES_MAX],
         }),
+        Message::Wait,
+        Message::NoPrimary,
         Message::Accepted,
         Message::Refused { reason: "the image differs".into() },
         Message::Entries(EntryBatch { first_seq: LogSeq(u64::MAX), bytes: vec![8; BATCH_BYTES_MAX] }),
         Message::Ack { received: LogSeq(300) },
         Message::Consumed { consumed: LogSeq(299), count: InstructionCount(8_123_456) },
         Message::Protected { generation: Generation(4) },
-        Message::Released { next_output: OutputId(17) },
+        Message::Released(Left { frames: OutputId(17), console: OutputId(300) }),
         Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: 123_456_789 },
@@ -90,7 +92,9 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         Message::Refused { .. } | Message::Goodbye { .. } => Some(0),
         Message::Entries(_) => Some(10),
         Message::AskOwner { .. } => Some(4 + 1),
-        Message::Session { .. }
+        Message::Wait
+        | Message::NoPrimary
+        | Message::Session { .. }
         | Message::Owner { .. }
         | Message::Pages(_)
         | Message::Tail(_)
@@ -98,7 +102,7 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         | Message::Ack { .. }
         | Message::Consumed { .. }
         | Message::Protected { .. }
-        | Message::Released { .. }
+        | Message::Released(_)
         | Message::Storing
         | Message::Heartbeat
         | Message::Clock { .. } => None,

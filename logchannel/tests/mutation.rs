@@ -9,7 +9,7 @@ use logchannel::codec::EntryEncoder;
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::file::{LogFileError, LogReader};
 use logchannel::frame::{FRAME_HEADER_BYTES, Frame, FrameDecoder, FrameError, FrameKind, append_frame};
-use logchannel::message::{EntryBatch, Message};
+use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{NodeId, VmId};
 use logchannel::stream::{LogReceiver, LogSender};
 use std::collections::VecDeque;
@@ -59,7 +59,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
         Message::Ack { received: LogSeq(far(random)) },
         Message::Consumed { consumed: LogSeq(far(random)), count: InstructionCount(far(random)) },
         Message::Protected { generation: Generation(far(random)) },
-        Message::Released { next_output: OutputId(far(random)) },
+        Message::Released(Left { frames: OutputId(far(random)), console: OutputId(far(random)) }),
         Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: far(random) },

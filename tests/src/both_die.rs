@@ -231,6 +231,7 @@ impl Joiner {
                 BackupAction::Begin(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
+                | BackupAction::Waits
                 | BackupAction::Pages(_)
                 | BackupAction::Protected(_)
                 | BackupAction::Lost { .. }
@@ -306,7 +307,7 @@ impl History {
                 }
                 Some(_) => has_left = true,
             }
-            owner.role.put_out(OutputId(id.0 + 1));
+            owner.role.console_left(OutputId(id.0 + 1));
         }
         Ok(has_left)
     }

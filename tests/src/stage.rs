@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -108,7 +108,17 @@ impl Node {
         let (file, stderr) = stderr.expect("a temporary directory takes files").keep().expect("a file can be kept");
         let mut command = executable.command(program);
         command.args(arguments).arg("--json").stdin(input).stderr(file);
-        let process = Process::spawn(program, &mut command).expect("the programs are built with the tests");
+        Self::spawn(program, &mut command, stderr)
+    }
+
+    /// Starts `command`, which runs `program` with `--json` and writes its standard error to the file `stderr`.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[track_caller]
+    #[must_use]
+    pub fn spawn(program: &str, command: &mut Command, stderr: PathBuf) -> Self {
+        let process = Process::spawn(program, command).expect("the programs are built with the tests");
         Self { process, stderr }
     }
 

@@ -7,7 +7,7 @@ use tests::stage::{Ended, Pair, Stage};
 use vm::InstructionCount;
 
 fn is_digest(entry: &LogEntry) -> bool {
-    matches!(entry.body, EntryBody::Digest(_))
+    matches!(entry.body, EntryBody::Digest(_) | EntryBody::PartDigest { .. })
 }
 
 #[test]

@@ -2,9 +2,14 @@
 
 #![cfg(feature = "mutations")]
 
+use hypervisor::guest::Guest;
 use hypervisor::mutation::{Mutation, activate};
+use hypervisor::role::{PrimaryRole, Timing};
+use logchannel::entry::Generation;
+use logchannel::session::SessionHeader;
 use std::panic;
 use tests::sim;
+use vm::{Machine, MachineConfig, PAGE_BYTES};
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
@@ -31,4 +36,47 @@ fn every_mutation_is_caught() {
     }
     panic::set_hook(hook);
     assert!(missed.is_empty(), "nothing in {SEEDS} seeds catches {missed:?}");
+}
+
+/// Copies a guest that writes pages as fast as it may while a backup joins; `false` if that has no end.
+fn copy_ends() -> bool {
+    const PAGES: u64 = 2048;
+    let guest = Guest::load("hello").unwrap();
+    let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
+    let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
+    let mut machine = Machine::new(&config, &guest.image).unwrap();
+    let mut role = PrimaryRole::alone(session.unwrap(), Timing::default());
+    role.backup_joins(0, &"vm0".parse().unwrap()).unwrap();
+    let mut next = 0;
+    let mut write = |machine: &mut Machine, pages: u64| {
+        for _ in 0..pages {
+            assert!(machine.flip_ram_bit(0x8080_0000 + next * PAGE_BYTES as u64, 0));
+            next = (next + 1) % PAGES;
+        }
+    };
+    write(&mut machine, PAGES);
+    let mut bytes = Vec::new();
+    // All of the memory three times, in pieces of 16 pages.
+    for _ in 0..3 * 4096 / 16 {
+        role.copy_snapshot(0, &mut machine);
+        if !role.is_copying() {
+            return true;
+        }
+        bytes.clear();
+        role.take_outgoing(&mut bytes);
+        let steps = role.steps_allowed(5000, &machine).unwrap_or(0);
+        write(&mut machine, steps / 2);
+    }
+    false
+}
+
+/// The simulator's guest writes little memory. Here is one that no copy keeps up with.
+#[test]
+fn a_guest_that_is_not_slowed_is_copied_without_end() {
+    assert!(copy_ends());
+    let [mutation] = Mutation::OF_COPIES;
+    activate(Some(mutation));
+    let ends = copy_ends();
+    activate(None);
+    assert!(!ends);
 }

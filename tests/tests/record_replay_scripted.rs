@@ -176,7 +176,7 @@ impl Recording {
         }
         assert_eq!(outputs, self.outputs);
         assert_eq!(replayer.consumed(), LogSeq(self.entries.len() as u64));
-        let digests = self.count(|body| matches!(body, EntryBody::Digest(_)));
+        let digests = self.count(|body| matches!(body, EntryBody::Digest(_) | EntryBody::PartDigest { .. }));
         assert_eq!(replayer.digests_checked(), digests as u64);
         assert_eq!(replayer.machine_mut().digest(), self.end);
     }
@@ -247,7 +247,7 @@ fn the_script_makes_every_kind_of_entry() {
         ("console inputs", event(|event| matches!(event, Event::ConsoleInput { .. }))),
         ("outputs", recording.count(|body| matches!(body, EntryBody::Output { .. }))),
         ("progress", recording.count(|body| matches!(body, EntryBody::Progress))),
-        ("digests", recording.count(|body| matches!(body, EntryBody::Digest(_)))),
+        ("digests", recording.count(|body| matches!(body, EntryBody::Digest(_) | EntryBody::PartDigest { .. }))),
     ]);
     println!("{kinds:?}");
     assert!(kinds.values().all(|count| *count > 0), "{kinds:?}");
@@ -278,6 +278,10 @@ fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
             LogEntry { count: entry.count.plus(1), body: entry.body.clone() },
         ],
         EntryBody::Digest(digest) => vec![with(EntryBody::Digest(StateDigest(digest.0 ^ 1)))],
+        EntryBody::PartDigest { pages, digest } => {
+            let digest = StateDigest(digest.0 ^ 1);
+            vec![with(EntryBody::PartDigest { pages: *pages, digest })]
+        }
         EntryBody::Stopped(_) => vec![with(EntryBody::Stopped(StopReason::Reboot))],
         EntryBody::Event(_) | EntryBody::Progress | EntryBody::Generation(_) => Vec::new(),
     }

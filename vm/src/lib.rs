@@ -49,7 +49,7 @@ pub use fault::{DeviceFault, VirtioDevice};
 pub use image::{Image, ImageError};
 pub use loader::{DISK_BYTES_MAX, LoadError};
 pub use machine::{ApplyError, DroppedFrames, Machine};
-pub use pages::{PAGE_BYTES, PageCopy};
+pub use pages::{PAGE_BYTES, PageCopy, PageRange};
 pub use snapshot::{Restoration, STATE_BYTES_MAX};
 pub use state::RestoreError;
 

@@ -8,6 +8,7 @@ use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
 use crate::mmu::GuestPhysAddr;
+use crate::pages::PageRange;
 use crate::ram::{RAM_BASE, Ram};
 use crate::sbi::Firmware;
 use crate::state::{RestoreError, StateReader, StateWriter};
@@ -285,6 +286,41 @@ impl Machine {
         self.write_to(&mut writer);
         let memory = self.bus.memories().map(|(pages, contents)| pages.digest(contents));
         StateDigest::new(writer, memory.fold(0, u128::wrapping_add))
+    }
+
+    /// As [`Self::digest`], but of RAM and the disk only the pages in `range` are part of it; `None` if there are no such pages.
+    pub fn digest_of(&mut self, range: PageRange) -> Option<StateDigest> {
+        if range.first >= range.end || range.end > self.pages_end() {
+            return None;
+        }
+        let mut writer = StateWriter::default();
+        self.write_to(&mut writer);
+        let parts = self.bus.memories().map(|(pages, contents)| pages.digest_range(range.first, range.end, contents));
+        Some(StateDigest::new(writer, parts.fold(0, u128::wrapping_add)))
+    }
+
+    /// As [`Self::digest_of`] the pages from page index `from` on, as far as one gets by looking at `dirty_max` pages that were
+    /// written since a digest last looked at them, and these pages. From the end one begins at the beginning.
+    ///
+    /// What it costs is bounded however much the guest has written.
+    pub fn digest_some(&mut self, from: u64, dirty_max: usize) -> (PageRange, StateDigest) {
+        let first = if from < self.pages_end() { from } else { 0 };
+        let mut writer = StateWriter::default();
+        self.write_to(&mut writer);
+        let (mut end, mut left, mut sum) = (first, dirty_max.max(1), 0_u128);
+        for (pages, contents) in self.bus.memories() {
+            if end < pages.end() && left > 0 {
+                let part = pages.digest_some(end, left, contents);
+                (end, left, sum) = (part.end, left - part.looked_at, sum.wrapping_add(part.sum));
+            }
+        }
+        (PageRange { first, end }, StateDigest::new(writer, sum))
+    }
+
+    /// One past the index of the last page of RAM and the disk.
+    #[must_use]
+    pub fn pages_end(&self) -> u64 {
+        self.bus.disk().map_or(self.bus.ram.pages().end(), |disk| disk.pages().end())
     }
 
     /// The address of the next instruction.

@@ -37,6 +37,8 @@ pub enum PageCopy {
 }
 
 impl PageCopy {
+    const ALL: [Self; 2] = [Self::Backup, Self::Log];
+
     const fn dirty_flag(self) -> u8 {
         match self {
             Self::Backup => 1 << 1,
@@ -45,16 +47,39 @@ impl PageCopy {
     }
 }
 
+/// Some of the machine's pages, those of the disk behind those of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageRange {
+    /// The index of the first.
+    pub first: u64,
+    /// One past the last.
+    pub end: u64,
+}
+
+/// The digest of some pages of a memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartDigest {
+    /// One past the last of them, among the machine's.
+    pub(crate) end: u64,
+    /// How many of them had been written since a digest last looked at them.
+    pub(crate) looked_at: usize,
+    /// The part of what [`Pages::digest`] sums that is theirs.
+    pub(crate) sum: u128,
+}
+
 /// The written pages of a memory, which keeps its contents itself, is zero at first, and says where it was written.
 ///
-/// Invariant: `digest_sum` is the wrapping sum of `page_digests`, and `page_digests[i]` is right for every page that isn't
-/// dirty for the digest.
+/// Invariants: `digest_sum` is the wrapping sum of `page_digests`, and `page_digests[i]` is right for every page that isn't
+/// dirty for the digest; `to_take[copy]` counts the pages that are dirty for `copy`. From the beginning of a copy on, every page
+/// that is dirty for the digest is dirty for the copy, because a page that is taken is digested too: when a copy is complete the
+/// digest costs nothing.
 pub(crate) struct Pages {
     /// The index of the memory's first page among the machine's.
     first: u64,
     dirty: Vec<u8>,
     page_digests: Vec<u128>,
     digest_sum: u128,
+    to_take: [usize; PageCopy::ALL.len()],
 }
 
 impl Pages {
@@ -62,7 +87,7 @@ impl Pages {
     pub(crate) fn new(first: u64, bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(PAGE_BYTES), "a memory consists of whole pages");
         let pages = bytes / PAGE_BYTES;
-        Self { first, dirty: vec![0; pages], page_digests: vec![0; pages], digest_sum: 0 }
+        Self { first, dirty: vec![0; pages], page_digests: vec![0; pages], digest_sum: 0, to_take: [0; 2] }
     }
 
     /// One past the last page, among the machine's.
@@ -73,15 +98,31 @@ impl Pages {
     /// `N` bytes were written at `offset`; at least one, and at most a page of them.
     #[inline]
     pub(crate) fn mark<const N: usize>(&mut self, offset: usize) {
-        self.dirty[offset >> PAGE_SHIFT] = DIRTY_FOR_ALL;
-        self.dirty[(offset + (N - 1)) >> PAGE_SHIFT] = DIRTY_FOR_ALL;
+        self.mark_page(offset >> PAGE_SHIFT);
+        self.mark_page((offset + (N - 1)) >> PAGE_SHIFT);
     }
 
     /// `length` bytes were written at `offset`.
     pub(crate) fn mark_range(&mut self, offset: usize, length: usize) {
         if let Some(last) = length.checked_sub(1) {
-            self.dirty[offset >> PAGE_SHIFT..=(offset + last) >> PAGE_SHIFT].fill(DIRTY_FOR_ALL);
+            (offset >> PAGE_SHIFT..=(offset + last) >> PAGE_SHIFT).for_each(|page| self.mark_page(page));
         }
+    }
+
+    #[inline]
+    fn mark_page(&mut self, index: usize) {
+        if self.dirty[index] != DIRTY_FOR_ALL {
+            self.first_mark(index);
+        }
+    }
+
+    /// The first write to a page since one of its readers has cleared its flag.
+    #[cold]
+    fn first_mark(&mut self, index: usize) {
+        for copy in PageCopy::ALL {
+            self.to_take[copy as usize] += usize::from(self.dirty[index] & copy.dirty_flag() == 0);
+        }
+        self.dirty[index] = DIRTY_FOR_ALL;
     }
 
     /// The digest of the contents: a function of them alone, however often and whenever it was asked for.
@@ -89,48 +130,89 @@ impl Pages {
     /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page, seeded with its index; a page
     /// that was never written costs nothing.
     pub(crate) fn digest(&mut self, contents: &[u8]) -> u128 {
-        let mut from = 0;
-        while let Some(index) = first_dirty(&self.dirty, from, DIRTY_FOR_DIGEST) {
-            self.dirty[index] &= !DIRTY_FOR_DIGEST;
-            let page = page(contents, index);
-            let fresh = if is_zero(page) { 0 } else { xxh3_128_with_seed(page, self.first + index as u64) };
-            self.digest_sum = self.digest_sum.wrapping_sub(self.page_digests[index]).wrapping_add(fresh);
-            self.page_digests[index] = fresh;
-            from = index + 1;
-        }
-        self.digest_sum
+        self.digest_some(self.first, usize::MAX, contents).sum
     }
 
-    /// Every page that isn't all zero is to be taken by `copy`.
-    pub(crate) fn begin_copy(&mut self, copy: PageCopy, contents: &[u8]) {
-        let pages = contents.chunks_exact(PAGE_BYTES).zip(&mut self.dirty).zip(&self.page_digests);
-        for ((page, dirty), page_digest) in pages {
-            // Where the digest has looked the page needn't be: for a large disk that is the difference between a millisecond and
-            // twenty, in which the guest stands still.
-            let zero = match *dirty & (EVER_WRITTEN | DIRTY_FOR_DIGEST) {
-                0 => true,
-                EVER_WRITTEN => *page_digest == 0,
-                _ => is_zero(page),
+    /// The digest of the machine's pages from `from` on, as far as one gets by looking at `dirty_max` pages that were written.
+    pub(crate) fn digest_some(&mut self, from: u64, dirty_max: usize, contents: &[u8]) -> PartDigest {
+        let start = self.index_of(from);
+        let (mut next, mut looked_at) = (start, 0);
+        while looked_at < dirty_max {
+            let Some(index) = first_dirty(&self.dirty, next, DIRTY_FOR_DIGEST) else {
+                next = self.dirty.len();
+                break;
             };
-            if zero {
+            self.digest_page(index, contents);
+            next = index + 1;
+            looked_at += 1;
+        }
+        PartDigest { end: self.first + next as u64, looked_at, sum: self.sum(start, next) }
+    }
+
+    /// The digest of those of the machine's pages `from..end` that are here, however many of them were written.
+    pub(crate) fn digest_range(&mut self, from: u64, end: u64, contents: &[u8]) -> u128 {
+        let (start, end) = (self.index_of(from), self.index_of(end));
+        let mut next = start;
+        while let Some(index) = first_dirty(&self.dirty[..end], next, DIRTY_FOR_DIGEST) {
+            self.digest_page(index, contents);
+            next = index + 1;
+        }
+        self.sum(start, end)
+    }
+
+    /// Every page that isn't known to be all zero is to be taken by `copy`.
+    ///
+    /// Pages that the digest hasn't looked at since they were written aren't looked at here either: the guest stands still, and
+    /// of a large memory that takes tens of milliseconds. Who takes them sees whether they are zero.
+    pub(crate) fn begin_copy(&mut self, copy: PageCopy) {
+        let mut to_take = 0;
+        for (dirty, page_digest) in self.dirty.iter_mut().zip(&self.page_digests) {
+            let is_zero = *dirty & DIRTY_FOR_DIGEST == 0 && (*dirty & EVER_WRITTEN == 0 || *page_digest == 0);
+            if is_zero {
                 *dirty &= !copy.dirty_flag();
             } else {
                 *dirty |= copy.dirty_flag();
+                to_take += 1;
             }
         }
+        self.to_take[copy as usize] = to_take;
     }
 
-    /// Takes the first page at or after the machine's page `from` that is dirty for `copy`, with its index.
+    /// Takes the first page at or after the machine's page `from` that is dirty for `copy`, with its index, and digests it.
     pub(crate) fn take<'a>(&mut self, copy: PageCopy, from: u64, contents: &'a [u8]) -> Option<(u64, &'a [u8])> {
-        let from = usize::try_from(from.saturating_sub(self.first)).ok()?;
-        let index = first_dirty(&self.dirty, from, copy.dirty_flag())?;
+        let index = first_dirty(&self.dirty, self.index_of(from), copy.dirty_flag())?;
         self.dirty[index] &= !copy.dirty_flag();
+        self.to_take[copy as usize] -= 1;
+        if self.dirty[index] & DIRTY_FOR_DIGEST != 0 {
+            self.digest_page(index, contents);
+        }
         Some((self.first + index as u64, page(contents, index)))
     }
 
     /// How many pages are dirty for `copy`.
-    pub(crate) fn to_take(&self, copy: PageCopy) -> usize {
-        self.dirty.iter().filter(|dirty| **dirty & copy.dirty_flag() != 0).count()
+    pub(crate) const fn to_take(&self, copy: PageCopy) -> usize {
+        self.to_take[copy as usize]
+    }
+
+    fn digest_page(&mut self, index: usize, contents: &[u8]) {
+        self.dirty[index] &= !DIRTY_FOR_DIGEST;
+        let page = page(contents, index);
+        let fresh = if is_zero(page) { 0 } else { xxh3_128_with_seed(page, self.first + index as u64) };
+        self.digest_sum = self.digest_sum.wrapping_sub(self.page_digests[index]).wrapping_add(fresh);
+        self.page_digests[index] = fresh;
+    }
+
+    fn sum(&self, start: usize, end: usize) -> u128 {
+        if (start, end) == (0, self.dirty.len()) {
+            return self.digest_sum;
+        }
+        self.page_digests[start..end].iter().fold(0, |sum, digest| sum.wrapping_add(*digest))
+    }
+
+    /// The place here of the machine's page `page`, or of the nearest one that is here or one past the last.
+    fn index_of(&self, page: u64) -> usize {
+        let index = page.saturating_sub(self.first);
+        usize::try_from(index).map_or(self.dirty.len(), |index| index.min(self.dirty.len()))
     }
 }
 

@@ -26,10 +26,11 @@ use alloc::vec::Vec;
 pub const STATE_BYTES_MAX: usize = 64 << 10;
 
 impl Machine {
-    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all zero is to be taken.
+    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all zero is to be taken, and some that
+    /// are.
     pub fn begin_copy(&mut self, copy: PageCopy) {
-        for (pages, contents) in self.bus.memories() {
-            pages.begin_copy(copy, contents);
+        for (pages, _) in self.bus.memories() {
+            pages.begin_copy(copy);
         }
     }
 
@@ -39,7 +40,7 @@ impl Machine {
         self.bus.memories().find_map(|(pages, contents)| pages.take(copy, from, contents))
     }
 
-    /// How many pages are to be taken.
+    /// How many pages are to be taken; asking costs nothing.
     #[must_use]
     pub fn pages_to_take(&self, copy: PageCopy) -> usize {
         self.bus.ram.pages().to_take(copy) + self.bus.disk().map_or(0, |disk| disk.pages().to_take(copy))

@@ -16,7 +16,7 @@ use common::{
 use std::collections::BTreeSet;
 use vm::{
     ApplyError, BootMode, Event, Exit, InstructionCount, LoadError, Machine, MachineConfig, OutputId, OutputOperation,
-    PAGE_BYTES, PageCopy, Restoration, RestoreError, STATE_BYTES_MAX, StopReason,
+    PAGE_BYTES, PageCopy, PageRange, Restoration, RestoreError, STATE_BYTES_MAX, StopReason,
 };
 
 const TIMER_EXTENSION: u64 = 0x5449_4d45;
@@ -334,11 +334,61 @@ fn a_copy_begins_with_the_pages_that_are_not_zero() {
     assert_eq!(machine.pages_to_take(PageCopy::Backup), 1);
     let (index, page) = machine.take_page(PageCopy::Backup, 0).unwrap();
     assert_eq!((index, page), (5, &[0; PAGE_BYTES][..]));
-    for _ in 0..2 {
-        assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
+    // Only the digest tells without looking that a page is zero, and the guest doesn't stand still for looking.
+    for (digest_looks, expected) in [(false, &[0, 5, tree][..]), (true, &[0, tree])] {
+        for _ in 0..2 {
+            assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
+        }
+        if digest_looks {
+            machine.digest();
+        }
+        machine.begin_copy(PageCopy::Backup);
+        assert_eq!(machine.pages_to_take(PageCopy::Backup), expected.len());
+        assert_eq!(taken(&mut machine, PageCopy::Backup), expected);
     }
-    machine.begin_copy(PageCopy::Backup);
-    assert_eq!(taken(&mut machine, PageCopy::Backup), [0, tree]);
+}
+
+#[test]
+fn digests_of_parts_see_what_is_in_them_and_end_after_so_many_written_pages() {
+    let mut machine = machine(&[NOP]);
+    let (whole, digest) = machine.digest_some(0, usize::MAX);
+    assert_eq!((whole, digest), (PageRange { first: 0, end: RAM_PAGES }, machine.digest()));
+    let write = |machine: &mut Machine, page: u64| assert!(machine.flip_ram_bit(RAM + page * PAGE_BYTES as u64, 0));
+    for page in [3, 4, 5, 700] {
+        write(&mut machine, page);
+    }
+    let (first, _) = machine.digest_some(2, 2);
+    assert_eq!(first, PageRange { first: 2, end: 5 });
+    let (second, digest) = machine.digest_some(first.end, 2);
+    assert_eq!(second, PageRange { first: 5, end: 701 });
+    assert_eq!(machine.digest_of(second), Some(digest));
+    let (third, _) = machine.digest_some(second.end, 2);
+    assert_eq!(third, PageRange { first: 701, end: RAM_PAGES });
+    assert_eq!(machine.digest_some(third.end, 1).0, whole, "from the beginning again");
+    for (page, changes) in [(4, false), (5, true), (700, true), (701, false)] {
+        write(&mut machine, page);
+        assert_eq!(machine.digest_of(second) != Some(digest), changes, "page {page}");
+        write(&mut machine, page);
+        assert_eq!(machine.digest_of(second), Some(digest), "page {page}");
+    }
+    for (first, end) in [(0, 0), (5, 4), (0, RAM_PAGES + 1), (u64::MAX, u64::MAX)] {
+        assert_eq!(machine.digest_of(PageRange { first, end }), None, "{first}..{end}");
+    }
+}
+
+#[test]
+fn a_page_that_is_taken_is_digested_too() {
+    let mut machine = machine(&[NOP]);
+    for page in [3, 4, 5, 700] {
+        assert!(machine.flip_ram_bit(RAM + page * PAGE_BYTES as u64, 0));
+    }
+    machine.begin_copy(PageCopy::Log);
+    taken(&mut machine, PageCopy::Log);
+    // Nothing is left for the digest to look at, so that it takes no time where the guest stands still for it.
+    let (range, digest) = machine.digest_some(0, 1);
+    assert_eq!((range, digest), (PageRange { first: 0, end: RAM_PAGES }, machine.digest()));
+    assert!(machine.flip_ram_bit(RAM + 3 * PAGE_BYTES as u64, 0));
+    assert_eq!(machine.digest_some(0, 1).0, PageRange { first: 0, end: 4 });
 }
 
 #[test]

@@ -46,6 +46,16 @@ pub struct Claim {
     pub address: Option<String>,
 }
 
+impl Claim {
+    /// Who claims, for people: a node's id is random, its address is not.
+    #[must_use]
+    pub fn who(&self) -> String {
+        self.address
+            .as_ref()
+            .map_or_else(|| format!("node {}", self.node), |address| format!("node {} at {address}", self.node))
+    }
+}
+
 /// What a claim is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClaimKind {

@@ -2,7 +2,7 @@
 
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
-use crate::report::Reporter;
+use crate::report::{Level, Report, Reporter};
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -49,31 +49,51 @@ pub enum ArbiterEvent {
         generation: u64,
         /// Who claimed.
         node: String,
+        /// Where that node listens.
+        address: Option<String>,
         /// Whether for the VM's end.
         ended: bool,
         /// Whether it was given.
         won: bool,
         /// Whose the generation is; if it was refused, whose the one before is, if anybody's.
         holder: Option<String>,
+        /// Where that node listens.
+        holder_address: Option<String>,
         /// It is free and was refused, because the one before isn't held by the predecessor that the claim names.
         refused: bool,
     },
+}
+
+impl Report for ArbiterEvent {
+    fn level(&self) -> Level {
+        match self {
+            Self::Listening { .. } => Level::Info,
+            Self::Claim { .. } => Level::Notice,
+        }
+    }
 }
 
 impl fmt::Display for ArbiterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
-            Self::Claim { vm, generation, node, ended, won, holder, refused } => {
-                let purpose = if *ended { "to end it" } else { "to own it" };
-                let holder = holder.as_deref().unwrap_or("nobody");
-                write!(f, "node {node} claims generation {generation} of {vm} {purpose}: ")?;
-                match (won, refused) {
-                    (true, _) => f.write_str("won"),
-                    (false, false) => write!(f, "lost to {holder}"),
-                    (false, true) => {
-                        write!(f, "refused, as the one before is held by {holder} and not by its predecessor")
+            // The winner of a flag owns the VM as the generation behind it, and so everybody else counts.
+            Self::Claim { vm, generation, node, address, ended, won, holder, holder_address, refused } => {
+                let at = |address: &Option<String>| address.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
+                let holder = format!("{}{}", holder.as_deref().unwrap_or("nobody"), at(holder_address));
+                let next = generation + 1;
+                match (won, refused, ended) {
+                    (true, _, true) => write!(f, "VM {vm}: ended by node {node}{}", at(address)),
+                    (true, _, false) => write!(f, "VM {vm}: generation {next} is owned by node {node}{}", at(address)),
+                    (false, false, _) => {
+                        write!(f, "VM {vm}: node {node}{} lost generation {next} to {holder}", at(address))
                     }
+                    (false, true, _) => write!(
+                        f,
+                        "VM {vm}: node {node}{} is refused generation {next}: the one before is held by {holder}, not by its \
+                         predecessor",
+                        at(address)
+                    ),
                 }
             }
         }
@@ -258,8 +278,10 @@ fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) ->
         vm,
         generation,
         node: claim.node.to_string(),
+        address: claim.address.clone(),
         ended: claim.kind == ClaimKind::Ended,
         won: *verdict == Verdict::Won,
+        holder_address: holder.and_then(|holder| holder.address.clone()),
         holder: holder.map(|holder| holder.node.to_string()),
         refused: matches!(verdict, Verdict::NotSuccessor(_)),
     }

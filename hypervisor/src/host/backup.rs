@@ -201,7 +201,13 @@ pub fn run(
     shared.over.store(true, Ordering::Release);
     shared.channel.cut();
     let generation = match outcome {
-        Err(end) => return Ok(BackupOutcome::End(end)),
+        Err(end) => {
+            if matches!(end, BackupEnd::NoPlace { .. }) {
+                // The caller looks for a primary again, and opens the directory anew.
+                drop(lock(&shared.keeping).take());
+            }
+            return Ok(BackupOutcome::End(end));
+        }
         Ok(generation) => generation,
     };
     let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
@@ -245,6 +251,7 @@ impl Shared {
 
     fn act(self: &Arc<Self>, action: BackupAction) {
         let step = match action {
+            BackupAction::Waits => return self.node.reporter.tell(&NodeReport::WaitsForPlace),
             BackupAction::Begin(session) => {
                 *lock(&self.image) = session.image_name.clone();
                 return self.begin(session);
@@ -271,7 +278,7 @@ impl Shared {
             }
             BackupAction::Protected(generation) => {
                 self.log(JoiningLog::protects);
-                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                return self.node.reporter.tell(&NodeReport::Protected { generation: generation.0, again: false });
             }
             BackupAction::Lost { reason } => {
                 self.channel.cut();
@@ -469,6 +476,13 @@ impl Shared {
             let next = replayer.consumed();
             let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
             kept.serve(replayer.machine_mut(), next, tail);
+            // Replay writes memory faster than it is copied.
+            while kept.steps_allowed(1, replayer.machine()).is_none() && !self.over.load(Ordering::Acquire) {
+                if !kept.wants_copy() {
+                    thread::sleep(TICK);
+                }
+                kept.serve(replayer.machine_mut(), next, tail);
+            }
         }
     }
 
@@ -527,6 +541,7 @@ fn buffered_bytes(entry: &LogEntry) -> usize {
         | EntryBody::Output { .. }
         | EntryBody::Progress
         | EntryBody::Digest(_)
+        | EntryBody::PartDigest { .. }
         | EntryBody::Stopped(_)
         | EntryBody::Generation(_) => 0,
     };

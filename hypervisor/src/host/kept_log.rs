@@ -176,6 +176,19 @@ impl KeptLog {
         self.log.is_copying()
     }
 
+    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is concerned: `None` if it has to stand
+    /// still until more is copied.
+    #[must_use]
+    pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
+        self.log.steps_allowed(steps, machine)
+    }
+
+    /// Whether [`KeptLog::serve`] would copy memory now.
+    #[must_use]
+    pub fn wants_copy(&self) -> bool {
+        self.log.wants_copy()
+    }
+
     /// Whether the guest must wait for the disk.
     #[must_use]
     pub fn is_full(&self) -> bool {

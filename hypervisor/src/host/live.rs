@@ -10,7 +10,8 @@ use super::node::Node;
 use super::outlets::Outlets;
 use super::priority;
 use super::reports::{Figures, NodeReport};
-use super::visitors;
+use super::waiting::Waiting;
+use super::{visitors, writer};
 use crate::distribution::Distribution;
 use crate::record::Recorder;
 use crate::role::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -19,11 +20,11 @@ use logchannel::entry::Generation;
 use std::io;
 use std::net::TcpListener;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use vm::{Machine, OutputId};
+use vm::{Machine, OutputId, OutputOperation};
 
 /// From one look at heartbeats, timeouts and waiting entries to the next.
 const TICK: Duration = Duration::from_millis(5);
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     pub(super) node: Node,
     pub(super) role: Mutex<PrimaryRole>,
     pub(super) channel: Channel,
+    /// How many backups wait for the place of the one that there is.
+    pub(super) spares: AtomicUsize,
     /// For whoever takes a backup.
     pub(super) taking: Mutex<()>,
     outlets: Arc<Mutex<Outlets>>,
@@ -70,6 +73,8 @@ pub(super) struct Shared {
     pub(super) generation: AtomicU64,
     /// A backup that joins gets the guest's memory.
     pub(super) copying: AtomicBool,
+    /// The thread that a joining backup came to sends everything that goes to it: there may be much.
+    pub(super) sending_memory: AtomicBool,
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
     pub(super) over: Arc<AtomicBool>,
@@ -107,7 +112,9 @@ impl LiveVm {
             may_run: AtomicBool::new(false),
             holding: AtomicBool::new(false),
             copying: AtomicBool::new(false),
+            sending_memory: AtomicBool::new(false),
             share: AtomicU32::new(FULL_SHARE),
+            spares: AtomicUsize::new(0),
             taking: Mutex::default(),
             over: Arc::default(),
             actions,
@@ -118,6 +125,12 @@ impl LiveVm {
         start_ticks(&shared)?;
         visitors::start(&shared, listener)?;
         console::start(shared.inbox.clone(), shared.node.keys, shared.node.reporter)?;
+        let listener = Arc::downgrade(&shared);
+        writer::stdout().on_console_left(move |next| {
+            if let Some(shared) = listener.upgrade() {
+                shared.console_left(next);
+            }
+        });
         let conductor = shared.clone();
         let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
         let recorder = Recorder::new(machine, source, shared.node.intervals);
@@ -158,6 +171,10 @@ impl NetworkEvents for Shared {
 
     fn ready(&self) {
         self.put_out_released();
+    }
+
+    fn refused(&self) {
+        self.drive(|role, _| role.look());
     }
 
     fn carried(&self, next_output: OutputId) {
@@ -212,7 +229,16 @@ impl Shared {
         }
     }
 
+    /// Sends what the role has for the backup, unless a thread of its own does: the guest doesn't wait for the channel while a
+    /// backup joins.
     pub(super) fn send_outgoing(&self) {
+        if !self.sending_memory.load(Ordering::SeqCst) {
+            self.write_outgoing();
+        }
+    }
+
+    /// The same on whatever thread.
+    pub(super) fn write_outgoing(&self) {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
@@ -231,11 +257,23 @@ impl Shared {
         };
         let Some((last, _)) = batch.last() else { return };
         let next = OutputId(last.0 + 1);
-        let needs_no_carrier = outlets.put_out(&batch);
-        let mut role = lock(&self.role);
-        role.put_out(next);
-        if needs_no_carrier {
-            role.carried(next);
+        if outlets.put_out(&batch) {
+            lock(&self.role).carried(next);
+        }
+        if batch.iter().any(|(_, output)| matches!(**output, OutputOperation::Console(_))) {
+            // Some may have been written or dropped at once; the rest is told by the writer.
+            lock(&self.role).console_left(writer::stdout().console_left());
+        }
+    }
+
+    /// All console output below `next` is written, or dropped because nobody reads it: what had to stop the guest may not any
+    /// more.
+    fn console_left(&self, next: OutputId) {
+        let could_run = self.may_run.load(Ordering::Acquire);
+        // The thread that writes to the console must not wait for the channel.
+        self.pass_on(self.give(|role, _| role.console_left(next)));
+        if !could_run {
+            self.inbox.wake();
         }
     }
 
@@ -257,8 +295,15 @@ impl Shared {
     /// Does what the role asks for that takes time, until it asks for the end.
     fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
         let mut failed_claims = 0;
+        let mut waiting = Waiting::since(clock::now_ns());
+        // A guest that runs from the start has been without a backup before it gets one.
+        let mut was_alone = !lock(&self.role).is_awaiting_backup();
+        if was_alone {
+            self.tell_alone();
+        }
         let end = loop {
             let Ok(action) = actions.recv_timeout(WATCH) else {
+                self.tell_waiting(&mut waiting);
                 // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
                 self.pass_on(self.give(PrimaryRole::tick));
                 continue;
@@ -290,9 +335,14 @@ impl Shared {
                 PrimaryAction::CloseChannel { reason } => {
                     self.node.reporter.tell(&NodeReport::BackupLost { reason });
                 }
-                PrimaryAction::Owner(generation) => self.tell_owner(generation),
+                PrimaryAction::Owner(generation) => {
+                    self.tell_owner(generation);
+                    self.tell_alone();
+                    was_alone = true;
+                }
                 PrimaryAction::Protected(generation) => {
-                    self.node.reporter.tell(&NodeReport::Protected { generation: generation.0 });
+                    let again = was_alone;
+                    self.node.reporter.tell(&NodeReport::Protected { generation: generation.0, again });
                 }
                 PrimaryAction::HandOver => break LiveEnd::HandedOver,
                 PrimaryAction::End(end) => break LiveEnd::Role(end),
@@ -319,6 +369,22 @@ impl Shared {
         while !has_left() && clock::now_ns() < end_ns {
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Tells an operator who wonders why the guest doesn't run.
+    fn tell_waiting(&self, waiting: &mut Waiting) {
+        if !lock(&self.role).is_awaiting_backup() {
+            return;
+        }
+        if let Some(seconds) = waiting.due(clock::now_ns()) {
+            let channel = self.node.address.clone();
+            self.node.reporter.tell(&NodeReport::GuestWaits { channel, seconds });
+        }
+    }
+
+    fn tell_alone(&self) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.node.reporter.tell(&NodeReport::Alone { generation });
     }
 
     fn tell_owner(&self, generation: Generation) {

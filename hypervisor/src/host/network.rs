@@ -24,7 +24,10 @@ use std::time::Duration;
 use vm::OutputId;
 
 /// From one try to attach to a network that is away to the next.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(50);
+
+/// The same with a LAN that refuses this side, as it serves another owner of the VM.
+const RETRY_REFUSED: Duration = Duration::from_secs(1);
 
 /// How long connecting to a LAN may take, and its answer: a LAN that is there answers at once, and one that comes back is
 /// attached to by the next try.
@@ -79,6 +82,10 @@ pub trait NetworkEvents: Send + Sync {
     /// The outlets are free again, after [`NetworkEvents::attached`] or a heartbeat: what is released may go.
     fn ready(&self);
 
+    /// A LAN refuses this owner of the VM. That may be because there is another one, which is for the arbiter to say, or a mistake
+    /// of the LAN's operator.
+    fn refused(&self);
+
     /// The network has carried all outputs with smaller ids than `next_output`.
     fn carried(&self, next_output: OutputId);
 }
@@ -116,8 +123,8 @@ enum NetworkError {
 }
 
 impl NetworkError {
-    /// Whether trying again won't help.
-    const fn is_final(&self) -> bool {
+    /// Whether a LAN doesn't want this attachment: trying again soon won't help.
+    const fn is_refusal(&self) -> bool {
         matches!(self, Self::Lan(LanError::Refused { .. } | LanError::Fenced { .. }))
     }
 }
@@ -146,7 +153,7 @@ impl Source {
 }
 
 impl Network {
-    /// Attaches, on a thread of its own, and keeps attached until a LAN serves a newer generation. The guest doesn't wait: what
+    /// Attaches, on a thread of its own, and keeps attached until it is over. The guest doesn't wait: what
     /// it sends before a LAN is attached stays in its output gate, in flight, and is sent then. An interface of this host is
     /// opened before this returns, because that takes no time, and what is sent before it is open would be lost.
     ///
@@ -169,13 +176,13 @@ impl Network {
     /// The same for a guest that has just been reset and whose frames are not kept to be sent again: it attaches before it
     /// returns, if the network answers.
     ///
-    /// Returns why, if a LAN refuses this VM; that is final.
+    /// Returns why, if a LAN refuses this VM.
     ///
     /// # Errors
     /// If the thread can't start.
     pub fn start_attached(self, events: Arc<dyn NetworkEvents>) -> io::Result<Option<String>> {
         let first = self.attach(0, true, &*events);
-        let refused = first.as_ref().err().filter(|error| error.is_final()).map(ToString::to_string);
+        let refused = first.as_ref().err().filter(|error| error.is_refusal()).map(ToString::to_string);
         self.spawn(Some(first), 0, true, events)?;
         Ok(refused)
     }
@@ -201,28 +208,36 @@ impl Network {
         mut boot: bool,
         events: &dyn NetworkEvents,
     ) {
-        let mut is_away = false;
+        let mut told = None;
         loop {
-            let lost = match attached.take().unwrap_or_else(|| self.attach(last_packet, boot, events)) {
+            let (lost, was_attached) = match attached.take().unwrap_or_else(|| self.attach(last_packet, boot, events)) {
                 Ok(source) => {
-                    (is_away, boot) = (false, false);
+                    boot = false;
                     let lost = self.receive(source, &mut last_packet, events);
                     lock(&self.outlets).set_way(None);
-                    lost
+                    (lost, true)
                 }
-                Err(error) => error,
+                Err(error) => (error, false),
             };
             if self.over.load(Ordering::Acquire) {
                 return;
             }
-            if !is_away || lost.is_final() {
-                self.reporter.tell(&NodeReport::LanLost { reason: lost.to_string() });
+            let reason = match lost.is_refusal() {
+                true => format!("{lost}; the arbiter is asked who owns the VM, and the LAN again every second"),
+                false => lost.to_string(),
+            };
+            // Of tries that fail one after the other, only the first is told, and one that a LAN refuses.
+            let is_news = was_attached || told.is_none() || (lost.is_refusal() && told.as_ref() != Some(&reason));
+            if is_news {
+                self.reporter.tell(&NodeReport::LanLost { reason: reason.clone() });
+                told = Some(reason);
             }
-            is_away = true;
-            if lost.is_final() {
-                return;
+            if lost.is_refusal() {
+                events.refused();
+                thread::sleep(RETRY_REFUSED);
+            } else if !was_attached {
+                thread::sleep(RETRY);
             }
-            thread::sleep(RETRY);
         }
     }
 

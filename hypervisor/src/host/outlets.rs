@@ -3,11 +3,12 @@
 use super::announce::Station;
 use super::reports::NodeReport;
 use super::tap::TapSender;
+use super::writer;
 use crate::console::ConsoleText;
 use crate::lan::client::FrameSender;
 use crate::report::Reporter;
 use std::borrow::Borrow;
-use std::io::{self, Write};
+use std::io;
 use vm::{OutputId, OutputOperation};
 
 /// The way to a network.
@@ -96,7 +97,7 @@ impl Outlets {
         for (id, output) in outputs {
             match output.borrow() {
                 OutputOperation::Frame(frame) => frames.push((*id, frame)),
-                OutputOperation::Console(bytes) => self.put_on_console(bytes),
+                OutputOperation::Console(bytes) => self.put_on_console(*id, bytes),
             }
         }
         if !frames.is_empty() {
@@ -152,15 +153,16 @@ impl Outlets {
         }
     }
 
-    fn put_on_console(&mut self, bytes: &[u8]) {
+    /// When it has left, the writer of standard output says.
+    fn put_on_console(&mut self, id: OutputId, bytes: &[u8]) {
         if self.reporter.is_json() {
-            if let Some(piece) = self.text.push(bytes) {
-                self.reporter.tell(&NodeReport::Console(piece));
+            match self.text.push(bytes) {
+                Some(piece) => self.reporter.tell_output(id, &NodeReport::Console(piece)),
+                // The rest of a character is to come: it is told with that.
+                None => writer::stdout().push_console(id, Vec::new()),
             }
         } else {
-            let mut out = io::stdout().lock();
-            // A terminal that went away must not take the guest with it.
-            let _ = out.write_all(bytes).and_then(|()| out.flush());
+            writer::stdout().push_console(id, bytes.to_vec());
         }
     }
 }

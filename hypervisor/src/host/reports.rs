@@ -2,6 +2,7 @@
 
 use crate::console::Piece;
 use crate::distribution::Distribution;
+use crate::report::{Level, Report};
 use crate::trouble::Trouble;
 use serde::Serialize;
 use std::fmt;
@@ -47,10 +48,33 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
-    /// There is no primary to connect to yet.
+    /// Another backup waits here for the place of the one that there is.
+    SpareWaits {
+        /// Its address.
+        address: String,
+    },
+    /// The primary has a backup, and this side waits for its place.
+    WaitsForPlace,
+    /// There is no primary to connect to yet. Told after a second, and then rarely.
     Waiting {
         /// Of which VM.
         vm: String,
+        /// What is missing.
+        reason: String,
+        /// How long it has been waited for.
+        seconds: u64,
+    },
+    /// The guest doesn't run yet, as its first backup hasn't joined. Told after a second, and then rarely.
+    GuestWaits {
+        /// Where the backup is waited for.
+        channel: String,
+        /// How long it has been waited for.
+        seconds: u64,
+    },
+    /// The guest runs without a backup: the death of this host is its end.
+    Alone {
+        /// As which generation this node owns the VM.
+        generation: u64,
     },
     /// This backup is connected to a primary.
     PrimaryConnected {
@@ -62,10 +86,23 @@ pub enum NodeReport {
         /// The image's name.
         image: String,
     },
+    /// A backup that joins has been sent all of the guest's memory.
+    MemoryCopied {
+        /// Pages sent, each as often as it was.
+        pages: u64,
+        /// How long it took.
+        took_ms: u64,
+        /// How long of that the guest stood still, in many short stands.
+        stood_ms: u64,
+        /// The longest time that it stood still at once.
+        longest_stand_us: u64,
+    },
     /// Outputs wait for the backup's acknowledgement from here on; either side may be lost.
     Protected {
         /// The pair's generation.
         generation: u64,
+        /// The guest ran without a backup before.
+        again: bool,
     },
     /// The primary has lost its backup, and asks for the flag.
     BackupLost {
@@ -175,6 +212,16 @@ pub enum NodeReport {
     GuestPanicked {
         /// Why, as the kernel says in its log.
         reason: String,
+    },
+    /// A reader of this process's output took nothing for a while, or its disk was full, and some was dropped. It is told once
+    /// something is taken again.
+    OutputDropped {
+        /// `standard output` or `standard error`.
+        stream: &'static str,
+        /// Bytes of the guest's console, as they would have been written.
+        console_bytes: u64,
+        /// Whole lines of reports and logs.
+        lines: u64,
     },
     /// Replay differs from the log: this side halts and never goes live.
     Diverged {
@@ -290,34 +337,86 @@ impl From<Trouble> for NodeReport {
     }
 }
 
+/// A number for people, in groups of three digits, as instruction counts are.
+struct Grouped(u64);
+
+impl fmt::Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        vm::InstructionCount(self.0).fmt(f)
+    }
+}
+
 /// Outputs that a full buffer cost, if there are any.
 fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
-    if outputs == 0 { Ok(()) } else { write!(f, "; {outputs} outputs {how}") }
+    if outputs == 0 { Ok(()) } else { write!(f, "; {} outputs {how}", Grouped(outputs)) }
+}
+
+impl Report for NodeReport {
+    fn level(&self) -> Level {
+        let is_notice =
+            matches!(self, Self::Owner { .. } | Self::Protected { .. } | Self::Live { .. } | Self::Resumed { .. });
+        let is_warning = matches!(
+            self,
+            Self::BackupLost { .. }
+                | Self::BackupRefused { .. }
+                | Self::PrimaryLost { .. }
+                | Self::Alone { .. }
+                | Self::LanLost { .. }
+                | Self::ArbiterUnreachable { .. }
+                | Self::OutputDropped { .. }
+        );
+        let is_error = matches!(self, Self::LogLost { .. } | Self::Diverged { .. } | Self::End { exit_code: 1.., .. });
+        match (is_error, is_warning, is_notice) {
+            (true, ..) => Level::Error,
+            (_, true, _) => Level::Warn,
+            (.., true) => Level::Notice,
+            (false, false, false) => Level::Info,
+        }
+    }
 }
 
 impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Owner { vm, generation, node } => write!(f, "owns VM {vm} as generation {generation} (node {node})"),
+            Self::Owner { vm, generation, node } => {
+                write!(f, "OWNER of VM {vm} as generation {generation}, node {node}")
+            }
             Self::Listening { channel } => write!(f, "logging channel at {channel}"),
             Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
             Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
             Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
-            Self::Waiting { vm } => write!(f, "waits for a primary of VM {vm}"),
+            Self::SpareWaits { address } => write!(f, "another backup waits for its place, at {address}"),
+            Self::WaitsForPlace => f.write_str("the primary has a backup already; this one waits for its place"),
+            Self::Waiting { vm, reason, seconds } => {
+                write!(f, "waiting for a primary of VM {vm} since {seconds} s: {reason}")
+            }
+            Self::GuestWaits { channel, seconds } => {
+                write!(f, "the guest doesn't run yet: waiting since {seconds} s for a backup at {channel}")
+            }
+            Self::Alone { generation } => write!(f, "ALONE as generation {generation}: the VM has no backup"),
             Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
             Self::Joined { image } => {
-                write!(f, "joined: the machine of guest {image} stands where the primary's stood")
+                write!(f, "joined: guest {image} is here in lockstep")
             }
-            Self::Protected { generation } => write!(f, "protected: the pair is generation {generation}"),
+            Self::Protected { generation, again } => {
+                write!(f, "PROTECTED{} as generation {generation}", if *again { " again" } else { "" })
+            }
+            Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
+                f,
+                "the backup has been sent the guest's memory: {pages} pages in {took_ms} ms, of which the guest stood \
+                 still for {stood_ms} ms, at most {longest_stand_us} us at once"
+            ),
             // One that hadn't joined yet costs no claim.
-            Self::BackupLost { reason } => write!(f, "backup lost ({reason})"),
-            Self::PrimaryLost { reason } => write!(f, "primary lost ({reason}); asking for the flag"),
+            Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
+            Self::PrimaryLost { reason } => write!(f, "primary lost, asking the arbiter: {reason}"),
             Self::LogUsable { directory } => write!(f, "the log in {directory} is whole: --resume can go on from it"),
             Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
             Self::Resumed { segment, ending, entries, instruction_count, may_lack, .. } => write!(
                 f,
-                "resumed at instruction {instruction_count} after {entries} entries of {segment}, which is {ending}{}",
+                "resumed at instruction {} after {} entries of {segment}, which is {ending}{}",
+                Grouped(*instruction_count),
+                Grouped(*entries),
                 if *may_lack {
                     "; the last of what clients have seen may be missing, as the operator has accepted"
                 } else {
@@ -355,8 +454,10 @@ impl fmt::Display for NodeReport {
                 let after_us = live_us.saturating_sub(*loss_noticed_us);
                 write!(
                     f,
-                    "LIVE as generation {generation}, {after_us} us after the loss was noticed ({entries} entries \
-                     consumed, {digests_checked} state digests equal)"
+                    "LIVE as generation {generation}, {} us after the loss was noticed ({} entries, {} digests equal)",
+                    Grouped(after_us),
+                    Grouped(*entries),
+                    Grouped(*digests_checked)
                 )?;
                 lost(f, *tail_dropped, "may be LOST: there were too many to keep for going live")
             }
@@ -379,18 +480,21 @@ impl fmt::Display for NodeReport {
                 "the guest's kernel has PANICKED before it had a console: {reason}; `earlycon=sbi` in its boot arguments \
                  shows all it says, --memory gives it more RAM"
             ),
+            Self::OutputDropped { stream, console_bytes, lines } => {
+                write!(f, "{stream} was not taken: {console_bytes} bytes of console and {lines} lines are lost")
+            }
             Self::Diverged { reason } => f.write_str(reason),
             Self::Figures(figures) => {
                 write!(
                     f,
-                    "{} instructions, {} log entries, {} bytes sent to the backup, {} frames out ({} without a LAN); \
-                 {} outputs passed the gate, held p50 {:.1} us, p99 {:.1} us, max {:.1} us",
-                    vm::InstructionCount(figures.instruction_count),
-                    figures.entries,
-                    figures.channel_bytes,
-                    figures.frames,
-                    figures.frames_without_lan,
-                    figures.hold_time.samples,
+                    "{} instructions, {} entries, {} bytes to the backup, {} frames out ({} without a LAN); \
+                     {} outputs held p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+                    Grouped(figures.instruction_count),
+                    Grouped(figures.entries),
+                    Grouped(figures.channel_bytes),
+                    Grouped(figures.frames),
+                    Grouped(figures.frames_without_lan),
+                    Grouped(figures.hold_time.samples),
                     figures.hold_time.p50_us,
                     figures.hold_time.p99_us,
                     figures.hold_time.max_us
@@ -408,12 +512,12 @@ impl fmt::Display for NodeReport {
             Self::Recorded(recorded) => write!(
                 f,
                 "recorded {} instructions, {} entries and {} outputs in {:.3} s to {} ({} bytes)",
-                vm::InstructionCount(recorded.instruction_count),
-                recorded.entries,
-                recorded.outputs,
+                Grouped(recorded.instruction_count),
+                Grouped(recorded.entries),
+                Grouped(recorded.outputs),
                 recorded.seconds,
                 recorded.log,
-                recorded.log_bytes
+                Grouped(recorded.log_bytes)
             ),
             Self::Replaying { instruction_count, mips, entries, percent } => {
                 f.write_str("replaying: ")?;
@@ -426,9 +530,9 @@ impl fmt::Display for NodeReport {
                 f,
                 "replayed {} instructions, {} entries and {} outputs in {:.3} s (the guest's clock: {:.3} s); \
                  {} state digests equal; state at the end {}",
-                vm::InstructionCount(replayed.instruction_count),
-                replayed.entries,
-                replayed.outputs,
+                Grouped(replayed.instruction_count),
+                Grouped(replayed.entries),
+                Grouped(replayed.outputs),
                 replayed.seconds,
                 replayed.guest_seconds,
                 replayed.digests_checked,

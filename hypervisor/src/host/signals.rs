@@ -1,4 +1,4 @@
-//! What an operator's signals ask of a program.
+//! What an operator's signals ask of a program; and the limit of file sizes, which is no reason to die.
 
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
@@ -38,6 +38,17 @@ pub fn on_termination(mut on_signal: impl FnMut(Termination) + Send + 'static) -
         }
     })?;
     Ok(())
+}
+
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail with EFBIG, as a write to a full disk fails, instead of
+/// killing the process with SIGXFSZ: the signal is blocked in the calling thread and in the threads that come after.
+///
+/// # Errors
+/// If signals can't be blocked.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    Ok(signals.thread_block()?)
 }
 
 const fn mask(signal: Signal) -> u64 {

@@ -4,6 +4,7 @@
 use super::channel::{Arrived, ChannelReader, lock};
 use super::clock;
 use super::inbox::{HostEventSource, SLICE_STEPS};
+use super::join_figures::JoinFigures;
 use super::kept_log::KeptLog;
 use super::live::Shared;
 use super::reports::NodeReport;
@@ -18,7 +19,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use vm::{OutputId, OutputOperation};
+use vm::{Machine, OutputId, OutputOperation};
 
 /// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
 /// microseconds.
@@ -36,6 +37,9 @@ const SLEEP_NS_MAX: u64 = 100_000_000;
 
 /// The same while a backup waits for the guest's memory.
 const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
+
+/// How long a guest that may not write more pages waits before it is looked whether more can be copied.
+const COPY_WAIT: Duration = Duration::from_micros(50);
 
 /// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than two: what a very slow time left
 /// over would make the faster one after it slow.
@@ -68,10 +72,12 @@ impl Shared {
         let mut told_clock = *recorder.source().clock();
         // The log is one that can be resumed before the guest runs, though it may wait for its backup first.
         sink.serve(&mut recorder);
+        let mut figures = JoinFigures::default();
         while !self.over.load(Ordering::Acquire) {
             self.keep_time(&mut recorder, &mut told_clock);
-            self.copy_for_join(&mut recorder);
+            self.copy_for_join(&mut recorder, &mut figures);
             if !self.may_run.load(Ordering::Acquire) || sink.is_full() {
+                figures.guest_waits();
                 self.sleep(&mut recorder, Sleeper::Stopped, sink.is_busy());
                 self.hear_backup();
                 continue;
@@ -83,6 +89,8 @@ impl Shared {
             sink.serve(&mut recorder);
             let holding = self.holding.load(Ordering::Acquire);
             let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
+            let Some(steps) = self.steps_allowed(steps, recorder.machine(), &sink) else { continue };
+            figures.guest_runs();
             let share = self.share.load(Ordering::Relaxed);
             let started_ns = if share < FULL_SHARE { clock::now_ns() } else { 0 };
             let Ok(slice) = recorder.run_slice(&mut sink, steps);
@@ -127,18 +135,39 @@ impl Shared {
         }
     }
 
-    /// Copies a piece of the guest's memory if a backup that joins has room for it.
-    fn copy_for_join(&self, recorder: &mut Recorder<HostEventSource>) {
-        if !self.copying.load(Ordering::Acquire) || !lock(&self.role).wants_copy() {
+    /// Copies a piece of the guest's memory if a backup that joins has room for it. The role isn't locked meanwhile: heartbeats
+    /// go on.
+    fn copy_for_join(&self, recorder: &mut Recorder<HostEventSource>, figures: &mut JoinFigures) {
+        if !self.copying.load(Ordering::Acquire) {
+            if let Some(report) = figures.take_report() {
+                self.node.reporter.tell(&report);
+            }
             return;
         }
+        figures.guest_stands();
         // Left over by a predecessor that had logged only some of a step's outputs: they are logged first.
         if recorder.machine().has_output() {
             return;
         }
+        let Some(mut copy) = lock(&self.role).take_copy() else { return };
+        copy.copy_piece(recorder.machine_mut());
+        figures.copied(&copy);
         // The bytes are written by the thread that the backup came to: the guest doesn't wait for the channel.
-        let actions = self.give(|role, now_ns| role.copy_snapshot(now_ns, recorder.machine_mut()));
+        let actions = self.give(|role, now_ns| role.give_copy(now_ns, copy));
         self.pass_on(actions);
+    }
+
+    /// How many of `steps` the guest may run as far as copies of its memory are concerned. A guest that has written as many pages
+    /// as it may waits here for the channel or the disk, if they are what the copying waits for.
+    fn steps_allowed(&self, steps: u64, machine: &Machine, sink: &RoleSink<'_>) -> Option<u64> {
+        let is_joining = self.copying.load(Ordering::Acquire);
+        let allowed = if is_joining { lock(&self.role).steps_allowed(steps, machine) } else { Some(steps) };
+        let allowed = allowed.and_then(|steps| sink.steps_allowed(steps, machine));
+        if allowed.is_none() && !(is_joining && lock(&self.role).wants_copy()) && !sink.wants_copy() {
+            thread::sleep(COPY_WAIT);
+            self.hear_backup();
+        }
+        allowed
     }
 
     /// Time that a slowed guest doesn't get.
@@ -181,7 +210,12 @@ impl Shared {
         let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let channel = if backup_matters { self.channel.stream() } else { None };
         let socket = channel.as_ref().map(|stream| stream.as_fd());
-        let is_copying = self.copying.load(Ordering::Acquire) || log_is_busy;
+        let is_joining = self.copying.load(Ordering::Acquire);
+        if is_joining && lock(&self.role).wants_copy() {
+            // Nothing is faster than to copy while the guest has nothing to do.
+            return;
+        }
+        let is_copying = is_joining || log_is_busy;
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
         // The time spent stopped passes in sleeps that are short enough to be no pause.
         let until_ns = recorder.source_mut().now_ns() + sleep_ns;
@@ -246,6 +280,14 @@ impl RoleSink<'_> {
 
     fn is_busy(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.is_copying() || kept.is_full())
+    }
+
+    fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
+        self.kept.as_ref().map_or(Some(steps), |kept| kept.steps_allowed(steps, machine))
+    }
+
+    fn wants_copy(&self) -> bool {
+        self.kept.as_ref().is_some_and(KeptLog::wants_copy)
     }
 
     fn finish(self) {

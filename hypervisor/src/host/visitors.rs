@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How many visitors are listened to at once; others are sent away.
 const VISITORS_MAX: usize = 32;
 
+/// How many backups may wait for the place of the one that there is; others are sent away.
+const SPARES_MAX: usize = 8;
+
 /// How long a visitor may take to say what it wants, in nanoseconds.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
@@ -90,17 +93,28 @@ impl Shared {
             _ => return Err("it doesn't ask to join".into()),
         };
         visitor.set_read_timeout(None).map_err(io)?;
-        while lock(&self.role).is_claiming() && clock::now_ns() < patient_until_ns {
-            thread::sleep(RETRY);
-        }
         // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
-        let _one_at_a_time = lock(&self.taking);
-        if let Err(reason) = lock(&self.role).can_take_backup(&vm) {
-            refuse(&visitor, &reason);
-            return Err(reason);
-        }
+        let _one_at_a_time = loop {
+            // One that has gone meanwhile must not take the place of one that is here.
+            match reader.take() {
+                Arrived::Messages(_) => {}
+                Arrived::Last { reason, .. } => return Err(reason),
+            }
+            let one_at_a_time = lock(&self.taking);
+            let Err(reason) = lock(&self.role).can_take_backup(&vm) else { break one_at_a_time };
+            if !lock(&self.role).may_take_backup_later(&vm) {
+                refuse(&visitor, &reason);
+                return Err(reason);
+            }
+            drop(one_at_a_time);
+            if let Err(reason) = self.wait_for_place(&mut reader, &visitor, address, &vm) {
+                refuse(&visitor, &reason);
+                return Err(reason);
+            }
+        };
         self.channel.connect(reader.stream()).map_err(io)?;
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
+        self.sending_memory.store(true, Ordering::SeqCst);
         let mut taken = Ok(());
         self.drive(|role, now_ns| {
             taken = role.backup_joins(now_ns, &vm);
@@ -109,6 +123,7 @@ impl Shared {
             }
         });
         if let Err(reason) = &taken {
+            self.sending_memory.store(false, Ordering::SeqCst);
             refuse(&visitor, reason);
             self.channel.cut();
             return taken;
@@ -130,19 +145,77 @@ impl Shared {
         visitor.write_all(&answer).map_err(|error| error.to_string())
     }
 
-    /// Sends the guest's memory as the vCPU thread copies it.
+    /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats, and so does this side.
+    fn wait_for_place(
+        &self,
+        reader: &mut ChannelReader,
+        visitor: &TcpStream,
+        address: SocketAddr,
+        vm: &VmId,
+    ) -> Result<(), String> {
+        let counted = Counted::one_of(&self.spares, SPARES_MAX).ok_or("enough backups wait here already")?;
+        let timing = *lock(&self.role).timing();
+        say(visitor, &Message::Wait).map_err(|error| error.to_string())?;
+        self.node.reporter.tell(&NodeReport::SpareWaits { address: address.to_string() });
+        let (mut heard_ns, mut spoke_ns) = (clock::now_ns(), clock::now_ns());
+        while !self.over.load(Ordering::Acquire) && lock(&self.role).can_take_backup(vm).is_err() {
+            thread::sleep(RETRY);
+            let now_ns = clock::now_ns();
+            match reader.take() {
+                Arrived::Messages(messages) if messages.is_empty() => {}
+                Arrived::Messages(_) => heard_ns = now_ns,
+                Arrived::Last { reason, .. } => return Err(reason),
+            }
+            if now_ns.saturating_sub(heard_ns) >= timing.failure_timeout_ns {
+                return Err("it was silent for too long".into());
+            }
+            if now_ns.saturating_sub(spoke_ns) >= timing.heartbeat_ns {
+                say(visitor, &Message::Heartbeat).map_err(|error| error.to_string())?;
+                spoke_ns = now_ns;
+            }
+        }
+        drop(counted);
+        Ok(())
+    }
+
+    /// Sends the guest's memory as the vCPU thread copies it, and the log behind it, until nothing is left to be sent.
     fn send_memory(&self) {
         while self.copying.load(Ordering::Acquire) && !self.over.load(Ordering::Acquire) {
-            self.send_outgoing();
+            self.write_outgoing();
             thread::sleep(SEND);
         }
+        self.write_outgoing();
+        self.sending_memory.store(false, Ordering::SeqCst);
+        // What has come since then, before others could send it.
         self.send_outgoing();
     }
 }
 
-/// Tells a visitor why it can't join, as far as it listens.
-fn refuse(mut stream: &TcpStream, reason: &str) {
+/// A seat, given back when it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    /// One of `max` seats, if one is free.
+    fn one_of(taken: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let counted = Self(taken);
+        let before = taken.fetch_add(1, Ordering::AcqRel);
+        (before < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn say(mut stream: &TcpStream, message: &Message) -> io::Result<()> {
     let mut bytes = Vec::new();
-    Message::Refused { reason: reason.into() }.encode(&mut bytes);
-    let _ = stream.write_all(&bytes);
+    message.encode(&mut bytes);
+    stream.write_all(&bytes)
+}
+
+/// Tells a visitor why it can't join, as far as it listens.
+fn refuse(stream: &TcpStream, reason: &str) {
+    let _ = say(stream, &Message::Refused { reason: reason.into() });
 }

@@ -1,5 +1,6 @@
 //! What the LAN tells.
 
+use crate::report::{Level, Report};
 use serde::Serialize;
 use std::fmt;
 
@@ -117,6 +118,21 @@ pub struct Dropped {
     pub refused_clients: u64,
     /// Connections of clients that were closed because nothing passed over them: for too long, or others needed the place.
     pub idle_clients: u64,
+}
+
+impl Report for LanEvent {
+    fn level(&self) -> Level {
+        let is_warning = matches!(
+            self,
+            Self::Attached { lost: 1.., .. } | Self::Silent { .. } | Self::Refused { .. } | Self::Forgotten { .. }
+        );
+        let is_notice = matches!(self, Self::Fenced { .. } | Self::Detached { .. });
+        match (is_warning, is_notice) {
+            (true, _) => Level::Warn,
+            (false, true) => Level::Notice,
+            (false, false) => Level::Info,
+        }
+    }
 }
 
 impl fmt::Display for LanEvent {

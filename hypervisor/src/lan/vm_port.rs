@@ -161,6 +161,7 @@ impl VmPort {
             let old = std::mem::replace(self, fresh);
             self.connection = old.connection;
         }
+        let is_same_life = (self.generation, self.node) == (attachment.generation, attachment.node);
         self.generation = attachment.generation;
         self.node = attachment.node;
         self.mac = attachment.mac;
@@ -172,7 +173,11 @@ impl VmPort {
             self.next_packet = wanted;
         }
         self.cursor = wanted.max(self.first_kept());
-        self.expected_output = self.expected_output.min(attachment.output_end);
+        // A log that was resumed may be from before what was carried. One incarnation's outputs only become more: its
+        // attachment that was long under way says less than is carried by now.
+        if !is_same_life {
+            self.expected_output = self.expected_output.min(attachment.output_end);
+        }
         self.told_output = self.expected_output;
         (self.pulse, self.owes_heartbeat) = (Pulse::default(), false);
         self.pulse.hear();
@@ -555,5 +560,17 @@ mod tests {
         let resumed = Attachment { output_end: OutputId(7), ..attachment(1, 2, 5, 0) };
         assert_eq!(attach(&mut port, 2, &resumed).next_output, OutputId(7));
         assert!(!port.accept_output(OutputId(6)) && port.accept_output(OutputId(7)));
+    }
+
+    #[test]
+    fn an_attachment_of_the_same_life_that_comes_late_makes_nothing_be_carried_again() {
+        let mut port = VmPort::adopt(&attachment(0, 1, 0, 0)).unwrap();
+        attach(&mut port, 1, &attachment(0, 1, 0, 0));
+        for id in 0..10 {
+            assert!(port.accept_output(OutputId(id)));
+        }
+        let late = Attachment { output_end: OutputId(7), ..attachment(0, 1, 5, 0) };
+        assert_eq!(attach(&mut port, 2, &late).next_output, OutputId(10));
+        assert!(!port.accept_output(OutputId(9)));
     }
 }

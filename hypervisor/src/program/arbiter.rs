@@ -2,7 +2,7 @@
 
 use super::interrupt::termination;
 use super::limits::{CONNECTIONS, require_descriptors};
-use super::{Failure, exit, finish, init_tracing};
+use super::{Failure, begin, exit, finish};
 use crate::arbiter::FileArbiter;
 use crate::arbiter::server::ArbiterServer;
 use crate::host::address::advice;
@@ -44,8 +44,7 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
-    let reporter = Reporter::new("ft-arbiter", options.json);
+    let reporter = begin("ft-arbiter", options.json);
     finish(reporter, run(options, reporter))
 }
 

@@ -4,21 +4,24 @@ use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{NodeOptions, listen};
 use super::primary::run_live;
 use super::stop::{Origin, StopSwitch};
-use super::{Failure, exit, fail_stop, finish, init_tracing};
+use super::{Failure, begin, exit, fail_stop, finish};
+use crate::arbiter::ClaimKind;
 use crate::guest::Guest;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
+use crate::host::doorman::Doorman;
 use crate::host::kept_log::KeptLog;
 use crate::host::live::LiveVm;
 use crate::host::node::Node;
 use crate::host::reports::NodeReport;
-use crate::host::{clock, entropy};
-use crate::report::Reporter;
-use crate::role::{BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
+use crate::host::waiting::Waiting;
+use crate::host::{clock, entropy, writer};
+use crate::role::{BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
 use clap::Parser;
 use logchannel::session::ImageDigest;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +29,9 @@ use std::time::Duration;
 
 /// From one look for the primary to the next.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// From a peer that had no place for this side to the next look.
+const NO_PLACE_RETRY: Duration = Duration::from_millis(300);
 
 /// From the end of one life to the beginning of the next.
 const START_OVER: Duration = Duration::from_secs(1);
@@ -85,9 +91,8 @@ fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
+    let reporter = begin("ft-backup", options.node.json);
     fail_stop();
-    let reporter = Reporter::new("ft-backup", options.node.json);
     let stop = match StopSwitch::install() {
         Ok(stop) => stop,
         Err(error) => return finish(reporter, Err(error)),
@@ -97,6 +102,7 @@ pub fn main() -> ExitCode {
         thread::sleep(START_OVER);
         let error = start_over();
         tracing::error!("can't start over: {error}");
+        writer::drain();
     }
     code
 }
@@ -106,10 +112,11 @@ pub fn main() -> ExitCode {
 fn start_over() -> io::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "ft-backup".into());
-    match std::env::current_exe() {
-        Ok(executable) => Command::new(executable).arg0(name).args(arguments).exec(),
-        Err(error) => error,
-    }
+    // A file that was replaced or removed since has no path any more, but this process still has it. The new one may speak another
+    // version than the other sides of the VM: it is for the operator to start it.
+    let own = PathBuf::from("/proc/self/exe");
+    let executable = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or(own);
+    Command::new(executable).arg0(name).args(arguments).exec()
 }
 
 fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
@@ -121,17 +128,26 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
-    let keeping = options.node.keeping()?;
-    let stream = find_primary(&node, options.primary)?;
+    // Others that wait for a primary may come here, and must not take this side for one.
+    let doorman = Doorman::start(listener)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
-    let role = BackupRole::new(clock::now_ns(), node.id, expectation, timing);
-    match backup::run(node.clone(), role, stream, keeping, faults)? {
-        BackupOutcome::End(end) => Ok(exit::of_backup(&end)),
-        BackupOutcome::GoLive(succession) => {
-            node.mac = succession.session.config.mac;
-            go_live(node, *succession, timing, listener, |running| stop.runs(running, Origin::Primary))
+    let mut search = Search::default();
+    loop {
+        let keeping = options.node.keeping()?;
+        let stream = search.find_primary(&node, options.primary)?;
+        let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
+        match backup::run(node.clone(), role, stream, keeping, faults)? {
+            // It has had no part in the VM, and is as good a backup as before.
+            BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
+            BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
+            BackupOutcome::GoLive(succession) => {
+                node.mac = succession.session.config.mac;
+                return go_live(node, *succession, timing, doorman.stop()?, |running| {
+                    stop.runs(running, Origin::Primary)
+                });
+            }
         }
     }
 }
@@ -180,37 +196,59 @@ fn go_live(
     })
 }
 
-/// Connects to the primary, as soon as there is one.
-fn find_primary(node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
-    let mut told = false;
-    loop {
-        let address = match primary {
-            Some(address) => Some(address),
-            None => owner_address(node)?,
-        };
-        if let Some(address) = address
-            && let Ok(stream) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
-        {
-            node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
-            return Ok(stream);
+/// The search for a primary, and what has been told of it: each connection once.
+#[derive(Debug, Default)]
+struct Search {
+    told_connected: Option<SocketAddr>,
+}
+
+impl Search {
+    /// Connects to the primary, as soon as there is one.
+    fn find_primary(&mut self, node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
+        let mut waiting = Waiting::since(clock::now_ns());
+        loop {
+            let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
+            let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => Ok((address, stream)),
+                Err(error) => Err(format!("nobody answers at {address} ({error})")),
+            });
+            match connected {
+                Ok((address, stream)) => {
+                    if self.told_connected.replace(address) != Some(address) {
+                        node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
+                    }
+                    return Ok(stream);
+                }
+                Err(reason) => {
+                    if let Some(seconds) = waiting.due(clock::now_ns()) {
+                        node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string(), reason, seconds });
+                    }
+                }
+            }
+            thread::sleep(RETRY);
         }
-        if !told {
-            told = true;
-            node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string() });
-        }
-        thread::sleep(RETRY);
     }
 }
 
-/// Where the VM's owner listens, as far as the arbiter knows and can be asked. An owner at this node's own address was an
-/// earlier incarnation of it, and is gone.
-fn owner_address(node: &Node) -> Result<Option<SocketAddr>, Failure> {
-    match node.arbiter.latest(&node.vm) {
-        Ok(claim) => {
-            let address = claim.and_then(|(_, claim)| claim.address).filter(|address| *address != node.address);
-            Ok(address.and_then(|address| address.parse().ok()))
+/// Where the VM's owner listens, as far as the arbiter knows and can be asked; what is missing if nobody knows. An owner at this
+/// node's own address was an earlier incarnation of it, and is gone.
+fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
+    let claim = match node.arbiter.latest(&node.vm) {
+        Ok(claim) => claim,
+        Err(error) if error.is_unreachable() => return Ok(Err(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let Some((generation, claim)) = claim else {
+        return Ok(Err("the arbiter knows no VM of this name".into()));
+    };
+    Ok(match claim.address {
+        Some(address) if claim.kind == ClaimKind::Ended => {
+            Err(format!("it was ended by its owner at {address}, and has not been started again"))
         }
-        Err(error) if error.is_unreachable() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+        Some(address) if address == node.address => {
+            Err(format!("its owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
+        }
+        Some(address) => address.parse().map_err(|_| format!("its owner's address is none: {address}")),
+        None => Err(format!("its owner of generation {} has told no address", generation.0 + 1)),
+    })
 }

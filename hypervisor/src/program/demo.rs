@@ -96,7 +96,7 @@ struct Verdict {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    super::init_tracing();
+    super::init_tracing("ft-demo");
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(exit::FAILURE),

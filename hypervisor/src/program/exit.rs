@@ -59,7 +59,7 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
             INTERRUPTED,
             "interrupted before the VM had a log of its own; it can be resumed again from the same one".into(),
         ),
-        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
     }
 }
 
@@ -68,10 +68,11 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
 pub fn of_backup(end: &BackupEnd) -> (u8, String) {
     match end {
         BackupEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
-        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: node {} owns the VM", holder.node)),
+        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
         BackupEnd::Unprotected { reason } => {
             (UNPROTECTED, format!("the primary was lost before the pair was protected: {reason}"))
         }
+        BackupEnd::NoPlace { reason } => (UNPROTECTED, format!("there is no primary to back up: {reason}")),
         BackupEnd::Refused { reason } => (FAILURE, reason.clone()),
         BackupEnd::Diverged => (DIVERGED, "halted: this side's state differs from the primary's".into()),
     }

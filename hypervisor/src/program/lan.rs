@@ -2,8 +2,7 @@
 
 use super::interrupt::termination;
 use super::limits::{CONNECTIONS, require_descriptors};
-use super::stdout::failed;
-use super::{Failure, exit, init_tracing};
+use super::{Failure, begin, exit, finish};
 use crate::lan::Forward;
 use crate::lan::server::{LanConfig, LanServer};
 use crate::report::Reporter;
@@ -48,25 +47,18 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
-    match run(options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::debug!(?error, "not started");
-            failed("ft-lan", &error, exit::FAILURE)
-        }
-    }
+    let reporter = begin("ft-lan", options.json);
+    finish(reporter, run(options, reporter))
 }
 
-fn run(options: Options) -> Result<(), Failure> {
+fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     require_descriptors(CONNECTIONS)?;
-    let reporter = Reporter::new("ft-lan", options.json);
     let config = LanConfig { listen: options.listen, qemu: options.qemu, forwards: options.forwards };
     let stopped = termination()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = LanServer::bind(&config, reporter).await?;
         server.run(stopped).await;
-        Ok(())
+        Ok((exit::OK, "stopped by a signal".into()))
     })
 }

@@ -28,30 +28,50 @@ mod stdout;
 mod stop;
 
 use crate::host::reports::NodeReport;
-use crate::host::terminal;
-use crate::report::Reporter;
-use std::io::IsTerminal;
+use crate::host::{signals, terminal, writer};
+use crate::report::{Level, Looks, Reporter, line};
+use std::fmt;
 use std::process::ExitCode;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 /// What ends a program with a message.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Begins a program whose output is written by threads of its own, so that a reader that doesn't read stops nothing:
+/// `ft-primary`, `ft-backup`, `ft-lan`, `ft-arbiter` and `ft-record`. Call it before anything starts a thread.
+fn begin(program: &'static str, json: bool) -> Reporter {
+    init_tracing(program);
+    let reporter = Reporter::new(program, json);
+    // Both can only fail on a host without memory; the program works without them, as long as somebody reads.
+    if let Err(error) = signals::survive_file_size_limit().and_then(|()| writer::start(reporter)) {
+        tracing::warn!("output is written by those who make it: {error}");
+    }
+    std::panic::set_hook(Box::new(writer::tell_panic));
+    reporter
+}
 
 /// Tells how the program ended, and ends it.
 fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode {
     terminal::restore();
     let (exit_code, reason) = result.unwrap_or_else(|error| (exit::FAILURE, error.to_string()));
     reporter.tell(&NodeReport::End { reason, exit_code });
+    writer::drain();
     ExitCode::from(exit_code)
 }
 
 /// Ends the process at once, because the operator doesn't want to wait for a better end.
 fn interrupted() -> ! {
     terminal::restore();
+    writer::drain();
     std::process::exit(exit::INTERRUPTED.into())
 }
 
-/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the other goes on.
+/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the other goes on. Call it after
+/// [`begin`].
 fn fail_stop() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -61,10 +81,39 @@ fn fail_stop() {
 }
 
 /// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax; without it, warnings.
-pub(crate) fn init_tracing() {
+pub(crate) fn init_tracing(program: &'static str) {
     let filter = EnvFilter::try_from_env("FT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| writer::LogLines)
+        .with_ansi(false)
+        .event_format(LogLine { program });
     // A second start in one process (tests) keeps the first subscriber.
     let _ = subscriber.try_init();
+}
+
+/// Logs look as reports do.
+struct LogLine {
+    program: &'static str,
+}
+
+impl<S, N> FormatEvent<S, N> for LogLine
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        let level = match *event.metadata().level() {
+            tracing::Level::ERROR => Level::Error,
+            tracing::Level::WARN => Level::Warn,
+            tracing::Level::INFO => Level::Info,
+            tracing::Level::DEBUG | tracing::Level::TRACE => Level::Debug,
+        };
+        if level == Level::Debug {
+            text.insert_str(0, &format!("{}: ", event.metadata().target()));
+        }
+        out.write_str(&line(self.program, level, &text, Looks::of_stderr()))
+    }
 }

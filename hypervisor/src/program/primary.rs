@@ -4,7 +4,7 @@ use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
 use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
-use super::{Failure, exit, fail_stop, finish, init_tracing};
+use super::{Failure, begin, exit, fail_stop, finish};
 use crate::guest_clock::GuestClock;
 use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
@@ -70,9 +70,9 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
+    let reporter = begin("ft-primary", options.node.json);
     fail_stop();
-    finish(Reporter::new("ft-primary", options.node.json), run(&options))
+    finish(reporter, run(&options))
 }
 
 fn run(options: &Options) -> Result<(u8, String), Failure> {

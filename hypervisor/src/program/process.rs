@@ -117,13 +117,20 @@ impl Process {
     /// # Errors
     /// [`ProcessError`] if it ends or takes longer than `timeout`.
     pub fn wait_for(&mut self, event: &str, timeout: Duration) -> Result<Value, ProcessError> {
+        self.wait_for_nth(event, 1, timeout)
+    }
+
+    /// Waits until it has told `event` for the `nth` time since it was started, and gives that report.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Self::wait_for).
+    pub fn wait_for_nth(&mut self, event: &str, nth: usize, timeout: Duration) -> Result<Value, ProcessError> {
         let deadline_us = deadline_us(timeout);
-        let mut looked_at = 0;
         loop {
-            if let Some(report) = self.seen[looked_at..].iter().find(|report| report["event"] == event) {
+            let mut reports = self.seen.iter().filter(|report| report["event"] == event);
+            if let Some(report) = reports.nth(nth.saturating_sub(1)) {
                 return Ok(report.clone());
             }
-            looked_at = self.seen.len();
             if !self.receive(event, deadline_us)? {
                 return Err(self.timed_out(event, timeout));
             }

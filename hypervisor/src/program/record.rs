@@ -4,14 +4,14 @@ use super::limits::{FILES, require_descriptors};
 use super::options::{GuestOptions, NetworkOptions};
 use super::progress::Progress;
 use super::recording_file;
-use super::{Failure, exit, finish, init_tracing, interrupted};
+use super::{Failure, begin, exit, finish, interrupted};
 use crate::guest_clock::GuestClock;
 use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::{Network, NetworkAddress, NetworkEvents};
 use crate::host::outlets::Outlets;
 use crate::host::reports::{NodeReport, Recorded};
-use crate::host::{clock, console, entropy, signals};
+use crate::host::{clock, console, entropy, signals, writer};
 use crate::record::{Intervals, LogSink, Recorder, Slice};
 use crate::report::Reporter;
 use crate::trouble::{Trouble, Watch};
@@ -20,16 +20,21 @@ use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
 use std::fs;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// The longest that the guest sleeps before the log is written out and the operator's Ctrl-C seen, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
+
+/// How often a guest whose console is read slowly looks whether it may go on.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Runs a guest and records every input with its instruction count, so that ft-replay does it all again.
 ///
@@ -75,11 +80,11 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
-    finish(Reporter::new("ft-record", options.json), run(&options))
+    let reporter = begin("ft-record", options.json);
+    finish(reporter, run(&options, reporter))
 }
 
-fn run(options: &Options) -> Result<(u8, String), Failure> {
+fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     require_descriptors(FILES)?;
     let over: Arc<AtomicBool> = Arc::default();
     let asked = over.clone();
@@ -88,7 +93,6 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
             interrupted();
         }
     })?;
-    let reporter = Reporter::new("ft-record", options.json);
     let guest = options.guest.load()?;
     let config = options.guest.machine(&options.vm, &guest);
     let machine = Machine::new(&config, &guest.image)
@@ -189,6 +193,9 @@ impl NetworkEvents for Recording {
 
     fn ready(&self) {}
 
+    /// Told with the others' words; nobody else runs a recording.
+    fn refused(&self) {}
+
     fn carried(&self, _: OutputId) {}
 }
 
@@ -225,6 +232,11 @@ fn record(
         if recorder.machine().instruction_count() >= limit {
             break RecordingEnd::Limit(limit);
         }
+        if writer::stdout().is_console_full() {
+            // A slow reader makes the guest slow.
+            thread::sleep(CONSOLE_PAUSE);
+            continue;
+        }
         let now_ns = clock::now_ns();
         let instruction_count = recorder.machine().instruction_count().0;
         if let Some(mips) = progress.due(now_ns, instruction_count)
@@ -257,7 +269,7 @@ fn record(
 }
 
 fn seconds_since(started_ns: u64) -> f64 {
-    std::time::Duration::from_nanos(clock::now_ns() - started_ns).as_secs_f64()
+    Duration::from_nanos(clock::now_ns() - started_ns).as_secs_f64()
 }
 
 /// The recorder's entries go to a file. There is no backup, so outputs leave as soon as their entries are written.
@@ -283,6 +295,6 @@ impl LogSink for FileSink {
         self.log.flush()?;
         lock(&self.outlets).put_out(&self.released);
         self.released.clear();
-        io::stdout().flush()
+        Ok(())
     }
 }

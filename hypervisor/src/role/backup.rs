@@ -5,7 +5,7 @@ use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::{GuestClock, PrimaryClock};
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::message::{EntryBatch, Message};
+use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, NodeId, SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use logchannel::stream::LogReceiver;
@@ -37,6 +37,8 @@ pub struct Expectation {
 /// What a backup asks its driver to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BackupAction {
+    /// The primary has a backup already, and this side waits for its place.
+    Waits,
     /// Begin to put a machine together.
     Begin(SessionHeader),
     /// Ask this side's arbiter for the VM's latest claim, and say [`BackupRole::handle_owner`].
@@ -82,6 +84,12 @@ pub enum BackupEnd {
         /// How the primary was lost.
         reason: String,
     },
+    /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for another backup's place. Look for
+    /// a primary again.
+    NoPlace {
+        /// What became of it.
+        reason: String,
+    },
     /// The two sides don't fit together.
     Refused {
         /// Why.
@@ -95,6 +103,8 @@ pub enum BackupEnd {
 enum Mode {
     /// Has said that it wants to join, and waits for the session header.
     Connecting,
+    /// The primary has a backup already: waits for its place.
+    Waiting,
     /// Receives the guest's memory.
     Receiving,
     /// Has the whole snapshot, and receives the log while the driver puts the machine together.
@@ -176,8 +186,8 @@ pub struct BackupRole {
     tail: VecDeque<(OutputId, OutputOperation)>,
     tail_bytes: usize,
     tail_dropped: u64,
-    /// The primary has put out all outputs with a smaller id.
-    released: OutputId,
+    /// What the primary has put out.
+    released: Left,
     /// The output that replay will produce next.
     next_output: OutputId,
     /// This side's log on disk.
@@ -225,7 +235,7 @@ impl BackupRole {
             tail: VecDeque::new(),
             tail_bytes: 0,
             tail_dropped: 0,
-            released: OutputId(0),
+            released: Left::default(),
             next_output: OutputId(0),
             disk_log: DiskLogState::None,
             disk_wait: DiskWait::default(),
@@ -264,7 +274,15 @@ impl BackupRole {
     pub fn primary_said(&mut self, now_ns: u64, message: Message) {
         self.heard_ns = now_ns;
         match (message, &mut self.mode) {
-            (Message::Session { header, owner }, Mode::Connecting) => self.begin(header, owner),
+            (Message::Session { header, owner }, Mode::Connecting | Mode::Waiting) => self.begin(header, owner),
+            (Message::Wait, Mode::Waiting) => {}
+            (Message::Wait, Mode::Connecting) => {
+                self.mode = Mode::Waiting;
+                self.actions.push_back(BackupAction::Waits);
+            }
+            (Message::NoPrimary, Mode::Connecting) => {
+                self.end(BackupEnd::NoPlace { reason: "it is no primary".into() });
+            }
             (Message::Pages(pages), Mode::Receiving) => self.actions.push_back(BackupAction::Pages(pages)),
             (Message::Tail(output), Mode::Receiving) => self.receive_tail(output),
             (Message::Snapshot(snapshot), Mode::Receiving) => self.restore(snapshot),
@@ -275,11 +293,10 @@ impl BackupRole {
             (Message::Entries(batch), Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
                 self.receive(now_ns, &batch);
             }
-            (Message::Released { next_output }, Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
-                self.released = self.released.max(next_output);
-                while self.tail.front().is_some_and(|(id, _)| *id < next_output) {
-                    self.drop_first_of_tail();
-                }
+            (Message::Released(left), Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
+                self.released.frames = self.released.frames.max(left.frames);
+                self.released.console = self.released.console.max(left.console);
+                self.forget_released();
             }
             (Message::Heartbeat, _) => {}
             (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
@@ -288,7 +305,7 @@ impl BackupRole {
                     None => self.clock = Some(PrimaryClock::new(ticks, now_ns)),
                 }
             }
-            (Message::Refused { reason }, Mode::Connecting) => {
+            (Message::Refused { reason }, Mode::Connecting | Mode::Waiting) => {
                 self.end(BackupEnd::Refused { reason: format!("the primary refused: {reason}") });
             }
             (Message::Goodbye { reason }, _) => self.primary_lost(now_ns, &reason),
@@ -296,7 +313,12 @@ impl BackupRole {
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
             (
                 message,
-                Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. },
+                Mode::Connecting
+                | Mode::Waiting
+                | Mode::Receiving
+                | Mode::Restoring
+                | Mode::Restored
+                | Mode::Following { .. },
             ) => {
                 self.refuse(format!("the primary broke the protocol with {}", message_name(&message)));
             }
@@ -496,10 +518,10 @@ impl BackupRole {
     /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
     pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
         self.next_output = OutputId(id.0.saturating_add(1));
-        if id < self.released {
+        if self.released.has(id, &operation) {
             return;
         }
-        self.tail_bytes += operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+        self.tail_bytes += tail_cost(&operation);
         self.tail.push_back((id, operation));
         while self.tail_bytes > TAIL_BYTES_MAX {
             self.drop_first_of_tail();
@@ -507,9 +529,22 @@ impl BackupRole {
         }
     }
 
+    /// Drops what the primary is known to have put out from the tail.
+    fn forget_released(&mut self) {
+        let released = self.released;
+        // Mostly all that has left is at the front.
+        while self.tail.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
+            self.drop_first_of_tail();
+        }
+        if self.tail.front().is_some_and(|(id, _)| *id < released.frames.max(released.console)) {
+            self.tail.retain(|(id, operation)| !released.has(*id, operation));
+            self.tail_bytes = self.tail.iter().map(|(_, operation)| tail_cost(operation)).sum();
+        }
+    }
+
     fn drop_first_of_tail(&mut self) {
         if let Some((_, operation)) = self.tail.pop_front() {
-            self.tail_bytes -= operation.bytes().len() + OUTPUT_OVERHEAD_BYTES;
+            self.tail_bytes -= tail_cost(&operation);
         }
     }
 
@@ -559,6 +594,7 @@ impl BackupRole {
                 }
                 self.actions.push_back(BackupAction::Claim(request));
             }
+            Mode::Waiting => self.end(BackupEnd::NoPlace { reason: reason.into() }),
             Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { told: None } => {
                 self.end(BackupEnd::Unprotected { reason: reason.into() });
             }
@@ -607,7 +643,12 @@ impl BackupRole {
             clock.pass(now_ns, is_paused);
         }
         match &mut self.mode {
-            Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. } => {
+            Mode::Connecting
+            | Mode::Waiting
+            | Mode::Receiving
+            | Mode::Restoring
+            | Mode::Restored
+            | Mode::Following { .. } => {
                 if let OwnerCheck::AskAt(at_ns) = self.check
                     && now_ns >= at_ns
                 {
@@ -688,4 +729,9 @@ impl BackupRole {
         self.mode = Mode::Done;
         self.actions.push_back(BackupAction::End(end));
     }
+}
+
+/// What an output adds to the tail's bytes.
+fn tail_cost(operation: &OutputOperation) -> usize {
+    operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }

@@ -30,7 +30,7 @@ mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
 pub use disk_log::DiskLogState;
-pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole};
+pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy};
 
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::PAUSE_NS;
@@ -128,6 +128,16 @@ impl Claiming {
         Self { request, ask_at_ns: None, since_ns: None }
     }
 
+    /// A test-and-set that may not be asked for yet.
+    const fn put_off(request: ClaimRequest) -> Self {
+        Self { request, ask_at_ns: Some(0), since_ns: None }
+    }
+
+    /// Whether the driver is asking.
+    const fn is_asked(&self) -> bool {
+        self.ask_at_ns.is_none()
+    }
+
     /// The request, if it is time to ask again.
     fn poll(&mut self, now_ns: u64) -> Option<ClaimRequest> {
         if self.ask_at_ns.is_none_or(|at| now_ns < at) {
@@ -159,6 +169,8 @@ const fn message_name(message: &Message) -> &'static str {
         Message::AskOwner { .. } => "a question for the owner",
         Message::Owner { .. } => "an answer about the owner",
         Message::Join { .. } => "a wish to join",
+        Message::Wait => "a word to wait",
+        Message::NoPrimary => "the word that it is no primary",
         Message::Pages(_) => "pages of memory",
         Message::Tail(_) => "an output from before the snapshot",
         Message::Snapshot(_) => "a snapshot",
@@ -168,7 +180,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Ack { .. } => "an acknowledgement",
         Message::Consumed { .. } => "a report of what is consumed",
         Message::Protected { .. } => "word that the pair is protected",
-        Message::Released { .. } => "a report of what is released",
+        Message::Released(_) => "a report of what is released",
         Message::Storing => "word that its disk is waited for",
         Message::Heartbeat => "a heartbeat",
         Message::Clock { .. } => "the guest's clock",

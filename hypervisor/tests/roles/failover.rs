@@ -7,7 +7,7 @@ use hypervisor::role::{
     BackupAction, BackupEnd, DiskLogState, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
 };
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
-use logchannel::message::Message;
+use logchannel::message::{Left, Message};
 use logchannel::session::NodeId;
 use vm::{InstructionCount, OutputId};
 
@@ -353,7 +353,7 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     }
     pair.deliver_to_backup();
     pair.replay();
-    pair.primary_says(Message::Released { next_output: OutputId(1) });
+    pair.primary_says(Message::Released(Left::all_below(OutputId(1))));
     pair.primary_lost();
     let (received, _) = pair.backup.cursors();
     let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());

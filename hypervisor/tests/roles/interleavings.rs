@@ -352,7 +352,8 @@ impl<'a> Run<'a> {
                 side.is_backup_over = true;
             }
             BackupAction::End(BackupEnd::Unprotected { .. }) => side.is_backup_over = true,
-            other @ (BackupAction::Begin(_)
+            other @ (BackupAction::Waits
+            | BackupAction::Begin(_)
             | BackupAction::CheckOwner
             | BackupAction::Joined
             | BackupAction::ClaimsLost(_)

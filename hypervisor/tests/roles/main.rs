@@ -15,6 +15,7 @@ mod pair;
 mod refusals;
 #[path = "../roles_image/mod.rs"]
 mod roles_image;
+mod spares;
 mod standing;
 mod stop;
 mod world;

@@ -5,7 +5,7 @@ use crate::world::{G, MS};
 use hypervisor::output_gate::GATE_BYTES_MAX;
 use hypervisor::role::DiskLogState;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
-use logchannel::message::Message;
+use logchannel::message::{Left, Message};
 use vm::{InstructionCount, OutputId, OutputOperation};
 
 #[test]
@@ -117,7 +117,7 @@ fn the_backup_keeps_the_outputs_that_the_primary_has_not_sent_and_no_others() {
     }
     pair.deliver_to_backup();
     pair.replay();
-    pair.primary_says(Message::Released { next_output: OutputId(2) });
+    pair.primary_says(Message::Released(Left::all_below(OutputId(2))));
     pair.primary_lost();
     assert_eq!(pair.tail(), [2, 3]);
 }
@@ -130,7 +130,7 @@ fn outputs_that_were_sent_before_the_backup_replays_them_are_not_sent_again() {
     }
     pair.deliver_to_backup();
     // The primary's word comes while replay lags behind.
-    pair.primary_says(Message::Released { next_output: OutputId(3) });
+    pair.primary_says(Message::Released(Left::all_below(OutputId(3))));
     pair.replay();
     pair.primary_lost();
     assert_eq!(pair.tail(), [3]);

@@ -122,6 +122,13 @@ impl Pair {
         self.machine.run(count.plus(STEPS_PER_PAGE * pages));
     }
 
+    /// The guest writes to the next `pages` pages, or to so many of them as the copy for a joining backup lets it.
+    pub(crate) fn write_pages_if_allowed(&mut self, pages: u64) {
+        if let Some(steps) = self.primary.steps_allowed(STEPS_PER_PAGE * pages, &self.machine) {
+            self.machine.run(self.machine.instruction_count().plus(steps));
+        }
+    }
+
     /// A pair that has just become protected, with nothing under way.
     pub(crate) fn protected() -> Self {
         let mut pair = Self::new();
@@ -249,6 +256,7 @@ impl Pair {
     fn collect_backup(&mut self) {
         while let Some(action) = self.backup.poll_action() {
             match action {
+                BackupAction::Waits => {}
                 BackupAction::Begin(session) => match Restoration::new(&session.config) {
                     Ok(restoration) => self.restoration = Some(restoration),
                     Err(error) => self.backup.restore_failed(&error.to_string()),
@@ -306,7 +314,7 @@ impl Pair {
             if LogSeq(seq as u64) >= self.protected_from {
                 assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
             }
-            self.primary.put_out(OutputId(id.0 + 1));
+            self.primary.console_left(OutputId(id.0 + 1));
             let Some(port) = self.port else { continue };
             self.out.push(id.0);
             let carried = self.lan.borrow_mut().carry(port, id, &found);

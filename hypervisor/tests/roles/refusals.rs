@@ -4,7 +4,7 @@ use crate::pair::{Pair, owner_claim};
 use crate::world::{BACKUP, G, NEXT, PRIMARY, config, guest_image, machine, session, vm_id};
 use hypervisor::role::{BackupEnd, Expectation, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
-use logchannel::message::{EntryBatch, Message};
+use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use vm::{BehaviourVersion, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
@@ -94,7 +94,7 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
     let protected = || Message::Protected { generation: G };
     let ack = || Message::Ack { received: LogSeq(0) };
     let consumed = || Message::Consumed { consumed: LogSeq(0), count: InstructionCount(0) };
-    let released = || Message::Released { next_output: OutputId(0) };
+    let released = || Message::Released(Left::all_below(OutputId(0)));
     let refused = || Message::Refused { reason: "late".into() };
     let snapshot = || Message::Snapshot(snapshot());
     let stages: [(&[Message], Vec<Message>); 3] = [
@@ -327,7 +327,7 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
         batch(),
         Message::Accepted,
         Message::Protected { generation: G },
-        Message::Released { next_output: OutputId(9) },
+        Message::Released(Left::all_below(OutputId(9))),
         Message::Refused { reason: "late".into() },
     ];
     for message in &wrong {
@@ -397,7 +397,7 @@ fn cursors_at_the_end_of_their_range_break_nothing() {
     let mut pair = Pair::protected();
     pair.output();
     pair.deliver_to_backup();
-    pair.primary_says(Message::Released { next_output: OutputId(u64::MAX) });
+    pair.primary_says(Message::Released(Left::all_below(OutputId(u64::MAX))));
     pair.replay();
     pair.backup_says(Message::Consumed { consumed: LogSeq(u64::MAX), count: InstructionCount(u64::MAX) });
     assert!(pair.primary.is_protected());

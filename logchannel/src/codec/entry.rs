@@ -4,7 +4,9 @@ use super::varint::{Bytes, Varint};
 use super::{CodecError, check_length, decode_front, encode_value, require_encoding_of};
 use crate::entry::{EntryBody, Generation, LogEntry};
 use bincode::{BorrowDecode, Decode, Encode};
-use vm::{Event, FRAME_BYTES_MAX, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, StateDigest, StopReason};
+use vm::{
+    Event, FRAME_BYTES_MAX, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PageRange, StateDigest, StopReason,
+};
 
 /// The most console input that one entry carries, in bytes.
 pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
@@ -128,6 +130,11 @@ enum WireBody<'a> {
     Generation {
         generation: Varint,
     },
+    PartDigest {
+        first: Varint,
+        pages: Varint,
+        digest: [u8; 16],
+    },
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -176,6 +183,11 @@ impl Previous {
             }
             EntryBody::Progress => WireBody::Progress,
             EntryBody::Digest(digest) => WireBody::Digest { digest: digest.0.to_le_bytes() },
+            EntryBody::PartDigest { pages: PageRange { first, end }, digest } => WireBody::PartDigest {
+                first: Varint(*first),
+                pages: Varint(forward("page", *first, *end)),
+                digest: digest.0.to_le_bytes(),
+            },
             EntryBody::Stopped(reason) => WireBody::Stopped { reason: (*reason).into() },
             EntryBody::Generation(generation) => WireBody::Generation { generation: Varint(generation.0) },
         }
@@ -235,6 +247,10 @@ impl Previous {
             }
             WireBody::Progress => EntryBody::Progress,
             WireBody::Digest { digest } => EntryBody::Digest(StateDigest(u128::from_le_bytes(digest))),
+            WireBody::PartDigest { first, pages, digest } => EntryBody::PartDigest {
+                pages: PageRange { first: first.0, end: advance("page", first.0, require_some(pages)?)? },
+                digest: StateDigest(u128::from_le_bytes(digest)),
+            },
             WireBody::Stopped { ref reason } => EntryBody::Stopped(reason.try_into()?),
             WireBody::Generation { generation } => EntryBody::Generation(Generation(generation.0)),
         })
@@ -304,6 +320,14 @@ fn forward(what: &str, from: u64, to: u64) -> u64 {
 
 fn advance(what: &'static str, from: u64, by: u64) -> Result<u64, CodecError> {
     from.checked_add(by).ok_or(CodecError::Overflow { what })
+}
+
+/// A digest of no pages says nothing.
+fn require_some(pages: Varint) -> Result<u64, CodecError> {
+    match pages.0 {
+        0 => Err(CodecError::Invalid { what: "pages of a digest", reason: "there are none".into() }),
+        pages => Ok(pages),
+    }
 }
 
 /// A gap of none has its own, shorter tag: one encoding per entry.

@@ -7,7 +7,8 @@ use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, TailOutput};
 use vm::{
-    Event, HaltReason, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest, StopReason,
+    Event, HaltReason, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, PageRange, StateDigest,
+    StopReason,
 };
 
 /// The seed of this run: `FT_SEED` if set, else `default`. Printed, so that a failed run tells how to run it again.
@@ -82,6 +83,10 @@ impl Entries {
                 EntryBody::Output { id, digest: self.random.next() }
             }
             9 => EntryBody::Digest(StateDigest(u128::from(self.random.next()) << 64 | u128::from(self.random.next()))),
+            12 => EntryBody::PartDigest {
+                pages: PageRange { first: self.random.delta(), end: u64::MAX - self.random.delta() },
+                digest: StateDigest(u128::from(self.random.next())),
+            },
             10 => EntryBody::Generation(Generation(self.random.delta())),
             11 => EntryBody::Stopped(self.stop()),
             _ => EntryBody::Progress,

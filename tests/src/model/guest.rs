@@ -98,6 +98,7 @@ impl Guest {
             | EntryBody::Output { .. }
             | EntryBody::Progress
             | EntryBody::Digest(_)
+            | EntryBody::PartDigest { .. }
             | EntryBody::Stopped(_)
             | EntryBody::Generation(_) => Err(diverges()),
         }

@@ -375,7 +375,7 @@ impl State {
         if self.lan.serves(node) {
             self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
         }
-        owner.role.put_out(OutputId(id.0 + 1));
+        owner.role.console_left(OutputId(id.0 + 1));
         self.settle_owner(node, owner);
         Some(())
     }
@@ -451,7 +451,8 @@ impl State {
                 BackupAction::Begin(session) => backup.session = Some(session),
                 BackupAction::CheckOwner => backup.is_looking = true,
                 BackupAction::Protected(_) if self.is_mistaken(node) => self.broke(Rule::OneArbiter),
-                BackupAction::Pages(_)
+                BackupAction::Waits
+                | BackupAction::Pages(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
                 | BackupAction::Protected(_) => {}
@@ -552,7 +553,7 @@ impl State {
 /// What comes after a backup: one that never was part of a pair looks for a primary again.
 const fn after_end(end: &BackupEnd) -> Node {
     Node::Gone(match end {
-        BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => return Node::Spare,
+        BackupEnd::Unprotected { .. } | BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } => return Node::Spare,
         BackupEnd::GuestStopped(_) => End::GuestOver,
         BackupEnd::Fenced { .. } => End::BackupFenced,
         BackupEnd::Diverged => End::Diverged,

@@ -146,6 +146,7 @@ impl Backup {
     fn carry_out(&mut self, env: &mut Env) {
         while let Some(action) = self.role.poll_action() {
             match action {
+                BackupAction::Waits => {}
                 BackupAction::Begin(session) => self.begin(env, session),
                 BackupAction::Pages(pages) => self.put_pages(pages.first, &pages.bytes),
                 BackupAction::Restore(snapshot) => self.restore(env, &snapshot),
@@ -262,7 +263,8 @@ impl Backup {
                     }
                     self.ended = Some(Ended::Over(end));
                 }
-                BackupAction::Begin(_)
+                BackupAction::Waits
+                | BackupAction::Begin(_)
                 | BackupAction::Joined
                 | BackupAction::ClaimsLost(_)
                 | BackupAction::Pages(_)

@@ -45,6 +45,7 @@ enum Job {
     Hear,
     Cable,
     Conduct,
+    Print,
     Tick,
     Accept,
     Vcpu,
@@ -96,7 +97,7 @@ impl Primary {
 
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let mut jobs = [Job::Hear, Job::Cable, Job::Conduct, Job::Tick, Job::Accept, Job::Vcpu];
+        let mut jobs = [Job::Hear, Job::Cable, Job::Conduct, Job::Print, Job::Tick, Job::Accept, Job::Vcpu];
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
@@ -105,12 +106,14 @@ impl Primary {
                 Job::Hear => self.side.hear(env),
                 Job::Cable => self.plug(env),
                 Job::Conduct => self.side.conduct(env),
+                Job::Print => self.side.print(env),
                 Job::Tick => self.tick(env),
                 Job::Accept => self.side.accept(env),
                 Job::Vcpu => self.run_guest(env),
             }
             self.side.carry_out(env);
             if let Some(exit) = self.side.exit.take() {
+                self.side.drain(env);
                 return Err(exit);
             }
         }
@@ -185,6 +188,10 @@ impl Primary {
         }
         let is_holding = sink.side.role.gate().held() > 0;
         let steps = if is_holding { STEPS_WHILE_HOLDING } else { sink.side.me.setup.slice_steps };
+        let Some(steps) = sink.side.role.steps_allowed(steps, self.recorder.machine()) else {
+            self.vcpu_ns = sink.env.now_ns + COPY_NS;
+            return;
+        };
         let before = self.recorder.machine().instruction_count();
         let Ok(slice) = self.recorder.run_slice(&mut sink, steps);
         let ran = self.recorder.machine().instruction_count().since(before);

@@ -141,7 +141,7 @@ impl Process {
                 Err(Exit::Mistaken)
             }
             // `ft-backup --keep` looks for a primary again.
-            BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => {
+            BackupEnd::Unprotected { .. } | BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } => {
                 let next_ns = env.now_ns + RETRY_NS;
                 self.kind = Kind::Seeking(Seeking { asked: None, next_ns });
                 Ok(next_ns)

@@ -19,6 +19,9 @@ use vm::{OutputId, OutputOperation};
 /// How long a visitor may take to say what it wants.
 const PATIENCE_NS: u64 = 100_000_000;
 
+/// How long the console's reader takes nothing, at most.
+const SLOW_READER_NS: u32 = 30_000_000;
+
 /// All but the machine.
 pub(super) struct Side {
     pub(super) me: Me,
@@ -38,6 +41,8 @@ pub(super) struct Side {
     seqs: BTreeMap<OutputId, LogSeq>,
     /// When each of the outputs held was made.
     made_ns: VecDeque<(OutputId, u64)>,
+    /// Console output that waits for its reader, who takes it at this time.
+    console: VecDeque<(u64, OutputId, u64)>,
     has_lost_backup: bool,
     pub(super) exit: Option<Exit>,
 }
@@ -56,6 +61,7 @@ impl Side {
             sent_below: OutputId(0),
             seqs: BTreeMap::new(),
             made_ns: VecDeque::new(),
+            console: VecDeque::new(),
             has_lost_backup: false,
             exit: None,
         }
@@ -68,7 +74,8 @@ impl Side {
     /// When there is something to do that no arrival announces.
     pub(super) fn due_ns(&self, now_ns: u64) -> u64 {
         let todo_ns = if self.todo.is_empty() { u64::MAX } else { now_ns + 10_000 };
-        self.cable.due_ns().min(self.claims.due_ns()).min(todo_ns)
+        let console_ns = self.console.front().map_or(u64::MAX, |(due_ns, ..)| *due_ns);
+        self.cable.due_ns().min(self.claims.due_ns()).min(todo_ns).min(console_ns)
     }
 
     pub(super) fn has_room(&self, env: &mut Env) -> bool {
@@ -252,7 +259,10 @@ impl Side {
             }
             env.judge.leaves(self.me.node, self.role.generation(), seq, (*id, digest));
             if matches!(**operation, OutputOperation::Console(_)) {
-                env.judge.prints(self.me.node, *id, digest);
+                // A reader that is slow now and then.
+                let delay_ns = if env.random.one_in(8) { u64::from(env.random.below(SLOW_READER_NS)) } else { 0 };
+                let due_ns = self.console.back().map_or(0, |(due_ns, ..)| *due_ns).max(env.now_ns + delay_ns);
+                self.console.push_back((due_ns, *id, digest));
             }
         }
         while let Some((_, made_ns)) = self.made_ns.pop_front_if(|(id, _)| *id < next) {
@@ -263,7 +273,24 @@ impl Side {
         let frames: Vec<_> = batch.iter().map(|(id, operation)| (*id, &**operation)).collect();
         self.cable.send(env, &self.me, &frames);
         self.sent_below = self.sent_below.max(next);
-        self.role.put_out(next);
+        self.print(env);
+    }
+
+    /// A process that ends writes the rest of its console's queue first.
+    pub(super) fn drain(&mut self, env: &mut Env) {
+        self.console.iter_mut().for_each(|(due_ns, ..)| *due_ns = 0);
+        self.print(env);
+    }
+
+    /// Writes what its reader takes of the console's queue.
+    pub(super) fn print(&mut self, env: &mut Env) {
+        while let Some((_, id, digest)) = self.console.pop_front_if(|(due_ns, ..)| *due_ns <= env.now_ns) {
+            if env.is_dying(self.me.host) {
+                return;
+            }
+            env.judge.prints(self.me.node, id, digest);
+            self.role.console_left(OutputId(id.0 + 1));
+        }
     }
 
     fn send(&mut self, env: &mut Env) {

@@ -5,7 +5,7 @@ use super::joining::JoiningLog;
 use super::writer::{Batch, Order, Progress, Writer, run_sync};
 use super::{LogDirectory, LogDirectoryError};
 use crate::host::kept_log::Waiting;
-use crate::page_copy::PageCopying;
+use crate::page_copy::{self, PageCopying};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Pages, Snapshot};
@@ -15,9 +15,6 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vm::{Event, InstructionCount, Machine, OutputId, OutputOperation, PAGE_BYTES, PageCopy};
-
-/// Pages copied at a time: some 20 microseconds in which the guest doesn't run.
-const PIECE_PAGES: usize = 16;
 
 /// Bytes that wait for the writer before no more memory is copied.
 const COPY_AHEAD_BYTES: usize = 4 << 20;
@@ -217,7 +214,7 @@ impl DiskLog {
         if self.copying.is_none() && self.is_segment_due(machine) {
             self.begin_snapshot(machine);
         }
-        if self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES {
+        if self.wants_copy() {
             self.copy_some(machine, next_seq, tail);
         }
         // A snapshot that the writer hasn't completed needs the entries behind it.
@@ -250,6 +247,19 @@ impl DiskLog {
     #[must_use]
     pub const fn is_copying(&self) -> bool {
         self.copying.is_some()
+    }
+
+    /// Whether [`DiskLog::serve`] would copy memory now.
+    #[must_use]
+    pub fn wants_copy(&self) -> bool {
+        self.copying.is_some() && self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES
+    }
+
+    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is concerned: `None` if it has to stand
+    /// still until more is copied.
+    #[must_use]
+    pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
+        if self.has_failed() { Some(steps) } else { page_copy::steps_allowed(steps, machine, self.copying.as_ref()) }
     }
 
     /// Whether so much waits for the disk that the guest must not run on.
@@ -333,7 +343,7 @@ impl DiskLog {
         tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
     ) {
         let Some(mut copying) = self.copying.take() else { return };
-        if !copying.copy_some(machine, PIECE_PAGES, |pages| self.push_pages(pages)) {
+        if !copying.copy_piece(machine, |pages| self.push_pages(pages)) {
             self.copying = Some(copying);
             return;
         }
@@ -402,7 +412,7 @@ pub(super) fn payload_bytes(entry: &LogEntry) -> usize {
         EntryBody::Event(Event::Packet { frame, .. }) => frame.len(),
         EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),
         EntryBody::Output { .. } => 8,
-        EntryBody::Digest(_) | EntryBody::Stopped(_) => 16,
+        EntryBody::Digest(_) | EntryBody::PartDigest { .. } | EntryBody::Stopped(_) => 16,
         EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
         | EntryBody::Progress
         | EntryBody::Generation(_) => 0,

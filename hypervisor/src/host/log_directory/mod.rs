@@ -35,6 +35,7 @@ use logchannel::file::LogFileError;
 use logchannel::session::{VM_ID_BYTES_MAX, VmId};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const VM: &str = "vm";
@@ -123,10 +124,12 @@ impl LogDirectory {
     /// # Errors
     /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
     pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
-        fs::create_dir_all(path).map_err(failed("making the log directory", path))?;
+        // The guest's memory is in it.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(path).map_err(failed("making the log directory", path))?;
         let name_path = path.join(VM);
         let failed = failed("opening", &name_path);
-        let options = File::options().read(true).write(true).create(true).truncate(false).clone();
+        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
         let mut file = options.open(&name_path).map_err(&failed)?;
         match file.try_lock() {
             Ok(()) => {}

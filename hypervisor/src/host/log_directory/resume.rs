@@ -181,7 +181,11 @@ impl LogDirectory {
             match entry.body {
                 EntryBody::Generation(owner) => generation = owner,
                 EntryBody::Stopped(reason) => stopped = Some(reason),
-                EntryBody::Event(_) | EntryBody::Output { .. } | EntryBody::Progress | EntryBody::Digest(_) => {}
+                EntryBody::Event(_)
+                | EntryBody::Output { .. }
+                | EntryBody::Progress
+                | EntryBody::Digest(_)
+                | EntryBody::PartDigest { .. } => {}
             }
         }
         Ok(Survey {

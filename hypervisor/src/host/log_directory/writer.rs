@@ -13,6 +13,7 @@ use logchannel::snapshot::{Pages, Snapshot};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -338,7 +339,7 @@ impl Writer {
 }
 
 fn begin_part(path: &Path, session: &SessionHeader) -> io::Result<Part> {
-    let file = Arc::new(File::create(path)?);
+    let file = Arc::new(File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?);
     let snapshot = SnapshotWriter::create(BufWriter::new(file.clone()), session)?;
     Ok(Part { snapshot, file, generation: session.generation })
 }

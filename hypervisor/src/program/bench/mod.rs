@@ -1,6 +1,7 @@
 //! `ft-bench`: measures what fault tolerance costs, always beside what it is compared with, in one run.
 
 mod interp;
+mod join;
 mod output_rule;
 mod ping_pong;
 
@@ -36,13 +37,18 @@ enum Bench {
     /// checksum. QEMU's times are without its start-up: those of a run with no work, which has the same start, are taken
     /// off. Instructions are counted by our machine.
     Interp(interp::Options),
+    /// How long a guest that rewrites its memory stands still when a backup joins
+    ///
+    /// A primary with a guest that writes to every page of much memory, round and round, and backups that join one after
+    /// the other. The primary tells each time how long the guest stood still at once, at most.
+    Join(join::Options),
 }
 
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    super::init_tracing();
+    super::init_tracing("ft-bench");
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed("ft-bench", &error, interrupt::exit_code()),
@@ -55,5 +61,6 @@ fn run(options: &Options) -> Result<(), Failure> {
     match &options.bench {
         Bench::OutputRule(rule) => output_rule::run(rule, options.json),
         Bench::Interp(interp) => interp::run(interp, options.json),
+        Bench::Join(join) => join::run(join, options.json),
     }
 }

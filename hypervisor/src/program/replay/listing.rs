@@ -51,6 +51,12 @@ enum Body {
     Digest {
         digest: String,
     },
+    /// Of RAM and the disk only these pages are part of it.
+    PartDigest {
+        first_page: u64,
+        end_page: u64,
+        digest: String,
+    },
     Stopped {
         reason: String,
     },
@@ -72,6 +78,9 @@ impl Body {
             EntryBody::Output { id, digest } => Self::Output { id: id.0, digest: format!("{digest:016x}") },
             EntryBody::Progress => Self::Progress,
             EntryBody::Digest(digest) => Self::Digest { digest: digest.to_string() },
+            EntryBody::PartDigest { pages, digest } => {
+                Self::PartDigest { first_page: pages.first, end_page: pages.end, digest: digest.to_string() }
+            }
             EntryBody::Stopped(reason) => Self::Stopped { reason: reason.to_string() },
             EntryBody::Generation(generation) => Self::Generation { generation: generation.0 },
         }
@@ -136,6 +145,7 @@ fn describe(entry: &LogEntry) -> String {
         EntryBody::Event(Event::ConsoleInput { bytes }) => format!("\"{}\"", bytes.escape_ascii()),
         EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", id.0),
         EntryBody::Digest(digest) => digest.to_string(),
+        EntryBody::PartDigest { pages, digest } => format!("{digest} with pages {} to {}", pages.first, pages.end - 1),
         EntryBody::Stopped(reason) => reason.to_string(),
         EntryBody::Generation(generation) => generation.to_string(),
         EntryBody::Event(Event::TimerInterrupt) | EntryBody::Progress => String::new(),

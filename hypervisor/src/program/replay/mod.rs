@@ -64,7 +64,7 @@ struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    init_tracing();
+    init_tracing("ft-replay");
     let reporter = Reporter::new("ft-replay", options.json);
     match run(&options, reporter) {
         // The usual code of who writes to a closed pipe; whoever closed it knows.

@@ -101,9 +101,11 @@ impl PrimaryRole {
             self.mode = Mode::Claiming(Claiming::asked(request));
             return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));
         }
-        self.mode = Mode::Claiming(Claiming::asked(request));
         if self.standing.may_claim() {
+            self.mode = Mode::Claiming(Claiming::asked(request));
             self.actions.push_back(PrimaryAction::Claim(request));
+        } else {
+            self.mode = Mode::Claiming(Claiming::put_off(request));
         }
         self.tell_if_stranded();
     }

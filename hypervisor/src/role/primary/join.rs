@@ -1,70 +1,92 @@
 //! How a backup comes to a running guest: its memory is copied while it runs on, then the rest under a short pause.
 //!
 //! ```text
-//!   copying    memory, round by round                          the guest runs on
+//!   asked      nothing yet                                     the guest runs on
+//!   copying    memory, slower than it is copied if need be     the guest runs on
 //!              the rest, tail outputs, the machine's state     the guest stands still
 //!   restoring  the log from there on                           the guest runs on; nothing is held yet
 //! ```
+//! The driver copies with a [`SnapshotCopy`] that the role lends it, so that heartbeats and everything else that needs the role
+//! don't wait for the copying.
+//!
 //! Source: Scales et al. 2010, §2.3.
 
 use crate::mutation::{Mutation, mutated};
-use crate::output_gate::OutputGate;
 use crate::page_copy::PageCopying;
-use logchannel::entry::LogSeq;
 use logchannel::message::Message;
-use logchannel::snapshot::{Snapshot, TailOutput};
-use vm::{Machine, PageCopy};
+use vm::{Machine, PageCopy, StateDigest};
 
 /// Bytes of memory that wait for the channel before no more are copied.
 const COPY_AHEAD_BYTES: usize = 1 << 20;
 
-/// Pages copied at a time: some 20 microseconds in which the guest doesn't run.
-const PIECE_PAGES: usize = 16;
-
 /// A backup on its way.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Join {
-    /// It needs the guest's memory.
-    Asked,
-    /// It gets the guest's memory.
-    Copying(PageCopying),
+    /// It gets the guest's memory. Without a copy, the driver has it.
+    Copying(Option<SnapshotCopy>),
     /// It has the snapshot, gets the log, and hasn't said that its machine stands there.
     Restoring,
 }
 
 impl Join {
+    /// A backup needs the guest's memory.
+    pub(super) const fn asked() -> Self {
+        Self::Copying(Some(SnapshotCopy { pages: None, bytes: Vec::new(), complete: None }))
+    }
+
     /// Whether there is more to copy.
     pub(super) const fn is_copying(&self) -> bool {
-        matches!(self, Self::Asked | Self::Copying(_))
+        matches!(self, Self::Copying(_))
     }
 
     /// Whether the driver is to copy more, with so many bytes waiting for the channel.
     pub(super) const fn wants_copy(&self, outgoing_bytes: usize) -> bool {
-        self.is_copying() && outgoing_bytes < COPY_AHEAD_BYTES
+        matches!(self, Self::Copying(Some(_))) && outgoing_bytes < COPY_AHEAD_BYTES
     }
+}
 
-    /// Copies some memory of `machine` to `out`, or, when little is left, all that is left and the rest of the snapshot.
-    /// `true` if the snapshot is complete: it stands at `seq`, with all in `gate` that isn't known to have left.
-    pub(super) fn copy(&mut self, machine: &mut Machine, gate: &OutputGate, seq: LogSeq, out: &mut Vec<u8>) -> bool {
-        let mut copying = match std::mem::replace(self, Self::Restoring) {
-            Self::Asked => PageCopying::begin(PageCopy::Backup, machine),
-            Self::Copying(copying) => copying,
-            Self::Restoring => return false,
-        };
-        if !copying.copy_some(machine, PIECE_PAGES, |pages| Message::Pages(pages).encode(out)) {
-            *self = Self::Copying(copying);
-            return false;
+/// The copy of a machine that a joining backup gets, as long as it isn't complete.
+#[derive(Clone, Debug, Hash)]
+pub struct SnapshotCopy {
+    /// `None` before the first piece.
+    pages: Option<PageCopying>,
+    /// Messages with the pages copied last.
+    pub(super) bytes: Vec<u8>,
+    /// What the snapshot ends with, once all pages are copied.
+    pub(super) complete: Option<(StateDigest, Vec<u8>)>,
+}
+
+impl SnapshotCopy {
+    /// Copies a piece of the memory of `machine` or, when little is left, all that is left and the rest of the machine's state.
+    /// Give the copy back with [`PrimaryRole::give_copy`](super::PrimaryRole::give_copy) before the guest runs on.
+    ///
+    /// The machine must have consumed all that was appended, and its outputs must have been taken.
+    pub fn copy_piece(&mut self, machine: &mut Machine) {
+        let pages = self.pages.get_or_insert_with(|| PageCopying::begin(PageCopy::Backup, machine));
+        if !pages.copy_piece(machine, |pages| Message::Pages(pages).encode(&mut self.bytes)) {
+            return;
         }
         if !mutated(Mutation::SkipLastPages) {
-            copying.copy_rest(machine, |pages| Message::Pages(pages).encode(out));
+            pages.copy_rest(machine, |pages| Message::Pages(pages).encode(&mut self.bytes));
         }
-        // Also those that a log on disk still holds: the log from here on tells of none of them.
-        for (id, operation) in gate.not_left() {
-            if !mutated(Mutation::ForgetTailInSnapshot) {
-                Message::Tail(TailOutput { id, operation: (*operation).clone() }).encode(out);
-            }
-        }
-        Message::Snapshot(Snapshot { seq, digest: machine.digest(), state: machine.state() }).encode(out);
-        true
+        self.complete = Some((machine.digest(), machine.state()));
+    }
+
+    /// Whether the last piece has been copied.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.complete.is_some()
+    }
+
+    /// How many pages have been copied, each as often as it was.
+    #[must_use]
+    pub fn pages_copied(&self) -> u64 {
+        self.pages.as_ref().map_or(0, PageCopying::copied)
+    }
+
+    /// The memory's copy, to know how fast the guest may run meanwhile.
+    #[must_use]
+    pub(crate) const fn pages(&self) -> Option<&PageCopying> {
+        self.pages.as_ref()
     }
 }

@@ -7,6 +7,7 @@ mod pace;
 mod pairing;
 mod standing;
 
+pub use join::SnapshotCopy;
 pub use pace::FULL_SHARE;
 
 use super::{ClaimRequest, Claiming, DiskLogState, Timing};
@@ -17,7 +18,7 @@ use crate::output_gate::OutputGate;
 use join::Join;
 use log::Log;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::message::Message;
+use logchannel::message::{Left, Message};
 use logchannel::session::{NodeId, SessionHeader};
 use pace::Pace;
 use standing::Standing;
@@ -152,7 +153,7 @@ pub struct PrimaryRole {
     clock_told_ns: Option<u64>,
     /// When the oldest entry that isn't sent yet was appended.
     pending_since_ns: Option<u64>,
-    told_released: OutputId,
+    told_released: Left,
     stop: Option<PrimaryEnd>,
     /// When the guest came to its end.
     stopped_ns: u64,
@@ -226,7 +227,7 @@ impl PrimaryRole {
             clock,
             clock_told_ns: None,
             pending_since_ns: None,
-            told_released: next_output,
+            told_released: Left::all_below(next_output),
             stop: None,
             stopped_ns: 0,
         }
@@ -244,10 +245,22 @@ impl PrimaryRole {
         self.session.generation
     }
 
+    /// How long this side waits for what.
+    #[must_use]
+    pub const fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
     /// Whether a backup acknowledges the log.
     #[must_use]
     pub const fn is_protected(&self) -> bool {
         matches!(self.mode, Mode::Protected)
+    }
+
+    /// Whether the guest hasn't run yet, as its first backup hasn't joined.
+    #[must_use]
+    pub const fn is_awaiting_backup(&self) -> bool {
+        matches!(self.mode, Mode::AwaitingBackup)
     }
 
     /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
@@ -426,14 +439,15 @@ impl PrimaryRole {
         out.append(&mut self.outgoing);
     }
 
-    /// The next output that may leave. Say [`PrimaryRole::put_out`] and [`PrimaryRole::carried`] of it.
+    /// The next output that may leave. Say [`PrimaryRole::carried`] of a frame, and
+    /// [`PrimaryRole::console_left`] of console output.
     pub fn take_released(&mut self) -> Option<(OutputId, Arc<OutputOperation>)> {
         self.gate.take_released()
     }
 
-    /// All outputs below `next` have been written to the console or handed to the network, as far as there is one.
-    pub fn put_out(&mut self, next: OutputId) {
-        self.gate.put_out(next);
+    /// All console output below `next` has been written, or dropped because nobody reads it.
+    pub fn console_left(&mut self, next: OutputId) {
+        self.gate.console_left(next);
     }
 
     /// The network has carried all frames below `next`.

@@ -1,16 +1,18 @@
 //! The primary and its backup: how one joins, what it says, how it is lost.
 
-use super::join::Join;
+use super::join::{Join, SnapshotCopy};
 use super::log::Log;
 use super::{Mode, PrimaryAction, PrimaryRole};
 use crate::arbiter::ClaimKind;
 use crate::mutation::{Mutation, mutated};
+use crate::page_copy;
 use crate::role::message_name;
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use logchannel::session::VmId;
+use logchannel::snapshot::{Snapshot, TailOutput};
 use logchannel::stream::LogSender;
-use vm::{Machine, OutputId};
+use vm::{Machine, StateDigest};
 
 impl PrimaryRole {
     /// Whether a backup of `vm` may join now.
@@ -29,10 +31,12 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether it is open for the moment if this node owns the VM, and with that whether a backup may join.
+    /// Whether a backup of `vm` that may not join now may later: there is one already, or it is open for the moment whether this
+    /// node owns the VM.
     #[must_use]
-    pub const fn is_claiming(&self) -> bool {
-        matches!(self.mode, Mode::Claiming(_))
+    pub fn may_take_backup_later(&self, vm: &VmId) -> bool {
+        let is_taken = self.has_backup() || matches!(self.mode, Mode::Claiming(_));
+        is_taken && *vm == self.session.vm
     }
 
     /// A backup of `vm` joins: it gets the session, and then the guest's memory.
@@ -47,7 +51,7 @@ impl PrimaryRole {
         (self.heard_ns, self.spoke_ns, self.progress_ns) = (now_ns, now_ns, now_ns);
         // It needs the clock only when it may claim.
         self.clock_told_ns = Some(now_ns);
-        self.join = Some(Join::Asked);
+        self.join = Some(Join::asked());
         Ok(())
     }
 
@@ -57,25 +61,73 @@ impl PrimaryRole {
         matches!(&self.join, Some(join) if join.is_copying())
     }
 
-    /// Whether the driver is to say [`PrimaryRole::copy_snapshot`]: a backup needs memory, and the channel has room.
+    /// Whether the driver is to say [`PrimaryRole::take_copy`]: a backup needs memory, and the channel has room.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.join.as_ref().is_some_and(|join| join.wants_copy(self.outgoing.len()))
     }
 
-    /// Copies a piece of the machine for a backup that is joining. The machine must have consumed all that was appended, and
-    /// its outputs must have been taken.
-    pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
-        let Some(join) = &mut self.join else { return };
-        let seq = self.log.appended();
-        if join.copy(machine, &self.gate, seq, &mut self.outgoing) {
-            // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
-            let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
-            self.log = Log::Streamed(LogSender::new(first));
-            self.told_released = self.gate.next_to_leave();
-            self.pace.consumed(seq);
+    /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and then says
+    /// [`PrimaryRole::give_copy`]. It takes a while, in which the role can do everything else.
+    pub fn take_copy(&mut self) -> Option<SnapshotCopy> {
+        if !self.wants_copy() {
+            return None;
+        }
+        match &mut self.join {
+            Some(Join::Copying(copy)) => copy.take(),
+            Some(Join::Restoring) | None => None,
+        }
+    }
+
+    /// The driver has copied a piece. If it was the last, the snapshot stands at the end of the log, and has all outputs that
+    /// aren't known to have left.
+    ///
+    /// A backup that has been lost meanwhile needs it no more, and its successor begins anew.
+    pub fn give_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
+        let Some(join @ Join::Copying(None)) = &mut self.join else { return };
+        self.outgoing.append(&mut copy.bytes);
+        match copy.complete.take() {
+            None => *join = Join::Copying(Some(copy)),
+            Some((digest, state)) => {
+                *join = Join::Restoring;
+                self.end_snapshot(digest, state);
+            }
         }
         (self.spoke_ns, self.progress_ns) = (now_ns, now_ns);
+    }
+
+    /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody else waits for.
+    pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
+        if let Some(mut copy) = self.take_copy() {
+            copy.copy_piece(machine);
+            self.give_copy(now_ns, copy);
+        }
+    }
+
+    /// How many of `steps` steps the guest may run now, as far as the copy for a backup that joins is concerned: `None` if it has
+    /// to stand still until more is copied.
+    #[must_use]
+    pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
+        match &self.join {
+            Some(Join::Copying(Some(copy))) => page_copy::steps_allowed(steps, machine, copy.pages()),
+            Some(Join::Copying(None) | Join::Restoring) | None => Some(steps),
+        }
+    }
+
+    fn end_snapshot(&mut self, digest: StateDigest, state: Vec<u8>) {
+        let seq = self.log.appended();
+        // Also those that a log on disk still holds: the log from here on tells of none of them.
+        for (id, operation) in self.gate.not_left() {
+            if !mutated(Mutation::ForgetTailInSnapshot) {
+                Message::Tail(TailOutput { id, operation: (*operation).clone() }).encode(&mut self.outgoing);
+            }
+        }
+        Message::Snapshot(Snapshot { seq, digest, state }).encode(&mut self.outgoing);
+        // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
+        let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
+        self.log = Log::Streamed(LogSender::new(first));
+        self.told_released = self.gate.left();
+        self.pace.consumed(seq);
     }
 
     /// The backup said something.
@@ -178,10 +230,11 @@ impl PrimaryRole {
 
     /// Tells the backup which outputs it will not have to send at go-live.
     pub(super) fn tell_released(&mut self) {
-        let next_output = OutputId(self.gate.next_to_leave().0 + u64::from(mutated(Mutation::TellReleasedTooEarly)));
-        if next_output > self.told_released {
-            self.told_released = next_output;
-            Message::Released { next_output }.encode(&mut self.outgoing);
+        let mut left = self.gate.left();
+        left.frames.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));
+        if left.frames > self.told_released.frames || left.console > self.told_released.console {
+            self.told_released = left;
+            Message::Released(left).encode(&mut self.outgoing);
         }
     }
 }

@@ -97,14 +97,15 @@ impl PrimaryRole {
     pub(super) fn look_if_due(&mut self, now_ns: u64) {
         match self.standing.look {
             Look::New => self.standing.look = Look::At(now_ns.saturating_add(self.timing.look_ns)),
-            Look::At(at_ns) if now_ns >= at_ns && self.standing.refill.is_none() => self.look(),
+            Look::At(at_ns) if now_ns >= at_ns => self.look(),
             Look::At(_) | Look::Asked => {}
         }
     }
 
-    /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
-    pub(super) fn look(&mut self) {
-        let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some();
+    /// Asks for the latest claim, unless the driver is asking already or this owner never looks. Also for the driver, when
+    /// something else doubts that this node owns the VM, as a LAN that refuses it does: what counts is the arbiter's answer.
+    pub fn look(&mut self) {
+        let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some() || self.is_claim_asked();
         if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended) {
             self.standing.look = Look::Asked;
             self.actions.push_back(PrimaryAction::Look);
@@ -126,6 +127,9 @@ impl PrimaryRole {
                 true => {}
                 false => self.fence(now_ns, holder),
             },
+            // The claim of the pair's flag that is on its way must not find the flag before made again: it was asked when the
+            // backup might have won already. Its answer tells.
+            _ if self.is_claim_asked() => {}
             latest => {
                 self.lose_claims(latest.as_ref());
                 if !matches!(self.mode, Mode::Ended) {
@@ -134,6 +138,11 @@ impl PrimaryRole {
                 }
             }
         }
+    }
+
+    /// The driver is asking for the flag of the pair.
+    const fn is_claim_asked(&self) -> bool {
+        matches!(&self.mode, Mode::Claiming(claiming) if claiming.is_asked())
     }
 
     const fn look_again(&mut self, now_ns: u64, after_ns: u64) {
@@ -204,6 +213,9 @@ impl PrimaryRole {
     pub(super) fn claim_refused(&mut self, now_ns: u64, holder: Option<Claim>) {
         if let Some(holder) = holder.filter(|holder| holder.node != self.node) {
             return self.fence(now_ns, holder);
+        }
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            claiming.retry(now_ns, &self.timing);
         }
         self.lose_claims(None);
         self.look();

@@ -7,11 +7,11 @@ use super::points::{Died, Kind, Side};
 use crate::world::expectation;
 use hypervisor::role::{BackupAction, BackupEnd, BackupRole, Timing};
 use logchannel::entry::{Generation, LogEntry, LogSeq};
-use logchannel::message::Message;
+use logchannel::message::{Left, Message};
 use logchannel::session::NodeId;
 use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
-use vm::{OutputId, Restoration};
+use vm::Restoration;
 
 const ACTOR: Option<Side> = Some(Side::Backup);
 
@@ -25,7 +25,7 @@ pub(super) struct Backup {
     pub(super) to_replay: VecDeque<LogEntry>,
     /// It knows that it may claim.
     pub(super) is_told: bool,
-    pub(super) told_released: OutputId,
+    pub(super) told_released: Left,
     /// What it has to say that is more than a word.
     to_say: Option<Kind>,
     pub(super) asking: Asking,
@@ -43,7 +43,7 @@ impl Backup {
             guest: None,
             to_replay: VecDeque::new(),
             is_told: false,
-            told_released: OutputId(0),
+            told_released: Left::default(),
             to_say: Some(Kind::JoinSent),
             asking: Asking::default(),
             end: None,
@@ -68,9 +68,9 @@ impl Backup {
         for message in link.to_backup.deliver(bytes) {
             let kind = Kind::of_hearing(&message);
             self.op(outside, kind, |backup, outside| {
-                if let Message::Released { next_output } = message {
-                    outside.check_released(next_output);
-                    backup.told_released = next_output;
+                if let Message::Released(left) = message {
+                    outside.check_released(left);
+                    backup.told_released = left;
                 }
                 let (before, _) = backup.role.cursors();
                 backup.role.primary_said(outside.now_ns, message);
@@ -137,6 +137,7 @@ impl Backup {
         self.send(outside, link)?;
         while let Some(action) = self.role.poll_action() {
             match action {
+                BackupAction::Waits => {}
                 BackupAction::Begin(session) => self.restoration = Some(Restoration::new(&session.config).unwrap()),
                 BackupAction::Pages(pages) => {
                     self.restoration.as_mut().unwrap().put_pages(pages.first, &pages.bytes).unwrap();

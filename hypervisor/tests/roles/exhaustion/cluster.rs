@@ -10,9 +10,9 @@ use crate::world::{G, MS, PRIMARY, session, vm_id};
 use hypervisor::arbiter::ClaimKind;
 use hypervisor::role::{BackupEnd, DiskLogState, Inheritance, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::Generation;
+use logchannel::message::Left;
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::{BTreeSet, VecDeque};
-use vm::OutputId;
 
 /// So short that a run's silences are no longer than its words.
 const TIMING: Timing = Timing {
@@ -97,7 +97,7 @@ impl Cluster {
         let role = PrimaryRole::alone(PRIMARY, session.clone(), TIMING);
         Self {
             outside,
-            primary: Some(Primary::new(PRIMARY, role, Guest::new(), OutputId(0))),
+            primary: Some(Primary::new(PRIMARY, role, Guest::new(), Left::default())),
             backup: None,
             link: Link::default(),
             stale: None,
@@ -272,7 +272,9 @@ impl Cluster {
                 assert!(self.outside.arbiter.claims.values().any(|claim| claim == holder), "fenced by nobody");
             }
             Some(BackupEnd::Unprotected { .. }) => assert!(!backup.is_told, "it may claim, and doesn't"),
-            Some(end @ (BackupEnd::Refused { .. } | BackupEnd::Diverged)) => panic!("{end:?}"),
+            Some(end @ (BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } | BackupEnd::Diverged)) => {
+                panic!("{end:?}")
+            }
         }
         self.backup = None;
         self.join_at = self.round + JOIN_AFTER;

@@ -105,7 +105,11 @@ impl Story {
                 sent = Some((*id, output));
             }
             EntryBody::Stopped(_) => self.is_stopped = true,
-            EntryBody::Event(_) | EntryBody::Progress | EntryBody::Digest(_) | EntryBody::Generation(_) => {}
+            EntryBody::Event(_)
+            | EntryBody::Progress
+            | EntryBody::Digest(_)
+            | EntryBody::PartDigest { .. }
+            | EntryBody::Generation(_) => {}
         }
         self.steps += usize::from(!is_of_end);
         let mut hasher = DefaultHasher::new();

@@ -4,6 +4,7 @@ use super::guest::Story;
 use super::points::Points;
 use crate::world::Arbiter;
 use logchannel::entry::Generation;
+use logchannel::message::Left;
 use logchannel::session::NodeId;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub(super) struct Outside {
     pub(super) words_again: u32,
     /// Whether an output has reached somebody, by its id.
     has_left: Vec<bool>,
+    /// What backups were told to have left.
+    told: Left,
     /// So many entries of the log, with this digest, have become known by what they made the guest send.
     known: (usize, u64),
     pub(super) owners: BTreeMap<Generation, NodeId>,
@@ -43,6 +46,7 @@ impl Outside {
             console: Vec::new(),
             words_again: 0,
             has_left: Vec::new(),
+            told: Left::default(),
             known: (0, 0),
             owners: BTreeMap::new(),
         }
@@ -87,7 +91,7 @@ impl Outside {
                 self.console.push((word.clone(), writer));
             }
         }
-        self.left(id);
+        self.left(id, word);
     }
 
     /// The LAN carries the next frame on its way to it.
@@ -107,19 +111,24 @@ impl Outside {
                 assert_eq!(place, self.lan.carried.len(), "frames before this one are sent by nobody");
                 self.lan.carried.push((*frame).clone());
                 self.lan.next_output = OutputId(id.0 + 1);
-                self.left(id);
+                self.left(id, &frame);
             }
         }
     }
 
-    fn left(&mut self, id: OutputId) {
+    fn left(&mut self, id: OutputId, output: &OutputOperation) {
         let index = usize::try_from(id.0).unwrap();
         self.has_left.resize(self.has_left.len().max(index + 1), false);
-        self.has_left[index] = true;
+        let had_left = std::mem::replace(&mut self.has_left[index], true);
+        assert!(had_left || !self.told.has(id, output), "{id:?} was said to have left, and leaves now");
     }
 
-    /// A backup is told that it need not send anything below `next`.
-    pub(super) fn check_released(&self, next: OutputId) {
+    /// A backup is told that it need not send what has `left`.
+    pub(super) fn check_released(&mut self, left: Left) {
+        self.told.frames = self.told.frames.max(left.frames);
+        self.told.console = self.told.console.max(left.console);
+        // Which of the others are frames is known when they leave.
+        let next = left.frames.min(left.console);
         let not_left =
             (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
         assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);

@@ -114,8 +114,10 @@ impl Kind {
             Message::Protected { .. } => Self::Told,
             Message::Entries(_) => Self::Receive,
             Message::Ack { .. } => Self::AckReceived,
-            Message::Released { .. } => Self::ReleasedReceived,
-            Message::Session { .. }
+            Message::Released(_) => Self::ReleasedReceived,
+            Message::Wait
+            | Message::NoPrimary
+            | Message::Session { .. }
             | Message::AskOwner { .. }
             | Message::Owner { .. }
             | Message::Refused { .. }

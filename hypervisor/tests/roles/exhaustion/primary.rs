@@ -6,7 +6,7 @@ use super::outside::Outside;
 use super::points::{Died, Kind, Side};
 use hypervisor::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::message::Message;
+use logchannel::message::{Left, Message};
 use logchannel::session::NodeId;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
@@ -30,12 +30,12 @@ pub(super) struct Primary {
     /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
     protected_from: LogSeq,
     /// As a backup it was told that these have left.
-    told_released: OutputId,
+    told_released: Left,
     pub(super) end: Option<PrimaryEnd>,
 }
 
 impl Primary {
-    pub(super) fn new(node: NodeId, role: PrimaryRole, guest: Guest, told_released: OutputId) -> Self {
+    pub(super) fn new(node: NodeId, role: PrimaryRole, guest: Guest, told_released: Left) -> Self {
         Self {
             node,
             role,
@@ -229,14 +229,17 @@ impl Primary {
                 outside.learn(primary.story(), place);
                 match (&*output, primary.port) {
                     (OutputOperation::Console(_), _) => {
-                        assert!(id >= primary.told_released, "{id:?} is said to have left, and is written again");
+                        assert!(
+                            !primary.told_released.has(id, &output),
+                            "{id:?} is said to have left, and is written again"
+                        );
                         outside.write(primary.node, id, &output);
                     }
                     (OutputOperation::Frame(_), Some(port)) => outside.lan.under_way.push_back((port, id, output)),
                     (OutputOperation::Frame(_), None) => {}
                 }
             })?;
-            self.role.put_out(OutputId(id.0 + 1));
+            self.role.console_left(OutputId(id.0 + 1));
         }
         Ok(())
     }
