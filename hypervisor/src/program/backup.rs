@@ -145,7 +145,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
             BackupOutcome::GoLive(succession) => {
                 node.mac = succession.session.config.mac;
                 return go_live(node, *succession, timing, doorman.stop()?, |running| {
-                    stop.runs(running, Origin::Primary)
+                    stop.runs(running, Origin::Primary);
                 });
             }
         }
