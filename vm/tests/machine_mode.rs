@@ -461,12 +461,12 @@ fn wfi_wakes_for_an_interrupt_that_is_enabled_one_by_one() {
 /// Runs `code` to a double trap at this address for want of an instruction there, and gives the trap before.
 fn double_trap(code: &[u32], at: u64) -> FirstTrap {
     let mut machine = bare(code);
-    match run_on(&mut machine) {
-        Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc, cause: 1, first: Some(first) })) if pc == at => {
-            first
-        }
-        exit => panic!("{exit:?} is no double trap"),
-    }
+    let exit = run_on(&mut machine);
+    let Exit::Stopped(StopReason::Halt(HaltReason::DoubleTrap { pc, cause: 1, first: Some(first) })) = exit else {
+        panic!("{exit:?} is no double trap");
+    };
+    assert_eq!(pc, at);
+    first
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub enum LogDirectoryError {
         /// Which segment.
         path: PathBuf,
         /// How.
-        divergence: Divergence,
+        divergence: Box<Divergence>,
     },
 }
 

@@ -263,7 +263,9 @@ impl Survey {
                     next_output = OutputId(id.0 + 1);
                     tail.push(id, operation);
                 }
-                Err(divergence) => return Err(LogDirectoryError::Diverged { path: segment, divergence }),
+                Err(divergence) => {
+                    return Err(LogDirectoryError::Diverged { path: segment, divergence: Box::new(divergence) });
+                }
             }
             let entries = replayer.consumed().0 - first.0;
             if entries.is_multiple_of(ENTRIES_PER_LOOK) || matches!(entry.body, EntryBody::Digest(_)) {
