@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 use tests::programs;
-use tests::stage::{Node, Stage};
+use tests::stage::{Node, Stage, wait_until};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -72,7 +72,7 @@ fn what_waits_says_what_it_waits_for() {
     assert_eq!(primary.told("alone")["generation"], 2);
     let mut next = stage.node("ft-backup", &["--primary", &channel]);
     next.told("protected");
-    primary.told_again("protected", 0);
+    wait_until("the second pair", || primary.count("protected") == 2);
     let again = primary.reports().iter().filter(|report| report["event"] == "protected" && report["again"] == true);
     assert_eq!(again.count(), 1);
 }

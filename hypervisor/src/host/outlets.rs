@@ -58,6 +58,8 @@ pub struct Outlets {
     first_output_told: bool,
     /// The console as text, for reports.
     text: ConsoleText,
+    /// The last output of the console, which may only have begun a character.
+    last_console: OutputId,
 }
 
 impl Outlets {
@@ -72,6 +74,7 @@ impl Outlets {
             frames_without_lan: 0,
             first_output_told: false,
             text: ConsoleText::new(),
+            last_console: OutputId(0),
         }
     }
 
@@ -123,7 +126,7 @@ impl Outlets {
     /// Puts out what is left of a character that the guest has not completed. Call it when the guest writes no more.
     pub fn finish_console(&mut self) {
         if let Some(piece) = self.text.finish() {
-            self.reporter.tell(&NodeReport::Console(piece));
+            self.reporter.tell_output(self.last_console, &NodeReport::Console(piece));
         }
     }
 
@@ -155,11 +158,11 @@ impl Outlets {
 
     /// When it has left, the writer of standard output says.
     fn put_on_console(&mut self, id: OutputId, bytes: &[u8]) {
+        self.last_console = id;
         if self.reporter.is_json() {
-            match self.text.push(bytes) {
-                Some(piece) => self.reporter.tell_output(id, &NodeReport::Console(piece)),
-                // The rest of a character is to come: it is told with that.
-                None => writer::stdout().push_console(id, Vec::new()),
+            // A character that is only begun has left when the line with its rest is written.
+            if let Some(piece) = self.text.push(bytes) {
+                self.reporter.tell_output(id, &NodeReport::Console(piece));
             }
         } else {
             writer::stdout().push_console(id, bytes.to_vec());
