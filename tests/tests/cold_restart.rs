@@ -235,7 +235,7 @@ fn a_backup_is_not_accepted_before_its_log_is_whole() {
     primary.told("console");
     let part = block_the_disk(logs.backup.path());
     let mut backup = stage.node("ft-backup", &["--log", text(logs.backup.path())]);
-    backup.told("joined");
+    backup.told("primary_connected");
     let load = Load::on(stage.site.service);
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert!(!primary.has_told("protected") && !backup.has_told("log_usable"));
