@@ -48,11 +48,11 @@ impl SimArbiter {
     }
 
     /// Knows other nodes as the owners of the generations up to that of `flag`, the last at `address`.
-    pub(super) fn pretend(&self, flag: Generation, address: Option<String>) {
+    pub(super) fn pretend(&self, flag: Generation, address: Option<&str>) {
         let claim = |flag: u64| Claim {
             node: NodeId(u128::MAX - u128::from(flag)),
             kind: ClaimKind::Owner,
-            address: address.clone(),
+            address: address.map(str::to_owned),
         };
         self.with(|claims| *claims = (0..=flag.0).map(|flag| (Generation(flag), claim(flag))).collect());
     }

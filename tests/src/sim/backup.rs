@@ -167,7 +167,7 @@ impl Backup {
                 BackupAction::Joined => env.note("backup: accepts, on host", &[self.me.host as u64]),
                 BackupAction::ClaimsLost(_) => env.saw(Sighting::BackupWaitsForClaim),
                 BackupAction::CheckOwner | BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => {
-                    self.todo.push_back(action)
+                    self.todo.push_back(action);
                 }
             }
         }

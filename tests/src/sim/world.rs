@@ -114,7 +114,7 @@ impl World {
         let is_mistaken = matches!(self.phase, Phase::Faults { .. }) && self.nodes > 1 && self.env.random.one_in(8);
         if is_mistaken && let Some((flag, owner)) = self.env.arbiter.last() {
             // It agrees on the number, and its operator says where the primary is.
-            self.env.other_arbiter.pretend(flag, owner.address);
+            self.env.other_arbiter.pretend(flag, owner.address.as_deref());
         }
         self.env.judge.process_begins(node, is_mistaken);
         self.env.down.remove(&host);
