@@ -48,6 +48,11 @@ const fn add(rd: u32, rs1: u32, rs2: u32) -> u32 {
 
 /// A guest that reads the clock, writes it to one page of 64 after the other, and prints a line, for ever.
 fn guest() -> Vec<u8> {
+    guest_of(64)
+}
+
+/// The same with so many pages, a power of 2.
+fn guest_of(pages: u32) -> Vec<u8> {
     const RDTIME_T2: u32 = 0xc010_23f3;
     const SW_T2_S0: u32 = 0x0074_2023;
     const LUI_T1_1_MIB: u32 = 0x0010_0337;
@@ -63,7 +68,7 @@ fn guest() -> Vec<u8> {
         add(8, 8, 5),
         SW_T2_S0,
         addi(9, 9, 1),
-        andi(9, 9, 63),
+        andi(9, 9, pages - 1),
         addi(17, 0, 1),
         andi(10, 9, 15),
         addi(10, 10, b'a' as u32),
@@ -140,6 +145,7 @@ impl LogSink for Sink {
 const HELD: usize = 3;
 
 struct Vm {
+    image: Vec<u8>,
     recorder: Recorder<Source>,
     sink: Sink,
 }
@@ -153,10 +159,17 @@ impl Vm {
     fn of(machine: Machine, entries: Vec<LogEntry>, ticks: u64) -> Self {
         let intervals = Intervals { digest_steps: 2000, ..Intervals::default() };
         let recorder = Recorder::new(machine, Source(ticks), intervals);
-        Self { recorder, sink: Sink { disk: None, entries, outputs: Vec::new() } }
+        Self { image: guest(), recorder, sink: Sink { disk: None, entries, outputs: Vec::new() } }
     }
 
-    /// The same, logged from its reset on.
+    /// One whose memory doesn't fit into the rest of a copy.
+    fn large() -> Self {
+        let image = guest_of(512);
+        let vm = Self::of(Machine::new(&config(), &image).unwrap(), Vec::new(), 1);
+        Self { image, ..vm }
+    }
+
+    /// A guest at its reset, logged from there on.
     fn logged(directory: LogDirectory, generation: u64, limits: DiskLimits) -> Self {
         let mut vm = Self::new();
         vm.sink.disk = Some(directory.begin(session(generation), NODE, limits).unwrap());
@@ -204,7 +217,7 @@ impl Vm {
 
     /// The state at a place of the log, where the machine stands at the count of `machine`.
     fn state_at(&self, seq: LogSeq, machine: &Machine) -> StateDigest {
-        let mut replayer = Replayer::new(Machine::new(&config(), &guest()).unwrap(), LogSeq(0));
+        let mut replayer = Replayer::new(Machine::new(&config(), &self.image).unwrap(), LogSeq(0));
         let rest = LogEntry { count: machine.instruction_count(), body: EntryBody::Progress };
         for entry in self.sink.entries[..index(seq)].iter().chain([&rest]) {
             replayer.consume(entry).unwrap_or_else(|divergence| panic!("{divergence}"));
@@ -471,9 +484,10 @@ fn a_resumed_vm_goes_on_in_the_same_directory() {
 #[test]
 fn a_generation_that_begins_during_a_snapshot_is_known() {
     let directory = TempDir::new().unwrap();
-    let mut vm = Vm::new();
+    let mut vm = Vm::large();
+    vm.run(60);
     vm.sink.disk = Some(open(directory.path()).begin(session(1), NODE, limits(u64::MAX)).unwrap());
-    vm.run(2);
+    vm.run(1);
     assert!(vm.disk().is_copying() && vm.disk().durable().is_none());
     let Ok(()) = vm.recorder.log_generation(&mut vm.sink, Generation(5));
     vm.run_until("durable snapshot", |vm| vm.disk().durable().is_some());

@@ -209,6 +209,8 @@ struct DiskWait {
     moved_ns: u64,
     /// When the driver last said that it waits.
     last_ns: u64,
+    /// When the primary was last told: heartbeats between don't say it.
+    told_ns: u64,
 }
 
 impl BackupRole {
@@ -463,7 +465,8 @@ impl BackupRole {
                 "the disk of this backup's log has not got on for {} ms; choose another directory with --log",
                 stuck_ns / 1_000_000
             ));
-        } else if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
+        } else if now_ns.saturating_sub(wait.told_ns) >= self.timing.heartbeat_ns {
+            wait.told_ns = now_ns;
             self.say(now_ns, &Message::Storing);
         }
     }
