@@ -169,7 +169,7 @@ impl Vm {
         Self { image, ..vm }
     }
 
-    /// The same, logged from its reset on.
+    /// A guest at its reset, logged from there on.
     fn logged(directory: LogDirectory, generation: u64, limits: DiskLimits) -> Self {
         let mut vm = Self::new();
         vm.sink.disk = Some(directory.begin(session(generation), NODE, limits).unwrap());
