@@ -41,14 +41,15 @@ impl Pair {
     fn answer_refills(&mut self, flags: usize) -> Vec<PrimaryAction> {
         let (mut told, mut answered) = (Vec::new(), 0);
         while let Some(action) = self.primary_actions.pop_front() {
-            match action {
-                PrimaryAction::Refill(request) if answered < flags => {
-                    answered += 1;
-                    let answer = self.arbiter.borrow_mut().ask(self.primary_node, request);
-                    self.primary.handle_refill(self.now_ns, answer);
-                    self.collect();
-                }
-                other => told.push(other),
+            if let PrimaryAction::Refill(request) = &action
+                && answered < flags
+            {
+                answered += 1;
+                let answer = self.arbiter.borrow_mut().ask(self.primary_node, *request);
+                self.primary.handle_refill(self.now_ns, answer);
+                self.collect();
+            } else {
+                told.push(action);
             }
         }
         told

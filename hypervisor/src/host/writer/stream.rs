@@ -309,7 +309,10 @@ mod tests {
         let stream: &'static Stream = Box::leak(Box::new(Stream::new(writer.into())));
         stream.start(thread::current(), Reporter::new("test", true)).unwrap();
         let (moved, moves) = crossbeam_channel::unbounded();
-        stream.on_console_left(move |next| moved.send(next).unwrap());
+        stream.on_console_left(move |next| {
+            // Fails once this test has seen enough.
+            let _ = moved.send(next);
+        });
         // More than a pipe takes and than is kept.
         let pieces = 400;
         for id in 0..pieces {
