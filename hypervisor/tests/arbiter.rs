@@ -390,7 +390,7 @@ fn the_program_says_how_it_ends() {
         .unwrap();
     assert_eq!(second.status.code(), Some(1));
     let text = String::from_utf8(second.stderr).unwrap();
-    assert!(text.contains("can't listen at") && text.contains("--listen"), "{text}");
+    assert!(text.contains("can't listen at") && text.contains("choose another port"), "{text}");
 
     let id = nix::unistd::Pid::from_raw(server.process.id().try_into().unwrap());
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();

@@ -137,7 +137,7 @@ fn what_is_beyond_a_limit_is_refused() {
     assert_eq!(decode(body(3, 1515)), Err(CodecError::TooLong { what: "Ethernet frame", bytes: 1515, max: 1514 }));
     assert!(decode(body(5, 4096)).is_ok());
     assert_eq!(decode(body(5, 4097)), Err(CodecError::TooLong { what: "console input", bytes: 4097, max: 4096 }));
-    assert!(matches!(decode(vec![12, 0]), Err(CodecError::Malformed(_))), "no such tag");
+    assert!(matches!(decode(vec![13, 0]), Err(CodecError::Malformed(_))), "no such tag");
     assert!(matches!(decode(vec![4, 0, 0, 0]), Err(CodecError::Invalid { .. })), "a gap of none");
 }
 

@@ -41,12 +41,11 @@ fn a_vm_without_backup_whose_terminal_goes_can_be_resumed_if_its_log_is_kept_and
         let log = tempfile::tempdir().unwrap();
         let directory = log.path().to_str().unwrap();
         let mut primary = stage.node("ft-primary", &["--unprotected", "--log", directory]);
-        primary.told("console");
-        tests::stage::wait_until("the first snapshot", || log.path().join("node").exists());
+        primary.told("log_usable");
         primary.signal(signal);
         assert_ends(&mut primary, 0, "--resume");
         let mut resumed = stage.node("ft-primary", &["--resume", directory]);
-        resumed.told("resumed");
+        resumed.told("log_usable");
         resumed.interrupt();
         assert_ends(&mut resumed, 0, "can be started again");
 

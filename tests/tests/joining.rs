@@ -83,17 +83,15 @@ fn backup_with_another_guest_is_refused_by_name_and_the_right_one_joins() {
 }
 
 #[test]
-fn second_backup_is_refused_and_the_first_stays() {
+fn second_backup_waits_for_the_place_of_the_first() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     let load = Load::on(stage.site.service);
     let channel = primary.told_text("listening", "channel");
     let mut second = stage.node("ft-backup", &["--primary", &channel]);
-    let ended = second.end();
-    assert_eq!(ended.code, Some(1), "{}", ended.reason);
-    assert!(ended.reason.contains("has a backup already"), "{}", ended.reason);
-    primary.told("backup_refused");
-    assert!(!primary.has_told("backup_lost"));
+    second.told("waits_for_place");
+    primary.told("spare_waits");
+    assert!(!primary.has_told("backup_lost") && !primary.has_told("backup_refused"));
     primary.kill();
     backup.comes_to_own(2);
     load.goes_on();
@@ -163,7 +161,7 @@ fn take_the_place(channel: &str) -> TcpStream {
             if matches!(first, Message::Session { .. }) {
                 return stream;
             }
-            assert!(matches!(first, Message::Refused { .. }), "a primary begins with {first:?}");
+            assert!(matches!(first, Message::Refused { .. } | Message::Wait), "a primary begins with {first:?}");
             break;
         }
     }

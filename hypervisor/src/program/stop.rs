@@ -10,11 +10,11 @@
 //!
 //! The second signal ends the process at once, whatever it does.
 
-use super::{Failure, exit, interrupted};
+use super::{Failure, interrupted};
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::host::live::LiveVm;
 use crate::host::signals::{self, Termination};
-use crate::host::{clock, terminal};
+use crate::host::clock;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,12 +133,11 @@ impl StopSwitch {
         if clock::now_ns().saturating_sub(since_ns) < PATIENCE_NS {
             return;
         }
-        terminal::restore();
         tracing::error!(
             "this process ends as it was asked to, and the arbiter can't be told ({error}): if no other side of VM {vm} is \
              alive, go on with ft-primary --resume from the directory of --log, or start it afresh with --force-new"
         );
-        std::process::exit(exit::INTERRUPTED.into());
+        interrupted()
     }
 }
 

@@ -14,8 +14,8 @@ pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
 /// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at their longest.
 pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 
-/// The greatest first byte of an entry: the tag of [`WireBody::Generation`].
-const TAG_MAX: u8 = 11;
+/// The greatest first byte of an entry: the tag of [`WireBody::PartDigest`].
+const TAG_MAX: u8 = 12;
 
 /// Encodes the entries of one log in order, each against the one before.
 #[derive(Clone, Debug, Default, Hash)]

@@ -3,9 +3,8 @@
 //! Only the entries know: counts are deltas from the first entry on, and a log that was cut off has no summary at its end. To read
 //! them without replaying them takes a small part of the time, and is done meanwhile.
 
-use crate::files;
 use logchannel::file::{LogFileError, LogHead, LogStart};
-use std::fs;
+use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -55,7 +54,7 @@ struct Span {
 }
 
 fn measure(path: &Path, span: &mut Span) -> Result<(), LogFileError> {
-    let file = files::open(path).map_err(|source| LogFileError::Io { offset: 0, source })?;
+    let file = File::open(path).map_err(|source| LogFileError::Io { offset: 0, source })?;
     let mut log = LogHead::read(BufReader::new(file))?.into_entries()?;
     // A log from a reset on begins at 0, another at its first entry or a little before.
     let begins_at_reset = log.next_seq() == LogStart::Image(Vec::new()).first_seq();
