@@ -12,9 +12,9 @@
 
 use super::{Failure, interrupted};
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
+use crate::host::clock;
 use crate::host::live::LiveVm;
 use crate::host::signals::{self, Termination};
-use crate::host::clock;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
