@@ -124,32 +124,39 @@ impl WatchedClock {
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct PrimaryClock {
     estimate: WatchedClock,
+    /// The primary's clock runs, as far as it has said.
+    runs: bool,
     heard_ns: u64,
 }
 
 impl PrimaryClock {
-    /// The primary has said that its clock reads `ticks`.
+    /// The primary has said that its clock is as `told`.
     #[must_use]
-    pub const fn new(ticks: u64, now_ns: u64) -> Self {
-        Self { estimate: WatchedClock::new(GuestClock::running(ticks, now_ns), now_ns), heard_ns: now_ns }
+    pub const fn new(told: GuestClock, now_ns: u64) -> Self {
+        Self { estimate: WatchedClock::new(told, now_ns), runs: told.is_running(), heard_ns: now_ns }
     }
 
     /// The primary has said it again.
     ///
     /// Any delay makes what it says too small, so the greatest of its messages counts. It counts a little less with time: two
-    /// hosts' clocks don't run at quite the same rate.
-    pub fn hear(&mut self, ticks: u64, now_ns: u64) {
+    /// hosts' clocks don't run at quite the same rate. A clock that stands, or stood, is as the last message says.
+    pub fn hear(&mut self, told: GuestClock, now_ns: u64) {
+        if !self.runs || !told.is_running() {
+            *self = Self::new(told, now_ns);
+            return;
+        }
+        let ticks = told.ticks(now_ns);
         let own = self.estimate.look(now_ns);
         let drift = now_ns.saturating_sub(self.heard_ns) / NS_PER_TICK / DRIFT;
         let is_late = own.saturating_sub(ticks) <= LATE_TICKS_MAX;
         let best = if is_late { ticks.max(own.saturating_sub(drift)) } else { ticks };
-        *self = Self::new(best, now_ns);
+        *self = Self::new(GuestClock::running(best, now_ns), now_ns);
     }
 
     /// Time has passed, which doesn't count while nobody can run the guest.
     pub fn pass(&mut self, now_ns: u64, is_paused: bool) {
         self.estimate.look(now_ns);
-        self.estimate.set_running(now_ns, !is_paused);
+        self.estimate.set_running(now_ns, self.runs && !is_paused);
     }
 
     /// The clock with which this node takes over a guest that has read `last_ticks`: not behind the primary's, and never
@@ -206,43 +213,56 @@ mod tests {
 
     #[test]
     fn a_late_message_costs_nothing_and_a_primary_that_was_paused_is_believed() {
-        let mut clock = PrimaryClock::new(0, 0);
+        let mut clock = PrimaryClock::new(GuestClock::running(0, 0), 0);
         // Most come at once, one comes 40 ms late.
         for at in 1..=100 {
             let delay_ns = if at == 100 { 40 * MS } else { 0 };
-            clock.hear(at * 50 * MS / NS_PER_TICK, at * 50 * MS + delay_ns);
+            let now_ns = at * 50 * MS + delay_ns;
+            clock.hear(GuestClock::running(at * 50 * MS / NS_PER_TICK, now_ns), now_ns);
         }
         let now_ns = 5 * S + 40 * MS;
         let ticks = clock.take_over(now_ns, 0).ticks(now_ns);
         assert!(ticks <= now_ns / NS_PER_TICK && ticks >= (now_ns - MS) / NS_PER_TICK, "{ticks}");
         // It stood for three seconds, and says so.
-        clock.hear(2 * S / NS_PER_TICK, now_ns);
+        clock.hear(GuestClock::running(2 * S / NS_PER_TICK, now_ns), now_ns);
         assert_eq!(clock.take_over(now_ns, 0).ticks(now_ns), 2 * S / NS_PER_TICK);
     }
 
     /// Two hosts' clocks differ by 100 parts in a million, for a week.
     #[test]
     fn a_backup_whose_own_clock_is_fast_does_not_run_away() {
-        let mut clock = PrimaryClock::new(0, 0);
+        let mut clock = PrimaryClock::new(GuestClock::running(0, 0), 0);
         let (told_ns, own_ns) = (S / 2, S / 2 + S / 20_000);
         for time in 1..=1_200_000 {
-            clock.hear(time * told_ns / NS_PER_TICK, time * own_ns);
+            clock.hear(GuestClock::running(time * told_ns / NS_PER_TICK, time * own_ns), time * own_ns);
         }
         let now_ns = 1_200_000 * own_ns;
         let ahead = clock.take_over(now_ns, 0).ticks(now_ns).abs_diff(1_200_000 * told_ns / NS_PER_TICK);
         assert!(ahead < MS / NS_PER_TICK, "{ahead} ticks");
     }
 
+    /// A primary that waits for its backup says that its clock stands, and starts it when the pair is complete.
+    #[test]
+    fn a_clock_that_stands_is_not_followed_as_if_it_ran() {
+        let mut clock = PrimaryClock::new(GuestClock::standing(0), 0);
+        clock.pass(45 * MS, false);
+        clock.hear(GuestClock::standing(0), 45 * MS);
+        clock.hear(GuestClock::running(0, 45 * MS), 45 * MS);
+        assert_eq!(clock.take_over(50 * MS, 0).ticks(50 * MS), 5 * MS / NS_PER_TICK);
+        clock.hear(GuestClock::standing(7), 60 * MS);
+        assert_eq!(clock.take_over(S, 0), GuestClock::running(7, S));
+    }
+
     #[test]
     fn a_new_owner_goes_on_from_the_primarys_clock_and_never_below_the_last_logged_value() {
-        let mut clock = PrimaryClock::new(1_000, 0);
+        let mut clock = PrimaryClock::new(GuestClock::running(1_000, 0), 0);
         assert_eq!(clock.take_over(S, 7), GuestClock::running(1_000 + S / NS_PER_TICK, S));
         assert_eq!(clock.take_over(S, u64::MAX), GuestClock::running(u64::MAX, S));
     }
 
     #[test]
     fn a_backup_that_nobody_ran_for_long_leaves_that_out_too() {
-        let mut clock = PrimaryClock::new(0, 0);
+        let mut clock = PrimaryClock::new(GuestClock::running(0, 0), 0);
         clock.pass(MS, false);
         clock.pass(60 * S, false);
         assert_eq!(clock.take_over(60 * S, 0).ticks(60 * S), MS / NS_PER_TICK);

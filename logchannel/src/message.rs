@@ -150,6 +150,8 @@ pub enum Message {
     Clock {
         /// In ticks of [`vm::TIMEBASE_HZ`].
         ticks: u64,
+        /// It runs; otherwise it stands there.
+        runs: bool,
     },
     /// Either: leaving in order. The last message.
     Goodbye {
@@ -219,7 +221,7 @@ impl Message {
             }
             Self::Storing => append_frame(kind::STORING, &[], out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
-            Self::Clock { ticks } => append_value(kind::CLOCK, &Varint(*ticks), out),
+            Self::Clock { ticks, runs } => append_value(kind::CLOCK, &(Varint(*ticks), *runs), out),
             Self::Goodbye { reason } => append_reason(kind::GOODBYE, reason, out),
         }
     }
@@ -272,7 +274,10 @@ impl Message {
             ),
             kind::STORING => ("storing", codec::decode_value::<()>(body).map(|()| Self::Storing)),
             kind::HEARTBEAT => ("heartbeat", codec::decode_value::<()>(body).map(|()| Self::Heartbeat)),
-            kind::CLOCK => ("clock", decode_cursor(body).map(|ticks| Self::Clock { ticks })),
+            kind::CLOCK => (
+                "clock",
+                codec::decode_value::<(Varint, bool)>(body).map(|(ticks, runs)| Self::Clock { ticks: ticks.0, runs }),
+            ),
             kind::GOODBYE => ("goodbye", decode_reason(body).map(|reason| Self::Goodbye { reason })),
             unknown => return Err(MessageError::UnknownKind(unknown)),
         };

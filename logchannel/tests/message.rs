@@ -51,7 +51,7 @@ fn messages() -> Vec<Message> {
         Message::Released(Left { frames: OutputId(17), console: OutputId(300) }),
         Message::Storing,
         Message::Heartbeat,
-        Message::Clock { ticks: 123_456_789 },
+        Message::Clock { ticks: 123_456_789, runs: true },
         Message::Goodbye { reason: String::new() },
     ]
 }

@@ -62,7 +62,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
         Message::Released(Left { frames: OutputId(far(random)), console: OutputId(far(random)) }),
         Message::Storing,
         Message::Heartbeat,
-        Message::Clock { ticks: far(random) },
+        Message::Clock { ticks: far(random), runs: false },
         Message::Goodbye { reason: "done".into() },
     ];
     let mut bytes = Vec::new();

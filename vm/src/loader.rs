@@ -232,7 +232,15 @@ pub(crate) fn checked_ram_bytes(config: &MachineConfig) -> Result<usize, LoadErr
     if config.bootargs.contains('\0') {
         return Err(LoadError::Config("bootargs must not contain a NUL character"));
     }
+    check_disk_bytes(config)?;
     usize::try_from(config.ram_bytes).map_err(|_| LoadError::Config("ram_bytes is more than this host can address"))
+}
+
+fn check_disk_bytes(config: &MachineConfig) -> Result<(), LoadError> {
+    if config.disk_bytes > DISK_BYTES_MAX || !config.disk_bytes.is_multiple_of(PAGE_BYTES as u64) {
+        return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
+    }
+    Ok(())
 }
 
 /// Asks the host for as much memory as a machine of this configuration takes, and gives it back: who allocates it afterwards,
@@ -257,9 +265,7 @@ pub(crate) fn ask_for_memory(config: &MachineConfig) -> Result<(), LoadError> {
 /// [`LoadError::Config`] if its size is out of range, or less than the contents.
 pub(crate) fn disk(config: &MachineConfig, contents: &[u8]) -> Result<Option<Disk>, LoadError> {
     let page_bytes = PAGE_BYTES as u64;
-    if config.disk_bytes > DISK_BYTES_MAX || !config.disk_bytes.is_multiple_of(page_bytes) {
-        return Err(LoadError::Config("disk_bytes must be a multiple of 4096 and at most 1 GiB"));
-    }
+    check_disk_bytes(config)?;
     if (contents.len() as u64) > config.disk_bytes {
         return Err(LoadError::Config("disk_bytes is less than what the image has for the disk"));
     }

@@ -301,10 +301,14 @@ impl BackupRole {
                 self.forget_released();
             }
             (Message::Heartbeat, _) => {}
-            (Message::Clock { ticks }, Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. }) => {
+            (
+                Message::Clock { ticks, runs },
+                Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { .. },
+            ) => {
+                let told = if runs { GuestClock::running(ticks, now_ns) } else { GuestClock::standing(ticks) };
                 match &mut self.clock {
-                    Some(clock) => clock.hear(ticks, now_ns),
-                    None => self.clock = Some(PrimaryClock::new(ticks, now_ns)),
+                    Some(clock) => clock.hear(told, now_ns),
+                    None => self.clock = Some(PrimaryClock::new(told, now_ns)),
                 }
             }
             (Message::Refused { reason }, Mode::Connecting | Mode::Waiting) => {

@@ -122,7 +122,7 @@ impl Backup {
         }
         let arrived = channel.receive(env);
         for message in arrived.messages {
-            if let Message::Clock { ticks } = message {
+            if let Message::Clock { ticks, .. } = message {
                 env.judge.guest_time.is_told(env.now_ns, self.me.node, ticks);
             }
             self.role.primary_said(env.now_ns, message);

@@ -423,7 +423,7 @@ impl PrimaryRole {
 
     /// Tells the backup what the guest's clock reads, and with that that this side is still here.
     fn tell_clock(&mut self, now_ns: u64) {
-        Message::Clock { ticks: self.clock.ticks(now_ns) }.encode(&mut self.outgoing);
+        Message::Clock { ticks: self.clock.ticks(now_ns), runs: self.clock.is_running() }.encode(&mut self.outgoing);
         self.spoke_ns = now_ns;
         self.clock_told_ns = Some(now_ns);
     }
