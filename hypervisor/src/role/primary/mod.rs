@@ -287,8 +287,9 @@ impl PrimaryRole {
     #[must_use]
     pub fn clock_stands(&self, now_ns: u64) -> bool {
         match &self.mode {
-            Mode::AwaitingBackup | Mode::Ended => true,
-            Mode::Alone | Mode::Protected => false,
+            Mode::AwaitingBackup => true,
+            // Who has handed the VM over, or lost it, says nothing about its clock any more.
+            Mode::Alone | Mode::Protected | Mode::Ended => false,
             Mode::Claiming(claiming) => match claiming.request.kind {
                 ClaimKind::Owner => claiming.is_pause(now_ns) && !self.may_run(),
                 ClaimKind::Ended => true,
@@ -422,8 +423,11 @@ impl PrimaryRole {
     }
 
     /// Tells the backup what the guest's clock reads, and with that that this side is still here.
+    ///
+    /// It runs as soon as the role lets it, though the vCPU thread may start it a moment later: a primary that dies in that
+    /// moment would leave a clock behind that stands, and cost the guest the whole failover.
     fn tell_clock(&mut self, now_ns: u64) {
-        Message::Clock { ticks: self.clock.ticks(now_ns), runs: self.clock.is_running() }.encode(&mut self.outgoing);
+        Message::Clock { ticks: self.clock.ticks(now_ns), runs: !self.clock_stands(now_ns) }.encode(&mut self.outgoing);
         self.spoke_ns = now_ns;
         self.clock_told_ns = Some(now_ns);
     }
