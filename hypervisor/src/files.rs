@@ -28,6 +28,18 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens the file at `path` to read it once from its beginning: a pipe that this process was started with (`/dev/stdin`, a
+/// shell's `/dev/fd/63`) will do, because it has a writer already.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_stream(path: &Path) -> io::Result<File> {
+    if ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|given| path.starts_with(given)) {
+        return File::open(path);
+    }
+    open(path)
+}
+
 /// Opens a device or a pipe at `path` to write to it.
 ///
 /// # Errors

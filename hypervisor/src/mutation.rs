@@ -69,6 +69,8 @@ pub enum Mutation {
     ClaimInDoubt,
     /// A primary that finds no claim at the arbiter takes itself for fenced.
     FencedByAbsence,
+    /// An owner makes the flags before its own again under its own name, so that a backup of an older pair may follow it.
+    RefillUnderOwnName,
 }
 
 impl Mutation {

@@ -69,7 +69,7 @@ mod mutations {
     use hypervisor::mutation::Mutation;
 
     /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs redundancy, not safety.
-    const FOUND: [Mutation; 17] = [
+    const FOUND: [Mutation; 18] = [
         Mutation::SkipOutputRule,
         Mutation::ReleaseOnSend,
         Mutation::AckBeforeReceive,
@@ -87,6 +87,7 @@ mod mutations {
         Mutation::PredecessorNotCompared,
         Mutation::ClaimInDoubt,
         Mutation::FencedByAbsence,
+        Mutation::RefillUnderOwnName,
     ];
 
     #[test]

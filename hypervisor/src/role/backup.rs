@@ -164,6 +164,7 @@ pub struct BackupMoments {
 #[derive(Clone, Debug, Hash)]
 pub struct BackupRole {
     mode: Mode,
+    node: NodeId,
     expectation: Expectation,
     timing: Timing,
     /// The pair's, as the session says.
@@ -221,6 +222,7 @@ impl BackupRole {
         Message::Join { vm: expectation.vm.clone(), node }.encode(&mut outgoing);
         Self {
             mode: Mode::Connecting,
+            node,
             expectation,
             timing,
             generation: Generation(0),
@@ -589,8 +591,12 @@ impl BackupRole {
         match &self.mode {
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
-                let request =
-                    ClaimRequest { generation: *generation, kind: ClaimKind::Owner, predecessor: Some(self.owner) };
+                let request = ClaimRequest {
+                    node: self.node,
+                    generation: *generation,
+                    kind: ClaimKind::Owner,
+                    predecessor: Some(self.owner),
+                };
                 if mutated(Mutation::BackupSkipsTestAndSet) {
                     self.mode = Mode::Draining(Then::GoLive(Generation(generation.0 + 1)));
                     return self.finish_if_drained();

@@ -82,6 +82,8 @@ impl Timing {
 /// A test-and-set that a role asks its driver to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimRequest {
+    /// As whom: the node that asks, but for flags that an owner makes again before its own.
+    pub node: NodeId,
     /// Of which generation.
     pub generation: Generation,
     /// What for.

@@ -25,7 +25,7 @@ fn primary_that_wins_releases_what_it_holds_and_goes_on_alone() {
     assert!(pair.primary.may_run());
     pair.output();
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, owner_claim());
+    assert_eq!(request, owner_claim(PRIMARY));
     pair.answer_primary(request);
     assert_eq!(pair.out, [0, 1, 2], "also what the guest sent meanwhile");
     assert_eq!(pair.primary_actions, [PrimaryAction::Owner(NEXT)]);
@@ -93,7 +93,7 @@ fn a_primary_that_slept_through_the_timeout_asks_before_it_lets_anything_out() {
     // Its reading thread wakes first and finds the acknowledgement in the socket.
     pair.deliver_to_primary();
     assert_eq!(pair.out, [0_u64; 0], "the backup may have gone live long ago");
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
     let retry_ns = Timing::default().claim_retry_ns;
     for _ in 0..5 {
         let request = pair.primary_claim().unwrap();
-        assert_eq!(request, owner_claim());
+        assert_eq!(request, owner_claim(PRIMARY));
         pair.answer_primary(request);
         pair.pass(retry_ns - 1);
         assert_eq!(pair.primary_claim(), None, "not before it is time");
@@ -226,8 +226,8 @@ fn silence_beyond_the_timeout_is_a_loss_on_both_sides() {
     pair.pass(timeout_ns - 1);
     assert!(pair.primary_claim().is_none() && pair.backup_claim().is_none());
     pair.pass(1);
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
-    assert_eq!(pair.backup_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
+    assert_eq!(pair.backup_claim(), Some(owner_claim(BACKUP)));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn heartbeats_keep_an_idle_pair_together() {
         pair.deliver_to_backup();
         let _ = pair.to_primary.deliver(usize::MAX);
     }
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
     assert_eq!(pair.backup_claim(), None, "it was spoken to until the channel was closed");
 }
 
@@ -282,7 +282,7 @@ fn the_backup_consumes_all_that_it_received_before_it_goes_live() {
         pair.deliver_to_backup();
         pair.primary_lost();
         let request = pair.backup_claim().unwrap();
-        assert_eq!(request, owner_claim());
+        assert_eq!(request, owner_claim(BACKUP));
         if answered_before_drain {
             pair.answer_backup(request);
             pair.replay_some(2);
@@ -320,7 +320,7 @@ fn a_backup_without_arbiter_waits_and_asks_again() {
     pair.arbiter.borrow_mut().is_unreachable = true;
     for _ in 0..5 {
         let request = pair.backup_claim().unwrap();
-        assert_eq!(request, owner_claim());
+        assert_eq!(request, owner_claim(BACKUP));
         pair.answer_backup(request);
         assert_eq!(pair.backup_claim(), None);
         pair.pass(Timing::default().claim_retry_ns);
@@ -404,5 +404,5 @@ fn the_goodbye_of_a_diverged_backup_is_a_loss_for_the_primary() {
     let mut pair = Pair::protected();
     pair.backup.diverged(pair.now_ns, "flipped");
     pair.exchange();
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
 }

@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
         let side = &mut self.sides[at];
         match action {
             PrimaryAction::Claim(request) => {
-                let answer = side.pair.arbiter.borrow_mut().ask(side.pair.primary_node, request);
+                let answer = side.pair.arbiter.borrow_mut().ask(request);
                 assert!(side.primary_asks.replace(answer).is_none(), "one claim at a time");
             }
             PrimaryAction::Protected(generation) => {
@@ -334,7 +334,7 @@ impl<'a> Run<'a> {
         let side = &mut self.sides[at];
         match action {
             BackupAction::Claim(request) => {
-                let answer = side.pair.arbiter.borrow_mut().ask(side.pair.backup_node, request);
+                let answer = side.pair.arbiter.borrow_mut().ask(request);
                 assert!(side.backup_asks.replace(answer).is_none(), "one claim at a time");
             }
             BackupAction::Protected(_) => {}
@@ -559,7 +559,7 @@ fn both_sides_ask_at_once_and_exactly_one_wins() {
             assert_eq!(pair.out, [0]);
             assert!(matches!(pair.backup_end(), Some(BackupEnd::Fenced { holder }) if holder.node == PRIMARY));
         }
-        let again = pair.arbiter.borrow_mut().ask(PRIMARY, of_primary);
+        let again = pair.arbiter.borrow_mut().ask(of_primary);
         assert!(matches!(again, ClaimAnswer::Decided(Verdict::Won)) != backup_first);
     }
 }

@@ -562,14 +562,14 @@ impl Pair {
 
     /// The primary's request goes to the arbiter and the answer, if one comes, back.
     pub(crate) fn answer_primary(&mut self, request: ClaimRequest) {
-        let answer = self.arbiter.borrow_mut().ask(self.primary_node, request);
+        let answer = self.arbiter.borrow_mut().ask(request);
         self.primary.claim_answered(self.now_ns, answer);
         self.collect();
     }
 
     /// The same for the backup's.
     pub(crate) fn answer_backup(&mut self, request: ClaimRequest) {
-        let answer = self.arbiter.borrow_mut().ask(self.backup_node, request);
+        let answer = self.arbiter.borrow_mut().ask(request);
         self.backup.claim_answered(self.now_ns, answer);
         self.collect();
     }
@@ -620,11 +620,11 @@ fn index(seq: LogSeq) -> usize {
 }
 
 /// The claim that decides a pair.
-pub(crate) const fn owner_claim() -> ClaimRequest {
-    ClaimRequest { generation: G, kind: ClaimKind::Owner, predecessor: Some(PRIMARY) }
+pub(crate) const fn owner_claim(node: NodeId) -> ClaimRequest {
+    ClaimRequest { node, generation: G, kind: ClaimKind::Owner, predecessor: Some(PRIMARY) }
 }
 
 /// The claim that ends a VM in order.
 pub(crate) const fn end_claim(generation: Generation, owner: NodeId) -> ClaimRequest {
-    ClaimRequest { generation, kind: ClaimKind::Ended, predecessor: Some(owner) }
+    ClaimRequest { node: owner, generation, kind: ClaimKind::Ended, predecessor: Some(owner) }
 }

@@ -285,7 +285,7 @@ fn a_primary_that_is_not_sure_of_its_vm_takes_no_backup() {
     pair.backup_lost();
     assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("try again"));
     let claim = pair.primary_claim().unwrap();
-    pair.arbiter.borrow_mut().ask(BACKUP, claim);
+    pair.arbiter.borrow_mut().ask(claim);
     pair.answer_primary(claim);
     assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("has ended"));
     assert!(!pair.primary.has_outgoing());
@@ -303,7 +303,7 @@ fn acknowledgements_that_cannot_be_are_a_loss_and_release_nothing() {
         let out = pair.out.len();
         pair.backup_says(Message::Ack { received: LogSeq(second) });
         assert_eq!(pair.out.len(), out, "ack {second} after {first:?}");
-        assert_eq!(pair.primary_claim(), Some(owner_claim()));
+        assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
     }
 }
 
@@ -313,7 +313,7 @@ fn acknowledgements_of_what_was_appended_but_not_sent_are_refused() {
     pair.unflushed_output();
     pair.backup_says(Message::Ack { received: LogSeq(1) });
     assert_eq!(pair.out, [0_u64; 0]);
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
     for message in &wrong {
         let mut pair = Pair::protected();
         pair.backup_says(message.clone());
-        assert_eq!(pair.primary_claim(), Some(owner_claim()), "{message:?}");
+        assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)), "{message:?}");
     }
     // A backup on its way that breaks the protocol is given up, and that is all. An acceptance is in order only when there
     // is something to accept.
@@ -384,7 +384,7 @@ fn a_log_with_gaps_repeats_or_nonsense_is_a_loss_and_what_came_before_counts() {
         pair.primary_says(Message::Entries(batch.clone()));
         assert_eq!(pair.to_primary.len(), before, "not acknowledged: {batch:?}");
         let request = pair.backup_claim().unwrap();
-        assert_eq!(request, owner_claim());
+        assert_eq!(request, owner_claim(BACKUP));
         pair.answer_backup(request);
         pair.replay();
         assert_eq!(pair.backup.cursors(), (LogSeq(1), LogSeq(1)));

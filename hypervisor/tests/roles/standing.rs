@@ -14,8 +14,11 @@ fn claim_of(node: NodeId) -> Claim {
     Claim { node, kind: ClaimKind::Owner, address: None }
 }
 
-fn refill(flag: u64, predecessor: Option<NodeId>) -> PrimaryAction {
-    PrimaryAction::Refill(ClaimRequest { generation: Generation(flag), kind: ClaimKind::Owner, predecessor })
+/// As whom the primary makes flags before its own again.
+const STAND_IN: NodeId = NodeId(!PRIMARY.0);
+
+fn refill(node: NodeId, flag: u64, predecessor: Option<NodeId>) -> PrimaryAction {
+    PrimaryAction::Refill(ClaimRequest { node, generation: Generation(flag), kind: ClaimKind::Owner, predecessor })
 }
 
 impl Pair {
@@ -45,7 +48,7 @@ impl Pair {
                 && answered < flags
             {
                 answered += 1;
-                let answer = self.arbiter.borrow_mut().ask(self.primary_node, *request);
+                let answer = self.arbiter.borrow_mut().ask(*request);
                 self.primary.handle_refill(self.now_ns, answer);
                 self.collect();
             } else {
@@ -62,10 +65,18 @@ fn a_lone_owner_claims_lost_flags_again_from_the_first_on_and_can_be_protected_a
     pair.arbiter_forgets();
     pair.look();
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::ClaimsLost { latest: None }));
-    assert_eq!(pair.primary_actions.front(), Some(&refill(0, None)), "a start that finds nothing claims the same flag");
+    assert_eq!(
+        pair.primary_actions.front(),
+        Some(&refill(STAND_IN, 0, None)),
+        "a start that finds nothing claims the same flag"
+    );
     assert_eq!(pair.answer_refills(usize::MAX), [PrimaryAction::ClaimsRestored(G)]);
     let claims = pair.arbiter.borrow().claims.clone();
-    assert_eq!(claims, (0..G.0).map(|flag| (flag, claim_of(PRIMARY))).collect(), "and no other flag");
+    assert_eq!(
+        claims,
+        [(0, claim_of(STAND_IN)), (1, claim_of(STAND_IN)), (2, claim_of(PRIMARY))].into(),
+        "and no other flag"
+    );
     // What is sent meanwhile leaves: absence fences nobody.
     assert_eq!(pair.output().0, 0);
     assert_eq!(pair.out, [0]);
@@ -81,7 +92,7 @@ fn an_arbiter_that_was_restored_to_an_older_state_gets_the_newer_flags_again() {
     pair.look();
     let told = PrimaryAction::ClaimsLost { latest: Some(Generation(0)) };
     assert_eq!(pair.primary_actions.pop_front(), Some(told), "told loudly");
-    assert_eq!(pair.primary_actions.front(), Some(&refill(1, Some(STRANGER))));
+    assert_eq!(pair.primary_actions.front(), Some(&refill(STAND_IN, 1, Some(STRANGER))));
     assert_eq!(pair.answer_refills(usize::MAX), [PrimaryAction::ClaimsRestored(G)]);
     assert_eq!(pair.arbiter.borrow().claims[&0].node, STRANGER, "a flag that is there stays whose it is");
     assert_eq!(pair.arbiter.borrow().claims[&(G.0 - 1)].node, PRIMARY);
@@ -192,7 +203,7 @@ fn a_backup_waits_while_the_claim_of_its_primary_is_lost_and_goes_live_when_it_i
     pair.arbiter_forgets();
     pair.primary_lost();
     let request = pair.backup_claim().unwrap();
-    assert_eq!(request, owner_claim());
+    assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions.pop_front(), Some(BackupAction::ClaimsLost(G)), "told");
     pair.pass(1_000 * MS);

@@ -75,7 +75,7 @@ fn a_primary_that_dies_before_it_marks_the_guests_end_is_succeeded() {
     pair.primary_lost();
     pair.replay();
     let request = pair.backup_claim().unwrap();
-    assert_eq!(request, owner_claim());
+    assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)], "somebody has to set the end mark");
     assert_eq!(pair.tail(), [0], "and to send the guest's last words");
@@ -132,7 +132,7 @@ fn a_retired_protected_primary_hands_over() {
     assert_eq!(pair.out, [0_u64; 0], "what it held is its successor's to send, though the acknowledgement came");
     pair.replay();
     let request = pair.backup_claim().unwrap();
-    assert_eq!(request, owner_claim());
+    assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)]);
     assert_eq!(pair.tail(), [0]);
@@ -209,7 +209,7 @@ fn retiring_twice_asks_once() {
     pair.primary.retire(pair.now_ns);
     pair.collect();
     let request = pair.primary_claim().unwrap();
-    assert_eq!(request, owner_claim());
+    assert_eq!(request, owner_claim(PRIMARY));
     assert_eq!(pair.primary_claim(), None);
     pair.answer_primary(request);
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::Owner(NEXT)));
@@ -234,7 +234,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     let mut pair = Pair::protected();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.backup_lost();
-    assert_eq!(pair.primary_claim(), Some(owner_claim()));
+    assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
     pair.primary.leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Left));

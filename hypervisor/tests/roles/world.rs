@@ -141,11 +141,11 @@ impl Arbiter {
         LatestAnswer::Known(self.claims.last_key_value().map(|(flag, claim)| (Generation(*flag), claim.clone())))
     }
 
-    pub(crate) fn ask(&mut self, node: NodeId, request: ClaimRequest) -> ClaimAnswer {
+    pub(crate) fn ask(&mut self, request: ClaimRequest) -> ClaimAnswer {
         if self.is_unreachable {
             return ClaimAnswer::Unreachable;
         }
-        let claim = Claim { node, kind: request.kind, address: None };
+        let claim = Claim { node: request.node, kind: request.kind, address: None };
         let before = request.generation.0.checked_sub(1).and_then(|before| self.claims.get(&before));
         let may_follow = is_successor(request.generation, request.predecessor, before);
         if !may_follow && !self.claims.contains_key(&request.generation.0) {
@@ -156,7 +156,7 @@ impl Arbiter {
             self.lost_replies -= 1;
             return ClaimAnswer::Unreachable;
         }
-        ClaimAnswer::Decided(if holder.node == node { Verdict::Won } else { Verdict::Lost(holder) })
+        ClaimAnswer::Decided(if holder.node == request.node { Verdict::Won } else { Verdict::Lost(holder) })
     }
 }
 

@@ -80,7 +80,8 @@ fn sightings() -> Vec<Property<Cluster>> {
         }),
         Property::sometimes("a dead node won", |_, state: &State| {
             let latest = state.arbiter.latest().and_then(|(generation, _)| state.arbiter.claim_of(generation));
-            latest.is_some_and(|(node, _)| matches!(*state.nodes[node], Node::Gone(End::Crashed)))
+            let winner = latest.and_then(|(node, _)| state.nodes.get(node));
+            winner.is_some_and(|node| matches!(**node, Node::Gone(End::Crashed)))
         }),
     ]
 }

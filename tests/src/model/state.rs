@@ -77,10 +77,11 @@ impl State {
         let appended = role.appended();
         nodes[0] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, appended))));
         let mut arbiter = Arbiter::default();
-        let first = ClaimRequest { generation: Generation(0), kind: ClaimKind::Owner, predecessor: None };
+        let first =
+            ClaimRequest { node: node_id(0), generation: Generation(0), kind: ClaimKind::Owner, predecessor: None };
         arbiter.decide(0, first);
         let mut other_arbiter = Arbiter::default();
-        other_arbiter.decide(STRANGER, first);
+        other_arbiter.decide(STRANGER, ClaimRequest { node: node_id(STRANGER), ..first });
         let mut state = Self {
             channels: vec![Shared::new(Channel::default()); nodes.len()],
             nodes,

@@ -141,6 +141,7 @@ impl Arbiter {
 
     /// A request arrives.
     pub(super) fn decide(&mut self, node: usize, request: ClaimRequest) {
+        let node = claimer(node, request);
         if self.claim_of(request.generation.0).is_none() && self.before(request).1 {
             self.claims.push((request.generation.0, node, request.kind));
             self.claims.sort_unstable_by_key(|(generation, ..)| *generation);
@@ -151,6 +152,7 @@ impl Arbiter {
 
     /// The answer to `node`, once the generation is decided, or the claim refused.
     pub(super) fn answer(&self, node: usize, request: ClaimRequest) -> Option<Verdict> {
+        let node = claimer(node, request);
         let Some((holder, kind)) = self.claim_of(request.generation.0) else {
             let (before, may_follow) = self.before(request);
             return (!may_follow).then_some(Verdict::NotSuccessor(before));
@@ -222,6 +224,17 @@ impl Lan {
     }
 }
 
+/// Added to the index of a node that claims under another name.
+const STAND_IN: usize = 100;
+
+/// As whom `node` claims.
+fn claimer(node: usize, request: ClaimRequest) -> usize {
+    if request.node == node_id(node) { node } else { node + STAND_IN }
+}
+
 pub(super) const fn node_id(node: usize) -> NodeId {
-    NodeId(node as u128 + 1)
+    match node.checked_sub(STAND_IN) {
+        Some(node) => NodeId(!(node as u128 + 1)),
+        None => NodeId(node as u128 + 1),
+    }
 }

@@ -41,7 +41,7 @@ impl Claims {
     }
 
     pub(super) fn ask(&mut self, env: &mut Env, request: ClaimRequest) {
-        let claim = Claim { node: self.me.node, kind: request.kind, address: Some(self.me.host.to_string()) };
+        let claim = Claim { node: request.node, kind: request.kind, address: Some(self.me.host.to_string()) };
         let number = env.ask(&self.me, Ask::Claim(request, claim));
         env.note("a flag is asked for, by host", &[request.generation.0, self.me.host as u64]);
         env.flag_asked(self.me.node, request.generation);

@@ -13,6 +13,7 @@ use self::stretch::continuations;
 use super::limits::{FILES, require_descriptors};
 use super::stdout::StdoutError;
 use super::{Failure, exit, finish, init_tracing};
+use crate::files;
 use crate::guest::Guest;
 use crate::host::reports::NodeReport;
 use crate::host::{clock, log_directory};
@@ -130,8 +131,7 @@ fn in_file(path: &Path, error: impl Display) -> Failure {
 }
 
 fn open(path: &Path, options: &Options) -> Result<LogHead<BufReader<File>>, Failure> {
-    // A log may come through a pipe; Ctrl-C ends this program while it waits.
-    let file = File::open(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
+    let file = files::open_stream(path).map_err(|error| format!("can't read the log {}: {error}", path.display()))?;
     let head = LogHead::read(BufReader::new(file)).map_err(|error| in_file(path, error))?;
     if let Some(name) = &options.guest {
         refuse_other_image(head.header(), name).map_err(|error| in_file(path, error))?;

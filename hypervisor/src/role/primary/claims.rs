@@ -96,7 +96,8 @@ impl PrimaryRole {
         if self.join.is_some() {
             self.lose_backup("the VM ends before the backup has joined".into());
         }
-        let request = ClaimRequest { generation: self.session.generation, kind, predecessor: Some(self.node) };
+        let request =
+            ClaimRequest { node: self.node, generation: self.session.generation, kind, predecessor: Some(self.node) };
         if mutated(Mutation::PrimarySkipsTestAndSet) {
             self.mode = Mode::Claiming(Claiming::asked(request));
             return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));

@@ -11,6 +11,9 @@
 //! A lower flag that another node has doesn't fence: the LAN serves the greater generation, and the other node finds at its
 //! own look that it is fenced.
 //!
+//! The flags before its own it claims under another name. A backup of a pair that the owner outlived may still be asking for
+//! flag G-1, with the owner's node as its predecessor: if it found that node at flag G-2, it would win what the owner holds.
+//!
 //! The flag G is another matter. A backup that was told that it protects the VM may have won it in the history that was
 //! lost, and run. So the primary claims it afterwards only if no backup was told, or if its backup has acknowledged an entry
 //! that was appended after the flags were there again: it hadn't claimed then. If the pair breaks before, the primary
@@ -22,6 +25,7 @@ use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
 use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
 use logchannel::entry::{Generation, LogSeq};
+use logchannel::session::NodeId;
 
 /// What the owner knows of its claim.
 #[derive(Clone, Debug, Hash)]
@@ -54,6 +58,11 @@ enum Doubt {
     Lost,
     /// Until it has acknowledged an entry at this place, or behind it.
     Until(LogSeq),
+}
+
+/// The name under which an owner makes the flags before its own again: nobody knows it, so nobody names it as its predecessor.
+const fn stand_in(node: NodeId) -> NodeId {
+    NodeId(!node.0)
 }
 
 impl Standing {
@@ -166,7 +175,9 @@ impl PrimaryRole {
     /// Claims `flag` again, which is missing, behind the claim `before`.
     fn refill(&mut self, flag: Generation, before: Option<Claim>) {
         let predecessor = before.map(|before| before.node);
-        let request = ClaimRequest { generation: flag, kind: ClaimKind::Owner, predecessor };
+        let is_own = flag >= self.own_flag() || mutated(Mutation::RefillUnderOwnName);
+        let node = if is_own { self.node } else { stand_in(self.node) };
+        let request = ClaimRequest { node, generation: flag, kind: ClaimKind::Owner, predecessor };
         self.standing.refill = Some(request);
         self.actions.push_back(PrimaryAction::Refill(request));
     }
@@ -179,7 +190,7 @@ impl PrimaryRole {
         }
         let flag = request.generation;
         let holder = match answer {
-            ClaimAnswer::Decided(Verdict::Won) => Claim { node: self.node, kind: ClaimKind::Owner, address: None },
+            ClaimAnswer::Decided(Verdict::Won) => Claim { node: request.node, kind: ClaimKind::Owner, address: None },
             ClaimAnswer::Decided(Verdict::Lost(holder)) => holder,
             // What is missing is looked for afresh.
             ClaimAnswer::Unreachable | ClaimAnswer::Decided(Verdict::NotSuccessor(_)) => {

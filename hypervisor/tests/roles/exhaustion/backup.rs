@@ -128,7 +128,7 @@ impl Backup {
 
     /// Its claim gets on: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        let Some(answer) = self.asking.get_on(outside, ACTOR, self.node)? else { return Ok(()) };
+        let Some(answer) = self.asking.get_on(outside, ACTOR)? else { return Ok(()) };
         self.op(outside, Kind::ClaimAnswered, |backup, outside| backup.role.claim_answered(outside.now_ns, answer))?;
         self.follow_up(outside, link)
     }

@@ -401,7 +401,7 @@ impl Cluster {
         }
         lose(&mut self.link, fate, |link| &mut link.to_backup);
         if let (Some(request), Fate::Process) = (dead.asking.request, fate) {
-            let _ = self.outside.arbiter.ask(dead.node, request);
+            let _ = self.outside.arbiter.ask(request);
         }
         let is_decided = self.outside.arbiter.claims.contains_key(&dead.role.generation().0);
         self.must_survive = !is_decided && self.backup.as_ref().is_some_and(|backup| backup.is_told);
@@ -412,7 +412,7 @@ impl Cluster {
         self.dead.insert(dead.node);
         lose(&mut self.link, fate, |link| &mut link.to_primary);
         if let (Some(request), Fate::Process) = (dead.asking.request, fate) {
-            let _ = self.outside.arbiter.ask(dead.node, request);
+            let _ = self.outside.arbiter.ask(request);
         }
         self.join_at = self.round + JOIN_AFTER;
         self.must_survive = false;

@@ -6,7 +6,6 @@ use super::points::{Died, Kind, Side};
 use crate::world::Wire;
 use hypervisor::role::{ClaimAnswer, ClaimRequest};
 use logchannel::entry::LogSeq;
-use logchannel::session::NodeId;
 
 /// The channel of one pairing.
 #[derive(Debug, Default)]
@@ -59,16 +58,11 @@ impl Asking {
     }
 
     /// The request of `node` arrives at the arbiter, or the answer comes back.
-    pub(super) fn get_on(
-        &mut self,
-        outside: &mut Outside,
-        actor: Option<Side>,
-        node: NodeId,
-    ) -> Result<Option<ClaimAnswer>, Died> {
+    pub(super) fn get_on(&mut self, outside: &mut Outside, actor: Option<Side>) -> Result<Option<ClaimAnswer>, Died> {
         if let Some(request) = self.request {
             outside.points.before(actor, Kind::ClaimRecorded)?;
             self.request = None;
-            self.answer = Some(outside.arbiter.ask(node, request));
+            self.answer = Some(outside.arbiter.ask(request));
             outside.points.after(actor, Kind::ClaimRecorded)?;
             return Ok(None);
         }

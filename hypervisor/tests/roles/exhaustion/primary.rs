@@ -151,7 +151,7 @@ impl Primary {
 
     /// Its claim gets on: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        let Some(answer) = self.asking.get_on(outside, self.actor, self.node)? else { return Ok(()) };
+        let Some(answer) = self.asking.get_on(outside, self.actor)? else { return Ok(()) };
         self.op(outside, Kind::ClaimAnswered, |primary, outside| primary.role.claim_answered(outside.now_ns, answer))?;
         self.follow_up(outside, link)
     }
