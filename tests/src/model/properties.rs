@@ -48,8 +48,8 @@ fn sightings() -> Vec<Property<Cluster>> {
             state.owners().any(|(node, owner)| node > 1 && owner.role.generation().0 == 3)
         }),
         Property::sometimes("both claim", |_, state: &State| {
-            let asked: Vec<_> = state.nodes.iter().filter_map(|node| node.asking()).collect();
-            asked.iter().enumerate().any(|(index, request)| asked[..index].contains(request))
+            let asked: Vec<_> = state.nodes.iter().filter_map(|node| Some(node.asking()?.generation)).collect();
+            asked.iter().enumerate().any(|(index, flag)| asked[..index].contains(flag))
         }),
         Property::sometimes("fenced primary", |_, state: &State| state.has_ended(End::PrimaryFenced)),
         Property::sometimes("fenced backup", |_, state: &State| state.has_ended(End::BackupFenced)),
