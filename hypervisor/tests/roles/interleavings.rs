@@ -546,7 +546,7 @@ fn both_sides_ask_at_once_and_exactly_one_wins() {
         pair.primary_lost();
         pair.backup_lost();
         let (of_primary, of_backup) = (pair.primary_claim().unwrap(), pair.backup_claim().unwrap());
-        assert_eq!(of_primary, of_backup);
+        assert_eq!((of_primary.generation, of_primary.predecessor), (of_backup.generation, of_backup.predecessor));
         if backup_first {
             pair.answer_backup(of_backup);
             pair.answer_primary(of_primary);

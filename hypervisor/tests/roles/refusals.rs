@@ -2,7 +2,7 @@
 
 use crate::pair::{Pair, owner_claim};
 use crate::world::{BACKUP, G, NEXT, PRIMARY, config, guest_image, machine, session, vm_id};
-use hypervisor::role::{BackupEnd, Expectation, PrimaryRole, Timing};
+use hypervisor::role::{BackupEnd, ClaimRequest, Expectation, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, SessionHeader, VmId};
@@ -285,7 +285,7 @@ fn a_primary_that_is_not_sure_of_its_vm_takes_no_backup() {
     pair.backup_lost();
     assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("try again"));
     let claim = pair.primary_claim().unwrap();
-    pair.arbiter.borrow_mut().ask(claim);
+    pair.arbiter.borrow_mut().ask(ClaimRequest { node: BACKUP, ..claim });
     pair.answer_primary(claim);
     assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("has ended"));
     assert!(!pair.primary.has_outgoing());
