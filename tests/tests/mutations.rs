@@ -4,12 +4,13 @@
 
 use hypervisor::guest::Guest;
 use hypervisor::mutation::{Mutation, activate};
+use hypervisor::output_gate::OutputGate;
 use hypervisor::role::{PrimaryRole, Timing};
-use logchannel::entry::Generation;
-use logchannel::session::SessionHeader;
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::session::{NodeId, SessionHeader};
 use std::panic;
 use tests::sim;
-use vm::{Machine, MachineConfig, PAGE_BYTES};
+use vm::{Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
@@ -45,7 +46,7 @@ fn copy_ends() -> bool {
     let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
     let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
     let mut machine = Machine::new(&config, &guest.image).unwrap();
-    let mut role = PrimaryRole::alone(session.unwrap(), Timing::default());
+    let mut role = PrimaryRole::alone(NodeId(1), session.unwrap(), Timing::default());
     role.backup_joins(0, &"vm0".parse().unwrap()).unwrap();
     let mut next = 0;
     let mut write = |machine: &mut Machine, pages: u64| {
@@ -72,11 +73,30 @@ fn copy_ends() -> bool {
 
 /// The simulator's guest writes little memory. Here is one that no copy keeps up with.
 #[test]
-fn a_guest_that_is_not_slowed_is_copied_without_end() {
+fn the_mutation_of_copies_copies_a_guest_that_is_not_slowed_without_end() {
     assert!(copy_ends());
     let [mutation] = Mutation::OF_COPIES;
     activate(Some(mutation));
     let ends = copy_ends();
     activate(None);
     assert!(!ends);
+}
+
+/// Whether console output that waits to be written is sent again by a process that takes over from one which dies now.
+fn waiting_console_output_is_kept() -> bool {
+    let mut gate = OutputGate::new(OutputId(0));
+    gate.hold(0, LogSeq(0), OutputId(0), OutputOperation::Console(b"word".to_vec()));
+    gate.release(0, LogSeq(1));
+    assert!(gate.take_released().is_some());
+    gate.left().console == OutputId(0)
+}
+
+#[test]
+fn the_mutation_of_console_output_loses_what_waits_to_be_written() {
+    assert!(waiting_console_output_is_kept());
+    let [mutation] = Mutation::OF_CONSOLE;
+    activate(Some(mutation));
+    let is_kept = waiting_console_output_is_kept();
+    activate(None);
+    assert!(!is_kept);
 }
