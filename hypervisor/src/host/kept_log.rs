@@ -119,10 +119,11 @@ impl KeptLog {
         let (directory, reporter) = (self.directory.display().to_string(), self.reporter);
         self.log.listen(move || {
             let state = state();
+            // The role first: whoever has read the report may count on it.
+            tell(state);
             if matches!(state, DiskLogState::UpTo(_)) && !usable_told.swap(true, Ordering::AcqRel) {
                 reporter.tell(&NodeReport::LogUsable { directory: directory.clone() });
             }
-            tell(state);
         });
     }
 
