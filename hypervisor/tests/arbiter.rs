@@ -396,3 +396,35 @@ fn the_program_says_how_it_ends() {
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(server.process.wait().unwrap().code(), Some(0));
 }
+
+/// A claim that is a FIFO: whoever reads it waits, as for a disk that hangs.
+#[test]
+fn a_disk_that_hangs_is_told_costs_a_bounded_number_of_threads_and_keeps_nobody_from_ending() {
+    const CLIENTS: usize = 12;
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Server::start(directory.path());
+    std::fs::create_dir(directory.path().join(vm().as_str())).unwrap();
+    let fifo = directory.path().join(vm().as_str()).join("3.claim");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let ask = || {
+        let asked: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let client = server.client();
+                thread::spawn(move || client.latest(&vm()).unwrap_err())
+            })
+            .collect();
+        for answer in asked {
+            let error = answer.join().unwrap();
+            assert!(error.is_unreachable() && error.to_string().contains("disk has not answered"), "{error}");
+        }
+    };
+    ask();
+    let tasks = format!("/proc/{}/task", server.process.id());
+    let threads = || std::fs::read_dir(&tasks).unwrap().count();
+    let after_some = threads();
+    ask();
+    assert_eq!(threads(), after_some);
+    let id = nix::unistd::Pid::from_raw(server.process.id().try_into().unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(server.process.wait().unwrap().code(), Some(0));
+}

@@ -12,6 +12,7 @@
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
 mod base64;
+mod bounded;
 mod deadline;
 mod etcd;
 mod file;
@@ -20,10 +21,12 @@ pub mod server;
 mod tcp;
 mod wire;
 
+pub use bounded::BoundedArbiter;
 pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use tcp::TcpArbiter;
 
+use crate::host::address::check_form;
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
@@ -199,10 +202,8 @@ pub fn open(spec: &str, timeout: Duration) -> Result<Box<dyn Arbiter>, ArbiterEr
 
 /// Whether `address` is a host, by name or address, and a port that can be connected to.
 fn is_host_and_port(address: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'[' | b']');
-    address.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && host.bytes().all(allowed) && port.parse::<u16>().is_ok_and(|port| port != 0)
-    })
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    check_form(address).is_ok() && address.rsplit_once(':').is_some_and(|(_, port)| is_port(port))
 }
 
 /// Checks what every arbiter writes down, before it does.

@@ -2,6 +2,7 @@
 
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
+use crate::host::accept::AcceptTrouble;
 use crate::report::{Level, Report, Reporter};
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -27,8 +28,11 @@ const CONNECTIONS_MAX: usize = 256;
 /// How long a connection may be without a request, or not take an answer. Clients make a new one when they need it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long to wait after a failed accept, which mostly means that the process has too many open files.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Requests that wait for the disk at once; more wait for these.
+pub const DISK_THREADS_MAX: usize = 8;
+
+/// How long a request may wait for the disk: clients wait for 5 s. A disk that hangs keeps its threads, and nothing else.
+const DISK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What the arbiter tells about itself.
 #[derive(Debug, Serialize)]
@@ -106,6 +110,8 @@ pub struct ArbiterServer {
     listener: TcpListener,
     listen: SocketAddr,
     arbiter: Arc<FileArbiter>,
+    /// One seat for each thread that may wait for the disk: the runtime's own queue has no limit.
+    disk: Arc<Semaphore>,
     reporter: Reporter,
 }
 
@@ -119,7 +125,8 @@ impl ArbiterServer {
         let listen = listener.local_addr()?;
         let directory = arbiter.directory().display().to_string();
         reporter.tell(&ArbiterEvent::Listening { listen, directory });
-        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), reporter })
+        let disk = Arc::new(Semaphore::new(DISK_THREADS_MAX));
+        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), disk, reporter })
     }
 
     /// Where clients connect.
@@ -128,7 +135,8 @@ impl ArbiterServer {
         self.listen
     }
 
-    /// Serves until `shutdown` is done. Needs a current-thread runtime with I/O and time.
+    /// Serves until `shutdown` is done. Needs a current-thread runtime with I/O and time, and [`DISK_THREADS_MAX`] blocking
+    /// threads. One of these may still wait for the disk afterwards: shut the runtime down in the background.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let tasks = LocalSet::new();
         tasks.spawn_local(accept(Rc::new(self)));
@@ -138,6 +146,7 @@ impl ArbiterServer {
 
 async fn accept(server: Rc<ArbiterServer>) {
     let places = Rc::new(RefCell::new(Places::default()));
+    let mut trouble = AcceptTrouble::default();
     loop {
         match server.listener.accept().await {
             Ok((stream, peer)) => {
@@ -145,8 +154,7 @@ async fn accept(server: Rc<ArbiterServer>) {
                 spawn_local(serve(server.clone(), stream, peer, place));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                sleep(ACCEPT_RETRY).await;
+                sleep(trouble.failed("the arbiter", &error)).await;
             }
         }
     }
@@ -244,15 +252,16 @@ async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, place: &mut 
 impl ArbiterServer {
     /// The answer to one request; an error only if the process is ending.
     async fn answer(&self, request: Request) -> io::Result<Answer> {
-        let arbiter = Arc::clone(&self.arbiter);
         match request {
             Request::Latest { vm } => {
-                let latest = spawn_blocking(move || arbiter.latest(&vm)).await?;
+                let latest = self.on_disk(move |arbiter| arbiter.latest(&vm)).await?;
                 Ok(latest.map_or_else(|error| failure(&error), Answer::Latest))
             }
             Request::TestAndSet { vm, generation, claim, predecessor } => {
                 let (asked_vm, asked) = (vm.clone(), claim.clone());
-                match spawn_blocking(move || arbiter.test_and_set(&asked_vm, generation, &asked, predecessor)).await? {
+                let decide =
+                    move |arbiter: &FileArbiter| arbiter.test_and_set(&asked_vm, generation, &asked, predecessor);
+                match self.on_disk(decide).await? {
                     Ok(verdict) => {
                         self.reporter.tell(&claim_event(vm.to_string(), generation.0, &claim, &verdict));
                         Ok(match verdict {
@@ -265,6 +274,31 @@ impl ArbiterServer {
                 }
             }
         }
+    }
+}
+
+impl ArbiterServer {
+    /// Does `work` on a thread that may wait for the disk, in time or not at all. An error beside the arbiter's own only if the
+    /// process is ending.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&FileArbiter) -> Result<T, ArbiterError> + Send + 'static,
+    ) -> io::Result<Result<T, ArbiterError>> {
+        let (disk, arbiter) = (self.disk.clone(), self.arbiter.clone());
+        let working = async {
+            let seat = disk.acquire_owned().await.map_err(io::Error::other)?;
+            let work = spawn_blocking(move || {
+                let _seat = seat;
+                work(&arbiter)
+            });
+            Ok(work.await?)
+        };
+        timeout(DISK_TIMEOUT, working).await.unwrap_or_else(|_| {
+            let text = format!("its disk has not answered for {} s", DISK_TIMEOUT.as_secs());
+            let source = io::Error::new(io::ErrorKind::TimedOut, text);
+            let arbiter = format!("file:{}", self.arbiter.directory().display());
+            Ok(Err(ArbiterError::Unreachable { arbiter, source }))
+        })
     }
 }
 

@@ -24,7 +24,7 @@ impl AcceptTrouble {
         let now_ns = clock::now_ns();
         self.failures += 1;
         if self.is_due(now_ns) {
-            tracing::warn!("{listener} can't accept connections ({} tries failed): {error}", self.failures);
+            tracing::warn!("{listener} can't accept clients ({} tries failed): {error}", self.failures);
         }
         RETRY
     }

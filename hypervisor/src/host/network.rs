@@ -1,5 +1,6 @@
 //! A VM's attachment to its network: kept up for as long as the VM runs here.
 
+use super::address::resolve;
 use super::announce::Station;
 use super::channel::lock;
 use super::inbox::InboxSender;
@@ -51,7 +52,7 @@ impl FromStr for NetworkAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some(("lan", address)) => {
-                address.parse().map(Self::Lan).map_err(|_| format!("`{address}` is not an address like 127.0.0.1:7000"))
+                resolve(address).map(Self::Lan)
             }
             Some(("tap", name)) => name.parse().map(Self::Tap),
             Some(_) | None => Err(format!("`{text}` is not of the form lan=HOST:PORT or tap=NAME")),

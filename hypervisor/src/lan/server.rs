@@ -11,6 +11,7 @@ use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};
 use super::qemu_port::STREAM_FRAME_BYTES_MAX;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
+use crate::host::accept::AcceptTrouble;
 use crate::host::address::advice;
 use crate::host::clock;
 use crate::report::Reporter;
@@ -41,8 +42,6 @@ const PART_TIMEOUT: Duration = Duration::from_secs(1);
 const WRITE_BYTES: usize = 64 << 10;
 /// The least time between two reports of dropped frames.
 const DROPPED_REPORT_INTERVAL_US: u64 = 1_000_000;
-/// How long to wait after a failed accept, which mostly means that the process has too many open files.
-pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What a LAN consists of.
 #[derive(Clone, Debug)]
@@ -340,6 +339,7 @@ pub(super) fn keep_alive(stream: &TcpStream) {
 }
 
 async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
+    let mut trouble = AcceptTrouble::default();
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => match shared.enter(kind) {
@@ -356,8 +356,7 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
                 None => tracing::warn!(%peer, ?kind, "refused: too many connections are open"),
             },
             Err(error) => {
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_RETRY).await;
+                tokio::time::sleep(trouble.failed("the LAN", &error)).await;
             }
         }
     }

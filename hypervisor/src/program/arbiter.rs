@@ -4,17 +4,14 @@ use super::interrupt::termination;
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::{Failure, begin, exit, finish};
 use crate::arbiter::FileArbiter;
-use crate::arbiter::server::ArbiterServer;
-use crate::host::address::advice;
+use crate::arbiter::server::{ArbiterServer, DISK_THREADS_MAX};
+use crate::host::address::{advice, resolve};
 use crate::report::Reporter;
 use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::runtime::Builder;
-
-/// Requests that wait for the disk at once; more wait for these.
-const DISK_THREADS_MAX: usize = 8;
 
 /// Decides which side of a broken pair goes on: a durable test-and-set server.
 ///
@@ -30,7 +27,7 @@ const DISK_THREADS_MAX: usize = 8;
 )]
 struct Options {
     /// Where to listen; port 0 picks a free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7100")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7100")]
     listen: SocketAddr,
     /// Where to keep the claims; made if it isn't there
     #[arg(long, value_name = "DIR")]
@@ -53,11 +50,14 @@ fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let stopped = termination()?;
     let arbiter = FileArbiter::open(options.dir)?;
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(DISK_THREADS_MAX).build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let server = ArbiterServer::bind(options.listen, arbiter, reporter)
             .await
             .map_err(|error| format!("can't listen at {}: {error}; {}", options.listen, advice(&error)))?;
         server.run(stopped).await;
         Ok((exit::OK, "stopped by a signal; the claims stay".into()))
-    })
+    });
+    // A request whose disk hangs keeps nobody from ending this program.
+    runtime.shutdown_background();
+    ended
 }

@@ -7,6 +7,7 @@ use super::stop::{Origin, StopSwitch};
 use super::{Failure, begin, exit, fail_stop, finish};
 use crate::arbiter::ClaimKind;
 use crate::guest::Guest;
+use crate::host::address::resolve;
 use crate::host::backup::{self, BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::host::doorman::Doorman;
 use crate::host::kept_log::KeptLog;
@@ -55,10 +56,10 @@ struct Options {
     #[command(flatten)]
     node: NodeOptions,
     /// Where the primary listens; without it, where the arbiter says that the VM's owner does
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve)]
     primary: Option<SocketAddr>,
     /// Where the next backup connects, once this one has become the primary
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7201")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7201")]
     listen: SocketAddr,
     /// Never end but by Ctrl-C: whatever ends this side's part in the VM, start over as a backup, and wait for a primary
     /// for ever. All that a service manager needs to start
@@ -248,7 +249,7 @@ fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
         Some(address) if address == node.address => {
             Err(format!("its owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
         }
-        Some(address) => address.parse().map_err(|_| format!("its owner's address is none: {address}")),
+        Some(address) => resolve(&address).map_err(|error| format!("its owner can't be found: {error}")),
         None => Err(format!("its owner of generation {} has told no address", generation.0 + 1)),
     })
 }

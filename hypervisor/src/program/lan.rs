@@ -3,6 +3,7 @@
 use super::interrupt::termination;
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::{Failure, begin, exit, finish};
+use crate::host::address::resolve;
 use crate::lan::Forward;
 use crate::lan::server::{LanConfig, LanServer};
 use crate::report::Reporter;
@@ -29,14 +30,14 @@ use std::process::ExitCode;
 )]
 struct Options {
     /// Where VMs attach; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7000")]
     listen: SocketAddr,
     /// Make a guest's port reachable: [tcp:|udp:]HOST:PORT=GUEST:PORT, TCP and UDP unless chosen; may be repeated; port 0
     /// before '=' picks a free one
     #[arg(long = "forward", value_name = "SPEC")]
     forwards: Vec<Forward>,
     /// Where QEMU processes (-netdev stream,server=off) and passt connect
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve)]
     qemu: Option<SocketAddr>,
     /// Tell what happens as JSON, one object a line, on standard output
     #[arg(long)]

@@ -2,9 +2,9 @@
 
 use super::Failure;
 use super::claims_directory::{open_default, warn_of_others};
-use crate::arbiter::{self, Arbiter, ArbiterError};
+use crate::arbiter::{self, ADDRESS_BYTES_MAX, Arbiter, BoundedArbiter};
 use crate::guest::{Guest, GuestError};
-use crate::host::address::advice;
+use crate::host::address::{self, advice};
 use crate::host::console::Keys;
 use crate::host::entropy;
 use crate::host::kept_log::{Keeping, Waiting};
@@ -24,6 +24,9 @@ use vm::{BootMode, MachineConfig};
 
 /// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a call may take with what no arbiter bounds itself: a host name's look-up, a file system that hangs.
+const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The guest's RAM unless somebody says how much, in MiB.
 const MEMORY_MIB: u64 = 64;
@@ -130,7 +133,7 @@ pub struct NetworkOptions {
     #[arg(long, value_name = "NETWORK")]
     net: Option<NetworkAddress>,
     /// The same as --net lan=HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "net")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "net", value_parser = address::resolve)]
     lan: Option<SocketAddr>,
 }
 
@@ -173,9 +176,9 @@ pub struct NodeOptions {
     #[arg(long, value_name = "WHAT", default_value = "written")]
     pub log_wait: Waiting,
     /// Where a backup on another host reaches this side, if that isn't the address of --listen; it is stored with the VM's
-    /// claim
-    #[arg(long, value_name = "HOST:PORT")]
-    pub advertise: Option<SocketAddr>,
+    /// claim, and looked up by who uses it
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertised)]
+    pub advertise: Option<String>,
     /// How the keys of a terminal come to the guest while it runs here; without it, raw with --kernel, and otherwise lines.
     /// A backup isn't told what its guest is
     #[arg(long, value_enum, value_name = "HOW")]
@@ -189,14 +192,23 @@ impl NodeOptions {
     /// The arbiter.
     ///
     /// # Errors
-    /// [`ArbiterError`] if the spec names none.
-    pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, ArbiterError> {
-        let Some(spec) = &self.arbiter else { return Ok(Arc::new(open_default()?)) };
-        let arbiter = arbiter::open(spec, ARBITER_TIMEOUT)?;
-        if let Some(directory) = spec.strip_prefix("file:") {
-            warn_of_others(Path::new(directory));
-        }
-        Ok(arbiter.into())
+    /// If the spec names none, or a thread can't be started.
+    pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, Failure> {
+        let (arbiter, spec): (Arc<dyn Arbiter>, _) = match &self.arbiter {
+            None => {
+                let arbiter = open_default()?;
+                let spec = format!("file:{}", arbiter.directory().display());
+                (Arc::new(arbiter), spec)
+            }
+            Some(spec) => {
+                let arbiter = arbiter::open(spec, ARBITER_TIMEOUT)?;
+                if let Some(directory) = spec.strip_prefix("file:") {
+                    warn_of_others(Path::new(directory));
+                }
+                (arbiter.into(), spec.clone())
+            }
+        };
+        Ok(Arc::new(BoundedArbiter::new(arbiter, spec, CALL_TIMEOUT)?))
     }
 
     /// How long to wait for what.
@@ -234,8 +246,9 @@ impl NodeOptions {
         listener: &TcpListener,
         program: &'static str,
     ) -> Result<Node, Failure> {
-        let address = self.advertise.map_or_else(|| listener.local_addr(), Ok)?;
-        if address.ip().is_unspecified() {
+        let listening = listener.local_addr()?;
+        let address = self.advertise.clone().unwrap_or_else(|| listening.to_string());
+        if address.parse().is_ok_and(|address: SocketAddr| address.ip().is_unspecified()) {
             return Err(format!("backups can't find {address}: say with --advertise where they reach this host").into());
         }
         Ok(Node {
@@ -244,12 +257,20 @@ impl NodeOptions {
             arbiter,
             network: self.network.address(),
             mac,
-            address: address.to_string(),
+            address,
             reporter: Reporter::new(program, self.json),
             intervals: Intervals { digest_steps: self.digest_steps, ..Intervals::default() },
             keys: self.keys.unwrap_or_default(),
         })
     }
+}
+
+fn parse_advertised(text: &str) -> Result<String, String> {
+    address::check_form(text)?;
+    if text.len() > ADDRESS_BYTES_MAX {
+        return Err(format!("an address of more than {ADDRESS_BYTES_MAX} bytes fits into no claim"));
+    }
+    Ok(text.into())
 }
 
 /// MiB, from a number that may have a unit.

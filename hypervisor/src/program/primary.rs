@@ -6,6 +6,7 @@ use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
 use super::{Failure, begin, exit, fail_stop, finish};
 use crate::guest_clock::GuestClock;
+use crate::host::address::resolve;
 use crate::host::kept_log::{Keeping, KeptLog};
 use crate::host::live::{LiveEnd, LiveVm};
 use crate::host::log_directory::{LogDirectory, LogDirectoryError, ResumeProgress, Resumed, Survey};
@@ -43,7 +44,7 @@ struct Options {
     #[command(flatten)]
     node: NodeOptions,
     /// Where the backup connects
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7200")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7200")]
     listen: SocketAddr,
     /// Go on from the log that a side of this VM kept in this directory, after the death of both sides; the guest and its
     /// machine are the log's. The log is kept on in the same directory

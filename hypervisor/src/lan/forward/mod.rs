@@ -10,6 +10,7 @@ mod udp;
 use super::events::ForwardListening;
 use super::gateway::{GATEWAY_IP, PREFIX_BITS};
 use super::server::{Shared, StartError};
+use crate::host::address::resolve;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
@@ -40,6 +41,9 @@ pub enum ForwardError {
     /// Not of the form.
     #[error("'{0}' is not of the form [tcp:|udp:]HOST:PORT=GUEST:PORT, for example 127.0.0.1:7007=10.0.2.15:7")]
     Form(String),
+    /// Where clients come can't be found.
+    #[error("{0}")]
+    Listen(String),
     /// The guest's address is not on the LAN.
     #[error("guest {0} is not on the LAN: use an address in 10.0.2.0/24 other than 10.0.2.0, .2 and .255, and a port")]
     Guest(SocketAddrV4),
@@ -54,10 +58,10 @@ impl FromStr for Forward {
             Some(("udp", rest)) => (Protocols::Udp, rest),
             _ => (Protocols::Both, text),
         };
-        let parsed = addresses
-            .split_once('=')
-            .and_then(|(listen, guest)| Some((listen.parse().ok()?, guest.parse::<SocketAddrV4>().ok()?)));
+        let parsed =
+            addresses.split_once('=').and_then(|(listen, guest)| Some((listen, guest.parse::<SocketAddrV4>().ok()?)));
         let (listen, guest) = parsed.ok_or_else(|| ForwardError::Form(text.to_owned()))?;
+        let listen = resolve(listen).map_err(ForwardError::Listen)?;
         if is_guest(*guest.ip()) && guest.port() != 0 {
             Ok(Self { protocols, listen, guest })
         } else {
@@ -170,10 +174,19 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused_with_an_example() {
-        for text in ["", "7007=10.0.2.15:7", "127.0.0.1:7007", "sctp:127.0.0.1:1=10.0.2.15:7", "127.0.0.1:1=[::1]:7"] {
+        for text in ["", "127.0.0.1:7007", "127.0.0.1:1=[::1]:7"] {
             let error = text.parse::<Forward>().unwrap_err();
             assert_eq!(error, ForwardError::Form(text.to_owned()));
             assert!(error.to_string().contains("127.0.0.1:7007=10.0.2.15:7"));
+        }
+    }
+
+    #[test]
+    fn clients_come_to_a_host_of_a_name_or_an_address() {
+        let forward: Forward = "udp:localhost:7007=10.0.2.15:7".parse().unwrap();
+        assert_eq!(forward.listen, ([127, 0, 0, 1], 7007).into());
+        for text in ["7007=10.0.2.15:7", "sctp:127.0.0.1:1=10.0.2.15:7"] {
+            assert!(matches!(text.parse::<Forward>(), Err(ForwardError::Listen(_))), "{text}");
         }
     }
 
