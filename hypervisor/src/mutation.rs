@@ -41,6 +41,8 @@ pub enum Mutation {
     SkipLastPages,
     /// A guest that writes memory faster than it is copied isn't slowed.
     CopyWithoutSlowing,
+    /// A guest that is stopped until its backup has replayed more waits for a backup that replays nothing any more.
+    WaitForReplay,
     /// The log goes on one entry too late after a snapshot.
     SnapshotTooEarly,
     /// A primary lets outputs out though its log on disk is only promised.
@@ -81,6 +83,10 @@ impl Mutation {
     /// That of the rule about copies of memory, which the simulator's guest writes too little for: `tests/tests/mutations.rs`
     /// must catch it.
     pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
+
+    /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't have: `tests/tests/mutations.rs`
+    /// must catch it.
+    pub const OF_REPLAY: [Self; 1] = [Self::WaitForReplay];
 
     /// That of the rule about console output, which no process of the simulator dies with: `tests/tests/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];

@@ -6,7 +6,10 @@ use hypervisor::guest_clock::GuestClock;
 use hypervisor::host::inbox::HostEventSource;
 use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
 use hypervisor::host::outlets::Outlets;
+use hypervisor::lan::Attachment;
+use hypervisor::lan::client::{LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
+use hypervisor::lan::wire::ServerMessage;
 use hypervisor::output_gate::OutputGate;
 use hypervisor::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
@@ -299,4 +302,34 @@ fn a_connection_that_is_dead_and_not_closed_is_replaced() {
         // What the LAN says comes too.
         wait_until_carried(&owner, 20);
     }
+}
+
+/// A LAN that says a byte now and then must not keep a VM from attaching to one that works: without a bound this takes a minute.
+#[test]
+fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut vm, _) = listener.accept().unwrap();
+        let mut answer = Vec::new();
+        ServerMessage::Refused { reason: &"x".repeat(1200) }.append(&mut answer);
+        for byte in answer {
+            if vm.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let attachment = Attachment {
+        vm: "vm0".parse().unwrap(),
+        node: NodeId(1),
+        generation: Generation(1),
+        mac: GUEST_MAC,
+        next_output: OutputId(0),
+        output_end: OutputId(0),
+        last_packet: 0,
+        boot: true,
+    };
+    let given_up = attach(address, &attachment, Duration::from_millis(500)).unwrap_err();
+    assert!(matches!(given_up, LanError::Io(_)), "{given_up}");
 }

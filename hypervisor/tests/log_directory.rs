@@ -5,7 +5,7 @@ mod roles_image;
 
 use hypervisor::event_source::EventSource;
 use hypervisor::host::log_directory::{
-    DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, Survey, segments,
+    DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, StuckDisk, Survey, segments,
 };
 use hypervisor::record::{Intervals, LogSink, Recorder};
 use hypervisor::replay::{Consumed, Replayer};
@@ -180,7 +180,7 @@ impl Vm {
     fn snapshot_now(&mut self) {
         let Sink { disk, entries, outputs } = &mut self.sink;
         let seq = LogSeq(entries.len() as u64);
-        disk.as_mut().unwrap().snapshot_now(self.recorder.machine_mut(), seq, || outputs.clone());
+        disk.as_mut().unwrap().snapshot_now(self.recorder.machine_mut(), seq, || outputs.clone(), || false);
     }
 
     fn run_slice(&mut self) {
@@ -663,7 +663,7 @@ fn ft_replay_compares_the_state_between_segments() {
     let second = LogReader::open(fs::File::open(&kept[1]).unwrap()).unwrap().next_seq();
     vm.sink.disk = Some(open(other.path()).begin(session(1), NODE, limits(u64::MAX)).unwrap());
     let Sink { disk, .. } = &mut vm.sink;
-    disk.as_mut().unwrap().snapshot_now(vm.recorder.machine_mut(), second, Vec::new);
+    disk.as_mut().unwrap().snapshot_now(vm.recorder.machine_mut(), second, Vec::new, || false);
     vm.finish().unwrap();
     fs::copy(segments(other.path()).unwrap().remove(0), &kept[1]).unwrap();
     let output = ft_replay(directory.path(), &[]);
@@ -879,4 +879,28 @@ fn nodes_that_resume_are_listed_until_the_log_is_theirs() {
     vm.snapshot_now();
     vm.finish().unwrap();
     assert_eq!(resume(directory.path()).nodes, [NodeId(3)]);
+}
+
+/// The part of a snapshot is a FIFO that nobody reads: whoever opens it waits, as for a disk that hangs. Without the bounds this
+/// test doesn't end.
+#[test]
+fn a_process_that_ends_does_not_wait_for_a_disk_that_hangs() {
+    let directory = TempDir::new().unwrap();
+    let opened = open(directory.path());
+    nix::unistd::mkfifo(&directory.path().join("snapshot.part"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let limits = DiskLimits { queue_bytes_max: 1, patience: Duration::from_millis(200), ..limits(u64::MAX) };
+    let mut disk = opened.begin(session(1), NODE, limits).unwrap();
+    let mut machine = Machine::new(&config(), &guest()).unwrap();
+    disk.snapshot_now(&mut machine, LogSeq(0), Vec::new, || true);
+    assert!(disk.watch().is_pending());
+    let stuck = disk.finish().unwrap_err();
+    assert!(matches!(stuck, LogDirectoryError::Stuck { .. }), "{stuck}");
+}
+
+#[test]
+fn a_disk_is_stuck_while_it_takes_nothing_of_what_there_is() {
+    let mut disk = StuckDisk::since(100);
+    let looks = [(200, 0, true), (300, 1, true), (400, 1, true), (500, 1, false), (600, 1, true), (650, 1, true)];
+    let stuck = looks.map(|(now_ns, taken, is_pending)| disk.look(now_ns, taken, is_pending));
+    assert_eq!(stuck, [100, 0, 100, 0, 100, 150]);
 }

@@ -149,3 +149,31 @@ fn a_fifo_is_refused_by_every_program_that_is_to_read_or_write_it() {
 fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone.
+#[test]
+fn a_side_whose_arbiters_file_system_hangs_ends_when_it_is_told_to() {
+    let stage = Stage::new(programs!());
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("vm0")).unwrap();
+    mkfifo(&directory.path().join("vm0/0.claim"), Mode::S_IRWXU).unwrap();
+    let arbiter = format!("file:{}", path_text(directory.path()));
+    let mut primary = stage.program("ft-primary", &["--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
+    thread::sleep(Duration::from_millis(500));
+    primary.signal(Signal::SIGTERM);
+    assert_ends(&mut primary, 1, "takes too long");
+}
+
+/// The part of the log's snapshot is a FIFO: whoever writes it waits, as for a disk that hangs.
+#[test]
+fn outputs_that_wait_for_a_disk_that_hangs_are_told_and_the_program_can_be_ended() {
+    let stage = Stage::new(programs!());
+    let log = tempfile::tempdir().unwrap();
+    mkfifo(&log.path().join("snapshot.part"), Mode::S_IRWXU).unwrap();
+    let mut primary = stage.node("ft-primary", &["--unprotected", "--log", path_text(log.path())]);
+    let told = primary.told("disk_waits");
+    assert_eq!(told["directory"], path_text(log.path()));
+    assert!(!primary.has_told("console"), "outputs wait for the log");
+    primary.signal(Signal::SIGTERM);
+    assert_eq!(primary.end().code, Some(0));
+}

@@ -5,12 +5,14 @@
 use hypervisor::guest::Guest;
 use hypervisor::mutation::{Mutation, activate};
 use hypervisor::output_gate::OutputGate;
-use hypervisor::role::{PrimaryRole, Timing};
-use logchannel::entry::{Generation, LogSeq};
+use hypervisor::arbiter::Verdict;
+use hypervisor::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
 use std::panic;
 use tests::sim;
-use vm::{Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
+use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
@@ -99,4 +101,51 @@ fn the_mutation_of_console_output_loses_what_waits_to_be_written() {
     let is_kept = waiting_console_output_is_kept();
     activate(None);
     assert!(!is_kept);
+}
+
+/// Whether a primary whose backup acknowledges everything and replays nothing runs its guest again in the end.
+fn guest_of_a_stuck_backup_runs_again() -> bool {
+    const TICK_NS: u64 = 5_000_000;
+    let guest = Guest::load("hello").unwrap();
+    let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
+    let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
+    let mut machine = Machine::new(&config, &guest.image).unwrap();
+    let mut role = PrimaryRole::alone(NodeId(1), session.unwrap(), Timing::default());
+    role.backup_joins(0, &"vm0".parse().unwrap()).unwrap();
+    let mut sent = Vec::new();
+    while role.is_copying() {
+        role.copy_snapshot(0, &mut machine);
+        role.take_outgoing(&mut sent);
+    }
+    role.backup_said(0, Message::Accepted);
+    let mut stopped = false;
+    for now_ns in (TICK_NS..60_000_000_000).step_by(5_000_000) {
+        if role.may_run() {
+            if stopped {
+                return true;
+            }
+            role.append(now_ns, &LogEntry { count: InstructionCount(now_ns), body: EntryBody::Progress }, None);
+        }
+        stopped |= !role.may_run();
+        role.flush(now_ns);
+        let received = role.appended();
+        role.backup_said(now_ns, Message::Ack { received });
+        role.tick(now_ns);
+        while let Some(action) = role.poll_action() {
+            if let PrimaryAction::Claim(_) = action {
+                role.claim_answered(now_ns, ClaimAnswer::Decided(Verdict::Won));
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn the_mutation_of_replay_stops_a_guest_for_ever() {
+    assert!(guest_of_a_stuck_backup_runs_again());
+    let [mutation] = Mutation::OF_REPLAY;
+    activate(Some(mutation));
+    let runs = guest_of_a_stuck_backup_runs_again();
+    activate(None);
+    assert!(!runs);
 }

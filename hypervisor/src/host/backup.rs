@@ -32,6 +32,9 @@ pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
 /// From one look at heartbeats and timeouts to the next.
 const TICK: Duration = Duration::from_millis(5);
 
+/// From one look of the claiming thread at heartbeats and timeouts to the next.
+const WATCH: Duration = Duration::from_millis(50);
+
 /// One bit of RAM to flip behind the guest's back, to see the divergence found.
 #[derive(Clone, Copy, Debug)]
 pub struct BitFlip {
@@ -234,19 +237,20 @@ pub fn run(
 impl Shared {
     /// Gives the role an input, and does what it says.
     fn drive<T>(self: &Arc<Self>, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
-        let mut actions = Vec::new();
-        let result = {
-            let mut role = lock(&self.role);
-            let result = input(&mut role, clock::now_ns());
-            actions.extend(std::iter::from_fn(|| role.poll_action()));
-            result
-        };
+        let (actions, result) = self.give(input);
         // Acknowledgements leave before anything else is done.
         self.send_outgoing();
         for action in actions {
             self.act(action);
         }
         result
+    }
+
+    /// Gives the role an input; what it wants done has to be done next.
+    fn give<T>(&self, input: impl FnOnce(&mut BackupRole, u64) -> T) -> (Vec<BackupAction>, T) {
+        let mut role = lock(&self.role);
+        let result = input(&mut role, clock::now_ns());
+        (std::iter::from_fn(|| role.poll_action()).collect(), result)
     }
 
     fn act(self: &Arc<Self>, action: BackupAction) {
@@ -475,13 +479,14 @@ impl Shared {
         if !replayer.machine().has_output() {
             let next = replayer.consumed();
             let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
-            kept.serve(replayer.machine_mut(), next, tail);
+            let is_over = || self.over.load(Ordering::Acquire);
+            kept.serve(replayer.machine_mut(), next, tail, is_over);
             // Replay writes memory faster than it is copied.
-            while kept.steps_allowed(1, replayer.machine()).is_none() && !self.over.load(Ordering::Acquire) {
+            while kept.steps_allowed(1, replayer.machine()).is_none() && !is_over() {
                 if !kept.wants_copy() {
                     thread::sleep(TICK);
                 }
-                kept.serve(replayer.machine_mut(), next, tail);
+                kept.serve(replayer.machine_mut(), next, tail, is_over);
             }
         }
     }
@@ -516,7 +521,12 @@ impl Shared {
     fn conduct(self: &Arc<Self>, steps: &Receiver<Step>) -> Result<Generation, BackupEnd> {
         let mut failed_claims = 0;
         loop {
-            let Ok(step) = steps.recv() else { unreachable!("self holds a sender") };
+            let Ok(step) = steps.recv_timeout(WATCH) else {
+                // The thread that ticks may be stuck in writing to a primary that doesn't read. This one never writes then.
+                let (actions, ()) = self.give(BackupRole::tick);
+                actions.into_iter().for_each(|action| self.act(action));
+                continue;
+            };
             match step {
                 Step::CheckOwner => {
                     let answer = self.node.latest(&mut failed_claims);

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// with something unread in it would take the answer back.
 const KEPT_MAX: usize = 16;
 
+/// How many are answered before it is looked whether to stop: going live waits for that, however fast others come.
+const ANSWERED_AT_ONCE_MAX: usize = 64;
+
 /// From a connection that could not be accepted to the next try.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -70,7 +73,8 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
         // A signal, or no memory: it is looked again.
         let _ = poll(&mut waited_for, PollTimeout::NONE);
         let is_over = waited_for[0].any().unwrap_or(false);
-        while let Some(stream) = accept(listener) {
+        // Not all who come: those behind are answered by the next owner of the port, or in the next round.
+        for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener)) {
             refuse(stream, &mut answered);
         }
         if is_over {

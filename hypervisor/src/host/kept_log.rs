@@ -1,7 +1,10 @@
 //! A live VM's log on disk, and what waits for it.
 
-use super::log_directory::{DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, LogWriterKind};
+use super::log_directory::{
+    DiskLimits, DiskLog, DiskLogWatch, JoiningLog, LogDirectory, LogDirectoryError, LogWriterKind, StuckDisk,
+};
 use super::reports::NodeReport;
+use super::waiting;
 use crate::report::Reporter;
 use crate::role::DiskLogState;
 use clap::ValueEnum;
@@ -127,6 +130,18 @@ impl KeptLog {
         });
     }
 
+    /// A look at a disk that may hang, for the thread that tells of it.
+    #[must_use]
+    pub fn disk_watch(&self, now_ns: u64) -> DiskWatch {
+        DiskWatch {
+            log: self.log.watch(),
+            waiting: self.waiting,
+            directory: self.directory.display().to_string(),
+            stuck: StuckDisk::since(now_ns),
+            told: waiting::Waiting::since(now_ns),
+        }
+    }
+
     /// A backup's machine stands where the snapshot was made whose memory came to `snapshot_bytes`.
     pub const fn restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
         self.log.on_restored(machine, snapshot_bytes);
@@ -154,15 +169,17 @@ impl KeptLog {
         }
     }
 
-    /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has failed.
+    /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has failed. The first call may wait for
+    /// the disk, unless `is_over`.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
         next: LogSeq,
         tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        is_over: impl Fn() -> bool,
     ) {
         if std::mem::take(&mut self.at_once) {
-            self.log.snapshot_now(machine, next, tail);
+            self.log.snapshot_now(machine, next, tail, is_over);
         } else {
             self.log.serve(machine, next, tail);
         }
@@ -206,5 +223,28 @@ impl KeptLog {
             return Ok(());
         }
         self.log.finish().map(drop)
+    }
+}
+
+/// Finds out that outputs wait for a disk that doesn't get on.
+#[derive(Debug)]
+pub struct DiskWatch {
+    log: DiskLogWatch,
+    waiting: Waiting,
+    directory: String,
+    stuck: StuckDisk,
+    told: waiting::Waiting,
+}
+
+impl DiskWatch {
+    /// What to tell, after a second without progress and then rarely.
+    pub fn look(&mut self, now_ns: u64) -> Option<NodeReport> {
+        let is_unsynced = self.waiting == Waiting::Durable && self.log.durable() != self.log.in_cache();
+        let is_pending = self.log.is_pending() || is_unsynced;
+        if self.stuck.look(now_ns, self.log.taken(), is_pending) == 0 {
+            self.told = waiting::Waiting::since(now_ns);
+        }
+        let seconds = self.told.due(now_ns)?;
+        Some(NodeReport::DiskWaits { directory: self.directory.clone(), seconds })
     }
 }

@@ -4,7 +4,7 @@ use super::channel::{Channel, lock, serve};
 use super::clock;
 use super::console;
 use super::inbox::{HostEventSource, InboxSender};
-use super::kept_log::KeptLog;
+use super::kept_log::{DiskWatch, KeptLog};
 use super::network::{Network, NetworkAddress, NetworkEvents};
 use super::node::Node;
 use super::outlets::Outlets;
@@ -37,6 +37,10 @@ const WATCH: Duration = Duration::from_millis(50);
 
 /// How long a VM that has ended waits for its network to carry the guest's last words, in nanoseconds.
 const LAST_WORDS_NS: u64 = 500_000_000;
+
+/// How long the last words to a backup, and then the vCPU thread, may be stuck in a channel that the backup doesn't read before
+/// an ending process goes on.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// How a live VM's process ends.
 #[derive(Debug)]
@@ -78,6 +82,8 @@ pub(super) struct Shared {
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
     pub(super) over: Arc<AtomicBool>,
+    /// The vCPU thread writes to nobody any more.
+    pub(super) vcpu_over: AtomicBool,
     actions: Sender<PrimaryAction>,
 }
 
@@ -117,6 +123,7 @@ impl LiveVm {
             spares: AtomicUsize::new(0),
             taking: Mutex::default(),
             over: Arc::default(),
+            vcpu_over: AtomicBool::new(false),
             actions,
             node,
         });
@@ -132,7 +139,8 @@ impl LiveVm {
             }
         });
         let conductor = shared.clone();
-        let conductor = spawn("conductor", move || conductor.conduct(&action_queue))?;
+        let mut disk = kept.as_ref().map(|kept| kept.disk_watch(clock::now_ns()));
+        let conductor = spawn("conductor", move || conductor.conduct(&action_queue, &mut disk))?;
         let recorder = Recorder::new(machine, source, shared.node.intervals);
         if let Some(kept) = &kept {
             let shared = shared.clone();
@@ -148,13 +156,30 @@ impl LiveVm {
 
     /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
-        self.shared.drive(PrimaryRole::retire);
-        self.shared.inbox.wake();
+        self.part(PrimaryRole::retire);
     }
 
     /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
     pub fn leave(&self) {
-        self.shared.drive(PrimaryRole::leave);
+        self.part(PrimaryRole::leave);
+    }
+
+    /// Gives the role the operator's wish. The last words to the backup are written before anything ends, but a backup that reads
+    /// nothing is not waited for: the calling thread also hears the next signal.
+    fn part(&self, wish: impl FnOnce(&mut PrimaryRole, u64)) {
+        let actions = self.shared.give(wish);
+        let (done, written) = crossbeam_channel::bounded(1);
+        let shared = self.shared.clone();
+        let writer = spawn("last words", move || {
+            shared.put_out_released();
+            shared.send_outgoing();
+            // Fails if they came too late.
+            let _ = done.send(());
+        });
+        if writer.is_ok() {
+            let _ = written.recv_timeout(PARTING);
+        }
+        self.shared.pass_on(actions);
         self.shared.inbox.wake();
     }
 }
@@ -293,7 +318,7 @@ impl Shared {
     }
 
     /// Does what the role asks for that takes time, until it asks for the end.
-    fn conduct(&self, actions: &Receiver<PrimaryAction>) -> LiveEnd {
+    fn conduct(&self, actions: &Receiver<PrimaryAction>, disk: &mut Option<DiskWatch>) -> LiveEnd {
         let mut failed_claims = 0;
         let mut waiting = Waiting::since(clock::now_ns());
         // A guest that runs from the start has been without a backup before it gets one.
@@ -304,6 +329,9 @@ impl Shared {
         let end = loop {
             let Ok(action) = actions.recv_timeout(WATCH) else {
                 self.tell_waiting(&mut waiting);
+                if let Some(report) = disk.as_mut().and_then(|disk| disk.look(clock::now_ns())) {
+                    self.node.reporter.tell(&report);
+                }
                 // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
                 self.pass_on(self.give(PrimaryRole::tick));
                 continue;
@@ -355,7 +383,19 @@ impl Shared {
         lock(&self.outlets).finish_console();
         self.over.store(true, Ordering::Release);
         self.inbox.wake();
+        self.free_vcpu();
         end
+    }
+
+    /// Cuts the channel if the vCPU thread is stuck in it.
+    fn free_vcpu(&self) {
+        let end_ns = clock::now_ns() + u64::try_from(PARTING.as_nanos()).unwrap_or(u64::MAX);
+        while !self.vcpu_over.load(Ordering::Acquire) {
+            if clock::now_ns() >= end_ns {
+                return self.channel.cut();
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Nobody else will send what the network hasn't carried yet.

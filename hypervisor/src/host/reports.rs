@@ -124,6 +124,13 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
+    /// The disk of the log takes nothing, so that outputs wait. Told after a second, and then rarely.
+    DiskWaits {
+        /// The log's directory.
+        directory: String,
+        /// How long it has been waited for.
+        seconds: u64,
+    },
     /// A VM goes on from its log on disk.
     Resumed {
         /// The segment that was replayed.
@@ -364,6 +371,7 @@ impl Report for NodeReport {
                 | Self::LanLost { .. }
                 | Self::ArbiterUnreachable { .. }
                 | Self::OutputDropped { .. }
+                | Self::DiskWaits { .. }
         );
         let is_error = matches!(self, Self::LogLost { .. } | Self::Diverged { .. } | Self::End { exit_code: 1.., .. });
         match (is_error, is_warning, is_notice) {
@@ -411,6 +419,9 @@ impl fmt::Display for NodeReport {
             Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
             Self::PrimaryLost { reason } => write!(f, "primary lost, asking the arbiter: {reason}"),
             Self::LogUsable { directory } => write!(f, "the log in {directory} is whole: --resume can go on from it"),
+            Self::DiskWaits { directory, seconds } => {
+                write!(f, "outputs wait since {seconds} s for the disk of {directory}; Ctrl-C gives the VM to its backup")
+            }
             Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
             Self::Resumed { segment, ending, entries, instruction_count, may_lack, .. } => write!(
                 f,

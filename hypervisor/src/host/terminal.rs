@@ -52,8 +52,10 @@ pub fn make_raw() -> io::Result<()> {
 
 /// Makes the terminal what it was. Call it on every way out of the process; more than once is no harm.
 pub fn restore() {
-    if let Mode::Raw(before) = std::mem::replace(&mut *mode(), Mode::Over) {
-        // A terminal that went away needs nothing.
+    if let Mode::Raw(before) = std::mem::replace(&mut *mode(), Mode::Over)
+        && is_in_foreground()
+    {
+        // In the background the kernel would stop this process instead, and the terminal is another's. A terminal that went away needs nothing.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }
 }

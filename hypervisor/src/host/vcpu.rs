@@ -121,6 +121,7 @@ impl Shared {
                 }
             }
         }
+        self.vcpu_over.store(true, Ordering::Release);
         sink.finish();
         recorder
     }
@@ -271,7 +272,8 @@ impl RoleSink<'_> {
             return;
         }
         let next = lock(&self.shared.role).appended();
-        kept.serve(recorder.machine_mut(), next, || lock(&self.shared.role).gate().not_left());
+        let is_over = || self.shared.over.load(Ordering::Acquire);
+        kept.serve(recorder.machine_mut(), next, || lock(&self.shared.role).gate().not_left(), is_over);
     }
 
     fn is_full(&self) -> bool {

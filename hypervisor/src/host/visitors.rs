@@ -74,6 +74,7 @@ impl Shared {
     fn hear_visitor(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
         let io = |error: io::Error| error.to_string();
         stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
+        stream.set_write_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
         let visitor = stream.try_clone().map_err(io)?;
         let mut reader = ChannelReader::new(Arc::new(stream));
         let patient_until_ns = clock::now_ns() + PATIENCE_NS;
@@ -112,6 +113,8 @@ impl Shared {
                 return Err(reason);
             }
         };
+        // The channel's writer has other bounds: silence, and a backup that gets nowhere.
+        visitor.set_write_timeout(None).map_err(io)?;
         self.channel.connect(reader.stream()).map_err(io)?;
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
         self.sending_memory.store(true, Ordering::SeqCst);

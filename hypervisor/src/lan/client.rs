@@ -54,7 +54,7 @@ pub struct Attached {
     pub next_output: OutputId,
 }
 
-/// Attaches to the LAN at `address`. `timeout` bounds connecting and the answer, each.
+/// Attaches to the LAN at `address`. `timeout` bounds connecting and the whole answer, each.
 ///
 /// # Errors
 /// [`LanError`]; of these, only `Closed`, `Silent` and `Io` are worth asking again at once.
@@ -74,7 +74,7 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
         pulse: Pulse::default(),
         heartbeat_due_us: u64::MAX,
     };
-    let (first_packet, next_output) = receiver.answer()?;
+    let (first_packet, next_output) = receiver.answer(timeout)?;
     stream.set_read_timeout(Some(Duration::from_micros(INTERVAL_US)))?;
     receiver.heartbeat_due_us = clock::now_us() + INTERVAL_US;
     if first_packet > attachment.last_packet.saturating_add(1) {
@@ -218,8 +218,9 @@ impl FrameReceiver {
     }
 
     /// Waits for the answer to Attach: the number of the first frame that will come, and the output expected next.
-    fn answer(&mut self) -> Result<(u64, OutputId), LanError> {
+    fn answer(&mut self, timeout: Duration) -> Result<(u64, OutputId), LanError> {
         let last = self.last;
+        let begin_us = clock::now_us();
         loop {
             if let Some(message) = self.cutter.next_message()? {
                 return match ServerMessage::decode(message)? {
@@ -235,6 +236,10 @@ impl FrameReceiver {
                         Err(WireError::Field("a message before the answer to Attach").into())
                     }
                 };
+            }
+            // A byte now and then is no answer.
+            if u128::from(clock::now_us() - begin_us) >= timeout.as_micros() {
+                return Err(io::Error::new(ErrorKind::TimedOut, "the LAN's answer isn't whole in time").into());
             }
             self.fill()?;
         }

@@ -107,6 +107,23 @@ fn a_backup_that_is_still_joining_slows_nobody() {
     assert_eq!(pair.primary.share(), FULL_SHARE);
 }
 
+/// A backup whose replaying thread hangs, as on a disk that does, acknowledges what it receives and stops the guest.
+#[test]
+fn a_backup_that_lives_and_replays_nothing_is_lost_in_the_end() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 20_000, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.is_protected(), "it may be slow");
+    pair.replay_some(1);
+    pair.exchange();
+    run(&mut pair, 19_000, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.is_protected(), "it has got on since");
+    run(&mut pair, 2_000, 4, 0);
+    assert!(!pair.primary.is_protected());
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert!(pair.primary.may_run());
+}
+
 /// The guest stops with outputs held, and what it waits for needs no guest.
 #[test]
 fn a_stopped_guest_with_outputs_held_goes_on() {

@@ -4,6 +4,7 @@ use super::identity::{LogWriterKind, Standing};
 use super::joining::JoiningLog;
 use super::writer::{Batch, Order, Progress, Writer, run_sync};
 use super::{LogDirectory, LogDirectoryError};
+use crate::host::clock;
 use crate::host::kept_log::Waiting;
 use crate::page_copy::{self, PageCopying};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
@@ -40,6 +41,8 @@ pub struct DiskLimits {
     pub gather: Duration,
     /// What outputs wait for, as the directory is to say it.
     pub waiting: Waiting,
+    /// How long an ending process waits for a disk that takes nothing.
+    pub patience: Duration,
 }
 
 impl Default for DiskLimits {
@@ -51,7 +54,31 @@ impl Default for DiskLimits {
             sync_interval: Duration::from_millis(50),
             gather: Duration::from_millis(1),
             waiting: Waiting::Written,
+            patience: Duration::from_secs(10),
         }
+    }
+}
+
+/// Finds out that a disk doesn't get on. Times are the caller's.
+#[derive(Clone, Copy, Debug)]
+pub struct StuckDisk {
+    moved_ns: u64,
+    taken: u64,
+}
+
+impl StuckDisk {
+    /// A disk that gets on at `now_ns`.
+    #[must_use]
+    pub const fn since(now_ns: u64) -> Self {
+        Self { moved_ns: now_ns, taken: 0 }
+    }
+
+    /// For how long it has taken nothing though there is something: `taken` grows as long as it gets on.
+    pub const fn look(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
+        if taken != self.taken || !is_pending {
+            *self = Self { moved_ns: now_ns, taken };
+        }
+        now_ns.saturating_sub(self.moved_ns)
     }
 }
 
@@ -224,13 +251,14 @@ impl DiskLog {
         self.hand_over();
     }
 
-    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while the queue is full.
-    /// Arguments as those of [`DiskLog::serve`].
+    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while the queue is full, unless
+    /// `is_over`. Other arguments as those of [`DiskLog::serve`].
     pub fn snapshot_now(
         &mut self,
         machine: &mut Machine,
         next_seq: LogSeq,
         tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        is_over: impl Fn() -> bool,
     ) {
         self.begin_snapshot(machine);
         let mut tail = Some(tail);
@@ -238,6 +266,9 @@ impl DiskLog {
             self.copy_some(machine, next_seq, || tail.take().map_or_else(Vec::new, |tail| tail()));
             self.hand_over();
             while self.is_full() {
+                if is_over() {
+                    return;
+                }
                 thread::sleep(WRITER_WAIT);
             }
         }
@@ -295,12 +326,21 @@ impl DiskLog {
     /// Writes what has come and the end mark, makes it durable, and gives the directory back.
     ///
     /// # Errors
-    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it.
+    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it; [`LogDirectoryError::Stuck`] if the
+    /// disk takes nothing for [`DiskLimits::patience`]. Its threads are left behind then.
     pub fn finish(mut self) -> Result<LogDirectory, LogDirectoryError> {
         self.push(Order::Finish, 0);
         self.hand_over();
-        let Self { orders, threads, progress, directory, .. } = self;
+        let Self { orders, threads, progress, directory, limits, .. } = self;
         drop(orders);
+        let mut stuck = StuckDisk::since(clock::now_ns());
+        while !threads.iter().all(JoinHandle::is_finished) {
+            let stuck_ns = stuck.look(clock::now_ns(), progress.done.load(Ordering::Relaxed), true);
+            if u128::from(stuck_ns) >= limits.patience.as_nanos() {
+                return Err(LogDirectoryError::Stuck { path: directory.path, seconds: limits.patience.as_secs() });
+            }
+            thread::sleep(WRITER_WAIT);
+        }
         for thread in threads {
             thread.join().expect("a thread that panics ends the process");
         }
@@ -404,6 +444,18 @@ impl DiskLogWatch {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.0.failed.load(Ordering::Acquire)
+    }
+
+    /// What the disk has taken so far: a number that grows as long as it gets on.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.0.done.load(Ordering::Relaxed)
+    }
+
+    /// Whether something has been handed over that isn't written yet.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        !self.has_failed() && self.0.queued_bytes.load(Ordering::Acquire) > 0
     }
 }
 

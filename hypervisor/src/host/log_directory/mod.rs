@@ -23,7 +23,7 @@ mod joining;
 mod resume;
 mod writer;
 
-pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch};
+pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch, StuckDisk};
 pub use identity::LogWriterKind;
 pub use joining::JoiningLog;
 pub use resume::{PossibleLoss, ResumeProgress, Resumed, Survey};
@@ -91,6 +91,17 @@ pub enum LogDirectoryError {
         path: PathBuf,
         /// The segments in it, and what is wrong with each.
         skipped: Vec<(PathBuf, RestoreError)>,
+    },
+    /// The disk takes too long.
+    #[error(
+        "the disk has not taken the end of the log in {} for {seconds} s, and isn't waited for: the log may lack its last entries",
+        .path.display()
+    )]
+    Stuck {
+        /// Which directory.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// A segment can't be read to its end.
     #[error("{}: {source}", .path.display())]

@@ -39,6 +39,10 @@ pub(super) struct Pace {
     corrected_ns: u64,
     /// Entries that the backup had still to consume at the last correction.
     corrected_backlog: u64,
+    /// When the guest last didn't wait for the backup, or the backup had consumed more.
+    moved_ns: u64,
+    /// The backup has consumed more since the last correction.
+    has_moved: bool,
 }
 
 impl Pace {
@@ -57,6 +61,8 @@ impl Pace {
             stopped: false,
             corrected_ns: 0,
             corrected_backlog: 0,
+            moved_ns: 0,
+            has_moved: false,
         }
     }
 
@@ -71,6 +77,7 @@ impl Pace {
     /// The backup has consumed all entries below `consumed`.
     pub(super) fn consumed(&mut self, consumed: LogSeq) {
         self.counted = self.counted.max(consumed);
+        self.has_moved |= consumed > self.consumed;
         self.consumed = consumed;
         while self.marks.front().is_some_and(|(seq, _)| *seq <= consumed) {
             self.marks.pop_front();
@@ -87,6 +94,9 @@ impl Pace {
         self.lag_ns = self.marks.front().map_or(0, |(_, since_ns)| now_ns.saturating_sub(*since_ns));
         self.lag_max_ns = self.lag_max_ns.max(self.lag_ns);
         self.stopped = self.lag_ns > if self.stopped { self.bound_ns } else { self.bound_ns * STOP_FACTOR };
+        if std::mem::take(&mut self.has_moved) || !self.stopped {
+            self.moved_ns = now_ns;
+        }
         if now_ns.saturating_sub(self.corrected_ns) < CORRECTION_NS {
             return;
         }
@@ -116,6 +126,11 @@ impl Pace {
     /// Whether the guest has to wait for its backup.
     pub(super) const fn is_stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// For how long the guest has been stopped for a backup that has consumed nothing meanwhile, in nanoseconds.
+    pub(super) const fn stuck_ns(&self, now_ns: u64) -> u64 {
+        if self.stopped { now_ns.saturating_sub(self.moved_ns) } else { 0 }
     }
 
     /// The lag now and the longest so far, in nanoseconds.

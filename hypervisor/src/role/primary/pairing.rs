@@ -200,6 +200,11 @@ impl PrimaryRole {
         if self.has_backup() && is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
             self.lose_backup(format!("the backup has not got on for {} ms", stuck_ns / 1_000_000));
         }
+        // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for ever.
+        let stuck_ns = self.pace.stuck_ns(now_ns);
+        if stuck_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay) {
+            self.lose_backup(format!("the backup has replayed nothing for {} ms", stuck_ns / 1_000_000));
+        }
     }
 
     pub(super) fn lose_backup(&mut self, reason: String) {
