@@ -5,7 +5,8 @@ mod roles_image;
 
 use hypervisor::event_source::EventSource;
 use hypervisor::host::log_directory::{
-    DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, StuckDisk, Survey, segments,
+    DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, StuckDisk, Survey,
+    segments,
 };
 use hypervisor::record::{Intervals, LogSink, Recorder};
 use hypervisor::replay::{Consumed, Replayer};

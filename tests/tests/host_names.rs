@@ -19,8 +19,7 @@ fn named(address: &str) -> String {
 fn a_pair_finds_everything_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let claims = directory.path().join("claims");
-    let mut arbiter =
-        start(&directory, "ft-arbiter", &["--listen", "localhost:0", "--dir", claims.to_str().unwrap()]);
+    let mut arbiter = start(&directory, "ft-arbiter", &["--listen", "localhost:0", "--dir", claims.to_str().unwrap()]);
     let arbiter = format!("tcp:{}", named(&arbiter.told_text("listening", "listen")));
     let forward = "tcp:localhost:0=10.0.2.15:7";
     let mut lan = start(&directory, "ft-lan", &["--listen", "localhost:0", "--forward", forward]);

@@ -2,10 +2,10 @@
 
 #![cfg(feature = "mutations")]
 
+use hypervisor::arbiter::Verdict;
 use hypervisor::guest::Guest;
 use hypervisor::mutation::{Mutation, activate};
 use hypervisor::output_gate::OutputGate;
-use hypervisor::arbiter::Verdict;
 use hypervisor::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;

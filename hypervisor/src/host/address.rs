@@ -40,9 +40,7 @@ pub fn resolve(text: &str) -> Result<SocketAddr, String> {
     }
     check_form(text)?;
     let found = text.to_socket_addrs().map_err(|error| format!("the host of `{text}` can't be looked up: {error}"))?;
-    found
-        .min_by_key(|address| !address.is_ipv4())
-        .ok_or_else(|| format!("the host of `{text}` has no address"))
+    found.min_by_key(|address| !address.is_ipv4()).ok_or_else(|| format!("the host of `{text}` has no address"))
 }
 
 /// What to do about an address at which can't be listened.

@@ -51,9 +51,7 @@ impl FromStr for NetworkAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some(("lan", address)) => {
-                resolve(address).map(Self::Lan)
-            }
+            Some(("lan", address)) => resolve(address).map(Self::Lan),
             Some(("tap", name)) => name.parse().map(Self::Tap),
             Some(_) | None => Err(format!("`{text}` is not of the form lan=HOST:PORT or tap=NAME")),
         }

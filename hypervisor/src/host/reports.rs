@@ -420,7 +420,10 @@ impl fmt::Display for NodeReport {
             Self::PrimaryLost { reason } => write!(f, "primary lost, asking the arbiter: {reason}"),
             Self::LogUsable { directory } => write!(f, "the log in {directory} is whole: --resume can go on from it"),
             Self::DiskWaits { directory, seconds } => {
-                write!(f, "outputs wait since {seconds} s for the disk of {directory}; Ctrl-C gives the VM to its backup")
+                write!(
+                    f,
+                    "outputs wait since {seconds} s for the disk of {directory}; Ctrl-C gives the VM to its backup"
+                )
             }
             Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
             Self::Resumed { segment, ending, entries, instruction_count, may_lack, .. } => write!(
