@@ -1,5 +1,6 @@
 //! Distributions of times, for reports and tables.
 
+use crate::report::{Grouped, Tenths};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,8 @@ pub fn histogram_ns() -> Histogram<u64> {
 }
 
 impl Distribution {
-    /// The head of a table of distributions.
-    pub const HEAD: &str = "   samples       p50       p90       p99     p99.9        max";
+    /// The head of a table of distributions, which leaves 21 of a terminal's 80 columns to the names.
+    pub const HEAD: &str = " samples       p50       p90       p99     p99.9        max";
 
     /// From a histogram of nanoseconds.
     #[must_use]
@@ -56,8 +57,13 @@ impl Distribution {
     #[must_use]
     pub fn row(&self) -> String {
         format!(
-            "{:>10} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>10.1}",
-            self.samples, self.p50_us, self.p90_us, self.p99_us, self.p99_9_us, self.max_us
+            "{:>8} {:>9} {:>9} {:>9} {:>9} {:>10}",
+            Grouped(self.samples),
+            Tenths(self.p50_us),
+            Tenths(self.p90_us),
+            Tenths(self.p99_us),
+            Tenths(self.p99_9_us),
+            Tenths(self.max_us)
         )
     }
 }

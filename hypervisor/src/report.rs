@@ -108,6 +108,30 @@ impl Reporter {
     }
 }
 
+/// A number for people: in groups of three digits, `1_000_000`, in all programs. It is padded as a number is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grouped(pub(crate) u64);
+
+impl Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad_integral(true, "", &vm::InstructionCount(self.0).to_string())
+    }
+}
+
+/// The same with one digit behind the point, for times.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tenths(pub(crate) f64);
+
+impl Display for Tenths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.1}", self.0);
+        let (whole, tenth) = text.split_once('.').unwrap_or((&text, "0"));
+        // What is negative or no number isn't grouped.
+        let whole = whole.parse().map_or_else(|_| whole.to_owned(), |whole| Grouped(whole).to_string());
+        f.pad_integral(true, "", &format!("{whole}.{tenth}"))
+    }
+}
+
 /// How lines for a person look.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Looks {
@@ -121,13 +145,21 @@ impl Looks {
     /// How lines on this process's standard error look.
     pub(crate) fn of_stderr() -> Self {
         static LOOKS: OnceLock<Looks> = OnceLock::new();
-        *LOOKS.get_or_init(|| {
-            let is_terminal = io::stderr().is_terminal();
-            let is_colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-                || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-            Self { is_terminal, has_colours: is_terminal && !is_colourless }
-        })
+        *LOOKS.get_or_init(|| Self::of(&io::stderr()))
     }
+
+    fn of(stream: &impl IsTerminal) -> Self {
+        let is_terminal = stream.is_terminal();
+        let is_colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+        Self { is_terminal, has_colours: is_terminal && !is_colourless }
+    }
+}
+
+/// A word on standard output, set off as a line of this level is if a terminal shows it.
+pub(crate) fn set_off(word: &str, level: Level) -> String {
+    let (_, colour) = level.looks();
+    if Looks::of(&io::stdout()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
 }
 
 /// A line for a person: when, how much it matters, who says it, and what.
@@ -163,6 +195,15 @@ mod tests {
     fn a_peers_words_stay_on_their_line() {
         let text = "lost (ü\x1b[2J\nft-primary: all is well)";
         assert_eq!(Printable(text).to_string(), r"lost (ü\u{1b}[2J\nft-primary: all is well)");
+    }
+
+    #[test]
+    fn numbers_have_groups_of_three_digits_and_columns() {
+        assert_eq!(
+            format!("[{:>9}] [{:<9}] {}", Grouped(12_345), Grouped(999), Grouped(0)),
+            "[   12_345] [999      ] 0"
+        );
+        assert_eq!(format!("[{:>9}] {} {}", Tenths(1234.56), Tenths(0.04), Tenths(-1.0)), "[  1_234.6] 0.0 -1.0");
     }
 
     #[test]

@@ -226,3 +226,27 @@ fn a_log_from_a_pipe_replays() {
     assert_eq!(child.wait().unwrap().code(), Some(exit::OK.into()));
     assert_eq!(shown, "piped\n");
 }
+
+/// What a recorded program has done to the terminal is undone whatever ends the replay.
+#[test]
+fn an_interrupted_replay_makes_the_terminal_what_it_was() {
+    let begin = b"\x1b[?1049h\x1b[31mred";
+    // More than a pipe takes, so that the replay goes on only as it is read.
+    let rest = [b'x'; 2000];
+    let parts: Vec<&[u8]> = [&begin[..]].into_iter().chain([&rest[..]; 60]).collect();
+    let recording = Recording::of(&parts);
+    let mut command = recording.replay(&["--console", "filtered"]);
+    let mut replay = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut output = replay.stdout.take().unwrap();
+    let mut shown = vec![0; begin.len()];
+    output.read_exact(&mut shown).unwrap();
+    assert_eq!(shown, begin);
+    let pid = nix::unistd::Pid::from_raw(replay.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    assert_eq!(replay.wait().unwrap().code(), Some(exit::INTERRUPTED.into()));
+    let end = text(&rest[rest.len().saturating_sub(40)..]);
+    assert!(end.contains("\x1b[?1049l") && end.contains("\x1b[m"), "{end:?}");
+    assert!(rest.len() < 110_000, "it was replayed to its end: {}", rest.len());
+}

@@ -2,7 +2,7 @@
 
 use crate::console::Piece;
 use crate::distribution::Distribution;
-use crate::report::{Level, Report};
+use crate::report::{Grouped, Level, Report, Tenths};
 use crate::trouble::Trouble;
 use serde::Serialize;
 use std::fmt;
@@ -344,15 +344,6 @@ impl From<Trouble> for NodeReport {
     }
 }
 
-/// A number for people, in groups of three digits, as instruction counts are.
-struct Grouped(u64);
-
-impl fmt::Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        vm::InstructionCount(self.0).fmt(f)
-    }
-}
-
 /// Outputs that a full buffer cost, if there are any.
 fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
     if outputs == 0 { Ok(()) } else { write!(f, "; {} outputs {how}", Grouped(outputs)) }
@@ -412,8 +403,11 @@ impl fmt::Display for NodeReport {
             }
             Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
                 f,
-                "the backup has been sent the guest's memory: {pages} pages in {took_ms} ms, of which the guest stood \
-                 still for {stood_ms} ms, at most {longest_stand_us} us at once"
+                "sent the guest's memory: {} pages in {} ms; it stood {} ms, at most {} us at once",
+                Grouped(*pages),
+                Grouped(*took_ms),
+                Grouped(*stood_ms),
+                Grouped(*longest_stand_us)
             ),
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
@@ -495,23 +489,24 @@ impl fmt::Display for NodeReport {
                  shows all it says, --memory gives it more RAM"
             ),
             Self::OutputDropped { stream, console_bytes, lines } => {
-                write!(f, "{stream} was not taken: {console_bytes} bytes of console and {lines} lines are lost")
+                let (bytes, lines) = (Grouped(*console_bytes), Grouped(*lines));
+                write!(f, "{stream} was not taken: {bytes} bytes of console and {lines} lines are lost")
             }
             Self::Diverged { reason } => f.write_str(reason),
             Self::Figures(figures) => {
                 write!(
                     f,
-                    "{} instructions, {} entries, {} bytes to the backup, {} frames out ({} without a LAN); \
-                     {} outputs held p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+                    "{} instructions, {} entries, {} bytes to the backup; {} frames out, {} without LAN; \
+                     {} outputs held p50 {}, p99 {}, max {} us",
                     Grouped(figures.instruction_count),
                     Grouped(figures.entries),
                     Grouped(figures.channel_bytes),
                     Grouped(figures.frames),
                     Grouped(figures.frames_without_lan),
                     Grouped(figures.hold_time.samples),
-                    figures.hold_time.p50_us,
-                    figures.hold_time.p99_us,
-                    figures.hold_time.max_us
+                    Tenths(figures.hold_time.p50_us),
+                    Tenths(figures.hold_time.p99_us),
+                    Tenths(figures.hold_time.max_us)
                 )?;
                 lost(f, figures.outputs_given_up, "were given up: the network didn't carry them")
             }
@@ -519,8 +514,9 @@ impl fmt::Display for NodeReport {
                 let doing = if *is_booting { "booting" } else { "recording" };
                 write!(
                     f,
-                    "{doing}: {} M instructions, {mips:.0} MIPS, {entries} entries",
-                    instruction_count / 1_000_000
+                    "{doing}: {} M instructions, {mips:.0} MIPS, {} entries",
+                    Grouped(instruction_count / 1_000_000),
+                    Grouped(*entries)
                 )
             }
             Self::Recorded(recorded) => write!(
@@ -538,18 +534,19 @@ impl fmt::Display for NodeReport {
                 if let Some(percent) = percent {
                     write!(f, "{percent} % of the log, ")?;
                 }
-                write!(f, "{} M instructions, {mips:.0} MIPS, {entries} entries", instruction_count / 1_000_000)
+                let millions = Grouped(instruction_count / 1_000_000);
+                write!(f, "{millions} M instructions, {mips:.0} MIPS, {} entries", Grouped(*entries))
             }
             Self::Replayed(replayed) => write!(
                 f,
-                "replayed {} instructions, {} entries and {} outputs in {:.3} s (the guest's clock: {:.3} s); \
-                 {} state digests equal; state at the end {}",
+                "replayed {} instructions, {} entries and {} outputs in {:.3} s (guest's clock {:.3} s); \
+                 {} state digests equal, the last {}",
                 Grouped(replayed.instruction_count),
                 Grouped(replayed.entries),
                 Grouped(replayed.outputs),
                 replayed.seconds,
                 replayed.guest_seconds,
-                replayed.digests_checked,
+                Grouped(replayed.digests_checked),
                 replayed.state_digest
             ),
             Self::End { reason, exit_code } => write!(f, "{reason} (exit code {exit_code})"),

@@ -10,6 +10,7 @@ use super::stdout::{StdoutError, failed, out};
 use super::{Failure, exit, interrupt};
 use crate::distribution::{Distribution, histogram_ns};
 use crate::host::clock;
+use crate::report::{Grouped, Level, Tenths, set_off};
 use clap::Parser;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -113,7 +114,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
     if !options.json {
         let backup = cluster.backup().pid();
         out!(
-            "{} at {}: LAN pid {}, arbiter pid {}, primary pid {}, backup pid {backup}",
+            "{} at {}\n  pids: LAN {}, arbiter {}, primary {}, backup {backup}",
             options.guest.service(),
             cluster.service,
             cluster.lan.pid(),
@@ -225,30 +226,27 @@ fn show(kill: &Kill, clients: &[(&str, Client)]) -> Result<(), StdoutError> {
     // The log is consumed while the flag is asked for: which is first differs.
     timeline.sort_by_key(|(_, at_us)| *at_us);
     for (what, at_us) in timeline {
-        out!("    {at_us:>8}  {what}")?;
+        let sign = if at_us < 0 { "-" } else { "" };
+        out!("    {:>9}  {what}", format!("{sign}{}", Grouped(at_us.unsigned_abs())))?;
     }
     out!(
-        "  generation {}; log entries: {}; state digests compared, and equal on both sides: {}",
+        "  generation {}, {} log entries, {} state digests equal on both sides",
         kill.generation,
-        kill.entries,
-        kill.digests_checked
+        Grouped(kill.entries),
+        Grouped(kill.digests_checked)
     )?;
-    let gaps = clients.iter().zip(&kill.gaps_us).map(|((name, _), gap_us)| format!("{name} {:.1} ms", ms(*gap_us)));
-    out!(
-        "  longest time without a reply: {}; a new backup joined in {:.1} ms, meanwhile {:.1} ms",
-        gaps.collect::<Vec<_>>().join(", "),
-        ms(kill.rejoin_us),
-        ms(kill.rejoin_gap_us)
-    )
+    let gaps = clients.iter().zip(&kill.gaps_us).map(|((name, _), gap_us)| format!("{name} {} ms", ms(*gap_us)));
+    out!("  longest time without a reply: {}", gaps.collect::<Vec<_>>().join(", "))?;
+    out!("  a new backup joined in {} ms; meanwhile {} ms without a reply", ms(kill.rejoin_us), ms(kill.rejoin_gap_us))
 }
 
-fn ms(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64() * 1000.0
+const fn ms(us: u64) -> Tenths {
+    Tenths(Duration::from_micros(us).as_secs_f64() * 1000.0)
 }
 
 fn show_verdict(verdict: &Verdict) -> Result<(), StdoutError> {
-    out!("\nmicroseconds                {}", Distribution::HEAD)?;
-    let row = |name: &str, distribution: &Distribution| out!("{name:<28}{}", distribution.row());
+    out!("\n{:<21}{}", "microseconds", Distribution::HEAD)?;
+    let row = |name: &str, distribution: &Distribution| out!("{name:<21}{}", distribution.row());
     row("kill to first output", &verdict.first_output)?;
     for client in &verdict.clients {
         row(&format!("longest gap on {}", client.name), &client.gap)?;
@@ -257,14 +255,15 @@ fn show_verdict(verdict: &Verdict) -> Result<(), StdoutError> {
     row("longest gap meanwhile", &verdict.rejoin_gap)?;
     for Witness { name, result, .. } in &verdict.clients {
         out!(
-            "{name}: {} messages sent, {} right replies, {} lost, {} out of order or doubled, {} changed{}",
-            result.sent,
-            result.received,
-            result.lost,
-            result.out_of_order,
-            result.changed,
+            "{name}: {} sent, {} right, {} lost, {} out of order or doubled, {} changed{}",
+            Grouped(result.sent),
+            Grouped(result.received),
+            Grouped(result.lost),
+            Grouped(result.out_of_order),
+            Grouped(result.changed),
             result.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
         )?;
     }
-    out!("{}: kills {}", if verdict.passed { "PASSED" } else { "FAILED" }, verdict.kills.len())
+    let (word, level) = if verdict.passed { ("PASSED", Level::Notice) } else { ("FAILED", Level::Error) };
+    out!("{}: kills {}", set_off(word, level), verdict.kills.len())
 }

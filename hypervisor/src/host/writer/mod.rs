@@ -14,7 +14,7 @@ pub use queue::{CONSOLE_BYTES_KEPT, LINE_BYTES_MAX, Lost, STALL_NS, WriteQueue};
 pub use stream::Stream;
 
 use super::clock;
-use crate::report::Reporter;
+use crate::report::{Grouped, Reporter};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::backtrace::Backtrace;
 use std::io;
@@ -78,7 +78,8 @@ fn start_threads(reporter: Reporter) -> io::Result<()> {
 pub fn drain() {
     let end_ns = clock::now_ns() + DRAIN_NS;
     if let Some(Lost { console_bytes, lines }) = STDOUT.drain(end_ns, DRAIN_STALL_NS) {
-        tracing::warn!("standard output was not taken: {console_bytes} bytes of console and {lines} lines are lost");
+        let (bytes, lines) = (Grouped(console_bytes), Grouped(lines));
+        tracing::warn!("standard output was not taken: {bytes} bytes of console and {lines} lines are lost");
     }
     let _ = STDERR.drain(end_ns, DRAIN_STALL_NS);
 }

@@ -3,7 +3,9 @@
 use crate::program::cluster::{PATIENCE, Site};
 use crate::program::executable::Executable;
 use crate::program::process::Process;
+use crate::program::stdout::out;
 use crate::program::{Failure, interrupt};
+use crate::report::Grouped;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -63,14 +65,15 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     primary.wait_for("console", PATIENCE)?;
     let mut joins = Vec::new();
     if !json {
-        println!("{:>6} {:>9} {:>12} {:>10} {:>17}", "join", "took ms", "pages sent", "stood ms", "longest stand us");
+        out!("{:>6} {:>9} {:>12} {:>10} {:>17}", "join", "took ms", "pages sent", "stood ms", "longest stand us")?;
     }
     for number in 1..=options.joins {
         interrupt::check()?;
         let join = join(&executable, &common, &mut primary, joins.len() + 1)?;
         if !json {
             let Join { took_ms, pages, stood_ms, longest_stand_us } = join;
-            println!("{number:>6} {took_ms:>9} {pages:>12} {stood_ms:>10} {longest_stand_us:>17}");
+            let [took_ms, pages, stood_ms, longest_us] = [took_ms, pages, stood_ms, longest_stand_us].map(Grouped);
+            out!("{number:>6} {took_ms:>9} {pages:>12} {stood_ms:>10} {longest_us:>17}")?;
         }
         joins.push(join);
     }
@@ -79,12 +82,11 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     let at = |percent: usize| longest[(longest.len() * percent).div_ceil(100) - 1];
     let results = Results { mib: options.mib, longest_stand_p50_us: at(50), longest_stand_p99_us: at(99), joins };
     if json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        out!("{}", serde_json::to_string_pretty(&results)?)?;
     } else {
         let Results { mib, longest_stand_p50_us, longest_stand_p99_us, .. } = results;
-        println!(
-            "longest stand of a guest that rewrites {mib} MiB: p50 {longest_stand_p50_us} us, p99 {longest_stand_p99_us} us"
-        );
+        let [p50, p99] = [longest_stand_p50_us, longest_stand_p99_us].map(Grouped);
+        out!("longest stand of a guest that rewrites {mib} MiB: p50 {p50} us, p99 {p99} us")?;
     }
     Ok(())
 }

@@ -179,15 +179,15 @@ fn spin(executable: &Executable) -> Result<Histogram<u64>, Failure> {
 }
 
 fn show(name: &str, condition: &Condition) -> Result<(), StdoutError> {
-    out!("{name}, microseconds\n{:34}{}", "", Distribution::HEAD)?;
+    out!("{name}, microseconds\n{:21}{}", "", Distribution::HEAD)?;
     for (what, distribution) in [
-        ("output held (production to release)", &condition.hold),
-        ("blocking TCP ping-pong, in turn", &condition.blocking_ping_pong),
-        ("spinning TCP ping-pong, after", &condition.spinning_ping_pong),
-        ("client's UDP echo", &condition.echo),
-        ("client's UDP echo without FT", &condition.echo_without_ft),
+        ("output held", &condition.hold),
+        ("ping-pong, blocking", &condition.blocking_ping_pong),
+        ("ping-pong, spinning", &condition.spinning_ping_pong),
+        ("UDP echo", &condition.echo),
+        ("UDP echo without FT", &condition.echo_without_ft),
     ] {
-        out!("  {what:<34}{}", distribution.row())?;
+        out!("  {what:<19}{}", distribution.row())?;
     }
     out!(
         "  medians: hold / blocking {:.2}, hold / spinning {:.2}, echo / echo without FT {:.2}\n",

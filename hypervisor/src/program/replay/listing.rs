@@ -6,7 +6,9 @@ use super::{Failure, Options, in_file, open};
 use crate::console::{Piece, hex};
 use crate::divergence::entry_name;
 use crate::program::exit;
+use crate::program::interrupt::{self, Interrupted};
 use crate::program::replay::output::Output;
+use crate::report::Grouped;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::LogFileError;
 use serde::Serialize;
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 use vm::Event;
 
 /// The head of the table.
-const HEAD: &str = "     seq      instruction  entry          detail\n";
+const HEAD: &str = "       seq      instruction  entry          detail\n";
 
 /// An entry for a machine.
 #[derive(Debug, Serialize)]
@@ -94,6 +96,8 @@ enum ListError {
     Output(#[from] OutputError),
     #[error(transparent)]
     Log(#[from] LogFileError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 /// Lists the entries of all `logs`.
@@ -108,10 +112,11 @@ pub(super) fn list(logs: &[PathBuf], options: &Options, output: &mut Output) -> 
         entries += listed.map_err(|error| match error {
             ListError::Output(error) => error.into(),
             ListError::Log(error) => in_file(path, error),
+            ListError::Interrupted(interrupted) => interrupted.into(),
         })?;
         ending = log.log.ending().map_or_else(String::new, ToString::to_string);
     }
-    Ok((exit::OK, format!("{entries} entries; the log is {ending}")))
+    Ok((exit::OK, format!("{} entries; the log is {ending}", Grouped(entries))))
 }
 
 /// How many entries there were.
@@ -126,12 +131,14 @@ fn list_entries(
     }
     let first = log.log.next_seq();
     while let Some(entry) = log.next_entry()? {
+        interrupt::check()?;
         let seq = log.log.next_seq().0 - 1;
         if is_json {
             let listed = Listed { seq, instruction_count: entry.count.0, body: Body::of(&entry.body) };
             write(&json_line(&listed))?;
         } else {
-            write(format!("{seq:>8} {:>16}  {}\n", entry.count.to_string(), describe(&entry).trim_end()).as_bytes())?;
+            let (seq, count) = (Grouped(seq), Grouped(entry.count.0));
+            write(format!("{seq:>10} {count:>16}  {}\n", describe(&entry).trim_end()).as_bytes())?;
         }
     }
     Ok(log.log.next_seq().0 - first.0)
@@ -139,11 +146,13 @@ fn list_entries(
 
 fn describe(entry: &LogEntry) -> String {
     let detail = match &entry.body {
-        EntryBody::Event(Event::ClockRead { ticks }) => format!("{ticks} ticks"),
+        EntryBody::Event(Event::ClockRead { ticks }) => format!("{} ticks", Grouped(*ticks)),
         EntryBody::Event(Event::Entropy { bits }) => format!("{bits:#06x}"),
-        EntryBody::Event(Event::Packet { number, frame }) => format!("frame {number}, {} bytes", frame.len()),
+        EntryBody::Event(Event::Packet { number, frame }) => {
+            format!("frame {}, {} bytes", Grouped(*number), Grouped(frame.len() as u64))
+        }
         EntryBody::Event(Event::ConsoleInput { bytes }) => format!("\"{}\"", bytes.escape_ascii()),
-        EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", id.0),
+        EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", Grouped(id.0)),
         EntryBody::Digest(digest) => digest.to_string(),
         EntryBody::PartDigest { pages, digest } => format!("{digest} with pages {} to {}", pages.first, pages.end - 1),
         EntryBody::Stopped(reason) => reason.to_string(),

@@ -10,6 +10,7 @@ use self::length::Length;
 use self::output::{ConsoleChoice, Output, OutputError};
 use self::playback::{Playback, PlaybackError};
 use self::stretch::continuations;
+use super::interrupt::{self, Interrupted};
 use super::limits::{FILES, require_descriptors};
 use super::stdout::StdoutError;
 use super::{Failure, exit, finish, init_tracing};
@@ -71,6 +72,7 @@ pub fn main() -> ExitCode {
         Err(error) if matches!(error.downcast_ref(), Some(OutputError::Stdout(StdoutError::ReaderGone))) => {
             ExitCode::from(exit::PIPE_CLOSED)
         }
+        Err(error) if error.is::<Interrupted>() => finish(reporter, Ok((exit::INTERRUPTED, error.to_string()))),
         // Standard output is of no use to tell that it is of no use.
         Err(error) if error.is::<OutputError>() => finish(Reporter::new("ft-replay", false), Err(error)),
         Err(error) => finish(reporter, Err(error)),
@@ -83,6 +85,8 @@ type Log = LogReader<BufReader<File>>;
 /// Does what the options say, and tells how it ended.
 fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
     require_descriptors(FILES)?;
+    // Whatever ends the replay, a terminal is made what it was.
+    interrupt::install()?;
     let logs = if options.log.is_dir() { log_directory::segments(&options.log)? } else { vec![options.log.clone()] };
     let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
     let (exit_code, reason) = if options.entries {
@@ -112,6 +116,7 @@ fn replay(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u
             }
             Ok(Err(PlaybackError::Log(error))) => return Err(in_file(path, error)),
             Ok(Err(PlaybackError::Output(error))) => return Err(error.into()),
+            Ok(Err(PlaybackError::Interrupted(interrupted))) => return Err(interrupted.into()),
             Err(error) if options.log.is_dir() => skipped.push(format!("; skipped {error}")),
             Err(error) => return Err(error),
         }

@@ -6,6 +6,7 @@ use super::stretch::{Continuation, Stretch};
 use crate::divergence::Divergence;
 use crate::host::clock;
 use crate::host::reports::{NodeReport, Replayed};
+use crate::program::interrupt::{self, Interrupted};
 use crate::program::progress::Progress;
 use crate::replay::{Consumed, Replayer};
 use crate::restore::Restored;
@@ -29,6 +30,8 @@ pub(super) enum PlaybackError {
     Log(#[from] LogFileError),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 /// A replay of logs that follow each other.
@@ -86,6 +89,7 @@ impl<'a> Playback<'a> {
         while let Some(entry) = log.next_entry()? {
             self.consume(&mut replayer, &entry)?;
             if matches!(entry.body, EntryBody::Digest(_)) || self.entries.is_multiple_of(ENTRIES_PER_LOOK) {
+                interrupt::check()?;
                 self.tell_progress(entry.count.0)?;
             }
         }
