@@ -28,10 +28,12 @@ pub enum Trouble {
         /// How many mistakes there were so far; only those whose number is a power of two are told.
         times: u64,
     },
-    /// The guest's kernel has panicked, and has no console to say so.
+    /// The guest's kernel has panicked.
     Panic {
         /// Why, as the kernel says in its log.
         reason: String,
+        /// It has a console to say so.
+        has_console: bool,
     },
 }
 
@@ -42,19 +44,32 @@ pub struct Watch {
     /// When memory is searched for a panic next.
     next_search_ns: u64,
     searches_left: u32,
+    /// Memory is searched too when a guest that has a console puts nothing out any more and doesn't sleep.
+    follows: bool,
+    /// How many outputs there were, and whether the guest has slept, when the time of its silence began.
+    outputs: u64,
+    has_slept: bool,
 }
 
 impl Watch {
     /// Watches a guest that boots at `now_ns`.
     #[must_use]
     pub const fn booting(now_ns: u64) -> Self {
-        Self { faults: 0, next_search_ns: now_ns.saturating_add(FIRST_SEARCH_NS), searches_left: SEARCHES_MAX }
+        let next_search_ns = now_ns.saturating_add(FIRST_SEARCH_NS);
+        Self { next_search_ns, searches_left: SEARCHES_MAX, ..Self::running() }
+    }
+
+    /// The same, and goes on when the guest has a console: a kernel that panics later waits in a loop that reads the clock, a
+    /// million log entries a second. A search stops the guest for some ten milliseconds.
+    #[must_use]
+    pub const fn recording(now_ns: u64) -> Self {
+        Self { follows: true, ..Self::booting(now_ns) }
     }
 
     /// Watches a guest that has run before, or whose console somebody else watches.
     #[must_use]
     pub const fn running() -> Self {
-        Self { faults: 0, next_search_ns: 0, searches_left: 0 }
+        Self { faults: 0, next_search_ns: 0, searches_left: 0, follows: false, outputs: 0, has_slept: false }
     }
 
     /// What there is to tell of `machine`. The time is asked for only if it matters: not of a guest that sleeps, as none does that
@@ -66,22 +81,28 @@ impl Watch {
                 return Some(Trouble::Device { fault, times: self.faults });
             }
         }
+        self.has_slept |= sleeps;
         if self.searches_left == 0 || sleeps {
             return None;
         }
-        // A guest that puts something out can speak for itself.
-        if machine.next_output_id().0 > 0 {
+        let outputs = machine.next_output_id().0;
+        if outputs > 0 && !self.follows {
+            // A guest that puts something out can speak for itself.
             self.searches_left = 0;
             return None;
         }
         let now_ns = now_ns();
+        if outputs > 0 && (outputs != self.outputs || std::mem::take(&mut self.has_slept)) {
+            (self.outputs, self.next_search_ns) = (outputs, now_ns.saturating_add(FIRST_SEARCH_NS));
+            return None;
+        }
         if now_ns < self.next_search_ns {
             return None;
         }
         let reason = panic_reason(machine.ram());
         self.searches_left = if reason.is_some() { 0 } else { self.searches_left - 1 };
         self.next_search_ns = now_ns.saturating_add(SEARCH_PERIOD_NS);
-        reason.map(|reason| Trouble::Panic { reason })
+        reason.map(|reason| Trouble::Panic { reason, has_console: outputs > 0 })
     }
 }
 
@@ -94,7 +115,8 @@ fn panic_reason(ram: &[u8]) -> Option<String> {
             let reason = behind.iter().take(REASON_BYTES_MAX).take_while(|byte| matches!(byte, b' '..=b'~'));
             let reason: String = reason.map(|byte| char::from(*byte)).collect();
             if !reason.is_empty() && !reason.starts_with('%') {
-                return Some(reason);
+                // The last line of a panic has the reason in brackets.
+                return Some(reason.strip_suffix(" ]---").map_or(reason.clone(), str::to_owned));
             }
         }
         rest = &rest[1..];
@@ -118,6 +140,7 @@ mod tests {
         assert_eq!(put(900, b"\n"), None);
         assert_eq!(put(5_000, b"Out of memory\n\0"), Some("Out of memory".into()));
         assert_eq!(panic_reason(&ram[..5_000 + PANIC.len()]), None, "cut off");
+        assert_eq!(panic_reason(b"[ end Kernel panic - not syncing: x ]---\n"), Some("x".into()));
         assert_eq!(panic_reason(b"KKernel panic - not syncing: x"), Some("x".into()));
         let endless = [PANIC, &[b'x'; 300]].concat();
         assert_eq!(panic_reason(&endless).map(|reason| reason.len()), Some(200));

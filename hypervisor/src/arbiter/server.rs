@@ -84,17 +84,21 @@ impl fmt::Display for ArbiterEvent {
             // The winner of a flag owns the VM as the generation behind it, and so everybody else counts.
             Self::Claim { vm, generation, node, address, ended, won, holder, holder_address, refused } => {
                 let at = |address: &Option<String>| address.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
-                let holder = format!("{}{}", holder.as_deref().unwrap_or("nobody"), at(holder_address));
+                let holder = format!(
+                    "{}{}",
+                    holder.as_deref().map_or("nobody", |node| node.get(..8).unwrap_or(node)),
+                    at(holder_address)
+                );
                 let next = generation + 1;
                 match (won, refused, ended) {
-                    (true, _, true) => write!(f, "VM {vm}: ended by node {node}{}", at(address)),
-                    (true, _, false) => write!(f, "VM {vm}: generation {next} is owned by node {node}{}", at(address)),
+                    (true, _, true) => write!(f, "VM {vm}: ended by node {node:.8}{}", at(address)),
+                    (true, _, false) => write!(f, "VM {vm}: generation {next} is node {node:.8}{}", at(address)),
                     (false, false, _) => {
-                        write!(f, "VM {vm}: node {node}{} lost generation {next} to {holder}", at(address))
+                        write!(f, "VM {vm}: node {node:.8}{} lost generation {next} to {holder}", at(address))
                     }
                     (false, true, _) => write!(
                         f,
-                        "VM {vm}: node {node}{} is refused generation {next}: the one before is held by {holder}, not by its \
+                        "VM {vm}: node {node:.8}{} is refused generation {next}: the one before is held by {holder}, not by its \
                          predecessor",
                         at(address)
                     ),

@@ -107,7 +107,7 @@ impl ChannelReader {
                 self.decode()
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Arrived::Messages(Vec::new()),
-            Err(error) => last(format!("connection lost: {error}")),
+            Err(error) => last(format!("connection lost: {}", error.desc())),
         }
     }
 

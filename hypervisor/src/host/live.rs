@@ -9,7 +9,7 @@ use super::network::{Network, NetworkAddress, NetworkEvents};
 use super::node::Node;
 use super::outlets::Outlets;
 use super::priority;
-use super::reports::{Figures, NodeReport};
+use super::reports::{Figures, NodeReport, frames_dropped};
 use super::waiting::Waiting;
 use super::{visitors, writer};
 use crate::distribution::Distribution;
@@ -447,6 +447,7 @@ impl Shared {
             hold_time: Distribution::of(role.gate().hold_time_ns()),
             lag_us: role.lag_ns().0 / 1000,
             lag_max_us: role.lag_ns().1 / 1000,
+            frames_dropped: frames_dropped(machine),
             outputs_given_up: role.gate().given_up(),
         }));
     }

@@ -6,7 +6,7 @@ use crate::report::{Grouped, Level, Report, Tenths};
 use crate::trouble::Trouble;
 use serde::Serialize;
 use std::fmt;
-use vm::DeviceFault;
+use vm::{DeviceFault, DroppedFrames, Machine};
 
 /// One thing that happened on one side of a VM.
 #[derive(Clone, Debug, Serialize)]
@@ -215,10 +215,12 @@ pub enum NodeReport {
         /// How many mistakes the guest's drivers have made since this program runs it.
         times: u64,
     },
-    /// The guest's kernel has panicked before it had a console to say so.
+    /// The guest's kernel has panicked.
     GuestPanicked {
         /// Why, as the kernel says in its log.
         reason: String,
+        /// It has a console to say so. Only of a guest that is recorded this is told.
+        has_console: bool,
     },
     /// A reader of this process's output took nothing for a while, or its disk was full, and some was dropped. It is told once
     /// something is taken again.
@@ -291,6 +293,8 @@ pub struct Figures {
     pub lag_us: u64,
     /// How far it was behind at most, in microseconds.
     pub lag_max_us: u64,
+    /// Frames that the guest's network card dropped, either way: into no buffer, or one that is too short.
+    pub frames_dropped: u64,
     /// Outputs that the network didn't carry and that were given up when their buffer was full.
     pub outputs_given_up: u64,
 }
@@ -308,6 +312,8 @@ pub struct Recorded {
     pub instruction_count: u64,
     /// Frames and pieces of console output.
     pub outputs: u64,
+    /// Frames that the guest's network card dropped.
+    pub frames_dropped: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -321,6 +327,8 @@ pub struct Replayed {
     pub instruction_count: u64,
     /// Frames and pieces of console output, all equal to the recorded ones.
     pub outputs: u64,
+    /// Frames that the guest's network card dropped.
+    pub frames_dropped: u64,
     /// State digests compared, all equal to the recorded ones.
     pub digests_checked: u64,
     /// The digest of the state at the end.
@@ -333,13 +341,25 @@ pub struct Replayed {
     pub ending: String,
 }
 
+/// How many frames the guest's network card has dropped, either way.
+#[must_use]
+pub const fn frames_dropped(machine: &Machine) -> u64 {
+    let DroppedFrames { received, transmitted } = machine.dropped_frames();
+    received.saturating_add(transmitted)
+}
+
+/// Tells of them, if there are any.
+fn dropped(f: &mut fmt::Formatter<'_>, frames: u64) -> fmt::Result {
+    if frames == 0 { Ok(()) } else { write!(f, "; its network card dropped {} frames", Grouped(frames)) }
+}
+
 impl From<Trouble> for NodeReport {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Device { fault: DeviceFault { device, queue, descriptor }, times } => {
                 Self::DeviceFailed { device: device.to_string(), queue, descriptor, times }
             }
-            Trouble::Panic { reason } => Self::GuestPanicked { reason },
+            Trouble::Panic { reason, has_console } => Self::GuestPanicked { reason, has_console },
         }
     }
 }
@@ -363,6 +383,7 @@ impl Report for NodeReport {
                 | Self::ArbiterUnreachable { .. }
                 | Self::OutputDropped { .. }
                 | Self::DiskWaits { .. }
+                | Self::GuestPanicked { .. }
         );
         let is_error = matches!(self, Self::LogLost { .. } | Self::Diverged { .. } | Self::End { exit_code: 1.., .. });
         match (is_error, is_warning, is_notice) {
@@ -378,7 +399,7 @@ impl fmt::Display for NodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owner { vm, generation, node } => {
-                write!(f, "OWNER of VM {vm} as generation {generation}, node {node}")
+                write!(f, "OWNER of VM {vm} as generation {generation}, node {node:.8}")
             }
             Self::Listening { channel } => write!(f, "logging channel at {channel}"),
             Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
@@ -391,19 +412,19 @@ impl fmt::Display for NodeReport {
                 write!(f, "waiting for a primary of VM {vm} since {seconds} s: {reason}")
             }
             Self::GuestWaits { channel, seconds } => {
-                write!(f, "the guest doesn't run yet: waiting since {seconds} s for a backup at {channel}")
+                write!(f, "the guest waits since {seconds} s for a backup at {channel}")
             }
-            Self::Alone { generation } => write!(f, "ALONE as generation {generation}: the VM has no backup"),
+            Self::Alone { generation } => write!(f, "ALONE as generation {generation}: no backup"),
             Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
             Self::Joined { image } => {
-                write!(f, "joined: guest {image} is here in lockstep")
+                write!(f, "joined: guest {image} is in lockstep")
             }
             Self::Protected { generation, again } => {
                 write!(f, "PROTECTED{} as generation {generation}", if *again { " again" } else { "" })
             }
             Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
                 f,
-                "sent the guest's memory: {} pages in {} ms; it stood {} ms, at most {} us at once",
+                "memory sent: {} pages in {} ms; guest stood {} ms, at most {} us",
                 Grouped(*pages),
                 Grouped(*took_ms),
                 Grouped(*stood_ms),
@@ -411,8 +432,8 @@ impl fmt::Display for NodeReport {
             ),
             // One that hadn't joined yet costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
-            Self::PrimaryLost { reason } => write!(f, "primary lost, asking the arbiter: {reason}"),
-            Self::LogUsable { directory } => write!(f, "the log in {directory} is whole: --resume can go on from it"),
+            Self::PrimaryLost { reason } => write!(f, "primary lost: {reason}"),
+            Self::LogUsable { directory } => write!(f, "log whole, to go on with --resume {directory}"),
             Self::DiskWaits { directory, seconds } => {
                 write!(
                     f,
@@ -462,7 +483,7 @@ impl fmt::Display for NodeReport {
                 let after_us = live_us.saturating_sub(*loss_noticed_us);
                 write!(
                     f,
-                    "LIVE as generation {generation}, {} us after the loss was noticed ({} entries, {} digests equal)",
+                    "LIVE as generation {generation}, {} us after the loss ({} entries, {} digests)",
                     Grouped(after_us),
                     Grouped(*entries),
                     Grouped(*digests_checked)
@@ -483,7 +504,10 @@ impl fmt::Display for NodeReport {
                 f.write_str("; the device does nothing until the driver resets it")?;
                 if *times > 1 { write!(f, " ({times} mistakes so far)") } else { Ok(()) }
             }
-            Self::GuestPanicked { reason } => write!(
+            Self::GuestPanicked { reason, has_console: true } => {
+                write!(f, "the guest's kernel has PANICKED: {reason}")
+            }
+            Self::GuestPanicked { reason, has_console: false } => write!(
                 f,
                 "the guest's kernel has PANICKED before it had a console: {reason}; `earlycon=sbi` in its boot arguments \
                  shows all it says, --memory gives it more RAM"
@@ -496,18 +520,20 @@ impl fmt::Display for NodeReport {
             Self::Figures(figures) => {
                 write!(
                     f,
-                    "{} instructions, {} entries, {} bytes to the backup; {} frames out, {} without LAN; \
-                     {} outputs held p50 {}, p99 {}, max {} us",
+                    "{} instructions, {} entries, {} bytes to the backup, {} frames",
                     Grouped(figures.instruction_count),
                     Grouped(figures.entries),
                     Grouped(figures.channel_bytes),
                     Grouped(figures.frames),
-                    Grouped(figures.frames_without_lan),
-                    Grouped(figures.hold_time.samples),
-                    Tenths(figures.hold_time.p50_us),
-                    Tenths(figures.hold_time.p99_us),
-                    Tenths(figures.hold_time.max_us)
                 )?;
+                if figures.frames_without_lan > 0 {
+                    write!(f, " ({} without LAN)", Grouped(figures.frames_without_lan))?;
+                }
+                dropped(f, figures.frames_dropped)?;
+                if figures.hold_time.samples > 0 {
+                    let Distribution { p50_us, p99_us, max_us, .. } = figures.hold_time;
+                    write!(f, "; held p50 {}, p99 {}, max {} us", Tenths(p50_us), Tenths(p99_us), Tenths(max_us))?;
+                }
                 lost(f, figures.outputs_given_up, "were given up: the network didn't carry them")
             }
             Self::Recording { instruction_count, mips, entries, is_booting } => {
@@ -519,16 +545,19 @@ impl fmt::Display for NodeReport {
                     Grouped(*entries)
                 )
             }
-            Self::Recorded(recorded) => write!(
-                f,
-                "recorded {} instructions, {} entries and {} outputs in {:.3} s to {} ({} bytes)",
-                Grouped(recorded.instruction_count),
-                Grouped(recorded.entries),
-                Grouped(recorded.outputs),
-                recorded.seconds,
-                recorded.log,
-                Grouped(recorded.log_bytes)
-            ),
+            Self::Recorded(recorded) => {
+                write!(
+                    f,
+                    "recorded {} instructions, {} entries and {} outputs in {:.3} s to {} ({} bytes)",
+                    Grouped(recorded.instruction_count),
+                    Grouped(recorded.entries),
+                    Grouped(recorded.outputs),
+                    recorded.seconds,
+                    recorded.log,
+                    Grouped(recorded.log_bytes)
+                )?;
+                dropped(f, recorded.frames_dropped)
+            }
             Self::Replaying { instruction_count, mips, entries, percent } => {
                 f.write_str("replaying: ")?;
                 if let Some(percent) = percent {
@@ -537,18 +566,21 @@ impl fmt::Display for NodeReport {
                 let millions = Grouped(instruction_count / 1_000_000);
                 write!(f, "{millions} M instructions, {mips:.0} MIPS, {} entries", Grouped(*entries))
             }
-            Self::Replayed(replayed) => write!(
-                f,
-                "replayed {} instructions, {} entries and {} outputs in {:.3} s (guest's clock {:.3} s); \
+            Self::Replayed(replayed) => {
+                write!(
+                    f,
+                    "replayed {} instructions, {} entries and {} outputs in {:.3} s (guest's clock {:.3} s); \
                  {} state digests equal, the last {}",
-                Grouped(replayed.instruction_count),
-                Grouped(replayed.entries),
-                Grouped(replayed.outputs),
-                replayed.seconds,
-                replayed.guest_seconds,
-                Grouped(replayed.digests_checked),
-                replayed.state_digest
-            ),
+                    Grouped(replayed.instruction_count),
+                    Grouped(replayed.entries),
+                    Grouped(replayed.outputs),
+                    replayed.seconds,
+                    replayed.guest_seconds,
+                    Grouped(replayed.digests_checked),
+                    replayed.state_digest
+                )?;
+                dropped(f, replayed.frames_dropped)
+            }
             Self::End { reason, exit_code } => write!(f, "{reason} (exit code {exit_code})"),
         }
     }

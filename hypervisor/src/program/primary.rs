@@ -236,6 +236,6 @@ pub(super) fn run_live(
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
     Ok(match LiveVm::run(node, role, machine, kept, boot, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
-        LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
+        LiveEnd::HandedOver => (exit::OK, "stopped by the operator; its backup goes on".into()),
     })
 }

@@ -10,7 +10,7 @@ use crate::host::channel::lock;
 use crate::host::inbox::{HostEventSource, SLICE_STEPS};
 use crate::host::network::{Network, NetworkAddress, NetworkEvents};
 use crate::host::outlets::Outlets;
-use crate::host::reports::{NodeReport, Recorded};
+use crate::host::reports::{NodeReport, Recorded, frames_dropped};
 use crate::host::{clock, console, entropy, signals, writer};
 use crate::record::{Intervals, LogSink, Recorder, Slice};
 use crate::report::Reporter;
@@ -127,7 +127,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let recorder = Recorder::new(machine, source, intervals);
     let started_ns = clock::now_ns();
     // Linux waits for ever after a panic unless it is told otherwise.
-    let reboots_after_panic = config.bootargs.contains("panic=");
+    let reboots_after_panic = reboots_after_panic(&config.bootargs);
     let (recorder, end) = record(recorder, &mut sink, options.limit, reboots_after_panic, &over, reporter)
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
@@ -140,9 +140,16 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
         entries,
         instruction_count: recorder.machine().instruction_count().0,
         outputs: recorder.machine().next_output_id().0,
+        frames_dropped: frames_dropped(recorder.machine()),
         seconds: seconds_since(started_ns),
     }));
     Ok(outcome(&end, options.guest.bare.is_some(), recorder.machine().has_tohost()))
+}
+
+/// Whether a Linux kernel with these boot arguments starts anew after a panic: 0 waits for ever, and the last one counts.
+fn reboots_after_panic(bootargs: &str) -> bool {
+    let values = bootargs.split_ascii_whitespace().filter_map(|argument| argument.strip_prefix("panic="));
+    values.last().is_some_and(|value| value.parse() != Ok(0))
 }
 
 /// The exit code and the words for an end. Of a program that has `tohost`, only the result that it tells there is a success.
@@ -221,7 +228,7 @@ fn record(
 ) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
     recorder.source_mut().set_clock_running(true);
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
-    let mut watch = Watch::booting(clock::now_ns());
+    let mut watch = Watch::recording(clock::now_ns());
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
     // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
     let is_watched = !reporter.is_json() && io::stdout().is_terminal();
@@ -248,7 +255,7 @@ fn record(
         let slice = recorder.run_slice(sink, SLICE_STEPS)?;
         if let Some(trouble) = watch.look(recorder.machine_mut(), slice == Slice::Waiting, clock::now_ns) {
             reporter.tell(&NodeReport::from(trouble.clone()));
-            if let Trouble::Panic { reason } = trouble
+            if let Trouble::Panic { reason, .. } = trouble
                 && !reboots_after_panic
             {
                 break RecordingEnd::Panicked(reason);
@@ -296,5 +303,25 @@ impl LogSink for FileSink {
         lock(&self.outlets).put_out(&self.released);
         self.released.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reboots_after_panic;
+
+    #[test]
+    fn a_kernel_reboots_after_a_panic_if_its_last_word_on_it_is_not_zero() {
+        for (bootargs, reboots) in [
+            ("", false),
+            ("console=ttyS0", false),
+            ("panic=0", false),
+            ("console=ttyS0 panic=5", true),
+            ("panic=-1", true),
+            ("panic=5 panic=0", false),
+            ("init=/panic=5", false),
+        ] {
+            assert_eq!(reboots_after_panic(bootargs), reboots, "{bootargs}");
+        }
     }
 }

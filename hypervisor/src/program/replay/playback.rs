@@ -5,7 +5,7 @@ use super::output::{Output, OutputError};
 use super::stretch::{Continuation, Stretch};
 use crate::divergence::Divergence;
 use crate::host::clock;
-use crate::host::reports::{NodeReport, Replayed};
+use crate::host::reports::{NodeReport, Replayed, frames_dropped};
 use crate::program::interrupt::{self, Interrupted};
 use crate::program::progress::Progress;
 use crate::replay::{Consumed, Replayer};
@@ -136,6 +136,7 @@ impl<'a> Playback<'a> {
             entries: self.entries,
             instruction_count: machine.instruction_count().0,
             outputs: self.outputs,
+            frames_dropped: frames_dropped(&machine),
             digests_checked: self.digests_checked,
             state_digest: machine.digest().to_string(),
             seconds: Duration::from_nanos(took_ns).as_secs_f64(),
