@@ -148,8 +148,8 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
 
 /// Whether a Linux kernel with these boot arguments starts anew after a panic: 0 waits for ever, and the last one counts.
 fn reboots_after_panic(bootargs: &str) -> bool {
-    let values = bootargs.split_ascii_whitespace().filter_map(|argument| argument.strip_prefix("panic="));
-    values.last().is_some_and(|value| value.parse() != Ok(0))
+    let mut values = bootargs.split_ascii_whitespace().filter_map(|argument| argument.strip_prefix("panic="));
+    values.next_back().is_some_and(|value| value.parse() != Ok(0))
 }
 
 /// The exit code and the words for an end. Of a program that has `tohost`, only the result that it tells there is a success.
