@@ -39,10 +39,8 @@ pub(super) struct Pace {
     corrected_ns: u64,
     /// Entries that the backup had still to consume at the last correction.
     corrected_backlog: u64,
-    /// When the guest last didn't wait for the backup, or the backup had consumed more.
-    moved_ns: u64,
-    /// The backup has consumed more since the last correction.
-    has_moved: bool,
+    /// While the guest is stopped: what the backup had consumed when it last consumed something, and when that was.
+    stuck: Option<(LogSeq, u64)>,
 }
 
 impl Pace {
@@ -61,8 +59,7 @@ impl Pace {
             stopped: false,
             corrected_ns: 0,
             corrected_backlog: 0,
-            moved_ns: 0,
-            has_moved: false,
+            stuck: None,
         }
     }
 
@@ -77,7 +74,6 @@ impl Pace {
     /// The backup has consumed all entries below `consumed`.
     pub(super) fn consumed(&mut self, consumed: LogSeq) {
         self.counted = self.counted.max(consumed);
-        self.has_moved |= consumed > self.consumed;
         self.consumed = consumed;
         while self.marks.front().is_some_and(|(seq, _)| *seq <= consumed) {
             self.marks.pop_front();
@@ -94,8 +90,10 @@ impl Pace {
         self.lag_ns = self.marks.front().map_or(0, |(_, since_ns)| now_ns.saturating_sub(*since_ns));
         self.lag_max_ns = self.lag_max_ns.max(self.lag_ns);
         self.stopped = self.lag_ns > if self.stopped { self.bound_ns } else { self.bound_ns * STOP_FACTOR };
-        if std::mem::take(&mut self.has_moved) || !self.stopped {
-            self.moved_ns = now_ns;
+        if !self.stopped {
+            self.stuck = None;
+        } else if self.stuck.is_none_or(|(consumed, _)| consumed != self.consumed) {
+            self.stuck = Some((self.consumed, now_ns));
         }
         if now_ns.saturating_sub(self.corrected_ns) < CORRECTION_NS {
             return;
@@ -129,8 +127,8 @@ impl Pace {
     }
 
     /// For how long the guest has been stopped for a backup that has consumed nothing meanwhile, in nanoseconds.
-    pub(super) const fn stuck_ns(&self, now_ns: u64) -> u64 {
-        if self.stopped { now_ns.saturating_sub(self.moved_ns) } else { 0 }
+    pub(super) fn stuck_ns(&self, now_ns: u64) -> u64 {
+        self.stuck.map_or(0, |(_, since_ns)| now_ns.saturating_sub(since_ns))
     }
 
     /// The lag now and the longest so far, in nanoseconds.
