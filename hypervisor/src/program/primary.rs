@@ -2,6 +2,7 @@
 
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
+use super::patience::PatientArbiter;
 use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
 use super::{Failure, begin, exit, fail_stop, finish};
@@ -94,23 +95,24 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     if let Some(Keeping { directory, .. }) = keeping.as_ref().filter(|keeping| !keeping.directory.has_whole_segment()) {
         directory.add_node(node.id)?;
     }
-    stop.owns();
-    let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new, |last| {
-        ask_owner(last, &node.vm)
-    })
-    .map_err(|error| match &keeping {
-        Some(Keeping { directory, .. }) if directory.has_whole_segment() => error.with_known_log(directory.path()),
-        Some(_) | None => error,
-    })?;
+    let arbiter = PatientArbiter(&node);
+    let generation =
+        claim_start(&arbiter, &node.vm, node.id, &node.address, options.force_new, |last| ask_owner(last, &node.vm))
+            .map_err(|error| match &keeping {
+                Some(Keeping { directory, .. }) if directory.has_whole_segment() => {
+                    error.with_known_log(directory.path())
+                }
+                Some(_) | None => error,
+            })?;
     tell_owner(&node, generation);
-    let (arbiter, vm, id, address) = (node.arbiter.clone(), node.vm.clone(), node.id, node.address.clone());
-    let session = SessionHeader::new(vm.clone(), generation, config, &guest.name, &guest.image);
+    let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image);
     let started = session
         .map_err(Failure::from)
-        .and_then(|session| start(options, node, session, machine, keeping, listener, &stop));
+        .and_then(|session| start(options, node.clone(), session, machine, keeping, listener, &stop));
     started.inspect_err(|_| {
         // Everything that can fail comes before the guest's first step.
-        if let Err(error) = end_unstarted(&*arbiter, &vm, generation, id, &address) {
+        let ended = end_unstarted(&PatientArbiter(&node), &node.vm, generation, node.id, &node.address);
+        if let Err(error) = ended {
             tracing::error!("{error}");
         }
     })
@@ -159,7 +161,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         ResumeConsent { accept_loss: options.accept_loss, give_up: options.give_up_generation.map(Generation) };
     let claim = judge_resume(
         &node.vm,
-        latest(&*node.arbiter, &node.vm)?,
+        latest(&PatientArbiter(&node), &node.vm)?,
         survey.identity(),
         |owner| survey.possible_losses(owner).iter().map(ToString::to_string).collect(),
         consent,
@@ -168,7 +170,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     let is_lossy = claim.is_fork || !survey.possible_losses(claim.holder.node).is_empty();
     let resumed = replay(survey, node.reporter)?;
     directory.add_node(node.id)?;
-    let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, &claim)?;
+    let generation = claim_resume(&PatientArbiter(&node), &node.vm, node.id, &node.address, &claim)?;
     tell_owner(&node, generation);
     node.reporter.tell(&NodeReport::Resumed {
         segment: resumed.segment.display().to_string(),

@@ -65,7 +65,7 @@ impl StopSwitch {
     }
 
     /// From here on the VM may belong to this process.
-    pub(super) fn owns(&self) {
+    fn owns(&self) {
         let mut life = self.life();
         if matches!(*life, Life::Unburdened) {
             *life = Life::Owner;
