@@ -6,6 +6,7 @@ use hypervisor::guest_clock::GuestClock;
 use hypervisor::host::inbox::HostEventSource;
 use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
 use hypervisor::host::outlets::Outlets;
+use hypervisor::lan::ConnectionLimits;
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::output_gate::OutputGate;
 use hypervisor::report::Reporter;
@@ -33,7 +34,8 @@ fn loopback() -> SocketAddr {
 
 /// Starts a LAN that runs as long as the test; tells where VMs and QEMU processes connect.
 fn start_lan() -> (SocketAddr, SocketAddr) {
-    let config = LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![] };
+    let config =
+        LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![], limits: ConnectionLimits::default() };
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -4,7 +4,8 @@ use super::super::clients::{ClientId, Full, Standing};
 use super::super::events::LanEvent;
 use super::super::fabric::Fabric;
 use super::super::gateway::GUEST_TIMEOUT;
-use super::super::server::{ACCEPT_RETRY, Shared, keep_alive};
+use super::super::server::{Shared, keep_alive};
+use crate::host::accept::AcceptTrouble;
 use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, RecvError};
@@ -45,6 +46,7 @@ impl Forwarded {
     /// Serves clients for ever.
     pub(super) async fn serve(self, listener: TcpListener) {
         let forwarded = Rc::new(self);
+        let mut trouble = AcceptTrouble::default();
         loop {
             match listener.accept().await {
                 Ok((client, peer)) => {
@@ -56,10 +58,12 @@ impl Forwarded {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a client failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    let what = format!("the forward at {} can't accept clients", forwarded.listen);
+                    tokio::time::sleep(trouble.failed(&what, &error)).await;
                 }
             }
+            // A client that has no place is refused before the next is accepted.
+            tokio::task::yield_now().await;
         }
     }
 

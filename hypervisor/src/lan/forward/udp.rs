@@ -2,7 +2,8 @@
 
 use super::super::fabric::Fabric;
 use super::super::gateway::UDP_PAYLOAD_BYTES_MAX;
-use super::super::server::{ACCEPT_RETRY, Shared};
+use super::super::server::Shared;
+use crate::host::accept::AcceptTrouble;
 use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use std::cell::{Cell, RefCell};
@@ -26,12 +27,12 @@ pub(super) async fn serve(shared: Rc<Shared>, socket: UdpSocket, guest: SocketAd
     let socket = Rc::new(socket);
     let flows = Rc::new(Flows::default());
     let mut datagram = vec![0; 1 << 16];
+    let mut trouble = AcceptTrouble::default();
     loop {
         let (bytes, client) = match socket.recv_from(&mut datagram).await {
             Ok(received) => received,
             Err(error) => {
-                tracing::warn!(%error, "receiving from clients failed");
-                tokio::time::sleep(ACCEPT_RETRY).await;
+                tokio::time::sleep(trouble.failed("a UDP forward can't receive from clients", &error)).await;
                 continue;
             }
         };
