@@ -204,7 +204,7 @@ impl EtcdArbiter {
                 .and_then(|share| self.ask_member(member, path, &request, share))
                 .and_then(|Answer { header, body }| {
                     let answer = understand(body).ok_or_else(|| self.strange("it answers something else".into()))?;
-                    self.check_cluster(header.cluster_id)?;
+                    self.check_cluster(&header.cluster_id)?;
                     Ok(answer)
                 });
             match answer {
@@ -239,8 +239,8 @@ impl EtcdArbiter {
     }
 
     /// Checks that an answer is of the cluster that answered first.
-    fn check_cluster(&self, found: String) -> Result<(), Refusal> {
-        match self.cluster.get_or_init(|| found.clone()) {
+    fn check_cluster(&self, found: &str) -> Result<(), Refusal> {
+        match self.cluster.get_or_init(|| found.to_owned()) {
             cluster if *cluster == found => Ok(()),
             cluster => Err(Refusal::Protocol(format!(
                 "it is of the etcd cluster {}, not of {}",

@@ -71,10 +71,12 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
 
-    /// Answers as it was told to, the last for ever.
+    type Answer = fn() -> Result<Verdict, ArbiterError>;
+
+    /// Answers as it was told to.
     #[derive(Debug)]
     struct Scripted {
-        answers: Mutex<Vec<fn() -> Result<Verdict, ArbiterError>>>,
+        answers: Mutex<Vec<Answer>>,
         asked: AtomicUsize,
     }
 
@@ -102,7 +104,7 @@ mod tests {
         Ok(Verdict::Won)
     }
 
-    fn node(answers: &[fn() -> Result<Verdict, ArbiterError>]) -> (Node, Arc<Scripted>) {
+    fn node(answers: &[Answer]) -> (Node, Arc<Scripted>) {
         let arbiter = Arc::new(Scripted { answers: Mutex::new(answers.to_vec()), asked: AtomicUsize::new(0) });
         let node = Node {
             vm: VmId::new("vm0").unwrap(),
