@@ -145,7 +145,7 @@ fn start(
 /// The arbiter is asked whether the log is the one to go on from before it is replayed, and the VM is claimed when it has been.
 /// Nothing here leaves an end mark: whatever stops it, the same directory can be resumed again.
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
-    let directory = LogDirectory::open(directory, &options.node.vm)?;
+    let directory = LogDirectory::open_existing(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
