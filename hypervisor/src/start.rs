@@ -342,10 +342,12 @@ pub fn claim_resume(
     claim: &ResumeClaim,
 ) -> Result<Generation, StartError> {
     let claimed = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node)).map_err(|error| match error {
-        StartError::Owned { vm, generation, holder, .. } => StartError::ClaimedMeanwhile { vm, generation, holder },
-        other => other,
-    })
+    match claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node)) {
+        Err(StartError::Owned { vm, generation, holder, .. }) => {
+            Err(StartError::ClaimedMeanwhile { vm, generation, holder })
+        }
+        claimed => claimed,
+    }
 }
 
 fn at(holder: &Claim) -> String {

@@ -363,9 +363,17 @@ impl Report for NodeReport {
                 | Self::Alone { .. }
                 | Self::LanLost { .. }
                 | Self::ArbiterUnreachable { .. }
+                | Self::ClaimsLost { .. }
                 | Self::OutputDropped { .. }
         );
-        let is_error = matches!(self, Self::LogLost { .. } | Self::Diverged { .. } | Self::End { exit_code: 1.., .. });
+        let is_error = matches!(
+            self,
+            Self::LogLost { .. }
+                | Self::Diverged { .. }
+                | Self::PrimaryClaimLost { .. }
+                | Self::Stranded { .. }
+                | Self::End { exit_code: 1.., .. }
+        );
         match (is_error, is_warning, is_notice) {
             (true, ..) => Level::Error,
             (_, true, _) => Level::Warn,
@@ -424,7 +432,7 @@ impl fmt::Display for NodeReport {
                 }
             ),
             Self::ArbiterUnreachable { reason } => {
-                write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
+                write!(f, "{reason}; asking again, and until it answers no side starts the VM or takes it over")
             }
             Self::ClaimsLost { vm, generation, latest } => {
                 let known = latest.map_or_else(|| "no owner".into(), |latest| format!("only generation {latest}"));
