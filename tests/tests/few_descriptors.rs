@@ -110,6 +110,7 @@ fn visitors_that_say_nothing_keep_nobody_from_an_arbiter_with_few_descriptors() 
     let silent = server.visitors(VISITORS);
     server.answers_as_arbiter();
     assert_eq!(server.warnings("can't accept"), 0, "it has fewer connections than it may have descriptors");
+    assert!(server.warnings("\n") < 5, "each visitor is told of");
     // Its other files can be opened at any time, too.
     server.answers_as_arbiter();
     drop(silent);
