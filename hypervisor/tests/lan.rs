@@ -83,7 +83,7 @@ fn attachment(generation: u64) -> Attachment {
         next_output: OutputId(0),
         output_end: OutputId(u64::MAX),
         last_packet: 0,
-        boot: generation == 0,
+        booted: Generation(0),
     }
 }
 

@@ -148,13 +148,14 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
         address: NetworkAddress::Lan(lan),
         vm: "vm".parse().unwrap(),
         node: NodeId(1),
+        booted: Generation(0),
         mac: GUEST_MAC,
         reporter,
         inbox,
         outlets,
         over: Arc::default(),
     };
-    network.start(0, true, owner.clone()).unwrap();
+    network.start(0, owner.clone()).unwrap();
     owner
 }
 

@@ -225,7 +225,10 @@ impl Shared {
 
     fn tell_end(&self) {
         let dropped = self.with(|fabric| fabric.dropped());
-        self.reporter.tell(&LanEvent::Dropped(dropped));
+        // A program gets the counters in any case, a person only if there is something to say.
+        if self.reporter.is_json() || dropped != Dropped::default() {
+            self.reporter.tell(&LanEvent::Dropped(dropped));
+        }
     }
 
     /// A new connection and what wakes it, unless there are too many of its kind.

@@ -137,7 +137,7 @@ fn start(
     };
     let role = role.with_disk_log(disk_log);
     let kept = begin_log(keeping, &role, &node)?;
-    run_live(node, role, machine, kept, true, listener, |running| stop.runs(running, Origin::Boot))
+    run_live(node, role, machine, kept, listener, |running| stop.runs(running, Origin::Boot))
 }
 
 /// Goes on from a log on disk.
@@ -195,7 +195,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     };
     let role = PrimaryRole::resumed(node.id, session, timing, inheritance);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
-    run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running, Origin::Log))
+    run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running, Origin::Log))
 }
 
 /// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute it.
@@ -230,12 +230,11 @@ pub(super) fn run_live(
     role: PrimaryRole,
     machine: Machine,
     kept: Option<KeptLog>,
-    boot: bool,
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, kept, boot, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, kept, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "the operator stopped this primary; its backup goes on".into()),
     })
