@@ -84,7 +84,7 @@ impl Server {
             next_output: OutputId(0),
             output_end: OutputId(u64::MAX),
             last_packet: 0,
-            boot: true,
+            booted: Generation(1),
         };
         attach(self.address, &attachment, PATIENCE).unwrap();
     }

@@ -172,7 +172,7 @@ impl NetworkEvents for Shared {
     }
 
     fn refused(&self) {
-        self.drive(|role, _| role.look());
+        self.drive(|role, _| role.handle_refusal());
     }
 
     fn carried(&self, next_output: OutputId) {
@@ -327,6 +327,9 @@ impl Shared {
                 }),
                 PrimaryAction::ClaimsRestored(generation) => {
                     self.node.reporter.tell(&NodeReport::ClaimsRestored { generation: generation.0 });
+                }
+                PrimaryAction::Confirmed(generation) => {
+                    self.node.reporter.tell(&NodeReport::OwnerConfirmed { generation: generation.0 });
                 }
                 PrimaryAction::Stranded(generation) => {
                     self.node.reporter.tell(&NodeReport::Stranded { generation: generation.0 });

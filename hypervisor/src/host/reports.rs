@@ -153,6 +153,11 @@ pub enum NodeReport {
         /// As which generation the arbiter knows an owner, if it knows any.
         latest: Option<u64>,
     },
+    /// The arbiter says that this node owns the VM, though a LAN refuses it.
+    OwnerConfirmed {
+        /// As which generation.
+        generation: u64,
+    },
     /// The arbiter knows this owner again.
     ClaimsRestored {
         /// As which generation.
@@ -362,6 +367,7 @@ impl Report for NodeReport {
                 | Self::PrimaryLost { .. }
                 | Self::Alone { .. }
                 | Self::LanLost { .. }
+                | Self::OwnerConfirmed { .. }
                 | Self::ArbiterUnreachable { .. }
                 | Self::ClaimsLost { .. }
                 | Self::OutputDropped { .. }
@@ -443,6 +449,11 @@ impl fmt::Display for NodeReport {
                      and start no other primary of this VM"
                 )
             }
+            Self::OwnerConfirmed { generation } => write!(
+                f,
+                "the arbiter confirms this node as the owner of generation {generation}, though the LAN refuses it: is the LAN \
+                 another VM's of this name, or the arbiter older than the LAN? It is tried again every second"
+            ),
             Self::ClaimsRestored { generation } => {
                 write!(f, "the arbiter knows this node again as the owner of generation {generation}")
             }
