@@ -89,6 +89,20 @@ pub enum StartError {
         /// As the arbiter says.
         owner: Generation,
     },
+    /// Another node was quicker.
+    #[error(
+        "VM {vm} is not resumed here: node {} has claimed it as generation {}{} while this log was replayed, and runs it. The log \
+         here stays as it was; if that node has died, resume from its log, or give this command again",
+        .holder.node, .generation.0.saturating_add(1), at(.holder)
+    )]
+    ClaimedMeanwhile {
+        /// Which VM.
+        vm: VmId,
+        /// The flag.
+        generation: Generation,
+        /// Who has it.
+        holder: Claim,
+    },
     /// The latest claim has gone between the look and the claim.
     #[error(
         "VM {vm} is not started: its claims at the arbiter have changed while they were looked at, as if the arbiter had lost \
@@ -319,7 +333,7 @@ pub fn refuse_if_alive(
 /// Claims a VM as [`judge_resume`] has found that it may, and says as which generation it goes on.
 ///
 /// # Errors
-/// [`StartError::Owned`] if another node has claimed it meanwhile; [`StartError::Arbiter`].
+/// [`StartError::ClaimedMeanwhile`] if another node has; [`StartError::Arbiter`].
 pub fn claim_resume(
     arbiter: &dyn Arbiter,
     vm: &VmId,
@@ -328,7 +342,12 @@ pub fn claim_resume(
     claim: &ResumeClaim,
 ) -> Result<Generation, StartError> {
     let claimed = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node))
+    match claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node)) {
+        Err(StartError::Owned { vm, generation, holder, .. }) => {
+            Err(StartError::ClaimedMeanwhile { vm, generation, holder })
+        }
+        claimed => claimed,
+    }
 }
 
 fn at(holder: &Claim) -> String {

@@ -5,9 +5,9 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::lan::Attachment;
 use hypervisor::lan::client::{Attached, FrameReceiver, FrameSender, FromLan, LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
+use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::report::Reporter;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
@@ -45,7 +45,8 @@ struct Lan {
 impl Lan {
     fn start(forwards: &[&str]) -> Self {
         let forwards = forwards.iter().map(|spec| spec.parse().unwrap()).collect();
-        let config = LanConfig { listen: loopback(), qemu: Some(loopback()), forwards };
+        let config =
+            LanConfig { listen: loopback(), qemu: Some(loopback()), forwards, limits: ConnectionLimits::default() };
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -82,7 +83,7 @@ fn attachment(generation: u64) -> Attachment {
         next_output: OutputId(0),
         output_end: OutputId(u64::MAX),
         last_packet: 0,
-        boot: generation == 0,
+        booted: Generation(0),
     }
 }
 
@@ -615,7 +616,7 @@ fn one_port_number_serves_tcp_and_udp() {
 fn an_address_in_use_is_named() {
     let taken = TcpListener::bind(loopback()).unwrap();
     let listen = taken.local_addr().unwrap();
-    let config = LanConfig { listen, qemu: None, forwards: vec![] };
+    let config = LanConfig { listen, qemu: None, forwards: vec![], limits: ConnectionLimits::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(LanServer::bind(&config, Reporter::new("lan-test", false))).unwrap_err();
     assert!(error.to_string().contains(&listen.to_string()), "{error}");

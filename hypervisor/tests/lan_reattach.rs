@@ -6,10 +6,10 @@ use hypervisor::guest_clock::GuestClock;
 use hypervisor::host::inbox::HostEventSource;
 use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
 use hypervisor::host::outlets::Outlets;
-use hypervisor::lan::Attachment;
 use hypervisor::lan::client::{LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::wire::ServerMessage;
+use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::output_gate::OutputGate;
 use hypervisor::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
@@ -36,7 +36,8 @@ fn loopback() -> SocketAddr {
 
 /// Starts a LAN that runs as long as the test; tells where VMs and QEMU processes connect.
 fn start_lan() -> (SocketAddr, SocketAddr) {
-    let config = LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![] };
+    let config =
+        LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![], limits: ConnectionLimits::default() };
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -149,13 +150,14 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
         address: NetworkAddress::Lan(lan),
         vm: "vm".parse().unwrap(),
         node: NodeId(1),
+        booted: Generation(0),
         mac: GUEST_MAC,
         reporter,
         inbox,
         outlets,
         over: Arc::default(),
     };
-    network.start(0, true, owner.clone()).unwrap();
+    network.start(0, owner.clone()).unwrap();
     owner
 }
 
@@ -328,7 +330,7 @@ fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
         next_output: OutputId(0),
         output_end: OutputId(0),
         last_packet: 0,
-        boot: true,
+        booted: Generation(0),
     };
     let given_up = attach(address, &attachment, Duration::from_millis(500)).unwrap_err();
     assert!(matches!(given_up, LanError::Io(_)), "{given_up}");

@@ -242,7 +242,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (running, started) = mpsc::channel();
         let thread = thread::spawn(move || {
-            LiveVm::run(node, role, machine, None, false, listener, |live| running.send(live).unwrap()).unwrap()
+            LiveVm::run(node, role, machine, None, listener, |live| running.send(live).unwrap()).unwrap()
         });
         Self { live: started.recv_timeout(TIMEOUT).unwrap(), address, thread }
     }

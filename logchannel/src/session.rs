@@ -50,6 +50,9 @@ pub struct SessionHeader {
     pub vm: VmId,
     /// The owner's generation when the log begins.
     pub generation: Generation,
+    /// The owner's generation when the guest was reset: outputs and packets are counted from there. Two runs of a VM's guest
+    /// have different ones.
+    pub booted: Generation,
     /// The machine.
     pub config: MachineConfig,
     /// What the machine does with it: a log replays on a machine of the same behaviour only.
@@ -214,7 +217,7 @@ impl FromStr for NodeId {
 }
 
 impl SessionHeader {
-    /// Describes a session on `image` with the machine of this build. A long `image_name` is cut, as it is for people only.
+    /// Describes a session on `image` with the machine of this build, reset as `generation`. A long `image_name` is cut, as it is for people only.
     ///
     /// # Errors
     /// [`SessionError`] if the image or the boot arguments are beyond what a log carries.
@@ -234,6 +237,7 @@ impl SessionHeader {
         Ok(Self {
             vm,
             generation,
+            booted: generation,
             config,
             behaviour: BehaviourVersion::CURRENT,
             image_name: cut(image_name, IMAGE_NAME_BYTES_MAX).to_owned(),

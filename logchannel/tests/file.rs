@@ -313,9 +313,9 @@ fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
     }
 }
 
-/// What version 3 appended to the session header, of a machine as the one here; and what version 4 appended.
+/// What version 3 appended to the session header, of a machine as the one here; and what version 4 appended: behaviour and boot.
 const MACHINE_BYTES: usize = 2;
-const BEHAVIOUR_BYTES: usize = 1;
+const RUN_BYTES: usize = 2;
 
 /// The frames of `messages` behind the session of a log of this version or that.
 fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
@@ -324,7 +324,7 @@ fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
     if u32::from(version) != FORMAT_VERSION {
         let mut session = bytes[PREAMBLE_BYTES + FRAME_HEADER_BYTES..].to_vec();
         session[0] = version;
-        let appended_later = if version == 3 { BEHAVIOUR_BYTES } else { MACHINE_BYTES + BEHAVIOUR_BYTES };
+        let appended_later = if version == 3 { RUN_BYTES } else { MACHINE_BYTES + RUN_BYTES };
         session.truncate(session.len() - appended_later);
         bytes.truncate(PREAMBLE_BYTES);
         bytes[MAGIC.len()] = version;

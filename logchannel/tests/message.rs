@@ -227,11 +227,28 @@ fn a_session_says_who_boots_the_machine_and_how_large_its_disk_is() {
         session.encode(&mut bytes);
         let body = &mut bytes[9..];
         assert_eq!(Message::decode(Frame { kind: FrameKind(1), body }), Ok(session));
-        let mode = body.len() - 3;
+        // Disk, behaviour and the boot's generation stand behind it, a byte each.
+        let mode = body.len() - 4;
         body[mode] = 2;
         let error = Message::decode(Frame { kind: FrameKind(1), body }).unwrap_err().to_string();
         assert!(error.contains("bad boot mode: there is no 2"), "{error}");
     }
+}
+
+#[test]
+fn a_session_says_in_which_generation_its_guest_was_reset() {
+    let decoded = |booted| {
+        let mut bytes = Vec::new();
+        let sent = session(SessionHeader { booted: Generation(booted), ..header(b"image") });
+        sent.encode(&mut bytes);
+        (Message::decode(Frame { kind: FrameKind(1), body: &bytes[9..] }), sent)
+    };
+    for booted in [0, 3] {
+        let (received, sent) = decoded(booted);
+        assert_eq!(received, Ok(sent));
+    }
+    let error = decoded(4).0.unwrap_err().to_string();
+    assert!(error.contains("bad generation of the boot"), "{error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 pub mod both_die;
 pub mod client;
 pub mod etcd;
+pub mod http_proxy;
 pub mod link;
 pub mod linux;
 pub mod model;

@@ -59,6 +59,26 @@ fn a_vm_whose_claims_vanish_stays_its_owners_and_can_be_protected_again() {
     assert!(claims.join("vm0/1.claim").exists());
 }
 
+/// The flag stays free, so that the answer to each claim is known, and nothing is this process's.
+#[test]
+fn a_backup_that_waits_because_its_primarys_claim_is_lost_ends_when_it_is_told_to() {
+    let stage = Stage::new(programs!());
+    let site = tempfile::tempdir().unwrap();
+    let arbiter = file(&site.path().join("claims"));
+    let options = ["--guest", "tally", "--arbiter", &arbiter];
+    let mut primary = stage.program("ft-primary", &[&options[..], &ANYWHERE].concat());
+    let channel = primary.told_text("listening", "channel");
+    let side = [&["--primary", &channel, "--arbiter", &arbiter][..], &ANYWHERE].concat();
+    let mut backup = stage.program("ft-backup", &side);
+    backup.told("protected");
+    // The primary looks every five seconds, and is dead before.
+    fs::remove_dir_all(site.path().join("claims/vm0")).unwrap();
+    primary.kill();
+    let report = backup.told("primary_claim_lost");
+    assert_eq!(report["level"], "error", "{report}");
+    assert_eq!(backup.interrupt().code, Some(130));
+}
+
 #[test]
 fn a_vm_that_lives_is_not_started_afresh_even_by_force() {
     let stage = Stage::new(programs!());

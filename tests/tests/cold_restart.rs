@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tests::client::Load;
 use tests::programs;
-use tests::stage::{Ended, Node, Pair, Stage};
+use tests::stage::{Ended, Node, Pair, Stage, wait_until};
 
 /// A directory for each side's log.
 struct Logs {
@@ -134,7 +134,8 @@ fn a_log_that_was_cut_goes_on_from_its_last_whole_entry() {
 fn directories_that_are_none_of_this_vm_are_refused_before_anything_is_claimed() {
     let stage = Stage::new(programs!());
     let empty = tempfile::tempdir().unwrap();
-    assert_refused(&stage, empty.path(), &["no segment"]);
+    assert_refused(&stage, empty.path(), &["no log directory", "--log"]);
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "it is somebody else's");
     let log = tempfile::tempdir().unwrap();
     let mut primary = stage.node("ft-primary", &["--unprotected", "--log", text(log.path())]);
     primary.told("console");
@@ -145,6 +146,74 @@ fn directories_that_are_none_of_this_vm_are_refused_before_anything_is_claimed()
     let segment = segments(log.path()).pop().unwrap();
     fs::write(&segment, b"no log at all").unwrap();
     assert_refused(&stage, log.path(), &["no segment", text(&segment)]);
+}
+
+/// Whoever mistypes the directory is told what is there, and finds nothing made.
+#[test]
+fn what_is_no_log_directory_is_refused_by_what_it_is() {
+    let stage = Stage::new(programs!());
+    let site = tempfile::tempdir().unwrap();
+    let path = |name: &str| site.path().join(name);
+    let mistyped = path("a/mistyped");
+    let ended = stage.node("ft-primary", &["--resume", text(&mistyped)]).end();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.reason.contains("there is no log directory") && ended.reason.contains(text(&mistyped)), "{ended:?}");
+    assert!(!mistyped.exists() && !path("a").exists(), "it was made");
+
+    let recording = path("recording");
+    let recorded = stage.program("ft-record", &["--guest", "hello", "--output", text(&recording)]).end();
+    assert_eq!(recorded.code, Some(0), "{}", recorded.reason);
+    let log = path("log");
+    let mut primary = stage.node("ft-primary", &["--unprotected", "--log", text(&log)]);
+    primary.told("log_usable");
+    primary.kill();
+    let segment = segments(&log).pop().unwrap();
+    fs::write(path("text"), "no log").unwrap();
+    let wrong: [(&Path, &[&str]); 3] = [
+        (&recording, &["a recording", "ft-replay"]),
+        (&segment, &["one segment", text(&log)]),
+        (&path("text"), &["no directory"]),
+    ];
+    for option in ["--resume", "--log"] {
+        for (file, words) in wrong {
+            let ended = stage.node("ft-primary", &[option, text(file)]).end();
+            assert_eq!(ended.code, Some(1), "{}", ended.reason);
+            for word in [words, &[text(file), "is a directory"]].concat() {
+                assert!(ended.reason.contains(word), "{word:?} is not in {:?}", ended.reason);
+            }
+        }
+    }
+}
+
+/// Two operators have the same idea.
+#[test]
+fn of_two_that_resume_at_once_one_goes_on_and_the_other_says_why_not() {
+    let stage = Stage::new(programs!());
+    let [one, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let logs = [text(one.path()), text(other.path())];
+    let Pair { mut primary, mut backup } = stage.pair(&["--log", logs[0]], &["--log", logs[1]]);
+    backup.told("log_usable");
+    backup.kill();
+    primary.kill();
+    // The same directory, and the backup's.
+    let mut resuming =
+        [logs[0], logs[0], logs[1]].map(|log| stage.node("ft-primary", &["--resume", log, "--accept-loss"]));
+    wait_until("the others' ends", || {
+        let ended = resuming.iter_mut().map(|node| usize::from(node.has_told("end"))).sum::<usize>();
+        ended == 2
+    });
+    for node in &mut resuming {
+        if node.has_told("end") {
+            let ended = node.end();
+            assert_eq!(ended.code, Some(1), "{}", ended.reason);
+            let why =
+                ["in use by another process", "while this log was replayed", "went on as generation", "answers at"];
+            assert!(why.iter().any(|why| ended.reason.contains(why)), "{}", ended.reason);
+            assert!(!ended.reason.contains("--force-new"), "{}", ended.reason);
+        } else {
+            node.told("resumed");
+        }
+    }
 }
 
 /// The stream with which the backup joins is its log's first segment: there is no time in which it protects the VM and could

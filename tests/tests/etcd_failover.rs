@@ -2,16 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use hypervisor::arbiter::{Arbiter, Claim, ClaimKind};
+use logchannel::entry::Generation;
+use nix::sys::signal::Signal;
+use std::time::Duration;
 use tests::client::Load;
 use tests::etcd::Etcd;
+use tests::http_proxy::{HttpProxy, Mode};
 use tests::programs;
-use tests::stage::{Node, Stage};
+use tests::stage::{Node, Stage, wait_until};
 
-/// Starts a program at the stage's LAN, with etcd for its arbiter.
-fn node(stage: &Stage, etcd: &Etcd, program: &str) -> Node {
+/// Starts a program at the stage's LAN, with this arbiter.
+fn node(stage: &Stage, arbiter: &str, program: &str) -> Node {
     let mut options = stage.site.options();
     let spec = options.iter().position(|option| option == "--arbiter").unwrap() + 1;
-    options[spec] = etcd.spec();
+    options[spec] = arbiter.into();
     let silence = ["--failure-timeout-ms", "60000"];
     let arguments: Vec<_> = options.iter().map(String::as_str).chain(silence).collect();
     stage.program(program, &arguments)
@@ -21,9 +26,9 @@ fn node(stage: &Stage, etcd: &Etcd, program: &str) -> Node {
 fn a_backup_goes_live_though_an_etcd_member_dies_with_the_primary() {
     let Some(mut etcd) = Etcd::start(3) else { return };
     let stage = Stage::new(programs!());
-    let mut primary = node(&stage, &etcd, "ft-primary");
+    let mut primary = node(&stage, &etcd.spec(), "ft-primary");
     primary.told("listening");
-    let mut backup = node(&stage, &etcd, "ft-backup");
+    let mut backup = node(&stage, &etcd.spec(), "ft-backup");
     backup.told("protected");
     primary.told("console");
     let load = Load::on(stage.site.service);
@@ -32,4 +37,87 @@ fn a_backup_goes_live_though_an_etcd_member_dies_with_the_primary() {
     assert_eq!(backup.told_number("live", "generation"), 2);
     load.goes_on();
     load.lost_nothing();
+}
+
+/// The VM's latest claim, as etcd itself has it.
+fn latest(etcd: &Etcd) -> Option<(Generation, Claim)> {
+    etcd.arbiter(Duration::from_secs(10)).latest(&"vm0".parse().unwrap()).unwrap()
+}
+
+/// Waits until `node` has asked in vain for a while, and checks that it has ended nothing and owns nothing more by it.
+#[track_caller]
+fn asks_in_vain(node: &mut Node, status: &str) {
+    let (told, owned) = (node.count("arbiter_unreachable"), node.owned());
+    node.told_again("arbiter_unreachable", 3);
+    assert!(!node.has_told("end") && node.owned() == owned, "{:?}", node.reports().last());
+    let reports = node.reports();
+    let unreachable = reports.iter().filter(|report| report["event"] == "arbiter_unreachable").skip(told);
+    for report in unreachable {
+        assert!(report["reason"].as_str().unwrap().contains(&status[..3]), "{report}");
+    }
+}
+
+/// Issue 10, number 5: each of these answers ended a start and a backup.
+#[test]
+fn a_proxy_that_answers_for_etcd_ends_nobody_and_a_claim_that_it_may_have_carried_stays_in_doubt() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let stage = Stage::new(programs!());
+    let proxy = HttpProxy::to(etcd.client_address(0));
+    let arbiter = format!("etcd://{}", proxy.address());
+
+    // The look of a start, which has found no etcd here yet; then its claim, which is made and answered for.
+    proxy.set(Mode::Away("502 Bad Gateway"));
+    let mut primary = node(&stage, &arbiter, "ft-primary");
+    asks_in_vain(&mut primary, "502 Bad Gateway");
+    assert_eq!(latest(&etcd), None);
+    proxy.set(Mode::Pass);
+    primary.told("listening");
+    assert_eq!(primary.owned(), [1]);
+
+    // The look for the primary, and the check that it is the owner.
+    proxy.set(Mode::Away("503 Service Unavailable"));
+    let mut backup = node(&stage, &arbiter, "ft-backup");
+    wait_until("a backup that waits", || backup.count("waiting") > 0);
+    assert!(backup.told_text("waiting", "reason").contains("503"));
+    assert!(!backup.has_told("end"));
+    proxy.set(Mode::Pass);
+    backup.told("protected");
+    primary.told("console");
+    let load = Load::on(stage.site.service);
+
+    // The claim of a failover: it is made, and the answer says that it may not have been.
+    proxy.set(Mode::TooLate("504 Gateway Timeout"));
+    primary.kill();
+    asks_in_vain(&mut backup, "504 Gateway Timeout");
+    assert!(!backup.has_told("live"), "a claim whose answer isn't known was taken for won");
+    assert_eq!(latest(&etcd).map(|(flag, _)| flag.0), Some(1), "the claim has passed");
+    proxy.set(Mode::Pass);
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    load.goes_on();
+    load.lost_nothing();
+
+    // The end mark.
+    proxy.set(Mode::Away("429 Too Many Requests"));
+    backup.signal(Signal::SIGTERM);
+    backup.told_again("arbiter_unreachable", 1);
+    proxy.set(Mode::Pass);
+    assert_eq!(backup.end().code, Some(0));
+    assert_eq!(latest(&etcd).map(|(_, claim)| claim.kind), Some(ClaimKind::Ended));
+}
+
+/// The claim of a start is made at etcd, and each answer that tells so is lost. The start doesn't end: it would leave a VM behind
+/// that is owned and runs nowhere.
+#[test]
+fn a_start_whose_claim_was_made_and_not_answered_asks_until_it_knows() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let stage = Stage::new(programs!());
+    let proxy = HttpProxy::to(etcd.client_address(0));
+    let arbiter = format!("etcd://{}", proxy.address());
+    proxy.set(Mode::LateForClaims("504 Gateway Timeout"));
+    let mut primary = node(&stage, &arbiter, "ft-primary");
+    asks_in_vain(&mut primary, "504 Gateway Timeout");
+    proxy.set(Mode::Pass);
+    primary.told("listening");
+    assert_eq!(primary.owned(), [1]);
+    assert_eq!(latest(&etcd).map(|(flag, _)| flag.0), Some(0), "it was claimed once");
 }

@@ -133,14 +133,18 @@ fn port_in_use_is_said_so() {
 }
 
 #[test]
-fn arbiter_that_is_away_lets_no_vm_start() {
+fn arbiter_that_is_away_lets_no_vm_start_until_it_is_back() {
     let mut stage = Stage::new(programs!());
     stage.kill_arbiter();
+    let mut impatient = stage.node("ft-primary", &["--unprotected"]);
+    impatient.told("arbiter_unreachable");
+    // It has claimed nothing, so that nothing has to be waited for.
+    assert_eq!(impatient.interrupt().code, Some(130));
     let mut primary = stage.node("ft-primary", &["--unprotected"]);
-    assert_ended(&mut primary, 1, &["VM vm0 is not started", stage.site.arbiter_address()]);
+    let reason = primary.told_text("arbiter_unreachable", "reason");
+    assert!(reason.contains(stage.site.arbiter_address()), "{reason}");
     assert!(!primary.has_told("owner"));
     stage.restart_arbiter();
-    let mut primary = stage.node("ft-primary", &["--unprotected"]);
     primary.told("console");
     let Ended { code, .. } = primary.interrupt();
     assert_eq!(code, Some(0));

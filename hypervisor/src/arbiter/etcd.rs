@@ -7,6 +7,11 @@
 //!
 //! Members are asked in turn until one answers; asking a second one what the first one may have done already changes
 //! nothing, as the claim is the same. Deliberately absent: TLS and etcd's users and passwords.
+//!
+//! A proxy may stand before etcd, and answers for it while it is away: with a status that says so (429, 5xx, and some
+//! others, whatever the body), or with a page of its own. Neither says whether etcd has done what was asked, so the same is
+//! asked again. Answers that no etcd gives are an operator's business only as long as no etcd has answered here yet, because
+//! then the address is wrong.
 
 use super::deadline::Deadline;
 use super::{Arbiter, ArbiterError, Claim, Verdict, base64, before, check_claim, is_successor, record, verdict};
@@ -52,7 +57,7 @@ enum Refusal {
     Unreachable(String),
     /// It answers that an operator must see to it first.
     Failed(String),
-    /// What answers is not etcd, or not of this cluster.
+    /// What answers is not etcd, as far as is known here, or not of this cluster.
     Protocol(String),
 }
 
@@ -197,7 +202,11 @@ impl EtcdArbiter {
             let answer = share
                 .map_err(|error| Refusal::Unreachable(error.to_string()))
                 .and_then(|share| self.ask_member(member, path, &request, share))
-                .and_then(|body| understand(body).ok_or_else(|| Refusal::Protocol("it answers something else".into())));
+                .and_then(|Answer { header, body }| {
+                    let answer = understand(body).ok_or_else(|| self.strange("it answers something else".into()))?;
+                    self.check_cluster(&header.cluster_id)?;
+                    Ok(answer)
+                });
             match answer {
                 Ok(answer) => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -215,18 +224,24 @@ impl EtcdArbiter {
         path: &str,
         request: &[u8],
         timeout: Duration,
-    ) -> Result<T, Refusal> {
+    ) -> Result<Answer<T>, Refusal> {
         let call = self.agent.post(format!("http://{member}/v3/kv/{path}")).content_type("application/json");
-        let mut response = call.config().timeout_global(Some(timeout)).build().send(request).map_err(unanswered)?;
-        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unanswered)?;
-        if response.status() != 200 {
-            return Err(refused(response.status().as_u16(), &body));
+        let response = call.config().timeout_global(Some(timeout)).build().send(request);
+        let mut response = response.map_err(|error| self.unanswered(error))?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        if status != 200 {
+            // The status says enough if the body can't be read, because it is too long for example.
+            return Err(self.refused(status, &body.unwrap_or_default()));
         }
-        let answer: Answer<T> = serde_json::from_slice(&body)
-            .map_err(|error| Refusal::Protocol(format!("{error} in its answer {}", quote(&body))))?;
-        let found = answer.header.cluster_id;
-        match self.cluster.get_or_init(|| found.clone()) {
-            cluster if *cluster == found => Ok(answer.body),
+        let body = body.map_err(|error| self.unanswered(error))?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(format!("{error} in its answer {}", quote(&body))))
+    }
+
+    /// Checks that an answer is of the cluster that answered first.
+    fn check_cluster(&self, found: &str) -> Result<(), Refusal> {
+        match self.cluster.get_or_init(|| found.to_owned()) {
+            cluster if *cluster == found => Ok(()),
             cluster => Err(Refusal::Protocol(format!(
                 "it is of the etcd cluster {}, not of {}",
                 quote(found.as_bytes()),
@@ -252,6 +267,38 @@ impl EtcdArbiter {
                 ArbiterError::Unreachable { arbiter: self.spec(), source }
             }
         }
+    }
+
+    /// Why there is no whole answer.
+    fn unanswered(&self, error: ureq::Error) -> Refusal {
+        use ureq::Error::{BadUri, BodyExceedsLimit, Http, LargeResponseHeader, Protocol};
+        if matches!(error, Protocol(_) | LargeResponseHeader(..) | BodyExceedsLimit(_) | Http(_) | BadUri(_)) {
+            self.strange(error.to_string())
+        } else {
+            Refusal::Unreachable(error.into_io().to_string())
+        }
+    }
+
+    /// What an answer with an HTTP `status` other than 200 comes to.
+    fn refused(&self, status: u16, body: &[u8]) -> Refusal {
+        let said = serde_json::from_slice::<Failure>(body).ok();
+        let reason = said.as_ref().map_or_else(
+            || format!("HTTP status {status}, {}", quote(body)),
+            |said| format!("it says {}", quote(said.message.as_bytes())),
+        );
+        match said {
+            _ if is_passing(status) => Refusal::Unreachable(reason),
+            // Invalid argument, not found, permission denied, failed precondition, unimplemented, unauthenticated.
+            Some(Failure { code: 3 | 5 | 7 | 9 | 12 | 16, .. }) => Refusal::Failed(reason),
+            // No leader, timed out, too much to do, no space left: that passes.
+            Some(_) => Refusal::Unreachable(reason),
+            None => self.strange(reason),
+        }
+    }
+
+    /// An answer that no etcd gives: from something before it, if an etcd has answered here already.
+    fn strange(&self, reason: String) -> Refusal {
+        if self.cluster.get().is_some() { Refusal::Unreachable(reason) } else { Refusal::Protocol(reason) }
     }
 
     fn spec(&self) -> String {
@@ -425,32 +472,10 @@ fn only<T>(values: Vec<T>) -> Option<T> {
     <[T; 1]>::try_from(values).ok().map(|[value]| value)
 }
 
-/// Why there is no whole answer.
-fn unanswered(error: ureq::Error) -> Refusal {
-    use ureq::Error::{BadUri, BodyExceedsLimit, Http, LargeResponseHeader, Protocol};
-    if matches!(error, Protocol(_) | LargeResponseHeader(..) | BodyExceedsLimit(_) | Http(_) | BadUri(_)) {
-        Refusal::Protocol(error.to_string())
-    } else {
-        Refusal::Unreachable(error.into_io().to_string())
-    }
-}
-
-/// What an answer with an HTTP `status` other than 200 comes to.
-fn refused(status: u16, body: &[u8]) -> Refusal {
-    match serde_json::from_slice(body) {
-        Ok(Failure { code, message }) => {
-            let reason = format!("it says {}", quote(message.as_bytes()));
-            match code {
-                // Invalid argument, not found, permission denied, failed precondition, unimplemented, unauthenticated.
-                3 | 5 | 7 | 9 | 12 | 16 => Refusal::Failed(reason),
-                // No leader, timed out, too much to do, no space left: that passes.
-                _ => Refusal::Unreachable(reason),
-            }
-        }
-        // A proxy in front of etcd, which answers for it while it is away.
-        Err(_) if matches!(status, 429 | 502..=504) => Refusal::Unreachable(format!("HTTP status {status}")),
-        Err(_) => Refusal::Protocol(format!("HTTP status {status}, {}", quote(body))),
-    }
+/// Whether an HTTP status says that etcd can't answer now: too slow a request, too early, too many of them, or an error of
+/// the server's side. Not 501, by which etcd says that it lacks what is asked for.
+const fn is_passing(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500 | 502..=599)
 }
 
 /// The beginning of what somebody says, fit for a message.

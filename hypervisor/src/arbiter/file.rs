@@ -2,7 +2,11 @@
 //!
 //! A claim is written to a temporary file, made durable, and then given its name by `link(2)`, which fails if the name is
 //! taken. Local file systems and NFS both do that as one step, so a claim is there whole or not at all, and once.
-//! A claim is never changed or removed, so that the claim before it, which is read first, is still there. Temporary files begin with a dot, end with their process and mean nothing.
+//! A claim is never changed or removed, so that the claim before it, which is read first, is still there. Temporary files
+//! begin with a dot, end with their process and mean nothing.
+//!
+//! A link counts when its directory has been synced. Whoever made it may have failed at that, or died before, so every answer
+//! that tells of a claim, also "it is yours already", syncs the directory first, and the claim is told only if that works.
 
 use super::{Arbiter, ArbiterError, Claim, Verdict, before, check_claim, is_successor, record, verdict};
 use crate::host::entropy;
@@ -21,6 +25,8 @@ pub struct FileArbiter {
     directory: PathBuf,
     /// The directory itself, whatever its path leads to later; also keeps an automounted one mounted.
     opened: File,
+    /// Makes what was created or linked in a directory durable; tests have their own.
+    sync: fn(&Path) -> io::Result<()>,
 }
 
 impl FileArbiter {
@@ -32,10 +38,14 @@ impl FileArbiter {
     /// # Errors
     /// [`ArbiterError::Directory`] if it can't hold claims.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
-        let directory = directory.into();
-        let tried = make_directory(&directory).and_then(|()| probe(&directory)).and_then(|()| File::open(&directory));
+        Self::open_with(directory.into(), sync_directory)
+    }
+
+    fn open_with(directory: PathBuf, sync: fn(&Path) -> io::Result<()>) -> Result<Self, ArbiterError> {
+        let tried =
+            make_directory(&directory, sync).and_then(|()| probe(&directory)).and_then(|()| File::open(&directory));
         match tried {
-            Ok(opened) => Ok(Self { directory, opened }),
+            Ok(opened) => Ok(Self { directory, opened, sync }),
             Err(source) => Err(ArbiterError::Directory { directory, source }),
         }
     }
@@ -70,7 +80,7 @@ impl FileArbiter {
             Ok(()) | Err(_) => {}
         }
         // Also if another made it: that one may not have come to this yet.
-        sync_directory(&self.directory)?;
+        (self.sync)(&self.directory)?;
         Ok(directory)
     }
 
@@ -87,7 +97,7 @@ impl FileArbiter {
         let mut text = Vec::new();
         let read = File::open(&path)
             .and_then(|file| file.take(record::BYTES_MAX as u64 + 1).read_to_end(&mut text))
-            .and_then(|_| sync_directory(&directory));
+            .and_then(|_| (self.sync)(&directory));
         match read {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -96,6 +106,20 @@ impl FileArbiter {
         record::read(&text, vm, generation)
             .map(Some)
             .map_err(|reason| ArbiterError::BadClaim { claim: path.display().to_string(), reason })
+    }
+
+    /// Makes the claim durably, in one step; `false` if there is one already.
+    fn link_claim(&self, directory: &Path, vm: &VmId, generation: Generation, claim: &Claim) -> io::Result<bool> {
+        let temporary = TemporaryFile::create(directory, record::write(vm, generation, claim).as_bytes())?;
+        match fs::hard_link(&temporary.path, claim_path(directory, generation)) {
+            Ok(()) => {
+                (self.sync)(directory)?;
+                Ok(true)
+            }
+            // On NFS also if this very link was made, and the answer to it was lost: whose it is, its content tells.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`FileArbiter::read`], of a generation that was claimed.
@@ -121,7 +145,7 @@ impl Arbiter for FileArbiter {
             let decided = self.read(vm, generation)?;
             return Ok(decided.map_or(Verdict::NotSuccessor(before), |holder| verdict(claim, holder)));
         }
-        let linked = link_claim(&directory, vm, generation, claim).map_err(|source| self.unreachable(source))?;
+        let linked = self.link_claim(&directory, vm, generation, claim).map_err(|source| self.unreachable(source))?;
         if linked { Ok(Verdict::Won) } else { Ok(verdict(claim, self.read_claimed(vm, generation)?)) }
     }
 
@@ -153,20 +177,6 @@ fn claimed_generation(name: &std::ffi::OsStr) -> Option<Generation> {
     (u64::to_string(&generation) == digits).then_some(Generation(generation))
 }
 
-/// Makes the claim durably, in one step; `false` if there is one already.
-fn link_claim(directory: &Path, vm: &VmId, generation: Generation, claim: &Claim) -> io::Result<bool> {
-    let temporary = TemporaryFile::create(directory, record::write(vm, generation, claim).as_bytes())?;
-    match fs::hard_link(&temporary.path, claim_path(directory, generation)) {
-        Ok(()) => {
-            sync_directory(directory)?;
-            Ok(true)
-        }
-        // On NFS also if this very link was made, and the answer to it was lost: whose it is, its content tells.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Tries all that a claim needs.
 fn probe(directory: &Path) -> io::Result<()> {
     let source = TemporaryFile::create(directory, b"")?;
@@ -183,14 +193,18 @@ fn temporary_path(directory: &Path) -> PathBuf {
 ///
 /// Only the last part of its path: where more is missing, the file system that it belongs on may not be mounted, and an
 /// empty directory in its place would give away again what has long been won.
-fn make_directory(directory: &Path) -> io::Result<()> {
+fn make_directory(directory: &Path, sync: fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     match fs::create_dir(directory) {
-        Ok(()) => sync_directory(parent),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => sync(parent),
+        // Another process may have made it, and not have synced it. One that may not read the parent didn't make it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match sync(parent) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
             error.kind(),
             format!("{} is not there; make it, or mount its file system", parent.display()),
@@ -223,5 +237,122 @@ impl Drop for TemporaryFile {
     fn drop(&mut self) {
         // A file left behind is harmless, and one that was never made is no error.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbiter::ClaimKind;
+    use std::cell::{Cell, RefCell};
+
+    thread_local! {
+        static FAILS: Cell<bool> = const { Cell::new(false) };
+        /// The directories that were synced, and how many claims were in each then.
+        static SYNCED: RefCell<Vec<(PathBuf, usize)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// A disk that fails if the test says so.
+    fn sync(directory: &Path) -> io::Result<()> {
+        if FAILS.get() {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        let names = fs::read_dir(directory)?.flatten();
+        let claims = names.filter(|name| claimed_generation(&name.file_name()).is_some()).count();
+        SYNCED.with_borrow_mut(|synced| synced.push((directory.to_owned(), claims)));
+        Ok(())
+    }
+
+    /// Does something while the disk fails.
+    fn failing<T>(act: impl FnOnce() -> T) -> T {
+        FAILS.set(true);
+        let result = act();
+        FAILS.set(false);
+        result
+    }
+
+    fn claim(node: u128) -> Claim {
+        Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
+    }
+
+    struct Site {
+        _directory: tempfile::TempDir,
+        arbiter: FileArbiter,
+        vm: VmId,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let arbiter = FileArbiter::open_with(directory.path().join("claims"), sync).unwrap();
+            Self { _directory: directory, arbiter, vm: VmId::new("vm0").unwrap() }
+        }
+
+        /// Makes a claim whose maker comes to the link, and no further.
+        fn link_unsynced(&self, flag: u64, node: u128) {
+            let directory = self.arbiter.make_vm_directory(&self.vm).unwrap();
+            let unlucky = || self.arbiter.link_claim(&directory, &self.vm, Generation(flag), &claim(node));
+            assert!(failing(unlucky).is_err());
+            assert!(claim_path(&directory, Generation(flag)).exists(), "the claim is there");
+            SYNCED.take();
+        }
+
+        fn ask(&self, flag: u64, node: u128, predecessor: Option<u128>) -> Result<Verdict, ArbiterError> {
+            self.arbiter.test_and_set(&self.vm, Generation(flag), &claim(node), predecessor.map(NodeId))
+        }
+
+        /// Whether the VM's directory was synced when it had so many claims.
+        fn was_synced_with(&self, claims: usize) -> bool {
+            SYNCED.take().contains(&(self.arbiter.vm_directory(&self.vm), claims))
+        }
+    }
+
+    #[test]
+    fn a_claim_that_was_linked_and_not_synced_is_nobodys_word_before_it_is_synced() {
+        let site = Site::new();
+        site.link_unsynced(0, 1);
+        for node in [1, 2] {
+            let error = failing(|| site.ask(0, node, None)).unwrap_err();
+            assert!(error.is_unreachable(), "node {node}: {error}");
+        }
+        assert!(failing(|| site.arbiter.latest(&site.vm)).unwrap_err().is_unreachable());
+        SYNCED.take();
+        assert_eq!(site.ask(0, 1, None).unwrap(), Verdict::Won, "it is this node's already");
+        assert!(site.was_synced_with(1), "and was told without a sync");
+        assert_eq!(site.ask(0, 2, None).unwrap(), Verdict::Lost(claim(1)));
+        assert!(site.was_synced_with(1));
+        assert_eq!(site.arbiter.latest(&site.vm).unwrap(), Some((Generation(0), claim(1))));
+        assert!(site.was_synced_with(1));
+    }
+
+    #[test]
+    fn a_claim_is_granted_behind_one_that_is_synced_only() {
+        let site = Site::new();
+        site.link_unsynced(0, 1);
+        assert!(failing(|| site.ask(1, 2, Some(1))).unwrap_err().is_unreachable());
+        assert_eq!(site.arbiter.latest(&site.vm).unwrap().map(|(flag, _)| flag), Some(Generation(0)));
+        SYNCED.take();
+        // Refused, the claim before is named.
+        assert_eq!(site.ask(1, 3, Some(9)).unwrap(), Verdict::NotSuccessor(Some(claim(1))));
+        assert!(site.was_synced_with(1));
+        // Another process has made this one, and is gone.
+        site.link_unsynced(1, 2);
+        assert_eq!(site.ask(1, 2, None).unwrap(), Verdict::Won, "whatever is known of the claim before");
+        assert!(site.was_synced_with(2), "and was told without a sync");
+    }
+
+    #[test]
+    fn directories_that_another_process_has_made_are_synced_before_a_claim_is_made_in_them() {
+        let site = Site::new();
+        let claims = site.arbiter.directory().to_owned();
+        let again = FileArbiter::open_with(claims.clone(), sync).unwrap();
+        let synced = SYNCED.take().into_iter().map(|(directory, _)| directory);
+        let parent = claims.parent().unwrap();
+        assert_eq!(synced.filter(|directory| directory == parent).count(), 2, "by whom it was made, and by the other");
+        assert!(failing(|| FileArbiter::open_with(claims.clone(), sync)).is_err());
+        assert!(failing(|| again.make_vm_directory(&site.vm)).is_err());
+        assert!(again.vm_directory(&site.vm).exists());
+        again.make_vm_directory(&site.vm).unwrap();
+        assert_eq!(SYNCED.take(), [(claims, 0)]);
     }
 }

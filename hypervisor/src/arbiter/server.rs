@@ -18,14 +18,18 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::{LocalSet, spawn_blocking, spawn_local};
+use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// The most connections at once. One more takes the place of that which has been without a request for longest: its client
-/// makes a new one when it needs it, and clients that never ask anything keep nobody out.
-const CONNECTIONS_MAX: usize = 256;
+/// The most connections at once, if the process may have the descriptors. One more takes the place of that which has been
+/// without a request for longest: its client makes a new one when it needs it, and clients that never ask anything keep nobody
+/// out.
+pub const CONNECTIONS_MAX: usize = 256;
 
-/// How long a connection may be without a request, or not take an answer. Clients make a new one when they need it.
+/// How long a new connection may take for its first request: who connects has one.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take from one answer to the whole of the next request. Clients make a new one when they need it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Requests that wait for the disk at once; more wait for these.
@@ -33,6 +37,9 @@ pub const DISK_THREADS_MAX: usize = 8;
 
 /// How long a request may wait for the disk: clients wait for 5 s. A disk that hangs keeps its threads, and nothing else.
 const DISK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long a client may take for an answer, which is some hundred bytes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the arbiter tells about itself.
 #[derive(Debug, Serialize)]
@@ -116,21 +123,28 @@ pub struct ArbiterServer {
     arbiter: Arc<FileArbiter>,
     /// One seat for each thread that may wait for the disk: the runtime's own queue has no limit.
     disk: Arc<Semaphore>,
+    connections_max: usize,
     reporter: Reporter,
 }
 
 impl ArbiterServer {
-    /// Listens at `listen`, where port 0 picks a free one, and tells so.
+    /// Listens at `listen`, where port 0 picks a free one, and tells so. It has at most `connections_max` connections: fewer than
+    /// the process may have descriptors, as claims need some, too.
     ///
     /// # Errors
     /// If the address can't be listened at.
-    pub async fn bind(listen: SocketAddr, arbiter: FileArbiter, reporter: Reporter) -> io::Result<Self> {
+    pub async fn bind(
+        listen: SocketAddr,
+        arbiter: FileArbiter,
+        connections_max: usize,
+        reporter: Reporter,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let listen = listener.local_addr()?;
         let directory = arbiter.directory().display().to_string();
         reporter.tell(&ArbiterEvent::Listening { listen, directory });
         let disk = Arc::new(Semaphore::new(DISK_THREADS_MAX));
-        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), disk, reporter })
+        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), disk, connections_max, reporter })
     }
 
     /// Where clients connect.
@@ -154,12 +168,12 @@ async fn accept(server: Rc<ArbiterServer>) {
     loop {
         match server.listener.accept().await {
             Ok((stream, peer)) => {
-                let place = Place::take(&places);
+                let place = Place::take(&places, server.connections_max);
                 spawn_local(serve(server.clone(), stream, peer, place));
+                // The connection that has lost its place to this one is closed before the next is accepted.
+                yield_now().await;
             }
-            Err(error) => {
-                sleep(trouble.failed("the arbiter", &error)).await;
-            }
+            Err(error) => sleep(trouble.failed("the arbiter can't accept connections", &error)).await,
         }
     }
 }
@@ -188,10 +202,10 @@ struct Place {
 
 impl Place {
     /// A place, if need be that of the connection that was used least recently.
-    fn take(places: &Rc<RefCell<Places>>) -> Self {
+    fn take(places: &Rc<RefCell<Places>>, connections_max: usize) -> Self {
         let ousted = Rc::new(Notify::new());
         let mut all = places.borrow_mut();
-        if all.by_use.len() >= CONNECTIONS_MAX
+        if all.by_use.len() >= connections_max
             && let Some((_, oldest)) = all.by_use.pop_first()
         {
             oldest.notify_one();
@@ -220,7 +234,8 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
     let ousted = place.ousted.clone();
     let ended = tokio::select! {
         ended = answer_all(&server, &mut stream, &mut place) => ended,
-        () = ousted.notified() => Err(io::Error::other("it made room for another one")),
+        // Its client comes back when it needs it. Visitors that come without end must not fill the log.
+        () = ousted.notified() => return tracing::debug!(%peer, "connection closed: it made room for another one"),
     };
     if let Err(error) = ended {
         tracing::warn!(%peer, %error, "connection closed");
@@ -229,25 +244,32 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
 
 /// Answers the requests on one connection, one after the other, until the client leaves or is at fault.
 async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, place: &mut Place) -> io::Result<()> {
-    let faulty = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
     stream.set_nodelay(true)?;
     let mut decoder = FrameDecoder::with_body_limit(BODY_BYTES_MAX);
     let mut answer_bytes = Vec::new();
+    let mut patience = FIRST_REQUEST_TIMEOUT;
     loop {
-        while let Some(frame) = decoder.next_frame().map_err(|error| faulty(&error))? {
-            let request = Request::decode(frame).map_err(|error| faulty(&error))?;
-            place.use_again();
-            let answer = server.answer(request).await?;
-            answer_bytes.clear();
-            answer.encode(&mut answer_bytes);
-            timeout(IDLE_TIMEOUT, stream.write_all(&answer_bytes)).await??;
-        }
         // An idle client is no fault: it comes back with a new connection.
-        let Ok(read) = timeout(IDLE_TIMEOUT, stream.read(decoder.space())).await else {
-            return Ok(());
-        };
-        match read? {
-            0 => return Ok(()),
+        let Ok(request) = timeout(patience, next_request(stream, &mut decoder)).await else { return Ok(()) };
+        let Some(request) = request? else { return Ok(()) };
+        place.use_again();
+        let answer = server.answer(request).await?;
+        answer_bytes.clear();
+        answer.encode(&mut answer_bytes);
+        timeout(ANSWER_TIMEOUT, stream.write_all(&answer_bytes)).await??;
+        patience = IDLE_TIMEOUT;
+    }
+}
+
+/// The next request; `None` if the client has left.
+async fn next_request(stream: &mut TcpStream, decoder: &mut FrameDecoder) -> io::Result<Option<Request>> {
+    let faulty = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    loop {
+        if let Some(frame) = decoder.next_frame().map_err(|error| faulty(&error))? {
+            return Request::decode(frame).map(Some).map_err(|error| faulty(&error));
+        }
+        match stream.read(decoder.space()).await? {
+            0 => return Ok(None),
             bytes => decoder.filled(bytes),
         }
     }

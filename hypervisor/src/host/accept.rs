@@ -18,13 +18,17 @@ pub struct AcceptTrouble {
 }
 
 impl AcceptTrouble {
-    /// Another connection could not be accepted. `listener` says who for. Returns how long to wait before the next try.
+    /// Another connection could not be accepted. `what` says what can't be done, for people. Returns how long to wait before the
+    /// next try: not at all if only this connection has gone again, or a signal came.
     #[must_use]
-    pub fn failed(&mut self, listener: &str, error: &io::Error) -> Duration {
+    pub fn failed(&mut self, what: &str, error: &io::Error) -> Duration {
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
+            return Duration::ZERO;
+        }
         let now_ns = clock::now_ns();
         self.failures += 1;
         if self.is_due(now_ns) {
-            tracing::warn!("{listener} can't accept clients ({} tries failed): {error}", self.failures);
+            tracing::warn!("{what} ({} tries failed): {error}", self.failures);
         }
         RETRY
     }
@@ -40,7 +44,17 @@ impl AcceptTrouble {
 
 #[cfg(test)]
 mod tests {
-    use super::{AcceptTrouble, WARNING_NS};
+    use super::{AcceptTrouble, RETRY, WARNING_NS};
+    use std::io;
+    use std::time::Duration;
+
+    #[test]
+    fn a_connection_that_has_gone_again_is_no_trouble() {
+        let mut trouble = AcceptTrouble::default();
+        let mut failed = |kind: io::ErrorKind| trouble.failed("a test can't accept connections", &kind.into());
+        assert_eq!(failed(io::ErrorKind::ConnectionAborted), Duration::ZERO);
+        assert_eq!(failed(io::ErrorKind::OutOfMemory), RETRY);
+    }
 
     #[test]
     fn a_listener_that_fails_a_hundred_times_a_second_warns_every_ten_seconds() {

@@ -4,6 +4,7 @@
 //! told at once that there is none here. Without an answer they would take this side for a primary that doesn't speak, and the
 //! connection would still stand in the queue when this side has gone live.
 
+use super::accept::AcceptTrouble;
 use logchannel::message::Message;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -13,7 +14,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 /// How many connections are kept until their peers have read the answer; the oldest is closed for one more. One that is closed
 /// with something unread in it would take the answer back.
@@ -21,9 +21,6 @@ const KEPT_MAX: usize = 16;
 
 /// How many are answered before it is looked whether to stop: going live waits for that, however fast others come.
 const ANSWERED_AT_ONCE_MAX: usize = 64;
-
-/// From a connection that could not be accepted to the next try.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// Answers at a port for as long as this node has no other use for it.
 #[derive(Debug)]
@@ -67,6 +64,7 @@ impl Doorman {
 
 fn answer(listener: &TcpListener, stop: &EventFd) {
     let mut answered = VecDeque::new();
+    let mut trouble = AcceptTrouble::default();
     loop {
         let mut waited_for =
             [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -74,7 +72,7 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
         let _ = poll(&mut waited_for, PollTimeout::NONE);
         let is_over = waited_for[0].any().unwrap_or(false);
         // Not all who come: those behind are answered by the next owner of the port, or in the next round.
-        for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener)) {
+        for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener, &mut trouble)) {
             refuse(stream, &mut answered);
         }
         if is_over {
@@ -83,13 +81,13 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
     }
 }
 
-fn accept(listener: &TcpListener) -> Option<TcpStream> {
+fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStream> {
     match listener.accept() {
         Ok((stream, _)) => Some(stream),
         Err(error) => {
             if error.kind() != io::ErrorKind::WouldBlock {
                 // No descriptors left: the oldest connections will be closed, and others wait that long.
-                thread::sleep(RETRY);
+                thread::sleep(trouble.failed("this side can't answer those who look for a primary", &error));
             }
             None
         }

@@ -89,7 +89,6 @@ pub(super) struct Shared {
 
 impl LiveVm {
     /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and keeps its log in `kept`.
-    /// `boot` says that the guest has just been reset: not that it hasn't run yet, which may also be so for a backup that goes live.
     /// `listener` is where backups come to.
     ///
     /// `on_start` gets the running VM before the guest does anything.
@@ -101,7 +100,6 @@ impl LiveVm {
         role: PrimaryRole,
         machine: Machine,
         kept: Option<KeptLog>,
-        boot: bool,
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
@@ -127,7 +125,7 @@ impl LiveVm {
             actions,
             node,
         });
-        shared.start_network(&machine, boot)?;
+        shared.start_network(&machine)?;
         on_start(Self { shared: shared.clone() });
         start_ticks(&shared)?;
         visitors::start(&shared, listener)?;
@@ -199,7 +197,7 @@ impl NetworkEvents for Shared {
     }
 
     fn refused(&self) {
-        self.drive(|role, _| role.look());
+        self.drive(|role, _| role.handle_refusal());
     }
 
     fn carried(&self, next_output: OutputId) {
@@ -302,19 +300,20 @@ impl Shared {
         }
     }
 
-    fn start_network(self: &Arc<Self>, machine: &Machine, boot: bool) -> io::Result<()> {
+    fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
         let Some(address) = self.node.network.clone() else { return Ok(()) };
         let network = Network {
             address,
             vm: self.node.vm.clone(),
             node: self.node.id,
+            booted: lock(&self.role).session().booted,
             mac: self.node.mac,
             reporter: self.node.reporter,
             inbox: self.inbox.clone(),
             outlets: self.outlets.clone(),
             over: self.over.clone(),
         };
-        network.start(machine.last_packet_number(), boot, self.clone())
+        network.start(machine.last_packet_number(), self.clone())
     }
 
     /// Does what the role asks for that takes time, until it asks for the end.
@@ -356,6 +355,9 @@ impl Shared {
                 }),
                 PrimaryAction::ClaimsRestored(generation) => {
                     self.node.reporter.tell(&NodeReport::ClaimsRestored { generation: generation.0 });
+                }
+                PrimaryAction::Confirmed(generation) => {
+                    self.node.reporter.tell(&NodeReport::OwnerConfirmed { generation: generation.0 });
                 }
                 PrimaryAction::Stranded(generation) => {
                     self.node.reporter.tell(&NodeReport::Stranded { generation: generation.0 });

@@ -98,6 +98,8 @@ pub struct Network {
     pub vm: VmId,
     /// Which incarnation's.
     pub node: NodeId,
+    /// In which generation the guest was reset.
+    pub booted: Generation,
     /// The guest's address.
     pub mac: [u8; 6],
     /// Where to tell that it is plugged in or out.
@@ -156,20 +158,20 @@ impl Network {
     /// it sends before a LAN is attached stays in its output gate, in flight, and is sent then. An interface of this host is
     /// opened before this returns, because that takes no time, and what is sent before it is open would be lost.
     ///
-    /// `last_packet` is the number of the last frame that the guest has had. `boot` says that it has just been reset; if
-    /// it has not, it has moved, and a network that can't know is told where it is now.
+    /// `last_packet` is the number of the last frame that the guest has had. A guest that was not
+    /// reset by this owner has moved, and a network that can't know is told where it is now.
     ///
     /// # Errors
     /// If the thread can't start.
-    pub fn start(self, last_packet: u64, boot: bool, events: Arc<dyn NetworkEvents>) -> io::Result<()> {
+    pub fn start(self, last_packet: u64, events: Arc<dyn NetworkEvents>) -> io::Result<()> {
         let first = match self.address {
-            NetworkAddress::Tap(_) => Some(self.attach(last_packet, boot, &*events)),
+            NetworkAddress::Tap(_) => Some(self.attach(last_packet, &*events)),
             NetworkAddress::Lan(_) => None,
         };
-        if first.is_some() && !boot {
+        if first.is_some() && events.owner().0 > self.booted {
             self.announce()?;
         }
-        self.spawn(first, last_packet, boot, events)
+        self.spawn(first, last_packet, events)
     }
 
     /// The same for a guest that has just been reset and whose frames are not kept to be sent again: it attaches before it
@@ -180,9 +182,9 @@ impl Network {
     /// # Errors
     /// If the thread can't start.
     pub fn start_attached(self, events: Arc<dyn NetworkEvents>) -> io::Result<Option<String>> {
-        let first = self.attach(0, true, &*events);
+        let first = self.attach(0, &*events);
         let refused = first.as_ref().err().filter(|error| error.is_refusal()).map(ToString::to_string);
-        self.spawn(Some(first), 0, true, events)?;
+        self.spawn(Some(first), 0, events)?;
         Ok(refused)
     }
 
@@ -190,12 +192,9 @@ impl Network {
         self,
         first: Option<Result<Source, NetworkError>>,
         last_packet: u64,
-        boot: bool,
         events: Arc<dyn NetworkEvents>,
     ) -> io::Result<()> {
-        thread::Builder::new()
-            .name("lan".into())
-            .spawn(move || self.keep_attached(first, last_packet, boot, &*events))?;
+        thread::Builder::new().name("lan".into()).spawn(move || self.keep_attached(first, last_packet, &*events))?;
         Ok(())
     }
 
@@ -204,14 +203,12 @@ impl Network {
         &self,
         mut attached: Option<Result<Source, NetworkError>>,
         mut last_packet: u64,
-        mut boot: bool,
         events: &dyn NetworkEvents,
     ) {
         let mut told = None;
         loop {
-            let (lost, was_attached) = match attached.take().unwrap_or_else(|| self.attach(last_packet, boot, events)) {
+            let (lost, was_attached) = match attached.take().unwrap_or_else(|| self.attach(last_packet, events)) {
                 Ok(source) => {
-                    boot = false;
                     let lost = self.receive(source, &mut last_packet, events);
                     lock(&self.outlets).set_way(None);
                     (lost, true)
@@ -281,13 +278,13 @@ impl Network {
         events.ready();
     }
 
-    fn attach(&self, last_packet: u64, boot: bool, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {
+    fn attach(&self, last_packet: u64, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {
         let (generation, outputs) = events.owner();
         let (next_output, output_end) = (outputs.start, outputs.end);
         let (way, source, next_output) = match &self.address {
             NetworkAddress::Lan(address) => {
-                let (vm, node, mac) = (self.vm.clone(), self.node, self.mac);
-                let attachment = Attachment { vm, node, generation, mac, next_output, output_end, last_packet, boot };
+                let (vm, node, booted, mac) = (self.vm.clone(), self.node, self.booted, self.mac);
+                let attachment = Attachment { vm, node, generation, mac, next_output, output_end, last_packet, booted };
                 let Attached { sender, receiver, next_output } = attach(*address, &attachment, ATTACH_TIMEOUT)?;
                 (Way::Lan(sender), Source::Lan(receiver), next_output)
             }

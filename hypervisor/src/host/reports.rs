@@ -160,6 +160,11 @@ pub enum NodeReport {
         /// As which generation the arbiter knows an owner, if it knows any.
         latest: Option<u64>,
     },
+    /// The arbiter says that this node owns the VM, though a LAN refuses it.
+    OwnerConfirmed {
+        /// As which generation.
+        generation: u64,
+    },
     /// The arbiter knows this owner again.
     ClaimsRestored {
         /// As which generation.
@@ -380,12 +385,21 @@ impl Report for NodeReport {
                 | Self::PrimaryLost { .. }
                 | Self::Alone { .. }
                 | Self::LanLost { .. }
+                | Self::OwnerConfirmed { .. }
                 | Self::ArbiterUnreachable { .. }
+                | Self::ClaimsLost { .. }
                 | Self::OutputDropped { .. }
                 | Self::DiskWaits { .. }
                 | Self::GuestPanicked { .. }
         );
-        let is_error = matches!(self, Self::LogLost { .. } | Self::Diverged { .. } | Self::End { exit_code: 1.., .. });
+        let is_error = matches!(
+            self,
+            Self::LogLost { .. }
+                | Self::Diverged { .. }
+                | Self::PrimaryClaimLost { .. }
+                | Self::Stranded { .. }
+                | Self::End { exit_code: 1.., .. }
+        );
         match (is_error, is_warning, is_notice) {
             (true, ..) => Level::Error,
             (_, true, _) => Level::Warn,
@@ -453,7 +467,7 @@ impl fmt::Display for NodeReport {
                 }
             ),
             Self::ArbiterUnreachable { reason } => {
-                write!(f, "nobody goes on until the arbiter answers: {reason}; asking again")
+                write!(f, "{reason}; asking again, and until it answers no side starts the VM or takes it over")
             }
             Self::ClaimsLost { vm, generation, latest } => {
                 let known = latest.map_or_else(|| "no owner".into(), |latest| format!("only generation {latest}"));
@@ -464,6 +478,11 @@ impl fmt::Display for NodeReport {
                      and start no other primary of this VM"
                 )
             }
+            Self::OwnerConfirmed { generation } => write!(
+                f,
+                "the arbiter confirms this node as the owner of generation {generation}, though the LAN refuses it: is the LAN \
+                 another VM's of this name, or the arbiter older than the LAN? It is tried again every second"
+            ),
             Self::ClaimsRestored { generation } => {
                 write!(f, "the arbiter knows this node again as the owner of generation {generation}")
             }

@@ -7,7 +7,7 @@ use super::live::{Shared, spawn};
 use super::reports::NodeReport;
 use logchannel::message::Message;
 use logchannel::session::VmId;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,10 +38,8 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
         loop {
             let (stream, address) = match listener.accept() {
                 Ok(connection) => connection,
-                // The visitor has gone again, or a signal came.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
                 Err(error) => {
-                    thread::sleep(trouble.failed("the primary", &error));
+                    thread::sleep(trouble.failed("the primary can't accept connections", &error));
                     continue;
                 }
             };
@@ -75,8 +73,9 @@ impl Shared {
         let io = |error: io::Error| error.to_string();
         stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
         stream.set_write_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
-        let visitor = stream.try_clone().map_err(io)?;
-        let mut reader = ChannelReader::new(Arc::new(stream));
+        // One descriptor for each visitor: all of them together are fewer than a process must have.
+        let visitor = Arc::new(stream);
+        let mut reader = ChannelReader::new(visitor.clone());
         let patient_until_ns = clock::now_ns() + PATIENCE_NS;
         let mut said = loop {
             match reader.wait() {

@@ -23,8 +23,7 @@ pub struct Attachment {
     pub output_end: OutputId,
     /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
     pub last_packet: u64,
-    /// The guest has just been reset, with outputs and packets counted from the start: the LAN forgets what it kept of an
-    /// earlier run. `false` when taking over, resuming, or attaching again. Heeded only with a generation that is
-    /// new to the LAN.
-    pub boot: bool,
+    /// The owner's generation when the guest was reset, with outputs and packets counted from the start: a LAN that knows
+    /// another run of the guest forgets what it has counted and kept of it. At most `generation`.
+    pub booted: Generation,
 }

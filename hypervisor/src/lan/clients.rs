@@ -4,17 +4,12 @@
 //! first. So a client that opens connections and leaves them alone keeps nobody out for longer, and one that uses its
 //! connections keeps them.
 
+use super::limits::ConnectionLimits;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use tokio::sync::Notify;
 
-/// The most TCP connections through all forwards at a time.
-pub(super) const CONNECTIONS_MAX: usize = 512;
-/// The most TCP connections through one forward.
-pub(super) const FORWARD_CONNECTIONS_MAX: usize = 256;
-/// The most TCP connections of one client address.
-pub(super) const ADDRESS_CONNECTIONS_MAX: usize = 192;
 /// A connection over which nothing passes for so long is closed.
 pub(super) const IDLE_US_MAX: u64 = 24 * 60 * 60 * 1_000_000;
 /// The same for a connection that one side has closed: the other has nothing to say, or nobody is there to hear it.
@@ -59,9 +54,15 @@ struct Client {
 pub(super) struct Clients {
     clients: BTreeMap<ClientId, Client>,
     next: ClientId,
+    limits: ConnectionLimits,
 }
 
 impl Clients {
+    /// Nobody yet, and at most so many.
+    pub(super) fn new(limits: ConnectionLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// Takes in a client at `address` that came through `forward`. Returns its id and what wakes it, and how many idle ones
     /// lose their places to it.
     ///
@@ -74,11 +75,12 @@ impl Clients {
         now_us: u64,
     ) -> Result<(ClientId, Rc<Notify>, u64), Full> {
         let mut evicted = 0;
+        let limits = self.limits;
         evicted +=
-            self.make_room(ADDRESS_CONNECTIONS_MAX, "of one address", now_us, |client| client.address == address)?;
+            self.make_room(limits.clients_of_address, "of one address", now_us, |client| client.address == address)?;
         evicted +=
-            self.make_room(FORWARD_CONNECTIONS_MAX, "of one forward", now_us, |client| client.forward == forward)?;
-        evicted += self.make_room(CONNECTIONS_MAX, "of all forwards", now_us, |_| true)?;
+            self.make_room(limits.clients_of_forward, "of one forward", now_us, |client| client.forward == forward)?;
+        evicted += self.make_room(limits.clients, "of all forwards", now_us, |_| true)?;
         let id = self.next;
         self.next += 1;
         let changed = Rc::new(Notify::new());
@@ -152,12 +154,12 @@ mod tests {
 
     #[test]
     fn one_address_leaves_places_to_others_and_one_forward_to_the_next() {
-        let mut clients = Clients::default();
-        (0..ADDRESS_CONNECTIONS_MAX).for_each(|_| _ = enter(&mut clients, 1, 1, 0).unwrap());
+        let (mut clients, limits) = (Clients::default(), ConnectionLimits::default());
+        (0..limits.clients_of_address).for_each(|_| _ = enter(&mut clients, 1, 1, 0).unwrap());
         for port in [1, 2] {
             assert_eq!(enter(&mut clients, port, 1, 0).map_err(|full| full.scope), Err("of one address"));
         }
-        for n in ADDRESS_CONNECTIONS_MAX..FORWARD_CONNECTIONS_MAX {
+        for n in limits.clients_of_address..limits.clients_of_forward {
             enter(&mut clients, 1, 2 + u8::try_from(n % 100).unwrap(), 0).unwrap();
         }
         assert_eq!(enter(&mut clients, 1, 200, 0).map_err(|full| full.scope), Err("of one forward"));
@@ -166,8 +168,8 @@ mod tests {
 
     #[test]
     fn who_has_been_idle_longest_makes_room_and_who_is_busy_does_not() {
-        let mut clients = Clients::default();
-        let ids: Vec<_> = (0..ADDRESS_CONNECTIONS_MAX).map(|_| enter(&mut clients, 1, 1, 0).unwrap().0).collect();
+        let (mut clients, limits) = (Clients::default(), ConnectionLimits::default());
+        let ids: Vec<_> = (0..limits.clients_of_address).map(|_| enter(&mut clients, 1, 1, 0).unwrap().0).collect();
         clients.used(ids[0], 5);
         let now_us = IDLE_BEFORE_EVICTION_US;
         assert_eq!(enter(&mut clients, 1, 1, now_us).unwrap().1, 1);

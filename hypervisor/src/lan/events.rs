@@ -185,19 +185,38 @@ impl fmt::Display for LanEvent {
 
 impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "dropped since the start: {} outputs already carried; frames: {} for VMs and {} for QEMU not fetched in time, \
-             {} for the gateway, {} malformed, {} forged; {} client connections or datagrams beyond a limit; \
-             {} idle client connections closed",
-            self.duplicates,
-            self.vm_overflow,
-            self.qemu_overflow,
-            self.gateway_overflow,
-            self.malformed,
-            self.forged,
-            self.refused_clients,
-            self.idle_clients,
-        )
+        let counters = [
+            (self.duplicates, "outputs already carried"),
+            (self.vm_overflow, "frames for VMs not fetched in time"),
+            (self.qemu_overflow, "frames for QEMU not fetched in time"),
+            (self.gateway_overflow, "frames for the gateway"),
+            (self.malformed, "malformed frames"),
+            (self.forged, "forged frames"),
+            (self.refused_clients, "client connections or datagrams beyond a limit"),
+            (self.idle_clients, "idle client connections"),
+        ];
+        let dropped: Vec<_> = counters.iter().filter(|(count, _)| *count > 0).collect();
+        if dropped.is_empty() {
+            return f.write_str("nothing was dropped");
+        }
+        f.write_str("dropped so far: ")?;
+        dropped
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, (count, what))| write!(f, "{}{count} {what}", if at > 0 { ", " } else { "" }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_dropped_is_said_to_people_and_every_counter_to_programs() {
+        let dropped = Dropped { duplicates: 3, idle_clients: 1, ..Dropped::default() };
+        let expected = "dropped so far: 3 outputs already carried, 1 idle client connections";
+        assert_eq!(LanEvent::Dropped(dropped).to_string(), expected);
+        let json = serde_json::to_value(LanEvent::Dropped(dropped)).unwrap();
+        assert_eq!((&json["duplicates"], &json["forged"]), (&3.into(), &0.into()));
     }
 }

@@ -124,8 +124,9 @@ impl Fabric {
         connection: ConnectionId,
         attachment: &Attachment,
     ) -> Result<ServerMessage<'static>, Refusal> {
+        let is_known_run = self.vms.values().any(|port| *port.vm() == attachment.vm && !port.is_other_run(attachment));
         let attached = self.try_attach(connection, attachment);
-        if attached.is_ok() && attachment.boot && self.vms.values().any(|port| port.connection().is_none()) {
+        if attached.is_ok() && !is_known_run && self.vms.values().any(|port| port.connection().is_none()) {
             // It may have the IP address of a guest that was here before, under another Ethernet address. As long as all
             // guests are here, the one that was first keeps its address.
             self.gateway.forget_neighbors();
@@ -465,7 +466,7 @@ mod tests {
             next_output: OutputId(0),
             output_end: OutputId(u64::MAX),
             last_packet: 0,
-            boot: false,
+            booted: Generation(0),
         }
     }
 

@@ -9,6 +9,7 @@ use super::clients::Clients;
 use super::events::{Dropped, LanEvent};
 use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::forward::{self, Forward, ForwardSocket};
+use super::limits::ConnectionLimits;
 use super::qemu_port::STREAM_FRAME_BYTES_MAX;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
 use crate::host::accept::AcceptTrouble;
@@ -29,11 +30,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-/// The most connections to VM ports, those included that have not attached yet: many more than there can be VMs. One more
-/// takes the place of the oldest that hasn't attached, so that nobody is kept out by connections that say nothing.
-const VM_CONNECTIONS_MAX: usize = 256;
-/// The most connections to QEMU ports, which attach by being there.
-const QEMU_CONNECTIONS_MAX: usize = 64;
 /// How long a connection to a VM port may take to attach.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a fenced connection may take to close.
@@ -52,6 +48,8 @@ pub struct LanConfig {
     pub qemu: Option<SocketAddr>,
     /// Which ports of guests are reachable from outside.
     pub forwards: Vec<Forward>,
+    /// How many connections there may be.
+    pub limits: ConnectionLimits,
 }
 
 /// Why a LAN can't start.
@@ -108,7 +106,7 @@ impl LanServer {
             forwards: forwards.iter().map(ForwardSocket::listening).collect(),
         });
         let fabric = Fabric::new(seed, clock::now_us());
-        Ok(Self { shared: Rc::new(Shared::new(fabric, reporter)), vms, listen, qemus, qemu, forwards })
+        Ok(Self { shared: Rc::new(Shared::new(fabric, config.limits, reporter)), vms, listen, qemus, qemu, forwards })
     }
 
     /// Where VMs attach.
@@ -168,10 +166,11 @@ pub(super) struct Shared {
     told_dropped: Cell<Dropped>,
     told_dropped_at_us: Cell<u64>,
     clients: RefCell<Clients>,
+    limits: ConnectionLimits,
 }
 
 impl Shared {
-    fn new(fabric: Fabric, reporter: Reporter) -> Self {
+    fn new(fabric: Fabric, limits: ConnectionLimits, reporter: Reporter) -> Self {
         Self {
             fabric: RefCell::new(fabric),
             seats: RefCell::default(),
@@ -181,7 +180,8 @@ impl Shared {
             reporter,
             told_dropped: Cell::default(),
             told_dropped_at_us: Cell::new(0),
-            clients: RefCell::default(),
+            clients: RefCell::new(Clients::new(limits)),
+            limits,
         }
     }
 
@@ -226,15 +226,18 @@ impl Shared {
 
     fn tell_end(&self) {
         let dropped = self.with(|fabric| fabric.dropped());
-        self.reporter.tell(&LanEvent::Dropped(dropped));
+        // A program gets the counters in any case, a person only if there is something to say.
+        if self.reporter.is_json() || dropped != Dropped::default() {
+            self.reporter.tell(&LanEvent::Dropped(dropped));
+        }
     }
 
     /// A new connection and what wakes it, unless there are too many of its kind.
     fn enter(self: &Rc<Self>, kind: PortKind) -> Option<Entered> {
         let mut seats = self.seats.borrow_mut();
         let most = match kind {
-            PortKind::Vm => VM_CONNECTIONS_MAX,
-            PortKind::Qemu => QEMU_CONNECTIONS_MAX,
+            PortKind::Vm => self.limits.vms,
+            PortKind::Qemu => self.limits.qemus,
         };
         if seats.values().filter(|seat| seat.kind == kind).count() >= most {
             let (&oldest, _) = seats.iter().find(|(_, seat)| seat.kind == kind && !seat.attached)?;
@@ -356,9 +359,15 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
                 None => tracing::warn!(%peer, ?kind, "refused: too many connections are open"),
             },
             Err(error) => {
-                tokio::time::sleep(trouble.failed("the LAN", &error)).await;
+                let what = match kind {
+                    PortKind::Vm => "the port for VMs can't accept connections",
+                    PortKind::Qemu => "the port for QEMU can't accept connections",
+                };
+                tokio::time::sleep(trouble.failed(what, &error)).await;
             }
         }
+        // The connection that has lost its place to this one is closed before the next is accepted.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -92,6 +92,8 @@ pub(super) struct VmPort {
     vm: VmId,
     generation: Generation,
     node: NodeId,
+    /// Which run of the guest the outputs and frames are of.
+    booted: Generation,
     mac: Mac,
     connection: Option<ConnectionId>,
     /// When it was detached last, as the LAN counts; 0 if never.
@@ -122,6 +124,7 @@ impl VmPort {
             vm: attachment.vm.clone(),
             generation: attachment.generation,
             node: attachment.node,
+            booted: attachment.booted,
             mac: attachment.mac,
             connection: None,
             detached_at: 0,
@@ -156,7 +159,7 @@ impl VmPort {
     /// [`Refusal`], as [`VmPort::check`].
     pub(super) fn attach(&mut self, connection: ConnectionId, attachment: &Attachment) -> Result<Attached, Refusal> {
         self.check(attachment)?;
-        if attachment.boot && attachment.generation > self.generation {
+        if self.is_other_run(attachment) {
             let fresh = Self::adopt(attachment)?;
             let old = std::mem::replace(self, fresh);
             self.connection = old.connection;
@@ -187,6 +190,12 @@ impl VmPort {
             lost: self.cursor - wanted,
             replaced: self.connection.replace(connection),
         })
+    }
+
+    /// Whether `attachment` is of another run of the guest: its outputs and packets were counted afresh, and none of those that
+    /// the LAN has counted are its own.
+    pub(super) fn is_other_run(&self, attachment: &Attachment) -> bool {
+        attachment.booted != self.booted
     }
 
     /// Takes the port from its connection; the later, the greater is `at`.
@@ -305,12 +314,12 @@ mod tests {
             next_output: OutputId(next_output),
             output_end: OutputId(u64::MAX),
             last_packet,
-            boot: false,
+            booted: Generation(0),
         }
     }
 
     fn boot(generation: u64, node: u128) -> Attachment {
-        Attachment { boot: true, ..attachment(generation, node, 0, 0) }
+        Attachment { booted: Generation(generation), ..attachment(generation, node, 0, 0) }
     }
 
     /// A port that `attachment` has opened as connection 1.
@@ -560,6 +569,25 @@ mod tests {
         let resumed = Attachment { output_end: OutputId(7), ..attachment(1, 2, 5, 0) };
         assert_eq!(attach(&mut port, 2, &resumed).next_output, OutputId(7));
         assert!(!port.accept_output(OutputId(6)) && port.accept_output(OutputId(7)));
+    }
+
+    /// The LAN was away while the VM ended and was started afresh: the first of the new run that it hears of is a backup
+    /// that has gone live, whose outputs have numbers that the LAN has carried for the run before.
+    #[test]
+    fn another_run_of_the_guest_is_heard_though_its_boot_was_not() {
+        let mut port = opened(&boot(0, 1));
+        (0..10).for_each(|id| assert!(port.accept_output(OutputId(id))));
+        (0..3).for_each(|content| _ = port.deliver(&frame(content)));
+        port.detach(1);
+        let live = Attachment { booted: Generation(1), output_end: OutputId(20), ..attachment(2, 3, 4, 1) };
+        assert_eq!(
+            attach(&mut port, 2, &live),
+            Attached { first_packet: 2, next_output: OutputId(4), lost: 0, replaced: None }
+        );
+        assert!((4..20).all(|id| port.accept_output(OutputId(id))));
+        assert_eq!(pending(&mut port), [], "the frames were for the guest before");
+        // Its next owner goes on with the same run.
+        assert_eq!(attach(&mut port, 3, &Attachment { generation: Generation(3), ..live }).next_output, OutputId(20));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!
 //! | kind | from | body |
 //! |---|---|---|
-//! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), output end (8), last packet (8), boot (1: 0 or 1), VM name (the rest, 1 to 64) |
+//! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), output end (8), last packet (8), generation of the guest's boot (8), VM name (the rest, 1 to 64) |
 //! | 2 Output | VM | output id (8), Ethernet frame (the rest) |
 //! | 3 Heartbeat | VM | nothing |
 //! | 16 Attached | LAN | number of the first frame that will follow (8), the output that the LAN expects next (8) |
@@ -169,7 +169,7 @@ impl<'a> ClientMessage<'a> {
                 out.extend_from_slice(&attachment.next_output.0.to_le_bytes());
                 out.extend_from_slice(&attachment.output_end.0.to_le_bytes());
                 out.extend_from_slice(&attachment.last_packet.to_le_bytes());
-                out.push(u8::from(attachment.boot));
+                out.extend_from_slice(&attachment.booted.0.to_le_bytes());
                 out.extend_from_slice(attachment.vm.to_string().as_bytes());
             }),
             Self::Output { id, frame } => append(out, OUTPUT, |out| {
@@ -202,11 +202,7 @@ impl<'a> ClientMessage<'a> {
                     next_output: OutputId(body.u64()?),
                     output_end: OutputId(body.u64()?),
                     last_packet: body.u64()?,
-                    boot: match body.array()? {
-                        [0] => false,
-                        [1] => true,
-                        _ => return Err(WireError::Field("the boot flag")),
-                    },
+                    booted: Generation(body.u64()?),
                     vm: body.vm()?,
                 }))
             }
@@ -439,7 +435,7 @@ mod tests {
             next_output: OutputId(77),
             output_end: OutputId(99),
             last_packet: 1 << 40,
-            boot: true,
+            booted: Generation(8),
         }
     }
 
@@ -496,7 +492,7 @@ mod tests {
         let mut out = Vec::new();
         ClientMessage::Attach(attachment()).append(&mut out);
         let expected = [
-            &[72, 0, 0, 0, 1][..],
+            &[79, 0, 0, 0, 1][..],
             b"FTLAN\x03\x00",
             &[9, 0, 0, 0, 0, 0, 0, 0],
             &[0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01],
@@ -504,7 +500,7 @@ mod tests {
             &[77, 0, 0, 0, 0, 0, 0, 0],
             &[99, 0, 0, 0, 0, 0, 0, 0],
             &[0, 0, 0, 0, 0, 1, 0, 0],
-            &[1],
+            &[8, 0, 0, 0, 0, 0, 0, 0],
             b"some-vm.1",
         ]
         .concat();

@@ -1,10 +1,10 @@
 //! `ft-arbiter`: the test-and-set server.
 
 use super::interrupt::termination;
-use super::limits::{CONNECTIONS, require_descriptors};
+use super::limits::connections;
 use super::{Failure, begin, exit, finish};
 use crate::arbiter::FileArbiter;
-use crate::arbiter::server::{ArbiterServer, DISK_THREADS_MAX};
+use crate::arbiter::server::{ArbiterServer, CONNECTIONS_MAX, DISK_THREADS_MAX};
 use crate::host::address::{advice, resolve};
 use crate::report::Reporter;
 use clap::Parser;
@@ -46,12 +46,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
-    require_descriptors(CONNECTIONS)?;
+    let connections_max = connections(CONNECTIONS_MAX)?;
     let stopped = termination()?;
     let arbiter = FileArbiter::open(options.dir)?;
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(DISK_THREADS_MAX).build()?;
     let ended = runtime.block_on(async {
-        let server = ArbiterServer::bind(options.listen, arbiter, reporter)
+        let server = ArbiterServer::bind(options.listen, arbiter, connections_max, reporter)
             .await
             .map_err(|error| format!("can't listen at {}: {error}; {}", options.listen, advice(&error)))?;
         server.run(stopped).await;

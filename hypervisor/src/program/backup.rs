@@ -180,7 +180,7 @@ fn go_live(
     }
     let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log };
     let role = PrimaryRole::gone_live(node.id, session, timing, inheritance);
-    run_live(node, role, machine, kept, false, listener, |running| {
+    run_live(node, role, machine, kept, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,
             last_entry_received_us: moments.last_entry_received_ns / 1000,

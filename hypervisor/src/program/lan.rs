@@ -1,11 +1,11 @@
 //! `ft-lan`: the network that outlives the hosts of the VMs on it.
 
 use super::interrupt::termination;
-use super::limits::{CONNECTIONS, require_descriptors};
+use super::limits::connections;
 use super::{Failure, begin, exit, finish};
 use crate::host::address::resolve;
-use crate::lan::Forward;
 use crate::lan::server::{LanConfig, LanServer};
+use crate::lan::{ConnectionLimits, Forward};
 use crate::report::Reporter;
 use clap::Parser;
 use std::net::SocketAddr;
@@ -53,8 +53,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
-    require_descriptors(CONNECTIONS)?;
-    let config = LanConfig { listen: options.listen, qemu: options.qemu, forwards: options.forwards };
+    // Each forward has a socket or two of its own.
+    let listeners = options.forwards.len() * 2;
+    let limits = ConnectionLimits::within(connections(ConnectionLimits::ALL + listeners)?.saturating_sub(listeners));
+    let config = LanConfig { listen: options.listen, qemu: options.qemu, forwards: options.forwards, limits };
     let stopped = termination()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

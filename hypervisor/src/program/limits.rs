@@ -8,18 +8,42 @@ pub(super) const FILES: u64 = 16;
 /// Descriptors for a program with connections.
 pub(super) const CONNECTIONS: u64 = 64;
 
+/// Descriptors that a server needs beside those of its connections: those that every process has, what it listens at, and what
+/// its threads have open.
+pub(super) const BESIDE_CONNECTIONS: u64 = 32;
+
 /// Makes sure that this process may have `needed` descriptors, and raises its limit if it may. A program that goes on with fewer
 /// fails at any place, and at worst when it is needed.
 pub(super) fn require_descriptors(needed: u64) -> Result<(), String> {
+    raise_descriptors(needed, needed).map(|_| ())
+}
+
+/// How many of `wanted` connections a server may have at once, so that descriptors are left for all else; the limit of
+/// descriptors is raised for them as far as the host allows.
+pub(super) fn connections(wanted: usize) -> Result<usize, String> {
+    let wanted_descriptors = u64::try_from(wanted).unwrap_or(u64::MAX).saturating_add(BESIDE_CONNECTIONS);
+    let allowed = raise_descriptors(CONNECTIONS, wanted_descriptors)?.saturating_sub(BESIDE_CONNECTIONS);
+    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX).min(wanted);
+    if allowed < wanted {
+        tracing::warn!(
+            "this server takes {allowed} connections and not {wanted}: raise the limit of open files (ulimit -n)"
+        );
+    }
+    Ok(allowed)
+}
+
+/// Raises the limit of descriptors to `wanted`, or as far as the host allows; says what it is then.
+fn raise_descriptors(needed: u64, wanted: u64) -> Result<u64, String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
-        return Ok(());
+    let (now, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
+    let target = wanted.min(most);
+    let allowed = if now < target && setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum }).is_ok() {
+        target
+    } else {
+        now
+    };
+    if allowed >= needed {
+        return Ok(allowed);
     }
-    if maximum.is_none_or(|maximum| maximum >= needed)
-        && setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum }).is_ok()
-    {
-        return Ok(());
-    }
-    let allowed = maximum.or(current).unwrap_or_default();
     Err(format!("this process may have {allowed} open files, and needs {needed}: raise the limit (ulimit -n)"))
 }

@@ -17,6 +17,7 @@ pub mod lan;
 mod limits;
 pub mod multicall;
 pub mod options;
+mod patience;
 pub mod primary;
 pub mod process;
 mod progress;

@@ -2,6 +2,7 @@
 
 use super::limits::{CONNECTIONS, require_descriptors};
 use super::options::{GuestOptions, NodeOptions, listen};
+use super::patience::PatientArbiter;
 use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
 use super::{Failure, begin, exit, fail_stop, finish};
@@ -95,23 +96,24 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     if let Some(Keeping { directory, .. }) = keeping.as_ref().filter(|keeping| !keeping.directory.has_whole_segment()) {
         directory.add_node(node.id)?;
     }
-    stop.owns();
-    let generation = claim_start(&*node.arbiter, &node.vm, node.id, &node.address, options.force_new, |last| {
-        ask_owner(last, &node.vm)
-    })
-    .map_err(|error| match &keeping {
-        Some(Keeping { directory, .. }) if directory.has_whole_segment() => error.with_known_log(directory.path()),
-        Some(_) | None => error,
-    })?;
+    let arbiter = PatientArbiter(&node);
+    let generation =
+        claim_start(&arbiter, &node.vm, node.id, &node.address, options.force_new, |last| ask_owner(last, &node.vm))
+            .map_err(|error| match &keeping {
+                Some(Keeping { directory, .. }) if directory.has_whole_segment() => {
+                    error.with_known_log(directory.path())
+                }
+                Some(_) | None => error,
+            })?;
     tell_owner(&node, generation);
-    let (arbiter, vm, id, address) = (node.arbiter.clone(), node.vm.clone(), node.id, node.address.clone());
-    let session = SessionHeader::new(vm.clone(), generation, config, &guest.name, &guest.image);
+    let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image);
     let started = session
         .map_err(Failure::from)
-        .and_then(|session| start(options, node, session, machine, keeping, listener, &stop));
+        .and_then(|session| start(options, node.clone(), session, machine, keeping, listener, &stop));
     started.inspect_err(|_| {
         // Everything that can fail comes before the guest's first step.
-        if let Err(error) = end_unstarted(&*arbiter, &vm, generation, id, &address) {
+        let ended = end_unstarted(&PatientArbiter(&node), &node.vm, generation, node.id, &node.address);
+        if let Err(error) = ended {
             tracing::error!("{error}");
         }
     })
@@ -136,7 +138,7 @@ fn start(
     };
     let role = role.with_disk_log(disk_log);
     let kept = begin_log(keeping, &role, &node)?;
-    run_live(node, role, machine, kept, true, listener, |running| stop.runs(running, Origin::Boot))
+    run_live(node, role, machine, kept, listener, |running| stop.runs(running, Origin::Boot))
 }
 
 /// Goes on from a log on disk.
@@ -144,7 +146,7 @@ fn start(
 /// The arbiter is asked whether the log is the one to go on from before it is replayed, and the VM is claimed when it has been.
 /// Nothing here leaves an end mark: whatever stops it, the same directory can be resumed again.
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
-    let directory = LogDirectory::open(directory, &options.node.vm)?;
+    let directory = LogDirectory::open_existing(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
@@ -160,7 +162,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         ResumeConsent { accept_loss: options.accept_loss, give_up: options.give_up_generation.map(Generation) };
     let claim = judge_resume(
         &node.vm,
-        latest(&*node.arbiter, &node.vm)?,
+        latest(&PatientArbiter(&node), &node.vm)?,
         survey.identity(),
         |owner| survey.possible_losses(owner).iter().map(ToString::to_string).collect(),
         consent,
@@ -169,7 +171,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     let is_lossy = claim.is_fork || !survey.possible_losses(claim.holder.node).is_empty();
     let resumed = replay(survey, node.reporter)?;
     directory.add_node(node.id)?;
-    let generation = claim_resume(&*node.arbiter, &node.vm, node.id, &node.address, &claim)?;
+    let generation = claim_resume(&PatientArbiter(&node), &node.vm, node.id, &node.address, &claim)?;
     tell_owner(&node, generation);
     node.reporter.tell(&NodeReport::Resumed {
         segment: resumed.segment.display().to_string(),
@@ -194,7 +196,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     };
     let role = PrimaryRole::resumed(node.id, session, timing, inheritance);
     let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
-    run_live(node, role, resumed.machine, kept, false, listener, |running| stop.runs(running, Origin::Log))
+    run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running, Origin::Log))
 }
 
 /// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute it.
@@ -229,12 +231,11 @@ pub(super) fn run_live(
     role: PrimaryRole,
     machine: Machine,
     kept: Option<KeptLog>,
-    boot: bool,
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, kept, boot, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, kept, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "stopped by the operator; its backup goes on".into()),
     })

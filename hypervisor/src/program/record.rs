@@ -102,17 +102,19 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let address = options.network.address();
     let outlets = Arc::new(Mutex::new(Outlets::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
     if let Some(address) = address {
+        let started_us = clock::now_us();
         let network = Network {
             address: address.clone(),
             vm: options.vm.clone(),
             node: entropy::node_id(),
+            booted: Generation(started_us),
             mac: config.mac,
             reporter,
             inbox: inbox.clone(),
             outlets: outlets.clone(),
             over: over.clone(),
         };
-        if let Some(reason) = network.start_attached(Arc::new(Recording { started_us: clock::now_us() }))? {
+        if let Some(reason) = network.start_attached(Arc::new(Recording { started_us }))? {
             return Err(format!("the LAN at {address} refuses this guest: {reason}").into());
         }
     }

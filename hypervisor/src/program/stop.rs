@@ -2,7 +2,7 @@
 //!
 //! | the process | SIGINT, SIGTERM | SIGHUP, SIGQUIT |
 //! |---|---|---|
-//! | owns no VM | ends at once | ends at once |
+//! | owns no VM, or waits because the arbiter has lost its primary's claim | ends at once | ends at once |
 //! | protected primary | hands over to its backup | hands over to its backup |
 //! | primary without backup | ends the VM, with an end mark | the same; with `--log` the VM stays owned, to be resumed |
 //! | `--resume` before its guest runs | ends; the VM can be resumed again | the same |
@@ -65,10 +65,20 @@ impl StopSwitch {
     }
 
     /// From here on the VM may belong to this process.
-    pub(super) fn owns(&self) {
+    fn owns(&self) {
         let mut life = self.life();
         if matches!(*life, Life::Unburdened) {
             *life = Life::Owner;
+        }
+    }
+
+    /// A claim was refused: as long as no VM runs here, none is this process's, and one that was asked to end does.
+    fn owns_nothing(&self) {
+        let mut life = self.life();
+        match &*life {
+            Life::Owner => *life = Life::Unburdened,
+            Life::OwnerAskedToStop(..) => interrupted(),
+            Life::Unburdened | Life::Running(_) | Life::Ending(_) => {}
         }
     }
 
@@ -159,8 +169,11 @@ impl Arbiter for GuardedArbiter {
     ) -> Result<Verdict, ArbiterError> {
         self.stop.owns();
         let answer = self.arbiter.test_and_set(vm, generation, claim, predecessor);
-        if let Err(error) = &answer {
-            self.stop.give_up_if_asked(vm, error);
+        match &answer {
+            Ok(Verdict::Won) => {}
+            // It is known now that this claim has made nothing this process's.
+            Ok(Verdict::Lost(_) | Verdict::NotSuccessor(_)) => self.stop.owns_nothing(),
+            Err(error) => self.stop.give_up_if_asked(vm, error),
         }
         answer
     }

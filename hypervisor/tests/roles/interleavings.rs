@@ -320,6 +320,7 @@ impl<'a> Run<'a> {
             | PrimaryAction::Refill(_)
             | PrimaryAction::ClaimsLost { .. }
             | PrimaryAction::ClaimsRestored(_)
+            | PrimaryAction::Confirmed(_)
             | PrimaryAction::Stranded(_)
             | PrimaryAction::HandOver
             | PrimaryAction::End(_)) => {

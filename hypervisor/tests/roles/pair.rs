@@ -244,6 +244,7 @@ impl Pair {
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
                 | PrimaryAction::Stranded(_)
                 | PrimaryAction::HandOver
                 | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded | PrimaryEnd::Interrupted) => {}
@@ -544,6 +545,7 @@ impl Pair {
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
                 | PrimaryAction::Stranded(_)
                 | PrimaryAction::Protected(_)
                 | PrimaryAction::HandOver

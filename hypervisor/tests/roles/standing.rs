@@ -3,7 +3,9 @@
 use crate::pair::{Pair, owner_claim};
 use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, expectation, session};
 use hypervisor::arbiter::{Claim, ClaimKind};
-use hypervisor::role::{BackupAction, BackupEnd, ClaimRequest, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::role::{
+    BackupAction, BackupEnd, ClaimRequest, LatestAnswer, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
+};
 use logchannel::entry::{EntryBody, Generation};
 use logchannel::session::NodeId;
 
@@ -271,4 +273,26 @@ fn an_arbiter_that_can_not_be_asked_is_no_check_of_the_owner() {
     pair.pass(100 * MS);
     pair.exchange();
     assert!(pair.primary.is_protected());
+}
+
+/// A LAN's word is no claim: the owner asks the arbiter each time, says once in a while that it is confirmed, and ends only when
+/// another node holds its flag.
+#[test]
+fn an_owner_that_a_lan_refuses_is_confirmed_by_the_arbiter_or_fenced() {
+    let mut pair = Pair::alone();
+    let refused = |pair: &mut Pair, answer: LatestAnswer| {
+        pair.primary.handle_refusal();
+        assert_eq!(pair.primary.poll_action(), Some(PrimaryAction::Look));
+        pair.primary.handle_latest(pair.now_ns, answer);
+        pair.now_ns += 1000 * MS;
+        pair.primary.poll_action()
+    };
+    let held_by = |node| LatestAnswer::Known(Some((Generation(G.0 - 1), claim_of(node))));
+    assert_eq!(refused(&mut pair, LatestAnswer::Unreachable), None, "nobody has confirmed anything");
+    let told: Vec<_> = (0..61).map(|_| refused(&mut pair, held_by(PRIMARY))).collect();
+    assert_eq!(told[0], Some(PrimaryAction::Confirmed(G)));
+    assert!(told[1..60].iter().all(Option::is_none), "told rarely");
+    assert_eq!(told[60], Some(PrimaryAction::Confirmed(G)));
+    let fenced = PrimaryAction::End(PrimaryEnd::Fenced { holder: claim_of(STRANGER) });
+    assert_eq!(refused(&mut pair, held_by(STRANGER)), Some(fenced));
 }

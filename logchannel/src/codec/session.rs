@@ -9,8 +9,8 @@ use vm::{BehaviourVersion, BootMode, MachineConfig};
 /// The first version with [`WireMachine`].
 const FIRST_VERSION_WITH_MACHINE: u32 = 3;
 
-/// The first version that says how the machine behaves. Before, the version of the format said it too.
-const FIRST_VERSION_WITH_BEHAVIOUR: u32 = 4;
+/// The first version with [`WireRun`].
+const FIRST_VERSION_WITH_RUN: u32 = 4;
 
 const BOOT_FIRMWARE: u8 = 0;
 const BOOT_BARE: u8 = 1;
@@ -36,6 +36,14 @@ struct WireMachine {
     disk_bytes: u64,
 }
 
+/// What stands behind that since version 4.
+#[derive(Encode, Decode)]
+struct WireRun {
+    /// Before, the version of the format said it too.
+    behaviour: u32,
+    booted: u64,
+}
+
 /// Appends `header` without its version, which stands before it.
 pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
     let wire = WireSession {
@@ -53,20 +61,31 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
         BootMode::Firmware => BOOT_FIRMWARE,
         BootMode::Bare => BOOT_BARE,
     };
-    encode_value(&(wire, WireMachine { boot, disk_bytes: header.config.disk_bytes }, header.behaviour.0), out);
+    let machine = WireMachine { boot, disk_bytes: header.config.disk_bytes };
+    let run = WireRun { behaviour: header.behaviour.0, booted: header.booted.0 };
+    encode_value(&(wire, machine, run), out);
 }
 
 /// Decodes a header of this version from all of `bytes` and checks every limit but those of the machine, which
 /// [`vm::Machine::new`] checks, and its behaviour, which who wants to replay the log checks.
 pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
-    let (wire, machine, behaviour): (WireSession, WireMachine, u32) = if version >= FIRST_VERSION_WITH_BEHAVIOUR {
+    // Nobody goes on from a log of an older version, so it doesn't matter as what its guest was booted.
+    let run = |wire: &WireSession, behaviour| WireRun { behaviour, booted: wire.generation };
+    let (wire, machine, run): (WireSession, WireMachine, WireRun) = if version >= FIRST_VERSION_WITH_RUN {
         decode_value(bytes)?
     } else if version >= FIRST_VERSION_WITH_MACHINE {
         let (wire, machine) = decode_value(bytes)?;
-        (wire, machine, 1)
+        let run = run(&wire, 1);
+        (wire, machine, run)
     } else {
-        (decode_value(bytes)?, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 }, 0)
+        let wire = decode_value(bytes)?;
+        let run = run(&wire, 0);
+        (wire, WireMachine { boot: BOOT_FIRMWARE, disk_bytes: 0 }, run)
     };
+    if run.booted > wire.generation {
+        let reason = format!("{}, behind generation {}", run.booted, wire.generation);
+        return Err(CodecError::Invalid { what: "generation of the boot", reason });
+    }
     let boot = match machine.boot {
         BOOT_FIRMWARE => BootMode::Firmware,
         BOOT_BARE => BootMode::Bare,
@@ -82,6 +101,7 @@ pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader
     Ok(SessionHeader {
         vm,
         generation: Generation(wire.generation),
+        booted: Generation(run.booted),
         config: MachineConfig {
             ram_bytes: wire.ram_bytes,
             mac: wire.mac,
@@ -90,7 +110,7 @@ pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader
             boot,
             disk_bytes: machine.disk_bytes,
         },
-        behaviour: BehaviourVersion(behaviour),
+        behaviour: BehaviourVersion(run.behaviour),
         image_name: wire.image_name,
         image_digest: ImageDigest(wire.image_digest),
         image_bytes: wire.image_bytes,

@@ -274,7 +274,10 @@ impl State {
                 PrimaryAction::Claim(request) => owner.asking = Some(request),
                 PrimaryAction::Look => owner.is_looking = true,
                 PrimaryAction::Refill(request) => owner.refilling = Some(request),
-                PrimaryAction::ClaimsLost { .. } | PrimaryAction::ClaimsRestored(_) | PrimaryAction::Stranded(_) => {}
+                PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
+                | PrimaryAction::Stranded(_) => {}
                 PrimaryAction::CloseChannel { .. } => {}
                 PrimaryAction::Owner(generation) => {
                     self.check_claim(node, generation);

@@ -46,13 +46,14 @@ enum State {
 pub(super) struct Cable {
     state: State,
     last_packet: u64,
-    is_boot: bool,
+    /// In which generation the guest was reset.
+    booted: Generation,
     pub(super) packets: VecDeque<(u64, Vec<u8>)>,
 }
 
 impl Cable {
-    pub(super) const fn new(last_packet: u64, is_boot: bool) -> Self {
-        Self { state: State::Down(0), last_packet, is_boot, packets: VecDeque::new() }
+    pub(super) const fn new(last_packet: u64, booted: Generation) -> Self {
+        Self { state: State::Down(0), last_packet, booted, packets: VecDeque::new() }
     }
 
     /// When this has something to do that no arrival announces.
@@ -115,7 +116,7 @@ impl Cable {
             next_output: outputs.start,
             output_end: outputs.end,
             last_packet: self.last_packet,
-            boot: self.is_boot,
+            booted: self.booted,
         };
         let mut bytes = Vec::new();
         ClientMessage::Attach(attachment).append(&mut bytes);
@@ -148,7 +149,7 @@ impl Cable {
         };
         match ServerMessage::decode(message) {
             Ok(ServerMessage::Attached { next_output, .. }) => {
-                (*is_attached, self.is_boot) = (true, false);
+                *is_attached = true;
                 news.push(News::Attached(next_output));
             }
             Ok(ServerMessage::Packet { number, frame }) => {

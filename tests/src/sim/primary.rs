@@ -52,15 +52,15 @@ enum Job {
 }
 
 impl Primary {
-    /// Runs `machine` as `role` says: both are fresh if it `is_boot`, else they are of a backup that goes live.
-    pub(super) fn new(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine, is_boot: bool) -> Self {
+    /// Runs `machine` as `role` says: both are fresh, or of a backup that goes live.
+    pub(super) fn new(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine) -> Self {
         env.judge.takes_over(me.node, role.appended());
         env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
         env.note(
             "primary: owns as generation, at entry, of host",
             &[role.generation().0, role.appended().0, me.host as u64],
         );
-        let cable = Cable::new(machine.last_packet_number(), is_boot);
+        let cable = Cable::new(machine.last_packet_number(), role.session().booted);
         let source = SimSource {
             now_ns: env.now_ns,
             clock: WatchedClock::new(*role.clock(), env.now_ns),

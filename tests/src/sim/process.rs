@@ -122,7 +122,7 @@ impl Process {
             Kind::Backup(backup) => match backup.step(env) {
                 Ok(next_ns) => Ok(next_ns),
                 Err(Ended::Live(role, machine)) => {
-                    let primary = Primary::new(env, self.me.clone(), *role, *machine, false);
+                    let primary = Primary::new(env, self.me.clone(), *role, *machine);
                     self.kind = Kind::Primary(Box::new(primary));
                     Ok(env.now_ns)
                 }

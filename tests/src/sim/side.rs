@@ -176,6 +176,7 @@ impl Side {
                 }
                 PrimaryAction::Look => self.claims.look(env),
                 PrimaryAction::ClaimsLost { .. } => env.saw(Sighting::ClaimsLost),
+                PrimaryAction::Confirmed(_) => {}
                 PrimaryAction::ClaimsRestored(_) => env.saw(Sighting::ClaimsRestored),
                 PrimaryAction::Stranded(_) => env.saw(Sighting::Stranded),
                 PrimaryAction::CloseChannel { .. } => {}

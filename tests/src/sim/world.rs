@@ -136,7 +136,7 @@ impl World {
             PrimaryRole::awaiting_backup(me.node, session, self.setup.timing)
         };
         let machine = self.machine();
-        let primary = Primary::new(&mut self.env, me.clone(), role, machine, true);
+        let primary = Primary::new(&mut self.env, me.clone(), role, machine);
         self.hosts[0].process = Some(Process::running(me, primary));
         for host in 0..self.hosts.len() {
             self.env.at(0, Event::Host(host));

@@ -31,10 +31,10 @@ pub use resume::{PossibleLoss, ResumeProgress, Resumed, Survey};
 use crate::divergence::Divergence;
 use crate::restore::RestoreError;
 use logchannel::entry::{Generation, LogSeq};
-use logchannel::file::LogFileError;
+use logchannel::file::{LogFileError, LogReader};
 use logchannel::session::{VM_ID_BYTES_MAX, VmId};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,10 @@ pub enum LogDirectoryError {
     #[error("the log directory {} is in use by another process; each side of a VM needs its own", .0.display())]
     InUse(PathBuf),
     /// It is not for this VM.
-    #[error("the log directory {} belongs to VM {found}, not {wanted}; name another directory", .path.display())]
+    #[error(
+        "the log directory {} belongs to VM {found}, not {wanted}; name another directory, or that VM (--vm {found})",
+        .path.display()
+    )]
     OtherVm {
         /// Which directory.
         path: PathBuf,
@@ -72,6 +75,28 @@ pub enum LogDirectoryError {
         /// Whose it should be.
         wanted: VmId,
     },
+    /// There is none to go on from.
+    #[error(
+        "there is no log directory {}: --resume goes on from a directory that a side of the VM has named with --log, and makes \
+         none", .0.display()
+    )]
+    Missing(PathBuf),
+    /// It is no directory.
+    #[error("{} is {what}, and the log of a VM that runs is a directory; {advice}", .path.display())]
+    NoDirectory {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        advice: String,
+    },
+    /// It is a directory of something else.
+    #[error(
+        "{} is no log directory of a VM: it has no file `{VM}`. Name the one that a side of the VM has named with --log",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
     /// The log in it has ended before its VM.
     #[error(
         "the log in {} had failed ({reason}), and its VM went on without it: going on from there gives up what came \
@@ -133,15 +158,38 @@ impl LogDirectory {
     /// Opens the directory of `vm`; makes it if there is none.
     ///
     /// # Errors
-    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
+    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::NoDirectory`],
+    /// [`LogDirectoryError::Io`].
     pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        refuse_other_files(path)?;
         // The guest's memory is in it.
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(path).map_err(failed("making the log directory", path))?;
+        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+        let file = options.open(path.join(VM)).map_err(failed("opening", &path.join(VM)))?;
+        Self::lock(path, vm, file)
+    }
+
+    /// Opens the directory of `vm` to go on from the log in it, and makes nothing.
+    ///
+    /// # Errors
+    /// As [`LogDirectory::open`]; [`LogDirectoryError::Missing`], [`LogDirectoryError::NotOurs`].
+    pub fn open_existing(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        refuse_other_files(path)?;
+        match File::options().read(true).write(true).open(path.join(VM)) {
+            Ok(file) => Self::lock(path, vm, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {
+                Err(LogDirectoryError::NotOurs(path.into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LogDirectoryError::Missing(path.into())),
+            Err(error) => Err(failed("opening", &path.join(VM))(error)),
+        }
+    }
+
+    /// Takes the directory for this process, if it is of `vm`. `file` is the one with the VM's name.
+    fn lock(path: &Path, vm: &VmId, mut file: File) -> Result<Self, LogDirectoryError> {
         let name_path = path.join(VM);
         let failed = failed("opening", &name_path);
-        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let mut file = options.open(&name_path).map_err(&failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(LogDirectoryError::InUse(path.into())),
@@ -162,6 +210,26 @@ impl LogDirectory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Refuses what is there and no directory, and says what it is.
+fn refuse_other_files(path: &Path) -> Result<(), LogDirectoryError> {
+    let Ok(found) = fs::metadata(path) else { return Ok(()) };
+    if found.is_dir() {
+        return Ok(());
+    }
+    let refused = |what, advice| Err(LogDirectoryError::NoDirectory { path: path.into(), what, advice });
+    let is_log = found.is_file() && File::open(path).is_ok_and(|file| LogReader::open(BufReader::new(file)).is_ok());
+    match path.parent().filter(|parent| is_log && parent.join(VM).is_file()) {
+        Some(directory) => {
+            refused("one segment of a VM's log", format!("it is in the directory {}: name that", directory.display()))
+        }
+        None if is_log => refused(
+            "a recording, as ft-record makes them",
+            format!("`ft-replay {}` replays it; a guest can't go on from it", path.display()),
+        ),
+        None => refused("no directory", "name the one that is to hold the log, or holds it".into()),
     }
 }
 

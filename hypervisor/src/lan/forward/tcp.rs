@@ -58,9 +58,12 @@ impl Forwarded {
                     });
                 }
                 Err(error) => {
-                    tokio::time::sleep(trouble.failed("a forward", &error)).await;
+                    let what = format!("the forward at {} can't accept clients", forwarded.listen);
+                    tokio::time::sleep(trouble.failed(&what, &error)).await;
                 }
             }
+            // A client that has no place is refused before the next is accepted.
+            tokio::task::yield_now().await;
         }
     }
 

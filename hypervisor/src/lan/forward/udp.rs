@@ -32,7 +32,7 @@ pub(super) async fn serve(shared: Rc<Shared>, socket: UdpSocket, guest: SocketAd
         let (bytes, client) = match socket.recv_from(&mut datagram).await {
             Ok(received) => received,
             Err(error) => {
-                tokio::time::sleep(trouble.failed("a forward", &error)).await;
+                tokio::time::sleep(trouble.failed("a UDP forward can't receive from clients", &error)).await;
                 continue;
             }
         };

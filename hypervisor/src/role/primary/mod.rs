@@ -55,6 +55,8 @@ pub enum PrimaryAction {
     },
     /// The arbiter knows this owner of this generation again.
     ClaimsRestored(Generation),
+    /// The arbiter says that this node owns the VM as this generation, though a LAN refuses it.
+    Confirmed(Generation),
     /// The pair of this generation has broken after the arbiter had lost its claims: the backup may own the VM, so this node
     /// stands still.
     Stranded(Generation),

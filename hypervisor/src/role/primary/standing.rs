@@ -27,6 +27,9 @@ use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 
+/// From one word that the arbiter confirms an owner whom a LAN refuses to the next.
+const CONFIRMED_INTERVAL_NS: u64 = 60_000_000_000;
+
 /// What the owner knows of its claim.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Standing {
@@ -39,6 +42,10 @@ pub(super) struct Standing {
     is_backup_told: bool,
     doubt: Option<Doubt>,
     has_told_stranded: bool,
+    /// A LAN refuses this owner, and the arbiter hasn't answered since.
+    is_questioned: bool,
+    /// When it was told last that the arbiter confirms the owner.
+    told_confirmed_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +81,8 @@ impl Standing {
             is_backup_told: false,
             doubt: None,
             has_told_stranded: false,
+            is_questioned: false,
+            told_confirmed_ns: None,
         }
     }
 
@@ -111,14 +120,20 @@ impl PrimaryRole {
         }
     }
 
-    /// Asks for the latest claim, unless the driver is asking already or this owner never looks. Also for the driver, when
-    /// something else doubts that this node owns the VM, as a LAN that refuses it does: what counts is the arbiter's answer.
-    pub fn look(&mut self) {
+    /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
+    pub(super) fn look(&mut self) {
         let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some() || self.is_claim_asked();
         if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended) {
             self.standing.look = Look::Asked;
             self.actions.push_back(PrimaryAction::Look);
         }
+    }
+
+    /// A LAN refuses this owner. What counts is the arbiter's answer: another owner's claim ends this one, and its own is told,
+    /// because the LAN or its operator is then wrong.
+    pub fn handle_refusal(&mut self) {
+        self.standing.is_questioned = true;
+        self.look();
     }
 
     /// The answer to [`PrimaryAction::Look`].
@@ -129,10 +144,12 @@ impl PrimaryRole {
         self.look_again(now_ns, self.timing.look_ns);
         // An arbiter that can't be asked says nothing about the claim.
         let LatestAnswer::Known(latest) = answer else { return };
+        let is_questioned = std::mem::take(&mut self.standing.is_questioned);
         match latest {
             Some((flag, holder)) if flag >= self.own_flag() => match holder.node == self.node {
                 // The last answer of a refill may have been lost on its way.
                 true if self.standing.is_lost => self.claims_restored(now_ns),
+                true if is_questioned => self.tell_confirmed(now_ns),
                 true => {}
                 false => self.fence(now_ns, holder),
             },
@@ -146,6 +163,15 @@ impl PrimaryRole {
                     self.refill(next, latest.map(|(_, holder)| holder));
                 }
             }
+        }
+    }
+
+    /// Tells, rarely, that the arbiter confirms the owner whom a LAN refuses.
+    fn tell_confirmed(&mut self, now_ns: u64) {
+        let told_ns = self.standing.told_confirmed_ns;
+        if told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CONFIRMED_INTERVAL_NS) {
+            self.standing.told_confirmed_ns = Some(now_ns);
+            self.actions.push_back(PrimaryAction::Confirmed(self.session.generation));
         }
     }
 

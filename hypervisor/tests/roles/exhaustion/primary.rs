@@ -202,6 +202,7 @@ impl Primary {
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
                 | PrimaryAction::Stranded(_)) => panic!("no claim is ever lost here: {other:?}"),
                 PrimaryAction::HandOver => panic!("nobody asked the primary to hand over"),
             }

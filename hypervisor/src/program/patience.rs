@@ -1,0 +1,142 @@
+//! An arbiter that a start waits for.
+
+use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
+use crate::host::node::Node;
+use crate::host::reports::NodeReport;
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::thread;
+use std::time::Duration;
+
+/// From an unanswered request to the next.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The node's arbiter, asked again until it answers, as a running side does: a service manager may start both at once.
+///
+/// Unanswered requests are told ever more rarely. A claim that wasn't answered once may have been made, so that nothing but an
+/// answer ends it: this process would leave a VM behind that nobody runs.
+#[derive(Debug)]
+pub(super) struct PatientArbiter<'a>(pub(super) &'a Node);
+
+impl PatientArbiter<'_> {
+    fn ask<T>(
+        &self,
+        ask: impl Fn() -> Result<T, ArbiterError>,
+        is_final: impl Fn(&ArbiterError, u32) -> bool,
+    ) -> Result<T, ArbiterError> {
+        let mut unanswered = 0_u32;
+        loop {
+            match ask() {
+                Err(error) if !is_final(&error, unanswered) => {
+                    unanswered = unanswered.saturating_add(1);
+                    if unanswered.is_power_of_two() {
+                        self.0.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
+                    }
+                }
+                answer => return answer,
+            }
+            thread::sleep(RETRY);
+        }
+    }
+}
+
+impl Arbiter for PatientArbiter<'_> {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
+        let ask = || self.0.arbiter.test_and_set(vm, generation, claim, predecessor);
+        self.ask(ask, |error, unanswered| unanswered == 0 && !error.is_unreachable())
+    }
+
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        self.ask(|| self.0.arbiter.latest(vm), |error, _| !error.is_unreachable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PatientArbiter;
+    use crate::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
+    use crate::host::console::Keys;
+    use crate::host::node::Node;
+    use crate::record::Intervals;
+    use crate::report::Reporter;
+    use logchannel::entry::Generation;
+    use logchannel::session::{NodeId, VmId};
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    type Answer = fn() -> Result<Verdict, ArbiterError>;
+
+    /// Answers as it was told to.
+    #[derive(Debug)]
+    struct Scripted {
+        answers: Mutex<Vec<Answer>>,
+        asked: AtomicUsize,
+    }
+
+    impl Arbiter for Scripted {
+        fn test_and_set(&self, _: &VmId, _: Generation, _: &Claim, _: Option<NodeId>) -> Result<Verdict, ArbiterError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.answers.lock().unwrap().remove(0)()
+        }
+
+        fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+            let claim = Claim { node: NodeId(1), kind: ClaimKind::Owner, address: None };
+            self.test_and_set(vm, Generation(0), &claim, None).map(|_| None)
+        }
+    }
+
+    fn away() -> Result<Verdict, ArbiterError> {
+        Err(ArbiterError::Unreachable { arbiter: "tcp:x".into(), source: io::Error::other("HTTP status 504") })
+    }
+
+    fn refused() -> Result<Verdict, ArbiterError> {
+        Err(ArbiterError::Failed { arbiter: "tcp:x".into(), reason: "permission denied".into() })
+    }
+
+    fn won() -> Result<Verdict, ArbiterError> {
+        Ok(Verdict::Won)
+    }
+
+    fn node(answers: &[Answer]) -> (Node, Arc<Scripted>) {
+        let arbiter = Arc::new(Scripted { answers: Mutex::new(answers.to_vec()), asked: AtomicUsize::new(0) });
+        let node = Node {
+            vm: VmId::new("vm0").unwrap(),
+            id: NodeId(1),
+            arbiter: arbiter.clone(),
+            network: None,
+            mac: [0; 6],
+            address: "127.0.0.1:1".into(),
+            reporter: Reporter::new("test", true),
+            intervals: Intervals::default(),
+            keys: Keys::default(),
+        };
+        (node, arbiter)
+    }
+
+    fn claim(node: &Node) -> Result<Verdict, ArbiterError> {
+        let claim = Claim { node: node.id, kind: ClaimKind::Owner, address: None };
+        PatientArbiter(node).test_and_set(&node.vm, Generation(0), &claim, None)
+    }
+
+    #[test]
+    fn a_claim_that_may_have_been_made_is_asked_for_until_it_is_answered() {
+        let (node, arbiter) = node(&[away, refused, away, won]);
+        assert_eq!(claim(&node).unwrap(), Verdict::Won);
+        assert_eq!(arbiter.asked.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn what_an_operator_must_see_to_first_ends_a_start_that_has_claimed_nothing() {
+        let (node, _) = node(&[refused, away, refused]);
+        assert!(claim(&node).unwrap_err().to_string().contains("permission denied"));
+        let looked = PatientArbiter(&node).latest(&node.vm);
+        assert!(looked.unwrap_err().to_string().contains("permission denied"), "a look makes nothing");
+    }
+}

@@ -1,0 +1,145 @@
+//! Servers with few descriptors: connections that say nothing keep out nobody, and one that can't be accepted isn't told a
+//! hundred times a second.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hypervisor::arbiter::{Arbiter, TcpArbiter};
+use hypervisor::lan::Attachment;
+use hypervisor::lan::client::attach;
+use logchannel::entry::Generation;
+use logchannel::session::NodeId;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+use tempfile::TempDir;
+use tests::stage::{Node, wait_until};
+use vm::OutputId;
+
+/// Longer than any call takes on a busy host.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The fewest descriptors with which a server begins.
+const DESCRIPTORS: u64 = 64;
+
+/// As many connections that say nothing as fill the process, and more.
+const VISITORS: usize = 60;
+
+/// A server that may have [`DESCRIPTORS`], and what holds its files.
+struct Server {
+    node: Node,
+    address: SocketAddr,
+    directory: TempDir,
+}
+
+impl Server {
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let (link, stderr) = (directory.path().join(program), directory.path().join("stderr"));
+        symlink(env!("CARGO_BIN_EXE_ft-programs"), &link).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {DESCRIPTORS}; exec \"$0\" \"$@\"")]).arg(link);
+        command.args(["--listen", "127.0.0.1:0", "--json"]).args(arguments).current_dir(directory.path());
+        command.stdin(Stdio::null()).stderr(File::create(&stderr).unwrap());
+        let mut node = Node::spawn(program, &mut command, stderr);
+        let address = node.told_text("listening", "listen").parse().unwrap();
+        Self { node, address, directory }
+    }
+
+    fn arbiter() -> Self {
+        Self::start("ft-arbiter", &["--dir", "claims"])
+    }
+
+    fn lan() -> Self {
+        Self::start("ft-lan", &[])
+    }
+
+    fn visitors(&self, count: usize) -> Vec<TcpStream> {
+        (0..count).map(|_| TcpStream::connect_timeout(&self.address, PATIENCE).unwrap()).collect()
+    }
+
+    /// Lets the process have so many descriptors, whatever it has.
+    fn limit_descriptors(&self, current: u64) {
+        let limit = Rlimit { current: Some(current), maximum: Some(DESCRIPTORS) };
+        prlimit(Pid::from_raw(self.node.pid().cast_signed()), Resource::Nofile, limit).unwrap();
+    }
+
+    fn warnings(&self, text: &str) -> usize {
+        fs::read_to_string(self.directory.path().join("stderr")).unwrap().matches(text).count()
+    }
+
+    fn answers_as_arbiter(&self) {
+        let client = TcpArbiter::new(self.address.to_string(), PATIENCE);
+        assert_eq!(client.latest(&"vm0".parse().unwrap()).unwrap(), None);
+    }
+
+    fn answers_as_lan(&self) {
+        let attachment = Attachment {
+            vm: "guest".parse().unwrap(),
+            node: NodeId(1),
+            generation: Generation(1),
+            mac: [2, 0, 0, 0, 0, 1],
+            next_output: OutputId(0),
+            output_end: OutputId(u64::MAX),
+            last_packet: 0,
+            booted: Generation(1),
+        };
+        attach(self.address, &attachment, PATIENCE).unwrap();
+    }
+
+    /// A server that can't accept anything says so once, and serves again when it can.
+    fn says_once_that_it_cannot_accept(&self, answers: impl Fn(&Self)) {
+        self.limit_descriptors(3);
+        let waiting = self.visitors(3);
+        wait_until("the warning", || self.warnings("can't accept") > 0);
+        // Fifteen tries.
+        thread::sleep(Duration::from_millis(1500));
+        assert_eq!(self.warnings("can't accept"), 1);
+        assert!(self.warnings("\n") < 5, "something else is told again and again");
+        self.limit_descriptors(DESCRIPTORS);
+        answers(self);
+        drop(waiting);
+    }
+}
+
+#[test]
+fn visitors_that_say_nothing_keep_nobody_from_an_arbiter_with_few_descriptors() {
+    let server = Server::arbiter();
+    let silent = server.visitors(VISITORS);
+    server.answers_as_arbiter();
+    assert_eq!(server.warnings("can't accept"), 0, "it has fewer connections than it may have descriptors");
+    assert!(server.warnings("\n") < 5, "each visitor is told of");
+    // Its other files can be opened at any time, too.
+    server.answers_as_arbiter();
+    drop(silent);
+}
+
+#[test]
+fn visitors_that_say_nothing_keep_nobody_from_a_lan_with_few_descriptors() {
+    let server = Server::lan();
+    let silent = server.visitors(VISITORS);
+    server.answers_as_lan();
+    assert_eq!(server.warnings("can't accept"), 0);
+    drop(silent);
+}
+
+#[test]
+fn an_arbiter_that_cannot_accept_says_so_once_and_serves_when_it_can() {
+    Server::arbiter().says_once_that_it_cannot_accept(Server::answers_as_arbiter);
+}
+
+#[test]
+fn a_lan_that_cannot_accept_says_so_once_and_serves_when_it_can() {
+    Server::lan().says_once_that_it_cannot_accept(Server::answers_as_lan);
+}
+
+/// Who connects to an arbiter has a question.
+#[test]
+fn an_arbiter_sends_a_visitor_away_that_asks_nothing() {
+    let server = Server::arbiter();
+    let [silent] = <[TcpStream; 1]>::try_from(server.visitors(1)).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(std::io::Read::read(&mut &silent, &mut [0; 1]).unwrap(), 0, "after some seconds");
+}
