@@ -150,18 +150,20 @@ fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone.
+/// The next claim is a FIFO: whoever reads it waits, as for a file server that is gone.
 #[test]
 fn a_side_whose_arbiters_file_system_hangs_ends_when_it_is_told_to() {
     let stage = Stage::new(programs!());
     let directory = tempfile::tempdir().unwrap();
-    fs::create_dir(directory.path().join("vm0")).unwrap();
-    mkfifo(&directory.path().join("vm0/0.claim"), Mode::S_IRWXU).unwrap();
     let arbiter = format!("file:{}", path_text(directory.path()));
-    let mut primary = stage.program("ft-primary", &["--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
-    thread::sleep(Duration::from_millis(500));
+    let options = ["--arbiter", &arbiter, "--listen", "127.0.0.1:0", "--unprotected"];
+    let mut primary = stage.program("ft-primary", &options);
+    primary.told("console");
+    mkfifo(&directory.path().join("vm0/1.claim"), Mode::S_IRWXU).unwrap();
     primary.signal(Signal::SIGTERM);
-    assert_ends(&mut primary, 1, "takes too long");
+    assert_eq!(primary.wait(Duration::from_secs(60)).unwrap(), Some(130));
+    let told = primary.stderr();
+    assert!(told.contains("the arbiter can't be told") && told.contains("takes too long"), "{told}");
 }
 
 /// The part of the log's snapshot is a FIFO: whoever writes it waits, as for a disk that hangs.
