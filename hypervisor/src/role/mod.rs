@@ -30,7 +30,7 @@ mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
 pub use disk_log::DiskLogState;
-pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy};
+pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy, stand_in};
 
 use crate::arbiter::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::PAUSE_NS;

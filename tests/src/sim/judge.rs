@@ -4,6 +4,7 @@ use super::arbiter::SimArbiter;
 use super::client::Reply;
 use super::guest_time::GuestTime;
 use hypervisor::replay::{Consumed, Replayer};
+use hypervisor::role::stand_in;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,8 +219,12 @@ impl Judge {
 
     /// A primary is told that another node owns the VM.
     pub(super) fn is_fenced(&self, node: NodeId, generation: Generation, holder: NodeId) {
-        let is_known = self.owners.iter().any(|(owned, owner)| *owned >= generation && *owner == holder);
-        assert!(holder != node, "{node} is fenced by nobody");
+        assert!(holder != node && holder != stand_in(node), "{node} is fenced by nobody");
+        // The flag may have been made again by the owner of a later generation.
+        let is_known = self
+            .owners
+            .iter()
+            .any(|(owned, owner)| *owned >= generation && (*owner == holder || stand_in(*owner) == holder));
         // One whose claim was decided may not know yet that it has won.
         assert!(
             is_known || self.alive.contains(&holder) || self.followers.contains_key(&holder),

@@ -9,6 +9,7 @@ mod standing;
 
 pub use join::SnapshotCopy;
 pub use pace::FULL_SHARE;
+pub use standing::stand_in;
 
 use super::{ClaimRequest, Claiming, DiskLogState, Timing};
 use crate::arbiter::{Claim, ClaimKind};

@@ -68,7 +68,9 @@ enum Doubt {
 }
 
 /// The name under which an owner makes the flags before its own again: nobody knows it, so nobody names it as its predecessor.
-const fn stand_in(node: NodeId) -> NodeId {
+/// The stand-in of a stand-in is the node itself.
+#[must_use]
+pub const fn stand_in(node: NodeId) -> NodeId {
     NodeId(!node.0)
 }
 
