@@ -116,7 +116,9 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        self.take_rule_away();
+        // The pair to begin with has come about by all the rules.
+        #[cfg(feature = "mutations")]
+        hypervisor::mutation::activate(None);
         vec![State::initial(self)]
     }
 
