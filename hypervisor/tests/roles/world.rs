@@ -66,7 +66,9 @@ pub(crate) fn vm_id() -> VmId {
 }
 
 pub(crate) fn session() -> SessionHeader {
-    SessionHeader::new(vm_id(), G, config(), "test", &guest_image()).unwrap()
+    let session = SessionHeader::new(vm_id(), G, config(), "test", &guest_image()).unwrap();
+    // The guest was reset before anything that a test does with generations.
+    SessionHeader { booted: Generation(0), ..session }
 }
 
 pub(crate) fn expectation() -> Expectation {
