@@ -17,8 +17,9 @@ pub const PAUSE_NS: u64 = 1_000_000_000;
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// A primary's message that arrives by so many ticks later than others is late; beyond that, the primary's clock has stood.
-const LATE_TICKS_MAX: u64 = TIMEBASE_HZ / 2;
+/// A primary's message that arrives by so many ticks later than others is late, because this side stood still for a while, for
+/// example; beyond that the primary's clock has stood, which it does for pauses only.
+const LATE_TICKS_MAX: u64 = PAUSE_NS / NS_PER_TICK;
 
 /// One part of the time in so many is more than two hosts' monotonic clocks differ.
 const DRIFT: u64 = 1_000;
@@ -221,6 +222,14 @@ mod tests {
             clock.hear(GuestClock::running(at * 50 * MS / NS_PER_TICK, now_ns), now_ns);
         }
         let now_ns = 5 * S + 40 * MS;
+        let ticks = clock.take_over(now_ns, 0).ticks(now_ns);
+        assert!(ticks <= now_ns / NS_PER_TICK && ticks >= (now_ns - MS) / NS_PER_TICK, "{ticks}");
+        // This side stood still for a while, and finds all that came meanwhile at once.
+        for sent_ns in [5 * S + 50 * MS, 5 * S + 100 * MS] {
+            let now_ns = 5 * S + 750 * MS;
+            clock.hear(GuestClock::running(sent_ns / NS_PER_TICK, now_ns), now_ns);
+        }
+        let now_ns = 5 * S + 750 * MS;
         let ticks = clock.take_over(now_ns, 0).ticks(now_ns);
         assert!(ticks <= now_ns / NS_PER_TICK && ticks >= (now_ns - MS) / NS_PER_TICK, "{ticks}");
         // It stood for three seconds, and says so.
