@@ -90,18 +90,21 @@ mod mutations {
         Mutation::RefillUnderOwnName,
     ];
 
+    /// Where to look for what `mutation` breaks, smallest first.
+    fn clusters(mutation: Mutation) -> Vec<Cluster> {
+        // It takes a backup that joins: the clusters without one would be gone through for nothing.
+        if matches!(mutation, Mutation::ClaimUntold | Mutation::TellBeforeHolding | Mutation::ForgetTailInSnapshot) {
+            return vec![Cluster::joining()];
+        }
+        vec![Cluster::two_arbiters(), Cluster::lost_claims(), Cluster::pair(), Cluster::joining(), Cluster::chain()]
+    }
+
     #[test]
     fn every_mutation_breaks_a_rule() {
         let missed: Vec<_> = FOUND
             .into_iter()
             .filter(|mutation| {
-                let clusters = [
-                    Cluster::two_arbiters(),
-                    Cluster::lost_claims(),
-                    Cluster::pair(),
-                    Cluster::joining(),
-                    Cluster::chain(),
-                ];
+                let clusters = clusters(*mutation);
                 let broken = clusters.iter().map(|cluster| broken_by(*mutation, cluster)).find(|it| !it.is_empty());
                 println!("{mutation:?}: {broken:?}");
                 broken.is_none()
