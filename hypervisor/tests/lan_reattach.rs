@@ -322,7 +322,19 @@ fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
             thread::sleep(Duration::from_millis(50));
         }
     });
-    let attachment = Attachment {
+    let given_up = attach(address, &first_attachment(), Duration::from_millis(500)).unwrap_err();
+    assert!(matches!(given_up, LanError::NoAnswer), "{given_up}");
+}
+
+#[test]
+fn a_lan_that_is_stopped_is_one_that_does_not_answer() {
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let given_up = attach(listener.local_addr().unwrap(), &first_attachment(), Duration::from_millis(200)).unwrap_err();
+    assert!(matches!(given_up, LanError::NoAnswer), "{given_up}");
+}
+
+fn first_attachment() -> Attachment {
+    Attachment {
         vm: "vm0".parse().unwrap(),
         node: NodeId(1),
         generation: Generation(1),
@@ -331,7 +343,5 @@ fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
         output_end: OutputId(0),
         last_packet: 0,
         booted: Generation(0),
-    };
-    let given_up = attach(address, &attachment, Duration::from_millis(500)).unwrap_err();
-    assert!(matches!(given_up, LanError::Io(_)), "{given_up}");
+    }
 }

@@ -35,6 +35,9 @@ pub enum LanError {
     /// Nothing has come from the LAN for so long that the connection must be dead; attach again.
     #[error("the LAN has sent no heartbeat for 1.5 s")]
     Silent,
+    /// The LAN has taken the connection, and hasn't answered in time; attach again.
+    #[error("the LAN doesn't answer")]
+    NoAnswer,
     /// The LAN can't be reached; attach again.
     #[error("connection to the LAN: {0}")]
     Io(#[from] io::Error),
@@ -190,7 +193,7 @@ impl FrameReceiver {
             }
             match self.fill() {
                 // The interval is over.
-                Err(LanError::Io(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(LanError::Io(error)) if is_timeout(&error) => {}
                 filled => filled?,
             }
         }
@@ -239,9 +242,12 @@ impl FrameReceiver {
             }
             // A byte now and then is no answer.
             if u128::from(clock::now_us() - begin_us) >= timeout.as_micros() {
-                return Err(io::Error::new(ErrorKind::TimedOut, "the LAN's answer isn't whole in time").into());
+                return Err(LanError::NoAnswer);
             }
-            self.fill()?;
+            match self.fill() {
+                Err(LanError::Io(error)) if is_timeout(&error) => return Err(LanError::NoAnswer),
+                filled => filled?,
+            }
         }
     }
 
@@ -258,4 +264,9 @@ impl FrameReceiver {
         }
         Ok(())
     }
+}
+
+/// Whether a read has ended because its time was over.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
