@@ -330,23 +330,32 @@ pub fn refuse_if_alive(
     }
 }
 
-/// Claims a VM as [`judge_resume`] has found that it may, and says as which generation it goes on.
+/// Claims a VM as `judged` says, which is what [`judge_resume`] has found, and says as which generation it goes on from the log,
+/// and whose place it has taken.
+///
+/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. It is one of `log_nodes` then, and `judge`
+/// looks again.
 ///
 /// # Errors
-/// [`StartError::ClaimedMeanwhile`] if another node has; [`StartError::Arbiter`].
+/// [`StartError::ClaimedMeanwhile`] if another node has; [`StartError::Arbiter`]; those of `judge`.
 pub fn claim_resume(
     arbiter: &dyn Arbiter,
     vm: &VmId,
-    node: NodeId,
-    address: &str,
-    claim: &ResumeClaim,
-) -> Result<Generation, StartError> {
-    let claimed = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
-    match claim_owner(arbiter, vm, claim.free, &claimed, Some(claim.holder.node)) {
-        Err(StartError::Owned { vm, generation, holder, .. }) => {
-            Err(StartError::ClaimedMeanwhile { vm, generation, holder })
+    claimed: &Claim,
+    mut judged: ResumeClaim,
+    log_nodes: &[NodeId],
+    judge: impl Fn() -> Result<ResumeClaim, StartError>,
+) -> Result<(Generation, ResumeClaim), StartError> {
+    // It ends: each further round takes one more claim of a node that has died.
+    loop {
+        match claim_owner(arbiter, vm, judged.free, claimed, Some(judged.holder.node)) {
+            Ok(generation) => return Ok((generation, judged)),
+            Err(StartError::Owned { holder, .. }) if log_nodes.contains(&holder.node) => judged = judge()?,
+            Err(StartError::Owned { vm, generation, holder, .. }) => {
+                return Err(StartError::ClaimedMeanwhile { vm, generation, holder });
+            }
+            Err(error) => return Err(error),
         }
-        claimed => claimed,
     }
 }
 
@@ -386,8 +395,8 @@ fn claim_owner(
 
 #[cfg(test)]
 mod tests {
-    use super::{StartError, claim_start, end_unstarted};
-    use crate::arbiter::FileArbiter;
+    use super::{LogIdentity, ResumeConsent, StartError, claim_resume, claim_start, end_unstarted, judge_resume, latest};
+    use crate::arbiter::{Arbiter, Claim, ClaimKind, FileArbiter, Verdict};
     use logchannel::entry::Generation;
     use logchannel::session::{NodeId, VmId};
 
@@ -405,5 +414,30 @@ mod tests {
         let refused = end_unstarted(&arbiter, &vm, Generation(2), NodeId(1), "127.0.0.1:1");
         assert!(matches!(refused, Err(StartError::Owned { .. })), "{refused:?}");
         assert!(matches!(start(3), Err(StartError::Owned { .. })));
+    }
+
+    fn owner(node: u128) -> Claim {
+        Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
+    }
+
+    /// A primary that was killed may have asked for a claim that the arbiter has not yet decided.
+    #[test]
+    fn a_claim_of_the_dead_owners_that_arrives_during_the_replay_is_no_other_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let (arbiter, vm) = (FileArbiter::open(directory.path().join("claims")).unwrap(), VmId::new("vm0").unwrap());
+        let nodes = [NodeId(1)];
+        let judge = || {
+            let log = LogIdentity { generation: Generation(1), nodes: &nodes, is_owners: true };
+            judge_resume(&vm, latest(&arbiter, &vm)?, log, |_| Vec::new(), ResumeConsent::default())
+        };
+        let set = |flag, claim: &Claim, before| arbiter.test_and_set(&vm, Generation(flag), claim, before).unwrap();
+        assert_eq!(set(0, &owner(1), None), Verdict::Won);
+        let judged = judge().unwrap();
+        assert_eq!(set(1, &owner(1), Some(NodeId(1))), Verdict::Won, "it arrives");
+        let (generation, _) = claim_resume(&arbiter, &vm, &owner(2), judged.clone(), &nodes, judge).unwrap();
+        assert_eq!(generation, Generation(3));
+        // Any other node's claim is one.
+        let refused = claim_resume(&arbiter, &vm, &owner(3), judged, &[], judge).unwrap_err();
+        assert!(matches!(refused, StartError::ClaimedMeanwhile { .. }), "{refused:?}");
     }
 }

@@ -279,9 +279,9 @@ fn resume(path: &Path) -> Found {
 }
 
 fn found(mut survey: Survey) -> Found {
-    let (session, generation, stopped) = (survey.session.clone(), survey.generation, survey.stopped);
-    let losses = survey.possible_losses(NODE);
-    let (nodes, skipped) = (survey.nodes.clone(), std::mem::take(&mut survey.skipped));
+    let (session, generation, stopped) = (survey.session.clone(), survey.provenance.generation, survey.stopped);
+    let losses = survey.provenance.possible_losses(NODE);
+    let (nodes, skipped) = (survey.provenance.nodes.clone(), std::mem::take(&mut survey.skipped));
     let (entries, end_count) = (survey.entries, survey.end_count);
     let mut last = 0;
     let resumed = survey

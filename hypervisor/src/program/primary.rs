@@ -6,6 +6,7 @@ use super::patience::PatientArbiter;
 use super::progress::Progress;
 use super::stop::{Origin, StopSwitch};
 use super::{Failure, begin, exit, fail_stop, finish};
+use crate::arbiter::{Claim, ClaimKind};
 use crate::guest_clock::GuestClock;
 use crate::host::address::resolve;
 use crate::host::kept_log::{Keeping, KeptLog};
@@ -160,18 +161,25 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     }
     let consent =
         ResumeConsent { accept_loss: options.accept_loss, give_up: options.give_up_generation.map(Generation) };
-    let claim = judge_resume(
-        &node.vm,
-        latest(&PatientArbiter(&node), &node.vm)?,
-        survey.identity(),
-        |owner| survey.possible_losses(owner).iter().map(ToString::to_string).collect(),
-        consent,
-    )?;
-    refuse_if_alive(&node.vm, &claim, &node.address, |last| ask_owner(last, &node.vm))?;
-    let is_lossy = claim.is_fork || !survey.possible_losses(claim.holder.node).is_empty();
+    let provenance = survey.provenance.clone();
+    let judge = || {
+        let claim = judge_resume(
+            &node.vm,
+            latest(&PatientArbiter(&node), &node.vm)?,
+            provenance.identity(),
+            |owner| provenance.possible_losses(owner).iter().map(ToString::to_string).collect(),
+            consent,
+        )?;
+        refuse_if_alive(&node.vm, &claim, &node.address, |last| ask_owner(last, &node.vm))?;
+        Ok(claim)
+    };
+    let claim = judge()?;
     let resumed = replay(survey, node.reporter)?;
     directory.add_node(node.id)?;
-    let generation = claim_resume(&PatientArbiter(&node), &node.vm, node.id, &node.address, &claim)?;
+    let claimed = Claim { node: node.id, kind: ClaimKind::Owner, address: Some(node.address.clone()) };
+    let (generation, claim) =
+        claim_resume(&PatientArbiter(&node), &node.vm, &claimed, claim, &provenance.nodes, judge)?;
+    let is_lossy = claim.is_fork || !provenance.possible_losses(claim.holder.node).is_empty();
     tell_owner(&node, generation);
     node.reporter.tell(&NodeReport::Resumed {
         segment: resumed.segment.display().to_string(),

@@ -7,8 +7,11 @@
 
 use super::{LogDirectory, LogDirectoryError, failed, read_note};
 use crate::host::kept_log::Waiting;
+use crate::start::LogIdentity;
 use clap::ValueEnum;
+use logchannel::entry::Generation;
 use logchannel::session::NodeId;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -35,6 +38,89 @@ pub enum LogWriterKind {
 
 impl LogWriterKind {
     const ALL: [(Self, &str); 3] = [(Self::Owner, "owner"), (Self::Joining, "joining"), (Self::Backup, "backup")];
+}
+
+/// Why a log may lack what clients have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PossibleLoss {
+    /// It is a backup's.
+    OfBackup,
+    /// It is a backup's that was never told that it protects the VM.
+    OfJoiningBackup,
+    /// Outputs didn't wait for it.
+    NothingWaited,
+    /// The host has been started again, and outputs waited only for its memory.
+    HostStartedAgain,
+    /// The newest segment can't be read.
+    NewestUnreadable,
+    /// It had failed, and its VM went on without it.
+    HadFailed,
+}
+
+impl fmt::Display for PossibleLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OfBackup => "it is a backup's, which acknowledges entries before its own disk has them",
+            Self::OfJoiningBackup => {
+                "it is of a backup that joined and, as far as this directory knows, was never told that it protects the VM: \
+                 all that came after its last entry may be missing"
+            }
+            Self::NothingWaited => "it was kept with --log-wait no, so that outputs left before it had their entries",
+            Self::HostStartedAgain => {
+                "its host has been started again since, and with --log-wait written a loss of power takes the last entries"
+            }
+            Self::HadFailed => "it had failed, and its VM went on without it",
+            Self::NewestUnreadable => "its newest segment can't be read, and what it held is lost",
+        })
+    }
+}
+
+/// Whose log a directory's newest whole segment is, and what it may lack.
+#[derive(Clone, Debug)]
+pub struct LogProvenance {
+    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another node has run it since,
+    /// unless that node is one of [`LogProvenance::nodes`].
+    pub generation: Generation,
+    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those that resumed from it and
+    /// died before they had a segment of their own. Oldest first.
+    pub nodes: Vec<NodeId>,
+    pub(super) newest_is_unreadable: bool,
+    pub(super) standing: Option<Standing>,
+}
+
+impl LogProvenance {
+    /// Whose log this is.
+    #[must_use]
+    pub fn identity(&self) -> LogIdentity<'_> {
+        let is_owners = self.standing.as_ref().is_some_and(|standing| standing.kind == LogWriterKind::Owner);
+        LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
+    }
+
+    /// Why this log may lack what clients have seen, if the VM's last owner is `owner`.
+    #[must_use]
+    pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
+        let Some(standing) = &self.standing else {
+            // Of an earlier release, which named nobody but the segment's writer.
+            return if self.nodes.contains(&owner) { Vec::new() } else { vec![PossibleLoss::OfBackup] };
+        };
+        if self.nodes.is_empty() {
+            return vec![PossibleLoss::HadFailed];
+        }
+        let is_writers = self.nodes.first() == Some(&owner);
+        let of_kind = match standing.kind {
+            LogWriterKind::Owner => None,
+            LogWriterKind::Joining | LogWriterKind::Backup if is_writers => None,
+            LogWriterKind::Joining => Some(PossibleLoss::OfJoiningBackup),
+            LogWriterKind::Backup => Some(PossibleLoss::OfBackup),
+        };
+        let of_waiting = match standing.waiting {
+            Waiting::No => Some(PossibleLoss::NothingWaited),
+            Waiting::Written if standing.is_of_earlier_boot() => Some(PossibleLoss::HostStartedAgain),
+            Waiting::Written | Waiting::Durable => None,
+        };
+        let of_reading = self.newest_is_unreadable.then_some(PossibleLoss::NewestUnreadable);
+        [of_kind, of_waiting, of_reading].into_iter().flatten().collect()
+    }
 }
 
 /// What a directory says of its newest segment's writer.

@@ -24,9 +24,9 @@ mod resume;
 mod writer;
 
 pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch, StuckDisk};
-pub use identity::LogWriterKind;
+pub use identity::{LogProvenance, LogWriterKind, PossibleLoss};
 pub use joining::JoiningLog;
-pub use resume::{PossibleLoss, ResumeProgress, Resumed, Survey};
+pub use resume::{ResumeProgress, Resumed, Survey};
 
 use crate::divergence::Divergence;
 use crate::restore::RestoreError;

@@ -1,16 +1,13 @@
 //! Going on from a log on disk: what is in it, and its replay.
 
-use super::identity::{LogWriterKind, Standing, read_nodes, read_standing};
+use super::identity::{LogProvenance, read_nodes, read_standing};
 use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segments};
-use crate::host::kept_log::Waiting;
 use crate::replay::{Consumed, Replayer};
 use crate::restore::{RestoreError, Restored, restore};
-use crate::start::LogIdentity;
-use logchannel::entry::{EntryBody, Generation, LogSeq};
+use logchannel::entry::{EntryBody, LogSeq};
 use logchannel::file::{Ending, LogFileError, LogHead, LogReader, TAIL_OUTPUT_BYTES};
-use logchannel::session::{NodeId, SessionHeader};
+use logchannel::session::SessionHeader;
 use std::collections::VecDeque;
-use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -22,41 +19,6 @@ const RESUMED_TAIL_BYTES_MAX: usize = 64 << 20;
 /// How many entries are replayed from one call of the caller's to the next.
 const ENTRIES_PER_LOOK: u64 = 256;
 
-/// Why a log may lack what clients have seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PossibleLoss {
-    /// It is a backup's.
-    OfBackup,
-    /// It is a backup's that was never told that it protects the VM.
-    OfJoiningBackup,
-    /// Outputs didn't wait for it.
-    NothingWaited,
-    /// The host has been started again, and outputs waited only for its memory.
-    HostStartedAgain,
-    /// The newest segment can't be read.
-    NewestUnreadable,
-    /// It had failed, and its VM went on without it.
-    HadFailed,
-}
-
-impl fmt::Display for PossibleLoss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OfBackup => "it is a backup's, which acknowledges entries before its own disk has them",
-            Self::OfJoiningBackup => {
-                "it is of a backup that joined and, as far as this directory knows, was never told that it protects the VM: \
-                 all that came after its last entry may be missing"
-            }
-            Self::NothingWaited => "it was kept with --log-wait no, so that outputs left before it had their entries",
-            Self::HostStartedAgain => {
-                "its host has been started again since, and with --log-wait written a loss of power takes the last entries"
-            }
-            Self::HadFailed => "it had failed, and its VM went on without it",
-            Self::NewestUnreadable => "its newest segment can't be read, and what it held is lost",
-        })
-    }
-}
-
 /// What a log directory has, before it is replayed.
 #[derive(Debug)]
 pub struct Survey {
@@ -64,12 +26,8 @@ pub struct Survey {
     pub session: SessionHeader,
     /// That segment.
     pub segment: PathBuf,
-    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another node has run it since,
-    /// unless that node is one of [`Survey::nodes`].
-    pub generation: Generation,
-    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those that resumed from it and
-    /// died before they had a segment of their own. Oldest first.
-    pub nodes: Vec<NodeId>,
+    /// Whose log this is, and what it may lack.
+    pub provenance: LogProvenance,
     /// How the guest had come to its end, if it had.
     pub stopped: Option<StopReason>,
     /// Newer segments that could not be used, newest first, and why. What they held is lost, if they held anything.
@@ -78,7 +36,6 @@ pub struct Survey {
     pub entries: u64,
     /// Where the guest stands at the last of them.
     pub end_count: InstructionCount,
-    standing: Option<Standing>,
     restored: Restored<BufReader<File>>,
 }
 
@@ -190,13 +147,16 @@ impl LogDirectory {
         }
         Ok(Survey {
             session: log.header().clone(),
-            generation,
-            nodes: read_nodes(&self.path)?,
+            provenance: LogProvenance {
+                generation,
+                nodes: read_nodes(&self.path)?,
+                newest_is_unreadable: !skipped.is_empty(),
+                standing: read_standing(&self.path)?,
+            },
             stopped,
             skipped,
             entries: log.next_seq().0 - first.0,
             end_count,
-            standing: read_standing(&self.path)?,
             restored,
             segment,
         })
@@ -204,43 +164,10 @@ impl LogDirectory {
 }
 
 impl Survey {
-    /// Whose log this is.
-    #[must_use]
-    pub fn identity(&self) -> LogIdentity<'_> {
-        let is_owners = self.standing.as_ref().is_some_and(|standing| standing.kind == LogWriterKind::Owner);
-        LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
-    }
-
     /// Where the guest stands before the replay.
     #[must_use]
     pub fn begin_count(&self) -> InstructionCount {
         self.restored.machine.instruction_count()
-    }
-
-    /// Why this log may lack what clients have seen, if the VM's last owner is `owner`.
-    #[must_use]
-    pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
-        let Some(standing) = &self.standing else {
-            // Of an earlier release, which named nobody but the segment's writer.
-            return if self.nodes.contains(&owner) { Vec::new() } else { vec![PossibleLoss::OfBackup] };
-        };
-        if self.nodes.is_empty() {
-            return vec![PossibleLoss::HadFailed];
-        }
-        let is_writers = self.nodes.first() == Some(&owner);
-        let of_kind = match standing.kind {
-            LogWriterKind::Owner => None,
-            LogWriterKind::Joining | LogWriterKind::Backup if is_writers => None,
-            LogWriterKind::Joining => Some(PossibleLoss::OfJoiningBackup),
-            LogWriterKind::Backup => Some(PossibleLoss::OfBackup),
-        };
-        let of_waiting = match standing.waiting {
-            Waiting::No => Some(PossibleLoss::NothingWaited),
-            Waiting::Written if standing.is_of_earlier_boot() => Some(PossibleLoss::HostStartedAgain),
-            Waiting::Written | Waiting::Durable => None,
-        };
-        let of_reading = (!self.skipped.is_empty()).then_some(PossibleLoss::NewestUnreadable);
-        [of_kind, of_waiting, of_reading].into_iter().flatten().collect()
     }
 
     /// Replays the segment, and calls `progress` now and then.
