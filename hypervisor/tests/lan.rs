@@ -525,6 +525,37 @@ fn datagrams_of_many_clients_keep_no_other_client_out() {
     host.kill();
 }
 
+/// One address that sends from ever new ports gets as many flows as one address may have, and takes none of another's: all these
+/// datagrams wait for a guest, and a flow that has lost its place has lost its datagram.
+#[test]
+fn a_client_that_opens_flows_without_end_takes_only_its_own() {
+    let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
+    let send = |from: Ipv4Addr| {
+        let client = UdpSocket::bind((from, 0)).unwrap();
+        client.send_to(b"hello", lan.forwards[0]).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+    };
+    let other = send(Ipv4Addr::new(127, 0, 0, 2));
+    let many: Vec<_> = (0..300)
+        .map(|n| {
+            // No more at a time than the socket of the forward takes.
+            thread::sleep(Duration::from_millis(u64::from(n % 50 == 49) * 50));
+            send(Ipv4Addr::LOCALHOST)
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(200));
+    let host = Host::run(lan.listen, Guest::boot(), 0, 0);
+    assert_eq!(other.recv(&mut [0; 20]).unwrap(), 5);
+    many[299].recv(&mut [0; 20]).unwrap();
+    let answered = many[..299].iter().filter(|client| {
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        client.recv(&mut [0; 20]).is_ok()
+    });
+    assert_eq!(answered.count() + 1, 192);
+    host.kill();
+}
+
 #[test]
 fn datagrams_of_every_length_pass_both_ways() {
     let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);

@@ -3,6 +3,8 @@
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
 use crate::host::accept::AcceptTrouble;
+use crate::host::clock;
+use crate::host::rate_limit::{LeftOut, RateLimits};
 use crate::report::{Level, Report, Reporter};
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
@@ -125,6 +127,16 @@ pub struct ArbiterServer {
     disk: Arc<Semaphore>,
     connections_max: usize,
     reporter: Reporter,
+    lines: RefCell<RateLimits<ClientLine>>,
+}
+
+/// A line of the log that clients can cause as often as they like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum ClientLine {
+    /// A connection ended by a fault.
+    Closed,
+    /// A request has no answer.
+    NoAnswer,
 }
 
 impl ArbiterServer {
@@ -144,7 +156,8 @@ impl ArbiterServer {
         let directory = arbiter.directory().display().to_string();
         reporter.tell(&ArbiterEvent::Listening { listen, directory });
         let disk = Arc::new(Semaphore::new(DISK_THREADS_MAX));
-        Ok(Self { listener, listen, arbiter: Arc::new(arbiter), disk, connections_max, reporter })
+        let (arbiter, lines) = (Arc::new(arbiter), RefCell::default());
+        Ok(Self { listener, listen, arbiter, disk, connections_max, reporter, lines })
     }
 
     /// Where clients connect.
@@ -237,8 +250,10 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
         // Its client comes back when it needs it. Visitors that come without end must not fill the log.
         () = ousted.notified() => return tracing::debug!(%peer, "connection closed: it made room for another one"),
     };
-    if let Err(error) = ended {
-        tracing::warn!(%peer, %error, "connection closed");
+    if let Err(error) = ended
+        && let Some(left_out) = server.admit(ClientLine::Closed)
+    {
+        tracing::warn!(%peer, %error, "connection closed{left_out}");
     }
 }
 
@@ -276,12 +291,24 @@ async fn next_request(stream: &mut TcpStream, decoder: &mut FrameDecoder) -> io:
 }
 
 impl ArbiterServer {
+    /// Whether a line that clients can cause is to be written now.
+    fn admit(&self, line: ClientLine) -> Option<LeftOut> {
+        self.lines.borrow_mut().admit(line, clock::now_ns())
+    }
+
+    fn failure(&self, error: &ArbiterError) -> Answer {
+        if let Some(left_out) = self.admit(ClientLine::NoAnswer) {
+            tracing::error!(%error, "a request has no answer{left_out}");
+        }
+        if error.is_unreachable() { Answer::Unreachable(error.to_string()) } else { Answer::Failed(error.to_string()) }
+    }
+
     /// The answer to one request; an error only if the process is ending.
     async fn answer(&self, request: Request) -> io::Result<Answer> {
         match request {
             Request::Latest { vm } => {
                 let latest = self.on_disk(move |arbiter| arbiter.latest(&vm)).await?;
-                Ok(latest.map_or_else(|error| failure(&error), Answer::Latest))
+                Ok(latest.map_or_else(|error| self.failure(&error), Answer::Latest))
             }
             Request::TestAndSet { vm, generation, claim, predecessor } => {
                 let (asked_vm, asked) = (vm.clone(), claim.clone());
@@ -296,7 +323,7 @@ impl ArbiterServer {
                             Verdict::NotSuccessor(holder) => Answer::NotSuccessor(holder),
                         })
                     }
-                    Err(error) => Ok(failure(&error)),
+                    Err(error) => Ok(self.failure(&error)),
                 }
             }
         }
@@ -345,9 +372,4 @@ fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) ->
         holder: holder.map(|holder| holder.node.to_string()),
         refused: matches!(verdict, Verdict::NotSuccessor(_)),
     }
-}
-
-fn failure(error: &ArbiterError) -> Answer {
-    tracing::error!(%error, "a request has no answer");
-    if error.is_unreachable() { Answer::Unreachable(error.to_string()) } else { Answer::Failed(error.to_string()) }
 }

@@ -1,6 +1,7 @@
 //! A listener that can't accept: the process has no file descriptors left, as a rule.
 
 use super::clock;
+use super::rate_limit::RateLimit;
 use std::io;
 use std::time::Duration;
 
@@ -11,10 +12,15 @@ const RETRY: Duration = Duration::from_millis(100);
 const WARNING_NS: u64 = 10_000_000_000;
 
 /// Warns of a listener's failures, and not of each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AcceptTrouble {
-    told_ns: Option<u64>,
-    failures: u64,
+    warnings: RateLimit,
+}
+
+impl Default for AcceptTrouble {
+    fn default() -> Self {
+        Self { warnings: RateLimit::every(WARNING_NS) }
+    }
 }
 
 impl AcceptTrouble {
@@ -25,26 +31,16 @@ impl AcceptTrouble {
         if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
             return Duration::ZERO;
         }
-        let now_ns = clock::now_ns();
-        self.failures += 1;
-        if self.is_due(now_ns) {
-            tracing::warn!("{what} ({} tries failed): {error}", self.failures);
+        if let Some(left_out) = self.warnings.admit(clock::now_ns()) {
+            tracing::warn!("{what}: {error}{left_out}");
         }
         RETRY
-    }
-
-    fn is_due(&mut self, now_ns: u64) -> bool {
-        let is_due = self.told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= WARNING_NS);
-        if is_due {
-            self.told_ns = Some(now_ns);
-        }
-        is_due
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{AcceptTrouble, RETRY, WARNING_NS};
+    use super::{AcceptTrouble, RETRY};
     use std::io;
     use std::time::Duration;
 
@@ -54,13 +50,5 @@ mod tests {
         let mut failed = |kind: io::ErrorKind| trouble.failed("a test can't accept connections", &kind.into());
         assert_eq!(failed(io::ErrorKind::ConnectionAborted), Duration::ZERO);
         assert_eq!(failed(io::ErrorKind::OutOfMemory), RETRY);
-    }
-
-    #[test]
-    fn a_listener_that_fails_a_hundred_times_a_second_warns_every_ten_seconds() {
-        let mut trouble = AcceptTrouble::default();
-        let warnings = (0..3_000).filter(|at| trouble.is_due(at * 10_000_000)).count();
-        assert_eq!(warnings, 3);
-        assert!(trouble.is_due(40 * WARNING_NS));
     }
 }

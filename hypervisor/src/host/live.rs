@@ -9,7 +9,9 @@ use super::network::{Network, NetworkAddress, NetworkEvents};
 use super::node::Node;
 use super::outlets::Outlets;
 use super::priority;
+use super::rate_limit::RateLimits;
 use super::reports::{Figures, NodeReport, frames_dropped};
+use super::visitors::VisitorLine;
 use super::waiting::Waiting;
 use super::{visitors, writer};
 use crate::distribution::Distribution;
@@ -66,6 +68,8 @@ pub(super) struct Shared {
     pub(super) spares: AtomicUsize,
     /// For whoever takes a backup.
     pub(super) taking: Mutex<()>,
+    /// How often lines about visitors are told.
+    pub(super) visitor_lines: Mutex<RateLimits<VisitorLine>>,
     outlets: Arc<Mutex<Outlets>>,
     pub(super) inbox: InboxSender,
     pub(super) may_run: AtomicBool,
@@ -120,6 +124,7 @@ impl LiveVm {
             share: AtomicU32::new(FULL_SHARE),
             spares: AtomicUsize::new(0),
             taking: Mutex::default(),
+            visitor_lines: Mutex::default(),
             over: Arc::default(),
             vcpu_over: AtomicBool::new(false),
             actions,

@@ -27,6 +27,7 @@ pub mod node;
 pub mod outlets;
 pub mod owner_question;
 pub mod priority;
+pub mod rate_limit;
 pub mod reports;
 pub mod signals;
 pub mod tap;

@@ -2,6 +2,7 @@
 
 use crate::console::Piece;
 use crate::distribution::Distribution;
+use crate::host::rate_limit::LeftOut;
 use crate::report::{Grouped, Level, Report, Tenths};
 use crate::trouble::Trouble;
 use serde::Serialize;
@@ -43,6 +44,8 @@ pub enum NodeReport {
     },
     /// A backup was turned away.
     BackupRefused {
+        /// How many refusals before this one were not told.
+        left_out: u64,
         /// Its address.
         address: String,
         /// Why.
@@ -50,6 +53,8 @@ pub enum NodeReport {
     },
     /// Another backup waits here for the place of the one that there is.
     SpareWaits {
+        /// How many before this one were not told.
+        left_out: u64,
         /// Its address.
         address: String,
     },
@@ -419,8 +424,12 @@ impl fmt::Display for NodeReport {
             Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
             Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
             Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
-            Self::BackupRefused { address, reason } => write!(f, "backup from {address} refused: {reason}"),
-            Self::SpareWaits { address } => write!(f, "another backup waits for its place, at {address}"),
+            Self::BackupRefused { address, reason, left_out } => {
+                write!(f, "backup from {address} refused: {reason}{}", LeftOut(*left_out))
+            }
+            Self::SpareWaits { address, left_out } => {
+                write!(f, "another backup waits for its place, at {address}{}", LeftOut(*left_out))
+            }
             Self::WaitsForPlace => f.write_str("the primary has a backup already; this one waits for its place"),
             Self::Waiting { vm, reason, seconds } => {
                 write!(f, "waiting for a primary of VM {vm} since {seconds} s: {reason}")

@@ -6,6 +6,8 @@
 //! Frames come numbered like those of a LAN, by this side alone. What the interface doesn't take is lost, as on an
 //! unplugged cable, and what is sent again comes twice.
 
+use super::clock;
+use super::rate_limit::RateLimit;
 use crate::lan::client::FromLan;
 use nix::errno::Errno;
 use nix::libc::c_int;
@@ -105,7 +107,13 @@ pub fn open(name: &TapName, last_packet: u64) -> Result<(TapSender, TapReceiver)
     let file = Arc::new(file.map_err(TapError::Device)?);
     attach(&file, name)?;
     let buffer = vec![0; READ_BYTES].into_boxed_slice();
-    let receiver = TapReceiver { file: file.clone(), name: name.clone(), last: last_packet, buffer };
+    let receiver = TapReceiver {
+        file: file.clone(),
+        name: name.clone(),
+        last: last_packet,
+        buffer,
+        too_long: RateLimit::default(),
+    };
     Ok((TapSender { file }, receiver))
 }
 
@@ -160,6 +168,7 @@ pub struct TapReceiver {
     /// Number of the last frame.
     last: u64,
     buffer: Box<[u8]>,
+    too_long: RateLimit,
 }
 
 impl TapReceiver {
@@ -174,11 +183,15 @@ impl TapReceiver {
                     self.last = self.last.saturating_add(1);
                     return Ok(FromLan::Packet { number: self.last, frame: self.buffer[..length].to_vec() });
                 }
-                Ok(length) => tracing::warn!(
-                    length,
-                    interface = %self.name,
-                    "a frame longer than {FRAME_BYTES_MAX} bytes was dropped; is the interface's MTU 1500?"
-                ),
+                Ok(length) => {
+                    if let Some(left_out) = self.too_long.admit(clock::now_ns()) {
+                        tracing::warn!(
+                            length,
+                            interface = %self.name,
+                            "a frame longer than {FRAME_BYTES_MAX} bytes was dropped; is the interface's MTU 1500?{left_out}"
+                        );
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(TapError::Lost(self.name.clone(), error)),

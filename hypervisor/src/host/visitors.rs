@@ -4,6 +4,7 @@ use super::accept::AcceptTrouble;
 use super::channel::{Arrived, ChannelReader, lock};
 use super::clock;
 use super::live::{Shared, spawn};
+use super::rate_limit::LeftOut;
 use super::reports::NodeReport;
 use logchannel::message::Message;
 use logchannel::session::VmId;
@@ -29,9 +30,20 @@ const RETRY: Duration = Duration::from_millis(5);
 /// From one look for memory to send to a joining backup to the next.
 const SEND: Duration = Duration::from_micros(200);
 
+/// A line that visitors can cause as often as they like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum VisitorLine {
+    /// One was refused.
+    Refused,
+    /// One waits for the place of the backup that there is.
+    Waits,
+    /// The host has no thread for one.
+    NoThread,
+}
+
 /// Listens for backups for as long as the process lives. A visitor that says nothing keeps nobody else out.
 pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<()> {
-    let shared = shared.clone();
+    let listening = shared.clone();
     let visitors = Arc::new(AtomicUsize::new(0));
     spawn("channel", move || {
         let mut trouble = AcceptTrouble::default();
@@ -48,19 +60,20 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
                 refuse(&stream, "too many others are asking to join: try again");
                 continue;
             }
-            let (shared, counted) = (shared.clone(), visitors.clone());
+            let (shared, counted) = (listening.clone(), visitors.clone());
             let spawned = spawn("visitor", move || {
                 let asked = shared.hear_visitor(stream, address);
                 counted.fetch_sub(1, Ordering::AcqRel);
-                if let Err(reason) = asked {
-                    shared.node.reporter.tell(&NodeReport::BackupRefused { address: address.to_string(), reason });
-                } else {
-                    shared.send_memory();
+                match asked {
+                    Ok(()) => shared.send_memory(),
+                    Err(reason) => shared.tell_refused(address, reason),
                 }
             });
             if let Err(error) = spawned {
                 visitors.fetch_sub(1, Ordering::AcqRel);
-                tracing::warn!("no thread for a visitor: {error}");
+                if let Some(left_out) = listening.admit(VisitorLine::NoThread) {
+                    tracing::warn!("no thread for a visitor: {error}{left_out}");
+                }
             }
         }
     })?;
@@ -68,6 +81,18 @@ pub(super) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<(
 }
 
 impl Shared {
+    /// Whether a line that visitors can cause is to be told now.
+    fn admit(&self, line: VisitorLine) -> Option<LeftOut> {
+        lock(&self.visitor_lines).admit(line, clock::now_ns())
+    }
+
+    fn tell_refused(&self, address: SocketAddr, reason: String) {
+        if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Refused) {
+            let address = address.to_string();
+            self.node.reporter.tell(&NodeReport::BackupRefused { address, reason, left_out });
+        }
+    }
+
     /// Hears what a visitor wants, and takes it as the backup if the role does.
     fn hear_visitor(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
         let io = |error: io::Error| error.to_string();
@@ -158,7 +183,9 @@ impl Shared {
         let counted = Counted::one_of(&self.spares, SPARES_MAX).ok_or("enough backups wait here already")?;
         let timing = *lock(&self.role).timing();
         say(visitor, &Message::Wait).map_err(|error| error.to_string())?;
-        self.node.reporter.tell(&NodeReport::SpareWaits { address: address.to_string() });
+        if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Waits) {
+            self.node.reporter.tell(&NodeReport::SpareWaits { address: address.to_string(), left_out });
+        }
         let (mut heard_ns, mut spoke_ns) = (clock::now_ns(), clock::now_ns());
         while !self.over.load(Ordering::Acquire) && lock(&self.role).can_take_backup(vm).is_err() {
             thread::sleep(RETRY);

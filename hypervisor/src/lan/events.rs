@@ -1,5 +1,6 @@
 //! What the LAN tells.
 
+use crate::host::rate_limit::LeftOut;
 use crate::report::{Level, Report};
 use serde::Serialize;
 use std::fmt;
@@ -45,6 +46,8 @@ pub enum LanEvent {
         generation: u64,
         /// Why, in words for a person.
         reason: String,
+        /// How many refusals before this one were not told.
+        left_out: u64,
     },
     /// A VM's port has no connection any more; its frames are kept.
     Detached {
@@ -62,6 +65,8 @@ pub enum LanEvent {
     },
     /// A client of a forward waits for its guest.
     ClientWaits {
+        /// `tcp` or `udp`.
+        protocol: &'static str,
         /// Where the client has come.
         listen: String,
         /// The guest's address and port on the LAN.
@@ -118,6 +123,8 @@ pub struct Dropped {
     pub refused_clients: u64,
     /// Connections of clients that were closed because nothing passed over them: for too long, or others needed the place.
     pub idle_clients: u64,
+    /// UDP flows that made room for others, because of a limit.
+    pub replaced_flows: u64,
 }
 
 impl Report for LanEvent {
@@ -157,8 +164,8 @@ impl fmt::Display for LanEvent {
             Self::Fenced { vm, generation, by } => {
                 write!(f, "{vm}: generation {generation} is fenced by generation {by}")
             }
-            Self::Refused { vm, generation, reason } => {
-                write!(f, "{vm}: generation {generation} is refused: {reason}")
+            Self::Refused { vm, generation, reason, left_out } => {
+                write!(f, "{vm}: generation {generation} is refused: {reason}{}", LeftOut(*left_out))
             }
             Self::Detached { vm, generation } => {
                 write!(f, "{vm}: generation {generation} detached, its frames are kept")
@@ -169,11 +176,11 @@ impl fmt::Display for LanEvent {
                     "{vm}: generation {generation} has sent no heartbeat for 1.5 s: detached, its frames are kept"
                 )
             }
-            Self::ClientWaits { listen, guest, has_vm: false } => {
-                write!(f, "a client of {listen} waits: no VM is attached that could be {guest}")
+            Self::ClientWaits { protocol, listen, guest, has_vm: false } => {
+                write!(f, "a client of {protocol} {listen} waits: no VM is attached that could be {guest}")
             }
-            Self::ClientWaits { listen, guest, has_vm: true } => {
-                write!(f, "a client of {listen} waits: no guest answers as {guest}; is its network up?")
+            Self::ClientWaits { protocol, listen, guest, has_vm: true } => {
+                write!(f, "a client of {protocol} {listen} waits: no guest answers as {guest}; is its network up?")
             }
             Self::Forgotten { vm } => write!(f, "{vm}: forgotten, to make room for another VM"),
             Self::QemuJoined { port } => write!(f, "QEMU port {port} joined"),
@@ -194,6 +201,7 @@ impl fmt::Display for Dropped {
             (self.forged, "forged frames"),
             (self.refused_clients, "client connections or datagrams beyond a limit"),
             (self.idle_clients, "idle client connections"),
+            (self.replaced_flows, "UDP flows that made room for others"),
         ];
         let dropped: Vec<_> = counters.iter().filter(|(count, _)| *count > 0).collect();
         if dropped.is_empty() {

@@ -139,6 +139,7 @@ impl Fabric {
                 vm: attachment.vm.to_string(),
                 generation: attachment.generation.0,
                 reason: refusal.to_string(),
+                left_out: 0,
             });
         }
         attached
@@ -253,6 +254,11 @@ impl Fabric {
     /// Counts clients' connections that were closed because nothing passed over them.
     pub(super) fn count_idle_clients(&mut self, clients: u64) {
         self.dropped.idle_clients += clients;
+    }
+
+    /// Counts UDP flows that have lost their places to others.
+    pub(super) fn count_replaced_flows(&mut self, flows: u64) {
+        self.dropped.replaced_flows += flows;
     }
 
     /// Whether a VM is attached.

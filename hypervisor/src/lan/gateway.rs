@@ -25,8 +25,6 @@ pub(super) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(super) const PREFIX_BITS: u8 = 24;
 /// The gateway's Ethernet address: locally administered.
 pub(super) const GATEWAY_MAC: Mac = [0x02, 0x46, 0x54, 0x00, 0x02, 0x02];
-/// The most UDP flows at a time.
-pub(super) const UDP_FLOWS_MAX: usize = 256;
 /// The largest UDP payload that there is; what doesn't fit one frame travels in fragments.
 pub(super) const UDP_PAYLOAD_BYTES_MAX: usize = 65535 - 20 - 8;
 /// How long a guest may be silent before a half-open or half-closed connection is given up. An established one waits for
@@ -58,11 +56,6 @@ const SLOW_ASK_INTERVAL_US: u64 = 1_000_000;
 /// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an interrupt of the guest
 /// saved; longer than a round trip under fault tolerance, and far shorter than any retransmission timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
-
-/// No more flows: [`UDP_FLOWS_MAX`] is reached.
-#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the gateway's limit of {0} flows is reached")]
-pub(super) struct GatewayFull(usize);
 
 /// The IP host.
 pub(super) struct Gateway {
@@ -187,21 +180,16 @@ impl Gateway {
         self.sockets.add(socket)
     }
 
-    /// A UDP socket with a port of its own, for datagrams to `guest`.
-    ///
-    /// # Errors
-    /// [`GatewayFull`].
-    pub(super) fn open_udp(&mut self, guest: Ipv4Addr) -> Result<SocketHandle, GatewayFull> {
-        if self.udp_guests.len() >= UDP_FLOWS_MAX {
-            return Err(GatewayFull(UDP_FLOWS_MAX));
-        }
+    /// A UDP socket with a port of its own, for datagrams to `guest`. How many there may be is for
+    /// [`Clients`](super::clients::Clients) to say, too.
+    pub(super) fn open_udp(&mut self, guest: Ipv4Addr) -> SocketHandle {
         let buffer =
             || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; UDP_BUFFER_PACKETS], vec![0; UDP_BUFFER_BYTES]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind((GATEWAY_IP, self.free_port())).expect("a new socket binds to a port that is not 0");
         let handle = self.sockets.add(socket);
         self.udp_guests.insert(handle, guest);
-        Ok(handle)
+        handle
     }
 
     /// The TCP socket behind `handle`.
@@ -476,7 +464,7 @@ mod tests {
             println!("seed {seed}");
             let mut random = Random(seed);
             let mut gateway = Gateway::new(seed, 0);
-            let (tcp, udp) = (gateway.connect_tcp(GUEST), gateway.open_udp(*GUEST.ip()).unwrap());
+            let (tcp, udp) = (gateway.connect_tcp(GUEST), gateway.open_udp(*GUEST.ip()));
             let mut now_us = 0;
             for _ in 0..300 {
                 now_us += random.next() % 2_000_000;

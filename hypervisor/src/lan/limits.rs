@@ -5,26 +5,33 @@
 const VMS_MAX: usize = 256;
 /// The most connections to QEMU ports, which attach by being there.
 const QEMUS_MAX: usize = 64;
-/// The most TCP connections through all forwards at a time.
-const CLIENTS_MAX: usize = 512;
-/// The most TCP connections through one forward.
-const CLIENTS_OF_FORWARD_MAX: usize = 256;
-/// The most TCP connections of one client address.
-const CLIENTS_OF_ADDRESS_MAX: usize = 192;
+/// The most TCP connections through forwards at a time, and the most UDP flows.
+const CLIENTS_MAX: ClientLimits = ClientLimits { total: 512, of_forward: 256, of_address: 192 };
+
+/// The most TCP connections, or UDP flows, of clients at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClientLimits {
+    /// Through all forwards.
+    pub(super) total: usize,
+    /// Through one forward.
+    pub(super) of_forward: usize,
+    /// Of one client address.
+    pub(super) of_address: usize,
+}
 
 /// The most connections of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     pub(super) vms: usize,
     pub(super) qemus: usize,
-    pub(super) clients: usize,
-    pub(super) clients_of_forward: usize,
-    pub(super) clients_of_address: usize,
+    pub(super) clients: ClientLimits,
+    /// Flows take no descriptors.
+    pub(super) flows: ClientLimits,
 }
 
 impl ConnectionLimits {
     /// All connections together, where nothing limits them further.
-    pub const ALL: usize = VMS_MAX + QEMUS_MAX + CLIENTS_MAX;
+    pub const ALL: usize = VMS_MAX + QEMUS_MAX + CLIENTS_MAX.total;
 
     /// The limits of a LAN that may have so many connections in all: each kind has its part, so that none takes the descriptors of
     /// another.
@@ -35,9 +42,12 @@ impl ConnectionLimits {
         Self {
             vms: part(VMS_MAX),
             qemus: part(QEMUS_MAX),
-            clients: part(CLIENTS_MAX),
-            clients_of_forward: part(CLIENTS_OF_FORWARD_MAX),
-            clients_of_address: part(CLIENTS_OF_ADDRESS_MAX),
+            clients: ClientLimits {
+                total: part(CLIENTS_MAX.total),
+                of_forward: part(CLIENTS_MAX.of_forward),
+                of_address: part(CLIENTS_MAX.of_address),
+            },
+            flows: CLIENTS_MAX,
         }
     }
 }
@@ -50,16 +60,16 @@ impl Default for ConnectionLimits {
 
 #[cfg(test)]
 mod tests {
-    use super::ConnectionLimits;
+    use super::{CLIENTS_MAX, ConnectionLimits};
 
     #[test]
     fn few_descriptors_are_shared_out_and_all_kinds_together_stay_within_them() {
         let whole = ConnectionLimits::default();
-        assert_eq!((whole.vms, whole.qemus, whole.clients), (256, 64, 512));
+        assert_eq!((whole.vms, whole.qemus, whole.clients), (256, 64, CLIENTS_MAX));
         for connections in [20, 32, 100, 500, ConnectionLimits::ALL, usize::MAX] {
             let limits = ConnectionLimits::within(connections);
-            assert!(limits.vms + limits.qemus + limits.clients <= connections, "{connections}: {limits:?}");
-            assert!(limits.vms >= 4 && limits.clients_of_address < limits.clients_of_forward, "{limits:?}");
+            assert!(limits.vms + limits.qemus + limits.clients.total <= connections, "{connections}: {limits:?}");
+            assert!(limits.vms >= 4 && limits.clients.of_address < limits.clients.of_forward, "{limits:?}");
         }
     }
 }

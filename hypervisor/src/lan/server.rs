@@ -8,13 +8,14 @@ use super::attachment::Attachment;
 use super::clients::Clients;
 use super::events::{Dropped, LanEvent};
 use super::fabric::{ConnectionId, Fabric, PortLost};
-use super::forward::{self, Forward, ForwardSocket};
+use super::forward::{self, Forward, ForwardSocket, Protocol};
 use super::limits::ConnectionLimits;
 use super::qemu_port::STREAM_FRAME_BYTES_MAX;
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
 use crate::host::accept::AcceptTrouble;
 use crate::host::address::advice;
 use crate::host::clock;
+use crate::host::rate_limit::{LeftOut, RateLimits};
 use crate::report::Reporter;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::cell::{Cell, RefCell, RefMut};
@@ -165,8 +166,25 @@ pub(super) struct Shared {
     reporter: Reporter,
     told_dropped: Cell<Dropped>,
     told_dropped_at_us: Cell<u64>,
-    clients: RefCell<Clients>,
+    connections: RefCell<Clients>,
+    flows: RefCell<Clients>,
     limits: ConnectionLimits,
+    lines: RefCell<RateLimits<PeerLine>>,
+}
+
+/// A line or report that peers can cause as often as they like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum PeerLine {
+    /// An attachment was refused.
+    AttachmentRefused,
+    /// There are too many connections to VM or QEMU ports.
+    ConnectionRefused,
+    /// A connection to a VM or QEMU port ended by a fault.
+    ConnectionClosed,
+    /// A client of a forward is beyond a limit.
+    ClientRefused,
+    /// A UDP flow has lost its place to another.
+    FlowReplaced,
 }
 
 impl Shared {
@@ -180,19 +198,38 @@ impl Shared {
             reporter,
             told_dropped: Cell::default(),
             told_dropped_at_us: Cell::new(0),
-            clients: RefCell::new(Clients::new(limits)),
+            connections: RefCell::new(Clients::connections(limits.clients)),
+            flows: RefCell::new(Clients::flows(limits.flows)),
             limits,
+            lines: RefCell::default(),
         }
     }
 
-    /// The clients of forwards.
-    pub(super) fn clients(&self) -> RefMut<'_, Clients> {
-        self.clients.borrow_mut()
+    /// The clients of forwards that come over `protocol`.
+    pub(super) fn clients(&self, protocol: Protocol) -> RefMut<'_, Clients> {
+        match protocol {
+            Protocol::Tcp => self.connections.borrow_mut(),
+            Protocol::Udp => self.flows.borrow_mut(),
+        }
     }
 
     /// Tells what happened to a forward.
     pub(super) fn tell(&self, event: &LanEvent) {
         self.reporter.tell(event);
+    }
+
+    /// Whether a line that peers can cause is to be told now.
+    pub(super) fn admit(&self, line: PeerLine) -> Option<LeftOut> {
+        self.lines.borrow_mut().admit(line, clock::now_ns())
+    }
+
+    /// Tells what happened on the LAN.
+    fn tell_happened(&self, mut event: LanEvent) {
+        if let LanEvent::Refused { left_out, .. } = &mut event {
+            let Some(LeftOut(count)) = self.admit(PeerLine::AttachmentRefused) else { return };
+            *left_out = count;
+        }
+        self.reporter.tell(&event);
     }
 
     /// Does something with the LAN and sees to everything that it leads to.
@@ -205,7 +242,7 @@ impl Shared {
         };
         let seats = self.seats.borrow();
         settled.woken.iter().filter_map(|connection| seats.get(connection)).for_each(|seat| seat.waker.notify_one());
-        settled.events.iter().for_each(|event| self.reporter.tell(event));
+        settled.events.into_iter().for_each(|event| self.tell_happened(event));
         if settled.deadline_us.is_some_and(|new| self.deadline_us.get().is_none_or(|old| new < old)) {
             self.deadline_us.set(settled.deadline_us);
             self.deadline_sooner.notify_one();
@@ -353,10 +390,14 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
                             PortKind::Vm => serve_vm(&entered, stream).await,
                             PortKind::Qemu => serve_qemu(&entered, stream).await,
                         };
-                        log_end(peer, &ended);
+                        entered.shared.log_end(peer, &ended);
                     });
                 }
-                None => tracing::warn!(%peer, ?kind, "refused: too many connections are open"),
+                None => {
+                    if let Some(left_out) = shared.admit(PeerLine::ConnectionRefused) {
+                        tracing::warn!(%peer, ?kind, "refused: too many connections are open{left_out}");
+                    }
+                }
             },
             Err(error) => {
                 let what = match kind {
@@ -371,11 +412,17 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
     }
 }
 
-fn log_end(peer: SocketAddr, ended: &Ended) {
-    match ended {
-        Ended::Wire(_) | Ended::Silent | Ended::Crowded => tracing::warn!(%peer, "connection closed: {ended}"),
-        Ended::Closed | Ended::Refused | Ended::PortLost(_) | Ended::Io(_) => {
-            tracing::debug!(%peer, "connection closed: {ended}");
+impl Shared {
+    fn log_end(&self, peer: SocketAddr, ended: &Ended) {
+        match ended {
+            Ended::Wire(_) | Ended::Silent | Ended::Crowded => {
+                if let Some(left_out) = self.admit(PeerLine::ConnectionClosed) {
+                    tracing::warn!(%peer, "connection closed: {ended}{left_out}");
+                }
+            }
+            Ended::Closed | Ended::Refused | Ended::PortLost(_) | Ended::Io(_) => {
+                tracing::debug!(%peer, "connection closed: {ended}");
+            }
         }
     }
 }

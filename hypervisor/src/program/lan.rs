@@ -24,8 +24,8 @@ use std::process::ExitCode;
                   nc 127.0.0.1 7007\n\n\
                   Limits: 512 TCP connections through forwards, 256 through one, 192 of one client address; one more takes the\n  \
                   place of a connection over which nothing has passed for a minute, or is reset. A connection is closed when\n  \
-                  nothing has passed for a day, or for two minutes after one side has closed it. 256 UDP flows, of which the\n  \
-                  longest silent makes room. All are counted in the event `dropped`.\n\n\
+                  nothing has passed for a day, or for two minutes after one side has closed it. As many UDP flows, of which the\n  \
+                  longest silent makes room at once. All are counted in the event `dropped`.\n\n\
                   FT_LOG=debug shows connections that come and go."
 )]
 struct Options {

@@ -4,8 +4,10 @@
 //! survives the host under the guest. Bytes pass with flow control both ways: what the one side doesn't take, the other
 //! isn't asked for. Half-close passes as half-close, a reset as a reset.
 
+mod seat;
 mod tcp;
 mod udp;
+mod waiting;
 
 use super::events::ForwardListening;
 use super::gateway::{GATEWAY_IP, PREFIX_BITS};
@@ -33,6 +35,23 @@ enum Protocols {
     Tcp,
     Udp,
     Both,
+}
+
+/// How the clients of one socket come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// Its name in options and reports.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// What is wrong with the text of a [`Forward`].
@@ -136,17 +155,17 @@ impl ForwardSocket {
     /// What to tell of it.
     pub(super) fn listening(&self) -> ForwardListening {
         let protocol = match self.socket {
-            Socket::Tcp(_) => "tcp",
-            Socket::Udp(_) => "udp",
+            Socket::Tcp(_) => Protocol::Tcp,
+            Socket::Udp(_) => Protocol::Udp,
         };
-        ForwardListening { protocol, listen: self.address.to_string(), guest: self.guest.to_string() }
+        ForwardListening { protocol: protocol.name(), listen: self.address.to_string(), guest: self.guest.to_string() }
     }
 
     /// Serves clients for ever.
     pub(super) async fn serve(self, shared: Rc<Shared>) {
         match self.socket {
             Socket::Tcp(listener) => tcp::Forwarded::new(shared, self.address, self.guest).serve(listener).await,
-            Socket::Udp(socket) => udp::serve(shared, socket, self.guest).await,
+            Socket::Udp(socket) => udp::Forwarded::new(shared, self.address, self.guest).serve(socket).await,
         }
     }
 }

@@ -1,46 +1,38 @@
 //! TCP: a client's connection ends here, and another one leads on to the guest.
 
-use super::super::clients::{ClientId, Full, Standing};
-use super::super::events::LanEvent;
 use super::super::fabric::Fabric;
 use super::super::gateway::GUEST_TIMEOUT;
-use super::super::server::{Shared, keep_alive};
+use super::super::server::{PeerLine, Shared, keep_alive};
+use super::Protocol;
+use super::seat::{Lost, Seat};
+use super::waiting::Waiters;
 use crate::host::accept::AcceptTrouble;
-use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, RecvError};
-use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 /// How often a half-closed connection asks whether its guest is still there.
 const HALF_CLOSED_PROBE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);
-/// A client that has waited for its guest for so long is told of.
-const TELL_WAITING_AFTER: Duration = Duration::from_secs(1);
-/// From one word of a forward's waiting clients to the next.
-const TELL_WAITING_INTERVAL_US: u64 = 60_000_000;
 
 /// One TCP forward.
 pub(super) struct Forwarded {
     shared: Rc<Shared>,
     listen: SocketAddr,
     guest: SocketAddrV4,
-    /// When it was told last that a client waits.
-    told_waiting_us: Cell<Option<u64>>,
+    waiters: Waiters,
 }
 
 impl Forwarded {
-    pub(super) const fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
-        Self { shared, listen, guest, told_waiting_us: Cell::new(None) }
+    pub(super) fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+        let waiters = Waiters::new(shared.clone(), Protocol::Tcp, listen, guest);
+        Self { shared, listen, guest, waiters }
     }
 
     /// Serves clients for ever.
@@ -70,10 +62,17 @@ impl Forwarded {
     async fn serve_client(&self, mut client: TcpStream, peer: SocketAddr) -> Result<(), Cut> {
         client.set_nodelay(true)?;
         keep_alive(&client);
-        let seat = match Seat::take(&self.shared, self.listen, peer) {
-            Ok(seat) => seat,
+        let seat = match Seat::take(&self.shared, Protocol::Tcp, self.listen, peer) {
+            Ok((seat, evicted)) => {
+                if !evicted.is_empty() {
+                    self.shared.drive(|fabric| fabric.count_idle_clients(evicted.len() as u64));
+                }
+                seat
+            }
             Err(full) => {
-                tracing::warn!(%peer, "a client is refused: {full}");
+                if let Some(left_out) = self.shared.admit(PeerLine::ClientRefused) {
+                    tracing::warn!(%peer, "a client is refused: {full}{left_out}");
+                }
                 self.shared.drive(Fabric::count_refused_client);
                 return Ok(client.set_zero_linger()?);
             }
@@ -82,7 +81,7 @@ impl Forwarded {
         let socket = GuestStream { shared: self.shared.clone(), handle, seat };
         let passed = tokio::select! {
             passed = self.pass(&socket, &mut client) => passed,
-            cut = socket.seat.lost() => Err(cut),
+            lost = socket.seat.lost() => Err(self.lost(lost)),
         };
         match passed {
             Ok(()) => {
@@ -100,77 +99,22 @@ impl Forwarded {
     async fn pass(&self, socket: &GuestStream, client: &mut TcpStream) -> Result<(), Cut> {
         tokio::select! {
             connected = socket.connected() => connected?,
-            never = self.tell_waiting() => match never {},
+            never = self.waiters.tell() => match never {},
         }
         let (reader, mut writer) = client.split();
         tokio::try_join!(client_to_guest(&reader, socket), guest_to_client(socket, &mut writer))?;
         Ok(())
     }
 
-    /// Tells, after a while and then rarely, that a client waits for the guest.
-    async fn tell_waiting(&self) -> Infallible {
-        tokio::time::sleep(TELL_WAITING_AFTER).await;
-        loop {
-            let now_us = clock::now_us();
-            if self.told_waiting_us.get().is_none_or(|told_us| now_us - told_us >= TELL_WAITING_INTERVAL_US) {
-                self.told_waiting_us.set(Some(now_us));
-                let has_vm = self.shared.with(|fabric| fabric.has_vm());
-                let (listen, guest) = (self.listen.to_string(), self.guest.to_string());
-                self.shared.tell(&LanEvent::ClientWaits { listen, guest, has_vm });
-            }
-            tokio::time::sleep(Duration::from_micros(TELL_WAITING_INTERVAL_US)).await;
-        }
-    }
-}
-
-/// A client's place among all, until it is dropped.
-struct Seat {
-    shared: Rc<Shared>,
-    id: ClientId,
-    changed: Rc<Notify>,
-}
-
-impl Seat {
-    fn take(shared: &Rc<Shared>, listen: SocketAddr, peer: SocketAddr) -> Result<Self, Full> {
-        let (id, changed, evicted) = shared.clients().enter(listen, peer.ip(), clock::now_us())?;
-        if evicted > 0 {
-            shared.drive(|fabric| fabric.count_idle_clients(evicted));
-        }
-        Ok(Self { shared: shared.clone(), id, changed })
-    }
-
-    fn used(&self) {
-        self.shared.clients().used(self.id, clock::now_us());
-    }
-
-    fn half_closed(&self) {
-        self.shared.clients().half_closed(self.id, clock::now_us());
-    }
-
-    /// Waits until the connection has to end.
-    async fn lost(&self) -> Cut {
-        loop {
-            let now_us = clock::now_us();
-            let standing = self.shared.clients().standing(self.id, now_us);
-            let left = match standing {
-                Standing::Until(until_us) => Duration::from_micros(until_us - now_us),
-                Standing::Evicted => return Cut::Evicted,
-                Standing::Idle => {
-                    self.shared.drive(|fabric| fabric.count_idle_clients(1));
-                    return Cut::Idle;
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(left) => {}
-                () = self.changed.notified() => {}
+    /// A client has lost its place.
+    fn lost(&self, lost: Lost) -> Cut {
+        match lost {
+            Lost::Evicted => Cut::Evicted,
+            Lost::Idle => {
+                self.shared.drive(|fabric| fabric.count_idle_clients(1));
+                Cut::Idle
             }
         }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.shared.clients().leave(self.id);
     }
 }
 

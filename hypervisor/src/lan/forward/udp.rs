@@ -1,88 +1,131 @@
 //! UDP: each client has a flow, with a port of its own at the gateway.
 
+use super::super::clients::Limit;
 use super::super::fabric::Fabric;
 use super::super::gateway::UDP_PAYLOAD_BYTES_MAX;
-use super::super::server::Shared;
+use super::super::server::{PeerLine, Shared};
+use super::Protocol;
+use super::seat::Seat;
+use super::waiting::Waiters;
 use crate::host::accept::AcceptTrouble;
-use crate::host::clock;
 use smoltcp::iface::SocketHandle;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
-/// A UDP flow that is silent this long both ways loses its port at the gateway.
-const FLOW_IDLE_US: u64 = 120_000_000;
+/// One UDP forward.
+pub(super) struct Forwarded {
+    shared: Rc<Shared>,
+    listen: SocketAddr,
+    guest: SocketAddrV4,
+    /// The flows by client. One that has lost its place may still be here.
+    flows: RefCell<BTreeMap<SocketAddr, Rc<Flow>>>,
+    waiters: Waiters,
+}
 
-/// The flows of one UDP forward, by client.
-type Flows = RefCell<BTreeMap<SocketAddr, Rc<Flow>>>;
+impl Forwarded {
+    pub(super) fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+        let waiters = Waiters::new(shared.clone(), Protocol::Udp, listen, guest);
+        Self { shared, listen, guest, flows: RefCell::default(), waiters }
+    }
 
-/// Serves the clients of one UDP forward for ever.
-pub(super) async fn serve(shared: Rc<Shared>, socket: UdpSocket, guest: SocketAddrV4) {
-    let socket = Rc::new(socket);
-    let flows = Rc::new(Flows::default());
-    let mut datagram = vec![0; 1 << 16];
-    let mut trouble = AcceptTrouble::default();
-    loop {
-        let (bytes, client) = match socket.recv_from(&mut datagram).await {
-            Ok(received) => received,
-            Err(error) => {
-                tokio::time::sleep(trouble.failed("a UDP forward can't receive from clients", &error)).await;
-                continue;
-            }
-        };
-        let known = flows.borrow().get(&client).cloned();
-        let flow = match known {
-            Some(flow) => flow,
-            None => match Flow::open(&shared, guest).or_else(|| replace_oldest(&shared, &flows, guest)) {
-                Some(flow) => {
-                    flows.borrow_mut().insert(client, flow.clone());
-                    tokio::task::spawn_local(answer(flow.clone(), socket.clone(), client, flows.clone()));
-                    flow
-                }
-                None => {
-                    tracing::debug!(%client, "a datagram is dropped: other forwards have all UDP flows");
-                    shared.with(Fabric::count_refused_client);
+    /// Serves clients for ever.
+    pub(super) async fn serve(self, socket: UdpSocket) {
+        let (forwarded, socket) = (Rc::new(self), Rc::new(socket));
+        let mut datagram = vec![0; 1 << 16];
+        let mut trouble = AcceptTrouble::default();
+        loop {
+            let (bytes, client) = match socket.recv_from(&mut datagram).await {
+                Ok(received) => received,
+                Err(error) => {
+                    let what = format!("the forward at {} can't receive from clients", forwarded.listen);
+                    tokio::time::sleep(trouble.failed(&what, &error)).await;
                     continue;
                 }
-            },
+            };
+            let known = forwarded.flows.borrow().get(&client).filter(|flow| !flow.seat.is_evicted()).cloned();
+            let is_known = known.is_some();
+            if let Some(flow) = known.or_else(|| forwarded.open(client, &socket)) {
+                flow.send(&datagram[..bytes], forwarded.guest);
+            }
+            if !is_known {
+                // The flow that has lost its place to this one is closed before the next datagram is taken.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// A flow for a new client, unless there are too many.
+    fn open(self: &Rc<Self>, client: SocketAddr, socket: &Rc<UdpSocket>) -> Option<Rc<Flow>> {
+        let seat = match Seat::take(&self.shared, Protocol::Udp, self.listen, client) {
+            Ok((seat, evicted)) => {
+                self.tell_replaced(client, &evicted);
+                seat
+            }
+            Err(full) => {
+                if let Some(left_out) = self.shared.admit(PeerLine::ClientRefused) {
+                    tracing::warn!(%client, "a datagram is dropped: {full}{left_out}");
+                }
+                self.shared.drive(Fabric::count_refused_client);
+                return None;
+            }
         };
-        flow.send(&datagram[..bytes], guest);
+        let flow = Rc::new(Flow::open(&self.shared, seat, self.guest));
+        self.flows.borrow_mut().insert(client, flow.clone());
+        let (forwarded, socket, served) = (self.clone(), socket.clone(), flow.clone());
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                never = answer(&served, &socket, client) => match never {},
+                never = forwarded.tell_waiting(&served) => match never {},
+                _ = served.seat.lost() => {}
+            }
+            forwarded.forget(client, &served);
+        });
+        Some(flow)
+    }
+
+    /// Counts and tells that flows have lost their places to that of `client`.
+    fn tell_replaced(&self, client: SocketAddr, evicted: &[Limit]) {
+        let Some(limit) = evicted.first() else { return };
+        self.shared.drive(|fabric| fabric.count_replaced_flows(evicted.len() as u64));
+        if let Some(left_out) = self.shared.admit(PeerLine::FlowReplaced) {
+            tracing::warn!(%client, "a UDP flow makes room for another: the limit of {limit} is reached{left_out}");
+        }
+    }
+
+    /// Removes a flow that is over; its client may have a later one already.
+    fn forget(&self, client: SocketAddr, flow: &Rc<Flow>) {
+        let mut flows = self.flows.borrow_mut();
+        if flows.get(&client).is_some_and(|known| Rc::ptr_eq(known, flow)) {
+            flows.remove(&client);
+        }
+    }
+
+    /// Tells, after a while and then rarely, that datagrams of a flow wait for the guest.
+    async fn tell_waiting(&self, flow: &Flow) -> Infallible {
+        loop {
+            flow.delayed.notified().await;
+            tokio::select! {
+                () = flow.drained() => {}
+                never = self.waiters.tell() => match never {},
+            }
+        }
     }
 }
 
-/// Gives the flow that was silent longest to a new client: those that come and go must not keep others out.
-fn replace_oldest(shared: &Rc<Shared>, flows: &Flows, guest: SocketAddrV4) -> Option<Rc<Flow>> {
-    let mut flows = flows.borrow_mut();
-    let (&client, _) = flows.iter().min_by_key(|(_, flow)| flow.used_at_us.get())?;
-    flows.remove(&client)?.close();
-    Flow::open(shared, guest)
-}
-
-/// Passes what the guest sends on a flow to its client, until the flow is idle or closed.
-async fn answer(flow: Rc<Flow>, socket: Rc<UdpSocket>, client: SocketAddr, flows: Rc<Flows>) {
+/// Passes what the guest sends on a flow to its client.
+async fn answer(flow: &Flow, socket: &UdpSocket, client: SocketAddr) -> Infallible {
     let mut datagram = vec![0; UDP_PAYLOAD_BYTES_MAX];
     loop {
-        let idle_us = clock::now_us().saturating_sub(flow.used_at_us.get());
-        let left = Duration::from_micros(FLOW_IDLE_US.saturating_sub(idle_us));
-        tokio::select! {
-            bytes = flow.receive(&mut datagram) => {
-                if let Err(error) = socket.send_to(&datagram[..bytes], client).await {
-                    tracing::debug!(%client, %error, "an answer could not be sent");
-                }
-            }
-            // Its client's place belongs to nobody or to a later flow.
-            () = flow.closed.notified() => return,
-            () = tokio::time::sleep(left), if !left.is_zero() => {}
-            else => {
-                flows.borrow_mut().remove(&client);
-                return;
-            }
+        let bytes = flow.receive(&mut datagram).await;
+        if let Err(error) = socket.send_to(&datagram[..bytes], client).await {
+            tracing::debug!(%client, %error, "an answer could not be sent");
         }
     }
 }
@@ -90,51 +133,58 @@ async fn answer(flow: Rc<Flow>, socket: Rc<UdpSocket>, client: SocketAddr, flows
 /// What the guest sees as one UDP peer.
 struct Flow {
     shared: Rc<Shared>,
-    /// `None` once closed.
-    handle: Cell<Option<SocketHandle>>,
-    closed: Notify,
-    used_at_us: Cell<u64>,
+    handle: SocketHandle,
+    seat: Seat,
+    /// A datagram couldn't be sent to the guest at once.
+    delayed: Notify,
 }
 
 impl Flow {
-    /// A flow with a port of its own, unless there are too many.
-    fn open(shared: &Rc<Shared>, guest: SocketAddrV4) -> Option<Rc<Self>> {
-        let handle = shared.drive(|fabric| fabric.gateway().open_udp(*guest.ip())).ok()?;
-        Some(Rc::new(Self {
-            shared: shared.clone(),
-            handle: Cell::new(Some(handle)),
-            closed: Notify::new(),
-            used_at_us: Cell::new(clock::now_us()),
-        }))
-    }
-
-    /// Gives the port back at once.
-    fn close(&self) {
-        if let Some(handle) = self.handle.take() {
-            self.shared.with(|fabric| fabric.gateway().remove_udp(handle));
-            self.closed.notify_one();
-        }
+    fn open(shared: &Rc<Shared>, seat: Seat, guest: SocketAddrV4) -> Self {
+        let handle = shared.with(|fabric| fabric.gateway().open_udp(*guest.ip()));
+        Self { shared: shared.clone(), handle, seat, delayed: Notify::new() }
     }
 
     /// Sends a datagram to the guest, or counts it as refused.
     fn send(&self, datagram: &[u8], guest: SocketAddrV4) {
-        let Some(handle) = self.handle.get() else { return };
-        self.used_at_us.set(clock::now_us());
+        self.seat.used();
         self.shared.drive(|fabric| {
             let fits = datagram.len() <= UDP_PAYLOAD_BYTES_MAX;
             let to = (*guest.ip(), guest.port());
-            if !fits || fabric.gateway().udp(handle).send_slice(datagram, to).is_err() {
+            if !fits || fabric.gateway().udp(self.handle).send_slice(datagram, to).is_err() {
                 fabric.count_refused_client();
             }
         });
+        if self.is_waiting() {
+            self.delayed.notify_one();
+        }
+    }
+
+    /// Whether datagrams wait for the guest.
+    fn is_waiting(&self) -> bool {
+        self.shared.with(|fabric| fabric.gateway().udp(self.handle).send_queue() > 0)
+    }
+
+    /// Waits until no datagram waits for the guest.
+    async fn drained(&self) {
+        poll_fn(|context| {
+            self.shared.with(|fabric| {
+                let socket = fabric.gateway().udp(self.handle);
+                if socket.send_queue() == 0 {
+                    return Poll::Ready(());
+                }
+                socket.register_send_waker(context.waker());
+                Poll::Pending
+            })
+        })
+        .await;
     }
 
     /// Waits for a datagram of the guest. Returns its length.
     async fn receive(&self, datagram: &mut [u8]) -> usize {
         let bytes = poll_fn(|context| {
-            let Some(handle) = self.handle.get() else { return Poll::Pending };
             self.shared.with(|fabric| {
-                let socket = fabric.gateway().udp(handle);
+                let socket = fabric.gateway().udp(self.handle);
                 match socket.recv_slice(datagram) {
                     Ok((bytes, _)) => Poll::Ready(bytes),
                     Err(_) => {
@@ -145,13 +195,14 @@ impl Flow {
             })
         })
         .await;
-        self.used_at_us.set(clock::now_us());
+        self.seat.used();
         bytes
     }
 }
 
 impl Drop for Flow {
+    /// Gives the port back.
     fn drop(&mut self) {
-        self.close();
+        self.shared.with(|fabric| fabric.gateway().remove_udp(self.handle));
     }
 }
