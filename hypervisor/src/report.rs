@@ -1,9 +1,11 @@
 //! What a program tells: status lines for a person, or one JSON object a line for a machine.
 
 use crate::host::{clock, writer};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use vm::OutputId;
 
@@ -132,48 +134,122 @@ impl Display for Tenths {
     }
 }
 
+/// How many instructions, for people: millions where the rest is noise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Instructions(pub(crate) u64);
+
+impl Display for Instructions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ..10_000_000 => write!(f, "{} instructions", Grouped(self.0)),
+            10_000_000.. => write!(f, "{} M instructions", Grouped(self.0 / 1_000_000)),
+        }
+    }
+}
+
+/// The width of a terminal that doesn't say how wide it is, in columns.
+const COLUMNS: usize = 80;
+
+/// On a terminal that is narrower, in columns, lines are broken by the terminal.
+const COLUMNS_MIN: usize = 40;
+
 /// How lines for a person look.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Looks {
-    /// Somebody looks at it: the time of day is enough, and a line has 80 columns.
-    is_terminal: bool,
+    /// How wide the terminal is, in columns; none if it is no terminal, and lines are read later.
+    columns: Option<usize>,
     /// Colours are welcome, as <https://no-color.org> says.
     has_colours: bool,
 }
 
 impl Looks {
-    /// How lines on this process's standard error look.
+    /// How lines on this process's standard error look now: a terminal's width changes.
     pub(crate) fn of_stderr() -> Self {
-        static LOOKS: OnceLock<Looks> = OnceLock::new();
-        *LOOKS.get_or_init(|| Self::of(&io::stderr()))
+        static IS_TERMINAL: OnceLock<bool> = OnceLock::new();
+        Self::of(&io::stderr(), *IS_TERMINAL.get_or_init(|| io::stderr().is_terminal()))
     }
 
-    fn of(stream: &impl IsTerminal) -> Self {
-        let is_terminal = stream.is_terminal();
-        let is_colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-        Self { is_terminal, has_colours: is_terminal && !is_colourless }
+    fn of(stream: &impl AsFd, is_terminal: bool) -> Self {
+        let is_colourless = || {
+            std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+                || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb")
+        };
+        let columns = || match tcgetwinsize(stream) {
+            Ok(size) if size.ws_col > 0 => size.ws_col.into(),
+            Ok(_) | Err(_) => COLUMNS,
+        };
+        Self { columns: is_terminal.then(columns), has_colours: is_terminal && !is_colourless() }
     }
 }
 
 /// A word on standard output, set off as a line of this level is if a terminal shows it.
 pub(crate) fn set_off(word: &str, level: Level) -> String {
     let (_, colour) = level.looks();
-    if Looks::of(&io::stdout()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
+    let stdout = io::stdout();
+    if Looks::of(&stdout, stdout.is_terminal()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
 }
 
 /// A line for a person: when, how much it matters, who says it, and what.
+///
+/// A file is read days later, together with others: it gets the date, every level and the program's whole name. A terminal is
+/// looked at now, and most of its 80 columns are for what is said: it gets the time of day, the levels of what is wrong in words
+/// (the others only in colour), the name without `ft-`, and what is too long in several lines.
 pub(crate) fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
     let at = clock::WallTime(clock::wall_ms()).to_string();
-    // A file is read days later, a terminal at once.
-    let at = if looks.is_terminal { at.get(11..19).unwrap_or(&at) } else { &at };
     let (name, colour) = level.looks();
     let text = Printable(text);
+    let Some(columns) = looks.columns else { return format!("{at} {name} {program}: {text}\n") };
+    let at = at.get(11..19).unwrap_or(&at);
+    let name = match level {
+        Level::Warn | Level::Error | Level::Debug => format!("{} ", name.trim_end()),
+        Level::Info | Level::Notice => String::new(),
+    };
+    let program = program.strip_prefix("ft-").unwrap_or(program);
+    let text = without_error_numbers(&text.to_string());
+    let said = wrapped(&format!("{name}{program}: {text}"), at.len() + 1, columns);
     if looks.has_colours && !colour.is_empty() {
-        format!("{at} {colour}{name} {program}: {text}\x1b[0m\n")
+        format!("{at} {colour}{said}\x1b[0m\n")
     } else {
-        format!("{at} {name} {program}: {text}\n")
+        format!("{at} {said}\n")
     }
+}
+
+/// `text` without the numbers of the host's errors, which are behind their names.
+fn without_error_numbers(text: &str) -> String {
+    const BEFORE: &str = " (os error ";
+    let mut parts = text.split(BEFORE);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(')') {
+            Some(rest) => kept.push_str(rest),
+            None => kept.extend([BEFORE, part]),
+        }
+    }
+    kept
+}
+
+/// `text` in lines of at most `columns`, broken between words. All begin behind `indent` columns, which the first line's caller
+/// fills. What has no place to break is left whole, so that it can be copied.
+fn wrapped(text: &str, indent: usize, columns: usize) -> String {
+    if columns < COLUMNS_MIN {
+        return text.to_owned();
+    }
+    let mut lines = String::with_capacity(text.len());
+    let mut column = indent;
+    for (index, word) in text.split(' ').enumerate() {
+        let width = word.chars().count();
+        if index > 0 && column + 1 + width > columns {
+            lines.push('\n');
+            lines.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += width;
+    }
+    lines
 }
 
 /// A line for a terminal: a report may have words of a peer in it, which must not move the cursor or look like a line of ours.
@@ -185,6 +261,13 @@ impl Display for Printable<'_> {
             .chars()
             .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") })
     }
+}
+
+/// The lines of `report` on a terminal of 80 columns without colours.
+#[cfg(test)]
+pub(crate) fn on_a_terminal<R: Report>(program: &str, report: &R) -> Vec<String> {
+    let looks = Looks { columns: Some(COLUMNS), has_colours: false };
+    line(program, report.level(), &report.to_string(), looks).lines().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -207,14 +290,64 @@ mod tests {
     }
 
     #[test]
-    fn lines_have_time_level_and_program_and_colours_only_where_they_are_welcome() {
-        let look = |is_terminal, has_colours| line("ft-lan", Level::Warn, "text", Looks { is_terminal, has_colours });
-        let in_a_file = look(false, false);
-        assert_eq!(in_a_file.len(), "2026-11-29T01:02:03.456Z WARN  ft-lan: text\n".len(), "{in_a_file}");
-        let (at, rest) = in_a_file.split_once(' ').unwrap();
-        assert!(at.ends_with('Z') && rest == "WARN  ft-lan: text\n", "{in_a_file}");
-        let plain = look(true, false);
-        assert_eq!(plain.split_once(' ').map(|(at, rest)| (at.len(), rest)), Some((8, "WARN  ft-lan: text\n")));
-        assert!(look(true, true).ends_with("\x1b[1;33mWARN  ft-lan: text\x1b[0m\n"));
+    fn a_file_gets_date_level_and_program() {
+        let line = line("ft-lan", Level::Info, "text (os error 2)", Looks { columns: None, has_colours: false });
+        assert_eq!(line.len(), "2026-11-29T01:02:03.456Z INFO  ft-lan: text (os error 2)\n".len(), "{line}");
+        let (at, rest) = line.split_once(' ').unwrap();
+        assert!(at.ends_with('Z') && rest == "INFO  ft-lan: text (os error 2)\n", "{line}");
+    }
+
+    #[test]
+    fn a_terminal_gets_the_time_of_day_and_only_levels_of_what_is_wrong_and_colours_where_they_are_welcome() {
+        let look = |level, has_colours| line("ft-lan", level, "text", Looks { columns: Some(80), has_colours });
+        let behind_time = |level| look(level, false).split_once(' ').map(|(at, rest)| (at.len(), rest.to_owned()));
+        for (level, rest) in [
+            (Level::Info, "lan: text\n"),
+            (Level::Notice, "lan: text\n"),
+            (Level::Warn, "WARN lan: text\n"),
+            (Level::Error, "ERROR lan: text\n"),
+        ] {
+            assert_eq!(behind_time(level), Some((8, rest.into())));
+        }
+        assert!(look(Level::Warn, true).ends_with(" \x1b[1;33mWARN lan: text\x1b[0m\n"));
+        assert!(look(Level::Notice, true).ends_with(" \x1b[1;32mlan: text\x1b[0m\n"));
+        assert!(look(Level::Info, true).ends_with(" lan: text\n"));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_terminal_goes_on_below_itself() {
+        assert_eq!(wrapped("one two three", 4, 40), "one two three");
+        let words = "word ".repeat(20);
+        let lines = wrapped(words.trim_end(), 9, 40);
+        assert_eq!(lines.split_whitespace().count(), 20);
+        for (index, line) in lines.lines().enumerate() {
+            let (indent, rest) = line.split_at(if index > 0 { 9 } else { 0 });
+            assert!(indent.trim().is_empty() && rest.starts_with("word") && rest.len() <= 31, "{lines}");
+        }
+        // It fits to the last column, and not beyond.
+        assert_eq!(wrapped("a23456789 b2345678901", 9, 40).lines().count(), 1);
+        assert_eq!(wrapped(&format!("{} b", "a".repeat(29)), 9, 40).lines().count(), 1);
+        assert_eq!(wrapped(&format!("{} b", "a".repeat(30)), 9, 40).lines().count(), 2);
+        let path = format!("in /{}", "a".repeat(100));
+        assert_eq!(wrapped(&path, 0, 40), path.replace(' ', "\n"), "a path stays whole");
+        assert_eq!(wrapped(&words, 9, 39), words, "narrow terminals do it themselves");
+    }
+
+    #[test]
+    fn numbers_of_errors_are_left_out_behind_their_names_only() {
+        for (text, kept) in [
+            ("a: Connection refused (os error 111); b", "a: Connection refused; b"),
+            ("(No such file (os error 2)) (os error 5)", "(No such file)"),
+            ("(os error x) and (os error 1", "(os error x) and (os error 1"),
+            ("a (os error 1x) b", "a (os error 1x) b"),
+        ] {
+            assert_eq!(without_error_numbers(text), kept);
+        }
+    }
+
+    #[test]
+    fn instructions_are_in_millions_once_the_rest_is_noise() {
+        assert_eq!(Instructions(9_999_999).to_string(), "9_999_999 instructions");
+        assert_eq!(Instructions(1_234_567_890).to_string(), "1_234 M instructions");
     }
 }

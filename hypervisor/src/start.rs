@@ -395,7 +395,9 @@ fn claim_owner(
 
 #[cfg(test)]
 mod tests {
-    use super::{LogIdentity, ResumeConsent, StartError, claim_resume, claim_start, end_unstarted, judge_resume, latest};
+    use super::{
+        LogIdentity, ResumeConsent, StartError, claim_resume, claim_start, end_unstarted, judge_resume, latest,
+    };
     use crate::arbiter::{Arbiter, Claim, ClaimKind, FileArbiter, Verdict};
     use logchannel::entry::Generation;
     use logchannel::session::{NodeId, VmId};

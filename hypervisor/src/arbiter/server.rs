@@ -6,6 +6,7 @@ use crate::host::accept::AcceptTrouble;
 use crate::host::clock;
 use crate::host::rate_limit::{LeftOut, RateLimits};
 use crate::report::{Level, Report, Reporter};
+use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -54,12 +55,14 @@ pub enum ArbiterEvent {
         /// Where the claims are.
         directory: String,
     },
-    /// A generation was claimed, and the claim decided.
+    /// A flag was claimed, and the claim decided.
     Claim {
         /// Of which VM.
         vm: String,
-        /// Which generation.
+        /// As which generation its winner owns the VM, if it isn't the VM's end.
         generation: u64,
+        /// Which flag: the one before that generation.
+        flag: u64,
         /// Who claimed.
         node: String,
         /// Where that node listens.
@@ -68,7 +71,7 @@ pub enum ArbiterEvent {
         ended: bool,
         /// Whether it was given.
         won: bool,
-        /// Whose the generation is; if it was refused, whose the one before is, if anybody's.
+        /// Whose the flag is; if it was refused, whose the one before is, if anybody's.
         holder: Option<String>,
         /// Where that node listens.
         holder_address: Option<String>,
@@ -90,26 +93,18 @@ impl fmt::Display for ArbiterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
-            // The winner of a flag owns the VM as the generation behind it, and so everybody else counts.
-            Self::Claim { vm, generation, node, address, ended, won, holder, holder_address, refused } => {
-                let at = |address: &Option<String>| address.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
-                let holder = format!(
-                    "{}{}",
-                    holder.as_deref().map_or("nobody", |node| node.get(..8).unwrap_or(node)),
-                    at(holder_address)
-                );
-                let next = generation + 1;
+            // Nodes by the first digits of their ids. The address of one that holds a flag was told when it won that.
+            Self::Claim { vm, generation, node, address, ended, won, holder, refused, .. } => {
+                let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+                let holder = holder.as_ref().map_or_else(|| "nobody".into(), |holder| format!("node {holder:.8}"));
                 match (won, refused, ended) {
-                    (true, _, true) => write!(f, "VM {vm}: ended by node {node:.8}{}", at(address)),
-                    (true, _, false) => write!(f, "VM {vm}: generation {next} is node {node:.8}{}", at(address)),
-                    (false, false, _) => {
-                        write!(f, "VM {vm}: node {node:.8}{} lost generation {next} to {holder}", at(address))
-                    }
+                    (true, _, true) => write!(f, "{vm}: ended by node {node:.8}{at}"),
+                    (true, _, false) => write!(f, "{vm}: generation {generation} is node {node:.8}{at}"),
+                    (false, false, _) => write!(f, "{vm}: node {node:.8} lost generation {generation} to {holder}"),
                     (false, true, _) => write!(
                         f,
-                        "VM {vm}: node {node:.8}{} is refused generation {next}: the one before is held by {holder}, not by its \
-                         predecessor",
-                        at(address)
+                        "{vm}: node {node:.8}{at} is refused generation {generation}: the one before is held by {holder}, not by \
+                         its predecessor"
                     ),
                 }
             }
@@ -316,7 +311,7 @@ impl ArbiterServer {
                     move |arbiter: &FileArbiter| arbiter.test_and_set(&asked_vm, generation, &asked, predecessor);
                 match self.on_disk(decide).await? {
                     Ok(verdict) => {
-                        self.reporter.tell(&claim_event(vm.to_string(), generation.0, &claim, &verdict));
+                        self.reporter.tell(&claim_event(vm.to_string(), generation, &claim, &verdict));
                         Ok(match verdict {
                             Verdict::Won => Answer::Won,
                             Verdict::Lost(holder) => Answer::Lost(holder),
@@ -355,7 +350,7 @@ impl ArbiterServer {
     }
 }
 
-fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) -> ArbiterEvent {
+fn claim_event(vm: String, flag: Generation, claim: &Claim, verdict: &Verdict) -> ArbiterEvent {
     let holder = match verdict {
         Verdict::Won => Some(claim),
         Verdict::Lost(holder) => Some(holder),
@@ -363,7 +358,9 @@ fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) ->
     };
     ArbiterEvent::Claim {
         vm,
-        generation,
+        // A request for the last number of all was refused.
+        generation: flag.0.saturating_add(1),
+        flag: flag.0,
         node: claim.node.to_string(),
         address: claim.address.clone(),
         ended: claim.kind == ClaimKind::Ended,
@@ -371,5 +368,52 @@ fn claim_event(vm: String, generation: u64, claim: &Claim, verdict: &Verdict) ->
         holder_address: holder.and_then(|holder| holder.address.clone()),
         holder: holder.map(|holder| holder.node.to_string()),
         refused: matches!(verdict, Verdict::NotSuccessor(_)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::on_a_terminal;
+    use logchannel::session::NodeId;
+
+    /// What is told of a claim of the second flag, which a pair of generation 1 asks for.
+    fn told(kind: ClaimKind, verdict: &Verdict) -> ArbiterEvent {
+        claim_event("vm0".into(), Generation(1), &claim(7, kind), verdict)
+    }
+
+    fn claim(node: u128, kind: ClaimKind) -> Claim {
+        Claim { node: NodeId(node << 96), kind, address: Some("192.168.1.17:7201".into()) }
+    }
+
+    #[test]
+    fn an_event_is_one_line_on_a_terminal() {
+        let owner = || claim(8, ClaimKind::Owner);
+        let events = [
+            ArbiterEvent::Listening { listen: "192.168.1.17:7100".parse().unwrap(), directory: "claims".into() },
+            told(ClaimKind::Owner, &Verdict::Won),
+            told(ClaimKind::Owner, &Verdict::Lost(owner())),
+            told(ClaimKind::Ended, &Verdict::Won),
+            told(ClaimKind::Ended, &Verdict::Lost(owner())),
+            told(ClaimKind::Owner, &Verdict::NotSuccessor(None)),
+            told(ClaimKind::Owner, &Verdict::NotSuccessor(Some(owner()))),
+        ];
+        for event in events {
+            let lines = on_a_terminal("ft-arbiter", &event);
+            // It tells of two arbiters or of lost claims, and says a little more.
+            let is_rare = matches!(event, ArbiterEvent::Claim { refused: true, .. });
+            assert!(is_rare || lines.len() == 1, "{lines:?}");
+            assert!(lines.iter().all(|line| line.len() <= 80), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_generation_is_the_one_that_runs_and_the_number_of_a_claim_is_a_flag() {
+        let won = told(ClaimKind::Owner, &Verdict::Won);
+        let json = serde_json::to_value(&won).unwrap();
+        assert_eq!([&json["flag"], &json["generation"]], [1, 2]);
+        assert_eq!(won.to_string(), "vm0: generation 2 is node 00000007 at 192.168.1.17:7201");
+        let lost = told(ClaimKind::Owner, &Verdict::Lost(claim(8, ClaimKind::Owner)));
+        assert_eq!(lost.to_string(), "vm0: node 00000007 lost generation 2 to node 00000008");
     }
 }

@@ -1,12 +1,14 @@
 //! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
 
+#[cfg(test)]
+mod tests;
+mod text;
+
 use crate::console::Piece;
 use crate::distribution::Distribution;
-use crate::host::rate_limit::LeftOut;
-use crate::report::{Grouped, Level, Report, Tenths};
+use crate::report::{Level, Report};
 use crate::trouble::Trouble;
 use serde::Serialize;
-use std::fmt;
 use vm::{DeviceFault, DroppedFrames, Machine};
 
 /// One thing that happened on one side of a VM.
@@ -358,11 +360,6 @@ pub const fn frames_dropped(machine: &Machine) -> u64 {
     received.saturating_add(transmitted)
 }
 
-/// Tells of them, if there are any.
-fn dropped(f: &mut fmt::Formatter<'_>, frames: u64) -> fmt::Result {
-    if frames == 0 { Ok(()) } else { write!(f, "; its network card dropped {} frames", Grouped(frames)) }
-}
-
 impl From<Trouble> for NodeReport {
     fn from(trouble: Trouble) -> Self {
         match trouble {
@@ -372,11 +369,6 @@ impl From<Trouble> for NodeReport {
             Trouble::Panic { reason, has_console } => Self::GuestPanicked { reason, has_console },
         }
     }
-}
-
-/// Outputs that a full buffer cost, if there are any.
-fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
-    if outputs == 0 { Ok(()) } else { write!(f, "; {} outputs {how}", Grouped(outputs)) }
 }
 
 impl Report for NodeReport {
@@ -410,206 +402,6 @@ impl Report for NodeReport {
             (_, true, _) => Level::Warn,
             (.., true) => Level::Notice,
             (false, false, false) => Level::Info,
-        }
-    }
-}
-
-impl fmt::Display for NodeReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Owner { vm, generation, node } => {
-                write!(f, "OWNER of VM {vm} as generation {generation}, node {node:.8}")
-            }
-            Self::Listening { channel } => write!(f, "logging channel at {channel}"),
-            Self::LanAttached { lan } => write!(f, "attached to the LAN at {lan}"),
-            Self::LanLost { reason } => write!(f, "no LAN: {reason}"),
-            Self::BackupConnected { address } => write!(f, "backup connected from {address}"),
-            Self::BackupRefused { address, reason, left_out } => {
-                write!(f, "backup from {address} refused: {reason}{}", LeftOut(*left_out))
-            }
-            Self::SpareWaits { address, left_out } => {
-                write!(f, "another backup waits for its place, at {address}{}", LeftOut(*left_out))
-            }
-            Self::WaitsForPlace => f.write_str("the primary has a backup already; this one waits for its place"),
-            Self::Waiting { vm, reason, seconds } => {
-                write!(f, "waiting for a primary of VM {vm} since {seconds} s: {reason}")
-            }
-            Self::GuestWaits { channel, seconds } => {
-                write!(f, "the guest waits since {seconds} s for a backup at {channel}")
-            }
-            Self::Alone { generation } => write!(f, "ALONE as generation {generation}: no backup"),
-            Self::PrimaryConnected { address } => write!(f, "connected to the primary at {address}"),
-            Self::Joined { image } => {
-                write!(f, "joined: guest {image} is in lockstep")
-            }
-            Self::Protected { generation, again } => {
-                write!(f, "PROTECTED{} as generation {generation}", if *again { " again" } else { "" })
-            }
-            Self::MemoryCopied { pages, took_ms, stood_ms, longest_stand_us } => write!(
-                f,
-                "memory sent: {} pages in {} ms; guest stood {} ms, at most {} us",
-                Grouped(*pages),
-                Grouped(*took_ms),
-                Grouped(*stood_ms),
-                Grouped(*longest_stand_us)
-            ),
-            // One that hadn't joined yet costs no claim.
-            Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
-            Self::PrimaryLost { reason } => write!(f, "primary lost: {reason}"),
-            Self::LogUsable { directory } => write!(f, "log whole, to go on with --resume {directory}"),
-            Self::DiskWaits { directory, seconds } => {
-                write!(
-                    f,
-                    "outputs wait since {seconds} s for the disk of {directory}; Ctrl-C gives the VM to its backup"
-                )
-            }
-            Self::LogLost { reason } => write!(f, "NO LOG ON DISK any more, the VM goes on without: {reason}"),
-            Self::Resumed { segment, ending, entries, instruction_count, may_lack, .. } => write!(
-                f,
-                "resumed at instruction {} after {} entries of {segment}, which is {ending}{}",
-                Grouped(*instruction_count),
-                Grouped(*entries),
-                if *may_lack {
-                    "; the last of what clients have seen may be missing, as the operator has accepted"
-                } else {
-                    ""
-                }
-            ),
-            Self::ArbiterUnreachable { reason } => {
-                write!(f, "{reason}; asking again, and until it answers no side starts the VM or takes it over")
-            }
-            Self::ClaimsLost { vm, generation, latest } => {
-                let known = latest.map_or_else(|| "no owner".into(), |latest| format!("only generation {latest}"));
-                write!(
-                    f,
-                    "THE ARBITER HAS LOST ITS CLAIMS, or was restored to an older state: it knows {known} of VM {vm}, which \
-                     this node owns as generation {generation}; claiming again what is missing. Find out who removes claims, \
-                     and start no other primary of this VM"
-                )
-            }
-            Self::OwnerConfirmed { generation } => write!(
-                f,
-                "the arbiter confirms this node as the owner of generation {generation}, though the LAN refuses it: is the LAN \
-                 another VM's of this name, or the arbiter older than the LAN? It is tried again every second"
-            ),
-            Self::ClaimsRestored { generation } => {
-                write!(f, "the arbiter knows this node again as the owner of generation {generation}")
-            }
-            Self::Stranded { generation } => write!(
-                f,
-                "STANDS STILL: the pair of generation {generation} broke after the arbiter had lost its claims, so the backup \
-                 may own the VM. If the backup has gone live, end this primary. If it is dead, end this primary too and go on \
-                 with --resume from a log, or --force-new"
-            ),
-            Self::PrimaryClaimLost { generation } => write!(
-                f,
-                "WAITS: the arbiter has lost the claim of the primary of generation {generation}, so whether that one goes on \
-                 can't be known. If it lives, it claims again, and this backup is told. If it is dead, end this backup and go on \
-                 with --resume from a log, or --force-new"
-            ),
-            Self::Live { generation, loss_noticed_us, live_us, entries, digests_checked, tail_dropped, .. } => {
-                let after_us = live_us.saturating_sub(*loss_noticed_us);
-                write!(
-                    f,
-                    "LIVE as generation {generation}, {} us after the loss ({} entries, {} digests)",
-                    Grouped(after_us),
-                    Grouped(*entries),
-                    Grouped(*digests_checked)
-                )?;
-                lost(f, *tail_dropped, "may be LOST: there were too many to keep for going live")
-            }
-            Self::FirstOutput => f.write_str("first frame sent"),
-            Self::RawConsole => f.write_str(
-                "keys go to the guest as they are typed; Ctrl-A x ends this program, Ctrl-A Ctrl-A types Ctrl-A",
-            ),
-            Self::Console(piece) => write!(f, "console: {}", piece.text.trim_end()),
-            Self::DeviceFailed { device, queue, descriptor, times } => {
-                write!(f, "the guest's {device} driver has made a mistake in queue {queue}: ")?;
-                match descriptor {
-                    Some(descriptor) => write!(f, "bad descriptor {descriptor}")?,
-                    None => f.write_str("bad ring")?,
-                }
-                f.write_str("; the device does nothing until the driver resets it")?;
-                if *times > 1 { write!(f, " ({times} mistakes so far)") } else { Ok(()) }
-            }
-            Self::GuestPanicked { reason, has_console: true } => {
-                write!(f, "the guest's kernel has PANICKED: {reason}")
-            }
-            Self::GuestPanicked { reason, has_console: false } => write!(
-                f,
-                "the guest's kernel has PANICKED before it had a console: {reason}; `earlycon=sbi` in its boot arguments \
-                 shows all it says, --memory gives it more RAM"
-            ),
-            Self::OutputDropped { stream, console_bytes, lines } => {
-                let (bytes, lines) = (Grouped(*console_bytes), Grouped(*lines));
-                write!(f, "{stream} was not taken: {bytes} bytes of console and {lines} lines are lost")
-            }
-            Self::Diverged { reason } => f.write_str(reason),
-            Self::Figures(figures) => {
-                write!(
-                    f,
-                    "{} instructions, {} entries, {} bytes to the backup, {} frames",
-                    Grouped(figures.instruction_count),
-                    Grouped(figures.entries),
-                    Grouped(figures.channel_bytes),
-                    Grouped(figures.frames),
-                )?;
-                if figures.frames_without_lan > 0 {
-                    write!(f, " ({} without LAN)", Grouped(figures.frames_without_lan))?;
-                }
-                dropped(f, figures.frames_dropped)?;
-                if figures.hold_time.samples > 0 {
-                    let Distribution { p50_us, p99_us, max_us, .. } = figures.hold_time;
-                    write!(f, "; held p50 {}, p99 {}, max {} us", Tenths(p50_us), Tenths(p99_us), Tenths(max_us))?;
-                }
-                lost(f, figures.outputs_given_up, "were given up: the network didn't carry them")
-            }
-            Self::Recording { instruction_count, mips, entries, is_booting } => {
-                let doing = if *is_booting { "booting" } else { "recording" };
-                write!(
-                    f,
-                    "{doing}: {} M instructions, {mips:.0} MIPS, {} entries",
-                    Grouped(instruction_count / 1_000_000),
-                    Grouped(*entries)
-                )
-            }
-            Self::Recorded(recorded) => {
-                write!(
-                    f,
-                    "recorded {} instructions, {} entries and {} outputs in {:.3} s to {} ({} bytes)",
-                    Grouped(recorded.instruction_count),
-                    Grouped(recorded.entries),
-                    Grouped(recorded.outputs),
-                    recorded.seconds,
-                    recorded.log,
-                    Grouped(recorded.log_bytes)
-                )?;
-                dropped(f, recorded.frames_dropped)
-            }
-            Self::Replaying { instruction_count, mips, entries, percent } => {
-                f.write_str("replaying: ")?;
-                if let Some(percent) = percent {
-                    write!(f, "{percent} % of the log, ")?;
-                }
-                let millions = Grouped(instruction_count / 1_000_000);
-                write!(f, "{millions} M instructions, {mips:.0} MIPS, {} entries", Grouped(*entries))
-            }
-            Self::Replayed(replayed) => {
-                write!(
-                    f,
-                    "replayed {} instructions, {} entries and {} outputs in {:.3} s (guest's clock {:.3} s); \
-                 {} state digests equal, the last {}",
-                    Grouped(replayed.instruction_count),
-                    Grouped(replayed.entries),
-                    Grouped(replayed.outputs),
-                    replayed.seconds,
-                    replayed.guest_seconds,
-                    Grouped(replayed.digests_checked),
-                    replayed.state_digest
-                )?;
-                dropped(f, replayed.frames_dropped)
-            }
-            Self::End { reason, exit_code } => write!(f, "{reason} (exit code {exit_code})"),
         }
     }
 }

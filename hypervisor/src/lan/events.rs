@@ -150,8 +150,17 @@ impl fmt::Display for LanEvent {
                 if let Some(qemu) = qemu {
                     write!(f, ", QEMU at {qemu}")?;
                 }
-                forwards.iter().try_for_each(|forward| {
-                    write!(f, "; {} {} is {} on the LAN", forward.protocol, forward.listen, forward.guest)
+                forwards.iter().enumerate().try_for_each(|(index, forward)| {
+                    let ForwardListening { protocol, listen, guest } = forward;
+                    // As a rule TCP and UDP are forwarded alike, and are told once.
+                    let is_same = |other: &ForwardListening| (&other.listen, &other.guest) == (listen, guest);
+                    if forwards[..index].iter().any(is_same) {
+                        Ok(())
+                    } else if forwards[index + 1..].iter().any(is_same) {
+                        write!(f, ", {listen} is {guest}")
+                    } else {
+                        write!(f, ", {protocol} {listen} is {guest}")
+                    }
                 })
             }
             Self::Attached { vm, generation, first_packet, lost } => {
@@ -171,16 +180,13 @@ impl fmt::Display for LanEvent {
                 write!(f, "{vm}: generation {generation} detached, its frames are kept")
             }
             Self::Silent { vm, generation } => {
-                write!(
-                    f,
-                    "{vm}: generation {generation} has sent no heartbeat for 1.5 s: detached, its frames are kept"
-                )
+                write!(f, "{vm}: generation {generation} silent for 1.5 s: detached, frames are kept")
             }
             Self::ClientWaits { protocol, listen, guest, has_vm: false } => {
-                write!(f, "a client of {protocol} {listen} waits: no VM is attached that could be {guest}")
+                write!(f, "{protocol} client of {listen} waits: no VM is at {guest}")
             }
             Self::ClientWaits { protocol, listen, guest, has_vm: true } => {
-                write!(f, "a client of {protocol} {listen} waits: no guest answers as {guest}; is its network up?")
+                write!(f, "{protocol} client of {listen} waits: no answer from {guest}")
             }
             Self::Forgotten { vm } => write!(f, "{vm}: forgotten, to make room for another VM"),
             Self::QemuJoined { port } => write!(f, "QEMU port {port} joined"),
@@ -218,6 +224,75 @@ impl fmt::Display for Dropped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::on_a_terminal;
+
+    /// Every event, with values as they usually are.
+    fn usual() -> Vec<LanEvent> {
+        let vm = || "vm0".to_owned();
+        let (listen, guest) = ("192.168.1.17:7007".to_owned(), "10.0.2.15:7".to_owned());
+        let forward =
+            |protocol, listen: &str| ForwardListening { protocol, listen: listen.into(), guest: guest.clone() };
+        let client =
+            |has_vm| LanEvent::ClientWaits { protocol: "tcp", listen: listen.clone(), guest: guest.clone(), has_vm };
+        let listening = |forwards| LanEvent::Listening { listen: "192.168.1.17:7000".into(), qemu: None, forwards };
+        vec![
+            listening(vec![]),
+            listening(vec![forward("tcp", &listen), forward("udp", &listen)]),
+            listening(vec![forward("tcp", "0.0.0.0:7007")]),
+            LanEvent::Attached { vm: vm(), generation: 2, first_packet: 123_456, lost: 0 },
+            LanEvent::Fenced { vm: vm(), generation: 1, by: 2 },
+            LanEvent::Detached { vm: vm(), generation: 1 },
+            LanEvent::Silent { vm: vm(), generation: 1 },
+            client(false),
+            client(true),
+            LanEvent::Forgotten { vm: vm() },
+            LanEvent::QemuJoined { port: 3 },
+            LanEvent::QemuLeft { port: 3 },
+            LanEvent::Dropped(Dropped { duplicates: 2, ..Dropped::default() }),
+            LanEvent::Dropped(Dropped::default()),
+            LanEvent::Attached { vm: vm(), generation: 2, first_packet: 123_456, lost: 17 },
+            LanEvent::Refused { vm: vm(), generation: 1, reason: "generation 2 owns the VM".into(), left_out: 0 },
+        ]
+    }
+
+    /// Whether an event may be longer than a line. A new event is to be decided on here, and to be put into [`usual`].
+    const fn may_be_longer(event: &LanEvent) -> bool {
+        match event {
+            LanEvent::Attached { lost, .. } => *lost > 0,
+            LanEvent::Listening { .. }
+            | LanEvent::Fenced { .. }
+            | LanEvent::Refused { .. }
+            | LanEvent::Detached { .. }
+            | LanEvent::Silent { .. }
+            | LanEvent::ClientWaits { .. }
+            | LanEvent::Forgotten { .. }
+            | LanEvent::QemuJoined { .. }
+            | LanEvent::QemuLeft { .. }
+            | LanEvent::Dropped(_) => false,
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_on_a_terminal() {
+        for event in usual() {
+            let lines = on_a_terminal("ft-lan", &event);
+            assert!(may_be_longer(&event) || lines.len() == 1, "{lines:?}");
+            assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_forward_of_both_protocols_is_told_once() {
+        let forward = |protocol, port: u16| ForwardListening {
+            protocol,
+            listen: format!("127.0.0.1:{port}"),
+            guest: "10.0.2.15:7".into(),
+        };
+        let forwards = vec![forward("tcp", 7), forward("udp", 8), forward("udp", 7)];
+        let listening = LanEvent::Listening { listen: "127.0.0.1:7000".into(), qemu: None, forwards };
+        let expected = "VMs attach at 127.0.0.1:7000, 127.0.0.1:7 is 10.0.2.15:7, udp 127.0.0.1:8 is 10.0.2.15:7";
+        assert_eq!(listening.to_string(), expected);
+    }
 
     #[test]
     fn only_what_was_dropped_is_said_to_people_and_every_counter_to_programs() {

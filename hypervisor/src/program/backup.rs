@@ -211,6 +211,10 @@ impl Search {
             let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
             let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
                 Ok(stream) => Ok((address, stream)),
+                // Most often nobody listens, which needs no more words.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    Err(format!("nobody answers at {address}"))
+                }
                 Err(error) => Err(format!("nobody answers at {address} ({error})")),
             });
             match connected {
@@ -243,13 +247,11 @@ fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
         return Ok(Err("the arbiter knows no VM of this name".into()));
     };
     Ok(match claim.address {
-        Some(address) if claim.kind == ClaimKind::Ended => {
-            Err(format!("it was ended by its owner at {address}, and has not been started again"))
-        }
+        Some(address) if claim.kind == ClaimKind::Ended => Err(format!("the VM was ended at {address}")),
         Some(address) if address == node.address => {
-            Err(format!("its owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
+            Err(format!("the VM's owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
         }
-        Some(address) => resolve(&address).map_err(|error| format!("its owner can't be found: {error}")),
-        None => Err(format!("its owner of generation {} has told no address", generation.0 + 1)),
+        Some(address) => resolve(&address).map_err(|error| format!("the VM's owner can't be found: {error}")),
+        None => Err(format!("the VM's owner of generation {} has told no address", generation.0 + 1)),
     })
 }

@@ -255,7 +255,7 @@ fn show_verdict(verdict: &Verdict) -> Result<(), StdoutError> {
     row("longest gap meanwhile", &verdict.rejoin_gap)?;
     for Witness { name, result, .. } in &verdict.clients {
         out!(
-            "{name}: {} sent, {} right, {} lost, {} out of order or doubled, {} changed{}",
+            "{name}: {} sent, {} right, {} lost, {} out of order, {} changed{}",
             Grouped(result.sent),
             Grouped(result.received),
             Grouped(result.lost),

@@ -1,5 +1,6 @@
 //! Exit codes, the same for all programs.
 
+use crate::arbiter::Claim;
 use crate::role::{BackupEnd, PrimaryEnd};
 use vm::StopReason;
 
@@ -59,8 +60,15 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
             INTERRUPTED,
             "interrupted before the VM had a log of its own; it can be resumed again from the same one".into(),
         ),
-        PrimaryEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
+        PrimaryEnd::Fenced { holder } => (FENCED, fenced(holder)),
     }
+}
+
+/// The words of a side's end that another node, with this claim, has fenced. A node's first digits are enough for people.
+fn fenced(holder: &Claim) -> String {
+    let Claim { node, address, .. } = holder;
+    let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+    format!("fenced by node {:.8}{at}", node.to_string())
 }
 
 /// The code and the words of a backup's end.
@@ -68,7 +76,7 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
 pub fn of_backup(end: &BackupEnd) -> (u8, String) {
     match end {
         BackupEnd::GuestStopped(reason) => (of_guest(*reason), reason.to_string()),
-        BackupEnd::Fenced { holder } => (FENCED, format!("fenced: {} owns the VM", holder.who())),
+        BackupEnd::Fenced { holder } => (FENCED, fenced(holder)),
         BackupEnd::Unprotected { reason } => {
             (UNPROTECTED, format!("the primary was lost before the pair was protected: {reason}"))
         }

@@ -128,7 +128,7 @@ fn replay(logs: &[PathBuf], options: &Options, output: &mut Output) -> Result<(u
     output.finish_console()?;
     let ending = replayed.ending.clone();
     output.tell(&NodeReport::Replayed(replayed))?;
-    Ok((exit::OK, format!("{from}: every output and state digest equal; the log is {ending}{skipped}")))
+    Ok((exit::OK, format!("{from}: all outputs and digests equal; the log is {ending}{skipped}")))
 }
 
 fn in_file(path: &Path, error: impl Display) -> Failure {

@@ -1,6 +1,7 @@
 //! What was measured: as a table, or as JSON.
 
 use super::Time;
+use crate::report::Grouped;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,10 +30,10 @@ impl Way {
     const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
-            Self::Recording => "recording",
-            Self::Replaying => "replaying",
+            Self::Recording => "recorded",
+            Self::Replaying => "replayed",
             Self::Stops => "stops",
-            Self::QemuRecording => "QEMU rec.",
+            Self::QemuRecording => "QEMU rr",
             Self::Qemu => "QEMU",
         }
     }
@@ -66,8 +67,8 @@ const RATIOS: [Ratio; 5] = [
 impl Ratio {
     const fn name(self) -> &'static str {
         match self {
-            Self::PlainOverQemuRecording => "plain/QEMU rec.",
-            Self::RecordingOverQemuRecording => "rec./QEMU rec.",
+            Self::PlainOverQemuRecording => "plain/QEMU rr",
+            Self::RecordingOverQemuRecording => "rec./QEMU rr",
             Self::RecordingOverPlain => "rec./plain",
             Self::ReplayingOverPlain => "repl./plain",
             Self::StopsOverPlain => "stops/plain",
@@ -148,35 +149,38 @@ fn geometric_means<'a, K: Copy + Ord + 'a>(rows: impl Iterator<Item = &'a BTreeM
     first.keys().filter_map(mean).collect()
 }
 
+/// The widths of the tables' columns: all together no more than a terminal's 80.
+const NAME: usize = 15;
+const INSTRUCTIONS: usize = 9;
+const WAY: usize = 9;
+const RATIO: usize = 13;
+
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, rounds, time, qemu, programs, geometric_means } = self;
-        writeln!(
-            f,
-            "millions of instructions per second of {}, best of {rounds} rounds with {size} units of work",
-            time.name()
-        )?;
+        writeln!(f, "Millions of instructions per second of {}; the best of {rounds} rounds,", time.name())?;
+        writeln!(f, "{size} units of work each.")?;
         if let Some(version) = qemu {
-            writeln!(f, "{version}; its start and firmware, measured with no work, are taken off")?;
+            writeln!(f, "{version}.\nIts start and firmware, a run with no work, are taken off. rr: it records.")?;
         }
-        write!(f, "  {:<14}{:>14}", "", "instructions")?;
-        WAYS.iter().try_for_each(|way| write!(f, "{:>11}", way.name()))?;
+        write!(f, "\n{:<NAME$}{:>INSTRUCTIONS$}", "", "instr. M")?;
+        WAYS.iter().try_for_each(|way| write!(f, "{:>WAY$}", way.name()))?;
         writeln!(f)?;
         for row in programs {
-            write!(f, "  {:<14}{:>14}", row.program, vm::InstructionCount(row.instructions).to_string())?;
-            write_figures(f, &WAYS, &row.mips, 11, 0)?;
+            write!(f, "{:<NAME$}{:>INSTRUCTIONS$}", row.program, Grouped(row.instructions / 1_000_000))?;
+            write_figures(f, &WAYS, &row.mips, WAY, 0)?;
         }
-        write!(f, "  {:<14}{:14}", "geometric mean", "")?;
-        write_figures(f, &WAYS, &geometric_means.mips, 11, 0)?;
-        write!(f, "\n  {:<16}", "ratio")?;
-        RATIOS.iter().try_for_each(|ratio| write!(f, "{:>16}", ratio.name()))?;
+        write!(f, "{:<NAME$}{:INSTRUCTIONS$}", "geometric mean", "")?;
+        write_figures(f, &WAYS, &geometric_means.mips, WAY, 0)?;
+        write!(f, "\n{:<NAME$}", "ratio")?;
+        RATIOS.iter().try_for_each(|ratio| write!(f, "{:>RATIO$}", ratio.name()))?;
         writeln!(f)?;
         for row in programs {
-            write!(f, "  {:<16}", row.program)?;
-            write_figures(f, &RATIOS, &row.ratios, 16, 2)?;
+            write!(f, "{:<NAME$}", row.program)?;
+            write_figures(f, &RATIOS, &row.ratios, RATIO, 2)?;
         }
-        write!(f, "  {:<16}", "geometric mean")?;
-        write_figures(f, &RATIOS, &geometric_means.ratios, 16, 2)
+        write!(f, "{:<NAME$}", "geometric mean")?;
+        write_figures(f, &RATIOS, &geometric_means.ratios, RATIO, 2)
     }
 }
 
@@ -207,7 +211,7 @@ mod tests {
             if with_qemu {
                 mips.insert(Way::QemuRecording, 800.0);
             }
-            Row::new(program, 1_000_000, mips)
+            Row::new(program, 1_000_000_000, mips)
         };
         Results::new(7, 3, Time::Cpu, None, vec![row("a", 100.0, with_qemu[0]), row("b", 400.0, with_qemu[1])])
     }
@@ -234,6 +238,21 @@ mod tests {
     fn table_has_a_dash_for_what_is_missing() {
         let table = results([true, false]).to_string();
         let row = table.lines().find(|line| line.trim_start().starts_with("b ")).unwrap();
-        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["b", "1_000_000", "400", "200", "-", "-", "-", "-"]);
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["b", "1_000", "400", "200", "-", "-", "-", "-"]);
+    }
+
+    #[test]
+    fn tables_have_at_most_80_columns_all_apart() {
+        let ways = [Way::Plain, Way::Recording, Way::Replaying, Way::Stops, Way::QemuRecording, Way::Qemu];
+        let mips = ways.map(|way| (way, 12_345.0));
+        let row = Row::new("hash-paged", 123_456_789_012, mips.into());
+        let version = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)".to_owned();
+        let table = Results::new(1_000_000, 1_000, Time::Cpu, Some(version), vec![row]).to_string();
+        assert!(table.lines().all(|line| line.len() <= 80), "{table}");
+        // "QEMU rr" is two words.
+        let cells = |line: &str| line.replace("instr. M", "M").split_whitespace().count();
+        let heads: Vec<_> = table.lines().filter(|line| line.contains("plain")).map(cells).collect();
+        let rows: Vec<_> = table.lines().filter(|line| line.starts_with("hash-paged")).map(cells).collect();
+        assert_eq!((heads, rows), (vec![8, 8], vec![1 + 7, 1 + 5]), "{table}");
     }
 }
