@@ -1,4 +1,5 @@
 //! What an operator meets: programs that say what they do, and don't mislead.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use nix::sys::signal::Signal;
 use std::thread;
@@ -57,6 +58,33 @@ fn help_tells_what_the_exit_codes_mean() {
         let help = programs!().command(program).arg("--help").output().unwrap();
         let help = String::from_utf8_lossy(&help.stdout);
         assert!(help.contains("Exit codes: 0 "), "{program}: {help}");
+    }
+}
+
+/// What each program's help says on a terminal with so many columns, and `-h`, and of `ft-bench` what its parts say.
+fn helps(columns: &str) -> Vec<String> {
+    let help = |program: &str, arguments: &[&str]| {
+        let mut command = programs!().command(program);
+        let output = command.args(arguments).env("COLUMNS", columns).output().unwrap();
+        assert!(output.status.success(), "{program} {arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let programs = ["ft-lan", "ft-arbiter", "ft-primary", "ft-backup", "ft-record", "ft-replay", "ft-demo", "ft-bench"];
+    let parts = ["output-rule", "interp", "join"];
+    let of_programs = programs.iter().flat_map(|program| [help(program, &["--help"]), help(program, &["-h"])]);
+    of_programs.chain(parts.iter().map(|part| help("ft-bench", &[part, "--help"]))).collect()
+}
+
+#[test]
+fn help_fits_a_terminal_of_80_columns_and_keeps_its_examples_whole() {
+    let (narrow, wide) = (helps("80"), helps("1000"));
+    for (narrow, wide) in narrow.iter().zip(wide) {
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        // What stands at the margin may go on in the next line; a command may not.
+        let example = wide.lines().skip_while(|line| !line.starts_with("Example"));
+        for command in example.filter(|line| line.starts_with("  ")) {
+            assert!(narrow.lines().any(|line| line == command), "{command}\nis broken in\n{narrow}");
+        }
     }
 }
 

@@ -22,9 +22,9 @@ use std::process::ExitCode;
     after_help = "Example: make the guest's echo port reachable, and say something to it\n  \
                   ft-lan --listen 127.0.0.1:7000 --forward 127.0.0.1:7007=10.0.2.15:7\n  \
                   nc 127.0.0.1 7007\n\n\
-                  Limits: 512 TCP connections through forwards, 256 through one, 192 of one client address; one more takes the\n  \
-                  place of a connection over which nothing has passed for a minute, or is reset. A connection is closed when\n  \
-                  nothing has passed for a day, or for two minutes after one side has closed it. As many UDP flows, of which the\n  \
+                  Limits: 512 TCP connections through forwards, 256 through one, 192 of one client address; one more takes the \
+                  place of a connection over which nothing has passed for a minute, or is reset. A connection is closed when \
+                  nothing has passed for a day, or for two minutes after one side has closed it. As many UDP flows, of which the \
                   longest silent makes room at once. All are counted in the event `dropped`.\n\n\
                   FT_LOG=debug shows connections that come and go."
 )]

@@ -15,6 +15,7 @@ pub fn run_as_named() -> Option<ExitCode> {
     let program = match Path::new(&name).file_name().and_then(OsStr::to_str)? {
         "ft-arbiter" => super::arbiter::main,
         "ft-backup" => super::backup::main,
+        "ft-bench" => super::bench::main,
         "ft-demo" => super::demo::main,
         "ft-lan" => super::lan::main,
         "ft-pong" => super::bench::pong_main,

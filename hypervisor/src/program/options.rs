@@ -37,7 +37,7 @@ const MEMORY_MIB_WITH_KERNEL: u64 = 128;
 /// Which guest, on which machine.
 #[derive(Args, Clone, Debug)]
 pub struct GuestOptions {
-    /// The guest: a built-in one (bench, counter, echo, hello, suite, tally), or an ELF file
+    /// The guest: a built-in one (bench, counter, echo, hello, rewrite, suite, tally), or an ELF file
     #[arg(long, value_name = "NAME|PATH", default_value = "echo", conflicts_with_all = ["kernel", "bare"])]
     pub guest: String,
     /// Instead of --guest: an operating system's kernel, as a Linux Image or an ELF file that starts in S-mode

@@ -39,7 +39,8 @@ use vm::{Machine, OutputOperation};
     ft-primary --guest echo --lan 127.0.0.1:7000 &\n  \
     ft-backup --lan 127.0.0.1:7000\n\n\
     With a Linux kernel instead of --guest:\n  \
-    ft-primary --kernel Image --initrd initramfs.cpio --append console=ttyS0 --lan 127.0.0.1:7000\n\nSee also ft-backup --help."))]
+    ft-primary --kernel Image --initrd initramfs.cpio --append console=ttyS0 \\\n    \
+    --lan 127.0.0.1:7000\n\nSee also ft-backup --help."))]
 struct Options {
     #[command(flatten)]
     guest: GuestOptions,
