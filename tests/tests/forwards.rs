@@ -1,19 +1,62 @@
-//! `ft-lan` and `ft-arbiter` among strangers: clients that come in crowds, too early or with nonsense are told of, and fill no log.
+//! `ft-lan` and `ft-arbiter` among strangers: clients that come in crowds, too early or with nonsense are told of, and fill no log. A
+//! VM whose host doesn't read, and an `ft-lan` that is started again, harm nobody else.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use hypervisor::lan::Attachment;
+use hypervisor::lan::client::{Attached, FromLan, attach};
 use hypervisor::program::cluster::PATIENCE;
+use logchannel::entry::Generation;
+use logchannel::session::NodeId;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
+use tests::client::Load;
 use tests::programs;
 use tests::stage::{Node, Stage, wait_until};
+use vm::{FRAME_BYTES_MAX, OutputId};
 
 /// An `ft-lan` with a forward for TCP and UDP to the same port of a guest, and where it is.
 fn start_lan(stage: &Stage) -> (Node, String) {
-    let mut lan = stage.program("ft-lan", &["--listen", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"]);
+    let ports = ["--listen", "127.0.0.1:0", "--qemu", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"];
+    let mut lan = stage.program("ft-lan", &ports);
     let forward = lan.told("listening")["forwards"][0]["listen"].as_str().unwrap().to_owned();
     (lan, forward)
+}
+
+/// A VM with the echo guest at the LAN at `lan`, and not at the stage's own.
+fn start_echo_vm(stage: &Stage, lan: &str) -> Node {
+    let arbiter = format!("tcp:{}", stage.site.arbiter_address());
+    let options = ["--unprotected", "--lan", lan, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"];
+    let mut vm = stage.program("ft-primary", &options);
+    vm.told("lan_attached");
+    vm
+}
+
+/// The Ethernet address of a VM whose host doesn't read.
+const SLOW_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
+/// The port of a VM whose host is this test.
+fn attach_slow_vm(lan: &str) -> Attached {
+    let attachment = Attachment {
+        vm: "slow".parse().unwrap(),
+        node: NodeId(7),
+        generation: Generation(0),
+        mac: SLOW_MAC,
+        next_output: OutputId(0),
+        output_end: OutputId(u64::MAX),
+        last_packet: 0,
+        booted: Generation(0),
+    };
+    attach(lan.parse().unwrap(), &attachment, PATIENCE).unwrap()
+}
+
+/// The most memory that a process has had, in KiB.
+fn peak_memory_kib(process: &Node) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }
 
 fn datagram_from_a_new_port(to: &str) -> UdpSocket {
@@ -99,4 +142,86 @@ fn strangers_with_nonsense_do_not_fill_the_log_of_the_arbiter() {
     (0..50).for_each(|_| say(&listen, &[0xff; 64]));
     wait_until("a line", || arbiter.stderr().contains("connection closed"));
     assert_few_lines(&arbiter, "connection closed", since);
+}
+
+/// The frames for a VM whose host reads nothing come to eight times what the LAN keeps for it.
+#[test]
+fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything() {
+    const KEPT_MIB: u64 = 8;
+    let stage = Stage::new(programs!());
+    let (mut lan, forward) = start_lan(&stage);
+    let listen = lan.told_text("listening", "listen");
+    let _other = start_echo_vm(&stage, &listen);
+    let mut slow = attach_slow_vm(&listen);
+    let load = Load::on(forward.parse().unwrap());
+    load.goes_on();
+
+    let memory_before_kib = peak_memory_kib(&lan);
+    let mut qemu = TcpStream::connect(lan.told_text("listening", "qemu")).unwrap();
+    let frames = 8 * (KEPT_MIB << 20) / FRAME_BYTES_MAX as u64;
+    for number in 0..frames {
+        let mut message = u32::try_from(FRAME_BYTES_MAX).unwrap().to_be_bytes().to_vec();
+        message.extend([&SLOW_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &number.to_be_bytes()].concat());
+        message.resize(4 + FRAME_BYTES_MAX, 0);
+        qemu.write_all(&message).unwrap();
+        if number % 100 == 0 {
+            slow.sender.send_heartbeat().unwrap();
+        }
+    }
+    load.goes_on();
+
+    // It takes what is left, whose last frame is the last that was sent.
+    slow.receiver.excuse();
+    let mut received = 0;
+    let delivered = loop {
+        match slow.receiver.receive().unwrap() {
+            FromLan::Packet { number, frame } => {
+                received += 1;
+                if frame[12..14] == [0x88, 0xb5] && frame[14..22] == (frames - 1).to_be_bytes() {
+                    break number;
+                }
+            }
+            FromLan::HeartbeatDue => slow.sender.send_heartbeat().unwrap(),
+            FromLan::Carried { .. } => {}
+        }
+    };
+    load.lost_nothing();
+    let grown_mib = (peak_memory_kib(&lan) - memory_before_kib) >> 10;
+    assert!(grown_mib < 3 * KEPT_MIB, "for one VM {grown_mib} MiB");
+    lan.interrupt();
+    let dropped = lan.reports().iter().rfind(|report| report["event"] == "dropped").cloned().unwrap();
+    let overflowed = dropped["vm_overflow"].as_u64().unwrap();
+    assert!(overflowed > frames / 2, "{dropped}");
+    assert_eq!(received + overflowed, delivered, "each frame is delivered or counted");
+}
+
+/// The gateway's silence after an unanswered question for the guest's address cost a client a second, and several after several
+/// restarts, though the guest was back after a twentieth.
+#[test]
+fn a_client_is_served_soon_after_the_lan_was_started_again() {
+    const SOON: Duration = Duration::from_millis(800);
+    let stage = Stage::new(programs!());
+    let (mut lan, forward) = start_lan(&stage);
+    let listen = lan.told_text("listening", "listen");
+    let _vm = start_echo_vm(&stage, &listen);
+    let arguments = ["--listen", &listen, "--forward", &format!("{forward}=10.0.2.15:7")];
+    let mut waited = Vec::new();
+    for _ in 0..5 {
+        // Three times in short order, with a client each time.
+        let mut client = None;
+        let mut came = Instant::now();
+        for _ in 0..3 {
+            lan.kill();
+            lan = stage.program("ft-lan", &arguments);
+            lan.told("listening");
+            came = Instant::now();
+            client = Some(TcpStream::connect(&forward).unwrap());
+        }
+        let mut client = client.unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"hello").unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+        waited.push(came.elapsed());
+    }
+    assert!(waited.iter().any(|&waited| waited < SOON), "{waited:?}");
 }

@@ -85,7 +85,7 @@ pub struct Fabric {
 }
 
 impl Fabric {
-    /// A LAN with nothing but the gateway on it, whose sequence numbers and ports `seed` makes hard to guess.
+    /// A LAN with nothing but the gateway on it, whose sequence numbers `seed` makes hard to guess.
     #[must_use]
     pub fn new(seed: u64, now_us: u64) -> Self {
         let gateway = Gateway::new(seed, now_us);

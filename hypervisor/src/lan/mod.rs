@@ -27,6 +27,7 @@ pub mod fabric;
 mod forward;
 mod gateway;
 mod limits;
+mod ports;
 pub mod pulse;
 mod qemu_port;
 pub mod server;

@@ -7,6 +7,7 @@ use super::Protocol;
 use super::seat::{Lost, Seat};
 use super::waiting::Waiters;
 use crate::host::accept::AcceptTrouble;
+use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, RecvError};
 use std::future::poll_fn;
@@ -77,7 +78,7 @@ impl Forwarded {
                 return Ok(client.set_zero_linger()?);
             }
         };
-        let handle = self.shared.drive(|fabric| fabric.gateway().connect_tcp(self.guest));
+        let handle = self.shared.drive(|fabric| fabric.gateway().connect_tcp(self.guest, clock::now_us()));
         let socket = GuestStream { shared: self.shared.clone(), handle, seat };
         let passed = tokio::select! {
             passed = self.pass(&socket, &mut client) => passed,

@@ -8,6 +8,7 @@ use super::Protocol;
 use super::seat::Seat;
 use super::waiting::Waiters;
 use crate::host::accept::AcceptTrouble;
+use crate::host::clock;
 use smoltcp::iface::SocketHandle;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -141,7 +142,7 @@ struct Flow {
 
 impl Flow {
     fn open(shared: &Rc<Shared>, seat: Seat, guest: SocketAddrV4) -> Self {
-        let handle = shared.with(|fabric| fabric.gateway().open_udp(*guest.ip()));
+        let handle = shared.with(|fabric| fabric.gateway().open_udp(*guest.ip(), clock::now_us()));
         Self { shared: shared.clone(), handle, seat, delayed: Notify::new() }
     }
 
