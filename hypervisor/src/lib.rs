@@ -1,30 +1,16 @@
-//! Fault tolerance by deterministic replay: everything between the machine and the host.
+//! The programs that run a fault-tolerant VM, its LAN and its arbiter.
 //!
 //! ```text
-//!   host/ ──► event source ──► LogEntry ──► log (file, channel) ──► Machine
-//!   Machine ──► OutputOperation ──► OutputGate ──► host/ (LAN, console)
+//!   program   one module for each ft-* program: options, messages, exit codes
+//!   node      a side of a VM as a process: threads and sockets around the roles of the crate `ft`, and the log on disk
+//!   lan       the network that guests and clients are on
+//!   arbiter   the durable test-and-set, its clients and its server
+//!   os        clocks, entropy, signals, terminals, and what is written to them
 //! ```
-//!
-//! [`host`] is the only module that reads clocks and entropy or opens sockets for a VM.
+//! Each layer uses those below it only. What decides is in the crate [`ft`], which knows none of them.
 
 pub mod arbiter;
-pub mod console;
-pub mod distribution;
-pub mod divergence;
-pub mod event_source;
-mod files;
-pub mod guest;
-pub mod guest_clock;
-pub mod host;
 pub mod lan;
-pub mod mutation;
-pub mod output_gate;
-mod page_copy;
+pub mod node;
+pub mod os;
 pub mod program;
-pub mod record;
-pub mod replay;
-pub mod report;
-pub mod restore;
-pub mod role;
-pub mod start;
-pub mod trouble;

@@ -2,7 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
-use hypervisor::arbiter::{self, Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, TcpArbiter, Verdict};
+use ft::claim::{Claim, ClaimKind, Verdict};
+use hypervisor::arbiter;
+use hypervisor::arbiter::{Arbiter, ArbiterError, FileArbiter, TcpArbiter};
 use logchannel::entry::Generation;
 use logchannel::frame::{FrameKind, append_frame};
 use logchannel::session::{NodeId, VmId};

@@ -2,7 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
-use hypervisor::arbiter::{self, Arbiter, ArbiterError, Claim, ClaimKind, EtcdArbiter, Verdict};
+use ft::claim::{Claim, ClaimKind, Verdict};
+use hypervisor::arbiter;
+use hypervisor::arbiter::{Arbiter, ArbiterError, EtcdArbiter};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::io::{Read, Write};

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use guest_programs::bench::Program;
-use hypervisor::guest::Guest;
+use hypervisor::program::guest::Guest;
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 
 /// Steps at a time; the guest has its timer interrupts in between.

@@ -8,7 +8,7 @@
 use hypervisor::lan::client::{Attached, FrameReceiver, FrameSender, FromLan, LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::{Attachment, ConnectionLimits};
-use hypervisor::report::Reporter;
+use hypervisor::os::report::Reporter;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -172,7 +172,7 @@ impl Guest {
     }
 
     fn now() -> Instant {
-        Instant::from_micros(i64::try_from(hypervisor::host::clock::now_us()).unwrap())
+        Instant::from_micros(i64::try_from(hypervisor::os::clock::now_us()).unwrap())
     }
 
     /// Runs until there is nothing to do; what it sent is appended to `outputs`.

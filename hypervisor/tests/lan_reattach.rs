@@ -2,16 +2,16 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::guest_clock::GuestClock;
-use hypervisor::host::inbox::HostEventSource;
-use hypervisor::host::network::{Network, NetworkAddress, NetworkEvents};
-use hypervisor::host::outlets::Outlets;
+use ft::guest_clock::GuestClock;
+use ft::output_gate::OutputGate;
 use hypervisor::lan::client::{LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
-use hypervisor::output_gate::OutputGate;
-use hypervisor::report::Reporter;
+use hypervisor::node::io::inbox::HostEventSource;
+use hypervisor::node::io::network::{Network, NetworkAddress, NetworkEvents};
+use hypervisor::node::io::outlets::Outlets;
+use hypervisor::os::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 use std::io::{Read, Write};
@@ -106,9 +106,9 @@ impl Owner {
             let mut gate = self.gate.lock().unwrap();
             std::iter::from_fn(|| gate.take_released()).collect()
         };
-        if let Some((last, _)) = batch.last() {
+        if let Some(last) = batch.last() {
             outlets.put_out(&batch);
-            self.gate.lock().unwrap().console_left(OutputId(last.0 + 1));
+            self.gate.lock().unwrap().console_left(OutputId(last.id.0 + 1));
         }
     }
 

@@ -1,16 +1,17 @@
 //! A VM's log on disk: segments, going on from them wherever they were cut, and disks that fail.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../ft/tests/roles_image/mod.rs"]
 mod roles_image;
 
-use hypervisor::event_source::EventSource;
-use hypervisor::host::log_directory::{
+use ft::event_source::EventSource;
+use ft::record::{Intervals, LogSink, Recorder};
+use ft::replay::{Consumed, Replayer};
+use hypervisor::node::log::restore::RestoreError;
+use hypervisor::node::log::{
     DiskLimits, DiskLog, JoiningLog, LogDirectory, LogDirectoryError, PossibleLoss, Resumed, StuckDisk, Survey,
     segments,
 };
-use hypervisor::record::{Intervals, LogSink, Recorder};
-use hypervisor::replay::{Consumed, Replayer};
-use hypervisor::restore::RestoreError;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::file::{Ending, LogReader};
 use logchannel::session::{NodeId, SessionHeader, VmId};

@@ -3,22 +3,23 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../ft/tests/roles_image/mod.rs"]
 mod roles_image;
 
-use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict, is_successor};
-use hypervisor::guest::Guest;
-use hypervisor::host::backup::{self, BackupOutcome, FaultInjection, Succession};
-use hypervisor::host::clock;
-use hypervisor::host::console::Keys;
-use hypervisor::host::live::{LiveEnd, LiveVm};
-use hypervisor::host::network::{ATTACH_TIMEOUT, NetworkAddress};
-use hypervisor::host::node::Node;
+use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
+use ft::record::Intervals;
+use ft::role::{BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryEnd, PrimaryRole, Timing};
+use hypervisor::arbiter::{Arbiter, ArbiterError};
 use hypervisor::lan::wire::ServerMessage;
-use hypervisor::record::Intervals;
-use hypervisor::report::Reporter;
-use hypervisor::role::{
-    BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryEnd, PrimaryRole, Timing,
-};
+use hypervisor::node::backup;
+use hypervisor::node::backup::{BackupOutcome, FaultInjection, Succession};
+use hypervisor::node::environment::Node;
+use hypervisor::node::io::console::Keys;
+use hypervisor::node::io::network::{ATTACH_TIMEOUT, NetworkAddress};
+use hypervisor::node::primary::{LiveEnd, LiveVm};
+use hypervisor::os::clock;
+use hypervisor::os::report::Reporter;
+use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::frame::{FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;

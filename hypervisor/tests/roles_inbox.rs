@@ -2,11 +2,11 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::event_source::EventSource;
-use hypervisor::guest::Guest;
-use hypervisor::guest_clock::GuestClock;
-use hypervisor::host::clock;
-use hypervisor::host::inbox::HostEventSource;
+use ft::event_source::EventSource;
+use ft::guest_clock::GuestClock;
+use hypervisor::node::io::inbox::HostEventSource;
+use hypervisor::os::clock;
+use hypervisor::program::guest::Guest;
 use std::thread;
 use std::time::Duration;
 use vm::{Event, Machine, MachineConfig};

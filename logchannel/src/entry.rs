@@ -1,6 +1,6 @@
 //! What the log says: at which instruction count, what happened.
 
-use std::fmt;
+use core::fmt;
 use vm::{Event, InstructionCount, OutputId, PageRange, StateDigest, StopReason};
 
 /// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with `seq < cursor`.

@@ -5,8 +5,9 @@
 //! ```
 //! A frame says nothing about versions, so that every version can read the frame in which another one introduces itself.
 
+use alloc::vec::Vec;
+use core::ops::Range;
 use crc32fast::Hasher;
-use std::ops::Range;
 
 /// Bytes before a frame's body.
 pub const FRAME_HEADER_BYTES: usize = 9;

@@ -3,8 +3,12 @@
 use crate::codec::{self, CodecError, Varint, check_length};
 use crate::entry::{Generation, LogSeq};
 use crate::frame::{Frame, FrameKind, append_frame, append_frame_with};
-use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, NodeId, SessionHeader, VmId, cut};
+use crate::session::{FORMAT_VERSION, NodeId, SessionHeader, VmId, cut};
 use crate::snapshot::{Pages, Snapshot, TailOutput};
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::string::ToString;
+use alloc::vec::Vec;
 use vm::{InstructionCount, OutputId, OutputOperation};
 
 /// The longest reason in a message, in bytes; longer ones are cut when they are sent.
@@ -18,7 +22,6 @@ pub(crate) mod kind {
     use super::FrameKind;
 
     pub(crate) const SESSION: FrameKind = FrameKind(1);
-    pub(crate) const IMAGE_CHUNK: FrameKind = FrameKind(2);
     pub(crate) const ENTRIES: FrameKind = FrameKind(3);
     pub(crate) const ACCEPTED: FrameKind = FrameKind(4);
     pub(crate) const REFUSED: FrameKind = FrameKind(5);
@@ -285,14 +288,6 @@ impl Message {
     }
 }
 
-/// Appends a session frame: the version by itself, so that every version can read it, then the header.
-pub(crate) fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
-    append_frame_with(kind::SESSION, out, |out| {
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        codec::encode_session(header, out);
-    });
-}
-
 /// The session on a channel: between the version and the header stands the owner.
 fn decode_channel_session(body: &[u8]) -> Result<Message, MessageError> {
     let bad = |source| MessageError::Body { kind: "session", source };
@@ -334,7 +329,7 @@ fn decode_join(body: &[u8]) -> Result<Message, MessageError> {
 
 fn decode_vm(name: &[u8]) -> Result<VmId, CodecError> {
     let invalid = |reason| CodecError::Invalid { what: "VM name", reason };
-    let name = std::str::from_utf8(name).map_err(|error| invalid(error.to_string()))?;
+    let name = core::str::from_utf8(name).map_err(|error| invalid(error.to_string()))?;
     VmId::new(name).map_err(|error| invalid(error.to_string()))
 }
 
@@ -351,20 +346,6 @@ pub(crate) fn append_tail(id: OutputId, operation: &OutputOperation, out: &mut V
 /// Appends the frame that ends a snapshot.
 pub(crate) fn append_snapshot(snapshot: &Snapshot, out: &mut Vec<u8>) {
     append_frame_with(kind::SNAPSHOT, out, |out| codec::encode_snapshot(snapshot, out));
-}
-
-/// Appends an image frame.
-pub(crate) fn append_image_chunk(bytes: &[u8], out: &mut Vec<u8>) {
-    assert!(!bytes.is_empty() && bytes.len() <= IMAGE_CHUNK_BYTES, "an image piece of {} bytes", bytes.len());
-    append_frame(kind::IMAGE_CHUNK, bytes, out);
-}
-
-pub(crate) fn decode_image_chunk(body: &[u8]) -> Result<&[u8], CodecError> {
-    if body.is_empty() {
-        return Err(CodecError::Truncated);
-    }
-    check_length("image piece", body.len(), IMAGE_CHUNK_BYTES)?;
-    Ok(body)
 }
 
 /// Appends a frame of encoded entries.
@@ -393,8 +374,8 @@ fn append_reason(kind: FrameKind, reason: &str, out: &mut Vec<u8>) {
 
 fn decode_reason(body: &[u8]) -> Result<String, CodecError> {
     check_length("reason", body.len(), REASON_BYTES_MAX)?;
-    let text =
-        std::str::from_utf8(body).map_err(|error| CodecError::Invalid { what: "reason", reason: error.to_string() })?;
+    let text = core::str::from_utf8(body)
+        .map_err(|error| CodecError::Invalid { what: "reason", reason: error.to_string() })?;
     Ok(text.to_owned())
 }
 

@@ -1,9 +1,12 @@
 //! What a log is about: the first thing in a log file and on a logging channel.
 
 use crate::entry::Generation;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
 use sha2::{Digest, Sha256};
-use std::fmt;
-use std::str::FromStr;
 use vm::{BehaviourVersion, MachineConfig};
 
 /// The version of entries, frames and headers that this build reads and writes.

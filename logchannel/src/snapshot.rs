@@ -6,6 +6,7 @@
 //! Pages may come again, because the guest runs on while they are copied; the last counts.
 
 use crate::entry::LogSeq;
+use alloc::vec::Vec;
 use vm::{OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
 /// The most pages in one piece.

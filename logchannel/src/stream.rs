@@ -6,7 +6,8 @@
 use crate::codec::{CodecError, EntryDecoder, EntryEncoder};
 use crate::entry::{LogEntry, LogSeq};
 use crate::message::{BATCH_BYTES_MAX, EntryBatch, append_entries};
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 /// The peer breaks the protocol: it is faulty, and the connection must be given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,7 +120,7 @@ impl LogSender {
                 last.end = self.appended;
             }
             _ => {
-                let mut bytes = std::mem::take(&mut self.spare);
+                let mut bytes = core::mem::take(&mut self.spare);
                 bytes.extend_from_slice(&self.scratch);
                 self.pending.push_back(PendingBatch { first: seq, end: self.appended, bytes });
             }

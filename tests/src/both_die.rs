@@ -5,13 +5,14 @@
 //! A real disk and a real restart are in `hypervisor/tests/log_directory.rs` and `tests/tests/cold_restart.rs`.
 
 use crate::random::Random;
-use hypervisor::arbiter::{Claim, ClaimKind, Verdict};
-use hypervisor::guest::Guest;
-use hypervisor::guest_clock::GuestClock;
-use hypervisor::role::{
+use ft::claim::{Claim, ClaimKind, Verdict};
+use ft::guest_clock::GuestClock;
+use ft::output_gate::Released;
+use ft::role::{
     BackupAction, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, LatestAnswer, PrimaryAction,
     PrimaryEnd, PrimaryRole, Timing,
 };
+use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
@@ -298,7 +299,7 @@ impl History {
     /// Outputs leave that the role has released: what their receivers have seen must outlive the death of both sides.
     fn put_out(&mut self, owner: &mut Owner) -> Result<bool, String> {
         let mut has_left = false;
-        while let Some((id, _)) = owner.role.take_released() {
+        while let Some(Released { id, .. }) = owner.role.take_released() {
             let entry = self.outputs[usize::try_from(id.0).expect("few outputs")];
             match owner.disk.written {
                 None => return Err(format!("output {} left, and no log could be resumed", id.0)),

@@ -1,8 +1,8 @@
 //! Clients of the echo service: a UDP client that accounts for every datagram, and a crowd of all kinds.
 
 use hypervisor::program::client::Client;
-use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client;
+use hypervisor::program::client::echo;
+use hypervisor::program::site::cluster::PATIENCE;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -104,7 +104,7 @@ impl Load {
     #[track_caller]
     #[must_use]
     pub fn on(service: SocketAddr) -> Self {
-        let connect = |_| echo_client::tcp(service).expect("the LAN takes connections");
+        let connect = |_| echo::tcp(service).expect("the LAN takes connections");
         let load = Self { tcp: (0..Self::CONNECTIONS).map(connect).collect(), udp: DatagramClient::start(service) };
         load.goes_on();
         load

@@ -16,7 +16,7 @@ pub mod redis;
 pub mod sim;
 pub mod stage;
 
-pub use hypervisor::program::executable::Executable;
+pub use hypervisor::program::site::executable::Executable;
 
 /// The executable that runs every program under its name. Only integration tests know where it is.
 #[macro_export]

@@ -2,7 +2,7 @@
 //!
 //! It carries whole messages, so that acknowledgements can be let through one at a time.
 
-use hypervisor::program::cluster::PATIENCE;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;

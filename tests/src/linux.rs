@@ -2,7 +2,7 @@
 //!
 //! `guest-programs/linux/build.sh` makes the files; tests that need them say clearly that they were skipped.
 
-use hypervisor::program::process::Process;
+use hypervisor::program::site::process::Process;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -51,7 +51,7 @@ pub fn seed() -> u64 {
     match std::env::var("FT_SEED") {
         Ok(text) => text.parse().expect("FT_SEED is a decimal number"),
         Err(_) => {
-            let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = hypervisor::host::entropy::seed();
+            let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = hypervisor::os::entropy::seed();
             u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])
         }
     }

@@ -1,8 +1,8 @@
 //! Redis' checking client, as tests use it.
 
 use crate::linux::PATIENCE;
+use hypervisor::program::client::redis;
 use hypervisor::program::client::{Client, ClientResult};
-use hypervisor::program::redis_client;
 use std::net::SocketAddr;
 
 /// A client at work on a thread of its own: it increments a counter and sets keys, and every reply must be what follows from
@@ -22,7 +22,7 @@ impl RedisLoad {
     #[track_caller]
     #[must_use]
     pub fn on(service: SocketAddr) -> Self {
-        let load = Self(redis_client::start(service).expect("redis accepts connections"));
+        let load = Self(redis::start(service).expect("redis accepts connections"));
         load.goes_on();
         load
     }
@@ -56,7 +56,7 @@ impl RedisLoad {
 /// If there is no redis.
 #[must_use]
 pub fn misled_client(service: SocketAddr) -> ClientResult {
-    let client = redis_client::start(service).expect("redis accepts connections");
+    let client = redis::start(service).expect("redis accepts connections");
     // It ends at its first wrong reply.
     let _ = client.wait_for_replies(1, PATIENCE);
     client.finish()

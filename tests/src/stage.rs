@@ -2,9 +2,9 @@
 
 use crate::Executable;
 use crate::link::Link;
-use hypervisor::program::cluster::{PATIENCE, Site};
-use hypervisor::program::exit;
-use hypervisor::program::process::{Process, ProcessError};
+use hypervisor::program::cli::exit;
+use hypervisor::program::site::cluster::{PATIENCE, Site};
+use hypervisor::program::site::process::{Process, ProcessError};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::arbiter::{self, Arbiter, Claim, ClaimKind, TcpArbiter, Verdict};
+use ft::claim::{Claim, ClaimKind, Verdict};
+use hypervisor::arbiter;
+use hypervisor::arbiter::{Arbiter, TcpArbiter};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::io::{Read, Write};

@@ -2,7 +2,7 @@
 //! of riscv-tests do: exit code 0 means a pass, and nothing else does.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
 use std::fs;
 use tempfile::TempDir;
 use tests::programs;

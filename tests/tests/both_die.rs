@@ -17,7 +17,7 @@ fn whatever_has_left_is_in_a_log_that_can_be_resumed() {
 #[cfg(feature = "mutations")]
 #[test]
 fn every_mutation_breaks_a_promise() {
-    use hypervisor::mutation::{Mutation, activate};
+    use ft::mutation::{Mutation, activate};
     let missed: Vec<_> = Mutation::OF_DISK_LOGS
         .into_iter()
         .filter(|mutation| {

@@ -2,7 +2,7 @@
 //! entries, and what comes of it when standard output takes no more.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Read;

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, EtcdArbiter, Verdict};
+use ft::claim::{Claim, ClaimKind, Verdict};
+use hypervisor::arbiter::{Arbiter, ArbiterError, EtcdArbiter};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::sync::Barrier;

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::arbiter::{Arbiter, Claim, ClaimKind};
+use ft::claim::{Claim, ClaimKind};
+use hypervisor::arbiter::Arbiter;
 use logchannel::entry::Generation;
 use nix::sys::signal::Signal;
 use std::time::Duration;

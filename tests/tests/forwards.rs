@@ -4,7 +4,7 @@
 
 use hypervisor::lan::Attachment;
 use hypervisor::lan::client::{Attached, FromLan, attach};
-use hypervisor::program::cluster::PATIENCE;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use std::fs;

@@ -1,8 +1,8 @@
 //! The real `ft-record` and `ft-replay` with guests that come from files: kernels, initrds, disks, and what can't be one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::guest::Guest;
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
+use hypervisor::program::guest::Guest;
 use logchannel::file::LogHead;
 use std::fs;
 use std::path::PathBuf;

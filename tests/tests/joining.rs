@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::arbiter::{self, Claim, ClaimKind, Verdict};
-use hypervisor::program::cluster::PATIENCE;
+use ft::claim::{Claim, ClaimKind, Verdict};
+use hypervisor::arbiter;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::frame::{BODY_BYTES_MAX, FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::program::cluster::PATIENCE;
+use hypervisor::program::site::cluster::PATIENCE;
 use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //! descriptor that is waited for in a loop.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
 use nix::sys::resource::{Resource, setrlimit};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;

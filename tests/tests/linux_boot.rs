@@ -1,7 +1,7 @@
 //! A stock Debian Linux boots, is typed to, serves redis, and powers off; and all of it replays bit for bit.
 
-use hypervisor::program::exit;
-use hypervisor::program::redis_client::{Redis, Reply};
+use hypervisor::program::cli::exit;
+use hypervisor::program::client::redis::{Redis, Reply};
 use serde_json::Value;
 use std::io::{self, Write};
 use std::net::SocketAddr;

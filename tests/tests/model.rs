@@ -66,7 +66,7 @@ fn no_order_of_events_breaks_a_chain_of_failover_and_rejoin() {
 #[cfg(feature = "mutations")]
 mod mutations {
     use super::*;
-    use hypervisor::mutation::Mutation;
+    use ft::mutation::Mutation;
 
     /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs redundancy, not safety.
     const FOUND: [Mutation; 18] = [

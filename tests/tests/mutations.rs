@@ -1,12 +1,13 @@
 //! Bugs on purpose, each found by the simulator within a few seeds: checks that nothing can fail prove nothing.
 
 #![cfg(feature = "mutations")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::arbiter::Verdict;
-use hypervisor::guest::Guest;
-use hypervisor::mutation::{Mutation, activate};
-use hypervisor::output_gate::OutputGate;
-use hypervisor::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
+use ft::claim::Verdict;
+use ft::mutation::{Mutation, activate};
+use ft::output_gate::OutputGate;
+use ft::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
+use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};

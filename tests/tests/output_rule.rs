@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::program::cluster::PATIENCE;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use std::io::{ErrorKind, Read, Write};

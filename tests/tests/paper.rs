@@ -43,7 +43,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use hypervisor::arbiter;
-use hypervisor::program::cluster::PATIENCE;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::Message;
 use nix::libc::linger;

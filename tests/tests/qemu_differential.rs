@@ -1,7 +1,7 @@
 //! The same executables on QEMU's `virt` board and on our machine print the same.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::guest::Guest;
+use hypervisor::program::guest::Guest;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tests::qemu::runtime::{program, word_name};

@@ -1,9 +1,9 @@
 //! The `echo` guest, the very file that our machine runs, on QEMU's `virt` board with OpenSBI, with real clients.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::guest::Guest;
-use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client;
+use hypervisor::program::client::echo;
+use hypervisor::program::guest::Guest;
+use hypervisor::program::site::cluster::PATIENCE;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use tempfile::{NamedTempFile, TempDir};
@@ -29,10 +29,10 @@ fn start_echo(netdev: &str) -> (Qemu, NamedTempFile) {
 
 /// A TCP and a UDP client, both at once.
 fn echo_through(service: SocketAddr) {
-    let stream = echo_client::tcp(service).unwrap();
+    let stream = echo::tcp(service).unwrap();
     // By then the host's side knows where the guest is, and no datagram waits for that.
     assert!(stream.wait_for_replies(REPLIES, PATIENCE), "{:?}", stream.finish());
-    let datagrams = echo_client::udp(service).unwrap();
+    let datagrams = echo::udp(service).unwrap();
     assert!(datagrams.wait_for_replies(REPLIES, PATIENCE), "{:?}", datagrams.finish());
     assert!(stream.wait_for_replies(REPLIES, PATIENCE), "{:?}", stream.finish());
     let (stream, datagrams) = (stream.finish(), datagrams.finish());

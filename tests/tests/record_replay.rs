@@ -1,9 +1,9 @@
 //! The real `ft-record` and `ft-replay`: what was recorded comes out again, and what can't is refused by name.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client;
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
+use hypervisor::program::client::echo;
+use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::{LogHead, LogReader, LogStart, LogWriter};
 use logchannel::frame::FRAME_HEADER_BYTES;
@@ -142,7 +142,7 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     let mut recorder = bench.recorder(&log, &["--guest", "echo", "--lan", listening["listen"].as_str().unwrap()]);
     recorder.told("lan_attached");
     recorder.told("console");
-    let (stream, datagrams) = (echo_client::tcp(service).unwrap(), echo_client::udp(service).unwrap());
+    let (stream, datagrams) = (echo::tcp(service).unwrap(), echo::udp(service).unwrap());
     for client in [&stream, &datagrams] {
         assert!(client.wait_for_replies(300, PATIENCE));
     }
@@ -189,7 +189,7 @@ fn guests_that_are_recorded_one_after_the_other_on_one_lan_are_all_reachable() {
         let lan = listening["listen"].as_str().unwrap();
         let mut recorder = bench.recorder(&log, &["--guest", "echo", "--vm", vm, "--lan", lan]);
         recorder.told("console");
-        let client = echo_client::tcp(service).unwrap();
+        let client = echo::tcp(service).unwrap();
         assert!(client.wait_for_replies(20, PATIENCE), "recording {number} of {vm} is not reachable");
         let result = client.finish();
         assert!(result.is_perfect(), "{result:?}");

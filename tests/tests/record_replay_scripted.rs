@@ -2,11 +2,11 @@
 //! same outputs, digests and state, from memory, from a file, and from a file that was cut anywhere.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::divergence::entry_name;
-use hypervisor::event_source::EventSource;
-use hypervisor::guest::Guest;
-use hypervisor::record::{Intervals, LogSink, Recorder, Slice};
-use hypervisor::replay::{Consumed, Replayer};
+use ft::divergence::entry_name;
+use ft::event_source::EventSource;
+use ft::record::{Intervals, LogSink, Recorder, Slice};
+use ft::replay::{Consumed, Replayer};
+use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::file::{Ending, LogFileError, LogReader, LogWriter};
 use logchannel::session::{SessionHeader, VmId};

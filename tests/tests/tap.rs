@@ -1,8 +1,8 @@
 //! A VM on TAP interfaces of the kernel's, one for each side, on a bridge where the clients are the kernel's own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::echo_client;
+use hypervisor::program::client::echo;
+use hypervisor::program::site::cluster::PATIENCE;
 use std::net::SocketAddr;
 use tempfile::TempDir;
 use tests::netns::{in_own_network, make_bridge, run, stations};
@@ -63,7 +63,7 @@ fn a_kernels_tcp_connection_survives_the_kill_of_the_primary() {
         make_bridge(HOST, &TAPS);
         let place = Place::new();
         let Pair { mut primary, mut backup } = place.pair();
-        let client = echo_client::tcp(SocketAddr::from(SERVICE)).unwrap();
+        let client = echo::tcp(SocketAddr::from(SERVICE)).unwrap();
         assert!(client.wait_for_replies(REPLIES, PATIENCE), "{:?}", client.finish());
         assert_eq!(interface_of_guest().as_deref(), Some(TAPS[0]));
         assert!(!backup.has_told("lan_attached"), "a backup has no interface");

@@ -1,8 +1,8 @@
 //! Output that nobody reads: a full pipe on standard output or standard error stops no guest, no failover and no signal.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hypervisor::program::cluster::PATIENCE;
-use hypervisor::program::exit;
+use hypervisor::program::cli::exit;
+use hypervisor::program::site::cluster::PATIENCE;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -5,8 +5,9 @@
 //! be reached, and asks again: what became of the request before, the same claim tells. At most one request is left behind.
 
 use super::deadline::Deadline;
-use super::{Arbiter, ArbiterError, Claim, Verdict};
+use super::{Arbiter, ArbiterError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use ft::claim::{Claim, Verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::io;
@@ -87,7 +88,8 @@ impl Arbiter for BoundedArbiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbiter::{ClaimKind, FileArbiter};
+    use crate::arbiter::FileArbiter;
+    use ft::claim::ClaimKind;
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
     use std::fs::{self, OpenOptions};

@@ -1,6 +1,6 @@
 //! How long a call to an arbiter over the network may take.
 
-use crate::host::clock;
+use crate::os::clock;
 use std::io;
 use std::time::Duration;
 

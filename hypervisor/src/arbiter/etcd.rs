@@ -14,7 +14,8 @@
 //! then the address is wrong.
 
 use super::deadline::Deadline;
-use super::{Arbiter, ArbiterError, Claim, Verdict, base64, before, check_claim, is_successor, record, verdict};
+use super::{Arbiter, ArbiterError, base64, check_claim, record};
+use ft::claim::{Claim, Verdict, before, is_successor, verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use serde::de::DeserializeOwned;

@@ -8,8 +8,9 @@
 //! A link counts when its directory has been synced. Whoever made it may have failed at that, or died before, so every answer
 //! that tells of a claim, also "it is yours already", syncs the directory first, and the claim is told only if that works.
 
-use super::{Arbiter, ArbiterError, Claim, Verdict, before, check_claim, is_successor, record, verdict};
-use crate::host::entropy;
+use super::{Arbiter, ArbiterError, check_claim, record};
+use crate::os::entropy;
+use ft::claim::{Claim, Verdict, before, is_successor, verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::fs::{self, File};
@@ -243,7 +244,7 @@ impl Drop for TemporaryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbiter::ClaimKind;
+    use ft::claim::ClaimKind;
     use std::cell::{Cell, RefCell};
 
     thread_local! {

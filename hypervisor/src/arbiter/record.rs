@@ -2,7 +2,7 @@
 //!
 //! Version 1: the fields of [`Record`]. What is read is checked here.
 
-use super::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
+use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use serde::{Deserialize, Serialize};

@@ -1,11 +1,12 @@
 //! `ft-arbiter`'s sockets: one thread, a task for each connection, disk writes on threads of their own.
 
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
-use super::{Arbiter, ArbiterError, Claim, ClaimKind, FileArbiter, Verdict};
-use crate::host::accept::AcceptTrouble;
-use crate::host::clock;
-use crate::host::rate_limit::{LeftOut, RateLimits};
-use crate::report::{Level, Report, Reporter};
+use super::{Arbiter, ArbiterError, FileArbiter};
+use crate::os::accept::AcceptTrouble;
+use crate::os::clock;
+use crate::os::rate_limit::{LeftOut, RateLimits};
+use crate::os::report::{Level, Report, Reporter};
+use ft::claim::{Claim, ClaimKind, Verdict};
 use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
 use serde::Serialize;
@@ -374,7 +375,7 @@ fn claim_event(vm: String, flag: Generation, claim: &Claim, verdict: &Verdict) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::on_a_terminal;
+    use crate::os::report::on_a_terminal;
     use logchannel::session::NodeId;
 
     /// What is told of a claim of the second flag, which a pair of generation 1 asks for.

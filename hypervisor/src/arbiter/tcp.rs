@@ -2,7 +2,8 @@
 
 use super::deadline::Deadline;
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
-use super::{Arbiter, ArbiterError, Claim, Verdict, check_claim};
+use super::{Arbiter, ArbiterError, check_claim};
+use ft::claim::{Claim, Verdict};
 use logchannel::entry::Generation;
 use logchannel::frame::FrameDecoder;
 use logchannel::session::{NodeId, VmId};

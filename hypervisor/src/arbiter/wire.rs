@@ -9,8 +9,8 @@
 //!
 //! Version 2: this table; before it a claim had no predecessor. This module checks version, lengths and names.
 
-use super::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use bincode::{Decode, Encode};
+use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use logchannel::codec::{CodecError, decode_value, encode_value};
 use logchannel::entry::Generation;
 use logchannel::frame::{Frame, FrameKind, append_frame_with};

@@ -3,7 +3,7 @@
 use super::attachment::Attachment;
 use super::pulse::{INTERVAL_US, Pulse};
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError, is_frame_length};
-use crate::host::clock;
+use crate::os::clock;
 use logchannel::entry::Generation;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

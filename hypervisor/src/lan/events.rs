@@ -1,7 +1,7 @@
 //! What the LAN tells.
 
-use crate::host::rate_limit::LeftOut;
-use crate::report::{Level, Report};
+use crate::os::rate_limit::LeftOut;
+use crate::os::report::{Level, Report};
 use serde::Serialize;
 use std::fmt;
 
@@ -224,7 +224,7 @@ impl fmt::Display for Dropped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::on_a_terminal;
+    use crate::os::report::on_a_terminal;
 
     /// Every event, with values as they usually are.
     fn usual() -> Vec<LanEvent> {

@@ -21,22 +21,13 @@
 
 mod attachment;
 pub mod client;
-mod clients;
 mod events;
 pub mod fabric;
-mod forward;
-mod gateway;
-mod limits;
-mod ports;
 pub mod pulse;
-mod qemu_port;
 pub mod server;
-mod switch;
-mod vm_port;
 pub mod wire;
 
 pub use attachment::Attachment;
 pub use events::{Dropped, ForwardListening, LanEvent};
-pub use forward::{Forward, ForwardError};
-pub use limits::ConnectionLimits;
+pub use server::{ConnectionLimits, Forward, ForwardError};
 pub use wire::WireError;

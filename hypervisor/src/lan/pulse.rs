@@ -6,7 +6,7 @@
 //! are counted, and not time: to a process that stood still only one of them has passed, and it reads what has come meanwhile
 //! before the next one.
 
-use crate::mutation::{Mutation, mutated};
+use ft::mutation::{Mutation, mutated};
 
 /// From one heartbeat to the next, in microseconds.
 pub const INTERVAL_US: u64 = 500_000;

@@ -1,12 +1,13 @@
 //! `ft-arbiter`: the test-and-set server.
 
-use super::interrupt::termination;
-use super::limits::connections;
-use super::{Failure, begin, exit, finish};
+use super::cli::exit;
+use super::cli::interrupt::termination;
+use super::cli::limits::connections;
+use super::{Failure, begin, finish};
 use crate::arbiter::FileArbiter;
 use crate::arbiter::server::{ArbiterServer, CONNECTIONS_MAX, DISK_THREADS_MAX};
-use crate::host::address::{advice, resolve};
-use crate::report::Reporter;
+use crate::os::address::{advice, resolve};
+use crate::os::report::Reporter;
 use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;

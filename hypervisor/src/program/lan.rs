@@ -1,12 +1,13 @@
 //! `ft-lan`: the network that outlives the hosts of the VMs on it.
 
-use super::interrupt::termination;
-use super::limits::connections;
-use super::{Failure, begin, exit, finish};
-use crate::host::address::resolve;
+use super::cli::exit;
+use super::cli::interrupt::termination;
+use super::cli::limits::connections;
+use super::{Failure, begin, finish};
 use crate::lan::server::{LanConfig, LanServer};
 use crate::lan::{ConnectionLimits, Forward};
-use crate::report::Reporter;
+use crate::os::address::resolve;
+use crate::os::report::Reporter;
 use clap::Parser;
 use std::net::SocketAddr;
 use std::process::ExitCode;

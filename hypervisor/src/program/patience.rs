@@ -1,8 +1,9 @@
 //! An arbiter that a start waits for.
 
-use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
-use crate::host::node::Node;
-use crate::host::reports::NodeReport;
+use crate::arbiter::{Arbiter, ArbiterError};
+use crate::node::environment::Node;
+use crate::node::reports::NodeReport;
+use ft::claim::{Claim, Verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::thread;
@@ -60,11 +61,12 @@ impl Arbiter for PatientArbiter<'_> {
 #[cfg(test)]
 mod tests {
     use super::PatientArbiter;
-    use crate::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict};
-    use crate::host::console::Keys;
-    use crate::host::node::Node;
-    use crate::record::Intervals;
-    use crate::report::Reporter;
+    use crate::arbiter::{Arbiter, ArbiterError};
+    use crate::node::environment::Node;
+    use crate::node::io::console::Keys;
+    use crate::os::report::Reporter;
+    use ft::claim::{Claim, ClaimKind, Verdict};
+    use ft::record::Intervals;
     use logchannel::entry::Generation;
     use logchannel::session::{NodeId, VmId};
     use std::io;

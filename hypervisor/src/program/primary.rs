@@ -1,25 +1,27 @@
 //! `ft-primary`: runs a VM and streams its log to a backup.
 
-use super::limits::{CONNECTIONS, require_descriptors};
-use super::options::{GuestOptions, NodeOptions, listen};
+use super::cli::exit;
+use super::cli::limits::{CONNECTIONS, require_descriptors};
+use super::cli::options::{GuestOptions, NodeOptions, listen};
+use super::cli::progress::Progress;
+use super::cli::stop::{Origin, StopSwitch};
 use super::patience::PatientArbiter;
-use super::progress::Progress;
-use super::stop::{Origin, StopSwitch};
-use super::{Failure, begin, exit, fail_stop, finish};
-use crate::arbiter::{Claim, ClaimKind};
-use crate::guest_clock::GuestClock;
-use crate::host::address::resolve;
-use crate::host::kept_log::{Keeping, KeptLog};
-use crate::host::live::{LiveEnd, LiveVm};
-use crate::host::log_directory::{LogDirectory, LogDirectoryError, ResumeProgress, Resumed, Survey};
-use crate::host::node::Node;
-use crate::host::owner_question::ask_owner;
-use crate::host::reports::NodeReport;
-use crate::host::{clock, entropy};
-use crate::report::Reporter;
-use crate::role::{DiskLogState, Inheritance, PrimaryRole};
-use crate::start::{ResumeConsent, claim_resume, claim_start, end_unstarted, judge_resume, latest, refuse_if_alive};
+use super::{Failure, begin, fail_stop, finish};
+use crate::node::environment::Node;
+use crate::node::log::kept_log::{Keeping, KeptLog};
+use crate::node::log::{LogDirectory, LogDirectoryError, ResumeProgress, Resumed, Survey};
+use crate::node::owner_question::ask_owner;
+use crate::node::primary::{LiveEnd, LiveVm};
+use crate::node::reports::NodeReport;
+use crate::node::start::{claim_resume, claim_start, end_unstarted, latest};
+use crate::os::address::resolve;
+use crate::os::report::Reporter;
+use crate::os::{clock, entropy};
 use clap::Parser;
+use ft::claim::{Claim, ClaimKind};
+use ft::guest_clock::GuestClock;
+use ft::role::{DiskLogState, Inheritance, PrimaryRole};
+use ft::start::{ResumeConsent, judge_resume, refuse_if_alive};
 use logchannel::entry::Generation;
 use logchannel::session::SessionHeader;
 use std::net::{SocketAddr, TcpListener};
@@ -171,7 +173,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
             |owner| provenance.possible_losses(owner).iter().map(ToString::to_string).collect(),
             consent,
         )?;
-        refuse_if_alive(&node.vm, &claim, &node.address, |last| ask_owner(last, &node.vm))?;
+        refuse_if_alive(&node.vm, Some(&claim.holder), &node.address, |last| ask_owner(last, &node.vm))?;
         Ok(claim)
     };
     let claim = judge()?;

@@ -1,21 +1,24 @@
 //! `ft-record`: runs a guest and writes its log to a file.
 
-use super::limits::{FILES, require_descriptors};
-use super::options::{GuestOptions, NetworkOptions};
-use super::progress::Progress;
+use super::cli::exit;
+use super::cli::limits::{FILES, require_descriptors};
+use super::cli::options::{GuestOptions, NetworkOptions};
+use super::cli::progress::Progress;
 use super::recording_file;
-use super::{Failure, begin, exit, finish, interrupted};
-use crate::guest_clock::GuestClock;
-use crate::host::channel::lock;
-use crate::host::inbox::{HostEventSource, SLICE_STEPS};
-use crate::host::network::{Network, NetworkAddress, NetworkEvents};
-use crate::host::outlets::Outlets;
-use crate::host::reports::{NodeReport, Recorded, frames_dropped};
-use crate::host::{clock, console, entropy, signals, writer};
-use crate::record::{Intervals, LogSink, Recorder, Slice};
-use crate::report::Reporter;
-use crate::trouble::{Trouble, Watch};
+use super::{Failure, begin, finish, interrupted};
+use crate::node::channel::lock;
+use crate::node::io::console;
+use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
+use crate::node::io::network::{Network, NetworkAddress, NetworkEvents};
+use crate::node::io::outlets::Outlets;
+use crate::node::reports::{NodeReport, Recorded, frames_dropped};
+use crate::os::report::Reporter;
+use crate::os::{clock, entropy, signals, writer};
 use clap::Parser;
+use ft::guest_clock::GuestClock;
+use ft::output_gate::Released;
+use ft::record::{Intervals, LogSink, Recorder, Slice};
+use ft::trouble::{Trouble, Watch};
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
@@ -285,7 +288,7 @@ fn seconds_since(started_ns: u64) -> f64 {
 struct FileSink {
     log: LogWriter<BufWriter<fs::File>>,
     outlets: Arc<Mutex<Outlets>>,
-    released: Vec<(OutputId, OutputOperation)>,
+    released: Vec<Released>,
     /// The guest has written to its console.
     has_spoken: bool,
 }
@@ -296,7 +299,7 @@ impl LogSink for FileSink {
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> io::Result<()> {
         self.log.append(entry)?;
         self.has_spoken |= matches!(output, Some((_, OutputOperation::Console(_))));
-        self.released.extend(output);
+        self.released.extend(output.map(|(id, operation)| Released::at_once(id, operation)));
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //! So two recordings under one name don't destroy each other, and one that can't be begun destroys no older one.
 
 use super::Failure;
-use crate::files;
+use super::files;
 use logchannel::file::LogWriter;
 use logchannel::session::SessionHeader;
 use rustix::fs::{CWD, RenameFlags, renameat_with};

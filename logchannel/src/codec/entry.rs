@@ -3,6 +3,8 @@
 use super::varint::{Bytes, Varint};
 use super::{CodecError, check_length, decode_front, encode_value, require_encoding_of};
 use crate::entry::{EntryBody, Generation, LogEntry};
+use alloc::format;
+use alloc::vec::Vec;
 use bincode::{BorrowDecode, Decode, Encode};
 use vm::{
     Event, FRAME_BYTES_MAX, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PageRange, StateDigest, StopReason,

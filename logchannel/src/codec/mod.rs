@@ -11,9 +11,14 @@ mod varint;
 pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
 pub(crate) use session::{decode_session, encode_session};
 pub(crate) use snapshot::{decode_pages, decode_snapshot, decode_tail, encode_pages, encode_snapshot, encode_tail};
-pub(crate) use varint::{VARINT_BYTES_MAX, Varint};
+#[cfg(feature = "std")]
+pub(crate) use varint::VARINT_BYTES_MAX;
+pub(crate) use varint::Varint;
 
 use crate::frame::BODY_BYTES_MAX;
+use alloc::string::String;
+use alloc::string::ToString;
+use alloc::vec::Vec;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint as BincodeVarint};
 use bincode::enc::write::Writer;
 use bincode::error::{DecodeError, EncodeError};

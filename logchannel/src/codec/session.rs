@@ -3,6 +3,11 @@
 use super::{CodecError, check_length, decode_value, encode_value};
 use crate::entry::Generation;
 use crate::session::{BOOTARGS_BYTES_MAX, IMAGE_BYTES_MAX, IMAGE_NAME_BYTES_MAX, ImageDigest, SessionHeader, VmId};
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::string::ToString;
+use alloc::vec::Vec;
 use bincode::{Decode, Encode};
 use vm::{BehaviourVersion, BootMode, MachineConfig};
 

@@ -4,6 +4,8 @@ use super::varint::Bytes;
 use super::{CodecError, Varint, check_length, decode_front, decode_value, encode_value};
 use crate::entry::LogSeq;
 use crate::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
+use alloc::format;
+use alloc::vec::Vec;
 use bincode::{BorrowDecode, Encode};
 use vm::{CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, OutputId, OutputOperation, PAGE_BYTES, STATE_BYTES_MAX, StateDigest};
 

@@ -85,6 +85,7 @@ impl<'de, Context> BorrowDecode<'de, Context> for Bytes<'de> {
 mod tests {
     use super::*;
     use crate::codec::{CodecError, decode_front, decode_value, encode_value};
+    use alloc::vec::Vec;
 
     #[test]
     fn sizes_step_every_seven_bits() {

@@ -5,7 +5,7 @@ use crate::entry::LogSeq;
 use crate::frame::{FrameError, FrameKind};
 use crate::session::{FORMAT_VERSION, ImageError};
 use crate::stream::ChannelError;
-use std::fmt;
+use core::fmt;
 use std::io;
 
 /// Why a log can't be read, or not further.

@@ -37,7 +37,10 @@ pub const TAIL_BYTES_MAX: usize = 128 << 20;
 /// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded too.
 pub const TAIL_OUTPUT_BYTES: usize = 64;
 
-/// The frame kind that only files have: the log is complete.
+/// A frame kind that only files have: a piece of the image.
+const IMAGE_CHUNK: FrameKind = FrameKind(2);
+
+/// A frame kind that only files have: the log is complete.
 const END: FrameKind = FrameKind(12);
 
 /// Magic and format version.

@@ -8,7 +8,7 @@ use crate::frame::{FRAME_HEADER_BYTES, FrameKind, parse_frame};
 use crate::message::{kind, split_entries};
 use crate::session::SessionHeader;
 use crate::stream::receive_entries;
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
 use std::io::Read;
 
 /// A damaged frame is followed by a whole one within this many bytes, or the rest of the file is damaged too.

@@ -1,13 +1,15 @@
 //! What comes before a log's first entry: a session header, and an image or a snapshot.
 
 use super::frames::FrameSource;
-use super::{LogFileError, LogReader, MAGIC, PREAMBLE_BYTES, TAIL_BYTES_MAX, TAIL_OUTPUT_BYTES};
+use super::{IMAGE_CHUNK, LogFileError, LogReader, MAGIC, PREAMBLE_BYTES, TAIL_BYTES_MAX, TAIL_OUTPUT_BYTES};
 use crate::codec::{self, CodecError, VARINT_BYTES_MAX, check_length};
 use crate::entry::LogSeq;
 use crate::frame::{FrameDecoder, FrameKind};
-use crate::message::{decode_image_chunk, kind};
+use crate::message::kind;
 use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, ImageAssembler, SessionHeader};
 use crate::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
+use alloc::format;
+use alloc::vec::Vec;
 use std::io::Read;
 use vm::{PAGE_BYTES, STATE_BYTES_MAX};
 
@@ -122,12 +124,12 @@ impl<R: Read> LogHead<R> {
     /// # Errors
     /// [`LogFileError`] if what comes before isn't whole.
     pub fn into_entries(mut self) -> Result<LogReader<R>, LogFileError> {
-        if self.has_pages || !self.next_is(&[kind::IMAGE_CHUNK])? {
+        if self.has_pages || !self.next_is(&[IMAGE_CHUNK])? {
             return Ok(self.into_log()?.1);
         }
         let mut image_bytes = 0;
         while image_bytes < self.header.image_bytes {
-            image_bytes += self.frames.head_frame_of("image", kind::IMAGE_CHUNK)?.len() as u64;
+            image_bytes += self.frames.head_frame_of("image", IMAGE_CHUNK)?.len() as u64;
         }
         Ok(LogReader::begin(self.frames, self.header, LogSeq(0)))
     }
@@ -168,7 +170,7 @@ impl<R: Read> LogHead<R> {
         let mut assembler = ImageAssembler::new(&self.header);
         while !assembler.is_complete() {
             let offset = self.frames.decoder.offset();
-            let chunk = decode_image_chunk(self.frames.head_frame_of("image", kind::IMAGE_CHUNK)?)
+            let chunk = decode_image_chunk(self.frames.head_frame_of("image", IMAGE_CHUNK)?)
                 .map_err(|source| LogFileError::BadFrame { offset, source })?;
             assembler.push(chunk)?;
         }
@@ -206,4 +208,12 @@ fn read_preamble(input: &mut impl Read) -> Result<u32, LogFileError> {
         version @ 1..=FORMAT_VERSION => Ok(version),
         found => Err(LogFileError::Version { found }),
     }
+}
+
+fn decode_image_chunk(body: &[u8]) -> Result<&[u8], CodecError> {
+    if body.is_empty() {
+        return Err(CodecError::Truncated);
+    }
+    check_length("image piece", body.len(), IMAGE_CHUNK_BYTES)?;
+    Ok(body)
 }

@@ -1,14 +1,13 @@
 //! Writing a log.
 
-use super::{END, FLUSH_BYTES, MAGIC};
-use crate::codec::{ENTRY_BYTES_MAX, EntryEncoder, Varint, encode_value};
+use super::{END, FLUSH_BYTES, IMAGE_CHUNK, MAGIC};
+use crate::codec::{ENTRY_BYTES_MAX, EntryEncoder, Varint, encode_session, encode_value};
 use crate::entry::{LogEntry, LogSeq};
-use crate::frame::append_frame_with;
-use crate::message::{
-    BATCH_BYTES_MAX, append_entries, append_image_chunk, append_pages, append_session, append_snapshot, append_tail,
-};
-use crate::session::{FORMAT_VERSION, ImageDigest, SessionHeader, image_chunks};
+use crate::frame::{append_frame, append_frame_with};
+use crate::message::{BATCH_BYTES_MAX, append_entries, append_pages, append_snapshot, append_tail, kind};
+use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, ImageDigest, SessionHeader, image_chunks};
 use crate::snapshot::Snapshot;
+use alloc::vec::Vec;
 use std::io::{self, Write};
 use vm::{OutputId, OutputOperation};
 
@@ -202,4 +201,18 @@ impl<W: Write> FrameSink<W> {
         self.bytes += self.frame.len() as u64;
         written
     }
+}
+
+/// Appends a session frame: the version by itself, so that every version can read it, then the header.
+fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
+    append_frame_with(kind::SESSION, out, |out| {
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        encode_session(header, out);
+    });
+}
+
+/// Appends an image frame.
+fn append_image_chunk(bytes: &[u8], out: &mut Vec<u8>) {
+    assert!(!bytes.is_empty() && bytes.len() <= IMAGE_CHUNK_BYTES, "an image piece of {} bytes", bytes.len());
+    append_frame(IMAGE_CHUNK, bytes, out);
 }

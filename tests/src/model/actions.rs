@@ -3,7 +3,7 @@
 use super::Cluster;
 use super::node::Node;
 use super::state::State;
-use hypervisor::arbiter::ClaimKind;
+use ft::claim::ClaimKind;
 
 /// Something that happens. Nodes, and messages under way, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

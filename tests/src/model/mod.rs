@@ -1,7 +1,7 @@
 //! A model of the cluster for the model checker: every order of events, not some of them.
 //!
-//! The nodes are the production roles ([`PrimaryRole`](hypervisor::role::PrimaryRole),
-//! [`BackupRole`](hypervisor::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and guest are
+//! The nodes are the production roles ([`PrimaryRole`](ft::role::PrimaryRole),
+//! [`BackupRole`](ft::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and guest are
 //! abstract. What is the driver's alone to decide is an action that may be taken whenever a thread could: flush, put out,
 //! replay, attach. Time is no part of it: a side may take the other for lost at any moment, as after a silence, and pauses
 //! are nothing but other actions coming first.
@@ -53,7 +53,7 @@ pub struct Cluster {
     pub is_last_mistaken: bool,
     /// A rule that the roles don't keep.
     #[cfg(feature = "mutations")]
-    pub mutation: Option<hypervisor::mutation::Mutation>,
+    pub mutation: Option<ft::mutation::Mutation>,
 }
 
 impl Cluster {
@@ -104,7 +104,7 @@ impl Cluster {
     /// Mutations are a thread's, and the checker has threads of its own.
     #[cfg(feature = "mutations")]
     fn take_rule_away(&self) {
-        hypervisor::mutation::activate(self.mutation);
+        ft::mutation::activate(self.mutation);
     }
 
     #[cfg(not(feature = "mutations"))]
@@ -118,7 +118,7 @@ impl Model for Cluster {
     fn init_states(&self) -> Vec<State> {
         // The pair to begin with has come about by all the rules.
         #[cfg(feature = "mutations")]
-        hypervisor::mutation::activate(None);
+        ft::mutation::activate(None);
         vec![State::initial(self)]
     }
 

@@ -1,7 +1,7 @@
 //! The nodes: the production roles, and what a driver keeps around them.
 
 use super::guest::Guest;
-use hypervisor::role::{BackupRole, ClaimRequest, PrimaryRole, Timing};
+use ft::role::{BackupRole, ClaimRequest, PrimaryRole, Timing};
 use logchannel::entry::{LogEntry, LogSeq};
 use logchannel::session::SessionHeader;
 use std::cell::RefCell;
@@ -196,6 +196,6 @@ thread_local! {
 }
 
 fn machine() -> Machine {
-    let guest = hypervisor::guest::Guest::load("hello").expect("a built-in guest");
+    let guest = hypervisor::program::guest::Guest::load("hello").expect("a built-in guest");
     Machine::new(&config(), &guest.image).expect("a built-in guest fits in the smallest machine")
 }

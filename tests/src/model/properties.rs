@@ -3,7 +3,7 @@
 use super::Cluster;
 use super::node::{End, Node, Owner};
 use super::state::{Rule, State};
-use hypervisor::arbiter::ClaimKind;
+use ft::claim::ClaimKind;
 use stateright::Property;
 
 /// All properties.

@@ -6,8 +6,9 @@ use super::guest::Guest;
 use super::node::{Backup, End, LOOKING, NOW_NS, Node, Owner, TIMING, config};
 use super::shared::Shared;
 use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
-use hypervisor::arbiter::{ClaimKind, Verdict};
-use hypervisor::role::{
+use ft::claim::{ClaimKind, Verdict};
+use ft::output_gate::Released;
+use ft::role::{
     BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, DiskLogState, Expectation, Inheritance,
     LatestAnswer, PrimaryAction, PrimaryEnd, PrimaryRole,
 };
@@ -368,7 +369,7 @@ impl State {
 
     fn put_out(&mut self, node: usize) -> Option<()> {
         let mut owner = self.nodes[node].owner()?.clone();
-        let (id, operation) = owner.role.take_released()?;
+        let Released { id, operation, .. } = owner.role.take_released()?;
         let received = owner.backup.map(|backup| self.channels[backup].received).unwrap_or_default();
         if !owner.may_be_known(id, received) {
             self.broke(Rule::OutputRule);

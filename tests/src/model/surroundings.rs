@@ -1,7 +1,7 @@
 //! What is between and around the nodes: the network, the arbiter, the LAN.
 
-use hypervisor::arbiter::{Claim, ClaimKind, Verdict, is_successor};
-use hypervisor::role::{ClaimRequest, LatestAnswer};
+use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
+use ft::role::{ClaimRequest, LatestAnswer};
 use logchannel::entry::Generation;
 use logchannel::entry::LogSeq;
 use logchannel::frame::FrameDecoder;

@@ -1,7 +1,8 @@
 //! The arbiter, and the way to it: questions and answers are late, lost, and heard twice.
 
-use hypervisor::arbiter::{Arbiter, ArbiterError, Claim, ClaimKind, Verdict, is_successor};
-use hypervisor::role::ClaimRequest;
+use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
+use ft::role::ClaimRequest;
+use hypervisor::arbiter::{Arbiter, ArbiterError};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::BTreeMap;
@@ -63,7 +64,7 @@ impl SimArbiter {
     }
 }
 
-/// For [`hypervisor::start::claim_start`].
+/// For [`ft::start::claim_start`].
 impl Arbiter for SimArbiter {
     fn test_and_set(
         &self,

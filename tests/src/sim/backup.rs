@@ -1,15 +1,13 @@
-//! A process that backs the VM up: what `hypervisor::host::backup` does with threads and sockets. It decides nothing.
+//! A process that backs the VM up: what `hypervisor::node::backup` does with threads and sockets. It decides nothing.
 
 use super::channel::Channel;
 use super::claims::{Asked, Claims};
 use super::env::Env;
 use super::process::Me;
 use super::sightings::Sighting;
-use hypervisor::arbiter::Verdict;
-use hypervisor::replay::{Consumed, Replayer};
-use hypervisor::role::{
-    BackupAction, BackupEnd, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, PrimaryRole,
-};
+use ft::claim::Verdict;
+use ft::replay::{Consumed, Replayer};
+use ft::role::{BackupAction, BackupEnd, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, PrimaryRole};
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::message::Message;
 use logchannel::session::SessionHeader;

@@ -1,4 +1,4 @@
-//! A primary's connection to the LAN: what `hypervisor::host::network` and its client do with sockets.
+//! A primary's connection to the LAN: what `hypervisor::node::io::network` and its client do with sockets.
 
 use super::env::Env;
 use super::lan::HEARTBEAT_US;

@@ -1,4 +1,4 @@
-//! One end of a logging channel: bytes in, messages out, as `hypervisor::host::channel` does it with a socket.
+//! One end of a logging channel: bytes in, messages out, as `hypervisor::node::channel` does it with a socket.
 
 use super::env::Env;
 use super::sightings::Sighting;

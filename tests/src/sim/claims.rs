@@ -4,8 +4,8 @@ use super::arbiter::{Answer, Ask};
 use super::env::Env;
 use super::process::Me;
 use super::sightings::Sighting;
-use hypervisor::arbiter::{Claim, Verdict};
-use hypervisor::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
+use ft::claim::{Claim, Verdict};
+use ft::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
 use logchannel::entry::Generation;
 
 /// How long an answer is waited for.

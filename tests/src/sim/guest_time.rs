@@ -1,6 +1,6 @@
 //! The guest's clock as the judge sees it: beside the time that has really passed.
 
-use hypervisor::guest_clock::PAUSE_NS;
+use ft::guest_clock::PAUSE_NS;
 use logchannel::session::NodeId;
 use std::collections::BTreeMap;
 use vm::TIMEBASE_HZ;

@@ -3,8 +3,8 @@
 use super::arbiter::SimArbiter;
 use super::client::Reply;
 use super::guest_time::GuestTime;
-use hypervisor::replay::{Consumed, Replayer};
-use hypervisor::role::stand_in;
+use ft::replay::{Consumed, Replayer};
+use ft::role::stand_in;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::session::NodeId;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! A process that runs the VM: what `hypervisor::host::live` does with threads, sockets and clocks. It decides nothing.
+//! A process that runs the VM: what `hypervisor::node::primary` does with threads, sockets and clocks. It decides nothing.
 
 use super::cable::Cable;
 use super::claims::Claims;
@@ -8,9 +8,9 @@ use super::side::{Side, Sink};
 use super::sightings::Sighting;
 use super::source::SimSource;
 use crate::random::Random;
-use hypervisor::guest_clock::{PAUSE_NS, WatchedClock};
-use hypervisor::record::{Recorder, Slice};
-use hypervisor::role::{FULL_SHARE, PrimaryRole};
+use ft::guest_clock::{PAUSE_NS, WatchedClock};
+use ft::record::{Recorder, Slice};
+use ft::role::{FULL_SHARE, PrimaryRole};
 use logchannel::entry::Generation;
 use std::collections::VecDeque;
 use vm::Machine;

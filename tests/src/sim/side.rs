@@ -7,8 +7,9 @@ use super::env::Env;
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
 use super::wires::Place;
-use hypervisor::record::LogSink;
-use hypervisor::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
+use ft::output_gate::Released;
+use ft::record::LogSink;
+use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::VmId;
@@ -250,9 +251,9 @@ impl Side {
 
     fn put_out(&mut self, env: &mut Env) {
         let batch: Vec<_> = std::iter::from_fn(|| self.role.take_released()).collect();
-        let Some((last, _)) = batch.last() else { return };
-        let next = OutputId(last.0 + 1);
-        for (id, operation) in &batch {
+        let Some(last) = batch.last() else { return };
+        let next = OutputId(last.id.0 + 1);
+        for Released { id, operation, .. } in &batch {
             let digest = operation.digest();
             let seq = self.seqs.get(id).copied();
             if env.is_dying(self.me.host) {
@@ -271,7 +272,7 @@ impl Side {
                 env.saw(Sighting::OutputHeld);
             }
         }
-        let frames: Vec<_> = batch.iter().map(|(id, operation)| (*id, &**operation)).collect();
+        let frames: Vec<_> = batch.iter().map(|released| (released.id, &*released.operation)).collect();
         self.cable.send(env, &self.me, &frames);
         self.sent_below = self.sent_below.max(next);
         self.print(env);

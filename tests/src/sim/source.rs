@@ -1,8 +1,8 @@
 //! Where a running guest's events come from.
 
 use crate::random::Random;
-use hypervisor::event_source::EventSource;
-use hypervisor::guest_clock::WatchedClock;
+use ft::event_source::EventSource;
+use ft::guest_clock::WatchedClock;
 use std::collections::VecDeque;
 use vm::{Event, Machine};
 

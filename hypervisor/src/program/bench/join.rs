@@ -1,11 +1,12 @@
 //! What it costs a guest that a backup joins, while it writes its memory faster than that can be copied.
 
-use crate::program::cluster::{PATIENCE, Site};
-use crate::program::executable::Executable;
-use crate::program::process::Process;
-use crate::program::stdout::out;
-use crate::program::{Failure, interrupt};
-use crate::report::Grouped;
+use crate::os::report::Grouped;
+use crate::program::Failure;
+use crate::program::cli::interrupt;
+use crate::program::cli::stdout::out;
+use crate::program::site::cluster::{PATIENCE, Site};
+use crate::program::site::executable::Executable;
+use crate::program::site::process::Process;
 use serde::Serialize;
 use std::time::Duration;
 

@@ -5,9 +5,10 @@ mod join;
 mod output_rule;
 mod ping_pong;
 
-use super::{Failure, interrupt};
-use crate::program::limits::{CONNECTIONS, require_descriptors};
-use crate::program::stdout::failed;
+use super::Failure;
+use super::cli::interrupt;
+use super::cli::limits::{CONNECTIONS, require_descriptors};
+use super::cli::stdout::failed;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -48,7 +49,7 @@ enum Bench {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    super::init_tracing("ft-bench");
+    crate::program::init_tracing("ft-bench");
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed("ft-bench", &error, interrupt::exit_code()),

@@ -1,13 +1,14 @@
 //! How long the Output Rule holds outputs.
 
 use super::ping_pong::{PingPong, Waiting};
-use crate::distribution::{Distribution, histogram_ns};
-use crate::host::clock;
-use crate::program::cluster::{Cluster, ClusterOptions, PATIENCE};
-use crate::program::cores::on_core;
-use crate::program::executable::Executable;
-use crate::program::stdout::{StdoutError, note, out};
-use crate::program::{Failure, interrupt};
+use crate::node::distribution::{Distribution, histogram_ns};
+use crate::os::clock;
+use crate::program::Failure;
+use crate::program::cli::interrupt;
+use crate::program::cli::stdout::{StdoutError, note, out};
+use crate::program::site::cluster::{Cluster, ClusterOptions, PATIENCE};
+use crate::program::site::cores::on_core;
+use crate::program::site::executable::Executable;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, UdpSocket};

@@ -1,8 +1,8 @@
 //! A TCP ping-pong between two processes: the floor under every acknowledged message.
 
-use crate::host::clock;
-use crate::program::cores::on_core;
-use crate::program::executable::Executable;
+use crate::os::clock;
+use crate::program::site::cores::on_core;
+use crate::program::site::executable::Executable;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ExitCode, Stdio};

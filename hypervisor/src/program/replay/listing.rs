@@ -1,14 +1,15 @@
 //! The list of a log's entries.
 
+use super::output::Output;
 use super::output::{OutputError, json_line};
 use super::stretch::{Stretch, continuations};
 use super::{Failure, Options, in_file, open};
-use crate::console::{Piece, hex};
-use crate::divergence::entry_name;
-use crate::program::exit;
-use crate::program::interrupt::{self, Interrupted};
-use crate::program::replay::output::Output;
-use crate::report::Grouped;
+use crate::node::io::console_text::{Piece, hex};
+use crate::os::report::Grouped;
+use crate::program::cli::exit;
+use crate::program::cli::interrupt;
+use crate::program::cli::interrupt::Interrupted;
+use ft::divergence::entry_name;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::LogFileError;
 use serde::Serialize;

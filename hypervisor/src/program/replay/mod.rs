@@ -10,16 +10,19 @@ use self::length::Length;
 use self::output::{ConsoleChoice, Output, OutputError};
 use self::playback::{Playback, PlaybackError};
 use self::stretch::continuations;
-use super::interrupt::{self, Interrupted};
-use super::limits::{FILES, require_descriptors};
-use super::stdout::StdoutError;
-use super::{Failure, exit, finish, init_tracing};
-use crate::files;
-use crate::guest::Guest;
-use crate::host::reports::NodeReport;
-use crate::host::{clock, log_directory};
-use crate::report::Reporter;
-use crate::restore::restore;
+use super::cli::exit;
+use super::cli::interrupt;
+use super::cli::interrupt::Interrupted;
+use super::cli::limits::{FILES, require_descriptors};
+use super::cli::stdout::StdoutError;
+use super::files;
+use super::guest::Guest;
+use super::{Failure, finish, init_tracing};
+use crate::node::log;
+use crate::node::log::restore::restore;
+use crate::node::reports::NodeReport;
+use crate::os::clock;
+use crate::os::report::Reporter;
 use clap::Parser;
 use logchannel::file::{LogHead, LogReader};
 use logchannel::session::{ImageDigest, SessionHeader};
@@ -87,7 +90,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
     require_descriptors(FILES)?;
     // Whatever ends the replay, a terminal is made what it was.
     interrupt::install()?;
-    let logs = if options.log.is_dir() { log_directory::segments(&options.log)? } else { vec![options.log.clone()] };
+    let logs = if options.log.is_dir() { log::segments(&options.log)? } else { vec![options.log.clone()] };
     let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
     let (exit_code, reason) = if options.entries {
         listing::list(&logs, options, &mut output)?

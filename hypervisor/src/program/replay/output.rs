@@ -1,11 +1,12 @@
 //! Standard output of `ft-replay`: the guest's console, the list of entries, and JSON. Unlike that of a live VM it may block, loses
 //! nothing, and its errors end the program.
 
-use crate::console::{ConsoleFilter, ConsoleText};
-use crate::host::clock;
-use crate::host::reports::NodeReport;
-use crate::program::stdout::StdoutError;
-use crate::report::Reporter;
+use crate::node::io::console_filter::ConsoleFilter;
+use crate::node::io::console_text::ConsoleText;
+use crate::node::reports::NodeReport;
+use crate::os::clock;
+use crate::os::report::Reporter;
+use crate::program::cli::stdout::StdoutError;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::fs::{self, File};

@@ -5,7 +5,7 @@ use crate::sim::env::{Death, Event};
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
 use crate::sim::wires::Place;
-use hypervisor::guest_clock::PAUSE_NS;
+use ft::guest_clock::PAUSE_NS;
 
 impl World {
     pub(super) fn fault_pause_ns(&mut self) -> u64 {

@@ -1,13 +1,14 @@
 //! Our machine, in this process.
 
 use super::{Run, Took};
-use crate::guest_clock::GuestClock;
-use crate::host::clock;
-use crate::host::inbox::{HostEventSource, SLICE_STEPS};
-use crate::program::{Failure, interrupt};
-use crate::record::{Intervals, LogSink, Recorder, Slice};
-use crate::replay::{Consumed, Replayer};
-use crate::restore::restore;
+use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
+use crate::node::log::restore::restore;
+use crate::os::clock;
+use crate::program::Failure;
+use crate::program::cli::interrupt;
+use ft::guest_clock::GuestClock;
+use ft::record::{Intervals, LogSink, Recorder, Slice};
+use ft::replay::{Consumed, Replayer};
 use logchannel::entry::{Generation, LogEntry};
 use logchannel::file::{LogHead, LogWriter};
 use logchannel::session::{SessionHeader, VmId};

@@ -1,8 +1,9 @@
 //! QEMU's `virt` board: the same executable there, plain and with its own record and replay.
 
 use super::{Run, Took};
-use crate::host::clock;
-use crate::program::{Failure, interrupt};
+use crate::os::clock;
+use crate::program::Failure;
+use crate::program::cli::interrupt;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::io::Read;

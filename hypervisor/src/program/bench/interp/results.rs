@@ -1,7 +1,7 @@
 //! What was measured: as a table, or as JSON.
 
 use super::Time;
-use crate::report::Grouped;
+use crate::os::report::Grouped;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;

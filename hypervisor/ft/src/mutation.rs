@@ -1,0 +1,147 @@
+//! Bugs on purpose: what the simulator must be able to find.
+//!
+//! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature `mutations`, which only the
+//! tests' own build has, none exists: `mutated` is a constant. Checks that nothing can fail prove nothing; these are what
+//! fails them.
+
+/// A rule that isn't kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The primary lets outputs out at once, acknowledged or not.
+    SkipOutputRule,
+    /// The primary takes what it has sent for acknowledged.
+    ReleaseOnSend,
+    /// The backup acknowledges an entry before it has received it.
+    AckBeforeReceive,
+    /// The backup goes live without asking the arbiter.
+    BackupSkipsTestAndSet,
+    /// The primary goes on alone without asking the arbiter.
+    PrimarySkipsTestAndSet,
+    /// The backup claims though nobody has told it that outputs are held for it.
+    ClaimUntold,
+    /// The backup goes live before it has consumed the last entry.
+    GoLiveBeforeLastEntry,
+    /// A fenced primary lets out what it held.
+    ReleaseWhenFenced,
+    /// The primary says that the pair is protected, and holds nothing.
+    TellBeforeHolding,
+    /// The primary tells the backup that one more output has left than has.
+    TellReleasedTooEarly,
+    /// Console output counts as left when it is queued for its writer, which dies with the process.
+    ConsoleLeftWhenTaken,
+    /// A backup that goes live doesn't send what its predecessor may not have sent.
+    ForgetTail,
+    /// The guest's clock runs on over a time in which the host didn't run the guest.
+    ClockRunsInPause,
+    /// The guest's clock stands at the last logged value during a failover.
+    ClockOfLastEntry,
+    /// A snapshot comes without the outputs that may not have left.
+    ForgetTailInSnapshot,
+    /// Pages written while the memory was copied aren't copied again.
+    SkipLastPages,
+    /// A guest that writes memory faster than it is copied isn't slowed.
+    CopyWithoutSlowing,
+    /// A guest that is stopped until its backup has replayed more waits for a backup that replays nothing any more.
+    WaitForReplay,
+    /// The log goes on one entry too late after a snapshot.
+    SnapshotTooEarly,
+    /// A primary lets outputs out though its log on disk is only promised.
+    ReleaseOnPromise,
+    /// A primary lets outputs out whose entries its log on disk doesn't have.
+    ReleaseBeforeDisk,
+    /// A backup is accepted though its log on disk is only promised.
+    AcceptOnPromise,
+    /// An interrupted `--resume` leaves an end mark.
+    EndResumedOnPromise,
+    /// The LAN gives a new owner again the last frame that its predecessor had logged.
+    RedeliverLoggedFrame,
+    /// The LAN carries an output again.
+    CarryTwice,
+    /// The LAN serves the port of an older generation.
+    ServeOlderGeneration,
+    /// Silence on the connection of a LAN port is taken for health.
+    TrustSilentPort,
+    /// A backup accepts a primary whose generation its arbiter knows, but as another node's.
+    OwnerNodeNotCompared,
+    /// A backup takes an arbiter that it can't ask for one that knows its primary.
+    UnreachableCountsAsChecked,
+    /// The arbiter grants a flag whatever node holds the one before.
+    PredecessorNotCompared,
+    /// A primary whose claims were lost claims the flag that its backup may have won before.
+    ClaimInDoubt,
+    /// A primary that finds no claim at the arbiter takes itself for fenced.
+    FencedByAbsence,
+    /// An owner makes the flags before its own again under its own name, so that a backup of an older pair may follow it.
+    RefillUnderOwnName,
+}
+
+impl Mutation {
+    /// Those of the rules about logs on disk, which the simulator doesn't have: `tests/src/both_die.rs` must catch them.
+    pub const OF_DISK_LOGS: [Self; 4] =
+        [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
+
+    /// That of the rule about copies of memory, which the simulator's guest writes too little for: `tests/tests/mutations.rs`
+    /// must catch it.
+    pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
+
+    /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't have: `tests/tests/mutations.rs`
+    /// must catch it.
+    pub const OF_REPLAY: [Self; 1] = [Self::WaitForReplay];
+
+    /// That of the rule about console output, which no process of the simulator dies with: `tests/tests/mutations.rs` must catch it.
+    pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
+
+    /// Those of rules that need an order of events which the simulator meets too rarely: the model must catch them.
+    pub const OF_RARE_ORDERS: [Self; 3] = [Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
+
+    /// Those that the simulator must catch.
+    pub const ALL: [Self; 23] = [
+        Self::SkipOutputRule,
+        Self::ReleaseOnSend,
+        Self::AckBeforeReceive,
+        Self::BackupSkipsTestAndSet,
+        Self::PrimarySkipsTestAndSet,
+        Self::ClaimUntold,
+        Self::GoLiveBeforeLastEntry,
+        Self::ReleaseWhenFenced,
+        Self::TellBeforeHolding,
+        Self::TellReleasedTooEarly,
+        Self::ForgetTail,
+        Self::ClockRunsInPause,
+        Self::ClockOfLastEntry,
+        Self::ForgetTailInSnapshot,
+        Self::SkipLastPages,
+        Self::SnapshotTooEarly,
+        Self::RedeliverLoggedFrame,
+        Self::CarryTwice,
+        Self::ServeOlderGeneration,
+        Self::TrustSilentPort,
+        Self::OwnerNodeNotCompared,
+        Self::UnreachableCountsAsChecked,
+        Self::FencedByAbsence,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+std::thread_local! {
+    static ACTIVE: core::cell::Cell<Option<Mutation>> = const { core::cell::Cell::new(None) };
+}
+
+/// Takes a rule away in this thread.
+#[cfg(feature = "mutations")]
+pub fn activate(mutation: Option<Mutation>) {
+    ACTIVE.set(mutation);
+}
+
+/// Whether the rule is taken away.
+#[cfg(feature = "mutations")]
+pub fn mutated(mutation: Mutation) -> bool {
+    ACTIVE.get() == Some(mutation)
+}
+
+/// Whether the rule is taken away: never in this build.
+#[cfg(not(feature = "mutations"))]
+#[must_use]
+pub const fn mutated(_: Mutation) -> bool {
+    false
+}

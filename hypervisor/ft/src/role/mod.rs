@@ -1,0 +1,192 @@
+//! The two roles of a fault-tolerant pair, as state machines without I/O.
+//!
+//! Time, messages and the arbiter's answers come in as arguments; frames, released outputs and requests come out by
+//! polling. Processes drive them with sockets and clocks, a simulator with neither.
+//!
+//! ```text
+//! primary                                              backup
+//!   AwaitingBackup, or Alone ◄────── join ────────────  Connecting
+//!        │           session, pages ... ───────────►    Receiving
+//!        │ (the guest runs on, outputs leave)            │
+//!        │           snapshot, entries ────────────►    Restoring
+//!        │           ◄────────────── accepted            ▼
+//!        ▼ (holds outputs from here)                    Following, not told
+//!     Protected      protected(g) ────────────►          │
+//!        │           entries ─────────────────►         Following, told g
+//!        │           ◄─────────────────── acks           │
+//!        │ backup lost                                   │ primary lost
+//!        ▼                                               ▼
+//!     Claiming g ──lost──► Fenced                       Claiming g ──lost──► Fenced
+//!        │ won                                           │ won, last entry consumed
+//!        ▼                                               ▼
+//!     Alone g+1                                         Alone g+1
+//! ```
+//! A backup accepts only when its own arbiter knows the primary, by its node, as the owner of the pair's generation. An
+//! owner looks after its claim now and then, and makes it again if the arbiter has lost it ([`PrimaryAction::Look`]).
+
+mod backup;
+mod disk_log;
+mod primary;
+
+pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
+pub use disk_log::DiskLogState;
+pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy, stand_in};
+
+use crate::claim::{Claim, ClaimKind, Verdict};
+use crate::guest_clock::PAUSE_NS;
+use alloc::string::String;
+use logchannel::entry::Generation;
+use logchannel::message::Message;
+use logchannel::session::NodeId;
+
+/// How long a role waits for what.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct Timing {
+    /// From one heartbeat to the next, in nanoseconds, while nothing else is said.
+    pub heartbeat_ns: u64,
+    /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a needless failover, never
+    /// correctness.
+    pub failure_timeout_ns: u64,
+    /// From an unanswered test-and-set to the next try, in nanoseconds.
+    pub claim_retry_ns: u64,
+    /// How far the backup's replay may be behind before the guest is slowed, in nanoseconds.
+    pub lag_bound_ns: u64,
+    /// From one look of the owner at its claim to the next, in nanoseconds; `u64::MAX` for none.
+    pub look_ns: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_ns: 50_000_000,
+            failure_timeout_ns: 1_000_000_000,
+            claim_retry_ns: 100_000_000,
+            lag_bound_ns: 100_000_000,
+            look_ns: 5_000_000_000,
+        }
+    }
+}
+
+impl Timing {
+    /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or has its log buffer full.
+    const fn progress_timeout_ns(&self) -> u64 {
+        self.failure_timeout_ns.saturating_mul(20)
+    }
+
+    /// How long the disk under a joining backup's log may take nothing, in nanoseconds: one flush of a slow disk's cache takes
+    /// longer than a network that works ever does.
+    const fn disk_timeout_ns(&self) -> u64 {
+        self.progress_timeout_ns().saturating_mul(3)
+    }
+}
+
+/// A test-and-set that a role asks its driver to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClaimRequest {
+    /// As whom: the node that asks, but for flags that an owner makes again before its own.
+    pub node: NodeId,
+    /// Of which generation.
+    pub generation: Generation,
+    /// What for.
+    pub kind: ClaimKind,
+    /// Who holds the flag before, as far as the claimer knows; `None` only for the first flag.
+    pub predecessor: Option<NodeId>,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimAnswer {
+    /// The arbiter has decided.
+    Decided(Verdict),
+    /// The arbiter could not be asked: nobody may go on until it can.
+    Unreachable,
+}
+
+/// What became of a look at the latest claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LatestAnswer {
+    /// The latest generation that is claimed, and its claim, if any is.
+    Known(Option<(Generation, Claim)>),
+    /// The arbiter could not be asked, which says nothing about any claim.
+    Unreachable,
+    /// The arbiter can't answer before an operator has seen to it, for this reason.
+    Failed(String),
+}
+
+/// A test-and-set under way, asked again until it is answered.
+///
+/// It is asked again with the same kind: the arbiter may have recorded the first request though its answer was lost.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Claiming {
+    request: ClaimRequest,
+    /// When to ask (again); `None` while the driver is asking.
+    ask_at_ns: Option<u64>,
+    /// When the role first looked at how long the answer takes.
+    since_ns: Option<u64>,
+}
+
+impl Claiming {
+    /// A test-and-set that the driver is being asked for now.
+    const fn asked(request: ClaimRequest) -> Self {
+        Self { request, ask_at_ns: None, since_ns: None }
+    }
+
+    /// A test-and-set that may not be asked for yet.
+    const fn put_off(request: ClaimRequest) -> Self {
+        Self { request, ask_at_ns: Some(0), since_ns: None }
+    }
+
+    /// Whether the driver is asking.
+    const fn is_asked(&self) -> bool {
+        self.ask_at_ns.is_none()
+    }
+
+    /// The request, if it is time to ask again.
+    fn poll(&mut self, now_ns: u64) -> Option<ClaimRequest> {
+        if self.ask_at_ns.is_none_or(|at| now_ns < at) {
+            return None;
+        }
+        self.ask_at_ns = None;
+        Some(self.request)
+    }
+
+    /// Time has passed.
+    fn look(&mut self, now_ns: u64) {
+        self.since_ns.get_or_insert(now_ns);
+    }
+
+    /// Whether the answer takes so long that a VM that waits for it is paused: any failover has a short wait.
+    fn is_pause(&self, now_ns: u64) -> bool {
+        self.since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) > PAUSE_NS)
+    }
+
+    const fn retry(&mut self, now_ns: u64, timing: &Timing) {
+        self.ask_at_ns = Some(now_ns + timing.claim_retry_ns);
+    }
+}
+
+/// What a message is, for an error about one that comes at the wrong time.
+const fn message_name(message: &Message) -> &'static str {
+    match message {
+        Message::Session { .. } => "a session header",
+        Message::AskOwner { .. } => "a question for the owner",
+        Message::Owner { .. } => "an answer about the owner",
+        Message::Join { .. } => "a wish to join",
+        Message::Wait => "a word to wait",
+        Message::NoPrimary => "the word that it is no primary",
+        Message::Pages(_) => "pages of memory",
+        Message::Tail(_) => "an output from before the snapshot",
+        Message::Snapshot(_) => "a snapshot",
+        Message::Accepted => "an acceptance",
+        Message::Refused { .. } => "a refusal",
+        Message::Entries(_) => "log entries",
+        Message::Ack { .. } => "an acknowledgement",
+        Message::Consumed { .. } => "a report of what is consumed",
+        Message::Protected { .. } => "word that the pair is protected",
+        Message::Released(_) => "a report of what is released",
+        Message::Storing => "word that its disk is waited for",
+        Message::Heartbeat => "a heartbeat",
+        Message::Clock { .. } => "the guest's clock",
+        Message::Goodbye { .. } => "a goodbye",
+    }
+}

@@ -1,0 +1,294 @@
+//! How the owner's claim stands at the arbiter: an owner looks after it, and makes it again if the arbiter has lost it.
+//!
+//! ```text
+//!   sound ──look: own claim missing──► lost ──every missing flag claimed, ascending──► sound
+//!                                       │
+//!                                       └──flag G-1, or one behind it, is another node's──► Fenced
+//! ```
+//! An owner of generation G holds flag G-1. Its claims may vanish: a directory is cleaned, an arbiter is restored from an
+//! older state. Absence fences nobody, as it may be the only live VM that is asked for. The flags are claimed again from the
+//! first missing one on, because a start that finds none claims the first: so both ask for the same flag, and one gets it.
+//! A lower flag that another node has doesn't fence: the LAN serves the greater generation, and the other node finds at its
+//! own look that it is fenced.
+//!
+//! The flags before its own it claims under another name. A backup of a pair that the owner outlived may still be asking for
+//! flag G-1, with the owner's node as its predecessor: if it found that node at flag G-2, it would win what the owner holds.
+//!
+//! The flag G is another matter. A backup that was told that it protects the VM may have won it in the history that was
+//! lost, and run. So the primary claims it afterwards only if no backup was told, or if its backup has acknowledged an entry
+//! that was appended after the flags were there again: it hadn't claimed then. If the pair breaks before, the primary
+//! stands still.
+
+use super::log::Log;
+use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
+use crate::claim::{Claim, ClaimKind, Verdict};
+use crate::mutation::{Mutation, mutated};
+use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
+use alloc::format;
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::session::NodeId;
+
+/// From one word that the arbiter confirms an owner whom a LAN refuses to the next.
+const CONFIRMED_INTERVAL_NS: u64 = 60_000_000_000;
+
+/// What the owner knows of its claim.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Standing {
+    look: Look,
+    /// The own claim was found missing, and isn't made again yet.
+    pub(super) is_lost: bool,
+    /// The flag that is being claimed again.
+    refill: Option<ClaimRequest>,
+    /// A backup was told that it may claim the flag of this generation's pair.
+    is_backup_told: bool,
+    doubt: Option<Doubt>,
+    has_told_stranded: bool,
+    /// A LAN refuses this owner, and the arbiter hasn't answered since.
+    is_questioned: bool,
+    /// When it was told last that the arbiter confirms the owner.
+    told_confirmed_ns: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Look {
+    /// Not planned yet: the role has seen no clock.
+    New,
+    /// At this time.
+    At(u64),
+    /// The driver is asking.
+    Asked,
+}
+
+/// The backup may have won the pair's flag in the history that was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Doubt {
+    /// As long as the flags aren't there again.
+    Lost,
+    /// Until it has acknowledged an entry at this place, or behind it.
+    Until(LogSeq),
+}
+
+/// The name under which an owner makes the flags before its own again: nobody knows it, so nobody names it as its predecessor.
+/// The stand-in of a stand-in is the node itself.
+#[must_use]
+pub const fn stand_in(node: NodeId) -> NodeId {
+    NodeId(!node.0)
+}
+
+impl Standing {
+    pub(super) const fn new() -> Self {
+        Self {
+            look: Look::New,
+            is_lost: false,
+            refill: None,
+            is_backup_told: false,
+            doubt: None,
+            has_told_stranded: false,
+            is_questioned: false,
+            told_confirmed_ns: None,
+        }
+    }
+
+    /// The flag of this generation's pair may be claimed.
+    pub(super) fn may_claim(&self) -> bool {
+        !self.is_lost && (self.doubt.is_none() || mutated(Mutation::ClaimInDoubt))
+    }
+
+    pub(super) const fn backup_told(&mut self) {
+        self.is_backup_told = true;
+    }
+
+    /// The backup has acknowledged all entries before `acked`.
+    pub(super) fn acknowledged(&mut self, acked: LogSeq) {
+        if let Some(Doubt::Until(seq)) = self.doubt
+            && acked > seq
+        {
+            self.doubt = None;
+        }
+    }
+}
+
+impl PrimaryRole {
+    /// The flag that this node holds.
+    const fn own_flag(&self) -> Generation {
+        Generation(self.session.generation.0.saturating_sub(1))
+    }
+
+    /// Looks after the claim when it is time to.
+    pub(super) fn look_if_due(&mut self, now_ns: u64) {
+        match self.standing.look {
+            Look::New => self.standing.look = Look::At(now_ns.saturating_add(self.timing.look_ns)),
+            Look::At(at_ns) if now_ns >= at_ns => self.look(),
+            Look::At(_) | Look::Asked => {}
+        }
+    }
+
+    /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
+    pub(super) fn look(&mut self) {
+        let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some() || self.is_claim_asked();
+        if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended) {
+            self.standing.look = Look::Asked;
+            self.actions.push_back(PrimaryAction::Look);
+        }
+    }
+
+    /// A LAN refuses this owner. What counts is the arbiter's answer: another owner's claim ends this one, and its own is told,
+    /// because the LAN or its operator is then wrong.
+    pub fn handle_refusal(&mut self) {
+        self.standing.is_questioned = true;
+        self.look();
+    }
+
+    /// The answer to [`PrimaryAction::Look`].
+    pub fn handle_latest(&mut self, now_ns: u64, answer: LatestAnswer) {
+        if self.standing.look != Look::Asked || matches!(self.mode, Mode::Ended) {
+            return;
+        }
+        self.look_again(now_ns, self.timing.look_ns);
+        // An arbiter that can't be asked says nothing about the claim.
+        let LatestAnswer::Known(latest) = answer else { return };
+        let is_questioned = core::mem::take(&mut self.standing.is_questioned);
+        match latest {
+            Some((flag, holder)) if flag >= self.own_flag() => match holder.node == self.node {
+                // The last answer of a refill may have been lost on its way.
+                true if self.standing.is_lost => self.claims_restored(now_ns),
+                true if is_questioned => self.tell_confirmed(now_ns),
+                true => {}
+                false => self.fence(now_ns, holder),
+            },
+            // The claim of the pair's flag that is on its way must not find the flag before made again: it was asked when the
+            // backup might have won already. Its answer tells.
+            _ if self.is_claim_asked() => {}
+            latest => {
+                self.lose_claims(latest.as_ref());
+                if !matches!(self.mode, Mode::Ended) {
+                    let next = latest.as_ref().map_or(Generation(0), |(flag, _)| Generation(flag.0 + 1));
+                    self.refill(next, latest.map(|(_, holder)| holder));
+                }
+            }
+        }
+    }
+
+    /// Tells, rarely, that the arbiter confirms the owner whom a LAN refuses.
+    fn tell_confirmed(&mut self, now_ns: u64) {
+        let told_ns = self.standing.told_confirmed_ns;
+        if told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CONFIRMED_INTERVAL_NS) {
+            self.standing.told_confirmed_ns = Some(now_ns);
+            self.actions.push_back(PrimaryAction::Confirmed(self.session.generation));
+        }
+    }
+
+    /// The driver is asking for the flag of the pair.
+    const fn is_claim_asked(&self) -> bool {
+        matches!(&self.mode, Mode::Claiming(claiming) if claiming.is_asked())
+    }
+
+    const fn look_again(&mut self, now_ns: u64, after_ns: u64) {
+        self.standing.look = Look::At(now_ns.saturating_add(after_ns));
+    }
+
+    /// The arbiter doesn't know this owner's claim any more.
+    fn lose_claims(&mut self, latest: Option<&(Generation, Claim)>) {
+        if mutated(Mutation::FencedByAbsence) {
+            let holder = Claim { node: self.node, kind: ClaimKind::Owner, address: None };
+            return self.end(PrimaryEnd::Fenced { holder });
+        }
+        if self.standing.is_backup_told {
+            self.standing.doubt = Some(Doubt::Lost);
+        }
+        if !core::mem::replace(&mut self.standing.is_lost, true) {
+            self.actions.push_back(PrimaryAction::ClaimsLost { latest: latest.map(|(flag, _)| *flag) });
+        }
+    }
+
+    /// Claims `flag` again, which is missing, behind the claim `before`.
+    fn refill(&mut self, flag: Generation, before: Option<Claim>) {
+        let predecessor = before.map(|before| before.node);
+        let is_own = flag >= self.own_flag() || mutated(Mutation::RefillUnderOwnName);
+        let node = if is_own { self.node } else { stand_in(self.node) };
+        let request = ClaimRequest { node, generation: flag, kind: ClaimKind::Owner, predecessor };
+        self.standing.refill = Some(request);
+        self.actions.push_back(PrimaryAction::Refill(request));
+    }
+
+    /// The answer to [`PrimaryAction::Refill`].
+    pub fn handle_refill(&mut self, now_ns: u64, answer: ClaimAnswer) {
+        let Some(request) = self.standing.refill.take() else { return };
+        if matches!(self.mode, Mode::Ended) {
+            return;
+        }
+        let flag = request.generation;
+        let holder = match answer {
+            ClaimAnswer::Decided(Verdict::Won) => Claim { node: request.node, kind: ClaimKind::Owner, address: None },
+            ClaimAnswer::Decided(Verdict::Lost(holder)) => holder,
+            // What is missing is looked for afresh.
+            ClaimAnswer::Unreachable | ClaimAnswer::Decided(Verdict::NotSuccessor(_)) => {
+                return self.look_again(now_ns, self.timing.claim_retry_ns);
+            }
+        };
+        if flag < self.own_flag() {
+            return self.refill(Generation(flag.0 + 1), Some(holder));
+        }
+        if holder.node != self.node {
+            return self.fence(now_ns, holder);
+        }
+        self.claims_restored(now_ns);
+    }
+
+    /// The arbiter knows this owner again.
+    fn claims_restored(&mut self, now_ns: u64) {
+        self.standing.is_lost = false;
+        if self.standing.doubt.is_some() {
+            self.standing.doubt = Some(Doubt::Until(self.log.appended()));
+        }
+        self.look_again(now_ns, self.timing.look_ns);
+        self.actions.push_back(PrimaryAction::ClaimsRestored(self.session.generation));
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            claiming.retry(now_ns, &self.timing);
+        }
+        self.tell_if_stranded();
+    }
+
+    /// The arbiter answers the claim of the pair's flag with that this node doesn't hold the one before.
+    pub(super) fn claim_refused(&mut self, now_ns: u64, holder: Option<Claim>) {
+        if let Some(holder) = holder.filter(|holder| holder.node != self.node) {
+            return self.fence(now_ns, holder);
+        }
+        if let Mode::Claiming(claiming) = &mut self.mode {
+            claiming.retry(now_ns, &self.timing);
+        }
+        self.lose_claims(None);
+        self.look();
+    }
+
+    /// Says so if the pair has broken, and its flag may not be claimed.
+    pub(super) fn tell_if_stranded(&mut self) {
+        if self.is_stranded() && !core::mem::replace(&mut self.standing.has_told_stranded, true) {
+            self.actions.push_back(PrimaryAction::Stranded(self.session.generation));
+        }
+    }
+
+    /// The pair has broken, and the backup may have won its flag in the history that the arbiter has lost: this node must
+    /// not go on, and waits for an operator or for the backup's claim.
+    #[must_use]
+    pub fn is_stranded(&self) -> bool {
+        matches!(self.mode, Mode::Claiming(_)) && self.standing.doubt.is_some() && !mutated(Mutation::ClaimInDoubt)
+    }
+
+    /// Another node holds this node's flag, or one behind it.
+    pub(super) fn fence(&mut self, now_ns: u64, holder: Claim) {
+        if self.has_backup() {
+            self.outgoing.clear();
+            let reason = format!("node {} owns the VM", holder.node);
+            self.actions.push_back(PrimaryAction::CloseChannel { reason });
+            self.join = None;
+            self.log = Log::Unread(self.log.appended());
+        }
+        if mutated(Mutation::ReleaseWhenFenced) {
+            self.gate.release_all(now_ns);
+        } else {
+            self.gate.discard_all();
+        }
+        self.end(PrimaryEnd::Fenced { holder });
+    }
+}

@@ -1,0 +1,185 @@
+//! A backup and its host, operation by operation.
+
+use super::guest::Guest;
+use super::link::{Asking, Link};
+use super::outside::Outside;
+use super::points::{Died, Kind, Side};
+use crate::world::expectation;
+use ft::role::{BackupAction, BackupEnd, BackupRole, Timing};
+use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::message::{Left, Message};
+use logchannel::session::NodeId;
+use logchannel::snapshot::Snapshot;
+use std::collections::VecDeque;
+use vm::Restoration;
+
+const ACTOR: Option<Side> = Some(Side::Backup);
+
+#[derive(Debug)]
+pub(super) struct Backup {
+    pub(super) node: NodeId,
+    pub(super) role: BackupRole,
+    restoration: Option<Restoration>,
+    restoring: Option<Snapshot>,
+    pub(super) guest: Option<Guest>,
+    pub(super) to_replay: VecDeque<LogEntry>,
+    /// It knows that it may claim.
+    pub(super) is_told: bool,
+    pub(super) told_released: Left,
+    /// What it has to say that is more than a word.
+    to_say: Option<Kind>,
+    pub(super) asking: Asking,
+    pub(super) end: Option<BackupEnd>,
+    pub(super) goes_live: Option<Generation>,
+}
+
+impl Backup {
+    pub(super) fn new(now_ns: u64, node: NodeId, timing: Timing) -> Self {
+        Self {
+            node,
+            role: BackupRole::new(now_ns, node, expectation(), timing),
+            restoration: None,
+            restoring: None,
+            guest: None,
+            to_replay: VecDeque::new(),
+            is_told: false,
+            told_released: Left::default(),
+            to_say: Some(Kind::JoinSent),
+            asking: Asking::default(),
+            end: None,
+            goes_live: None,
+        }
+    }
+
+    fn op<T>(
+        &mut self,
+        outside: &mut Outside,
+        kind: Kind,
+        act: impl FnOnce(&mut Self, &mut Outside) -> T,
+    ) -> Result<T, Died> {
+        outside.points.before(ACTOR, kind)?;
+        let done = act(self, outside);
+        outside.points.after(ACTOR, kind)?;
+        Ok(done)
+    }
+
+    /// So many bytes of what is under way arrive.
+    pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
+        for message in link.to_backup.deliver(bytes) {
+            let kind = Kind::of_hearing(&message);
+            self.op(outside, kind, |backup, outside| {
+                if let Message::Released(left) = message {
+                    outside.check_released(left);
+                    backup.told_released = left;
+                }
+                let (before, _) = backup.role.cursors();
+                backup.role.primary_said(outside.now_ns, message);
+                link.received = backup.role.cursors().0;
+                if kind == Kind::Receive && link.received > before {
+                    backup.to_say = Some(Kind::AckSent);
+                }
+            })?;
+            self.follow_up(outside, link)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the machine together, if all that it needs has come.
+    pub(super) fn restore(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let Some(Snapshot { digest, state, .. }) = self.restoring.take() else { return Ok(()) };
+        self.op(outside, Kind::Restore, |backup, outside| {
+            let mut machine = backup.restoration.take().unwrap().finish(&state).unwrap();
+            assert_eq!(machine.digest(), digest, "the copy isn't the guest");
+            let story = link.snapshot.take().unwrap();
+            backup.role.machine_restored(outside.now_ns, story.next_output());
+            backup.guest = Some(Guest { story, machine });
+            backup.to_say = Some(Kind::AcceptedSent);
+        })?;
+        self.follow_up(outside, link)
+    }
+
+    /// Replays at most so many entries.
+    pub(super) fn consume(&mut self, outside: &mut Outside, link: &mut Link, entries: usize) -> Result<(), Died> {
+        for _ in 0..entries.min(self.to_replay.len()) {
+            if self.guest.is_none() {
+                break;
+            }
+            self.op(outside, Kind::Consume, |backup, outside| {
+                let (Some(guest), Some(entry)) = (&mut backup.guest, backup.to_replay.pop_front()) else { return };
+                if let Some((id, output)) = guest.replay(&entry) {
+                    backup.role.produced(id, output);
+                }
+                backup.role.consumed(outside.now_ns, LogSeq(guest.story.entries() as u64), entry.count);
+            })?;
+            self.follow_up(outside, link)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn primary_lost(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        self.role.primary_lost(outside.now_ns, "closed");
+        self.follow_up(outside, link)
+    }
+
+    pub(super) fn tick(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        self.role.tick(outside.now_ns);
+        self.follow_up(outside, link)
+    }
+
+    /// Its claim gets on: to the arbiter, or back.
+    pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let Some(answer) = self.asking.get_on(outside, ACTOR)? else { return Ok(()) };
+        self.op(outside, Kind::ClaimAnswered, |backup, outside| backup.role.claim_answered(outside.now_ns, answer))?;
+        self.follow_up(outside, link)
+    }
+
+    pub(super) fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        self.send(outside, link)?;
+        while let Some(action) = self.role.poll_action() {
+            match action {
+                BackupAction::Waits => {}
+                BackupAction::Begin(session) => self.restoration = Some(Restoration::new(&session.config).unwrap()),
+                BackupAction::Pages(pages) => {
+                    self.restoration.as_mut().unwrap().put_pages(pages.first, &pages.bytes).unwrap();
+                }
+                BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
+                // At once: what a late answer does is the model's business.
+                BackupAction::CheckOwner => {
+                    let latest = outside.arbiter.latest();
+                    self.role.handle_owner(outside.now_ns, latest);
+                }
+                BackupAction::Joined => {}
+                BackupAction::ClaimsLost(_) => panic!("no claim is ever lost here"),
+                BackupAction::Consume(entries) => self.to_replay.extend(entries),
+                BackupAction::Protected(_) => {
+                    let from = link.told_from;
+                    assert!(link.received >= from, "told that it may claim, with {} of {from} entries", link.received);
+                    self.is_told = true;
+                }
+                BackupAction::Lost { .. } => link.cut(),
+                BackupAction::Claim(request) => {
+                    assert!(self.is_told, "it claims, and nobody has told it that it may");
+                    self.op(outside, Kind::ClaimAsked, |backup, _| backup.asking.ask(request))?;
+                }
+                BackupAction::GoLive(generation) => {
+                    assert!(self.to_replay.is_empty(), "live with something left to consume");
+                    self.goes_live = Some(generation);
+                }
+                BackupAction::End(end) => self.end = Some(end),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        if !self.role.has_outgoing() {
+            return Ok(());
+        }
+        let kind = self.to_say.take().unwrap_or(Kind::WordSent);
+        self.op(outside, kind, |backup, _| {
+            let mut bytes = Vec::new();
+            backup.role.take_outgoing(&mut bytes);
+            link.to_primary.send(&bytes);
+        })
+    }
+}

@@ -1,0 +1,261 @@
+//! A primary and its host, operation by operation.
+
+use super::guest::{Guest, Story};
+use super::link::{Asking, Link};
+use super::outside::Outside;
+use super::points::{Died, Kind, Side};
+use ft::output_gate::Released;
+use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::message::{Left, Message};
+use logchannel::session::NodeId;
+use std::collections::VecDeque;
+use vm::{OutputId, OutputOperation};
+
+#[derive(Debug)]
+pub(super) struct Primary {
+    pub(super) node: NodeId,
+    pub(super) role: PrimaryRole,
+    pub(super) guest: Guest,
+    /// As whom it can die: one whose backup has gone live is left alone.
+    actor: Option<Side>,
+    /// The generation for which it is attached to the LAN.
+    pub(super) port: Option<Generation>,
+    /// Packets that wait for the guest.
+    pub(super) inbox: VecDeque<u64>,
+    pub(super) asking: Asking,
+    /// It has logged the guest's end. Whoever takes over a guest that has ended does so again.
+    is_stopped: bool,
+    /// The last generation that the log tells of.
+    logged: Option<Generation>,
+    /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
+    protected_from: LogSeq,
+    /// As a backup it was told that these have left.
+    told_released: Left,
+    pub(super) end: Option<PrimaryEnd>,
+}
+
+impl Primary {
+    pub(super) fn new(node: NodeId, role: PrimaryRole, guest: Guest, told_released: Left) -> Self {
+        Self {
+            node,
+            role,
+            guest,
+            actor: Some(Side::Primary),
+            port: None,
+            inbox: VecDeque::new(),
+            asking: Asking::default(),
+            is_stopped: false,
+            logged: None,
+            protected_from: LogSeq(u64::MAX),
+            told_released,
+            end: None,
+        }
+    }
+
+    /// Another one has gone live, and this one doesn't know yet.
+    pub(super) const fn is_succeeded(&mut self) {
+        self.actor = None;
+    }
+
+    pub(super) const fn story(&self) -> &Story {
+        &self.guest.story
+    }
+
+    fn op<T>(
+        &mut self,
+        outside: &mut Outside,
+        kind: Kind,
+        act: impl FnOnce(&mut Self, &mut Outside) -> T,
+    ) -> Result<T, Died> {
+        outside.points.before(self.actor, kind)?;
+        let done = act(self, outside);
+        outside.points.after(self.actor, kind)?;
+        Ok(done)
+    }
+
+    /// The guest lives on by one step, if it may.
+    pub(super) fn live(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        if !self.role.may_run() || self.is_stopped {
+            return Ok(());
+        }
+        let generation = self.role.generation();
+        if self.logged.replace(generation) != Some(generation) {
+            let entry = self.guest.owned(generation);
+            self.append(outside, link, &entry, None)?;
+        }
+        let (entry, output) = self.guest.live(self.node, self.inbox.front().copied());
+        if matches!(entry.body, EntryBody::Event(vm::Event::Packet { .. })) {
+            self.inbox.pop_front();
+        }
+        self.is_stopped = self.story().is_stopped;
+        let flushes = output.is_some() || self.is_stopped;
+        self.append(outside, link, &entry, output)?;
+        if flushes {
+            self.op(outside, Kind::Flush, |primary, outside| primary.role.flush(outside.now_ns))?;
+        }
+        self.follow_up(outside, link)
+    }
+
+    fn append(
+        &mut self,
+        outside: &mut Outside,
+        link: &mut Link,
+        entry: &LogEntry,
+        output: Option<(OutputId, OutputOperation)>,
+    ) -> Result<(), Died> {
+        self.op(outside, Kind::Append, |primary, outside| primary.role.append(outside.now_ns, entry, output))?;
+        self.follow_up(outside, link)
+    }
+
+    /// A backup that joins gets a piece of memory.
+    pub(super) fn copy(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        if !self.role.wants_copy() {
+            return Ok(());
+        }
+        outside.points.before(self.actor, Kind::SnapshotPiece)?;
+        self.role.copy_snapshot(outside.now_ns, &mut self.guest.machine);
+        if self.role.is_copying() {
+            outside.points.after(self.actor, Kind::SnapshotPiece)?;
+        } else {
+            link.snapshot = Some(self.story().clone());
+            outside.points.after(self.actor, Kind::SnapshotComplete)?;
+        }
+        self.follow_up(outside, link)
+    }
+
+    /// So many bytes of what is under way arrive.
+    pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
+        for message in link.to_primary.deliver(bytes) {
+            self.op(outside, Kind::of_hearing(&message), |primary, outside| {
+                let Message::Join { vm, .. } = message else {
+                    return primary.role.backup_said(outside.now_ns, message);
+                };
+                if primary.role.backup_joins(outside.now_ns, &vm).is_err() {
+                    link.cut();
+                }
+            })?;
+            self.follow_up(outside, link)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn backup_lost(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        self.role.backup_lost("closed");
+        self.follow_up(outside, link)
+    }
+
+    pub(super) fn tick(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        self.role.tick(outside.now_ns);
+        self.follow_up(outside, link)
+    }
+
+    /// Its claim gets on: to the arbiter, or back.
+    pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let Some(answer) = self.asking.get_on(outside, self.actor)? else { return Ok(()) };
+        self.op(outside, Kind::ClaimAnswered, |primary, outside| primary.role.claim_answered(outside.now_ns, answer))?;
+        self.follow_up(outside, link)
+    }
+
+    /// It attaches to the LAN (again), and gets the packets that the log doesn't have.
+    pub(super) fn attach(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let generation = self.role.generation();
+        self.op(outside, Kind::Attach, |primary, outside| {
+            let Some(next) = outside.lan.attach(generation) else { return };
+            primary.port = Some(generation);
+            primary.inbox = (primary.story().next_packet..outside.lan.packets).collect();
+            primary.role.send_again(next);
+        })?;
+        self.follow_up(outside, link)
+    }
+
+    /// The LAN tells what it has carried.
+    pub(super) fn hear_lan(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let Some(next) = self.port.and_then(|port| outside.lan.tell(port)) else { return Ok(()) };
+        self.op(outside, Kind::Carried, |primary, _| primary.role.carried(next))?;
+        self.follow_up(outside, link)
+    }
+
+    /// What the role wants done after an input, in the order of the programs: connections first, then outputs, bytes, and what
+    /// takes time.
+    fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        let actions: Vec<_> = std::iter::from_fn(|| self.role.poll_action()).collect();
+        for action in &actions {
+            match action {
+                PrimaryAction::CloseChannel { .. } => link.cut(),
+                PrimaryAction::Protected(generation) => {
+                    assert_eq!(*generation, self.role.generation());
+                    self.protected_from = self.role.appended();
+                    link.told_from = self.protected_from;
+                }
+                PrimaryAction::Owner(generation) => {
+                    outside.owns(*generation, self.node, self.story());
+                    self.protected_from = LogSeq(u64::MAX);
+                }
+                PrimaryAction::End(end) => {
+                    if matches!(end, PrimaryEnd::GuestStopped(_)) {
+                        self.protected_from = LogSeq(u64::MAX);
+                    }
+                    self.end = Some(end.clone());
+                }
+                PrimaryAction::Claim(_) => {}
+                other @ (PrimaryAction::Look
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
+                | PrimaryAction::Stranded(_)) => panic!("no claim is ever lost here: {other:?}"),
+                PrimaryAction::HandOver => panic!("nobody asked the primary to hand over"),
+            }
+        }
+        self.put_out(outside, link)?;
+        self.send(outside, link)?;
+        for action in actions {
+            if let PrimaryAction::Claim(request) = action {
+                self.op(outside, Kind::ClaimAsked, |primary, _| primary.asking.ask(request))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_out(&mut self, outside: &mut Outside, link: &Link) -> Result<(), Died> {
+        while self.role.gate().has_released() {
+            assert!(!matches!(self.end, Some(PrimaryEnd::Fenced { .. })), "a fenced primary lets an output out");
+            let Some(Released { id, operation: output, .. }) =
+                self.op(outside, Kind::Release, |primary, _| primary.role.take_released())?
+            else {
+                return Ok(());
+            };
+            let place = self.story().place_of(id, output.digest());
+            let seq = LogSeq(place as u64);
+            assert!(seq < self.protected_from || seq < link.received, "{id:?} leaves, and its entry isn't received");
+            self.op(outside, Kind::PutOut, |primary, outside| {
+                outside.learn(primary.story(), place);
+                match (&*output, primary.port) {
+                    (OutputOperation::Console(_), _) => {
+                        assert!(
+                            !primary.told_released.has(id, &output),
+                            "{id:?} is said to have left, and is written again"
+                        );
+                        outside.write(primary.node, id, &output);
+                    }
+                    (OutputOperation::Frame(_), Some(port)) => outside.lan.under_way.push_back((port, id, output)),
+                    (OutputOperation::Frame(_), None) => {}
+                }
+            })?;
+            self.role.console_left(OutputId(id.0 + 1));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
+        if !self.role.has_outgoing() {
+            return Ok(());
+        }
+        self.op(outside, Kind::Send, |primary, _| {
+            let mut bytes = Vec::new();
+            primary.role.take_outgoing(&mut bytes);
+            link.to_backup.send(&bytes);
+        })
+    }
+}

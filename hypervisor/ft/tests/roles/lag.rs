@@ -1,0 +1,186 @@
+//! A backup that falls behind slows its primary, and nothing gets stuck. Source: Scales et al. 2010, §3.2.
+
+use crate::pair::Pair;
+use crate::world::MS;
+use ft::role::{BackupAction, FULL_SHARE, Timing};
+use logchannel::entry::EntryBody;
+use logchannel::message::Message;
+
+/// The role is ticked as often as by its host.
+const TICK_NS: u64 = 5 * MS;
+
+/// Time passes while the guest logs `entries` a tick, if it may run, and the backup consumes `consumed` of them.
+fn run(pair: &mut Pair, ms: u64, entries: usize, consumed: usize) {
+    for _ in 0..ms * MS / TICK_NS {
+        for _ in 0..entries {
+            if pair.primary.may_run() {
+                pair.log(EntryBody::Progress, None);
+            }
+        }
+        pair.flush();
+        pair.pass(TICK_NS);
+        pair.exchange();
+        pair.replay_some(consumed);
+        pair.exchange();
+    }
+}
+
+#[test]
+fn a_backup_that_keeps_up_costs_nothing() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 2000, 4, 4);
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+    let (_, lag_max_ns) = pair.primary.lag_ns();
+    assert!(lag_max_ns < Timing::default().lag_bound_ns, "{lag_max_ns}");
+}
+
+/// A guest that sleeps logs nothing, and its backup has nothing to report.
+#[test]
+fn a_guest_that_sleeps_is_not_ahead_of_its_backup() {
+    let mut just_joined = Pair::alone();
+    just_joined.log(EntryBody::Progress, None);
+    just_joined.become_protected();
+    let mut caught_up = Pair::protected();
+    run(&mut caught_up, 300, 1, 1);
+    for mut pair in [just_joined, caught_up] {
+        run(&mut pair, 100, 0, usize::MAX);
+        assert_eq!(pair.backup.cursors().1, pair.primary.appended());
+        run(&mut pair, 3000, 0, 0);
+        assert_eq!(pair.primary.share(), FULL_SHARE, "{:?}", pair.primary.lag_ns());
+        assert!(pair.primary.may_run(), "it wakes up and may not run: {:?}", pair.primary.lag_ns());
+    }
+}
+
+#[test]
+fn a_backup_that_falls_behind_slows_the_guest_and_one_that_catches_up_lets_it_run_again() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 300, 4, 2);
+    let slowed = pair.primary.share();
+    assert!(slowed < FULL_SHARE, "{:?}", pair.primary.lag_ns());
+    assert!(pair.primary.may_run(), "slowed, not stopped");
+    run(&mut pair, 2000, 4, 400);
+    assert_eq!(pair.primary.share(), FULL_SHARE, "after {slowed}");
+}
+
+#[test]
+fn a_backup_that_stands_still_stops_the_guest_until_it_goes_on() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run());
+    let held = pair.primary.gate().held();
+    let (lag_ns, lag_max_ns) = pair.primary.lag_ns();
+    assert!(lag_ns > Timing::default().lag_bound_ns && lag_ns <= lag_max_ns, "{lag_ns} of {lag_max_ns}");
+    run(&mut pair, 100, 4, usize::MAX);
+    assert!(pair.primary.may_run());
+    assert_eq!(held, 0);
+}
+
+#[test]
+fn a_lost_backup_slows_nobody() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.share() < FULL_SHARE);
+    pair.backup_lost();
+    assert!(pair.primary.may_run());
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+}
+
+/// It may take as long as it wants to put its machine together: nobody is protected by it yet.
+#[test]
+fn a_backup_that_is_still_joining_slows_nobody() {
+    let mut pair = Pair::alone();
+    pair.connect();
+    pair.copy();
+    for _ in 0..200 {
+        assert!(pair.primary.may_run());
+        assert_eq!(pair.primary.share(), FULL_SHARE);
+        pair.log(EntryBody::Progress, None);
+        pair.pass(TICK_NS);
+        pair.deliver_to_backup();
+        pair.deliver_to_primary();
+    }
+    pair.restore();
+    pair.exchange();
+    assert!(pair.primary.is_protected());
+    pair.replay();
+    run(&mut pair, 100, 4, 400);
+    assert_eq!(pair.primary.share(), FULL_SHARE);
+}
+
+/// A backup whose replaying thread hangs, as on a disk that does, acknowledges what it receives and stops the guest.
+#[test]
+fn a_backup_that_lives_and_replays_nothing_is_lost_in_the_end() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 20_000, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.is_protected(), "it may be slow");
+    pair.replay_some(1);
+    pair.exchange();
+    run(&mut pair, 19_000, 4, 0);
+    assert!(!pair.primary.may_run() && pair.primary.is_protected(), "it has got on since");
+    run(&mut pair, 2_000, 4, 0);
+    assert!(!pair.primary.is_protected());
+    let request = pair.primary_claim().unwrap();
+    pair.answer_primary(request);
+    assert!(pair.primary.may_run());
+}
+
+/// The guest stops with outputs held, and what it waits for needs no guest.
+#[test]
+fn a_stopped_guest_with_outputs_held_goes_on() {
+    let mut pair = Pair::protected();
+    run(&mut pair, 600, 4, 0);
+    assert!(!pair.primary.may_run());
+    // What it had begun when it was stopped.
+    let id = pair.output();
+    assert_eq!(pair.primary.gate().held(), 1);
+    pair.exchange();
+    assert_eq!(pair.out, [id.0], "acknowledgements don't wait for replay");
+    assert!(!pair.primary.may_run());
+    for _ in 0..1000 {
+        if pair.primary.may_run() {
+            return;
+        }
+        pair.pass(TICK_NS);
+        pair.exchange();
+        pair.replay_some(10);
+    }
+    panic!("stopped for ever: {:?}", pair.primary.lag_ns());
+}
+
+/// A backup that is alive and acknowledges nothing would keep outputs from everybody.
+#[test]
+fn a_backup_that_lives_and_acknowledges_nothing_is_lost_in_the_end() {
+    let mut pair = Pair::protected();
+    let half_ns = Timing::default().failure_timeout_ns / 2;
+    for _ in 0..100 {
+        pair.pass(half_ns);
+        pair.backup_says(Message::Heartbeat);
+    }
+    assert!(pair.primary.is_protected(), "it has nothing to acknowledge");
+    pair.output();
+    for _ in 0..39 {
+        pair.pass(half_ns);
+        pair.backup_says(Message::Heartbeat);
+    }
+    assert!(pair.primary.is_protected(), "its log buffer may be full");
+    pair.pass(half_ns);
+    assert!(!pair.primary.is_protected());
+    assert!(pair.primary_claim().is_some());
+}
+
+#[test]
+fn a_primary_that_reads_nothing_does_not_fill_its_backups_memory() {
+    let mut pair = Pair::protected();
+    let mut now_ns = 0;
+    for _ in 0..2_000_000 {
+        // What the backup has to say is never taken.
+        pair.backup.primary_said(now_ns, Message::Heartbeat);
+        pair.backup.tick(now_ns);
+        now_ns += Timing::default().heartbeat_ns;
+        if let Some(BackupAction::Lost { reason }) = pair.backup.poll_action() {
+            assert!(reason.contains("doesn't read"), "{reason}");
+            return;
+        }
+    }
+    panic!("it goes on for ever");
+}

@@ -1,0 +1,633 @@
+//! A pair of roles, everything around them in memory, in virtual nanoseconds.
+//!
+//! The guest is two things: a log that this driver makes up, and a real machine that only writes its RAM, so that there is
+//! something to copy. What the guest would do next is a function of its log.
+
+use crate::world::{
+    Arbiter, BACKUP, G, Lan, MS, PRIMARY, STEPS_PER_PAGE, Wire, expectation, guest_image, machine, operation, session,
+    writing_guest,
+};
+use ft::claim::ClaimKind;
+use ft::output_gate::Released;
+use ft::role::{
+    BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState, Expectation, Inheritance, PrimaryAction,
+    PrimaryEnd, PrimaryRole, Timing,
+};
+use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::message::Message;
+use logchannel::session::{NodeId, SessionHeader, VmId};
+use logchannel::snapshot::Snapshot;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use vm::{InstructionCount, Machine, OutputId, OutputOperation, Restoration, StopReason};
+
+/// A primary, a backup, and what is between and around them.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) now_ns: u64,
+    pub(crate) timing: Timing,
+    pub(crate) primary: PrimaryRole,
+    pub(crate) backup: BackupRole,
+    pub(crate) primary_node: NodeId,
+    pub(crate) backup_node: NodeId,
+    pub(crate) to_backup: Wire,
+    pub(crate) to_primary: Wire,
+    pub(crate) arbiter: Rc<RefCell<Arbiter>>,
+    pub(crate) lan: Rc<RefCell<Lan>>,
+    pub(crate) primary_actions: VecDeque<PrimaryAction>,
+    pub(crate) backup_actions: VecDeque<BackupAction>,
+    /// Outputs that the primary's host has sent, by id.
+    pub(crate) out: Vec<u64>,
+    /// The generation for which the primary is attached to the LAN; without one its frames are lost.
+    pub(crate) port: Option<Generation>,
+    /// The LAN carries and doesn't tell.
+    pub(crate) lan_is_silent: bool,
+    /// The log as the primary has it, with the outputs.
+    pub(crate) history: Vec<(LogEntry, Option<OutputOperation>)>,
+    /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
+    protected_from: LogSeq,
+    /// What the backup has to have when it is told of its protection.
+    told_from: LogSeq,
+    pub(crate) machine: Machine,
+    /// The backup's machine in the making, and made.
+    restoration: Option<Restoration>,
+    pub(crate) restored: Option<Machine>,
+    /// What the backup's machine is to be restored to next.
+    pub(crate) restoring: Option<Snapshot>,
+    /// Entries that the backup's machine has yet to replay.
+    pub(crate) to_replay: VecDeque<LogEntry>,
+    replayed: LogSeq,
+    /// The primary has heard who came.
+    pub(crate) is_joined: bool,
+    /// A killed side says and hears nothing any more.
+    pub(crate) is_primary_killed: bool,
+    pub(crate) is_backup_killed: bool,
+}
+
+impl Pair {
+    /// A primary that waits, and a backup that has just connected to it and is expected to be fit.
+    pub(crate) fn new() -> Self {
+        Self::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation())
+    }
+
+    /// The same of a primary that runs without backup.
+    pub(crate) fn alone() -> Self {
+        Self::with(PrimaryRole::alone(PRIMARY, session(), Timing::default()), expectation())
+    }
+
+    pub(crate) fn with(primary: PrimaryRole, expectation: Expectation) -> Self {
+        let now_ns = 1_000 * MS;
+        let port = Some(primary.generation());
+        Self {
+            now_ns,
+            timing: Timing::default(),
+            primary,
+            backup: BackupRole::new(now_ns, BACKUP, expectation, Timing::default()),
+            primary_node: PRIMARY,
+            backup_node: BACKUP,
+            to_backup: Wire::default(),
+            to_primary: Wire::default(),
+            arbiter: Rc::default(),
+            lan: Rc::default(),
+            primary_actions: VecDeque::new(),
+            backup_actions: VecDeque::new(),
+            out: Vec::new(),
+            port,
+            lan_is_silent: false,
+            history: Vec::new(),
+            protected_from: LogSeq(u64::MAX),
+            told_from: LogSeq(0),
+            machine: machine(&guest_image()),
+            restoration: None,
+            restored: None,
+            restoring: None,
+            to_replay: VecDeque::new(),
+            replayed: LogSeq(0),
+            is_joined: false,
+            is_primary_killed: false,
+            is_backup_killed: false,
+        }
+    }
+
+    /// The same, with a guest that writes to so many pages (a power of 2) in turn, and has done so.
+    pub(crate) fn with_memory(mut self, pages: u32) -> Self {
+        self.machine = machine(&writing_guest(pages));
+        self.write_pages(u64::from(pages) + 1);
+        self
+    }
+
+    /// The guest writes to the next `pages` pages.
+    pub(crate) fn write_pages(&mut self, pages: u64) {
+        let count = self.machine.instruction_count();
+        self.machine.run(count.plus(STEPS_PER_PAGE * pages));
+    }
+
+    /// The guest writes to the next `pages` pages, or to so many of them as the copy for a joining backup lets it.
+    pub(crate) fn write_pages_if_allowed(&mut self, pages: u64) {
+        if let Some(steps) = self.primary.steps_allowed(STEPS_PER_PAGE * pages, &self.machine) {
+            self.machine.run(self.machine.instruction_count().plus(steps));
+        }
+    }
+
+    /// A pair that has just become protected, with nothing under way.
+    pub(crate) fn protected() -> Self {
+        let mut pair = Self::new();
+        pair.become_protected();
+        pair
+    }
+
+    /// The backup joins, without disturbance.
+    pub(crate) fn become_protected(&mut self) {
+        self.connect();
+        self.exchange();
+        let generation = self.primary.generation();
+        assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Protected(generation)));
+        assert_eq!(self.backup_actions.pop_front(), Some(BackupAction::Protected(generation)));
+        assert!(self.primary.is_protected() && self.primary.may_run());
+    }
+
+    /// Another backup connects; nothing of the one before is left.
+    pub(crate) fn next_backup(&mut self, node: NodeId) {
+        self.backup = BackupRole::new(self.now_ns, node, expectation(), self.timing);
+        self.backup_node = node;
+        self.to_backup = Wire::default();
+        self.to_primary = Wire::default();
+        self.backup_actions.clear();
+        (self.restoration, self.restored, self.restoring) = (None, None, None);
+        self.to_replay.clear();
+        (self.is_joined, self.is_backup_killed) = (false, false);
+    }
+
+    /// The backup has gone live: the pair of which it is the primary, with its next backup about to connect.
+    pub(crate) fn succeeded(&mut self, generation: Generation, next_backup: NodeId) -> Self {
+        let (received, consumed) = self.backup.cursors();
+        assert_eq!((received, received), (consumed, self.replayed), "live with something left to consume");
+        let session = SessionHeader { generation, ..session() };
+        let (tail, next) = (self.backup.take_tail(), self.backup.next_output());
+        assert_eq!(next, self.next_output_at(received));
+        let machine = self.restored.take().unwrap();
+        let clock = self.backup.take_over_clock(self.now_ns, machine.last_ticks());
+        let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+        let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, inheritance);
+        let mut pair = Self {
+            now_ns: self.now_ns,
+            timing: self.timing,
+            primary_node: self.backup_node,
+            arbiter: self.arbiter.clone(),
+            lan: self.lan.clone(),
+            port: None,
+            history: self.history[..index(received)].to_vec(),
+            machine,
+            ..Self::with(primary, expectation())
+        };
+        pair.next_backup(next_backup);
+        pair.attach();
+        pair
+    }
+
+    /// The wish of the backup to join arrives at the primary, which says what the VM is.
+    pub(crate) fn connect(&mut self) {
+        self.collect();
+        self.deliver_to_primary();
+    }
+
+    /// The primary attaches to the LAN (again).
+    pub(crate) fn attach(&mut self) {
+        let generation = self.primary.generation();
+        let Some(next) = self.lan.borrow_mut().attach(generation) else { return };
+        self.port = Some(generation);
+        self.primary.send_again(next);
+        self.collect();
+    }
+
+    /// The LAN tells what it has carried, if this primary is still attached to it.
+    pub(crate) fn lan_tells(&mut self) {
+        let next = self.port.and_then(|generation| self.lan.borrow_mut().attach(generation));
+        if let Some(next) = next {
+            self.primary.carried(next);
+        }
+        self.collect();
+    }
+
+    /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is put in place, entries
+    /// queued for replay, connections closed. Only restoring takes time: say [`Pair::restore`].
+    pub(crate) fn collect(&mut self) {
+        self.send();
+        if !self.is_primary_killed {
+            self.collect_primary();
+        }
+        if !self.is_backup_killed {
+            self.collect_backup();
+        }
+        // A refusal because of what was done.
+        self.send();
+    }
+
+    fn collect_primary(&mut self) {
+        while let Some(action) = self.primary.poll_action() {
+            match action {
+                PrimaryAction::CloseChannel { .. } => self.cut(),
+                PrimaryAction::Protected(_) => {
+                    self.protected_from = self.primary.appended();
+                    self.told_from = self.protected_from;
+                }
+                PrimaryAction::Owner(_)
+                | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
+                    self.protected_from = LogSeq(u64::MAX);
+                }
+                PrimaryAction::Look => {
+                    let latest = self.arbiter.borrow().latest();
+                    self.primary.handle_latest(self.now_ns, latest);
+                    continue;
+                }
+                PrimaryAction::Claim(_)
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
+                | PrimaryAction::Stranded(_)
+                | PrimaryAction::HandOver
+                | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded | PrimaryEnd::Interrupted) => {}
+            }
+            self.primary_actions.push_back(action);
+        }
+        self.put_out();
+    }
+
+    fn collect_backup(&mut self) {
+        while let Some(action) = self.backup.poll_action() {
+            match action {
+                BackupAction::Waits => {}
+                BackupAction::Begin(session) => match Restoration::new(&session.config) {
+                    Ok(restoration) => self.restoration = Some(restoration),
+                    Err(error) => self.backup.restore_failed(&error.to_string()),
+                },
+                BackupAction::Pages(pages) => {
+                    if let Some(Err(error)) =
+                        self.restoration.as_mut().map(|restoration| restoration.put_pages(pages.first, &pages.bytes))
+                    {
+                        self.backup.restore_failed(&error.to_string());
+                    }
+                }
+                BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
+                BackupAction::CheckOwner => {
+                    let latest = self.arbiter.borrow().latest();
+                    self.backup.handle_owner(self.now_ns, latest);
+                }
+                BackupAction::Joined => {}
+                BackupAction::Consume(entries) => self.to_replay.extend(entries),
+                BackupAction::Lost { .. } => self.cut(),
+                BackupAction::Protected(_) => {
+                    let (received, _) = self.backup.cursors();
+                    let from = self.told_from;
+                    assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
+                    self.backup_actions.push_back(action);
+                }
+                BackupAction::Claim(_)
+                | BackupAction::ClaimsLost(_)
+                | BackupAction::GoLive(_)
+                | BackupAction::End(_) => {
+                    self.backup_actions.push_back(action);
+                }
+            }
+        }
+    }
+
+    /// What both roles have to say gets under way.
+    fn send(&mut self) {
+        let mut bytes = Vec::new();
+        if !self.is_primary_killed {
+            self.primary.take_outgoing(&mut bytes);
+            self.to_backup.send(&bytes);
+        }
+        if !self.is_backup_killed {
+            bytes.clear();
+            self.backup.take_outgoing(&mut bytes);
+            self.to_primary.send(&bytes);
+        }
+    }
+
+    /// The primary's host puts out what is released.
+    fn put_out(&mut self) {
+        while let Some(Released { id, operation: found, .. }) = self.primary.take_released() {
+            let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
+            let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));
+            if LogSeq(seq as u64) >= self.protected_from {
+                assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
+            }
+            self.primary.console_left(OutputId(id.0 + 1));
+            let Some(port) = self.port else { continue };
+            self.out.push(id.0);
+            let carried = self.lan.borrow_mut().carry(port, id, &found);
+            if let (Some(next), false) = (carried, self.lan_is_silent) {
+                self.primary.carried(next);
+            }
+        }
+    }
+
+    /// The primary is killed. Of what it has sent, the first `bytes` may still arrive.
+    pub(crate) fn kill_primary(&mut self, bytes: usize) {
+        self.collect();
+        self.is_primary_killed = true;
+        self.to_backup.lose_behind(bytes);
+        self.cut();
+    }
+
+    /// The same for the backup.
+    pub(crate) fn kill_backup(&mut self, bytes: usize) {
+        self.collect();
+        self.is_backup_killed = true;
+        self.to_primary.lose_behind(bytes);
+        self.cut();
+    }
+
+    /// Nothing more gets into the channel; what is under way may still arrive.
+    pub(crate) fn cut(&mut self) {
+        self.to_backup.is_cut = true;
+        self.to_primary.is_cut = true;
+    }
+
+    /// Everything under way to the backup arrives.
+    pub(crate) fn deliver_to_backup(&mut self) {
+        self.deliver_some_to_backup(usize::MAX);
+    }
+
+    pub(crate) fn deliver_some_to_backup(&mut self, bytes: usize) {
+        for message in self.to_backup.deliver(bytes) {
+            self.backup.primary_said(self.now_ns, message);
+            self.collect();
+        }
+    }
+
+    /// Everything under way to the primary arrives.
+    pub(crate) fn deliver_to_primary(&mut self) {
+        self.deliver_some_to_primary(usize::MAX);
+    }
+
+    pub(crate) fn deliver_some_to_primary(&mut self, bytes: usize) {
+        for message in self.to_primary.deliver(bytes) {
+            self.hear(message);
+        }
+    }
+
+    /// Both ways, until nothing is under way and nothing waits to be copied or restored.
+    pub(crate) fn exchange(&mut self) {
+        self.collect();
+        while self.to_backup.len() + self.to_primary.len() > 0 || self.primary.wants_copy() {
+            self.copy();
+            self.deliver_to_backup();
+            self.restore();
+            self.deliver_to_primary();
+        }
+    }
+
+    /// The guest's memory is copied as far as the primary wants it now.
+    pub(crate) fn copy(&mut self) {
+        while self.primary.wants_copy() {
+            self.copy_piece();
+        }
+    }
+
+    /// One piece of the guest's memory is copied.
+    pub(crate) fn copy_piece(&mut self) {
+        self.primary.copy_snapshot(self.now_ns, &mut self.machine);
+        self.collect();
+    }
+
+    /// The backup's machine is put together, if all that it needs has come.
+    pub(crate) fn restore(&mut self) {
+        let Some(Snapshot { seq, digest, state }) = self.restoring.take() else { return };
+        let Some(restoration) = self.restoration.take() else { return };
+        match restoration.finish(&state).map(|mut machine| (machine.digest() == digest).then_some(machine)) {
+            Ok(Some(machine)) => {
+                self.restored = Some(machine);
+                self.replayed = seq;
+                self.backup.machine_restored(self.now_ns, self.next_output_at(seq));
+            }
+            Ok(None) => self.backup.restore_failed("another digest"),
+            Err(error) => self.backup.restore_failed(&error.to_string()),
+        }
+        self.collect();
+    }
+
+    /// What the guest sends next when it stands at `seq`.
+    fn next_output_at(&self, seq: LogSeq) -> OutputId {
+        let before = self.history.iter().take(index(seq));
+        OutputId(before.filter(|(_, output)| output.is_some()).count() as u64)
+    }
+
+    /// A backup that isn't the role says `message`, and the primary hears it at once.
+    pub(crate) fn backup_says(&mut self, message: Message) {
+        // What such a backup has received, only it knows.
+        self.protected_from = LogSeq(u64::MAX);
+        self.hear(message);
+    }
+
+    fn hear(&mut self, message: Message) {
+        if let Message::Join { vm, .. } = &message
+            && !self.is_joined
+        {
+            self.join(vm);
+        } else {
+            self.primary.backup_said(self.now_ns, message);
+        }
+        self.collect();
+    }
+
+    fn join(&mut self, vm: &VmId) {
+        self.is_joined = true;
+        if let Err(reason) = self.primary.backup_joins(self.now_ns, vm) {
+            let mut bytes = Vec::new();
+            Message::Refused { reason }.encode(&mut bytes);
+            self.to_backup.send(&bytes);
+            self.cut();
+        }
+    }
+
+    /// The primary says `message`, and the backup hears it at once.
+    pub(crate) fn primary_says(&mut self, message: Message) {
+        self.backup.primary_said(self.now_ns, message);
+        self.collect();
+    }
+
+    /// The guest sends something, and the log is flushed as the vCPU does then.
+    pub(crate) fn output(&mut self) -> OutputId {
+        let id = self.unflushed_output();
+        self.flush();
+        id
+    }
+
+    /// The guest sends something, and its vCPU gets no further.
+    pub(crate) fn unflushed_output(&mut self) -> OutputId {
+        let id = self.next_output_at(LogSeq(self.history.len() as u64));
+        let output = operation(self.primary_node, id);
+        self.log(EntryBody::Output { id, digest: output.digest() }, Some((id, output)));
+        id
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.primary.flush(self.now_ns);
+        self.collect();
+    }
+
+    /// The guest comes to its end.
+    pub(crate) fn guest_stops(&mut self) -> StopReason {
+        let reason = StopReason::PowerOff { code: 0 };
+        self.log(EntryBody::Stopped(reason), None);
+        self.flush();
+        reason
+    }
+
+    /// The guest does something that is logged, after it has written to its memory.
+    pub(crate) fn log(&mut self, body: EntryBody, output: Option<(OutputId, OutputOperation)>) {
+        self.write_pages(1);
+        let entry = LogEntry { count: InstructionCount(10 * self.history.len() as u64), body };
+        let seq = self.primary.appended();
+        // Before the role has it, because it may leave at once.
+        self.history.push((entry.clone(), output.as_ref().map(|(_, operation)| operation.clone())));
+        self.primary.append(self.now_ns, &entry, output);
+        if self.primary.appended() == seq {
+            self.history.pop();
+        }
+        self.collect();
+    }
+
+    /// The backup's machine consumes at most `entries` of what has been received.
+    pub(crate) fn replay_some(&mut self, entries: usize) {
+        if self.restored.is_none() {
+            return;
+        }
+        for entry in self.to_replay.drain(..entries.min(self.to_replay.len())) {
+            let (expected, output) = &self.history[index(self.replayed)];
+            assert_eq!(entry, *expected, "entry {}", self.replayed);
+            if let (EntryBody::Output { id, .. }, Some(output)) = (&entry.body, output) {
+                self.backup.produced(*id, output.clone());
+            }
+            self.replayed = LogSeq(self.replayed.0 + 1);
+            self.backup.consumed(self.now_ns, self.replayed, entry.count);
+        }
+        self.collect();
+    }
+
+    /// The backup's machine consumes all that has been received.
+    pub(crate) fn replay(&mut self) {
+        self.replay_some(usize::MAX);
+    }
+
+    /// Time passes, and both sides notice.
+    pub(crate) fn pass(&mut self, ns: u64) {
+        self.now_ns += ns;
+        self.primary.tick(self.now_ns);
+        self.backup.tick(self.now_ns);
+        self.collect();
+    }
+
+    pub(crate) fn primary_lost(&mut self) {
+        self.cut();
+        self.backup.primary_lost(self.now_ns, "killed");
+        self.collect();
+    }
+
+    pub(crate) fn backup_lost(&mut self) {
+        self.cut();
+        self.primary.backup_lost("killed");
+        self.collect();
+    }
+
+    /// The claim that the primary asks for, if it asks for one and nothing else since its channel was closed.
+    pub(crate) fn primary_claim(&mut self) -> Option<ClaimRequest> {
+        while let Some(action) = self.primary_actions.pop_front() {
+            match action {
+                PrimaryAction::Claim(request) => return Some(request),
+                PrimaryAction::CloseChannel { .. } => {}
+                other @ (PrimaryAction::Owner(_)
+                | PrimaryAction::Look
+                | PrimaryAction::Refill(_)
+                | PrimaryAction::ClaimsLost { .. }
+                | PrimaryAction::ClaimsRestored(_)
+                | PrimaryAction::Confirmed(_)
+                | PrimaryAction::Stranded(_)
+                | PrimaryAction::Protected(_)
+                | PrimaryAction::HandOver
+                | PrimaryAction::End(_)) => panic!("instead of a claim: {other:?}"),
+            }
+        }
+        None
+    }
+
+    /// The claim that the backup asks for, if it asks for one and nothing else.
+    pub(crate) fn backup_claim(&mut self) -> Option<ClaimRequest> {
+        let action = self.backup_actions.pop_front()?;
+        let BackupAction::Claim(request) = action else { panic!("instead of a claim: {action:?}") };
+        Some(request)
+    }
+
+    /// The primary's request goes to the arbiter and the answer, if one comes, back.
+    pub(crate) fn answer_primary(&mut self, request: ClaimRequest) {
+        let answer = self.arbiter.borrow_mut().ask(request);
+        self.primary.claim_answered(self.now_ns, answer);
+        self.collect();
+    }
+
+    /// The same for the backup's.
+    pub(crate) fn answer_backup(&mut self, request: ClaimRequest) {
+        let answer = self.arbiter.borrow_mut().ask(request);
+        self.backup.claim_answered(self.now_ns, answer);
+        self.collect();
+    }
+
+    /// The backup is lost, and the primary goes on alone as `generation`.
+    pub(crate) fn primary_goes_on(&mut self, generation: Generation) {
+        self.backup_lost();
+        let request = self.primary_claim().unwrap();
+        self.answer_primary(request);
+        assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Owner(generation)));
+    }
+
+    /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the primary.
+    pub(crate) fn backup_goes_live(&mut self, generation: Generation, next_backup: NodeId) -> Self {
+        self.backup_actions.retain(|action| !matches!(action, BackupAction::Protected(_)));
+        self.primary_lost();
+        let request = self.backup_claim().unwrap();
+        self.answer_backup(request);
+        self.replay();
+        assert_eq!(self.backup_actions.pop_front(), Some(BackupAction::GoLive(generation)));
+        self.succeeded(generation, next_backup)
+    }
+
+    /// How the primary ended, as its last word.
+    pub(crate) fn primary_end(&mut self) -> Option<PrimaryEnd> {
+        match self.primary_actions.pop_back() {
+            Some(PrimaryAction::End(end)) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// How the backup ended, as its last word.
+    pub(crate) fn backup_end(&mut self) -> Option<BackupEnd> {
+        match self.backup_actions.pop_back() {
+            Some(BackupAction::End(end)) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The ids of the outputs that the backup would send first at go-live.
+    pub(crate) fn tail(&mut self) -> Vec<u64> {
+        self.backup.take_tail().into_iter().map(|(id, _)| id.0).collect()
+    }
+}
+
+fn index(seq: LogSeq) -> usize {
+    usize::try_from(seq.0).unwrap_or(usize::MAX)
+}
+
+/// The claim that decides a pair.
+pub(crate) const fn owner_claim(node: NodeId) -> ClaimRequest {
+    ClaimRequest { node, generation: G, kind: ClaimKind::Owner, predecessor: Some(PRIMARY) }
+}
+
+/// The claim that ends a VM in order.
+pub(crate) const fn end_claim(generation: Generation, owner: NodeId) -> ClaimRequest {
+    ClaimRequest { node: owner, generation, kind: ClaimKind::Ended, predecessor: Some(owner) }
+}

@@ -1,0 +1,75 @@
+//! Backups for which there is no place yet.
+
+use crate::pair::Pair;
+use crate::world::{BACKUP, MS, PRIMARY, expectation, session, vm_id};
+use ft::role::{BackupAction, BackupEnd, BackupRole, Timing};
+use logchannel::message::Message;
+use logchannel::session::VmId;
+
+fn joiner() -> BackupRole {
+    BackupRole::new(0, BACKUP, expectation(), Timing::default())
+}
+
+fn actions(role: &mut BackupRole) -> Vec<BackupAction> {
+    std::iter::from_fn(|| role.poll_action()).collect()
+}
+
+#[test]
+fn a_backup_that_is_told_to_wait_says_nothing_but_heartbeats_and_takes_the_place_later() {
+    let mut role = joiner();
+    role.primary_said(0, Message::Wait);
+    role.primary_said(0, Message::Wait);
+    assert_eq!(actions(&mut role), [BackupAction::Waits], "told once");
+    let mut said = Vec::new();
+    role.take_outgoing(&mut said);
+    for now_ms in (0..5_000).step_by(10) {
+        role.primary_said(now_ms * MS, Message::Heartbeat);
+        role.tick(now_ms * MS);
+    }
+    assert!(actions(&mut role).is_empty());
+    said.clear();
+    role.take_outgoing(&mut said);
+    let mut heartbeat = Vec::new();
+    Message::Heartbeat.encode(&mut heartbeat);
+    assert!(said.len() >= 50 * heartbeat.len() && said.chunks(heartbeat.len()).all(|message| message == heartbeat));
+    role.primary_said(5_000 * MS, Message::Session { header: session(), owner: PRIMARY });
+    assert!(matches!(actions(&mut role)[0], BackupAction::Begin(_)));
+}
+
+#[test]
+fn a_backup_that_waits_in_vain_has_no_part_in_the_vm_and_looks_for_a_primary_again() {
+    let ends = |lose: &dyn Fn(&mut BackupRole)| {
+        let mut role = joiner();
+        role.primary_said(0, Message::Wait);
+        lose(&mut role);
+        let actions = actions(&mut role);
+        assert!(
+            matches!(actions[..], [BackupAction::Waits, BackupAction::End(BackupEnd::NoPlace { .. })]),
+            "{actions:?}"
+        );
+    };
+    ends(&|role| role.primary_lost(1, "connection closed"));
+    ends(&|role| role.tick(1_500 * MS));
+    ends(&|role| role.primary_said(1, Message::Goodbye { reason: "over".into() }));
+    let mut role = joiner();
+    role.primary_said(0, Message::NoPrimary);
+    assert!(matches!(actions(&mut role)[..], [BackupAction::End(BackupEnd::NoPlace { .. })]));
+    // Who has the session has found a primary, and that changes its mind.
+    let mut role = joiner();
+    role.primary_said(0, Message::Session { header: session(), owner: PRIMARY });
+    role.primary_said(0, Message::NoPrimary);
+    assert!(matches!(actions(&mut role).last(), Some(BackupAction::End(BackupEnd::Refused { .. }))));
+}
+
+#[test]
+fn a_primary_lets_wait_who_may_have_the_place_later() {
+    let mut pair = Pair::alone();
+    assert!(!pair.primary.may_take_backup_later(&vm_id()), "it may at once");
+    pair.connect();
+    assert!(pair.primary.may_take_backup_later(&vm_id()), "another joins");
+    pair.exchange();
+    assert!(pair.primary.is_protected() && pair.primary.may_take_backup_later(&vm_id()));
+    assert!(!pair.primary.may_take_backup_later(&VmId::new("other").unwrap()));
+    pair.primary.backup_lost("gone");
+    assert!(!pair.primary.is_protected() && pair.primary.may_take_backup_later(&vm_id()), "it asks for the flag");
+}

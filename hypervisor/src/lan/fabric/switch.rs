@@ -1,0 +1,213 @@
+//! A learning Ethernet switch: which port a frame goes to.
+//!
+//! It knows ports by name only; queues and connections are elsewhere. There is no ageing by time: a station that moves
+//! is learned anew by its next frame, and a full table forgets the station that was silent longest.
+
+use crate::lan::wire::FRAME_BYTES_MIN;
+use std::collections::BTreeMap;
+
+/// How many stations the switch remembers, pinned ones included.
+pub(in crate::lan) const STATIONS_MAX: usize = 1024;
+
+/// An Ethernet address.
+pub(in crate::lan) type Mac = [u8; 6];
+
+/// A port of the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::lan) enum Port {
+    /// The gateway in this process.
+    Gateway,
+    /// A VM, wherever it runs: the port stays when its host is lost.
+    Vm(u64),
+    /// A QEMU connection.
+    Qemu(u64),
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::lan) enum Forwarding {
+    /// It goes to this port.
+    To(Port),
+    /// It goes to every port but its own.
+    Flood,
+    /// It goes nowhere: malformed, forged, or already where it belongs.
+    Drop(DropReason),
+}
+
+/// Why a frame goes nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::lan) enum DropReason {
+    /// Shorter than an Ethernet header, or sent from a group address.
+    Malformed,
+    /// Its source address is pinned to another port.
+    Forged,
+    /// Its destination is on the port it came from.
+    Local,
+}
+
+#[derive(Debug)]
+struct Station {
+    port: Port,
+    /// Pinned stations are never forgotten or moved by a frame, so that no guest can take another's traffic.
+    pinned: bool,
+    last_seen: u64,
+}
+
+/// The table of stations.
+#[derive(Debug, Default)]
+pub(in crate::lan) struct Switch {
+    stations: BTreeMap<Mac, Station>,
+    /// Counts frames; the switch's only clock.
+    frames: u64,
+}
+
+impl Switch {
+    /// The port that `mac` is pinned to.
+    pub(in crate::lan) fn pinned(&self, mac: Mac) -> Option<Port> {
+        self.stations.get(&mac).filter(|station| station.pinned).map(|station| station.port)
+    }
+
+    /// Binds `mac`, which must not be pinned to another port, to `port` until [`Switch::forget_port`].
+    pub(in crate::lan) fn pin(&mut self, mac: Mac, port: Port) {
+        assert!(self.pinned(mac).is_none_or(|owner| owner == port), "an address was pinned to two ports");
+        self.insert(mac, Station { port, pinned: true, last_seen: self.frames });
+    }
+
+    /// Forgets every station on `port`.
+    pub(in crate::lan) fn forget_port(&mut self, port: Port) {
+        self.stations.retain(|_, station| station.port != port);
+    }
+
+    /// Learns where `frame` came from and tells where it goes.
+    pub(in crate::lan) fn forward(&mut self, from: Port, frame: &[u8]) -> Forwarding {
+        let Some((&destination, &source)) = frame
+            .split_first_chunk::<6>()
+            .and_then(|(destination, rest)| Some((destination, rest.first_chunk::<6>()?)))
+            .filter(|(_, source)| frame.len() >= FRAME_BYTES_MIN && !is_group(**source))
+        else {
+            return Forwarding::Drop(DropReason::Malformed);
+        };
+        self.frames += 1;
+        if !self.learn(source, from) {
+            return Forwarding::Drop(DropReason::Forged);
+        }
+        if is_group(destination) {
+            return Forwarding::Flood;
+        }
+        match self.stations.get(&destination) {
+            Some(station) if station.port == from => Forwarding::Drop(DropReason::Local),
+            Some(station) => Forwarding::To(station.port),
+            None => Forwarding::Flood,
+        }
+    }
+
+    /// Whether `source` may send from `port`.
+    fn learn(&mut self, source: Mac, port: Port) -> bool {
+        match self.stations.get_mut(&source) {
+            Some(station) if station.pinned => station.port == port,
+            Some(station) => {
+                station.port = port;
+                station.last_seen = self.frames;
+                true
+            }
+            None => {
+                self.insert(source, Station { port, pinned: false, last_seen: self.frames });
+                true
+            }
+        }
+    }
+
+    fn insert(&mut self, mac: Mac, station: Station) {
+        if self.stations.len() >= STATIONS_MAX && !self.stations.contains_key(&mac) {
+            let stalest = self
+                .stations
+                .iter()
+                .filter(|(_, station)| !station.pinned)
+                .min_by_key(|(_, station)| station.last_seen)
+                .map(|(&mac, _)| mac);
+            // There are far fewer ports than stations, so that not all can be pinned.
+            self.stations.remove(&stalest.expect("an unpinned station in a full table"));
+        }
+        self.stations.insert(mac, station);
+    }
+}
+
+/// Whether `mac` is a multicast or broadcast address.
+pub(in crate::lan) const fn is_group(mac: Mac) -> bool {
+    mac[0] & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Mac = [2, 0, 0, 0, 0, 0xa];
+    const B: Mac = [2, 0, 0, 0, 0, 0xb];
+    const BROADCAST: Mac = [0xff; 6];
+
+    fn frame(destination: Mac, source: Mac) -> Vec<u8> {
+        [&destination[..], &source[..], &[0x08, 0x00, 1, 2, 3]].concat()
+    }
+
+    #[test]
+    fn unknown_destinations_flood_and_known_ones_do_not() {
+        let mut switch = Switch::default();
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::Flood);
+        assert_eq!(switch.forward(Port::Qemu(2), &frame(A, B)), Forwarding::To(Port::Qemu(1)));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::To(Port::Qemu(2)));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Flood);
+    }
+
+    #[test]
+    fn a_station_that_moves_is_learned_anew() {
+        let mut switch = Switch::default();
+        switch.forward(Port::Qemu(1), &frame(BROADCAST, A));
+        switch.forward(Port::Qemu(3), &frame(BROADCAST, A));
+        assert_eq!(switch.forward(Port::Qemu(2), &frame(A, B)), Forwarding::To(Port::Qemu(3)));
+    }
+
+    #[test]
+    fn a_frame_never_goes_back_where_it_came_from() {
+        let mut switch = Switch::default();
+        switch.forward(Port::Qemu(1), &frame(BROADCAST, A));
+        switch.forward(Port::Qemu(1), &frame(BROADCAST, B));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::Drop(DropReason::Local));
+    }
+
+    #[test]
+    fn a_pinned_address_cannot_be_taken() {
+        let mut switch = Switch::default();
+        switch.pin(A, Port::Vm(0));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Drop(DropReason::Forged));
+        assert_eq!(switch.pinned(A), Some(Port::Vm(0)));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(A, B)), Forwarding::To(Port::Vm(0)));
+        switch.forget_port(Port::Vm(0));
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Flood);
+    }
+
+    #[test]
+    fn malformed_frames_are_dropped_at_every_length() {
+        let mut switch = Switch::default();
+        let whole = frame(BROADCAST, A);
+        for length in 0..FRAME_BYTES_MIN {
+            let forwarding = switch.forward(Port::Gateway, &whole[..length]);
+            assert_eq!(forwarding, Forwarding::Drop(DropReason::Malformed), "{length} bytes");
+        }
+        let from_a_group = frame(A, BROADCAST);
+        assert_eq!(switch.forward(Port::Gateway, &from_a_group), Forwarding::Drop(DropReason::Malformed));
+    }
+
+    #[test]
+    fn a_flood_of_forged_sources_cannot_outgrow_the_table_or_evict_the_pinned() {
+        let mut switch = Switch::default();
+        switch.pin(A, Port::Vm(0));
+        for n in 0..3 * u32::try_from(STATIONS_MAX).unwrap() {
+            let [a, b, c, d] = n.to_le_bytes();
+            switch.forward(Port::Qemu(1), &frame(BROADCAST, [4, 0, a, b, c, d]));
+        }
+        assert_eq!(switch.stations.len(), STATIONS_MAX);
+        assert_eq!(switch.forward(Port::Qemu(1), &frame(A, B)), Forwarding::To(Port::Vm(0)));
+        let oldest_forged = [4, 0, 0, 0, 0, 0];
+        assert_eq!(switch.forward(Port::Vm(0), &frame(oldest_forged, A)), Forwarding::Flood);
+    }
+}

@@ -1,0 +1,140 @@
+//! The port of a node that is no primary (yet).
+//!
+//! Backups that wait find it where the arbiter says that a primary was, or where the operator says that one will be. They are
+//! told at once that there is none here. Without an answer they would take this side for a primary that doesn't speak, and the
+//! connection would still stand in the queue when this side has gone live.
+
+use crate::os::accept::AcceptTrouble;
+use logchannel::message::Message;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// How many connections are kept until their peers have read the answer; the oldest is closed for one more. One that is closed
+/// with something unread in it would take the answer back.
+const KEPT_MAX: usize = 16;
+
+/// How many are answered before it is looked whether to stop: going live waits for that, however fast others come.
+const ANSWERED_AT_ONCE_MAX: usize = 64;
+
+/// Answers at a port for as long as this node has no other use for it.
+#[derive(Debug)]
+pub struct Doorman {
+    stop: Arc<EventFd>,
+    thread: JoinHandle<TcpListener>,
+}
+
+impl Doorman {
+    /// Begins to answer at `listener`.
+    ///
+    /// # Errors
+    /// If the host has no descriptor or thread left.
+    pub fn start(listener: TcpListener) -> io::Result<Self> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        listener.set_nonblocking(true)?;
+        let thread = thread::Builder::new().name("doorman".into()).spawn({
+            let stop = stop.clone();
+            move || {
+                answer(&listener, &stop);
+                listener
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops answering, and gives the listener back. Who has come until then has an answer.
+    ///
+    /// # Errors
+    /// If the listener can't be made to block again.
+    ///
+    /// # Panics
+    /// If the thread has panicked, which ends the process.
+    pub fn stop(self) -> io::Result<TcpListener> {
+        self.stop.write(1)?;
+        let listener = self.thread.join().expect("a thread that panics ends the process");
+        listener.set_nonblocking(false)?;
+        Ok(listener)
+    }
+}
+
+fn answer(listener: &TcpListener, stop: &EventFd) {
+    let mut answered = VecDeque::new();
+    let mut trouble = AcceptTrouble::default();
+    loop {
+        let mut waited_for =
+            [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        // A signal, or no memory: it is looked again.
+        let _ = poll(&mut waited_for, PollTimeout::NONE);
+        let is_over = waited_for[0].any().unwrap_or(false);
+        // Not all who come: those behind are answered by the next owner of the port, or in the next round.
+        for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener, &mut trouble)) {
+            refuse(stream, &mut answered);
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStream> {
+    match listener.accept() {
+        Ok((stream, _)) => Some(stream),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                // No descriptors left: the oldest connections will be closed, and others wait that long.
+                thread::sleep(trouble.failed("this side can't answer those who look for a primary", &error));
+            }
+            None
+        }
+    }
+}
+
+fn refuse(mut stream: TcpStream, answered: &mut VecDeque<TcpStream>) {
+    let mut bytes = Vec::new();
+    Message::NoPrimary.encode(&mut bytes);
+    // A few bytes on a new connection: there is room for them.
+    if stream.set_nonblocking(true).is_ok() && stream.write_all(&bytes).is_ok() {
+        answered.push_back(stream);
+    }
+    if answered.len() > KEPT_MAX
+        && let Some(mut oldest) = answered.pop_front()
+    {
+        let _ = oldest.read(&mut [0; 1024]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Doorman;
+    use crate::node::channel::{Arrived, ChannelReader};
+    use logchannel::message::Message;
+    use logchannel::session::NodeId;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    #[test]
+    fn everybody_is_told_that_there_is_no_primary_and_the_listener_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let doorman = Doorman::start(listener).unwrap();
+        for node in 0..40 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let mut bytes = Vec::new();
+            Message::Join { vm: "vm0".parse().unwrap(), node: NodeId(node) }.encode(&mut bytes);
+            stream.write_all(&bytes).unwrap();
+            match ChannelReader::new(Arc::new(stream)).wait() {
+                Arrived::Messages(messages) => assert_eq!(messages, [Message::NoPrimary]),
+                Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),
+            }
+        }
+        let listener = doorman.stop().unwrap();
+        let _waits = TcpStream::connect(address).unwrap();
+        assert!(listener.accept().is_ok(), "nobody takes connections from the one who listens");
+    }
+}

@@ -1,0 +1,10 @@
+//! What comes into a guest from outside, and what leaves it.
+
+pub mod announce;
+pub mod console;
+pub mod console_filter;
+pub mod console_text;
+pub mod inbox;
+pub mod network;
+pub mod outlets;
+pub mod tap;

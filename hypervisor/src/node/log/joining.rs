@@ -1,0 +1,93 @@
+//! The receiving thread's end of a backup's log on disk: the stream with which it joins is the log's first segment.
+
+use super::disk_log::payload_bytes;
+use super::identity::LogWriterKind;
+use super::writer::{Batch, Order, Progress};
+use logchannel::entry::LogEntry;
+use logchannel::session::SessionHeader;
+use logchannel::snapshot::{Pages, Snapshot};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use vm::{OutputId, OutputOperation};
+
+/// Hands over what a backup receives, in the order in which it came, before the machine gets it.
+///
+/// So the log is behind by what the disk hasn't taken, and not by what the machine hasn't consumed.
+#[derive(Debug)]
+pub struct JoiningLog {
+    orders: crossbeam_channel::Sender<Batch>,
+    progress: Arc<Progress>,
+    queue_bytes_max: usize,
+}
+
+impl JoiningLog {
+    pub(in crate::node) fn begin(
+        orders: crossbeam_channel::Sender<Batch>,
+        progress: Arc<Progress>,
+        queue_bytes_max: usize,
+        session: &SessionHeader,
+    ) -> Self {
+        let log = Self { orders, progress, queue_bytes_max };
+        log.give(vec![Order::Begin(Box::new(session.clone()))], 0);
+        log
+    }
+
+    /// Memory of the snapshot.
+    pub fn pages(&self, pages: &Pages) {
+        self.give(vec![Order::Pages(pages.clone())], pages.bytes.len());
+    }
+
+    /// The snapshot is complete with these outputs from before it and this.
+    pub fn complete(&self, tail: impl Iterator<Item = (OutputId, OutputOperation)>, snapshot: &Snapshot) {
+        let mut bytes = snapshot.state.len();
+        let tail = tail.map(|(id, operation)| {
+            bytes += operation.bytes().len();
+            Order::Tail(id, Arc::new(operation))
+        });
+        let mut orders: Vec<_> = tail.collect();
+        orders.push(Order::Complete(snapshot.clone()));
+        self.give(orders, bytes);
+    }
+
+    /// The next entries.
+    pub fn entries<'a>(&self, entries: impl Iterator<Item = &'a LogEntry>) {
+        let mut bytes = 0;
+        let entry = |entry: &LogEntry| {
+            bytes += payload_bytes(entry);
+            Order::Entry(entry.clone())
+        };
+        let orders = entries.map(entry).collect();
+        self.give(orders, bytes);
+    }
+
+    /// The primary holds its outputs for this backup now.
+    pub fn protects(&self) {
+        self.give(vec![Order::Become(LogWriterKind::Backup)], 0);
+    }
+
+    /// Whether so much waits for the disk that no more may be received.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.queue_bytes_max
+    }
+
+    /// What the disk has taken so far: a number that grows as long as it gets on.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.progress.done.load(Ordering::Relaxed)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.progress.failed.load(Ordering::Acquire)
+    }
+
+    fn give(&self, orders: Vec<Order>, payload_bytes: usize) {
+        if orders.is_empty() || self.has_failed() {
+            return;
+        }
+        let bytes = payload_bytes + orders.len() * size_of::<Order>();
+        self.progress.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        // Fails only when logging has failed.
+        let _ = self.orders.send(Batch { orders, bytes });
+    }
+}

@@ -1,0 +1,275 @@
+//! The log of a live VM on disk, from which it goes on after the death of both sides.
+//!
+//! ```text
+//!   DIR/vm                              the VM's name; who uses the directory holds a lock on this file
+//!   DIR/node                            incarnations that have let out nothing that is not in the segments: the writer's, and
+//!                                       those that resumed from here and died before they had a segment
+//!   DIR/kept                            what the newest segment's writer was, and what outputs waited for
+//!   DIR/<generation>-<first seq>.ftlog  segments: logs that begin with a snapshot, each replayable by itself
+//!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied to it
+//!   DIR/stopped                         logging has failed, and how: the VM went on without
+//! ```
+//! The newest segment is enough to go on from; the one before is kept until there is a newer one, in case the newest
+//! snapshot can't be read. Names sort by age: a later owner has a greater generation.
+//!
+//! # What is durable
+//! The log reaches the host's page cache within a millisecond or so, and the disk within [`DiskLimits::sync_interval`] and
+//! the time that the disk takes. [`DiskLog::in_cache`] and [`DiskLog::durable`] say how far it is, so that outputs can wait
+//! for it ([`Waiting`](crate::node::log::kept_log::Waiting)).
+
+mod disk_log;
+mod identity;
+mod joining;
+pub mod kept_log;
+pub mod restore;
+mod resume;
+mod writer;
+
+pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch, StuckDisk};
+pub use identity::{LogProvenance, LogWriterKind, PossibleLoss};
+pub use joining::JoiningLog;
+pub use resume::{ResumeProgress, Resumed, Survey};
+
+use self::restore::RestoreError;
+use ft::divergence::Divergence;
+use logchannel::entry::{Generation, LogSeq};
+use logchannel::file::{LogFileError, LogReader};
+use logchannel::session::{VM_ID_BYTES_MAX, VmId};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const VM: &str = "vm";
+const PART: &str = "snapshot.part";
+const STOPPED: &str = "stopped";
+const SEGMENT_EXTENSION: &str = "ftlog";
+
+/// The longest of the small files, in bytes.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
+
+/// Why a VM's log on disk can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogDirectoryError {
+    /// The host refuses.
+    #[error("{action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Somebody has it.
+    #[error("the log directory {} is in use by another process; each side of a VM needs its own", .0.display())]
+    InUse(PathBuf),
+    /// It is not for this VM.
+    #[error(
+        "the log directory {} belongs to VM {found}, not {wanted}; name another directory, or that VM (--vm {found})",
+        .path.display()
+    )]
+    OtherVm {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        wanted: VmId,
+    },
+    /// There is none to go on from.
+    #[error(
+        "there is no log directory {}: --resume goes on from a directory that a side of the VM has named with --log, and makes \
+         none", .0.display()
+    )]
+    Missing(PathBuf),
+    /// It is no directory.
+    #[error("{} is {what}, and the log of a VM that runs is a directory; {advice}", .path.display())]
+    NoDirectory {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        advice: String,
+    },
+    /// It is a directory of something else.
+    #[error(
+        "{} is no log directory of a VM: it has no file `{VM}`. Name the one that a side of the VM has named with --log",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
+    /// The log in it has ended before its VM.
+    #[error(
+        "the log in {} had failed ({reason}), and its VM went on without it: going on from there gives up what came \
+         after. If that is what you want, remove {STOPPED} in it first", .path.display()
+    )]
+    Stopped {
+        /// Which directory.
+        path: PathBuf,
+        /// How the log had failed.
+        reason: String,
+    },
+    /// Nothing to go on from.
+    #[error("the log directory {} has no segment with a whole snapshot: there is nothing to resume{}",
+            .path.display(), .skipped.iter().map(|(path, why)| format!("; {}: {why}", path.display())).collect::<String>())]
+    NoSegment {
+        /// Which directory.
+        path: PathBuf,
+        /// The segments in it, and what is wrong with each.
+        skipped: Vec<(PathBuf, RestoreError)>,
+    },
+    /// The disk takes too long.
+    #[error(
+        "the disk has not taken the end of the log in {} for {seconds} s, and isn't waited for: the log may lack its last entries",
+        .path.display()
+    )]
+    Stuck {
+        /// Which directory.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A segment can't be read to its end.
+    #[error("{}: {source}", .path.display())]
+    Log {
+        /// Which segment.
+        path: PathBuf,
+        /// Why.
+        source: LogFileError,
+    },
+    /// A segment's replay differs from it.
+    #[error("{}: {divergence}", .path.display())]
+    Diverged {
+        /// Which segment.
+        path: PathBuf,
+        /// How.
+        divergence: Box<Divergence>,
+    },
+}
+
+/// A directory for the log of one VM, locked for this process as long as this lives.
+#[derive(Debug)]
+pub struct LogDirectory {
+    path: PathBuf,
+    vm: VmId,
+    _lock: File,
+}
+
+impl LogDirectory {
+    /// Opens the directory of `vm`; makes it if there is none.
+    ///
+    /// # Errors
+    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::NoDirectory`],
+    /// [`LogDirectoryError::Io`].
+    pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        refuse_other_files(path)?;
+        // The guest's memory is in it.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(path).map_err(failed("making the log directory", path))?;
+        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+        let file = options.open(path.join(VM)).map_err(failed("opening", &path.join(VM)))?;
+        Self::lock(path, vm, file)
+    }
+
+    /// Opens the directory of `vm` to go on from the log in it, and makes nothing.
+    ///
+    /// # Errors
+    /// As [`LogDirectory::open`]; [`LogDirectoryError::Missing`], [`LogDirectoryError::NotOurs`].
+    pub fn open_existing(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        refuse_other_files(path)?;
+        match File::options().read(true).write(true).open(path.join(VM)) {
+            Ok(file) => Self::lock(path, vm, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {
+                Err(LogDirectoryError::NotOurs(path.into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LogDirectoryError::Missing(path.into())),
+            Err(error) => Err(failed("opening", &path.join(VM))(error)),
+        }
+    }
+
+    /// Takes the directory for this process, if it is of `vm`. `file` is the one with the VM's name.
+    fn lock(path: &Path, vm: &VmId, mut file: File) -> Result<Self, LogDirectoryError> {
+        let name_path = path.join(VM);
+        let failed = failed("opening", &name_path);
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(LogDirectoryError::InUse(path.into())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let mut name = Vec::new();
+        (&file).take(VM_ID_BYTES_MAX as u64 + 1).read_to_end(&mut name).map_err(&failed)?;
+        if name.is_empty() {
+            file.write_all(vm.as_str().as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        } else if name != vm.as_str().as_bytes() {
+            let found = String::from_utf8_lossy(&name).into_owned();
+            return Err(LogDirectoryError::OtherVm { path: path.into(), found, wanted: vm.clone() });
+        }
+        Ok(Self { path: path.into(), vm: vm.clone(), _lock: file })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Refuses what is there and no directory, and says what it is.
+fn refuse_other_files(path: &Path) -> Result<(), LogDirectoryError> {
+    let Ok(found) = fs::metadata(path) else { return Ok(()) };
+    if found.is_dir() {
+        return Ok(());
+    }
+    let refused = |what, advice| Err(LogDirectoryError::NoDirectory { path: path.into(), what, advice });
+    let is_log = found.is_file() && File::open(path).is_ok_and(|file| LogReader::open(BufReader::new(file)).is_ok());
+    match path.parent().filter(|parent| is_log && parent.join(VM).is_file()) {
+        Some(directory) => {
+            refused("one segment of a VM's log", format!("it is in the directory {}: name that", directory.display()))
+        }
+        None if is_log => refused(
+            "a recording, as ft-record makes them",
+            format!("`ft-replay {}` replays it; a guest can't go on from it", path.display()),
+        ),
+        None => refused("no directory", "name the one that is to hold the log, or holds it".into()),
+    }
+}
+
+/// The segments in a directory, oldest first. Their writer may be at work there.
+///
+/// # Errors
+/// [`LogDirectoryError::Io`].
+pub fn segments(path: &Path) -> Result<Vec<PathBuf>, LogDirectoryError> {
+    let failed = failed("reading the log directory", path);
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(path).map_err(&failed)? {
+        let path = entry.map_err(&failed)?.path();
+        // A pipe of such a name would never end.
+        if path.extension().is_some_and(|extension| extension == SEGMENT_EXTENSION) && path.is_file() {
+            segments.push(path);
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
+fn segment_name(generation: Generation, first: LogSeq) -> String {
+    format!("{:020}-{:020}.{SEGMENT_EXTENSION}", generation.0, first.0)
+}
+
+/// A small file's text, if there is such a file.
+fn read_note(path: &Path) -> Result<Option<String>, LogDirectoryError> {
+    if path.exists() && !path.is_file() {
+        return Err(failed("reading", path)(io::Error::other("it is no file")));
+    }
+    let mut text = Vec::new();
+    match File::open(path).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&text).trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("reading", path)(source)),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LogDirectoryError {
+    move |source| LogDirectoryError::Io { action, path: path.into(), source }
+}

@@ -1,0 +1,21 @@
+//! A side of a VM as a process: threads, sockets and files around the roles.
+//!
+//! ```text
+//!   LAN reader ─┐                                     ┌─► LAN, console   (outlets)
+//!   stdin ──────┼─► inbox ─► vCPU thread ─► role ─────┤
+//!               │            (recorder)      ▲  ▲     └─► logging channel
+//!               │   channel reader ──────────┘  │
+//!               │   timer ──────────────────────┘
+//! ```
+
+pub mod backup;
+pub mod channel;
+pub mod distribution;
+pub mod environment;
+pub mod io;
+pub mod log;
+pub mod owner_question;
+pub mod primary;
+pub mod reports;
+pub mod start;
+pub mod waiting;

@@ -1,0 +1,58 @@
+//! What it costs the guest that a backup joins: how long it stood still, in figures.
+
+use crate::node::reports::NodeReport;
+use crate::os::clock;
+use ft::role::SnapshotCopy;
+
+/// The figures of a backup's joining, from its first page to the first slice of the guest behind the last one.
+#[derive(Debug, Default)]
+pub(in crate::node) struct JoinFigures {
+    began_ns: Option<u64>,
+    /// The guest stands still since then, and would run if no memory were copied.
+    stands_since_ns: Option<u64>,
+    stood_ns: u64,
+    longest_stand_ns: u64,
+    pages: u64,
+    is_complete: bool,
+}
+
+impl JoinFigures {
+    /// The guest stands still because memory is to be copied.
+    pub(in crate::node) fn guest_stands(&mut self) {
+        let now_ns = clock::now_ns();
+        self.began_ns.get_or_insert(now_ns);
+        self.stands_since_ns.get_or_insert(now_ns);
+    }
+
+    /// The guest stands still for another reason.
+    pub(in crate::node) const fn guest_waits(&mut self) {
+        self.stands_since_ns = None;
+    }
+
+    /// The guest runs on.
+    pub(in crate::node) fn guest_runs(&mut self) {
+        if let Some(since_ns) = self.stands_since_ns.take() {
+            let stood_ns = clock::now_ns() - since_ns;
+            self.stood_ns += stood_ns;
+            self.longest_stand_ns = self.longest_stand_ns.max(stood_ns);
+        }
+    }
+
+    /// A piece of memory has been copied, perhaps the last.
+    pub(in crate::node) fn copied(&mut self, copy: &SnapshotCopy) {
+        self.pages = copy.pages_copied();
+        self.is_complete |= copy.is_complete();
+    }
+
+    /// Nothing is copied (any more): what to tell, if a backup has got all of the memory since the last time.
+    pub(in crate::node) fn take_report(&mut self) -> Option<NodeReport> {
+        let figures = std::mem::take(self);
+        let began_ns = figures.began_ns.filter(|_| figures.is_complete)?;
+        Some(NodeReport::MemoryCopied {
+            pages: figures.pages,
+            took_ms: (clock::now_ns() - began_ns) / 1_000_000,
+            stood_ms: figures.stood_ns / 1_000_000,
+            longest_stand_us: figures.longest_stand_ns / 1000,
+        })
+    }
+}

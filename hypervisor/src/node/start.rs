@@ -1,0 +1,173 @@
+//! Claiming a VM at its start: [`ft::start`] decides, and the arbiter is asked here.
+
+use crate::arbiter::{Arbiter, ArbiterError};
+use ft::claim::{Claim, ClaimKind};
+use ft::start::{ResumeClaim, StartError, judge_start, owned_by_verdict, refuse_if_alive};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::path::Path;
+
+/// Why a VM is not this node's.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// It may not be.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The arbiter can't be asked.
+    #[error("VM {vm} is not started: {source}")]
+    Arbiter {
+        /// Which VM.
+        vm: VmId,
+        /// Why.
+        source: ArbiterError,
+    },
+}
+
+impl ClaimError {
+    /// The same, told by one who knows of a log in `directory` from which a restart is possible: what it holds isn't offered to be
+    /// given up.
+    #[must_use]
+    pub fn with_known_log(self, directory: &Path) -> Self {
+        match self {
+            Self::Start(error) => Self::Start(error.with_known_log(directory.display().to_string())),
+            arbiter @ Self::Arbiter { .. } => arbiter,
+        }
+    }
+}
+
+/// Claims a VM for a new start and says as which generation it runs; `force_new` and `ask_owner` are as for [`judge_start`] and
+/// [`refuse_if_alive`].
+///
+/// # Errors
+/// [`ClaimError`]; nothing is claimed then.
+pub fn claim_start(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    node: NodeId,
+    address: &str,
+    force_new: bool,
+    ask_owner: impl Fn(&str) -> Option<(NodeId, Generation)>,
+) -> Result<Generation, ClaimError> {
+    let latest = latest(arbiter, vm)?;
+    let free = judge_start(vm, latest.as_ref(), force_new)?;
+    let last = latest.map(|(_, last)| last);
+    refuse_if_alive(vm, last.as_ref(), address, ask_owner)?;
+    let claim = Claim { node, kind: ClaimKind::Owner, address: Some(address.into()) };
+    claim_flag(arbiter, vm, free, &claim, last.map(|last| last.node))
+}
+
+/// Sets the end mark of a VM that was claimed as `generation` and whose guest never ran, because its start failed: without it
+/// the VM would stay owned by a process that is gone. Never for a guest that has run anywhere.
+///
+/// # Errors
+/// [`ClaimError`]: the VM stays owned.
+pub fn end_unstarted(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    generation: Generation,
+    node: NodeId,
+    address: &str,
+) -> Result<(), ClaimError> {
+    let claim = Claim { node, kind: ClaimKind::Ended, address: Some(address.into()) };
+    claim_flag(arbiter, vm, generation, &claim, Some(node)).map(|_| ())
+}
+
+/// Claims a VM as `judged` says, which is what [`judge_resume`](ft::start::judge_resume) has found. Says as which generation it goes
+/// on from the log, and whose place it has taken.
+///
+/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. It is one of `log_nodes` then, and `judge`
+/// looks again.
+///
+/// # Errors
+/// [`StartError::ClaimedMeanwhile`] if another node has; [`ClaimError::Arbiter`]; those of `judge`.
+pub fn claim_resume(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    claimed: &Claim,
+    mut judged: ResumeClaim,
+    log_nodes: &[NodeId],
+    judge: impl Fn() -> Result<ResumeClaim, ClaimError>,
+) -> Result<(Generation, ResumeClaim), ClaimError> {
+    // It ends: each further round takes one more claim of a node that has died.
+    loop {
+        match claim_flag(arbiter, vm, judged.free, claimed, Some(judged.holder.node)) {
+            Ok(generation) => return Ok((generation, judged)),
+            Err(ClaimError::Start(StartError::Owned { holder, .. })) if log_nodes.contains(&holder.node) => {
+                judged = judge()?;
+            }
+            Err(ClaimError::Start(StartError::Owned { vm, generation, holder, .. })) => {
+                return Err(StartError::ClaimedMeanwhile { vm, generation, holder }.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What the arbiter knows of a VM last.
+///
+/// # Errors
+/// [`ClaimError::Arbiter`].
+pub fn latest(arbiter: &dyn Arbiter, vm: &VmId) -> Result<Option<(Generation, Claim)>, ClaimError> {
+    arbiter.latest(vm).map_err(|source| ClaimError::Arbiter { vm: vm.clone(), source })
+}
+
+fn claim_flag(
+    arbiter: &dyn Arbiter,
+    vm: &VmId,
+    free: Generation,
+    claim: &Claim,
+    predecessor: Option<NodeId>,
+) -> Result<Generation, ClaimError> {
+    let verdict = arbiter.test_and_set(vm, free, claim, predecessor);
+    let verdict = verdict.map_err(|source| ClaimError::Arbiter { vm: vm.clone(), source })?;
+    Ok(owned_by_verdict(vm, free, verdict)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbiter::FileArbiter;
+    use ft::claim::Verdict;
+    use ft::start::{LogIdentity, ResumeConsent, judge_resume};
+
+    /// Without it, nobody could start the VM again but by `--force-new`.
+    #[test]
+    fn a_vm_whose_start_failed_after_its_claim_can_be_started_again_and_only_its_claimer_ends_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (arbiter, vm) = (FileArbiter::open(directory.path().join("claims")).unwrap(), VmId::new("vm0").unwrap());
+        let start = |node| claim_start(&arbiter, &vm, NodeId(node), "127.0.0.1:1", false, |_| None);
+        assert_eq!(start(1).unwrap(), Generation(1));
+        assert!(matches!(start(2), Err(ClaimError::Start(StartError::Owned { .. }))));
+        end_unstarted(&arbiter, &vm, Generation(1), NodeId(1), "127.0.0.1:1").unwrap();
+        assert_eq!(start(2).unwrap(), Generation(3), "the end mark uses up a generation");
+        // Another one has won the flag that would be the end mark.
+        let refused = end_unstarted(&arbiter, &vm, Generation(2), NodeId(1), "127.0.0.1:1");
+        assert!(matches!(refused, Err(ClaimError::Start(StartError::Owned { .. }))), "{refused:?}");
+        assert!(matches!(start(3), Err(ClaimError::Start(StartError::Owned { .. }))));
+    }
+
+    fn owner(node: u128) -> Claim {
+        Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
+    }
+
+    /// A primary that was killed may have asked for a claim that the arbiter has not yet decided.
+    #[test]
+    fn a_claim_of_the_dead_owners_that_arrives_during_the_replay_is_no_other_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let (arbiter, vm) = (FileArbiter::open(directory.path().join("claims")).unwrap(), VmId::new("vm0").unwrap());
+        let nodes = [NodeId(1)];
+        let judge = || {
+            let log = LogIdentity { generation: Generation(1), nodes: &nodes, is_owners: true };
+            Ok(judge_resume(&vm, latest(&arbiter, &vm)?, log, |_| Vec::new(), ResumeConsent::default())?)
+        };
+        let set = |flag, claim: &Claim, before| arbiter.test_and_set(&vm, Generation(flag), claim, before).unwrap();
+        assert_eq!(set(0, &owner(1), None), Verdict::Won);
+        let judged = judge().unwrap();
+        assert_eq!(set(1, &owner(1), Some(NodeId(1))), Verdict::Won, "it arrives");
+        let (generation, _) = claim_resume(&arbiter, &vm, &owner(2), judged.clone(), &nodes, judge).unwrap();
+        assert_eq!(generation, Generation(3));
+        // Any other node's claim is one.
+        let refused = claim_resume(&arbiter, &vm, &owner(3), judged, &[], judge).unwrap_err();
+        assert!(matches!(refused, ClaimError::Start(StartError::ClaimedMeanwhile { .. })), "{refused:?}");
+    }
+}

@@ -1,0 +1,9 @@
+//! What the programs have in common towards whoever calls them: options, signals, exit codes.
+
+pub mod exit;
+pub mod interrupt;
+pub(crate) mod limits;
+pub mod options;
+pub(crate) mod progress;
+pub(crate) mod stdout;
+pub(crate) mod stop;

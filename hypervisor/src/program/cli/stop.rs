@@ -1,0 +1,186 @@
+//! What an operator's signals do to a side of a VM.
+//!
+//! | the process | SIGINT, SIGTERM | SIGHUP, SIGQUIT |
+//! |---|---|---|
+//! | owns no VM, or waits because the arbiter has lost its primary's claim | ends at once | ends at once |
+//! | protected primary | hands over to its backup | hands over to its backup |
+//! | primary without backup | ends the VM, with an end mark | the same; with `--log` the VM stays owned, to be resumed |
+//! | `--resume` before its guest runs | ends; the VM can be resumed again | the same |
+//! | waits for an arbiter that can't be asked | ends after [`PATIENCE_NS`], and says what it leaves behind | the same |
+//!
+//! The second signal ends the process at once, whatever it does.
+
+use crate::arbiter::{Arbiter, ArbiterError};
+use crate::node::primary::LiveVm;
+use crate::os::clock;
+use crate::os::signals;
+use crate::os::signals::Termination;
+use crate::program::{Failure, interrupted};
+use ft::claim::{Claim, Verdict};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How long a process that is to end still asks an arbiter that doesn't answer, in nanoseconds.
+const PATIENCE_NS: u64 = 3_000_000_000;
+
+/// Ends the process in order when it is asked to by a signal: at once as long as it owns no VM, and at once the second time.
+#[derive(Clone, Debug)]
+pub(in crate::program) struct StopSwitch(Arc<Mutex<Life>>);
+
+/// Where a running VM's guest came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::program) enum Origin {
+    /// It has just been reset, and hasn't run.
+    Boot,
+    /// Its log on disk: whatever happens, the VM is to stay resumable.
+    Log,
+    /// A primary that was lost.
+    Primary,
+}
+
+#[derive(Debug)]
+enum Life {
+    /// Nothing has to be ended in order.
+    Unburdened,
+    /// The VM belongs to this process, and will run in a moment. Without its end mark nobody could start it again.
+    Owner,
+    /// The same, and it was asked to end when it was so late.
+    OwnerAskedToStop(Termination, u64),
+    /// The VM runs.
+    Running(LiveVm),
+    /// It is being ended since then.
+    Ending(u64),
+}
+
+impl StopSwitch {
+    /// Call it before any thread starts, as [`signals::on_termination`].
+    pub(in crate::program) fn install() -> Result<Self, Failure> {
+        let switch = Self(Arc::new(Mutex::new(Life::Unburdened)));
+        let asked = switch.clone();
+        signals::on_termination(move |termination| asked.stop(termination))?;
+        Ok(switch)
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on the VM may belong to this process.
+    fn owns(&self) {
+        let mut life = self.life();
+        if matches!(*life, Life::Unburdened) {
+            *life = Life::Owner;
+        }
+    }
+
+    /// A claim was refused: as long as no VM runs here, none is this process's, and one that was asked to end does.
+    fn owns_nothing(&self) {
+        let mut life = self.life();
+        match &*life {
+            Life::Owner => *life = Life::Unburdened,
+            Life::OwnerAskedToStop(..) => interrupted(),
+            Life::Unburdened | Life::Running(_) | Life::Ending(_) => {}
+        }
+    }
+
+    /// `arbiter`, at which a claim may make the VM this process's.
+    pub(in crate::program) fn guarding(&self, arbiter: Arc<dyn Arbiter>) -> GuardedArbiter {
+        GuardedArbiter { arbiter, stop: self.clone() }
+    }
+
+    /// The VM runs, as `running`.
+    pub(in crate::program) fn runs(&self, running: LiveVm, origin: Origin) {
+        let mut life = self.life();
+        *life = match (&*life, origin) {
+            (Life::OwnerAskedToStop(_, since_ns), Origin::Log) => {
+                running.leave();
+                Life::Ending(*since_ns)
+            }
+            (Life::OwnerAskedToStop(Termination::Leave, since_ns), Origin::Primary) => {
+                running.leave();
+                Life::Ending(*since_ns)
+            }
+            (Life::OwnerAskedToStop(_, since_ns), Origin::Boot | Origin::Primary) => {
+                running.retire();
+                Life::Ending(*since_ns)
+            }
+            (Life::Unburdened | Life::Owner | Life::Running(_) | Life::Ending(_), _) => Life::Running(running),
+        };
+    }
+
+    /// This process's part in the VM is over, so that nothing has to be ended in order any more. `false` if it has been asked to
+    /// end the process.
+    pub(in crate::program) fn disowns(&self) -> bool {
+        let mut life = self.life();
+        let is_asked = matches!(*life, Life::OwnerAskedToStop(..) | Life::Ending(_));
+        if !is_asked {
+            *life = Life::Unburdened;
+        }
+        !is_asked
+    }
+
+    fn stop(&self, termination: Termination) {
+        let mut life = self.life();
+        let next = match &*life {
+            Life::Unburdened | Life::OwnerAskedToStop(..) | Life::Ending(_) => interrupted(),
+            Life::Owner => Life::OwnerAskedToStop(termination, clock::now_ns()),
+            Life::Running(running) => {
+                match termination {
+                    Termination::End => running.retire(),
+                    Termination::Leave => running.leave(),
+                }
+                Life::Ending(clock::now_ns())
+            }
+        };
+        *life = next;
+    }
+
+    /// The arbiter can't be asked: a process that is to end doesn't wait for it for ever.
+    fn give_up_if_asked(&self, vm: &VmId, error: &ArbiterError) {
+        let since_ns = match &*self.life() {
+            Life::Unburdened | Life::Owner | Life::Running(_) => return,
+            Life::OwnerAskedToStop(_, since_ns) | Life::Ending(since_ns) => *since_ns,
+        };
+        if clock::now_ns().saturating_sub(since_ns) < PATIENCE_NS {
+            return;
+        }
+        tracing::error!(
+            "this process ends as it was asked to, and the arbiter can't be told ({error}): if no other side of VM {vm} is \
+             alive, go on with ft-primary --resume from the directory of --log, or start it afresh with --force-new"
+        );
+        interrupted()
+    }
+}
+
+/// An arbiter that tells the stop switch of claims: who ends between a claim and its answer may leave a VM behind that nobody
+/// can start again.
+#[derive(Debug)]
+pub(in crate::program) struct GuardedArbiter {
+    arbiter: Arc<dyn Arbiter>,
+    stop: StopSwitch,
+}
+
+impl Arbiter for GuardedArbiter {
+    fn test_and_set(
+        &self,
+        vm: &VmId,
+        generation: Generation,
+        claim: &Claim,
+        predecessor: Option<NodeId>,
+    ) -> Result<Verdict, ArbiterError> {
+        self.stop.owns();
+        let answer = self.arbiter.test_and_set(vm, generation, claim, predecessor);
+        match &answer {
+            Ok(Verdict::Won) => {}
+            // It is known now that this claim has made nothing this process's.
+            Ok(Verdict::Lost(_) | Verdict::NotSuccessor(_)) => self.stop.owns_nothing(),
+            Err(error) => self.stop.give_up_if_asked(vm, error),
+        }
+        answer
+    }
+
+    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
+        self.arbiter.latest(vm)
+    }
+}
