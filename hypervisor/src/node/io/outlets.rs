@@ -8,10 +8,13 @@ use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
 use crate::os::report::Reporter;
 use crate::os::writer;
-use ft::output_gate::Released;
+use ft::output_gate::{CONSOLE_BYTES_MAX, Released};
 use hdrhistogram::Histogram;
 use std::io;
 use vm::{OutputId, OutputOperation};
+
+// A gate that is full for a reader that has stalled has room again when the rest is dropped.
+const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_BYTES_MAX, "dropping lets the guest go on");
 
 /// The way to a network.
 #[derive(Debug)]

@@ -234,16 +234,6 @@ pub enum NodeReport {
         /// It has a console to say so. Only of a guest that is recorded this is told.
         has_console: bool,
     },
-    /// A reader of this process's output took nothing for a while, or its disk was full, and some was dropped. It is told once
-    /// something is taken again.
-    OutputDropped {
-        /// `standard output` or `standard error`.
-        stream: &'static str,
-        /// Bytes of the guest's console, as they would have been written.
-        console_bytes: u64,
-        /// Whole lines of reports and logs.
-        lines: u64,
-    },
     /// Replay differs from the log: this side halts and never goes live.
     Diverged {
         /// Where and how.
@@ -385,7 +375,6 @@ impl Report for NodeReport {
                 | Self::OwnerConfirmed { .. }
                 | Self::ArbiterUnreachable { .. }
                 | Self::ClaimsLost { .. }
-                | Self::OutputDropped { .. }
                 | Self::DiskWaits { .. }
                 | Self::GuestPanicked { .. }
         );

@@ -119,7 +119,6 @@ fn longer() -> Vec<NodeReport> {
         NodeReport::DeviceFailed { device: "virtio-net".into(), queue: 1, descriptor: Some(255), times: 4 },
         NodeReport::GuestPanicked { reason: why(), has_console: false },
         NodeReport::GuestPanicked { reason: "Out of memory".into(), has_console: true },
-        NodeReport::OutputDropped { stream: "standard output", console_bytes: 12_345_678, lines: 1_234 },
         NodeReport::Diverged { reason: why() },
         NodeReport::Console(Piece { text: why(), hex: None }),
         NodeReport::Figures(Figures { frames_without_lan: 12, frames_dropped: 3, outputs_given_up: 1, ..figures() }),
@@ -163,7 +162,6 @@ const fn may_be_longer(report: &NodeReport) -> bool {
         | NodeReport::PrimaryClaimLost { .. }
         | NodeReport::DeviceFailed { .. }
         | NodeReport::GuestPanicked { .. }
-        | NodeReport::OutputDropped { .. }
         | NodeReport::Diverged { .. }
         | NodeReport::Console(_) => true,
         NodeReport::Owner { .. }

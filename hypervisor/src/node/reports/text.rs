@@ -116,10 +116,6 @@ impl fmt::Display for NodeReport {
                 "the guest's kernel has PANICKED before it had a console: {reason}; `earlycon=sbi` in its boot arguments \
                  shows all it says, --memory gives it more RAM"
             ),
-            Self::OutputDropped { stream, console_bytes, lines } => {
-                let (bytes, lines) = (Grouped(*console_bytes), Grouped(*lines));
-                write!(f, "{stream} was not taken: {bytes} bytes of console and {lines} lines are lost")
-            }
             Self::Diverged { reason } => f.write_str(reason),
             Self::Figures(figures) => figures.fmt(f),
             Self::Recording { instruction_count, mips, entries, is_booting } => {

@@ -14,9 +14,11 @@ pub use queue::{CONSOLE_BYTES_KEPT, LINE_BYTES_MAX, Lost, STALL_NS, WriteQueue};
 pub use stream::Stream;
 
 use super::clock;
-use super::report::{Grouped, Reporter};
+use super::report::{Grouped, Level, Report, Reporter};
 use nix::sys::signal::{SigSet, SigmaskHow};
+use serde::Serialize;
 use std::backtrace::Backtrace;
+use std::fmt;
 use std::io;
 use std::panic::PanicHookInfo;
 use std::thread;
@@ -105,5 +107,31 @@ impl io::Write for LogLines {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A reader of this process's output took nothing for a while, or its disk was full, and some was dropped. It is told once
+/// something is taken again.
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "output_dropped")]
+struct OutputDropped {
+    /// `standard output` or `standard error`.
+    stream: &'static str,
+    /// Bytes of the guest's console, as they would have been written.
+    console_bytes: u64,
+    /// Whole lines of reports and logs.
+    lines: u64,
+}
+
+impl Report for OutputDropped {
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+}
+
+impl fmt::Display for OutputDropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (stream, bytes, lines) = (self.stream, Grouped(self.console_bytes), Grouped(self.lines));
+        write!(f, "{stream} was not taken: {bytes} bytes of console and {lines} lines are lost")
     }
 }

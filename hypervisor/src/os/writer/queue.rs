@@ -1,15 +1,16 @@
 //! What waits to be written to a stream, and what of it is dropped when nobody reads: decisions without I/O.
 
-use ft::output_gate::CONSOLE_BYTES_MAX;
 use std::collections::VecDeque;
 use vm::OutputId;
 
 /// A reader that has taken nothing for so long, though there was something, has stalled.
 pub const STALL_NS: u64 = 1_000_000_000;
 
-/// How many bytes of the guest's console are kept for a reader that has stalled. It must be less than the output gate's
-/// limit, [`CONSOLE_BYTES_MAX`], so that dropping the rest lets the guest go on.
+/// How many bytes of the guest's console are kept for a reader that has stalled.
 pub const CONSOLE_BYTES_KEPT: usize = 128 << 10;
+
+/// When so many bytes of it wait, its producer should wait too.
+const CONSOLE_BYTES_MAX: usize = 2 * CONSOLE_BYTES_KEPT;
 
 /// How many bytes of lines wait at most. Nothing stops their producers, so one more line is dropped, stalled or not.
 pub const LINE_BYTES_MAX: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! One stream and the thread that writes it.
 
+use super::OutputDropped;
 use super::queue::{Lost, WriteQueue};
-use crate::node::reports::NodeReport;
 use crate::os::clock;
 use crate::os::report::Reporter;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -281,7 +281,7 @@ impl Stream {
         }
         if let (Some(reporter), Some(Lost { console_bytes, lines })) = (reporter, lost) {
             let stream = self.descriptor.name();
-            reporter.tell(&NodeReport::OutputDropped { stream, console_bytes, lines });
+            reporter.tell(&OutputDropped { stream, console_bytes, lines });
         }
     }
 }
