@@ -183,11 +183,11 @@ impl Peer {
         let mut machine = Machine::new(&session.config, image).unwrap();
         self.hear(|message| *message == Message::Join { vm: vm(), node: NodeId(9) });
         let mut role = PrimaryRole::alone(NodeId(1), session, patient());
-        role.backup_joins(0, &vm()).unwrap();
+        role.handle_join(0, &vm()).unwrap();
         let mut bytes = Vec::new();
         while role.is_copying() {
             role.copy_snapshot(0, &mut machine);
-            role.take_outgoing(&mut bytes);
+            role.poll_outgoing(&mut bytes);
         }
         self.stream.write_all(&bytes).unwrap();
     }

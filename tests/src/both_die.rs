@@ -210,7 +210,7 @@ impl Joiner {
     /// Does what the role says, as the driver does: what is received goes to the disk first.
     fn settle(&mut self) {
         let mut bytes = Vec::new();
-        self.role.take_outgoing(&mut bytes);
+        self.role.poll_outgoing(&mut bytes);
         self.to_primary.extend(messages(&bytes));
         while let Some(action) = self.role.poll_action() {
             match action {
@@ -245,7 +245,7 @@ impl Joiner {
         if let Some(seq) = self.restoring.take() {
             self.is_restored = true;
             seen.waited_to_accept |= self.disk.written.is_none();
-            self.role.machine_restored(NOW_NS, next_output_at(outputs, seq));
+            self.role.handle_restored(NOW_NS, next_output_at(outputs, seq));
             self.settle();
         }
     }
@@ -256,10 +256,10 @@ impl Joiner {
         }
         while let Some(entry) = self.replaying.pop_front() {
             if let EntryBody::Output { id, .. } = entry.body {
-                self.role.produced(id, operation(id));
+                self.role.handle_output(id, operation(id));
             }
             let consumed = LogSeq(self.role.cursors().1.0 + 1);
-            self.role.consumed(NOW_NS, consumed, entry.count);
+            self.role.handle_consumed(NOW_NS, consumed, entry.count);
         }
         self.settle();
     }
@@ -279,7 +279,7 @@ impl Owner {
     }
 
     fn say(&mut self) {
-        self.role.take_outgoing(&mut self.said);
+        self.role.poll_outgoing(&mut self.said);
     }
 }
 
@@ -290,16 +290,16 @@ impl History {
         self.outputs.push(owner.role.appended());
         let body = EntryBody::Output { id, digest: operation(id).digest() };
         let entry = LogEntry { count: InstructionCount(0), body };
-        owner.role.append(NOW_NS, &entry, Some((id, operation(id))));
+        owner.role.handle_entry(NOW_NS, &entry, Some((id, operation(id))));
         owner.disk.hand(owner.role.appended());
-        owner.role.flush(NOW_NS);
+        owner.role.handle_flush(NOW_NS);
         self.seen.waited_for_promise |= owner.disk.written.is_none();
     }
 
     /// Outputs leave that the role has released: what their receivers have seen must outlive the death of both sides.
     fn put_out(&mut self, owner: &mut Owner) -> Result<bool, String> {
         let mut has_left = false;
-        while let Some(Released { id, .. }) = owner.role.take_released() {
+        while let Some(Released { id, .. }) = owner.role.poll_released() {
             let entry = self.outputs[usize::try_from(id.0).expect("few outputs")];
             match owner.disk.written {
                 None => return Err(format!("output {} left, and no log could be resumed", id.0)),
@@ -308,7 +308,7 @@ impl History {
                 }
                 Some(_) => has_left = true,
             }
-            owner.role.console_left(OutputId(id.0 + 1));
+            owner.role.handle_console_left(OutputId(id.0 + 1));
         }
         Ok(has_left)
     }
@@ -328,7 +328,7 @@ impl History {
             (4, Some(joiner)) => {
                 let some = self.random.index(joiner.to_backup.len() + 1);
                 for message in joiner.to_backup.drain(..some).collect::<Vec<_>>() {
-                    joiner.role.primary_said(NOW_NS, message);
+                    joiner.role.handle_message(NOW_NS, message);
                 }
                 joiner.settle();
             }
@@ -336,9 +336,9 @@ impl History {
                 joiner.settle();
                 for message in joiner.to_primary.drain(..).collect::<Vec<_>>() {
                     if let Message::Join { vm, .. } = &message {
-                        owner.role.backup_joins(NOW_NS, vm)?;
+                        owner.role.handle_join(NOW_NS, vm)?;
                     } else {
-                        owner.role.backup_said(NOW_NS, message);
+                        owner.role.handle_message(NOW_NS, message);
                     }
                 }
             }
@@ -363,12 +363,12 @@ impl History {
     /// The primary has died: its backup becomes the owner, if it may.
     fn goes_live(&mut self, mut joiner: Joiner) -> Result<Option<Owner>, String> {
         joiner.restore(&self.outputs, &mut self.seen);
-        joiner.role.primary_lost(NOW_NS, "killed");
+        joiner.role.handle_disconnect(NOW_NS, "killed");
         joiner.settle();
         if joiner.claimed.is_none() {
             return Ok(None);
         }
-        joiner.role.claim_answered(NOW_NS, ClaimAnswer::Decided(Verdict::Won));
+        joiner.role.handle_claim(NOW_NS, ClaimAnswer::Decided(Verdict::Won));
         joiner.replay();
         let Some(generation) = joiner.live else { return Err("a backup that has won doesn't go live".into()) };
         self.seen.went_live = true;
@@ -407,7 +407,7 @@ impl History {
         for _ in 0..self.random.below(STEPS_MAX) {
             self.seen.left_after_restart |= self.step(&mut owner, None)?;
         }
-        owner.role.retire(NOW_NS);
+        owner.role.handle_retire(NOW_NS);
         let actions: Vec<_> = std::iter::from_fn(|| owner.role.poll_action()).collect();
         let is_ended = actions
             .iter()

@@ -50,7 +50,7 @@ fn copy_ends() -> bool {
     let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
     let mut machine = Machine::new(&config, &guest.image).unwrap();
     let mut role = PrimaryRole::alone(NodeId(1), session.unwrap(), Timing::default());
-    role.backup_joins(0, &"vm0".parse().unwrap()).unwrap();
+    role.handle_join(0, &"vm0".parse().unwrap()).unwrap();
     let mut next = 0;
     let mut write = |machine: &mut Machine, pages: u64| {
         for _ in 0..pages {
@@ -67,7 +67,7 @@ fn copy_ends() -> bool {
             return true;
         }
         bytes.clear();
-        role.take_outgoing(&mut bytes);
+        role.poll_outgoing(&mut bytes);
         let steps = role.steps_allowed(5000, &machine).unwrap_or(0);
         write(&mut machine, steps / 2);
     }
@@ -112,29 +112,29 @@ fn guest_of_a_stuck_backup_runs_again() -> bool {
     let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
     let mut machine = Machine::new(&config, &guest.image).unwrap();
     let mut role = PrimaryRole::alone(NodeId(1), session.unwrap(), Timing::default());
-    role.backup_joins(0, &"vm0".parse().unwrap()).unwrap();
+    role.handle_join(0, &"vm0".parse().unwrap()).unwrap();
     let mut sent = Vec::new();
     while role.is_copying() {
         role.copy_snapshot(0, &mut machine);
-        role.take_outgoing(&mut sent);
+        role.poll_outgoing(&mut sent);
     }
-    role.backup_said(0, Message::Accepted);
+    role.handle_message(0, Message::Accepted);
     let mut stopped = false;
     for now_ns in (TICK_NS..60_000_000_000).step_by(5_000_000) {
         if role.may_run() {
             if stopped {
                 return true;
             }
-            role.append(now_ns, &LogEntry { count: InstructionCount(now_ns), body: EntryBody::Progress }, None);
+            role.handle_entry(now_ns, &LogEntry { count: InstructionCount(now_ns), body: EntryBody::Progress }, None);
         }
         stopped |= !role.may_run();
-        role.flush(now_ns);
+        role.handle_flush(now_ns);
         let received = role.appended();
-        role.backup_said(now_ns, Message::Ack { received });
-        role.tick(now_ns);
+        role.handle_message(now_ns, Message::Ack { received });
+        role.handle_tick(now_ns);
         while let Some(action) = role.poll_action() {
             if let PrimaryAction::Claim(_) = action {
-                role.claim_answered(now_ns, ClaimAnswer::Decided(Verdict::Won));
+                role.handle_claim(now_ns, ClaimAnswer::Decided(Verdict::Won));
             }
         }
     }

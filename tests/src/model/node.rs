@@ -105,7 +105,7 @@ impl Owner {
         let (entry, output) = self.guest.step(entropy);
         self.must_flush = output.is_some() || self.has_logged_end;
         self.entries.extend(output.iter().map(|(id, _)| (*id, self.role.appended())));
-        self.role.append(NOW_NS, &entry, output);
+        self.role.handle_entry(NOW_NS, &entry, output);
         self.note_if_alone();
     }
 
@@ -122,7 +122,7 @@ impl Owner {
         MACHINE.with_borrow_mut(|machine| {
             while self.role.is_copying() {
                 self.role.copy_snapshot(NOW_NS, machine);
-                self.role.take_outgoing(&mut bytes);
+                self.role.poll_outgoing(&mut bytes);
             }
         });
         bytes

@@ -122,14 +122,14 @@ impl State {
             Action::GuestRuns(node) => next.drive_owner(node, |owner| owner.run_guest(entropy_of(node))),
             Action::Flush(node) => next.drive_owner(node, |owner| {
                 owner.must_flush = false;
-                owner.role.flush(NOW_NS);
+                owner.role.handle_flush(NOW_NS);
             }),
             Action::Tick(node) => return self.after_tick(node),
             Action::PutOut(node) => next.put_out(node),
             Action::FrameArrives => next.frame_arrives(),
             Action::LanTells(node) => {
                 let carried = next.lan.next_output();
-                next.drive_owner(node, |owner| owner.role.carried(carried))
+                next.drive_owner(node, |owner| owner.role.handle_carried(carried))
             }
             Action::Attach(node) => next.attach(node),
             Action::CutCable => {
@@ -142,15 +142,15 @@ impl State {
             Action::Restored(node) => next.drive_backup(node, |backup| {
                 let Some((guest, is_restored)) = &mut backup.guest else { return };
                 *is_restored = true;
-                backup.role.machine_restored(NOW_NS, guest.next_output());
+                backup.role.handle_restored(NOW_NS, guest.next_output());
             }),
             Action::Replay(node) => next.replay(node),
             Action::AtBackup(node, index) => next.arrive_at_backup(node, index),
             Action::AtPrimary(node, index) => next.arrive_at_primary(node, index),
             Action::SuspectPrimary(node) => {
-                next.drive_backup(node, |backup| backup.role.primary_lost(NOW_NS, "silent"))
+                next.drive_backup(node, |backup| backup.role.handle_disconnect(NOW_NS, "silent"))
             }
-            Action::SuspectBackup(node) => next.drive_owner(node, |owner| owner.role.backup_lost("silent")),
+            Action::SuspectBackup(node) => next.drive_owner(node, |owner| owner.role.handle_disconnect("silent")),
             Action::Decide(node) => {
                 let request = next.nodes[node].asking()?;
                 next.decide(node, request);
@@ -161,7 +161,7 @@ impl State {
                 next.handle_latest(node, &latest)
             }
             Action::NoLatest(node) => next.handle_latest(node, &LatestAnswer::Unreachable),
-            Action::Look(node) => next.drive_owner(node, |owner| owner.role.tick(NOW_NS)),
+            Action::Look(node) => next.drive_owner(node, |owner| owner.role.handle_tick(NOW_NS)),
             Action::Refill(node) => {
                 let request = next.nodes[node].owner()?.refilling?;
                 next.decide(node, request);
@@ -169,7 +169,7 @@ impl State {
                 next.drive_owner(node, |owner| {
                     owner.refilling = None;
                     owner.role.handle_refill(NOW_NS, answer);
-                    owner.role.tick(NOW_NS);
+                    owner.role.handle_tick(NOW_NS);
                 })
             }
             Action::Forget => {
@@ -191,7 +191,7 @@ impl State {
             }
             Action::Retire(node) => {
                 next.faults.retirements -= 1;
-                next.drive_owner(node, |owner| owner.role.retire(NOW_NS))
+                next.drive_owner(node, |owner| owner.role.handle_retire(NOW_NS))
             }
         }?;
         Some(next)
@@ -225,7 +225,7 @@ impl State {
             Node::Backup(_) => self.drive_backup(node, |backup| {
                 backup.is_looking = false;
                 backup.role.handle_owner(NOW_NS, answer.clone());
-                backup.role.tick(NOW_NS);
+                backup.role.handle_tick(NOW_NS);
             }),
             Node::Spare | Node::Gone(_) => None,
         }
@@ -236,11 +236,11 @@ impl State {
         let mut next = self.clone();
         let mut says = false;
         next.drive_owner(node, |owner| {
-            owner.role.tick(NOW_NS);
+            owner.role.handle_tick(NOW_NS);
             says = owner.role.has_outgoing();
         });
         next.drive_backup(node, |backup| {
-            backup.role.tick(NOW_NS);
+            backup.role.handle_tick(NOW_NS);
             says = backup.role.has_outgoing();
         });
         says.then_some(next)
@@ -268,7 +268,7 @@ impl State {
             self.edit_channel(backup, Channel::close_at_primary);
         }
         let mut bytes = Vec::new();
-        owner.role.take_outgoing(&mut bytes);
+        owner.role.poll_outgoing(&mut bytes);
         self.send_to_backup(&owner, &bytes);
         for action in actions {
             match action {
@@ -369,7 +369,7 @@ impl State {
 
     fn put_out(&mut self, node: usize) -> Option<()> {
         let mut owner = self.nodes[node].owner()?.clone();
-        let Released { id, operation, .. } = owner.role.take_released()?;
+        let Released { id, operation, .. } = owner.role.poll_released()?;
         let received = owner.backup.map(|backup| self.channels[backup].received).unwrap_or_default();
         if !owner.may_be_known(id, received) {
             self.broke(Rule::OutputRule);
@@ -380,7 +380,7 @@ impl State {
         if self.lan.serves(node) {
             self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
         }
-        owner.role.console_left(OutputId(id.0 + 1));
+        owner.role.handle_console_left(OutputId(id.0 + 1));
         self.settle_owner(node, owner);
         Some(())
     }
@@ -402,7 +402,7 @@ impl State {
             return None;
         }
         let carried = self.lan.next_output();
-        self.drive_owner(node, |owner| owner.role.send_again(carried))
+        self.drive_owner(node, |owner| owner.role.handle_attachment(carried))
     }
 
     fn join(&mut self, backup: usize, primary: usize) -> Option<()> {
@@ -411,7 +411,7 @@ impl State {
         let expectation = Expectation { vm: vm.clone(), image: None };
         let mut role = BackupRole::new(NOW_NS, node_id(backup), expectation, TIMING);
         // The wish to join.
-        role.take_outgoing(&mut Vec::new());
+        role.poll_outgoing(&mut Vec::new());
         let joining =
             Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None, is_looking: false };
         self.nodes[backup] = Shared::new(Node::Backup(Box::new(joining)));
@@ -419,7 +419,7 @@ impl State {
         let mut taken = Ok(());
         self.drive_owner(primary, |owner| {
             owner.backup = Some(backup);
-            taken = owner.role.backup_joins(NOW_NS, &vm);
+            taken = owner.role.handle_join(NOW_NS, &vm);
         })?;
         taken.ok()
     }
@@ -443,7 +443,7 @@ impl State {
     /// Does what a backup's role says, in the order of the production driver: acknowledge, act.
     fn settle_backup(&mut self, node: usize, mut backup: Backup) {
         let mut bytes = Vec::new();
-        backup.role.take_outgoing(&mut bytes);
+        backup.role.poll_outgoing(&mut bytes);
         let received = backup.role.cursors().0;
         if !bytes.is_empty() || self.channels[node].received != received {
             self.edit_channel(node, |channel| {
@@ -505,9 +505,9 @@ impl State {
         consumed.0 += entries.len() as u64;
         let outputs: Vec<(OutputId, OutputOperation)> = outputs.into_iter().flatten().collect();
         for (id, operation) in outputs {
-            backup.role.produced(id, operation);
+            backup.role.handle_output(id, operation);
         }
-        backup.role.consumed(NOW_NS, consumed, count);
+        backup.role.handle_consumed(NOW_NS, consumed, count);
         self.settle_backup(node, backup);
         Some(())
     }
@@ -519,7 +519,7 @@ impl State {
         } else {
             self.edit_channel(node, |channel| channel.stream.pop_front())?
         };
-        backup.role.primary_said(NOW_NS, message);
+        backup.role.handle_message(NOW_NS, message);
         self.settle_backup(node, backup);
         Some(())
     }
@@ -527,7 +527,7 @@ impl State {
     fn arrive_at_primary(&mut self, node: usize, index: usize) -> Option<()> {
         let channel = self.channels[node].clone();
         let message = channel.to_primary.get(index)?.clone();
-        self.drive_owner(channel.primary?, |owner| owner.role.backup_said(NOW_NS, message))
+        self.drive_owner(channel.primary?, |owner| owner.role.handle_message(NOW_NS, message))
     }
 
     fn answer(&mut self, node: usize) -> Option<()> {
@@ -541,14 +541,14 @@ impl State {
             Node::Owner(_) => self.drive_owner(node, |owner| {
                 owner.asking = None;
                 owner.has_lost = matches!(answer, ClaimAnswer::Decided(Verdict::Lost(_)));
-                owner.role.claim_answered(NOW_NS, answer.clone());
+                owner.role.handle_claim(NOW_NS, answer.clone());
                 // An unanswered claim is asked again.
-                owner.role.tick(NOW_NS);
+                owner.role.handle_tick(NOW_NS);
             }),
             Node::Backup(_) => self.drive_backup(node, |backup| {
                 backup.asking = None;
-                backup.role.claim_answered(NOW_NS, answer.clone());
-                backup.role.tick(NOW_NS);
+                backup.role.handle_claim(NOW_NS, answer.clone());
+                backup.role.handle_tick(NOW_NS);
             }),
             Node::Spare | Node::Gone(_) => None,
         }

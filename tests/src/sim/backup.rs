@@ -116,17 +116,17 @@ impl Backup {
         let Some(channel) = &mut self.channel else { return };
         if self.waiting.len() > WAITING_MAX {
             env.saw(Sighting::BackupSlow);
-            return self.role.not_listening(env.now_ns);
+            return self.role.handle_not_listening(env.now_ns);
         }
         let arrived = channel.receive(env);
         for message in arrived.messages {
             if let Message::Clock { ticks, .. } = message {
                 env.judge.guest_time.is_told(env.now_ns, self.me.node, ticks);
             }
-            self.role.primary_said(env.now_ns, message);
+            self.role.handle_message(env.now_ns, message);
         }
         if let Some(reason) = arrived.end {
-            self.role.primary_lost(env.now_ns, &reason);
+            self.role.handle_disconnect(env.now_ns, &reason);
             if let Some(channel) = self.channel.take() {
                 channel.close(env);
             }
@@ -136,7 +136,7 @@ impl Backup {
     fn tick(&mut self, env: &Env) {
         if self.tick_ns <= env.now_ns {
             self.tick_ns = env.now_ns + TICK_NS;
-            self.role.tick(env.now_ns);
+            self.role.handle_tick(env.now_ns);
         }
     }
 
@@ -171,7 +171,7 @@ impl Backup {
         }
         if self.role.has_outgoing() {
             let mut bytes = Vec::new();
-            self.role.take_outgoing(&mut bytes);
+            self.role.poll_outgoing(&mut bytes);
             if let Some(channel) = &self.channel {
                 channel.send(env, self.me.host, &bytes);
             }
@@ -199,7 +199,7 @@ impl Backup {
         assert_eq!(machine.digest(), snapshot.digest, "the snapshot at entry {} is another machine", snapshot.seq);
         env.judge.joins(self.me.node, snapshot.seq);
         env.note("backup: restored at entry, on host", &[snapshot.seq.0, self.me.host as u64]);
-        self.role.machine_restored(env.now_ns, machine.next_output_id());
+        self.role.handle_restored(env.now_ns, machine.next_output_id());
         self.replayer = Some(Replayer::new(machine, snapshot.seq));
     }
 
@@ -219,7 +219,7 @@ impl Backup {
         let pieces = self.waiting.len().min(PIECE_ENTRIES);
         for entry in self.waiting.drain(..pieces) {
             match replayer.consume(&entry) {
-                Ok(Consumed::Output(id, operation)) => self.role.produced(id, operation),
+                Ok(Consumed::Output(id, operation)) => self.role.handle_output(id, operation),
                 Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Err(divergence) => panic!("a backup diverges: {divergence}"),
             }
@@ -232,7 +232,7 @@ impl Backup {
         let cost_ns = pieces as u64 * ENTRY_NS + steps * self.me.setup.ns_per_step;
         self.replay_ns = env.now_ns + cost_ns;
         self.slowness_ns = cost_ns * (self.me.setup.replay_factor - 1);
-        self.role.consumed(env.now_ns, replayer.consumed(), count);
+        self.role.handle_consumed(env.now_ns, replayer.consumed(), count);
     }
 
     /// Does what the role asks for that takes time.
@@ -245,7 +245,7 @@ impl Backup {
             if consumed < received && matches!(answer, ClaimAnswer::Decided(Verdict::Won)) {
                 env.saw(Sighting::DrainedAfterWin);
             }
-            self.role.claim_answered(env.now_ns, answer);
+            self.role.handle_claim(env.now_ns, answer);
         }
         self.carry_out(env);
         while !self.claims.is_asking()

@@ -91,7 +91,7 @@ impl Primary {
 
     /// The operator wants this process to end.
     pub(super) fn retire(&mut self, env: &mut Env) {
-        self.side.role.retire(env.now_ns);
+        self.side.role.handle_retire(env.now_ns);
         self.side.carry_out(env);
     }
 
@@ -139,7 +139,7 @@ impl Primary {
     fn tick(&mut self, env: &mut Env) {
         if self.tick_ns <= env.now_ns {
             self.tick_ns = env.now_ns + TICK_NS;
-            self.side.role.tick(env.now_ns);
+            self.side.role.handle_tick(env.now_ns);
         }
     }
 

@@ -88,10 +88,10 @@ impl Side {
         let Some(channel) = &mut self.channel else { return };
         let arrived = channel.receive(env);
         for message in arrived.messages {
-            self.role.backup_said(env.now_ns, message);
+            self.role.handle_message(env.now_ns, message);
         }
         if let Some(reason) = arrived.end {
-            self.role.backup_lost(&reason);
+            self.role.handle_disconnect(&reason);
             if let Some(channel) = self.channel.take() {
                 channel.close(env);
             }
@@ -104,7 +104,7 @@ impl Side {
         for news in self.cable.step(env, &self.me, owner) {
             match news {
                 News::Attached(next) => self.send_again(env, next),
-                News::Carried(next) => self.role.carried(next),
+                News::Carried(next) => self.role.handle_carried(next),
             }
         }
     }
@@ -119,7 +119,7 @@ impl Side {
         }
         // Now and then as if the LAN had not said how far it has got: it drops what comes twice.
         let next = if env.random.one_in(4) { OutputId(0) } else { next };
-        self.role.send_again(next);
+        self.role.handle_attachment(next);
     }
 
     /// Hears what visitors want, and lets a backup in, if the role does.
@@ -139,7 +139,7 @@ impl Side {
     }
 
     fn welcome(&mut self, env: &mut Env, visitor: Channel, vm: &VmId) {
-        match self.role.backup_joins(env.now_ns, vm) {
+        match self.role.handle_join(env.now_ns, vm) {
             Ok(()) => {
                 env.note("primary: a backup joins on host", &[self.me.host as u64]);
                 self.channel = Some(visitor);
@@ -158,7 +158,7 @@ impl Side {
     pub(super) fn conduct(&mut self, env: &mut Env) {
         match self.claims.answer(env) {
             Some(Asked::Claim(answer)) if self.is_refilling => self.role.handle_refill(env.now_ns, answer),
-            Some(Asked::Claim(answer)) => self.role.claim_answered(env.now_ns, answer),
+            Some(Asked::Claim(answer)) => self.role.handle_claim(env.now_ns, answer),
             Some(Asked::Latest(latest)) => self.role.handle_latest(env.now_ns, latest),
             None => {}
         }
@@ -250,7 +250,7 @@ impl Side {
     }
 
     fn put_out(&mut self, env: &mut Env) {
-        let batch: Vec<_> = std::iter::from_fn(|| self.role.take_released()).collect();
+        let batch: Vec<_> = std::iter::from_fn(|| self.role.poll_released()).collect();
         let Some(last) = batch.last() else { return };
         let next = OutputId(last.id.0 + 1);
         for Released { id, operation, .. } in &batch {
@@ -291,7 +291,7 @@ impl Side {
                 return;
             }
             env.judge.prints(self.me.node, id, digest);
-            self.role.console_left(OutputId(id.0 + 1));
+            self.role.handle_console_left(OutputId(id.0 + 1));
         }
     }
 
@@ -303,11 +303,11 @@ impl Side {
             Some(channel) if !channel.has_room(env) => {}
             Some(channel) => {
                 let mut bytes = Vec::new();
-                self.role.take_outgoing(&mut bytes);
+                self.role.poll_outgoing(&mut bytes);
                 channel.send(env, self.me.host, &bytes);
             }
             // Their reader is lost.
-            None => self.role.take_outgoing(&mut Vec::new()),
+            None => self.role.poll_outgoing(&mut Vec::new()),
         }
     }
 }
@@ -329,13 +329,13 @@ impl LogSink for Sink<'_> {
             side.seqs.insert(*id, seq);
             side.made_ns.push_back((*id, env.now_ns));
         }
-        side.role.append(env.now_ns, entry, output);
+        side.role.handle_entry(env.now_ns, entry, output);
         side.send(env);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Infallible> {
-        self.side.role.flush(self.env.now_ns);
+        self.side.role.handle_flush(self.env.now_ns);
         self.side.carry_out(self.env);
         Ok(())
     }

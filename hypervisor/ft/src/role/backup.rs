@@ -51,7 +51,7 @@ pub enum BackupAction {
     Joined,
     /// These are pages of its RAM.
     Pages(Pages),
-    /// This is the rest of it: say [`BackupRole::machine_restored`] or [`BackupRole::restore_failed`].
+    /// This is the rest of it: say [`BackupRole::handle_restored`] or [`BackupRole::handle_restore_failure`].
     Restore(Snapshot),
     /// The primary holds its outputs for this backup now.
     Protected(Generation),
@@ -279,7 +279,7 @@ impl BackupRole {
     }
 
     /// The primary said something.
-    pub fn primary_said(&mut self, now_ns: u64, message: Message) {
+    pub fn handle_message(&mut self, now_ns: u64, message: Message) {
         self.heard_ns = now_ns;
         match (message, &mut self.mode) {
             (Message::Session { header, owner }, Mode::Connecting | Mode::Waiting) => self.begin(header, owner),
@@ -320,7 +320,7 @@ impl BackupRole {
             (Message::Refused { reason }, Mode::Connecting | Mode::Waiting) => {
                 self.end(BackupEnd::Refused { reason: format!("the primary refused: {reason}") });
             }
-            (Message::Goodbye { reason }, _) => self.primary_lost(now_ns, &reason),
+            (Message::Goodbye { reason }, _) => self.handle_disconnect(now_ns, &reason),
             // What a lost primary had still in the wire: it is after the point where this side stopped acknowledging.
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
             (
@@ -418,7 +418,7 @@ impl BackupRole {
         if id < self.next_output {
             return self.refuse(format!("output {} of the tail comes after output {}", id.0, self.next_output.0));
         }
-        self.produced(id, operation);
+        self.handle_output(id, operation);
     }
 
     fn restore(&mut self, snapshot: Snapshot) {
@@ -430,7 +430,7 @@ impl BackupRole {
     }
 
     /// The machine stands where the snapshot was made; its next output will be `next_output`.
-    pub fn machine_restored(&mut self, now_ns: u64, next_output: OutputId) {
+    pub fn handle_restored(&mut self, now_ns: u64, next_output: OutputId) {
         if !matches!(self.mode, Mode::Restoring) {
             return;
         }
@@ -482,7 +482,7 @@ impl BackupRole {
     }
 
     /// The machine can't be put together.
-    pub fn restore_failed(&mut self, reason: &str) {
+    pub fn handle_restore_failure(&mut self, reason: &str) {
         if matches!(self.mode, Mode::Receiving | Mode::Restoring | Mode::Restored) {
             self.refuse(format!("the guest can't be restored here: {reason}"));
         }
@@ -500,12 +500,12 @@ impl BackupRole {
                 self.actions.push_back(BackupAction::Consume(entries));
             }
             // A primary that sends nonsense is lost, and what it sent before is good.
-            Err(error) => self.primary_lost(now_ns, &error.to_string()),
+            Err(error) => self.handle_disconnect(now_ns, &error.to_string()),
         }
     }
 
     /// The replayer has consumed all entries below `consumed`; its machine stands at `count`.
-    pub fn consumed(&mut self, now_ns: u64, consumed: LogSeq, count: InstructionCount) {
+    pub fn handle_consumed(&mut self, now_ns: u64, consumed: LogSeq, count: InstructionCount) {
         assert!(
             self.consumed <= consumed && consumed <= self.receiver.received(),
             "consumed {} then {consumed} of {} entries received",
@@ -529,7 +529,7 @@ impl BackupRole {
     }
 
     /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
-    pub fn produced(&mut self, id: OutputId, operation: OutputOperation) {
+    pub fn handle_output(&mut self, id: OutputId, operation: OutputOperation) {
         self.next_output = OutputId(id.0.saturating_add(1));
         if self.released.has(id, &operation) {
             return;
@@ -582,7 +582,7 @@ impl BackupRole {
     }
 
     /// The replayer found a divergence: this side halts and never goes live.
-    pub fn diverged(&mut self, now_ns: u64, reason: &str) {
+    pub fn handle_divergence(&mut self, now_ns: u64, reason: &str) {
         if matches!(self.mode, Mode::Done) {
             return;
         }
@@ -591,7 +591,7 @@ impl BackupRole {
     }
 
     /// The primary is gone, or as good as gone.
-    pub fn primary_lost(&mut self, now_ns: u64, reason: &str) {
+    pub fn handle_disconnect(&mut self, now_ns: u64, reason: &str) {
         match &self.mode {
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
@@ -620,7 +620,7 @@ impl BackupRole {
     }
 
     /// The answer to [`BackupAction::Claim`].
-    pub fn claim_answered(&mut self, now_ns: u64, answer: ClaimAnswer) {
+    pub fn handle_claim(&mut self, now_ns: u64, answer: ClaimAnswer) {
         let Mode::Claiming(claiming) = &mut self.mode else { return };
         match answer {
             ClaimAnswer::Unreachable => return claiming.retry(now_ns, &self.timing),
@@ -654,7 +654,7 @@ impl BackupRole {
     }
 
     /// Time has passed: heartbeats, timeouts, claims to ask again.
-    pub fn tick(&mut self, now_ns: u64) {
+    pub fn handle_tick(&mut self, now_ns: u64) {
         let is_paused = matches!(&self.mode, Mode::Claiming(claiming) if claiming.is_pause(now_ns));
         if let Some(clock) = &mut self.clock {
             clock.pass(now_ns, is_paused);
@@ -675,13 +675,13 @@ impl BackupRole {
                 let silent_ns = now_ns.saturating_sub(self.heard_ns);
                 if silent_ns >= self.timing.failure_timeout_ns {
                     let reason = format!("the primary was silent for {} ms", silent_ns / 1_000_000);
-                    return self.primary_lost(now_ns, &reason);
+                    return self.handle_disconnect(now_ns, &reason);
                 }
                 if mutated(Mutation::AckBeforeReceive) {
                     self.say(now_ns, &Message::Ack { received: LogSeq(self.receiver.received().0 + 1) });
                 }
                 if self.outgoing.len() > OUTGOING_BYTES_MAX {
-                    return self.primary_lost(now_ns, "the primary doesn't read what it is told");
+                    return self.handle_disconnect(now_ns, "the primary doesn't read what it is told");
                 }
                 self.report_consumed(now_ns);
                 if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {
@@ -698,7 +698,7 @@ impl BackupRole {
     }
 
     /// The primary can't be heard because this side isn't listening: its log buffer is full.
-    pub fn not_listening(&mut self, now_ns: u64) {
+    pub fn handle_not_listening(&mut self, now_ns: u64) {
         self.heard_ns = now_ns;
     }
 
@@ -709,7 +709,7 @@ impl BackupRole {
     }
 
     /// Bytes to send to the primary, moved to the end of `out`.
-    pub fn take_outgoing(&mut self, out: &mut Vec<u8>) {
+    pub fn poll_outgoing(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.outgoing);
     }
 

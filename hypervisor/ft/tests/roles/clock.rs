@@ -74,7 +74,7 @@ fn the_clock_is_told_under_load_too_and_at_once_when_it_changes_its_course() {
         pair.pass(5 * MS);
         let messages = pair.to_backup.deliver(usize::MAX);
         told += clocks(&messages);
-        pair.backup.primary_said(pair.now_ns, Message::Heartbeat);
+        pair.backup.handle_message(pair.now_ns, Message::Heartbeat);
         let received = pair.primary.appended();
         pair.backup_says(Message::Ack { received });
     }

@@ -56,7 +56,7 @@ fn what_a_predecessor_may_not_have_sent_waits_for_the_log_too() {
     let tail: VecDeque<_> = [(OutputId(3), operation(PRIMARY, OutputId(3)))].into();
     let live = |log| {
         let mut role = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance(tail.clone(), log));
-        let released = std::iter::from_fn(|| role.take_released()).count();
+        let released = std::iter::from_fn(|| role.poll_released()).count();
         (role, released)
     };
     assert_eq!(live(DiskLogState::None).1, 1);
@@ -69,7 +69,7 @@ fn what_a_predecessor_may_not_have_sent_waits_for_the_log_too() {
         "the last entry it depends on is not on disk"
     );
     role.handle_disk_log(0, DiskLogState::UpTo(LogSeq(9)));
-    assert_eq!(role.take_released().map(|released| released.id), Some(OutputId(3)));
+    assert_eq!(role.poll_released().map(|released| released.id), Some(OutputId(3)));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_restart_that_is_interrupted_before_it_has_a_log_leaves_no_end_mark() {
     let left = inheritance(VecDeque::new(), DiskLogState::Promised);
     let resumed = || PrimaryRole::resumed(PRIMARY, session(), Timing::default(), left.clone());
     let actions = |mut role: PrimaryRole| {
-        role.retire(0);
+        role.handle_retire(0);
         std::iter::from_fn(|| role.poll_action()).collect::<Vec<_>>()
     };
     assert_eq!(actions(resumed()), [PrimaryAction::End(PrimaryEnd::Interrupted)]);

@@ -48,8 +48,8 @@ fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
     pair.deliver_to_primary();
     pair.backup_says(Message::Ack { received: LogSeq(2) });
     pair.output();
-    pair.primary.claim_answered(pair.now_ns, ft::role::ClaimAnswer::Unreachable);
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_claim(pair.now_ns, ft::role::ClaimAnswer::Unreachable);
+    pair.primary.handle_retire(pair.now_ns);
     pair.pass(10_000 * MS);
     assert_eq!(pair.out, [0_u64; 0]);
     assert!(!pair.primary.may_run());
@@ -62,11 +62,10 @@ fn acknowledged_outputs_that_have_not_left_stay_in_a_fenced_primary() {
     pair.output();
     pair.deliver_to_backup();
     for message in pair.to_primary.deliver(usize::MAX) {
-        pair.primary.backup_said(pair.now_ns, message);
+        pair.primary.handle_message(pair.now_ns, message);
     }
-    pair.primary.backup_lost("killed");
-    pair.primary
-        .claim_answered(pair.now_ns, ft::role::ClaimAnswer::Decided(ft::claim::Verdict::Lost(claim_of(BACKUP))));
+    pair.primary.handle_disconnect("killed");
+    pair.primary.handle_claim(pair.now_ns, ft::role::ClaimAnswer::Decided(ft::claim::Verdict::Lost(claim_of(BACKUP))));
     pair.collect();
     assert_eq!(pair.out, [0_u64; 0]);
 }
@@ -129,7 +128,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
         pair.pass(retry_ns - 1);
         assert_eq!(pair.primary_claim(), None, "not before it is time");
         // An end that comes meanwhile doesn't change what was asked for: it may have been recorded.
-        pair.primary.retire(pair.now_ns);
+        pair.primary.handle_retire(pair.now_ns);
         pair.pass(1);
         assert_eq!(pair.out, [0_u64; 0]);
     }
@@ -261,8 +260,8 @@ fn a_backup_that_does_not_listen_does_not_take_the_primary_for_silent() {
     let mut pair = Pair::protected();
     for _ in 0..100 {
         pair.now_ns += 100 * MS;
-        pair.backup.not_listening(pair.now_ns);
-        pair.backup.tick(pair.now_ns);
+        pair.backup.handle_not_listening(pair.now_ns);
+        pair.backup.handle_tick(pair.now_ns);
         pair.collect();
     }
     assert_eq!(pair.backup_claim(), None);
@@ -359,8 +358,8 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };
-    successor.append(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));
-    let sent: Vec<_> = std::iter::from_fn(|| successor.take_released()).map(|released| released.id.0).collect();
+    successor.handle_entry(0, &entry, Some((OutputId(3), operation(BACKUP, OutputId(3)))));
+    let sent: Vec<_> = std::iter::from_fn(|| successor.poll_released()).map(|released| released.id.0).collect();
     assert_eq!(sent, [1, 2, 3]);
     assert_eq!(successor.appended(), LogSeq(4), "the log's numbering runs on");
     assert!(successor.may_run());
@@ -371,9 +370,9 @@ fn a_diverged_backup_says_goodbye_and_never_claims() {
     let mut pair = Pair::protected();
     pair.output();
     pair.deliver_to_backup();
-    pair.backup.diverged(pair.now_ns, "flipped");
+    pair.backup.handle_divergence(pair.now_ns, "flipped");
     // The primary is lost in the same instant.
-    pair.backup.primary_lost(pair.now_ns, "killed");
+    pair.backup.handle_disconnect(pair.now_ns, "killed");
     pair.collect();
     assert_eq!(pair.backup_end(), Some(BackupEnd::Diverged));
     assert!(pair.backup_actions.is_empty());
@@ -390,7 +389,7 @@ fn a_backup_that_diverges_while_it_asks_does_not_go_live_though_it_wins() {
     pair.deliver_to_backup();
     pair.primary_lost();
     let request = pair.backup_claim().unwrap();
-    pair.backup.diverged(pair.now_ns, "flipped");
+    pair.backup.handle_divergence(pair.now_ns, "flipped");
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::End(BackupEnd::Diverged)]);
 }
@@ -398,7 +397,7 @@ fn a_backup_that_diverges_while_it_asks_does_not_go_live_though_it_wins() {
 #[test]
 fn the_goodbye_of_a_diverged_backup_is_a_loss_for_the_primary() {
     let mut pair = Pair::protected();
-    pair.backup.diverged(pair.now_ns, "flipped");
+    pair.backup.handle_divergence(pair.now_ns, "flipped");
     pair.exchange();
     assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
 }

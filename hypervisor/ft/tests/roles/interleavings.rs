@@ -183,10 +183,10 @@ impl<'a> Run<'a> {
             side.pair.now_ns += ms * MS;
             let (for_primary, for_backup) = (!self.random.chance(4), !self.random.chance(4));
             if for_primary && !side.is_primary_over {
-                side.pair.primary.tick(side.pair.now_ns);
+                side.pair.primary.handle_tick(side.pair.now_ns);
             }
             if for_backup && !side.is_backup_over {
-                side.pair.backup.tick(side.pair.now_ns);
+                side.pair.backup.handle_tick(side.pair.now_ns);
             }
             side.pair.collect();
         }
@@ -201,12 +201,12 @@ impl<'a> Run<'a> {
             let held = pair.primary.gate().held();
             let is_lost = matches!(&answer, ClaimAnswer::Decided(Verdict::Lost(_)));
             self.sometimes.fenced_with_outputs += u32::from(is_lost && held > 0);
-            pair.primary.claim_answered(pair.now_ns, answer);
+            pair.primary.handle_claim(pair.now_ns, answer);
         }
         if self.random.chance(2)
             && let Some(answer) = backup_asks.take()
         {
-            pair.backup.claim_answered(pair.now_ns, answer);
+            pair.backup.handle_claim(pair.now_ns, answer);
         }
         pair.collect();
     }
@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
             12 | 13 => side.pair.lan_is_silent ^= true,
             14..=16 if !side.is_primary_over => side.pair.lan_tells(),
             17 | 18 if side.is_joining() || side.pair.primary.is_protected() => {
-                side.pair.primary.backup_joins(side.pair.now_ns, &vm_id()).unwrap_err();
+                side.pair.primary.handle_join(side.pair.now_ns, &vm_id()).unwrap_err();
                 self.sometimes.second_joiner_refused += 1;
             }
             _ => {}
@@ -395,11 +395,11 @@ impl<'a> Run<'a> {
                 let pair = &mut side.pair;
                 pair.now_ns += 5 * MS;
                 if !side.is_primary_over {
-                    pair.primary.tick(pair.now_ns);
+                    pair.primary.handle_tick(pair.now_ns);
                     pair.copy();
                 }
                 if !side.is_backup_over {
-                    pair.backup.tick(pair.now_ns);
+                    pair.backup.handle_tick(pair.now_ns);
                 }
                 pair.collect();
                 pair.deliver_to_backup();

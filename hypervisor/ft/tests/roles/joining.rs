@@ -206,22 +206,22 @@ fn a_guest_that_writes_faster_stands_still_for_few_pages_at_a_time() {
 fn the_role_goes_on_while_a_piece_is_copied() {
     let mut pair = Pair::alone().with_memory(PAGES);
     pair.connect();
-    let copy = pair.primary.take_copy().unwrap();
-    assert!(!pair.primary.wants_copy() && pair.primary.is_copying() && pair.primary.take_copy().is_none());
+    let copy = pair.primary.poll_copy().unwrap();
+    assert!(!pair.primary.wants_copy() && pair.primary.is_copying() && pair.primary.poll_copy().is_none());
     let mut bytes = Vec::new();
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.poll_outgoing(&mut bytes);
     pair.now_ns += 60 * MS;
-    pair.primary.tick(pair.now_ns);
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.handle_tick(pair.now_ns);
+    pair.primary.poll_outgoing(&mut bytes);
     assert!(!bytes.is_empty(), "no heartbeat");
     // The backup goes, and another comes: the piece is not for it.
-    pair.primary.backup_lost("gone");
-    pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap();
+    pair.primary.handle_disconnect("gone");
+    pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap();
     bytes.clear();
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.poll_outgoing(&mut bytes);
     let mut copy = copy;
     copy.copy_piece(&mut pair.machine);
-    pair.primary.give_copy(pair.now_ns, copy);
+    pair.primary.handle_copy(pair.now_ns, copy);
     assert!(!pair.primary.has_outgoing() && pair.primary.wants_copy());
     pair.copy();
     assert!(!pair.primary.is_copying());
@@ -237,7 +237,7 @@ fn no_more_is_copied_than_the_channel_takes() {
     }
     assert!(pair.primary.is_copying(), "a guest of 2 MiB of memory");
     let mut bytes = Vec::new();
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.poll_outgoing(&mut bytes);
     assert!(bytes.len() < 2 << 20, "{} bytes wait in memory", bytes.len());
     assert!(pair.primary.wants_copy(), "there is room again");
 }
@@ -290,19 +290,19 @@ fn console_output_is_in_the_tail_only_behind_what_is_not_known_to_have_left() {
     let log = |pair: &mut Pair, id: u64| {
         let body = EntryBody::Output { id: OutputId(id), digest: word.digest() };
         let entry = LogEntry { count: InstructionCount(id), body };
-        pair.primary.append(pair.now_ns, &entry, Some((OutputId(id), word.clone())));
+        pair.primary.handle_entry(pair.now_ns, &entry, Some((OutputId(id), word.clone())));
     };
     log(&mut pair, 0);
     log(&mut pair, 1);
-    assert_eq!(pair.primary.take_released().map(|released| released.id), Some(OutputId(0)));
-    pair.primary.console_left(OutputId(1));
+    assert_eq!(pair.primary.poll_released().map(|released| released.id), Some(OutputId(0)));
+    pair.primary.handle_console_left(OutputId(1));
     assert_eq!(pair.primary.gate().next_to_leave(), OutputId(1));
-    pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap();
+    pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap();
     while pair.primary.wants_copy() {
         pair.primary.copy_snapshot(pair.now_ns, &mut pair.machine);
     }
     let mut bytes = Vec::new();
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.poll_outgoing(&mut bytes);
     pair.to_backup.send(&bytes);
     let mut messages = pair.to_backup.deliver(usize::MAX);
     messages.retain(|message| matches!(message, Message::Tail(_)));
@@ -434,10 +434,10 @@ fn a_joining_backup_that_falls_silent_is_given_up() {
         let timeout_ns = pair.timing.failure_timeout_ns;
         pair.to_primary.lose_behind(0);
         pair.now_ns += timeout_ns - 1;
-        pair.primary.tick(pair.now_ns);
+        pair.primary.handle_tick(pair.now_ns);
         assert!(pair.primary.can_take_backup(&vm_id()).is_err(), "{when}");
         pair.now_ns += 1;
-        pair.primary.tick(pair.now_ns);
+        pair.primary.handle_tick(pair.now_ns);
         assert_eq!(pair.primary.can_take_backup(&vm_id()), Ok(()), "{when}");
     }
 }
@@ -477,7 +477,7 @@ fn a_guest_that_ends_while_a_backup_joins_ends() {
 #[test]
 fn an_operator_who_retires_a_primary_while_a_backup_joins_ends_the_vm() {
     for (when, mut pair) in joining() {
-        pair.primary.retire(pair.now_ns);
+        pair.primary.handle_retire(pair.now_ns);
         pair.collect();
         let request = pair.primary_claim().unwrap();
         assert_eq!(request, end_claim(G, PRIMARY), "{when}");

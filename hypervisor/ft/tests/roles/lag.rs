@@ -174,8 +174,8 @@ fn a_primary_that_reads_nothing_does_not_fill_its_backups_memory() {
     let mut now_ns = 0;
     for _ in 0..2_000_000 {
         // What the backup has to say is never taken.
-        pair.backup.primary_said(now_ns, Message::Heartbeat);
-        pair.backup.tick(now_ns);
+        pair.backup.handle_message(now_ns, Message::Heartbeat);
+        pair.backup.handle_tick(now_ns);
         now_ns += Timing::default().heartbeat_ns;
         if let Some(BackupAction::Lost { reason }) = pair.backup.poll_action() {
             assert!(reason.contains("doesn't read"), "{reason}");

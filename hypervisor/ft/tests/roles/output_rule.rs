@@ -80,15 +80,15 @@ fn a_full_gate_stops_the_guest_until_its_outputs_leave() {
             assert!(pair.primary.may_run());
             let entry =
                 LogEntry { count: InstructionCount(seq), body: EntryBody::Output { id: OutputId(seq), digest: 0 } };
-            pair.primary.append(pair.now_ns, &entry, Some((OutputId(seq), OutputOperation::Frame(vec![0; big]))));
+            pair.primary.handle_entry(pair.now_ns, &entry, Some((OutputId(seq), OutputOperation::Frame(vec![0; big]))));
         }
         assert!(!pair.primary.may_run(), "protected: {protected}");
         if protected {
-            pair.primary.flush(pair.now_ns);
-            pair.primary.backup_said(pair.now_ns, Message::Ack { received: LogSeq(1) });
+            pair.primary.handle_flush(pair.now_ns);
+            pair.primary.handle_message(pair.now_ns, Message::Ack { received: LogSeq(1) });
         }
         assert!(!pair.primary.may_run(), "released outputs that the host hasn't taken count too");
-        assert_eq!(pair.primary.take_released().map(|released| released.id), Some(OutputId(0)));
+        assert_eq!(pair.primary.poll_released().map(|released| released.id), Some(OutputId(0)));
         assert!(pair.primary.may_run());
     }
 }
@@ -100,12 +100,12 @@ fn a_log_that_the_channel_does_not_take_stops_the_guest() {
     // Nobody takes what is to be sent: the writer is stuck in a full socket.
     while pair.primary.may_run() {
         let body = EntryBody::Event(vm::Event::Packet { number: appended + 1, frame: vec![7; 1500] });
-        pair.primary.append(pair.now_ns, &LogEntry { count: InstructionCount(appended), body }, None);
+        pair.primary.handle_entry(pair.now_ns, &LogEntry { count: InstructionCount(appended), body }, None);
         appended += 1;
         assert!(appended < 100_000, "150 MB of log are waiting in memory");
     }
     let mut bytes = Vec::new();
-    pair.primary.take_outgoing(&mut bytes);
+    pair.primary.poll_outgoing(&mut bytes);
     assert!(pair.primary.may_run());
 }
 
@@ -144,9 +144,9 @@ fn an_output_counts_as_sent_only_when_it_has_left_the_host() {
     pair.replay();
     // The acknowledgement arrives; the host takes the output to send it, and gets stuck in doing so.
     for message in pair.to_primary.deliver(usize::MAX) {
-        pair.primary.backup_said(pair.now_ns, message);
+        pair.primary.handle_message(pair.now_ns, message);
     }
-    assert_eq!(pair.primary.take_released().map(|released| released.id), Some(OutputId(0)));
+    assert_eq!(pair.primary.poll_released().map(|released| released.id), Some(OutputId(0)));
     for _ in 0..10 {
         pair.pass(50 * MS);
         pair.exchange();

@@ -197,7 +197,7 @@ impl Pair {
         let generation = self.primary.generation();
         let Some(next) = self.lan.borrow_mut().attach(generation) else { return };
         self.port = Some(generation);
-        self.primary.send_again(next);
+        self.primary.handle_attachment(next);
         self.collect();
     }
 
@@ -205,7 +205,7 @@ impl Pair {
     pub(crate) fn lan_tells(&mut self) {
         let next = self.port.and_then(|generation| self.lan.borrow_mut().attach(generation));
         if let Some(next) = next {
-            self.primary.carried(next);
+            self.primary.handle_carried(next);
         }
         self.collect();
     }
@@ -261,13 +261,13 @@ impl Pair {
                 BackupAction::Waits => {}
                 BackupAction::Begin(session) => match Restoration::new(&session.config) {
                     Ok(restoration) => self.restoration = Some(restoration),
-                    Err(error) => self.backup.restore_failed(&error.to_string()),
+                    Err(error) => self.backup.handle_restore_failure(&error.to_string()),
                 },
                 BackupAction::Pages(pages) => {
                     if let Some(Err(error)) =
                         self.restoration.as_mut().map(|restoration| restoration.put_pages(pages.first, &pages.bytes))
                     {
-                        self.backup.restore_failed(&error.to_string());
+                        self.backup.handle_restore_failure(&error.to_string());
                     }
                 }
                 BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
@@ -298,30 +298,30 @@ impl Pair {
     fn send(&mut self) {
         let mut bytes = Vec::new();
         if !self.is_primary_killed {
-            self.primary.take_outgoing(&mut bytes);
+            self.primary.poll_outgoing(&mut bytes);
             self.to_backup.send(&bytes);
         }
         if !self.is_backup_killed {
             bytes.clear();
-            self.backup.take_outgoing(&mut bytes);
+            self.backup.poll_outgoing(&mut bytes);
             self.to_primary.send(&bytes);
         }
     }
 
     /// The primary's host puts out what is released.
     fn put_out(&mut self) {
-        while let Some(Released { id, operation: found, .. }) = self.primary.take_released() {
+        while let Some(Released { id, operation: found, .. }) = self.primary.poll_released() {
             let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
             let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));
             if LogSeq(seq as u64) >= self.protected_from {
                 assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
             }
-            self.primary.console_left(OutputId(id.0 + 1));
+            self.primary.handle_console_left(OutputId(id.0 + 1));
             let Some(port) = self.port else { continue };
             self.out.push(id.0);
             let carried = self.lan.borrow_mut().carry(port, id, &found);
             if let (Some(next), false) = (carried, self.lan_is_silent) {
-                self.primary.carried(next);
+                self.primary.handle_carried(next);
             }
         }
     }
@@ -355,7 +355,7 @@ impl Pair {
 
     pub(crate) fn deliver_some_to_backup(&mut self, bytes: usize) {
         for message in self.to_backup.deliver(bytes) {
-            self.backup.primary_said(self.now_ns, message);
+            self.backup.handle_message(self.now_ns, message);
             self.collect();
         }
     }
@@ -403,10 +403,10 @@ impl Pair {
             Ok(Some(machine)) => {
                 self.restored = Some(machine);
                 self.replayed = seq;
-                self.backup.machine_restored(self.now_ns, self.next_output_at(seq));
+                self.backup.handle_restored(self.now_ns, self.next_output_at(seq));
             }
-            Ok(None) => self.backup.restore_failed("another digest"),
-            Err(error) => self.backup.restore_failed(&error.to_string()),
+            Ok(None) => self.backup.handle_restore_failure("another digest"),
+            Err(error) => self.backup.handle_restore_failure(&error.to_string()),
         }
         self.collect();
     }
@@ -430,14 +430,14 @@ impl Pair {
         {
             self.join(vm);
         } else {
-            self.primary.backup_said(self.now_ns, message);
+            self.primary.handle_message(self.now_ns, message);
         }
         self.collect();
     }
 
     fn join(&mut self, vm: &VmId) {
         self.is_joined = true;
-        if let Err(reason) = self.primary.backup_joins(self.now_ns, vm) {
+        if let Err(reason) = self.primary.handle_join(self.now_ns, vm) {
             let mut bytes = Vec::new();
             Message::Refused { reason }.encode(&mut bytes);
             self.to_backup.send(&bytes);
@@ -447,7 +447,7 @@ impl Pair {
 
     /// The primary says `message`, and the backup hears it at once.
     pub(crate) fn primary_says(&mut self, message: Message) {
-        self.backup.primary_said(self.now_ns, message);
+        self.backup.handle_message(self.now_ns, message);
         self.collect();
     }
 
@@ -467,7 +467,7 @@ impl Pair {
     }
 
     pub(crate) fn flush(&mut self) {
-        self.primary.flush(self.now_ns);
+        self.primary.handle_flush(self.now_ns);
         self.collect();
     }
 
@@ -486,7 +486,7 @@ impl Pair {
         let seq = self.primary.appended();
         // Before the role has it, because it may leave at once.
         self.history.push((entry.clone(), output.as_ref().map(|(_, operation)| operation.clone())));
-        self.primary.append(self.now_ns, &entry, output);
+        self.primary.handle_entry(self.now_ns, &entry, output);
         if self.primary.appended() == seq {
             self.history.pop();
         }
@@ -502,10 +502,10 @@ impl Pair {
             let (expected, output) = &self.history[index(self.replayed)];
             assert_eq!(entry, *expected, "entry {}", self.replayed);
             if let (EntryBody::Output { id, .. }, Some(output)) = (&entry.body, output) {
-                self.backup.produced(*id, output.clone());
+                self.backup.handle_output(*id, output.clone());
             }
             self.replayed = LogSeq(self.replayed.0 + 1);
-            self.backup.consumed(self.now_ns, self.replayed, entry.count);
+            self.backup.handle_consumed(self.now_ns, self.replayed, entry.count);
         }
         self.collect();
     }
@@ -518,20 +518,20 @@ impl Pair {
     /// Time passes, and both sides notice.
     pub(crate) fn pass(&mut self, ns: u64) {
         self.now_ns += ns;
-        self.primary.tick(self.now_ns);
-        self.backup.tick(self.now_ns);
+        self.primary.handle_tick(self.now_ns);
+        self.backup.handle_tick(self.now_ns);
         self.collect();
     }
 
     pub(crate) fn primary_lost(&mut self) {
         self.cut();
-        self.backup.primary_lost(self.now_ns, "killed");
+        self.backup.handle_disconnect(self.now_ns, "killed");
         self.collect();
     }
 
     pub(crate) fn backup_lost(&mut self) {
         self.cut();
-        self.primary.backup_lost("killed");
+        self.primary.handle_disconnect("killed");
         self.collect();
     }
 
@@ -566,14 +566,14 @@ impl Pair {
     /// The primary's request goes to the arbiter and the answer, if one comes, back.
     pub(crate) fn answer_primary(&mut self, request: ClaimRequest) {
         let answer = self.arbiter.borrow_mut().ask(request);
-        self.primary.claim_answered(self.now_ns, answer);
+        self.primary.handle_claim(self.now_ns, answer);
         self.collect();
     }
 
     /// The same for the backup's.
     pub(crate) fn answer_backup(&mut self, request: ClaimRequest) {
         let answer = self.arbiter.borrow_mut().ask(request);
-        self.backup.claim_answered(self.now_ns, answer);
+        self.backup.handle_claim(self.now_ns, answer);
         self.collect();
     }
 

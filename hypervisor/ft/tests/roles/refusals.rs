@@ -244,7 +244,7 @@ fn a_restoration_that_fails_after_the_end_is_no_second_end() {
     pair.deliver_to_backup();
     pair.primary_lost();
     assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })));
-    pair.backup.restore_failed("too late");
+    pair.backup.handle_restore_failure("too late");
     assert!(pair.backup.poll_action().is_none() && !pair.backup.has_outgoing());
 }
 
@@ -270,7 +270,7 @@ fn a_second_backup_is_not_taken() {
     restoring.copy();
     for mut pair in [joining, restoring, Pair::protected()] {
         let before = pair.to_backup.len();
-        let refused = pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err();
+        let refused = pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap_err();
         assert!(refused.contains("has a backup already"), "{refused}");
         pair.collect();
         assert_eq!(pair.to_backup.len(), before, "the first isn't disturbed");
@@ -283,11 +283,11 @@ fn a_second_backup_is_not_taken() {
 fn a_primary_that_is_not_sure_of_its_vm_takes_no_backup() {
     let mut pair = Pair::protected();
     pair.backup_lost();
-    assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("try again"));
+    assert!(pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap_err().contains("try again"));
     let claim = pair.primary_claim().unwrap();
     pair.arbiter.borrow_mut().ask(ClaimRequest { node: BACKUP, ..claim });
     pair.answer_primary(claim);
-    assert!(pair.primary.backup_joins(pair.now_ns, &vm_id()).unwrap_err().contains("has ended"));
+    assert!(pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap_err().contains("has ended"));
     assert!(!pair.primary.has_outgoing());
 }
 

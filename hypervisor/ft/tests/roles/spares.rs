@@ -17,22 +17,22 @@ fn actions(role: &mut BackupRole) -> Vec<BackupAction> {
 #[test]
 fn a_backup_that_is_told_to_wait_says_nothing_but_heartbeats_and_takes_the_place_later() {
     let mut role = joiner();
-    role.primary_said(0, Message::Wait);
-    role.primary_said(0, Message::Wait);
+    role.handle_message(0, Message::Wait);
+    role.handle_message(0, Message::Wait);
     assert_eq!(actions(&mut role), [BackupAction::Waits], "told once");
     let mut said = Vec::new();
-    role.take_outgoing(&mut said);
+    role.poll_outgoing(&mut said);
     for now_ms in (0..5_000).step_by(10) {
-        role.primary_said(now_ms * MS, Message::Heartbeat);
-        role.tick(now_ms * MS);
+        role.handle_message(now_ms * MS, Message::Heartbeat);
+        role.handle_tick(now_ms * MS);
     }
     assert!(actions(&mut role).is_empty());
     said.clear();
-    role.take_outgoing(&mut said);
+    role.poll_outgoing(&mut said);
     let mut heartbeat = Vec::new();
     Message::Heartbeat.encode(&mut heartbeat);
     assert!(said.len() >= 50 * heartbeat.len() && said.chunks(heartbeat.len()).all(|message| message == heartbeat));
-    role.primary_said(5_000 * MS, Message::Session { header: session(), owner: PRIMARY });
+    role.handle_message(5_000 * MS, Message::Session { header: session(), owner: PRIMARY });
     assert!(matches!(actions(&mut role)[0], BackupAction::Begin(_)));
 }
 
@@ -40,7 +40,7 @@ fn a_backup_that_is_told_to_wait_says_nothing_but_heartbeats_and_takes_the_place
 fn a_backup_that_waits_in_vain_has_no_part_in_the_vm_and_looks_for_a_primary_again() {
     let ends = |lose: &dyn Fn(&mut BackupRole)| {
         let mut role = joiner();
-        role.primary_said(0, Message::Wait);
+        role.handle_message(0, Message::Wait);
         lose(&mut role);
         let actions = actions(&mut role);
         assert!(
@@ -48,16 +48,16 @@ fn a_backup_that_waits_in_vain_has_no_part_in_the_vm_and_looks_for_a_primary_aga
             "{actions:?}"
         );
     };
-    ends(&|role| role.primary_lost(1, "connection closed"));
-    ends(&|role| role.tick(1_500 * MS));
-    ends(&|role| role.primary_said(1, Message::Goodbye { reason: "over".into() }));
+    ends(&|role| role.handle_disconnect(1, "connection closed"));
+    ends(&|role| role.handle_tick(1_500 * MS));
+    ends(&|role| role.handle_message(1, Message::Goodbye { reason: "over".into() }));
     let mut role = joiner();
-    role.primary_said(0, Message::NoPrimary);
+    role.handle_message(0, Message::NoPrimary);
     assert!(matches!(actions(&mut role)[..], [BackupAction::End(BackupEnd::NoPlace { .. })]));
     // Who has the session has found a primary, and that changes its mind.
     let mut role = joiner();
-    role.primary_said(0, Message::Session { header: session(), owner: PRIMARY });
-    role.primary_said(0, Message::NoPrimary);
+    role.handle_message(0, Message::Session { header: session(), owner: PRIMARY });
+    role.handle_message(0, Message::NoPrimary);
     assert!(matches!(actions(&mut role).last(), Some(BackupAction::End(BackupEnd::Refused { .. }))));
 }
 
@@ -70,6 +70,6 @@ fn a_primary_lets_wait_who_may_have_the_place_later() {
     pair.exchange();
     assert!(pair.primary.is_protected() && pair.primary.may_take_backup_later(&vm_id()));
     assert!(!pair.primary.may_take_backup_later(&VmId::new("other").unwrap()));
-    pair.primary.backup_lost("gone");
+    pair.primary.handle_disconnect("gone");
     assert!(!pair.primary.is_protected() && pair.primary.may_take_backup_later(&vm_id()), "it asks for the flag");
 }

@@ -30,9 +30,9 @@ impl Pair {
     fn look(&mut self) {
         for _ in 0..=Timing::default().look_ns / (100 * MS) {
             self.now_ns += 100 * MS;
-            self.primary.tick(self.now_ns);
+            self.primary.handle_tick(self.now_ns);
             if self.is_joined {
-                self.backup.tick(self.now_ns);
+                self.backup.handle_tick(self.now_ns);
                 self.exchange();
                 self.replay();
             }
@@ -171,7 +171,7 @@ fn an_operator_ends_a_primary_that_stands_still_without_an_end_mark() {
     pair.arbiter_forgets();
     pair.answer_primary(request);
     pair.answer_refills(usize::MAX);
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Stranded));
     assert!(!pair.arbiter.borrow().claims.contains_key(&G.0));

@@ -124,7 +124,7 @@ fn a_guest_without_backup_leaves_the_end_mark() {
 fn a_retired_protected_primary_hands_over() {
     let mut pair = Pair::protected();
     pair.output();
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_actions, [PrimaryAction::HandOver]);
     assert!(!pair.primary.may_run());
@@ -145,7 +145,7 @@ fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanw
     pairing.connect();
     let alone = Pair::alone();
     for mut pair in [awaiting, pairing, alone] {
-        pair.primary.retire(pair.now_ns);
+        pair.primary.handle_retire(pair.now_ns);
         pair.collect();
         let request = pair.primary_claim().unwrap();
         assert_eq!(request, end_claim(G, PRIMARY));
@@ -166,7 +166,7 @@ fn a_retired_primary_without_backup_ends_the_vm_and_its_guest_does_not_run_meanw
 fn a_backup_left_by_a_primary_that_is_retired_before_the_pair_is_complete_does_not_claim() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.exchange();
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
@@ -180,7 +180,7 @@ fn a_retired_primary_that_was_replaced_by_force_is_fenced() {
     let mut pair = Pair::alone();
     let holder = Claim { node: BACKUP, kind: ClaimKind::Owner, address: None };
     pair.arbiter.borrow_mut().claims.insert(G.0, holder.clone());
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.collect();
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
@@ -192,7 +192,7 @@ fn retiring_a_primary_whose_guest_has_just_ended_still_leaves_the_end_mark() {
     let mut pair = Pair::protected();
     pair.output();
     let reason = pair.guest_stops();
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.exchange();
     assert_eq!(pair.out, [0]);
     let request = pair.primary_claim().unwrap();
@@ -205,8 +205,8 @@ fn retiring_a_primary_whose_guest_has_just_ended_still_leaves_the_end_mark() {
 fn retiring_twice_asks_once() {
     let mut pair = Pair::protected();
     pair.backup_lost();
-    pair.primary.retire(pair.now_ns);
-    pair.primary.retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
+    pair.primary.handle_retire(pair.now_ns);
     pair.collect();
     let request = pair.primary_claim().unwrap();
     assert_eq!(request, owner_claim(PRIMARY));
@@ -223,7 +223,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
     pair.output();
     assert_eq!(pair.out, [0_u64; 0], "the log on disk hasn't got it yet");
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(5)));
     pair.collect();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Left));
@@ -235,7 +235,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.backup_lost();
     assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Left));
 }
@@ -244,24 +244,24 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
 fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_nobody_could_resume() {
     let mut pair = Pair::protected();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::HandOver));
     let mut pair = Pair::alone();
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
     // A guest that has never run has nothing to resume.
     let mut pair = Pair::new();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
     // And one that has ended by itself keeps its end mark.
     let mut pair = Pair::alone();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.guest_stops();
-    pair.primary.leave(pair.now_ns);
+    pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
 }

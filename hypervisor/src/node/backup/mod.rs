@@ -311,7 +311,7 @@ impl Shared {
                 }
                 Err(error) => {
                     let reason = format!("the log can't be kept on disk: {error}");
-                    return self.drive(|role, _| role.restore_failed(&reason));
+                    return self.drive(|role, _| role.handle_restore_failure(&reason));
                 }
             },
         };
@@ -344,7 +344,7 @@ impl Shared {
             };
             self.drive(|role, now_ns| {
                 for message in messages {
-                    role.primary_said(now_ns, message);
+                    role.handle_message(now_ns, message);
                 }
             });
             if let Some(reason) = end {
@@ -355,7 +355,7 @@ impl Shared {
                 if !is_disk_full && self.waiting.load(Ordering::Relaxed) <= LOG_BUFFER_BYTES_MAX {
                     break;
                 }
-                lock(&self.role).not_listening(clock::now_ns());
+                lock(&self.role).handle_not_listening(clock::now_ns());
                 if is_disk_full {
                     self.wait_for_disk();
                 }
@@ -368,7 +368,7 @@ impl Shared {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
-            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer)),
+            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).poll_outgoing(buffer)),
         );
     }
 
@@ -408,7 +408,7 @@ impl Shared {
                 (work, stage) => match self.restore(work, stage) {
                     Ok(stage) => stage,
                     Err(reason) => {
-                        self.drive(|role, _| role.restore_failed(&reason));
+                        self.drive(|role, _| role.handle_restore_failure(&reason));
                         return None;
                     }
                 },
@@ -437,7 +437,7 @@ impl Shared {
                     return Err(format!("its state digest is {found}, the primary's is {digest}"));
                 }
                 let next_output = machine.next_output_id();
-                self.drive(|role, now_ns| role.machine_restored(now_ns, next_output));
+                self.drive(|role, now_ns| role.handle_restored(now_ns, next_output));
                 if let Some(kept) = &mut kept {
                     kept.restored(&machine, snapshot_bytes);
                 }
@@ -464,9 +464,9 @@ impl Shared {
         let count = replayer.machine().instruction_count();
         self.drive(|role, now_ns| {
             for (id, output) in outputs {
-                role.produced(id, output);
+                role.handle_output(id, output);
             }
-            role.consumed(now_ns, replayer.consumed(), count);
+            role.handle_consumed(now_ns, replayer.consumed(), count);
         });
         if let Some(kept) = kept {
             self.keep(kept, replayer, entries);
@@ -511,7 +511,7 @@ impl Shared {
                 Err(divergence) => {
                     let reason = divergence.to_string();
                     self.node.reporter.tell(&NodeReport::Diverged { reason: reason.clone() });
-                    self.drive(|role, now_ns| role.diverged(now_ns, &reason));
+                    self.drive(|role, now_ns| role.handle_divergence(now_ns, &reason));
                     return None;
                 }
             }
@@ -525,7 +525,7 @@ impl Shared {
         loop {
             let Ok(step) = steps.recv_timeout(WATCH) else {
                 // The thread that ticks may be stuck in writing to a primary that doesn't read. This one never writes then.
-                let (actions, ()) = self.give(BackupRole::tick);
+                let (actions, ()) = self.give(BackupRole::handle_tick);
                 actions.into_iter().for_each(|action| self.act(action));
                 continue;
             };
@@ -536,7 +536,7 @@ impl Shared {
                 }
                 Step::Claim(request) => {
                     let answer = self.node.claim(request, &mut failed_claims);
-                    self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
+                    self.drive(|role, now_ns| role.handle_claim(now_ns, answer));
                 }
                 Step::GoLive(generation) => return Ok(generation),
                 Step::End(end) => return Err(end),
@@ -565,7 +565,7 @@ fn start_reader(shared: &Arc<Shared>, reader: ChannelReader) -> io::Result<()> {
     thread::Builder::new().name("log".into()).spawn(move || {
         priority::raise();
         let reason = shared.read(reader);
-        shared.drive(|role, now_ns| role.primary_lost(now_ns, &reason));
+        shared.drive(|role, now_ns| role.handle_disconnect(now_ns, &reason));
     })?;
     Ok(())
 }
@@ -578,7 +578,7 @@ fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
             if lock(&shared.role).waits_for_disk() {
                 shared.wait_for_disk();
             }
-            shared.drive(BackupRole::tick);
+            shared.drive(BackupRole::handle_tick);
         }
     })?;
     Ok(())

@@ -163,12 +163,12 @@ impl LiveVm {
 
     /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
-        self.part(PrimaryRole::retire);
+        self.part(PrimaryRole::handle_retire);
     }
 
     /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
     pub fn leave(&self) {
-        self.part(PrimaryRole::leave);
+        self.part(PrimaryRole::handle_leave);
     }
 
     /// Gives the role the operator's wish. The last words to the backup are written before anything ends, but a backup that reads
@@ -198,7 +198,7 @@ impl NetworkEvents for Shared {
     }
 
     fn attached(&self, next_output: OutputId) {
-        lock(&self.role).send_again(next_output);
+        lock(&self.role).handle_attachment(next_output);
     }
 
     fn ready(&self) {
@@ -210,7 +210,7 @@ impl NetworkEvents for Shared {
     }
 
     fn carried(&self, next_output: OutputId) {
-        lock(&self.role).carried(next_output);
+        lock(&self.role).handle_carried(next_output);
     }
 }
 
@@ -274,7 +274,7 @@ impl Shared {
         serve(
             &self.channel.writer,
             || lock(&self.role).has_outgoing(),
-            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).take_outgoing(buffer)),
+            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).poll_outgoing(buffer)),
         );
     }
 
@@ -285,16 +285,16 @@ impl Shared {
     fn put_out(&self, outlets: &mut Outlets) {
         let batch: Vec<_> = {
             let mut role = lock(&self.role);
-            std::iter::from_fn(|| role.take_released()).collect()
+            std::iter::from_fn(|| role.poll_released()).collect()
         };
         let Some(last) = batch.last() else { return };
         let next = OutputId(last.id.0 + 1);
         if outlets.put_out(&batch) {
-            lock(&self.role).carried(next);
+            lock(&self.role).handle_carried(next);
         }
         if batch.iter().any(|released| matches!(*released.operation, OutputOperation::Console(_))) {
             // Some may have been written or dropped at once; the rest is told by the writer.
-            lock(&self.role).console_left(writer::stdout().console_left());
+            lock(&self.role).handle_console_left(writer::stdout().console_left());
         }
     }
 
@@ -303,7 +303,7 @@ impl Shared {
     fn console_left(&self, next: OutputId) {
         let could_run = self.may_run.load(Ordering::Acquire);
         // The thread that writes to the console must not wait for the channel.
-        self.pass_on(self.give(|role, _| role.console_left(next)));
+        self.pass_on(self.give(|role, _| role.handle_console_left(next)));
         if !could_run {
             self.inbox.wake();
         }
@@ -341,13 +341,13 @@ impl Shared {
                     self.node.reporter.tell(&report);
                 }
                 // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
-                self.pass_on(self.give(PrimaryRole::tick));
+                self.pass_on(self.give(PrimaryRole::handle_tick));
                 continue;
             };
             match action {
                 PrimaryAction::Claim(request) => {
                     let answer = self.node.claim(request, &mut failed_claims);
-                    self.drive(|role, now_ns| role.claim_answered(now_ns, answer));
+                    self.drive(|role, now_ns| role.handle_claim(now_ns, answer));
                 }
                 PrimaryAction::Look => {
                     let answer = self.node.latest(&mut failed_claims);
@@ -474,7 +474,7 @@ fn start_ticks(shared: &Arc<Shared>) -> io::Result<()> {
         while !shared.over.load(Ordering::Acquire) {
             thread::sleep(if shared.holding.load(Ordering::Acquire) { TICK_WHILE_HOLDING } else { TICK });
             shared.hear_backup();
-            shared.drive(PrimaryRole::tick);
+            shared.drive(PrimaryRole::handle_tick);
         }
     })?;
     Ok(())

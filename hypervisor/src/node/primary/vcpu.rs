@@ -150,11 +150,11 @@ impl Shared {
         if recorder.machine().has_output() {
             return;
         }
-        let Some(mut copy) = lock(&self.role).take_copy() else { return };
+        let Some(mut copy) = lock(&self.role).poll_copy() else { return };
         copy.copy_piece(recorder.machine_mut());
         figures.copied(&copy);
         // The bytes are written by the thread that the backup came to: the guest doesn't wait for the channel.
-        let actions = self.give(|role, now_ns| role.give_copy(now_ns, copy));
+        let actions = self.give(|role, now_ns| role.handle_copy(now_ns, copy));
         self.pass_on(actions);
     }
 
@@ -239,10 +239,10 @@ impl Shared {
         };
         let input = |role: &mut PrimaryRole, now_ns| {
             for message in messages {
-                role.backup_said(now_ns, message);
+                role.handle_message(now_ns, message);
             }
             if let Some(reason) = &end {
-                role.backup_lost(reason);
+                role.handle_disconnect(reason);
             }
         };
         let actions = self.give(input);
@@ -305,7 +305,7 @@ impl LogSink for RoleSink<'_> {
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
         let may_leave = {
             let mut role = lock(&self.shared.role);
-            role.append(clock::now_ns(), entry, output);
+            role.handle_entry(clock::now_ns(), entry, output);
             role.has_outgoing()
         };
         if let Some(kept) = &mut self.kept {
@@ -321,7 +321,7 @@ impl LogSink for RoleSink<'_> {
         if let Some(kept) = &mut self.kept {
             kept.flush();
         }
-        self.shared.drive(|role, now_ns| role.flush(now_ns));
+        self.shared.drive(|role, now_ns| role.handle_flush(now_ns));
         Ok(())
     }
 }

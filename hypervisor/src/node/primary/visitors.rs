@@ -144,9 +144,9 @@ impl Shared {
         self.sending_memory.store(true, Ordering::SeqCst);
         let mut taken = Ok(());
         self.drive(|role, now_ns| {
-            taken = role.backup_joins(now_ns, &vm);
+            taken = role.handle_join(now_ns, &vm);
             if taken.is_ok() {
-                said.for_each(|message| role.backup_said(now_ns, message));
+                said.for_each(|message| role.handle_message(now_ns, message));
             }
         });
         if let Err(reason) = &taken {

@@ -10,7 +10,7 @@ use logchannel::message::Message;
 
 impl PrimaryRole {
     /// The answer to [`PrimaryAction::Claim`].
-    pub fn claim_answered(&mut self, now_ns: u64, answer: ClaimAnswer) {
+    pub fn handle_claim(&mut self, now_ns: u64, answer: ClaimAnswer) {
         let Mode::Claiming(claiming) = &mut self.mode else { return };
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
@@ -38,7 +38,7 @@ impl PrimaryRole {
     }
 
     /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
-    pub fn retire(&mut self, now_ns: u64) {
+    pub fn handle_retire(&mut self, now_ns: u64) {
         match self.mode {
             // Nothing of this incarnation has left. The log that it goes on from is whole, and can be resumed again.
             Mode::Alone
@@ -54,7 +54,7 @@ impl PrimaryRole {
             // The guest has ended, and the end mark is this side's to leave, once the backup knows.
             Mode::Protected if self.stop.is_some() => {}
             Mode::Protected => {
-                self.flush(now_ns);
+                self.handle_flush(now_ns);
                 let reason = "the operator stopped the primary".into();
                 Message::Goodbye { reason }.encode(&mut self.outgoing);
                 // What is still held is the backup's to send.
@@ -73,8 +73,8 @@ impl PrimaryRole {
     }
 
     /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes on at its backup, and one
-    /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::retire`].
-    pub fn leave(&mut self, now_ns: u64) {
+    /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::handle_retire`].
+    pub fn handle_leave(&mut self, now_ns: u64) {
         match self.mode {
             Mode::Alone | Mode::Claiming(_)
                 if matches!(self.disk_log, DiskLogState::UpTo(_)) && self.stop.is_none() =>
@@ -87,7 +87,7 @@ impl PrimaryRole {
                 self.end(PrimaryEnd::Left);
             }
             Mode::AwaitingBackup | Mode::Alone | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {
-                self.retire(now_ns);
+                self.handle_retire(now_ns);
             }
         }
     }
@@ -100,7 +100,7 @@ impl PrimaryRole {
             ClaimRequest { node: self.node, generation: self.session.generation, kind, predecessor: Some(self.node) };
         if mutated(Mutation::PrimarySkipsTestAndSet) {
             self.mode = Mode::Claiming(Claiming::asked(request));
-            return self.claim_answered(0, ClaimAnswer::Decided(Verdict::Won));
+            return self.handle_claim(0, ClaimAnswer::Decided(Verdict::Won));
         }
         if self.standing.may_claim() {
             self.mode = Mode::Claiming(Claiming::asked(request));

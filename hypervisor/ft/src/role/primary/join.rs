@@ -59,7 +59,7 @@ pub struct SnapshotCopy {
 
 impl SnapshotCopy {
     /// Copies a piece of the memory of `machine` or, when little is left, all that is left and the rest of the machine's state.
-    /// Give the copy back with [`PrimaryRole::give_copy`](super::PrimaryRole::give_copy) before the guest runs on.
+    /// Give the copy back with [`PrimaryRole::handle_copy`](super::PrimaryRole::handle_copy) before the guest runs on.
     ///
     /// The machine must have consumed all that was appended, and its outputs must have been taken.
     pub fn copy_piece(&mut self, machine: &mut Machine) {

@@ -335,7 +335,7 @@ impl PrimaryRole {
     /// Appends an entry to the log, and holds its output.
     ///
     /// After the end nothing is taken any more: what a fenced guest does has no consequence.
-    pub fn append(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
+    pub fn handle_entry(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
         if matches!(self.mode, Mode::Ended) {
             return;
         }
@@ -354,14 +354,14 @@ impl PrimaryRole {
         if let Log::Streamed(sender) = &self.log {
             self.pending_since_ns.get_or_insert(now_ns);
             if sender.pending_bytes() >= FLUSH_BYTES {
-                self.flush(now_ns);
+                self.handle_flush(now_ns);
             }
         }
         self.end_if_stopped(now_ns);
     }
 
-    /// Puts what has been appended into [`take_outgoing`](Self::take_outgoing).
-    pub fn flush(&mut self, now_ns: u64) {
+    /// Puts what has been appended into [`poll_outgoing`](Self::poll_outgoing).
+    pub fn handle_flush(&mut self, now_ns: u64) {
         if let Log::Streamed(sender) = &mut self.log {
             if sender.acked() == sender.sent() {
                 self.progress_ns = now_ns;
@@ -394,7 +394,7 @@ impl PrimaryRole {
     }
 
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
-    pub fn tick(&mut self, now_ns: u64) {
+    pub fn handle_tick(&mut self, now_ns: u64) {
         self.lose_silent_backup(now_ns);
         self.look_if_due(now_ns);
         if let Mode::Claiming(claiming) = &mut self.mode {
@@ -407,7 +407,7 @@ impl PrimaryRole {
             self.actions.extend(request.map(PrimaryAction::Claim));
         }
         if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
-            self.flush(now_ns);
+            self.handle_flush(now_ns);
         }
         if self.is_streaming() {
             // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
@@ -443,28 +443,28 @@ impl PrimaryRole {
     }
 
     /// Bytes to send to the backup, moved to the end of `out`.
-    pub fn take_outgoing(&mut self, out: &mut Vec<u8>) {
+    pub fn poll_outgoing(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.outgoing);
     }
 
-    /// The next output that may leave. Say [`PrimaryRole::carried`] of a frame, and
-    /// [`PrimaryRole::console_left`] of console output.
-    pub fn take_released(&mut self) -> Option<Released> {
+    /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a frame, and
+    /// [`PrimaryRole::handle_console_left`] of console output.
+    pub fn poll_released(&mut self) -> Option<Released> {
         self.gate.take_released()
     }
 
     /// All console output below `next` has been written, or dropped because nobody reads it.
-    pub fn console_left(&mut self, next: OutputId) {
+    pub fn handle_console_left(&mut self, next: OutputId) {
         self.gate.console_left(next);
     }
 
     /// The network has carried all frames below `next`.
-    pub fn carried(&mut self, next: OutputId) {
+    pub fn handle_carried(&mut self, next: OutputId) {
         self.gate.carried(next);
     }
 
     /// The network is there (again) and has carried all frames below `next`: what follows is to be taken again.
-    pub fn send_again(&mut self, next: OutputId) {
+    pub fn handle_attachment(&mut self, next: OutputId) {
         self.gate.send_again(next);
     }
 

@@ -47,7 +47,7 @@ impl PrimaryRole {
     ///
     /// # Errors
     /// As [`PrimaryRole::can_take_backup`].
-    pub fn backup_joins(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
+    pub fn handle_join(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
         self.can_take_backup(vm)?;
         Message::Session { header: self.session.clone(), owner: self.node }.encode(&mut self.outgoing);
         // The backup asks its arbiter the same: a claim that is lost is better found before it does.
@@ -65,15 +65,15 @@ impl PrimaryRole {
         matches!(&self.join, Some(join) if join.is_copying())
     }
 
-    /// Whether the driver is to say [`PrimaryRole::take_copy`]: a backup needs memory, and the channel has room.
+    /// Whether the driver is to say [`PrimaryRole::poll_copy`]: a backup needs memory, and the channel has room.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.join.as_ref().is_some_and(|join| join.wants_copy(self.outgoing.len()))
     }
 
     /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and then says
-    /// [`PrimaryRole::give_copy`]. It takes a while, in which the role can do everything else.
-    pub fn take_copy(&mut self) -> Option<SnapshotCopy> {
+    /// [`PrimaryRole::handle_copy`]. It takes a while, in which the role can do everything else.
+    pub fn poll_copy(&mut self) -> Option<SnapshotCopy> {
         if !self.wants_copy() {
             return None;
         }
@@ -87,7 +87,7 @@ impl PrimaryRole {
     /// aren't known to have left.
     ///
     /// A backup that has been lost meanwhile needs it no more, and its successor begins anew.
-    pub fn give_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
+    pub fn handle_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
         let Some(join @ Join::Copying(None)) = &mut self.join else { return };
         self.outgoing.append(&mut copy.bytes);
         match copy.complete.take() {
@@ -102,9 +102,9 @@ impl PrimaryRole {
 
     /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody else waits for.
     pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
-        if let Some(mut copy) = self.take_copy() {
+        if let Some(mut copy) = self.poll_copy() {
             copy.copy_piece(machine);
-            self.give_copy(now_ns, copy);
+            self.handle_copy(now_ns, copy);
         }
     }
 
@@ -135,14 +135,14 @@ impl PrimaryRole {
     }
 
     /// The backup said something.
-    pub fn backup_said(&mut self, now_ns: u64, message: Message) {
+    pub fn handle_message(&mut self, now_ns: u64, message: Message) {
         // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
         self.lose_silent_backup(now_ns);
         self.heard_ns = now_ns;
         match (message, &self.mode, &self.join) {
             (Message::Accepted, Mode::AwaitingBackup | Mode::Alone, Some(Join::Restoring)) => {
                 // What has left unheld, the backup must have before it may claim.
-                self.flush(now_ns);
+                self.handle_flush(now_ns);
                 // From here on outputs are held; only after that is the backup told that it may claim.
                 if !mutated(Mutation::TellBeforeHolding) {
                     self.mode = Mode::Protected;
@@ -185,7 +185,7 @@ impl PrimaryRole {
     }
 
     /// The connection to the backup is gone.
-    pub fn backup_lost(&mut self, reason: &str) {
+    pub fn handle_disconnect(&mut self, reason: &str) {
         self.lose_backup(reason.into());
     }
 

@@ -73,7 +73,7 @@ impl Backup {
                     backup.told_released = left;
                 }
                 let (before, _) = backup.role.cursors();
-                backup.role.primary_said(outside.now_ns, message);
+                backup.role.handle_message(outside.now_ns, message);
                 link.received = backup.role.cursors().0;
                 if kind == Kind::Receive && link.received > before {
                     backup.to_say = Some(Kind::AckSent);
@@ -91,7 +91,7 @@ impl Backup {
             let mut machine = backup.restoration.take().unwrap().finish(&state).unwrap();
             assert_eq!(machine.digest(), digest, "the copy isn't the guest");
             let story = link.snapshot.take().unwrap();
-            backup.role.machine_restored(outside.now_ns, story.next_output());
+            backup.role.handle_restored(outside.now_ns, story.next_output());
             backup.guest = Some(Guest { story, machine });
             backup.to_say = Some(Kind::AcceptedSent);
         })?;
@@ -107,9 +107,9 @@ impl Backup {
             self.op(outside, Kind::Consume, |backup, outside| {
                 let (Some(guest), Some(entry)) = (&mut backup.guest, backup.to_replay.pop_front()) else { return };
                 if let Some((id, output)) = guest.replay(&entry) {
-                    backup.role.produced(id, output);
+                    backup.role.handle_output(id, output);
                 }
-                backup.role.consumed(outside.now_ns, LogSeq(guest.story.entries() as u64), entry.count);
+                backup.role.handle_consumed(outside.now_ns, LogSeq(guest.story.entries() as u64), entry.count);
             })?;
             self.follow_up(outside, link)?;
         }
@@ -117,19 +117,19 @@ impl Backup {
     }
 
     pub(super) fn primary_lost(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        self.role.primary_lost(outside.now_ns, "closed");
+        self.role.handle_disconnect(outside.now_ns, "closed");
         self.follow_up(outside, link)
     }
 
     pub(super) fn tick(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        self.role.tick(outside.now_ns);
+        self.role.handle_tick(outside.now_ns);
         self.follow_up(outside, link)
     }
 
     /// Its claim gets on: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(answer) = self.asking.get_on(outside, ACTOR)? else { return Ok(()) };
-        self.op(outside, Kind::ClaimAnswered, |backup, outside| backup.role.claim_answered(outside.now_ns, answer))?;
+        self.op(outside, Kind::ClaimAnswered, |backup, outside| backup.role.handle_claim(outside.now_ns, answer))?;
         self.follow_up(outside, link)
     }
 
@@ -178,7 +178,7 @@ impl Backup {
         let kind = self.to_say.take().unwrap_or(Kind::WordSent);
         self.op(outside, kind, |backup, _| {
             let mut bytes = Vec::new();
-            backup.role.take_outgoing(&mut bytes);
+            backup.role.poll_outgoing(&mut bytes);
             link.to_primary.send(&bytes);
         })
     }

@@ -92,7 +92,7 @@ impl Primary {
         let flushes = output.is_some() || self.is_stopped;
         self.append(outside, link, &entry, output)?;
         if flushes {
-            self.op(outside, Kind::Flush, |primary, outside| primary.role.flush(outside.now_ns))?;
+            self.op(outside, Kind::Flush, |primary, outside| primary.role.handle_flush(outside.now_ns))?;
         }
         self.follow_up(outside, link)
     }
@@ -104,7 +104,7 @@ impl Primary {
         entry: &LogEntry,
         output: Option<(OutputId, OutputOperation)>,
     ) -> Result<(), Died> {
-        self.op(outside, Kind::Append, |primary, outside| primary.role.append(outside.now_ns, entry, output))?;
+        self.op(outside, Kind::Append, |primary, outside| primary.role.handle_entry(outside.now_ns, entry, output))?;
         self.follow_up(outside, link)
     }
 
@@ -129,9 +129,9 @@ impl Primary {
         for message in link.to_primary.deliver(bytes) {
             self.op(outside, Kind::of_hearing(&message), |primary, outside| {
                 let Message::Join { vm, .. } = message else {
-                    return primary.role.backup_said(outside.now_ns, message);
+                    return primary.role.handle_message(outside.now_ns, message);
                 };
-                if primary.role.backup_joins(outside.now_ns, &vm).is_err() {
+                if primary.role.handle_join(outside.now_ns, &vm).is_err() {
                     link.cut();
                 }
             })?;
@@ -141,19 +141,19 @@ impl Primary {
     }
 
     pub(super) fn backup_lost(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        self.role.backup_lost("closed");
+        self.role.handle_disconnect("closed");
         self.follow_up(outside, link)
     }
 
     pub(super) fn tick(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        self.role.tick(outside.now_ns);
+        self.role.handle_tick(outside.now_ns);
         self.follow_up(outside, link)
     }
 
     /// Its claim gets on: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(answer) = self.asking.get_on(outside, self.actor)? else { return Ok(()) };
-        self.op(outside, Kind::ClaimAnswered, |primary, outside| primary.role.claim_answered(outside.now_ns, answer))?;
+        self.op(outside, Kind::ClaimAnswered, |primary, outside| primary.role.handle_claim(outside.now_ns, answer))?;
         self.follow_up(outside, link)
     }
 
@@ -164,7 +164,7 @@ impl Primary {
             let Some(next) = outside.lan.attach(generation) else { return };
             primary.port = Some(generation);
             primary.inbox = (primary.story().next_packet..outside.lan.packets).collect();
-            primary.role.send_again(next);
+            primary.role.handle_attachment(next);
         })?;
         self.follow_up(outside, link)
     }
@@ -172,7 +172,7 @@ impl Primary {
     /// The LAN tells what it has carried.
     pub(super) fn hear_lan(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(next) = self.port.and_then(|port| outside.lan.tell(port)) else { return Ok(()) };
-        self.op(outside, Kind::Carried, |primary, _| primary.role.carried(next))?;
+        self.op(outside, Kind::Carried, |primary, _| primary.role.handle_carried(next))?;
         self.follow_up(outside, link)
     }
 
@@ -222,7 +222,7 @@ impl Primary {
         while self.role.gate().has_released() {
             assert!(!matches!(self.end, Some(PrimaryEnd::Fenced { .. })), "a fenced primary lets an output out");
             let Some(Released { id, operation: output, .. }) =
-                self.op(outside, Kind::Release, |primary, _| primary.role.take_released())?
+                self.op(outside, Kind::Release, |primary, _| primary.role.poll_released())?
             else {
                 return Ok(());
             };
@@ -243,7 +243,7 @@ impl Primary {
                     (OutputOperation::Frame(_), None) => {}
                 }
             })?;
-            self.role.console_left(OutputId(id.0 + 1));
+            self.role.handle_console_left(OutputId(id.0 + 1));
         }
         Ok(())
     }
@@ -254,7 +254,7 @@ impl Primary {
         }
         self.op(outside, Kind::Send, |primary, _| {
             let mut bytes = Vec::new();
-            primary.role.take_outgoing(&mut bytes);
+            primary.role.poll_outgoing(&mut bytes);
             link.to_backup.send(&bytes);
         })
     }
