@@ -7,12 +7,13 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use std::fs::{self, File};
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tests::programs;
-use tests::stage::{Ended, Node, Pair, Stage};
+use tests::stage::{Ended, Node, Pair, Stage, pause, wait_until, wake};
 
 const HANGUPS: [Signal; 2] = [Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -95,6 +96,35 @@ fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
         assert!(told.contains("the arbiter can't be told") && told.contains("--resume"), "{told}");
         assert!(!node.has_told("live"));
     }
+}
+
+/// The backup is stopped, as on a host that hangs, and the log for it fills the connection: the vCPU thread waits for the backup
+/// to read. Silence loses nobody in this test, so that only the signal can end it.
+#[test]
+fn a_primary_whose_backup_reads_nothing_ends_when_it_is_told_to() {
+    let stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&["--lag-bound-ms", "60000"], &[]);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(stage.site.service).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // The LAN asks the guest for its address first, whose answer would wait for the backup.
+    client.send(b"hello").unwrap();
+    client.recv(&mut [0; 10]).unwrap();
+    pause(&backup);
+    // More log than the connection takes, until the vCPU thread, which is the first, has stood still for a second.
+    let (mut ticks, mut since) = (0, Instant::now());
+    wait_until("a full connection", || {
+        (0..20).for_each(|_| assert_eq!(client.send(&[0; 1400]).unwrap(), 1400));
+        thread::sleep(Duration::from_millis(5));
+        if ticks != cpu_ticks(primary.pid()) {
+            (ticks, since) = (cpu_ticks(primary.pid()), Instant::now());
+        }
+        since.elapsed() > Duration::from_secs(1)
+    });
+    primary.signal(Signal::SIGTERM);
+    assert_ends(&mut primary, 0, "its backup goes on");
+    wake(&backup);
+    backup.told("live");
 }
 
 /// Processor time of a process's first thread, in the kernel's ticks of 10 ms.

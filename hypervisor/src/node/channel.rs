@@ -3,8 +3,8 @@
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
-use std::io::{self, Write};
+use nix::sys::socket::{MsgFlags, recv, send};
+use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,17 @@ pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool
             Err(TryLockError::WouldBlock) => return,
         }
     }
+}
+
+/// Says something short on a connection that is no logging channel (yet). A peer that doesn't read isn't waited for.
+///
+/// # Errors
+/// Of the connection; `WouldBlock` if it is full, as its peer has read nothing of what was said before.
+pub(crate) fn say(stream: &TcpStream, message: &Message) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes);
+    let sent = send(stream.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
+    if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
 }
 
 /// The writing side of a logging channel, for the thread that has it at the moment.
@@ -166,5 +177,35 @@ impl Channel {
             // Fails if the peer has closed it already, which is as good.
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::say;
+    use logchannel::message::Message;
+    use std::io::ErrorKind;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_peer_that_does_not_read_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _deaf = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let (tell, told) = mpsc::channel();
+        // A thread of its own, which ends with the test however long it waits.
+        thread::spawn(move || {
+            let reason = "a".repeat(4000);
+            let error = loop {
+                if let Err(error) = say(&stream, &Message::Refused { reason: reason.clone() }) {
+                    break error;
+                }
+            };
+            tell.send(error.kind())
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(ErrorKind::WouldBlock));
     }
 }

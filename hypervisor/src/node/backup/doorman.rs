@@ -4,12 +4,13 @@
 //! told at once that there is none here. Without an answer they would take this side for a primary that doesn't speak, and the
 //! connection would still stand in the queue when this side has gone live.
 
+use crate::node::channel::say;
 use crate::os::accept::AcceptTrouble;
 use logchannel::message::Message;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -94,11 +95,9 @@ fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStre
     }
 }
 
-fn refuse(mut stream: TcpStream, answered: &mut VecDeque<TcpStream>) {
-    let mut bytes = Vec::new();
-    Message::NoPrimary.encode(&mut bytes);
-    // A few bytes on a new connection: there is room for them.
-    if stream.set_nonblocking(true).is_ok() && stream.write_all(&bytes).is_ok() {
+fn refuse(stream: TcpStream, answered: &mut VecDeque<TcpStream>) {
+    // So that the read below waits for nobody.
+    if stream.set_nonblocking(true).is_ok() && say(&stream, &Message::NoPrimary).is_ok() {
         answered.push_back(stream);
     }
     if answered.len() > KEPT_MAX
@@ -117,6 +116,7 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
+    use std::time::Duration;
 
     #[test]
     fn everybody_is_told_that_there_is_no_primary_and_the_listener_comes_back() {
@@ -128,6 +128,15 @@ mod tests {
             let mut bytes = Vec::new();
             Message::Join { vm: "vm0".parse().unwrap(), node: NodeId(node) }.encode(&mut bytes);
             stream.write_all(&bytes).unwrap();
+            match ChannelReader::new(Arc::new(stream)).wait() {
+                Arrived::Messages(messages) => assert_eq!(messages, [Message::NoPrimary]),
+                Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),
+            }
+        }
+        // Those that say nothing are told as well, more of them than are kept.
+        let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+        for stream in silent {
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             match ChannelReader::new(Arc::new(stream)).wait() {
                 Arrived::Messages(messages) => assert_eq!(messages, [Message::NoPrimary]),
                 Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),

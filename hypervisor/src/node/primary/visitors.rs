@@ -1,14 +1,14 @@
 //! Who comes to a primary's port: backups that want to join, and others.
 
 use super::{Shared, spawn};
-use crate::node::channel::{Arrived, ChannelReader, lock};
+use crate::node::channel::{Arrived, ChannelReader, lock, say};
 use crate::node::reports::NodeReport;
 use crate::os::accept::AcceptTrouble;
 use crate::os::clock;
 use crate::os::rate_limit::LeftOut;
 use logchannel::message::Message;
 use logchannel::session::VmId;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -97,7 +97,6 @@ impl Shared {
     fn hear_visitor(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
         let io = |error: io::Error| error.to_string();
         stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
-        stream.set_write_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
         // One descriptor for each visitor: all of them together are fewer than a process must have.
         let visitor = Arc::new(stream);
         let mut reader = ChannelReader::new(visitor.clone());
@@ -137,8 +136,6 @@ impl Shared {
                 return Err(reason);
             }
         };
-        // The channel's writer has other bounds: silence, and a backup that gets nowhere.
-        visitor.set_write_timeout(None).map_err(io)?;
         self.channel.connect(reader.stream()).map_err(io)?;
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
         self.sending_memory.store(true, Ordering::SeqCst);
@@ -162,14 +159,13 @@ impl Shared {
     }
 
     /// Tells a node that is about to claim the VM who owns it.
-    fn answer_owner(&self, mut visitor: &TcpStream, vm: &VmId) -> Result<(), String> {
+    fn answer_owner(&self, visitor: &TcpStream, vm: &VmId) -> Result<(), String> {
         if *vm != self.node.vm {
             refuse(visitor, &format!("this is a side of VM {}, not of {vm}", self.node.vm));
             return Ok(());
         }
-        let (mut answer, generation) = (Vec::new(), lock(&self.role).generation());
-        Message::Owner { node: self.node.id, generation }.encode(&mut answer);
-        visitor.write_all(&answer).map_err(|error| error.to_string())
+        let generation = lock(&self.role).generation();
+        say(visitor, &Message::Owner { node: self.node.id, generation }).map_err(|error| error.to_string())
     }
 
     /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats, and so does this side.
@@ -236,12 +232,6 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-fn say(mut stream: &TcpStream, message: &Message) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
-    stream.write_all(&bytes)
 }
 
 /// Tells a visitor why it can't join, as far as it listens.
