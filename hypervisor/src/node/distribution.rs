@@ -35,7 +35,7 @@ pub fn histogram_ns() -> Histogram<u64> {
 
 impl Distribution {
     /// The head of a table of distributions, which leaves 21 of a terminal's 80 columns to the names.
-    pub const HEAD: &str = " samples       p50       p90       p99     p99.9        max";
+    pub const HEAD: &str = "samples       p50       p90       p99     p99.9         max";
 
     /// From a histogram of nanoseconds.
     #[must_use]
@@ -57,7 +57,7 @@ impl Distribution {
     #[must_use]
     pub fn row(&self) -> String {
         format!(
-            "{:>8} {:>9} {:>9} {:>9} {:>9} {:>10}",
+            "{:>7} {:>9} {:>9} {:>9} {:>9} {:>11}",
             Grouped(self.samples),
             Tenths(self.p50_us),
             Tenths(self.p90_us),

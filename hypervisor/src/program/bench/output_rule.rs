@@ -11,6 +11,7 @@ use crate::program::site::cores::on_core;
 use crate::program::site::executable::Executable;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
@@ -180,20 +181,55 @@ fn spin(executable: &Executable) -> Result<Histogram<u64>, Failure> {
 }
 
 fn show(name: &str, condition: &Condition) -> Result<(), StdoutError> {
-    out!("{name}, microseconds\n{:21}{}", "", Distribution::HEAD)?;
-    for (what, distribution) in [
-        ("output held", &condition.hold),
-        ("ping-pong, blocking", &condition.blocking_ping_pong),
-        ("ping-pong, spinning", &condition.spinning_ping_pong),
-        ("UDP echo", &condition.echo),
-        ("UDP echo without FT", &condition.echo_without_ft),
-    ] {
-        out!("  {what:<19}{}", distribution.row())?;
+    out!("{name}, microseconds\n{condition}")
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:21}{}", "", Distribution::HEAD)?;
+        for (what, distribution) in [
+            ("output held", &self.hold),
+            ("ping-pong, blocking", &self.blocking_ping_pong),
+            ("ping-pong, spinning", &self.spinning_ping_pong),
+            ("UDP echo", &self.echo),
+            ("UDP echo without FT", &self.echo_without_ft),
+        ] {
+            writeln!(f, "  {what:<19}{}", distribution.row())?;
+        }
+        writeln!(
+            f,
+            "  medians: hold/blocking {:.2}, hold/spinning {:.2}, echo/echo without FT {:.2}",
+            self.hold_over_blocking, self.hold_over_spinning, self.echo_over_without_ft
+        )
     }
-    out!(
-        "  medians: hold / blocking {:.2}, hold / spinning {:.2}, echo / echo without FT {:.2}\n",
-        condition.hold_over_blocking,
-        condition.hold_over_spinning,
-        condition.echo_over_without_ft
-    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Condition, Distribution};
+
+    #[test]
+    fn the_table_has_80_columns() {
+        let seconds = Distribution {
+            samples: 999_999,
+            p50_us: 999_999.9,
+            p90_us: 999_999.9,
+            p99_us: 999_999.9,
+            p99_9_us: 999_999.9,
+            max_us: 9_999_999.9,
+        };
+        let condition = Condition {
+            hold: seconds,
+            blocking_ping_pong: seconds,
+            spinning_ping_pong: seconds,
+            echo: seconds,
+            echo_without_ft: seconds,
+            hold_over_blocking: 99.999,
+            hold_over_spinning: 99.999,
+            echo_over_without_ft: 99.999,
+        };
+        let widths: Vec<_> = condition.to_string().lines().map(str::len).collect();
+        assert_eq!(widths[..6], [80; 6], "{condition}");
+        assert!(widths[6] <= 80, "{condition}");
+    }
 }

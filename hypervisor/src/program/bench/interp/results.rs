@@ -161,7 +161,7 @@ impl fmt::Display for Results {
         writeln!(f, "Millions of instructions per second of {}; the best of {rounds} rounds,", time.name())?;
         writeln!(f, "{size} units of work each.")?;
         if let Some(version) = qemu {
-            writeln!(f, "{version}.\nIts start and firmware, a run with no work, are taken off. rr: it records.")?;
+            writeln!(f, "{version}.\nIts start and firmware, a run with no work, are taken off. QEMU rr records.")?;
         }
         write!(f, "\n{:<NAME$}{:>INSTRUCTIONS$}", "", "instr. M")?;
         WAYS.iter().try_for_each(|way| write!(f, "{:>WAY$}", way.name()))?;
