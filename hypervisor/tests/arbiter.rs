@@ -234,10 +234,24 @@ fn a_claim_is_a_file_that_a_person_can_read() {
     let text = std::fs::read_to_string(directory.path().join("alpha/1.claim")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected = serde_json::json!({
-        "version": 1, "vm": "alpha", "generation": 1, "node": "00000000000000000000000000000003",
+        "version": 2, "vm": "alpha", "flag": 1, "node": "00000000000000000000000000000003",
         "kind": "owner", "address": "10.0.0.3:7200"
     });
     assert_eq!(record, expected);
+}
+
+#[test]
+fn a_claim_of_version_1_is_still_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiter = FileArbiter::open(directory.path()).unwrap();
+    arbiter.test_and_set(&vm(), Generation(0), &claim(2), None).unwrap();
+    let path = directory.path().join("alpha/0.claim");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let before = text.replace("\"version\": 2", "\"version\": 1").replace("\"flag\"", "\"generation\"");
+    assert_ne!(before, text);
+    std::fs::write(&path, before).unwrap();
+    assert_eq!(arbiter.latest(&vm()).unwrap(), Some((Generation(0), claim(2))));
+    assert_eq!(arbiter.test_and_set(&vm(), Generation(1), &claim(3), Some(NodeId(2))).unwrap(), Verdict::Won);
 }
 
 #[test]
@@ -250,7 +264,7 @@ fn an_unreadable_claim_is_neither_passed_over_nor_asked_for_again() {
     std::fs::write(claims.join(".0123.tmp"), "half a cl").unwrap();
     std::fs::write(claims.join("007.claim"), "no generation has this name").unwrap();
     assert_eq!(file.latest(&vm()).unwrap(), None, "what is no claim says nothing");
-    let newer = br#"{"version":2,"vm":"alpha","generation":0,"node":"0","kind":"owner","address":null}"#;
+    let newer = br#"{"version":3,"vm":"alpha","flag":0,"node":"0","kind":"owner","address":null}"#;
     for bad in [&b""[..], b"{", &[b'x'; 10_000], newer] {
         std::fs::write(claims.join("0.claim"), bad).unwrap();
         for arbiter in [&file as &dyn Arbiter, &server.client()] {

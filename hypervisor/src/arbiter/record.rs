@@ -1,14 +1,15 @@
 //! A claim as text: JSON that says of itself what it is the claim of, so that no claim is taken for another.
 //!
-//! Version 1: the fields of [`Record`]. What is read is checked here.
+//! Version 2: the fields of [`Record`]. Version 1 called the flag `generation`, which is the number of its winner minus one.
+//! What is read is checked here.
 
 use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use serde::{Deserialize, Serialize};
 
-/// The version that this build writes and reads.
-const VERSION: u32 = 1;
+/// The version that this build writes. It reads all up to that.
+const VERSION: u32 = 2;
 
 /// No record is longer, in bytes.
 pub(super) const BYTES_MAX: usize = 4096;
@@ -17,7 +18,8 @@ pub(super) const BYTES_MAX: usize = 4096;
 struct Record {
     version: u32,
     vm: String,
-    generation: u64,
+    #[serde(alias = "generation")]
+    flag: u64,
     node: String,
     kind: RecordKind,
     address: Option<String>,
@@ -31,11 +33,11 @@ enum RecordKind {
 }
 
 /// The text of a claim, for people too.
-pub(super) fn write(vm: &VmId, generation: Generation, claim: &Claim) -> String {
+pub(super) fn write(vm: &VmId, flag: Generation, claim: &Claim) -> String {
     let record = Record {
         version: VERSION,
         vm: vm.to_string(),
-        generation: generation.0,
+        flag: flag.0,
         node: claim.node.to_string(),
         kind: claim.kind.into(),
         address: claim.address.clone(),
@@ -45,17 +47,17 @@ pub(super) fn write(vm: &VmId, generation: Generation, claim: &Claim) -> String 
     text
 }
 
-/// The claim that `text` is of `generation` of `vm`, or what is wrong with it.
-pub(super) fn read(text: &[u8], vm: &VmId, generation: Generation) -> Result<Claim, String> {
+/// The claim that `text` is of `flag` of `vm`, or what is wrong with it.
+pub(super) fn read(text: &[u8], vm: &VmId, flag: Generation) -> Result<Claim, String> {
     if text.len() > BYTES_MAX {
         return Err(format!("longer than {BYTES_MAX} bytes"));
     }
     let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if record.version != VERSION {
-        return Err(format!("version {}, this build reads {VERSION}", record.version));
+    if !(1..=VERSION).contains(&record.version) {
+        return Err(format!("version {}, this build reads 1 to {VERSION}", record.version));
     }
-    if record.vm != vm.as_str() || record.generation != generation.0 {
-        return Err(format!("it is of VM {:?}, generation {}", record.vm, record.generation));
+    if record.vm != vm.as_str() || record.flag != flag.0 {
+        return Err(format!("it is of VM {:?}, flag {}", record.vm, record.flag));
     }
     if record.address.as_ref().is_some_and(|address| address.len() > ADDRESS_BYTES_MAX) {
         return Err(format!("an address of more than {ADDRESS_BYTES_MAX} bytes"));

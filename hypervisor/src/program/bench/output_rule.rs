@@ -189,10 +189,10 @@ impl fmt::Display for Condition {
         writeln!(f, "{:21}{}", "", Distribution::HEAD)?;
         for (what, distribution) in [
             ("output held", &self.hold),
-            ("ping-pong, blocking", &self.blocking_ping_pong),
-            ("ping-pong, spinning", &self.spinning_ping_pong),
-            ("UDP echo", &self.echo),
-            ("UDP echo without FT", &self.echo_without_ft),
+            ("blocking ping-pong", &self.blocking_ping_pong),
+            ("spinning ping-pong", &self.spinning_ping_pong),
+            ("client's UDP echo", &self.echo),
+            ("echo without FT", &self.echo_without_ft),
         ] {
             writeln!(f, "  {what:<19}{}", distribution.row())?;
         }
@@ -224,9 +224,9 @@ mod tests {
             spinning_ping_pong: seconds,
             echo: seconds,
             echo_without_ft: seconds,
-            hold_over_blocking: 99.999,
-            hold_over_spinning: 99.999,
-            echo_over_without_ft: 99.999,
+            hold_over_blocking: 99.99,
+            hold_over_spinning: 99.99,
+            echo_over_without_ft: 99.99,
         };
         let widths: Vec<_> = condition.to_string().lines().map(str::len).collect();
         assert_eq!(widths[..6], [80; 6], "{condition}");
