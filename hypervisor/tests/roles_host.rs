@@ -25,7 +25,7 @@ use logchannel::frame::{FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader, VmId};
 use logchannel::stream::LogSender;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockaddrIn, getpeername, send, setsockopt, sockopt};
 use roles_image::{JUMP_BACK_ONE, image};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -39,6 +39,7 @@ const G: Generation = Generation(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const NOP: u32 = 0x13;
 const READ_CLOCK: u32 = 0xc010_22f3;
+const WAIT_FOR_INTERRUPT: u32 = 0x1050_0073;
 
 /// The first who asks for a generation wins it. If there is a favourite, nobody else is answered before it has asked.
 #[derive(Debug, Default)]
@@ -692,21 +693,35 @@ fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
     }
 }
 
-/// The vCPU thread, as a rule, is stuck in a channel that a live backup doesn't read. No timeout frees it here: a backup may read
-/// nothing for a while when its log buffer is full.
+/// Fills the other end of `stream`, which is in this process too, until it takes nothing more.
+fn fill_other_end(stream: &TcpStream) {
+    let here = stream.local_addr().unwrap();
+    let is_other_end =
+        |&socket: &i32| getpeername::<SockaddrIn>(socket).is_ok_and(|peer| SocketAddr::from(peer) == here);
+    let socket = (3..1024).find(is_other_end).unwrap();
+    let mut full_since = None;
+    while full_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(100)) {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let took = [64 << 10, 1].into_iter().any(|length| send(socket, &vec![0; length], flags).is_ok());
+        full_since = if took { None } else { full_since.or_else(|| Some(Instant::now())) };
+    }
+}
+
+/// Whoever hears the signal writes the last words, and must not wait for the backup: it also hears the next signal. Here no other
+/// thread is stuck in the channel already, as the guest sleeps and no heartbeat is due.
 #[test]
-fn a_primary_ends_when_it_is_told_to_though_its_backup_lives_and_reads_nothing() {
-    // A guest that is stopped for its backup's lag fills nothing.
-    let timing = Timing { lag_bound_ns: 60_000_000_000, ..patient() };
-    let primary = Running::awaiting_backup(&Claims::owned(), READ_CLOCK, timing);
+fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
+    let timing = Timing { heartbeat_ns: 59_000_000_000, ..patient() };
+    let primary = Running::awaiting_backup(&Claims::owned(), WAIT_FOR_INTERRUPT, timing);
     let mut backup = Peer::connect(primary.address);
     setsockopt(&backup.stream, sockopt::RcvBuf, &4096).unwrap();
     backup.become_protected();
-    // Long enough to fill every buffer between the two.
-    thread::sleep(Duration::from_secs(6));
+    // The log of the guest's first moments is written by then.
+    thread::sleep(Duration::from_millis(500));
+    fill_other_end(&backup.stream);
     let (ended, ends) = mpsc::channel();
     thread::spawn(move || ended.send(primary.retire()));
-    let end = ends.recv_timeout(TIMEOUT).expect("the primary waits for its backup for ever");
+    let end = ends.recv_timeout(TIMEOUT).expect("the last words wait for the backup");
     assert!(matches!(end, LiveEnd::HandedOver));
     drop(backup);
 }

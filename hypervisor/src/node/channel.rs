@@ -197,7 +197,7 @@ mod tests {
         let (stream, _) = listener.accept().unwrap();
         let (tell, told) = mpsc::channel();
         // A thread of its own, which ends with the test however long it waits.
-        thread::spawn(move || {
+        let sender = move || {
             let reason = "a".repeat(4000);
             let error = loop {
                 if let Err(error) = say(&stream, &Message::Refused { reason: reason.clone() }) {
@@ -205,7 +205,8 @@ mod tests {
                 }
             };
             tell.send(error.kind())
-        });
+        };
+        thread::Builder::new().spawn(sender).unwrap();
         assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(ErrorKind::WouldBlock));
     }
 }

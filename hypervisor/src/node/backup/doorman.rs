@@ -135,9 +135,10 @@ mod tests {
         }
         // Those that say nothing are told as well, more of them than are kept.
         let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
-        for stream in silent {
+        let silent: Vec<_> = silent.into_iter().map(Arc::new).collect();
+        for stream in &silent {
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            match ChannelReader::new(Arc::new(stream)).wait() {
+            match ChannelReader::new(stream.clone()).wait() {
                 Arrived::Messages(messages) => assert_eq!(messages, [Message::NoPrimary]),
                 Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),
             }
