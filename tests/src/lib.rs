@@ -15,6 +15,7 @@ pub mod random;
 pub mod redis;
 pub mod sim;
 pub mod stage;
+pub mod terminal;
 
 pub use hypervisor::program::site::executable::Executable;
 

@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 use tests::programs;
 use tests::qemu::assembler::{Assembler, addi, csr, elf};
+use tests::terminal::Terminal;
 
 const START: u64 = 0x8020_0000;
 const A0: u32 = 10;
@@ -18,6 +19,8 @@ const A1: u32 = 11;
 const A6: u32 = 16;
 const A7: u32 = 17;
 const ECALL: u32 = 0x0000_0073;
+/// What a terminal sends for these keys.
+const CTRL_C: u8 = 3;
 const WFI: u32 = 0x1050_0073;
 const TIME: u32 = 0xc01;
 const SIE: u32 = 0x104;
@@ -249,6 +252,33 @@ fn an_interrupted_replay_makes_the_terminal_what_it_was() {
     let end = text(&rest[rest.len().saturating_sub(40)..]);
     assert!(end.contains("\x1b[?1049l") && end.contains("\x1b[m"), "{end:?}");
     assert!(rest.len() < 110_000, "it was replayed to its end: {}", rest.len());
+}
+
+/// As before, with a real terminal. Its kernel drops what the terminal hasn't got yet when Ctrl-C is typed; the second Ctrl-C ends
+/// the program without waiting for the replay.
+#[test]
+fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
+    let begin = b"\x1b[?1049h\x1b[31mred";
+    let rest = [b'x'; 2000];
+    let parts: Vec<&[u8]> = [&begin[..]].into_iter().chain([&rest[..]; 60]).collect();
+    let recording = Recording::of(&parts);
+    for times in [1, 2] {
+        let log = recording.log.to_str().unwrap();
+        // On a terminal the console is filtered unless it is to be raw.
+        let mut terminal = Terminal::start(&programs!(), "ft-replay", &[log]).unwrap();
+        terminal.read_until(begin).unwrap();
+        terminal.type_keys(&[CTRL_C]).unwrap();
+        if times == 2 {
+            // It has understood the first.
+            terminal.read_until(b"^C").unwrap();
+            terminal.type_keys(&[CTRL_C]).unwrap();
+        }
+        let (shown, code) = terminal.read_to_end().unwrap();
+        assert_eq!(code, Some(exit::INTERRUPTED.into()), "Ctrl-C {times} times");
+        let end = text(&shown[shown.len().saturating_sub(120)..]);
+        assert!(end.contains("\x1b[?1049l") && end.contains("\x1b[m"), "Ctrl-C {times} times: {end:?}");
+        assert!(shown.len() < 110_000, "it was replayed to its end: {}", shown.len());
+    }
 }
 
 /// A kernel that panics waits in a loop that reads the clock: each read is an entry.

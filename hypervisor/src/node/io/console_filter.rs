@@ -75,17 +75,21 @@ impl ConsoleFilter {
 
     /// Appends to `out` what makes the terminal usable again after all that it has seen. Call it at the end.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        let is_unfinished = !self.character.is_empty() && self.state == State::Ground;
-        let Self { is_alternate, has_changed, .. } = std::mem::take(self);
-        if is_unfinished {
+        if !self.character.is_empty() && self.state == State::Ground {
             out.extend_from_slice(REPLACEMENT);
         }
-        if is_alternate {
-            out.extend_from_slice(b"\x1b[?1049l");
-        }
-        if has_changed {
-            // Soft reset (modes, margins, character sets); a terminal that has none takes the others.
-            out.extend_from_slice(b"\x1b[!p\x1b[?7h\x1b[?25h\x1b[m\x0f");
+        out.extend_from_slice(self.undo());
+        *self = Self::default();
+    }
+
+    /// What makes the terminal usable again after all that it has seen so far.
+    #[must_use]
+    pub const fn undo(&self) -> &'static [u8] {
+        // Soft reset (modes, margins, character sets); a terminal that has none takes the others.
+        match (self.is_alternate, self.has_changed) {
+            (true, _) => b"\x1b[?1049l\x1b[!p\x1b[?7h\x1b[?25h\x1b[m\x0f",
+            (false, true) => b"\x1b[!p\x1b[?7h\x1b[?25h\x1b[m\x0f",
+            (false, false) => b"",
         }
     }
 

@@ -4,8 +4,17 @@ use super::exit;
 use crate::os::signals;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What makes the terminal on standard output what it was before this program.
+static UNDO: Mutex<&'static [u8]> = Mutex::new(b"");
+
+/// How long the second signal waits for a terminal that takes nothing.
+const UNDO_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The operator wants this program to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,9 +28,34 @@ pub struct Interrupted;
 pub(in crate::program) fn install() -> io::Result<()> {
     signals::on_termination(|_| {
         if INTERRUPTED.swap(true, Ordering::AcqRel) {
+            undo();
             std::process::exit(exit::INTERRUPTED.into());
         }
     })
+}
+
+/// From now on `bytes` make the terminal on standard output what it was before, in case that a second signal ends the process.
+pub(in crate::program) fn set_undo(bytes: &'static [u8]) {
+    *UNDO.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+}
+
+/// Makes the terminal on standard output what it was, also if it has got that already: a key that interrupts makes the kernel drop
+/// what the terminal hasn't taken yet.
+fn undo() {
+    let bytes = *UNDO.lock().unwrap_or_else(PoisonError::into_inner);
+    if bytes.is_empty() {
+        return;
+    }
+    let (done, is_done) = mpsc::channel();
+    // Beside the thread that writes the console, which may hold the stream's lock, or the kernel's of the terminal.
+    let written = thread::Builder::new().name("undo".into()).spawn(move || {
+        let _ = rustix::io::write(rustix::stdio::stdout(), bytes);
+        // Nobody listens if it took too long.
+        let _ = done.send(());
+    });
+    if written.is_ok() {
+        let _ = is_done.recv_timeout(UNDO_PATIENCE);
+    }
 }
 
 /// Comes to its end at the first SIGINT or SIGTERM; the second ends the process at once. Call it before any thread starts.

@@ -6,6 +6,7 @@ use crate::node::io::console_text::ConsoleText;
 use crate::node::reports::NodeReport;
 use crate::os::clock;
 use crate::os::report::Reporter;
+use crate::program::cli::interrupt;
 use crate::program::cli::stdout::StdoutError;
 use serde::Serialize;
 use std::convert::Infallible;
@@ -108,6 +109,9 @@ impl Output {
         let bytes = match &mut self.filter {
             Some(filter) => {
                 filter.push(bytes, &mut shown);
+                if matches!(self.console, Console::Stdout) && !self.reporter.is_json() {
+                    interrupt::set_undo(filter.undo());
+                }
                 &shown
             }
             None => bytes,
