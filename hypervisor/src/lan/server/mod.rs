@@ -43,8 +43,6 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 const PART_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much is written at once.
 const WRITE_BYTES: usize = 64 << 10;
-/// The least time between two reports of dropped frames.
-const DROPPED_REPORT_INTERVAL_US: u64 = 1_000_000;
 
 /// What a LAN consists of.
 #[derive(Clone, Debug)]
@@ -171,7 +169,6 @@ pub(in crate::lan) struct Shared {
     deadline_sooner: Notify,
     reporter: Reporter,
     told_dropped: Cell<Dropped>,
-    told_dropped_at_us: Cell<u64>,
     connections: RefCell<Clients>,
     flows: RefCell<Clients>,
     limits: ConnectionLimits,
@@ -191,6 +188,8 @@ pub(in crate::lan) enum PeerLine {
     ClientRefused,
     /// A UDP flow has lost its place to another.
     FlowReplaced,
+    /// The counters of what was dropped have changed.
+    Dropped,
 }
 
 impl Shared {
@@ -203,7 +202,6 @@ impl Shared {
             deadline_sooner: Notify::new(),
             reporter,
             told_dropped: Cell::default(),
-            told_dropped_at_us: Cell::new(0),
             connections: RefCell::new(Clients::connections(limits.clients)),
             flows: RefCell::new(Clients::flows(limits.flows)),
             limits,
@@ -253,9 +251,7 @@ impl Shared {
             self.deadline_us.set(settled.deadline_us);
             self.deadline_sooner.notify_one();
         }
-        let told_before_us = now_us.saturating_sub(self.told_dropped_at_us.get());
-        if dropped != self.told_dropped.get() && told_before_us >= DROPPED_REPORT_INTERVAL_US {
-            self.told_dropped_at_us.set(now_us);
+        if dropped != self.told_dropped.get() && self.admit(PeerLine::Dropped).is_some() {
             self.told_dropped.set(dropped);
             self.reporter.tell(&LanEvent::Dropped(dropped));
         }
