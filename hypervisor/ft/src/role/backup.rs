@@ -1,6 +1,8 @@
 //! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins the pair's flag.
 
-use super::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LatestAnswer, Timing, message_name};
+use super::{
+    ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LatestAnswer, LossReason, LostSide, Timing, message_name,
+};
 use crate::claim::{Claim, ClaimKind, Verdict};
 use crate::guest_clock::{GuestClock, PrimaryClock};
 use crate::mutation::{Mutation, mutated};
@@ -60,7 +62,7 @@ pub enum BackupAction {
     /// The primary is lost: stop listening to it.
     Lost {
         /// How.
-        reason: String,
+        reason: LossReason,
     },
     /// Do a test-and-set and tell the role its answer.
     Claim(ClaimRequest),
@@ -86,13 +88,13 @@ pub enum BackupEnd {
     /// The primary was lost before it told this backup that it protects the VM: it must not claim.
     Unprotected {
         /// How the primary was lost.
-        reason: String,
+        reason: LossReason,
     },
     /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for another backup's place. Look for
     /// a primary again.
     NoPlace {
         /// What became of it.
-        reason: String,
+        reason: LossReason,
     },
     /// The two sides don't fit together.
     Refused {
@@ -289,7 +291,7 @@ impl BackupRole {
                 self.actions.push_back(BackupAction::Waits);
             }
             (Message::NoPrimary, Mode::Connecting) => {
-                self.end(BackupEnd::NoPlace { reason: "it is no primary".into() });
+                self.end(BackupEnd::NoPlace { reason: LossReason::NoPrimary });
             }
             (Message::Pages(pages), Mode::Receiving) => self.actions.push_back(BackupAction::Pages(pages)),
             (Message::Tail(output), Mode::Receiving) => self.receive_tail(output),
@@ -320,7 +322,9 @@ impl BackupRole {
             (Message::Refused { reason }, Mode::Connecting | Mode::Waiting) => {
                 self.end(BackupEnd::Refused { reason: format!("the primary refused: {reason}") });
             }
-            (Message::Goodbye { reason }, _) => self.handle_disconnect(now_ns, &reason),
+            (Message::Goodbye { reason }, _) => {
+                self.lose_primary(now_ns, LossReason::Goodbye { side: LostSide::Primary, reason });
+            }
             // What a lost primary had still in the wire: it is after the point where this side stopped acknowledging.
             (_, Mode::Claiming(_) | Mode::Draining(_) | Mode::Done) => {}
             (
@@ -500,7 +504,7 @@ impl BackupRole {
                 self.actions.push_back(BackupAction::Consume(entries));
             }
             // A primary that sends nonsense is lost, and what it sent before is good.
-            Err(error) => self.handle_disconnect(now_ns, &error.to_string()),
+            Err(error) => self.lose_primary(now_ns, LossReason::BadLog(error.to_string())),
         }
     }
 
@@ -590,8 +594,13 @@ impl BackupRole {
         self.end(BackupEnd::Diverged);
     }
 
-    /// The primary is gone, or as good as gone.
+    /// The connection to the primary is gone.
     pub fn handle_disconnect(&mut self, now_ns: u64, reason: &str) {
+        self.lose_primary(now_ns, LossReason::Disconnected(reason.into()));
+    }
+
+    /// The primary is gone, or as good as gone.
+    fn lose_primary(&mut self, now_ns: u64, reason: LossReason) {
         match &self.mode {
             Mode::Following { told: Some(generation) } => {
                 self.moments.loss_noticed_ns = now_ns;
@@ -607,13 +616,13 @@ impl BackupRole {
                 }
                 self.mode = Mode::Claiming(Claiming::asked(request));
                 if self.guest_end.is_none() {
-                    self.actions.push_back(BackupAction::Lost { reason: reason.into() });
+                    self.actions.push_back(BackupAction::Lost { reason });
                 }
                 self.actions.push_back(BackupAction::Claim(request));
             }
-            Mode::Waiting => self.end(BackupEnd::NoPlace { reason: reason.into() }),
+            Mode::Waiting => self.end(BackupEnd::NoPlace { reason }),
             Mode::Connecting | Mode::Receiving | Mode::Restoring | Mode::Restored | Mode::Following { told: None } => {
-                self.end(BackupEnd::Unprotected { reason: reason.into() });
+                self.end(BackupEnd::Unprotected { reason });
             }
             Mode::Claiming(_) | Mode::Draining(_) | Mode::Done => {}
         }
@@ -674,14 +683,14 @@ impl BackupRole {
                 }
                 let silent_ns = now_ns.saturating_sub(self.heard_ns);
                 if silent_ns >= self.timing.failure_timeout_ns {
-                    let reason = format!("the primary was silent for {} ms", silent_ns / 1_000_000);
-                    return self.handle_disconnect(now_ns, &reason);
+                    let reason = LossReason::Silent { side: LostSide::Primary, for_ms: silent_ns / 1_000_000 };
+                    return self.lose_primary(now_ns, reason);
                 }
                 if mutated(Mutation::AckBeforeReceive) {
                     self.say(now_ns, &Message::Ack { received: LogSeq(self.receiver.received().0 + 1) });
                 }
                 if self.outgoing.len() > OUTGOING_BYTES_MAX {
-                    return self.handle_disconnect(now_ns, "the primary doesn't read what it is told");
+                    return self.lose_primary(now_ns, LossReason::ReadsNothing);
                 }
                 self.report_consumed(now_ns);
                 if now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns {

@@ -26,10 +26,12 @@
 
 mod backup;
 mod disk_log;
+mod loss;
 mod primary;
 
 pub use backup::{BackupAction, BackupEnd, BackupMoments, BackupRole, Expectation};
 pub use disk_log::DiskLogState;
+pub use loss::{LossReason, LostSide};
 pub use primary::{FULL_SHARE, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, SnapshotCopy, stand_in};
 
 use crate::claim::{Claim, ClaimKind, Verdict};

@@ -3,7 +3,9 @@
 use crate::pair::{Pair, end_claim, owner_claim};
 use crate::world::{BACKUP, G, MS, NEXT, PRIMARY, operation, session, vm_id};
 use ft::claim::{Claim, ClaimKind};
-use ft::role::{BackupAction, BackupEnd, DiskLogState, Inheritance, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
+use ft::role::{
+    BackupAction, BackupEnd, DiskLogState, Inheritance, LossReason, PrimaryAction, PrimaryEnd, PrimaryRole, Timing,
+};
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::message::{Left, Message};
 use logchannel::session::NodeId;
@@ -182,7 +184,11 @@ fn a_backup_not_yet_told_never_claims() {
         pair.copy();
         pair.deliver_some_to_backup(bytes);
         pair.primary_lost();
-        assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: "killed".into() }), "{bytes} bytes");
+        assert_eq!(
+            pair.backup_end(),
+            Some(BackupEnd::Unprotected { reason: LossReason::Disconnected("killed".into()) }),
+            "{bytes} bytes"
+        );
         pair.restore();
         pair.pass(10_000 * MS);
         assert!(pair.backup_actions.is_empty());
@@ -196,7 +202,7 @@ fn a_backup_not_yet_told_never_claims() {
     pair.deliver_to_primary();
     assert!(pair.primary.is_protected());
     pair.primary_lost();
-    assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: "killed".into() }));
+    assert_eq!(pair.backup_end(), Some(BackupEnd::Unprotected { reason: LossReason::Disconnected("killed".into()) }));
 }
 
 #[test]

@@ -288,7 +288,7 @@ impl Shared {
             }
             BackupAction::Lost { reason } => {
                 self.channel.cut();
-                return self.node.reporter.tell(&NodeReport::PrimaryLost { reason });
+                return self.node.reporter.tell(&NodeReport::PrimaryLost { reason: reason.to_string() });
             }
             BackupAction::Claim(request) => Step::Claim(request),
             BackupAction::GoLive(generation) => Step::GoLive(generation),

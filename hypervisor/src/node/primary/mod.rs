@@ -372,7 +372,7 @@ impl Shared {
                     self.node.reporter.tell(&NodeReport::Stranded { generation: generation.0 });
                 }
                 PrimaryAction::CloseChannel { reason } => {
-                    self.node.reporter.tell(&NodeReport::BackupLost { reason });
+                    self.node.reporter.tell(&NodeReport::BackupLost { reason: reason.to_string() });
                 }
                 PrimaryAction::Owner(generation) => {
                     self.tell_owner(generation);

@@ -4,6 +4,7 @@ use super::{Figures, NodeReport, Recorded, Replayed};
 use crate::node::distribution::Distribution;
 use crate::node::io::console_text::Piece;
 use crate::os::report::on_a_terminal;
+use ft::role::{LossReason, LostSide};
 
 const ADDRESS: &str = "192.168.1.17:7201";
 
@@ -29,7 +30,8 @@ fn usual_of_a_node() -> Vec<NodeReport> {
         NodeReport::MemoryCopied { pages: 262_144, took_ms: 12_345, stood_ms: 1_234, longest_stand_us: 12_345 },
         NodeReport::Protected { generation: 12, again: true },
         NodeReport::BackupLost { reason: "connection closed".into() },
-        NodeReport::PrimaryLost { reason: "the primary was silent for 1000 ms".into() },
+        NodeReport::BackupLost { reason: LossReason::ReplaysNothing { for_ms: 20_000 }.to_string() },
+        NodeReport::PrimaryLost { reason: LossReason::Silent { side: LostSide::Primary, for_ms: 1000 }.to_string() },
         NodeReport::PrimaryLost { reason: "the operator stopped the primary".into() },
         NodeReport::LogUsable { directory: "logs/primary".into() },
         NodeReport::OwnerConfirmed { generation: 12 },

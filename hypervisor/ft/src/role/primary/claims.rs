@@ -4,7 +4,7 @@ use super::standing::Standing;
 use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::claim::{ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
-use crate::role::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState};
+use crate::role::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LossReason};
 use logchannel::entry::Generation;
 use logchannel::message::Message;
 
@@ -80,7 +80,7 @@ impl PrimaryRole {
                 if matches!(self.disk_log, DiskLogState::UpTo(_)) && self.stop.is_none() =>
             {
                 if self.join.is_some() {
-                    self.lose_backup("the operator stopped the primary".into());
+                    self.lose_backup(LossReason::PrimaryStopped);
                 }
                 // What is held is in the log, and is sent when the VM is resumed.
                 self.gate.discard_all();
@@ -94,7 +94,7 @@ impl PrimaryRole {
 
     pub(super) fn claim(&mut self, kind: ClaimKind) {
         if self.join.is_some() {
-            self.lose_backup("the VM ends before the backup has joined".into());
+            self.lose_backup(LossReason::VmEnds);
         }
         let request =
             ClaimRequest { node: self.node, generation: self.session.generation, kind, predecessor: Some(self.node) };

@@ -11,13 +11,12 @@ pub use join::SnapshotCopy;
 pub use pace::FULL_SHARE;
 pub use standing::stand_in;
 
-use super::{ClaimRequest, Claiming, DiskLogState, Timing};
+use super::{ClaimRequest, Claiming, DiskLogState, LossReason, Timing};
 use crate::claim::{Claim, ClaimKind};
 use crate::guest_clock::GuestClock;
 use crate::mutation::{Mutation, mutated};
 use crate::output_gate::{OutputGate, Released};
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 use join::Join;
 use log::Log;
@@ -65,7 +64,7 @@ pub enum PrimaryAction {
     /// Drop the connection to the backup.
     CloseChannel {
         /// Why.
-        reason: String,
+        reason: LossReason,
     },
     /// This node owns the VM alone now, as this generation: whoever attaches to the network next says so.
     Owner(Generation),

@@ -6,7 +6,7 @@ use super::{Mode, PrimaryAction, PrimaryRole};
 use crate::claim::ClaimKind;
 use crate::mutation::{Mutation, mutated};
 use crate::page_copy;
-use crate::role::message_name;
+use crate::role::{LossReason, LostSide, message_name};
 use alloc::format;
 use alloc::string::String;
 use alloc::string::ToString;
@@ -160,11 +160,13 @@ impl PrimaryRole {
             (Message::Storing, _, Some(_)) => self.progress_ns = now_ns,
             (Message::Heartbeat, _, _) => {}
             (Message::Refused { reason }, _, Some(_)) => {
-                self.lose_backup(format!("the backup refused the session: {reason}"));
+                self.lose_backup(LossReason::RefusedSession(reason));
             }
-            (Message::Goodbye { reason }, _, _) => self.lose_backup(format!("the backup left: {reason}")),
+            (Message::Goodbye { reason }, _, _) => {
+                self.lose_backup(LossReason::Goodbye { side: LostSide::Backup, reason });
+            }
             (message, Mode::Protected, _) | (message, _, Some(_)) => {
-                self.lose_backup(format!("the backup broke the protocol with {}", message_name(&message)));
+                self.lose_backup(LossReason::BrokeProtocol(message_name(&message)));
             }
             // Late words of a backup that is lost already.
             (_, Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended, None) => {}
@@ -180,20 +182,20 @@ impl PrimaryRole {
                 self.release(now_ns);
                 self.end_if_stopped(now_ns);
             }
-            Err(error) => self.lose_backup(error.to_string()),
+            Err(error) => self.lose_backup(LossReason::BadLog(error.to_string())),
         }
     }
 
     /// The connection to the backup is gone.
     pub fn handle_disconnect(&mut self, reason: &str) {
-        self.lose_backup(reason.into());
+        self.lose_backup(LossReason::Disconnected(reason.into()));
     }
 
     /// Gives a backup up that hasn't been heard for too long.
     pub(super) fn lose_silent_backup(&mut self, now_ns: u64) {
         let silent_ns = now_ns.saturating_sub(self.heard_ns);
         if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
-            self.lose_backup(format!("the backup was silent for {} ms", silent_ns / 1_000_000));
+            self.lose_backup(LossReason::Silent { side: LostSide::Backup, for_ms: silent_ns / 1_000_000 });
         }
         // One that lives and gets nowhere would keep its place from others, and outputs from their receivers.
         let stuck_ns = now_ns.saturating_sub(self.progress_ns);
@@ -202,16 +204,16 @@ impl PrimaryRole {
             Log::Unread(_) => self.join.is_some(),
         };
         if self.has_backup() && is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
-            self.lose_backup(format!("the backup has not got on for {} ms", stuck_ns / 1_000_000));
+            self.lose_backup(LossReason::Stuck { for_ms: stuck_ns / 1_000_000 });
         }
         // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for ever.
         let stuck_ns = self.pace.stuck_ns(now_ns);
         if stuck_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay) {
-            self.lose_backup(format!("the backup has replayed nothing for {} ms", stuck_ns / 1_000_000));
+            self.lose_backup(LossReason::ReplaysNothing { for_ms: stuck_ns / 1_000_000 });
         }
     }
 
-    pub(super) fn lose_backup(&mut self, reason: String) {
+    pub(super) fn lose_backup(&mut self, reason: LossReason) {
         if !self.has_backup() {
             return;
         }

@@ -23,8 +23,7 @@ use super::log::Log;
 use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::claim::{Claim, ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
-use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
-use alloc::format;
+use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer, LossReason};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 
@@ -279,8 +278,7 @@ impl PrimaryRole {
     pub(super) fn fence(&mut self, now_ns: u64, holder: Claim) {
         if self.has_backup() {
             self.outgoing.clear();
-            let reason = format!("node {} owns the VM", holder.node);
-            self.actions.push_back(PrimaryAction::CloseChannel { reason });
+            self.actions.push_back(PrimaryAction::CloseChannel { reason: LossReason::Fenced(holder.node) });
             self.join = None;
             self.log = Log::Unread(self.log.appended());
         }
