@@ -280,25 +280,3 @@ fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
         assert!(shown.len() < 110_000, "it was replayed to its end: {}", shown.len());
     }
 }
-
-/// A kernel that panics waits in a loop that reads the clock: each read is an entry.
-#[test]
-fn the_recording_of_a_kernel_that_panics_after_it_had_a_console_ends() {
-    const JUMP_BACK_4: u32 = 0xffdf_f06f;
-    let mut assembler = Assembler::new(START);
-    assembler.constant(A7, SBI_CONSOLE);
-    assembler.constant(A6, CONSOLE_WRITE_BYTE);
-    assembler.constant(A0, b'p'.into());
-    assembler.words(&[ECALL, csr(2, A0, TIME, 0), JUMP_BACK_4]);
-    let words = b"---[ end Kernel panic - not syncing: VFS: no root ]---\n\0";
-    let guest = elf(&[(START, &assembler.finish()), (START + 0x1000, words)]);
-    let directory = TempDir::new().unwrap();
-    let (path, log) = (directory.path().join("guest.elf"), directory.path().join("guest.ftlog"));
-    fs::write(&path, guest).unwrap();
-    let mut record = programs!().command("ft-record");
-    let output = run(record.arg("--json").args(["--guest".as_ref(), path.as_path()]).arg("--output").arg(&log));
-    assert_eq!(output.status.code(), Some(exit::GUEST_FAILED.into()), "{}", text(&output.stderr));
-    let told = objects(&text(&output.stdout));
-    let panicked = told.iter().find(|object| object["event"] == "guest_panicked").unwrap();
-    assert_eq!((&panicked["reason"], &panicked["has_console"]), (&"VFS: no root".into(), &true.into()));
-}

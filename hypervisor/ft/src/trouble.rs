@@ -4,7 +4,8 @@ use alloc::borrow::ToOwned;
 use alloc::string::String;
 use vm::{DeviceFault, Machine};
 
-/// How long a guest may put nothing out before its memory is searched for a panic, in nanoseconds, and from one search to the next.
+/// How long a guest may put nothing out, without sleeping, before its memory is searched for a panic, in nanoseconds, and from one
+/// search to the next.
 const FIRST_SEARCH_NS: u64 = 2_000_000_000;
 const SEARCH_PERIOD_NS: u64 = 5_000_000_000;
 
@@ -13,6 +14,9 @@ const SEARCHES_MAX: u32 = 12;
 
 /// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the start of RAM.
 const SEARCHED_BYTES_MAX: usize = 64 << 20;
+
+/// How much of that at a time, in bytes: the guest stands meanwhile, for less than a millisecond.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What Linux writes to its log before the reason of a panic. The kernel has the same words as a format, with `%s` behind them.
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
@@ -40,43 +44,53 @@ pub enum Trouble {
 }
 
 /// Watches one guest.
+///
+/// A kernel that has panicked waits in a loop that reads the clock: it puts nothing out any more, and never sleeps.
 #[derive(Debug)]
 pub struct Watch {
     faults: u64,
-    /// When memory is searched for a panic next.
-    next_search_ns: u64,
-    searches_left: u32,
-    /// Memory is searched too when a guest that has a console puts nothing out any more and doesn't sleep.
-    follows: bool,
-    /// How many outputs there were, and whether the guest has slept, when the time of its silence began.
+    /// How many outputs there were when the present silence began.
     outputs: u64,
+    /// The guest has slept since.
     has_slept: bool,
+    /// How often memory may still be searched in this silence; never, if the guest is not to be searched.
+    searches_left: u32,
+    /// When the next search begins.
+    next_search_ns: u64,
+    /// Where a search that has begun goes on.
+    searching_at: Option<usize>,
+    /// A panic may still be found.
+    searches: bool,
 }
 
 impl Watch {
-    /// Watches a guest that boots at `now_ns`.
+    /// Watches a guest that runs from `now_ns` on.
     #[must_use]
-    pub const fn booting(now_ns: u64) -> Self {
-        let next_search_ns = now_ns.saturating_add(FIRST_SEARCH_NS);
-        Self { next_search_ns, searches_left: SEARCHES_MAX, ..Self::running() }
+    pub const fn live(now_ns: u64) -> Self {
+        Self {
+            searches_left: SEARCHES_MAX,
+            next_search_ns: now_ns.saturating_add(FIRST_SEARCH_NS),
+            searches: true,
+            ..Self::replayed()
+        }
     }
 
-    /// The same, and goes on when the guest has a console: a kernel that panics later waits in a loop that reads the clock, a
-    /// million log entries a second. A search stops the guest for some ten milliseconds.
+    /// Watches a guest that is replayed: its panic was told when it was recorded.
     #[must_use]
-    pub const fn recording(now_ns: u64) -> Self {
-        Self { follows: true, ..Self::booting(now_ns) }
+    pub const fn replayed() -> Self {
+        Self {
+            faults: 0,
+            outputs: 0,
+            has_slept: false,
+            searches_left: 0,
+            next_search_ns: 0,
+            searching_at: None,
+            searches: false,
+        }
     }
 
-    /// Watches a guest that has run before, or whose console somebody else watches.
-    #[must_use]
-    pub const fn running() -> Self {
-        Self { faults: 0, next_search_ns: 0, searches_left: 0, follows: false, outputs: 0, has_slept: false }
-    }
-
-    /// What there is to tell of `machine`. The time is asked for only if it matters: not of a guest that sleeps, as none does that
-    /// has panicked.
-    pub fn look(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl FnOnce() -> u64) -> Option<Trouble> {
+    /// What there is to tell of `machine`. The time is asked for only if it matters.
+    pub fn look(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl Fn() -> u64) -> Option<Trouble> {
         if let Some(fault) = machine.take_device_fault() {
             self.faults += 1;
             if self.faults.is_power_of_two() {
@@ -84,51 +98,62 @@ impl Watch {
             }
         }
         self.has_slept |= sleeps;
-        if self.searches_left == 0 || sleeps {
+        if sleeps || !self.searches {
             return None;
         }
         let outputs = machine.next_output_id().0;
-        if outputs > 0 && !self.follows {
-            // A guest that puts something out can speak for itself.
-            self.searches_left = 0;
+        if outputs != self.outputs || core::mem::take(&mut self.has_slept) {
+            (self.outputs, self.searches_left, self.searching_at) = (outputs, SEARCHES_MAX, None);
+            self.next_search_ns = now_ns().saturating_add(FIRST_SEARCH_NS);
             return None;
         }
-        let now_ns = now_ns();
-        if outputs > 0 && (outputs != self.outputs || core::mem::take(&mut self.has_slept)) {
-            (self.outputs, self.next_search_ns) = (outputs, now_ns.saturating_add(FIRST_SEARCH_NS));
-            return None;
+        let reason = self.search(machine.ram(), now_ns)?;
+        self.searches = false;
+        Some(Trouble::Panic { reason, has_console: outputs > 0 })
+    }
+
+    /// Searches a piece of `ram`, if it is time to.
+    fn search(&mut self, ram: &[u8], now_ns: impl Fn() -> u64) -> Option<String> {
+        let at = match self.searching_at {
+            Some(at) => at,
+            None if self.searches_left == 0 || now_ns() < self.next_search_ns => return None,
+            None => 0,
+        };
+        let next = at + PIECE_BYTES;
+        if next < ram.len().min(SEARCHED_BYTES_MAX) {
+            self.searching_at = Some(next);
+        } else {
+            (self.searching_at, self.searches_left) = (None, self.searches_left - 1);
+            self.next_search_ns = now_ns().saturating_add(SEARCH_PERIOD_NS);
         }
-        if now_ns < self.next_search_ns {
-            return None;
-        }
-        let reason = panic_reason(machine.ram());
-        self.searches_left = if reason.is_some() { 0 } else { self.searches_left - 1 };
-        self.next_search_ns = now_ns.saturating_add(SEARCH_PERIOD_NS);
-        reason.map(|reason| Trouble::Panic { reason, has_console: outputs > 0 })
+        panic_reason(ram, at)
     }
 }
 
-/// Why the Linux kernel in `ram` has panicked, if it has.
-fn panic_reason(ram: &[u8]) -> Option<String> {
-    let mut rest = &ram[..ram.len().min(SEARCHED_BYTES_MAX)];
-    while let Some(at) = rest.iter().position(|byte| *byte == PANIC[0]) {
-        rest = &rest[at..];
-        if let Some(behind) = rest.strip_prefix(PANIC) {
-            let reason = behind.iter().take(REASON_BYTES_MAX).take_while(|byte| matches!(byte, b' '..=b'~'));
-            let reason: String = reason.map(|byte| char::from(*byte)).collect();
-            if !reason.is_empty() && !reason.starts_with('%') {
-                // The last line of a panic has the reason in brackets.
-                return Some(reason.strip_suffix(" ]---").map_or(reason.clone(), str::to_owned));
-            }
+/// Why the Linux kernel in `ram` has panicked, if it says so in the piece from `start` on; what begins there may end behind it.
+fn panic_reason(ram: &[u8], start: usize) -> Option<String> {
+    let piece = ram.get(start..)?;
+    let begins = &piece[..piece.len().min(PIECE_BYTES)];
+    for (at, _) in begins.iter().enumerate().filter(|(_, byte)| **byte == PANIC[0]) {
+        let Some(behind) = piece[at..].strip_prefix(PANIC) else { continue };
+        let reason = behind.iter().take(REASON_BYTES_MAX).take_while(|byte| matches!(byte, b' '..=b'~'));
+        let reason: String = reason.map(|byte| char::from(*byte)).collect();
+        if !reason.is_empty() && !reason.starts_with('%') {
+            // The last line of a panic has the reason in brackets.
+            return Some(reason.strip_suffix(" ]---").map_or(reason.clone(), str::to_owned));
         }
-        rest = &rest[1..];
     }
     None
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{PANIC, panic_reason};
+    use super::{PANIC, PIECE_BYTES};
+    use alloc::string::String;
+
+    fn panic_reason(ram: &[u8]) -> Option<String> {
+        super::panic_reason(ram, 0)
+    }
     use alloc::vec;
 
     #[test]
@@ -147,5 +172,17 @@ mod tests {
         assert_eq!(panic_reason(b"KKernel panic - not syncing: x"), Some("x".into()));
         let endless = [PANIC, &[b'x'; 300]].concat();
         assert_eq!(panic_reason(&endless).map(|reason| reason.len()), Some(200));
+    }
+
+    #[test]
+    fn what_begins_in_a_piece_may_end_in_the_next_and_is_of_one_piece_only() {
+        let text = [PANIC, b"why\0"].concat();
+        for at in [PIECE_BYTES - text.len(), PIECE_BYTES - 5, PIECE_BYTES - 1, PIECE_BYTES] {
+            let mut ram = vec![0; 2 * PIECE_BYTES];
+            ram[at..at + text.len()].copy_from_slice(&text);
+            let found = [0, PIECE_BYTES, 2 * PIECE_BYTES].map(|start| super::panic_reason(&ram, start).is_some());
+            assert_eq!(found, [at < PIECE_BYTES, at >= PIECE_BYTES, false], "at {at}");
+        }
+        assert_eq!(super::panic_reason(&[0; 10], 11), None);
     }
 }

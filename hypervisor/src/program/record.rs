@@ -233,7 +233,7 @@ fn record(
 ) -> io::Result<(Recorder<HostEventSource>, RecordingEnd)> {
     recorder.source_mut().set_clock_running(true);
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
-    let mut watch = Watch::recording(clock::now_ns());
+    let mut watch = Watch::live(clock::now_ns());
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
     // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
     let is_watched = !reporter.is_json() && io::stdout().is_terminal();

@@ -62,9 +62,7 @@ impl Shared {
         kept: Option<KeptLog>,
     ) -> Recorder<HostEventSource> {
         self.drive(|_, _| ());
-        // A machine that has run before has had its console, if it has one.
-        let boots = recorder.machine().instruction_count().0 == 0;
-        let mut watch = if boots { Watch::booting(clock::now_ns()) } else { Watch::running() };
+        let mut watch = Watch::live(clock::now_ns());
         let mut sink = RoleSink { shared: self, kept };
         let mut logged_generation = None;
         let mut rest = 0;

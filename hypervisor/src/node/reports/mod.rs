@@ -231,7 +231,7 @@ pub enum NodeReport {
     GuestPanicked {
         /// Why, as the kernel says in its log.
         reason: String,
-        /// It has a console to say so. Only of a guest that is recorded this is told.
+        /// It has a console to say so.
         has_console: bool,
     },
     /// Replay differs from the log: this side halts and never goes live.

@@ -63,7 +63,7 @@ impl<'a> Playback<'a> {
             entries: 0,
             outputs: 0,
             digests_checked: 0,
-            watch: Watch::running(),
+            watch: Watch::replayed(),
             ending: Ending::Finished,
             progress: Progress::new(now_ns, 0),
             length,
