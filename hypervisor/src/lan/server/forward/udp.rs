@@ -1,6 +1,5 @@
 //! UDP: each client has a flow, with a port of its own at the gateway.
 
-use crate::lan::fabric::Fabric;
 use crate::lan::fabric::UDP_PAYLOAD_BYTES_MAX;
 use crate::lan::server::clients::Limit;
 use crate::lan::server::forward::Protocol;
@@ -52,9 +51,8 @@ impl Forwarded {
             };
             let known = forwarded.flows.borrow().get(&client).filter(|flow| !flow.seat.is_evicted()).cloned();
             let is_known = known.is_some();
-            if let Some(flow) = known.or_else(|| forwarded.open(client, &socket)) {
-                flow.send(&datagram[..bytes], forwarded.guest);
-            }
+            let flow = known.unwrap_or_else(|| forwarded.open(client, &socket));
+            flow.send(&datagram[..bytes], forwarded.guest);
             if !is_known {
                 // The flow that has lost its place to this one is closed before the next datagram is taken.
                 tokio::task::yield_now().await;
@@ -62,21 +60,11 @@ impl Forwarded {
         }
     }
 
-    /// A flow for a new client, unless there are too many.
-    fn open(self: &Rc<Self>, client: SocketAddr, socket: &Rc<UdpSocket>) -> Option<Rc<Flow>> {
-        let seat = match Seat::take(&self.shared, Protocol::Udp, self.listen, client) {
-            Ok((seat, evicted)) => {
-                self.tell_replaced(client, &evicted);
-                seat
-            }
-            Err(full) => {
-                if let Some(left_out) = self.shared.admit(PeerLine::ClientRefused) {
-                    tracing::warn!(%client, "a datagram is dropped: {full}{left_out}");
-                }
-                self.shared.drive(Fabric::count_refused_client);
-                return None;
-            }
-        };
+    /// A flow for a new client.
+    fn open(self: &Rc<Self>, client: SocketAddr, socket: &Rc<UdpSocket>) -> Rc<Flow> {
+        let (seat, evicted) = Seat::take(&self.shared, Protocol::Udp, self.listen, client)
+            .expect("however many flows there are, the longest silent makes room at once");
+        self.tell_replaced(client, &evicted);
         let flow = Rc::new(Flow::open(&self.shared, seat, self.guest));
         self.flows.borrow_mut().insert(client, flow.clone());
         let (forwarded, socket, served) = (self.clone(), socket.clone(), flow.clone());
@@ -88,7 +76,7 @@ impl Forwarded {
             }
             forwarded.forget(client, &served);
         });
-        Some(flow)
+        flow
     }
 
     /// Counts and tells that flows have lost their places to that of `client`.
