@@ -280,3 +280,26 @@ fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
         assert!(shown.len() < 110_000, "it was replayed to its end: {}", shown.len());
     }
 }
+
+/// What is told begins a line of its own on a terminal, also behind a prompt of the guest's and the terminal's own `^C`.
+#[test]
+fn reports_begin_at_the_margin_of_a_terminal() {
+    let recording = Recording::of(&[b"login: "]);
+    let log = recording.log.to_str().unwrap();
+    let (shown, code) = Terminal::start(&programs!(), "ft-replay", &[log]).unwrap().read_to_end().unwrap();
+    let shown = text(&shown);
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!((code, lines[0]), (Some(exit::OK.into()), "login: "), "{shown:?}");
+    assert!(lines[1].contains(" replay: ") && lines[1].starts_with(|first: char| first.is_ascii_digit()), "{shown:?}");
+    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{shown:?}");
+
+    let claims = recording.path("claims");
+    let arguments = ["--dir", claims.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let mut arbiter = Terminal::start(&programs!(), "ft-arbiter", &arguments).unwrap();
+    arbiter.read_until(b"listening").unwrap();
+    arbiter.type_keys(&[CTRL_C]).unwrap();
+    let (shown, code) = arbiter.read_to_end().unwrap();
+    assert_eq!(code, Some(exit::OK.into()));
+    let shown = text(&shown);
+    assert!(shown.lines().any(|line| line.ends_with("^C")), "{shown:?}");
+}

@@ -7,6 +7,7 @@ use std::fmt::{self, Display};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vm::OutputId;
 
 /// How much a report matters.
@@ -89,7 +90,7 @@ impl Reporter {
         if self.json {
             writer::stdout().push_line(self.json_line(at_us, report));
         } else {
-            let line = line(self.program, report.level(), &report.to_string(), Looks::of_stderr());
+            let line = line_for_stderr(self.program, report.level(), &report.to_string());
             writer::stderr().push_line(line.into_bytes());
         }
     }
@@ -155,7 +156,7 @@ const COLUMNS_MIN: usize = 40;
 
 /// How lines for a person look.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Looks {
+struct Looks {
     /// How wide the terminal is, in columns; none if it is no terminal, and lines are read later.
     columns: Option<usize>,
     /// Colours are welcome, as <https://no-color.org> says.
@@ -164,7 +165,7 @@ pub(crate) struct Looks {
 
 impl Looks {
     /// How lines on this process's standard error look now: a terminal's width changes.
-    pub(crate) fn of_stderr() -> Self {
+    fn of_stderr() -> Self {
         static IS_TERMINAL: OnceLock<bool> = OnceLock::new();
         Self::of(&io::stderr(), *IS_TERMINAL.get_or_init(|| io::stderr().is_terminal()))
     }
@@ -189,12 +190,40 @@ pub(crate) fn set_off(word: &str, level: Level) -> String {
     if Looks::of(&stdout, stdout.is_terminal()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
 }
 
+/// The terminal's cursor isn't at the beginning of a line: it is behind a prompt of the guest's, say.
+static IS_WITHIN_LINE: AtomicBool = AtomicBool::new(false);
+
+/// The guest's console goes to standard output, as `bytes`.
+pub(crate) fn console_shown(bytes: &[u8]) {
+    static IS_TERMINAL: OnceLock<bool> = OnceLock::new();
+    if let Some(last) = bytes.last()
+        && *IS_TERMINAL.get_or_init(|| io::stdout().is_terminal())
+    {
+        IS_WITHIN_LINE.store(*last != b'\n', Ordering::Release);
+    }
+}
+
+/// Ctrl-C was typed, perhaps: a terminal shows that itself.
+pub(crate) fn key_shown() {
+    IS_WITHIN_LINE.store(true, Ordering::Release);
+}
+
+/// A line for a person at standard error; a terminal gets it as a line of its own, whatever was there before.
+pub(crate) fn line_for_stderr(program: &str, level: Level, text: &str) -> String {
+    let looks = Looks::of_stderr();
+    let mut line = line(program, level, text, looks);
+    if looks.columns.is_some() && IS_WITHIN_LINE.swap(false, Ordering::AcqRel) {
+        line.insert(0, '\n');
+    }
+    line
+}
+
 /// A line for a person: when, how much it matters, who says it, and what.
 ///
 /// A file is read days later, together with others: it gets the date, every level and the program's whole name. A terminal is
 /// looked at now, and most of its 80 columns are for what is said: it gets the time of day, the levels of what is wrong in words
 /// (the others only in colour), the name without `ft-`, and what is too long in several lines.
-pub(crate) fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
+fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
     let at = clock::WallTime(clock::wall_ms()).to_string();
     let (name, colour) = level.looks();
     let text = Printable(text);

@@ -1,5 +1,6 @@
 //! What an operator's signals ask of a program; and the limit of file sizes, which is no reason to die.
 
+use super::report;
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::thread;
@@ -33,6 +34,9 @@ pub fn on_termination(mut on_signal: impl FnMut(Termination) + Send + 'static) -
     signals.thread_block()?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGINT {
+                report::key_shown();
+            }
             let leaves = matches!(signal, Signal::SIGHUP | Signal::SIGQUIT);
             on_signal(if leaves { Termination::Leave } else { Termination::End });
         }

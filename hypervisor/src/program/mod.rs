@@ -19,7 +19,7 @@ pub mod site;
 
 use self::cli::exit;
 use crate::node::reports::NodeReport;
-use crate::os::report::{Level, Looks, Reporter, line};
+use crate::os::report::{Level, Reporter, line_for_stderr};
 use crate::os::{signals, terminal, writer};
 use std::fmt;
 use std::process::ExitCode;
@@ -105,6 +105,6 @@ where
         if level == Level::Debug {
             text.insert_str(0, &format!("{}: ", event.metadata().target()));
         }
-        out.write_str(&line(self.program, level, &text, Looks::of_stderr()))
+        out.write_str(&line_for_stderr(self.program, level, &text))
     }
 }

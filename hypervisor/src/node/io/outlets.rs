@@ -6,7 +6,7 @@ use super::tap::TapSender;
 use crate::lan::client::FrameSender;
 use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
-use crate::os::report::Reporter;
+use crate::os::report::{self, Reporter};
 use crate::os::writer;
 use ft::output_gate::{CONSOLE_BYTES_MAX, Released};
 use hdrhistogram::Histogram;
@@ -179,6 +179,7 @@ impl Outlets {
                 self.reporter.tell_output(id, &NodeReport::Console(piece));
             }
         } else {
+            report::console_shown(bytes);
             writer::stdout().push_console(id, bytes.to_vec());
         }
     }

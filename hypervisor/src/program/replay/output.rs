@@ -5,7 +5,7 @@ use crate::node::io::console_filter::ConsoleFilter;
 use crate::node::io::console_text::ConsoleText;
 use crate::node::reports::NodeReport;
 use crate::os::clock;
-use crate::os::report::Reporter;
+use crate::os::report::{self, Reporter};
 use crate::program::cli::interrupt;
 use crate::program::cli::stdout::StdoutError;
 use serde::Serialize;
@@ -105,17 +105,21 @@ impl Output {
 
     /// Shows what the guest wrote to its console.
     pub(super) fn show(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+        let is_shown = matches!(self.console, Console::Stdout) && !self.reporter.is_json();
         let mut shown = Vec::new();
         let bytes = match &mut self.filter {
             Some(filter) => {
                 filter.push(bytes, &mut shown);
-                if matches!(self.console, Console::Stdout) && !self.reporter.is_json() {
+                if is_shown {
                     interrupt::set_undo(filter.undo());
                 }
                 &shown
             }
             None => bytes,
         };
+        if is_shown {
+            report::console_shown(bytes);
+        }
         self.put(bytes)
     }
 
