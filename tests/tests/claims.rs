@@ -1,9 +1,10 @@
 //! Whose claims are at which arbiter: two arbiters that agree on a number, claims that vanish, starts beside a VM that lives.
 
+use hypervisor::program::site::cluster::PATIENCE;
 use std::fs;
 use std::path::Path;
 use tests::programs;
-use tests::stage::{Ended, Stage, wait_until};
+use tests::stage::{Ended, Pair, Stage, wait_until};
 
 const ANYWHERE: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
@@ -92,4 +93,24 @@ fn a_vm_that_lives_is_not_started_afresh_even_by_force() {
     let mut second = stage.node("ft-primary", &["--unprotected", "--force-new"]);
     second.comes_to_own(2);
     wait_until("the guest's first words", || !second.console().is_empty());
+}
+
+/// A claim's own number, which is less by one, is called a flag.
+#[test]
+fn all_programs_mean_the_same_by_a_generation() {
+    let mut stage = Stage::new(programs!());
+    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
+    assert_eq!(primary.told_number("owner", "generation"), 1);
+    assert_eq!(backup.told_number("protected", "generation"), 1);
+    primary.kill();
+    assert_eq!(backup.told_number("live", "generation"), 2);
+    backup.told("lan_attached");
+    for nth in 1..=2 {
+        let generation = nth as u64;
+        let claim = stage.site.arbiter.wait_for_nth("claim", nth, PATIENCE).unwrap();
+        assert_eq!(claim["generation"], generation, "{claim}");
+        assert_eq!(claim["flag"], generation - 1, "{claim}");
+        let attached = stage.site.lan.wait_for_nth("attached", nth, PATIENCE).unwrap();
+        assert_eq!(attached["generation"], generation, "{attached}");
+    }
 }
