@@ -52,6 +52,7 @@ fn usual_of_a_node() -> Vec<NodeReport> {
         NodeReport::RawConsole,
         NodeReport::Replaying { instruction_count: 12_345_678_901, mips: 456.0, entries: 1_234_567, percent: Some(50) },
         NodeReport::Figures(figures()),
+        NodeReport::Figures(Figures { frames_without_lan: 1_234, ..figures() }),
         end("the operator ended the VM; it can be started again", 0),
         end("stopped by the operator; its backup goes on", 0),
         end("fenced by node 12345678 at 127.0.0.1:7201", 3),

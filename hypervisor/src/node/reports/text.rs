@@ -142,11 +142,11 @@ impl fmt::Display for NodeReport {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} frames", Instructions(self.instruction_count), Grouped(self.frames))?;
-        if self.hold_time.samples > 0 {
-            write!(f, " held {} us (median)", Tenths(self.hold_time.p50_us))?;
-        }
+        // How long frames were held matters if they went anywhere.
         if self.frames_without_lan > 0 {
-            write!(f, "; {} found no LAN", Grouped(self.frames_without_lan))?;
+            write!(f, ", {} of them found no LAN", Grouped(self.frames_without_lan))?;
+        } else if self.hold_time.samples > 0 {
+            write!(f, " held {} us (median)", Tenths(self.hold_time.p50_us))?;
         }
         dropped(f, self.frames_dropped)?;
         lost(f, self.outputs_given_up, "were given up: the network didn't carry them")
