@@ -144,7 +144,7 @@ impl fmt::Display for Figures {
         write!(f, "{}, {} frames", Instructions(self.instruction_count), Grouped(self.frames))?;
         // How long frames were held matters if they went anywhere.
         if self.frames_without_lan > 0 {
-            write!(f, ", {} of them found no LAN", Grouped(self.frames_without_lan))?;
+            write!(f, ", {} without LAN", Grouped(self.frames_without_lan))?;
         } else if self.hold_time.samples > 0 {
             write!(f, " held {} us (median)", Tenths(self.hold_time.p50_us))?;
         }
