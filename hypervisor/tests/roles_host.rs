@@ -226,7 +226,7 @@ fn run_faulty_backup(
     let primary = thread::spawn(move || primary(Peer::new(accepted)));
     let node = node(9, arbiter);
     let role = backup_role(&node);
-    let outcome = backup::run(node, role, stream, None, faults).unwrap();
+    let outcome = backup::run(&node, role, stream, None, faults).unwrap();
     primary.join().unwrap();
     outcome
 }
@@ -517,7 +517,7 @@ fn real_backup(id: u128, arbiter: &Arc<Claims>, address: SocketAddr) -> (Link, t
     let node = node(id, arbiter);
     let thread = thread::spawn(move || {
         let role = backup_role(&node);
-        backup::run(node, role, stream, None, FaultInjection::default()).unwrap()
+        backup::run(&node, role, stream, None, FaultInjection::default()).unwrap()
     });
     link.wait_for_protection();
     (link, thread)

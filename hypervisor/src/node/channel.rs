@@ -1,16 +1,17 @@
-//! The logging channel's socket: any thread may read or write it, one at a time, and nobody waits for a stuck peer.
+//! The logging channel: any thread may read or write it, one at a time, and nobody waits for a stuck peer.
 
+use super::host::Connection;
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Bytes read from the socket in one call.
+/// Bytes read from the connection in one call.
 const READ_BYTES: usize = 64 << 10;
 
 /// Locks a mutex whose data stays whole even if a holder panicked: a panic ends the process soon enough.
@@ -30,37 +31,77 @@ pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool
     }
 }
 
+impl Connection for TcpStream {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.as_raw_fd(), buffer, MsgFlags::empty())?)
+    }
+
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    // Not by O_NONBLOCK, which every descriptor of the socket would have.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    fn cut(&self) {
+        // Fails if the peer has closed it already, which is as good.
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
+
 /// Says something short on a connection that is no logging channel (yet). A peer that doesn't read isn't waited for.
 ///
 /// # Errors
 /// Of the connection; `WouldBlock` if it is full, as its peer has read nothing of what was said before.
-pub(crate) fn say(stream: &TcpStream, message: &Message) -> io::Result<()> {
+pub(crate) fn say<C: Connection>(connection: &C, message: &Message) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
-    let sent = send(stream.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
+    let sent = connection.send(&bytes)?;
     if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
 }
 
-/// The writing side of a logging channel, for the thread that has it at the moment.
-#[derive(Debug, Default)]
-pub struct ChannelWriter {
-    stream: Option<TcpStream>,
-    buffer: Vec<u8>,
+/// Whether an error says only that there is nothing to be done now.
+fn is_idle(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-impl ChannelWriter {
-    /// Takes what `fill` gives and writes it. Without a connection the bytes go nowhere: their reader is lost.
+/// The writing side of a logging channel, for the thread that has it at the moment.
+#[derive(Debug)]
+pub(crate) struct ChannelWriter<C> {
+    connection: Option<Arc<C>>,
+    buffer: Vec<u8>,
+    /// How much of the buffer has been sent.
+    sent: usize,
+}
+
+impl<C: Connection> ChannelWriter<C> {
+    /// Sends what the connection has not taken yet. `true` if there is nothing left of it.
     ///
     /// That a peer is gone is noticed by whoever reads the connection, after all that the peer has sent.
-    pub fn write(&mut self, sent: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) {
-        self.buffer.clear();
-        fill(&mut self.buffer);
-        let Some(stream) = &mut self.stream else { return };
-        if stream.write_all(&self.buffer).is_ok() {
-            sent.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
-        } else {
-            self.stream = None;
+    fn send_rest(&mut self, count: &AtomicU64) -> bool {
+        while let Some(connection) = &self.connection
+            && self.sent < self.buffer.len()
+        {
+            match connection.send(&self.buffer[self.sent..]) {
+                Ok(sent) => {
+                    self.sent += sent;
+                    count.fetch_add(sent as u64, Ordering::Relaxed);
+                }
+                Err(error) if is_idle(&error) => return false,
+                Err(_) => self.connection = None,
+            }
         }
+        true
+    }
+
+    /// Sends what `fill` gives, as [`ChannelWriter::send_rest`]. Without a connection the bytes go nowhere: their reader is lost.
+    fn send(&mut self, count: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.buffer.clear();
+        self.sent = 0;
+        fill(&mut self.buffer);
+        self.send_rest(count)
     }
 }
 
@@ -80,49 +121,49 @@ pub enum Arrived {
 
 /// The reading side of a logging channel.
 #[derive(Debug)]
-pub struct ChannelReader {
-    stream: Arc<TcpStream>,
+pub struct ChannelReader<C> {
+    connection: Arc<C>,
     decoder: FrameDecoder,
     buffer: Vec<u8>,
 }
 
-impl ChannelReader {
-    /// A reader of `stream`.
+impl<C: Connection> ChannelReader<C> {
+    /// A reader of `connection`.
     #[must_use]
-    pub fn new(stream: Arc<TcpStream>) -> Self {
-        Self { stream, decoder: FrameDecoder::new(), buffer: vec![0; READ_BYTES] }
+    pub fn new(connection: Arc<C>) -> Self {
+        Self { connection, decoder: FrameDecoder::new(), buffer: vec![0; READ_BYTES] }
     }
 
     /// What it reads.
     #[must_use]
-    pub fn stream(&self) -> Arc<TcpStream> {
-        self.stream.clone()
+    pub fn connection(&self) -> Arc<C> {
+        self.connection.clone()
     }
 
-    /// Waits until something has arrived.
+    /// Takes what has arrived; a host that has a thread for this waits until something has.
     pub fn wait(&mut self) -> Arrived {
-        self.read(MsgFlags::empty())
+        let received = self.connection.receive(&mut self.buffer);
+        self.decode(received)
     }
 
     /// Takes what has arrived already.
     pub fn take(&mut self) -> Arrived {
-        self.read(MsgFlags::MSG_DONTWAIT)
+        let received = self.connection.receive_now(&mut self.buffer);
+        self.decode(received)
     }
 
-    fn read(&mut self, flags: MsgFlags) -> Arrived {
+    fn decode(&mut self, received: io::Result<usize>) -> Arrived {
         let last = |reason| Arrived::Last { messages: Vec::new(), reason };
-        match recv(self.stream.as_raw_fd(), &mut self.buffer, flags) {
-            Ok(0) => last("connection closed".into()),
-            Ok(length) => {
-                self.decoder.push(&self.buffer[..length]);
-                self.decode()
+        match received {
+            Ok(0) => return last("connection closed".into()),
+            Ok(length) => self.decoder.push(&self.buffer[..length]),
+            Err(error) if is_idle(&error) => return Arrived::Messages(Vec::new()),
+            Err(error) => {
+                let reason =
+                    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().into());
+                return last(format!("connection lost: {reason}"));
             }
-            Err(Errno::EAGAIN | Errno::EINTR) => Arrived::Messages(Vec::new()),
-            Err(error) => last(format!("connection lost: {}", error.desc())),
         }
-    }
-
-    fn decode(&mut self) -> Arrived {
         let mut messages = Vec::new();
         let reason = loop {
             match self.decoder.next_frame() {
@@ -139,43 +180,84 @@ impl ChannelReader {
 }
 
 /// A logging channel that may be connected, cut, and connected again.
-#[derive(Debug, Default)]
-pub struct Channel {
-    pub(crate) writer: Mutex<ChannelWriter>,
+#[derive(Debug)]
+pub struct Channel<C> {
+    writer: Mutex<ChannelWriter<C>>,
     /// Gone once its connection has ended.
-    pub(crate) reader: Mutex<Option<ChannelReader>>,
-    /// The connection, so that it can be waited for, and cut while a writer is stuck in it.
-    stream: Mutex<Option<Arc<TcpStream>>>,
-    /// Bytes written so far.
-    pub(crate) sent: AtomicU64,
+    pub(crate) reader: Mutex<Option<ChannelReader<C>>>,
+    /// The connection, so that it can be waited for, and cut.
+    connection: Mutex<Option<Arc<C>>>,
+    /// The connection has not taken all that was to be sent.
+    is_clogged: AtomicBool,
+    /// Bytes sent so far.
+    sent: AtomicU64,
 }
 
-impl Channel {
+impl<C> Default for Channel<C> {
+    fn default() -> Self {
+        Self {
+            writer: Mutex::new(ChannelWriter { connection: None, buffer: Vec::new(), sent: 0 }),
+            reader: Mutex::default(),
+            connection: Mutex::default(),
+            is_clogged: AtomicBool::default(),
+            sent: AtomicU64::default(),
+        }
+    }
+}
+
+impl<C: Connection> Channel<C> {
     /// Connects the channel. The reader of an earlier connection is gone, so that nothing it still had is taken for a word of
-    /// the new peer.
-    ///
-    /// # Errors
-    /// If the socket can't be set up.
-    pub fn connect(&self, stream: Arc<TcpStream>) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let writer = stream.try_clone()?;
+    /// the new peer, and so is what the earlier connection had not taken.
+    pub fn connect(&self, connection: Arc<C>) {
         *lock(&self.reader) = None;
-        *lock(&self.stream) = Some(stream);
-        lock(&self.writer).stream = Some(writer);
-        Ok(())
+        *lock(&self.connection) = Some(connection.clone());
+        let mut writer = lock(&self.writer);
+        *writer = ChannelWriter { connection: Some(connection), buffer: std::mem::take(&mut writer.buffer), sent: 0 };
+        writer.buffer.clear();
+        self.is_clogged.store(false, Ordering::SeqCst);
     }
 
     /// The connection, to wait for what arrives on it; none once it has ended.
     #[must_use]
-    pub fn stream(&self) -> Option<Arc<TcpStream>> {
-        lock(&self.stream).clone()
+    pub fn connection(&self) -> Option<Arc<C>> {
+        lock(&self.connection).clone()
+    }
+
+    /// Bytes sent so far, over all connections.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection has not taken all that was to be sent. [`Channel::send`] is to be called again soon then.
+    #[must_use]
+    pub fn is_clogged(&self) -> bool {
+        self.is_clogged.load(Ordering::SeqCst)
+    }
+
+    /// Sends the rest of what the connection had not taken and then, as long as `has_more`, what `fill` gives. If the connection
+    /// takes no more now, or another thread sends already, this returns at once.
+    pub fn send(&self, has_more: impl Fn() -> bool, mut fill: impl FnMut(&mut Vec<u8>)) {
+        let mut tries_again = self.is_clogged();
+        while std::mem::take(&mut tries_again) || (has_more() && !self.is_clogged()) {
+            // Whoever sends looks for more after giving the writer back.
+            let mut writer = match self.writer.try_lock() {
+                Ok(writer) => writer,
+                Err(TryLockError::Poisoned(writer)) => writer.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let mut is_free = writer.send_rest(&self.sent);
+            while is_free && has_more() {
+                is_free = writer.send(&self.sent, &mut fill);
+            }
+            self.is_clogged.store(!is_free, Ordering::SeqCst);
+        }
     }
 
     /// Cuts the connection: whoever reads or writes it gets an error at once.
     pub fn cut(&self) {
-        if let Some(stream) = lock(&self.stream).take() {
-            // Fails if the peer has closed it already, which is as good.
-            let _ = stream.shutdown(Shutdown::Both);
+        if let Some(connection) = lock(&self.connection).take() {
+            connection.cut();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One side of a VM, as its process knows itself.
 
+use super::host::{Answer, Question};
 use super::io::console::Keys;
 use super::io::network::NetworkAddress;
 use super::reports::NodeReport;
@@ -35,6 +36,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// Asks the arbiter; `failed` as in [`Node::claim`].
+    pub(in crate::node) fn ask(&self, question: Question, failed: &mut u32) -> Answer {
+        match question {
+            Question::Claim(request) => Answer::Claim(self.claim(request, failed)),
+            Question::Latest => Answer::Latest(self.latest(failed)),
+        }
+    }
+
     /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are told ever more rarely.
     pub(in crate::node) fn claim(&self, request: ClaimRequest, failed: &mut u32) -> ClaimAnswer {
         let claim = Claim { node: request.node, kind: request.kind, address: Some(self.address.clone()) };

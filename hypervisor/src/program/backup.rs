@@ -141,7 +141,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         let keeping = options.node.keeping()?;
         let stream = search.find_primary(&node, options.primary)?;
         let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
-        match backup::run(node.clone(), role, stream, keeping, faults)? {
+        match backup::run(&node, role, stream, keeping, faults)? {
             // It has had no part in the VM, and is as good a backup as before.
             BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),

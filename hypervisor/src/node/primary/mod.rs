@@ -24,7 +24,7 @@ use ft::record::Recorder;
 use ft::role::{FULL_SHARE, PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::Generation;
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,9 +44,8 @@ const WATCH: Duration = Duration::from_millis(50);
 /// How long a VM that has ended waits for its network to carry the guest's last words, in nanoseconds.
 const LAST_WORDS_NS: u64 = 500_000_000;
 
-/// How long the last words to a backup, and then the vCPU thread, may be stuck in a channel that the backup doesn't read before
-/// an ending process goes on.
-const PARTING: Duration = Duration::from_secs(1);
+/// How long a process that ends waits for its backup to read the last words to it, in nanoseconds.
+const PARTING_NS: u64 = 1_000_000_000;
 
 /// How a live VM's process ends.
 #[derive(Debug)]
@@ -67,7 +66,7 @@ pub struct LiveVm {
 pub(in crate::node) struct Shared {
     pub(in crate::node) node: Node,
     pub(in crate::node) role: Mutex<PrimaryRole>,
-    pub(in crate::node) channel: Channel,
+    pub(in crate::node) channel: Channel<TcpStream>,
     /// How many backups wait for the place of the one that there is.
     pub(in crate::node) spares: AtomicUsize,
     /// For whoever takes a backup.
@@ -90,8 +89,6 @@ pub(in crate::node) struct Shared {
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(in crate::node) share: AtomicU32,
     pub(in crate::node) over: Arc<AtomicBool>,
-    /// The vCPU thread writes to nobody any more.
-    pub(in crate::node) vcpu_over: AtomicBool,
     actions: Sender<PrimaryAction>,
 }
 
@@ -130,7 +127,6 @@ impl LiveVm {
             taking: Mutex::default(),
             visitor_lines: Mutex::default(),
             over: Arc::default(),
-            vcpu_over: AtomicBool::new(false),
             actions,
             node,
         });
@@ -171,22 +167,9 @@ impl LiveVm {
         self.part(PrimaryRole::handle_leave);
     }
 
-    /// Gives the role the operator's wish. The last words to the backup are written before anything ends, but a backup that reads
-    /// nothing is not waited for: the calling thread also hears the next signal.
+    /// Gives the role the operator's wish.
     fn part(&self, wish: impl FnOnce(&mut PrimaryRole, u64)) {
-        let actions = self.shared.give(wish);
-        let (done, written) = crossbeam_channel::bounded(1);
-        let shared = self.shared.clone();
-        let writer = spawn("last words", move || {
-            shared.put_out_released();
-            shared.send_outgoing();
-            // Fails if they came too late.
-            let _ = done.send(());
-        });
-        if writer.is_ok() {
-            let _ = written.recv_timeout(PARTING);
-        }
-        self.shared.pass_on(actions);
+        self.shared.drive(wish);
         self.shared.inbox.wake();
     }
 }
@@ -235,7 +218,10 @@ impl Shared {
         let mut role = lock(&self.role);
         let now_ns = clock::now_ns();
         input(&mut role, now_ns);
-        self.may_run.store(role.may_run(), Ordering::Release);
+        let may_run = role.may_run();
+        if !self.may_run.swap(may_run, Ordering::AcqRel) && may_run {
+            self.inbox.wake();
+        }
         self.clock_stands.store(role.clock_stands(now_ns), Ordering::Release);
         self.holding.store(role.gate().held() > 0, Ordering::Release);
         self.generation.store(role.generation().0, Ordering::Relaxed);
@@ -271,11 +257,7 @@ impl Shared {
 
     /// The same on whatever thread.
     pub(in crate::node) fn write_outgoing(&self) {
-        serve(
-            &self.channel.writer,
-            || lock(&self.role).has_outgoing(),
-            |writer| writer.write(&self.channel.sent, |buffer| lock(&self.role).poll_outgoing(buffer)),
-        );
+        self.channel.send(|| lock(&self.role).has_outgoing(), |buffer| lock(&self.role).poll_outgoing(buffer));
     }
 
     fn put_out_released(&self) {
@@ -301,12 +283,8 @@ impl Shared {
     /// All console output below `next` is written, or dropped because nobody reads it: what had to stop the guest may not any
     /// more.
     fn console_left(&self, next: OutputId) {
-        let could_run = self.may_run.load(Ordering::Acquire);
-        // The thread that writes to the console must not wait for the channel.
+        // The thread that writes to the console must not wait for the network.
         self.pass_on(self.give(|role, _| role.handle_console_left(next)));
-        if !could_run {
-            self.inbox.wake();
-        }
     }
 
     fn start_network(self: &Arc<Self>, machine: &Machine) -> io::Result<()> {
@@ -340,8 +318,6 @@ impl Shared {
                 if let Some(report) = disk.as_mut().and_then(|disk| disk.look(clock::now_ns())) {
                     self.node.reporter.tell(&report);
                 }
-                // The thread that ticks may be stuck in writing to a backup that doesn't read. This one never writes.
-                self.pass_on(self.give(PrimaryRole::handle_tick));
                 continue;
             };
             match action {
@@ -391,21 +367,19 @@ impl Shared {
         if matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired)) {
             self.wait_for_last_words();
         }
+        self.send_last_words();
         lock(&self.outlets).finish_console();
         self.over.store(true, Ordering::Release);
         self.inbox.wake();
-        self.free_vcpu();
         end
     }
 
-    /// Cuts the channel if the vCPU thread is stuck in it.
-    fn free_vcpu(&self) {
-        let end_ns = clock::now_ns() + u64::try_from(PARTING.as_nanos()).unwrap_or(u64::MAX);
-        while !self.vcpu_over.load(Ordering::Acquire) {
-            if clock::now_ns() >= end_ns {
-                return self.channel.cut();
-            }
+    /// A backup that reads gets what was said to it last, for a while.
+    fn send_last_words(&self) {
+        let end_ns = clock::now_ns() + PARTING_NS;
+        while self.channel.is_clogged() && clock::now_ns() < end_ns {
             thread::sleep(Duration::from_millis(1));
+            self.write_outgoing();
         }
     }
 
@@ -455,7 +429,7 @@ impl Shared {
         self.node.reporter.tell(&NodeReport::Figures(Figures {
             instruction_count: machine.instruction_count().0,
             entries: role.appended().0,
-            channel_bytes: self.channel.sent.load(Ordering::Relaxed),
+            channel_bytes: self.channel.sent(),
             frames,
             frames_without_lan,
             hold_time,

@@ -119,7 +119,6 @@ impl Shared {
                 }
             }
         }
-        self.vcpu_over.store(true, Ordering::Release);
         sink.finish();
         recorder
     }
@@ -207,7 +206,7 @@ impl Shared {
     /// memory to be copied for the log on disk, or the disk is waited for.
     fn sleep(&self, recorder: &mut Recorder<HostEventSource>, sleeper: Sleeper, log_is_busy: bool) {
         let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
-        let channel = if backup_matters { self.channel.stream() } else { None };
+        let channel = if backup_matters { self.channel.connection() } else { None };
         let socket = channel.as_ref().map(|stream| stream.as_fd());
         let is_joining = self.copying.load(Ordering::Acquire);
         if is_joining && lock(&self.role).wants_copy() {

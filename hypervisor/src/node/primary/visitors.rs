@@ -117,6 +117,7 @@ impl Shared {
             _ => return Err("it doesn't ask to join".into()),
         };
         visitor.set_read_timeout(None).map_err(io)?;
+        visitor.set_nodelay(true).map_err(io)?;
         // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
         let _one_at_a_time = loop {
             // One that has gone meanwhile must not take the place of one that is here.
@@ -136,7 +137,7 @@ impl Shared {
                 return Err(reason);
             }
         };
-        self.channel.connect(reader.stream()).map_err(io)?;
+        self.channel.connect(reader.connection());
         self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
         self.sending_memory.store(true, Ordering::SeqCst);
         let mut taken = Ok(());
@@ -171,7 +172,7 @@ impl Shared {
     /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats, and so does this side.
     fn wait_for_place(
         &self,
-        reader: &mut ChannelReader,
+        reader: &mut ChannelReader<TcpStream>,
         visitor: &TcpStream,
         address: SocketAddr,
         vm: &VmId,

@@ -1,0 +1,286 @@
+//! A backup's machine: put together from a snapshot, and then replaying in lockstep.
+
+use super::side::BackupSide;
+use super::{BitFlip, FaultInjection};
+use crate::node::channel::lock;
+use crate::node::host::{Host, Next, Observation};
+use crate::node::log::kept_log::KeptLog;
+use crate::node::reports::NodeReport;
+use ft::replay::{Consumed, Replayer};
+use logchannel::entry::{EntryBody, LogEntry};
+use logchannel::session::SessionHeader;
+use logchannel::snapshot::{Pages, Snapshot};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use vm::{Event, OutputId, OutputOperation, Restoration};
+
+/// How long a replay that has nothing to do waits before it looks again, in nanoseconds. Work wakes it.
+const IDLE_NS: u64 = 5_000_000;
+
+/// What the replay has to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    Begin(SessionHeader, Option<Box<KeptLog>>),
+    Pages(Pages),
+    Restore(Snapshot),
+    Replay(VecDeque<LogEntry>),
+    Finish,
+}
+
+impl Work {
+    /// What it occupies until it is done.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.bytes.len(),
+            Self::Replay(entries) => entries.iter().map(buffered_bytes).sum(),
+            Self::Begin(..) | Self::Restore(_) | Self::Finish => 0,
+        }
+    }
+}
+
+/// What an entry occupies in the log buffer.
+fn buffered_bytes(entry: &LogEntry) -> usize {
+    let content = match &entry.body {
+        EntryBody::Event(Event::Packet { frame: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
+        EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
+        | EntryBody::Output { .. }
+        | EntryBody::Progress
+        | EntryBody::Digest(_)
+        | EntryBody::PartDigest { .. }
+        | EntryBody::Stopped(_)
+        | EntryBody::Generation(_) => 0,
+    };
+    size_of::<LogEntry>() + content
+}
+
+/// A machine that is being put together.
+#[derive(Debug)]
+struct Restoring {
+    session: SessionHeader,
+    restoration: Restoration,
+    kept: Option<Box<KeptLog>>,
+    /// Bytes of memory received.
+    snapshot_bytes: u64,
+}
+
+/// A machine in lockstep.
+#[derive(Debug)]
+pub struct Following {
+    /// What the VM is.
+    pub session: SessionHeader,
+    /// The machine.
+    pub replayer: Replayer,
+    /// Its log on disk, if one is kept.
+    pub kept: Option<Box<KeptLog>>,
+}
+
+/// The machine, as far as it has come.
+#[derive(Debug)]
+enum Stage {
+    Nothing,
+    Restoring(Box<Restoring>),
+    Following(Box<Following>),
+    /// This side goes live with it.
+    Finished(Box<Following>),
+    /// It must not go live.
+    GivenUp,
+}
+
+/// A batch that is replayed, and counts as replayed at this time.
+#[derive(Debug)]
+struct Replayed {
+    due_ns: u64,
+    entries: VecDeque<LogEntry>,
+    outputs: Vec<(OutputId, OutputOperation)>,
+}
+
+/// A backup's machine.
+#[derive(Debug)]
+pub struct Replay {
+    stage: Stage,
+    /// Of a backup that is slow on purpose.
+    replayed: Option<Replayed>,
+    faults: FaultInjection,
+}
+
+impl Replay {
+    /// A machine of which nothing has come yet.
+    #[must_use]
+    pub const fn new(faults: FaultInjection) -> Self {
+        Self { stage: Stage::Nothing, replayed: None, faults }
+    }
+
+    /// The machine, if this side goes live with it.
+    #[must_use]
+    pub fn into_finished(self) -> Option<Following> {
+        match self.stage {
+            Stage::Finished(following) => Some(*following),
+            Stage::Nothing | Stage::Restoring(_) | Stage::Following(_) | Stage::GivenUp => None,
+        }
+    }
+
+    /// The machine in lockstep, to look at it.
+    #[must_use]
+    pub const fn replayer(&self) -> Option<&Replayer> {
+        match &self.stage {
+            Stage::Following(following) | Stage::Finished(following) => Some(&following.replayer),
+            Stage::Nothing | Stage::Restoring(_) | Stage::GivenUp => None,
+        }
+    }
+}
+
+impl<H: Host> BackupSide<H> {
+    /// Does one piece of what the machine has to do. Done when this side goes live with it, or must not.
+    pub fn step_replay(self: &Arc<Self>, replay: &mut Replay) -> Next {
+        let now_ns = self.host.now_ns();
+        if let Some(replayed) = replay.replayed.take_if(|replayed| replayed.due_ns <= now_ns || self.is_over()) {
+            self.tell_replayed(replay, replayed);
+            return Next::Now;
+        }
+        if let Some(Replayed { due_ns, .. }) = replay.replayed {
+            return Next::Wait { until_ns: due_ns };
+        }
+        if let Stage::Following(following) = &mut replay.stage
+            && let Some(next) = self.copy_for_log(following)
+        {
+            return next;
+        }
+        let Some(work) = lock(&self.work).pop_front() else {
+            return if self.is_over() { Next::Done } else { Next::Wait { until_ns: now_ns + IDLE_NS } };
+        };
+        let bytes = work.bytes();
+        self.do_work(replay, work);
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if matches!(replay.stage, Stage::Finished(_) | Stage::GivenUp) { Next::Done } else { Next::Now }
+    }
+
+    fn do_work(self: &Arc<Self>, replay: &mut Replay, work: Work) {
+        let stage = std::mem::replace(&mut replay.stage, Stage::GivenUp);
+        replay.stage = match (work, stage) {
+            (Work::Finish, Stage::Following(following)) => Stage::Finished(following),
+            (Work::Replay(entries), Stage::Following(following)) => {
+                return self.replay(replay, following, entries);
+            }
+            (work, stage) => self.restore(work, stage).unwrap_or_else(|reason| {
+                self.drive(|role, _| role.handle_restore_failure(&reason));
+                Stage::GivenUp
+            }),
+        };
+    }
+
+    /// Puts a piece of the machine in place.
+    fn restore(self: &Arc<Self>, work: Work, stage: Stage) -> Result<Stage, String> {
+        match (work, stage) {
+            (Work::Begin(session, kept), _) => {
+                let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
+                Ok(Stage::Restoring(Box::new(Restoring { session, restoration, kept, snapshot_bytes: 0 })))
+            }
+            (Work::Pages(pages), Stage::Restoring(mut restoring)) => {
+                restoring.snapshot_bytes += pages.bytes.len() as u64;
+                restoring.restoration.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
+                Ok(Stage::Restoring(restoring))
+            }
+            (Work::Restore(snapshot), Stage::Restoring(restoring)) => {
+                let Restoring { session, restoration, mut kept, snapshot_bytes } = *restoring;
+                let mut machine = restoration.finish(&snapshot.state).map_err(|error| error.to_string())?;
+                let found = machine.digest();
+                if found != snapshot.digest {
+                    return Err(format!("its state digest is {found}, the primary's is {}", snapshot.digest));
+                }
+                self.host.observe(Observation::Restored(&snapshot));
+                let next_output = machine.next_output_id();
+                self.drive(|role, now_ns| role.handle_restored(now_ns, next_output));
+                if let Some(kept) = &mut kept {
+                    kept.restored(&machine, snapshot_bytes);
+                }
+                let replayer = Replayer::new(machine, snapshot.seq);
+                Ok(Stage::Following(Box::new(Following { session, replayer, kept })))
+            }
+            (_, stage) => Ok(stage),
+        }
+    }
+
+    /// Replays a batch.
+    fn replay(self: &Arc<Self>, replay: &mut Replay, mut following: Box<Following>, entries: VecDeque<LogEntry>) {
+        let began_ns = self.host.now_ns();
+        let Some(outputs) = self.replay_batch(&mut following.replayer, &entries, &mut replay.faults.flip) else {
+            return;
+        };
+        replay.stage = Stage::Following(following);
+        let now_ns = self.host.now_ns();
+        let slowdown = u64::from(replay.faults.slowdown.max(1));
+        let replayed = Replayed { due_ns: now_ns + (now_ns - began_ns) * (slowdown - 1), entries, outputs };
+        if replayed.due_ns <= now_ns {
+            self.tell_replayed(replay, replayed);
+        } else {
+            replay.replayed = Some(replayed);
+        }
+    }
+
+    /// Tells the role, and the log on disk, what has been replayed.
+    fn tell_replayed(self: &Arc<Self>, replay: &mut Replay, Replayed { entries, outputs, .. }: Replayed) {
+        let Stage::Following(following) = &mut replay.stage else { return };
+        let Following { replayer, kept, .. } = &mut **following;
+        let count = replayer.machine().instruction_count();
+        self.drive(|role, now_ns| {
+            for (id, output) in outputs {
+                role.handle_output(id, output);
+            }
+            role.handle_consumed(now_ns, replayer.consumed(), count);
+        });
+        if let Some(kept) = kept {
+            entries.iter().for_each(|entry| kept.consumed(entry));
+            self.serve_log(kept, replayer);
+        }
+    }
+
+    /// Lets the log on disk, which has the entries, copy the machine's memory for its next snapshot.
+    fn serve_log(&self, kept: &mut KeptLog, replayer: &mut Replayer) {
+        // A snapshot is of a machine at rest; the entries to come take what the guest sent.
+        if replayer.machine().has_output() {
+            return;
+        }
+        let next = replayer.consumed();
+        let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
+        kept.serve(replayer.machine_mut(), next, tail, || self.is_over());
+    }
+
+    /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a piece and says when to go on.
+    fn copy_for_log(&self, following: &mut Following) -> Option<Next> {
+        let Following { replayer, kept, .. } = following;
+        let kept = kept.as_mut()?;
+        if self.is_over() || replayer.machine().has_output() || kept.steps_allowed(1, replayer.machine()).is_some() {
+            return None;
+        }
+        let next = if kept.wants_copy() { Next::Now } else { Next::Wait { until_ns: self.host.now_ns() + IDLE_NS } };
+        self.serve_log(kept, replayer);
+        Some(next)
+    }
+
+    /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.
+    fn replay_batch(
+        self: &Arc<Self>,
+        replayer: &mut Replayer,
+        entries: &VecDeque<LogEntry>,
+        flip: &mut Option<BitFlip>,
+    ) -> Option<Vec<(OutputId, OutputOperation)>> {
+        let mut outputs = Vec::new();
+        for entry in entries {
+            if let Some(due) = flip.take_if(|flip| entry.count.0 >= flip.count) {
+                replayer.machine_mut().flip_ram_bit(due.address, due.bit);
+            }
+            match replayer.consume(entry) {
+                Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
+                Ok(Consumed::Output(id, output)) => outputs.push((id, output)),
+                Err(divergence) => {
+                    let reason = divergence.to_string();
+                    self.host.report(&NodeReport::Diverged { reason: reason.clone() });
+                    self.drive(|role, now_ns| role.handle_divergence(now_ns, &reason));
+                    return None;
+                }
+            }
+        }
+        Some(outputs)
+    }
+}

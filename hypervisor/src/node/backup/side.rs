@@ -1,0 +1,311 @@
+//! A backup without its threads: the role, its connection and its log on disk, in steps that never wait.
+
+use super::replay::Work;
+use crate::node::channel::{Arrived, Channel, ChannelReader, lock};
+use crate::node::host::{Answer, Host, Next, Observation, Question, StepKind};
+use crate::node::log::JoiningLog;
+use crate::node::log::kept_log::KeptLog;
+use crate::node::reports::NodeReport;
+use ft::role::{BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState};
+use logchannel::entry::Generation;
+use logchannel::session::SessionHeader;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+/// From one look at heartbeats and timeouts to the next, in nanoseconds.
+const TICK_NS: u64 = 5_000_000;
+
+/// The same of the step that claims, whose thread may be busy with the arbiter.
+const WATCH_NS: u64 = 50_000_000;
+
+/// How long a side that can't take more of its channel waits before it looks again, in nanoseconds.
+const FULL_NS: u64 = 1_000_000;
+
+/// Begins a log on disk of what is received.
+pub type OpenLog = Box<dyn FnOnce(SessionHeader) -> io::Result<(KeptLog, JoiningLog)> + Send>;
+
+/// What takes time, or ends this side.
+#[derive(Debug)]
+enum Task {
+    CheckOwner,
+    Claim(ClaimRequest),
+    GoLive(Generation),
+    End(BackupEnd),
+}
+
+/// What the step that does what takes time comes to.
+#[derive(Debug)]
+pub enum Control {
+    /// Nothing for now.
+    Next(Next),
+    /// The arbiter is to be asked this, and [`BackupSide::handle_answer`] to be told its answer.
+    Ask(Question),
+    /// This node owns the VM as this generation, and goes live.
+    GoLive(Generation),
+    /// This side is over.
+    End(BackupEnd),
+}
+
+/// A backup.
+pub struct BackupSide<H: Host> {
+    pub(super) host: H,
+    pub(super) role: Mutex<BackupRole>,
+    channel: Channel<H::Connection>,
+    pub(super) work: Mutex<VecDeque<Work>>,
+    /// Bytes of work not yet done.
+    pub(super) waiting_bytes: AtomicUsize,
+    /// How many of them stop the reading of the channel, and by that the primary.
+    buffer_bytes_max: usize,
+    /// Until the session comes: how to begin the log on disk.
+    open_log: Mutex<Option<OpenLog>>,
+    /// From then on: the log on disk, which takes what is received.
+    joining_log: OnceLock<JoiningLog>,
+    tasks: Mutex<VecDeque<Task>>,
+    over: AtomicBool,
+    /// The name of the guest's image.
+    image: Mutex<String>,
+}
+
+impl<H: Host> fmt::Debug for BackupSide<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackupSide").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host> BackupSide<H> {
+    /// A backup whose primary is at the other end of `connection`. Reading stops while more than `buffer_bytes_max` bytes wait to be
+    /// put in place or replayed.
+    pub fn new(
+        host: H,
+        role: BackupRole,
+        connection: Arc<H::Connection>,
+        open_log: Option<OpenLog>,
+        buffer_bytes_max: usize,
+    ) -> Self {
+        let role = if open_log.is_some() { role.with_disk_log(DiskLogState::Promised) } else { role };
+        let side = Self {
+            host,
+            role: Mutex::new(role),
+            channel: Channel::default(),
+            work: Mutex::default(),
+            waiting_bytes: AtomicUsize::new(0),
+            buffer_bytes_max,
+            open_log: Mutex::new(open_log),
+            joining_log: OnceLock::new(),
+            tasks: Mutex::default(),
+            over: AtomicBool::new(false),
+            image: Mutex::default(),
+        };
+        side.channel.connect(connection.clone());
+        *lock(&side.channel.reader) = Some(ChannelReader::new(connection));
+        // The wish to join.
+        side.send_outgoing();
+        side
+    }
+
+    /// The role, to look at it.
+    pub fn role(&self) -> MutexGuard<'_, BackupRole> {
+        lock(&self.role)
+    }
+
+    /// Whether this side is over: its steps are done.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Ends this side's steps. One that goes live has its machine from the replay first.
+    pub fn finish(&self, goes_live: bool) {
+        if goes_live {
+            // Before the end is announced: a replay that sees the end and has nothing to do gives its machine up.
+            self.give_work(Work::Finish);
+        }
+        self.over.store(true, Ordering::Release);
+        self.channel.cut();
+        // The directory of a log that never began is free again.
+        drop(lock(&self.open_log).take());
+        self.host.wake(StepKind::Replay);
+    }
+
+    /// Gives the role what the primary says, and stops reading while too much waits. Done when the connection has ended.
+    pub fn step_receive(self: &Arc<Self>) -> Next {
+        if self.is_over() {
+            return Next::Done;
+        }
+        let is_disk_full = self.joining_log.get().is_some_and(JoiningLog::is_full);
+        // A primary that doesn't read its acknowledgements gets no more of them than this side can keep.
+        let is_full = self.waiting_bytes.load(Ordering::Relaxed) > self.buffer_bytes_max || self.channel.is_clogged();
+        if is_disk_full || is_full {
+            let now_ns = self.host.now_ns();
+            lock(&self.role).handle_not_listening(now_ns);
+            if is_disk_full {
+                self.wait_for_disk();
+            }
+            return Next::Wait { until_ns: now_ns + FULL_NS };
+        }
+        let mut reader = lock(&self.channel.reader);
+        let Some(arrived) = reader.as_mut().map(ChannelReader::wait) else { return Next::Done };
+        let (messages, end) = match arrived {
+            Arrived::Messages(messages) => (messages, None),
+            Arrived::Last { messages, reason } => (messages, Some(reason)),
+        };
+        if end.is_some() {
+            *reader = None;
+        }
+        drop(reader);
+        let is_idle = messages.is_empty() && end.is_none();
+        self.drive(|role, now_ns| {
+            for message in messages {
+                role.handle_message(now_ns, message);
+            }
+            if let Some(reason) = &end {
+                role.handle_disconnect(now_ns, reason);
+            }
+        });
+        match end {
+            Some(_) => Next::Done,
+            None if is_idle => Next::Arrival,
+            None => Next::Now,
+        }
+    }
+
+    /// Tells the role that time has passed.
+    pub fn step_timers(self: &Arc<Self>) -> Next {
+        if self.is_over() {
+            return Next::Done;
+        }
+        if lock(&self.role).waits_for_disk() {
+            self.wait_for_disk();
+        }
+        self.drive(BackupRole::handle_tick);
+        Next::Wait { until_ns: self.host.now_ns() + TICK_NS }
+    }
+
+    /// Says what is to be done next of what takes time.
+    pub fn step_control(self: &Arc<Self>) -> Control {
+        let Some(task) = lock(&self.tasks).pop_front() else {
+            return Control::Next(Next::Wait { until_ns: self.host.now_ns() + WATCH_NS });
+        };
+        match task {
+            Task::CheckOwner => Control::Ask(Question::Latest),
+            Task::Claim(request) => Control::Ask(Question::Claim(request)),
+            Task::GoLive(generation) => Control::GoLive(generation),
+            Task::End(end) => Control::End(end),
+        }
+    }
+
+    /// The arbiter has answered what [`BackupSide::step_control`] asked, or couldn't be asked.
+    pub fn handle_answer(self: &Arc<Self>, answer: Answer) {
+        self.drive(|role, now_ns| match answer {
+            Answer::Claim(answer) => role.handle_claim(now_ns, answer),
+            Answer::Latest(answer) => role.handle_owner(now_ns, answer),
+        });
+    }
+
+    /// Gives the role an input, and does what it says.
+    pub(super) fn drive<T>(self: &Arc<Self>, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
+        let (actions, result) = {
+            let mut role = lock(&self.role);
+            let result = input(&mut role, self.host.now_ns());
+            (std::iter::from_fn(|| role.poll_action()).collect::<Vec<_>>(), result)
+        };
+        // Acknowledgements leave before anything else is done.
+        self.send_outgoing();
+        actions.into_iter().for_each(|action| self.act(action));
+        result
+    }
+
+    fn act(self: &Arc<Self>, action: BackupAction) {
+        match action {
+            BackupAction::Waits => self.host.report(&NodeReport::WaitsForPlace),
+            BackupAction::Begin(session) => {
+                *lock(&self.image) = session.image_name.clone();
+                self.begin(session);
+            }
+            BackupAction::Joined => {
+                let image = lock(&self.image).clone();
+                self.host.report(&NodeReport::Joined { image });
+            }
+            BackupAction::ClaimsLost(generation) => {
+                self.host.report(&NodeReport::PrimaryClaimLost { generation: generation.0 });
+            }
+            // The log on disk gets what has come before the machine does.
+            BackupAction::Pages(pages) => {
+                self.log(|log| log.pages(&pages));
+                self.give_work(Work::Pages(pages));
+            }
+            BackupAction::Restore(snapshot) => {
+                self.log(|log| log.complete(lock(&self.role).tail().cloned(), &snapshot));
+                self.give_work(Work::Restore(snapshot));
+            }
+            BackupAction::Consume(entries) => {
+                self.host.observe(Observation::Received(&entries));
+                self.log(|log| log.entries(entries.iter()));
+                self.give_work(Work::Replay(entries));
+            }
+            BackupAction::Protected(generation) => {
+                self.host.observe(Observation::Told(generation));
+                self.log(JoiningLog::protects);
+                self.host.report(&NodeReport::Protected { generation: generation.0, again: false });
+            }
+            BackupAction::Lost { reason } => {
+                self.channel.cut();
+                self.host.report(&NodeReport::PrimaryLost { reason: reason.to_string() });
+            }
+            BackupAction::CheckOwner => self.give_task(Task::CheckOwner),
+            BackupAction::Claim(request) => self.give_task(Task::Claim(request)),
+            BackupAction::GoLive(generation) => self.give_task(Task::GoLive(generation)),
+            BackupAction::End(end) => self.give_task(Task::End(end)),
+        }
+    }
+
+    /// Begins to put the machine together, and to log what is received.
+    fn begin(self: &Arc<Self>, session: SessionHeader) {
+        let open_log = lock(&self.open_log).take();
+        let kept = match open_log.map(|open| open(session.clone())) {
+            None => None,
+            Some(Ok((kept, joining))) => {
+                let _ = self.joining_log.set(joining);
+                let side = self.clone();
+                kept.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+                Some(Box::new(kept))
+            }
+            Some(Err(error)) => {
+                let reason = format!("the log can't be kept on disk: {error}");
+                return self.drive(|role, _| role.handle_restore_failure(&reason));
+            }
+        };
+        self.give_work(Work::Begin(session, kept));
+    }
+
+    /// Gives the log on disk something, if one is kept.
+    fn log(&self, give: impl FnOnce(&JoiningLog)) {
+        if let Some(log) = self.joining_log.get() {
+            give(log);
+        }
+    }
+
+    /// Tells the role that this side waits for its disk.
+    fn wait_for_disk(self: &Arc<Self>) {
+        let taken = self.joining_log.get().map_or(0, JoiningLog::taken);
+        self.drive(|role, now_ns| role.handle_disk_wait(now_ns, taken));
+    }
+
+    fn send_outgoing(&self) {
+        self.channel.send(|| lock(&self.role).has_outgoing(), |buffer| lock(&self.role).poll_outgoing(buffer));
+    }
+
+    fn give_task(&self, task: Task) {
+        lock(&self.tasks).push_back(task);
+        self.host.wake(StepKind::Control);
+    }
+
+    fn give_work(&self, work: Work) {
+        self.waiting_bytes.fetch_add(work.bytes(), Ordering::Relaxed);
+        lock(&self.work).push_back(work);
+        self.host.wake(StepKind::Replay);
+    }
+}

@@ -1,0 +1,109 @@
+//! What a side of a VM needs of whatever it runs on: a process with threads and sockets, or a simulator.
+//!
+//! A side is driven by *steps* that never wait. A step says when it is to be called again; who calls it, and on which thread, is
+//! for the host. The process and the simulator call the same steps.
+
+use super::reports::NodeReport;
+use ft::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
+use logchannel::entry::{Generation, LogEntry};
+use logchannel::snapshot::Snapshot;
+use std::collections::VecDeque;
+use std::io;
+
+/// What a side runs on.
+pub trait Host: Send + Sync + 'static {
+    /// A connection to the other side.
+    type Connection: Connection;
+
+    /// The time for the roles, in nanoseconds; never goes back.
+    fn now_ns(&self) -> u64;
+
+    /// Tells an operator something. It doesn't wait for who reads it.
+    fn report(&self, report: &NodeReport);
+
+    /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
+    fn wake(&self, step: StepKind);
+
+    /// Something has happened inside this side. Only a simulator's judge wants to know.
+    fn observe(&self, observation: Observation<'_>) {
+        let _ = observation;
+    }
+}
+
+/// A connection to the other side of a VM: bytes in order, as TCP carries them.
+pub trait Connection: Send + Sync + 'static {
+    /// Reads what has arrived; 0 if nothing more will come. A host that has a thread for this waits until something has.
+    ///
+    /// # Errors
+    /// `WouldBlock` or `Interrupted` if nothing has arrived; others end the connection.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// The same, without waiting.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends as many of these bytes as the connection takes now.
+    ///
+    /// # Errors
+    /// `WouldBlock` or `Interrupted` if it takes none now; others mean that nothing can be sent any more.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Ends the connection: whoever reads or writes it finds that out at once.
+    fn cut(&self);
+}
+
+/// The steps of a side that wait for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StepKind {
+    /// A backup's machine is put together, and replays.
+    Replay,
+    /// What takes time is done: questions to the arbiter, and the end.
+    Control,
+}
+
+/// When a step is to be called again.
+#[derive(Debug)]
+pub enum Next {
+    /// At once.
+    Now,
+    /// When something has arrived on the connection that it reads.
+    Arrival,
+    /// Not before this time, in nanoseconds, or before [`Host::wake`] if the step has a [`StepKind`].
+    Wait {
+        /// Until when.
+        until_ns: u64,
+    },
+    /// Never: the step is done.
+    Done,
+}
+
+/// What a side asks its arbiter.
+#[derive(Clone, Copy, Debug)]
+pub enum Question {
+    /// A test-and-set.
+    Claim(ClaimRequest),
+    /// The VM's latest claim.
+    Latest,
+}
+
+/// What became of a question.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Of a test-and-set.
+    Claim(ClaimAnswer),
+    /// Of the question for the latest claim.
+    Latest(LatestAnswer),
+}
+
+/// What happens inside a side, for who judges it.
+#[derive(Debug)]
+pub enum Observation<'a> {
+    /// A backup's machine stands where this snapshot was made.
+    Restored(&'a Snapshot),
+    /// Entries have come into a backup's log buffer.
+    Received(&'a VecDeque<LogEntry>),
+    /// A backup was told that it protects the VM in this generation.
+    Told(Generation),
+}
