@@ -100,8 +100,8 @@ pub enum Answer {
 /// What happens inside a side, for who judges it.
 #[derive(Debug)]
 pub enum Observation<'a> {
-    /// A backup's machine stands where this snapshot was made.
-    Restored(&'a Snapshot),
+    /// A backup has all of a snapshot.
+    Snapshot(&'a Snapshot),
     /// Entries have come into a backup's log buffer.
     Received(&'a VecDeque<LogEntry>),
     /// A backup was told that it protects the VM in this generation.

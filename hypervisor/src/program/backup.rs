@@ -11,7 +11,6 @@ use crate::node::backup;
 use crate::node::backup::doorman::Doorman;
 use crate::node::backup::{BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::node::environment::Node;
-use crate::node::log::kept_log::KeptLog;
 use crate::node::primary::LiveVm;
 use crate::node::reports::NodeReport;
 use crate::node::waiting::Waiting;
@@ -19,7 +18,7 @@ use crate::os::address::resolve;
 use crate::os::{clock, entropy, writer};
 use clap::Parser;
 use ft::claim::ClaimKind;
-use ft::role::{BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryRole, Timing};
+use ft::role::{BackupEnd, BackupRole, Expectation, Timing};
 use logchannel::session::ImageDigest;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -162,26 +161,11 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let Succession {
-        machine,
-        clock,
-        session,
-        mut kept,
-        entries,
-        digests_checked,
-        tail,
-        tail_dropped,
-        next_output,
-        moments,
-    } = succession;
-    let (reporter, generation, tail_outputs) = (node.reporter, session.generation.0, tail.len());
-    // A log that has failed is waited for by nobody; one that hasn't is whole, or this side would not have been accepted.
-    let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
-    if let Some(kept) = &mut kept {
-        kept.owns();
-    }
-    let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log };
-    let role = PrimaryRole::gone_live(node.id, session, timing, inheritance);
+    let (reporter, generation, tail_outputs) = (node.reporter, succession.session.generation.0, succession.tail.len());
+    let (entries, digests_checked, tail_dropped) =
+        (succession.entries, succession.digests_checked, succession.tail_dropped);
+    let moments = succession.moments;
+    let (role, machine, kept) = succession.take_over(node.id, timing);
     run_live(node, role, machine, kept, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,

@@ -1,28 +1,21 @@
-//! A process that backs the VM up: what `hypervisor::node::backup` does with threads and sockets. It decides nothing.
+//! A process that backs the VM up: the production side, called step by step.
 
-use super::channel::Channel;
 use super::claims::{Asked, Claims};
 use super::env::Env;
+use super::host::SimHost;
 use super::process::Me;
 use super::sightings::Sighting;
+use super::wires::End;
 use ft::claim::Verdict;
-use ft::replay::{Consumed, Replayer};
-use ft::role::{BackupAction, BackupEnd, BackupRole, ClaimAnswer, DiskLogState, Expectation, Inheritance, PrimaryRole};
-use logchannel::entry::{Generation, LogEntry};
-use logchannel::message::Message;
-use logchannel::session::SessionHeader;
-use logchannel::snapshot::Snapshot;
-use std::collections::VecDeque;
-use vm::{Machine, Restoration};
+use ft::role::{BackupEnd, BackupRole, ClaimAnswer, Expectation, PrimaryRole};
+use hypervisor::node::backup::{BackupSide, Control, FaultInjection, Replay, Succession};
+use hypervisor::node::host::{Answer, Next, Question};
+use logchannel::entry::Generation;
+use std::sync::Arc;
+use vm::Machine;
 
-/// From one look at heartbeats and timeouts to the next.
-const TICK_NS: u64 = 5_000_000;
-
-/// Entries that may wait to be replayed before this side stops reading.
-const WAITING_MAX: usize = 400;
-
-/// Entries replayed at a time.
-const PIECE_ENTRIES: usize = 16;
+/// What may wait to be replayed before this side stops reading, in bytes.
+const BUFFER_BYTES_MAX: usize = 32 << 10;
 
 /// What replaying an entry costs, beyond the guest's steps.
 const ENTRY_NS: u64 = 500;
@@ -30,22 +23,19 @@ const ENTRY_NS: u64 = 500;
 /// A backup.
 pub(super) struct Backup {
     me: Me,
-    role: BackupRole,
-    channel: Option<Channel>,
+    host: SimHost,
+    side: Arc<BackupSide<SimHost>>,
+    replay: Replay,
     claims: Claims,
-    todo: VecDeque<BackupAction>,
-    session: Option<SessionHeader>,
-    restoration: Option<Restoration>,
-    replayer: Option<Replayer>,
-    waiting: VecDeque<LogEntry>,
+    /// When each step is due that says so itself.
+    timers_ns: u64,
+    receive_ns: u64,
     /// When what was replayed last is done, and how much later if the host is slow.
     replay_ns: u64,
     slowness_ns: u64,
-    tick_ns: u64,
+    has_replay_to_do: bool,
     /// When the last step was.
     step_ns: u64,
-    is_told: bool,
-    ended: Option<Ended>,
 }
 
 /// How a backup's time as a backup ends.
@@ -57,30 +47,30 @@ pub(super) enum Ended {
 
 impl Backup {
     /// A backup that has connected to a primary.
-    pub(super) fn new(env: &Env, me: Me, channel: Channel) -> Self {
+    pub(super) fn new(env: &mut Env, me: Me, end: End) -> Self {
         let expectation = Expectation { vm: me.setup.vm.clone(), image: None };
+        let role = BackupRole::new(env.now_ns, me.node, expectation, me.setup.timing);
+        let host = SimHost::new(me.clone());
+        let side = host
+            .call(env, || Arc::new(BackupSide::new(host.clone(), role, host.connection(end), None, BUFFER_BYTES_MAX)));
         Self {
-            role: BackupRole::new(env.now_ns, me.node, expectation, me.setup.timing),
-            channel: Some(channel),
             claims: Claims::new(me.clone()),
             me,
-            todo: VecDeque::new(),
-            session: None,
-            restoration: None,
-            replayer: None,
-            waiting: VecDeque::new(),
+            host,
+            side,
+            replay: Replay::new(FaultInjection::default()),
+            timers_ns: env.now_ns,
+            receive_ns: env.now_ns,
             replay_ns: env.now_ns,
             slowness_ns: 0,
-            tick_ns: env.now_ns,
+            has_replay_to_do: false,
             step_ns: env.now_ns,
-            is_told: false,
-            ended: None,
         }
     }
 
     /// Whether it has begun to receive a VM and isn't told yet that it protects it.
-    pub(super) const fn is_joining(&self) -> bool {
-        self.session.is_some() && !self.is_told
+    pub(super) fn is_joining(&self) -> bool {
+        self.host.is_joining()
     }
 
     pub(super) const fn is_asking(&self) -> bool {
@@ -91,116 +81,41 @@ impl Backup {
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Ended> {
         env.judge.guest_time.waits(self.me.node, env.now_ns - self.step_ns);
         self.step_ns = env.now_ns;
+        let mut control_ns = u64::MAX;
         let first = env.random.index(4);
         for job in 0..4 {
             match (first + job) % 4 {
-                0 => self.hear(env),
-                1 => self.conduct(env),
+                0 => self.receive(env),
+                1 => control_ns = self.control(env)?,
                 2 => self.replay(env),
                 _ => self.tick(env),
             }
-            self.carry_out(env);
-            if let Some(ended) = self.ended.take() {
-                if let Some(channel) = self.channel.take() {
-                    channel.close(env);
+        }
+        if self.host.was_woken() {
+            (self.has_replay_to_do, control_ns) = (true, env.now_ns + 10_000);
+        }
+        let replay_ns = if self.has_replay_to_do { self.replay_due_ns(env).max(env.now_ns + 1) } else { u64::MAX };
+        Ok(replay_ns.min(self.timers_ns).min(self.receive_ns).min(self.claims.due_ns()).min(control_ns))
+    }
+
+    fn receive(&mut self, env: &mut Env) {
+        match self.host.call(env, || self.side.step_receive()) {
+            Next::Now => self.receive_ns = env.now_ns + 1_000,
+            Next::Wait { until_ns } => {
+                if self.replay.replayer().is_some() {
+                    env.saw(Sighting::BackupSlow);
                 }
-                return Err(ended);
+                self.receive_ns = until_ns;
             }
-        }
-        let replay_ns = if self.waiting.is_empty() { u64::MAX } else { self.replay_due_ns(env).max(env.now_ns + 1) };
-        let todo_ns = if self.todo.is_empty() { u64::MAX } else { env.now_ns + 10_000 };
-        Ok(replay_ns.min(self.tick_ns).min(self.claims.due_ns()).min(todo_ns))
-    }
-
-    fn hear(&mut self, env: &mut Env) {
-        let Some(channel) = &mut self.channel else { return };
-        if self.waiting.len() > WAITING_MAX {
-            env.saw(Sighting::BackupSlow);
-            return self.role.handle_not_listening(env.now_ns);
-        }
-        let arrived = channel.receive(env);
-        for message in arrived.messages {
-            if let Message::Clock { ticks, .. } = message {
-                env.judge.guest_time.is_told(env.now_ns, self.me.node, ticks);
-            }
-            self.role.handle_message(env.now_ns, message);
-        }
-        if let Some(reason) = arrived.end {
-            self.role.handle_disconnect(env.now_ns, &reason);
-            if let Some(channel) = self.channel.take() {
-                channel.close(env);
-            }
+            Next::Arrival | Next::Done => self.receive_ns = u64::MAX,
         }
     }
 
-    fn tick(&mut self, env: &Env) {
-        if self.tick_ns <= env.now_ns {
-            self.tick_ns = env.now_ns + TICK_NS;
-            self.role.handle_tick(env.now_ns);
+    fn tick(&mut self, env: &mut Env) {
+        if self.timers_ns <= env.now_ns {
+            let next = self.host.call(env, || self.side.step_timers());
+            self.timers_ns = due_ns(env, &next);
         }
-    }
-
-    /// Brings out what the role has for others.
-    fn carry_out(&mut self, env: &mut Env) {
-        while let Some(action) = self.role.poll_action() {
-            match action {
-                BackupAction::Waits => {}
-                BackupAction::Begin(session) => self.begin(env, session),
-                BackupAction::Pages(pages) => self.put_pages(pages.first, &pages.bytes),
-                BackupAction::Restore(snapshot) => self.restore(env, &snapshot),
-                BackupAction::Consume(entries) => {
-                    env.judge.receives(self.me.node, entries.iter().cloned());
-                    self.waiting.extend(entries);
-                }
-                BackupAction::Protected(generation) => {
-                    self.is_told = true;
-                    env.judge.is_told(self.me.node, generation);
-                }
-                BackupAction::Lost { .. } => {
-                    env.note("backup: the primary is lost, on host", &[self.me.host as u64]);
-                    if let Some(channel) = self.channel.take() {
-                        channel.close(env);
-                    }
-                }
-                BackupAction::Joined => env.note("backup: accepts, on host", &[self.me.host as u64]),
-                BackupAction::ClaimsLost(_) => env.saw(Sighting::BackupWaitsForClaim),
-                BackupAction::CheckOwner | BackupAction::Claim(_) | BackupAction::GoLive(_) | BackupAction::End(_) => {
-                    self.todo.push_back(action);
-                }
-            }
-        }
-        if self.role.has_outgoing() {
-            let mut bytes = Vec::new();
-            self.role.poll_outgoing(&mut bytes);
-            if let Some(channel) = &self.channel {
-                channel.send(env, self.me.host, &bytes);
-            }
-        }
-    }
-
-    fn begin(&mut self, env: &mut Env, session: SessionHeader) {
-        env.note("backup: begins to receive, on host", &[self.me.host as u64]);
-        match Restoration::new(&session.config) {
-            Ok(restoration) => self.restoration = Some(restoration),
-            Err(error) => panic!("no machine can be restored: {error}"),
-        }
-        self.session = Some(session);
-    }
-
-    fn put_pages(&mut self, first: u64, bytes: &[u8]) {
-        let Some(restoration) = &mut self.restoration else { panic!("pages without a session") };
-        restoration.put_pages(first, bytes).unwrap_or_else(|error| panic!("pages at {first}: {error}"));
-    }
-
-    fn restore(&mut self, env: &mut Env, snapshot: &Snapshot) {
-        let Some(restoration) = self.restoration.take() else { panic!("a snapshot without a session") };
-        let mut machine =
-            restoration.finish(&snapshot.state).unwrap_or_else(|error| panic!("a snapshot can't be restored: {error}"));
-        assert_eq!(machine.digest(), snapshot.digest, "the snapshot at entry {} is another machine", snapshot.seq);
-        env.judge.joins(self.me.node, snapshot.seq);
-        env.note("backup: restored at entry, on host", &[snapshot.seq.0, self.me.host as u64]);
-        self.role.handle_restored(env.now_ns, machine.next_output_id());
-        self.replayer = Some(Replayer::new(machine, snapshot.seq));
     }
 
     /// When replay can go on: the host isn't slow any more once everything works again.
@@ -209,92 +124,85 @@ impl Backup {
     }
 
     fn replay(&mut self, env: &mut Env) {
-        let due_ns = self.replay_due_ns(env);
-        let Some(replayer) = &mut self.replayer else { return };
-        if self.waiting.is_empty() || due_ns > env.now_ns {
+        if self.replay_due_ns(env) > env.now_ns {
             return;
         }
-        let before = replayer.machine().instruction_count();
-        let checked = replayer.digests_checked();
-        let pieces = self.waiting.len().min(PIECE_ENTRIES);
-        for entry in self.waiting.drain(..pieces) {
-            match replayer.consume(&entry) {
-                Ok(Consumed::Output(id, operation)) => self.role.handle_output(id, operation),
-                Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
-                Err(divergence) => panic!("a backup diverges: {divergence}"),
-            }
-        }
-        if replayer.digests_checked() > checked {
+        let progress = |replay: &Replay| {
+            let replayer = replay.replayer()?;
+            Some((replayer.consumed().0, replayer.machine().instruction_count().0, replayer.digests_checked()))
+        };
+        let before = progress(&self.replay);
+        let next = self.host.call(env, || self.side.step_replay(&mut self.replay));
+        self.has_replay_to_do = matches!(next, Next::Now);
+        let (Some((entries, steps, digests)), Some(after)) = (before, progress(&self.replay)) else { return };
+        if after.2 > digests {
             env.saw(Sighting::DigestCompared);
         }
-        let count = replayer.machine().instruction_count();
-        let steps = count.since(before);
-        let cost_ns = pieces as u64 * ENTRY_NS + steps * self.me.setup.ns_per_step;
+        let cost_ns = (after.0 - entries) * ENTRY_NS + (after.1 - steps) * self.me.setup.ns_per_step;
         self.replay_ns = env.now_ns + cost_ns;
         self.slowness_ns = cost_ns * (self.me.setup.replay_factor - 1);
-        self.role.handle_consumed(env.now_ns, replayer.consumed(), count);
     }
 
-    /// Does what the role asks for that takes time.
-    fn conduct(&mut self, env: &mut Env) {
-        let asked = self.claims.answer(env);
-        if let Some(Asked::Latest(latest)) = asked {
-            self.role.handle_owner(env.now_ns, latest);
-        } else if let Some(Asked::Claim(answer)) = asked {
-            let (received, consumed) = self.role.cursors();
-            if consumed < received && matches!(answer, ClaimAnswer::Decided(Verdict::Won)) {
+    /// Does what takes time. Returns when there is more of it.
+    fn control(&mut self, env: &mut Env) -> Result<u64, Ended> {
+        if let Some(asked) = self.claims.answer(env) {
+            let (received, consumed) = self.side.role().cursors();
+            if consumed < received && matches!(asked, Asked::Claim(ClaimAnswer::Decided(Verdict::Won))) {
                 env.saw(Sighting::DrainedAfterWin);
             }
-            self.role.handle_claim(env.now_ns, answer);
+            let answer = match asked {
+                Asked::Claim(answer) => Answer::Claim(answer),
+                Asked::Latest(latest) => Answer::Latest(latest),
+            };
+            self.host.call(env, || self.side.handle_answer(answer));
         }
-        self.carry_out(env);
-        while !self.claims.is_asking()
-            && let Some(action) = self.todo.pop_front()
-        {
-            match action {
-                BackupAction::CheckOwner => self.claims.look(env),
-                BackupAction::Claim(request) => self.claims.ask(env, request),
-                BackupAction::GoLive(generation) => self.go_live(env, generation),
-                BackupAction::End(end) => {
+        while !self.claims.is_asking() {
+            match self.host.call(env, || self.side.step_control()) {
+                Control::Next(next) => return Ok(due_ns(env, &next)),
+                Control::Ask(Question::Claim(request)) => self.claims.ask(env, request),
+                Control::Ask(Question::Latest) => self.claims.look(env),
+                Control::GoLive(generation) => {
+                    self.host.call(env, || self.side.finish(true));
+                    return Err(self.go_live(env, generation));
+                }
+                Control::End(end) => {
                     if matches!(end, BackupEnd::Fenced { .. }) {
                         env.saw(Sighting::BackupFenced);
                     }
-                    self.ended = Some(Ended::Over(end));
+                    self.host.call(env, || self.side.finish(false));
+                    return Err(Ended::Over(end));
                 }
-                BackupAction::Waits
-                | BackupAction::Begin(_)
-                | BackupAction::Joined
-                | BackupAction::ClaimsLost(_)
-                | BackupAction::Pages(_)
-                | BackupAction::Restore(_)
-                | BackupAction::Protected(_)
-                | BackupAction::Consume(_)
-                | BackupAction::Lost { .. } => panic!("{action:?} takes no time"),
             }
         }
+        Ok(u64::MAX)
     }
 
-    fn go_live(&mut self, env: &mut Env, generation: Generation) {
-        let (Some(mut session), Some(replayer)) = (self.session.take(), self.replayer.take()) else {
-            panic!("live without a machine")
-        };
-        session.generation = generation;
-        let tail = self.role.take_tail();
+    fn go_live(&mut self, env: &mut Env, generation: Generation) -> Ended {
+        // The machine is the replay's until that sees the end.
+        while !matches!(self.host.call(env, || self.side.step_replay(&mut self.replay)), Next::Done) {}
+        let replay = std::mem::replace(&mut self.replay, Replay::new(FaultInjection::default()));
+        let Some(following) = replay.into_finished() else { panic!("live without a machine") };
+        let succession = Succession::new(&mut self.side.role(), following, generation, env.now_ns);
         env.saw(if env.sightings.count(Sighting::Failover) > 0 {
             Sighting::SecondFailover
         } else {
             Sighting::Failover
         });
-        if !tail.is_empty() {
+        if !succession.tail.is_empty() {
             env.saw(Sighting::TailAtGoLive);
         }
-        let entries = replayer.consumed();
-        let next_output = self.role.next_output();
-        let moments = self.role.moments();
+        let moments = succession.moments;
         env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
-        let clock = self.role.take_over_clock(env.now_ns, replayer.machine().last_ticks());
-        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log: DiskLogState::None };
-        let role = PrimaryRole::gone_live(self.me.node, session, self.me.setup.timing, inheritance);
-        self.ended = Some(Ended::Live(Box::new(role), Box::new(replayer.into_machine())));
+        let (role, machine, _) = succession.take_over(self.me.node, self.me.setup.timing);
+        Ended::Live(Box::new(role), Box::new(machine))
+    }
+}
+
+/// When a step is to be called again.
+fn due_ns(env: &Env, next: &Next) -> u64 {
+    match next {
+        Next::Now => env.now_ns,
+        Next::Wait { until_ns } => *until_ns,
+        Next::Arrival | Next::Done => u64::MAX,
     }
 }

@@ -25,6 +25,7 @@ mod claims;
 mod client;
 mod env;
 mod guest_time;
+mod host;
 mod judge;
 mod lan;
 mod primary;

@@ -2,7 +2,6 @@
 
 use super::arbiter::{Answer, Ask};
 use super::backup::{Backup, Ended};
-use super::channel::Channel;
 use super::claims::ARBITER_TIMEOUT_NS;
 use super::env::Env;
 use super::primary::Primary;
@@ -172,8 +171,8 @@ impl Process {
             Some((_, Claim { kind: ClaimKind::Ended, .. })) => Err(Exit::GuestEnded),
             Some((_, Claim { address: Some(address), .. })) => {
                 let host = address.parse().unwrap_or_else(|error| panic!("address {address}: {error}"));
-                let channel = Channel::new(env.dial(Place::Host(self.me.host), Place::Host(host)));
-                self.kind = Kind::Backup(Box::new(Backup::new(env, self.me.clone(), channel)));
+                let end = env.dial(Place::Host(self.me.host), Place::Host(host));
+                self.kind = Kind::Backup(Box::new(Backup::new(env, self.me.clone(), end)));
                 Ok(env.now_ns)
             }
             Some((_, Claim { address: None, .. })) | None => Ok(seeking.next_ns.max(env.now_ns + 1)),

@@ -15,9 +15,9 @@ use super::log::kept_log::{Keeping, KeptLog};
 use super::process::ProcessHost;
 use crate::os::clock;
 use ft::guest_clock::GuestClock;
-use ft::role::{BackupEnd, BackupMoments, BackupRole};
+use ft::role::{BackupEnd, BackupMoments, BackupRole, DiskLogState, Inheritance, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
-use logchannel::session::SessionHeader;
+use logchannel::session::{NodeId, SessionHeader};
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
@@ -99,6 +99,19 @@ impl Succession {
             next_output: role.next_output(),
             moments: *role.moments(),
         }
+    }
+
+    /// Makes the owner that `node` is now of what it has: its role, the machine, and the log on disk.
+    #[must_use]
+    pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<KeptLog>) {
+        let Self { machine, clock, session, mut kept, entries, tail, next_output, .. } = self;
+        // A log that has failed is waited for by nobody; one that hasn't is whole, or this side would not have been accepted.
+        let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
+        if let Some(kept) = &mut kept {
+            kept.owns();
+        }
+        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log };
+        (PrimaryRole::gone_live(node, session, timing, inheritance), machine, kept)
     }
 }
 

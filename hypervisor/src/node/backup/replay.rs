@@ -3,7 +3,7 @@
 use super::side::BackupSide;
 use super::{BitFlip, FaultInjection};
 use crate::node::channel::lock;
-use crate::node::host::{Host, Next, Observation};
+use crate::node::host::{Host, Next};
 use crate::node::log::kept_log::KeptLog;
 use crate::node::reports::NodeReport;
 use ft::replay::{Consumed, Replayer};
@@ -188,7 +188,6 @@ impl<H: Host> BackupSide<H> {
                 if found != snapshot.digest {
                     return Err(format!("its state digest is {found}, the primary's is {}", snapshot.digest));
                 }
-                self.host.observe(Observation::Restored(&snapshot));
                 let next_output = machine.next_output_id();
                 self.drive(|role, now_ns| role.handle_restored(now_ns, next_output));
                 if let Some(kept) = &mut kept {

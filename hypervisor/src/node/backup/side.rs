@@ -238,6 +238,7 @@ impl<H: Host> BackupSide<H> {
                 self.give_work(Work::Pages(pages));
             }
             BackupAction::Restore(snapshot) => {
+                self.host.observe(Observation::Snapshot(&snapshot));
                 self.log(|log| log.complete(lock(&self.role).tail().cloned(), &snapshot));
                 self.give_work(Work::Restore(snapshot));
             }

@@ -1,0 +1,222 @@
+//! A simulated process as the host of the production sides: its calls reach the simulated surroundings.
+
+use super::env::Env;
+use super::process::Me;
+use super::sightings::Sighting;
+use super::wires::End;
+use crate::random::Random;
+use hypervisor::node::host::{Connection, Host, Observation, StepKind};
+use hypervisor::node::reports::NodeReport;
+use logchannel::frame::FrameDecoder;
+use logchannel::message::Message;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where a process finds its surroundings while one of its steps is called.
+///
+/// A step is production code, and gives nothing through to its host; so who calls it lends the surroundings to the host meanwhile.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<Env>>);
+
+impl Lent {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Env::new(Random::new(0), false))))
+    }
+
+    fn swap(&self, env: &mut Env) {
+        std::mem::swap(&mut *self.get(), env);
+    }
+
+    /// The surroundings: never while something of them is in use already.
+    fn get(&self) -> MutexGuard<'_, Env> {
+        self.0.try_lock().unwrap_or_else(|error| match error {
+            std::sync::TryLockError::Poisoned(error) => PoisonError::into_inner(error),
+            std::sync::TryLockError::WouldBlock => panic!("the surroundings are in use"),
+        })
+    }
+}
+
+/// A simulated process.
+#[derive(Clone)]
+pub(super) struct SimHost {
+    me: Me,
+    env: Lent,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What a process has been seen to do.
+#[derive(Debug, Default)]
+struct Seen {
+    /// A step was woken since it was last asked about.
+    is_woken: bool,
+    /// A VM comes here, and doesn't count on this side yet.
+    is_joining: bool,
+}
+
+impl SimHost {
+    pub(super) fn new(me: Me) -> Self {
+        Self { me, env: Lent::new(), seen: Arc::default() }
+    }
+
+    /// Calls a step of this process.
+    pub(super) fn call<T>(&self, env: &mut Env, step: impl FnOnce() -> T) -> T {
+        self.env.swap(env);
+        let result = step();
+        self.env.swap(env);
+        result
+    }
+
+    /// Whether a step was woken since this was last asked.
+    pub(super) fn was_woken(&self) -> bool {
+        std::mem::take(&mut self.seen().is_woken)
+    }
+
+    /// Whether it has begun to receive a VM and isn't told yet that it protects it.
+    pub(super) fn is_joining(&self) -> bool {
+        self.seen().is_joining
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process's end of a connection to another side.
+    pub(super) fn connection(&self, end: End) -> Arc<SimConnection> {
+        Arc::new(SimConnection { host: self.clone(), end, state: Mutex::default() })
+    }
+}
+
+impl Host for SimHost {
+    type Connection = SimConnection;
+
+    fn now_ns(&self) -> u64 {
+        self.env.get().now_ns
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most reports are nothing to a judge")]
+    fn report(&self, report: &NodeReport) {
+        let mut env = self.env.get();
+        match report {
+            NodeReport::Joined { .. } => env.note("backup: accepts, on host", &[self.me.host as u64]),
+            NodeReport::PrimaryLost { .. } => env.note("backup: the primary is lost, on host", &[self.me.host as u64]),
+            NodeReport::PrimaryClaimLost { .. } => env.saw(Sighting::BackupWaitsForClaim),
+            NodeReport::Diverged { reason } => panic!("a backup diverges: {reason}"),
+            _ => {}
+        }
+    }
+
+    fn wake(&self, _: StepKind) {
+        self.seen().is_woken = true;
+    }
+
+    fn observe(&self, observation: Observation<'_>) {
+        let mut env = self.env.get();
+        let node = self.me.node;
+        match observation {
+            Observation::Snapshot(snapshot) => {
+                env.judge.joins(node, snapshot.seq);
+                env.note("backup: has a snapshot of entry, on host", &[snapshot.seq.0, self.me.host as u64]);
+            }
+            Observation::Received(entries) => env.judge.receives(node, entries.iter().cloned()),
+            Observation::Told(generation) => {
+                self.seen().is_joining = false;
+                env.judge.is_told(node, generation);
+            }
+        }
+    }
+}
+
+/// A process's end of a connection.
+pub(super) struct SimConnection {
+    host: SimHost,
+    end: End,
+    state: Mutex<ConnectionState>,
+}
+
+#[derive(Default)]
+struct ConnectionState {
+    /// What has arrived and wasn't read yet.
+    arrived: Vec<u8>,
+    has_ended: bool,
+    is_cut: bool,
+    /// The judge reads along.
+    tap: FrameDecoder,
+}
+
+impl fmt::Debug for SimConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SimConnection").field(&self.end).finish()
+    }
+}
+
+impl SimConnection {
+    fn state(&self) -> MutexGuard<'_, ConnectionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the judge what this side now knows.
+    fn read_along(&self, env: &mut Env, tap: &mut FrameDecoder, bytes: &[u8], has_ended: bool) {
+        tap.push(bytes);
+        while let Some(frame) = tap.next_frame().unwrap_or_else(|error| panic!("a bad frame on a cut channel: {error}"))
+        {
+            match Message::decode(frame) {
+                Ok(Message::Clock { ticks, .. }) => {
+                    let now_ns = env.now_ns;
+                    env.judge.guest_time.is_told(now_ns, self.host.me.node, ticks);
+                }
+                Ok(Message::Session { .. }) => self.host.seen().is_joining = true,
+                Ok(_) => {}
+                Err(error) => panic!("a bad message on a channel that only cuts: {error}"),
+            }
+        }
+        if has_ended && !tap.unread().is_empty() {
+            env.saw(Sighting::TornFrame);
+        }
+    }
+}
+
+impl Connection for SimConnection {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive_now(buffer)
+    }
+
+    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.state();
+        if state.is_cut {
+            return Ok(0);
+        }
+        if state.arrived.is_empty() && !state.has_ended {
+            let mut env = self.host.env.get();
+            let received = env.receive(self.end);
+            self.read_along(&mut env, &mut state.tap, &received.bytes, received.has_ended);
+            state.arrived = received.bytes;
+            state.has_ended = received.has_ended;
+        }
+        if state.arrived.is_empty() {
+            return if state.has_ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+        }
+        let length = state.arrived.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&state.arrived[..length]);
+        state.arrived.drain(..length);
+        Ok(length)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        if self.state().is_cut {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let mut env = self.host.env.get();
+        if !env.wires.has_room(self.end) {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        env.send(self.host.me.host, self.end, bytes);
+        Ok(bytes.len())
+    }
+
+    fn cut(&self) {
+        if !std::mem::replace(&mut self.state().is_cut, true) {
+            self.host.env.get().close(self.end);
+        }
+    }
+}
