@@ -178,8 +178,8 @@ impl Backup {
     }
 
     fn go_live(&mut self, env: &mut Env, generation: Generation) -> Ended {
-        // The machine is the replay's until that sees the end.
-        while !matches!(self.host.call(env, || self.side.step_replay(&mut self.replay)), Next::Done) {}
+        let next = self.host.call(env, || self.side.step_replay(&mut self.replay));
+        assert!(matches!(next, Next::Done), "the replay goes on: {next:?}");
         let replay = std::mem::replace(&mut self.replay, Replay::new(FaultInjection::default()));
         let Some(following) = replay.into_finished() else { panic!("live without a machine") };
         let succession = Succession::new(&mut self.side.role(), following, generation, env.now_ns);

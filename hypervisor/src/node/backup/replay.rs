@@ -25,7 +25,6 @@ pub(super) enum Work {
     Pages(Pages),
     Restore(Snapshot),
     Replay(VecDeque<LogEntry>),
-    Finish,
 }
 
 impl Work {
@@ -34,7 +33,7 @@ impl Work {
         match self {
             Self::Pages(pages) => pages.bytes.len(),
             Self::Replay(entries) => entries.iter().map(buffered_bytes).sum(),
-            Self::Begin(..) | Self::Restore(_) | Self::Finish => 0,
+            Self::Begin(..) | Self::Restore(_) => 0,
         }
     }
 }
@@ -120,6 +119,15 @@ impl Replay {
         }
     }
 
+    fn end(&mut self, goes_live: bool) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::GivenUp) {
+            Stage::Following(following) if goes_live => Stage::Finished(following),
+            Stage::Nothing | Stage::Restoring(_) | Stage::Following(_) | Stage::Finished(_) | Stage::GivenUp => {
+                Stage::GivenUp
+            }
+        };
+    }
+
     /// The machine in lockstep, to look at it.
     #[must_use]
     pub const fn replayer(&self) -> Option<&Replayer> {
@@ -133,8 +141,12 @@ impl Replay {
 impl<H: Host> BackupSide<H> {
     /// Does one piece of what the machine has to do. Done when this side goes live with it, or must not.
     pub fn step_replay(self: &Arc<Self>, replay: &mut Replay) -> Next {
+        if self.is_over() {
+            replay.end(self.goes_live.load(Ordering::Acquire));
+            return Next::Done;
+        }
         let now_ns = self.host.now_ns();
-        if let Some(replayed) = replay.replayed.take_if(|replayed| replayed.due_ns <= now_ns || self.is_over()) {
+        if let Some(replayed) = replay.replayed.take_if(|replayed| replayed.due_ns <= now_ns) {
             self.tell_replayed(replay, replayed);
             return Next::Now;
         }
@@ -147,18 +159,17 @@ impl<H: Host> BackupSide<H> {
             return next;
         }
         let Some(work) = lock(&self.work).pop_front() else {
-            return if self.is_over() { Next::Done } else { Next::Wait { until_ns: now_ns + IDLE_NS } };
+            return Next::Wait { until_ns: now_ns + IDLE_NS };
         };
         let bytes = work.bytes();
         self.do_work(replay, work);
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if matches!(replay.stage, Stage::Finished(_) | Stage::GivenUp) { Next::Done } else { Next::Now }
+        if matches!(replay.stage, Stage::GivenUp) { Next::Done } else { Next::Now }
     }
 
     fn do_work(self: &Arc<Self>, replay: &mut Replay, work: Work) {
         let stage = std::mem::replace(&mut replay.stage, Stage::GivenUp);
         replay.stage = match (work, stage) {
-            (Work::Finish, Stage::Following(following)) => Stage::Finished(following),
             (Work::Replay(entries), Stage::Following(following)) => {
                 return self.replay(replay, following, entries);
             }
@@ -249,7 +260,7 @@ impl<H: Host> BackupSide<H> {
     fn copy_for_log(&self, following: &mut Following) -> Option<Next> {
         let Following { replayer, kept, .. } = following;
         let kept = kept.as_mut()?;
-        if self.is_over() || replayer.machine().has_output() || kept.steps_allowed(1, replayer.machine()).is_some() {
+        if replayer.machine().has_output() || kept.steps_allowed(1, replayer.machine()).is_some() {
             return None;
         }
         let next = if kept.wants_copy() { Next::Now } else { Next::Wait { until_ns: self.host.now_ns() + IDLE_NS } };

@@ -65,6 +65,7 @@ pub struct BackupSide<H: Host> {
     joining_log: OnceLock<JoiningLog>,
     tasks: Mutex<VecDeque<Task>>,
     over: AtomicBool,
+    pub(super) goes_live: AtomicBool,
     /// The name of the guest's image.
     image: Mutex<String>,
 }
@@ -97,6 +98,7 @@ impl<H: Host> BackupSide<H> {
             joining_log: OnceLock::new(),
             tasks: Mutex::default(),
             over: AtomicBool::new(false),
+            goes_live: AtomicBool::new(false),
             image: Mutex::default(),
         };
         side.channel.connect(connection.clone());
@@ -117,12 +119,11 @@ impl<H: Host> BackupSide<H> {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Ends this side's steps. One that goes live has its machine from the replay first.
+    /// Ends this side's steps. One that goes live has its machine from the replay, which stands behind the last entry: the role
+    /// doesn't go live before.
     pub fn finish(&self, goes_live: bool) {
-        if goes_live {
-            // Before the end is announced: a replay that sees the end and has nothing to do gives its machine up.
-            self.give_work(Work::Finish);
-        }
+        // Before the end is announced: a replay that sees the end alone gives its machine up.
+        self.goes_live.store(goes_live, Ordering::Release);
         self.over.store(true, Ordering::Release);
         self.channel.cut();
         // The directory of a log that never began is free again.
