@@ -94,6 +94,12 @@ impl<S: EventSource> Recorder<S> {
         &self.machine
     }
 
+    /// Gives the machine up.
+    #[must_use]
+    pub fn into_machine(self) -> Machine {
+        self.machine
+    }
+
     /// The machine, to copy it.
     pub const fn machine_mut(&mut self) -> &mut Machine {
         &mut self.machine

@@ -4,16 +4,24 @@
 //! for the host. The process and the simulator call the same steps.
 
 use super::reports::NodeReport;
+use ft::event_source::EventSource;
+use ft::guest_clock::GuestClock;
+use ft::output_gate::Released;
 use ft::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
-use logchannel::entry::{Generation, LogEntry};
+use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
 use std::io;
+use vm::{Machine, OutputId};
 
 /// What a side runs on.
 pub trait Host: Send + Sync + 'static {
     /// A connection to the other side.
     type Connection: Connection;
+    /// Where a running guest's events come from.
+    type Source: GuestInput;
+    /// Where a running guest's outputs go.
+    type Outlets: OutputSink;
 
     /// The time for the roles, in nanoseconds; never goes back.
     fn now_ns(&self) -> u64;
@@ -23,6 +31,15 @@ pub trait Host: Send + Sync + 'static {
 
     /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
     fn wake(&self, step: StepKind);
+
+    /// All console output below this has been written, or dropped because nobody reads it.
+    fn console_left(&self) -> OutputId;
+
+    /// How long the guest has run since `began_ns`, in which it has executed so many `steps`, in nanoseconds.
+    fn guest_time_ns(&self, began_ns: u64, steps: u64) -> u64 {
+        let _ = steps;
+        self.now_ns() - began_ns
+    }
 
     /// Something has happened inside this side. Only a simulator's judge wants to know.
     fn observe(&self, observation: Observation<'_>) {
@@ -54,11 +71,33 @@ pub trait Connection: Send + Sync + 'static {
     fn cut(&self);
 }
 
+/// A source of events whose guest's clock stands while its VM is paused.
+pub trait GuestInput: EventSource {
+    /// The guest's clock, as of the last look at it.
+    fn clock(&self) -> &GuestClock;
+
+    /// Makes the guest's clock run or stand from now on.
+    fn set_clock_running(&mut self, runs: bool);
+
+    /// Whether something has arrived that the guest can take now.
+    fn has_input(&self, machine: &Machine) -> bool;
+}
+
+/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate) released comes here.
+pub trait OutputSink: Send + 'static {
+    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card without its cable.
+    ///
+    /// `true` if nobody will ever tell what became of them, so that they are as good as carried: only a LAN tells.
+    fn put_out(&mut self, outputs: &[Released]) -> bool;
+}
+
 /// The steps of a side that wait for something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepKind {
     /// A backup's machine is put together, and replays.
     Replay,
+    /// A guest runs.
+    Vcpu,
     /// What takes time is done: questions to the arbiter, and the end.
     Control,
 }
@@ -68,8 +107,11 @@ pub enum StepKind {
 pub enum Next {
     /// At once.
     Now,
-    /// When something has arrived on the connection that it reads.
-    Arrival,
+    /// When something has arrived on the connection that it reads, or at this time, in nanoseconds.
+    Arrival {
+        /// When at the latest.
+        until_ns: u64,
+    },
     /// Not before this time, in nanoseconds, or before [`Host::wake`] if the step has a [`StepKind`].
     Wait {
         /// Until when.
@@ -106,4 +148,8 @@ pub enum Observation<'a> {
     Received(&'a VecDeque<LogEntry>),
     /// A backup was told that it protects the VM in this generation.
     Told(Generation),
+    /// A primary has appended an entry to its log, in this place.
+    Appended(LogSeq, &'a LogEntry),
+    /// This side owns the VM alone as this generation from now on.
+    Owns(Generation),
 }

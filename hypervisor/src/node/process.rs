@@ -1,22 +1,30 @@
 //! A process as the host of a side: a thread for each step.
 
 use super::channel::lock;
-use super::host::{Host, Next, StepKind};
+use super::host::{GuestInput, Host, Next, OutputSink, StepKind};
+use super::io::inbox::{HostEventSource, InboxSender};
+use super::io::outlets::Outlets;
 use super::reports::NodeReport;
 use crate::os::clock;
 use crate::os::priority;
 use crate::os::report::Reporter;
+use crate::os::writer;
+use ft::guest_clock::GuestClock;
+use ft::output_gate::Released;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Duration;
+use vm::{Machine, OutputId};
 
 /// This process.
 #[derive(Clone, Debug)]
 pub struct ProcessHost {
     reporter: Reporter,
+    /// What flows into the guest that runs here, if one does: its vCPU sleeps there.
+    inbox: Option<InboxSender>,
     /// The threads of steps that can be woken.
     threads: Arc<Mutex<BTreeMap<StepKind, Thread>>>,
 }
@@ -25,7 +33,13 @@ impl ProcessHost {
     /// This process, which tells what happens by `reporter`.
     #[must_use]
     pub fn new(reporter: Reporter) -> Self {
-        Self { reporter, threads: Arc::default() }
+        Self { reporter, inbox: None, threads: Arc::default() }
+    }
+
+    /// The same with a guest that runs here, into which `inbox` leads.
+    #[must_use]
+    pub fn with_guest(reporter: Reporter, inbox: InboxSender) -> Self {
+        Self { inbox: Some(inbox), ..Self::new(reporter) }
     }
 
     /// Calls `step` in a thread of its own until it is done.
@@ -68,7 +82,7 @@ impl ProcessHost {
     pub fn wait(&self, kind: Option<StepKind>, next: &Next) -> bool {
         match next {
             // Whoever reads a connection waits in it.
-            Next::Now | Next::Arrival => true,
+            Next::Now | Next::Arrival { .. } => true,
             Next::Wait { until_ns } => {
                 let duration = Duration::from_nanos(until_ns.saturating_sub(clock::now_ns()));
                 match kind {
@@ -84,6 +98,8 @@ impl ProcessHost {
 
 impl Host for ProcessHost {
     type Connection = TcpStream;
+    type Source = HostEventSource;
+    type Outlets = Outlets;
 
     fn now_ns(&self) -> u64 {
         clock::now_ns()
@@ -93,9 +109,35 @@ impl Host for ProcessHost {
         self.reporter.tell(report);
     }
 
+    fn console_left(&self) -> OutputId {
+        writer::stdout().console_left()
+    }
+
     fn wake(&self, step: StepKind) {
-        if let Some(thread) = lock(&self.threads).get(&step) {
+        if let (StepKind::Vcpu, Some(inbox)) = (step, &self.inbox) {
+            inbox.wake();
+        } else if let Some(thread) = lock(&self.threads).get(&step) {
             thread.unpark();
         }
+    }
+}
+
+impl GuestInput for HostEventSource {
+    fn clock(&self) -> &GuestClock {
+        self.clock()
+    }
+
+    fn set_clock_running(&mut self, runs: bool) {
+        self.set_clock_running(runs);
+    }
+
+    fn has_input(&self, machine: &Machine) -> bool {
+        self.has_input(machine)
+    }
+}
+
+impl OutputSink for Outlets {
+    fn put_out(&mut self, outputs: &[Released]) -> bool {
+        self.put_out(outputs)
     }
 }

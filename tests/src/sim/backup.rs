@@ -2,14 +2,14 @@
 
 use super::claims::{Asked, Claims};
 use super::env::Env;
-use super::host::SimHost;
+use super::host::{Part, SimHost};
 use super::process::Me;
 use super::sightings::Sighting;
 use super::wires::End;
 use ft::claim::Verdict;
 use ft::role::{BackupEnd, BackupRole, ClaimAnswer, Expectation, PrimaryRole};
 use hypervisor::node::backup::{BackupSide, Control, FaultInjection, Replay, Succession};
-use hypervisor::node::host::{Answer, Next, Question};
+use hypervisor::node::host::{Answer, Next, Question, StepKind};
 use logchannel::entry::Generation;
 use std::sync::Arc;
 use vm::Machine;
@@ -50,7 +50,7 @@ impl Backup {
     pub(super) fn new(env: &mut Env, me: Me, end: End) -> Self {
         let expectation = Expectation { vm: me.setup.vm.clone(), image: None };
         let role = BackupRole::new(env.now_ns, me.node, expectation, me.setup.timing);
-        let host = SimHost::new(me.clone());
+        let host = SimHost::new(me.clone(), Part::Backup);
         let side = host
             .call(env, || Arc::new(BackupSide::new(host.clone(), role, host.connection(end), None, BUFFER_BYTES_MAX)));
         Self {
@@ -91,8 +91,9 @@ impl Backup {
                 _ => self.tick(env),
             }
         }
-        if self.host.was_woken() {
-            (self.has_replay_to_do, control_ns) = (true, env.now_ns + 10_000);
+        self.has_replay_to_do |= self.host.was_woken(StepKind::Replay);
+        if self.host.was_woken(StepKind::Control) {
+            control_ns = env.now_ns + 10_000;
         }
         let replay_ns = if self.has_replay_to_do { self.replay_due_ns(env).max(env.now_ns + 1) } else { u64::MAX };
         Ok(replay_ns.min(self.timers_ns).min(self.receive_ns).min(self.claims.due_ns()).min(control_ns))
@@ -107,7 +108,8 @@ impl Backup {
                 }
                 self.receive_ns = until_ns;
             }
-            Next::Arrival | Next::Done => self.receive_ns = u64::MAX,
+            Next::Arrival { until_ns } => self.receive_ns = until_ns,
+            Next::Done => self.receive_ns = u64::MAX,
         }
     }
 
@@ -202,7 +204,7 @@ impl Backup {
 fn due_ns(env: &Env, next: &Next) -> u64 {
     match next {
         Next::Now => env.now_ns,
-        Next::Wait { until_ns } => *until_ns,
-        Next::Arrival | Next::Done => u64::MAX,
+        Next::Wait { until_ns } | Next::Arrival { until_ns } => *until_ns,
+        Next::Done => u64::MAX,
     }
 }

@@ -16,6 +16,9 @@ use vm::{OutputId, OutputOperation};
 /// From one try to attach to the next.
 const RETRY_NS: u64 = 20_000_000;
 
+/// The same with a LAN that refuses this side.
+const RETRY_REFUSED_NS: u64 = 200_000_000;
+
 /// Frames that wait for the guest before no more are read.
 const PACKETS_MAX: usize = 64;
 
@@ -26,6 +29,8 @@ pub(super) enum News {
     Attached(OutputId),
     /// All outputs below have been carried.
     Carried(OutputId),
+    /// The LAN refuses this owner of the VM.
+    Refused,
 }
 
 enum State {
@@ -38,8 +43,6 @@ enum State {
         pulse: Pulse,
         heartbeat_due_ns: u64,
     },
-    /// The LAN refuses this side for good.
-    Refused,
 }
 
 /// The connection, and what has come over it.
@@ -61,7 +64,6 @@ impl Cable {
         match self.state {
             State::Down(retry_ns) => retry_ns,
             State::Up { heartbeat_due_ns, .. } => heartbeat_due_ns,
-            State::Refused => u64::MAX,
         }
     }
 
@@ -70,7 +72,7 @@ impl Cable {
         let mut news = Vec::new();
         match &mut self.state {
             State::Down(retry_ns) if *retry_ns <= env.now_ns => self.attach(env, me, owner),
-            State::Down(_) | State::Refused => {}
+            State::Down(_) => {}
             State::Up { end, pulse, .. } if self.packets.len() < PACKETS_MAX => {
                 let end = *end;
                 let received = env.receive(end);
@@ -163,7 +165,8 @@ impl Cable {
             Ok(ServerMessage::Refused { .. } | ServerMessage::Fenced { .. }) => {
                 env.saw(Sighting::FencedByLan);
                 self.lose(env);
-                self.state = State::Refused;
+                self.state = State::Down(env.now_ns + RETRY_REFUSED_NS);
+                news.push(News::Refused);
                 return false;
             }
             Err(error) => panic!("the LAN sends a bad message: {error}"),

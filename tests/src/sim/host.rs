@@ -1,17 +1,22 @@
 //! A simulated process as the host of the production sides: its calls reach the simulated surroundings.
 
 use super::env::Env;
+use super::outlets::SimOutlets;
 use super::process::Me;
 use super::sightings::Sighting;
+use super::source::SimSource;
 use super::wires::End;
 use crate::random::Random;
 use hypervisor::node::host::{Connection, Host, Observation, StepKind};
 use hypervisor::node::reports::NodeReport;
+use logchannel::entry::{EntryBody, Generation, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vm::OutputId;
 
 /// Where a process finds its surroundings while one of its steps is called.
 ///
@@ -42,21 +47,52 @@ impl Lent {
 pub(super) struct SimHost {
     me: Me,
     env: Lent,
+    part: Part,
     seen: Arc<Mutex<Seen>>,
+}
+
+/// What a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Backup,
+    /// It owns the VM as this generation.
+    Primary(Generation),
 }
 
 /// What a process has been seen to do.
 #[derive(Debug, Default)]
 struct Seen {
-    /// A step was woken since it was last asked about.
-    is_woken: bool,
+    /// Steps that were woken since it was last asked about them.
+    woken: BTreeSet<StepKind>,
+    /// As which it owns the VM.
+    generation: Generation,
+    /// The places of the entries of outputs that were made here.
+    places: BTreeMap<OutputId, LogSeq>,
+    /// It has appended an entry.
+    has_run: bool,
+    has_lost_backup: bool,
+    /// All console output below is written.
+    console_left: OutputId,
     /// A VM comes here, and doesn't count on this side yet.
     is_joining: bool,
 }
 
 impl SimHost {
-    pub(super) fn new(me: Me) -> Self {
-        Self { me, env: Lent::new(), seen: Arc::default() }
+    pub(super) fn new(me: Me, part: Part) -> Self {
+        let generation = match part {
+            Part::Primary(generation) => generation,
+            Part::Backup => Generation(0),
+        };
+        Self { me, env: Lent::new(), part, seen: Arc::new(Mutex::new(Seen { generation, ..Seen::default() })) }
+    }
+
+    pub(super) const fn me(&self) -> &Me {
+        &self.me
+    }
+
+    /// The surroundings, while a step is called.
+    pub(super) fn env(&self) -> MutexGuard<'_, Env> {
+        self.env.get()
     }
 
     /// Calls a step of this process.
@@ -68,8 +104,33 @@ impl SimHost {
     }
 
     /// Whether a step was woken since this was last asked.
-    pub(super) fn was_woken(&self) -> bool {
-        std::mem::take(&mut self.seen().is_woken)
+    pub(super) fn was_woken(&self, step: StepKind) -> bool {
+        self.seen().woken.remove(&step)
+    }
+
+    /// As which generation this process owns the VM.
+    pub(super) fn generation(&self) -> Generation {
+        self.seen().generation
+    }
+
+    /// The place of an output's entry, if the output was made here.
+    pub(super) fn place_of(&self, output: OutputId) -> Option<LogSeq> {
+        self.seen().places.get(&output).copied()
+    }
+
+    /// All outputs that were made here are below.
+    pub(super) fn made_below(&self) -> OutputId {
+        self.seen().places.last_key_value().map_or(OutputId(0), |(last, _)| OutputId(last.0 + 1))
+    }
+
+    /// Whether the guest has begun to run here.
+    pub(super) fn has_run(&self) -> bool {
+        self.seen().has_run
+    }
+
+    /// All console output below `next` is written.
+    pub(super) fn set_console_left(&self, next: OutputId) {
+        self.seen().console_left = next;
     }
 
     /// Whether it has begun to receive a VM and isn't told yet that it protects it.
@@ -89,6 +150,8 @@ impl SimHost {
 
 impl Host for SimHost {
     type Connection = SimConnection;
+    type Source = SimSource;
+    type Outlets = SimOutlets;
 
     fn now_ns(&self) -> u64 {
         self.env.get().now_ns
@@ -101,13 +164,44 @@ impl Host for SimHost {
             NodeReport::Joined { .. } => env.note("backup: accepts, on host", &[self.me.host as u64]),
             NodeReport::PrimaryLost { .. } => env.note("backup: the primary is lost, on host", &[self.me.host as u64]),
             NodeReport::PrimaryClaimLost { .. } => env.saw(Sighting::BackupWaitsForClaim),
+            NodeReport::ClaimsLost { .. } => env.saw(Sighting::ClaimsLost),
+            NodeReport::ClaimsRestored { .. } => env.saw(Sighting::ClaimsRestored),
+            NodeReport::Stranded { .. } => env.saw(Sighting::Stranded),
+            NodeReport::OwnerConfirmed { .. } => env.saw(Sighting::OwnerConfirmed),
+            NodeReport::BackupRefused { .. } => env.saw(Sighting::JoinRefused),
+            NodeReport::SpareWaits { .. } => env.saw(Sighting::SpareWaits),
+            NodeReport::BackupConnected { .. } => {
+                env.note("primary: a backup joins on host", &[self.me.host as u64]);
+            }
+            NodeReport::Owner { generation, .. } => {
+                env.note("primary: goes on alone as generation, on host", &[*generation, self.me.host as u64]);
+                env.saw(Sighting::BackupLost);
+                self.seen().has_lost_backup = true;
+            }
+            NodeReport::Protected { generation, .. } if self.part != Part::Backup => {
+                env.note("primary: protected as generation, on host", &[*generation, self.me.host as u64]);
+                if *generation > 1 {
+                    env.saw(Sighting::Rejoin);
+                    if !self.seen().has_lost_backup {
+                        env.saw(Sighting::JoinedSuccessor);
+                    }
+                }
+            }
             NodeReport::Diverged { reason } => panic!("a backup diverges: {reason}"),
             _ => {}
         }
     }
 
-    fn wake(&self, _: StepKind) {
-        self.seen().is_woken = true;
+    fn console_left(&self) -> OutputId {
+        self.seen().console_left
+    }
+
+    fn guest_time_ns(&self, _: u64, steps: u64) -> u64 {
+        steps * self.me.setup.ns_per_step
+    }
+
+    fn wake(&self, step: StepKind) {
+        self.seen().woken.insert(step);
     }
 
     fn observe(&self, observation: Observation<'_>) {
@@ -117,6 +211,20 @@ impl Host for SimHost {
             Observation::Snapshot(snapshot) => {
                 env.judge.joins(node, snapshot.seq);
                 env.note("backup: has a snapshot of entry, on host", &[snapshot.seq.0, self.me.host as u64]);
+            }
+            Observation::Appended(place, entry) => {
+                let now_ns = env.now_ns;
+                env.judge.appends(now_ns, node, place, entry);
+                let mut seen = self.seen();
+                seen.has_run = true;
+                if let EntryBody::Output { id, .. } = entry.body {
+                    seen.places.insert(id, place);
+                }
+            }
+            Observation::Owns(generation) => {
+                let Env { judge, arbiter, has_forgotten, .. } = &mut *env;
+                judge.owns(arbiter, *has_forgotten, node, generation);
+                self.seen().generation = generation;
             }
             Observation::Received(entries) => env.judge.receives(node, entries.iter().cloned()),
             Observation::Told(generation) => {

@@ -20,7 +20,6 @@
 mod arbiter;
 mod backup;
 mod cable;
-mod channel;
 mod claims;
 mod client;
 mod env;
@@ -28,9 +27,9 @@ mod guest_time;
 mod host;
 mod judge;
 mod lan;
+mod outlets;
 mod primary;
 mod process;
-mod side;
 mod sightings;
 mod source;
 mod trace;

@@ -1,53 +1,59 @@
-//! A process that runs the VM: what `hypervisor::node::primary` does with threads, sockets and clocks. It decides nothing.
+//! A process that runs the VM: the production side, called step by step.
 
-use super::cable::Cable;
-use super::claims::Claims;
+use super::cable::{Cable, News};
+use super::claims::{Asked, Claims};
 use super::env::Env;
+use super::host::{Part, SimHost};
+use super::outlets::SimOutlets;
 use super::process::{Exit, Me};
-use super::side::{Side, Sink};
 use super::sightings::Sighting;
 use super::source::SimSource;
-use crate::random::Random;
-use ft::guest_clock::{PAUSE_NS, WatchedClock};
-use ft::record::{Recorder, Slice};
-use ft::role::{FULL_SHARE, PrimaryRole};
-use logchannel::entry::Generation;
-use std::collections::VecDeque;
-use vm::Machine;
-
-/// From one look at heartbeats and timeouts to the next.
-const TICK_NS: u64 = 5_000_000;
-
-/// How many steps the guest runs at once while outputs are held.
-const STEPS_WHILE_HOLDING: u64 = 300;
+use super::wires::Place;
+use ft::guest_clock::PAUSE_NS;
+use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
+use hypervisor::node::host::{Answer, GuestInput, Next, Question, StepKind};
+use hypervisor::node::io::network::NetworkEvents;
+use hypervisor::node::primary::{
+    Identity, LiveEnd, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext, Visitor,
+};
+use std::sync::{Arc, MutexGuard};
+use vm::{Machine, OutputId};
 
 /// What copying a piece of the guest's memory costs.
 const COPY_NS: u64 = 20_000;
 
+/// From one question to the next of a vCPU that spins.
+const SPIN_NS: u64 = 10_000;
+
 /// A running VM.
 pub(super) struct Primary {
-    recorder: Recorder<SimSource>,
-    side: Side,
-    /// The generation that the log was last told of; `None` as long as the guest hasn't begun to run here.
-    logged_generation: Option<Generation>,
+    me: Me,
+    host: SimHost,
+    side: Arc<PrimarySide<SimHost>>,
+    vcpu: Vcpu<SimHost>,
+    control: PrimaryControl,
+    claims: Claims,
+    /// Each with when it is due.
+    visitors: Vec<(Visitor<SimHost>, u64)>,
+    timers_ns: u64,
+    control_ns: u64,
     vcpu_ns: u64,
-    /// It sleeps, until then or until a frame comes.
-    is_asleep: bool,
-    copy_ns: u64,
-    tick_ns: u64,
-    /// When the last step was.
-    step_ns: u64,
+    /// A word of the backup's is taken up at once.
+    hears_backup: bool,
+    /// The guest sleeps until a frame comes.
+    is_waiting: bool,
+    /// When the guest's clock was looked at last.
+    looked_ns: u64,
 }
 
 /// What a process does in a step, in an order that nobody knows.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    Hear,
     Cable,
-    Conduct,
+    Control,
     Print,
-    Tick,
-    Accept,
+    Timers,
+    Visitors,
     Vcpu,
 }
 
@@ -60,156 +66,233 @@ impl Primary {
             "primary: owns as generation, at entry, of host",
             &[role.generation().0, role.appended().0, me.host as u64],
         );
+        let host = SimHost::new(me.clone(), Part::Primary(role.generation()));
         let cable = Cable::new(machine.last_packet_number(), role.session().booted);
-        let source = SimSource {
-            now_ns: env.now_ns,
-            clock: WatchedClock::new(*role.clock(), env.now_ns),
-            packets: VecDeque::new(),
-            random: Random::new(env.random.next_u64()),
-        };
-        let intervals = me.setup.intervals;
-        let side = Side::new(me.clone(), role, cable, Claims::new(me));
+        let source = SimSource::new(host.clone(), *role.clock(), env);
+        let outlets = SimOutlets::new(host.clone(), cable);
+        let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: me.host.to_string() };
+        let side = Arc::new(PrimarySide::new(host.clone(), identity, role, outlets));
+        let (control, vcpu) = host.call(env, || {
+            let vcpu = side.vcpu(machine, source, me.setup.intervals, None, me.setup.slice_steps);
+            (side.control(None), vcpu)
+        });
         Self {
-            recorder: Recorder::new(machine, source, intervals),
+            host,
             side,
-            logged_generation: None,
+            vcpu,
+            control,
+            claims: Claims::new(me.clone()),
+            me,
+            visitors: Vec::new(),
+            timers_ns: env.now_ns,
+            control_ns: env.now_ns,
             vcpu_ns: env.now_ns,
-            is_asleep: false,
-            copy_ns: env.now_ns,
-            tick_ns: env.now_ns,
-            step_ns: env.now_ns,
+            hears_backup: false,
+            is_waiting: false,
+            looked_ns: env.now_ns,
         }
     }
 
-    pub(super) const fn role(&self) -> &PrimaryRole {
-        &self.side.role
+    pub(super) fn role(&self) -> MutexGuard<'_, PrimaryRole> {
+        self.side.role()
     }
 
     pub(super) const fn is_asking(&self) -> bool {
-        self.side.is_asking()
+        self.claims.is_asking()
     }
 
     /// The operator wants this process to end.
     pub(super) fn retire(&mut self, env: &mut Env) {
-        self.side.role.handle_retire(env.now_ns);
-        self.side.carry_out(env);
+        self.host.call(env, || self.side.drive(PrimaryRole::handle_retire));
     }
 
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let mut jobs = [Job::Hear, Job::Cable, Job::Conduct, Job::Print, Job::Tick, Job::Accept, Job::Vcpu];
+        let mut jobs = [Job::Cable, Job::Control, Job::Print, Job::Timers, Job::Visitors, Job::Vcpu];
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
         for job in jobs {
             match job {
-                Job::Hear => self.side.hear(env),
                 Job::Cable => self.plug(env),
-                Job::Conduct => self.side.conduct(env),
-                Job::Print => self.side.print(env),
-                Job::Tick => self.tick(env),
-                Job::Accept => self.side.accept(env),
+                Job::Control => self.control(env)?,
+                Job::Print => self.print(env),
+                Job::Timers => self.look_at_timers(env),
+                Job::Visitors => self.receive_visitors(env),
                 Job::Vcpu => self.run_guest(env),
-            }
-            self.side.carry_out(env);
-            if let Some(exit) = self.side.exit.take() {
-                self.side.drain(env);
-                return Err(exit);
             }
         }
         Ok(self.due_ns(env))
     }
 
-    fn due_ns(&self, env: &mut Env) -> u64 {
-        let copy_ns = if self.wants_copy(env) { self.copy_ns } else { u64::MAX };
-        let vcpu_ns = if self.side.role.may_run() { self.vcpu_ns } else { u64::MAX };
-        vcpu_ns.min(copy_ns).min(self.tick_ns).min(self.side.due_ns(env.now_ns))
+    fn due_ns(&self, env: &Env) -> u64 {
+        let vcpu_ns = if self.host.was_woken(StepKind::Vcpu) { env.now_ns + 1 } else { self.vcpu_ns };
+        let control_ns = if self.host.was_woken(StepKind::Control) { env.now_ns + 10_000 } else { self.control_ns };
+        let control_ns = if self.claims.is_asking() { self.claims.due_ns() } else { control_ns };
+        let visitors_ns = self.visitors.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
+        let outlets_ns = self.side.outlets().due_ns();
+        vcpu_ns.min(control_ns).min(self.timers_ns).min(visitors_ns).min(outlets_ns)
     }
 
+    /// Keeps attached to the LAN, and gives the side what it says.
     fn plug(&mut self, env: &mut Env) {
-        self.side.plug(env);
-        if !self.side.cable.packets.is_empty() {
-            self.recorder.source_mut().packets.append(&mut self.side.cable.packets);
-            if self.is_asleep {
-                self.vcpu_ns = env.now_ns;
+        let owner = self.side.owner();
+        let news = self.side.outlets().cable.step(env, &self.me, owner);
+        for news in news {
+            match news {
+                News::Attached(next) => self.attached(env, next),
+                News::Carried(next) => self.side.carried(next),
+                News::Refused => self.host.call(env, || self.side.refused()),
+            }
+        }
+        self.host.call(env, || self.side.ready());
+        let packets = std::mem::take(&mut self.side.outlets().cable.packets);
+        if !packets.is_empty() && self.is_waiting {
+            self.vcpu_ns = env.now_ns;
+        }
+        self.vcpu.source_mut().packets.extend(packets);
+    }
+
+    fn attached(&self, env: &mut Env, next: OutputId) {
+        let role = self.side.role();
+        if role.gate().tail().any(|(id, _)| id < next) {
+            env.saw(Sighting::TailAlreadyCarried);
+        }
+        let sent_below = self.side.outlets().sent_below;
+        if role.gate().tail().any(|(id, _)| id >= next && sent_below > id) {
+            env.saw(Sighting::SentAgain);
+        }
+        drop(role);
+        // Now and then as if the LAN had not said how far it has got: it drops what comes twice.
+        self.side.attached(if env.random.one_in(4) { OutputId(0) } else { next });
+    }
+
+    /// Writes what its reader takes of the console's queue.
+    fn print(&mut self, env: &mut Env) {
+        if let Some(next) = self.side.outlets().print(env) {
+            self.host.set_console_left(next);
+            self.host.call(env, || self.side.console_left(next));
+        }
+    }
+
+    fn look_at_timers(&mut self, env: &mut Env) {
+        if self.timers_ns <= env.now_ns
+            && let Next::Wait { until_ns } = self.host.call(env, || self.side.step_timers())
+        {
+            self.timers_ns = until_ns;
+        }
+    }
+
+    /// Hears what visitors want.
+    fn receive_visitors(&mut self, env: &mut Env) {
+        while let Some(end) = env.accept(Place::Host(self.me.host)) {
+            let connection = self.host.connection(end);
+            self.visitors.push((Visitor::new(connection, "a host".into(), env.now_ns), env.now_ns));
+        }
+        for (mut visitor, _) in std::mem::take(&mut self.visitors) {
+            match self.host.call(env, || self.side.step_visitor(&mut visitor)) {
+                Next::Now => self.visitors.push((visitor, env.now_ns + 1_000)),
+                Next::Wait { until_ns } | Next::Arrival { until_ns } => self.visitors.push((visitor, until_ns)),
+                Next::Done => {}
             }
         }
     }
 
-    fn tick(&mut self, env: &mut Env) {
-        if self.tick_ns <= env.now_ns {
-            self.tick_ns = env.now_ns + TICK_NS;
-            self.side.role.handle_tick(env.now_ns);
+    /// Does what takes time.
+    fn control(&mut self, env: &mut Env) -> Result<(), Exit> {
+        if let Some(asked) = self.claims.answer(env) {
+            let answer = match asked {
+                Asked::Claim(answer) => Answer::Claim(answer),
+                Asked::Latest(latest) => Answer::Latest(latest),
+            };
+            self.host.call(env, || self.side.handle_answer(&self.control, answer));
         }
+        while !self.claims.is_asking() {
+            match self.host.call(env, || self.side.step_control(&mut self.control)) {
+                PrimaryStep::Next(Next::Wait { until_ns } | Next::Arrival { until_ns }) => {
+                    self.control_ns = until_ns;
+                    return Ok(());
+                }
+                PrimaryStep::Next(Next::Now | Next::Done) => {}
+                PrimaryStep::Ask(Question::Claim(request)) => self.claims.ask(env, request),
+                PrimaryStep::Ask(Question::Latest) => self.claims.look(env),
+                PrimaryStep::End(end) => {
+                    self.host.call(env, || self.side.end());
+                    return Err(self.end(env, &end));
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has changed its course.
-    fn keep_time(&mut self, env: &mut Env) {
-        let gap_ns = env.now_ns - self.step_ns;
-        self.step_ns = env.now_ns;
-        let source = self.recorder.source_mut();
-        source.now_ns = env.now_ns;
-        let stands = self.side.role.clock_stands(env.now_ns);
-        let has_stood = !source.clock.clock().is_running();
-        if self.logged_generation.is_some() && (gap_ns > PAUSE_NS || has_stood) {
-            env.saw(if has_stood { Sighting::ClockStood } else { Sighting::PauseLeftOut });
-            env.judge.pauses(self.side.me.node, gap_ns);
-        }
-        source.clock.look(env.now_ns);
-        source.clock.set_running(env.now_ns, !stands);
-        if source.clock.clock() != self.side.role.clock() {
-            self.side.role.handle_clock(*source.clock.clock());
+    fn end(&mut self, env: &mut Env, end: &LiveEnd) -> Exit {
+        // A process that ends writes the rest of its console's queue first.
+        self.side.outlets().drain();
+        self.print(env);
+        match end {
+            LiveEnd::HandedOver => {
+                env.saw(Sighting::HandOver);
+                Exit::HandedOver
+            }
+            LiveEnd::Role(PrimaryEnd::GuestStopped(_)) => {
+                env.saw(Sighting::PowerOff);
+                if self.side.role().generation().0 > 2 {
+                    env.saw(Sighting::PowerOffAfterFailover);
+                }
+                Exit::GuestEnded
+            }
+            LiveEnd::Role(PrimaryEnd::Retired | PrimaryEnd::Left) => Exit::GuestEnded,
+            LiveEnd::Role(PrimaryEnd::Interrupted) => unreachable!("no log is resumed here"),
+            LiveEnd::Role(PrimaryEnd::Stranded) => panic!("no operator ends a primary that stands still"),
+            LiveEnd::Role(PrimaryEnd::Fenced { holder }) => {
+                env.judge.is_fenced(self.me.node, self.side.role().generation(), holder.node);
+                env.saw(Sighting::PrimaryFenced);
+                if self.host.made_below() > self.side.outlets().sent_below {
+                    env.saw(Sighting::HeldOutputsDiscarded);
+                }
+                Exit::Fenced
+            }
         }
     }
 
     fn run_guest(&mut self, env: &mut Env) {
-        self.keep_time(env);
-        if self.side.role.may_run() && self.vcpu_ns <= env.now_ns {
-            self.run_slice(env);
-        }
-        // What a predecessor had not logged is logged first; a guest that has never run has nothing to log.
-        let has_logged_all = self.logged_generation.is_some() || self.recorder.machine().instruction_count().0 == 0;
-        if self.wants_copy(env) && has_logged_all && self.copy_ns <= env.now_ns {
-            self.copy_ns = env.now_ns + COPY_NS;
-            self.side.role.copy_snapshot(env.now_ns, self.recorder.machine_mut());
-        }
-    }
-
-    fn wants_copy(&self, env: &mut Env) -> bool {
-        self.side.role.wants_copy() && self.side.has_room(env)
-    }
-
-    fn run_slice(&mut self, env: &mut Env) {
-        let mut sink = Sink { side: &mut self.side, env };
-        let generation = sink.side.role.generation();
-        if self.logged_generation != Some(generation) {
-            self.logged_generation = Some(generation);
-            let Ok(()) = self.recorder.log_generation(&mut sink, generation);
-        }
-        let is_holding = sink.side.role.gate().held() > 0;
-        let steps = if is_holding { STEPS_WHILE_HOLDING } else { sink.side.me.setup.slice_steps };
-        let Some(steps) = sink.side.role.steps_allowed(steps, self.recorder.machine()) else {
-            self.vcpu_ns = sink.env.now_ns + COPY_NS;
+        if self.vcpu_ns > env.now_ns && !self.hears_backup && !self.host.was_woken(StepKind::Vcpu) {
             return;
-        };
-        let before = self.recorder.machine().instruction_count();
-        let Ok(slice) = self.recorder.run_slice(&mut sink, steps);
-        let ran = self.recorder.machine().instruction_count().since(before);
-        // A slowed guest gets less of the time.
-        let share = u64::from(self.side.role.share());
-        let busy_ns = 1_000 + ran * self.side.me.setup.ns_per_step * u64::from(FULL_SHARE) / share.max(1);
-        if share < u64::from(FULL_SHARE) {
+        }
+        self.look_at_clock(env);
+        let before = self.vcpu.machine().instruction_count();
+        let is_copying = self.side.role().is_copying();
+        let is_slowed = self.side.role().share() < FULL_SHARE;
+        let next = self.host.call(env, || self.side.step_vcpu(&mut self.vcpu));
+        let ran = self.vcpu.machine().instruction_count().since(before);
+        if is_slowed && ran > 0 {
             env.saw(Sighting::GuestSlowed);
         }
-        self.is_asleep = matches!(slice, Slice::Waiting);
-        self.vcpu_ns = match slice {
-            Slice::Ran => env.now_ns + busy_ns,
-            Slice::Waiting => {
-                let timer_ns = self.recorder.machine().timer_deadline();
-                let timer_ns = timer_ns.map_or(u64::MAX, |ticks| self.recorder.source().clock.clock().ns_of(ticks));
-                timer_ns.max(env.now_ns + busy_ns)
+        let copy_ns = if is_copying { COPY_NS } else { 0 };
+        let busy_ns = env.now_ns + 1_000 + copy_ns + ran * self.me.setup.ns_per_step;
+        (self.hears_backup, self.is_waiting) = (false, false);
+        self.vcpu_ns = match next {
+            VcpuNext::Now => busy_ns,
+            VcpuNext::Spin => busy_ns + SPIN_NS,
+            VcpuNext::Pause { until_ns } => until_ns.max(busy_ns),
+            VcpuNext::Sleep { until_ns, sleeper, hears_backup } => {
+                self.hears_backup = hears_backup;
+                self.is_waiting = sleeper == Sleeper::Waiting;
+                let timer = self.vcpu.machine().timer_deadline().filter(|_| self.is_waiting);
+                let timer_ns = timer.map_or(u64::MAX, |ticks| self.vcpu.source().clock().ns_of(ticks));
+                timer_ns.min(until_ns).max(busy_ns)
             }
-            Slice::Stopped(_) => u64::MAX,
+            VcpuNext::Done => u64::MAX,
         };
+    }
+
+    /// What the judge has to know before the vCPU looks at the guest's clock again.
+    fn look_at_clock(&mut self, env: &mut Env) {
+        let gap_ns = env.now_ns - std::mem::replace(&mut self.looked_ns, env.now_ns);
+        let has_stood = !self.vcpu.source().clock().is_running();
+        if self.host.has_run() && (gap_ns > PAUSE_NS || has_stood) {
+            env.saw(if has_stood { Sighting::ClockStood } else { Sighting::PauseLeftOut });
+            env.judge.pauses(self.me.node, gap_ns);
+        }
     }
 }

@@ -90,6 +90,10 @@ sightings! {
     JoinedSuccessor,
     /// A backup came that the primary could not take.
     JoinRefused,
+    /// A backup came while there was another, and waited for its place.
+    SpareWaits,
+    /// The arbiter said that an owner owns the VM though the LAN refused it.
+    OwnerConfirmed,
     /// An operator stopped a protected primary.
     HandOver,
     /// The guest powered itself off.

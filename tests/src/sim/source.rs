@@ -1,27 +1,52 @@
 //! Where a running guest's events come from.
 
+use super::env::Env;
+use super::host::SimHost;
 use crate::random::Random;
 use ft::event_source::EventSource;
-use ft::guest_clock::WatchedClock;
+use ft::guest_clock::{GuestClock, WatchedClock};
+use hypervisor::node::host::{GuestInput, Host};
 use std::collections::VecDeque;
 use vm::{Event, Machine};
 
 /// The guest's events, as the host makes them.
-#[derive(Debug)]
 pub(super) struct SimSource {
-    pub(super) now_ns: u64,
-    pub(super) clock: WatchedClock,
+    host: SimHost,
+    clock: WatchedClock,
     pub(super) packets: VecDeque<(u64, Vec<u8>)>,
-    pub(super) random: Random,
+    random: Random,
+}
+
+impl SimSource {
+    pub(super) fn new(host: SimHost, clock: GuestClock, env: &mut Env) -> Self {
+        let clock = WatchedClock::new(clock, env.now_ns);
+        Self { host, clock, packets: VecDeque::new(), random: Random::new(env.random.next_u64()) }
+    }
+}
+
+impl GuestInput for SimSource {
+    fn clock(&self) -> &GuestClock {
+        self.clock.clock()
+    }
+
+    fn set_clock_running(&mut self, runs: bool) {
+        self.clock.set_running(self.host.now_ns(), runs);
+    }
+
+    fn has_input(&self, machine: &Machine) -> bool {
+        !self.packets.is_empty() && machine.can_receive_packet()
+    }
 }
 
 impl EventSource for SimSource {
     fn now_ns(&mut self) -> u64 {
-        self.now_ns
+        let now_ns = self.host.now_ns();
+        self.clock.look(now_ns);
+        now_ns
     }
 
     fn ticks(&mut self) -> u64 {
-        self.clock.look(self.now_ns)
+        self.clock.look(self.host.now_ns())
     }
 
     fn entropy(&mut self) -> u16 {

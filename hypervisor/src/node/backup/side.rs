@@ -168,7 +168,7 @@ impl<H: Host> BackupSide<H> {
         });
         match end {
             Some(_) => Next::Done,
-            None if is_idle => Next::Arrival,
+            None if is_idle => Next::Arrival { until_ns: u64::MAX },
             None => Next::Now,
         }
     }

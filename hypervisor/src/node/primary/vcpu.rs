@@ -1,315 +1,387 @@
-//! The vCPU thread of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and copies the guest's
+//! The vCPU of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and copies the guest's
 //! memory for a backup that joins.
 
-use super::Shared;
 use super::join_figures::JoinFigures;
-use crate::node::channel::{Arrived, ChannelReader, lock};
-use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
+use super::side::PrimarySide;
+use crate::node::channel::lock;
+use crate::node::host::{GuestInput, Host, Observation};
 use crate::node::log::kept_log::KeptLog;
 use crate::node::reports::NodeReport;
-use crate::os::clock;
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
-use ft::record::{LogSink, Recorder, Slice};
-use ft::role::{FULL_SHARE, PrimaryRole};
+use ft::record::{Intervals, LogSink, Recorder, Slice};
+use ft::role::FULL_SHARE;
 use ft::trouble::Watch;
 use logchannel::entry::{Generation, LogEntry};
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::fmt;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
-use vm::{Machine, OutputId, OutputOperation};
+use vm::{InstructionCount, Machine, OutputId, OutputOperation};
 
 /// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
 /// microseconds.
 const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
 
-/// How long a vCPU thread that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
+/// How long a vCPU that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
 /// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
 const SPIN_NS: u64 = 200_000;
 
-/// After spinning for nothing, how many times the vCPU thread sleeps at once: on a crowded host the time is the backup's.
+/// After spinning for nothing, how many times the vCPU sleeps at once: on a crowded host the time is the backup's.
 const SPIN_REST: u32 = 32;
 
-/// The longest that the vCPU thread sleeps before it looks around, in nanoseconds.
+/// The longest that the vCPU sleeps before it looks around, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
 
 /// The same while a backup waits for the guest's memory.
 const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 
-/// How long a guest that may not write more pages waits before it is looked whether more can be copied.
-const COPY_WAIT: Duration = Duration::from_micros(50);
+/// How long a guest that may not write more pages waits before it is looked whether more can be copied, in nanoseconds.
+const COPY_WAIT_NS: u64 = 50_000;
 
 /// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than two: what a very slow time left
 /// over would make the faster one after it slow.
 const YIELD_NS: u64 = 1_000_000;
 
-/// Why the vCPU thread sleeps.
-#[derive(Clone, Copy, Debug)]
-enum Sleeper {
+/// Why the vCPU sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleeper {
     /// The guest waits for an interrupt, and takes what comes.
     Waiting,
     /// The guest may not run, or has ended: it takes nothing.
     Stopped,
 }
 
-impl Shared {
-    /// Runs the guest until this node's part in it is over.
-    pub(in crate::node) fn run_vcpu(
+/// When the vCPU's step is to be called again.
+#[derive(Clone, Copy, Debug)]
+pub enum VcpuNext {
+    /// At once.
+    Now,
+    /// Very soon: the backup that is waited for may be about to answer, perhaps on this very core.
+    Spin,
+    /// At this time, in nanoseconds.
+    Pause {
+        /// When.
+        until_ns: u64,
+    },
+    /// At this time, in nanoseconds, or before if something ends the sleep.
+    Sleep {
+        /// When.
+        until_ns: u64,
+        /// Who sleeps. An input and the due timer of a guest that waits end its sleep.
+        sleeper: Sleeper,
+        /// A word of the backup's ends the sleep.
+        hears_backup: bool,
+    },
+    /// Never: this side is over.
+    Done,
+}
+
+/// A guest that runs live.
+pub struct Vcpu<H: Host> {
+    recorder: Recorder<H::Source>,
+    kept: Option<KeptLog>,
+    watch: Watch,
+    figures: JoinFigures,
+    /// How many steps the guest runs at once while nothing is held.
+    slice_steps: u64,
+    logged_generation: Option<u64>,
+    told_clock: GuestClock,
+    /// Sleeps without spinning that are left after a time when spinning didn't help.
+    rest: u32,
+    spins_until_ns: Option<u64>,
+    /// Time that a slowed guest still has to give back, and since when it does.
+    owed_ns: u64,
+    pauses_since_ns: Option<u64>,
+    /// The last step said that it was to be called later.
+    has_slept: bool,
+}
+
+impl<H: Host> fmt::Debug for Vcpu<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu").field("machine", self.recorder.machine()).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host> Vcpu<H> {
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        self.recorder.machine()
+    }
+
+    /// The source of the guest's events.
+    #[must_use]
+    pub const fn source(&self) -> &H::Source {
+        self.recorder.source()
+    }
+
+    /// The same, to give it something.
+    pub const fn source_mut(&mut self) -> &mut H::Source {
+        self.recorder.source_mut()
+    }
+
+    fn is_log_full(&self) -> bool {
+        self.kept.as_ref().is_some_and(KeptLog::is_full)
+    }
+
+    fn is_log_busy(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_copying() || kept.is_full())
+    }
+}
+
+impl<H: Host> PrimarySide<H> {
+    /// Begins to run `machine` on the events of `source`, and to keep its log in `kept`.
+    pub fn vcpu(
         &self,
-        mut recorder: Recorder<HostEventSource>,
+        machine: Machine,
+        source: H::Source,
+        intervals: Intervals,
         kept: Option<KeptLog>,
-    ) -> Recorder<HostEventSource> {
+        slice_steps: u64,
+    ) -> Vcpu<H> {
         self.drive(|_, _| ());
-        let mut watch = Watch::live(clock::now_ns());
-        let mut sink = RoleSink { shared: self, kept };
-        let mut logged_generation = None;
-        let mut rest = 0;
-        let mut owed_ns = 0;
-        let mut told_clock = *recorder.source().clock();
+        let told_clock = *source.clock();
+        Vcpu {
+            recorder: Recorder::new(machine, source, intervals),
+            kept,
+            watch: Watch::live(self.host.now_ns()),
+            figures: JoinFigures::default(),
+            slice_steps,
+            logged_generation: None,
+            told_clock,
+            rest: 0,
+            spins_until_ns: None,
+            owed_ns: 0,
+            pauses_since_ns: None,
+            has_slept: false,
+        }
+    }
+
+    /// Runs the guest for a slice, as far as it may run.
+    pub fn step_vcpu(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
+        let next = self.run_vcpu(vcpu);
+        vcpu.has_slept = !matches!(next, VcpuNext::Now);
+        next
+    }
+
+    fn run_vcpu(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
+        if self.is_over() {
+            return VcpuNext::Done;
+        }
+        if vcpu.has_slept {
+            self.hear_backup();
+        }
+        self.end_pause(vcpu);
+        if self.spins(vcpu) {
+            return VcpuNext::Spin;
+        }
+        self.keep_time(vcpu);
+        self.copy_for_join(vcpu);
         // The log is one that can be resumed before the guest runs, though it may wait for its backup first.
-        sink.serve(&mut recorder);
-        let mut figures = JoinFigures::default();
-        while !self.over.load(Ordering::Acquire) {
-            self.keep_time(&mut recorder, &mut told_clock);
-            self.copy_for_join(&mut recorder, &mut figures);
-            if !self.may_run.load(Ordering::Acquire) || sink.is_full() {
-                figures.guest_waits();
-                self.sleep(&mut recorder, Sleeper::Stopped, sink.is_busy());
-                self.hear_backup();
-                continue;
+        self.serve_log(vcpu);
+        if !self.may_run.load(Ordering::Acquire) || vcpu.is_log_full() {
+            vcpu.figures.guest_waits();
+            return self.sleep(vcpu, Sleeper::Stopped);
+        }
+        self.run_slice(vcpu)
+    }
+
+    fn run_slice(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
+        self.log_generation(vcpu);
+        let holding = self.holding.load(Ordering::Acquire);
+        let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { vcpu.slice_steps };
+        let Some(steps) = self.steps_allowed(steps, vcpu) else { return self.wait_for_copy(vcpu) };
+        vcpu.figures.guest_runs(self.host.now_ns());
+        let share = self.share.load(Ordering::Relaxed);
+        let began_ns = if share < FULL_SHARE { self.host.now_ns() } else { 0 };
+        let began_at = vcpu.machine().instruction_count();
+        let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut() };
+        let Ok(slice) = vcpu.recorder.run_slice(&mut sink, steps);
+        let sleeps = slice == Slice::Waiting;
+        if let Some(trouble) = vcpu.watch.look(vcpu.recorder.machine_mut(), sleeps, || self.host.now_ns()) {
+            self.host.report(&NodeReport::from(trouble));
+        }
+        if holding {
+            self.hear_backup();
+        }
+        match slice {
+            Slice::Ran if share < FULL_SHARE => self.slow(vcpu, share, began_ns, began_at),
+            Slice::Ran => VcpuNext::Now,
+            Slice::Waiting if self.begins_to_spin(vcpu) => VcpuNext::Spin,
+            Slice::Waiting => {
+                self.serve_log(vcpu);
+                self.sleep(vcpu, Sleeper::Waiting)
             }
-            let generation = self.generation.load(Ordering::Relaxed);
-            if logged_generation.replace(generation) != Some(generation) {
-                let Ok(()) = recorder.log_generation(&mut sink, Generation(generation));
-            }
-            sink.serve(&mut recorder);
-            let holding = self.holding.load(Ordering::Acquire);
-            let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { SLICE_STEPS };
-            let Some(steps) = self.steps_allowed(steps, recorder.machine(), &sink) else { continue };
-            figures.guest_runs();
-            let share = self.share.load(Ordering::Relaxed);
-            let started_ns = if share < FULL_SHARE { clock::now_ns() } else { 0 };
-            let Ok(slice) = recorder.run_slice(&mut sink, steps);
-            let sleeps = slice == Slice::Waiting;
-            if let Some(trouble) = watch.look(recorder.machine_mut(), sleeps, clock::now_ns) {
-                self.node.reporter.tell(&NodeReport::from(trouble));
-            }
-            if holding {
-                self.hear_backup();
-            }
-            match slice {
-                Slice::Ran if share < FULL_SHARE => {
-                    let ran_ns = clock::now_ns() - started_ns;
-                    owed_ns += ran_ns * u64::from(FULL_SHARE - share) / u64::from(share.max(1));
-                    self.give_back(&mut owed_ns);
-                }
-                Slice::Ran => {}
-                Slice::Waiting => {
-                    self.spin_for_release(&recorder, &mut rest);
-                    sink.serve(&mut recorder);
-                    self.sleep(&mut recorder, Sleeper::Waiting, sink.is_busy());
-                    self.hear_backup();
-                }
-                Slice::Stopped(_) => {
-                    sink.serve(&mut recorder);
-                    self.sleep(&mut recorder, Sleeper::Stopped, sink.is_busy());
-                    self.hear_backup();
-                }
+            Slice::Stopped(_) => {
+                self.serve_log(vcpu);
+                self.sleep(vcpu, Sleeper::Stopped)
             }
         }
-        sink.finish();
-        recorder
+    }
+
+    /// Ends the guest's log. This side is over then.
+    pub fn finish_vcpu(&self, vcpu: Vcpu<H>) -> Machine {
+        let Vcpu { recorder, kept, .. } = vcpu;
+        if let Some(Err(error)) = kept.map(KeptLog::finish) {
+            self.host.report(&NodeReport::LogLost { reason: error.to_string() });
+        }
+        recorder.into_machine()
+    }
+
+    fn log_generation(&self, vcpu: &mut Vcpu<H>) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        if vcpu.logged_generation.replace(generation) != Some(generation) {
+            let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut() };
+            let Ok(()) = vcpu.recorder.log_generation(&mut sink, Generation(generation));
+        }
     }
 
     /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has changed its course.
-    fn keep_time(&self, recorder: &mut Recorder<HostEventSource>, told: &mut GuestClock) {
-        let source = recorder.source_mut();
+    fn keep_time(&self, vcpu: &mut Vcpu<H>) {
+        let source = vcpu.recorder.source_mut();
         source.set_clock_running(!self.clock_stands.load(Ordering::Acquire));
         let clock = *source.clock();
-        if std::mem::replace(told, clock) != clock {
+        if std::mem::replace(&mut vcpu.told_clock, clock) != clock {
             self.drive(|role, _| role.handle_clock(clock));
         }
     }
 
     /// Copies a piece of the guest's memory if a backup that joins has room for it. The role isn't locked meanwhile: heartbeats
     /// go on.
-    fn copy_for_join(&self, recorder: &mut Recorder<HostEventSource>, figures: &mut JoinFigures) {
+    fn copy_for_join(&self, vcpu: &mut Vcpu<H>) {
         if !self.copying.load(Ordering::Acquire) {
-            if let Some(report) = figures.take_report() {
-                self.node.reporter.tell(&report);
+            if let Some(report) = vcpu.figures.take_report(self.host.now_ns()) {
+                self.host.report(&report);
             }
             return;
         }
-        figures.guest_stands();
+        vcpu.figures.guest_stands(self.host.now_ns());
         // Left over by a predecessor that had logged only some of a step's outputs: they are logged first.
-        if recorder.machine().has_output() {
+        if vcpu.machine().has_output() {
             return;
         }
         let Some(mut copy) = lock(&self.role).poll_copy() else { return };
-        copy.copy_piece(recorder.machine_mut());
-        figures.copied(&copy);
-        // The bytes are written by the thread that the backup came to: the guest doesn't wait for the channel.
+        copy.copy_piece(vcpu.recorder.machine_mut());
+        vcpu.figures.copied(&copy);
+        // The bytes are sent by the visitor that joins: the guest doesn't wait for the channel.
         let actions = self.give(|role, now_ns| role.handle_copy(now_ns, copy));
         self.pass_on(actions);
     }
 
-    /// How many of `steps` the guest may run as far as copies of its memory are concerned. A guest that has written as many pages
-    /// as it may waits here for the channel or the disk, if they are what the copying waits for.
-    fn steps_allowed(&self, steps: u64, machine: &Machine, sink: &RoleSink<'_>) -> Option<u64> {
-        let is_joining = self.copying.load(Ordering::Acquire);
-        let allowed = if is_joining { lock(&self.role).steps_allowed(steps, machine) } else { Some(steps) };
-        let allowed = allowed.and_then(|steps| sink.steps_allowed(steps, machine));
-        if allowed.is_none() && !(is_joining && lock(&self.role).wants_copy()) && !sink.wants_copy() {
-            thread::sleep(COPY_WAIT);
-            self.hear_backup();
+    /// Lets the log on disk copy memory and hand over what has come.
+    fn serve_log(&self, vcpu: &mut Vcpu<H>) {
+        let Some(kept) = &mut vcpu.kept else { return };
+        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot can't have them.
+        if vcpu.recorder.machine().has_output() {
+            return;
         }
-        allowed
+        let next = lock(&self.role).appended();
+        let tail = || lock(&self.role).gate().not_left();
+        kept.serve(vcpu.recorder.machine_mut(), next, tail, || self.is_over());
     }
 
-    /// Time that a slowed guest doesn't get.
-    fn give_back(&self, owed_ns: &mut u64) {
-        if *owed_ns >= YIELD_NS {
-            let began_ns = clock::now_ns();
-            thread::sleep(Duration::from_nanos(YIELD_NS));
-            *owed_ns = owed_ns.saturating_sub(clock::now_ns() - began_ns).min(YIELD_NS);
-            self.hear_backup();
+    /// How many of `steps` the guest may run as far as copies of its memory are concerned.
+    fn steps_allowed(&self, steps: u64, vcpu: &Vcpu<H>) -> Option<u64> {
+        let is_joining = self.copying.load(Ordering::Acquire);
+        let machine = vcpu.machine();
+        let allowed = if is_joining { lock(&self.role).steps_allowed(steps, machine)? } else { steps };
+        vcpu.kept.as_ref().map_or(Some(allowed), |kept| kept.steps_allowed(allowed, machine))
+    }
+
+    /// A guest that has written as many pages as it may waits for the channel or the disk, if they are what the copying waits for.
+    fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
+        let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
+        if wants_copy || vcpu.kept.as_ref().is_some_and(KeptLog::wants_copy) {
+            VcpuNext::Now
+        } else {
+            VcpuNext::Pause { until_ns: self.host.now_ns() + COPY_WAIT_NS }
+        }
+    }
+
+    /// A slowed guest owes time for what it has run.
+    fn slow(&self, vcpu: &mut Vcpu<H>, share: u32, began_ns: u64, began_at: InstructionCount) -> VcpuNext {
+        let steps = vcpu.machine().instruction_count().since(began_at);
+        let ran_ns = self.host.guest_time_ns(began_ns, steps);
+        vcpu.owed_ns += ran_ns * u64::from(FULL_SHARE - share) / u64::from(share.max(1));
+        if vcpu.owed_ns < YIELD_NS {
+            return VcpuNext::Now;
+        }
+        let now_ns = self.host.now_ns();
+        vcpu.pauses_since_ns = Some(now_ns);
+        VcpuNext::Pause { until_ns: now_ns + YIELD_NS }
+    }
+
+    fn end_pause(&self, vcpu: &mut Vcpu<H>) {
+        if let Some(since_ns) = vcpu.pauses_since_ns.take() {
+            vcpu.owed_ns = vcpu.owed_ns.saturating_sub(self.host.now_ns() - since_ns).min(YIELD_NS);
         }
     }
 
     /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again, as long as
-    /// the backup answers soon. `rest` counts the sleeps without it after a time when it didn't.
-    fn spin_for_release(&self, recorder: &Recorder<HostEventSource>, rest: &mut u32) {
+    /// the backup answers soon.
+    fn begins_to_spin(&self, vcpu: &mut Vcpu<H>) -> bool {
         if !self.holding.load(Ordering::Acquire) {
-            return;
+            return false;
         }
-        if *rest > 0 {
-            *rest -= 1;
-            return;
+        if vcpu.rest > 0 {
+            vcpu.rest -= 1;
+            return false;
         }
-        let end_ns = clock::now_ns() + SPIN_NS;
-        while self.holding.load(Ordering::Acquire)
-            && !recorder.source().has_input(recorder.machine())
-            && clock::now_ns() < end_ns
-        {
-            self.hear_backup();
-            // The backup's own thread may be waiting for this very core.
-            thread::yield_now();
+        vcpu.spins_until_ns = Some(self.host.now_ns() + SPIN_NS);
+        self.spins(vcpu)
+    }
+
+    /// Whether the vCPU goes on spinning.
+    fn spins(&self, vcpu: &mut Vcpu<H>) -> bool {
+        let Some(until_ns) = vcpu.spins_until_ns else { return false };
+        let is_late = self.host.now_ns() >= until_ns;
+        let goes_on = self.holding.load(Ordering::Acquire) && !vcpu.source().has_input(vcpu.machine()) && !is_late;
+        if !goes_on {
+            vcpu.spins_until_ns = None;
+            vcpu.rest = if is_late { SPIN_REST } else { 0 };
         }
-        if clock::now_ns() >= end_ns {
-            *rest = SPIN_REST;
-        }
+        goes_on
     }
 
     /// Sleeps until a guest that waits has something to do or the backup something to say that matters now; not for long while there is
     /// memory to be copied for the log on disk, or the disk is waited for.
-    fn sleep(&self, recorder: &mut Recorder<HostEventSource>, sleeper: Sleeper, log_is_busy: bool) {
-        let backup_matters = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
-        let channel = if backup_matters { self.channel.connection() } else { None };
-        let socket = channel.as_ref().map(|stream| stream.as_fd());
+    fn sleep(&self, vcpu: &mut Vcpu<H>, sleeper: Sleeper) -> VcpuNext {
+        let hears_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let is_joining = self.copying.load(Ordering::Acquire);
         if is_joining && lock(&self.role).wants_copy() {
             // Nothing is faster than to copy while the guest has nothing to do.
-            return;
+            return VcpuNext::Now;
         }
-        let is_copying = is_joining || log_is_busy;
+        let is_copying = is_joining || vcpu.is_log_busy();
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
         // The time spent stopped passes in sleeps that are short enough to be no pause.
-        let until_ns = recorder.source_mut().now_ns() + sleep_ns;
-        let machine = match sleeper {
-            Sleeper::Waiting => Some(recorder.machine()),
-            Sleeper::Stopped => None,
-        };
-        recorder.source().sleep(machine, socket, until_ns);
-    }
-
-    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their
-    /// order because the reader is kept until they have.
-    pub(in crate::node) fn hear_backup(&self) {
-        let Ok(mut reader) = self.channel.reader.try_lock() else { return };
-        let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
-        let (messages, end) = match arrived {
-            Arrived::Messages(messages) if messages.is_empty() => return,
-            Arrived::Messages(messages) => (messages, None),
-            Arrived::Last { messages, reason } => (messages, Some(reason)),
-        };
-        let input = |role: &mut PrimaryRole, now_ns| {
-            for message in messages {
-                role.handle_message(now_ns, message);
-            }
-            if let Some(reason) = &end {
-                role.handle_disconnect(reason);
-            }
-        };
-        let actions = self.give(input);
-        if end.is_some() {
-            *reader = None;
-            // Whoever waits for this connection would wake up at once, for ever.
-            self.channel.cut();
-        }
-        drop(reader);
-        self.carry_out(actions);
+        let until_ns = vcpu.recorder.source_mut().now_ns() + sleep_ns;
+        VcpuNext::Sleep { until_ns, sleeper, hears_backup }
     }
 }
 
-/// The recorder's entries go to the role.
-struct RoleSink<'a> {
-    shared: &'a Shared,
-    /// The log on disk, if one is kept.
-    kept: Option<KeptLog>,
+/// The recorder's entries go to the role, and to the log on disk.
+struct RoleSink<'a, H: Host> {
+    side: &'a PrimarySide<H>,
+    kept: Option<&'a mut KeptLog>,
 }
 
-impl RoleSink<'_> {
-    /// Lets the log on disk copy memory and hand over what has come.
-    fn serve(&mut self, recorder: &mut Recorder<HostEventSource>) {
-        let Some(kept) = &mut self.kept else { return };
-        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot can't have them.
-        if recorder.machine().has_output() {
-            return;
-        }
-        let next = lock(&self.shared.role).appended();
-        let is_over = || self.shared.over.load(Ordering::Acquire);
-        kept.serve(recorder.machine_mut(), next, || lock(&self.shared.role).gate().not_left(), is_over);
-    }
-
-    fn is_full(&self) -> bool {
-        self.kept.as_ref().is_some_and(KeptLog::is_full)
-    }
-
-    fn is_busy(&self) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.is_copying() || kept.is_full())
-    }
-
-    fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
-        self.kept.as_ref().map_or(Some(steps), |kept| kept.steps_allowed(steps, machine))
-    }
-
-    fn wants_copy(&self) -> bool {
-        self.kept.as_ref().is_some_and(KeptLog::wants_copy)
-    }
-
-    fn finish(self) {
-        if let Some(Err(error)) = self.kept.map(KeptLog::finish) {
-            self.shared.node.reporter.tell(&NodeReport::LogLost { reason: error.to_string() });
-        }
-    }
-}
-
-impl LogSink for RoleSink<'_> {
+impl<H: Host> LogSink for RoleSink<'_, H> {
     type Error = Infallible;
 
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        let side = self.side;
         let may_leave = {
-            let mut role = lock(&self.shared.role);
-            role.handle_entry(clock::now_ns(), entry, output);
+            let mut role = lock(&side.role);
+            side.host.observe(Observation::Appended(role.appended(), entry));
+            role.handle_entry(side.host.now_ns(), entry, output);
             role.has_outgoing()
         };
         if let Some(kept) = &mut self.kept {
             kept.append(entry);
         }
         if may_leave {
-            self.shared.send_outgoing();
+            side.send_outgoing();
         }
         Ok(())
     }
@@ -318,7 +390,7 @@ impl LogSink for RoleSink<'_> {
         if let Some(kept) = &mut self.kept {
             kept.flush();
         }
-        self.shared.drive(|role, now_ns| role.handle_flush(now_ns));
+        self.side.drive(|role, now_ns| role.handle_flush(now_ns));
         Ok(())
     }
 }

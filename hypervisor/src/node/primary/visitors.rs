@@ -1,38 +1,31 @@
 //! Who comes to a primary's port: backups that want to join, and others.
 
-use super::{Shared, spawn};
+use super::side::PrimarySide;
 use crate::node::channel::{Arrived, ChannelReader, lock, say};
+use crate::node::host::{Connection, Host, Next, StepKind};
 use crate::node::reports::NodeReport;
-use crate::os::accept::AcceptTrouble;
-use crate::os::clock;
 use crate::os::rate_limit::LeftOut;
 use logchannel::message::Message;
 use logchannel::session::VmId;
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::Duration;
-
-/// How many visitors are listened to at once; others are sent away.
-const VISITORS_MAX: usize = 32;
 
 /// How many backups may wait for the place of the one that there is; others are sent away.
 const SPARES_MAX: usize = 8;
 
 /// How long a visitor may take to say what it wants, in nanoseconds.
-const PATIENCE_NS: u64 = 2_000_000_000;
+pub(in crate::node) const PATIENCE_NS: u64 = 2_000_000_000;
 
-/// From one look at what should come soon to the next.
-const RETRY: Duration = Duration::from_millis(5);
+/// From one look at what should come soon to the next, in nanoseconds.
+const RETRY_NS: u64 = 5_000_000;
 
-/// From one look for memory to send to a joining backup to the next.
-const SEND: Duration = Duration::from_micros(200);
+/// From one look for memory to send to a joining backup to the next, in nanoseconds.
+const SEND_NS: u64 = 200_000;
 
 /// A line that visitors can cause as often as they like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum VisitorLine {
+pub(in crate::node) enum VisitorLine {
     /// One was refused.
     Refused,
     /// One waits for the place of the backup that there is.
@@ -41,201 +34,233 @@ pub(super) enum VisitorLine {
     NoThread,
 }
 
-/// Listens for backups for as long as the process lives. A visitor that says nothing keeps nobody else out.
-pub(in crate::node) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<()> {
-    let listening = shared.clone();
-    let visitors = Arc::new(AtomicUsize::new(0));
-    spawn("channel", move || {
-        let mut trouble = AcceptTrouble::default();
-        loop {
-            let (stream, address) = match listener.accept() {
-                Ok(connection) => connection,
-                Err(error) => {
-                    thread::sleep(trouble.failed("the primary can't accept connections", &error));
-                    continue;
-                }
-            };
-            if visitors.fetch_add(1, Ordering::AcqRel) >= VISITORS_MAX {
-                visitors.fetch_sub(1, Ordering::AcqRel);
-                refuse(&stream, "too many others are asking to join: try again");
-                continue;
-            }
-            let (shared, counted) = (listening.clone(), visitors.clone());
-            let spawned = spawn("visitor", move || {
-                let asked = shared.hear_visitor(stream, address);
-                counted.fetch_sub(1, Ordering::AcqRel);
-                match asked {
-                    Ok(()) => shared.send_memory(),
-                    Err(reason) => shared.tell_refused(address, reason),
-                }
-            });
-            if let Err(error) = spawned {
-                visitors.fetch_sub(1, Ordering::AcqRel);
-                if let Some(left_out) = listening.admit(VisitorLine::NoThread) {
-                    tracing::warn!("no thread for a visitor: {error}{left_out}");
-                }
-            }
-        }
-    })?;
-    Ok(())
+/// Somebody who has connected.
+pub struct Visitor<H: Host> {
+    /// Gone once it is the channel's.
+    reader: Option<ChannelReader<H::Connection>>,
+    connection: Arc<H::Connection>,
+    /// Where it came from, for people.
+    address: String,
+    stage: Stage,
 }
 
-impl Shared {
+impl<H: Host> fmt::Debug for Visitor<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visitor").field("address", &self.address).field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host> Visitor<H> {
+    /// Somebody who came from `address` at `now_ns`.
+    pub fn new(connection: Arc<H::Connection>, address: String, now_ns: u64) -> Self {
+        let reader = Some(ChannelReader::new(connection.clone()));
+        Self { reader, connection, address, stage: Stage::Silent { until_ns: now_ns + PATIENCE_NS } }
+    }
+}
+
+/// How far somebody has got.
+#[derive(Debug)]
+enum Stage {
+    /// It hasn't said what it wants, which it may until then.
+    Silent { until_ns: u64 },
+    /// It wants to join this VM, and has said more than that.
+    Asks { vm: VmId, said: Vec<Message> },
+    /// It waits for the place of the backup that there is.
+    Waits { vm: VmId, said: Vec<Message>, heard_ns: u64, spoke_ns: u64 },
+    /// It is the backup, and gets the guest's memory from here.
+    Joins,
+}
+
+/// What becomes of a visitor.
+enum Fate {
+    /// It stays.
+    Stays(Stage, Next),
+    /// It leaves, with nothing to be told.
+    Leaves,
+    /// It is sent away, for this reason.
+    Refused(String),
+    /// It can't be spoken to, for this reason.
+    Lost(String),
+}
+
+impl<H: Host> PrimarySide<H> {
     /// Whether a line that visitors can cause is to be told now.
-    fn admit(&self, line: VisitorLine) -> Option<LeftOut> {
-        lock(&self.visitor_lines).admit(line, clock::now_ns())
+    pub(in crate::node) fn admit(&self, line: VisitorLine) -> Option<LeftOut> {
+        lock(&self.visitor_lines).admit(line, self.host.now_ns())
     }
 
-    fn tell_refused(&self, address: SocketAddr, reason: String) {
+    /// Hears what a visitor wants, takes it as the backup if the role does, and sends it the guest's memory.
+    pub fn step_visitor(&self, visitor: &mut Visitor<H>) -> Next {
+        let stage = std::mem::replace(&mut visitor.stage, Stage::Joins);
+        let fate = match stage {
+            Stage::Silent { until_ns } => self.hear_wish(visitor, until_ns),
+            Stage::Asks { vm, said } => self.admit_backup(visitor, vm, said),
+            Stage::Waits { vm, said, heard_ns, spoke_ns } => {
+                let fate = self.keep_waiting(visitor, vm, said, (heard_ns, spoke_ns));
+                if !matches!(fate, Fate::Stays(Stage::Waits { .. }, _)) {
+                    self.spares.fetch_sub(1, Ordering::AcqRel);
+                }
+                fate
+            }
+            Stage::Joins => return self.send_memory(),
+        };
+        let reason = match fate {
+            Fate::Stays(stage, next) => {
+                visitor.stage = stage;
+                return next;
+            }
+            Fate::Leaves => return Next::Done,
+            Fate::Refused(reason) => {
+                refuse(&*visitor.connection, &reason);
+                reason
+            }
+            Fate::Lost(reason) => reason,
+        };
         if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Refused) {
-            let address = address.to_string();
-            self.node.reporter.tell(&NodeReport::BackupRefused { address, reason, left_out });
+            self.host.report(&NodeReport::BackupRefused { address: visitor.address.clone(), reason, left_out });
+        }
+        Next::Done
+    }
+
+    fn hear_wish(&self, visitor: &mut Visitor<H>, until_ns: u64) -> Fate {
+        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+        let mut said = match reader.wait() {
+            Arrived::Messages(messages) if messages.is_empty() && self.host.now_ns() >= until_ns => {
+                return Fate::Lost("it says nothing".into());
+            }
+            Arrived::Messages(messages) if messages.is_empty() => {
+                return Fate::Stays(Stage::Silent { until_ns }, Next::Arrival { until_ns });
+            }
+            Arrived::Messages(messages) => messages.into_iter(),
+            Arrived::Last { reason, .. } => return Fate::Lost(reason),
+        };
+        match said.next() {
+            Some(Message::Join { vm, .. }) => Fate::Stays(Stage::Asks { vm, said: said.collect() }, Next::Now),
+            Some(Message::AskOwner { vm }) => self.answer_owner(visitor, &vm),
+            _ => Fate::Lost("it doesn't ask to join".into()),
         }
     }
 
-    /// Hears what a visitor wants, and takes it as the backup if the role does.
-    fn hear_visitor(&self, stream: TcpStream, address: SocketAddr) -> Result<(), String> {
-        let io = |error: io::Error| error.to_string();
-        stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS))).map_err(io)?;
-        // One descriptor for each visitor: all of them together are fewer than a process must have.
-        let visitor = Arc::new(stream);
-        let mut reader = ChannelReader::new(visitor.clone());
-        let patient_until_ns = clock::now_ns() + PATIENCE_NS;
-        let mut said = loop {
-            match reader.wait() {
-                Arrived::Messages(messages) if messages.is_empty() && clock::now_ns() >= patient_until_ns => {
-                    return Err("it says nothing".into());
-                }
-                Arrived::Messages(messages) if messages.is_empty() => {}
-                Arrived::Messages(messages) => break messages.into_iter(),
-                Arrived::Last { reason, .. } => return Err(reason),
-            }
-        };
-        let vm = match said.next() {
-            Some(Message::Join { vm, .. }) => vm,
-            Some(Message::AskOwner { vm }) => return self.answer_owner(&visitor, &vm),
-            _ => return Err("it doesn't ask to join".into()),
-        };
-        visitor.set_read_timeout(None).map_err(io)?;
-        visitor.set_nodelay(true).map_err(io)?;
+    /// Takes a visitor as the backup, or lets it wait for the place of the one that there is.
+    fn admit_backup(&self, visitor: &mut Visitor<H>, vm: VmId, said: Vec<Message>) -> Fate {
+        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+        // One that has gone meanwhile must not take the place of one that is here.
+        if let Arrived::Last { reason, .. } = reader.take() {
+            return Fate::Lost(reason);
+        }
         // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
-        let _one_at_a_time = loop {
-            // One that has gone meanwhile must not take the place of one that is here.
-            match reader.take() {
-                Arrived::Messages(_) => {}
-                Arrived::Last { reason, .. } => return Err(reason),
-            }
-            let one_at_a_time = lock(&self.taking);
-            let Err(reason) = lock(&self.role).can_take_backup(&vm) else { break one_at_a_time };
-            if !lock(&self.role).may_take_backup_later(&vm) {
-                refuse(&visitor, &reason);
-                return Err(reason);
-            }
-            drop(one_at_a_time);
-            if let Err(reason) = self.wait_for_place(&mut reader, &visitor, address, &vm) {
-                refuse(&visitor, &reason);
-                return Err(reason);
-            }
-        };
-        self.channel.connect(reader.connection());
-        self.node.reporter.tell(&NodeReport::BackupConnected { address: address.to_string() });
+        let _one_at_a_time = lock(&self.taking);
+        let refusal = lock(&self.role).can_take_backup(&vm).err();
+        match refusal {
+            None => self.take_backup(visitor, &vm, said),
+            Some(reason) if !lock(&self.role).may_take_backup_later(&vm) => Fate::Refused(reason),
+            Some(_) => self.begin_to_wait(visitor, vm, said),
+        }
+    }
+
+    fn take_backup(&self, visitor: &mut Visitor<H>, vm: &VmId, said: Vec<Message>) -> Fate {
+        self.channel.connect(visitor.connection.clone());
+        self.host.report(&NodeReport::BackupConnected { address: visitor.address.clone() });
         self.sending_memory.store(true, Ordering::SeqCst);
         let mut taken = Ok(());
         self.drive(|role, now_ns| {
-            taken = role.handle_join(now_ns, &vm);
+            taken = role.handle_join(now_ns, vm);
             if taken.is_ok() {
-                said.for_each(|message| role.handle_message(now_ns, message));
+                said.into_iter().for_each(|message| role.handle_message(now_ns, message));
             }
         });
-        if let Err(reason) = &taken {
+        if let Err(reason) = taken {
             self.sending_memory.store(false, Ordering::SeqCst);
-            refuse(&visitor, reason);
+            refuse(&*visitor.connection, &reason);
             self.channel.cut();
-            return taken;
+            return Fate::Lost(reason);
         }
         // What the backup says is heard from here on: not before the role knows that there is one.
-        *lock(&self.channel.reader) = Some(reader);
-        self.inbox.wake();
-        Ok(())
+        *lock(&self.channel.reader) = visitor.reader.take();
+        self.host.wake(StepKind::Vcpu);
+        Fate::Stays(Stage::Joins, Next::Now)
     }
 
     /// Tells a node that is about to claim the VM who owns it.
-    fn answer_owner(&self, visitor: &TcpStream, vm: &VmId) -> Result<(), String> {
-        if *vm != self.node.vm {
-            refuse(visitor, &format!("this is a side of VM {}, not of {vm}", self.node.vm));
-            return Ok(());
+    fn answer_owner(&self, visitor: &Visitor<H>, vm: &VmId) -> Fate {
+        let own = &self.identity.vm;
+        if vm != own {
+            refuse(&*visitor.connection, &format!("this is a side of VM {own}, not of {vm}"));
+            return Fate::Leaves;
         }
         let generation = lock(&self.role).generation();
-        say(visitor, &Message::Owner { node: self.node.id, generation }).map_err(|error| error.to_string())
+        match say(&*visitor.connection, &Message::Owner { node: self.identity.node, generation }) {
+            Ok(()) => Fate::Leaves,
+            Err(error) => Fate::Lost(error.to_string()),
+        }
     }
 
     /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats, and so does this side.
-    fn wait_for_place(
-        &self,
-        reader: &mut ChannelReader<TcpStream>,
-        visitor: &TcpStream,
-        address: SocketAddr,
-        vm: &VmId,
-    ) -> Result<(), String> {
-        let counted = Counted::one_of(&self.spares, SPARES_MAX).ok_or("enough backups wait here already")?;
-        let timing = *lock(&self.role).timing();
-        say(visitor, &Message::Wait).map_err(|error| error.to_string())?;
+    fn begin_to_wait(&self, visitor: &Visitor<H>, vm: VmId, said: Vec<Message>) -> Fate {
+        if !take_seat(&self.spares, SPARES_MAX) {
+            return Fate::Refused("enough backups wait here already".into());
+        }
+        if let Err(error) = say(&*visitor.connection, &Message::Wait) {
+            self.spares.fetch_sub(1, Ordering::AcqRel);
+            return Fate::Lost(error.to_string());
+        }
         if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Waits) {
-            self.node.reporter.tell(&NodeReport::SpareWaits { address: address.to_string(), left_out });
+            self.host.report(&NodeReport::SpareWaits { address: visitor.address.clone(), left_out });
         }
-        let (mut heard_ns, mut spoke_ns) = (clock::now_ns(), clock::now_ns());
-        while !self.over.load(Ordering::Acquire) && lock(&self.role).can_take_backup(vm).is_err() {
-            thread::sleep(RETRY);
-            let now_ns = clock::now_ns();
-            match reader.take() {
-                Arrived::Messages(messages) if messages.is_empty() => {}
-                Arrived::Messages(_) => heard_ns = now_ns,
-                Arrived::Last { reason, .. } => return Err(reason),
-            }
-            if now_ns.saturating_sub(heard_ns) >= timing.failure_timeout_ns {
-                return Err("it was silent for too long".into());
-            }
-            if now_ns.saturating_sub(spoke_ns) >= timing.heartbeat_ns {
-                say(visitor, &Message::Heartbeat).map_err(|error| error.to_string())?;
-                spoke_ns = now_ns;
-            }
-        }
-        drop(counted);
-        Ok(())
+        let now_ns = self.host.now_ns();
+        let stage = Stage::Waits { vm, said, heard_ns: now_ns, spoke_ns: now_ns };
+        Fate::Stays(stage, Next::Wait { until_ns: now_ns + RETRY_NS })
     }
 
-    /// Sends the guest's memory as the vCPU thread copies it, and the log behind it, until nothing is left to be sent.
-    fn send_memory(&self) {
-        while self.copying.load(Ordering::Acquire) && !self.over.load(Ordering::Acquire) {
-            self.write_outgoing();
-            thread::sleep(SEND);
+    fn keep_waiting(
+        &self,
+        visitor: &mut Visitor<H>,
+        vm: VmId,
+        said: Vec<Message>,
+        (mut heard_ns, mut spoke_ns): (u64, u64),
+    ) -> Fate {
+        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+        if self.is_over() || lock(&self.role).can_take_backup(&vm).is_ok() {
+            return Fate::Stays(Stage::Asks { vm, said }, Next::Now);
         }
+        let timing = *lock(&self.role).timing();
+        let now_ns = self.host.now_ns();
+        match reader.take() {
+            Arrived::Messages(messages) if messages.is_empty() => {}
+            Arrived::Messages(_) => heard_ns = now_ns,
+            Arrived::Last { reason, .. } => return Fate::Lost(reason),
+        }
+        if now_ns.saturating_sub(heard_ns) >= timing.failure_timeout_ns {
+            return Fate::Refused("it was silent for too long".into());
+        }
+        if now_ns.saturating_sub(spoke_ns) >= timing.heartbeat_ns {
+            if let Err(error) = say(&*visitor.connection, &Message::Heartbeat) {
+                return Fate::Lost(error.to_string());
+            }
+            spoke_ns = now_ns;
+        }
+        Fate::Stays(Stage::Waits { vm, said, heard_ns, spoke_ns }, Next::Wait { until_ns: now_ns + RETRY_NS })
+    }
+
+    /// Sends the guest's memory as the vCPU copies it, and the log behind it, until nothing is left to be sent.
+    fn send_memory(&self) -> Next {
         self.write_outgoing();
+        if self.copying.load(Ordering::Acquire) && !self.is_over() {
+            return Next::Wait { until_ns: self.host.now_ns() + SEND_NS };
+        }
         self.sending_memory.store(false, Ordering::SeqCst);
         // What has come since then, before others could send it.
         self.send_outgoing();
+        Next::Done
     }
 }
 
-/// A seat, given back when it is dropped.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    /// One of `max` seats, if one is free.
-    fn one_of(taken: &'a AtomicUsize, max: usize) -> Option<Self> {
-        let counted = Self(taken);
-        let before = taken.fetch_add(1, Ordering::AcqRel);
-        (before < max).then_some(counted)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+/// Takes one of `max` seats, if one is free.
+fn take_seat(taken: &AtomicUsize, max: usize) -> bool {
+    taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |seats| (seats < max).then_some(seats + 1)).is_ok()
 }
 
 /// Tells a visitor why it can't join, as far as it listens.
-fn refuse(stream: &TcpStream, reason: &str) {
-    let _ = say(stream, &Message::Refused { reason: reason.into() });
+pub(in crate::node) fn refuse(connection: &impl Connection, reason: &str) {
+    let _ = say(connection, &Message::Refused { reason: reason.into() });
 }

@@ -1,0 +1,190 @@
+//! What takes time at a primary: questions to the arbiter, reports, and the end.
+
+use super::LiveEnd;
+use super::side::PrimarySide;
+use crate::node::channel::lock;
+use crate::node::host::{Answer, Host, Next, Question, StepKind};
+use crate::node::log::kept_log::DiskWatch;
+use crate::node::reports::NodeReport;
+use crate::node::waiting::Waiting;
+use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
+use logchannel::entry::Generation;
+use std::sync::atomic::Ordering;
+
+/// From one look at what waits to the next, in nanoseconds.
+const WATCH_NS: u64 = 50_000_000;
+
+/// From one look at what a side that ends waits for to the next, in nanoseconds.
+const PARTING_LOOK_NS: u64 = 1_000_000;
+
+/// How long a VM that has ended waits for its network to carry the guest's last words, in nanoseconds.
+const LAST_WORDS_NS: u64 = 500_000_000;
+
+/// How long a side that ends waits for its backup to read the last words to it, in nanoseconds.
+const PARTING_NS: u64 = 1_000_000_000;
+
+/// What the step that does what takes time comes to.
+#[derive(Debug)]
+pub enum PrimaryStep {
+    /// Nothing for now.
+    Next(Next),
+    /// The arbiter is to be asked this, and [`PrimarySide::handle_answer`] to be told its answer.
+    Ask(Question),
+    /// This side is over.
+    End(LiveEnd),
+}
+
+/// What a side waits for before it ends, and until when at most.
+#[derive(Debug)]
+struct Parting {
+    end: LiveEnd,
+    /// The network is to carry the guest's last words.
+    words_until_ns: u64,
+    /// The backup is to read what was said to it last.
+    backup_until_ns: u64,
+}
+
+/// What the step that does what takes time remembers.
+#[derive(Debug)]
+pub struct PrimaryControl {
+    /// For the first backup.
+    waiting: Waiting,
+    was_alone: bool,
+    disk: Option<DiskWatch>,
+    /// What was asked is a flag that the arbiter has lost.
+    is_refilling: bool,
+    parting: Option<Parting>,
+}
+
+impl<H: Host> PrimarySide<H> {
+    /// Begins with what takes time; `disk` looks at the log on disk, if one is kept.
+    pub fn control(&self, disk: Option<DiskWatch>) -> PrimaryControl {
+        // A guest that runs from the start has been without a backup before it gets one.
+        let was_alone = !lock(&self.role).is_awaiting_backup();
+        if was_alone {
+            self.tell_alone();
+        }
+        let waiting = Waiting::since(self.host.now_ns());
+        PrimaryControl { waiting, was_alone, disk, is_refilling: false, parting: None }
+    }
+
+    /// Does what is to be done next of what takes time.
+    pub fn step_control(&self, control: &mut PrimaryControl) -> PrimaryStep {
+        if control.parting.is_some() {
+            return self.part(control);
+        }
+        let action = lock(&self.actions).pop_front();
+        let Some(action) = action else {
+            let now_ns = self.host.now_ns();
+            self.tell_waiting(&mut control.waiting);
+            if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
+                self.host.report(&report);
+            }
+            return PrimaryStep::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
+        };
+        match action {
+            PrimaryAction::Claim(request) => {
+                control.is_refilling = false;
+                return PrimaryStep::Ask(Question::Claim(request));
+            }
+            PrimaryAction::Refill(request) => {
+                control.is_refilling = true;
+                return PrimaryStep::Ask(Question::Claim(request));
+            }
+            PrimaryAction::Look => return PrimaryStep::Ask(Question::Latest),
+            PrimaryAction::HandOver => return self.begin_parting(control, LiveEnd::HandedOver),
+            PrimaryAction::End(end) => return self.begin_parting(control, LiveEnd::Role(end)),
+            PrimaryAction::ClaimsLost { latest } => self.host.report(&NodeReport::ClaimsLost {
+                vm: self.identity.vm.to_string(),
+                generation: self.generation.load(Ordering::Relaxed),
+                latest: latest.map(|flag| flag.0.saturating_add(1)),
+            }),
+            PrimaryAction::ClaimsRestored(generation) => {
+                self.host.report(&NodeReport::ClaimsRestored { generation: generation.0 });
+            }
+            PrimaryAction::Confirmed(generation) => {
+                self.host.report(&NodeReport::OwnerConfirmed { generation: generation.0 });
+            }
+            PrimaryAction::Stranded(generation) => {
+                self.host.report(&NodeReport::Stranded { generation: generation.0 });
+            }
+            PrimaryAction::CloseChannel { reason } => {
+                self.host.report(&NodeReport::BackupLost { reason: reason.to_string() });
+            }
+            PrimaryAction::Owner(generation) => {
+                self.tell_owner(generation);
+                self.tell_alone();
+                control.was_alone = true;
+            }
+            PrimaryAction::Protected(generation) => {
+                let again = control.was_alone;
+                self.host.report(&NodeReport::Protected { generation: generation.0, again });
+            }
+        }
+        self.host.wake(StepKind::Vcpu);
+        PrimaryStep::Next(Next::Now)
+    }
+
+    /// The arbiter has answered what [`PrimarySide::step_control`] asked, or couldn't be asked.
+    pub fn handle_answer(&self, control: &PrimaryControl, answer: Answer) {
+        let is_refilling = control.is_refilling;
+        self.drive(|role: &mut PrimaryRole, now_ns| match answer {
+            Answer::Claim(answer) if is_refilling => role.handle_refill(now_ns, answer),
+            Answer::Claim(answer) => role.handle_claim(now_ns, answer),
+            Answer::Latest(answer) => role.handle_latest(now_ns, answer),
+        });
+        self.host.wake(StepKind::Vcpu);
+    }
+
+    fn begin_parting(&self, control: &mut PrimaryControl, end: LiveEnd) -> PrimaryStep {
+        let now_ns = self.host.now_ns();
+        // Nobody else will send what the network hasn't carried yet.
+        let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
+        let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
+        control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
+        self.put_out_released();
+        self.part(control)
+    }
+
+    /// Waits, not for long, until the last words are heard.
+    fn part(&self, control: &mut PrimaryControl) -> PrimaryStep {
+        self.write_outgoing();
+        let now_ns = self.host.now_ns();
+        let has_left = {
+            let role = lock(&self.role);
+            role.gate().next_to_leave() >= role.gate().end()
+        };
+        let waits = |parting: &Parting| {
+            (!has_left && now_ns < parting.words_until_ns)
+                || (self.channel.is_clogged() && now_ns < parting.backup_until_ns)
+        };
+        match control.parting.take_if(|parting| !waits(parting)) {
+            Some(Parting { end, .. }) => PrimaryStep::End(end),
+            None => PrimaryStep::Next(Next::Wait { until_ns: now_ns + PARTING_LOOK_NS }),
+        }
+    }
+
+    /// Tells an operator who wonders why the guest doesn't run.
+    fn tell_waiting(&self, waiting: &mut Waiting) {
+        if !lock(&self.role).is_awaiting_backup() {
+            return;
+        }
+        if let Some(seconds) = waiting.due(self.host.now_ns()) {
+            let channel = self.identity.address.clone();
+            self.host.report(&NodeReport::GuestWaits { channel, seconds });
+        }
+    }
+
+    fn tell_alone(&self) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.host.report(&NodeReport::Alone { generation });
+    }
+
+    fn tell_owner(&self, generation: Generation) {
+        self.host.report(&NodeReport::Owner {
+            vm: self.identity.vm.to_string(),
+            generation: generation.0,
+            node: self.identity.node.to_string(),
+        });
+    }
+}

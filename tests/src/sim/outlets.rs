@@ -1,0 +1,86 @@
+//! Where a simulated process's outputs go: its cable, and a console whose reader is slow now and then.
+
+use super::cable::Cable;
+use super::env::Env;
+use super::host::SimHost;
+use super::sightings::Sighting;
+use ft::output_gate::Released;
+use hypervisor::node::host::OutputSink;
+use std::collections::VecDeque;
+use vm::{OutputId, OutputOperation};
+
+/// How long the console's reader takes nothing, at most.
+const SLOW_READER_NS: u32 = 30_000_000;
+
+/// Held for longer than this, an output counts as held.
+const HELD_NS: u64 = 1_000_000;
+
+/// A process's outlets.
+pub(super) struct SimOutlets {
+    host: SimHost,
+    pub(super) cable: Cable,
+    /// Outputs below were sent to the LAN, or would have been.
+    pub(super) sent_below: OutputId,
+    /// Console output that waits for its reader, who takes it at this time.
+    console: VecDeque<(u64, OutputId, u64)>,
+}
+
+impl SimOutlets {
+    pub(super) const fn new(host: SimHost, cable: Cable) -> Self {
+        Self { host, cable, sent_below: OutputId(0), console: VecDeque::new() }
+    }
+
+    /// When there is something to do that no arrival announces.
+    pub(super) fn due_ns(&self) -> u64 {
+        let console_ns = self.console.front().map_or(u64::MAX, |(due_ns, ..)| *due_ns);
+        self.cable.due_ns().min(console_ns)
+    }
+
+    /// The reader takes all that waits.
+    pub(super) fn drain(&mut self) {
+        self.console.iter_mut().for_each(|(due_ns, ..)| *due_ns = 0);
+    }
+
+    /// Writes what the console's reader takes. Returns the output behind it, if there was any.
+    pub(super) fn print(&mut self, env: &mut Env) -> Option<OutputId> {
+        let mut next = None;
+        while let Some((_, id, digest)) = self.console.pop_front_if(|(due_ns, ..)| *due_ns <= env.now_ns) {
+            if env.is_dying(self.host.me().host) {
+                return next;
+            }
+            env.judge.prints(self.host.me().node, id, digest);
+            next = Some(OutputId(id.0 + 1));
+        }
+        next
+    }
+
+    fn leave(&mut self, env: &mut Env, outputs: &[Released]) {
+        let node = self.host.me().node;
+        for Released { id, operation, held_ns } in outputs {
+            if env.is_dying(self.host.me().host) {
+                return;
+            }
+            let digest = operation.digest();
+            env.judge.leaves(node, self.host.generation(), self.host.place_of(*id), (*id, digest));
+            if *held_ns > Some(HELD_NS) {
+                env.saw(Sighting::OutputHeld);
+            }
+            if matches!(**operation, OutputOperation::Console(_)) {
+                let delay_ns = if env.random.one_in(8) { u64::from(env.random.below(SLOW_READER_NS)) } else { 0 };
+                let due_ns = self.console.back().map_or(0, |(due_ns, ..)| *due_ns).max(env.now_ns + delay_ns);
+                self.console.push_back((due_ns, *id, digest));
+            }
+        }
+        let frames: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
+        self.cable.send(env, self.host.me(), &frames);
+        self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(OutputId(last.id.0 + 1)));
+    }
+}
+
+impl OutputSink for SimOutlets {
+    fn put_out(&mut self, outputs: &[Released]) -> bool {
+        let host = self.host.clone();
+        self.leave(&mut host.env(), outputs);
+        false
+    }
+}
