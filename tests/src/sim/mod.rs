@@ -1,8 +1,8 @@
-//! The simulator: the production roles, recorder, replayer, gate, LAN and machine under a virtual clock, with everything
-//! around them going wrong by a seed.
+//! The simulator: the production sides of a VM, with their roles, recorder, replayer and gate, the LAN and the machine under a
+//! virtual clock, with everything around them going wrong by a seed.
 //!
 //! ```text
-//!   world ── hosts: Process ─ Seeking ─► Backup ─► Primary        (drivers of the production roles; they decide nothing)
+//!   world ── hosts: Process ─ Seeking ─► Backup ─► Primary        (they call the steps of BackupSide and PrimarySide)
 //!     │                          │         │          │
 //!     │       env: time · wires (TCP-like, late, cut anywhere) · arbiter (late, deaf, asked again) · judge
 //!     │                                               │
@@ -14,8 +14,8 @@
 //! one machine's run; the stations' replies are one machine's history; after the faults, service and protection are back in
 //! bounded time.
 //!
-//! What the simulator doesn't show: the host's threads around the roles, and damaged bytes (TCP and the frames' checksums
-//! are for those).
+//! What the simulator doesn't show: two steps at once, logs on disk, and damaged bytes (TCP and the frames' checksums are for
+//! those).
 
 mod arbiter;
 mod backup;
