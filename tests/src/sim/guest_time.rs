@@ -21,6 +21,10 @@ pub(super) struct GuestTime {
     /// The least delay with which a backup has heard of the clock, and the pauses that it has seen.
     delays: BTreeMap<NodeId, i128>,
     pauses: BTreeMap<NodeId, i128>,
+    /// Pauses of the VM's owner since a backup has last heard of its clock: a successor that went on without it knows of none.
+    unheard_ns: i128,
+    /// By how much the next read may be ahead for that reason.
+    ahead_ns: i128,
 }
 
 impl GuestTime {
@@ -34,7 +38,11 @@ impl GuestTime {
     pub(super) fn reads(&mut self, now_ns: u64, ticks: u64) {
         let behind_ns = self.behind_ns(now_ns, ticks);
         let tick_ns = i128::from(NS_PER_TICK);
-        assert!(behind_ns >= -i128::from(DRIFT_NS), "the guest's clock is {} ns ahead of its time", -behind_ns);
+        assert!(
+            behind_ns >= -self.ahead_ns - i128::from(DRIFT_NS),
+            "the guest's clock is {} ns ahead of its time",
+            -behind_ns
+        );
         assert!(
             behind_ns <= self.allowed_ns + tick_ns,
             "the guest's clock has lost {behind_ns} ns, not {}",
@@ -42,13 +50,18 @@ impl GuestTime {
         );
         if self.zero_ns.is_none() || self.allowed_ns > 0 {
             self.zero_ns = Some(i128::from(now_ns) - i128::from(ticks) * tick_ns);
-            self.allowed_ns = 0;
+            (self.allowed_ns, self.ahead_ns) = (0, 0);
         }
     }
 
     /// A backup hears what the clock of its primary reads.
     pub(super) fn is_told(&mut self, now_ns: u64, backup: NodeId, ticks: u64) {
         let delay_ns = self.behind_ns(now_ns, ticks);
+        if delay_ns < -i128::from(DRIFT_NS) {
+            // Said before the owner's last pause.
+            return;
+        }
+        self.unheard_ns = 0;
         let least_ns = self.delays.entry(backup).or_insert(delay_ns);
         *least_ns = delay_ns.min(*least_ns);
     }
@@ -63,12 +76,14 @@ impl GuestTime {
     /// The VM's owner couldn't run for `pause_ns`, in which the guest's clock has to stand.
     pub(super) fn pauses(&mut self, pause_ns: u64) {
         self.zero_ns = self.zero_ns.map(|zero_ns| zero_ns + i128::from(pause_ns));
+        self.unheard_ns += i128::from(pause_ns);
     }
 
     /// A backup becomes the VM's owner.
     pub(super) fn goes_live(&mut self, node: NodeId) {
         let delay_ns = self.delays.remove(&node).unwrap_or_default();
         let pause_ns = self.pauses.remove(&node).unwrap_or_default();
+        self.ahead_ns = std::mem::take(&mut self.unheard_ns);
         self.allowed_ns += delay_ns + pause_ns + i128::from(DRIFT_NS);
     }
 }
