@@ -56,6 +56,8 @@ pub struct OutputGate {
     carried: OutputId,
     /// Behind the last output that has come.
     end: OutputId,
+    /// Behind the entry of the newest output that was released.
+    released_entries: LogSeq,
     given_up: u64,
 }
 
@@ -103,13 +105,19 @@ impl OutputGate {
             taken: next,
             carried: next,
             end: next,
+            released_entries: LogSeq(0),
             given_up: 0,
         }
     }
 
     /// Holds an output that a predecessor may not have sent until all entries up to `seq` may leave. It comes before those of
     /// [`OutputGate::hold`], in the order of the ids.
+    ///
+    /// # Panics
+    /// If outputs come out of order: our own bug, because a tail's order is checked where it comes in.
     pub fn hold_tail(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
+        let last = self.held.back().map(|held| held.id);
+        assert!(last.is_none_or(|last| last < id), "output {id:?} of a tail after {last:?}");
         self.enter(&operation);
         self.taken = self.taken.min(id);
         self.carried = self.carried.min(id);
@@ -158,8 +166,17 @@ impl OutputGate {
 
     fn release_first(&mut self, now_ns: u64) {
         let Some(held) = self.held.pop_front() else { return };
+        let last = self.released.back().map(|released| released.id);
+        assert!(last.is_none_or(|last| last < held.id), "output {:?} is released after {last:?}", held.id);
+        self.released_entries = LogSeq(held.seq.0 + 1);
         let held_ns = held.produced_ns.map(|produced_ns| now_ns.saturating_sub(produced_ns));
         self.released.push_back(Released { id: held.id, operation: held.operation, held_ns });
+    }
+
+    /// Outputs have been released only of entries before this.
+    #[must_use]
+    pub const fn released(&self) -> LogSeq {
+        self.released_entries
     }
 
     /// Drops everything that has not left: this side is fenced, or leaves the rest to its backup.

@@ -21,8 +21,47 @@
 //!        ▼                                               ▼
 //!     Alone g+1                                         Alone g+1
 //! ```
-//! A backup accepts only when its own arbiter knows the primary, by its node, as the owner of the pair's generation. An
-//! owner looks after its claim now and then, and makes it again if the arbiter has lost it ([`PrimaryAction::Look`]).
+//!
+//! # The contract
+//! A *driver* runs a role: a process with threads, the simulator, the model. Both roles have three
+//! families of methods:
+//!
+//! - `handle_*` are the inputs: messages, time, answers, what the guest or the replay did. They
+//!   never wait and never fail because of a peer: whatever a message says, the role refuses it or
+//!   gives the peer up.
+//! - `poll_*` are the outputs. They have nothing new before the next input.
+//! - All others are questions, which change nothing. Only `take_*`, at the change from backup to
+//!   primary, take something away.
+//!
+//! After each input the driver does the following, in this order:
+//!
+//! 1. It takes all actions (`poll_action`). If [`PrimaryAction::CloseChannel`] is among them, it cuts
+//!    the connection at once: no other backup may join before that, because the bytes of one
+//!    backup's log must never follow those of another's.
+//! 2. Primary: it lets all released outputs out ([`PrimaryRole::poll_released`]).
+//! 3. It sends the bytes for the other side ([`PrimaryRole::poll_outgoing`],
+//!    [`BackupRole::poll_outgoing`]), also those that are there after the end: a goodbye or a
+//!    refusal is the last thing that a role says.
+//! 4. It does the actions, in their order. What takes time (the arbiter, the disk, putting a
+//!    machine together) may be done elsewhere and later; its answer is an input.
+//!
+//! The first step belongs to the input: no other comes between. The others may take along what
+//! inputs of other threads have added.
+//!
+//! Inputs come one at a time: threads share a role by a lock. Times (`now_ns`) are those of one
+//! monotonic clock; an input that has waited for the lock takes its time after it has got it.
+//! `handle_tick` comes at least every few milliseconds, because all timeouts depend on it. Messages
+//! come in the order in which they were sent, and `handle_disconnect` after the last.
+//!
+//! Each claim, look and check that a role asks for is answered once; if the arbiter can't be asked,
+//! that is the answer, and the role asks again when it is time to.
+//!
+//! The roles assert the order of their cursors where they change, in release builds too: a bug of
+//! ours must not cost the Output Rule. Numbers that a peer says are checked before they get so far.
+//!
+//! A backup accepts only when its own arbiter knows the primary, by its node, as the owner of the
+//! pair's generation. An owner looks after its claim now and then, and makes it again if the
+//! arbiter has lost it ([`PrimaryAction::Look`]).
 
 mod backup;
 mod disk_log;

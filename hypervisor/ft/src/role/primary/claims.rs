@@ -1,7 +1,8 @@
 //! The primary and the arbiter: who goes on when the pair breaks, and how the VM ends.
 
+use super::mode::{Backup, Mode};
 use super::standing::Standing;
-use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
+use super::{PrimaryAction, PrimaryEnd, PrimaryRole, Stop};
 use crate::claim::{ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
 use crate::role::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LossReason};
@@ -11,7 +12,7 @@ use logchannel::message::Message;
 impl PrimaryRole {
     /// The answer to [`PrimaryAction::Claim`].
     pub fn handle_claim(&mut self, now_ns: u64, answer: ClaimAnswer) {
-        let Mode::Claiming(claiming) = &mut self.mode else { return };
+        let Some(claiming) = self.mode.claiming_mut() else { return };
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
             ClaimAnswer::Decided(Verdict::Lost(holder)) => self.fence(now_ns, holder),
@@ -21,13 +22,13 @@ impl PrimaryRole {
                 self.session.generation = Generation(claiming.request.generation.0 + 1);
                 self.standing = Standing::new();
                 match (kind, self.stop.take()) {
-                    (ClaimKind::Ended, Some(end)) => {
+                    (ClaimKind::Ended, Some(Stop { end, .. })) => {
                         self.gate.release_all(now_ns);
                         self.end(end);
                     }
                     (_, stop) => {
                         self.stop = stop;
-                        self.mode = Mode::Alone;
+                        self.mode = Mode::Alone(None);
                         self.release(now_ns);
                         self.actions.push_back(PrimaryAction::Owner(self.session.generation));
                         self.end_if_stopped(now_ns);
@@ -39,99 +40,150 @@ impl PrimaryRole {
 
     /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
     pub fn handle_retire(&mut self, now_ns: u64) {
-        match self.mode {
+        match &self.mode {
             // Nothing of this incarnation has left. The log that it goes on from is whole, and can be resumed again.
-            Mode::Alone
+            Mode::Alone(_)
                 if self.is_resumed && self.disk_log.is_promised() && !mutated(Mutation::EndResumedOnPromise) =>
             {
                 self.gate.discard_all();
                 self.end(PrimaryEnd::Interrupted);
             }
-            Mode::AwaitingBackup | Mode::Alone => {
-                self.stop.get_or_insert(PrimaryEnd::Retired);
+            Mode::AwaitingBackup(_) | Mode::Alone(_) => {
+                self.stop_retired(now_ns);
                 self.claim(ClaimKind::Ended);
             }
             // The guest has ended, and the end mark is this side's to leave, once the backup knows.
-            Mode::Protected if self.stop.is_some() => {}
-            Mode::Protected => {
-                self.handle_flush(now_ns);
-                let reason = "the operator stopped the primary".into();
-                Message::Goodbye { reason }.encode(&mut self.outgoing);
-                // What is still held is the backup's to send.
-                self.gate.discard_all();
-                self.mode = Mode::Ended;
-                self.actions.push_back(PrimaryAction::HandOver);
-            }
+            Mode::Protected(_) if self.stop.is_some() => {}
+            Mode::Protected(_) => self.hand_over(now_ns),
             // Whether this node may end the VM is what can't be known.
-            Mode::Claiming(_) if self.is_stranded() => self.end(PrimaryEnd::Stranded),
+            Mode::Claiming(_) | Mode::MarkingEnd(..) if self.is_stranded() => self.end(PrimaryEnd::Stranded),
             // The arbiter has the word already; the end follows its answer.
-            Mode::Claiming(_) => {
-                self.stop.get_or_insert(PrimaryEnd::Retired);
-            }
-            Mode::Ended => {}
+            Mode::Claiming(_) | Mode::MarkingEnd(..) => self.stop_retired(now_ns),
+            Mode::Ended(_) => {}
         }
+    }
+
+    /// Leaves the VM to the backup, which gets the whole log first.
+    fn hand_over(&mut self, now_ns: u64) {
+        let Mode::Protected(backup) = &mut self.mode else { return };
+        let Backup { link, stream, .. } = &mut **backup;
+        stream.flush(now_ns, link);
+        link.put(&Message::Goodbye { reason: "the operator stopped the primary".into() });
+        // What is still held is the backup's to send.
+        self.gate.discard_all();
+        self.mode = Mode::Ended(core::mem::take(&mut link.outgoing));
+        self.actions.push_back(PrimaryAction::HandOver);
+    }
+
+    /// The VM ends at its operator's word, which waits for no output, unless it does by itself.
+    fn stop_retired(&mut self, now_ns: u64) {
+        self.stop.get_or_insert(Stop { end: PrimaryEnd::Retired, words_until_ns: now_ns });
     }
 
     /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes on at its backup, and one
     /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::handle_retire`].
     pub fn handle_leave(&mut self, now_ns: u64) {
-        match self.mode {
-            Mode::Alone | Mode::Claiming(_)
+        match &self.mode {
+            Mode::Alone(_) | Mode::Claiming(_)
                 if matches!(self.disk_log, DiskLogState::UpTo(_)) && self.stop.is_none() =>
             {
-                if self.join.is_some() {
+                if self.mode.joiner().is_some() {
                     self.lose_backup(LossReason::PrimaryStopped);
                 }
                 // What is held is in the log, and is sent when the VM is resumed.
                 self.gate.discard_all();
                 self.end(PrimaryEnd::Left);
             }
-            Mode::AwaitingBackup | Mode::Alone | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {
-                self.handle_retire(now_ns);
-            }
+            Mode::AwaitingBackup(_)
+            | Mode::Alone(_)
+            | Mode::Protected(_)
+            | Mode::Claiming(_)
+            | Mode::MarkingEnd(..)
+            | Mode::Ended(_) => self.handle_retire(now_ns),
         }
     }
 
+    /// Asks for the pair's flag, with nobody at the other end any more.
     pub(super) fn claim(&mut self, kind: ClaimKind) {
-        if self.join.is_some() {
+        if self.mode.joiner().is_some() {
             self.lose_backup(LossReason::VmEnds);
         }
+        self.mode = Mode::Claiming(self.request_flag(kind));
+        self.flag_requested();
+    }
+
+    /// Asks for the pair's flag as the end mark, once the backup has the whole log.
+    fn mark_end(&mut self) {
+        let claiming = self.request_flag(ClaimKind::Ended);
+        self.mode = match core::mem::replace(&mut self.mode, Mode::Claiming(claiming)) {
+            Mode::Protected(backup) => Mode::MarkingEnd(claiming, backup),
+            Mode::AwaitingBackup(_) | Mode::Alone(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => {
+                Mode::Claiming(claiming)
+            }
+        };
+        self.flag_requested();
+    }
+
+    fn request_flag(&mut self, kind: ClaimKind) -> Claiming {
         let request =
             ClaimRequest { node: self.node, generation: self.session.generation, kind, predecessor: Some(self.node) };
         if mutated(Mutation::PrimarySkipsTestAndSet) {
-            self.mode = Mode::Claiming(Claiming::asked(request));
+            return Claiming::asked(request);
+        }
+        if !self.standing.may_claim() {
+            return Claiming::put_off(request);
+        }
+        self.actions.push_back(PrimaryAction::Claim(request));
+        Claiming::asked(request)
+    }
+
+    fn flag_requested(&mut self) {
+        if mutated(Mutation::PrimarySkipsTestAndSet) {
             return self.handle_claim(0, ClaimAnswer::Decided(Verdict::Won));
         }
-        if self.standing.may_claim() {
-            self.mode = Mode::Claiming(Claiming::asked(request));
-            self.actions.push_back(PrimaryAction::Claim(request));
-        } else {
-            self.mode = Mode::Claiming(Claiming::put_off(request));
-        }
         self.tell_if_stranded();
+    }
+
+    /// Asks for the flag again, if that may be done and it is time to.
+    pub(super) fn ask_again_if_due(&mut self, now_ns: u64) {
+        let Some(claiming) = self.mode.claiming_mut() else { return };
+        claiming.look(now_ns);
+        if self.standing.may_claim() {
+            let request = claiming.poll(now_ns);
+            self.actions.extend(request.map(PrimaryAction::Claim));
+        }
     }
 
     /// A guest that has ended leaves its end mark, once its last words are out and the backup knows that this is no failure:
     /// nobody sends anything any more who finds the mark.
     pub(super) fn end_if_stopped(&mut self, now_ns: u64) {
-        if self.stop.is_none() || !self.has_said_last_words(now_ns) {
+        if !self.has_said_last_words(now_ns) {
             return;
         }
-        match self.mode {
-            Mode::Alone => self.claim(ClaimKind::Ended),
-            Mode::Protected if self.log.is_acknowledged() => self.claim(ClaimKind::Ended),
-            Mode::AwaitingBackup | Mode::Protected | Mode::Claiming(_) | Mode::Ended => {}
+        match &self.mode {
+            Mode::Alone(_) => self.claim(ClaimKind::Ended),
+            Mode::Protected(backup) if backup.stream.is_acknowledged() => self.mark_end(),
+            Mode::AwaitingBackup(_)
+            | Mode::Protected(_)
+            | Mode::Claiming(_)
+            | Mode::MarkingEnd(..)
+            | Mode::Ended(_) => {}
         }
     }
 
-    /// Whether all that the guest has sent has left, or has had its time to: a VM whose network is gone ends too.
+    /// Whether the VM is to end, and all that the guest has sent has left, or has had its time to: a VM whose network is gone
+    /// ends too.
     fn has_said_last_words(&self, now_ns: u64) -> bool {
-        let has_left = self.gate.next_to_leave() >= self.gate.end();
-        has_left || now_ns.saturating_sub(self.stopped_ns) >= self.timing.failure_timeout_ns
+        self.stop.as_ref().is_some_and(|stop| {
+            let has_left = self.gate.next_to_leave() >= self.gate.end();
+            has_left || now_ns >= stop.words_until_ns
+        })
     }
 
+    /// What waits for the channel goes out yet, if there is one.
     pub(super) fn end(&mut self, end: PrimaryEnd) {
-        self.mode = Mode::Ended;
+        let farewell = self.mode.outgoing_mut().map(core::mem::take).unwrap_or_default();
+        self.mode = Mode::Ended(farewell);
         self.actions.push_back(PrimaryAction::End(end));
     }
 }

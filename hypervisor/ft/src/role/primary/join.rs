@@ -11,6 +11,7 @@
 //!
 //! Source: Scales et al. 2010, §2.3.
 
+use super::link::Stream;
 use crate::mutation::{Mutation, mutated};
 use crate::page_copy::PageCopying;
 use alloc::vec::Vec;
@@ -20,13 +21,13 @@ use vm::{Machine, PageCopy, StateDigest};
 /// Bytes of memory that wait for the channel before no more are copied.
 const COPY_AHEAD_BYTES: usize = 1 << 20;
 
-/// A backup on its way.
+/// How far a backup on its way has got.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Join {
     /// It gets the guest's memory. Without a copy, the driver has it.
     Copying(Option<SnapshotCopy>),
     /// It has the snapshot, gets the log, and hasn't said that its machine stands there.
-    Restoring,
+    Restoring(Stream),
 }
 
 impl Join {

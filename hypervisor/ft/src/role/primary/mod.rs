@@ -2,39 +2,30 @@
 
 mod claims;
 mod join;
-mod log;
-mod pace;
+mod lag;
+mod link;
+mod mode;
 mod pairing;
+
 mod standing;
 
 pub use join::SnapshotCopy;
-pub use pace::FULL_SHARE;
+pub use lag::FULL_SHARE;
 pub use standing::stand_in;
 
-use super::{ClaimRequest, Claiming, DiskLogState, LossReason, Timing};
+use super::{ClaimRequest, DiskLogState, LossReason, Timing};
 use crate::claim::{Claim, ClaimKind};
 use crate::guest_clock::GuestClock;
 use crate::mutation::{Mutation, mutated};
 use crate::output_gate::{OutputGate, Released};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use join::Join;
-use log::Log;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
-use logchannel::message::{Left, Message};
+use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
-use pace::Pace;
+use mode::Mode;
 use standing::Standing;
 use vm::{OutputId, OutputOperation, StopReason};
-
-/// Log bytes that are sent without waiting for an output or for [`FLUSH_NS`].
-const FLUSH_BYTES: usize = 64 << 10;
-
-/// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
-const FLUSH_NS: u64 = 10_000_000;
-
-/// The longest from one message about the guest's clock to the next, in nanoseconds: under load there are no heartbeats.
-const CLOCK_NS: u64 = 1_000_000_000;
 
 /// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or its log buffer, that is
 /// slow.
@@ -96,18 +87,12 @@ pub enum PrimaryEnd {
     },
 }
 
+/// That the VM comes to its end.
 #[derive(Clone, Debug, Hash)]
-enum Mode {
-    /// Owns the VM, has no backup, and the guest waits for one.
-    AwaitingBackup,
-    /// Owns the VM and runs it without backup.
-    Alone,
-    /// The log is acknowledged, outputs are held until then.
-    Protected,
-    /// Asks for the pair's flag. Outputs are held.
-    Claiming(Claiming),
-    /// Over.
-    Ended,
+struct Stop {
+    end: PrimaryEnd,
+    /// Until when it waits for outputs that haven't left.
+    words_until_ns: u64,
 }
 
 /// What a predecessor leaves to the primary that takes over: a backup that goes live, or a log that is resumed.
@@ -125,54 +110,74 @@ pub struct Inheritance {
     pub disk_log: DiskLogState,
 }
 
-/// The primary's state machine.
+/// The primary's state machine. What any driver of a role must do is said
+/// [above](crate::role#the-contract).
 ///
-/// Invariant: an output is released only while the backup has acknowledged its entry, or in a generation that this node
-/// owns alone by a won claim.
+/// | input | when |
+/// |---|---|
+/// | [`handle_join`](Self::handle_join) | a backup has connected and wants to join; its connection is the channel from now on |
+/// | [`handle_message`](Self::handle_message), [`handle_disconnect`](Self::handle_disconnect) | the channel |
+/// | [`handle_entry`](Self::handle_entry) | the recorder has logged something, maybe with an output |
+/// | [`handle_flush`](Self::handle_flush) | the entries of a step with an output are all there, or the guest sleeps |
+/// | [`handle_copy`](Self::handle_copy) | the copy that was lent is back |
+/// | [`handle_carried`](Self::handle_carried), [`handle_attachment`](Self::handle_attachment) | the LAN |
+/// | [`handle_console_left`](Self::handle_console_left) | the console's writer |
+/// | [`handle_disk_log`](Self::handle_disk_log) | this side's log on disk has got further |
+/// | [`handle_clock`](Self::handle_clock) | the guest's clock was started, stopped or set |
+/// | [`handle_claim`](Self::handle_claim), [`handle_latest`](Self::handle_latest), [`handle_refill`](Self::handle_refill) | the arbiter's answer to the action of that name |
+/// | [`handle_refusal`](Self::handle_refusal) | a LAN says that another owns the VM |
+/// | [`handle_retire`](Self::handle_retire), [`handle_leave`](Self::handle_leave) | the operator |
+/// | [`handle_tick`](Self::handle_tick) | time has passed |
+///
+/// What the driver must do beyond that:
+/// - The guest runs only while [`may_run`](Self::may_run), with [`share`](Self::share) of the
+///   vCPU's time, and for as many steps as [`steps_allowed`](Self::steps_allowed); its clock stands
+///   while [`clock_stands`](Self::clock_stands). Each entry reaches the role before the guest does
+///   its next step.
+/// - An output leaves only by [`poll_released`](Self::poll_released), in that order.
+/// - The copy that [`poll_copy`](Self::poll_copy) lends is made of a machine that has consumed all
+///   that was appended and whose outputs were taken, and comes back by
+///   [`handle_copy`](Self::handle_copy) before the guest runs on.
+/// - After [`PrimaryAction::End`] or [`PrimaryAction::HandOver`] the bytes that are left go out;
+///   then the role is dropped.
+///
+/// Invariants: an output is released only while the backup has acknowledged its entry, or in a
+/// generation that this node owns alone by a won claim; of a protected pair, `released <= acked <=
+/// sent <= appended`, but for what left before the backup had joined, which is `sent` before it is
+/// told that it may claim.
 #[derive(Clone, Debug, Hash)]
 pub struct PrimaryRole {
     mode: Mode,
-    /// A backup on its way: while this node owns the VM alone.
-    join: Option<Join>,
     node: NodeId,
     session: SessionHeader,
     standing: Standing,
     timing: Timing,
-    log: Log,
+    /// All entries before this are in the log.
+    appended: LogSeq,
     gate: OutputGate,
-    pace: Pace,
+    /// The longest that any backup's replay was behind.
+    lag_max_ns: u64,
     /// This side's log on disk.
     disk_log: DiskLogState,
     /// The VM goes on from a log after the death of both sides.
     is_resumed: bool,
-    outgoing: Vec<u8>,
     actions: VecDeque<PrimaryAction>,
-    heard_ns: u64,
-    /// When the backup last took memory, or acknowledged something, or had nothing to acknowledge.
-    progress_ns: u64,
-    spoke_ns: u64,
-    /// The guest's clock, as the vCPU thread last changed it, and when the backup was told of it.
+    /// The guest's clock, as the vCPU thread last changed it.
     clock: GuestClock,
-    clock_told_ns: Option<u64>,
-    /// When the oldest entry that isn't sent yet was appended.
-    pending_since_ns: Option<u64>,
-    told_released: Left,
-    stop: Option<PrimaryEnd>,
-    /// When the guest came to its end.
-    stopped_ns: u64,
+    stop: Option<Stop>,
 }
 
 impl PrimaryRole {
     /// A primary that owns generation `session.generation` by a won claim and waits for its backup.
     #[must_use]
     pub fn awaiting_backup(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::AwaitingBackup, node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
+        Self::new(Mode::AwaitingBackup(None), node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
     /// A primary that owns generation `session.generation` by a won claim and runs alone from the start.
     #[must_use]
     pub fn alone(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
-        Self::new(Mode::Alone, node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
+        Self::new(Mode::Alone(None), node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
     /// Takes over from a predecessor as generation `session.generation`. The tail waits until this side's log on disk has
@@ -180,7 +185,8 @@ impl PrimaryRole {
     #[must_use]
     pub fn gone_live(node: NodeId, session: SessionHeader, timing: Timing, inheritance: Inheritance) -> Self {
         let Inheritance { clock, first, next_output, tail, disk_log } = inheritance;
-        let mut role = Self::new(Mode::Alone, node, session, timing, clock, first, next_output).with_disk_log(disk_log);
+        let mut role =
+            Self::new(Mode::Alone(None), node, session, timing, clock, first, next_output).with_disk_log(disk_log);
         for (id, operation) in tail {
             role.gate.hold_tail(LogSeq(first.0.saturating_sub(1)), id, operation);
         }
@@ -212,27 +218,18 @@ impl PrimaryRole {
     ) -> Self {
         Self {
             mode,
-            join: None,
             node,
             session,
             standing: Standing::new(),
-            log: Log::Unread(first),
+            timing,
+            appended: first,
             gate: OutputGate::new(next_output),
-            pace: Pace::new(timing.lag_bound_ns),
+            lag_max_ns: 0,
             disk_log: DiskLogState::None,
             is_resumed: false,
-            timing,
-            outgoing: Vec::new(),
             actions: VecDeque::new(),
-            heard_ns: 0,
-            progress_ns: 0,
-            spoke_ns: 0,
             clock,
-            clock_told_ns: None,
-            pending_since_ns: None,
-            told_released: Left::all_below(next_output),
             stop: None,
-            stopped_ns: 0,
         }
     }
 
@@ -257,25 +254,26 @@ impl PrimaryRole {
     /// Whether a backup acknowledges the log.
     #[must_use]
     pub const fn is_protected(&self) -> bool {
-        matches!(self.mode, Mode::Protected)
+        matches!(self.mode, Mode::Protected(_))
     }
 
     /// Whether the guest hasn't run yet, as its first backup hasn't joined.
     #[must_use]
     pub const fn is_awaiting_backup(&self) -> bool {
-        matches!(self.mode, Mode::AwaitingBackup)
+        matches!(self.mode, Mode::AwaitingBackup(_))
     }
 
     /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
     /// while its backup is far behind, not when it is to end.
     #[must_use]
     pub fn may_run(&self) -> bool {
-        let is_owner = match &self.mode {
-            Mode::AwaitingBackup | Mode::Ended => false,
-            Mode::Alone | Mode::Protected => true,
+        let is_allowed = match &self.mode {
+            Mode::AwaitingBackup(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => false,
+            Mode::Alone(_) => true,
+            Mode::Protected(backup) => !backup.stream.lag.is_stopped(),
             Mode::Claiming(claiming) => claiming.request.kind == ClaimKind::Owner && !self.is_stranded(),
         };
-        is_owner && !self.gate.is_full() && self.outgoing.len() < OUTGOING_BYTES_MAX && !self.pace.is_stopped()
+        is_allowed && !self.gate.is_full() && self.mode.outgoing().len() < OUTGOING_BYTES_MAX
     }
 
     /// The guest's clock, as [`PrimaryRole::handle_clock`] last changed it.
@@ -290,9 +288,9 @@ impl PrimaryRole {
     #[must_use]
     pub fn clock_stands(&self, now_ns: u64) -> bool {
         match &self.mode {
-            Mode::AwaitingBackup => true,
+            Mode::AwaitingBackup(_) | Mode::MarkingEnd(..) => true,
             // Who has handed the VM over, or lost it, says nothing about its clock any more.
-            Mode::Alone | Mode::Protected | Mode::Ended => false,
+            Mode::Alone(_) | Mode::Protected(_) | Mode::Ended(_) => false,
             Mode::Claiming(claiming) => match claiming.request.kind {
                 ClaimKind::Owner => claiming.is_pause(now_ns) && !self.may_run(),
                 ClaimKind::Ended => true,
@@ -303,20 +301,31 @@ impl PrimaryRole {
     /// The vCPU thread has started or stopped the guest's clock, or left a pause out.
     pub fn handle_clock(&mut self, clock: GuestClock) {
         self.clock = clock;
-        self.clock_told_ns = None;
+        if let Some(link) = self.mode.link_mut() {
+            link.clock_told_ns = None;
+        }
     }
 
     /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`](super::FULL_SHARE): less while its backup is
     /// behind.
     #[must_use]
     pub const fn share(&self) -> u32 {
-        self.pace.share()
+        match &self.mode {
+            Mode::Protected(backup) => backup.stream.lag.share(),
+            Mode::AwaitingBackup(_) | Mode::Alone(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => {
+                FULL_SHARE
+            }
+        }
     }
 
     /// How far the backup's replay is behind, now and at most so far, in nanoseconds.
     #[must_use]
     pub const fn lag_ns(&self) -> (u64, u64) {
-        self.pace.lag_ns()
+        let now_ns = match &self.mode {
+            Mode::Protected(backup) => backup.stream.lag.lag_ns(),
+            Mode::AwaitingBackup(_) | Mode::Alone(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => 0,
+        };
+        (now_ns, self.lag_max_ns)
     }
 
     /// The gate, for its figures.
@@ -328,62 +337,79 @@ impl PrimaryRole {
     /// Entries appended so far.
     #[must_use]
     pub const fn appended(&self) -> LogSeq {
-        self.log.appended()
+        self.appended
     }
 
     /// Appends an entry to the log, and holds its output.
     ///
     /// After the end nothing is taken any more: what a fenced guest does has no consequence.
     pub fn handle_entry(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
-        if matches!(self.mode, Mode::Ended) {
+        if matches!(self.mode, Mode::Ended(_)) {
             return;
         }
-        let seq = self.log.append(entry);
+        let seq = self.append(now_ns, entry);
         if let Some((id, operation)) = output {
             self.gate.hold(now_ns, seq, id, operation);
         }
         if let EntryBody::Stopped(reason) = entry.body {
-            self.stop = Some(PrimaryEnd::GuestStopped(reason));
-            self.stopped_ns = now_ns;
+            self.stop = Some(Stop {
+                end: PrimaryEnd::GuestStopped(reason),
+                words_until_ns: now_ns.saturating_add(self.timing.failure_timeout_ns),
+            });
         }
         if mutated(Mutation::SkipOutputRule) {
             self.gate.release_all(now_ns);
         }
         self.release(now_ns);
-        if let Log::Streamed(sender) = &self.log {
-            self.pending_since_ns.get_or_insert(now_ns);
-            if sender.pending_bytes() >= FLUSH_BYTES {
-                self.handle_flush(now_ns);
-            }
-        }
+        self.flush_if_due(now_ns);
         self.end_if_stopped(now_ns);
+    }
+
+    fn append(&mut self, now_ns: u64, entry: &LogEntry) -> LogSeq {
+        let seq = self.appended;
+        self.appended = LogSeq(seq.0.checked_add(1).expect("a log ends before the range of its sequence numbers"));
+        if let Some((stream, _)) = self.mode.stream_mut() {
+            let streamed = stream.append(now_ns, entry);
+            assert!(streamed == seq, "entry {seq} of the log is entry {streamed} of what the backup gets");
+        }
+        seq
     }
 
     /// Puts what has been appended into [`poll_outgoing`](Self::poll_outgoing).
     pub fn handle_flush(&mut self, now_ns: u64) {
-        if let Log::Streamed(sender) = &mut self.log {
-            if sender.acked() == sender.sent() {
-                self.progress_ns = now_ns;
-            }
-            while sender.take_frame(&mut self.outgoing) {
-                self.spoke_ns = now_ns;
-            }
-            if mutated(Mutation::ReleaseOnSend) {
-                self.gate.release(now_ns, sender.sent());
-            }
-            self.pending_since_ns = None;
+        if let Some((stream, link)) = self.mode.stream_mut() {
+            stream.flush(now_ns, link);
+        }
+        if mutated(Mutation::ReleaseOnSend) {
+            self.release(now_ns);
+        }
+    }
+
+    fn flush_if_due(&mut self, now_ns: u64) {
+        if self.mode.stream_mut().is_some_and(|(stream, _)| stream.is_flush_due(now_ns)) {
+            self.handle_flush(now_ns);
         }
     }
 
     /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all; if a log is kept on disk,
     /// only what it has too.
     fn release(&mut self, now_ns: u64) {
-        let allowed = match (&self.mode, &self.log) {
-            (Mode::Alone, log) => log.appended(),
-            (Mode::Protected, Log::Streamed(sender)) => sender.acked(),
-            _ => return,
+        let allowed = match &self.mode {
+            Mode::Alone(_) => self.appended,
+            Mode::Protected(backup) => backup.allows(),
+            Mode::AwaitingBackup(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => return,
         };
         self.gate.release(now_ns, self.disk_log.limit(allowed));
+        self.check_released();
+    }
+
+    /// Asserts that what has been released is in the log and, of a protected pair, in that of its backup.
+    fn check_released(&self) {
+        let released = self.gate.released();
+        assert!(released <= self.appended, "cursors out of order: released {released} appended {}", self.appended);
+        if let Mode::Protected(backup) = &self.mode {
+            backup.check_released(released);
+        }
     }
 
     /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
@@ -394,33 +420,30 @@ impl PrimaryRole {
 
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
     pub fn handle_tick(&mut self, now_ns: u64) {
-        self.lose_silent_backup(now_ns);
+        self.lose_overdue_backup(now_ns);
         self.look_if_due(now_ns);
-        if let Mode::Claiming(claiming) = &mut self.mode {
-            claiming.look(now_ns);
-        }
-        if let Mode::Claiming(claiming) = &mut self.mode
-            && self.standing.may_claim()
-        {
-            let request = claiming.poll(now_ns);
-            self.actions.extend(request.map(PrimaryAction::Claim));
-        }
-        if self.pending_since_ns.is_some_and(|since| now_ns >= since + FLUSH_NS) {
-            self.handle_flush(now_ns);
-        }
-        if self.is_streaming() {
-            // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
-            self.tell_released();
-        }
-        // A backup that takes its time to join costs nothing.
-        if self.is_protected() {
-            self.pace.appended(now_ns, self.log.appended());
-            self.pace.correct(now_ns);
-        }
+        self.ask_again_if_due(now_ns);
+        self.flush_if_due(now_ns);
+        // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
+        self.tell_left();
+        self.correct_lag(now_ns);
         self.end_if_stopped(now_ns);
-        let is_silent = now_ns.saturating_sub(self.spoke_ns) >= self.timing.heartbeat_ns;
-        let is_clock_due = self.clock_told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CLOCK_NS);
-        if self.has_backup() && (is_silent || is_clock_due) {
+        self.tell_clock_if_due(now_ns);
+    }
+
+    /// A backup that takes its time to join costs nothing.
+    fn correct_lag(&mut self, now_ns: u64) {
+        if let Mode::Protected(backup) = &mut self.mode {
+            let lag = &mut backup.stream.lag;
+            lag.appended(now_ns, self.appended);
+            lag.correct(now_ns);
+            self.lag_max_ns = self.lag_max_ns.max(lag.lag_ns());
+        }
+    }
+
+    fn tell_clock_if_due(&mut self, now_ns: u64) {
+        let heartbeat_ns = self.timing.heartbeat_ns;
+        if self.mode.link_mut().is_some_and(|link| link.is_clock_due(now_ns, heartbeat_ns)) {
             self.tell_clock(now_ns);
         }
     }
@@ -430,20 +453,23 @@ impl PrimaryRole {
     /// It runs as soon as the role lets it, though the vCPU thread may start it a moment later: a primary that dies in that
     /// moment would leave a clock behind that stands, and cost the guest the whole failover.
     fn tell_clock(&mut self, now_ns: u64) {
-        Message::Clock { ticks: self.clock.ticks(now_ns), runs: !self.clock_stands(now_ns) }.encode(&mut self.outgoing);
-        self.spoke_ns = now_ns;
-        self.clock_told_ns = Some(now_ns);
+        let clock = Message::Clock { ticks: self.clock.ticks(now_ns), runs: !self.clock_stands(now_ns) };
+        if let Some(link) = self.mode.link_mut() {
+            link.tell_clock(now_ns, &clock);
+        }
     }
 
     /// Whether there are bytes to send to the backup.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.mode.outgoing().is_empty()
     }
 
     /// Bytes to send to the backup, moved to the end of `out`.
     pub fn poll_outgoing(&mut self, out: &mut Vec<u8>) {
-        out.append(&mut self.outgoing);
+        if let Some(outgoing) = self.mode.outgoing_mut() {
+            out.append(outgoing);
+        }
     }
 
     /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a frame, and

@@ -1,12 +1,14 @@
 //! The primary and its backup: how one joins, what it says, how it is lost.
 
 use super::join::{Join, SnapshotCopy};
-use super::log::Log;
-use super::{Mode, PrimaryAction, PrimaryRole};
+use super::link::{Link, Stream};
+use super::mode::{Backup, Joiner, Mode};
+use super::{PrimaryAction, PrimaryRole};
 use crate::claim::ClaimKind;
 use crate::mutation::{Mutation, mutated};
 use crate::page_copy;
 use crate::role::{LossReason, LostSide, message_name};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::string::ToString;
@@ -15,7 +17,6 @@ use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use logchannel::session::VmId;
 use logchannel::snapshot::{Snapshot, TailOutput};
-use logchannel::stream::LogSender;
 use vm::{Machine, StateDigest};
 
 impl PrimaryRole {
@@ -27,11 +28,15 @@ impl PrimaryRole {
         if *vm != self.session.vm {
             return Err(format!("this is the primary of VM {}, not of {vm}", self.session.vm));
         }
-        match self.mode {
-            Mode::AwaitingBackup | Mode::Alone if self.join.is_none() => Ok(()),
-            Mode::AwaitingBackup | Mode::Alone | Mode::Protected => Err("this primary has a backup already".into()),
-            Mode::Claiming(_) => Err("this primary is not sure yet that the VM is its own: try again".into()),
-            Mode::Ended => Err("this primary has ended".into()),
+        match &self.mode {
+            Mode::AwaitingBackup(None) | Mode::Alone(None) => Ok(()),
+            Mode::AwaitingBackup(Some(_)) | Mode::Alone(Some(_)) | Mode::Protected(_) => {
+                Err("this primary has a backup already".into())
+            }
+            Mode::Claiming(_) | Mode::MarkingEnd(..) => {
+                Err("this primary is not sure yet that the VM is its own: try again".into())
+            }
+            Mode::Ended(_) => Err("this primary has ended".into()),
         }
     }
 
@@ -39,7 +44,7 @@ impl PrimaryRole {
     /// node owns the VM.
     #[must_use]
     pub fn may_take_backup_later(&self, vm: &VmId) -> bool {
-        let is_taken = self.has_backup() || matches!(self.mode, Mode::Claiming(_));
+        let is_taken = self.mode.has_backup() || self.mode.claiming().is_some();
         is_taken && *vm == self.session.vm
     }
 
@@ -49,26 +54,26 @@ impl PrimaryRole {
     /// As [`PrimaryRole::can_take_backup`].
     pub fn handle_join(&mut self, now_ns: u64, vm: &VmId) -> Result<(), String> {
         self.can_take_backup(vm)?;
-        Message::Session { header: self.session.clone(), owner: self.node }.encode(&mut self.outgoing);
+        let mut link = Link::new(now_ns);
+        link.put(&Message::Session { header: self.session.clone(), owner: self.node });
+        if let Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) = &mut self.mode {
+            *joiner = Some(Box::new(Joiner { link, join: Join::asked() }));
+        }
         // The backup asks its arbiter the same: a claim that is lost is better found before it does.
         self.look();
-        (self.heard_ns, self.spoke_ns, self.progress_ns) = (now_ns, now_ns, now_ns);
-        // It needs the clock only when it may claim.
-        self.clock_told_ns = Some(now_ns);
-        self.join = Some(Join::asked());
         Ok(())
     }
 
     /// Whether a backup is joining that hasn't got the guest's memory yet.
     #[must_use]
-    pub const fn is_copying(&self) -> bool {
-        matches!(&self.join, Some(join) if join.is_copying())
+    pub fn is_copying(&self) -> bool {
+        self.mode.joiner().is_some_and(|joiner| joiner.join.is_copying())
     }
 
     /// Whether the driver is to say [`PrimaryRole::poll_copy`]: a backup needs memory, and the channel has room.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
-        self.join.as_ref().is_some_and(|join| join.wants_copy(self.outgoing.len()))
+        self.mode.joiner().is_some_and(|joiner| joiner.join.wants_copy(joiner.link.outgoing.len()))
     }
 
     /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and then says
@@ -77,9 +82,9 @@ impl PrimaryRole {
         if !self.wants_copy() {
             return None;
         }
-        match &mut self.join {
-            Some(Join::Copying(copy)) => copy.take(),
-            Some(Join::Restoring) | None => None,
+        match &mut self.mode.joiner_mut()?.join {
+            Join::Copying(copy) => copy.take(),
+            Join::Restoring(_) => None,
         }
     }
 
@@ -88,16 +93,13 @@ impl PrimaryRole {
     ///
     /// A backup that has been lost meanwhile needs it no more, and its successor begins anew.
     pub fn handle_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
-        let Some(join @ Join::Copying(None)) = &mut self.join else { return };
-        self.outgoing.append(&mut copy.bytes);
+        let Some(Joiner { link, join: join @ Join::Copying(None) }) = self.mode.joiner_mut() else { return };
+        link.outgoing.append(&mut copy.bytes);
+        (link.spoke_ns, link.progress_ns) = (now_ns, now_ns);
         match copy.complete.take() {
             None => *join = Join::Copying(Some(copy)),
-            Some((digest, state)) => {
-                *join = Join::Restoring;
-                self.end_snapshot(digest, state);
-            }
+            Some((digest, state)) => self.end_snapshot(digest, state),
         }
-        (self.spoke_ns, self.progress_ns) = (now_ns, now_ns);
     }
 
     /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody else waits for.
@@ -112,78 +114,106 @@ impl PrimaryRole {
     /// to stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
-        match &self.join {
+        match self.mode.joiner().map(|joiner| &joiner.join) {
             Some(Join::Copying(Some(copy))) => page_copy::steps_allowed(steps, machine, copy.pages()),
-            Some(Join::Copying(None) | Join::Restoring) | None => Some(steps),
+            Some(Join::Copying(None) | Join::Restoring(_)) | None => Some(steps),
         }
     }
 
     fn end_snapshot(&mut self, digest: StateDigest, state: Vec<u8>) {
-        let seq = self.log.appended();
+        let seq = self.appended;
+        if mutated(Mutation::SnapshotTooEarly) {
+            self.appended = LogSeq(seq.0 + 1);
+        }
+        let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
         // Also those that a log on disk still holds: the log from here on tells of none of them.
         for (id, operation) in self.gate.not_left() {
             if !mutated(Mutation::ForgetTailInSnapshot) {
-                Message::Tail(TailOutput { id, operation: (*operation).clone() }).encode(&mut self.outgoing);
+                link.put(&Message::Tail(TailOutput { id, operation: (*operation).clone() }));
             }
         }
-        Message::Snapshot(Snapshot { seq, digest, state }).encode(&mut self.outgoing);
+        link.put(&Message::Snapshot(Snapshot { seq, digest, state }));
         // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
-        let first = if mutated(Mutation::SnapshotTooEarly) { LogSeq(seq.0 + 1) } else { seq };
-        self.log = Log::Streamed(LogSender::new(first));
-        self.told_released = self.gate.left();
-        self.pace.consumed(seq);
+        *join = Join::Restoring(Stream::new(self.appended, self.gate.left(), self.timing.lag_bound_ns));
     }
 
     /// The backup said something.
     pub fn handle_message(&mut self, now_ns: u64, message: Message) {
         // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
-        self.lose_silent_backup(now_ns);
-        self.heard_ns = now_ns;
-        match (message, &self.mode, &self.join) {
-            (Message::Accepted, Mode::AwaitingBackup | Mode::Alone, Some(Join::Restoring)) => {
-                // What has left unheld, the backup must have before it may claim.
-                self.handle_flush(now_ns);
-                // From here on outputs are held; only after that is the backup told that it may claim.
-                if !mutated(Mutation::TellBeforeHolding) {
-                    self.mode = Mode::Protected;
-                }
-                self.join = None;
-                self.tell_clock(now_ns);
-                let generation = self.session.generation;
-                self.standing.backup_told();
-                Message::Protected { generation }.encode(&mut self.outgoing);
-                self.actions.push_back(PrimaryAction::Protected(generation));
-            }
-            (Message::Ack { received }, _, _) if self.is_streaming() => self.acknowledged(now_ns, received),
-            (Message::Consumed { consumed, .. }, _, _) => self.pace.consumed(consumed),
-            // A backup that waits for its disk gets on.
-            (Message::Storing, _, Some(_)) => self.progress_ns = now_ns,
-            (Message::Heartbeat, _, _) => {}
-            (Message::Refused { reason }, _, Some(_)) => {
-                self.lose_backup(LossReason::RefusedSession(reason));
-            }
-            (Message::Goodbye { reason }, _, _) => {
+        self.lose_overdue_backup(now_ns);
+        // Late words of a backup that is lost already, or isn't waited for any more.
+        let Some(link) = self.mode.link_mut() else { return };
+        link.heard_ns = now_ns;
+        match (message, self.is_protected()) {
+            (Message::Heartbeat, _) => {}
+            (Message::Goodbye { reason }, _) => {
                 self.lose_backup(LossReason::Goodbye { side: LostSide::Backup, reason });
             }
-            (message, Mode::Protected, _) | (message, _, Some(_)) => {
-                self.lose_backup(LossReason::BrokeProtocol(message_name(&message)));
-            }
-            // Late words of a backup that is lost already.
-            (_, Mode::AwaitingBackup | Mode::Alone | Mode::Claiming(_) | Mode::Ended, None) => {}
+            (Message::Ack { received }, true) => self.acknowledged(now_ns, received),
+            (Message::Consumed { consumed, .. }, true) => self.consumed(consumed),
+            (message, true) => self.lose_backup(LossReason::BrokeProtocol(message_name(&message))),
+            (message, false) => self.hear_joiner(now_ns, message),
         }
     }
 
-    pub(super) fn acknowledged(&mut self, now_ns: u64, received: LogSeq) {
-        let Log::Streamed(sender) = &mut self.log else { return };
-        match sender.acknowledge(received) {
-            Ok(()) => {
-                self.progress_ns = now_ns;
-                self.standing.acknowledged(received);
-                self.release(now_ns);
-                self.end_if_stopped(now_ns);
+    /// A backup on its way said something.
+    fn hear_joiner(&mut self, now_ns: u64, message: Message) {
+        let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
+        match (message, join) {
+            (Message::Accepted, Join::Restoring(_)) => self.protect(now_ns),
+            (Message::Ack { received }, Join::Restoring(_)) => self.acknowledged(now_ns, received),
+            // A backup that waits for its disk gets on.
+            (Message::Storing, _) => link.progress_ns = now_ns,
+            (Message::Refused { reason }, _) => self.lose_backup(LossReason::RefusedSession(reason)),
+            (message, Join::Copying(_) | Join::Restoring(_)) => {
+                self.lose_backup(LossReason::BrokeProtocol(message_name(&message)));
             }
-            Err(error) => self.lose_backup(LossReason::BadLog(error.to_string())),
         }
+    }
+
+    /// The backup on its way has accepted this side: from here on outputs are held, and only after that is it told that it may
+    /// claim.
+    fn protect(&mut self, now_ns: u64) {
+        // What has left unheld, the backup must have before it may claim.
+        self.handle_flush(now_ns);
+        let (Mode::AwaitingBackup(joiner) | Mode::Alone(joiner)) = &mut self.mode else { return };
+        let Some(Joiner { link, join: Join::Restoring(stream) }) = joiner.take().map(|joiner| *joiner) else { return };
+        self.mode = Mode::Protected(Box::new(Backup { link, stream, settled: self.appended }));
+        self.check_released();
+        self.tell_clock(now_ns);
+        let generation = self.session.generation;
+        self.standing.backup_told();
+        if let Some(link) = self.mode.link_mut() {
+            link.put(&Message::Protected { generation });
+        }
+        self.actions.push_back(PrimaryAction::Protected(generation));
+    }
+
+    fn acknowledged(&mut self, now_ns: u64, received: LogSeq) {
+        let Some((stream, link)) = self.mode.stream_mut() else { return };
+        if let Err(error) = stream.acknowledge(received) {
+            return self.lose_backup(LossReason::BadLog(error.to_string()));
+        }
+        link.progress_ns = now_ns;
+        if let Mode::Protected(backup) = &mut self.mode {
+            backup.settled = backup.settled.max(received);
+        }
+        self.standing.acknowledged(received);
+        self.release(now_ns);
+        self.end_if_stopped(now_ns);
+    }
+
+    /// The backup can have consumed only what it has acknowledged, and takes nothing back.
+    fn consumed(&mut self, consumed: LogSeq) {
+        let Some((stream, _)) = self.mode.stream_mut() else { return };
+        let (before, acked) = (stream.lag.consumed(), stream.acked());
+        if !(before..=acked).contains(&consumed) {
+            return self.lose_backup(LossReason::BadLog(format!(
+                "the backup has consumed all entries before {consumed}, after those before {before}, and has acknowledged \
+                 those before {acked}"
+            )));
+        }
+        stream.lag.consume(consumed);
     }
 
     /// The connection to the backup is gone.
@@ -191,61 +221,58 @@ impl PrimaryRole {
         self.lose_backup(LossReason::Disconnected(reason.into()));
     }
 
-    /// Gives a backup up that hasn't been heard for too long.
-    pub(super) fn lose_silent_backup(&mut self, now_ns: u64) {
-        let silent_ns = now_ns.saturating_sub(self.heard_ns);
-        if self.has_backup() && silent_ns >= self.timing.failure_timeout_ns {
-            self.lose_backup(LossReason::Silent { side: LostSide::Backup, for_ms: silent_ns / 1_000_000 });
+    /// Gives a backup up that has taken too long.
+    pub(super) fn lose_overdue_backup(&mut self, now_ns: u64) {
+        if let Some(reason) = self.overdue(now_ns) {
+            self.lose_backup(reason);
+        }
+    }
+
+    fn overdue(&self, now_ns: u64) -> Option<LossReason> {
+        let (link, is_waited_for, not_replaying_ns) = match &self.mode {
+            Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) => (&joiner.as_ref()?.link, true, 0),
+            Mode::Protected(backup) => {
+                let stream = &backup.stream;
+                (&backup.link, stream.acked() < stream.sent(), stream.lag.stuck_ns(now_ns))
+            }
+            Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => return None,
+        };
+        let silent_ns = now_ns.saturating_sub(link.heard_ns);
+        if silent_ns >= self.timing.failure_timeout_ns {
+            return Some(LossReason::Silent { side: LostSide::Backup, for_ms: silent_ns / 1_000_000 });
         }
         // One that lives and gets nowhere would keep its place from others, and outputs from their receivers.
-        let stuck_ns = now_ns.saturating_sub(self.progress_ns);
-        let is_waited_for = match &self.log {
-            Log::Streamed(sender) => self.join.is_some() || sender.acked() < sender.sent(),
-            Log::Unread(_) => self.join.is_some(),
-        };
-        if self.has_backup() && is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
-            self.lose_backup(LossReason::Stuck { for_ms: stuck_ns / 1_000_000 });
+        let stuck_ns = now_ns.saturating_sub(link.progress_ns);
+        if is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
+            return Some(LossReason::Stuck { for_ms: stuck_ns / 1_000_000 });
         }
         // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for ever.
-        let stuck_ns = self.pace.stuck_ns(now_ns);
-        if stuck_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay) {
-            self.lose_backup(LossReason::ReplaysNothing { for_ms: stuck_ns / 1_000_000 });
-        }
+        (not_replaying_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay))
+            .then_some(LossReason::ReplaysNothing { for_ms: not_replaying_ns / 1_000_000 })
     }
 
+    /// What waits for the channel is dropped with it: nobody will read it, and whoever wins goes on alone.
     pub(super) fn lose_backup(&mut self, reason: LossReason) {
-        if !self.has_backup() {
+        if !self.mode.has_backup() {
             return;
         }
-        self.outgoing.clear();
-        // Nobody will read the rest: whoever wins goes on alone.
-        self.log = Log::Unread(self.log.appended());
-        self.pending_since_ns = None;
-        self.pace.forget();
         self.actions.push_back(PrimaryAction::CloseChannel { reason });
-        // A backup that was joining can't claim, and costs nothing.
-        if self.join.take().is_none() {
-            let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
-            self.claim(kind);
+        match &mut self.mode {
+            // It can't claim, and costs nothing.
+            Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) => *joiner = None,
+            Mode::Protected(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => {
+                let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
+                self.claim(kind);
+            }
         }
-    }
-
-    /// Whether somebody is at the other end of the channel.
-    pub(super) const fn has_backup(&self) -> bool {
-        matches!(self.mode, Mode::Protected) || self.join.is_some()
-    }
-
-    pub(super) const fn is_streaming(&self) -> bool {
-        matches!(self.log, Log::Streamed(_))
     }
 
     /// Tells the backup which outputs it will not have to send at go-live.
-    pub(super) fn tell_released(&mut self) {
+    pub(super) fn tell_left(&mut self) {
         let mut left = self.gate.left();
         left.frames.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));
-        if left.frames > self.told_released.frames || left.console > self.told_released.console {
-            self.told_released = left;
-            Message::Released(left).encode(&mut self.outgoing);
+        if let Some((stream, link)) = self.mode.stream_mut() {
+            stream.tell_left(left, link);
         }
     }
 }

@@ -19,11 +19,12 @@
 //! that was appended after the flags were there again: it hadn't claimed then. If the pair breaks before, the primary
 //! stands still.
 
-use super::log::Log;
-use super::{Mode, PrimaryAction, PrimaryEnd, PrimaryRole};
+use super::mode::Mode;
+use super::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use crate::claim::{Claim, ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
-use crate::role::{ClaimAnswer, ClaimRequest, LatestAnswer, LossReason};
+use crate::role::{ClaimAnswer, ClaimRequest, Claiming, LatestAnswer, LossReason};
+use alloc::vec::Vec;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 
@@ -125,7 +126,7 @@ impl PrimaryRole {
     /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
     pub(super) fn look(&mut self) {
         let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some() || self.is_claim_asked();
-        if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended) {
+        if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended(_)) {
             self.standing.look = Look::Asked;
             self.actions.push_back(PrimaryAction::Look);
         }
@@ -140,7 +141,7 @@ impl PrimaryRole {
 
     /// The answer to [`PrimaryAction::Look`].
     pub fn handle_latest(&mut self, now_ns: u64, answer: LatestAnswer) {
-        if self.standing.look != Look::Asked || matches!(self.mode, Mode::Ended) {
+        if self.standing.look != Look::Asked || matches!(self.mode, Mode::Ended(_)) {
             return;
         }
         self.look_again(now_ns, self.timing.look_ns);
@@ -160,7 +161,7 @@ impl PrimaryRole {
             _ if self.is_claim_asked() => {}
             latest => {
                 self.lose_claims(latest.as_ref());
-                if !matches!(self.mode, Mode::Ended) {
+                if !matches!(self.mode, Mode::Ended(_)) {
                     let next = latest.as_ref().map_or(Generation(0), |(flag, _)| Generation(flag.0 + 1));
                     self.refill(next, latest.map(|(_, holder)| holder));
                 }
@@ -178,8 +179,8 @@ impl PrimaryRole {
     }
 
     /// The driver is asking for the flag of the pair.
-    const fn is_claim_asked(&self) -> bool {
-        matches!(&self.mode, Mode::Claiming(claiming) if claiming.is_asked())
+    fn is_claim_asked(&self) -> bool {
+        self.mode.claiming().is_some_and(Claiming::is_asked)
     }
 
     const fn look_again(&mut self, now_ns: u64, after_ns: u64) {
@@ -213,7 +214,7 @@ impl PrimaryRole {
     /// The answer to [`PrimaryAction::Refill`].
     pub fn handle_refill(&mut self, now_ns: u64, answer: ClaimAnswer) {
         let Some(request) = self.standing.refill.take() else { return };
-        if matches!(self.mode, Mode::Ended) {
+        if matches!(self.mode, Mode::Ended(_)) {
             return;
         }
         let flag = request.generation;
@@ -238,11 +239,11 @@ impl PrimaryRole {
     fn claims_restored(&mut self, now_ns: u64) {
         self.standing.is_lost = false;
         if self.standing.doubt.is_some() {
-            self.standing.doubt = Some(Doubt::Until(self.log.appended()));
+            self.standing.doubt = Some(Doubt::Until(self.appended));
         }
         self.look_again(now_ns, self.timing.look_ns);
         self.actions.push_back(PrimaryAction::ClaimsRestored(self.session.generation));
-        if let Mode::Claiming(claiming) = &mut self.mode {
+        if let Some(claiming) = self.mode.claiming_mut() {
             claiming.retry(now_ns, &self.timing);
         }
         self.tell_if_stranded();
@@ -253,7 +254,7 @@ impl PrimaryRole {
         if let Some(holder) = holder.filter(|holder| holder.node != self.node) {
             return self.fence(now_ns, holder);
         }
-        if let Mode::Claiming(claiming) = &mut self.mode {
+        if let Some(claiming) = self.mode.claiming_mut() {
             claiming.retry(now_ns, &self.timing);
         }
         self.lose_claims(None);
@@ -271,16 +272,14 @@ impl PrimaryRole {
     /// not go on, and waits for an operator or for the backup's claim.
     #[must_use]
     pub fn is_stranded(&self) -> bool {
-        matches!(self.mode, Mode::Claiming(_)) && self.standing.doubt.is_some() && !mutated(Mutation::ClaimInDoubt)
+        self.mode.claiming().is_some() && self.standing.doubt.is_some() && !mutated(Mutation::ClaimInDoubt)
     }
 
     /// Another node holds this node's flag, or one behind it.
     pub(super) fn fence(&mut self, now_ns: u64, holder: Claim) {
-        if self.has_backup() {
-            self.outgoing.clear();
+        if self.mode.has_backup() {
             self.actions.push_back(PrimaryAction::CloseChannel { reason: LossReason::Fenced(holder.node) });
-            self.join = None;
-            self.log = Log::Unread(self.log.appended());
+            self.mode = Mode::Ended(Vec::new());
         }
         if mutated(Mutation::ReleaseWhenFenced) {
             self.gate.release_all(now_ns);

@@ -20,7 +20,7 @@ const STOP_FACTOR: u64 = 4;
 
 /// How fast the guest may run.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Pace {
+pub(super) struct LagControl {
     bound_ns: u64,
     /// Places in the log and when it had grown up to them, oldest first: those not yet consumed.
     marks: VecDeque<(LogSeq, u64)>,
@@ -29,7 +29,6 @@ pub(super) struct Pace {
     /// All entries below this one are consumed.
     consumed: LogSeq,
     lag_ns: u64,
-    lag_max_ns: u64,
     share: u32,
     /// Up to this share the guest gets its time back quickly: half of what it had before it was slowed last.
     quick_up_to: u32,
@@ -43,16 +42,15 @@ pub(super) struct Pace {
     stuck: Option<(LogSeq, u64)>,
 }
 
-impl Pace {
-    /// At full speed; no lag beyond `bound_ns` nanoseconds is wanted.
-    pub(super) const fn new(bound_ns: u64) -> Self {
+impl LagControl {
+    /// At full speed, of a backup that begins at `first`; no lag beyond `bound_ns` nanoseconds is wanted.
+    pub(super) const fn new(bound_ns: u64, first: LogSeq) -> Self {
         Self {
             bound_ns,
             marks: VecDeque::new(),
-            counted: LogSeq(0),
-            consumed: LogSeq(0),
+            counted: first,
+            consumed: first,
             lag_ns: 0,
-            lag_max_ns: 0,
             share: FULL_SHARE,
             quick_up_to: FULL_SHARE,
             slowing: false,
@@ -71,8 +69,13 @@ impl Pace {
         }
     }
 
+    /// The backup had consumed all entries below this when it last said so.
+    pub(super) const fn consumed(&self) -> LogSeq {
+        self.consumed
+    }
+
     /// The backup has consumed all entries below `consumed`.
-    pub(super) fn consumed(&mut self, consumed: LogSeq) {
+    pub(super) fn consume(&mut self, consumed: LogSeq) {
         self.counted = self.counted.max(consumed);
         self.consumed = consumed;
         while self.marks.front().is_some_and(|(seq, _)| *seq <= consumed) {
@@ -80,15 +83,9 @@ impl Pace {
         }
     }
 
-    /// Nobody replays any more: full speed.
-    pub(super) fn forget(&mut self) {
-        *self = Self { lag_max_ns: self.lag_max_ns, ..Self::new(self.bound_ns) };
-    }
-
     /// Corrects the speed, if it is time to.
     pub(super) fn correct(&mut self, now_ns: u64) {
         self.lag_ns = self.marks.front().map_or(0, |(_, since_ns)| now_ns.saturating_sub(*since_ns));
-        self.lag_max_ns = self.lag_max_ns.max(self.lag_ns);
         self.stopped = self.lag_ns > if self.stopped { self.bound_ns } else { self.bound_ns * STOP_FACTOR };
         if !self.stopped {
             self.stuck = None;
@@ -131,9 +128,9 @@ impl Pace {
         self.stuck.map_or(0, |(_, since_ns)| now_ns.saturating_sub(since_ns))
     }
 
-    /// The lag now and the longest so far, in nanoseconds.
-    pub(super) const fn lag_ns(&self) -> (u64, u64) {
-        (self.lag_ns, self.lag_max_ns)
+    /// The lag at the last correction, in nanoseconds.
+    pub(super) const fn lag_ns(&self) -> u64 {
+        self.lag_ns
     }
 }
 
@@ -144,54 +141,61 @@ mod tests {
     const MS: u64 = 1_000_000;
     const BOUND_MS: u64 = 100;
 
+    /// What became of a guest and its backup.
+    struct Run {
+        lag: LagControl,
+        lag_max_ns: u64,
+    }
+
     /// A guest that makes one entry a millisecond at full speed, and a backup that consumes `permille` of one.
-    fn run(permille: u64, ms: u64) -> Pace {
+    fn run(permille: u64, ms: u64) -> Run {
         run_with(|_| permille, ms)
     }
 
     /// The same with a backup whose speed changes.
-    fn run_with(permille: impl Fn(u64) -> u64, ms: u64) -> Pace {
-        let mut pace = Pace::new(BOUND_MS * MS);
-        let (mut appended, mut consumed) = (0, 0);
+    fn run_with(permille: impl Fn(u64) -> u64, ms: u64) -> Run {
+        let mut lag = LagControl::new(BOUND_MS * MS, LogSeq(0));
+        let (mut appended, mut consumed, mut lag_max_ns) = (0, 0, 0);
         for now in 1..=ms {
-            if !pace.is_stopped() {
-                appended += 1000 * u64::from(pace.share()) / u64::from(FULL_SHARE);
+            if !lag.is_stopped() {
+                appended += 1000 * u64::from(lag.share()) / u64::from(FULL_SHARE);
             }
             consumed = appended.min(consumed + permille(now));
-            pace.appended(now * MS, LogSeq(appended));
+            lag.appended(now * MS, LogSeq(appended));
             if now % 20 == 0 {
-                pace.consumed(LogSeq(consumed));
+                lag.consume(LogSeq(consumed));
             }
             if now % 5 == 0 {
-                pace.correct(now * MS);
+                lag.correct(now * MS);
+                lag_max_ns = lag_max_ns.max(lag.lag_ns());
             }
         }
-        pace
+        Run { lag, lag_max_ns }
     }
 
     #[test]
     fn a_backup_that_keeps_up_costs_nothing() {
-        let pace = run(1100, 5_000);
-        assert_eq!((pace.share(), pace.is_stopped()), (FULL_SHARE, false));
-        assert!(pace.lag_ns().1 <= 25 * MS, "{:?}", pace.lag_ns());
+        let ran = run(1100, 5_000);
+        assert_eq!((ran.lag.share(), ran.lag.is_stopped()), (FULL_SHARE, false));
+        assert!(ran.lag_max_ns <= 25 * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
     }
 
     #[test]
     fn a_backup_ten_times_slower_slows_the_guest_to_its_speed() {
-        let pace = run(100, 60_000);
+        let ran = run(100, 60_000);
         // What had been done before the lag was noticed takes ten times as long to do again.
-        assert!(pace.lag_ns().1 <= 20 * BOUND_MS * MS, "{:?}", pace.lag_ns());
-        assert!(pace.lag_ns().0 <= 2 * BOUND_MS * MS, "{:?}", pace.lag_ns());
-        assert!((FULL_SHARE / 64..FULL_SHARE / 4).contains(&pace.share()), "{}", pace.share());
+        assert!(ran.lag_max_ns <= 20 * BOUND_MS * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
+        assert!(ran.lag.lag_ns() <= 2 * BOUND_MS * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
+        assert!((FULL_SHARE / 64..FULL_SHARE / 4).contains(&ran.lag.share()), "{}", ran.lag.share());
     }
 
     #[test]
     fn a_backup_a_little_slower_slows_the_guest_a_little() {
         for permille in [300, 500, 800] {
-            let pace = run(permille, 60_000);
+            let ran = run(permille, 60_000);
             let least = FULL_SHARE * u32::try_from(permille).unwrap() / 2000;
-            assert!(pace.share() >= least, "{permille}: {}", pace.share());
-            assert!(pace.lag_ns().0 <= 2 * BOUND_MS * MS, "{:?}", pace.lag_ns());
+            assert!(ran.lag.share() >= least, "{permille}: {}", ran.lag.share());
+            assert!(ran.lag.lag_ns() <= 2 * BOUND_MS * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
         }
     }
 
@@ -199,23 +203,15 @@ mod tests {
     fn a_backup_that_was_away_for_a_moment_slows_the_guest_for_a_moment() {
         let away = |from: u64| move |now| if (from..from + 220).contains(&now) { 0 } else { 5000 };
         let slowed = run_with(away(1000), 1_220);
-        assert!(slowed.share() <= FULL_SHARE / 32, "{}", slowed.share());
-        let pace = run_with(away(1000), 1_460);
-        assert!(pace.share() >= FULL_SHARE / 2, "{}", pace.share());
-        assert!(pace.lag_ns().1 < 300 * MS, "{:?}", pace.lag_ns());
+        assert!(slowed.lag.share() <= FULL_SHARE / 32, "{}", slowed.lag.share());
+        let ran = run_with(away(1000), 1_460);
+        assert!(ran.lag.share() >= FULL_SHARE / 2, "{}", ran.lag.share());
+        assert!(ran.lag_max_ns < 300 * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
     }
 
     #[test]
     fn a_backup_that_stands_still_stops_the_guest() {
-        let pace = run(0, 5_000);
-        assert!(pace.is_stopped());
-    }
-
-    #[test]
-    fn without_a_backup_there_is_no_lag() {
-        let mut pace = run(0, 5_000);
-        pace.forget();
-        pace.correct(6_000 * MS);
-        assert_eq!((pace.share(), pace.is_stopped(), pace.lag_ns().0), (FULL_SHARE, false, 0));
+        let ran = run(0, 5_000);
+        assert!(ran.lag.is_stopped());
     }
 }
