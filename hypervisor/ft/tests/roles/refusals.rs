@@ -2,7 +2,7 @@
 
 use crate::pair::{Pair, owner_claim};
 use crate::world::{BACKUP, G, NEXT, PRIMARY, config, guest_image, machine, session, vm_id};
-use ft::role::{BackupEnd, ClaimRequest, Expectation, PrimaryRole, Timing};
+use ft::role::{BackupEnd, ClaimRequest, Expectation, LossReason, PrimaryAction, PrimaryRole, Timing};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, SessionHeader, VmId};
@@ -150,7 +150,7 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
 
 #[test]
 fn a_tail_out_of_order_is_refused() {
-    for ids in [&[3, 3][..], &[3, 2], &[u64::MAX, 0]] {
+    for ids in [&[3, 3][..], &[3, 2], &[1 << 40, 0]] {
         let messages = std::iter::once(Message::Session { header: session(), owner: PRIMARY })
             .chain(ids.iter().map(|id| tail(*id)));
         let reason = refusal(&mut Pair::new(), messages);
@@ -160,7 +160,7 @@ fn a_tail_out_of_order_is_refused() {
 
 #[test]
 fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
-    for id in [0, 5, u64::MAX] {
+    for id in [0, 5, 1 << 40] {
         let mut pair = Pair::new();
         // A whole snapshot of a guest that has sent nothing, and an output that it is to have sent.
         pair.connect();
@@ -175,6 +175,19 @@ fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
         let Some(BackupEnd::Refused { reason }) = pair.backup_end() else { panic!("{id}: not refused") };
         assert!(reason.contains("output 0 next"), "{reason}");
         assert!(matches!(pair.to_primary.last(), Some(Message::Refused { .. })), "never accepted");
+    }
+}
+
+/// Whoever went on from there would come to the end of what 64 bits count.
+#[test]
+fn places_and_outputs_that_no_vm_comes_to_are_refused() {
+    let begin = || Message::Session { header: session(), owner: PRIMARY };
+    for seq in [u64::MAX / 2 + 1, u64::MAX - 1, u64::MAX] {
+        let snapshot = Snapshot { seq: LogSeq(seq), ..snapshot() };
+        let reason = refusal(&mut Pair::new(), [begin(), Message::Snapshot(snapshot)]);
+        assert!(reason.contains("which no log has"), "{reason}");
+        let reason = refusal(&mut Pair::new(), [begin(), tail(seq)]);
+        assert!(reason.contains("which no VM has"), "{reason}");
     }
 }
 
@@ -399,8 +412,28 @@ fn cursors_at_the_end_of_their_range_break_nothing() {
     pair.deliver_to_backup();
     pair.primary_says(Message::Released(Left::all_below(OutputId(u64::MAX))));
     pair.replay();
-    pair.backup_says(Message::Consumed { consumed: LogSeq(u64::MAX), count: InstructionCount(u64::MAX) });
-    assert!(pair.primary.is_protected());
     pair.primary_lost();
     assert_eq!(pair.tail(), [0_u64; 0]);
+}
+
+#[test]
+fn a_backup_that_has_consumed_what_it_has_not_acknowledged_or_takes_it_back_is_lost() {
+    let consumed = |consumed| Message::Consumed { consumed: LogSeq(consumed), count: InstructionCount(0) };
+    for (reports, is_good) in
+        [(vec![0, 1, 2], true), (vec![2, 2], true), (vec![3], false), (vec![u64::MAX], false), (vec![2, 1], false)]
+    {
+        let mut pair = Pair::protected();
+        pair.output();
+        pair.output();
+        pair.exchange();
+        // The third is on its way.
+        pair.output();
+        for &report in &reports {
+            pair.backup_says(consumed(report));
+        }
+        assert_eq!(pair.primary.is_protected(), is_good, "{reports:?}");
+        let is_told =
+            |action: &PrimaryAction| matches!(action, PrimaryAction::CloseChannel { reason: LossReason::BadLog(_) });
+        assert_eq!(pair.primary_actions.iter().any(is_told), !is_good, "{reports:?}");
+    }
 }

@@ -1,0 +1,97 @@
+//! Outputs that the primary may not have sent when it is lost.
+
+use crate::mutation::{Mutation, mutated};
+use alloc::collections::VecDeque;
+use logchannel::message::Left;
+use vm::{OutputId, OutputOperation};
+
+/// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need not keep. Beyond them
+/// the oldest is dropped and counted.
+const TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// What an output costs in the tail beyond its bytes.
+const OUTPUT_OVERHEAD_BYTES: usize = 64;
+
+/// The outputs that a new owner has to send first, if this backup becomes one.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct UnsentOutputs {
+    /// In the order of their ids.
+    tail: VecDeque<(OutputId, OutputOperation)>,
+    bytes: usize,
+    dropped: u64,
+    /// What the primary has put out.
+    released: Left,
+    /// The output that comes next.
+    next: OutputId,
+}
+
+impl UnsentOutputs {
+    pub(super) fn new() -> Self {
+        Self { tail: VecDeque::new(), bytes: 0, dropped: 0, released: Left::default(), next: OutputId(0) }
+    }
+
+    /// Keeps an output until the primary is known to have put it out.
+    pub(super) fn keep(&mut self, id: OutputId, operation: OutputOperation) {
+        self.next = OutputId(id.0.saturating_add(1));
+        if self.released.has(id, &operation) {
+            return;
+        }
+        self.bytes += cost(&operation);
+        self.tail.push_back((id, operation));
+        while self.bytes > TAIL_BYTES_MAX {
+            self.drop_first();
+            self.dropped += 1;
+        }
+    }
+
+    /// The primary has put these out.
+    pub(super) fn forget(&mut self, left: Left) {
+        self.released.frames = self.released.frames.max(left.frames);
+        self.released.console = self.released.console.max(left.console);
+        let released = self.released;
+        // Mostly all that has left is at the front.
+        while self.tail.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
+            self.drop_first();
+        }
+        if self.tail.front().is_some_and(|(id, _)| *id < released.frames.max(released.console)) {
+            self.tail.retain(|(id, operation)| !released.has(*id, operation));
+            self.bytes = self.tail.iter().map(|(_, operation)| cost(operation)).sum();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some((_, operation)) = self.tail.pop_front() {
+            self.bytes -= cost(&operation);
+        }
+    }
+
+    pub(super) fn take(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
+        self.bytes = 0;
+        if mutated(Mutation::ForgetTail) {
+            self.tail.clear();
+        }
+        core::mem::take(&mut self.tail)
+    }
+
+    pub(super) fn tail(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
+        self.tail.iter()
+    }
+
+    pub(super) const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    pub(super) const fn next(&self) -> OutputId {
+        self.next
+    }
+
+    /// The machine that goes on makes this output next.
+    pub(super) const fn set_next(&mut self, next: OutputId) {
+        self.next = next;
+    }
+}
+
+/// What an output adds to the tail's bytes.
+fn cost(operation: &OutputOperation) -> usize {
+    operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
+}
