@@ -7,6 +7,7 @@ mod clock;
 mod disk_log;
 mod exhaustion;
 mod failover;
+mod host;
 mod interleavings;
 mod joining;
 mod lag;

@@ -3,6 +3,7 @@
 //! The guest is two things: a log that this driver makes up, and a real machine that only writes its RAM, so that there is
 //! something to copy. What the guest would do next is a function of its log.
 
+use crate::host::{BackupHost, OutputRule, actions_of};
 use crate::world::{
     Arbiter, BACKUP, G, Lan, MS, PRIMARY, STEPS_PER_PAGE, Wire, expectation, guest_image, machine, operation, session,
     writing_guest,
@@ -16,11 +17,10 @@ use ft::role::{
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader, VmId};
-use logchannel::snapshot::Snapshot;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use vm::{InstructionCount, Machine, OutputId, OutputOperation, Restoration, StopReason};
+use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// A primary, a backup, and what is between and around them.
 #[derive(Debug)]
@@ -45,24 +45,24 @@ pub(crate) struct Pair {
     pub(crate) lan_is_silent: bool,
     /// The log as the primary has it, with the outputs.
     pub(crate) history: Vec<(LogEntry, Option<OutputOperation>)>,
-    /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
-    protected_from: LogSeq,
+    output_rule: OutputRule,
     /// What the backup has to have when it is told of its protection.
     told_from: LogSeq,
     pub(crate) machine: Machine,
-    /// The backup's machine in the making, and made.
-    restoration: Option<Restoration>,
+    pub(crate) host: BackupHost,
+    /// The backup's machine.
     pub(crate) restored: Option<Machine>,
-    /// What the backup's machine is to be restored to next.
-    pub(crate) restoring: Option<Snapshot>,
-    /// Entries that the backup's machine has yet to replay.
-    pub(crate) to_replay: VecDeque<LogEntry>,
     replayed: LogSeq,
     /// The primary has heard who came.
     pub(crate) is_joined: bool,
     /// A killed side says and hears nothing any more.
     pub(crate) is_primary_killed: bool,
     pub(crate) is_backup_killed: bool,
+}
+
+fn cut((to_backup, to_primary): (&mut Wire, &mut Wire)) {
+    to_backup.is_cut = true;
+    to_primary.is_cut = true;
 }
 
 impl Pair {
@@ -96,13 +96,11 @@ impl Pair {
             port,
             lan_is_silent: false,
             history: Vec::new(),
-            protected_from: LogSeq(u64::MAX),
+            output_rule: OutputRule::new(),
             told_from: LogSeq(0),
             machine: machine(&guest_image()),
-            restoration: None,
+            host: BackupHost::default(),
             restored: None,
-            restoring: None,
-            to_replay: VecDeque::new(),
             replayed: LogSeq(0),
             is_joined: false,
             is_primary_killed: false,
@@ -154,8 +152,7 @@ impl Pair {
         self.to_backup = Wire::default();
         self.to_primary = Wire::default();
         self.backup_actions.clear();
-        (self.restoration, self.restored, self.restoring) = (None, None, None);
-        self.to_replay.clear();
+        (self.host, self.restored) = (BackupHost::default(), None);
         (self.is_joined, self.is_backup_killed) = (false, false);
     }
 
@@ -213,10 +210,10 @@ impl Pair {
     /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is put in place, entries
     /// queued for replay, connections closed. Only restoring takes time: say [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
-        self.send();
         if !self.is_primary_killed {
             self.collect_primary();
         }
+        self.send();
         if !self.is_backup_killed {
             self.collect_backup();
         }
@@ -225,71 +222,36 @@ impl Pair {
     }
 
     fn collect_primary(&mut self) {
-        while let Some(action) = self.primary.poll_action() {
-            match action {
-                PrimaryAction::CloseChannel { .. } => self.cut(),
-                PrimaryAction::Protected(_) => {
-                    self.protected_from = self.primary.appended();
-                    self.told_from = self.protected_from;
-                }
-                PrimaryAction::Owner(_)
-                | PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
-                    self.protected_from = LogSeq(u64::MAX);
-                }
-                PrimaryAction::Look => {
-                    let latest = self.arbiter.borrow().latest();
-                    self.primary.handle_latest(self.now_ns, latest);
-                    continue;
-                }
-                PrimaryAction::Claim(_)
-                | PrimaryAction::Refill(_)
-                | PrimaryAction::ClaimsLost { .. }
-                | PrimaryAction::ClaimsRestored(_)
-                | PrimaryAction::Confirmed(_)
-                | PrimaryAction::Stranded(_)
-                | PrimaryAction::HandOver
-                | PrimaryAction::End(PrimaryEnd::Fenced { .. } | PrimaryEnd::Stranded | PrimaryEnd::Interrupted) => {}
+        let wires = (&mut self.to_backup, &mut self.to_primary);
+        for action in actions_of(&mut self.primary, || cut(wires)) {
+            self.output_rule.note(&self.primary, &action);
+            if matches!(action, PrimaryAction::Protected(_)) {
+                self.told_from = self.primary.appended();
             }
-            self.primary_actions.push_back(action);
+            if matches!(action, PrimaryAction::Look) {
+                let latest = self.arbiter.borrow().latest();
+                self.primary.handle_latest(self.now_ns, latest);
+                self.collect_primary();
+            } else {
+                self.primary_actions.push_back(action);
+            }
         }
         self.put_out();
     }
 
     fn collect_backup(&mut self) {
         while let Some(action) = self.backup.poll_action() {
-            match action {
-                BackupAction::Waits => {}
-                BackupAction::Begin(session) => match Restoration::new(&session.config) {
-                    Ok(restoration) => self.restoration = Some(restoration),
-                    Err(error) => self.backup.handle_restore_failure(&error.to_string()),
-                },
-                BackupAction::Pages(pages) => {
-                    if let Some(Err(error)) =
-                        self.restoration.as_mut().map(|restoration| restoration.put_pages(pages.first, &pages.bytes))
-                    {
-                        self.backup.handle_restore_failure(&error.to_string());
-                    }
-                }
-                BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
-                BackupAction::CheckOwner => {
-                    let latest = self.arbiter.borrow().latest();
-                    self.backup.handle_owner(self.now_ns, latest);
-                }
-                BackupAction::Joined => {}
-                BackupAction::Consume(entries) => self.to_replay.extend(entries),
-                BackupAction::Lost { .. } => self.cut(),
-                BackupAction::Protected(_) => {
-                    let (received, _) = self.backup.cursors();
-                    let from = self.told_from;
-                    assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
-                    self.backup_actions.push_back(action);
-                }
-                BackupAction::Claim(_)
-                | BackupAction::ClaimsLost(_)
-                | BackupAction::GoLive(_)
-                | BackupAction::End(_) => {
-                    self.backup_actions.push_back(action);
-                }
+            let arbiter = self.arbiter.borrow();
+            let Some(action) = self.host.act(&mut self.backup, self.now_ns, &arbiter, action) else { continue };
+            drop(arbiter);
+            if matches!(action, BackupAction::Protected(_)) {
+                let ((received, _), from) = (self.backup.cursors(), self.told_from);
+                assert!(received >= from, "told to be able to claim, with {received} of {from} entries");
+            }
+            if matches!(action, BackupAction::Lost { .. }) {
+                self.cut();
+            } else {
+                self.backup_actions.push_back(action);
             }
         }
     }
@@ -313,9 +275,7 @@ impl Pair {
         while let Some(Released { id, operation: found, .. }) = self.primary.poll_released() {
             let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
             let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));
-            if LogSeq(seq as u64) >= self.protected_from {
-                assert!(self.backup.cursors().0 > LogSeq(seq as u64), "{id:?} leaves, and its entry isn't received");
-            }
+            self.output_rule.check(id, LogSeq(seq as u64), self.backup.cursors().0);
             self.primary.handle_console_left(OutputId(id.0 + 1));
             let Some(port) = self.port else { continue };
             self.out.push(id.0);
@@ -344,8 +304,7 @@ impl Pair {
 
     /// Nothing more gets into the channel; what is under way may still arrive.
     pub(crate) fn cut(&mut self) {
-        self.to_backup.is_cut = true;
-        self.to_primary.is_cut = true;
+        cut((&mut self.to_backup, &mut self.to_primary));
     }
 
     /// Everything under way to the backup arrives.
@@ -397,16 +356,14 @@ impl Pair {
 
     /// The backup's machine is put together, if all that it needs has come.
     pub(crate) fn restore(&mut self) {
-        let Some(Snapshot { seq, digest, state }) = self.restoring.take() else { return };
-        let Some(restoration) = self.restoration.take() else { return };
-        match restoration.finish(&state).map(|mut machine| (machine.digest() == digest).then_some(machine)) {
-            Ok(Some(machine)) => {
+        match self.host.restore() {
+            None => return,
+            Some((seq, Ok(machine))) => {
                 self.restored = Some(machine);
                 self.replayed = seq;
                 self.backup.handle_restored(self.now_ns, self.next_output_at(seq));
             }
-            Ok(None) => self.backup.handle_restore_failure("another digest"),
-            Err(error) => self.backup.handle_restore_failure(&error.to_string()),
+            Some((_, Err(reason))) => self.backup.handle_restore_failure(&reason),
         }
         self.collect();
     }
@@ -420,7 +377,7 @@ impl Pair {
     /// A backup that isn't the role says `message`, and the primary hears it at once.
     pub(crate) fn backup_says(&mut self, message: Message) {
         // What such a backup has received, only it knows.
-        self.protected_from = LogSeq(u64::MAX);
+        self.output_rule.suspend();
         self.hear(message);
     }
 
@@ -498,7 +455,7 @@ impl Pair {
         if self.restored.is_none() {
             return;
         }
-        for entry in self.to_replay.drain(..entries.min(self.to_replay.len())) {
+        for entry in self.host.to_replay.drain(..entries.min(self.host.to_replay.len())) {
             let (expected, output) = &self.history[index(self.replayed)];
             assert_eq!(entry, *expected, "entry {}", self.replayed);
             if let (EntryBody::Output { id, .. }, Some(output)) = (&entry.body, output) {

@@ -4,14 +4,12 @@ use super::guest::Guest;
 use super::link::{Asking, Link};
 use super::outside::Outside;
 use super::points::{Died, Kind, Side};
+use crate::host::BackupHost;
 use crate::world::expectation;
 use ft::role::{BackupAction, BackupEnd, BackupRole, Timing};
-use logchannel::entry::{Generation, LogEntry, LogSeq};
+use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{Left, Message};
 use logchannel::session::NodeId;
-use logchannel::snapshot::Snapshot;
-use std::collections::VecDeque;
-use vm::Restoration;
 
 const ACTOR: Option<Side> = Some(Side::Backup);
 
@@ -19,10 +17,8 @@ const ACTOR: Option<Side> = Some(Side::Backup);
 pub(super) struct Backup {
     pub(super) node: NodeId,
     pub(super) role: BackupRole,
-    restoration: Option<Restoration>,
-    restoring: Option<Snapshot>,
+    pub(super) host: BackupHost,
     pub(super) guest: Option<Guest>,
-    pub(super) to_replay: VecDeque<LogEntry>,
     /// It knows that it may claim.
     pub(super) is_told: bool,
     pub(super) told_released: Left,
@@ -38,10 +34,8 @@ impl Backup {
         Self {
             node,
             role: BackupRole::new(now_ns, node, expectation(), timing),
-            restoration: None,
-            restoring: None,
+            host: BackupHost::default(),
             guest: None,
-            to_replay: VecDeque::new(),
             is_told: false,
             told_released: Left::default(),
             to_say: Some(Kind::JoinSent),
@@ -86,10 +80,12 @@ impl Backup {
 
     /// Puts the machine together, if all that it needs has come.
     pub(super) fn restore(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        let Some(Snapshot { digest, state, .. }) = self.restoring.take() else { return Ok(()) };
+        if !self.host.is_restoring() {
+            return Ok(());
+        }
         self.op(outside, Kind::Restore, |backup, outside| {
-            let mut machine = backup.restoration.take().unwrap().finish(&state).unwrap();
-            assert_eq!(machine.digest(), digest, "the copy isn't the guest");
+            let (_, machine) = backup.host.restore().unwrap();
+            let machine = machine.expect("the copy is the guest");
             let story = link.snapshot.take().unwrap();
             backup.role.handle_restored(outside.now_ns, story.next_output());
             backup.guest = Some(Guest { story, machine });
@@ -100,12 +96,12 @@ impl Backup {
 
     /// Replays at most so many entries.
     pub(super) fn consume(&mut self, outside: &mut Outside, link: &mut Link, entries: usize) -> Result<(), Died> {
-        for _ in 0..entries.min(self.to_replay.len()) {
+        for _ in 0..entries.min(self.host.to_replay.len()) {
             if self.guest.is_none() {
                 break;
             }
             self.op(outside, Kind::Consume, |backup, outside| {
-                let (Some(guest), Some(entry)) = (&mut backup.guest, backup.to_replay.pop_front()) else { return };
+                let (Some(guest), Some(entry)) = (&mut backup.guest, backup.host.to_replay.pop_front()) else { return };
                 if let Some((id, output)) = guest.replay(&entry) {
                     backup.role.handle_output(id, output);
                 }
@@ -136,21 +132,10 @@ impl Backup {
     pub(super) fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         self.send(outside, link)?;
         while let Some(action) = self.role.poll_action() {
+            let Some(action) = self.host.act(&mut self.role, outside.now_ns, &outside.arbiter, action) else {
+                continue;
+            };
             match action {
-                BackupAction::Waits => {}
-                BackupAction::Begin(session) => self.restoration = Some(Restoration::new(&session.config).unwrap()),
-                BackupAction::Pages(pages) => {
-                    self.restoration.as_mut().unwrap().put_pages(pages.first, &pages.bytes).unwrap();
-                }
-                BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
-                // At once: what a late answer does is the model's business.
-                BackupAction::CheckOwner => {
-                    let latest = outside.arbiter.latest();
-                    self.role.handle_owner(outside.now_ns, latest);
-                }
-                BackupAction::Joined => {}
-                BackupAction::ClaimsLost(_) => panic!("no claim is ever lost here"),
-                BackupAction::Consume(entries) => self.to_replay.extend(entries),
                 BackupAction::Protected(_) => {
                     let from = link.told_from;
                     assert!(link.received >= from, "told that it may claim, with {} of {from} entries", link.received);
@@ -162,10 +147,18 @@ impl Backup {
                     self.op(outside, Kind::ClaimAsked, |backup, _| backup.asking.ask(request))?;
                 }
                 BackupAction::GoLive(generation) => {
-                    assert!(self.to_replay.is_empty(), "live with something left to consume");
+                    assert!(self.host.to_replay.is_empty(), "live with something left to consume");
                     self.goes_live = Some(generation);
                 }
                 BackupAction::End(end) => self.end = Some(end),
+                other @ (BackupAction::ClaimsLost(_)
+                | BackupAction::Waits
+                | BackupAction::Begin(_)
+                | BackupAction::CheckOwner
+                | BackupAction::Joined
+                | BackupAction::Pages(_)
+                | BackupAction::Restore(_)
+                | BackupAction::Consume(_)) => panic!("no claim is ever lost here, and the host does {other:?}"),
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use super::guest::{Guest, Story};
 use super::link::{Asking, Link};
 use super::outside::Outside;
 use super::points::{Died, Kind, Side};
+use crate::host::{OutputRule, actions_of};
 use ft::output_gate::Released;
 use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
@@ -28,8 +29,7 @@ pub(super) struct Primary {
     is_stopped: bool,
     /// The last generation that the log tells of.
     logged: Option<Generation>,
-    /// Where the log was when the pair became complete: what is behind may leave only by the Output Rule.
-    protected_from: LogSeq,
+    output_rule: OutputRule,
     /// As a backup it was told that these have left.
     told_released: Left,
     pub(super) end: Option<PrimaryEnd>,
@@ -47,7 +47,7 @@ impl Primary {
             asking: Asking::default(),
             is_stopped: false,
             logged: None,
-            protected_from: LogSeq(u64::MAX),
+            output_rule: OutputRule::new(),
             told_released,
             end: None,
         }
@@ -179,26 +179,17 @@ impl Primary {
     /// What the role wants done after an input, in the order of the programs: connections first, then outputs, bytes, and what
     /// takes time.
     fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
-        let actions: Vec<_> = std::iter::from_fn(|| self.role.poll_action()).collect();
+        let actions = actions_of(&mut self.role, || link.cut());
         for action in &actions {
+            self.output_rule.note(&self.role, action);
             match action {
-                PrimaryAction::CloseChannel { .. } => link.cut(),
                 PrimaryAction::Protected(generation) => {
                     assert_eq!(*generation, self.role.generation());
-                    self.protected_from = self.role.appended();
-                    link.told_from = self.protected_from;
+                    link.told_from = self.role.appended();
                 }
-                PrimaryAction::Owner(generation) => {
-                    outside.owns(*generation, self.node, self.story());
-                    self.protected_from = LogSeq(u64::MAX);
-                }
-                PrimaryAction::End(end) => {
-                    if matches!(end, PrimaryEnd::GuestStopped(_)) {
-                        self.protected_from = LogSeq(u64::MAX);
-                    }
-                    self.end = Some(end.clone());
-                }
-                PrimaryAction::Claim(_) => {}
+                PrimaryAction::Owner(generation) => outside.owns(*generation, self.node, self.story()),
+                PrimaryAction::End(end) => self.end = Some(end.clone()),
+                PrimaryAction::CloseChannel { .. } | PrimaryAction::Claim(_) => {}
                 other @ (PrimaryAction::Look
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
@@ -228,7 +219,7 @@ impl Primary {
             };
             let place = self.story().place_of(id, output.digest());
             let seq = LogSeq(place as u64);
-            assert!(seq < self.protected_from || seq < link.received, "{id:?} leaves, and its entry isn't received");
+            self.output_rule.check(id, seq, link.received);
             self.op(outside, Kind::PutOut, |primary, outside| {
                 outside.learn(primary.story(), place);
                 match (&*output, primary.port) {
