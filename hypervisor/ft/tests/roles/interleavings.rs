@@ -7,7 +7,7 @@
 //! [`Run::check`].
 
 use crate::pair::Pair;
-use crate::world::{BACKUP, G, MS, PRIMARY, expectation, session, vm_id};
+use crate::world::{BACKUP, G, MS, PRIMARY, Random, expectation, session, vm_id};
 use ft::claim::Verdict;
 use ft::role::{BackupAction, BackupEnd, ClaimAnswer, PrimaryAction, PrimaryEnd, PrimaryRole, Timing};
 use logchannel::entry::Generation;
@@ -21,28 +21,6 @@ const RUNS: u64 = 2000;
 const STEPS: u32 = 400;
 
 const SEED_VARIABLE: &str = "ROLES_SEED";
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % bound
-    }
-
-    fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
-
-    /// So many bytes that messages arrive cut anywhere, but arrive.
-    fn bytes(&mut self) -> usize {
-        let bound = [60, 6000, 1 << 20][usize::try_from(self.below(3)).unwrap()];
-        usize::try_from(self.below(bound)).unwrap()
-    }
-}
 
 /// How often the interesting things happened: a test of claims in which nobody ever claims proves nothing.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ mod disk_log;
 mod exhaustion;
 mod failover;
 mod host;
+mod hostile;
 mod interleavings;
 mod joining;
 mod lag;

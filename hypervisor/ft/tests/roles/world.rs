@@ -75,6 +75,29 @@ pub(crate) fn expectation() -> Expectation {
     Expectation { vm: vm_id(), image: Some(("test".into(), ImageDigest::of(&guest_image()))) }
 }
 
+/// xorshift64*.
+#[derive(Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % bound
+    }
+
+    pub(crate) fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+
+    /// So many bytes that messages arrive cut anywhere, but arrive.
+    pub(crate) fn bytes(&mut self) -> usize {
+        let bound = [60, 6000, 1 << 20][usize::try_from(self.below(3)).unwrap()];
+        usize::try_from(self.below(bound)).unwrap()
+    }
+}
+
 /// One direction of the channel: bytes under way, cut into messages as the programs do.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
