@@ -1,8 +1,10 @@
 //! The hypervisor's side of a VM port: blocking, for one thread that sends and one that receives.
 
 use super::attachment::Attachment;
-use super::pulse::{INTERVAL_US, Pulse};
-use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError, is_frame_length};
+use super::pulse::INTERVAL_US;
+pub use super::session::FromLan;
+use super::session::{AttachAnswer, PortSession};
+use super::wire::{ClientMessage, WireError, is_frame_length};
 use crate::os::clock;
 use logchannel::entry::Generation;
 use std::io::{self, ErrorKind, Read, Write};
@@ -70,16 +72,10 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
     ClientMessage::Attach(attachment.clone()).append(&mut request);
     (&stream).write_all(&request)?;
 
-    let mut receiver = FrameReceiver {
-        stream: stream.try_clone()?,
-        cutter: Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX),
-        last: attachment.last_packet,
-        pulse: Pulse::default(),
-        heartbeat_due_us: u64::MAX,
-    };
-    let (first_packet, next_output) = receiver.answer(timeout)?;
+    let session = PortSession::new(attachment, clock::now_us(), INTERVAL_US);
+    let mut receiver = FrameReceiver { stream: stream.try_clone()?, session };
+    let AttachAnswer { first_packet, next_output } = receiver.answer(timeout)?;
     stream.set_read_timeout(Some(Duration::from_micros(INTERVAL_US)))?;
-    receiver.heartbeat_due_us = clock::now_us() + INTERVAL_US;
     if first_packet > attachment.last_packet.saturating_add(1) {
         tracing::warn!(
             first_packet,
@@ -140,41 +136,17 @@ impl FrameSender {
     }
 }
 
-/// What comes from the LAN.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FromLan {
-    /// A frame for the guest.
-    Packet {
-        /// Its number, greater than that of the one before.
-        number: u64,
-        /// The frame.
-        frame: Vec<u8>,
-    },
-    /// All outputs with smaller ids have been carried; they need not be sent again.
-    Carried {
-        /// The first that has not.
-        next_output: OutputId,
-    },
-    /// Nothing, but the LAN is to get a heartbeat now: see [`FrameSender::send_heartbeat`].
-    HeartbeatDue,
-}
-
 /// Receives the frames for the guest, and how far its own have got.
 #[derive(Debug)]
 pub struct FrameReceiver {
     stream: TcpStream,
-    cutter: Cutter,
-    /// Number of the last frame.
-    last: u64,
-    pulse: Pulse,
-    /// When the next heartbeat is due to the LAN, and the LAN's is missed if nothing has come.
-    heartbeat_due_us: u64,
+    session: PortSession,
 }
 
 impl FrameReceiver {
     /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not missed.
     pub const fn excuse(&mut self) {
-        self.pulse.hear();
+        self.session.excuse();
     }
 
     /// Waits for what comes next.
@@ -183,13 +155,11 @@ impl FrameReceiver {
     /// [`LanError`]; the port is closed after that.
     pub fn receive(&mut self) -> Result<FromLan, LanError> {
         loop {
-            if let Some(received) = self.next_received()? {
+            if let Some(received) = self.session.received()? {
                 return Ok(received);
             }
-            let now_us = clock::now_us();
-            if now_us >= self.heartbeat_due_us {
-                self.heartbeat_due_us = now_us + INTERVAL_US;
-                return if self.pulse.is_silent() { Err(LanError::Silent) } else { Ok(FromLan::HeartbeatDue) };
+            if self.session.look(clock::now_us())? {
+                return Ok(FromLan::HeartbeatDue);
             }
             match self.fill() {
                 // The interval is over.
@@ -199,46 +169,12 @@ impl FrameReceiver {
         }
     }
 
-    /// What has come already, if it is whole.
-    fn next_received(&mut self) -> Result<Option<FromLan>, LanError> {
-        let last = self.last;
-        while let Some(message) = self.cutter.next_message()? {
-            return match ServerMessage::decode(message)? {
-                ServerMessage::Packet { number, frame } if number > last => {
-                    self.last = number;
-                    Ok(Some(FromLan::Packet { number, frame: frame.to_vec() }))
-                }
-                ServerMessage::Carried { next_output } => Ok(Some(FromLan::Carried { next_output })),
-                // That it has come is all that it says.
-                ServerMessage::Heartbeat => continue,
-                ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
-                ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
-                ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
-                ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
-            };
-        }
-        Ok(None)
-    }
-
-    /// Waits for the answer to Attach: the number of the first frame that will come, and the output expected next.
-    fn answer(&mut self, timeout: Duration) -> Result<(u64, OutputId), LanError> {
-        let last = self.last;
+    /// Waits for the answer to Attach.
+    fn answer(&mut self, timeout: Duration) -> Result<AttachAnswer, LanError> {
         let begin_us = clock::now_us();
         loop {
-            if let Some(message) = self.cutter.next_message()? {
-                return match ServerMessage::decode(message)? {
-                    ServerMessage::Attached { first_packet, next_output } if first_packet > last => {
-                        Ok((first_packet, next_output))
-                    }
-                    ServerMessage::Attached { first_packet, .. } => {
-                        Err(WireError::Order { number: first_packet, last }.into())
-                    }
-                    ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
-                    ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
-                    ServerMessage::Packet { .. } | ServerMessage::Carried { .. } | ServerMessage::Heartbeat => {
-                        Err(WireError::Field("a message before the answer to Attach").into())
-                    }
-                };
+            if let Some(answer) = self.session.answer()? {
+                return Ok(answer);
             }
             // A byte now and then is no answer.
             if u128::from(clock::now_us() - begin_us) >= timeout.as_micros() {
@@ -253,12 +189,9 @@ impl FrameReceiver {
 
     /// Reads what there is, or waits for it.
     fn fill(&mut self) -> Result<(), LanError> {
-        match (&self.stream).read(self.cutter.space()) {
+        match (&self.stream).read(self.session.space()) {
             Ok(0) => return Err(LanError::Closed),
-            Ok(bytes) => {
-                self.cutter.filled(bytes);
-                self.pulse.hear();
-            }
+            Ok(bytes) => self.session.filled(bytes),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }

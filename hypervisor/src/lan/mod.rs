@@ -25,6 +25,7 @@ mod events;
 pub mod fabric;
 pub mod pulse;
 pub mod server;
+pub mod session;
 pub mod wire;
 
 pub use attachment::Attachment;

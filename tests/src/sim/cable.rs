@@ -6,8 +6,9 @@ use super::process::Me;
 use super::sightings::Sighting;
 use super::wires::{End, Place};
 use hypervisor::lan::Attachment;
-use hypervisor::lan::pulse::Pulse;
-use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
+use hypervisor::lan::client::LanError;
+use hypervisor::lan::session::{AttachAnswer, FromLan, PortSession};
+use hypervisor::lan::wire::ClientMessage;
 use logchannel::entry::Generation;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -38,10 +39,8 @@ enum State {
     Down(u64),
     Up {
         end: End,
-        cutter: Cutter,
+        session: PortSession,
         is_attached: bool,
-        pulse: Pulse,
-        heartbeat_due_ns: u64,
     },
 }
 
@@ -63,7 +62,7 @@ impl Cable {
     pub(super) const fn due_ns(&self) -> u64 {
         match self.state {
             State::Down(retry_ns) => retry_ns,
-            State::Up { heartbeat_due_ns, .. } => heartbeat_due_ns,
+            State::Up { ref session, .. } => session.heartbeat_due_us() * 1000,
         }
     }
 
@@ -73,18 +72,15 @@ impl Cable {
         match &mut self.state {
             State::Down(retry_ns) if *retry_ns <= env.now_ns => self.attach(env, me, owner),
             State::Down(_) => {}
-            State::Up { end, pulse, .. } if self.packets.len() < PACKETS_MAX => {
+            State::Up { end, .. } if self.packets.len() < PACKETS_MAX => {
                 let end = *end;
                 let received = env.receive(end);
-                if !received.bytes.is_empty() {
-                    pulse.hear();
-                }
                 self.take_bytes(env, &received.bytes, &mut news);
                 if received.has_ended && matches!(self.state, State::Up { .. }) {
                     self.lose(env);
                 }
             }
-            State::Up { pulse, .. } => pulse.hear(),
+            State::Up { session, .. } => session.excuse(),
         }
         self.beat(env, me);
         news
@@ -92,19 +88,18 @@ impl Cable {
 
     /// Sends the heartbeat that is due, or gives up a LAN that sends none.
     fn beat(&mut self, env: &mut Env, me: &Me) {
-        let State::Up { end, pulse, heartbeat_due_ns, is_attached, .. } = &mut self.state else { return };
-        if *heartbeat_due_ns > env.now_ns {
-            return;
-        }
-        *heartbeat_due_ns = env.now_ns + HEARTBEAT_US * 1000;
-        if pulse.is_silent() {
-            env.saw(Sighting::LanSilent);
-            return self.lose(env);
-        }
-        if *is_attached {
-            let mut bytes = Vec::new();
-            ClientMessage::Heartbeat.append(&mut bytes);
-            env.send(me.host, *end, &bytes);
+        let State::Up { end, session, is_attached } = &mut self.state else { return };
+        match session.look(env.now_ns / 1000) {
+            Ok(true) if *is_attached => {
+                let mut bytes = Vec::new();
+                ClientMessage::Heartbeat.append(&mut bytes);
+                env.send(me.host, *end, &bytes);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                env.saw(Sighting::LanSilent);
+                self.lose(env);
+            }
         }
     }
 
@@ -120,22 +115,21 @@ impl Cable {
             last_packet: self.last_packet,
             booted: self.booted,
         };
+        let session = PortSession::new(&attachment, env.now_ns / 1000, HEARTBEAT_US);
         let mut bytes = Vec::new();
         ClientMessage::Attach(attachment).append(&mut bytes);
         env.send(me.host, end, &bytes);
-        let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-        let heartbeat_due_ns = env.now_ns + HEARTBEAT_US * 1000;
-        self.state = State::Up { end, cutter, is_attached: false, pulse: Pulse::default(), heartbeat_due_ns };
+        self.state = State::Up { end, session, is_attached: false };
     }
 
     fn take_bytes(&mut self, env: &mut Env, mut bytes: &[u8], news: &mut Vec<News>) {
         while !bytes.is_empty()
-            && let State::Up { cutter, .. } = &mut self.state
+            && let State::Up { session, .. } = &mut self.state
         {
-            let space = cutter.space();
+            let space = session.space();
             let (now, later) = bytes.split_at(bytes.len().min(space.len()));
             space[..now.len()].copy_from_slice(now);
-            cutter.filled(now.len());
+            session.filled(now.len());
             bytes = later;
             while self.take_message(env, news) {}
         }
@@ -143,35 +137,42 @@ impl Cable {
 
     /// Takes the next message; `false` if there is none.
     fn take_message(&mut self, env: &mut Env, news: &mut Vec<News>) -> bool {
-        let State::Up { cutter, is_attached, .. } = &mut self.state else { return false };
-        let message = match cutter.next_message() {
-            Ok(Some(message)) => message,
-            Ok(None) => return false,
-            Err(error) => panic!("the LAN sends no messages: {error}"),
+        let State::Up { session, is_attached, .. } = &mut self.state else { return false };
+        let received = if *is_attached {
+            session.received()
+        } else {
+            match session.answer() {
+                Ok(None) => return false,
+                Ok(Some(AttachAnswer { next_output, .. })) => {
+                    *is_attached = true;
+                    news.push(News::Attached(next_output));
+                    return true;
+                }
+                Err(error) => Err(error),
+            }
         };
-        match ServerMessage::decode(message) {
-            Ok(ServerMessage::Attached { next_output, .. }) => {
-                *is_attached = true;
-                news.push(News::Attached(next_output));
-            }
-            Ok(ServerMessage::Packet { number, frame }) => {
-                assert!(number > self.last_packet, "frame {number} comes after frame {}", self.last_packet);
+        match received {
+            Ok(Some(FromLan::Packet { number, frame })) => {
                 self.last_packet = number;
-                self.packets.push_back((number, frame.to_vec()));
+                self.packets.push_back((number, frame));
                 env.packet_arrives(number);
+                true
             }
-            Ok(ServerMessage::Heartbeat) => {}
-            Ok(ServerMessage::Carried { next_output }) => news.push(News::Carried(next_output)),
-            Ok(ServerMessage::Refused { .. } | ServerMessage::Fenced { .. }) => {
+            Ok(Some(FromLan::Carried { next_output })) => {
+                news.push(News::Carried(next_output));
+                true
+            }
+            Ok(Some(FromLan::HeartbeatDue)) => unreachable!("only a receiver with a clock says so"),
+            Ok(None) => false,
+            Err(LanError::Refused { .. } | LanError::Fenced { .. }) => {
                 env.saw(Sighting::FencedByLan);
                 self.lose(env);
                 self.state = State::Down(env.now_ns + RETRY_REFUSED_NS);
                 news.push(News::Refused);
-                return false;
+                false
             }
-            Err(error) => panic!("the LAN sends a bad message: {error}"),
+            Err(error) => panic!("{error}"),
         }
-        true
     }
 
     fn lose(&mut self, env: &mut Env) {

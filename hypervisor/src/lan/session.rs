@@ -1,0 +1,140 @@
+//! The hypervisor's end of a VM port without its socket: what the LAN says, and when a heartbeat is due.
+
+use super::attachment::Attachment;
+use super::client::LanError;
+use super::pulse::Pulse;
+use super::wire::{Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
+use vm::OutputId;
+
+/// What comes from the LAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromLan {
+    /// A frame for the guest.
+    Packet {
+        /// Its number, greater than that of the one before.
+        number: u64,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// All outputs with smaller ids have been carried; they need not be sent again.
+    Carried {
+        /// The first that has not.
+        next_output: OutputId,
+    },
+    /// Nothing, but the LAN is to get a heartbeat now: see
+    /// [`FrameSender::send_heartbeat`](super::client::FrameSender::send_heartbeat).
+    HeartbeatDue,
+}
+
+/// The LAN's answer to Attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachAnswer {
+    /// The number of the first frame that will come.
+    pub first_packet: u64,
+    /// All outputs with smaller ids have been carried.
+    pub next_output: OutputId,
+}
+
+/// One connection to a LAN.
+#[derive(Debug)]
+pub struct PortSession {
+    cutter: Cutter,
+    /// Number of the last frame.
+    last: u64,
+    pulse: Pulse,
+    interval_us: u64,
+    /// When the next heartbeat is due to the LAN, and the LAN's is missed if nothing has come.
+    heartbeat_due_us: u64,
+}
+
+impl PortSession {
+    /// A connection over which `attachment` was sent at `now_us`, with heartbeats every `interval_us`.
+    #[must_use]
+    pub fn new(attachment: &Attachment, now_us: u64, interval_us: u64) -> Self {
+        Self {
+            cutter: Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX),
+            last: attachment.last_packet,
+            pulse: Pulse::default(),
+            interval_us,
+            heartbeat_due_us: now_us + interval_us,
+        }
+    }
+
+    /// When [`PortSession::look`] has something to say, in microseconds.
+    #[must_use]
+    pub const fn heartbeat_due_us(&self) -> u64 {
+        self.heartbeat_due_us
+    }
+
+    /// Where bytes from the LAN are to be put; then say [`PortSession::filled`].
+    pub fn space(&mut self) -> &mut [u8] {
+        self.cutter.space()
+    }
+
+    /// So many bytes have come.
+    pub fn filled(&mut self, bytes: usize) {
+        self.cutter.filled(bytes);
+        self.pulse.hear();
+    }
+
+    /// This side was kept from receiving: what the LAN has sent meanwhile is not missed.
+    pub const fn excuse(&mut self) {
+        self.pulse.hear();
+    }
+
+    /// Whether a heartbeat is due now.
+    ///
+    /// # Errors
+    /// [`LanError::Silent`] if nothing has come from the LAN for too long.
+    pub fn look(&mut self, now_us: u64) -> Result<bool, LanError> {
+        if now_us < self.heartbeat_due_us {
+            return Ok(false);
+        }
+        self.heartbeat_due_us = now_us + self.interval_us;
+        if self.pulse.is_silent() { Err(LanError::Silent) } else { Ok(true) }
+    }
+
+    /// The answer to Attach, if it has come whole. It is the first that comes.
+    ///
+    /// # Errors
+    /// [`LanError`]: the connection is to be closed.
+    pub fn answer(&mut self) -> Result<Option<AttachAnswer>, LanError> {
+        let last = self.last;
+        let Some(message) = self.cutter.next_message()? else { return Ok(None) };
+        match ServerMessage::decode(message)? {
+            ServerMessage::Attached { first_packet, next_output } if first_packet > last => {
+                Ok(Some(AttachAnswer { first_packet, next_output }))
+            }
+            ServerMessage::Attached { first_packet, .. } => Err(WireError::Order { number: first_packet, last }.into()),
+            ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+            ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+            ServerMessage::Packet { .. } | ServerMessage::Carried { .. } | ServerMessage::Heartbeat => {
+                Err(WireError::Field("a message before the answer to Attach").into())
+            }
+        }
+    }
+
+    /// What has come behind the answer, if it is whole.
+    ///
+    /// # Errors
+    /// [`LanError`]: the connection is to be closed.
+    pub fn received(&mut self) -> Result<Option<FromLan>, LanError> {
+        let last = self.last;
+        while let Some(message) = self.cutter.next_message()? {
+            return match ServerMessage::decode(message)? {
+                ServerMessage::Packet { number, frame } if number > last => {
+                    self.last = number;
+                    Ok(Some(FromLan::Packet { number, frame: frame.to_vec() }))
+                }
+                ServerMessage::Carried { next_output } => Ok(Some(FromLan::Carried { next_output })),
+                // That it has come is all that it says.
+                ServerMessage::Heartbeat => continue,
+                ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
+                ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),
+                ServerMessage::Refused { reason } => Err(LanError::Refused { reason: reason.to_owned() }),
+                ServerMessage::Attached { .. } => Err(WireError::Field("a second answer to Attach").into()),
+            };
+        }
+        Ok(None)
+    }
+}
