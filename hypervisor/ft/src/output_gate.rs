@@ -262,6 +262,12 @@ impl OutputGate {
         left.frames.min(left.console)
     }
 
+    /// Whether all that has come has left the host, or was given up.
+    #[must_use]
+    pub fn has_all_left(&self) -> bool {
+        self.next_to_leave() >= self.end
+    }
+
     /// The id behind the last output that has come.
     #[must_use]
     pub const fn end(&self) -> OutputId {

@@ -150,10 +150,7 @@ impl<H: Host> PrimarySide<H> {
     fn part(&self, control: &mut PrimaryControl) -> PrimaryStep {
         self.write_outgoing();
         let now_ns = self.host.now_ns();
-        let has_left = {
-            let role = lock(&self.role);
-            role.gate().next_to_leave() >= role.gate().end()
-        };
+        let has_left = lock(&self.role).gate().has_all_left();
         let waits = |parting: &Parting| {
             (!has_left && now_ns < parting.words_until_ns)
                 || (self.channel.is_clogged() && now_ns < parting.backup_until_ns)

@@ -174,10 +174,7 @@ impl PrimaryRole {
     /// Whether the VM is to end, and all that the guest has sent has left, or has had its time to: a VM whose network is gone
     /// ends too.
     fn has_said_last_words(&self, now_ns: u64) -> bool {
-        self.stop.as_ref().is_some_and(|stop| {
-            let has_left = self.gate.next_to_leave() >= self.gate.end();
-            has_left || now_ns >= stop.words_until_ns
-        })
+        self.stop.as_ref().is_some_and(|stop| self.gate.has_all_left() || now_ns >= stop.words_until_ns)
     }
 
     /// What waits for the channel goes out yet, if there is one.

@@ -5,6 +5,7 @@ mod join;
 mod lag;
 mod link;
 mod mode;
+mod outputs;
 mod pairing;
 
 mod standing;
@@ -16,11 +17,10 @@ pub use standing::stand_in;
 use super::{ClaimRequest, DiskLogState, LossReason, Timing};
 use crate::claim::{Claim, ClaimKind};
 use crate::guest_clock::GuestClock;
-use crate::mutation::{Mutation, mutated};
-use crate::output_gate::{OutputGate, Released};
+use crate::output_gate::OutputGate;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
+use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
 use mode::Mode;
@@ -306,7 +306,7 @@ impl PrimaryRole {
         }
     }
 
-    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`](super::FULL_SHARE): less while its backup is
+    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`]: less while its backup is
     /// behind.
     #[must_use]
     pub const fn share(&self) -> u32 {
@@ -338,84 +338,6 @@ impl PrimaryRole {
     #[must_use]
     pub const fn appended(&self) -> LogSeq {
         self.appended
-    }
-
-    /// Appends an entry to the log, and holds its output.
-    ///
-    /// After the end nothing is taken any more: what a fenced guest does has no consequence.
-    pub fn handle_entry(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
-        if matches!(self.mode, Mode::Ended(_)) {
-            return;
-        }
-        let seq = self.append(now_ns, entry);
-        if let Some((id, operation)) = output {
-            self.gate.hold(now_ns, seq, id, operation);
-        }
-        if let EntryBody::Stopped(reason) = entry.body {
-            self.stop = Some(Stop {
-                end: PrimaryEnd::GuestStopped(reason),
-                words_until_ns: now_ns.saturating_add(self.timing.failure_timeout_ns),
-            });
-        }
-        if mutated(Mutation::SkipOutputRule) {
-            self.gate.release_all(now_ns);
-        }
-        self.release(now_ns);
-        self.flush_if_due(now_ns);
-        self.end_if_stopped(now_ns);
-    }
-
-    fn append(&mut self, now_ns: u64, entry: &LogEntry) -> LogSeq {
-        let seq = self.appended;
-        self.appended = LogSeq(seq.0.checked_add(1).expect("a log ends before the range of its sequence numbers"));
-        if let Some((stream, _)) = self.mode.stream_mut() {
-            let streamed = stream.append(now_ns, entry);
-            assert!(streamed == seq, "entry {seq} of the log is entry {streamed} of what the backup gets");
-        }
-        seq
-    }
-
-    /// Puts what has been appended into [`poll_outgoing`](Self::poll_outgoing).
-    pub fn handle_flush(&mut self, now_ns: u64) {
-        if let Some((stream, link)) = self.mode.stream_mut() {
-            stream.flush(now_ns, link);
-        }
-        if mutated(Mutation::ReleaseOnSend) {
-            self.release(now_ns);
-        }
-    }
-
-    fn flush_if_due(&mut self, now_ns: u64) {
-        if self.mode.stream_mut().is_some_and(|(stream, _)| stream.is_flush_due(now_ns)) {
-            self.handle_flush(now_ns);
-        }
-    }
-
-    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all; if a log is kept on disk,
-    /// only what it has too.
-    fn release(&mut self, now_ns: u64) {
-        let allowed = match &self.mode {
-            Mode::Alone(_) => self.appended,
-            Mode::Protected(backup) => backup.allows(),
-            Mode::AwaitingBackup(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => return,
-        };
-        self.gate.release(now_ns, self.disk_log.limit(allowed));
-        self.check_released();
-    }
-
-    /// Asserts that what has been released is in the log and, of a protected pair, in that of its backup.
-    fn check_released(&self) {
-        let released = self.gate.released();
-        assert!(released <= self.appended, "cursors out of order: released {released} appended {}", self.appended);
-        if let Mode::Protected(backup) = &self.mode {
-            backup.check_released(released);
-        }
-    }
-
-    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
-    pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
-        self.disk_log = self.disk_log.max(disk_log);
-        self.release(now_ns);
     }
 
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
@@ -470,27 +392,6 @@ impl PrimaryRole {
         if let Some(outgoing) = self.mode.outgoing_mut() {
             out.append(outgoing);
         }
-    }
-
-    /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a frame, and
-    /// [`PrimaryRole::handle_console_left`] of console output.
-    pub fn poll_released(&mut self) -> Option<Released> {
-        self.gate.take_released()
-    }
-
-    /// All console output below `next` has been written, or dropped because nobody reads it.
-    pub fn handle_console_left(&mut self, next: OutputId) {
-        self.gate.console_left(next);
-    }
-
-    /// The network has carried all frames below `next`.
-    pub fn handle_carried(&mut self, next: OutputId) {
-        self.gate.carried(next);
-    }
-
-    /// The network is there (again) and has carried all frames below `next`: what follows is to be taken again.
-    pub fn handle_attachment(&mut self, next: OutputId) {
-        self.gate.send_again(next);
     }
 
     /// The next thing to do.
