@@ -71,6 +71,22 @@ pub struct Node {
     stderr: PathBuf,
 }
 
+/// A command that runs `program`, which takes signals as if somebody had started it at a terminal: tests that run in the background or
+/// under `nohup` ignore some, and programs inherit that.
+fn command(executable: &Executable, program: &str) -> Command {
+    const HANGUP_INTERRUPT_QUIT: u64 = 0b111;
+    let direct = executable.command(program);
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    if ignored.unwrap_or(0) & HANGUP_INTERRUPT_QUIT == 0 {
+        return direct;
+    }
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT", "bash", "-c", "exec -a \"$0\" \"$@\"", program]);
+    command.arg(direct.get_program());
+    command
+}
+
 /// How a node ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -106,7 +122,7 @@ impl Node {
     ) -> Self {
         let stderr = tempfile::Builder::new().prefix(program).suffix(".stderr").tempfile_in(directory);
         let (file, stderr) = stderr.expect("a temporary directory takes files").keep().expect("a file can be kept");
-        let mut command = executable.command(program);
+        let mut command = command(executable, program);
         command.args(arguments).arg("--json").stdin(input).stderr(file);
         Self::spawn(program, &mut command, stderr)
     }
