@@ -235,6 +235,12 @@ impl<C: Connection> Channel<C> {
         self.is_clogged.load(Ordering::SeqCst)
     }
 
+    /// Whether all that was given to [`Channel::send`] has been sent.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.is_clogged() && !matches!(self.writer.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
     /// Sends the rest of what the connection had not taken and then, as long as `has_more`, what `fill` gives. If the connection
     /// takes no more now, or another thread sends already, this returns at once.
     pub fn send(&self, has_more: impl Fn() -> bool, mut fill: impl FnMut(&mut Vec<u8>)) {

@@ -23,11 +23,16 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 use vm::{Machine, OutputId, OutputOperation};
 
 /// Bytes of memory and entries that may wait to be put in place or replayed before this side stops reading its channel, and
 /// by that stops the primary.
 pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
+
+/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds, and from one look to the next.
+const PARTING_NS: u64 = 1_000_000_000;
+const PARTING_LOOK: Duration = Duration::from_millis(1);
 
 /// One bit of RAM to flip behind the guest's back, to see the divergence found.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +174,13 @@ fn conduct(node: &Node, host: &ProcessHost, side: &Arc<BackupSide<ProcessHost>>)
             Control::Next(next) => _ = host.wait(Some(StepKind::Control), &next),
             Control::Ask(question) => side.handle_answer(node.ask(question, &mut failed_claims)),
             Control::GoLive(generation) => return Ok(generation),
-            Control::End(end) => return Err(end),
+            Control::End(end) => {
+                let until_ns = clock::now_ns() + PARTING_NS;
+                while side.has_more_to_say() && clock::now_ns() < until_ns {
+                    thread::sleep(PARTING_LOOK);
+                }
+                return Err(end);
+            }
         }
     }
 }

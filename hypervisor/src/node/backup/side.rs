@@ -119,6 +119,12 @@ impl<H: Host> BackupSide<H> {
         self.over.load(Ordering::Acquire)
     }
 
+    /// Whether the primary has not been sent all that there was to say.
+    pub fn has_more_to_say(&self) -> bool {
+        self.send_outgoing();
+        lock(&self.role).has_outgoing() || !self.channel.is_idle()
+    }
+
     /// Ends this side's steps. One that goes live has its machine from the replay, which stands behind the last entry: the role
     /// doesn't go live before.
     pub fn finish(&self, goes_live: bool) {
@@ -137,8 +143,7 @@ impl<H: Host> BackupSide<H> {
             return Next::Done;
         }
         let is_disk_full = self.joining_log.get().is_some_and(JoiningLog::is_full);
-        // A primary that doesn't read its acknowledgements gets no more of them than this side can keep.
-        let is_full = self.waiting_bytes.load(Ordering::Relaxed) > self.buffer_bytes_max || self.channel.is_clogged();
+        let is_full = self.waiting_bytes.load(Ordering::Relaxed) > self.buffer_bytes_max;
         if is_disk_full || is_full {
             let now_ns = self.host.now_ns();
             lock(&self.role).handle_not_listening(now_ns);
@@ -146,6 +151,10 @@ impl<H: Host> BackupSide<H> {
                 self.wait_for_disk();
             }
             return Next::Wait { until_ns: now_ns + FULL_NS };
+        }
+        if self.channel.is_clogged() {
+            // A primary that doesn't read its acknowledgements makes no more of them. Its silence isn't excused by that.
+            return Next::Wait { until_ns: self.host.now_ns() + FULL_NS };
         }
         let mut reader = lock(&self.channel.reader);
         let Some(arrived) = reader.as_mut().map(ChannelReader::wait) else { return Next::Done };

@@ -75,6 +75,8 @@ impl<H: Host> PrimarySide<H> {
         }
         let action = lock(&self.actions).pop_front();
         let Some(action) = action else {
+            // The thread that ticks may be busy with a network that is slow; the backup must hear of this side meanwhile.
+            self.drive_without_outputs(PrimaryRole::handle_tick);
             let now_ns = self.host.now_ns();
             self.tell_waiting(&mut control.waiting);
             if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
@@ -153,12 +155,16 @@ impl<H: Host> PrimarySide<H> {
         let has_left = lock(&self.role).gate().has_all_left();
         let waits = |parting: &Parting| {
             (!has_left && now_ns < parting.words_until_ns)
-                || (self.channel.is_clogged() && now_ns < parting.backup_until_ns)
+                || (self.has_more_to_say() && now_ns < parting.backup_until_ns)
         };
         match control.parting.take_if(|parting| !waits(parting)) {
             Some(Parting { end, .. }) => PrimaryStep::End(end),
             None => PrimaryStep::Next(Next::Wait { until_ns: now_ns + PARTING_LOOK_NS }),
         }
+    }
+
+    fn has_more_to_say(&self) -> bool {
+        lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 
     /// Tells an operator who wonders why the guest doesn't run.

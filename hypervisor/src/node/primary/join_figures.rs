@@ -28,9 +28,9 @@ impl JoinFigures {
     }
 
     /// The guest runs on.
-    pub(in crate::node) fn guest_runs(&mut self, now_ns: u64) {
+    pub(in crate::node) fn guest_runs(&mut self, now_ns: impl FnOnce() -> u64) {
         if let Some(since_ns) = self.stands_since_ns.take() {
-            let stood_ns = now_ns - since_ns;
+            let stood_ns = now_ns() - since_ns;
             self.stood_ns += stood_ns;
             self.longest_stand_ns = self.longest_stand_ns.max(stood_ns);
         }
@@ -43,12 +43,12 @@ impl JoinFigures {
     }
 
     /// Nothing is copied (any more): what to tell, if a backup has got all of the memory since the last time.
-    pub(in crate::node) fn take_report(&mut self, now_ns: u64) -> Option<NodeReport> {
+    pub(in crate::node) fn take_report(&mut self, now_ns: impl FnOnce() -> u64) -> Option<NodeReport> {
         let figures = std::mem::take(self);
         let began_ns = figures.began_ns.filter(|_| figures.is_complete)?;
         Some(NodeReport::MemoryCopied {
             pages: figures.pages,
-            took_ms: (now_ns - began_ns) / 1_000_000,
+            took_ms: (now_ns() - began_ns) / 1_000_000,
             stood_ms: figures.stood_ns / 1_000_000,
             longest_stand_us: figures.longest_stand_ns / 1000,
         })

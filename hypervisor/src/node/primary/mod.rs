@@ -109,12 +109,12 @@ impl LiveVm {
 
     /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
-        self.side.drive(PrimaryRole::handle_retire);
+        self.side.drive_without_outputs(PrimaryRole::handle_retire);
     }
 
     /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
     pub fn leave(&self) {
-        self.side.drive(PrimaryRole::handle_leave);
+        self.side.drive_without_outputs(PrimaryRole::handle_leave);
     }
 }
 

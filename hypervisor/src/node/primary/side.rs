@@ -169,10 +169,19 @@ impl<H: Host> PrimarySide<H> {
         actions
     }
 
-    fn carry_out(&self, actions: Vec<PrimaryAction>) {
-        self.put_out_released();
+    /// Gives the role an input, and does what it says but for its outputs: for those who must not wait for the network, which takes
+    /// a batch as fast as it can.
+    pub fn drive_without_outputs(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
+        let actions = self.give(input);
         self.send_outgoing();
         self.pass_on(actions);
+    }
+
+    /// A question to the arbiter doesn't wait for the network either.
+    fn carry_out(&self, actions: Vec<PrimaryAction>) {
+        self.send_outgoing();
+        self.pass_on(actions);
+        self.put_out_released();
     }
 
     pub(super) fn pass_on(&self, actions: Vec<PrimaryAction>) {

@@ -94,6 +94,8 @@ pub struct Vcpu<H: Host> {
     pauses_since_ns: Option<u64>,
     /// The last step said that it was to be called later.
     has_slept: bool,
+    /// The role takes no entries any more: the machine is no longer where the log ends.
+    has_ended: bool,
 }
 
 impl<H: Host> fmt::Debug for Vcpu<H> {
@@ -154,6 +156,7 @@ impl<H: Host> PrimarySide<H> {
             owed_ns: 0,
             pauses_since_ns: None,
             has_slept: false,
+            has_ended: false,
         }
     }
 
@@ -175,10 +178,10 @@ impl<H: Host> PrimarySide<H> {
         if self.spins(vcpu) {
             return VcpuNext::Spin;
         }
+        // The log is one that can be resumed before the guest runs, and before its clock does, though it may wait for its backup first.
+        self.serve_log(vcpu);
         self.keep_time(vcpu);
         self.copy_for_join(vcpu);
-        // The log is one that can be resumed before the guest runs, though it may wait for its backup first.
-        self.serve_log(vcpu);
         if !self.may_run.load(Ordering::Acquire) || vcpu.is_log_full() {
             vcpu.figures.guest_waits();
             return self.sleep(vcpu, Sleeper::Stopped);
@@ -191,11 +194,11 @@ impl<H: Host> PrimarySide<H> {
         let holding = self.holding.load(Ordering::Acquire);
         let steps = if holding { SLICE_STEPS_WHILE_HOLDING } else { vcpu.slice_steps };
         let Some(steps) = self.steps_allowed(steps, vcpu) else { return self.wait_for_copy(vcpu) };
-        vcpu.figures.guest_runs(self.host.now_ns());
+        vcpu.figures.guest_runs(|| self.host.now_ns());
         let share = self.share.load(Ordering::Relaxed);
         let began_ns = if share < FULL_SHARE { self.host.now_ns() } else { 0 };
         let began_at = vcpu.machine().instruction_count();
-        let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut() };
+        let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut(), has_ended: &mut vcpu.has_ended };
         let Ok(slice) = vcpu.recorder.run_slice(&mut sink, steps);
         let sleeps = slice == Slice::Waiting;
         if let Some(trouble) = vcpu.watch.look(vcpu.recorder.machine_mut(), sleeps, || self.host.now_ns()) {
@@ -231,7 +234,7 @@ impl<H: Host> PrimarySide<H> {
     fn log_generation(&self, vcpu: &mut Vcpu<H>) {
         let generation = self.generation.load(Ordering::Relaxed);
         if vcpu.logged_generation.replace(generation) != Some(generation) {
-            let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut() };
+            let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut(), has_ended: &mut vcpu.has_ended };
             let Ok(()) = vcpu.recorder.log_generation(&mut sink, Generation(generation));
         }
     }
@@ -250,7 +253,7 @@ impl<H: Host> PrimarySide<H> {
     /// go on.
     fn copy_for_join(&self, vcpu: &mut Vcpu<H>) {
         if !self.copying.load(Ordering::Acquire) {
-            if let Some(report) = vcpu.figures.take_report(self.host.now_ns()) {
+            if let Some(report) = vcpu.figures.take_report(|| self.host.now_ns()) {
                 self.host.report(&report);
             }
             return;
@@ -270,7 +273,7 @@ impl<H: Host> PrimarySide<H> {
 
     /// Lets the log on disk copy memory and hand over what has come.
     fn serve_log(&self, vcpu: &mut Vcpu<H>) {
-        let Some(kept) = &mut vcpu.kept else { return };
+        let Some(kept) = vcpu.kept.as_mut().filter(|_| !vcpu.has_ended) else { return };
         // Left over by a predecessor that had logged only some of a step's outputs: a snapshot can't have them.
         if vcpu.recorder.machine().has_output() {
             return;
@@ -348,9 +351,9 @@ impl<H: Host> PrimarySide<H> {
     fn sleep(&self, vcpu: &mut Vcpu<H>, sleeper: Sleeper) -> VcpuNext {
         let hears_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let is_joining = self.copying.load(Ordering::Acquire);
-        if is_joining && lock(&self.role).wants_copy() {
+        if is_joining && !vcpu.machine().has_output() && lock(&self.role).wants_copy() {
             // Nothing is faster than to copy while the guest has nothing to do.
-            return VcpuNext::Now;
+            return VcpuNext::Pause { until_ns: 0 };
         }
         let is_copying = is_joining || vcpu.is_log_busy();
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
@@ -364,6 +367,7 @@ impl<H: Host> PrimarySide<H> {
 struct RoleSink<'a, H: Host> {
     side: &'a PrimarySide<H>,
     kept: Option<&'a mut KeptLog>,
+    has_ended: &'a mut bool,
 }
 
 impl<H: Host> LogSink for RoleSink<'_, H> {
@@ -373,8 +377,13 @@ impl<H: Host> LogSink for RoleSink<'_, H> {
         let side = self.side;
         let may_leave = {
             let mut role = lock(&side.role);
-            side.host.observe(Observation::Appended(role.appended(), entry));
+            let place = role.appended();
             role.handle_entry(side.host.now_ns(), entry, output);
+            if role.appended() == place {
+                *self.has_ended = true;
+                return Ok(());
+            }
+            side.host.observe(Observation::Appended(place, entry));
             role.has_outgoing()
         };
         if let Some(kept) = &mut self.kept {
