@@ -33,17 +33,21 @@
 //! - All others are questions, which change nothing. Only `take_*`, at the change from backup to
 //!   primary, take something away.
 //!
-//! After each input the driver does the following, in this order:
+//! After each input the driver does the following:
 //!
 //! 1. It takes all actions (`poll_action`). If [`PrimaryAction::CloseChannel`] is among them, it cuts
 //!    the connection at once: no other backup may join before that, because the bytes of one
 //!    backup's log must never follow those of another's.
-//! 2. Primary: it lets all released outputs out ([`PrimaryRole::poll_released`]).
-//! 3. It sends the bytes for the other side ([`PrimaryRole::poll_outgoing`],
+//! 2. It sends the bytes for the other side ([`PrimaryRole::poll_outgoing`],
 //!    [`BackupRole::poll_outgoing`]), also those that are there after the end: a goodbye or a
 //!    refusal is the last thing that a role says.
-//! 4. It does the actions, in their order. What takes time (the arbiter, the disk, putting a
+//! 3. It does the actions, in their order. What takes time (the arbiter, the disk, putting a
 //!    machine together) may be done elsewhere and later; its answer is an input.
+//! 4. Primary: it lets all released outputs out ([`PrimaryRole::poll_released`]), at the latest
+//!    before it ends because of [`PrimaryAction::End`].
+//!
+//! The role doesn't depend on the order of the last three. A process lets outputs out last, because
+//! a slow network must keep neither the backup nor the arbiter waiting.
 //!
 //! The first step belongs to the input: no other comes between. The others may take along what
 //! inputs of other threads have added.
