@@ -1,4 +1,5 @@
-//! Programs to measure a machine's speed by: each does work of a size that it is told, and ends with a checksum.
+//! Programs to measure a machine's speed by: each does work of a size that it is told, and ends
+//! with a checksum.
 //!
 //! | program | what it strains |
 //! |---|---|
@@ -7,7 +8,8 @@
 //! | `bytecode` | the indirect jumps of an interpreter, here one that sorts |
 //! | `hash` | loads that depend on each other, all over two mebibytes |
 //!
-//! A program knows neither machine nor host, so the same code says on a host what the checksum must be.
+//! A program knows neither machine nor host, so the same code says on a host what the checksum must
+//! be.
 
 mod bytecode;
 mod calls;
@@ -32,7 +34,8 @@ pub enum Program {
 pub struct Task {
     /// Which program.
     pub program: Program,
-    /// How much of it: a unit is about a million instructions. With 0 there is nothing but the program's start.
+    /// How much of it: a unit is about a million instructions. With 0 there is nothing but the
+    /// program's start.
     pub size: u64,
     /// With Sv39 translation by pages of 4 KiB, and with timer interrupts.
     pub paged: bool,
@@ -66,7 +69,8 @@ impl Program {
 }
 
 impl Task {
-    /// Reads a command line like `program=sieve size=100 paged`; `None` if it names no program, or a size that is none.
+    /// Reads a command line like `program=sieve size=100 paged`; `None` if it names no program, or
+    /// a size that is none.
     #[must_use]
     pub fn parse(command_line: &str) -> Option<Self> {
         let value =

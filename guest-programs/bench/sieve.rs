@@ -41,7 +41,8 @@ fn sieve(base: &[usize], segment: &mut [bool], number: u64) -> (u64, u64) {
     // Place p of the segment is the odd number 2 * (start + p) + 1.
     let start = usize::try_from(number).unwrap_or_default() * SEGMENT;
     for prime in base {
-        // The place of the prime's square in the first segment; from there on, every prime-th place is a multiple.
+        // The place of the prime's square in the first segment; from there on, every prime-th place
+        // is a multiple.
         let square = prime * prime / 2;
         let mut place = if square >= start { square - start } else { (prime - (start - square) % prime) % prime };
         while place < SEGMENT {
@@ -64,7 +65,8 @@ mod tests {
     use super::{SEGMENT, base_primes, sieve};
     use alloc::vec;
 
-    /// The numbers of primes below 2^17, and from there to 2^18, are known: 12251 and 10749. 2 isn't odd, and 1 counts.
+    /// The numbers of primes below 2^17, and from there to 2^18, are known: 12251 and 10749. 2
+    /// isn't odd, and 1 counts.
     #[test]
     fn finds_all_primes() {
         let base = base_primes();

@@ -10,7 +10,8 @@ pub struct BootArguments {
 impl BootArguments {
     /// Reads a command line: words separated by white space.
     ///
-    /// Unknown words are ignored, as Linux does, because one command line may serve several kinds of guest.
+    /// Unknown words are ignored, as Linux does, because one command line may serve several kinds
+    /// of guest.
     #[must_use]
     pub fn parse(command_line: &str) -> Self {
         Self { busy: command_line.split_whitespace().any(|word| word == "busy") }

@@ -36,8 +36,8 @@ impl Counter {
         self.workload.advance();
     }
 
-    /// The count, and the state of the [`Workload`] after that many steps, by which the count can be checked:
-    /// `count 17 state 0123456789abcdef`.
+    /// The count, and the state of the [`Workload`] after that many steps, by which the count can
+    /// be checked: `count 17 state 0123456789abcdef`.
     #[must_use]
     pub fn text(&self) -> String {
         format!("count {} state {:016x}", self.workload.chunks(), self.workload.state())

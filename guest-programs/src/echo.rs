@@ -42,7 +42,8 @@ impl fmt::Display for ConnectionEvent {
 
 /// The echo server.
 ///
-/// All TCP sockets listen until a peer connects and listen again when it has gone, so the free ones are the backlog.
+/// All TCP sockets listen until a peer connects and listen again when it has gone, so the free ones
+/// are the backlog.
 pub struct EchoServer<F> {
     connections: Vec<Connection>,
     udp: SocketHandle,
@@ -58,7 +59,8 @@ struct Connection {
 }
 
 impl<F: FnMut(ConnectionEvent)> EchoServer<F> {
-    /// Adds the server's sockets to `sockets`; `report` is told of every connection that comes and goes.
+    /// Adds the server's sockets to `sockets`; `report` is told of every connection that comes and
+    /// goes.
     pub fn new(sockets: &mut SocketSet<'static>, report: F) -> Self {
         let connections =
             (0..CONNECTIONS_MAX).map(|_| Connection { socket: sockets.add(tcp_socket()), peer: None }).collect();
@@ -90,7 +92,8 @@ impl<F> fmt::Debug for EchoServer<F> {
 }
 
 impl Connection {
-    /// Tells of a change of peer. Both may have happened since the last look: one gone, and a next one come.
+    /// Tells of a change of peer. Both may have happened since the last look: one gone, and a next
+    /// one come.
     fn report_changes(&mut self, socket: &tcp::Socket<'_>, report: &mut impl FnMut(ConnectionEvent)) {
         // A peer that has only sent its SYN is none yet: it may be a forged address.
         let peer = socket.remote_endpoint().filter(|_| socket.is_open() && socket.state() != tcp::State::SynReceived);
@@ -110,7 +113,8 @@ impl Connection {
 fn tcp_socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
-    // An answer goes out at once, and an acknowledgement with it: waiting for more to send would only add latency.
+    // An answer goes out at once, and an acknowledgement with it: waiting for more to send would
+    // only add latency.
     socket.set_nagle_enabled(false);
     socket.set_ack_delay(None);
     socket.set_keep_alive(Some(KEEP_ALIVE));

@@ -9,11 +9,13 @@
 //! | `tally` | counts requests in raw frames; its answers show the history of the machine that gave them |
 //! | `suite` | checks the machine's instruction set, traps and translation, and prints what it sees |
 //!
-//! The guests need an RV64IMAC hart in S-mode, SBI firmware, and QEMU's `virt` memory map as the device tree tells it;
-//! they run unchanged on QEMU, which is therefore an independent oracle for this project's machine.
+//! The guests need an RV64IMAC hart in S-mode, SBI firmware, and QEMU's `virt` memory map as the
+//! device tree tells it; they run unchanged on QEMU, which is therefore an independent oracle for
+//! this project's machine.
 //!
-//! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`], [`workload`]) knows no hardware: time
-//! and device are arguments, so it is tested on the host. Only `platform` and `suite` need the target.
+//! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`],
+//! [`workload`]) knows no hardware: time and device are arguments, so it is tested on the host.
+//! Only `platform` and `suite` need the target.
 #![no_std]
 
 extern crate alloc;

@@ -1,8 +1,8 @@
 //! The guests' TCP/IP stack: smoltcp with an address, and the order in which it is polled.
 //!
-//! One poll is: take in what has arrived, let the service answer, send. smoltcp's own `poll` sends before the service
-//! has seen what arrived, so that every request costs a bare acknowledgement and then an answer; in this order the
-//! answer carries the acknowledgement, one frame instead of two.
+//! One poll is: take in what has arrived, let the service answer, send. smoltcp's own `poll` sends
+//! before the service has seen what arrived, so that every request costs a bare acknowledgement and
+//! then an answer; in this order the answer carries the acknowledgement, one frame instead of two.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,13 +17,14 @@ pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const PREFIX_BITS: u8 = 24;
 
-/// Frames taken in before the service is asked and answers are sent: a full receive queue at most, so that a flood
-/// delays an answer by a bounded time.
+/// Frames taken in before the service is asked and answers are sent: a full receive queue at most,
+/// so that a flood delays an answer by a bounded time.
 const INGRESS_FRAMES_MAX: usize = 64;
 
 /// What a guest does with its sockets.
 pub trait Service {
-    /// Does everything that can be done without waiting: reads what has arrived, writes what is due.
+    /// Does everything that can be done without waiting: reads what has arrived, writes what is
+    /// due.
     fn serve(&mut self, sockets: &mut SocketSet<'static>);
 }
 
@@ -36,7 +37,8 @@ pub struct Stack {
 impl Stack {
     /// A stack without sockets.
     ///
-    /// `random_seed` decides initial sequence numbers; the same seed on the same input gives the same frames.
+    /// `random_seed` decides initial sequence numbers; the same seed on the same input gives the
+    /// same frames.
     pub fn new(device: &mut (impl Device + ?Sized), mac: [u8; 6], random_seed: u64, now: Instant) -> Self {
         let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = random_seed;
@@ -53,8 +55,8 @@ impl Stack {
         &mut self.sockets
     }
 
-    /// Takes in frames, serves, sends; returns when to poll again if no frame arrives before, `None` if there's no
-    /// need to.
+    /// Takes in frames, serves, sends; returns when to poll again if no frame arrives before,
+    /// `None` if there's no need to.
     ///
     /// Takes in at most a queue full of frames: the caller polls again while its device has more.
     pub fn poll(
@@ -68,7 +70,8 @@ impl Stack {
         service.serve(&mut self.sockets);
         while self.interface.poll_egress(now, device, &mut self.sockets) == PollResult::SocketStateChanged {}
         if !took_frames {
-            // The poll was due to a timer, and that may have ended a connection: its socket is free again.
+            // The poll was due to a timer, and that may have ended a connection: its socket is free
+            // again.
             service.serve(&mut self.sockets);
         }
         self.interface.poll_at(now, &self.sockets)

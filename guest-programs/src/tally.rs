@@ -1,11 +1,13 @@
-//! Counts requests in raw Ethernet frames, and answers each with so much of its state that the answers alone show whether
-//! one machine gave them all.
+//! Counts requests in raw Ethernet frames, and answers each with so much of its state that the
+//! answers alone show whether one machine gave them all.
 //!
-//! Request, after the Ethernet header (numbers big-endian): operation (1), client (4), number (4), argument (4).
-//! Answer: operation | 0x80 (1), client (4), number (4), part (2), parts (2), count (8), clock (8), noise (8), hash (8).
+//! Request, after the Ethernet header (numbers big-endian): operation (1), client (4), number (4),
+//! argument (4). Answer: operation | 0x80 (1), client (4), number (4), part (2), parts (2), count
+//! (8), clock (8), noise (8), hash (8).
 //!
-//! `count` is that of all requests so far. `hash` is [`mix`] of the hash before with everything else in the answer but
-//! the parts, so a count that is left out, comes twice or belongs to another history shows in every hash after it.
+//! `count` is that of all requests so far. `hash` is [`mix`] of the hash before with everything
+//! else in the answer but the parts, so a count that is left out, comes twice or belongs to another
+//! history shows in every hash after it.
 
 /// The frames' type: "local experimental" (IEEE 802).
 pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -69,7 +71,8 @@ impl Tally {
         self.hash
     }
 
-    /// Counts the request in `frame`; `None` if there is none. `read` gives a clock and a noise value.
+    /// Counts the request in `frame`; `None` if there is none. `read` gives a clock and a noise
+    /// value.
     pub fn take(&mut self, frame: &[u8], read: impl FnOnce() -> (u64, u64)) -> Option<Answer> {
         let (header, body) = frame.split_first_chunk::<ETHERNET_HEADER_BYTES>()?;
         let request = body.first_chunk::<REQUEST_BYTES>()?;

@@ -1,5 +1,5 @@
-//! A network of two for tests: the guest's stack and a client, a wire between them that can lose frames, and a clock
-//! that the test moves.
+//! A network of two for tests: the guest's stack and a client, a wire between them that can lose
+//! frames, and a clock that the test moves.
 
 use crate::network::{ADDRESS, GATEWAY, Service, Stack};
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
@@ -129,7 +129,8 @@ impl<S: Service> TestNetwork<S> {
         }
     }
 
-    /// A connection from the client's `port` to the guest's port 7, as far as it gets without time passing.
+    /// A connection from the client's `port` to the guest's port 7, as far as it gets without time
+    /// passing.
     pub(crate) fn connect(&mut self, port: u16) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; CLIENT_BUFFER_BYTES]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
@@ -162,7 +163,8 @@ impl<S: Service> TestNetwork<S> {
         socket.recv().ok().map(|(answer, _)| answer.to_vec())
     }
 
-    /// Sends `data` over a connection while taking in what comes back; gives that, which is at least as long.
+    /// Sends `data` over a connection while taking in what comes back; gives that, which is at
+    /// least as long.
     pub(crate) fn exchange(&mut self, handle: SocketHandle, data: &[u8]) -> Vec<u8> {
         let (mut sent, mut received) = (0, Vec::new());
         for _ in 0..10_000 {

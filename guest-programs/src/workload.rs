@@ -9,8 +9,8 @@ const FNV_OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// Hashes a buffer chunk by chunk, for ever.
 ///
-/// The state after `n` chunks is a function of `n` alone, so whoever is told both can check that the machine that
-/// computed them made no mistake.
+/// The state after `n` chunks is a function of `n` alone, so whoever is told both can check that
+/// the machine that computed them made no mistake.
 #[derive(Debug)]
 pub struct Workload {
     buffer: Box<[u8]>,
@@ -34,8 +34,8 @@ impl Workload {
 
     /// Hashes one more chunk (FNV-1a) and writes the result back into the buffer.
     ///
-    /// Some two thousand instructions: short, so that a guest that polls its devices between two chunks still answers
-    /// at once.
+    /// Some two thousand instructions: short, so that a guest that polls its devices between two
+    /// chunks still answers at once.
     pub fn advance(&mut self) {
         let chunk = &mut self.buffer[self.next_chunk..self.next_chunk + CHUNK_BYTES];
         for byte in chunk.iter() {

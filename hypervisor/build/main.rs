@@ -35,7 +35,8 @@ fn main() {
     }
 }
 
-/// One directory for the guests of all profiles, beside them: OUT_DIR is `<target>/<profile>/build/<package>/out`.
+/// One directory for the guests of all profiles, beside them: OUT_DIR is
+/// `<target>/<profile>/build/<package>/out`.
 fn guest_target_dir(out: &Path) -> PathBuf {
     out.ancestors().nth(4).map_or_else(|| out.to_path_buf(), |target| target.join("guests"))
 }
@@ -48,8 +49,8 @@ fn build(guests: &Path, target_dir: &Path) {
         .arg(guests.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(target_dir);
-    // What the outer build is told about its own compiler calls (lints, wrappers, flags for the host) isn't for the
-    // guests, whose image must not depend on how the hypervisor is built.
+    // What the outer build is told about its own compiler calls (lints, wrappers, flags for the
+    // host) isn't for the guests, whose image must not depend on how the hypervisor is built.
     for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTDOC"]
     {
         cargo.env_remove(name);
@@ -68,8 +69,8 @@ fn fail(message: &str) -> ! {
     std::process::exit(1)
 }
 
-/// Keeps this machine's folders out of the images: a log names its guest by digest, and the same source must be the same
-/// guest wherever it was built.
+/// Keeps this machine's folders out of the images: a log names its guest by digest, and the same
+/// source must be the same guest wherever it was built.
 fn path_flags(guests: &Path) -> Vec<String> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));

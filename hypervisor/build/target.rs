@@ -1,4 +1,5 @@
-//! The guests' compilation target: where rustup has the toolchain but not the target, the build installs it.
+//! The guests' compilation target: where rustup has the toolchain but not the target, the build
+//! installs it.
 
 use std::env;
 use std::ffi::OsString;
@@ -39,8 +40,8 @@ impl std::fmt::Display for Error {
 
 /// Makes sure that the compiler in use can build for `target`.
 ///
-/// Builds may run at the same time, in other folders too: the compiler's own folder is locked while rustup
-/// works, and whoever has waited for the lock looks again first.
+/// Builds may run at the same time, in other folders too: the compiler's own folder is locked while
+/// rustup works, and whoever has waited for the lock looks again first.
 ///
 /// # Errors
 /// [`Error`], in words for the person who builds.
@@ -73,7 +74,8 @@ impl Compiler {
         Self(env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from))
     }
 
-    /// Whether it has a standard library for `target`: it names the folder of one that isn't installed too.
+    /// Whether it has a standard library for `target`: it names the folder of one that isn't
+    /// installed too.
     fn has(&self, target: &str) -> Result<bool, Error> {
         let folder = self.print(&["--print", "target-libdir", "--target", target])?;
         let is_core = |name: &str| name.starts_with("libcore-") && name.ends_with(".rlib");
@@ -98,7 +100,8 @@ struct Rustup(Vec<OsString>);
 impl Rustup {
     fn add(target: &str) -> Self {
         let mut arguments: Vec<OsString> = ["target", "add", target].map(OsString::from).into();
-        // cargo under rustup tells its toolchain; without, rustup takes the one of rust-toolchain.toml.
+        // cargo under rustup tells its toolchain; without, rustup takes the one of
+        // rust-toolchain.toml.
         if let Some(toolchain) = env::var_os("RUSTUP_TOOLCHAIN") {
             arguments.extend(["--toolchain".into(), toolchain]);
         }

@@ -7,7 +7,8 @@
 //!   arbiter   the durable test-and-set, its clients and its server
 //!   os        clocks, entropy, signals, terminals, and what is written to them
 //! ```
-//! Each layer uses those below it only. What decides is in the crate [`ft`], which knows none of them.
+//! Each layer uses those below it only. What decides is in the crate [`ft`], which knows none of
+//! them.
 
 pub mod arbiter;
 pub mod lan;

@@ -1,4 +1,5 @@
-//! The arbiter as its users see it: in a directory, over the network, as a program, with everybody asking at once.
+//! The arbiter as its users see it: in a directory, over the network, as a program, with everybody
+//! asking at once.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
@@ -78,8 +79,8 @@ fn winner(verdict: &Verdict, node: NodeId) -> NodeId {
     }
 }
 
-/// Lets every arbiter's node claim the same generations at the same moment: each must be won once, and all losers must
-/// name the winner.
+/// Lets every arbiter's node claim the same generations at the same moment: each must be won once,
+/// and all losers must name the winner.
 fn race(arbiters: &[Box<dyn Arbiter>]) {
     const GENERATIONS: u64 = 20;
     let barrier = Barrier::new(arbiters.len());

@@ -1,4 +1,5 @@
-//! What an etcd arbiter makes of members that are silent, strange or hostile. The answers of a real one are in `tests/`.
+//! What an etcd arbiter makes of members that are silent, strange or hostile. The answers of a real
+//! one are in `tests/`.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
@@ -134,7 +135,8 @@ fn what_etcd_says_is_passed_on() {
     );
 }
 
-/// What proxies answer for an etcd that is away or too slow: in a language of their own, and at any length.
+/// What proxies answer for an etcd that is away or too slow: in a language of their own, and at any
+/// length.
 fn proxy_answers() -> Vec<Vec<u8>> {
     let statuses = [
         "408 Request Timeout",
@@ -146,7 +148,8 @@ fn proxy_answers() -> Vec<Vec<u8>> {
         "522 Connection Timed Out",
     ];
     let page = "<html><body><h1>nobody is there</h1></body></html>";
-    // The last is that of a proxy which takes itself for etcd's gateway: what it says isn't about the claim.
+    // The last is that of a proxy which takes itself for etcd's gateway: what it says isn't about
+    // the claim.
     let bodies = ["", page, &page.repeat(1000), r#"{"code":5,"message":"no such backend"}"#];
     statuses.iter().flat_map(|status| bodies.map(|body| http(status, body))).collect()
 }

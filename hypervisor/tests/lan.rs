@@ -1,7 +1,9 @@
-//! The LAN over real sockets: a server, clients that come through forwards, and VMs that are smoltcp echo servers.
+//! The LAN over real sockets: a server, clients that come through forwards, and VMs that are
+//! smoltcp echo servers.
 //!
-//! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went, which frame it had last.
-//! So it can be cut from its host and attached again as the next generation, as a failover does.
+//! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went,
+//! which frame it had last. So it can be cut from its host and attached again as the next
+//! generation, as a failover does.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -29,7 +31,8 @@ use vm::OutputId;
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x15];
 const ECHO_PORT: u16 = 7;
-/// Bounds every wait, so that a broken LAN fails the test instead of hanging it; no test waits that long.
+/// Bounds every wait, so that a broken LAN fails the test instead of hanging it; no test waits that
+/// long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A LAN in a thread of its own; ends when dropped.
@@ -221,7 +224,8 @@ struct Host {
 }
 
 impl Host {
-    /// Attaches `guest` as `generation`, sending its outputs from `next_output` on, again if need be.
+    /// Attaches `guest` as `generation`, sending its outputs from `next_output` on, again if need
+    /// be.
     fn run(lan: SocketAddr, mut guest: Guest, generation: u64, next_output: usize) -> Self {
         guest.released = next_output;
         let attachment = Attachment {
@@ -240,8 +244,9 @@ impl Host {
         Self { killed, thread }
     }
 
-    /// Kills the host: frames that it has received and not given to the guest die with it, and so do outputs that the
-    /// guest has produced and the host not sent. The guest comes back as a backup would have it.
+    /// Kills the host: frames that it has received and not given to the guest die with it, and so
+    /// do outputs that the guest has produced and the host not sent. The guest comes back as a
+    /// backup would have it.
     fn kill(self) -> Guest {
         self.killed.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
@@ -280,7 +285,8 @@ fn serve(mut guest: Guest, mut sender: FrameSender, frames: &Receiver<(u64, Vec<
     }
 }
 
-/// Sends `bytes` and asserts that they come back; `each` is called now and then with how many are back.
+/// Sends `bytes` and asserts that they come back; `each` is called now and then with how many are
+/// back.
 fn echo(stream: &TcpStream, bytes: &[u8], mut each: impl FnMut(usize)) {
     thread::scope(|scope| {
         scope.spawn(|| (&*stream).write_all(bytes).unwrap());
@@ -384,7 +390,8 @@ fn older_owners_are_fenced_and_refused() {
     let refused = attach(lan.listen, &rival, PATIENCE);
     assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("another process")), "{refused:?}");
 
-    // What the fenced one still sends goes nowhere: the next frame that arrives is the successor's own test frame.
+    // What the fenced one still sends goes nowhere: the next frame that arrives is the successor's
+    // own test frame.
     let _ = old.sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
     let mut qemu = TcpStream::connect(lan.qemu).unwrap();
     let frame = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
@@ -525,8 +532,9 @@ fn datagrams_of_many_clients_keep_no_other_client_out() {
     host.kill();
 }
 
-/// One address that sends from ever new ports gets as many flows as one address may have, and takes none of another's: all these
-/// datagrams wait for a guest, and a flow that has lost its place has lost its datagram.
+/// One address that sends from ever new ports gets as many flows as one address may have, and takes
+/// none of another's: all these datagrams wait for a guest, and a flow that has lost its place has
+/// lost its datagram.
 #[test]
 fn a_client_that_opens_flows_without_end_takes_only_its_own() {
     let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
@@ -572,8 +580,8 @@ fn datagrams_of_every_length_pass_both_ways() {
     host.kill();
 }
 
-/// smoltcp asks who has the guest's address, and if nobody answers it says nothing for a second; a guest that comes meanwhile has
-/// to be found sooner.
+/// smoltcp asks who has the guest's address, and if nobody answers it says nothing for a second; a
+/// guest that comes meanwhile has to be found sooner.
 #[test]
 fn a_client_that_comes_before_its_guest_is_served_as_soon_as_the_guest_is_there() {
     let waited = (0..5).map(|_| {
@@ -607,7 +615,8 @@ fn client_from(address: Ipv4Addr, to: SocketAddr) -> TcpStream {
     })
 }
 
-/// True if the LAN has turned this client away. It may do so before the client's `connect` has returned.
+/// True if the LAN has turned this client away. It may do so before the client's `connect` has
+/// returned.
 fn is_reset(client: &io::Result<TcpStream>, patience: Duration) -> bool {
     let turned_away = |error: &io::Error| error.kind() == ErrorKind::ConnectionReset;
     match client {
@@ -620,8 +629,8 @@ fn is_reset(client: &io::Result<TcpStream>, patience: Duration) -> bool {
     }
 }
 
-/// A client that opens connections and leaves them alone gets as many as one address may have; others come through, by the
-/// same forward and by others. All of these wait for a guest.
+/// A client that opens connections and leaves them alone gets as many as one address may have;
+/// others come through, by the same forward and by others. All of these wait for a guest.
 #[test]
 fn a_client_that_takes_all_it_can_keeps_no_other_out() {
     let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7", "tcp:127.0.0.1:0=10.0.2.15:9"]);

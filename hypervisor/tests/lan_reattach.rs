@@ -1,4 +1,5 @@
-//! Connections to the LAN die with frames on them; the frames are sent again and arrive once, in order.
+//! Connections to the LAN die with frames on them; the frames are sent again and arrive once, in
+//! order.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -57,8 +58,8 @@ fn random(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 27)
 }
 
-/// A way to the LAN whose first connections die after some bytes, at any place in a message, and take with them what was
-/// under way.
+/// A way to the LAN whose first connections die after some bytes, at any place in a message, and
+/// take with them what was under way.
 fn start_faulty_link(lan: SocketAddr, seed: u64, cuts: Arc<AtomicU64>) -> SocketAddr {
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -190,7 +191,8 @@ fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     thread::spawn(move || {
         let mut produced = 0;
         while produced < ends_at.load(Ordering::SeqCst) {
-            // Some at once, so that a cut comes into a batch; not more in all than a QEMU port keeps for its peer.
+            // Some at once, so that a cut comes into a batch; not more in all than a QEMU port
+            // keeps for its peer.
             for _ in 0..=produced % 5 {
                 producer.produce(produced);
                 produced += 1;
@@ -220,8 +222,8 @@ fn wait_until_carried(owner: &Owner, next_output: u64) {
     }
 }
 
-/// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first connection here is never
-/// answered.
+/// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first
+/// connection here is never answered.
 #[test]
 fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (listen, qemu) = start_lan();
@@ -278,8 +280,8 @@ fn start_mortal_link(lan: SocketAddr, dead: Dead, is_dead: Arc<AtomicBool>) -> S
     address
 }
 
-/// The power of one side's host fails, a firewall forgets the connection: nobody is told, and an idle guest would be out of
-/// reach for ever.
+/// The power of one side's host fails, a firewall forgets the connection: nobody is told, and an
+/// idle guest would be out of reach for ever.
 #[test]
 fn a_connection_that_is_dead_and_not_closed_is_replaced() {
     let both = Dead { to_lan: true, from_lan: true };
@@ -306,7 +308,8 @@ fn a_connection_that_is_dead_and_not_closed_is_replaced() {
     }
 }
 
-/// A LAN that says a byte now and then must not keep a VM from attaching to one that works: without a bound this takes a minute.
+/// A LAN that says a byte now and then must not keep a VM from attaching to one that works: without
+/// a bound this takes a minute.
 #[test]
 fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
     let listener = TcpListener::bind(loopback()).unwrap();

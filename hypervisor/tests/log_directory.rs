@@ -48,7 +48,8 @@ const fn add(rd: u32, rs1: u32, rs2: u32) -> u32 {
     rs2 << 20 | rs1 << 15 | rd << 7 | 0x33
 }
 
-/// A guest that reads the clock, writes it to one page of 64 after the other, and prints a line, for ever.
+/// A guest that reads the clock, writes it to one page of 64 after the other, and prints a line,
+/// for ever.
 fn guest() -> Vec<u8> {
     guest_of(64)
 }
@@ -240,7 +241,8 @@ impl Vm {
 }
 
 fn open(path: &Path) -> LogDirectory {
-    // A process that another test is just starting may have inherited the lock, until it is another program.
+    // A process that another test is just starting may have inherited the lock, until it is another
+    // program.
     for _ in 0..100 {
         match LogDirectory::open(path, &vm_id()) {
             Err(LogDirectoryError::InUse(_)) => std::thread::sleep(Duration::from_millis(10)),
@@ -436,7 +438,8 @@ fn a_damaged_snapshot_falls_back_to_the_segment_before() {
     assert!(error.to_string().contains("nothing to resume"), "{error}");
 }
 
-/// Not the writer's end did this, but the storage: to go on from before it would give up what follows unseen.
+/// Not the writer's end did this, but the storage: to go on from before it would give up what
+/// follows unseen.
 #[test]
 fn a_log_that_is_damaged_before_its_end_is_not_resumed() {
     let directory = TempDir::new().unwrap();
@@ -567,7 +570,8 @@ fn what_was_written_is_there_without_an_end() {
     assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
 }
 
-/// The disk fails under a VM that is logged: it is told once, the VM runs on, and the directory says it.
+/// The disk fails under a VM that is logged: it is told once, the VM runs on, and the directory
+/// says it.
 fn fails(path: &Path, mut vm: Vm) {
     let mut failure = None;
     vm.run_until("failure", |vm| {
@@ -883,8 +887,8 @@ fn nodes_that_resume_are_listed_until_the_log_is_theirs() {
     assert_eq!(resume(directory.path()).nodes, [NodeId(3)]);
 }
 
-/// The part of a snapshot is a FIFO that nobody reads: whoever opens it waits, as for a disk that hangs. Without the bounds this
-/// test doesn't end.
+/// The part of a snapshot is a FIFO that nobody reads: whoever opens it waits, as for a disk that
+/// hangs. Without the bounds this test doesn't end.
 #[test]
 fn a_process_that_ends_does_not_wait_for_a_disk_that_hangs() {
     let directory = TempDir::new().unwrap();

@@ -1,5 +1,5 @@
-//! Each side with its real threads and a real socket. The other side is only a socket, or real too, behind a wire that
-//! the test can cut.
+//! Each side with its real threads and a real socket. The other side is only a socket, or real too,
+//! behind a wire that the test can cut.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -41,7 +41,8 @@ const NOP: u32 = 0x13;
 const READ_CLOCK: u32 = 0xc010_22f3;
 const WAIT_FOR_INTERRUPT: u32 = 0x1050_0073;
 
-/// The first who asks for a generation wins it. If there is a favourite, nobody else is answered before it has asked.
+/// The first who asks for a generation wins it. If there is a favourite, nobody else is answered
+/// before it has asked.
 #[derive(Debug, Default)]
 struct Claims {
     holders: Mutex<BTreeMap<Generation, Claim>>,
@@ -116,7 +117,8 @@ fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     }
 }
 
-/// Silence loses nobody: the host may stop either side for a while, and a connection that is closed needs no timeout.
+/// Silence loses nobody: the host may stop either side for a while, and a connection that is closed
+/// needs no timeout.
 fn patient() -> Timing {
     Timing { failure_timeout_ns: 60_000_000_000, ..Timing::default() }
 }
@@ -324,8 +326,8 @@ fn a_primary_that_this_sides_arbiter_does_not_know_is_refused() {
     }
 }
 
-/// A backup that was accepted may be told the next moment that it protects the VM: it must know better by then, however much
-/// sooner than the arbiter's answer the guest is there.
+/// A backup that was accepted may be told the next moment that it protects the VM: it must know
+/// better by then, however much sooner than the arbiter's answer the guest is there.
 #[test]
 fn a_guest_that_is_restored_before_the_arbiter_answers_is_not_accepted() {
     let slow_stranger = Arc::new(Claims { hesitation: Duration::from_millis(300), ..Claims::default() });
@@ -368,7 +370,8 @@ fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
     let primary = Running::awaiting_backup(&arbiter, READ_CLOCK, Timing::default());
     let mut backup = Peer::connect(primary.address);
     backup.become_protected();
-    // It stays connected and says nothing more, as a stopped process does, until the primary has given it up.
+    // It stays connected and says nothing more, as a stopped process does, until the primary has
+    // given it up.
     wait_until("the primary asks for the flag", || arbiter.holder(G).is_some());
     assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
     assert_eq!(arbiter.holder(G).unwrap().kind, ClaimKind::Owner);
@@ -458,7 +461,8 @@ fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
     assert!(matches!(primary.retire(), LiveEnd::HandedOver));
 }
 
-/// A connection between a backup and its primary that can be cut, and that tells when the backup is told that it may claim.
+/// A connection between a backup and its primary that can be cut, and that tells when the backup is
+/// told that it may claim.
 struct Link {
     ends: [TcpStream; 2],
     protected: mpsc::Receiver<()>,
@@ -606,7 +610,8 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
     assert_eq!(succession.machine.last_packet_number(), PACKETS);
 }
 
-/// A LAN that takes connections and says nothing, and one that can't even be connected to: its queue of connections is full.
+/// A LAN that takes connections and says nothing, and one that can't even be connected to: its
+/// queue of connections is full.
 fn silent_lans() -> [(TcpListener, Vec<TcpStream>); 2] {
     let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
     let full = listener();
@@ -639,7 +644,8 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
             primary.retire();
             time
         };
-        // On a host that is busy with other things once may be slow; if the VM waits for the LAN, all are.
+        // On a host that is busy with other things once may be slow; if the VM waits for the LAN,
+        // all are.
         let times: Vec<_> = (0..5).map(time_to_protection).collect();
         assert!(times.iter().any(|&time| time < ATTACH_TIMEOUT), "{times:?}");
     }
@@ -707,8 +713,9 @@ fn fill_other_end(stream: &TcpStream) {
     }
 }
 
-/// Whoever hears the signal writes the last words, and must not wait for the backup: it also hears the next signal. Here no other
-/// thread is stuck in the channel already, as the guest sleeps and no heartbeat is due.
+/// Whoever hears the signal writes the last words, and must not wait for the backup: it also hears
+/// the next signal. Here no other thread is stuck in the channel already, as the guest sleeps and
+/// no heartbeat is due.
 #[test]
 fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
     let timing = Timing { heartbeat_ns: 59_000_000_000, ..patient() };

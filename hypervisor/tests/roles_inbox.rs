@@ -14,7 +14,8 @@ use vm::{Event, Machine, MachineConfig};
 /// Bounds every wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A machine that has just been reset: its console takes input, its network device has no driver yet.
+/// A machine that has just been reset: its console takes input, its network device has no driver
+/// yet.
 fn machine() -> Machine {
     let machine = Machine::new(&MachineConfig::default(), &Guest::load("hello").unwrap().image).unwrap();
     assert!(!machine.can_receive_packet() && machine.console_room() > 0);
@@ -71,7 +72,8 @@ fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
     assert_eq!(source.ticks(), u64::MAX);
 }
 
-/// Nothing would take the input or the due timer away: the vCPU thread would spin as long as its guest may not run.
+/// Nothing would take the input or the due timer away: the vCPU thread would spin as long as its
+/// guest may not run.
 #[test]
 fn a_guest_that_may_not_run_is_not_woken_by_input_or_timers() {
     let machine = machine();

@@ -3,7 +3,8 @@
 use core::fmt;
 use vm::{Event, InstructionCount, OutputId, PageRange, StateDigest, StopReason};
 
-/// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with `seq < cursor`.
+/// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with
+/// `seq < cursor`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogSeq(pub u64);
 
@@ -13,7 +14,8 @@ impl fmt::Display for LogSeq {
     }
 }
 
-/// The fencing number of a VM's owner: of two that believe they run the same VM, the one with the greater is right.
+/// The fencing number of a VM's owner: of two that believe they run the same VM, the one with the
+/// greater is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
@@ -37,7 +39,8 @@ pub struct LogEntry {
 pub enum EntryBody {
     /// An input: replaying applies it.
     Event(Event),
-    /// The guest sent something: replaying must produce it too, and the Output Rule waits for this entry.
+    /// The guest sent something: replaying must produce it too, and the Output Rule waits for this
+    /// entry.
     Output {
         /// Its place in the sequence of outputs.
         id: OutputId,
@@ -48,8 +51,8 @@ pub enum EntryBody {
     Progress,
     /// The machine's state: replaying must come to the same.
     Digest(StateDigest),
-    /// As [`Self::Digest`], but of RAM and the disk only these pages are part of the digest: a guest that has written much
-    /// doesn't stand still until all of it is digested.
+    /// As [`Self::Digest`], but of RAM and the disk only these pages are part of the digest: a
+    /// guest that has written much doesn't stand still until all of it is digested.
     PartDigest {
         /// At least one.
         pages: PageRange,

@@ -3,7 +3,8 @@
 //! ```text
 //!   [body length u32 LE] [CRC-32 of length, kind and body, u32 LE] [kind u8] [body]
 //! ```
-//! A frame says nothing about versions, so that every version can read the frame in which another one introduces itself.
+//! A frame says nothing about versions, so that every version can read the frame in which another
+//! one introduces itself.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -23,8 +24,9 @@ const SPACE_BYTES_MIN: usize = 16 << 10;
 
 /// What a frame's body is. 0 is never used, so that a run of zeros is no frame.
 ///
-/// Kinds below 64 belong to this crate (see [`crate::message`] and [`crate::file`]); other protocols over the same
-/// framing take theirs from 64 up, so that a peer at the wrong port is noticed at its first frame.
+/// Kinds below 64 belong to this crate (see [`crate::message`] and [`crate::file`]); other
+/// protocols over the same framing take theirs from 64 up, so that a peer at the wrong port is
+/// noticed at its first frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameKind(pub u8);
 
@@ -90,8 +92,8 @@ pub fn append_frame_with(kind: FrameKind, out: &mut Vec<u8>, write_body: impl Fn
 
 /// Finds the frames in a stream of bytes that come in pieces. Does no I/O itself.
 ///
-/// Memory grows with what has come, not with what a header claims, and is bounded by the longest frame allowed as long
-/// as the caller takes all frames before it adds more bytes.
+/// Memory grows with what has come, not with what a header claims, and is bounded by the longest
+/// frame allowed as long as the caller takes all frames before it adds more bytes.
 #[derive(Debug)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
@@ -115,7 +117,8 @@ impl FrameDecoder {
         Self::with_body_limit(BODY_BYTES_MAX)
     }
 
-    /// A decoder that refuses bodies longer than `body_bytes_max`, for protocols whose messages are short.
+    /// A decoder that refuses bodies longer than `body_bytes_max`, for protocols whose messages are
+    /// short.
     #[must_use]
     pub const fn with_body_limit(body_bytes_max: usize) -> Self {
         assert!(body_bytes_max <= BODY_BYTES_MAX, "the limit is above the format's");
@@ -147,7 +150,8 @@ impl FrameDecoder {
         &self.buffer[self.unread.clone()]
     }
 
-    /// How many bytes are at least missing until [`FrameDecoder::next_frame`] has something to say; 0 if it has now.
+    /// How many bytes are at least missing until [`FrameDecoder::next_frame`] has something to say;
+    /// 0 if it has now.
     #[must_use]
     pub fn missing(&self) -> usize {
         let unread = self.unread();
@@ -166,7 +170,8 @@ impl FrameDecoder {
             self.unread = 0..0;
         }
         if self.buffer.len() - self.unread.end < SPACE_BYTES_MIN {
-            // Only the beginning of a frame is left here, and it moves once: afterwards the buffer grows behind it.
+            // Only the beginning of a frame is left here, and it moves once: afterwards the buffer
+            // grows behind it.
             self.buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
             if self.buffer.len() - self.unread.end < SPACE_BYTES_MIN {
@@ -199,7 +204,8 @@ impl FrameDecoder {
     /// The next frame, or `None` if it hasn't come to its end.
     ///
     /// # Errors
-    /// [`FrameError`] at bytes that are no frame. The decoder stays there: every further call gives the same error.
+    /// [`FrameError`] at bytes that are no frame. The decoder stays there: every further call gives
+    /// the same error.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         let start = self.unread.start;
         let length = match parse_frame(self.unread(), self.body_bytes_max) {

@@ -1,7 +1,8 @@
 //! Log entries, their codec and framing, the log file, and the acknowledged stream.
 //!
-//! Knows the machine's events; knows no role. Only `file` knows a host: without the feature `std` the crate compiles for a machine
-//! without an operating system. See `FORMAT.md` for the byte tables.
+//! Knows the machine's events; knows no role. Only `file` knows a host: without the feature `std`
+//! the crate compiles for a machine without an operating system. See `FORMAT.md` for the byte
+//! tables.
 //!
 //! ```text
 //!   LogEntry ──► codec (deltas) ──► frame (length, CRC) ──► file   LogWriter, LogReader

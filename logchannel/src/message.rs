@@ -52,7 +52,8 @@ pub struct EntryBatch {
     pub bytes: Vec<u8>,
 }
 
-/// Which outputs have left the primary's host, as cursors: frames and console output leave independently of each other.
+/// Which outputs have left the primary's host, as cursors: frames and console output leave
+/// independently of each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Left {
     /// All frames with a smaller id have left.
@@ -88,7 +89,8 @@ pub enum Message {
         /// Who the backup is.
         node: NodeId,
     },
-    /// p: there is a backup already: stay, say nothing but heartbeats, and take its place when it is free.
+    /// p: there is a backup already: stay, say nothing but heartbeats, and take its place when it
+    /// is free.
     Wait,
     /// b, to one that wants to join: this is no primary (yet). Its only message.
     NoPrimary,
@@ -96,10 +98,12 @@ pub enum Message {
     Session {
         /// The VM, and the generation under which its owner runs it.
         header: SessionHeader,
-        /// The primary: the holder of the flag before that generation, which the backup compares with its own arbiter.
+        /// The primary: the holder of the flag before that generation, which the backup compares
+        /// with its own arbiter.
         owner: NodeId,
     },
-    /// To the port of a primary, by a node that is about to claim the VM: is its owner alive? The only message.
+    /// To the port of a primary, by a node that is about to claim the VM: is its owner alive? The
+    /// only message.
     AskOwner {
         /// Which VM.
         vm: VmId,
@@ -149,7 +153,8 @@ pub enum Message {
     Storing,
     /// Either: still here.
     Heartbeat,
-    /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on from it.
+    /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on
+    /// from it.
     Clock {
         /// In ticks of [`vm::TIMEBASE_HZ`].
         ticks: u64,

@@ -15,7 +15,8 @@ pub const FORMAT_VERSION: u32 = 4;
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
 
-/// The largest image, in bytes, that a log or a channel carries: the largest disk, and as much for a kernel and an initrd.
+/// The largest image, in bytes, that a log or a channel carries: the largest disk, and as much for
+/// a kernel and an initrd.
 ///
 /// Nothing takes memory for an image before its bytes have come.
 pub const IMAGE_BYTES_MAX: usize = 2 << 30;
@@ -32,9 +33,11 @@ pub const BOOTARGS_BYTES_MAX: usize = 2048;
 /// An image travels in pieces of this many bytes; the last may be shorter, none is empty.
 pub const IMAGE_CHUNK_BYTES: usize = 256 << 10;
 
-/// A VM's name: 1 to [`VM_ID_BYTES_MAX`] characters of `a-z A-Z 0-9 - _ .`, not starting with a dot.
+/// A VM's name: 1 to [`VM_ID_BYTES_MAX`] characters of `a-z A-Z 0-9 - _ .`, not starting with a
+/// dot.
 ///
-/// Names are also file names (of the arbiter's claims), which is why no other characters are allowed.
+/// Names are also file names (of the arbiter's claims), which is why no other characters are
+/// allowed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmId(String);
 
@@ -42,7 +45,8 @@ pub struct VmId(String);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageDigest(pub [u8; 32]);
 
-/// One incarnation of a process: random at its start, so that a restarted process isn't taken for its predecessor.
+/// One incarnation of a process: random at its start, so that a restarted process isn't taken for
+/// its predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u128);
 
@@ -53,14 +57,15 @@ pub struct SessionHeader {
     pub vm: VmId,
     /// The owner's generation when the log begins.
     pub generation: Generation,
-    /// The owner's generation when the guest was reset: outputs and packets are counted from there. Two runs of a VM's guest
-    /// have different ones.
+    /// The owner's generation when the guest was reset: outputs and packets are counted from there.
+    /// Two runs of a VM's guest have different ones.
     pub booted: Generation,
     /// The machine.
     pub config: MachineConfig,
     /// What the machine does with it: a log replays on a machine of the same behaviour only.
     pub behaviour: BehaviourVersion,
-    /// What kind of image, in a person's words (`echo`, or a path); at most [`IMAGE_NAME_BYTES_MAX`] bytes. Not compared.
+    /// What kind of image, in a person's words (`echo`, or a path); at most
+    /// [`IMAGE_NAME_BYTES_MAX`] bytes. Not compared.
     pub image_name: String,
     /// Digest of the image.
     pub image_digest: ImageDigest,
@@ -220,7 +225,8 @@ impl FromStr for NodeId {
 }
 
 impl SessionHeader {
-    /// Describes a session on `image` with the machine of this build, reset as `generation`. A long `image_name` is cut, as it is for people only.
+    /// Describes a session on `image` with the machine of this build, reset as `generation`. A long
+    /// `image_name` is cut, as it is for people only.
     ///
     /// # Errors
     /// [`SessionError`] if the image or the boot arguments are beyond what a log carries.
@@ -262,7 +268,8 @@ impl ImageAssembler {
         Self { bytes: Vec::new(), expected_bytes: header.image_bytes, expected_digest: header.image_digest }
     }
 
-    /// Whether all bytes have come; [`ImageAssembler::finish`] then says whether they are the right ones.
+    /// Whether all bytes have come; [`ImageAssembler::finish`] then says whether they are the right
+    /// ones.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.bytes.len() as u64 >= self.expected_bytes

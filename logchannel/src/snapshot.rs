@@ -1,4 +1,5 @@
-//! A machine on its way from one host to another: pages of RAM, outputs that may not have left, and the rest of its state.
+//! A machine on its way from one host to another: pages of RAM, outputs that may not have left, and
+//! the rest of its state.
 //!
 //! ```text
 //!   Pages*  Tail*  Snapshot      then the entries from `Snapshot::seq` on

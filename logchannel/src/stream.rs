@@ -1,7 +1,7 @@
 //! The log as a stream with acknowledgements. Does no I/O and knows no role.
 //!
-//! The stream is ordered and gapless (a TCP connection), so nothing is ever sent twice on it: a backup that lost its
-//! connection has lost its place, and joins again from the start.
+//! The stream is ordered and gapless (a TCP connection), so nothing is ever sent twice on it: a
+//! backup that lost its connection has lost its place, and joins again from the start.
 
 use crate::codec::{CodecError, EntryDecoder, EntryEncoder};
 use crate::entry::{LogEntry, LogSeq};
@@ -213,8 +213,8 @@ impl LogReceiver {
     /// Appends the entries of `batch` to `out`, and says what may be acknowledged then.
     ///
     /// # Errors
-    /// [`ChannelError`] if the batch isn't the next one or isn't entries throughout; nothing has changed then, neither
-    /// here nor in `out`.
+    /// [`ChannelError`] if the batch isn't the next one or isn't entries throughout; nothing has
+    /// changed then, neither here nor in `out`.
     pub fn receive(&mut self, batch: &EntryBatch, out: &mut VecDeque<LogEntry>) -> Result<LogSeq, ChannelError> {
         receive_entries(&mut self.decoder, &mut self.received, batch.first_seq, &batch.bytes, out)?;
         Ok(self.received)

@@ -313,7 +313,8 @@ fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
     }
 }
 
-/// What version 3 appended to the session header, of a machine as the one here; and what version 4 appended: behaviour and boot.
+/// What version 3 appended to the session header, of a machine as the one here; and what version 4
+/// appended: behaviour and boot.
 const MACHINE_BYTES: usize = 2;
 const RUN_BYTES: usize = 2;
 

@@ -76,7 +76,8 @@ fn every_flipped_bit_is_noticed() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         let mut decoder = FrameDecoder::new();
         decoder.push(&damaged);
-        // A length that got longer waits for bytes that never come; everything else is an error at once.
+        // A length that got longer waits for bytes that never come; everything else is an error at
+        // once.
         match decoder.next_frame() {
             Ok(None) => assert!(bit < 32, "bit {bit}"),
             Ok(Some(frame)) => panic!("bit {bit} went unnoticed: {frame:?}"),

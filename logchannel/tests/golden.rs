@@ -149,7 +149,8 @@ fn version_3_from_a_snapshot_still_reads() {
     assert_eq!(read(VERSION_3_SNAPSHOT), (header_of(1), pages(), start, entries_3()));
 }
 
-/// The behaviour of the machine of the golden logs of version 4, which needn't be that of this build.
+/// The behaviour of the machine of the golden logs of version 4, which needn't be that of this
+/// build.
 const BEHAVIOUR_4: u32 = 2;
 
 #[test]
@@ -181,7 +182,8 @@ fn logs_tell_their_versions() {
 }
 
 /// A change of the bytes is a change of the format: it needs a new version and new golden logs.
-/// `FT_GOLDEN_OUT=testdata cargo test -p logchannel --test golden` writes the logs of this build there.
+/// `FT_GOLDEN_OUT=testdata cargo test -p logchannel --test golden` writes the logs of this build
+/// there.
 #[test]
 fn this_build_writes_version_4() {
     let mut from_image = LogWriter::create(Vec::new(), &bare_header_of(BEHAVIOUR_4), IMAGE).unwrap();

@@ -1,4 +1,5 @@
-//! Memory that hostile bytes make the decoders take. Alone in its binary, as it counts all allocations.
+//! Memory that hostile bytes make the decoders take. Alone in its binary, as it counts all
+//! allocations.
 
 mod common;
 
@@ -15,7 +16,8 @@ struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator unchanged; the counter doesn't touch the memory.
+// SAFETY: every call goes to the system's allocator unchanged; the counter doesn't touch the
+// memory.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);

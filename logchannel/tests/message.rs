@@ -84,7 +84,8 @@ fn an_ack_is_twelve_bytes() {
     assert_eq!(bytes.len(), 12);
 }
 
-/// The shortest body of a message whose last part has no length of its own; `None` if all its parts have one.
+/// The shortest body of a message whose last part has no length of its own; `None` if all its parts
+/// have one.
 const fn shortest_body(message: &Message) -> Option<usize> {
     match message {
         Message::Join { .. } => Some(4 + 16 + 1),

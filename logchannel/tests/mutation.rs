@@ -1,5 +1,6 @@
-//! Valid streams, batches and logs with a few bytes changed, and with their checksums put right again: what pure noise
-//! never comes to. Decoders refuse or understand, never panic, and take no second encoding for a value.
+//! Valid streams, batches and logs with a few bytes changed, and with their checksums put right
+//! again: what pure noise never comes to. Decoders refuse or understand, never panic, and take no
+//! second encoding for a value.
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 mod common;

@@ -1,8 +1,10 @@
-//! The roles with logs on disk, killed at any moment: is there a directory from which the VM goes on, with all that was seen?
+//! The roles with logs on disk, killed at any moment: is there a directory from which the VM goes
+//! on, with all that was seen?
 //!
-//! One seed is one history: a primary, alone or joined by a backup, with disks that write one order after the other; the death
-//! of the primary, and its backup's going live; the death of that one; a restart from the last owner's directory, and its end.
-//! A real disk and a real restart are in `hypervisor/tests/log_directory.rs` and `tests/tests/cold_restart.rs`.
+//! One seed is one history: a primary, alone or joined by a backup, with disks that write one order
+//! after the other; the death of the primary, and its backup's going live; the death of that one; a
+//! restart from the last owner's directory, and its end. A real disk and a real restart are in
+//! `hypervisor/tests/log_directory.rs` and `tests/tests/cold_restart.rs`.
 
 use crate::random::Random;
 use ft::claim::{Claim, ClaimKind, Verdict};
@@ -86,7 +88,8 @@ impl Seen {
 /// A log on disk: what it was given, and what of that is written.
 #[derive(Clone, Debug, Default)]
 struct Disk {
-    /// Where the first segment begins, once its snapshot was handed over, and where the entries handed over end.
+    /// Where the first segment begins, once its snapshot was handed over, and where the entries
+    /// handed over end.
     handed: Option<(LogSeq, LogSeq)>,
     /// A restart comes to here; `None` while none is possible.
     written: Option<LogSeq>,
@@ -296,7 +299,8 @@ impl History {
         self.seen.waited_for_promise |= owner.disk.written.is_none();
     }
 
-    /// Outputs leave that the role has released: what their receivers have seen must outlive the death of both sides.
+    /// Outputs leave that the role has released: what their receivers have seen must outlive the
+    /// death of both sides.
     fn put_out(&mut self, owner: &mut Owner) -> Result<bool, String> {
         let mut has_left = false;
         while let Some(Released { id, .. }) = owner.role.poll_released() {

@@ -1,4 +1,5 @@
-//! Clients of the echo service: a UDP client that accounts for every datagram, and a crowd of all kinds.
+//! Clients of the echo service: a UDP client that accounts for every datagram, and a crowd of all
+//! kinds.
 
 use hypervisor::program::client::Client;
 use hypervisor::program::client::echo;
@@ -97,7 +98,8 @@ impl Load {
     /// Replies that each client has between two looks at a test's guest.
     pub const REPLIES: u64 = 300;
 
-    /// Starts clients of the echo service at `service`, and lets each have its first [`REPLIES`](Self::REPLIES).
+    /// Starts clients of the echo service at `service`, and lets each have its first
+    /// [`REPLIES`](Self::REPLIES).
     ///
     /// # Panics
     /// If the service can't be reached, or doesn't serve.

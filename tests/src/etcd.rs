@@ -1,4 +1,5 @@
-//! A real etcd as the arbiter: a cluster of members on the loopback interface, which tests kill and start again.
+//! A real etcd as the arbiter: a cluster of members on the loopback interface, which tests kill and
+//! start again.
 //!
 //! etcd is the Debian package `etcd-server`; tests that need it say clearly that they were skipped.
 
@@ -149,8 +150,8 @@ fn is_installed() -> bool {
     }
 }
 
-/// An address that nobody listens at, and that no connection of another test gets for its own end: its port is below those
-/// that Linux gives away by itself.
+/// An address that nobody listens at, and that no connection of another test gets for its own end:
+/// its port is below those that Linux gives away by itself.
 fn free_address() -> String {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;

@@ -1,4 +1,5 @@
-//! A proxy in front of an HTTP server that answers for it while it is away, or has it do what was asked and answers all the same.
+//! A proxy in front of an HTTP server that answers for it while it is away, or has it do what was
+//! asked and answers all the same.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

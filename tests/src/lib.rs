@@ -1,6 +1,8 @@
-//! The harness of the end-to-end tests: the real programs as processes, the connections between them, and their clients.
+//! The harness of the end-to-end tests: the real programs as processes, the connections between
+//! them, and their clients.
 //!
-//! Every process is ended when its handle is dropped, every directory removed, and nothing leaves the loopback interface.
+//! Every process is ended when its handle is dropped, every directory removed, and nothing leaves
+//! the loopback interface.
 
 pub mod both_die;
 pub mod client;

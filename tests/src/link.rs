@@ -1,4 +1,5 @@
-//! The cable between a primary and its backup, for tests to hold things back on, to cut, and to look into.
+//! The cable between a primary and its backup, for tests to hold things back on, to cut, and to
+//! look into.
 //!
 //! It carries whole messages, so that acknowledgements can be let through one at a time.
 
@@ -102,8 +103,8 @@ impl Lane {
 }
 
 impl Link {
-    /// A link whose far end is the primary at `primary`. A backup that connects to [`address`](Self::address) is connected
-    /// through; there is one connection in a link's life.
+    /// A link whose far end is the primary at `primary`. A backup that connects to
+    /// [`address`](Self::address) is connected through; there is one connection in a link's life.
     ///
     /// # Panics
     /// If the host has no port.
@@ -143,7 +144,8 @@ impl Link {
         lane.limit = lane.passed;
     }
 
-    /// Holds back both directions: neither side hears of the other any more, nor that it is cut off.
+    /// Holds back both directions: neither side hears of the other any more, nor that it is cut
+    /// off.
     pub fn silence(&self) {
         self.hold(Direction::ToBackup);
         self.hold(Direction::ToPrimary);
@@ -156,8 +158,8 @@ impl Link {
         lane.pump();
     }
 
-    /// Lets through what is held back up to and including the first message that `is_last` says so of, and waits for that
-    /// one to come.
+    /// Lets through what is held back up to and including the first message that `is_last` says so
+    /// of, and waits for that one to come.
     ///
     /// # Panics
     /// If no such message comes within [`PATIENCE`].
@@ -175,7 +177,8 @@ impl Link {
         });
     }
 
-    /// Lets through what is held back up to and including the batch with the entry at `seq`, which must have come.
+    /// Lets through what is held back up to and including the batch with the entry at `seq`, which
+    /// must have come.
     ///
     /// # Panics
     /// If no batch can have it.
@@ -225,8 +228,8 @@ impl Link {
         entries(&lane.seen[..lane.passed])
     }
 
-    /// Waits until the primary has sent an entry, at or behind the place `from`, that `is_wanted` says so of, and gives
-    /// its place and the entry.
+    /// Waits until the primary has sent an entry, at or behind the place `from`, that `is_wanted`
+    /// says so of, and gives its place and the entry.
     ///
     /// # Panics
     /// If none comes within [`PATIENCE`].
@@ -241,8 +244,8 @@ impl Link {
         found.unwrap_or_else(|| unreachable!("waited for it, at most {PATIENCE:?}"))
     }
 
-    /// Waits until the primary has sent the guest's answer to the packet that carries `request`: the first output behind
-    /// it. Gives the places of both, the packet's first.
+    /// Waits until the primary has sent the guest's answer to the packet that carries `request`:
+    /// the first output behind it. Gives the places of both, the packet's first.
     ///
     /// # Panics
     /// As [`wait_for_entry`](Self::wait_for_entry).
@@ -256,7 +259,8 @@ impl Link {
         [packet, output]
     }
 
-    /// Waits until the backup has acknowledged the entry at `seq`; the acknowledgement may be held back.
+    /// Waits until the backup has acknowledged the entry at `seq`; the acknowledgement may be held
+    /// back.
     ///
     /// # Panics
     /// If it doesn't within [`PATIENCE`].
@@ -265,7 +269,8 @@ impl Link {
         crate::stage::wait_until("the acknowledgement", || acknowledged(&self.seen(Direction::ToPrimary)) > seq);
     }
 
-    /// How many outputs the primary may let out when it has heard `messages`: those whose entries they acknowledge.
+    /// How many outputs the primary may let out when it has heard `messages`: those whose entries
+    /// they acknowledge.
     ///
     /// # Panics
     /// If entries are acknowledged that were never sent.

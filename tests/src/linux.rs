@@ -1,13 +1,15 @@
 //! A stock Linux as a guest: its files, and its console.
 //!
-//! `guest-programs/linux/build.sh` makes the files; tests that need them say clearly that they were skipped.
+//! `guest-programs/linux/build.sh` makes the files; tests that need them say clearly that they were
+//! skipped.
 
 use hypervisor::program::site::process::Process;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long anything may take that is a billion instructions or two, such as Linux' boot, on a busy machine.
+/// How long anything may take that is a billion instructions or two, such as Linux' boot, on a busy
+/// machine.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Where redis is on the LAN.
@@ -31,7 +33,8 @@ pub struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// With redis; `None` if its files aren't there, which is said in words that the checks before a merge look for.
+    /// With redis; `None` if its files aren't there, which is said in words that the checks before
+    /// a merge look for.
     #[must_use]
     pub fn with_redis() -> Option<Self> {
         let directory = directory();
@@ -72,7 +75,8 @@ impl LinuxGuest {
         self.options_with(APPEND, more)
     }
 
-    /// The same with a command line that has nothing in it but the console: the whole boot, and all that it says.
+    /// The same with a command line that has nothing in it but the console: the whole boot, and all
+    /// that it says.
     #[must_use]
     pub fn plain_options(&self) -> Vec<&str> {
         self.options_with("console=ttyS0", &[])

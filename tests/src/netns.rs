@@ -1,7 +1,7 @@
 //! A network of a test's own: a namespace of the kernel's, with a bridge and TAP interfaces on it.
 //!
-//! It takes root, and `ip` and `bridge` of the Debian package `iproute2`; tests that need them say clearly that they were
-//! skipped.
+//! It takes root, and `ip` and `bridge` of the Debian package `iproute2`; tests that need them say
+//! clearly that they were skipped.
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -13,10 +13,11 @@ use std::thread;
 /// The bridge's name, and the host's end of it.
 pub const BRIDGE: &str = "ft-bridge";
 
-/// Runs `test` in a namespace of its own that has nothing but the loopback interface, or says why it can't.
+/// Runs `test` in a namespace of its own that has nothing but the loopback interface, or says why
+/// it can't.
 ///
-/// What `test` starts, threads and processes, is in the namespace too. The kernel removes it with the last of them, so
-/// that nothing is left behind however the test ends.
+/// What `test` starts, threads and processes, is in the namespace too. The kernel removes it with
+/// the last of them, so that nothing is left behind however the test ends.
 ///
 /// # Panics
 /// If `test` does, or the namespace can't be made although this is root.
@@ -37,7 +38,8 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     }
 }
 
-/// Makes a bridge on which this host is `address` (such as `10.0.2.2/24`), and TAP interfaces on it.
+/// Makes a bridge on which this host is `address` (such as `10.0.2.2/24`), and TAP interfaces on
+/// it.
 ///
 /// # Panics
 /// If the kernel doesn't.

@@ -5,8 +5,8 @@ use hypervisor::program::client::redis;
 use hypervisor::program::client::{Client, ClientResult};
 use std::net::SocketAddr;
 
-/// A client at work on a thread of its own: it increments a counter and sets keys, and every reply must be what follows from
-/// the ones before it.
+/// A client at work on a thread of its own: it increments a counter and sets keys, and every reply
+/// must be what follows from the ones before it.
 #[derive(Debug)]
 pub struct RedisLoad(Client);
 
@@ -37,8 +37,8 @@ impl RedisLoad {
         assert!(answered, "redis: after {} replies: {:?}", self.0.received(), self.0.error());
     }
 
-    /// Ends the client, which reads everything back on the connection that it always had. Gives the number of commands that
-    /// redis acknowledged; the effect of every one of them is there, once.
+    /// Ends the client, which reads everything back on the connection that it always had. Gives the
+    /// number of commands that redis acknowledged; the effect of every one of them is there, once.
     ///
     /// # Panics
     /// If something is missing, or a reply was wrong, or the connection was lost.

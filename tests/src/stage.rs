@@ -35,7 +35,8 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Stops a process (SIGSTOP), as on a host that is suspended, and waits until none of its threads runs.
+/// Stops a process (SIGSTOP), as on a host that is suspended, and waits until none of its threads
+/// runs.
 ///
 /// # Panics
 /// If one runs on.
@@ -71,8 +72,8 @@ pub struct Node {
     stderr: PathBuf,
 }
 
-/// A command that runs `program`, which takes signals as if somebody had started it at a terminal: tests that run in the background or
-/// under `nohup` ignore some, and programs inherit that.
+/// A command that runs `program`, which takes signals as if somebody had started it at a terminal:
+/// tests that run in the background or under `nohup` ignore some, and programs inherit that.
 fn command(executable: &Executable, program: &str) -> Command {
     const HANGUP_INTERRUPT_QUIT: u64 = 0b111;
     let direct = executable.command(program);
@@ -97,7 +98,8 @@ pub struct Ended {
 }
 
 impl Node {
-    /// Starts `program` with `arguments` and `--json`; what it writes to standard error goes to a file in `directory`.
+    /// Starts `program` with `arguments` and `--json`; what it writes to standard error goes to a
+    /// file in `directory`.
     ///
     /// # Panics
     /// If it can't be started.
@@ -127,7 +129,8 @@ impl Node {
         Self::spawn(program, &mut command, stderr)
     }
 
-    /// Starts `command`, which runs `program` with `--json` and writes its standard error to the file `stderr`.
+    /// Starts `command`, which runs `program` with `--json` and writes its standard error to the
+    /// file `stderr`.
     ///
     /// # Panics
     /// If it can't be started.
@@ -185,7 +188,8 @@ impl Node {
         wait_until(event, || self.count(event) >= target);
     }
 
-    /// The generations that this node said it owned, in order: at the start, after a lost backup, after going live.
+    /// The generations that this node said it owned, in order: at the start, after a lost backup,
+    /// after going live.
     pub fn owned(&mut self) -> Vec<u64> {
         let owning = |report: &&Value| report["event"] == "owner" || report["event"] == "live";
         self.reports().iter().filter(owning).filter_map(|report| report["generation"].as_u64()).collect()
@@ -343,8 +347,8 @@ impl Stage {
 
     /// Starts `ft-primary` or `ft-backup` at this LAN and arbiter, with more options.
     ///
-    /// Silence loses nobody, unless the options have a timeout: the host may stop either side for a while, and a test
-    /// that kills a process or closes a connection needs none.
+    /// Silence loses nobody, unless the options have a timeout: the host may stop either side for a
+    /// while, and a test that kills a process or closes a connection needs none.
     #[track_caller]
     #[must_use]
     pub fn node(&self, program: &str, options: &[&str]) -> Node {

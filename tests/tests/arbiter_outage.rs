@@ -1,4 +1,5 @@
-//! The arbiter is away when it is needed: nobody goes on until it is back, and then exactly one does.
+//! The arbiter is away when it is needed: nobody goes on until it is back, and then exactly one
+//! does.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -19,14 +20,15 @@ use tests::programs;
 use tests::random::{self, Random};
 use tests::stage::{Node, Pair, Stage, wait_until};
 
-/// Reports of unanswered claims after which a side has had every chance to go on by mistake. Outages are told ever more
-/// rarely: the fifth report is of the sixteenth try.
+/// Reports of unanswered claims after which a side has had every chance to go on by mistake.
+/// Outages are told ever more rarely: the fifth report is of the sixteenth try.
 const REPORTS: usize = 5;
 
 /// A failure timeout long enough that a busy host causes no loss before the test does.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 
-/// Waits until `sides` have asked the arbiter in vain for a while. Nothing reaches the clients meanwhile.
+/// Waits until `sides` have asked the arbiter in vain for a while. Nothing reaches the clients
+/// meanwhile.
 #[track_caller]
 fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
     for side in &mut *sides {
@@ -100,7 +102,8 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
 }
 
-/// A server's address at which requests go through and the first answer is lost; later connections are carried whole.
+/// A server's address at which requests go through and the first answer is lost; later connections
+/// are carried whole.
 fn losing_the_first_answer(server: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -159,8 +162,8 @@ impl Drop for StopOnDrop<'_> {
 /// What a claimer was told of each generation, from 0 on.
 type Verdicts = Vec<Verdict>;
 
-/// Claims one generation after the other until `stop`, asking again whenever there is no answer. `decided` counts answers,
-/// `unanswered` calls without one.
+/// Claims one generation after the other until `stop`, asking again whenever there is no answer.
+/// `decided` counts answers, `unanswered` calls without one.
 fn claim_on(
     arbiter: &TcpArbiter,
     node: u128,

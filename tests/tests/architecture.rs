@@ -1,4 +1,5 @@
-//! Arrows point one way: between crates, `vm <- logchannel <- ft <- hypervisor <- tests`, and between the layers of each.
+//! Arrows point one way: between crates, `vm <- logchannel <- ft <- hypervisor <- tests`, and
+//! between the layers of each.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -19,7 +20,8 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The crates of this workspace that the one in `package` depends on, for whatever purpose but its tests.
+/// The crates of this workspace that the one in `package` depends on, for whatever purpose but its
+/// tests.
 fn dependencies(package: &str) -> BTreeSet<String> {
     let manifest = read(&workspace().join(package).join("Cargo.toml"));
     let mut section = "";
@@ -86,7 +88,8 @@ fn crates_depend_on_those_below_them_only() {
 
 #[test]
 fn what_decides_knows_no_standard_library() {
-    // The compiler is the reviewer only without std. `.ci/run` compiles these crates for a machine without an operating system.
+    // The compiler is the reviewer only without std. `.ci/run` compiles these crates for a machine
+    // without an operating system.
     for (package, part) in [("vm", "vm/src"), ("logchannel", "logchannel/src"), ("ft", "hypervisor/ft/src")] {
         let source = workspace().join(part);
         assert!(code(&source.join("lib.rs")).contains("no_std"), "{package} may reach its host");
@@ -116,7 +119,8 @@ fn layers_use_those_below_them_only() {
     let modules: BTreeSet<_> =
         root.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     assert_eq!(modules, BTreeSet::from(LAYERS));
-    // The operating system knows nothing of fault tolerance, and a network's protocol knows no clock.
+    // The operating system knows nothing of fault tolerance, and a network's protocol knows no
+    // clock.
     let found = occurrences(&workspace().join("hypervisor/src/os"), &["ft::"]);
     assert!(found.is_empty(), "{found:#?}");
     for pure in ["fabric", "wire.rs", "pulse.rs", "attachment.rs"] {

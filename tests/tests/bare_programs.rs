@@ -1,5 +1,5 @@
-//! The real `ft-record` with programs that start in M-mode without firmware and tell their result through `tohost`, as those
-//! of riscv-tests do: exit code 0 means a pass, and nothing else does.
+//! The real `ft-record` with programs that start in M-mode without firmware and tell their result
+//! through `tohost`, as those of riscv-tests do: exit code 0 means a pass, and nothing else does.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -56,8 +56,8 @@ fn with_symbols(mut file: Vec<u8>, list: &[(&str, u64)]) -> Vec<u8> {
     file
 }
 
-/// A program that begins as those of riscv-tests do: it looks which hart it is, and goes to U-mode with a trap handler that
-/// writes x6 to `tohost` for ever.
+/// A program that begins as those of riscv-tests do: it looks which hart it is, and goes to U-mode
+/// with a trap handler that writes x6 to `tohost` for ever.
 fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     let mut assembler = Assembler::new(START);
     let (handler, user) = (assembler.label(), assembler.label());
@@ -77,7 +77,8 @@ fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     program(assembler, true)
 }
 
-/// The executable of some code, with the doublewords `tohost` and `fromhost` and, if they are to be found, their symbols.
+/// The executable of some code, with the doublewords `tohost` and `fromhost` and, if they are to be
+/// found, their symbols.
 fn program(assembler: Assembler, has_symbol: bool) -> Vec<u8> {
     let file = elf(&[(START, &assembler.finish()), (TOHOST, &[0; 0x400])]);
     if has_symbol { with_symbols(file, &[("tohost", TOHOST), ("fromhost", FROMHOST)]) } else { file }
@@ -140,7 +141,8 @@ fn what_it_prints_through_tohost_is_its_console() {
     assert_eq!((end.code, console.as_str()), (Some(exit::OK.into()), "dear diary\n"), "{end:?}");
 }
 
-/// Makes a system call and waits for its answer, as newlib's libgloss and the benchmarks of riscv-tests do; its result is in x8.
+/// Makes a system call and waits for its answer, as newlib's libgloss and the benchmarks of
+/// riscv-tests do; its result is in x8.
 fn system_call(assembler: &mut Assembler, number: u64, arguments: [u64; 3]) {
     const FROMHOST_REGISTER: u32 = 9;
     assembler.constant(7, CALL);
@@ -176,7 +178,8 @@ fn system_calls_write_to_the_console_and_end_the_program() {
     assert!(end.reason.contains("code 3"), "{end:?}");
 }
 
-/// Without a handler, the first thing that the machine doesn't have ends the program, and it is told what that was.
+/// Without a handler, the first thing that the machine doesn't have ends the program, and it is
+/// told what that was.
 #[test]
 fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
     let limit = &["--limit", "20000"];
@@ -191,7 +194,8 @@ fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
     assert_ends(&of(&[ld(6, 7, 0)]), limit, exit::GUEST_FAILED, &clint);
 }
 
-/// The network card's driver notifies of chains in a ring that lies outside RAM: that costs the program its card, and it passes.
+/// The network card's driver notifies of chains in a ring that lies outside RAM: that costs the
+/// program its card, and it passes.
 #[test]
 fn a_drivers_mistake_is_told_and_the_program_goes_on() {
     const NET: u64 = 0x1000_1000;

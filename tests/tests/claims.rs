@@ -1,4 +1,5 @@
-//! Whose claims are at which arbiter: two arbiters that agree on a number, claims that vanish, starts beside a VM that lives.
+//! Whose claims are at which arbiter: two arbiters that agree on a number, claims that vanish,
+//! starts beside a VM that lives.
 
 use hypervisor::program::site::cluster::PATIENCE;
 use std::fs;
@@ -12,7 +13,8 @@ fn file(directory: &Path) -> String {
     format!("file:{}", directory.display())
 }
 
-/// Arbiters of the default kind on two hosts: on the backup's, a VM of this name was killed as generation 1.
+/// Arbiters of the default kind on two hosts: on the backup's, a VM of this name was killed as
+/// generation 1.
 #[test]
 fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_refused() {
     let stage = Stage::new(programs!());

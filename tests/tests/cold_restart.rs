@@ -125,7 +125,8 @@ fn a_log_that_was_cut_goes_on_from_its_last_whole_entry() {
     let mut again = resumed(&stage, log.path());
     let ending = again.told_text("resumed", "ending");
     assert!(ending.contains("torn"), "{ending}");
-    // What was lost with the end of the log was seen by clients that are gone; new ones are served by the guest as it is.
+    // What was lost with the end of the log was seen by clients that are gone; new ones are served
+    // by the guest as it is.
     Load::on(stage.site.service).lost_nothing();
     again.assert_no_panic();
 }
@@ -216,8 +217,8 @@ fn of_two_that_resume_at_once_one_goes_on_and_the_other_says_why_not() {
     }
 }
 
-/// The stream with which the backup joins is its log's first segment: there is no time in which it protects the VM and could
-/// not be resumed.
+/// The stream with which the backup joins is its log's first segment: there is no time in which it
+/// protects the VM and could not be resumed.
 #[test]
 fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
     for options in [&[][..], &["--log-wait", "durable"]] {

@@ -1,5 +1,5 @@
-//! What the real programs write to standard output: the guest's console for a terminal, for a file and as JSON, lists of
-//! entries, and what comes of it when standard output takes no more.
+//! What the real programs write to standard output: the guest's console for a terminal, for a file
+//! and as JSON, lists of entries, and what comes of it when standard output takes no more.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -254,8 +254,8 @@ fn an_interrupted_replay_makes_the_terminal_what_it_was() {
     assert!(rest.len() < 110_000, "it was replayed to its end: {}", rest.len());
 }
 
-/// As before, with a real terminal. Its kernel drops what the terminal hasn't got yet when Ctrl-C is typed; the second Ctrl-C ends
-/// the program without waiting for the replay.
+/// As before, with a real terminal. Its kernel drops what the terminal hasn't got yet when Ctrl-C
+/// is typed; the second Ctrl-C ends the program without waiting for the replay.
 #[test]
 fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
     let begin = b"\x1b[?1049h\x1b[31mred";
@@ -281,7 +281,8 @@ fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
     }
 }
 
-/// What is told begins a line of its own on a terminal, also behind a prompt of the guest's and the terminal's own `^C`.
+/// What is told begins a line of its own on a terminal, also behind a prompt of the guest's and the
+/// terminal's own `^C`.
 #[test]
 fn reports_begin_at_the_margin_of_a_terminal() {
     let recording = Recording::of(&[b"login: "]);

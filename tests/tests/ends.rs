@@ -1,4 +1,5 @@
-//! What ends a program and what doesn't: signals beyond Ctrl-C, an arbiter that can't be asked, files that never end.
+//! What ends a program and what doesn't: signals beyond Ctrl-C, an arbiter that can't be asked,
+//! files that never end.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -98,8 +99,9 @@ fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
     }
 }
 
-/// The backup is stopped, as on a host that hangs, and the log for it fills the connection: the vCPU thread waits for the backup
-/// to read. Silence loses nobody in this test, so that only the signal can end it.
+/// The backup is stopped, as on a host that hangs, and the log for it fills the connection: the
+/// vCPU thread waits for the backup to read. Silence loses nobody in this test, so that only the
+/// signal can end it.
 #[test]
 fn a_primary_whose_backup_reads_nothing_ends_when_it_is_told_to() {
     let stage = Stage::new(programs!());
@@ -111,7 +113,8 @@ fn a_primary_whose_backup_reads_nothing_ends_when_it_is_told_to() {
     client.send(b"hello").unwrap();
     client.recv(&mut [0; 10]).unwrap();
     pause(&backup);
-    // More log than the connection takes, until the vCPU thread, which is the first, has stood still for a second.
+    // More log than the connection takes, until the vCPU thread, which is the first, has stood
+    // still for a second.
     let (mut ticks, mut since) = (0, Instant::now());
     wait_until("a full connection", || {
         (0..20).for_each(|_| assert_eq!(client.send(&[0; 1400]).unwrap(), 1400));

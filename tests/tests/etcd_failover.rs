@@ -45,7 +45,8 @@ fn latest(etcd: &Etcd) -> Option<(Generation, Claim)> {
     etcd.arbiter(Duration::from_secs(10)).latest(&"vm0".parse().unwrap()).unwrap()
 }
 
-/// Waits until `node` has asked in vain for a while, and checks that it has ended nothing and owns nothing more by it.
+/// Waits until `node` has asked in vain for a while, and checks that it has ended nothing and owns
+/// nothing more by it.
 #[track_caller]
 fn asks_in_vain(node: &mut Node, status: &str) {
     let (told, owned) = (node.count("arbiter_unreachable"), node.owned());
@@ -66,7 +67,8 @@ fn a_proxy_that_answers_for_etcd_ends_nobody_and_a_claim_that_it_may_have_carrie
     let proxy = HttpProxy::to(etcd.client_address(0));
     let arbiter = format!("etcd://{}", proxy.address());
 
-    // The look of a start, which has found no etcd here yet; then its claim, which is made and answered for.
+    // The look of a start, which has found no etcd here yet; then its claim, which is made and
+    // answered for.
     proxy.set(Mode::Away("502 Bad Gateway"));
     let mut primary = node(&stage, &arbiter, "ft-primary");
     asks_in_vain(&mut primary, "502 Bad Gateway");
@@ -106,8 +108,8 @@ fn a_proxy_that_answers_for_etcd_ends_nobody_and_a_claim_that_it_may_have_carrie
     assert_eq!(latest(&etcd).map(|(_, claim)| claim.kind), Some(ClaimKind::Ended));
 }
 
-/// The claim of a start is made at etcd, and each answer that tells so is lost. The start doesn't end: it would leave a VM behind
-/// that is owned and runs nowhere.
+/// The claim of a start is made at etcd, and each answer that tells so is lost. The start doesn't
+/// end: it would leave a VM behind that is owned and runs nowhere.
 #[test]
 fn a_start_whose_claim_was_made_and_not_answered_asks_until_it_knows() {
     let Some(etcd) = Etcd::start(1) else { return };

@@ -30,7 +30,8 @@ fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() 
         tail < Load::REPLIES,
         "the primary tells under load too what it has released, but {tail} outputs were kept"
     );
-    // The console goes on where it was: what the guest says at its start is said by the first primary alone.
+    // The console goes on where it was: what the guest says at its start is said by the first
+    // primary alone.
     assert!(!primary.console().is_empty());
     let greeting = primary.console().lines().next().unwrap().to_owned();
     assert!(!backup.console().contains(&greeting), "{greeting:?} came out twice");

@@ -1,5 +1,5 @@
-//! Servers with few descriptors: connections that say nothing keep out nobody, and one that can't be accepted isn't told a
-//! hundred times a second.
+//! Servers with few descriptors: connections that say nothing keep out nobody, and one that can't
+//! be accepted isn't told a hundred times a second.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::arbiter::{Arbiter, TcpArbiter};

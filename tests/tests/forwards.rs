@@ -1,5 +1,6 @@
-//! `ft-lan` and `ft-arbiter` among strangers: clients that come in crowds, too early or with nonsense are told of, and fill no log. A
-//! VM whose host doesn't read, and an `ft-lan` that is started again, harm nobody else.
+//! `ft-lan` and `ft-arbiter` among strangers: clients that come in crowds, too early or with
+//! nonsense are told of, and fill no log. A VM whose host doesn't read, and an `ft-lan` that is
+//! started again, harm nobody else.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::lan::Attachment;
@@ -74,7 +75,8 @@ fn say(to: &str, bytes: &[u8]) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-/// How many lines with `text` there are, of which the first comes at once and the others every five seconds at most.
+/// How many lines with `text` there are, of which the first comes at once and the others every five
+/// seconds at most.
 fn assert_few_lines(node: &Node, text: &str, since: Instant) {
     let stderr = node.stderr();
     let lines: Vec<_> = stderr.lines().filter(|line| line.contains(text)).collect();
@@ -197,8 +199,8 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
     assert_eq!(received + overflowed, delivered, "each frame is delivered or counted");
 }
 
-/// The gateway's silence after an unanswered question for the guest's address cost a client a second, and several after several
-/// restarts, though the guest was back after a twentieth.
+/// The gateway's silence after an unanswered question for the guest's address cost a client a
+/// second, and several after several restarts, though the guest was back after a twentieth.
 #[test]
 fn a_client_is_served_soon_after_the_lan_was_started_again() {
     const SOON: Duration = Duration::from_millis(800);

@@ -1,4 +1,5 @@
-//! The real `ft-record` and `ft-replay` with guests that come from files: kernels, initrds, disks, and what can't be one.
+//! The real `ft-record` and `ft-replay` with guests that come from files: kernels, initrds, disks,
+//! and what can't be one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -137,7 +138,8 @@ fn a_log_of_an_earlier_machine_is_listed_and_not_replayed() {
     }
 }
 
-/// A kernel that has written why it panics into its memory, says nothing on its console, and reads the clock for ever, as Linux does.
+/// A kernel that has written why it panics into its memory, says nothing on its console, and reads
+/// the clock for ever, as Linux does.
 fn panicked() -> Vec<u8> {
     const START: u64 = 0x8020_0000;
     const TIME: u32 = 0xc01;

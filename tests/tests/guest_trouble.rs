@@ -1,4 +1,5 @@
-//! What goes wrong inside a guest is told by the program that runs it: a panic of its kernel, frames that its card drops.
+//! What goes wrong inside a guest is told by the program that runs it: a panic of its kernel,
+//! frames that its card drops.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -43,7 +44,8 @@ impl Guest {
         self.path.to_str().unwrap()
     }
 
-    /// A kernel that has written to its console, and then panics: it waits in a loop that reads the clock, each read an entry.
+    /// A kernel that has written to its console, and then panics: it waits in a loop that reads the
+    /// clock, each read an entry.
     fn panicking() -> Self {
         let mut assembler = Assembler::new(START);
         write_byte(&mut assembler, b'p');
@@ -54,8 +56,8 @@ impl Guest {
         Self::of(&elf(&[(START, &assembler.finish()), (START + 0x1000, words)]))
     }
 
-    /// A guest whose network driver sends a frame of five bytes, which is none, and says when it has. Then it sleeps for ever, a
-    /// tenth of a second at a time.
+    /// A guest whose network driver sends a frame of five bytes, which is none, and says when it
+    /// has. Then it sleeps for ever, a tenth of a second at a time.
     fn with_a_short_frame() -> Self {
         const DESCRIPTORS: u64 = START + 0x1000;
         const AVAILABLE: u64 = START + 0x1100;

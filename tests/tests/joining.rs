@@ -155,7 +155,8 @@ fn vm() -> VmId {
     VmId::new("vm0").unwrap()
 }
 
-/// Connects as a backup does, until there is a place for it, and gives the connection once the session begins on it.
+/// Connects as a backup does, until there is a place for it, and gives the connection once the
+/// session begins on it.
 fn take_the_place(channel: &str) -> TcpStream {
     loop {
         let mut stream = TcpStream::connect(channel).unwrap();

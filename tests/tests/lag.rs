@@ -1,4 +1,5 @@
-//! Scales et al. 2010, §3.2: a backup that is slow slows its primary, so that a failover never has much to catch up on.
+//! Scales et al. 2010, §3.2: a backup that is slow slows its primary, so that a failover never has
+//! much to catch up on.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -15,10 +16,12 @@ const BOUND: &str = "50";
 /// How much slower the backup is.
 const SLOWDOWN: &str = "10";
 
-/// What the guest did until the lag was noticed takes the backup ten times as long: this is twice that, in microseconds.
+/// What the guest did until the lag was noticed takes the backup ten times as long: this is twice
+/// that, in microseconds.
 const FIRST_LAG_US: u64 = 2_000_000;
 
-/// The lag later on: four times the bound, where the guest stops, and as much for a host that doesn't run a thread.
+/// The lag later on: four times the bound, where the guest stops, and as much for a host that
+/// doesn't run a thread.
 const LAG_US: u64 = 400_000;
 
 fn ask(service: std::net::SocketAddr) -> String {

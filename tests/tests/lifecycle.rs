@@ -25,7 +25,8 @@ fn guest_that_powers_off_ends_both_sides_without_a_failover() {
     assert_eq!(console.matches("hello").count(), 1, "{console:?}");
     assert_eq!(backup.console(), "", "what the primary has put out is not put out again");
 
-    // The end mark, which is generation 1, is there: the VM may be started again, and the numbering goes on.
+    // The end mark, which is generation 1, is there: the VM may be started again, and the numbering
+    // goes on.
     let Pair { primary: mut again, backup: mut again_backup } = stage.pair(&["--guest", "hello"], &[]);
     assert_ended(&mut again, 0, &[]);
     assert_ended(&mut again_backup, 0, &[]);

@@ -1,5 +1,5 @@
-//! The real programs with hostile arguments and under tight limits: a clear error and a non-zero exit, never a panic, and no
-//! descriptor that is waited for in a loop.
+//! The real programs with hostile arguments and under tight limits: a clear error and a non-zero
+//! exit, never a panic, and no descriptor that is waited for in a loop.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -12,7 +12,8 @@ use std::thread;
 use tempfile::TempDir;
 use tests::programs;
 
-/// How `program` ends and what it says, when nobody reads its standard output and `limits` are set first.
+/// How `program` ends and what it says, when nobody reads its standard output and `limits` are set
+/// first.
 fn run(directory: &Path, program: &str, arguments: &[&str], limits: &[(Resource, u64)]) -> Output {
     let limits = limits.to_vec();
     let mut command = programs!().command(program);

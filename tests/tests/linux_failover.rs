@@ -1,4 +1,5 @@
-//! A stock Debian Linux with redis outlives one primary after the other, and no client sees more of it than a pause.
+//! A stock Debian Linux with redis outlives one primary after the other, and no client sees more of
+//! it than a pause.
 
 use tests::linux::{GREETING, LinuxGuest, PATIENCE, REDIS_READY, REDIS_SERVICE, wait_for_console};
 use tests::programs;
@@ -46,8 +47,8 @@ fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_kee
     println!("{acknowledged} commands acknowledged");
 }
 
-/// What a boot says, in this order: early with traps and page tables just set up, in the middle of the drivers, at the end of the
-/// kernel, and from its first program.
+/// What a boot says, in this order: early with traps and page tables just set up, in the middle of
+/// the drivers, at the end of the kernel, and from its first program.
 const MILESTONES: [&str; 4] = ["Linux version", "SBI TIME extension", "Trying to unpack rootfs", "Run /init"];
 
 #[test]

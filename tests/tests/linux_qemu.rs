@@ -1,4 +1,5 @@
-//! The same Linux on QEMU's board: the files are good, and so is the client that the other tests trust.
+//! The same Linux on QEMU's board: the files are good, and so is the client that the other tests
+//! trust.
 
 use std::net::TcpListener;
 use std::path::Path;

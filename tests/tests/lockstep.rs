@@ -1,4 +1,5 @@
-//! The backup's state equals the primary's at every digest, and a difference is found, named, and never goes live.
+//! The backup's state equals the primary's at every digest, and a difference is found, named, and
+//! never goes live.
 
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use tests::client::Load;

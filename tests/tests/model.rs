@@ -3,7 +3,8 @@
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use tests::model::{Cluster, story};
 
-/// Goes through all of `cluster` and returns how many states it has. Everything interesting is seen but `absent`.
+/// Goes through all of `cluster` and returns how many states it has. Everything interesting is seen
+/// but `absent`.
 fn go_through(cluster: Cluster, absent: &[&str]) -> usize {
     let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let mut discoveries = checker.discoveries();
@@ -68,7 +69,8 @@ mod mutations {
     use super::*;
     use ft::mutation::Mutation;
 
-    /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs redundancy, not safety.
+    /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs
+    /// redundancy, not safety.
     const FOUND: [Mutation; 18] = [
         Mutation::SkipOutputRule,
         Mutation::ReleaseOnSend,

@@ -1,4 +1,5 @@
-//! Bugs on purpose, each found by the simulator within a few seeds: checks that nothing can fail prove nothing.
+//! Bugs on purpose, each found by the simulator within a few seeds: checks that nothing can fail
+//! prove nothing.
 
 #![cfg(feature = "mutations")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
@@ -42,7 +43,8 @@ fn every_mutation_is_caught() {
     assert!(missed.is_empty(), "nothing in {SEEDS} seeds catches {missed:?}");
 }
 
-/// Copies a guest that writes pages as fast as it may while a backup joins; `false` if that has no end.
+/// Copies a guest that writes pages as fast as it may while a backup joins; `false` if that has no
+/// end.
 fn copy_ends() -> bool {
     const PAGES: u64 = 2048;
     let guest = Guest::load("hello").unwrap();
@@ -85,7 +87,8 @@ fn the_mutation_of_copies_copies_a_guest_that_is_not_slowed_without_end() {
     assert!(!ends);
 }
 
-/// Whether console output that waits to be written is sent again by a process that takes over from one which dies now.
+/// Whether console output that waits to be written is sent again by a process that takes over from
+/// one which dies now.
 fn waiting_console_output_is_kept() -> bool {
     let mut gate = OutputGate::new(OutputId(0));
     gate.hold(0, LogSeq(0), OutputId(0), OutputOperation::Console(b"word".to_vec()));
@@ -104,7 +107,8 @@ fn the_mutation_of_console_output_loses_what_waits_to_be_written() {
     assert!(!is_kept);
 }
 
-/// Whether a primary whose backup acknowledges everything and replays nothing runs its guest again in the end.
+/// Whether a primary whose backup acknowledges everything and replays nothing runs its guest again
+/// in the end.
 fn guest_of_a_stuck_backup_runs_again() -> bool {
     const TICK_NS: u64 = 5_000_000;
     let guest = Guest::load("hello").unwrap();

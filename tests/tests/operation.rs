@@ -61,7 +61,8 @@ fn help_tells_what_the_exit_codes_mean() {
     }
 }
 
-/// What each program's help says on a terminal with so many columns, and `-h`, and of `ft-bench` what its parts say.
+/// What each program's help says on a terminal with so many columns, and `-h`, and of `ft-bench`
+/// what its parts say.
 fn helps(columns: &str) -> Vec<String> {
     let help = |program: &str, arguments: &[&str]| {
         let mut command = programs!().command(program);
@@ -95,7 +96,8 @@ fn a_backup_interrupted_while_it_claims_ends_the_vm_in_order() {
     stage.kill_arbiter();
     primary.kill();
     backup.told("arbiter_unreachable");
-    // The claim may be won already, and its answer lost: whoever ends now leaves a VM behind that nobody may start.
+    // The claim may be won already, and its answer lost: whoever ends now leaves a VM behind that
+    // nobody may start.
     backup.signal(Signal::SIGINT);
     stage.restart_arbiter();
     let Ended { code, reason } = backup.end();

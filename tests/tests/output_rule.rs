@@ -1,7 +1,9 @@
-//! Scales et al. 2010, §2.2: no output leaves the primary before the backup has acknowledged the log up to it.
+//! Scales et al. 2010, §2.2: no output leaves the primary before the backup has acknowledged the
+//! log up to it.
 //!
-//! The link holds the acknowledgements back and looks at what both sides say, so the tests see that the guest has made
-//! its output, that the backup has it in its log, that the guest runs on, and that nothing has come out.
+//! The link holds the acknowledgements back and looks at what both sides say, so the tests see that
+//! the guest has made its output, that the backup has it in its log, that the guest runs on, and
+//! that nothing has come out.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -18,7 +20,8 @@ use tests::stage::{Stage, wait_until};
 /// How long to look for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// The link holds the reports of what is replayed with the acknowledgements: that must not slow the guest here.
+/// The link holds the reports of what is replayed with the acknowledgements: that must not slow the
+/// guest here.
 const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
 fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
@@ -35,7 +38,8 @@ fn count_at(link: &Link, seq: LogSeq) -> u64 {
     link.entries()[usize::try_from(seq.0).unwrap()].count.0
 }
 
-/// Waits until the backup says that it has replayed beyond `count` steps, for which the primary must have run further.
+/// Waits until the backup says that it has replayed beyond `count` steps, for which the primary
+/// must have run further.
 fn wait_for_replay_beyond(link: &Link, steps: u64) {
     wait_until("the backup's replay", || {
         let said = link.seen(Direction::ToPrimary);

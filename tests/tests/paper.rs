@@ -1,6 +1,7 @@
 //! Every promise of VMware FT's paper, every question that it raises, and the test that answers it.
 //!
-//! Source: Scales, Nelson, Venkitachalam, "The Design of a Practical System for Fault-Tolerant Virtual Machines" (2010).
+//! Source: Scales, Nelson, Venkitachalam, "The Design of a Practical System for Fault-Tolerant
+//! Virtual Machines" (2010).
 //!
 //! | § | promise or question | test |
 //! |---|---|---|
@@ -38,7 +39,8 @@
 //! | 3.3 | a guest that powers off is no failover | `lifecycle::guest_that_powers_off_ends_both_sides_without_a_failover` |
 //! | 3.5 | clients find the guest where it went, on a network that knows nothing of fault tolerance | `tap::a_kernels_tcp_connection_survives_the_kill_of_the_primary` |
 //!
-//! §3.4, §4.1 and §4.2 are of disks, which the machine hasn't got; §3.5's batching of interrupts is a matter of its host.
+//! §3.4, §4.1 and §4.2 are of disks, which the machine hasn't got; §3.5's batching of interrupts is
+//! a matter of its host.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -61,15 +63,18 @@ use vm::InstructionCount;
 /// How long to look for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// The link holds back reports of what is replayed, or the backup is slow: that must not slow the guest here.
+/// The link holds back reports of what is replayed, or the backup is slow: that must not slow the
+/// guest here.
 const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
-/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one side notices first.
+/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one
+/// side notices first.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 const PATIENT: [&str; 2] = ["--failure-timeout-ms", "4000"];
 const PATIENT_TIMEOUT: Duration = Duration::from_millis(4000);
 
-/// A client whose every answer is looked at, by datagrams: nobody sends one again, and one that is doubled is seen.
+/// A client whose every answer is looked at, by datagrams: nobody sends one again, and one that is
+/// doubled is seen.
 struct Asker(UdpSocket);
 
 impl Asker {
@@ -308,8 +313,8 @@ fn a_pause_shorter_than_the_timeout_is_no_failure() {
     assert_eq!(primary.owned(), [1]);
 }
 
-/// A primary that was stopped while outputs were held, and has their acknowledgements in its socket. Its backup has gone
-/// live.
+/// A primary that was stopped while outputs were held, and has their acknowledgements in its
+/// socket. Its backup has gone live.
 struct Sleeper {
     stage: Stage,
     primary: Node,
@@ -318,7 +323,8 @@ struct Sleeper {
     load: Load,
     /// Since then it sleeps.
     since: Instant,
-    /// How many outputs it may have let out before, and how many the acknowledgements in its socket would let out too.
+    /// How many outputs it may have let out before, and how many the acknowledgements in its socket
+    /// would let out too.
     allowed: usize,
     acknowledged: usize,
     _link: Link,
@@ -426,7 +432,8 @@ fn of_two_sides_that_wake_after_a_pause_exactly_one_goes_on() {
     load.lost_nothing();
 }
 
-/// Neither side lives and the VM is owned as `generation`: it starts when the operator says so, as the next.
+/// Neither side lives and the VM is owned as `generation`: it starts when the operator says so, as
+/// the next.
 #[track_caller]
 fn nobody_owns_it_but_the_dead(stage: &Stage, generation: u64) {
     let mut again = stage.node("ft-primary", &[]);

@@ -1,11 +1,13 @@
-//! The link between two live sides is cut: exactly one goes on, and the other has put out nothing since.
+//! The link between two live sides is cut: exactly one goes on, and the other has put out nothing
+//! since.
 
 use tests::client::Load;
 use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Node, Pair, Stage, wait_until};
 
-/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one side notices first.
+/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one
+/// side notices first.
 const ALERT_MS: &str = "1000";
 const PATIENT_MS: &str = "4000";
 

@@ -1,6 +1,8 @@
-//! Random programs of all extensions and modes leave the same behind on QEMU's `virt` board and on our machine.
+//! Random programs of all extensions and modes leave the same behind on QEMU's `virt` board and on
+//! our machine.
 //!
-//! `FT_PROGRAMS` says how many of each class; `FT_CLASS` and `FT_PROGRAM_SEED` name one for `one_program`.
+//! `FT_PROGRAMS` says how many of each class; `FT_CLASS` and `FT_PROGRAM_SEED` name one for
+//! `one_program`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -81,7 +83,8 @@ fn a_result_is_the_same_behind_other_programs() {
     assert_eq!(forward.len(), programs.len());
 }
 
-/// What the comparison rests on: programs come to the traps that they are made for, and go on behind them.
+/// What the comparison rests on: programs come to the traps that they are made for, and go on
+/// behind them.
 #[test]
 fn programs_take_every_kind_of_trap() {
     let interrupts = |causes: &[u64]| causes.iter().map(|cause| 1 << 63 | cause).collect::<Vec<u64>>();

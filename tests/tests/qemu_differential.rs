@@ -83,7 +83,8 @@ fn run_both(image: &[u8]) -> [Vec<String>; 2] {
     [ours, theirs]
 }
 
-/// Runs the program again, with the whole result of the snippet at `index`, and tells where that differs.
+/// Runs the program again, with the whole result of the snippet at `index`, and tells where that
+/// differs.
 fn difference(snippets: &[Snippet], index: usize) -> String {
     let Some(snippet) = snippets.get(index) else { return "one printed more than a line for each snippet".into() };
     let [ours, theirs] = run_both(&program(snippets, Some(index)));
@@ -96,7 +97,8 @@ fn difference(snippets: &[Snippet], index: usize) -> String {
     text + &snippet.listing()
 }
 
-/// What the comparison above rests on: snippets come to all the traps that they are made for, and go on behind them.
+/// What the comparison above rests on: snippets come to all the traps that they are made for, and
+/// go on behind them.
 #[test]
 fn snippets_take_every_kind_of_trap() {
     let seed = seed();

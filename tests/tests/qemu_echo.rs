@@ -1,4 +1,5 @@
-//! The `echo` guest, the very file that our machine runs, on QEMU's `virt` board with OpenSBI, with real clients.
+//! The `echo` guest, the very file that our machine runs, on QEMU's `virt` board with OpenSBI, with
+//! real clients.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::client::echo;

@@ -1,4 +1,5 @@
-//! The real `ft-record` and `ft-replay`: what was recorded comes out again, and what can't is refused by name.
+//! The real `ft-record` and `ft-replay`: what was recorded comes out again, and what can't is
+//! refused by name.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -102,7 +103,8 @@ fn number(report: &Value, field: &str) -> u64 {
     report[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {report}"))
 }
 
-/// The log at `from`, with its entries changed, written anew to `to`: every frame is whole and has its checksum.
+/// The log at `from`, with its entries changed, written anew to `to`: every frame is whole and has
+/// its checksum.
 fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<LogEntry>)) {
     let (start, mut log) = LogHead::read(fs::File::open(from).unwrap()).unwrap().into_log().unwrap();
     let LogStart::Image(image) = start else { panic!("ft-record begins with the image") };
@@ -177,7 +179,8 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     bench.refused(&log, &["--guest", "hello"], "the log is of guest echo");
 }
 
-/// They have one IP address; one VM after the other has it, under the same Ethernet address and then under another.
+/// They have one IP address; one VM after the other has it, under the same Ethernet address and
+/// then under another.
 #[test]
 fn guests_that_are_recorded_one_after_the_other_on_one_lan_are_all_reachable() {
     let bench = Bench::new();

@@ -1,5 +1,6 @@
-//! Record = replay for every built-in guest, in one process: a seeded script plays the host, and every log replays to the
-//! same outputs, digests and state, from memory, from a file, and from a file that was cut anywhere.
+//! Record = replay for every built-in guest, in one process: a seeded script plays the host, and
+//! every log replays to the same outputs, digests and state, from memory, from a file, and from a
+//! file that was cut anywhere.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ft::divergence::entry_name;
@@ -29,7 +30,8 @@ fn config() -> MachineConfig {
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// A host whose clock, network, console and entropy are a function of a seed and of when it is asked.
+/// A host whose clock, network, console and entropy are a function of a seed and of when it is
+/// asked.
 struct Script {
     random: Random,
     now_ns: u64,
@@ -268,7 +270,8 @@ fn the_same_script_gives_the_same_log_and_another_one_another() {
     assert_ne!(one.end, other.end);
 }
 
-/// Every way in which one entry can tell of something else at the same place, as far as a replay can know at once.
+/// Every way in which one entry can tell of something else at the same place, as far as a replay
+/// can know at once.
 fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
     let with = |body| LogEntry { count: entry.count, body };
     match &entry.body {
@@ -315,7 +318,8 @@ fn a_log_cut_at_any_byte_reads_to_its_last_whole_frame_and_replays() {
     let recording = Recording::of(&image, seed, 613, 4_000_000);
     let whole = recording.file(&image);
     let head = Recording::default().file(&image).len() - end_mark_bytes();
-    // Where whole frames end, and how many entries there are by then: only there the count may change.
+    // Where whole frames end, and how many entries there are by then: only there the count may
+    // change.
     let mut lengths = BTreeMap::new();
     for cut in head..whole.len() {
         let (entries, ending) = read(&whole[..cut]).unwrap();

@@ -1,4 +1,5 @@
-//! Redundancy is restored: a new backup joins a guest that runs, at any time and any number of times.
+//! Redundancy is restored: a new backup joins a guest that runs, at any time and any number of
+//! times.
 
 use std::thread;
 use std::time::Duration;
@@ -89,7 +90,8 @@ fn a_backup_whose_primary_dies_while_it_joins_never_goes_live() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &["--unprotected"]);
     primary.told("console");
-    // Nothing that the primary says arrives any more after its session header: the backup can't have been told.
+    // Nothing that the primary says arrives any more after its session header: the backup can't
+    // have been told.
     let link = tests::link::Link::to(primary.told_text("listening", "channel").parse().unwrap());
     link.hold(tests::link::Direction::ToBackup);
     let mut backup = stage.node("ft-backup", &["--primary", &link.address().to_string()]);

@@ -1,4 +1,5 @@
-//! The simulator, for the seeds that every test run has: no rule is broken, and everything interesting happens.
+//! The simulator, for the seeds that every test run has: no rule is broken, and everything
+//! interesting happens.
 
 use std::num::NonZero;
 use tests::sim::{self, Failure};

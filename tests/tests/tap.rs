@@ -1,4 +1,5 @@
-//! A VM on TAP interfaces of the kernel's, one for each side, on a bridge where the clients are the kernel's own.
+//! A VM on TAP interfaces of the kernel's, one for each side, on a bridge where the clients are the
+//! kernel's own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::client::echo;

@@ -1,4 +1,5 @@
-//! Output that nobody reads: a full pipe on standard output or standard error stops no guest, no failover and no signal.
+//! Output that nobody reads: a full pipe on standard output or standard error stops no guest, no
+//! failover and no signal.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;

@@ -4,8 +4,9 @@ use core::fmt;
 
 /// The version of what the machine does with an image and events, and of the state that it has.
 ///
-/// A log replays only on a machine of the behaviour that it was recorded on. Every change that makes a guest see something
-/// else, or gives the state another form, is a new version: corrected instructions and devices too.
+/// A log replays only on a machine of the behaviour that it was recorded on. Every change that
+/// makes a guest see something else, or gives the state another form, is a new version: corrected
+/// instructions and devices too.
 ///
 /// | version | the machine |
 /// |---|---|

@@ -1,7 +1,8 @@
 //! The address map: which part of the machine answers at which address.
 //!
-//! A subset of QEMU's `virt` board at the same addresses, so that the same guest runs on both. RAM takes accesses of any
-//! alignment; devices only naturally aligned ones, and each says which widths it takes. Everything else is an access fault.
+//! A subset of QEMU's `virt` board at the same addresses, so that the same guest runs on both. RAM
+//! takes accesses of any alignment; devices only naturally aligned ones, and each says which widths
+//! it takes. Everything else is an access fault.
 
 use crate::device::finisher;
 use crate::device::plic::Plic;
@@ -114,7 +115,8 @@ impl Bus {
         }
     }
 
-    /// Whether a device was accessed since [`Self::settle`]: interrupt lines, outputs and the end of the guest may follow.
+    /// Whether a device was accessed since [`Self::settle`]: interrupt lines, outputs and the end
+    /// of the guest may follow.
     #[inline]
     pub(crate) const fn touched(&self) -> bool {
         self.touched
@@ -125,8 +127,8 @@ impl Bus {
         self.touched = true;
     }
 
-    /// Brings the consequences of device accesses and events to where they belong, at `count`. The result is the level of
-    /// the hart's external interrupt line.
+    /// Brings the consequences of device accesses and events to where they belong, at `count`. The
+    /// result is the level of the hart's external interrupt line.
     pub(crate) fn settle(&mut self, count: u64) -> bool {
         self.touched = false;
         self.plic.set_level(UART_IRQ, self.uart.interrupts());
@@ -157,7 +159,8 @@ impl Bus {
         }
     }
 
-    /// What has pages, in the order of their indices: RAM, then the disk. With the contents of each.
+    /// What has pages, in the order of their indices: RAM, then the disk. With the contents of
+    /// each.
     pub(crate) fn memories(&mut self) -> impl Iterator<Item = (&mut Pages, &[u8])> {
         let disk = self.blk.as_mut().map(|blk| blk.disk_mut().paged());
         core::iter::once(self.ram.paged()).chain(disk)

@@ -5,8 +5,8 @@ use alloc::string::String;
 /// Who is there before the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BootMode {
-    /// The hypervisor is the firmware: the image starts in S-mode with a0 = hart id and a1 = device tree, and its
-    /// environment calls are SBI calls.
+    /// The hypervisor is the firmware: the image starts in S-mode with a0 = hart id and a1 = device
+    /// tree, and its environment calls are SBI calls.
     #[default]
     Firmware,
     /// Nobody: an ELF image starts in M-mode at its entry, and may end through its symbol `tohost`.

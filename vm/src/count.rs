@@ -2,10 +2,11 @@
 
 use core::fmt;
 
-/// Steps executed since reset. A step is one instruction, one that traps included, or the taking of one interrupt.
+/// Steps executed since reset. A step is one instruction, one that traps included, or the taking of
+/// one interrupt.
 ///
-/// The guest can't write it; it never goes back, and it stands still while the hart waits in WFI. Log positions are in
-/// this unit and no other.
+/// The guest can't write it; it never goes back, and it stands still while the hart waits in WFI.
+/// Log positions are in this unit and no other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstructionCount(pub u64);
 

@@ -16,14 +16,16 @@ const PHANDLE_HART_INTERRUPTS: u32 = 1;
 const PHANDLE_PLIC: u32 = 2;
 const PHANDLE_FINISHER: u32 = 3;
 
-/// Hart interrupts that the PLIC's contexts drive: machine external, which nobody takes here, and supervisor external.
+/// Hart interrupts that the PLIC's contexts drive: machine external, which nobody takes here, and
+/// supervisor external.
 const PLIC_CONTEXTS: [u32; 4] = [PHANDLE_HART_INTERRUPTS, 11, PHANDLE_HART_INTERRUPTS, 9];
 const PLIC_SOURCES: u32 = 95;
 
 /// The frequency from which a 16550's divisor would be computed.
 const UART_CLOCK_HZ: u32 = 3_686_400;
 
-/// What the console's line is set to before anybody sets it; the line is infinitely fast whatever it is set to.
+/// What the console's line is set to before anybody sets it; the line is infinitely fast whatever
+/// it is set to.
 const UART_OPTIONS: &str = "115200n8";
 
 /// What the hart offers.
@@ -39,8 +41,8 @@ pub(crate) struct Contents {
     pub(crate) initrd: Option<Range<u64>>,
 }
 
-/// The flattened device tree of a machine with this configuration and an image with these contents. Its length doesn't depend
-/// on where the initrd lies.
+/// The flattened device tree of a machine with this configuration and an image with these contents.
+/// Its length doesn't depend on where the initrd lies.
 pub(crate) fn build(config: &MachineConfig, contents: &Contents) -> FdtWriterResult<Vec<u8>> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;

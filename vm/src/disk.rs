@@ -1,7 +1,8 @@
 //! The contents of the disk: as much part of the machine's state as RAM is.
 //!
-//! Every replica has its own, and the same events make the same of it, so nothing needs to be shared and no write has to wait
-//! for anybody. Source: Scales et al. 2010, §4.1 "Shared vs. Non-shared Disk".
+//! Every replica has its own, and the same events make the same of it, so nothing needs to be
+//! shared and no write has to wait for anybody. Source: Scales et al. 2010, §4.1 "Shared vs.
+//! Non-shared Disk".
 
 use crate::pages::{PAGE_BYTES, Pages, is_zero};
 use alloc::vec;
@@ -18,8 +19,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// A disk of `bytes` bytes behind `first_page` pages of the machine that begins with `contents`, which are no longer, and is
-    /// zero behind them.
+    /// A disk of `bytes` bytes behind `first_page` pages of the machine that begins with
+    /// `contents`, which are no longer, and is zero behind them.
     pub(crate) fn new(bytes: usize, first_page: u64, contents: &[u8]) -> Self {
         let mut disk = Self { bytes: vec![0; bytes], pages: Pages::new(first_page, bytes) };
         // Where the disk is empty nothing is written: such pages cost neither memory nor time.
@@ -42,7 +43,8 @@ impl Disk {
         self.bytes.get(offset..offset.checked_add(length)?)
     }
 
-    /// Writes `bytes` at `offset`; `None` if the disk doesn't go so far, and then nothing is written.
+    /// Writes `bytes` at `offset`; `None` if the disk doesn't go so far, and then nothing is
+    /// written.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
         self.bytes.get_mut(offset..offset.checked_add(bytes.len())?)?.copy_from_slice(bytes);

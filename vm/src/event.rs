@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The longest Ethernet frame the network device carries, in bytes, without the frame check sequence.
+/// The longest Ethernet frame the network device carries, in bytes, without the frame check
+/// sequence.
 pub const FRAME_BYTES_MAX: usize = 1514;
 
 /// The shortest: addresses and type.
@@ -14,14 +15,15 @@ pub const CONSOLE_BYTES_MAX: usize = 4096;
 
 /// One nondeterministic input: the only way in.
 ///
-/// `ClockRead` and `Entropy` answer an instruction that the machine stands at ([`Exit::ClockRead`], [`Exit::SeedRead`]);
-/// the others arrive between two instructions.
+/// `ClockRead` and `Entropy` answer an instruction that the machine stands at ([`Exit::ClockRead`],
+/// [`Exit::SeedRead`]); the others arrive between two instructions.
 ///
 /// [`Exit::ClockRead`]: crate::Exit::ClockRead
 /// [`Exit::SeedRead`]: crate::Exit::SeedRead
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The value that a read of CSR `time` gets, in ticks of [`TIMEBASE_HZ`](crate::TIMEBASE_HZ) since the guest's start.
+    /// The value that a read of CSR `time` gets, in ticks of [`TIMEBASE_HZ`](crate::TIMEBASE_HZ)
+    /// since the guest's start.
     ClockRead {
         /// Never less than that of the read before.
         ticks: u64,
@@ -31,12 +33,14 @@ pub enum Event {
         /// Host entropy.
         bits: u16,
     },
-    /// The timer deadline that the guest set has been reached: the supervisor timer interrupt becomes pending.
+    /// The timer deadline that the guest set has been reached: the supervisor timer interrupt
+    /// becomes pending.
     TimerInterrupt,
     /// A frame arrives at the network device.
     Packet {
-        /// The number that the network gave this frame; greater than that of the frame before. The machine only remembers
-        /// it, so that whoever takes the guest over knows which frames it has had.
+        /// The number that the network gave this frame; greater than that of the frame before. The
+        /// machine only remembers it, so that whoever takes the guest over knows which frames it
+        /// has had.
         number: u64,
         /// Ethernet frame without frame check sequence, at most [`FRAME_BYTES_MAX`] bytes.
         frame: Vec<u8>,
@@ -77,6 +81,7 @@ impl OutputOperation {
     }
 }
 
-/// The place of an output in the sequence of everything the guest has sent since reset; the first is 0.
+/// The place of an output in the sequence of everything the guest has sent since reset; the first
+/// is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputId(pub u64);

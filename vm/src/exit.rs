@@ -8,13 +8,17 @@ use core::fmt;
 pub enum Exit {
     /// The instruction count has reached the limit. Nothing at the limit has been executed.
     LimitReached,
-    /// The hart stands at an instruction that reads the clock; apply [`Event::ClockRead`](crate::Event::ClockRead).
+    /// The hart stands at an instruction that reads the clock; apply
+    /// [`Event::ClockRead`](crate::Event::ClockRead).
     ClockRead,
-    /// The hart stands at an instruction that reads entropy; apply [`Event::Entropy`](crate::Event::Entropy).
+    /// The hart stands at an instruction that reads entropy; apply
+    /// [`Event::Entropy`](crate::Event::Entropy).
     SeedRead,
-    /// The hart waits in WFI and nothing that would wake it is pending; the count stands still until an event is applied.
+    /// The hart waits in WFI and nothing that would wake it is pending; the count stands still
+    /// until an event is applied.
     WaitForInterrupt,
-    /// The last step produced output; take it with [`Machine::take_output`](crate::Machine::take_output).
+    /// The last step produced output; take it with
+    /// [`Machine::take_output`](crate::Machine::take_output).
     Output,
     /// The guest has come to its end; every further run gives the same answer.
     Stopped(StopReason),
@@ -34,7 +38,8 @@ pub enum StopReason {
     Halt(HaltReason),
 }
 
-/// Why the machine gave up on a guest. No guest is able to make the machine panic: this is what it gets instead.
+/// Why the machine gave up on a guest. No guest is able to make the machine panic: this is what it
+/// gets instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HaltReason {
     /// The trap vector itself can't be fetched: every trap would trap again.
@@ -43,23 +48,26 @@ pub enum HaltReason {
         pc: u64,
         /// Its cause, as in `scause` and `mcause`.
         cause: u64,
-        /// The trap for which the vector was to be fetched; `None` if the guest came there by itself. No log of a machine of
-        /// behaviour 1 has it.
+        /// The trap for which the vector was to be fetched; `None` if the guest came there by
+        /// itself. No log of a machine of behaviour 1 has it.
         first: Option<FirstTrap>,
     },
-    /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too long.
+    /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too
+    /// long.
     ///
-    /// Only logs of machines of behaviour 1 and before have it: now it is a [`DeviceFault`](crate::DeviceFault).
+    /// Only logs of machines of behaviour 1 and before have it: now it is a
+    /// [`DeviceFault`](crate::DeviceFault).
     BadDescriptorRing {
         /// Which queue of the network device: 0 receive, 1 transmit.
         queue: u16,
         /// The descriptor's index; [`HaltReason::RING_ITSELF`] if a ring or its index is at fault.
         descriptor: u16,
     },
-    /// As [`Self::BadDescriptorRing`], in the queue of the disk; or its chain of descriptors is no request.
+    /// As [`Self::BadDescriptorRing`], in the queue of the disk; or its chain of descriptors is no
+    /// request.
     BadDiskRing {
-        /// The descriptor's index, or that of the chain's head; [`HaltReason::RING_ITSELF`] if a ring or its index is at
-        /// fault.
+        /// The descriptor's index, or that of the chain's head; [`HaltReason::RING_ITSELF`] if a
+        /// ring or its index is at fault.
         descriptor: u16,
     },
 }
@@ -113,8 +121,8 @@ impl Lack {
 }
 
 impl HaltReason {
-    /// The `descriptor` of a [`Self::BadDescriptorRing`] or [`Self::BadDiskRing`] whose ring, rather than a descriptor, is
-    /// bad. No descriptor has this index.
+    /// The `descriptor` of a [`Self::BadDescriptorRing`] or [`Self::BadDiskRing`] whose ring,
+    /// rather than a descriptor, is bad. No descriptor has this index.
     pub const RING_ITSELF: u16 = u16::MAX;
 }
 

@@ -11,17 +11,19 @@ pub enum VirtioDevice {
     Disk,
 }
 
-/// A driver's mistake: its device has set DEVICE_NEEDS_RESET, and does nothing until the driver has reset it.
+/// A driver's mistake: its device has set DEVICE_NEEDS_RESET, and does nothing until the driver has
+/// reset it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceFault {
     /// Whose driver.
     pub device: VirtioDevice,
     /// In which of the device's queues.
     pub queue: u16,
-    /// The descriptor at fault, or that of the head of a chain that makes no sense; `None` if the ring itself is at fault.
+    /// The descriptor at fault, or that of the head of a chain that makes no sense; `None` if the
+    /// ring itself is at fault.
     ///
-    /// A descriptor is at fault if it or what it describes is outside RAM, or in the wrong direction, if it is indirect, which no
-    /// device offers, or if its chain comes back to it.
+    /// A descriptor is at fault if it or what it describes is outside RAM, or in the wrong
+    /// direction, if it is indirect, which no device offers, or if its chain comes back to it.
     pub descriptor: Option<u16>,
 }
 

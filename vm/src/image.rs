@@ -1,7 +1,7 @@
 //! An image: the files that a guest starts from, in one sequence of bytes.
 //!
-//! Logs and digests take an image for opaque bytes. A kernel by itself is one as it is; with an initrd or a disk it is a
-//! container, whose integers are little-endian:
+//! Logs and digests take an image for opaque bytes. A kernel by itself is one as it is; with an
+//! initrd or a disk it is a container, whose integers are little-endian:
 //!
 //! | offset | size | field |
 //! |---|---|---|

@@ -1,10 +1,11 @@
 //! A deterministic uniprocessor RV64 machine.
 //!
-//! The machine is a pure function of its image and of the [`Event`]s applied to it: the same image with the same
-//! events at the same [`InstructionCount`]s gives the same state and the same [`OutputOperation`]s, on every host.
+//! The machine is a pure function of its image and of the [`Event`]s applied to it: the same image
+//! with the same events at the same [`InstructionCount`]s gives the same state and the same
+//! [`OutputOperation`]s, on every host.
 //!
-//! What is deliberately absent: clocks, sockets, files, threads, and every other way to reach the host. The crate is
-//! `no_std`, so the compiler is the reviewer of that rule.
+//! What is deliberately absent: clocks, sockets, files, threads, and every other way to reach the
+//! host. The crate is `no_std`, so the compiler is the reviewer of that rule.
 //!
 //! ```text
 //!   Event ──► Machine::apply ──► hart · bus · devices ──► Machine::take_output ──► OutputOperation

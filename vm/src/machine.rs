@@ -17,7 +17,8 @@ use crate::{
     StopReason,
 };
 
-/// An event that the machine isn't waiting for, or can't take: the log belongs to another execution.
+/// An event that the machine isn't waiting for, or can't take: the log belongs to another
+/// execution.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// An answer to a clock or seed read without such a read.
@@ -72,8 +73,9 @@ pub struct DroppedFrames {
 
 /// A uniprocessor RV64GC machine on a subset of QEMU's `virt` board.
 ///
-/// Invariant: between calls it is at rest, that is, all consequences of what happened so far have been drawn. So its state
-/// is a function of the image, the events and the instruction count, and not of the limits it was run with.
+/// Invariant: between calls it is at rest, that is, all consequences of what happened so far have
+/// been drawn. So its state is a function of the image, the events and the instruction count, and
+/// not of the limits it was run with.
 #[derive(Debug)]
 pub struct Machine {
     hart: Hart,
@@ -84,11 +86,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Loads an [`Image`](crate::Image) and puts the hart at its entry with a0 = 0 and a1 = device tree: in S-mode, or in
-    /// M-mode if the configuration has no firmware.
+    /// Loads an [`Image`](crate::Image) and puts the hart at its entry with a0 = 0 and a1 = device
+    /// tree: in S-mode, or in M-mode if the configuration has no firmware.
     ///
     /// # Errors
-    /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
+    /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no
+    /// room for it.
     pub fn new(config: &MachineConfig, image: &[u8]) -> Result<Self, LoadError> {
         let Loaded { ram, disk, entry, device_tree, host_port } = loader::load(config, image)?;
         Ok(Self {
@@ -108,19 +111,21 @@ impl Machine {
 
     /// Runs until the instruction count is `limit` or something needs the hypervisor.
     ///
-    /// What it says first if several things hold: outputs to be taken, the end of the guest, the limit, WFI, a read.
+    /// What it says first if several things hold: outputs to be taken, the end of the guest, the
+    /// limit, WFI, a read.
     pub fn run(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Pace::Fast, limit)
     }
 
-    /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has executed a step: for who looks
-    /// after something every now and then, and not at a certain instruction. [`Exit::LimitReached`] is what it says then.
+    /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has
+    /// executed a step: for who looks after something every now and then, and not at a certain
+    /// instruction. [`Exit::LimitReached`] is what it says then.
     pub fn run_about(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Pace::FastAndEarly, limit)
     }
 
-    /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one step to the next: the oracle
-    /// for tests of the fast one. It takes several times as long.
+    /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one
+    /// step to the next: the oracle for tests of the fast one. It takes several times as long.
     pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Pace::Plain, limit)
     }
@@ -161,7 +166,8 @@ impl Machine {
                 self.bus.work();
                 self.hart.drop_reservation();
             }
-            // The count stands still in sleep, and with it the device: it keeps its guest awake, as WFI may.
+            // The count stands still in sleep, and with it the device: it keeps its guest awake, as
+            // WFI may.
             if self.bus.is_busy() {
                 self.hart.stay_awake();
             }
@@ -177,7 +183,8 @@ impl Machine {
     /// An answered read completes its instruction: the count is one more afterwards.
     ///
     /// # Errors
-    /// [`ApplyError`] if the machine isn't in a state in which this event could have happened; the state is unchanged.
+    /// [`ApplyError`] if the machine isn't in a state in which this event could have happened; the
+    /// state is unchanged.
     pub fn apply(&mut self, event: &Event) -> Result<(), ApplyError> {
         if let Some(reason) = self.bus.stopped() {
             return Err(ApplyError::Stopped(reason));
@@ -220,8 +227,9 @@ impl Machine {
         self.bus.outputs.next_id()
     }
 
-    /// The latest clock value that the guest can know of: of its last clock read, or the deadline of its last timer
-    /// interrupt if that is later. The clock of whoever takes the guest over goes on from here.
+    /// The latest clock value that the guest can know of: of its last clock read, or the deadline
+    /// of its last timer interrupt if that is later. The clock of whoever takes the guest over goes
+    /// on from here.
     #[must_use]
     pub const fn last_ticks(&self) -> u64 {
         self.last_ticks
@@ -233,13 +241,15 @@ impl Machine {
         self.last_packet_number
     }
 
-    /// When the guest wants its next timer interrupt, in clock ticks; `None` if it has set none or has had it.
+    /// When the guest wants its next timer interrupt, in clock ticks; `None` if it has set none or
+    /// has had it.
     #[must_use]
     pub const fn timer_deadline(&self) -> Option<u64> {
         self.firmware.timer_deadline()
     }
 
-    /// Whether the guest sleeps and no event can wake it: it waits neither for a device nor for a timer.
+    /// Whether the guest sleeps and no event can wake it: it waits neither for a device nor for a
+    /// timer.
     #[must_use]
     pub const fn sleeps_for_good(&self) -> bool {
         let timer_wakes = self.timer_deadline().is_some() && self.hart.is_woken_by(Interrupt::SupervisorTimer);
@@ -252,17 +262,18 @@ impl Machine {
         self.hart.has_tohost()
     }
 
-    /// Whether the network device has a buffer for one more frame. A frame applied without is dropped and counted, as is one that
-    /// is too long for the buffer.
+    /// Whether the network device has a buffer for one more frame. A frame applied without is
+    /// dropped and counted, as is one that is too long for the buffer.
     ///
-    /// Also `true` if the guest has made a mess of its receive queue: a packet then makes the device need a reset.
+    /// Also `true` if the guest has made a mess of its receive queue: a packet then makes the
+    /// device need a reset.
     #[must_use]
     pub fn can_receive_packet(&self) -> bool {
         self.bus.net.can_receive(&self.bus.ram)
     }
 
-    /// What the driver of a device last did wrong, so that its device needs a reset: told once, and not part of the state. A later
-    /// mistake takes the place of an earlier one.
+    /// What the driver of a device last did wrong, so that its device needs a reset: told once, and
+    /// not part of the state. A later mistake takes the place of an earlier one.
     pub const fn take_device_fault(&mut self) -> Option<DeviceFault> {
         self.bus.take_fault()
     }
@@ -288,7 +299,8 @@ impl Machine {
         StateDigest::new(writer, memory.fold(0, u128::wrapping_add))
     }
 
-    /// As [`Self::digest`], but of RAM and the disk only the pages in `range` are part of it; `None` if there are no such pages.
+    /// As [`Self::digest`], but of RAM and the disk only the pages in `range` are part of it;
+    /// `None` if there are no such pages.
     pub fn digest_of(&mut self, range: PageRange) -> Option<StateDigest> {
         if range.first >= range.end || range.end > self.pages_end() {
             return None;
@@ -299,8 +311,9 @@ impl Machine {
         Some(StateDigest::new(writer, parts.fold(0, u128::wrapping_add)))
     }
 
-    /// As [`Self::digest_of`] the pages from page index `from` on, as far as one gets by looking at `dirty_max` pages that were
-    /// written since a digest last looked at them, and these pages. From the end one begins at the beginning.
+    /// As [`Self::digest_of`] the pages from page index `from` on, as far as one gets by looking at
+    /// `dirty_max` pages that were written since a digest last looked at them, and these pages.
+    /// From the end one begins at the beginning.
     ///
     /// What it costs is bounded however much the guest has written.
     pub fn digest_some(&mut self, from: u64, dirty_max: usize) -> (PageRange, StateDigest) {
@@ -342,20 +355,22 @@ impl Machine {
         self.bus.ram.slice(GuestPhysAddr(RAM_BASE), bytes).expect("RAM is in RAM")
     }
 
-    /// The `length` bytes of RAM at the physical address `address`; `None` if not all of them are RAM.
+    /// The `length` bytes of RAM at the physical address `address`; `None` if not all of them are
+    /// RAM.
     #[must_use]
     pub fn memory(&self, address: u64, length: u64) -> Option<&[u8]> {
         self.bus.ram.slice(GuestPhysAddr(address), length)
     }
 
-    /// The `length` bytes of the disk at `offset`; `None` if the machine has no disk, or not all of them are on it.
+    /// The `length` bytes of the disk at `offset`; `None` if the machine has no disk, or not all of
+    /// them are on it.
     #[must_use]
     pub fn disk(&self, offset: u64, length: u64) -> Option<&[u8]> {
         self.bus.disk()?.slice(offset, length)
     }
 
-    /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not RAM or `bit` is not 0 to
-    /// 7.
+    /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not
+    /// RAM or `bit` is not 0 to 7.
     pub fn flip_ram_bit(&mut self, address: u64, bit: u8) -> bool {
         let address = GuestPhysAddr(address);
         let Some(mask) = 1_u8.checked_shl(bit.into()) else { return false };
@@ -373,7 +388,8 @@ impl Machine {
         writer.u64(*last_packet_number);
     }
 
-    /// The machine of this configuration with this RAM and disk whose state without their contents is `state`.
+    /// The machine of this configuration with this RAM and disk whose state without their contents
+    /// is `state`.
     pub(crate) fn restored(
         config: &MachineConfig,
         ram: Ram,

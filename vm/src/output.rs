@@ -13,8 +13,9 @@ const CONSOLE_GATHER_STEPS_MAX: u64 = 100_000;
 
 /// The queue of outputs, and the console bytes that are still being gathered into one.
 ///
-/// An output is a log entry that the backup has to acknowledge, so one for each byte would be dear. When the gathered bytes
-/// become an output is a function of what the guest does and of the instruction count, never of how the machine is driven.
+/// An output is a log entry that the backup has to acknowledge, so one for each byte would be dear.
+/// When the gathered bytes become an output is a function of what the guest does and of the
+/// instruction count, never of how the machine is driven.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     queue: VecDeque<OutputOperation>,
@@ -77,7 +78,8 @@ impl Outputs {
         self.deadline.unwrap_or(u64::MAX)
     }
 
-    /// Flushes what has been gathered for long enough at `count`; begins to wait for the rest of a line just begun.
+    /// Flushes what has been gathered for long enough at `count`; begins to wait for the rest of a
+    /// line just begun.
     pub(crate) fn settle(&mut self, count: u64) {
         match self.deadline {
             Some(deadline) if count >= deadline => self.flush_console(),

@@ -1,7 +1,7 @@
 //! Which pages of a memory were written: for the digest of its contents, and for those who copy it.
 //!
-//! RAM and the disk have one of these each. Their pages have one row of indices, RAM's first, so that whoever carries pages
-//! needn't know which is which.
+//! RAM and the disk have one of these each. Their pages have one row of indices, RAM's first, so
+//! that whoever carries pages needn't know which is which.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,8 +12,8 @@ pub const PAGE_BYTES: usize = 4096;
 
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
 
-/// The dirty flag of the incremental digest. A write sets all eight flags of a page, and each reader of dirty pages clears
-/// its own, so that one reader doesn't take the news from another.
+/// The dirty flag of the incremental digest. A write sets all eight flags of a page, and each
+/// reader of dirty pages clears its own, so that one reader doesn't take the news from another.
 const DIRTY_FOR_DIGEST: u8 = 1 << 0;
 
 /// Nobody clears this one: a page without it was never written, and is zero.
@@ -27,7 +27,8 @@ const PAGES_AT_ONCE: usize = 64;
 
 static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
-/// Who copies pages. Each has its own dirty flags, so that one copy doesn't take the news from another.
+/// Who copies pages. Each has its own dirty flags, so that one copy doesn't take the news from
+/// another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageCopy {
     /// The copy that a new backup gets.
@@ -67,11 +68,13 @@ pub(crate) struct PartDigest {
     pub(crate) sum: u128,
 }
 
-/// The written pages of a memory, which keeps its contents itself, is zero at first, and says where it was written.
+/// The written pages of a memory, which keeps its contents itself, is zero at first, and says where
+/// it was written.
 ///
-/// Invariants: `digest_sum` is the wrapping sum of `page_digests`, and `page_digests[i]` is right for every page that isn't
-/// dirty for the digest; `to_take[copy]` counts the pages that are dirty for `copy`. From the beginning of a copy on, every page
-/// that is dirty for the digest is dirty for the copy, because a page that is taken is digested too: when a copy is complete the
+/// Invariants: `digest_sum` is the wrapping sum of `page_digests`, and `page_digests[i]` is right
+/// for every page that isn't dirty for the digest; `to_take[copy]` counts the pages that are dirty
+/// for `copy`. From the beginning of a copy on, every page that is dirty for the digest is dirty
+/// for the copy, because a page that is taken is digested too: when a copy is complete the
 /// digest costs nothing.
 pub(crate) struct Pages {
     /// The index of the memory's first page among the machine's.
@@ -83,7 +86,8 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Of a memory of `bytes` bytes, a multiple of [`PAGE_BYTES`], behind `first` pages of the machine.
+    /// Of a memory of `bytes` bytes, a multiple of [`PAGE_BYTES`], behind `first` pages of the
+    /// machine.
     pub(crate) fn new(first: u64, bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(PAGE_BYTES), "a memory consists of whole pages");
         let pages = bytes / PAGE_BYTES;
@@ -125,15 +129,17 @@ impl Pages {
         self.dirty[index] = DIRTY_FOR_ALL;
     }
 
-    /// The digest of the contents: a function of them alone, however often and whenever it was asked for.
+    /// The digest of the contents: a function of them alone, however often and whenever it was
+    /// asked for.
     ///
-    /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page, seeded with its index; a page
-    /// that was never written costs nothing.
+    /// It is the wrapping sum over all pages that aren't all zero of the xxh3-128 of the page,
+    /// seeded with its index; a page that was never written costs nothing.
     pub(crate) fn digest(&mut self, contents: &[u8]) -> u128 {
         self.digest_some(self.first, usize::MAX, contents).sum
     }
 
-    /// The digest of the machine's pages from `from` on, as far as one gets by looking at `dirty_max` pages that were written.
+    /// The digest of the machine's pages from `from` on, as far as one gets by looking at
+    /// `dirty_max` pages that were written.
     pub(crate) fn digest_some(&mut self, from: u64, dirty_max: usize, contents: &[u8]) -> PartDigest {
         let start = self.index_of(from);
         let (mut next, mut looked_at) = (start, 0);
@@ -149,7 +155,8 @@ impl Pages {
         PartDigest { end: self.first + next as u64, looked_at, sum: self.sum(start, next) }
     }
 
-    /// The digest of those of the machine's pages `from..end` that are here, however many of them were written.
+    /// The digest of those of the machine's pages `from..end` that are here, however many of them
+    /// were written.
     pub(crate) fn digest_range(&mut self, from: u64, end: u64, contents: &[u8]) -> u128 {
         let (start, end) = (self.index_of(from), self.index_of(end));
         let mut next = start;
@@ -162,8 +169,9 @@ impl Pages {
 
     /// Every page that isn't known to be all zero is to be taken by `copy`.
     ///
-    /// Pages that the digest hasn't looked at since they were written aren't looked at here either: the guest stands still, and
-    /// of a large memory that takes tens of milliseconds. Who takes them sees whether they are zero.
+    /// Pages that the digest hasn't looked at since they were written aren't looked at here either:
+    /// the guest stands still, and of a large memory that takes tens of milliseconds. Who takes
+    /// them sees whether they are zero.
     pub(crate) fn begin_copy(&mut self, copy: PageCopy) {
         let mut to_take = 0;
         for (dirty, page_digest) in self.dirty.iter_mut().zip(&self.page_digests) {
@@ -178,7 +186,8 @@ impl Pages {
         self.to_take[copy as usize] = to_take;
     }
 
-    /// Takes the first page at or after the machine's page `from` that is dirty for `copy`, with its index, and digests it.
+    /// Takes the first page at or after the machine's page `from` that is dirty for `copy`, with
+    /// its index, and digests it.
     pub(crate) fn take<'a>(&mut self, copy: PageCopy, from: u64, contents: &'a [u8]) -> Option<(u64, &'a [u8])> {
         let index = first_dirty(&self.dirty, self.index_of(from), copy.dirty_flag())?;
         self.dirty[index] &= !copy.dirty_flag();
@@ -209,7 +218,8 @@ impl Pages {
         self.page_digests[start..end].iter().fold(0, |sum, digest| sum.wrapping_add(*digest))
     }
 
-    /// The place here of the machine's page `page`, or of the nearest one that is here or one past the last.
+    /// The place here of the machine's page `page`, or of the nearest one that is here or one past
+    /// the last.
     fn index_of(&self, page: u64) -> usize {
         let index = page.saturating_sub(self.first);
         usize::try_from(index).map_or(self.dirty.len(), |index| index.min(self.dirty.len()))
@@ -225,7 +235,8 @@ fn page(contents: &[u8], index: usize) -> &[u8] {
     &contents[index * PAGE_BYTES..][..PAGE_BYTES]
 }
 
-/// The first page at or after `from` that has `flag` among its flags. Most don't, so many are looked at together.
+/// The first page at or after `from` that has `flag` among its flags. Most don't, so many are
+/// looked at together.
 fn first_dirty(dirty: &[u8], from: usize, flag: u8) -> Option<usize> {
     let rest = dirty.get(from..)?;
     let has_one = |chunk: &[u8]| chunk.iter().fold(0, |all, dirty| all | dirty) & flag != 0;

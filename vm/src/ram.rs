@@ -36,7 +36,8 @@ impl Ram {
         self.memory.as_slice().get(offset..)?.first_chunk::<N>().copied()
     }
 
-    /// Writes `N` bytes at `address`; `None` if not all of them are RAM, and then nothing is written.
+    /// Writes `N` bytes at `address`; `None` if not all of them are RAM, and then nothing is
+    /// written.
     #[inline]
     pub(crate) fn store<const N: usize>(&mut self, address: GuestPhysAddr, value: [u8; N]) -> Option<()> {
         let offset = self.offset(address)?;
@@ -67,8 +68,8 @@ impl Ram {
         &self.pages
     }
 
-    /// Its pages and its contents. Whoever looks at pages may forget that one was written: the next store to each is seen
-    /// again.
+    /// Its pages and its contents. Whoever looks at pages may forget that one was written: the next
+    /// store to each is seen again.
     pub(crate) fn paged(&mut self) -> (&mut Pages, &[u8]) {
         self.watches.revoke_stores();
         (&mut self.pages, self.memory.as_slice())
@@ -86,8 +87,8 @@ impl Ram {
         &mut self.memory
     }
 
-    /// Whether the page at `offset` may be written without [`Self::store`] from now on, until there are news. It counts as
-    /// written.
+    /// Whether the page at `offset` may be written without [`Self::store`] from now on, until there
+    /// are news. It counts as written.
     pub(crate) fn allow_stores(&mut self, offset: usize) -> bool {
         let allowed = self.watches.allow_stores(offset / PAGE_BYTES);
         if allowed {

@@ -1,7 +1,7 @@
 //! The firmware: what an environment call from S-mode gets.
 //!
-//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy timer and console calls that early boot code likes; everything
-//! else reports that it is absent. A call is one step and completes at once.
+//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy timer and console calls that early boot
+//! code likes; everything else reports that it is absent. A call is one step and completes at once.
 
 use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;
@@ -129,7 +129,8 @@ fn base(function: u64, argument: u64) -> Result<u64, SbiError> {
     }
 }
 
-/// How the guest ends, by reset type (shutdown, cold reboot, warm reboot) and reason (0: none, else a failure).
+/// How the guest ends, by reset type (shutdown, cold reboot, warm reboot) and reason (0: none, else
+/// a failure).
 const fn reset_reason(kind: u64, reason: u64) -> Option<StopReason> {
     match (kind, reason) {
         (0, 0) => Some(StopReason::PowerOff { code: 0 }),

@@ -7,9 +7,10 @@
 //!   Restoration::new ─► put_pages … ────────────► put_pages … ───────────► put_pages … ─► finish ─► Machine
 //! ```
 //!
-//! RAM and the disk are most of it, so they are copied while the guest runs on; pages written meanwhile are taken again,
-//! until few enough are left to be taken while the guest waits. What was sent to whom, and when it is few enough, is not known
-//! here. The pages of the disk have the indices behind those of RAM.
+//! RAM and the disk are most of it, so they are copied while the guest runs on; pages written
+//! meanwhile are taken again, until few enough are left to be taken while the guest waits. What was
+//! sent to whom, and when it is few enough, is not known here. The pages of the disk have the
+//! indices behind those of RAM.
 
 use crate::LoadError;
 use crate::config::MachineConfig;
@@ -26,16 +27,17 @@ use alloc::vec::Vec;
 pub const STATE_BYTES_MAX: usize = 64 << 10;
 
 impl Machine {
-    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all zero is to be taken, and some that
-    /// are.
+    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all
+    /// zero is to be taken, and some that are.
     pub fn begin_copy(&mut self, copy: PageCopy) {
         for (pages, _) in self.bus.memories() {
             pages.begin_copy(copy);
         }
     }
 
-    /// The first page at or after page index `from` that is to be taken, because the copy has just begun or because it was
-    /// written since it was last taken; now it is taken. Its index and its [`PAGE_BYTES`] bytes.
+    /// The first page at or after page index `from` that is to be taken, because the copy has just
+    /// begun or because it was written since it was last taken; now it is taken. Its index and its
+    /// [`PAGE_BYTES`] bytes.
     pub fn take_page(&mut self, copy: PageCopy, from: u64) -> Option<(u64, &[u8])> {
         self.bus.memories().find_map(|(pages, contents)| pages.take(copy, from, contents))
     }
@@ -79,11 +81,12 @@ impl Restoration {
         Ok(Self { ram, disk: loader::disk(config, &[])?, config: config.clone() })
     }
 
-    /// The contents of the pages from page index `first` on, as many as there are in `bytes`. A page may come again; the
-    /// last counts.
+    /// The contents of the pages from page index `first` on, as many as there are in `bytes`. A
+    /// page may come again; the last counts.
     ///
     /// # Errors
-    /// [`RestoreError::NotWholePages`], [`RestoreError::NoSuchPages`]; nothing has been put anywhere.
+    /// [`RestoreError::NotWholePages`], [`RestoreError::NoSuchPages`]; nothing has been put
+    /// anywhere.
     pub fn put_pages(&mut self, first: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         if !bytes.len().is_multiple_of(PAGE_BYTES) {
             return Err(RestoreError::NotWholePages { bytes: bytes.len() });
@@ -94,7 +97,8 @@ impl Restoration {
         if first.checked_add(pages as u64).is_none_or(|end| end > machine_pages) {
             return Err(RestoreError::NoSuchPages { first, pages, machine_pages });
         }
-        // Pages that follow each other come together, the last of RAM and the first of the disk too.
+        // Pages that follow each other come together, the last of RAM and the first of the disk
+        // too.
         let in_ram = usize::try_from(ram_pages.saturating_sub(first)).map_or(pages, |left| left.min(pages));
         let (to_ram, to_disk) = bytes.split_at(in_ram * PAGE_BYTES);
         if !to_ram.is_empty() {

@@ -1,18 +1,20 @@
 //! The machine's state as bytes: what snapshots carry and what the digest is of.
 //!
-//! Every component writes itself after taking itself apart field by field (`let Self { a, b } = self;`), so that a field
-//! which was forgotten here doesn't compile, and reads itself back in the same order. Numbers are little-endian and of a
-//! fixed width, so that the bytes are the same on every host.
+//! Every component writes itself after taking itself apart field by field (`let Self { a, b } =
+//! self;`), so that a field which was forgotten here doesn't compile, and reads itself back in the
+//! same order. Numbers are little-endian and of a fixed width, so that the bytes are the same on
+//! every host.
 //!
-//! The bytes that are read may come from a faulty or hostile peer. A component checks everything that the rest of the
-//! machine relies on, so that no bytes make a machine that panics later.
+//! The bytes that are read may come from a faulty or hostile peer. A component checks everything
+//! that the rest of the machine relies on, so that no bytes make a machine that panics later.
 
 use alloc::vec::Vec;
 
 /// Counters are below this, so that none can overflow: no machine lives long enough to get there.
 const COUNTER_END: u64 = 1 << 62;
 
-/// Why a snapshot can't be restored. Whoever sent it is faulty, or it belongs to another machine: take another snapshot.
+/// Why a snapshot can't be restored. Whoever sent it is faulty, or it belongs to another machine:
+/// take another snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     /// Pages that the machine doesn't have.
@@ -55,7 +57,8 @@ pub enum RestoreError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// Parts that contradict each other: an interrupt line, say, that is up while its device has nothing to tell.
+    /// Parts that contradict each other: an interrupt line, say, that is up while its device has
+    /// nothing to tell.
     #[error("the parts of the machine state contradict each other; its sender is faulty")]
     NotAtRest,
 }
@@ -123,7 +126,8 @@ impl<'a> StateReader<'a> {
         Self { state, offset: 0 }
     }
 
-    /// Refuses the state unless what was read last `holds` to what every machine does; `what` is wrong with it if not.
+    /// Refuses the state unless what was read last `holds` to what every machine does; `what` is
+    /// wrong with it if not.
     pub(crate) fn require(&self, holds: bool, what: &'static str) -> Result<(), RestoreError> {
         if holds { Ok(()) } else { Err(self.impossible(what)) }
     }

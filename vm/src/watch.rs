@@ -1,8 +1,9 @@
 //! Which pages of RAM something was derived from that a store makes invalid.
 //!
-//! Translations and decoded instructions are cached ([`crate::hart`]), and the caches are invisible to the guest: they
-//! behave as if every access walked the page table and every step decoded memory. So whoever caches something says here what
-//! it was derived from, every store looks here, and before the hart runs on it drops what is no longer true.
+//! Translations and decoded instructions are cached ([`crate::hart`]), and the caches are invisible
+//! to the guest: they behave as if every access walked the page table and every step decoded
+//! memory. So whoever caches something says here what it was derived from, every store looks here,
+//! and before the hart runs on it drops what is no longer true.
 //!
 //! Nothing of this is state of the machine.
 
@@ -43,7 +44,8 @@ pub(crate) struct Watches {
 pub(crate) struct News {
     /// A page table that translations were read from was written.
     pub(crate) tables: bool,
-    /// Some page to which stores were cached is watched now, or its being written must be seen again.
+    /// Some page to which stores were cached is watched now, or its being written must be seen
+    /// again.
     pub(crate) stores: bool,
 }
 

@@ -34,7 +34,8 @@ fn digest_sees_every_register() {
         machine.digest()
     };
     for register in 1..32 {
-        // Same memory and count in both: the instruction is put there behind the digest's back only in the register.
+        // Same memory and count in both: the instruction is put there behind the digest's back only
+        // in the register.
         let mut machine = machine(&[addi(register, register, 1)]);
         run_by(&mut machine, 1);
         for bit in 0..32 {

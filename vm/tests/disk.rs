@@ -1,4 +1,5 @@
-//! The disk is part of the machine: what a guest writes is in the digest, in snapshots, and the same on every replica.
+//! The disk is part of the machine: what a guest writes is in the digest, in snapshots, and the
+//! same on every replica.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +21,8 @@ const DISK_PAGES: u64 = DISK_BYTES / PAGE_BYTES as u64;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 
-/// Descriptor table, available and used ring, headers and statuses of requests, and their data, relative to RAM.
+/// Descriptor table, available and used ring, headers and statuses of requests, and their data,
+/// relative to RAM.
 const TABLE: u64 = 0x1_0000;
 const AVAILABLE: u64 = 0x1_1000;
 const USED: u64 = 0x1_2000;
@@ -53,7 +55,8 @@ fn patterns(offset: u64, length: u64) -> Vec<u8> {
     (offset..offset + length).map(pattern).collect()
 }
 
-/// A guest that makes these requests one after the other, claims the interrupt of the last into x20, and powers off.
+/// A guest that makes these requests one after the other, claims the interrupt of the last into
+/// x20, and powers off.
 fn image(requests: &[Request]) -> Vec<u8> {
     image_with(requests, &[])
 }
@@ -103,7 +106,8 @@ fn guest(requests: &[Request]) -> Machine {
     Machine::new(&config(), &image(requests)).unwrap()
 }
 
-/// Writes in the first, the second and the last page, a read of nothing ever written, one of what was, one out of range.
+/// Writes in the first, the second and the last page, a read of nothing ever written, one of what
+/// was, one out of range.
 const REQUESTS: [Request; 6] = [
     (OUT, 1, 0x100, 1024),
     (OUT, 7, 0x3000, 1024),

@@ -1,5 +1,6 @@
-//! The fast path against the plain interpreter: random guests that write their own code and page tables, in random slices,
-//! disturbed from outside, copied in the middle. Whatever they do, the machines stay alike bit for bit.
+//! The fast path against the plain interpreter: random guests that write their own code and page
+//! tables, in random slices, disturbed from outside, copied in the middle. Whatever they do, the
+//! machines stay alike bit for bit.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -67,7 +68,8 @@ fn both(mut fast: Machine, mut plain: Machine, steps: u64) -> Machine {
     fast
 }
 
-/// The page is an ordinary one to the store that is cached first, and only a fetch makes a table of it.
+/// The page is an ordinary one to the store that is cached first, and only a fetch makes a table of
+/// it.
 #[test]
 fn a_store_to_a_page_that_has_become_a_table_for_fetches_is_noticed() {
     const FROM: u64 = 0x1000;

@@ -1,4 +1,5 @@
-//! Floating-point instructions as a guest sees them: decoding, registers and boxing, rounding modes, flags, FS.
+//! Floating-point instructions as a guest sees them: decoding, registers and boxing, rounding
+//! modes, flags, FS.
 //!
 //! What arithmetic computes is tested where it is done.
 
@@ -48,7 +49,8 @@ struct Outcome {
     trapped: bool,
 }
 
-/// Executes `instruction` with x11 = `integer`, f11 to f13 = `operands`, and these values of `fcsr` and `sstatus`.
+/// Executes `instruction` with x11 = `integer`, f11 to f13 = `operands`, and these values of `fcsr`
+/// and `sstatus`.
 fn outcome(instruction: u32, integer: u64, operands: [u64; 3], fcsr: u64, status: u64) -> Outcome {
     const HANDLER: u64 = RAM + 0x800;
     let mut code = [li(5, FS_DIRTY), vec![csrrw(0, SSTATUS, 5)], li(5, HANDLER), vec![csrrw(0, STVEC, 5)]].concat();
@@ -184,8 +186,9 @@ fn the_dynamic_rounding_mode_is_frm() {
 
 #[test]
 fn reserved_encodings_are_illegal() {
-    // fsqrt.d with rs2 1, fmv.x.d with rs2 1, fsgnj.d with rm 3, fadd of formats 2 and 3, fcvt.s.s, fcvt.d with sources 2
-    // and 3, fcvt.d from integer 4, fmin with rm 2, fle with rm 3, fclass with rm 2, fmv.d.x with rm 1, fmadd of format 2.
+    // fsqrt.d with rs2 1, fmv.x.d with rs2 1, fsgnj.d with rm 3, fadd of formats 2 and 3, fcvt.s.s,
+    // fcvt.d with sources 2 and 3, fcvt.d from integer 4, fmin with rm 2, fle with rm 3, fclass
+    // with rm 2, fmv.d.x with rm 1, fmadd of format 2.
     for instruction in [
         0x5a15_f553,
         0xe215_8553,
@@ -213,7 +216,8 @@ fn reserved_encodings_are_illegal() {
 
 #[test]
 fn everything_is_illegal_while_the_unit_is_off() {
-    // Operations, loads and stores (of a0, an address that exists), compressed ones, and access to fcsr.
+    // Operations, loads and stores (of a0, an address that exists), compressed ones, and access to
+    // fcsr.
     for instruction in [
         0x02c5_f553,
         0x22c5_8553,
@@ -254,7 +258,8 @@ fn singles_are_boxed() {
 fn loads_and_stores() {
     let address = RAM + 0x1000;
     let value = 0x4009_21fb_5444_2d18_u64;
-    // x11 has an address, f11 the value: fsd fa1, 8(a1); flw fa0, 8(a1); flw fa0, 12(a1); c.fld fa0, 8(a1).
+    // x11 has an address, f11 the value: fsd fa1, 8(a1); flw fa0, 8(a1); flw fa0, 12(a1); c.fld
+    // fa0, 8(a1).
     let run = |instruction: u32| {
         let code = [
             [li(5, FS_CLEAN), vec![csrrw(0, SSTATUS, 5)], li(5, value), vec![fmv_d_x(11, 5)]].concat(),

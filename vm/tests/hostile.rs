@@ -1,8 +1,8 @@
 //! Guests that do everything wrong, at devices above all, while the world does the same to them.
 //!
-//! Nothing here asks what a guest gets for it. It asks that the machine never panics (overflow checks are on in tests),
-//! that every run comes to a documented end, that the same seed gives the same state and outputs, and that neither depends
-//! on the slices the machine is run in.
+//! Nothing here asks what a guest gets for it. It asks that the machine never panics (overflow
+//! checks are on in tests), that every run comes to a documented end, that the same seed gives the
+//! same state and outputs, and that neither depends on the slices the machine is run in.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use vm::{ApplyError, CONSOLE_BYTES_MAX, Event, Exit, InstructionCount, LoadError, Machine};
 use vm::{DeviceFault, OutputId, OutputOperation, StateDigest, StopReason, VirtioDevice};
 
-/// The most outputs of one step: a frame for every chain of a full transmit queue, and the console's.
+/// The most outputs of one step: a frame for every chain of a full transmit queue, and the
+/// console's.
 const OUTPUTS_PER_STEP_MAX: usize = 256 + 2;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -134,7 +135,8 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
     assert!(frames > 100 && delivered > 100 && bad_rings > 5 && to_the_end > 5 && refused > 100, "too tame a run");
 }
 
-/// As many segments as a header can count, each as large as RAM, would be copied over each other for minutes.
+/// As many segments as a header can count, each as large as RAM, would be copied over each other
+/// for minutes.
 #[test]
 fn segments_that_together_are_longer_than_ram_are_refused() {
     const SEGMENTS: u16 = 3;

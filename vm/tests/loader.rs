@@ -41,7 +41,8 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
     kernel
 }
 
-/// The value of a property of 64 bits in the machine's device tree, by its bytes: length 8, the name's place, the value.
+/// The value of a property of 64 bits in the machine's device tree, by its bytes: length 8, the
+/// name's place, the value.
 fn tree_words(machine: &Machine) -> Vec<u64> {
     let tree = machine.registers()[11];
     let header = machine.memory(tree, 8).unwrap();
@@ -183,7 +184,8 @@ fn compressed_kernels_are_refused_with_what_to_do() {
     assert!(matches!(refused(&zboot), LoadError::Zboot { .. }), "lengths of no file");
 }
 
-/// Linux as the linker left it: virtual entry, physical addresses from 0 on, its header at the first.
+/// Linux as the linker left it: virtual entry, physical addresses from 0 on, its header at the
+/// first.
 #[test]
 fn a_vmlinux_goes_where_its_header_says() {
     let kernel = linux(TEXT_OFFSET, IMAGE_SIZE);
@@ -216,7 +218,8 @@ fn a_container_is_checked_before_what_is_in_it() {
     assert!(matches!(Machine::new(&small_config(), &packed[..50]), Err(LoadError::Image(_))));
 }
 
-/// An executable whose first segment begins `below` bytes below RAM with byte `offset` of the file, and whose code is in RAM.
+/// An executable whose first segment begins `below` bytes below RAM with byte `offset` of the file,
+/// and whose code is in RAM.
 fn beginning_below_ram(below: u64, offset: u64) -> Vec<u8> {
     let mut file = elf_of_bytes(&[]);
     file.resize(usize::try_from(offset + below).unwrap(), 0);

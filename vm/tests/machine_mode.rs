@@ -1,4 +1,5 @@
-//! M-mode: what is there after reset, delegation, MRET, what it keeps from the modes below, counters and protection registers.
+//! M-mode: what is there after reset, delegation, MRET, what it keeps from the modes below,
+//! counters and protection registers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -21,7 +22,8 @@ const SUPERVISOR_HANDLER: u64 = RAM + 0xa00;
 const BEGIN: u64 = 2 * (LI + 1);
 const START: u64 = RAM + 4 * BEGIN;
 
-/// `code` in M-mode, with handlers that read cause, epc, tval and status into x20 to x23 and then loop.
+/// `code` in M-mode, with handlers that read cause, epc, tval and status into x20 to x23 and then
+/// loop.
 fn program(code: &[u32]) -> Vec<u32> {
     let handlers = [(MTVEC, MACHINE_HANDLER), (STVEC, SUPERVISOR_HANDLER)];
     let set_up = handlers.map(|(number, address)| [li(31, address), vec![csrrw(0, number, 31)]].concat()).concat();
@@ -67,7 +69,8 @@ fn trap_of(code: &[u32]) -> Seen {
     trap_after(code, code.len() as u64)
 }
 
-/// The level that handles it, and the cause, of the trap of `word` in `mode` after `before` in M-mode.
+/// The level that handles it, and the cause, of the trap of `word` in `mode` after `before` in
+/// M-mode.
 fn trap_in(mode: u64, before: &[u32], word: u32) -> (u64, u64) {
     let Seen { level, cause, .. } = trap_of(&[before.to_vec(), go(mode), vec![word]].concat());
     (level, cause)
@@ -288,7 +291,8 @@ fn counters_of_the_machine_go_on_from_what_is_written_and_can_be_stopped() {
     assert_eq!(machine.registers()[5..7], [BEGIN + 1, BEGIN + 3]);
 }
 
-/// What `minstret` and `mcycle` have grown by over `word`, a trap whose handler has four instructions, after `before`.
+/// What `minstret` and `mcycle` have grown by over `word`, a trap whose handler has four
+/// instructions, after `before`.
 fn counted_over_a_trap(before: &[u32], word: u32, is_plain: bool) -> (u64, u64) {
     let handler = [csrrs(5, MEPC, 0), addi(5, 5, 4), csrrw(0, MEPC, 5), MRET];
     let reads = |rd| [csrrs(rd, MINSTRET, 0), csrrs(rd + 1, MCYCLE, 0)];
@@ -305,7 +309,8 @@ fn counted_over_a_trap(before: &[u32], word: u32, is_plain: bool) -> (u64, u64) 
     (x[8] - x[6], x[9] - x[7])
 }
 
-/// Privileged specification, §3.3.1: ECALL and EBREAK are not considered to retire, and neither does what traps.
+/// Privileged specification, §3.3.1: ECALL and EBREAK are not considered to retire, and neither
+/// does what traps.
 #[test]
 fn minstret_leaves_out_what_does_not_retire() {
     let raise = [li(5, 2), vec![csrrs(0, MIP, 5)]].concat();
@@ -357,7 +362,8 @@ fn protection_entries_keep_what_is_written_until_they_are_locked() {
     assert_eq!(ran(&all.concat()).registers()[6..8], [(1 << 54) - 1, 0x1f]);
     let write_only = [write(PMPCFG0, 0x0602), vec![csrrs(6, PMPCFG0, 0)]].concat();
     assert_eq!(ran(&write_only).registers()[6], 0x0400, "writable and not readable is reserved");
-    // Entry 9 is locked and a range that begins at address 8: both addresses are locked, and 10 isn't.
+    // Entry 9 is locked and a range that begins at address 8: both addresses are locked, and 10
+    // isn't.
     let addresses = [8, 9, 10].map(|index| write(PMPADDR0 + index, u64::from(index)));
     let lock = write(CFG2, 0x8900);
     let again = [8, 9, 10].map(|index| write(PMPADDR0 + index, 0x55)).concat();
@@ -434,7 +440,8 @@ fn the_external_interrupt_is_the_line_or_what_software_says() {
     // Priority, enable, and the UART's own enable of received data.
     let devices = [write(0x0c00_0028, 1, 2), write(0x0c00_2080, 1 << 10, 2), write(common::UART + 1, 1, 0)].concat();
     let clear = [li(7, 0x200), vec![csr(3, 8, MIP, 7), csrrs(9, MIP, 0)]].concat();
-    // What sets another bit must not make the line software's: when the device has been served, SEIP is gone.
+    // What sets another bit must not make the line software's: when the device has been served,
+    // SEIP is gone.
     let set_another = vec![csr(6, 12, MIP, 2)];
     let serve = [read(0x0c20_1004, 2), read(common::UART, 4), vec![csrrs(13, MIP, 0)]].concat();
     let code = [devices, clear, set_another, serve].concat();
@@ -458,7 +465,8 @@ fn wfi_wakes_for_an_interrupt_that_is_enabled_one_by_one() {
     }
 }
 
-/// Runs `code` to a double trap at this address for want of an instruction there, and gives the trap before.
+/// Runs `code` to a double trap at this address for want of an instruction there, and gives the
+/// trap before.
 fn double_trap(code: &[u32], at: u64) -> FirstTrap {
     let mut machine = bare(code);
     let exit = run_on(&mut machine);

@@ -1,4 +1,5 @@
-//! Sv39: what is mapped where, who may use it, accesses of two pages, and what a fault leaves behind.
+//! Sv39: what is mapped where, who may use it, accesses of two pages, and what a fault leaves
+//! behind.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,7 +27,8 @@ const RWX: u64 = RW | EXECUTE;
 /// Physical pages that tests map as they like; nothing else is there.
 const DATA: u64 = RAM + 0x10_0000;
 
-/// The trap of the last instruction of `code`, run in S-mode with paging on: cause, its offset, tval.
+/// The trap of the last instruction of `code`, run in S-mode with paging on: cause, its offset,
+/// tval.
 fn trap_of(paged: &Paged, code: &[u32]) -> (u64, u64, u64) {
     trap_in(&mut paged.machine(code), code)
 }
@@ -47,7 +49,8 @@ fn ran(paged: &Paged, code: &[u32]) -> Machine {
     machine
 }
 
-/// `number` pages from virtual address `at` on, which are in physical memory in the opposite order, from [`DATA`] on.
+/// `number` pages from virtual address `at` on, which are in physical memory in the opposite order,
+/// from [`DATA`] on.
 fn reversed(at: u64, number: u64, flags: u64) -> Paged {
     let mut paged = Paged::new();
     for page in 0..number {
@@ -257,7 +260,8 @@ fn an_access_of_which_one_page_is_missing_does_nothing() {
     }
 }
 
-/// Puts the instruction `word` at the last two bytes of page 0x5000 of [`reversed`] and the first two of the next.
+/// Puts the instruction `word` at the last two bytes of page 0x5000 of [`reversed`] and the first
+/// two of the next.
 fn straddling(word: u32) -> Paged {
     let mut paged = reversed(0x5000, 2, RWX);
     let [b0, b1, b2, b3] = word.to_le_bytes();

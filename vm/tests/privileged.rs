@@ -14,7 +14,8 @@ use vm::{ApplyError, Event, Exit, FirstTrap, HaltReason, InstructionCount, Machi
 /// Where trap handlers are in these tests.
 const HANDLER: u64 = RAM + 0x800;
 
-/// `code` with `stvec` set to a handler that reads cause, epc, tval and status into x20 to x23 and then loops.
+/// `code` with `stvec` set to a handler that reads cause, epc, tval and status into x20 to x23 and
+/// then loops.
 fn trapping(code: &[u32]) -> Vec<u32> {
     let mut all = [li(31, HANDLER), vec![csrrw(0, STVEC, 31)], code.to_vec()].concat();
     assert!(all.len() <= 0x200);
@@ -26,7 +27,8 @@ fn trapping(code: &[u32]) -> Vec<u32> {
 /// Where the `code` of [`trapping`] begins, and at which count.
 const START: u64 = RAM + 4 * (LI + 1);
 
-/// Runs `code`, whose last instruction traps: cause, offset of the trapping instruction from `code`, tval.
+/// Runs `code`, whose last instruction traps: cause, offset of the trapping instruction from
+/// `code`, tval.
 fn trap_of(code: &[u32]) -> (u64, u64, u64) {
     let mut machine = machine(&trapping(code));
     run_by(&mut machine, LI + 1 + code.len() as u64);

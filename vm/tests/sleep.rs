@@ -13,7 +13,8 @@ const EXTERNAL: u64 = 1 << 9;
 /// Interrupts that this board has no source of.
 const OF_MACHINE: u64 = 1 << 3 | 1 << 7 | 1 << 11;
 
-/// Runs `code`, which sleeps with its last instruction, with the interrupts `enabled` in the CSR `number`.
+/// Runs `code`, which sleeps with its last instruction, with the interrupts `enabled` in the CSR
+/// `number`.
 fn asleep(config: &MachineConfig, number: u32, enabled: u64, code: &[u32]) -> Machine {
     let code = [li(5, enabled), vec![csrrs(0, number, 5)], code.to_vec(), vec![WFI]].concat();
     let mut machine = Machine::new(config, &elf(&code)).unwrap();

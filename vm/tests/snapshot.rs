@@ -1,5 +1,5 @@
-//! A machine restored from a snapshot is the machine it was taken of, wherever it was taken; what isn't a snapshot is
-//! refused.
+//! A machine restored from a snapshot is the machine it was taken of, wherever it was taken; what
+//! isn't a snapshot is refused.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -66,8 +66,8 @@ fn copied(machine: &mut Machine) -> Machine {
     Copying::begin(PageCopy::Backup, &small_config(), machine).finish(machine)
 }
 
-/// A guest that uses everything there is beside the network: traps, both interrupts, reservations, clock, entropy, the
-/// console in every way, sleep.
+/// A guest that uses everything there is beside the network: traps, both interrupts, reservations,
+/// clock, entropy, the console in every way, sleep.
 fn busy_guest() -> Vec<u32> {
     const HANDLER: u64 = RAM + 0xa00;
     const PLIC_CLAIM: u64 = 0x0c20_1004;
@@ -108,7 +108,8 @@ fn busy_guest() -> Vec<u32> {
     code
 }
 
-/// Runs the busy guest until the count is `limit` or it has stopped, and wakes it whenever it sleeps.
+/// Runs the busy guest until the count is `limit` or it has stopped, and wakes it whenever it
+/// sleeps.
 fn play(machine: &mut Machine, limit: u64) -> (Exit, Vec<(InstructionCount, OutputId, OutputOperation)>) {
     let mut outputs = Vec::new();
     loop {
@@ -143,8 +144,9 @@ fn a_snapshot_at_any_instruction_goes_on_exactly_alike() {
     }
 }
 
-/// A guest that uses what a machine without firmware has besides: every register of M-mode, counters set and stopped, locked
-/// protection entries, and paging, with faults on pages that it then maps.
+/// A guest that uses what a machine without firmware has besides: every register of M-mode,
+/// counters set and stopped, locked protection entries, and paging, with faults on pages that it
+/// then maps.
 fn privileged_guest() -> Machine {
     const MACHINE_HANDLER: u64 = RAM + 0x800;
     let write = |number, value| [li(5, value), vec![csrrw(0, number, 5)]].concat();
@@ -326,7 +328,8 @@ fn a_copy_begins_with_the_pages_that_are_not_zero() {
         assert_eq!(taken(&mut machine, PageCopy::Backup), [0, tree], "code and device tree");
         assert_eq!(taken(&mut machine, PageCopy::Backup), []);
     }
-    // A page that was written and is zero again needn't be copied to where it is zero, unless it was copied before.
+    // A page that was written and is zero again needn't be copied to where it is zero, unless it
+    // was copied before.
     assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
     machine.begin_copy(PageCopy::Backup);
     assert_eq!(taken(&mut machine, PageCopy::Backup), [0, 5, tree]);
@@ -334,7 +337,8 @@ fn a_copy_begins_with_the_pages_that_are_not_zero() {
     assert_eq!(machine.pages_to_take(PageCopy::Backup), 1);
     let (index, page) = machine.take_page(PageCopy::Backup, 0).unwrap();
     assert_eq!((index, page), (5, &[0; PAGE_BYTES][..]));
-    // Only the digest tells without looking that a page is zero, and the guest doesn't stand still for looking.
+    // Only the digest tells without looking that a page is zero, and the guest doesn't stand still
+    // for looking.
     for (digest_looks, expected) in [(false, &[0, 5, tree][..]), (true, &[0, tree])] {
         for _ in 0..2 {
             assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
@@ -384,7 +388,8 @@ fn a_page_that_is_taken_is_digested_too() {
     }
     machine.begin_copy(PageCopy::Log);
     taken(&mut machine, PageCopy::Log);
-    // Nothing is left for the digest to look at, so that it takes no time where the guest stands still for it.
+    // Nothing is left for the digest to look at, so that it takes no time where the guest stands
+    // still for it.
     let (range, digest) = machine.digest_some(0, 1);
     assert_eq!((range, digest), (PageRange { first: 0, end: RAM_PAGES }, machine.digest()));
     assert!(machine.flip_ram_bit(RAM + 3 * PAGE_BYTES as u64, 0));
@@ -462,12 +467,14 @@ fn the_last_contents_of_a_page_count_and_a_missing_page_shows_in_the_digest() {
     assert_eq!(restored.memory(RAM, 4096), original.memory(RAM, 4096));
 }
 
-/// So much RAM that an allocator gets it from its host, who has it zeroed already: a hundred thousand machines are made.
+/// So much RAM that an allocator gets it from its host, who has it zeroed already: a hundred
+/// thousand machines are made.
 fn roomy_config() -> MachineConfig {
     MachineConfig { ram_bytes: 40 << 20, ..hostile::config() }
 }
 
-/// A machine whose network device is at work, unless this seed's guest has brought itself to an end before that.
+/// A machine whose network device is at work, unless this seed's guest has brought itself to an end
+/// before that.
 fn networked_machine(seed: u64) -> Option<Machine> {
     let mut random = Random { state: seed, care: 1000 };
     let mut machine = Machine::new(&roomy_config(), &hostile::image(&mut random)).unwrap();
@@ -483,8 +490,9 @@ fn networked_machine(seed: u64) -> Option<Machine> {
     (machine.dropped_frames().received < packets).then_some(machine)
 }
 
-/// States with something in every part: the busy guest in its middle, with input pending; a machine with a timer set, a
-/// line begun and a reservation; one whose network device is at work; one that has ended, and one that has halted.
+/// States with something in every part: the busy guest in its middle, with input pending; a machine
+/// with a timer set, a line begun and a reservation; one whose network device is at work; one that
+/// has ended, and one that has halted.
 fn eventful_machines() -> Vec<Machine> {
     let roomy = |code: &[u32]| Machine::new(&roomy_config(), &common::elf(code)).unwrap();
     let mut busy = roomy(&busy_guest());

@@ -1,5 +1,6 @@
-//! Handlers that returned instead of going on to the next would need a frame of the stack for each instruction. That they don't
-//! is only asked of optimised builds: others go from one to the next in a loop. CI runs this in both.
+//! Handlers that returned instead of going on to the next would need a frame of the stack for each
+//! instruction. That they don't is only asked of optimised builds: others go from one to the next
+//! in a loop. CI runs this in both.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;

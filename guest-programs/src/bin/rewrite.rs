@@ -1,6 +1,7 @@
-//! Writes one word to each page of as many mebibytes as its boot arguments say (`mib=512`), round and round, and prints every
-//! second how many pages that were and the longest time between two looks at the clock: a guest that no copy of its memory
-//! keeps up with, and what it notices of being copied.
+//! Writes one word to each page of as many mebibytes as its boot arguments say (`mib=512`), round
+//! and round, and prints every second how many pages that were and the longest time between two
+//! looks at the clock: a guest that no copy of its memory keeps up with, and what it notices of
+//! being copied.
 #![no_std]
 #![no_main]
 
@@ -32,7 +33,8 @@ fn main(boot: &Boot) -> ! {
     let (mut pages, mut longest) = (0_u64, 0);
     for round in 1.. {
         for page in 0..mib * PAGES_PER_MIB {
-            // SAFETY: nothing else lies there, and a machine that is too small makes it a fault that is told.
+            // SAFETY: nothing else lies there, and a machine that is too small makes it a fault
+            // that is told.
             unsafe { ((FIRST_PAGE + page * PAGE_BYTES) as *mut u64).write_volatile(round) };
             if page % PAGES_PER_LOOK == 0 {
                 let now = time::read64();

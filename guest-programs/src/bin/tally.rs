@@ -1,4 +1,5 @@
-//! Counts requests in raw frames and answers each with its whole history's hash; prints both twice a second.
+//! Counts requests in raw frames and answers each with its whole history's hash; prints both twice
+//! a second.
 #![no_std]
 #![no_main]
 

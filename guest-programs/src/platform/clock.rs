@@ -1,7 +1,7 @@
 //! The clock (CSR `time`) and the tick (SBI TIME).
 //!
-//! Every read of the clock is an entry in the machine's log, so nothing here reads it needlessly: a tick's deadline is
-//! itself a time that has been reached, and good to 1/[`TICK_HZ`] of a second.
+//! Every read of the clock is an entry in the machine's log, so nothing here reads it needlessly: a
+//! tick's deadline is itself a time that has been reached, and good to 1/[`TICK_HZ`] of a second.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use riscv::register::{sie, time};
@@ -57,8 +57,9 @@ impl Clock {
 
 /// Takes a timer interrupt: sets the deadline of the next.
 ///
-/// The deadline follows from the one before, so the ticks don't drift, and the clock isn't read. Once a second it is,
-/// lest a guest that has stood still for hours take every tick that it missed, one after the other.
+/// The deadline follows from the one before, so the ticks don't drift, and the clock isn't read.
+/// Once a second it is, lest a guest that has stood still for hours take every tick that it missed,
+/// one after the other.
 pub(super) fn tick() {
     let period = TICK_PERIOD.load(Ordering::Relaxed);
     let mut deadline = NEXT_DEADLINE.load(Ordering::Relaxed) + period;

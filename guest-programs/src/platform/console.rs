@@ -1,8 +1,9 @@
 //! The console, through the firmware.
 //!
-//! A line goes out in one SBI DBCN call, so it is one output operation of the machine instead of one per byte.
-//! Firmware without DBCN (OpenSBI before 1.3, thus QEMU before 8.1) gets it byte by byte through the legacy call, which
-//! needs no knowledge of the UART: the guest runs wherever there is an SBI.
+//! A line goes out in one SBI DBCN call, so it is one output operation of the machine instead of
+//! one per byte. Firmware without DBCN (OpenSBI before 1.3, thus QEMU before 8.1) gets it byte by
+//! byte through the legacy call, which needs no knowledge of the UART: the guest runs wherever
+//! there is an SBI.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -25,7 +26,8 @@ static INTERFACE: AtomicU8 = AtomicU8::new(UNKNOWN);
 /// Prints `text` and a line feed.
 pub fn print_line(text: fmt::Arguments<'_>) {
     let mut line = Line { bytes: [0; LINE_BYTES], used: 0 };
-    // Neither can fail: a `Line` takes everything, and a `Display` that fails has only cut its own text short.
+    // Neither can fail: a `Line` takes everything, and a `Display` that fails has only cut its own
+    // text short.
     let _ = line.write_fmt(text);
     let _ = line.write_char('\n');
     line.flush();
@@ -33,7 +35,8 @@ pub fn print_line(text: fmt::Arguments<'_>) {
 
 const LINE_BYTES: usize = 256;
 
-/// Collects a line; one longer than the buffer goes out in pieces. It is on the stack so that a panic can print.
+/// Collects a line; one longer than the buffer goes out in pieces. It is on the stack so that a
+/// panic can print.
 struct Line {
     bytes: [u8; LINE_BYTES],
     used: usize,

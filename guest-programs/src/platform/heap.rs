@@ -1,4 +1,5 @@
-//! The allocator: the first-fit heap of `embedded-alloc` over the memory that the linker script sets aside.
+//! The allocator: the first-fit heap of `embedded-alloc` over the memory that the linker script
+//! sets aside.
 
 use core::ptr::addr_of;
 use embedded_alloc::LlffHeap;
@@ -14,6 +15,7 @@ unsafe extern "C" {
 /// Makes the heap usable; called once, before the first allocation.
 pub(super) fn init() {
     let (start, end) = (addr_of!(__heap_start).addr(), addr_of!(__heap_end).addr());
-    // SAFETY: the linker script gives this memory to nothing else, and the start code calls this once.
+    // SAFETY: the linker script gives this memory to nothing else, and the start code calls this
+    // once.
     unsafe { HEAP.init(start, end - start) }
 }

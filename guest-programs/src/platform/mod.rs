@@ -1,7 +1,8 @@
 //! The machine as the guests see it: start, traps, clock, console, interrupts, network device.
 //!
-//! One hart, physical addressing, one stack. Interrupt handlers do no more than note what has happened; the main loop
-//! does the work. `unsafe` lives here (and in the `suite`), with the reason at each place.
+//! One hart, physical addressing, one stack. Interrupt handlers do no more than note what has
+//! happened; the main loop does the work. `unsafe` lives here (and in the `suite`), with the reason
+//! at each place.
 
 pub mod clock;
 pub mod console;

@@ -1,7 +1,8 @@
 //! The network device: virtio-net over virtio-mmio, as a smoltcp device.
 //!
-//! Receive buffers go back to the device when the next frame is asked for. Transmitting doesn't wait: buffers that the
-//! device has finished with are collected when a further one is needed, and nobody wants an interrupt for that.
+//! Receive buffers go back to the device when the next frame is asked for. Transmitting doesn't
+//! wait: buffers that the device has finished with are collected when a further one is needed, and
+//! nobody wants an interrupt for that.
 
 use super::DeviceTree;
 use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
@@ -39,15 +40,17 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Finds and starts the first network device of the device tree; `None` if there is none that works.
+    /// Finds and starts the first network device of the device tree; `None` if there is none that
+    /// works.
     ///
-    /// To be called once: a second driver for the same device would take the queues away from the first.
+    /// To be called once: a second driver for the same device would take the queues away from the
+    /// first.
     #[must_use]
     pub fn find(device_tree: &DeviceTree) -> Option<Self> {
         device_tree.virtio_slots().find_map(|slot| {
             let header = slot.registers.cast::<VirtIOHeader>();
-            // SAFETY: the device tree says that there are virtio registers, and they stay for as long as the guest runs.
-            // A slot without a device has an id that makes this fail.
+            // SAFETY: the device tree says that there are virtio registers, and they stay for as
+            // long as the guest runs. A slot without a device has an id that makes this fail.
             let transport = unsafe { MmioTransport::new(header, slot.bytes) }.ok()?;
             if transport.device_type() != DeviceType::Network {
                 return None;
@@ -94,7 +97,8 @@ impl Nic {
         self.driver.ack_interrupt();
     }
 
-    /// Whether the device should interrupt when it has used a buffer. It is free to do so in any case.
+    /// Whether the device should interrupt when it has used a buffer. It is free to do so in any
+    /// case.
     pub fn want_interrupts(&mut self, wanted: bool) {
         if wanted {
             self.driver.enable_interrupts();
@@ -111,7 +115,8 @@ impl Nic {
         self.receiving[usize::from(token)] = Some(buffer);
     }
 
-    /// The next frame that has arrived: its buffer, and where in it the frame lies. What isn't a frame is dropped.
+    /// The next frame that has arrived: its buffer, and where in it the frame lies. What isn't a
+    /// frame is dropped.
     fn take_frame(&mut self) -> Option<(FrameBuffer, usize, usize)> {
         while let Some(token) = self.driver.poll_receive() {
             let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
@@ -159,7 +164,8 @@ impl Device for Nic {
         if let Some(buffer) = self.handed_out.take() {
             self.offer(buffer);
         }
-        // A frame is taken only when there's room for an answer: else the device keeps it, and in the end the network.
+        // A frame is taken only when there's room for an answer: else the device keeps it, and in
+        // the end the network.
         if !self.can_transmit() {
             return None;
         }
@@ -227,7 +233,8 @@ fn new_buffer() -> FrameBuffer {
     Box::new([0; BUFFER_BYTES])
 }
 
-/// Memory as a device sees it: the guests use physical addresses, and devices have access to all of RAM.
+/// Memory as a device sees it: the guests use physical addresses, and devices have access to all of
+/// RAM.
 #[derive(Debug)]
 pub struct PhysicalMemory;
 

@@ -1,4 +1,5 @@
-//! Translation of a guest onto itself, and the tick: what an operating system's program lives under.
+//! Translation of a guest onto itself, and the tick: what an operating system's program lives
+//! under.
 
 use super::{Boot, Clock};
 use core::arch::asm;
@@ -10,7 +11,8 @@ const ENTRIES: usize = 512;
 const SV39: usize = 8 << 60;
 
 const VALID: usize = 1;
-/// Read, write, execute; accessed and dirty, as whether the hart sets them or faults is the machine's choice.
+/// Read, write, execute; accessed and dirty, as whether the hart sets them or faults is the
+/// machine's choice.
 const LEAF: usize = 7 << 1 | 3 << 6;
 
 /// The gibibyte that RAM begins in, and where the image begins in it.
@@ -30,9 +32,11 @@ unsafe extern "C" {
     static __heap_end: u8;
 }
 
-/// Maps the image, its stack and its heap onto themselves by pages of 4 KiB, and lets the tick come.
+/// Maps the image, its stack and its heap onto themselves by pages of 4 KiB, and lets the tick
+/// come.
 ///
-/// From here on the device tree can't be read any more. `false`, and nothing has happened, if the hart has no Sv39.
+/// From here on the device tree can't be read any more. `false`, and nothing has happened, if the
+/// hart has no Sv39.
 ///
 /// # Panics
 /// If the image is larger than what is mapped, or the device tree tells of no clock.

@@ -19,8 +19,8 @@ static CLAIMED: AtomicU32 = AtomicU32::new(0);
 /// Lets interrupts of `source` through to `hart_id` in S-mode.
 ///
 /// # Safety
-/// `registers` are those of a PLIC, which nobody else uses. Its contexts are those of the `virt` board: M-mode and
-/// S-mode of each hart in turn.
+/// `registers` are those of a PLIC, which nobody else uses. Its contexts are those of the `virt`
+/// board: M-mode and S-mode of each hart in turn.
 pub(super) unsafe fn enable(registers: NonNull<u8>, hart_id: usize, source: u32) {
     let context = 2 * hart_id + 1;
     let source_index = source as usize;
@@ -41,8 +41,9 @@ pub(super) unsafe fn enable(registers: NonNull<u8>, hart_id: usize, source: u32)
     unsafe { sie::set_sext() };
 }
 
-/// Takes an external interrupt: claims it, and leaves it to the main loop to serve and to complete. Until then the
-/// controller passes on nothing more from that source, so the interrupt can't come again in between.
+/// Takes an external interrupt: claims it, and leaves it to the main loop to serve and to complete.
+/// Until then the controller passes on nothing more from that source, so the interrupt can't come
+/// again in between.
 pub(super) fn claim() {
     let register = CLAIM_REGISTER.load(Ordering::Relaxed);
     // SAFETY: external interrupts are enabled after the register's address has been set.

@@ -18,7 +18,8 @@ pub fn power_off(outcome: Outcome) -> ! {
         Outcome::Success => sbi_rt::system_reset(Shutdown, NoReason),
         Outcome::Failure => sbi_rt::system_reset(Shutdown, SystemFailure),
     };
-    // The call returns only if the firmware can't power off; then there's nothing left to do but to stand still.
+    // The call returns only if the firmware can't power off; then there's nothing left to do but to
+    // stand still.
     interrupt::disable();
     loop {
         riscv::asm::wfi();

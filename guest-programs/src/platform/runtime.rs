@@ -9,12 +9,12 @@ use smoltcp::time::Instant;
 
 /// What a guest does with its network device.
 pub trait Program {
-    /// Does what is due: a frame has arrived, or the time told last has come. Returns when it is due again if no frame
-    /// arrives before, `None` if it isn't.
+    /// Does what is due: a frame has arrived, or the time told last has come. Returns when it is
+    /// due again if no frame arrives before, `None` if it isn't.
     fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant>;
 
-    /// There is nothing to do for the network; `now` is at most one tick late. Returns whether it has computed something
-    /// and wants to go on; if not, the hart sleeps until an interrupt.
+    /// There is nothing to do for the network; `now` is at most one tick late. Returns whether it
+    /// has computed something and wants to go on; if not, the hart sleeps until an interrupt.
     fn idle(&mut self, now: Instant) -> bool;
 }
 
@@ -35,7 +35,8 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
     unsafe { interrupt::enable() };
     loop {
         if plic::has_claimed() {
-            // Acknowledged before the queues are looked at: whatever comes after that interrupts again.
+            // Acknowledged before the queues are looked at: whatever comes after that interrupts
+            // again.
             nic.acknowledge_interrupt();
             plic::complete();
         }
@@ -45,8 +46,8 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
             nic.want_interrupts(true);
         } else if !program.idle(clock.estimate()) {
             interrupt::free(|| {
-                // Looked at again with interrupts off: one that came in between has set what is seen here, and one that
-                // comes from here on stays pending and ends the wait.
+                // Looked at again with interrupts off: one that came in between has set what is
+                // seen here, and one that comes from here on stays pending and ends the wait.
                 if !plic::has_claimed() && !nic.has_frame() && !is_due(next_poll, &mut clock) {
                     riscv::asm::wfi();
                 }

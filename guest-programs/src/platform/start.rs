@@ -55,8 +55,8 @@ global_asm!(
 extern "C" fn start(hart_id: usize, device_tree: *const u8) -> ! {
     trap::install();
     heap::init();
-    // SAFETY: the firmware passes the address of a device tree in a1 (RISC-V boot protocol), and nothing overwrites it:
-    // it lies outside of the image, whose extent covers stack and heap.
+    // SAFETY: the firmware passes the address of a device tree in a1 (RISC-V boot protocol), and
+    // nothing overwrites it: it lies outside of the image, whose extent covers stack and heap.
     let device_tree = unsafe { DeviceTree::from_ptr(device_tree) };
     // SAFETY: `entry!` defines the function with this signature.
     unsafe { guest_main(&Boot { hart_id, device_tree }) }

@@ -31,12 +31,14 @@ pub struct Trap {
     pub value: usize,
 }
 
-/// Handles a trap by changing the frame; without changes the interrupted instruction is executed again.
+/// Handles a trap by changing the frame; without changes the interrupted instruction is executed
+/// again.
 pub type TrapHandler = fn(&mut TrapFrame, Trap);
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// From now on every trap that isn't a device's goes to `handler`. Without one such a trap is the guest's end.
+/// From now on every trap that isn't a device's goes to `handler`. Without one such a trap is the
+/// guest's end.
 pub fn set_handler(handler: TrapHandler) {
     HANDLER.store(handler as *mut (), Ordering::Relaxed);
 }
@@ -52,8 +54,9 @@ unsafe extern "C" {
     fn trap_vector();
 }
 
-// The frame goes onto the stack of the interrupted code, one of U-mode too: there's only one stack in these guests. All
-// registers are saved, not only those that a call may change, so that a handler can show and change any of them.
+// The frame goes onto the stack of the interrupted code, one of U-mode too: there's only one stack
+// in these guests. All registers are saved, not only those that a call may change, so that a
+// handler can show and change any of them.
 global_asm!(
     ".pushsection .text.trap, \"ax\", @progbits",
     ".balign 4",

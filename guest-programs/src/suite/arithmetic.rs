@@ -1,4 +1,5 @@
-//! Integer computation (I and M), each instruction against a model, on edge cases and on pseudo-random operands.
+//! Integer computation (I and M), each instruction against a model, on edge cases and on
+//! pseudo-random operands.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,4 +1,5 @@
-//! Compressed instructions (C), each spelled out, because nobody can tell which of them the compiler chose.
+//! Compressed instructions (C), each spelled out, because nobody can tell which of them the
+//! compiler chose.
 #![expect(clippy::cast_sign_loss, reason = "the expected values are written as signed numbers")]
 
 use super::checker::Checker;
@@ -87,7 +88,8 @@ fn check_memory(checker: &mut Checker) {
 
 fn check_jumps(checker: &mut Checker) {
     let (path, links): (u64, u64);
-    // SAFETY: jumps within the block only. Every instruction that must be skipped would set a bit of the path.
+    // SAFETY: jumps within the block only. Every instruction that must be skipped would set a bit
+    // of the path.
     unsafe {
         asm!(
             ".option push", ".option rvc",

@@ -57,7 +57,8 @@ fn check_instructions(checker: &mut Checker) {
 }
 
 fn check_trap_registers(checker: &mut Checker) {
-    // SAFETY: these registers mean something only between a trap and its end, and there is none now.
+    // SAFETY: these registers mean something only between a trap and its end, and there is none
+    // now.
     unsafe {
         sepc::write(0x8020_0002);
         stval::write(0x1234_5678_9abc);
@@ -79,7 +80,8 @@ fn check_sstatus(checker: &mut Checker) {
     let before = sstatus::read().bits();
     for (name, bit) in SSTATUS_FIELDS {
         let (set, cleared): (usize, usize);
-        // SAFETY: no interrupt is enabled in `sie`, and the other fields matter to traps and translation only.
+        // SAFETY: no interrupt is enabled in `sie`, and the other fields matter to traps and
+        // translation only.
         unsafe {
             asm!(
                 "csrs sstatus, {bit}", "csrr {set}, sstatus", "csrc sstatus, {bit}", "csrr {cleared}, sstatus",
@@ -94,7 +96,8 @@ fn check_sstatus(checker: &mut Checker) {
     unsafe { asm!("csrw sstatus, {}", in(reg) before, options(nomem, nostack)) };
 }
 
-/// An interrupt that S-mode raises itself: it waits for `sstatus.SIE`, and then comes before the next instruction.
+/// An interrupt that S-mode raises itself: it waits for `sstatus.SIE`, and then comes before the
+/// next instruction.
 fn check_software_interrupt(checker: &mut Checker) {
     // SAFETY: the probe's handler knows what to do with it.
     unsafe {

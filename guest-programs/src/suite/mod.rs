@@ -1,11 +1,12 @@
 //! A self-checking exercise of everything an RV64IMAC hart shows in S-mode and U-mode.
 //!
-//! It prints deterministic text only, the same on every correct machine, so that two machines can be compared by it:
-//! results are checked against models in Rust where there is one, and go into checksums that are printed. What may
-//! legitimately differ between machines is left out: `misa`, clocks and counters, `stval` of an illegal instruction or
-//! a breakpoint, misaligned AMOs, pages whose accessed or dirty bit isn't set, the floating-point bits of `sstatus`.
-//! Left out too is where QEMU 7.2 is known to be wrong: bit 0 of `sepc` stays set there, and an AMO's fault has a load's
-//! cause.
+//! It prints deterministic text only, the same on every correct machine, so that two machines can
+//! be compared by it: results are checked against models in Rust where there is one, and go into
+//! checksums that are printed. What may legitimately differ between machines is left out: `misa`,
+//! clocks and counters, `stval` of an illegal instruction or a breakpoint, misaligned AMOs, pages
+//! whose accessed or dirty bit isn't set, the floating-point bits of `sstatus`. Left out too is
+//! where QEMU 7.2 is known to be wrong: bit 0 of `sepc` stays set there, and an AMO's fault has a
+//! load's cause.
 
 mod arithmetic;
 mod atomics;

@@ -129,11 +129,13 @@ fn build_tables() {
     }
 }
 
-/// What loads, stores and fetches at an address do: three letters, or `-` for a page fault that tells the address.
+/// What loads, stores and fetches at an address do: three letters, or `-` for a page fault that
+/// tells the address.
 fn accesses(checker: &mut Checker, what: &str, address: usize) -> [u8; 3] {
     // The last byte of the first word is zero already, so that the store changes nothing.
     let last_byte = address + 3;
-    // Each access with an empty TLB: QEMU before 8.0 lets a load's entry serve a fetch that isn't permitted.
+    // Each access with an empty TLB: QEMU before 8.0 lets a load's entry serve a fetch that isn't
+    // permitted.
     let probe_flushed = |access: fn(usize) -> Option<Seen>, address| {
         flush();
         access(address)
@@ -183,7 +185,8 @@ fn check_superpages(checker: &mut Checker) {
     check_accesses(checker, "misaligned 2 MiB page", BROKEN_SUPERPAGE, "---");
 }
 
-/// An access over the boundary to a page that isn't there faults with the address of that page, and does nothing.
+/// An access over the boundary to a page that isn't there faults with the address of that page, and
+/// does nothing.
 fn check_page_crossing(checker: &mut Checker) {
     const FIRST: usize = 10;
     let boundary = TEST_REGION + (FIRST + 1) * PAGE_BYTES;

@@ -69,7 +69,8 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Executes an instruction; gives its address and the trap that it took. `a0` is the instruction's to use.
+/// Executes an instruction; gives its address and the trap that it took. `a0` is the instruction's
+/// to use.
 macro_rules! probe {
     ($instruction:expr) => {
         $crate::suite::probe::probe!($instruction, 0_usize)
@@ -89,7 +90,8 @@ macro_rules! probe {
 }
 pub(super) use probe;
 
-/// As [`probe`], in U-mode. An instruction that takes no trap shows as the breakpoint that follows it.
+/// As [`probe`], in U-mode. An instruction that takes no trap shows as the breakpoint that follows
+/// it.
 macro_rules! probe_user {
     ($instruction:expr) => {{
         let address: usize;

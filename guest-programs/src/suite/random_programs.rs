@@ -1,7 +1,9 @@
-//! Pseudo-random programs, written as machine code and executed: their results are only compared between machines.
+//! Pseudo-random programs, written as machine code and executed: their results are only compared
+//! between machines.
 //!
-//! They exercise what fixed tests don't: many instructions in sequence on each other's results, memory accesses among
-//! them, and code that changes under the hart (each program overwrites the one before; FENCE.I tells the hart).
+//! They exercise what fixed tests don't: many instructions in sequence on each other's results,
+//! memory accesses among them, and code that changes under the hart (each program overwrites the
+//! one before; FENCE.I tells the hart).
 
 use super::checker::{Checker, Random};
 use core::arch::asm;
@@ -14,8 +16,8 @@ const SCRATCH_WORDS: u32 = 64;
 /// The registers that programs compute on: t0-t2, a0-a6, t3-t5.
 const REGISTERS: [u32; REGISTER_COUNT] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 28, 29, 30];
 const REGISTER_COUNT: usize = 13;
-/// a7 holds the address of the scratch memory; programs read it as the base of loads and stores only, because where it
-/// points to depends on the image.
+/// a7 holds the address of the scratch memory; programs read it as the base of loads and stores
+/// only, because where it points to depends on the image.
 const SCRATCH_BASE: u32 = 17;
 
 const OP: u32 = 0x33;
@@ -74,7 +76,8 @@ pub(super) fn run(checker: &mut Checker) {
     }
 }
 
-/// An instruction that needs no more than that the `remaining` instructions up to the return are there.
+/// An instruction that needs no more than that the `remaining` instructions up to the return are
+/// there.
 fn random_instruction(random: &mut Random, remaining: usize) -> u32 {
     let rd = pick(random, &REGISTERS) << 7;
     let rs1 = pick(random, &REGISTERS) << 15;

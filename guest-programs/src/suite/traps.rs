@@ -53,7 +53,8 @@ macro_rules! user {
 const CASES: &[Case] = &[
     supervisor!(".insn 0xffffffff", ILLEGAL_INSTRUCTION),
     supervisor!(".half 0", ILLEGAL_INSTRUCTION),
-    // Reserved encodings: an unassigned major opcode, an ALU operation with a wrong funct7, c.lui without immediate.
+    // Reserved encodings: an unassigned major opcode, an ALU operation with a wrong funct7, c.lui
+    // without immediate.
     supervisor!(".insn 0x0000007b", ILLEGAL_INSTRUCTION),
     supervisor!(".insn 0x80000033", ILLEGAL_INSTRUCTION),
     supervisor!(".half 0x6501", ILLEGAL_INSTRUCTION),

@@ -1,6 +1,7 @@
 //! The words in which sides and arbiter speak of who owns a VM: claims, and the verdicts on them.
 //!
-//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`.
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g
+//! + 1`.
 
 use crate::mutation::{Mutation, mutated};
 use alloc::format;
@@ -48,13 +49,14 @@ pub enum Verdict {
     Won,
     /// The generation is somebody else's, with this claim.
     Lost(Claim),
-    /// The generation is free and stays so: the flag before it isn't held by the predecessor that the claimer names. It is
-    /// held by this claim, or not at all, because this arbiter has lost its claims or never had them.
+    /// The generation is free and stays so: the flag before it isn't held by the predecessor that
+    /// the claimer names. It is held by this claim, or not at all, because this arbiter has lost
+    /// its claims or never had them.
     NotSuccessor(Option<Claim>),
 }
 
-/// Whether `generation` may be granted to a claimer that knows `predecessor` as the holder of the flag before, which has the
-/// claim `before`. The first flag follows none.
+/// Whether `generation` may be granted to a claimer that knows `predecessor` as the holder of the
+/// flag before, which has the claim `before`. The first flag follows none.
 #[must_use]
 pub fn is_successor(generation: Generation, predecessor: Option<NodeId>, before: Option<&Claim>) -> bool {
     generation == Generation(0)

@@ -5,8 +5,8 @@ use core::fmt;
 use logchannel::entry::{EntryBody, LogSeq};
 use vm::{Exit, InstructionCount, StateDigest};
 
-/// The replaying machine and the log disagree. The machine's state can't be trusted: whoever finds this halts and never
-/// goes live.
+/// The replaying machine and the log disagree. The machine's state can't be trusted: whoever finds
+/// this halts and never goes live.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("divergence at instruction {count}, entry {seq}: {cause}")]
 pub struct Divergence {

@@ -4,11 +4,12 @@ use vm::{Event, Machine};
 
 /// The maker of events while a guest runs live: the host, or a simulated one.
 ///
-/// The other maker is a log: the [`Replayer`](crate::replay::Replayer) takes its events from entries that a
-/// [`Recorder`](crate::record::Recorder) wrote down. Both give what they have to the same
-/// [`apply`](crate::apply::apply).
+/// The other maker is a log: the [`Replayer`](crate::replay::Replayer) takes its events from
+/// entries that a [`Recorder`](crate::record::Recorder) wrote down. Both give what they have to the
+/// same [`apply`](crate::apply::apply).
 pub trait EventSource {
-    /// The time for cursors and intervals, in nanoseconds; never goes back. The guest doesn't see it.
+    /// The time for cursors and intervals, in nanoseconds; never goes back. The guest doesn't see
+    /// it.
     fn now_ns(&mut self) -> u64;
 
     /// The guest's clock, in ticks of [`vm::TIMEBASE_HZ`]; never goes back.
@@ -17,6 +18,7 @@ pub trait EventSource {
     /// Sixteen bits of entropy.
     fn entropy(&mut self) -> u16;
 
-    /// An event that the machine can take now, if there is one. What it can't take yet stays with the source.
+    /// An event that the machine can take now, if there is one. What it can't take yet stays with
+    /// the source.
     fn poll(&mut self, machine: &Machine) -> Option<Event>;
 }

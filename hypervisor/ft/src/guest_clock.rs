@@ -1,24 +1,29 @@
-//! The guest's clock: which ticks it reads at a time of the host's monotonic clock, when it stands, and how a backup follows
-//! its primary's.
+//! The guest's clock: which ticks it reads at a time of the host's monotonic clock, when it stands,
+//! and how a backup follows its primary's.
 //!
-//! Every value that the guest reads is logged, so replay needs none of this. A new owner may go on with any value that isn't
-//! below the last logged one; these rules choose the one that a guest on a single machine would have read:
+//! Every value that the guest reads is logged, so replay needs none of this. A new owner may go on
+//! with any value that isn't below the last logged one; these rules choose the one that a guest on
+//! a single machine would have read:
 //!
-//! - A failover isn't a pause: the backup goes on from what the primary's clock was last known to read, plus its own time since.
-//! - A paused VM's clock stands: while the role says so ([`clock_stands`](crate::role::PrimaryRole::clock_stands)), and over a
-//!   gap of more than [`PAUSE_NS`] in which the host didn't run the vCPU thread. A guest that found such a time on its clock
-//!   would take it for its own standstill. Its wall-clock time is behind afterwards.
+//! - A failover isn't a pause: the backup goes on from what the primary's clock was last known to
+//!   read, plus its own time since.
+//! - A paused VM's clock stands: while the role says so
+//!   ([`clock_stands`](crate::role::PrimaryRole::clock_stands)), and over a gap of more than
+//!   [`PAUSE_NS`] in which the host didn't run the vCPU thread. A guest that found such a time on
+//!   its clock would take it for its own standstill. Its wall-clock time is behind afterwards.
 
 use crate::mutation::{Mutation, mutated};
 use vm::TIMEBASE_HZ;
 
-/// The host's time that is a pause if the guest couldn't run in it, in nanoseconds. Anything shorter happens on a busy host.
+/// The host's time that is a pause if the guest couldn't run in it, in nanoseconds. Anything
+/// shorter happens on a busy host.
 pub const PAUSE_NS: u64 = 1_000_000_000;
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// A primary's message that arrives by so many ticks later than others is late, because this side stood still for a while, for
-/// example; beyond that the primary's clock has stood, which it does for pauses only.
+/// A primary's message that arrives by so many ticks later than others is late, because this side
+/// stood still for a while, for example; beyond that the primary's clock has stood, which it does
+/// for pauses only.
 const LATE_TICKS_MAX: u64 = PAUSE_NS / NS_PER_TICK;
 
 /// One part of the time in so many is more than two hosts' monotonic clocks differ.
@@ -81,7 +86,8 @@ impl GuestClock {
     }
 }
 
-/// A clock that is looked at several times a second: a gap of more than [`PAUSE_NS`] between two looks doesn't count.
+/// A clock that is looked at several times a second: a gap of more than [`PAUSE_NS`] between two
+/// looks doesn't count.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct WatchedClock {
     clock: GuestClock,
@@ -121,7 +127,8 @@ impl WatchedClock {
     }
 }
 
-/// The primary's clock, as its backup knows it: what the primary last said, plus the backup's own time since.
+/// The primary's clock, as its backup knows it: what the primary last said, plus the backup's own
+/// time since.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct PrimaryClock {
     estimate: WatchedClock,
@@ -139,8 +146,9 @@ impl PrimaryClock {
 
     /// The primary has said it again.
     ///
-    /// Any delay makes what it says too small, so the greatest of its messages counts. It counts a little less with time: two
-    /// hosts' clocks don't run at quite the same rate. A clock that stands, or stood, is as the last message says.
+    /// Any delay makes what it says too small, so the greatest of its messages counts. It counts a
+    /// little less with time: two hosts' clocks don't run at quite the same rate. A clock that
+    /// stands, or stood, is as the last message says.
     pub fn hear(&mut self, told: GuestClock, now_ns: u64) {
         if !self.runs || !told.is_running() {
             *self = Self::new(told, now_ns);
@@ -160,8 +168,8 @@ impl PrimaryClock {
         self.estimate.set_running(now_ns, self.runs && !is_paused);
     }
 
-    /// The clock with which this node takes over a guest that has read `last_ticks`: not behind the primary's, and never
-    /// below what is logged.
+    /// The clock with which this node takes over a guest that has read `last_ticks`: not behind the
+    /// primary's, and never below what is logged.
     #[must_use]
     pub fn take_over(&mut self, now_ns: u64, last_ticks: u64) -> GuestClock {
         let ticks = self.estimate.look(now_ns);
@@ -250,7 +258,8 @@ mod tests {
         assert!(ahead < MS / NS_PER_TICK, "{ahead} ticks");
     }
 
-    /// A primary that waits for its backup says that its clock stands, and starts it when the pair is complete.
+    /// A primary that waits for its backup says that its clock stands, and starts it when the pair
+    /// is complete.
     #[test]
     fn a_clock_that_stands_is_not_followed_as_if_it_ran() {
         let mut clock = PrimaryClock::new(GuestClock::standing(0), 0);

@@ -1,8 +1,8 @@
 //! Bugs on purpose: what the simulator must be able to find.
 //!
-//! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature `mutations`, which only the
-//! tests' own build has, none exists: `mutated` is a constant. Checks that nothing can fail prove nothing; these are what
-//! fails them.
+//! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature
+//! `mutations`, which only the tests' own build has, none exists: `mutated` is a constant. Checks
+//! that nothing can fail prove nothing; these are what fails them.
 
 /// A rule that isn't kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,8 @@ pub enum Mutation {
     SkipLastPages,
     /// A guest that writes memory faster than it is copied isn't slowed.
     CopyWithoutSlowing,
-    /// A guest that is stopped until its backup has replayed more waits for a backup that replays nothing any more.
+    /// A guest that is stopped until its backup has replayed more waits for a backup that replays
+    /// nothing any more.
     WaitForReplay,
     /// The log goes on one entry too late after a snapshot.
     SnapshotTooEarly,
@@ -71,27 +72,31 @@ pub enum Mutation {
     ClaimInDoubt,
     /// A primary that finds no claim at the arbiter takes itself for fenced.
     FencedByAbsence,
-    /// An owner makes the flags before its own again under its own name, so that a backup of an older pair may follow it.
+    /// An owner makes the flags before its own again under its own name, so that a backup of an
+    /// older pair may follow it.
     RefillUnderOwnName,
 }
 
 impl Mutation {
-    /// Those of the rules about logs on disk, which the simulator doesn't have: `tests/src/both_die.rs` must catch them.
+    /// Those of the rules about logs on disk, which the simulator doesn't have:
+    /// `tests/src/both_die.rs` must catch them.
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 
-    /// That of the rule about copies of memory, which the simulator's guest writes too little for: `tests/tests/mutations.rs`
-    /// must catch it.
+    /// That of the rule about copies of memory, which the simulator's guest writes too little for:
+    /// `tests/tests/mutations.rs` must catch it.
     pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
 
-    /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't have: `tests/tests/mutations.rs`
-    /// must catch it.
+    /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't
+    /// have: `tests/tests/mutations.rs` must catch it.
     pub const OF_REPLAY: [Self; 1] = [Self::WaitForReplay];
 
-    /// That of the rule about console output, which no process of the simulator dies with: `tests/tests/mutations.rs` must catch it.
+    /// That of the rule about console output, which no process of the simulator dies with:
+    /// `tests/tests/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
 
-    /// Those of rules that need an order of events which the simulator meets too rarely: the model must catch them.
+    /// Those of rules that need an order of events which the simulator meets too rarely: the model
+    /// must catch them.
     pub const OF_RARE_ORDERS: [Self; 3] = [Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// Those that the simulator must catch.

@@ -8,17 +8,18 @@ use logchannel::entry::LogSeq;
 use logchannel::message::Left;
 use vm::{OutputId, OutputOperation};
 
-/// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are taken.
+/// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are
+/// taken.
 pub const GATE_BYTES_MAX: usize = 64 << 20;
 
-/// How many bytes of console output in the gate, not known to have left, stop the guest: a slow reader of the console slows the
-/// guest, and what waits for it is bounded.
+/// How many bytes of console output in the gate, not known to have left, stop the guest: a slow
+/// reader of the console slows the guest, and what waits for it is bounded.
 pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
 
-/// How many bytes of frames are kept that were taken and that the network hasn't carried yet. Beyond them the oldest is
-/// given up, as by a network card whose cable is out: it is counted, and nobody sends it again. A network that hasn't been
-/// there yet has until [`GATE_BYTES_MAX`]: a guest that goes live, with what its predecessor may not have sent, doesn't wait
-/// for it.
+/// How many bytes of frames are kept that were taken and that the network hasn't carried yet.
+/// Beyond them the oldest is given up, as by a network card whose cable is out: it is counted, and
+/// nobody sends it again. A network that hasn't been there yet has until [`GATE_BYTES_MAX`]: a
+/// guest that goes live, with what its predecessor may not have sent, doesn't wait for it.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// What an output costs in the gate beyond its bytes, so that empty outputs are bounded too.
@@ -31,10 +32,10 @@ const OUTPUT_OVERHEAD_BYTES: usize = 64;
 ///                                                                        ▲                  │  a frame: carried
 ///                                                                        └──send_again──────┘  console: console_left
 /// ```
-/// An output enters with the sequence number of its log entry. Only an output that has left is nobody's any more: all
-/// others are sent by a successor, if there is one. Frames and console output leave independently of each other, so that a
-/// console that nobody reads keeps no frame from having left.
-/// Invariant: outputs are taken in the order of their ids.
+/// An output enters with the sequence number of its log entry. Only an output that has left is
+/// nobody's any more: all others are sent by a successor, if there is one. Frames and console
+/// output leave independently of each other, so that a console that nobody reads keeps no frame
+/// from having left. Invariant: outputs are taken in the order of their ids.
 /// Source: Scales et al. 2010, §2.2 "Output Rule".
 #[derive(Clone, Debug, Hash)]
 pub struct OutputGate {
@@ -77,7 +78,8 @@ pub struct Released {
     pub id: OutputId,
     /// What the guest sent.
     pub operation: Arc<OutputOperation>,
-    /// For how long it was held, in nanoseconds; `None` if it is a predecessor's, or was taken before.
+    /// For how long it was held, in nanoseconds; `None` if it is a predecessor's, or was taken
+    /// before.
     pub held_ns: Option<u64>,
 }
 
@@ -110,11 +112,12 @@ impl OutputGate {
         }
     }
 
-    /// Holds an output that a predecessor may not have sent until all entries up to `seq` may leave. It comes before those of
-    /// [`OutputGate::hold`], in the order of the ids.
+    /// Holds an output that a predecessor may not have sent until all entries up to `seq` may
+    /// leave. It comes before those of [`OutputGate::hold`], in the order of the ids.
     ///
     /// # Panics
-    /// If outputs come out of order: our own bug, because a tail's order is checked where it comes in.
+    /// If outputs come out of order: our own bug, because a tail's order is checked where it comes
+    /// in.
     pub fn hold_tail(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
         let last = self.held.back().map(|held| held.id);
         assert!(last.is_none_or(|last| last < id), "output {id:?} of a tail after {last:?}");
@@ -150,7 +153,8 @@ impl OutputGate {
         }
     }
 
-    /// Releases every held output whose log entry the backup has acknowledged: all with `seq < acked`.
+    /// Releases every held output whose log entry the backup has acknowledged: all with `seq <
+    /// acked`.
     pub fn release(&mut self, now_ns: u64, acked: LogSeq) {
         while self.held.front().is_some_and(|held| held.seq < acked) {
             self.release_first(now_ns);
@@ -188,8 +192,8 @@ impl OutputGate {
         (self.bytes, self.in_flight_bytes, self.console_bytes) = (0, 0, 0);
     }
 
-    /// The oldest output that may leave now. It is in flight from now on: say [`OutputGate::carried`] of a frame, and
-    /// [`OutputGate::console_left`] of console output.
+    /// The oldest output that may leave now. It is in flight from now on: say
+    /// [`OutputGate::carried`] of a frame, and [`OutputGate::console_left`] of console output.
     pub fn take_released(&mut self) -> Option<Released> {
         let released = self.released.pop_front()?;
         let taken = Released { held_ns: None, ..released.clone() };
@@ -211,8 +215,8 @@ impl OutputGate {
         Some(released)
     }
 
-    /// All console output below `next` has been written, or dropped because nobody reads it. That it waits to be written is
-    /// not enough: what waits dies with this process.
+    /// All console output below `next` has been written, or dropped because nobody reads it. That
+    /// it waits to be written is not enough: what waits dies with this process.
     pub fn console_left(&mut self, next: OutputId) {
         while let Some(left) = self.at_console.pop_front_if(|taken| taken.id < next) {
             self.console_bytes -= cost(&left.operation);
@@ -228,7 +232,8 @@ impl OutputGate {
         }
     }
 
-    /// The network is there (again) and has carried all frames below `next`: those behind are to be taken again.
+    /// The network is there (again) and has carried all frames below `next`: those behind are to be
+    /// taken again.
     pub fn send_again(&mut self, next: OutputId) {
         self.carried(next);
         self.in_flight_bytes_max = IN_FLIGHT_BYTES_MAX;
@@ -293,7 +298,8 @@ impl OutputGate {
         others.chain(held).collect()
     }
 
-    /// How many outputs were given up because the network didn't carry them and [`IN_FLIGHT_BYTES_MAX`] was reached.
+    /// How many outputs were given up because the network didn't carry them and
+    /// [`IN_FLIGHT_BYTES_MAX`] was reached.
     #[must_use]
     pub const fn given_up(&self) -> u64 {
         self.given_up

@@ -1,17 +1,20 @@
-//! Pre-copy: a guest's memory is copied while it runs on, and what little is left in the end while it stands still.
+//! Pre-copy: a guest's memory is copied while it runs on, and what little is left in the end while
+//! it stands still.
 //!
 //! ```text
 //!   first pass   every page that isn't zero        the guest runs, and writes pages again
 //!   then         what was written meanwhile        the guest runs, and may write less and less
 //!   rest         the last REST_PAGES               the guest stands still
 //! ```
-//! A guest that writes pages faster than they are copied is slowed after the first pass: for every two pages that are copied
-//! it may write one that wasn't waiting to be copied already ([`PageCopying::pages_until_stop`]). So the number of pages that
-//! wait falls by one for two that are copied, whatever the guest does; it is slowed to half the speed of the copy, and not at all
+//! A guest that writes pages faster than they are copied is slowed after the first pass: for every
+//! two pages that are copied it may write one that wasn't waiting to be copied already
+//! ([`PageCopying::pages_until_stop`]). So the number of pages that wait falls by one for two that
+//! are copied, whatever the guest does; it is slowed to half the speed of the copy, and not at all
 //! if it needs less. A copy gives at most three times the pages that the memory has, and a few.
 //!
-//! Only when the guest runs is decided here, never what it does: where it stops between two slices isn't seen in its state.
-//! Source: Clark et al., "Live Migration of Virtual Machines" (2005), which slows "rogue" processes by their page faults.
+//! Only when the guest runs is decided here, never what it does: where it stops between two slices
+//! isn't seen in its state. Source: Clark et al., "Live Migration of Virtual Machines" (2005),
+//! which slows "rogue" processes by their page faults.
 
 use crate::mutation::{Mutation, mutated};
 use alloc::vec::Vec;
@@ -21,14 +24,16 @@ use vm::{Machine, PAGE_BYTES, PageCopy};
 /// So few pages are left for the guest's standing still: well below a millisecond.
 pub const REST_PAGES: usize = 256;
 
-/// Pages copied between two slices of the guest: some 20 microseconds in which the guest doesn't run.
+/// Pages copied between two slices of the guest: some 20 microseconds in which the guest doesn't
+/// run.
 pub const PIECE_PAGES: usize = 16;
 
-/// How many pages a slowed guest may write ahead of the copy. Less than [`REST_PAGES`], or a copy would not end.
+/// How many pages a slowed guest may write ahead of the copy. Less than [`REST_PAGES`], or a copy
+/// would not end.
 const AHEAD_PAGES: usize = 64;
 
-/// The steps of a slowed guest's shortest slice: it writes at most half as many pages, and stands still until twice as many are
-/// copied.
+/// The steps of a slowed guest's shortest slice: it writes at most half as many pages, and stands
+/// still until twice as many are copied.
 const SLICE_STEPS_MIN: u64 = 100;
 
 static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
@@ -68,7 +73,8 @@ impl PageCopying {
         Self { copy, next: 0, slowing: None, copied: 0 }
     }
 
-    /// Looks at [`PIECE_PAGES`] pages that are to be copied, and gives them to `take`. `true` if it is time for the rest.
+    /// Looks at [`PIECE_PAGES`] pages that are to be copied, and gives them to `take`. `true` if it
+    /// is time for the rest.
     pub fn copy_piece(&mut self, machine: &mut Machine, take: impl FnMut(Pages)) -> bool {
         self.copy_some(machine, PIECE_PAGES, take);
         machine.pages_to_take(self.copy) <= REST_PAGES
@@ -85,7 +91,8 @@ impl PageCopying {
         }
     }
 
-    /// How many pages the guest may write that don't wait to be copied yet, before more are copied; `None` if it isn't slowed.
+    /// How many pages the guest may write that don't wait to be copied yet, before more are copied;
+    /// `None` if it isn't slowed.
     pub fn pages_until_stop(&self, machine: &Machine) -> Option<usize> {
         if mutated(Mutation::CopyWithoutSlowing) {
             return None;
@@ -126,8 +133,8 @@ impl PageCopying {
     }
 }
 
-/// How many steps a guest may run of `steps` while these copies of its memory are made: none if it has to stand still until
-/// more is copied.
+/// How many steps a guest may run of `steps` while these copies of its memory are made: none if it
+/// has to stand still until more is copied.
 pub fn steps_allowed<'a>(
     steps: u64,
     machine: &Machine,

@@ -1,4 +1,5 @@
-//! Recording: a guest runs on the host's events, and every one of them is logged before it is applied.
+//! Recording: a guest runs on the host's events, and every one of them is logged before it is
+//! applied.
 
 use crate::apply::apply;
 use crate::event_source::EventSource;
@@ -10,7 +11,8 @@ pub trait LogSink {
     /// Why an entry can't be taken.
     type Error;
 
-    /// Appends an entry. `output` is what the guest sent, if the entry is that of an output operation.
+    /// Appends an entry. `output` is what the guest sent, if the entry is that of an output
+    /// operation.
     ///
     /// # Errors
     /// If the entry could not be taken; the recorder must not go on.
@@ -23,8 +25,8 @@ pub trait LogSink {
     fn flush(&mut self) -> Result<(), Self::Error>;
 }
 
-/// How many pages that the guest has written a digest looks at before it leaves the others to the next one: well below a
-/// millisecond, in which the guest stands still.
+/// How many pages that the guest has written a digest looks at before it leaves the others to the
+/// next one: well below a millisecond, in which the guest stands still.
 const DIGEST_PAGES_MAX: usize = 1024;
 
 /// When a recorder logs what no event asks for.
@@ -34,7 +36,8 @@ pub struct Intervals {
     pub digest_steps: u64,
     /// Nanoseconds after which a guest that has run at all gets a state digest, whatever its steps.
     pub digest_ns: u64,
-    /// Nanoseconds of running without an entry after which a progress entry tells the backup how far it may go.
+    /// Nanoseconds of running without an entry after which a progress entry tells the backup how
+    /// far it may go.
     pub progress_ns: u64,
 }
 
@@ -161,8 +164,8 @@ impl<S: EventSource> Recorder<S> {
         self.log(sink, EntryBody::Generation(generation))
     }
 
-    /// Logs a digest of the machine's state, with no more of its memory than can be digested without the guest's standing still
-    /// for long. Where one ends, the next begins.
+    /// Logs a digest of the machine's state, with no more of its memory than can be digested
+    /// without the guest's standing still for long. Where one ends, the next begins.
     fn digest_some<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
         let (pages, digest) = self.machine.digest_some(self.digest_from, DIGEST_PAGES_MAX);
         self.digest_from = pages.end;
@@ -193,7 +196,8 @@ impl<S: EventSource> Recorder<S> {
     fn give_events<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
         loop {
             match self.machine.run(self.machine.instruction_count()) {
-                // Left over by a predecessor that had logged only some of a step's outputs: they come before the event.
+                // Left over by a predecessor that had logged only some of a step's outputs: they
+                // come before the event.
                 Exit::Output => self.log_outputs(sink)?,
                 // The guest has ended, and gets nothing more.
                 Exit::Stopped(_) => return Ok(()),

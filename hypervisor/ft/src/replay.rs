@@ -1,4 +1,5 @@
-//! Replaying: a machine does again what a log says, entry by entry, and every difference is a divergence.
+//! Replaying: a machine does again what a log says, entry by entry, and every difference is a
+//! divergence.
 
 use crate::apply::apply;
 use crate::divergence::{Divergence, DivergenceCause, Found, entry_name};
@@ -20,8 +21,8 @@ pub enum Consumed {
 
 /// Replays a log on a machine that starts where the log starts.
 ///
-/// It never runs past the count of the entry it consumes, so it is never ahead of what it knows to be complete.
-/// Source: Scales et al. 2010, §2.1.
+/// It never runs past the count of the entry it consumes, so it is never ahead of what it knows to
+/// be complete. Source: Scales et al. 2010, §2.1.
 #[derive(Debug)]
 pub struct Replayer {
     machine: Machine,

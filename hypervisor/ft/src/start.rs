@@ -163,8 +163,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The same, told by one who knows of a log in `directory` from which a restart is possible: what it holds isn't offered to be
-    /// given up.
+    /// The same, told by one who knows of a log in `directory` from which a restart is possible:
+    /// what it holds isn't offered to be given up.
     #[must_use]
     pub fn with_known_log(mut self, directory: String) -> Self {
         if let Self::Owned { known_log, .. } = &mut self {
@@ -174,10 +174,11 @@ impl StartError {
     }
 }
 
-/// Decides whether a VM may be started, from what the arbiter knows of it, and says which flag is to be claimed: the first if it
-/// never ran, the one behind its end mark if it ended in order.
+/// Decides whether a VM may be started, from what the arbiter knows of it, and says which flag is
+/// to be claimed: the first if it never ran, the one behind its end mark if it ended in order.
 ///
-/// `force_new` claims it whatever its state: who ran it can't fail over any more, and what it did is given up.
+/// `force_new` claims it whatever its state: who ran it can't fail over any more, and what it did
+/// is given up.
 ///
 /// # Errors
 /// [`StartError::Owned`]; [`StartError::Exhausted`].
@@ -222,8 +223,8 @@ pub struct ResumeClaim {
     pub is_fork: bool,
 }
 
-/// Decides whether a VM may go on from a log, from what the arbiter knows of it. `losses` says why the log may lack what clients
-/// have seen, if the last owner is this node.
+/// Decides whether a VM may go on from a log, from what the arbiter knows of it. `losses` says why
+/// the log may lack what clients have seen, if the last owner is this node.
 ///
 /// # Errors
 /// [`StartError`]: what speaks against it.
@@ -239,8 +240,9 @@ pub fn judge_resume(
         return Err(StartError::EndedInOrder { vm: vm.clone() });
     }
     let owner = owner_behind(vm, flag)?;
-    // Its writer may have died between a claim that it had won and the entry that tells of it; so may one that has resumed
-    // from it. The owner of a generation is named in its own log; in a backup's log it is another node.
+    // Its writer may have died between a claim that it had won and the entry that tells of it; so
+    // may one that has resumed from it. The owner of a generation is named in its own log; in a
+    // backup's log it is another node.
     let is_of_latest =
         log.nodes.contains(&holder.node) || owner == log.generation && (!log.is_owners || log.nodes.is_empty());
     match consent.give_up {
@@ -265,8 +267,8 @@ pub fn judge_resume(
     Ok(ResumeClaim { free: owner, holder, is_fork: false })
 }
 
-/// Refuses a VM whose last owner lives: `ask_owner` asks the node at an address whether it owns the VM, as the arbiter may have been
-/// restored to an older state.
+/// Refuses a VM whose last owner lives: `ask_owner` asks the node at an address whether it owns the
+/// VM, as the arbiter may have been restored to an older state.
 ///
 /// # Errors
 /// [`StartError::Alive`].
@@ -289,7 +291,8 @@ pub fn refuse_if_alive(
 /// As which generation who claimed the flag `free` owns the VM, by the arbiter's verdict.
 ///
 /// # Errors
-/// [`StartError::Owned`] if the flag is another's; [`StartError::ClaimsChanged`]; [`StartError::Exhausted`].
+/// [`StartError::Owned`] if the flag is another's; [`StartError::ClaimsChanged`];
+/// [`StartError::Exhausted`].
 pub fn owned_by_verdict(vm: &VmId, free: Generation, verdict: Verdict) -> Result<Generation, StartError> {
     match verdict {
         Verdict::Won => owner_behind(vm, free),

@@ -1,24 +1,27 @@
-//! What goes wrong inside a guest, for whoever runs it: mistakes of its drivers, and a panic that nobody can see.
+//! What goes wrong inside a guest, for whoever runs it: mistakes of its drivers, and a panic that
+//! nobody can see.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use vm::{DeviceFault, Machine};
 
-/// How long a guest may put nothing out, without sleeping, before its memory is searched for a panic, in nanoseconds, and from one
-/// search to the next.
+/// How long a guest may put nothing out, without sleeping, before its memory is searched for a
+/// panic, in nanoseconds, and from one search to the next.
 const FIRST_SEARCH_NS: u64 = 2_000_000_000;
 const SEARCH_PERIOD_NS: u64 = 5_000_000_000;
 
 /// How often it is searched: a guest that puts nothing out for a minute has something else to do.
 const SEARCHES_MAX: u32 = 12;
 
-/// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the start of RAM.
+/// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the
+/// start of RAM.
 const SEARCHED_BYTES_MAX: usize = 64 << 20;
 
 /// How much of that at a time, in bytes: the guest stands meanwhile, for less than a millisecond.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// What Linux writes to its log before the reason of a panic. The kernel has the same words as a format, with `%s` behind them.
+/// What Linux writes to its log before the reason of a panic. The kernel has the same words as a
+/// format, with `%s` behind them.
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 
 /// The most bytes that are told of the reason.
@@ -45,7 +48,8 @@ pub enum Trouble {
 
 /// Watches one guest.
 ///
-/// A kernel that has panicked waits in a loop that reads the clock: it puts nothing out any more, and never sleeps.
+/// A kernel that has panicked waits in a loop that reads the clock: it puts nothing out any more,
+/// and never sleeps.
 #[derive(Debug)]
 pub struct Watch {
     faults: u64,
@@ -53,7 +57,8 @@ pub struct Watch {
     outputs: u64,
     /// The guest has slept since.
     has_slept: bool,
-    /// How often memory may still be searched in this silence; never, if the guest is not to be searched.
+    /// How often memory may still be searched in this silence; never, if the guest is not to be
+    /// searched.
     searches_left: u32,
     /// When the next search begins.
     next_search_ns: u64,
@@ -130,7 +135,8 @@ impl Watch {
     }
 }
 
-/// Why the Linux kernel in `ram` has panicked, if it says so in the piece from `start` on; what begins there may end behind it.
+/// Why the Linux kernel in `ram` has panicked, if it says so in the piece from `start` on; what
+/// begins there may end behind it.
 fn panic_reason(ram: &[u8], start: usize) -> Option<String> {
     let piece = ram.get(start..)?;
     let begins = &piece[..piece.len().min(PIECE_BYTES)];

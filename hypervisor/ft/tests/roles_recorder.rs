@@ -1,5 +1,5 @@
-//! What a recorder writes down replays, also at its edges: a guest whose device an event breaks, and a machine that is taken over
-//! with outputs in it that its predecessor had not logged.
+//! What a recorder writes down replays, also at its edges: a guest whose device an event breaks,
+//! and a machine that is taken over with outputs in it that its predecessor had not logged.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod roles_image;
@@ -89,7 +89,8 @@ fn replay(machine: Machine, entries: &[LogEntry]) -> (Machine, Vec<Consumed>) {
 
 #[test]
 fn a_guest_whose_device_an_event_breaks_goes_on() {
-    /// Virtio registers: features of version 1, a receive queue of 8 whose rings are outside RAM, and off it goes.
+    /// Virtio registers: features of version 1, a receive queue of 8 whose rings are outside RAM,
+    /// and off it goes.
     const WRITES: [(u32, u32); 9] =
         [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8), (0x44, 1), (0x70, 15)];
     let mut code = vec![lui(5, 0x10001)];
@@ -124,7 +125,8 @@ impl LogSink for FullLog {
     }
 }
 
-/// Logged, then applied: an event that the guest has seen and the log hasn't would be lost with this host.
+/// Logged, then applied: an event that the guest has seen and the log hasn't would be lost with
+/// this host.
 #[test]
 fn an_event_that_the_log_does_not_take_has_not_happened() {
     let mut recorder = Recorder::new(machine(&[addi(5, 0, 1)]), packets(1), Intervals::default());
@@ -168,8 +170,8 @@ fn an_output_takes_its_log_along_at_once() {
 
 #[test]
 fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
-    // One byte through the UART, which waits for its line's end, and one through the firmware, which flushes it: two
-    // outputs of one step.
+    // One byte through the UART, which waits for its line's end, and one through the firmware,
+    // which flushes it: two outputs of one step.
     let code = [
         lui(5, 0x10000),
         addi(6, 0, u32::from(b'a')),
@@ -276,7 +278,8 @@ fn longest_silence_ns(code: &[u32]) -> u64 {
     longest_ns
 }
 
-/// Scales et al. 2010, §2.1: the backup must know how far it may run, whatever the guest does or doesn't do.
+/// Scales et al. 2010, §2.1: the backup must know how far it may run, whatever the guest does or
+/// doesn't do.
 #[test]
 fn a_guest_that_computes_sleeps_or_masks_its_interrupts_tells_its_backup_how_far_it_is() {
     const SPIN: u32 = 0x0000_006f;

@@ -1,8 +1,9 @@
-//! An arbiter whose calls end in time, whatever the one behind it waits for: a file server or a name server that is gone, a disk
-//! that hangs.
+//! An arbiter whose calls end in time, whatever the one behind it waits for: a file server or a
+//! name server that is gone, a disk that hangs.
 //!
-//! A thread of its own asks. A caller that has waited for long enough is told that there is no answer, as of any arbiter that can't
-//! be reached, and asks again: what became of the request before, the same claim tells. At most one request is left behind.
+//! A thread of its own asks. A caller that has waited for long enough is told that there is no
+//! answer, as of any arbiter that can't be reached, and asks again: what became of the request
+//! before, the same claim tells. At most one request is left behind.
 
 use super::deadline::Deadline;
 use super::{Arbiter, ArbiterError};
@@ -96,7 +97,8 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(200);
 
-    /// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone. Without the bound this test doesn't end.
+    /// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone. Without
+    /// the bound this test doesn't end.
     #[test]
     fn a_file_system_that_hangs_is_an_arbiter_that_does_not_answer_until_it_does() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,17 +1,21 @@
-//! Claims as keys of etcd: `/ft-arbiter/<vm>/<generation in 20 digits>`, so that their order is that of the generations.
+//! Claims as keys of etcd: `/ft-arbiter/<vm>/<generation in 20 digits>`, so that their order is
+//! that of the generations.
 //!
-//! A claim is one transaction, "if the key was never created, and the one before it has this value, create it, else read
-//! both", sent to etcd's HTTP JSON gateway and decided by its answer alone: no lease that could run out, no lock that could
-//! be lost. The value of the key before is read first, unless it was the last that was seen, and is its predecessor's whole
-//! claim. Transactions and reads are linearizable, so an answer is a majority's, and outlives any minority of the members.
+//! A claim is one transaction, "if the key was never created, and the one before it has this value,
+//! create it, else read both", sent to etcd's HTTP JSON gateway and decided by its answer alone: no
+//! lease that could run out, no lock that could be lost. The value of the key before is read first,
+//! unless it was the last that was seen, and is its predecessor's whole claim. Transactions and
+//! reads are linearizable, so an answer is a majority's, and outlives any minority of the members.
 //!
-//! Members are asked in turn until one answers; asking a second one what the first one may have done already changes
-//! nothing, as the claim is the same. Deliberately absent: TLS and etcd's users and passwords.
+//! Members are asked in turn until one answers; asking a second one what the first one may have
+//! done already changes nothing, as the claim is the same. Deliberately absent: TLS and etcd's
+//! users and passwords.
 //!
-//! A proxy may stand before etcd, and answers for it while it is away: with a status that says so (429, 5xx, and some
-//! others, whatever the body), or with a page of its own. Neither says whether etcd has done what was asked, so the same is
-//! asked again. Answers that no etcd gives are an operator's business only as long as no etcd has answered here yet, because
-//! then the address is wrong.
+//! A proxy may stand before etcd, and answers for it while it is away: with a status that says so
+//! (429, 5xx, and some others, whatever the body), or with a page of its own. Neither says whether
+//! etcd has done what was asked, so the same is asked again. Answers that no etcd gives are an
+//! operator's business only as long as no etcd has answered here yet, because then the address is
+//! wrong.
 
 use super::deadline::Deadline;
 use super::{Arbiter, ArbiterError, base64, check_claim, record};
@@ -46,7 +50,8 @@ pub struct EtcdArbiter {
     agent: Agent,
     /// Which member answered last: it is asked first.
     preferred: AtomicUsize,
-    /// Of which cluster the first member was that answered. Another one knows nothing of its claims.
+    /// Of which cluster the first member was that answered. Another one knows nothing of its
+    /// claims.
     cluster: OnceLock<String>,
     /// The last claim that was looked up, by its key: a failover needs one question less.
     seen: Mutex<Option<KeyValue>>,
@@ -166,11 +171,13 @@ struct Failure {
 }
 
 impl EtcdArbiter {
-    /// The arbiter that the etcd cluster of `members` is, each `HOST:PORT` of a client URL: better all of them than one,
-    /// for one that is not named is not asked. Each call takes at most `timeout`.
+    /// The arbiter that the etcd cluster of `members` is, each `HOST:PORT` of a client URL: better
+    /// all of them than one, for one that is not named is not asked. Each call takes at most
+    /// `timeout`.
     #[must_use]
     pub fn new<'a>(members: impl IntoIterator<Item = &'a str>, timeout: Duration) -> Self {
-        // Members are asked directly, whatever proxy the environment names, and don't send their clients elsewhere.
+        // Members are asked directly, whatever proxy the environment names, and don't send their
+        // clients elsewhere.
         let config = Agent::config_builder().proxy(None).max_redirects(0).http_status_as_error(false);
         Self {
             members: members.into_iter().map(str::to_owned).collect(),
@@ -182,7 +189,8 @@ impl EtcdArbiter {
         }
     }
 
-    /// Asks the members in turn, the last that answered first, each for its share of the time that is left.
+    /// Asks the members in turn, the last that answered first, each for its share of the time that
+    /// is left.
     ///
     /// `understand` takes what is wanted out of an answer; `None` if no etcd answers like this.
     fn ask<T: DeserializeOwned, U>(
@@ -289,7 +297,8 @@ impl EtcdArbiter {
         );
         match said {
             _ if is_passing(status) => Refusal::Unreachable(reason),
-            // Invalid argument, not found, permission denied, failed precondition, unimplemented, unauthenticated.
+            // Invalid argument, not found, permission denied, failed precondition, unimplemented,
+            // unauthenticated.
             Some(Failure { code: 3 | 5 | 7 | 9 | 12 | 16, .. }) => Refusal::Failed(reason),
             // No leader, timed out, too much to do, no space left: that passes.
             Some(_) => Refusal::Unreachable(reason),
@@ -297,7 +306,8 @@ impl EtcdArbiter {
         }
     }
 
-    /// An answer that no etcd gives: from something before it, if an etcd has answered here already.
+    /// An answer that no etcd gives: from something before it, if an etcd has answered here
+    /// already.
     fn strange(&self, reason: String) -> Refusal {
         if self.cluster.get().is_some() { Refusal::Unreachable(reason) } else { Refusal::Protocol(reason) }
     }
@@ -319,7 +329,8 @@ impl EtcdArbiter {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does the transaction: the claim that `flag` has, and the one that the flag before has; `None` if it was made.
+    /// Does the transaction: the claim that `flag` has, and the one that the flag before has;
+    /// `None` if it was made.
     fn claim(&self, flag: &KeyValue, before: Option<KeyValue>) -> Result<Option<Holders>, ArbiterError> {
         let before_key = before.as_ref().map(|before| before.key.clone());
         let KeyValue { key, value } = flag.clone();
@@ -389,7 +400,8 @@ impl Arbiter for EtcdArbiter {
         let mut found = None;
         if let Some(before) = before(generation) {
             found = self.look_up(&key_of(before))?;
-            // What was seen last may have been lost since, and replaced; seen once, it is looked up the second time.
+            // What was seen last may have been lost since, and replaced; seen once, it is looked up
+            // the second time.
             if !is_successor(generation, predecessor, claim_of(found.as_ref(), vm, before)?.as_ref()) {
                 found = self.look_up(&key_of(before))?;
             }
@@ -473,8 +485,9 @@ fn only<T>(values: Vec<T>) -> Option<T> {
     <[T; 1]>::try_from(values).ok().map(|[value]| value)
 }
 
-/// Whether an HTTP status says that etcd can't answer now: too slow a request, too early, too many of them, or an error of
-/// the server's side. Not 501, by which etcd says that it lacks what is asked for.
+/// Whether an HTTP status says that etcd can't answer now: too slow a request, too early, too many
+/// of them, or an error of the server's side. Not 501, by which etcd says that it lacks what is
+/// asked for.
 const fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500 | 502..=599)
 }

@@ -1,12 +1,14 @@
 //! Claims as files: `DIR/<vm>/<generation>.claim`.
 //!
-//! A claim is written to a temporary file, made durable, and then given its name by `link(2)`, which fails if the name is
-//! taken. Local file systems and NFS both do that as one step, so a claim is there whole or not at all, and once.
-//! A claim is never changed or removed, so that the claim before it, which is read first, is still there. Temporary files
-//! begin with a dot, end with their process and mean nothing.
+//! A claim is written to a temporary file, made durable, and then given its name by `link(2)`,
+//! which fails if the name is taken. Local file systems and NFS both do that as one step, so a
+//! claim is there whole or not at all, and once. A claim is never changed or removed, so that the
+//! claim before it, which is read first, is still there. Temporary files begin with a dot, end with
+//! their process and mean nothing.
 //!
-//! A link counts when its directory has been synced. Whoever made it may have failed at that, or died before, so every answer
-//! that tells of a claim, also "it is yours already", syncs the directory first, and the claim is told only if that works.
+//! A link counts when its directory has been synced. Whoever made it may have failed at that, or
+//! died before, so every answer that tells of a claim, also "it is yours already", syncs the
+//! directory first, and the claim is told only if that works.
 
 use super::{Arbiter, ArbiterError, check_claim, record};
 use crate::os::entropy;
@@ -24,7 +26,8 @@ const CLAIM_SUFFIX: &str = ".claim";
 #[derive(Debug)]
 pub struct FileArbiter {
     directory: PathBuf,
-    /// The directory itself, whatever its path leads to later; also keeps an automounted one mounted.
+    /// The directory itself, whatever its path leads to later; also keeps an automounted one
+    /// mounted.
     opened: File,
     /// Makes what was created or linked in a directory durable; tests have their own.
     sync: fn(&Path) -> io::Result<()>,
@@ -33,8 +36,8 @@ pub struct FileArbiter {
 impl FileArbiter {
     /// The arbiter in `directory`, which is made if only it isn't there, and tried.
     ///
-    /// An empty directory is as good as a new one. So on a shared file system keep it at least two levels below the mount
-    /// point: then a node that starts while that isn't mounted fails here.
+    /// An empty directory is as good as a new one. So on a shared file system keep it at least two
+    /// levels below the mount point: then a node that starts while that isn't mounted fails here.
     ///
     /// # Errors
     /// [`ArbiterError::Directory`] if it can't hold claims.
@@ -61,8 +64,8 @@ impl FileArbiter {
         self.directory.join(vm.as_str())
     }
 
-    /// Checks that the path still leads to the directory that was opened. Where its file system was unmounted, an empty
-    /// directory would give away again what has long been won.
+    /// Checks that the path still leads to the directory that was opened. Where its file system was
+    /// unmounted, an empty directory would give away again what has long been won.
     fn check_place(&self) -> io::Result<()> {
         let (opened, found) = (self.opened.metadata()?, fs::metadata(&self.directory)?);
         if (opened.dev(), opened.ino()) == (found.dev(), found.ino()) {
@@ -85,13 +88,15 @@ impl FileArbiter {
         Ok(directory)
     }
 
-    /// What can go wrong with a directory that was once good is expected to pass: a full disk, a server that is down.
+    /// What can go wrong with a directory that was once good is expected to pass: a full disk, a
+    /// server that is down.
     fn unreachable(&self, source: io::Error) -> ArbiterError {
         ArbiterError::Unreachable { arbiter: format!("file:{}", self.directory.display()), source }
     }
 
-    /// The claim of one generation, if there is one; durably so. What is found may have been linked a moment ago by a process
-    /// that hasn't synced the directory yet, so it is synced behind the look and not before.
+    /// The claim of one generation, if there is one; durably so. What is found may have been linked
+    /// a moment ago by a process that hasn't synced the directory yet, so it is synced behind the
+    /// look and not before.
     fn read(&self, vm: &VmId, generation: Generation) -> Result<Option<Claim>, ArbiterError> {
         let directory = self.vm_directory(vm);
         let path = claim_path(&directory, generation);
@@ -117,7 +122,8 @@ impl FileArbiter {
                 (self.sync)(directory)?;
                 Ok(true)
             }
-            // On NFS also if this very link was made, and the answer to it was lost: whose it is, its content tells.
+            // On NFS also if this very link was made, and the answer to it was lost: whose it is,
+            // its content tells.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error),
         }
@@ -140,7 +146,8 @@ impl Arbiter for FileArbiter {
     ) -> Result<Verdict, ArbiterError> {
         check_claim(claim)?;
         let directory = self.make_vm_directory(vm).map_err(|source| self.unreachable(source))?;
-        // A claim never changes, so what is read here still holds when the link is made: together they are one step.
+        // A claim never changes, so what is read here still holds when the link is made: together
+        // they are one step.
         let before = before(generation).map(|before| self.read(vm, before)).transpose()?.flatten();
         if !is_successor(generation, predecessor, before.as_ref()) {
             let decided = self.read(vm, generation)?;
@@ -192,8 +199,9 @@ fn temporary_path(directory: &Path) -> PathBuf {
 
 /// Makes `directory` durably: a claim must not go with the directory it is in.
 ///
-/// Only the last part of its path: where more is missing, the file system that it belongs on may not be mounted, and an
-/// empty directory in its place would give away again what has long been won.
+/// Only the last part of its path: where more is missing, the file system that it belongs on may
+/// not be mounted, and an empty directory in its place would give away again what has long been
+/// won.
 fn make_directory(directory: &Path, sync: fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -201,7 +209,8 @@ fn make_directory(directory: &Path, sync: fn(&Path) -> io::Result<()>) -> io::Re
     };
     match fs::create_dir(directory) {
         Ok(()) => sync(parent),
-        // Another process may have made it, and not have synced it. One that may not read the parent didn't make it.
+        // Another process may have made it, and not have synced it. One that may not read the
+        // parent didn't make it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match sync(parent) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             synced => synced,

@@ -1,13 +1,15 @@
-//! The arbiter: a durable test-and-set per VM and generation, so that of a broken pair exactly one goes on.
+//! The arbiter: a durable test-and-set per VM and generation, so that of a broken pair exactly one
+//! goes on.
 //!
 //! ```text
 //!   FileArbiter (file:DIR) ──► DIR/<vm>/<generation>.claim, made by link(2)
 //!   TcpArbiter (tcp:HOST:PORT) ──► ft-arbiter (server) ──► FileArbiter
 //!   EtcdArbiter (etcd://HOST:PORT,...) ──► etcd: /ft-arbiter/<vm>/<generation>, made by a transaction
 //! ```
-//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g + 1`. A claim names its
-//! predecessor, the node that the claimer knows as the holder of the flag before: a flag is granted only behind that one. So
-//! two arbiters that agree on a number, but not on the node, don't both let a side of one pair go on.
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g
+//! + 1`. A claim names its predecessor, the node that the claimer knows as the holder of the flag
+//! before: a flag is granted only behind that one. So two arbiters that agree on a number, but not
+//! on the node, don't both let a side of one pair go on.
 //!
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
@@ -84,7 +86,8 @@ pub enum ArbiterError {
         /// What it did.
         reason: String,
     },
-    /// There is no answer now. The request may or may not have been recorded; asking again, with the same claim, tells.
+    /// There is no answer now. The request may or may not have been recorded; asking again, with
+    /// the same claim, tells.
     #[error("no answer from the arbiter {arbiter}: {source}")]
     Unreachable {
         /// Which arbiter, as in its spec.
@@ -106,10 +109,12 @@ impl ArbiterError {
 ///
 /// Calls block until the answer is durable, or a timeout has passed.
 pub trait Arbiter: Send + Sync + fmt::Debug {
-    /// Claims `generation` of `vm` if nobody has, and if the flag before it is held by `predecessor`; the first flag has none.
+    /// Claims `generation` of `vm` if nobody has, and if the flag before it is held by
+    /// `predecessor`; the first flag has none.
     ///
-    /// Exactly one node ever wins a generation. It wins again whenever it asks again, as the first answer may have been
-    /// lost on the way; the claim stays as it was made first. The predecessor is checked in one step with the test-and-set.
+    /// Exactly one node ever wins a generation. It wins again whenever it asks again, as the first
+    /// answer may have been lost on the way; the claim stays as it was made first. The predecessor
+    /// is checked in one step with the test-and-set.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer. All others are for an
@@ -129,11 +134,12 @@ pub trait Arbiter: Send + Sync + fmt::Debug {
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError>;
 }
 
-/// The arbiter that `spec` names: `file:DIR`, `tcp:HOST:PORT` or `etcd://HOST:PORT[,HOST:PORT...]`. `timeout` bounds each
-/// call to one over the network.
+/// The arbiter that `spec` names: `file:DIR`, `tcp:HOST:PORT` or `etcd://HOST:PORT[,HOST:PORT...]`.
+/// `timeout` bounds each call to one over the network.
 ///
 /// # Errors
-/// [`ArbiterError::BadSpec`] or [`ArbiterError::Directory`]. An arbiter over the network is not asked yet.
+/// [`ArbiterError::BadSpec`] or [`ArbiterError::Directory`]. An arbiter over the network is not
+/// asked yet.
 pub fn open(spec: &str, timeout: Duration) -> Result<Box<dyn Arbiter>, ArbiterError> {
     const NO_ADDRESS: &str = "it names no host and port";
     const NO_TLS: &str = "etcd is spoken to by plain HTTP only, as yet, over a network that you trust";

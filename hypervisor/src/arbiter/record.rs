@@ -1,7 +1,8 @@
-//! A claim as text: JSON that says of itself what it is the claim of, so that no claim is taken for another.
+//! A claim as text: JSON that says of itself what it is the claim of, so that no claim is taken for
+//! another.
 //!
-//! Version 2: the fields of [`Record`]. Version 1 called the flag `generation`, which is the number of its winner minus one.
-//! What is read is checked here.
+//! Version 2: the fields of [`Record`]. Version 1 called the flag `generation`, which is the number
+//! of its winner minus one. What is read is checked here.
 
 use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use logchannel::entry::Generation;

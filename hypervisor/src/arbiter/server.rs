@@ -1,4 +1,5 @@
-//! `ft-arbiter`'s sockets: one thread, a task for each connection, disk writes on threads of their own.
+//! `ft-arbiter`'s sockets: one thread, a task for each connection, disk writes on threads of their
+//! own.
 
 use super::wire::{Answer, BODY_BYTES_MAX, Request};
 use super::{Arbiter, ArbiterError, FileArbiter};
@@ -25,21 +26,23 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// The most connections at once, if the process may have the descriptors. One more takes the place of that which has been
-/// without a request for longest: its client makes a new one when it needs it, and clients that never ask anything keep nobody
-/// out.
+/// The most connections at once, if the process may have the descriptors. One more takes the place
+/// of that which has been without a request for longest: its client makes a new one when it needs
+/// it, and clients that never ask anything keep nobody out.
 pub const CONNECTIONS_MAX: usize = 256;
 
 /// How long a new connection may take for its first request: who connects has one.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may take from one answer to the whole of the next request. Clients make a new one when they need it.
+/// How long a connection may take from one answer to the whole of the next request. Clients make a
+/// new one when they need it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Requests that wait for the disk at once; more wait for these.
 pub const DISK_THREADS_MAX: usize = 8;
 
-/// How long a request may wait for the disk: clients wait for 5 s. A disk that hangs keeps its threads, and nothing else.
+/// How long a request may wait for the disk: clients wait for 5 s. A disk that hangs keeps its
+/// threads, and nothing else.
 const DISK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a client may take for an answer, which is some hundred bytes.
@@ -76,7 +79,8 @@ pub enum ArbiterEvent {
         holder: Option<String>,
         /// Where that node listens.
         holder_address: Option<String>,
-        /// It is free and was refused, because the one before isn't held by the predecessor that the claim names.
+        /// It is free and was refused, because the one before isn't held by the predecessor that
+        /// the claim names.
         refused: bool,
     },
 }
@@ -94,7 +98,8 @@ impl fmt::Display for ArbiterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
-            // Nodes by the first digits of their ids. The address of one that holds a flag was told when it won that.
+            // Nodes by the first digits of their ids. The address of one that holds a flag was told
+            // when it won that.
             Self::Claim { vm, generation, node, address, ended, won, holder, refused, .. } => {
                 let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
                 let holder = holder.as_ref().map_or_else(|| "nobody".into(), |holder| format!("node {holder:.8}"));
@@ -136,8 +141,9 @@ enum ClientLine {
 }
 
 impl ArbiterServer {
-    /// Listens at `listen`, where port 0 picks a free one, and tells so. It has at most `connections_max` connections: fewer than
-    /// the process may have descriptors, as claims need some, too.
+    /// Listens at `listen`, where port 0 picks a free one, and tells so. It has at most
+    /// `connections_max` connections: fewer than the process may have descriptors, as claims need
+    /// some, too.
     ///
     /// # Errors
     /// If the address can't be listened at.
@@ -162,8 +168,9 @@ impl ArbiterServer {
         self.listen
     }
 
-    /// Serves until `shutdown` is done. Needs a current-thread runtime with I/O and time, and [`DISK_THREADS_MAX`] blocking
-    /// threads. One of these may still wait for the disk afterwards: shut the runtime down in the background.
+    /// Serves until `shutdown` is done. Needs a current-thread runtime with I/O and time, and
+    /// [`DISK_THREADS_MAX`] blocking threads. One of these may still wait for the disk afterwards:
+    /// shut the runtime down in the background.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let tasks = LocalSet::new();
         tasks.spawn_local(accept(Rc::new(self)));
@@ -179,7 +186,8 @@ async fn accept(server: Rc<ArbiterServer>) {
             Ok((stream, peer)) => {
                 let place = Place::take(&places, server.connections_max);
                 spawn_local(serve(server.clone(), stream, peer, place));
-                // The connection that has lost its place to this one is closed before the next is accepted.
+                // The connection that has lost its place to this one is closed before the next is
+                // accepted.
                 yield_now().await;
             }
             Err(error) => sleep(trouble.failed("the arbiter can't accept connections", &error)).await,
@@ -253,7 +261,8 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
     }
 }
 
-/// Answers the requests on one connection, one after the other, until the client leaves or is at fault.
+/// Answers the requests on one connection, one after the other, until the client leaves or is at
+/// fault.
 async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, place: &mut Place) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut decoder = FrameDecoder::with_body_limit(BODY_BYTES_MAX);
@@ -327,8 +336,8 @@ impl ArbiterServer {
 }
 
 impl ArbiterServer {
-    /// Does `work` on a thread that may wait for the disk, in time or not at all. An error beside the arbiter's own only if the
-    /// process is ending.
+    /// Does `work` on a thread that may wait for the disk, in time or not at all. An error beside
+    /// the arbiter's own only if the process is ending.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&FileArbiter) -> Result<T, ArbiterError> + Send + 'static,

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 /// An arbiter at the other end of a TCP connection.
 ///
-/// The connection is made when it is first needed and kept. A call on a kept connection that fails is tried once more on
-/// a new one, as the server closes connections that were idle for long, and may have been started anew.
+/// The connection is made when it is first needed and kept. A call on a kept connection that fails
+/// is tried once more on a new one, as the server closes connections that were idle for long, and
+/// may have been started anew.
 #[derive(Debug)]
 pub struct TcpArbiter {
     address: String,
@@ -42,7 +43,8 @@ impl From<io::Error> for CallError {
 }
 
 impl TcpArbiter {
-    /// The arbiter at `address`, `HOST:PORT`. Each call takes at most `timeout`, besides the look-up of a host name.
+    /// The arbiter at `address`, `HOST:PORT`. Each call takes at most `timeout`, besides the
+    /// look-up of a host name.
     #[must_use]
     pub fn new(address: impl Into<String>, timeout: Duration) -> Self {
         Self { address: address.into(), timeout, connection: Mutex::new(None) }
@@ -51,7 +53,8 @@ impl TcpArbiter {
     fn ask(&self, request: &Request) -> Result<Answer, ArbiterError> {
         let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = Deadline::after(self.timeout);
-        // Taken out: a connection is put back only behind a whole answer, so no answer is taken for that to a later request.
+        // Taken out: a connection is put back only behind a whole answer, so no answer is taken for
+        // that to a later request.
         let first = kept.take().map(|connection| connection.ask(request, deadline));
         let asked = match first {
             Some(Ok(done)) => Ok(done),

@@ -7,7 +7,8 @@
 //! | 64 request | client | version (u16 LE), then [`Request`] |
 //! | 65 answer | server | version (u16 LE), then [`Answer`] |
 //!
-//! Version 2: this table; before it a claim had no predecessor. This module checks version, lengths and names.
+//! Version 2: this table; before it a claim had no predecessor. This module checks version, lengths
+//! and names.
 
 use bincode::{Decode, Encode};
 use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};

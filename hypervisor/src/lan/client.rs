@@ -12,8 +12,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 use vm::OutputId;
 
-/// How long a LAN may take no bytes at all before its port is given up: much less than the silence after which a VM's
-/// other side takes over, as whoever sends frames has acknowledgements and heartbeats to see to.
+/// How long a LAN may take no bytes at all before its port is given up: much less than the silence
+/// after which a VM's other side takes over, as whoever sends frames has acknowledgements and
+/// heartbeats to see to.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why a port could not be opened, or is no more.
@@ -98,8 +99,8 @@ impl FrameSender {
     /// Sends one frame, in one system call.
     ///
     /// # Errors
-    /// Of the connection; [`FrameReceiver::receive`] tells what became of it. `InvalidInput` for a frame that is no
-    /// Ethernet frame; the connection is unhurt then.
+    /// Of the connection; [`FrameReceiver::receive`] tells what became of it. `InvalidInput` for a
+    /// frame that is no Ethernet frame; the connection is unhurt then.
     pub fn send(&mut self, id: OutputId, frame: &[u8]) -> io::Result<()> {
         self.send_batch(&[(id, frame)])
     }
@@ -144,7 +145,8 @@ pub struct FrameReceiver {
 }
 
 impl FrameReceiver {
-    /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not missed.
+    /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not
+    /// missed.
     pub const fn excuse(&mut self) {
         self.session.excuse();
     }

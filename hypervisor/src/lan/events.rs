@@ -56,7 +56,8 @@ pub enum LanEvent {
         /// Who had the port.
         generation: u64,
     },
-    /// The connection of a VM's port was given up, as nothing came from the VM's host for so long; its frames are kept.
+    /// The connection of a VM's port was given up, as nothing came from the VM's host for so long;
+    /// its frames are kept.
     Silent {
         /// The VM.
         vm: String,
@@ -121,7 +122,8 @@ pub struct Dropped {
     pub forged: u64,
     /// Connections and datagrams of clients beyond a limit.
     pub refused_clients: u64,
-    /// Connections of clients that were closed because nothing passed over them: for too long, or others needed the place.
+    /// Connections of clients that were closed because nothing passed over them: for too long, or
+    /// others needed the place.
     pub idle_clients: u64,
     /// UDP flows that made room for others, because of a limit.
     pub replaced_flows: u64,
@@ -255,7 +257,8 @@ mod tests {
         ]
     }
 
-    /// Whether an event may be longer than a line. A new event is to be decided on here, and to be put into [`usual`].
+    /// Whether an event may be longer than a line. A new event is to be decided on here, and to be
+    /// put into [`usual`].
     const fn may_be_longer(event: &LanEvent) -> bool {
         match event {
             LanEvent::Attached { lost, .. } => *lost > 0,

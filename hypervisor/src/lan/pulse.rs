@@ -1,17 +1,20 @@
-//! Heartbeats on the connection of a VM port: when one is due, and when silence means that the connection is dead.
+//! Heartbeats on the connection of a VM port: when one is due, and when silence means that the
+//! connection is dead.
 //!
-//! A connection can be dead without being closed: the peer's host has lost its power, a firewall has forgotten the
-//! connection, a cable is out. TCP notices that after minutes, and on an idle connection never. So each side sends a
-//! heartbeat every [`INTERVAL_US`], and gives up a peer of which nothing has come in [`SILENT_INTERVALS_MAX`] intervals. Intervals
-//! are counted, and not time: to a process that stood still only one of them has passed, and it reads what has come meanwhile
-//! before the next one.
+//! A connection can be dead without being closed: the peer's host has lost its power, a firewall
+//! has forgotten the connection, a cable is out. TCP notices that after minutes, and on an idle
+//! connection never. So each side sends a heartbeat every [`INTERVAL_US`], and gives up a peer of
+//! which nothing has come in [`SILENT_INTERVALS_MAX`] intervals. Intervals are counted, and not
+//! time: to a process that stood still only one of them has passed, and it reads what has come
+//! meanwhile before the next one.
 
 use ft::mutation::{Mutation, mutated};
 
 /// From one heartbeat to the next, in microseconds.
 pub const INTERVAL_US: u64 = 500_000;
 
-/// After so many intervals without a byte from the peer, the connection is given up: after 1.5 to 2 s.
+/// After so many intervals without a byte from the peer, the connection is given up: after 1.5 to 2
+/// s.
 pub const SILENT_INTERVALS_MAX: u32 = 3;
 
 /// Whether the peer of one connection is alive.
@@ -27,7 +30,8 @@ impl Pulse {
         self.was_heard = true;
     }
 
-    /// Another interval has passed. `true` if the peer is to be given up; otherwise a heartbeat is due.
+    /// Another interval has passed. `true` if the peer is to be given up; otherwise a heartbeat is
+    /// due.
     pub fn is_silent(&mut self) -> bool {
         self.silent_intervals = if std::mem::take(&mut self.was_heard) { 0 } else { self.silent_intervals + 1 };
         self.silent_intervals >= SILENT_INTERVALS_MAX && !mutated(Mutation::TrustSilentPort)

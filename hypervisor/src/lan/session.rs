@@ -1,4 +1,5 @@
-//! The hypervisor's end of a VM port without its socket: what the LAN says, and when a heartbeat is due.
+//! The hypervisor's end of a VM port without its socket: what the LAN says, and when a heartbeat is
+//! due.
 
 use super::attachment::Attachment;
 use super::client::LanError;
@@ -48,7 +49,8 @@ pub struct PortSession {
 }
 
 impl PortSession {
-    /// A connection over which `attachment` was sent at `now_us`, with heartbeats every `interval_us`.
+    /// A connection over which `attachment` was sent at `now_us`, with heartbeats every
+    /// `interval_us`.
     #[must_use]
     pub fn new(attachment: &Attachment, now_us: u64, interval_us: u64) -> Self {
         Self {

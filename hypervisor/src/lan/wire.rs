@@ -20,10 +20,12 @@
 //! | 20 Carried | LAN | next output (8): every one with a smaller id has been carried |
 //! | 21 Heartbeat | LAN | nothing |
 //!
-//! Attach is the first message and comes once; Attached or Refused answers it. This module checks lengths, kinds,
-//! magic, version and the VM's name; the port of the VM checks what the numbers mean.
+//! Attach is the first message and comes once; Attached or Refused answers it. This module checks
+//! lengths, kinds, magic, version and the VM's name; the port of the VM checks what the numbers
+//! mean.
 //!
-//! Version 1: without Carried, and Attached told no output. Version 2: without Heartbeat. Version 3: this table.
+//! Version 1: without Carried, and Attached told no output. Version 2: without Heartbeat. Version
+//! 3: this table.
 
 use super::attachment::Attachment;
 use logchannel::entry::Generation;
@@ -52,7 +54,8 @@ const CARRIED: u8 = 20;
 const LAN_HEARTBEAT: u8 = 21;
 /// Bytes of a length prefix, here and in QEMU's framing.
 const PREFIX_BYTES: usize = 4;
-/// How much a [`Cutter`] reads at once; at least twice the longest message, so that moving a torn one stays cheap.
+/// How much a [`Cutter`] reads at once; at least twice the longest message, so that moving a torn
+/// one stays cheap.
 const READ_BYTES: usize = 64 << 10;
 
 /// Bytes that are not the protocol; the connection they came on is closed.
@@ -354,7 +357,8 @@ impl Cutter {
         Self { buffer: vec![0; capacity].into_boxed_slice(), start: 0, end: 0, prefix, bytes_max }
     }
 
-    /// Where to read the next bytes into; never empty once [`Cutter::next_message`] has returned `None`.
+    /// Where to read the next bytes into; never empty once [`Cutter::next_message`] has returned
+    /// `None`.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);

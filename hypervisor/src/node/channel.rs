@@ -1,4 +1,5 @@
-//! The logging channel: any thread may read or write it, one at a time, and nobody waits for a stuck peer.
+//! The logging channel: any thread may read or write it, one at a time, and nobody waits for a
+//! stuck peer.
 
 use super::host::Connection;
 use logchannel::frame::FrameDecoder;
@@ -14,13 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 /// Bytes read from the connection in one call.
 const READ_BYTES: usize = 64 << 10;
 
-/// Locks a mutex whose data stays whole even if a holder panicked: a panic ends the process soon enough.
+/// Locks a mutex whose data stays whole even if a holder panicked: a panic ends the process soon
+/// enough.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does a job with `resource`, by one thread at a time, without any thread waiting for another: a thread that finds it
-/// taken goes on, because whoever has it looks again, by `is_pending`, after giving it back.
+/// Does a job with `resource`, by one thread at a time, without any thread waiting for another: a
+/// thread that finds it taken goes on, because whoever has it looks again, by `is_pending`, after
+/// giving it back.
 pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool, mut job: impl FnMut(&mut T)) {
     while is_pending() {
         match resource.try_lock() {
@@ -51,10 +54,12 @@ impl Connection for TcpStream {
     }
 }
 
-/// Says something short on a connection that is no logging channel (yet). A peer that doesn't read isn't waited for.
+/// Says something short on a connection that is no logging channel (yet). A peer that doesn't read
+/// isn't waited for.
 ///
 /// # Errors
-/// Of the connection; `WouldBlock` if it is full, as its peer has read nothing of what was said before.
+/// Of the connection; `WouldBlock` if it is full, as its peer has read nothing of what was said
+/// before.
 pub(crate) fn say<C: Connection>(connection: &C, message: &Message) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
@@ -79,7 +84,8 @@ pub(crate) struct ChannelWriter<C> {
 impl<C: Connection> ChannelWriter<C> {
     /// Sends what the connection has not taken yet. `true` if there is nothing left of it.
     ///
-    /// That a peer is gone is noticed by whoever reads the connection, after all that the peer has sent.
+    /// That a peer is gone is noticed by whoever reads the connection, after all that the peer has
+    /// sent.
     fn send_rest(&mut self, count: &AtomicU64) -> bool {
         while let Some(connection) = &self.connection
             && self.sent < self.buffer.len()
@@ -96,7 +102,8 @@ impl<C: Connection> ChannelWriter<C> {
         true
     }
 
-    /// Sends what `fill` gives, as [`ChannelWriter::send_rest`]. Without a connection the bytes go nowhere: their reader is lost.
+    /// Sends what `fill` gives, as [`ChannelWriter::send_rest`]. Without a connection the bytes go
+    /// nowhere: their reader is lost.
     fn send(&mut self, count: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.buffer.clear();
         self.sent = 0;
@@ -206,8 +213,9 @@ impl<C> Default for Channel<C> {
 }
 
 impl<C: Connection> Channel<C> {
-    /// Connects the channel. The reader of an earlier connection is gone, so that nothing it still had is taken for a word of
-    /// the new peer, and so is what the earlier connection had not taken.
+    /// Connects the channel. The reader of an earlier connection is gone, so that nothing it still
+    /// had is taken for a word of the new peer, and so is what the earlier connection had not
+    /// taken.
     pub fn connect(&self, connection: Arc<C>) {
         *lock(&self.reader) = None;
         *lock(&self.connection) = Some(connection.clone());
@@ -229,7 +237,8 @@ impl<C: Connection> Channel<C> {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection has not taken all that was to be sent. [`Channel::send`] is to be called again soon then.
+    /// Whether the connection has not taken all that was to be sent. [`Channel::send`] is to be
+    /// called again soon then.
     #[must_use]
     pub fn is_clogged(&self) -> bool {
         self.is_clogged.load(Ordering::SeqCst)
@@ -241,8 +250,9 @@ impl<C: Connection> Channel<C> {
         !self.is_clogged() && !matches!(self.writer.try_lock(), Err(TryLockError::WouldBlock))
     }
 
-    /// Sends the rest of what the connection had not taken and then, as long as `has_more`, what `fill` gives. If the connection
-    /// takes no more now, or another thread sends already, this returns at once.
+    /// Sends the rest of what the connection had not taken and then, as long as `has_more`, what
+    /// `fill` gives. If the connection takes no more now, or another thread sends already, this
+    /// returns at once.
     pub fn send(&self, has_more: impl Fn() -> bool, mut fill: impl FnMut(&mut Vec<u8>)) {
         let mut tries_again = self.is_clogged();
         while std::mem::take(&mut tries_again) || (has_more() && !self.is_clogged()) {

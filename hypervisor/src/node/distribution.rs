@@ -34,7 +34,8 @@ pub fn histogram_ns() -> Histogram<u64> {
 }
 
 impl Distribution {
-    /// The head of a table of distributions, which leaves 21 of a terminal's 80 columns to the names.
+    /// The head of a table of distributions, which leaves 21 of a terminal's 80 columns to the
+    /// names.
     pub const HEAD: &str = "samples       p50       p90       p99     p99.9         max";
 
     /// From a histogram of nanoseconds.

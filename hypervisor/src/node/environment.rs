@@ -44,7 +44,8 @@ impl Node {
         }
     }
 
-    /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are told ever more rarely.
+    /// Asks the arbiter. `failed` counts the tries in a row that it could not be asked; they are
+    /// told ever more rarely.
     pub(in crate::node) fn claim(&self, request: ClaimRequest, failed: &mut u32) -> ClaimAnswer {
         let claim = Claim { node: request.node, kind: request.kind, address: Some(self.address.clone()) };
         match self.arbiter.test_and_set(&self.vm, request.generation, &claim, request.predecessor) {

@@ -1,7 +1,9 @@
-//! What a side of a VM needs of whatever it runs on: a process with threads and sockets, or a simulator.
+//! What a side of a VM needs of whatever it runs on: a process with threads and sockets, or a
+//! simulator.
 //!
-//! A side is driven by *steps* that never wait. A step says when it is to be called again; who calls it, and on which thread, is
-//! for the host. The process and the simulator call the same steps.
+//! A side is driven by *steps* that never wait. A step says when it is to be called again; who
+//! calls it, and on which thread, is for the host. The process and the simulator call the same
+//! steps.
 
 use super::reports::NodeReport;
 use ft::event_source::EventSource;
@@ -35,7 +37,8 @@ pub trait Host: Send + Sync + 'static {
     /// All console output below this has been written, or dropped because nobody reads it.
     fn console_left(&self) -> OutputId;
 
-    /// How long the guest has run since `began_ns`, in which it has executed so many `steps`, in nanoseconds.
+    /// How long the guest has run since `began_ns`, in which it has executed so many `steps`, in
+    /// nanoseconds.
     fn guest_time_ns(&self, began_ns: u64, steps: u64) -> u64 {
         let _ = steps;
         self.now_ns() - began_ns
@@ -49,7 +52,8 @@ pub trait Host: Send + Sync + 'static {
 
 /// A connection to the other side of a VM: bytes in order, as TCP carries them.
 pub trait Connection: Send + Sync + 'static {
-    /// Reads what has arrived; 0 if nothing more will come. A host that has a thread for this waits until something has.
+    /// Reads what has arrived; 0 if nothing more will come. A host that has a thread for this waits
+    /// until something has.
     ///
     /// # Errors
     /// `WouldBlock` or `Interrupted` if nothing has arrived; others end the connection.
@@ -64,7 +68,8 @@ pub trait Connection: Send + Sync + 'static {
     /// Sends as many of these bytes as the connection takes now.
     ///
     /// # Errors
-    /// `WouldBlock` or `Interrupted` if it takes none now; others mean that nothing can be sent any more.
+    /// `WouldBlock` or `Interrupted` if it takes none now; others mean that nothing can be sent any
+    /// more.
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Ends the connection: whoever reads or writes it finds that out at once.
@@ -83,11 +88,14 @@ pub trait GuestInput: EventSource {
     fn has_input(&self, machine: &Machine) -> bool;
 }
 
-/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate) released comes here.
+/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
+/// released comes here.
 pub trait OutputSink: Send + 'static {
-    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card without its cable.
+    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card
+    /// without its cable.
     ///
-    /// `true` if nobody will ever tell what became of them, so that they are as good as carried: only a LAN tells.
+    /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
+    /// only a LAN tells.
     fn put_out(&mut self, outputs: &[Released]) -> bool;
 }
 
@@ -112,7 +120,8 @@ pub enum Next {
         /// When at the latest.
         until_ns: u64,
     },
-    /// Not before this time, in nanoseconds, or before [`Host::wake`] if the step has a [`StepKind`].
+    /// Not before this time, in nanoseconds, or before [`Host::wake`] if the step has a
+    /// [`StepKind`].
     Wait {
         /// Until when.
         until_ns: u64,

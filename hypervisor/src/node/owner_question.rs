@@ -12,7 +12,8 @@ use std::time::Duration;
 /// How long an owner may take to answer, in nanoseconds. One that lives answers at once.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
-/// The node that answers at `address`, `HOST:PORT`, that it owns `vm`, and its generation; `None` if none does within a second.
+/// The node that answers at `address`, `HOST:PORT`, that it owns `vm`, and its generation; `None`
+/// if none does within a second.
 #[must_use]
 pub fn ask_owner(address: &str, vm: &VmId) -> Option<(NodeId, Generation)> {
     let until_ns = clock::now_ns() + PATIENCE_NS;

@@ -24,8 +24,8 @@ pub enum ClaimError {
 }
 
 impl ClaimError {
-    /// The same, told by one who knows of a log in `directory` from which a restart is possible: what it holds isn't offered to be
-    /// given up.
+    /// The same, told by one who knows of a log in `directory` from which a restart is possible:
+    /// what it holds isn't offered to be given up.
     #[must_use]
     pub fn with_known_log(self, directory: &Path) -> Self {
         match self {
@@ -35,8 +35,8 @@ impl ClaimError {
     }
 }
 
-/// Claims a VM for a new start and says as which generation it runs; `force_new` and `ask_owner` are as for [`judge_start`] and
-/// [`refuse_if_alive`].
+/// Claims a VM for a new start and says as which generation it runs; `force_new` and `ask_owner`
+/// are as for [`judge_start`] and [`refuse_if_alive`].
 ///
 /// # Errors
 /// [`ClaimError`]; nothing is claimed then.
@@ -56,8 +56,9 @@ pub fn claim_start(
     claim_flag(arbiter, vm, free, &claim, last.map(|last| last.node))
 }
 
-/// Sets the end mark of a VM that was claimed as `generation` and whose guest never ran, because its start failed: without it
-/// the VM would stay owned by a process that is gone. Never for a guest that has run anywhere.
+/// Sets the end mark of a VM that was claimed as `generation` and whose guest never ran, because
+/// its start failed: without it the VM would stay owned by a process that is gone. Never for a
+/// guest that has run anywhere.
 ///
 /// # Errors
 /// [`ClaimError`]: the VM stays owned.
@@ -72,11 +73,11 @@ pub fn end_unstarted(
     claim_flag(arbiter, vm, generation, &claim, Some(node)).map(|_| ())
 }
 
-/// Claims a VM as `judged` says, which is what [`judge_resume`](ft::start::judge_resume) has found. Says as which generation it goes
-/// on from the log, and whose place it has taken.
+/// Claims a VM as `judged` says, which is what [`judge_resume`](ft::start::judge_resume) has found.
+/// Says as which generation it goes on from the log, and whose place it has taken.
 ///
-/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. It is one of `log_nodes` then, and `judge`
-/// looks again.
+/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. It is one
+/// of `log_nodes` then, and `judge` looks again.
 ///
 /// # Errors
 /// [`StartError::ClaimedMeanwhile`] if another node has; [`ClaimError::Arbiter`]; those of `judge`.

@@ -24,8 +24,9 @@ impl Default for AcceptTrouble {
 }
 
 impl AcceptTrouble {
-    /// Another connection could not be accepted. `what` says what can't be done, for people. Returns how long to wait before the
-    /// next try: not at all if only this connection has gone again, or a signal came.
+    /// Another connection could not be accepted. `what` says what can't be done, for people.
+    /// Returns how long to wait before the next try: not at all if only this connection has gone
+    /// again, or a signal came.
     #[must_use]
     pub fn failed(&mut self, what: &str, error: &io::Error) -> Duration {
         if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {

@@ -29,8 +29,8 @@ pub fn check_form(text: &str) -> Result<(), String> {
     }
 }
 
-/// The address that `text` names. A host name is looked up now, once; of several addresses an IPv4 address is preferred, at which
-/// programs listen by default.
+/// The address that `text` names. A host name is looked up now, once; of several addresses an IPv4
+/// address is preferred, at which programs listen by default.
 ///
 /// # Errors
 /// In words for a person: what is wrong with it, or that no such host is known.

@@ -3,8 +3,9 @@
 use nix::time::{ClockId, clock_gettime};
 use std::fmt;
 
-/// Microseconds of the host's monotonic clock: the same clock in every process of one host, so that the timelines of
-/// a primary, a backup and the program that killed one of them can be laid side by side.
+/// Microseconds of the host's monotonic clock: the same clock in every process of one host, so that
+/// the timelines of a primary, a backup and the program that killed one of them can be laid side by
+/// side.
 #[must_use]
 pub fn now_us() -> u64 {
     now_ns() / 1000
@@ -52,7 +53,8 @@ impl fmt::Display for WallTime {
 
 /// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.
 ///
-/// Years are counted from the first of March, so that the leap day is a year's last, and months have 153 days in five.
+/// Years are counted from the first of March, so that the leap day is a year's last, and months
+/// have 153 days in five.
 const fn civil_date(days: u64) -> (u64, u64, u64) {
     const DAYS_TO_1970: u64 = 719_468;
     const DAYS_IN_400_YEARS: u64 = 146_097;

@@ -1,4 +1,5 @@
-//! The operating system: the only readers of clocks and entropy, signals, terminals, and what is written to them.
+//! The operating system: the only readers of clocks and entropy, signals, terminals, and what is
+//! written to them.
 
 pub mod accept;
 pub mod address;

@@ -1,4 +1,5 @@
-//! Lines that a peer can cause as often as it likes: told at a limited rate, so that no stranger fills a log.
+//! Lines that a peer can cause as often as it likes: told at a limited rate, so that no stranger
+//! fills a log.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,8 +22,8 @@ impl RateLimit {
         Self { interval_ns, told_ns: None, left_out: 0 }
     }
 
-    /// There is another line to tell. `None` if it comes too soon after the last one; otherwise it is to be told, with the number
-    /// of those that were left out since then.
+    /// There is another line to tell. `None` if it comes too soon after the last one; otherwise it
+    /// is to be told, with the number of those that were left out since then.
     pub fn admit(&mut self, now_ns: u64) -> Option<LeftOut> {
         if self.told_ns.is_some_and(|told_ns| now_ns.saturating_sub(told_ns) < self.interval_ns) {
             self.left_out += 1;
@@ -39,8 +40,8 @@ impl Default for RateLimit {
     }
 }
 
-/// A [`RateLimit`] for each kind of line, so that one kind doesn't leave out another. `K` names the kinds: few, and not chosen by
-/// peers.
+/// A [`RateLimit`] for each kind of line, so that one kind doesn't leave out another. `K` names the
+/// kinds: few, and not chosen by peers.
 #[derive(Clone, Debug)]
 pub struct RateLimits<K>(BTreeMap<K, RateLimit>);
 
@@ -57,7 +58,8 @@ impl<K> Default for RateLimits<K> {
     }
 }
 
-/// How many lines were left out before one that is told. Displayed at the end of that line; nothing if there were none.
+/// How many lines were left out before one that is told. Displayed at the end of that line; nothing
+/// if there were none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut(pub u64);
 

@@ -49,8 +49,9 @@ pub trait Report: Serialize + Display {
 
 /// Where a program's reports go.
 ///
-/// For a person they are lines on standard error, so that standard output stays the guest's console. With `--json` they
-/// are objects on standard output, each with `at`, the wall-clock time, and `at_us`: microseconds of the host's monotonic clock.
+/// For a person they are lines on standard error, so that standard output stays the guest's
+/// console. With `--json` they are objects on standard output, each with `at`, the wall-clock time,
+/// and `at_us`: microseconds of the host's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Reporter {
     program: &'static str,
@@ -111,7 +112,8 @@ impl Reporter {
     }
 }
 
-/// A number for people: in groups of three digits, `1_000_000`, in all programs. It is padded as a number is.
+/// A number for people: in groups of three digits, `1_000_000`, in all programs. It is padded as a
+/// number is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grouped(pub(crate) u64);
 
@@ -190,7 +192,8 @@ pub(crate) fn set_off(word: &str, level: Level) -> String {
     if Looks::of(&stdout, stdout.is_terminal()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
 }
 
-/// The terminal's cursor isn't at the beginning of a line: it is behind a prompt of the guest's, say.
+/// The terminal's cursor isn't at the beginning of a line: it is behind a prompt of the guest's,
+/// say.
 static IS_WITHIN_LINE: AtomicBool = AtomicBool::new(false);
 
 /// The guest's console goes to standard output, as `bytes`.
@@ -208,7 +211,8 @@ pub(crate) fn key_shown() {
     IS_WITHIN_LINE.store(true, Ordering::Release);
 }
 
-/// A line for a person at standard error; a terminal gets it as a line of its own, whatever was there before.
+/// A line for a person at standard error; a terminal gets it as a line of its own, whatever was
+/// there before.
 pub(crate) fn line_for_stderr(program: &str, level: Level, text: &str) -> String {
     let looks = Looks::of_stderr();
     let mut line = line(program, level, text, looks);
@@ -220,9 +224,10 @@ pub(crate) fn line_for_stderr(program: &str, level: Level, text: &str) -> String
 
 /// A line for a person: when, how much it matters, who says it, and what.
 ///
-/// A file is read days later, together with others: it gets the date, every level and the program's whole name. A terminal is
-/// looked at now, and most of its 80 columns are for what is said: it gets the time of day, the levels of what is wrong in words
-/// (the others only in colour), the name without `ft-`, and what is too long in several lines.
+/// A file is read days later, together with others: it gets the date, every level and the program's
+/// whole name. A terminal is looked at now, and most of its 80 columns are for what is said: it
+/// gets the time of day, the levels of what is wrong in words (the others only in colour), the name
+/// without `ft-`, and what is too long in several lines.
 fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
     let at = clock::WallTime(clock::wall_ms()).to_string();
     let (name, colour) = level.looks();
@@ -257,8 +262,9 @@ fn without_error_numbers(text: &str) -> String {
     kept
 }
 
-/// `text` in lines of at most `columns`, broken between words. All begin behind `indent` columns, which the first line's caller
-/// fills. What has no place to break is left whole, so that it can be copied.
+/// `text` in lines of at most `columns`, broken between words. All begin behind `indent` columns,
+/// which the first line's caller fills. What has no place to break is left whole, so that it can be
+/// copied.
 fn wrapped(text: &str, indent: usize, columns: usize) -> String {
     if columns < COLUMNS_MIN {
         return text.to_owned();
@@ -281,7 +287,8 @@ fn wrapped(text: &str, indent: usize, columns: usize) -> String {
     lines
 }
 
-/// A line for a terminal: a report may have words of a peer in it, which must not move the cursor or look like a line of ours.
+/// A line for a terminal: a report may have words of a peer in it, which must not move the cursor
+/// or look like a line of ours.
 struct Printable<'a>(&'a str);
 
 impl Display for Printable<'_> {

@@ -1,4 +1,5 @@
-//! What an operator's signals ask of a program; and the limit of file sizes, which is no reason to die.
+//! What an operator's signals ask of a program; and the limit of file sizes, which is no reason to
+//! die.
 
 use super::report;
 use nix::sys::signal::{SigSet, Signal};
@@ -14,9 +15,10 @@ pub enum Termination {
     Leave,
 }
 
-/// Calls `on_signal` at every SIGINT, SIGTERM, SIGHUP and SIGQUIT, on a thread of its own. A SIGHUP or SIGQUIT that this process
-/// was started to ignore (`nohup`) stays ignored. Call it before any other thread starts: it blocks the signals in the calling
-/// thread, and the threads that come after inherit that.
+/// Calls `on_signal` at every SIGINT, SIGTERM, SIGHUP and SIGQUIT, on a thread of its own. A SIGHUP
+/// or SIGQUIT that this process was started to ignore (`nohup`) stays ignored. Call it before any
+/// other thread starts: it blocks the signals in the calling thread, and the threads that come
+/// after inherit that.
 ///
 /// # Errors
 /// If signals can't be blocked or the thread can't start.
@@ -44,8 +46,9 @@ pub fn on_termination(mut on_signal: impl FnMut(Termination) + Send + 'static) -
     Ok(())
 }
 
-/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail with EFBIG, as a write to a full disk fails, instead of
-/// killing the process with SIGXFSZ: the signal is blocked in the calling thread and in the threads that come after.
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail with EFBIG, as a write to a full
+/// disk fails, instead of killing the process with SIGXFSZ: the signal is blocked in the calling
+/// thread and in the threads that come after.
 ///
 /// # Errors
 /// If signals can't be blocked.

@@ -25,13 +25,15 @@ fn mode() -> MutexGuard<'static, Mode> {
     TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether what is typed is meant for this process: one in the background is stopped by the kernel if it reads.
+/// Whether what is typed is meant for this process: one in the background is stopped by the kernel
+/// if it reads.
 #[must_use]
 pub fn is_in_foreground() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
 }
 
-/// Makes the terminal hand over every key as it is typed, Ctrl-C too, without echo. Lines that are put out are ended as before.
+/// Makes the terminal hand over every key as it is typed, Ctrl-C too, without echo. Lines that are
+/// put out are ended as before.
 ///
 /// # Errors
 /// If standard input is no terminal.
@@ -50,12 +52,14 @@ pub fn make_raw() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the terminal what it was. Call it on every way out of the process; more than once is no harm.
+/// Makes the terminal what it was. Call it on every way out of the process; more than once is no
+/// harm.
 pub fn restore() {
     if let Mode::Raw(before) = std::mem::replace(&mut *mode(), Mode::Over)
         && is_in_foreground()
     {
-        // In the background the kernel would stop this process instead, and the terminal is another's. A terminal that went away needs nothing.
+        // In the background the kernel would stop this process instead, and the terminal is
+        // another's. A terminal that went away needs nothing.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }
 }

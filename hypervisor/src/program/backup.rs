@@ -43,8 +43,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Replays a VM in lockstep with its primary, and goes on with it when the primary is lost.
 ///
-/// It joins at any time, also a guest that has been running for long: the guest's memory comes from the primary while the
-/// guest runs on. It waits until there is a primary.
+/// It joins at any time, also a guest that has been running for long: the guest's memory comes from
+/// the primary while the guest runs on. It waits until there is a primary.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-backup",
@@ -62,15 +62,15 @@ struct Options {
     /// Where the next backup connects, once this one has become the primary
     #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7201")]
     listen: SocketAddr,
-    /// Never end but by Ctrl-C: whatever ends this side's part in the VM, start over as a backup, and wait for a primary
-    /// for ever. All that a service manager needs to start
+    /// Never end but by Ctrl-C: whatever ends this side's part in the VM, start over as a backup,
+    /// and wait for a primary for ever. All that a service manager needs to start
     #[arg(long)]
     keep: bool,
     /// Refuse a primary that runs another guest than this
     #[arg(long, value_name = "NAME|PATH")]
     guest: Option<String>,
-    /// Fault injection: at this instruction count, flip this bit (0 to 7) of the byte at this address of the guest's RAM,
-    /// to see the divergence found
+    /// Fault injection: at this instruction count, flip this bit (0 to 7) of the byte at this
+    /// address of the guest's RAM, to see the divergence found
     #[arg(long, value_name = "COUNT:ADDRESS:BIT", value_parser = parse_bit_flip)]
     inject_bit_flip: Option<BitFlip>,
     /// Fault injection: replay so many times slower, to see the primary wait
@@ -109,13 +109,15 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// Becomes a new process image with the same arguments: nothing of the former life, its threads and sockets, is left, and it
-/// is another incarnation to the arbiter. Comes back only if that can't be done.
+/// Becomes a new process image with the same arguments: nothing of the former life, its threads and
+/// sockets, is left, and it is another incarnation to the arbiter. Comes back only if that can't be
+/// done.
 fn start_over() -> io::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "ft-backup".into());
-    // A file that was replaced or removed since has no path any more, but this process still has it. The new one may speak another
-    // version than the other sides of the VM: it is for the operator to start it.
+    // A file that was replaced or removed since has no path any more, but this process still has
+    // it. The new one may speak another version than the other sides of the VM: it is for the
+    // operator to start it.
     let own = PathBuf::from("/proc/self/exe");
     let executable = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or(own);
     Command::new(executable).arg0(name).args(arguments).exec()
@@ -221,8 +223,8 @@ impl Search {
     }
 }
 
-/// Where the VM's owner listens, as far as the arbiter knows and can be asked; what is missing if nobody knows. An owner at this
-/// node's own address was an earlier incarnation of it, and is gone.
+/// Where the VM's owner listens, as far as the arbiter knows and can be asked; what is missing if
+/// nobody knows. An owner at this node's own address was an earlier incarnation of it, and is gone.
 fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
     let claim = match node.arbiter.latest(&node.vm) {
         Ok(claim) => claim,

@@ -8,8 +8,8 @@ use std::path::Path;
 
 /// Opens the file at `path` to read it.
 ///
-/// A FIFO is refused, and so is a device that isn't a disk: a program that waits there for a writer doesn't hear Ctrl-C, and
-/// what comes out of a device need not end.
+/// A FIFO is refused, and so is a device that isn't a disk: a program that waits there for a writer
+/// doesn't hear Ctrl-C, and what comes out of a device need not end.
 ///
 /// # Errors
 /// If it can't be opened, or is none that can be read to its end at once.
@@ -28,8 +28,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens the file at `path` to read it once from its beginning: a pipe that this process was started with (`/dev/stdin`, a
-/// shell's `/dev/fd/63`) will do, because it has a writer already.
+/// Opens the file at `path` to read it once from its beginning: a pipe that this process was
+/// started with (`/dev/stdin`, a shell's `/dev/fd/63`) will do, because it has a writer already.
 ///
 /// # Errors
 /// As [`open`].
@@ -43,7 +43,8 @@ pub(crate) fn open_stream(path: &Path) -> io::Result<File> {
 /// Opens a device or a pipe at `path` to write to it.
 ///
 /// # Errors
-/// If it can't be opened, or is a FIFO that nobody reads: opening it would wait for a reader, deaf to Ctrl-C.
+/// If it can't be opened, or is a FIFO that nobody reads: opening it would wait for a reader, deaf
+/// to Ctrl-C.
 pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     let file = match OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {

@@ -90,8 +90,8 @@ impl Guest {
         Ok(Self { name: path.display().to_string(), image: read(what, path, IMAGE_BYTES_MAX)? })
     }
 
-    /// The same guest with an initrd and a disk, as far as they are given. A disk that isn't made of whole pages is lengthened
-    /// with zeros.
+    /// The same guest with an initrd and a disk, as far as they are given. A disk that isn't made
+    /// of whole pages is lengthened with zeros.
     ///
     /// # Errors
     /// [`GuestError`] if a file can't be read, or they are too large together.

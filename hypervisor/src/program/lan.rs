@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 /// The network of fault-tolerant VMs: a learning Ethernet switch with a gateway, in user space.
 ///
-/// The LAN is 10.0.2.0/24 and the gateway 10.0.2.2. A VM that fails over keeps its port, and a client that came through a
-/// forward keeps its connection.
+/// The LAN is 10.0.2.0/24 and the gateway 10.0.2.2. A VM that fails over keeps its port, and a
+/// client that came through a forward keeps its connection.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-lan",
@@ -33,8 +33,8 @@ struct Options {
     /// Where VMs attach; port 0 picks a free one
     #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7000")]
     listen: SocketAddr,
-    /// Make a guest's port reachable: [tcp:|udp:]HOST:PORT=GUEST:PORT, TCP and UDP unless chosen; may be repeated; port 0
-    /// before '=' picks a free one
+    /// Make a guest's port reachable: [tcp:|udp:]HOST:PORT=GUEST:PORT, TCP and UDP unless chosen;
+    /// may be repeated; port 0 before '=' picks a free one
     #[arg(long = "forward", value_name = "SPEC")]
     forwards: Vec<Forward>,
     /// Where QEMU processes (-netdev stream,server=off) and passt connect

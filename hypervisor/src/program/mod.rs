@@ -32,12 +32,14 @@ use tracing_subscriber::registry::LookupSpan;
 /// What ends a program with a message.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Begins a program whose output is written by threads of its own, so that a reader that doesn't read stops nothing:
-/// `ft-primary`, `ft-backup`, `ft-lan`, `ft-arbiter` and `ft-record`. Call it before anything starts a thread.
+/// Begins a program whose output is written by threads of its own, so that a reader that doesn't
+/// read stops nothing: `ft-primary`, `ft-backup`, `ft-lan`, `ft-arbiter` and `ft-record`. Call it
+/// before anything starts a thread.
 fn begin(program: &'static str, json: bool) -> Reporter {
     init_tracing(program);
     let reporter = Reporter::new(program, json);
-    // Both can only fail on a host without memory; the program works without them, as long as somebody reads.
+    // Both can only fail on a host without memory; the program works without them, as long as
+    // somebody reads.
     if let Err(error) = signals::survive_file_size_limit().and_then(|()| writer::start(reporter)) {
         tracing::warn!("output is written by those who make it: {error}");
     }
@@ -61,8 +63,8 @@ fn interrupted() -> ! {
     std::process::exit(exit::INTERRUPTED.into())
 }
 
-/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the other goes on. Call it after
-/// [`begin`].
+/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the
+/// other goes on. Call it after [`begin`].
 fn fail_stop() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -71,7 +73,8 @@ fn fail_stop() {
     }));
 }
 
-/// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax; without it, warnings.
+/// Sends debug logs to standard error. `FT_LOG` chooses which, in `tracing`'s filter syntax;
+/// without it, warnings.
 pub(crate) fn init_tracing(program: &'static str) {
     let filter = EnvFilter::try_from_env("FT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let subscriber = tracing_subscriber::fmt()

@@ -1,6 +1,7 @@
 //! All programs in one executable, chosen by the name it is started under.
 //!
-//! `cargo run --bin ft-demo` builds no other program, and the demo needs four: it starts itself under their names.
+//! `cargo run --bin ft-demo` builds no other program, and the demo needs four: it starts itself
+//! under their names.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -8,7 +9,8 @@ use std::process::ExitCode;
 
 /// Runs the program that this process was started as, if it is started under the name of one.
 ///
-/// Call it before anything else in `main`; go on with the executable's own program if it gives `None`.
+/// Call it before anything else in `main`; go on with the executable's own program if it gives
+/// `None`.
 #[must_use]
 pub fn run_as_named() -> Option<ExitCode> {
     let name = std::env::args_os().next()?;

@@ -12,10 +12,12 @@ use std::time::Duration;
 /// From an unanswered request to the next.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// The node's arbiter, asked again until it answers, as a running side does: a service manager may start both at once.
+/// The node's arbiter, asked again until it answers, as a running side does: a service manager may
+/// start both at once.
 ///
-/// Unanswered requests are told ever more rarely. A claim that wasn't answered once may have been made, so that nothing but an
-/// answer ends it: this process would leave a VM behind that nobody runs.
+/// Unanswered requests are told ever more rarely. A claim that wasn't answered once may have been
+/// made, so that nothing but an answer ends it: this process would leave a VM behind that nobody
+/// runs.
 #[derive(Debug)]
 pub(super) struct PatientArbiter<'a>(pub(super) &'a Node);
 

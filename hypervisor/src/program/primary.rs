@@ -32,9 +32,10 @@ use vm::{Machine, OutputOperation};
 
 /// Runs a VM, and keeps a backup in lockstep with it.
 ///
-/// The guest starts when its backup has joined. Nothing that it sends leaves before the backup has acknowledged the log
-/// up to it. Ctrl-C hands a protected VM over to its backup, and ends a VM that has none. SIGHUP and SIGQUIT do the same, except
-/// that a VM without backup whose log is kept (--log) isn't ended: it goes on with --resume.
+/// The guest starts when its backup has joined. Nothing that it sends leaves before the backup has
+/// acknowledged the log up to it. Ctrl-C hands a protected VM over to its backup, and ends a VM
+/// that has none. SIGHUP and SIGQUIT do the same, except that a VM without backup whose log is kept
+/// (--log) isn't ended: it goes on with --resume.
 #[derive(Debug, Parser)]
 #[command(name = "ft-primary", version, after_help = exit::help("Example:\n  \
     ft-lan --forward 127.0.0.1:7007=10.0.2.15:7 &\n  \
@@ -51,23 +52,24 @@ struct Options {
     /// Where the backup connects
     #[arg(long, value_name = "HOST:PORT", value_parser = resolve, default_value = "127.0.0.1:7200")]
     listen: SocketAddr,
-    /// Go on from the log that a side of this VM kept in this directory, after the death of both sides; the guest and its
-    /// machine are the log's. The log is kept on in the same directory
+    /// Go on from the log that a side of this VM kept in this directory, after the death of both
+    /// sides; the guest and its machine are the log's. The log is kept on in the same directory
     #[arg(long, value_name = "DIR", conflicts_with_all = ["log", "guest", "kernel", "initrd",
           "disk", "bare", "memory", "append", "mac", "unprotected", "force_new"])]
     resume: Option<PathBuf>,
-    /// With --resume: go on though the log may lack the last of what clients have seen, as a backup's may
+    /// With --resume: go on though the log may lack the last of what clients have seen, as a
+    /// backup's may
     #[arg(long, requires = "resume")]
     accept_loss: bool,
-    /// With --resume: go on from a log that is older than generation N of the VM, the last one, and give up what it did as that.
-    /// Refused if its owner answers
+    /// With --resume: go on from a log that is older than generation N of the VM, the last one, and
+    /// give up what it did as that. Refused if its owner answers
     #[arg(long, value_name = "N", requires = "resume")]
     give_up_generation: Option<u64>,
     /// Start the guest at once, without a backup
     #[arg(long)]
     unprotected: bool,
-    /// Start the VM afresh though the arbiter says that it is owned: whoever runs it can't fail over any more, and its
-    /// state is given up. Only when no side of it is alive
+    /// Start the VM afresh though the arbiter says that it is owned: whoever runs it can't fail
+    /// over any more, and its state is given up. Only when no side of it is alive
     #[arg(long)]
     force_new: bool,
 }
@@ -96,7 +98,8 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let keeping = options.node.keeping()?;
-    // Whose log this will be is there before the claim is. Segments of an earlier life are none of this node's.
+    // Whose log this will be is there before the claim is. Segments of an earlier life are none of
+    // this node's.
     if let Some(Keeping { directory, .. }) = keeping.as_ref().filter(|keeping| !keeping.directory.has_whole_segment()) {
         directory.add_node(node.id)?;
     }
@@ -147,8 +150,9 @@ fn start(
 
 /// Goes on from a log on disk.
 ///
-/// The arbiter is asked whether the log is the one to go on from before it is replayed, and the VM is claimed when it has been.
-/// Nothing here leaves an end mark: whatever stops it, the same directory can be resumed again.
+/// The arbiter is asked whether the log is the one to go on from before it is replayed, and the VM
+/// is claimed when it has been. Nothing here leaves an end mark: whatever stops it, the same
+/// directory can be resumed again.
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let directory = LogDirectory::open_existing(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
@@ -194,7 +198,8 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     });
     let session = SessionHeader { generation, ..resumed.session };
     let timing = options.node.timing();
-    // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put there again.
+    // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put
+    // there again.
     let mut tail = resumed.tail;
     tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
     let inheritance = Inheritance {
@@ -210,7 +215,8 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running, Origin::Log))
 }
 
-/// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute it.
+/// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute
+/// it.
 fn replay(survey: Survey, reporter: Reporter) -> Result<Resumed, LogDirectoryError> {
     let (begin, end) = (survey.begin_count().0, survey.end_count.0);
     let mut progress = Progress::new(clock::now_ns(), begin);

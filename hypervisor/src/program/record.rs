@@ -33,13 +33,15 @@ use std::thread;
 use std::time::Duration;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
-/// The longest that the guest sleeps before the log is written out and the operator's Ctrl-C seen, in nanoseconds.
+/// The longest that the guest sleeps before the log is written out and the operator's Ctrl-C seen,
+/// in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
 
 /// How often a guest whose console is read slowly looks whether it may go on.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Runs a guest and records every input with its instruction count, so that ft-replay does it all again.
+/// Runs a guest and records every input with its instruction count, so that ft-replay does it all
+/// again.
 ///
 /// Ctrl-C ends the recording in order; a recording that is killed replays to its last whole entry.
 #[derive(Debug, Parser)]
@@ -151,13 +153,15 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     Ok(outcome(&end, options.guest.bare.is_some(), recorder.machine().has_tohost()))
 }
 
-/// Whether a Linux kernel with these boot arguments starts anew after a panic: 0 waits for ever, and the last one counts.
+/// Whether a Linux kernel with these boot arguments starts anew after a panic: 0 waits for ever,
+/// and the last one counts.
 fn reboots_after_panic(bootargs: &str) -> bool {
     let mut values = bootargs.split_ascii_whitespace().filter_map(|argument| argument.strip_prefix("panic="));
     values.next_back().is_some_and(|value| value.parse() != Ok(0))
 }
 
-/// The exit code and the words for an end. Of a program that has `tohost`, only the result that it tells there is a success.
+/// The exit code and the words for an end. Of a program that has `tohost`, only the result that it
+/// tells there is a success.
 fn outcome(end: &RecordingEnd, is_bare: bool, has_tohost: bool) -> (u8, String) {
     let words = match end {
         RecordingEnd::Guest(reason) => return (exit::of_guest(*reason), words(*reason, has_tohost)),
@@ -175,9 +179,11 @@ fn outcome(end: &RecordingEnd, is_bare: bool, has_tohost: bool) -> (u8, String) 
     }
 }
 
-/// How a guest ended. What a program with `tohost` tells if it fails is the number of its test that did, as of riscv-tests.
+/// How a guest ended. What a program with `tohost` tells if it fails is the number of its test that
+/// did, as of riscv-tests.
 fn words(reason: StopReason, has_tohost: bool) -> String {
-    /// What riscv-tests put over the number of a test that ends in a trap without a handler, 1337, as a code.
+    /// What riscv-tests put over the number of a test that ends in a trap without a handler, 1337,
+    /// as a code.
     const UNEXPECTED_TRAP: u32 = 1337 >> 1;
     match reason {
         StopReason::PowerOff { code } if has_tohost && code & UNEXPECTED_TRAP == UNEXPECTED_TRAP => {
@@ -197,7 +203,8 @@ struct Recording {
 
 impl NetworkEvents for Recording {
     fn owner(&self) -> (Generation, Range<OutputId>) {
-        // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one over.
+        // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one
+        // over.
         (Generation(self.started_us), OutputId(0)..OutputId(u64::MAX))
     }
 
@@ -235,7 +242,8 @@ fn record(
     let limit = limit.map_or(InstructionCount(u64::MAX), InstructionCount);
     let mut watch = Watch::live(clock::now_ns());
     let mut progress = Progress::new(clock::now_ns(), recorder.machine().instruction_count().0);
-    // Between the lines of a console that somebody looks at there is no place for others, and they show the progress themselves.
+    // Between the lines of a console that somebody looks at there is no place for others, and they
+    // show the progress themselves.
     let is_watched = !reporter.is_json() && io::stdout().is_terminal();
     let end = loop {
         if over.load(Ordering::Acquire) {
@@ -284,7 +292,8 @@ fn seconds_since(started_ns: u64) -> f64 {
     Duration::from_nanos(clock::now_ns() - started_ns).as_secs_f64()
 }
 
-/// The recorder's entries go to a file. There is no backup, so outputs leave as soon as their entries are written.
+/// The recorder's entries go to a file. There is no backup, so outputs leave as soon as their
+/// entries are written.
 struct FileSink {
     log: LogWriter<BufWriter<fs::File>>,
     outlets: Arc<Mutex<Outlets>>,

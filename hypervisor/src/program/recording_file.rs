@@ -1,10 +1,12 @@
-//! The file of a recording: locked while it is written, and not under its name before it can be replayed.
+//! The file of a recording: locked while it is written, and not under its name before it can be
+//! replayed.
 //!
 //! ```text
 //!   NAME.part   locked, being begun       rename       NAME   locked, being written
 //!               image not whole yet    ───────────►           whole up to its last frame at any time
 //! ```
-//! So two recordings under one name don't destroy each other, and one that can't be begun destroys no older one.
+//! So two recordings under one name don't destroy each other, and one that can't be begun destroys
+//! no older one.
 
 use super::Failure;
 use super::files;
@@ -18,8 +20,8 @@ use std::io::{self, BufWriter};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Writes a log's head, and gives the writer of its entries. `path` is the file's name then; an existing one is only replaced if
-/// `is_forced`.
+/// Writes a log's head, and gives the writer of its entries. `path` is the file's name then; an
+/// existing one is only replaced if `is_forced`.
 pub(super) fn create(
     path: &Path,
     is_forced: bool,
@@ -76,7 +78,8 @@ impl Part {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // It may have been opened before another process renamed it, and locked after that process ended.
+        // It may have been opened before another process renamed it, and locked after that process
+        // ended.
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let is_there = fs::metadata(&path).map(identity).ok() == Some(identity(file.metadata()?));
         Ok(is_there.then_some(Self { path, file }))

@@ -13,7 +13,8 @@ use vm::{
 /// The most console input that one entry carries, in bytes.
 pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
 
-/// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at their longest.
+/// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at
+/// their longest.
 pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 
 /// The greatest first byte of an entry: the tag of [`WireBody::PartDigest`].
@@ -41,9 +42,9 @@ impl EntryEncoder {
     /// Appends the encoding of `entry` to `out`; at most [`ENTRY_BYTES_MAX`] bytes.
     ///
     /// # Panics
-    /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a packet number or output id
-    /// that does not go forward, or a frame or console input beyond its limit. Whoever makes entries from what a network
-    /// or a person sent has checked that before.
+    /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a
+    /// packet number or output id that does not go forward, or a frame or console input beyond its
+    /// limit. Whoever makes entries from what a network or a person sent has checked that before.
     pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
         let mut next = self.previous;
         let wire = next.entry_to_wire(entry);
@@ -67,8 +68,9 @@ impl EntryDecoder {
         let mut rest = *input;
         let mut next = self.previous;
         let wire: WireEntry<'_> = decode_front(&mut rest)?;
-        // Only tags and the reasons of a stop are bincode's own numbers, and a tag is the first byte. The rest is checked
-        // where it is read, so that frames needn't be encoded again for this.
+        // Only tags and the reasons of a stop are bincode's own numbers, and a tag is the first
+        // byte. The rest is checked where it is read, so that frames needn't be encoded again for
+        // this.
         let bytes = &input[..input.len() - rest.len()];
         if bytes[0] > TAG_MAX || matches!(wire.body, WireBody::Stopped { .. }) {
             require_encoding_of(&wire, bytes)?;
@@ -80,7 +82,8 @@ impl EntryDecoder {
     }
 }
 
-/// What the next entry's deltas are against. Only the entries seen so far decide it, so both ends agree.
+/// What the next entry's deltas are against. Only the entries seen so far decide it, so both ends
+/// agree.
 #[derive(Clone, Copy, Debug, Default, Hash)]
 struct Previous {
     count: u64,

@@ -1,7 +1,7 @@
 //! Values to bytes and back: the one module that knows bincode.
 //!
-//! Everything here is bounded: a decoder reads from a slice that the framing has already limited, refuses a length
-//! before it allocates for it, and accepts one encoding per value only.
+//! Everything here is bounded: a decoder reads from a slice that the framing has already limited,
+//! refuses a length before it allocates for it, and accepts one encoding per value only.
 
 mod entry;
 mod session;
@@ -97,14 +97,16 @@ pub fn decode_value<T: bincode::Decode<()> + bincode::Encode>(bytes: &[u8]) -> R
     }
 }
 
-/// Refuses `bytes` that mean `value` but aren't its encoding: bincode also reads the longer forms of short numbers.
+/// Refuses `bytes` that mean `value` but aren't its encoding: bincode also reads the longer forms
+/// of short numbers.
 pub(crate) fn require_encoding_of<T: bincode::Encode>(value: &T, bytes: &[u8]) -> Result<(), CodecError> {
     let mut encoding = Vec::with_capacity(bytes.len());
     encode_value(value, &mut encoding);
     if encoding == bytes { Ok(()) } else { Err(CodecError::Malformed("a number with needless bytes".into())) }
 }
 
-/// Decodes one value from the front of `input`, without copying what the value borrows, and moves `input` past it.
+/// Decodes one value from the front of `input`, without copying what the value borrows, and moves
+/// `input` past it.
 pub(crate) fn decode_front<'a, T: bincode::BorrowDecode<'a, ()>>(input: &mut &'a [u8]) -> Result<T, CodecError> {
     let (value, used) = bincode::borrow_decode_from_slice(input, CONFIG)?;
     *input = &input[used..];

@@ -71,10 +71,12 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
     encode_value(&(wire, machine, run), out);
 }
 
-/// Decodes a header of this version from all of `bytes` and checks every limit but those of the machine, which
-/// [`vm::Machine::new`] checks, and its behaviour, which who wants to replay the log checks.
+/// Decodes a header of this version from all of `bytes` and checks every limit but those of the
+/// machine, which [`vm::Machine::new`] checks, and its behaviour, which who wants to replay the log
+/// checks.
 pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
-    // Nobody goes on from a log of an older version, so it doesn't matter as what its guest was booted.
+    // Nobody goes on from a log of an older version, so it doesn't matter as what its guest was
+    // booted.
     let run = |wire: &WireSession, behaviour| WireRun { behaviour, booted: wire.generation };
     let (wire, machine, run): (WireSession, WireMachine, WireRun) = if version >= FIRST_VERSION_WITH_RUN {
         decode_value(bytes)?

@@ -1,7 +1,8 @@
 //! Numbers that are mostly small, and byte strings with such a length.
 //!
-//! bincode's own variable-length integers take three bytes from 251 on. The deltas between log entries are mostly a few
-//! hundred to a few million, where seven bits a byte (LEB128) save a third of a clock read.
+//! bincode's own variable-length integers take three bytes from 251 on. The deltas between log
+//! entries are mostly a few hundred to a few million, where seven bits a byte (LEB128) save a third
+//! of a clock read.
 
 use bincode::de::read::{BorrowReader, Reader};
 use bincode::de::{BorrowDecode, BorrowDecoder, Decode, Decoder};
@@ -60,8 +61,8 @@ impl<Context> Decode<Context> for Varint {
 }
 impl_borrow_decode!(Varint);
 
-/// Bytes with their length as a [`Varint`], borrowed from the input so that nothing is allocated before the length is
-/// checked.
+/// Bytes with their length as a [`Varint`], borrowed from the input so that nothing is allocated
+/// before the length is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
 

@@ -60,7 +60,8 @@ pub enum LogFileError {
         /// What was expected.
         part: &'static str,
     },
-    /// A damaged frame with whole ones behind it. It wasn't the writer's end that did this, but the storage.
+    /// A damaged frame with whole ones behind it. It wasn't the writer's end that did this, but the
+    /// storage.
     #[error(
         "the log is corrupt at byte {offset}, after entry {before}: whole frames follow from byte {whole_offset}; \
          restore it from a copy"
@@ -110,8 +111,8 @@ pub enum LogFileError {
 pub enum Ending {
     /// With its end mark: these are all entries.
     Finished,
-    /// Behind a whole frame, without its end mark: its writer was killed, or is still writing. Nothing that reached the file
-    /// is missing.
+    /// Behind a whole frame, without its end mark: its writer was killed, or is still writing.
+    /// Nothing that reached the file is missing.
     Unfinished {
         /// Where its last whole frame ends: the file's length.
         offset: u64,

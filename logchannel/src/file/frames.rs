@@ -17,7 +17,8 @@ impl<R: Read> FrameSource<R> {
         Self { input, decoder, at_end: false }
     }
 
-    /// The next frame; `Ok(None)` if the input ends before one is whole. The outer error is the input's.
+    /// The next frame; `Ok(None)` if the input ends before one is whole. The outer error is the
+    /// input's.
     pub(super) fn next_frame(&mut self) -> Result<Result<Option<Frame<'_>>, FrameError>, LogFileError> {
         while self.decoder.missing() > 0 && !self.at_end {
             self.read_some()?;
@@ -31,8 +32,8 @@ impl<R: Read> FrameSource<R> {
         Ok(self.decoder.unread().get(FRAME_HEADER_BYTES - 1).copied().map(FrameKind))
     }
 
-    /// The body of the next frame, which must be whole and of `kind`: without this `part` of the log there is nothing to
-    /// replay.
+    /// The body of the next frame, which must be whole and of `kind`: without this `part` of the
+    /// log there is nothing to replay.
     pub(super) fn head_frame_of(&mut self, part: &'static str, kind: FrameKind) -> Result<&[u8], LogFileError> {
         let offset = self.decoder.offset();
         while self.decoder.missing() > 0 {

@@ -6,8 +6,8 @@
 //!   start:  image frames                           the log is of a guest from its reset on
 //!       or  pages frames  tail frames  snapshot    the log goes on from there
 //! ```
-//! A log without its end frame is *unfinished*: its writer was killed or is still writing. If it ends inside a frame it is
-//! *torn*, and reads to its last whole frame.
+//! A log without its end frame is *unfinished*: its writer was killed or is still writing. If it
+//! ends inside a frame it is *torn*, and reads to its last whole frame.
 
 mod damage;
 mod frames;
@@ -27,14 +27,16 @@ use crate::message::BATCH_BYTES_MAX;
 /// The first bytes of every log. The line ending shows a transfer in text mode for what it is.
 pub const MAGIC: [u8; 8] = *b"FTLOG\0\r\n";
 
-/// A frame is written at the latest when it holds this many bytes of entries, so that not more is lost with the writer.
+/// A frame is written at the latest when it holds this many bytes of entries, so that not more is
+/// lost with the writer.
 pub const FLUSH_BYTES: usize = 4096;
 
-/// The most that the outputs from before a snapshot may come to, in bytes, each counted with [`TAIL_OUTPUT_BYTES`] more:
-/// memory is taken for them.
+/// The most that the outputs from before a snapshot may come to, in bytes, each counted with
+/// [`TAIL_OUTPUT_BYTES`] more: memory is taken for them.
 pub const TAIL_BYTES_MAX: usize = 128 << 20;
 
-/// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded too.
+/// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded
+/// too.
 pub const TAIL_OUTPUT_BYTES: usize = 64;
 
 /// A frame kind that only files have: a piece of the image.

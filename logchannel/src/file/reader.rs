@@ -11,7 +11,8 @@ use crate::stream::receive_entries;
 use alloc::collections::VecDeque;
 use std::io::Read;
 
-/// A damaged frame is followed by a whole one within this many bytes, or the rest of the file is damaged too.
+/// A damaged frame is followed by a whole one within this many bytes, or the rest of the file is
+/// damaged too.
 const SCAN_BYTES: usize = 2 * (FRAME_HEADER_BYTES + ENTRIES_BODY_BYTES_MAX);
 
 /// Reads a log.
@@ -29,10 +30,12 @@ pub struct LogReader<R: Read> {
 }
 
 impl<R: Read> LogReader<R> {
-    /// A reader of the entries alone: what they start from is checked and passed over. [`LogHead`] gives it.
+    /// A reader of the entries alone: what they start from is checked and passed over. [`LogHead`]
+    /// gives it.
     ///
     /// # Errors
-    /// [`LogFileError`] if it isn't whole, or not of a version that this build reads: then there is nothing to replay.
+    /// [`LogFileError`] if it isn't whole, or not of a version that this build reads: then there is
+    /// nothing to replay.
     pub fn open(input: R) -> Result<Self, LogFileError> {
         let (_, log) = LogHead::read(input)?.into_log()?;
         Ok(log)
@@ -58,7 +61,8 @@ impl<R: Read> LogReader<R> {
         &self.header
     }
 
-    /// The next entry, or `None` behind the last whole one; [`LogReader::ending`] then says whether that was all.
+    /// The next entry, or `None` behind the last whole one; [`LogReader::ending`] then says whether
+    /// that was all.
     ///
     /// # Errors
     /// [`LogFileError`] if the log can't be read further. All entries given out before were whole.
@@ -142,10 +146,11 @@ impl<R: Read> LogReader<R> {
     }
 }
 
-/// Where in `bytes`, which begin with a damaged frame, the next frame of this log begins, if one does.
+/// Where in `bytes`, which begin with a damaged frame, the next frame of this log begins, if one
+/// does.
 ///
-/// What a guest was sent can look like a frame of its own log. Then a torn log is taken for a corrupt one, which changes
-/// the message and no entry.
+/// What a guest was sent can look like a frame of its own log. Then a torn log is taken for a
+/// corrupt one, which changes the message and no entry.
 fn find_whole_frame(bytes: &[u8], read: LogSeq) -> Option<usize> {
     (1..bytes.len()).find(|&position| {
         let candidate = &bytes[position..];

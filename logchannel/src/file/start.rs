@@ -27,8 +27,8 @@ const FIRST_VERSION_WITH_SNAPSHOTS: u32 = 2;
 pub enum LogStart {
     /// The reset of a machine with this image. The first entry is 0.
     Image(Vec<u8>),
-    /// A machine that had run before: what it is beside the pages that [`LogHead::next_pages`] gave. The first entry is
-    /// [`Snapshot::seq`].
+    /// A machine that had run before: what it is beside the pages that [`LogHead::next_pages`]
+    /// gave. The first entry is [`Snapshot::seq`].
     Snapshot {
         /// The rest of the machine.
         snapshot: Snapshot,
@@ -48,7 +48,8 @@ impl LogStart {
     }
 }
 
-/// A log that is read up to its session header: a snapshot's pages come next, if it begins with a snapshot.
+/// A log that is read up to its session header: a snapshot's pages come next, if it begins with a
+/// snapshot.
 ///
 /// They are given out piece by piece, as together they may be as large as a machine's RAM.
 #[derive(Debug)]
@@ -86,8 +87,8 @@ impl<R: Read> LogHead<R> {
         self.version
     }
 
-    /// The next pages of the snapshot, or `None` behind the last and in a log that begins with an image. A page may come
-    /// again; the last counts. Whether they lie in RAM is not checked here.
+    /// The next pages of the snapshot, or `None` behind the last and in a log that begins with an
+    /// image. A page may come again; the last counts. Whether they lie in RAM is not checked here.
     ///
     /// # Errors
     /// [`LogFileError`] if the log can't be read further: then there is nothing to replay.
@@ -101,8 +102,8 @@ impl<R: Read> LogHead<R> {
         pages.map(Some).map_err(|source| LogFileError::BadFrame { offset, source })
     }
 
-    /// Reads the rest of what comes before the first entry, passing over pages that are left, and gives what the log starts
-    /// from and the reader of what follows.
+    /// Reads the rest of what comes before the first entry, passing over pages that are left, and
+    /// gives what the log starts from and the reader of what follows.
     ///
     /// # Errors
     /// [`LogFileError`] if it isn't whole or not of one kind: then there is nothing to replay.
@@ -118,8 +119,8 @@ impl<R: Read> LogHead<R> {
         Ok((start, log))
     }
 
-    /// The reader of the entries alone, for who has no use for the rest: what comes before the first entry is passed over, and
-    /// an image isn't compared with its digest.
+    /// The reader of the entries alone, for who has no use for the rest: what comes before the
+    /// first entry is passed over, and an image isn't compared with its digest.
     ///
     /// # Errors
     /// [`LogFileError`] if what comes before isn't whole.

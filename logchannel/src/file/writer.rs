@@ -16,7 +16,8 @@ const _: () = assert!(FLUSH_BYTES + ENTRY_BYTES_MAX <= BATCH_BYTES_MAX, "a batch
 /// Writes a log.
 ///
 /// Entries are gathered into frames: call [`LogWriter::flush`] where they must be in the file, and
-/// [`LogWriter::finish`] at the end. A writer that is dropped leaves what it has gathered unwritten, and a torn log.
+/// [`LogWriter::finish`] at the end. A writer that is dropped leaves what it has gathered
+/// unwritten, and a torn log.
 #[derive(Debug)]
 pub struct LogWriter<W: Write> {
     frames: FrameSink<W>,
@@ -68,7 +69,8 @@ impl<W: Write> LogWriter<W> {
         Ok(seq)
     }
 
-    /// Writes all entries appended so far, and flushes the output. Making a file durable (`sync_data`) is the caller's.
+    /// Writes all entries appended so far, and flushes the output. Making a file durable
+    /// (`sync_data`) is the caller's.
     ///
     /// # Errors
     /// As [`LogWriter::append`].
@@ -144,8 +146,8 @@ impl<W: Write> SnapshotWriter<W> {
         self.frames.write(|out| append_pages(first, bytes, out))
     }
 
-    /// Appends an output from before the snapshot that may not have left; behind the last pages, in the order of the ids,
-    /// at most [`super::TAIL_BYTES_MAX`] in all.
+    /// Appends an output from before the snapshot that may not have left; behind the last pages, in
+    /// the order of the ids, at most [`super::TAIL_BYTES_MAX`] in all.
     ///
     /// # Errors
     /// As [`SnapshotWriter::pages`].
@@ -173,7 +175,8 @@ struct FrameSink<W: Write> {
     /// The frame being written; kept for its memory.
     frame: Vec<u8>,
     bytes: u64,
-    /// A failed write may have left half a frame behind, and nothing written after that could be read.
+    /// A failed write may have left half a frame behind, and nothing written after that could be
+    /// read.
     failed: bool,
 }
 
@@ -203,7 +206,8 @@ impl<W: Write> FrameSink<W> {
     }
 }
 
-/// Appends a session frame: the version by itself, so that every version can read it, then the header.
+/// Appends a session frame: the version by itself, so that every version can read it, then the
+/// header.
 fn append_session(header: &SessionHeader, out: &mut Vec<u8>) {
     append_frame_with(kind::SESSION, out, |out| {
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());

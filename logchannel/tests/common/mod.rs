@@ -11,7 +11,8 @@ use vm::{
     StopReason,
 };
 
-/// The seed of this run: `FT_SEED` if set, else `default`. Printed, so that a failed run tells how to run it again.
+/// The seed of this run: `FT_SEED` if set, else `default`. Printed, so that a failed run tells how
+/// to run it again.
 pub(crate) fn seed(default: u64) -> u64 {
     let seed = std::env::var("FT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     println!("seed {seed}; again with FT_SEED={seed} cargo test -p logchannel");
@@ -45,7 +46,8 @@ impl Random {
     }
 }
 
-/// Entries as an execution makes them: counts and clock never go back, packet numbers and output ids go forward.
+/// Entries as an execution makes them: counts and clock never go back, packet numbers and output
+/// ids go forward.
 pub(crate) struct Entries {
     random: Random,
     count: u64,

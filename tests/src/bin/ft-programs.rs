@@ -1,4 +1,5 @@
-//! Every `ft-*` program in one executable, chosen by the name it is started under: what the end-to-end tests start.
+//! Every `ft-*` program in one executable, chosen by the name it is started under: what the
+//! end-to-end tests start.
 
 use std::process::ExitCode;
 

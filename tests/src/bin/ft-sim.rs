@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 use tests::sim::{self, Failure, Sighting, Sightings, Summary};
 
-/// Simulates pairs of hosts, their network and their failures, and checks that nothing is lost or doubled.
+/// Simulates pairs of hosts, their network and their failures, and checks that nothing is lost or
+/// doubled.
 ///
-/// Each seed is a run of its own, the same every time. Exits with 1 if a run breaks a rule, and says how to run it again.
+/// Each seed is a run of its own, the same every time. Exits with 1 if a run breaks a rule, and
+/// says how to run it again.
 #[derive(Debug, Parser)]
 #[command(name = "ft-sim", version, after_help = "Example:\n  ft-sim --seeds 100000\n  ft-sim --seed 1234 --trace")]
 struct Options {

@@ -3,7 +3,8 @@
 use logchannel::entry::{EntryBody, LogEntry};
 use vm::{Event, InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// Reads entropy and sends all that it has read, so many times; then it powers off, or sleeps for ever.
+/// Reads entropy and sends all that it has read, so many times; then it powers off, or sleeps for
+/// ever.
 ///
 /// Owners give it different entropy, so that an output shows which history it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,10 +1,11 @@
 //! A model of the cluster for the model checker: every order of events, not some of them.
 //!
 //! The nodes are the production roles ([`PrimaryRole`](ft::role::PrimaryRole),
-//! [`BackupRole`](ft::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and guest are
-//! abstract. What is the driver's alone to decide is an action that may be taken whenever a thread could: flush, put out,
-//! replay, attach. Time is no part of it: a side may take the other for lost at any moment, as after a silence, and pauses
-//! are nothing but other actions coming first.
+//! [`BackupRole`](ft::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and
+//! guest are abstract. What is the driver's alone to decide is an action that may be taken whenever
+//! a thread could: flush, put out, replay, attach. Time is no part of it: a side may take the other
+//! for lost at any moment, as after a silence, and pauses are nothing but other actions coming
+//! first.
 //!
 //! ```text
 //!   nodes     spare ──► backup ──► owner          crash at any time (a bounded number)
@@ -12,7 +13,8 @@
 //!   arbiter   requests and answers are lost and asked again; a request outlives its node
 //!   LAN       frames under way are lost when the cable is cut or the node loses the port
 //! ```
-//! Deliberately absent: packets to the guest (the simulator has them), heartbeats and lag (they need time).
+//! Deliberately absent: packets to the guest (the simulator has them), heartbeats and lag (they
+//! need time).
 
 mod actions;
 mod guest;
@@ -33,7 +35,8 @@ use stateright::{Model, Path, Property};
 pub struct Cluster {
     /// Nodes: an owner, and backups; at least 2.
     pub nodes: usize,
-    /// Whether it begins with a protected pair, or with an owner alone; the other nodes are spare backups.
+    /// Whether it begins with a protected pair, or with an owner alone; the other nodes are spare
+    /// backups.
     pub is_protected: bool,
     /// The last generation of an owner that is joined by a backup.
     pub last_pair: Generation,
@@ -49,7 +52,8 @@ pub struct Cluster {
     pub retirements: u8,
     /// How often the arbiter loses its claims.
     pub vanishings: u8,
-    /// The last node has another arbiter, which knows a stranger as the VM's owner of the same generation.
+    /// The last node has another arbiter, which knows a stranger as the VM's owner of the same
+    /// generation.
     pub is_last_mistaken: bool,
     /// A rule that the roles don't keep.
     #[cfg(feature = "mutations")]
@@ -82,8 +86,8 @@ impl Cluster {
         Self { is_protected: false, last_pair: Generation(1), outputs: 1, cuts: 1, retirements: 1, ..Self::pair() }
     }
 
-    /// A pair and a spare backup, which joins whoever is left. Cuts of the cable, which would make it four times as large, are in
-    /// [`Cluster::joining`].
+    /// A pair and a spare backup, which joins whoever is left. Cuts of the cable, which would make
+    /// it four times as large, are in [`Cluster::joining`].
     #[must_use]
     pub const fn chain() -> Self {
         Self { nodes: 3, last_pair: Generation(2), outputs: 1, powers_off: false, crashes: 2, ..Self::pair() }

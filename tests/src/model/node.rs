@@ -53,7 +53,8 @@ pub(super) struct Owner {
     pub(super) guest: Guest,
     /// The guest's end is in the log of this owner.
     pub(super) has_logged_end: bool,
-    /// The vCPU has logged an output, and flushes before it runs on; other threads may come between.
+    /// The vCPU has logged an output, and flushes before it runs on; other threads may come
+    /// between.
     pub(super) must_flush: bool,
     pub(super) asking: Option<ClaimRequest>,
     /// It asks for the latest claim.
@@ -63,10 +64,11 @@ pub(super) struct Owner {
     /// Whose connection it listens to.
     pub(super) backup: Option<usize>,
     pub(super) end: Option<End>,
-    /// The rest is for the properties only. Which entry is that of which output, of those made here.
+    /// The rest is for the properties only. Which entry is that of which output, of those made
+    /// here.
     pub(super) entries: Vec<(OutputId, LogSeq)>,
-    /// All entries before this may be known to the world: this node was alone by a won claim when it made them or since, or
-    /// a backup had them that is gone.
+    /// All entries before this may be known to the world: this node was alone by a won claim when
+    /// it made them or since, or a backup had them that is gone.
     pub(super) free: LogSeq,
     /// Alone by a won claim.
     pub(super) is_alone: bool,

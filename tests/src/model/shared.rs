@@ -4,7 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A value that is shared, and hashed once. Two with the same hash count as equal: so do states to the checker.
+/// A value that is shared, and hashed once. Two with the same hash count as equal: so do states to
+/// the checker.
 #[derive(Clone, Debug)]
 pub(super) struct Shared<T> {
     value: Arc<T>,

@@ -351,7 +351,8 @@ impl State {
         }
     }
 
-    /// `node` is something else from now on; its connections are gone, its request may still arrive.
+    /// `node` is something else from now on; its connections are gone, its request may still
+    /// arrive.
     fn leave(&mut self, node: usize, successor: Node) {
         if let Some(request) = self.nodes[node].asking()
             && self.arbiter.claim_of(request.generation.0).is_none()

@@ -12,9 +12,9 @@ use vm::OutputId;
 
 /// The connection of one backup to its primary.
 ///
-/// Up to the word that the pair is protected it is a stream that loses at most its end: joining needs one. What follows,
-/// and all that the backup says, may be lost, doubled and overtaken: a message once sent can arrive at any time, any
-/// number of times, or never.
+/// Up to the word that the pair is protected it is a stream that loses at most its end: joining
+/// needs one. What follows, and all that the backup says, may be lost, doubled and overtaken: a
+/// message once sent can arrive at any time, any number of times, or never.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Channel {
     pub(super) primary: Option<usize>,
@@ -23,7 +23,8 @@ pub(super) struct Channel {
     is_stream_over: bool,
     pub(super) to_backup: Vec<Message>,
     pub(super) to_primary: Vec<Message>,
-    /// All entries before this are, or were, in the backup's log buffer. Nobody but the properties looks at it.
+    /// All entries before this are, or were, in the backup's log buffer. Nobody but the properties
+    /// looks at it.
     pub(super) received: LogSeq,
 }
 
@@ -85,7 +86,8 @@ fn add(messages: &mut Vec<Message>, message: Message) {
     }
 }
 
-/// The messages that a role has to say, without the guest's clock: it is a heartbeat, and time is no part of the model.
+/// The messages that a role has to say, without the guest's clock: it is a heartbeat, and time is
+/// no part of the model.
 pub(super) fn messages(bytes: &[u8]) -> Vec<Message> {
     let mut decoder = FrameDecoder::new();
     decoder.push(bytes);

@@ -1,7 +1,7 @@
 //! A small RV64IMAC assembler: encoders for the instruction formats, and labels.
 //!
-//! It makes test programs at known addresses. Registers are plain numbers, 0 to 31: what is encoded is often random, and
-//! sometimes deliberately no instruction at all.
+//! It makes test programs at known addresses. Registers are plain numbers, 0 to 31: what is encoded
+//! is often random, and sometimes deliberately no instruction at all.
 
 /// The opcode fields of full-length instructions.
 pub mod opcode {

@@ -1,7 +1,8 @@
 //! QEMU's `virt` board as an independent oracle: the same executable there and on our machine.
 //!
-//! The board runs OpenSBI in M-mode where our machine is the firmware itself; what a guest sees in S-mode and U-mode must
-//! be the same. QEMU is the Debian package `qemu-system-misc`; tests that need it say clearly that they were skipped.
+//! The board runs OpenSBI in M-mode where our machine is the firmware itself; what a guest sees in
+//! S-mode and U-mode must be the same. QEMU is the Debian package `qemu-system-misc`; tests that
+//! need it say clearly that they were skipped.
 
 pub mod assembler;
 pub mod conformance;
@@ -22,13 +23,15 @@ const PROGRAM: &str = "qemu-system-riscv64";
 /// The extensions of our machine and no others, so that both agree on what there is.
 pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
 
-/// The same without floating point: whether it is switched on at the start is the firmware's affair.
+/// The same without floating point: whether it is switched on at the start is the firmware's
+/// affair.
 pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
 
 /// The last lines of what OpenSBI prints before it starts the guest begin like this.
 const BANNER_END: &str = "Boot HART MEDELEG";
 
-/// Whether QEMU is installed. Says so if it isn't, in words that the checks before a merge look for.
+/// Whether QEMU is installed. Says so if it isn't, in words that the checks before a merge look
+/// for.
 ///
 /// # Panics
 /// If it can't be told.
@@ -94,7 +97,8 @@ impl Qemu {
         Ok(Self { child, lines, console: Vec::new(), in_banner: firmware != "none" })
     }
 
-    /// Waits for a line of the guest's that contains `text`; `false` if it ends or takes longer than `timeout`.
+    /// Waits for a line of the guest's that contains `text`; `false` if it ends or takes longer
+    /// than `timeout`.
     pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
@@ -165,7 +169,8 @@ pub fn run_on_qemu(image: &[u8], arguments: &[&str], timeout: Duration) -> Vec<S
     Qemu::start(file.path(), arguments).expect("QEMU starts").run_to_end(timeout)
 }
 
-/// What an executable prints on our machine, line by line, and how it ends. Its clock advances a tick with every read.
+/// What an executable prints on our machine, line by line, and how it ends. Its clock advances a
+/// tick with every read.
 ///
 /// # Panics
 /// If it does not come to an end within `steps_max`.

@@ -1,12 +1,13 @@
-//! The program around random snippets: it sets the stage for each, takes their traps, and prints what they left behind.
+//! The program around random snippets: it sets the stage for each, takes their traps, and prints
+//! what they left behind.
 //!
 //! ```text
 //!   for each snippet: registers, scratch memory, mode ──► snippet ──► EBREAK at its end
 //!                        trap ──► handler notes cause, pc and value, and goes on behind the instruction
 //!   then: registers, sscratch, scratch memory and the noted traps, as one hash, or word by word
 //! ```
-//! It uses plain instructions only, and what it computes with is under test too: a machine that gets these wrong prints
-//! something else just as well.
+//! It uses plain instructions only, and what it computes with is under test too: a machine that
+//! gets these wrong prints something else just as well.
 
 use super::assembler::control::{SCAUSE, SEPC, SIE, SSCRATCH, STATUS, STVAL, TRAP_VECTOR};
 use super::assembler::{
@@ -69,8 +70,8 @@ pub fn word_name(index: usize) -> String {
     }
 }
 
-/// An executable that runs `snippets` and prints a line for each. The one with the number `detail` gets a line for each
-/// word of its result ([`word_name`]) in addition.
+/// An executable that runs `snippets` and prints a line for each. The one with the number `detail`
+/// gets a line for each word of its result ([`word_name`]) in addition.
 #[must_use]
 pub fn program(snippets: &[Snippet], detail: Option<usize>) -> Vec<u8> {
     let mut code = Assembler::new(CODE);

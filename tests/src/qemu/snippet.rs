@@ -1,9 +1,11 @@
-//! Random snippets of RV64IMAC code: a few dozen units, each one instruction or a few that belong together.
+//! Random snippets of RV64IMAC code: a few dozen units, each one instruction or a few that belong
+//! together.
 //!
-//! What legitimately differs between correct machines is avoided: counters, reserved values in `stvec`, stores between LR
-//! and SC, `misa`, fields of `sstatus` that depend on extensions. So are places in which QEMU 7.2 is known to be wrong: bit
-//! 0 of `sepc` stays set there, misaligned atomics don't fault, an AMO's fault has a load's cause, and a misaligned access
-//! to nothing has the aligned address as its value.
+//! What legitimately differs between correct machines is avoided: counters, reserved values in
+//! `stvec`, stores between LR and SC, `misa`, fields of `sstatus` that depend on extensions. So are
+//! places in which QEMU 7.2 is known to be wrong: bit 0 of `sepc` stays set there, misaligned
+//! atomics don't fault, an AMO's fault has a load's cause, and a misaligned access to nothing has
+//! the aligned address as its value.
 
 use super::assembler::{Assembler, EBREAK, Label};
 use super::units::Writer;
@@ -12,8 +14,8 @@ use crate::random::Random;
 /// The scratch memory, in words of eight bytes.
 pub const SCRATCH_WORDS: u8 = 64;
 
-/// Registers that hold the address of the scratch memory: its start in the first two, its middle in the last. Snippets
-/// only read them, as bases of loads and stores.
+/// Registers that hold the address of the scratch memory: its start in the first two, its middle in
+/// the last. Snippets only read them, as bases of loads and stores.
 pub(super) const BASES: [u32; 3] = [STACK, SHORT_BASE, MIDDLE];
 pub(super) const STACK: u32 = 2;
 const SHORT_BASE: u32 = 8;

@@ -181,7 +181,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Makes a register point to a place in the scratch memory that suits atomics of `width` (2: word, 3: double).
+    /// Makes a register point to a place in the scratch memory that suits atomics of `width` (2:
+    /// word, 3: double).
     fn point(&mut self, width: u32) -> u32 {
         let (pointer, places) = (self.register(), (8 * u32::from(SCRATCH_WORDS)) >> width);
         let offset = (self.random.below(places) << width).cast_signed();
@@ -350,8 +351,8 @@ impl Writer<'_> {
         self.forget_handler_registers();
     }
 
-    /// `sie` and the one bit of `sip` that software writes; all is masked again behind it. The timer's bit depends on what
-    /// firmware left in `stimecmp`.
+    /// `sie` and the one bit of `sip` that software writes; all is masked again behind it. The
+    /// timer's bit depends on what firmware left in `stimecmp`.
     fn interrupt_registers(&mut self) {
         let [source, rd] = self.two_registers();
         let [other, _] = HANDLER_REGISTERS;
@@ -362,7 +363,8 @@ impl Writer<'_> {
         self.forget_handler_registers();
     }
 
-    /// An encoding of which it is open whether it is an instruction: the machines must agree on that.
+    /// An encoding of which it is open whether it is an instruction: the machines must agree on
+    /// that.
     fn random_encoding(&mut self) {
         let (rd, rs1, rs2) = (self.destination(), self.source(), self.source());
         let (funct3, funct7) = (self.random.below(8), self.random.below(128));
@@ -373,8 +375,8 @@ impl Writer<'_> {
             3 => r_type(opcode::OP_IMM_32, funct3, funct7, rd, rs1, self.random.below(32)),
             4 => i_type(opcode::LOAD, funct3, rd, STACK, self.random.below(504).cast_signed()),
             5 => {
-                // The start of the scratch memory suits every width. An LR that has a second source is none: a reservation
-                // that nobody uses up would meet stores.
+                // The start of the scratch memory suits every width. An LR that has a second source
+                // is none: a reservation that nobody uses up would meet stores.
                 let rs2 = if funct7 >> 2 == LOAD_RESERVED { rs2.max(1) } else { rs2 };
                 r_type(opcode::AMO, funct3, funct7, rd, STACK, rs2)
             }
@@ -415,7 +417,8 @@ impl Writer<'_> {
         }
     }
 
-    /// To the next unit by SRET; into U-mode if the bit for S-mode isn't set. U-mode doesn't come back before the end.
+    /// To the next unit by SRET; into U-mode if the bit for S-mode isn't set. U-mode doesn't come
+    /// back before the end.
     fn supervisor_return(&mut self) {
         if self.mode == Mode::User {
             return self.code.word(SRET);

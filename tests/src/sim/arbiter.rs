@@ -48,7 +48,8 @@ impl SimArbiter {
         })
     }
 
-    /// Knows other nodes as the owners of the generations up to that of `flag`, the last at `address`.
+    /// Knows other nodes as the owners of the generations up to that of `flag`, the last at
+    /// `address`.
     pub(super) fn pretend(&self, flag: Generation, address: Option<&str>) {
         let claim = |flag: u64| Claim {
             node: NodeId(u128::MAX - u128::from(flag)),

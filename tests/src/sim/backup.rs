@@ -77,7 +77,8 @@ impl Backup {
         self.claims.is_asking()
     }
 
-    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
+    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
+    /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Ended> {
         env.judge.guest_time.waits(self.me.node, env.now_ns - self.step_ns);
         self.step_ns = env.now_ns;

@@ -1,4 +1,5 @@
-//! A primary's connection to the LAN: what `hypervisor::node::io::network` and its client do with sockets.
+//! A primary's connection to the LAN: what `hypervisor::node::io::network` and its client do with
+//! sockets.
 
 use super::env::Env;
 use super::lan::HEARTBEAT_US;
@@ -66,7 +67,8 @@ impl Cable {
         }
     }
 
-    /// Keeps attached, and reads what has come. `owner` is whose attachment it is, and its first output.
+    /// Keeps attached, and reads what has come. `owner` is whose attachment it is, and its first
+    /// output.
     pub(super) fn step(&mut self, env: &mut Env, me: &Me, owner: (Generation, Range<OutputId>)) -> Vec<News> {
         let mut news = Vec::new();
         match &mut self.state {

@@ -1,7 +1,7 @@
 //! Stations on the LAN that ask the guest `tally`, and what it answers.
 //!
-//! The frames' layout is described in the guest's own module; it is written down here a second time because a client that
-//! shared the guest's code would share its mistakes.
+//! The frames' layout is described in the guest's own module; it is written down here a second time
+//! because a client that shared the guest's code would share its mistakes.
 
 use crate::random::Random;
 

@@ -206,7 +206,8 @@ impl Env {
         for end in self.wires.ends_at(Place::Host(host)) {
             match death {
                 Death::Exit => {}
-                // A process that hadn't read everything leaves with a reset, which overtakes what it had written.
+                // A process that hadn't read everything leaves with a reset, which overtakes what
+                // it had written.
                 Death::Kill if self.random.one_in(3) => _ = self.wires.tear_behind(end),
                 Death::Kill => {}
                 Death::PowerCut => _ = self.wires.tear_behind(end),

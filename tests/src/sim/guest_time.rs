@@ -7,21 +7,24 @@ use vm::TIMEBASE_HZ;
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// What two hosts' clocks are allowed for, over a whole run, and what passes from the word that a clock runs to its start.
+/// What two hosts' clocks are allowed for, over a whole run, and what passes from the word that a
+/// clock runs to its start.
 const DRIFT_NS: u64 = 4_000_000;
 
-/// The guest's clock goes with the time, without what was a pause: a failover costs no more than the delay with which the
-/// primary's clock came to the backup.
+/// The guest's clock goes with the time, without what was a pause: a failover costs no more than
+/// the delay with which the primary's clock came to the backup.
 #[derive(Debug, Default)]
 pub(super) struct GuestTime {
-    /// When a clock that has lost nothing since the last read would have read 0; in nanoseconds, as all times here.
+    /// When a clock that has lost nothing since the last read would have read 0; in nanoseconds, as
+    /// all times here.
     zero_ns: Option<i128>,
     /// What the next read may have lost.
     allowed_ns: i128,
     /// The least delay with which a backup has heard of the clock, and the pauses that it has seen.
     delays: BTreeMap<NodeId, i128>,
     pauses: BTreeMap<NodeId, i128>,
-    /// Pauses of the VM's owner since a backup has last heard of its clock: a successor that went on without it knows of none.
+    /// Pauses of the VM's owner since a backup has last heard of its clock: a successor that went
+    /// on without it knows of none.
     unheard_ns: i128,
     /// By how much the next read may be ahead for that reason.
     ahead_ns: i128,

@@ -1,4 +1,5 @@
-//! A simulated process as the host of the production sides: its calls reach the simulated surroundings.
+//! A simulated process as the host of the production sides: its calls reach the simulated
+//! surroundings.
 
 use super::env::Env;
 use super::outlets::SimOutlets;
@@ -20,7 +21,8 @@ use vm::OutputId;
 
 /// Where a process finds its surroundings while one of its steps is called.
 ///
-/// A step is production code, and gives nothing through to its host; so who calls it lends the surroundings to the host meanwhile.
+/// A step is production code, and gives nothing through to its host; so who calls it lends the
+/// surroundings to the host meanwhile.
 #[derive(Clone)]
 struct Lent(Arc<Mutex<Env>>);
 

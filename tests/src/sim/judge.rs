@@ -1,4 +1,5 @@
-//! The judge sees what no process can: both sides' logs, the arbiter's flags, and all that leaves. A rule broken is a panic.
+//! The judge sees what no process can: both sides' logs, the arbiter's flags, and all that leaves.
+//! A rule broken is a panic.
 
 use super::arbiter::SimArbiter;
 use super::client::Reply;
@@ -146,7 +147,8 @@ impl Judge {
         follower.told = Some(generation);
     }
 
-    /// An output leaves a node that runs the VM as `generation`. `seq` is the place of its entry, if the node wrote it itself.
+    /// An output leaves a node that runs the VM as `generation`. `seq` is the place of its entry,
+    /// if the node wrote it itself.
     ///
     /// The Output Rule: whoever may still take the VM over has the entry.
     pub(super) fn leaves(
@@ -196,7 +198,8 @@ impl Judge {
         self.carried.push((id, digest));
     }
 
-    /// A node writes to its console. Its successor may write the same once more: a console keeps no account.
+    /// A node writes to its console. Its successor may write the same once more: a console keeps no
+    /// account.
     pub(super) fn prints(&mut self, node: NodeId, id: OutputId, digest: u64) {
         let last = self.last_printed.insert(node, id);
         assert!(last.is_none_or(|last| last < id), "console output {} of {node} comes after {last:?}", id.0);
@@ -237,8 +240,8 @@ impl Judge {
         self.log.iter().any(|entry| matches!(entry.body, EntryBody::Stopped(_)))
     }
 
-    /// Replays the log on a machine of its own: what left the hosts is what one machine sends, each output once and in order.
-    /// With `is_settled`, nothing is under way any more.
+    /// Replays the log on a machine of its own: what left the hosts is what one machine sends, each
+    /// output once and in order. With `is_settled`, nothing is under way any more.
     pub(super) fn compare_with_one_machine(&self, machine: Machine, is_settled: bool) {
         let mut replayer = Replayer::new(machine, LogSeq(0));
         let (mut frames, mut texts) = (Vec::new(), BTreeMap::new());
@@ -265,7 +268,8 @@ impl Judge {
 }
 
 impl History {
-    /// The replies together are those of one machine: every request counted once, every count in the hash of the next.
+    /// The replies together are those of one machine: every request counted once, every count in
+    /// the hash of the next.
     fn add(&mut self, reply: &Reply) {
         let (came, expected) = self.parts;
         if came < expected {

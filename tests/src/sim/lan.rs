@@ -127,7 +127,8 @@ impl Lan {
                         env.note("lan: carries output of connection", &[output.0, id.0]);
                         env.judge.carries(cable.attached, output, frame);
                     }
-                    // Frames for several stations come to them in the order in which they were carried.
+                    // Frames for several stations come to them in the order in which they were
+                    // carried.
                     self.settle(env);
                 }
                 Ok(ClientMessage::Heartbeat) => self.fabric.hear(id).map_err(Ended::Lost)?,

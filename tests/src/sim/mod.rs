@@ -1,5 +1,5 @@
-//! The simulator: the production sides of a VM, with their roles, recorder, replayer and gate, the LAN and the machine under a
-//! virtual clock, with everything around them going wrong by a seed.
+//! The simulator: the production sides of a VM, with their roles, recorder, replayer and gate, the
+//! LAN and the machine under a virtual clock, with everything around them going wrong by a seed.
 //!
 //! ```text
 //!   world ── hosts: Process ─ Seeking ─► Backup ─► Primary        (they call the steps of BackupSide and PrimarySide)
@@ -9,13 +9,13 @@
 //!     └── lan: production fabric ◄────────────────────┘ ── stations that ask the guest `tally`
 //! ```
 //!
-//! One thread, no host clock, no host entropy: a seed is a run. The judge sees what no process can, and a broken rule is a
-//! panic: one owner per generation; the Output Rule at every output that leaves; the log and all that left the hosts equal
-//! one machine's run; the stations' replies are one machine's history; after the faults, service and protection are back in
-//! bounded time.
+//! One thread, no host clock, no host entropy: a seed is a run. The judge sees what no process can,
+//! and a broken rule is a panic: one owner per generation; the Output Rule at every output that
+//! leaves; the log and all that left the hosts equal one machine's run; the stations' replies are
+//! one machine's history; after the faults, service and protection are back in bounded time.
 //!
-//! What the simulator doesn't show: two steps at once, logs on disk, and damaged bytes (TCP and the frames' checksums are for
-//! those).
+//! What the simulator doesn't show: two steps at once, logs on disk, and damaged bytes (TCP and the
+//! frames' checksums are for those).
 
 mod arbiter;
 mod backup;
@@ -95,8 +95,8 @@ pub struct Summary {
     pub failure: Option<Failure>,
 }
 
-/// Runs the seeds `from..from + seeds` on `threads` threads, until one of them breaks a rule. `progress` is told how many are
-/// done.
+/// Runs the seeds `from..from + seeds` on `threads` threads, until one of them breaks a rule.
+/// `progress` is told how many are done.
 #[must_use]
 pub fn run_many(from: u64, seeds: u64, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Summary {
     let next = AtomicU64::new(0);

@@ -1,4 +1,5 @@
-//! Where a simulated process's outputs go: its cable, and a console whose reader is slow now and then.
+//! Where a simulated process's outputs go: its cable, and a console whose reader is slow now and
+//! then.
 
 use super::cable::Cable;
 use super::env::Env;

@@ -106,7 +106,8 @@ impl Primary {
         self.host.call(env, || self.side.drive(PrimaryRole::handle_retire));
     }
 
-    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
+    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
+    /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
         let mut jobs = [Job::Cable, Job::Control, Job::Print, Job::Timers, Job::Visitors, Job::Vcpu];
         for last in (1..jobs.len()).rev() {

@@ -113,7 +113,8 @@ impl Process {
         }
     }
 
-    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it ended.
+    /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
+    /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
         match &mut self.kind {
             Kind::Seeking(_) => self.seek(env),

@@ -1,4 +1,5 @@
-//! The interesting things that a run can show: a simulation that never saw one of them proves nothing about it.
+//! The interesting things that a run can show: a simulation that never saw one of them proves
+//! nothing about it.
 
 use std::collections::BTreeMap;
 

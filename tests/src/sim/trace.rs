@@ -16,8 +16,8 @@ impl Trace {
         self.hash
     }
 
-    /// Notes that `what` happened. Dear words go into `detail`, which is only called if it is printed: it must say nothing
-    /// that the numbers don't.
+    /// Notes that `what` happened. Dear words go into `detail`, which is only called if it is
+    /// printed: it must say nothing that the numbers don't.
     pub(super) fn note(&mut self, now_ns: u64, what: &str, numbers: &[u64], detail: impl FnOnce() -> String) {
         for byte in what.bytes() {
             self.fold(byte.into());

@@ -178,7 +178,8 @@ impl Wires {
         self.wires.get(&end.wire).map(|wire| wire.place(end.other()))
     }
 
-    /// Closes one end: the other reads what was sent, and then the end. Returns who has to be woken when.
+    /// Closes one end: the other reads what was sent, and then the end. Returns who has to be woken
+    /// when.
     pub(super) fn close(&mut self, now_ns: u64, end: End) -> Option<(Place, u64)> {
         self.fall_silent(end);
         let (from, to) = self
@@ -200,8 +201,8 @@ impl Wires {
         }
     }
 
-    /// Cuts a connection: of what is under way, only so many bytes arrive as had left already; both sides learn of it.
-    /// Returns who has to be woken when.
+    /// Cuts a connection: of what is under way, only so many bytes arrive as had left already; both
+    /// sides learn of it. Returns who has to be woken when.
     pub(super) fn cut(&mut self, now_ns: u64, wire: WireId) -> Vec<(Place, u64)> {
         let dialler = End { wire, is_listener: false };
         let ends = [dialler, dialler.other()];
@@ -219,8 +220,8 @@ impl Wires {
             .collect()
     }
 
-    /// Makes a connection dead: of what is under way some is lost, nothing that is sent later arrives, and nobody is told, not
-    /// even when one side closes.
+    /// Makes a connection dead: of what is under way some is lost, nothing that is sent later
+    /// arrives, and nobody is told, not even when one side closes.
     pub(super) fn kill(&mut self, wire: WireId) {
         let dialler = End { wire, is_listener: false };
         self.tear(dialler);
@@ -228,7 +229,8 @@ impl Wires {
         self.wires.entry(wire).and_modify(|wire| wire.is_dead = true);
     }
 
-    /// Loses the end of what is on its way to `end`, from some byte on. `true` if something was lost.
+    /// Loses the end of what is on its way to `end`, from some byte on. `true` if something was
+    /// lost.
     pub(super) fn tear(&mut self, end: End) -> bool {
         let Some(wire) = self.wires.get_mut(&end.wire) else { return false };
         let inbound = wire.inbound(end);

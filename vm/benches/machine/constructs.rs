@@ -131,7 +131,8 @@ fn multiply_divide() -> Vec<u8> {
     looped(&data_setup(), &body)
 }
 
-/// c.addi a0, 1; c.mv a1, a0; c.add a2, a1; c.slli a2, 3; c.xor a3, a1; c.sub a3, a0; c.sd a3, 0(s0); c.ld a4, 0(s0).
+/// c.addi a0, 1; c.mv a1, a0; c.add a2, a1; c.slli a2, 3; c.xor a3, a1; c.sub a3, a0; c.sd a3,
+/// 0(s0); c.ld a4, 0(s0).
 fn compressed() -> Vec<u8> {
     const BODY: [u16; 8] = [0x0505, 0x85aa, 0x962e, 0x060e, 0x8ead, 0x8e89, 0xe014, 0x6018];
     let mut bytes: Vec<u8> = li(8, DATA).iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -152,7 +153,8 @@ fn atomics() -> Vec<u8> {
     looped(&data_setup(), &body)
 }
 
-/// A trap handler that goes on behind the instruction, at the start of the image, and the jump over it.
+/// A trap handler that goes on behind the instruction, at the start of the image, and the jump over
+/// it.
 fn handler() -> Vec<u32> {
     let handler = [csrrs(30, SEPC, 0), addi(30, 30, 4), csrrw(0, SEPC, 30), SRET];
     let set_up = [li(31, RAM + 4), vec![csrrw(0, STVEC, 31)]].concat();

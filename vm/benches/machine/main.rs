@@ -1,7 +1,9 @@
-//! What the machine's parts cost: `cargo bench -p vm`, or `cargo bench -p vm -- --test` to see that all of them run.
+//! What the machine's parts cost: `cargo bench -p vm`, or `cargo bench -p vm -- --test` to see that
+//! all of them run.
 //!
-//! Each construct is an endless loop of little else, assembled by hand. Elements per second are instructions per second.
-//! For what guests that compute something come to, there is `ft-bench interp`.
+//! Each construct is an endless loop of little else, assembled by hand. Elements per second are
+//! instructions per second. For what guests that compute something come to, there is `ft-bench
+//! interp`.
 
 #![expect(clippy::unwrap_used, reason = "a bench that can't be set up fails by panicking")]
 

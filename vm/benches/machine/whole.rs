@@ -13,7 +13,8 @@ const STOP_STEPS: u64 = 10_000;
 /// Pages that the guest writes to before each digest, and a copy has to take.
 const DIRTY_PAGES: u64 = 256;
 
-/// Instructions in a round of the guest that does: three for each page, and those that begin the next round.
+/// Instructions in a round of the guest that does: three for each page, and those that begin the
+/// next round.
 const DIRTY_STEPS: u64 = 3 * DIRTY_PAGES + LI + 1;
 
 pub(crate) fn benches(criterion: &mut Criterion) {
@@ -40,7 +41,8 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A machine whose guest writes to one page after the other. Its stores begin with the first step from here on.
+/// A machine whose guest writes to one page after the other. Its stores begin with the first step
+/// from here on.
 fn dirtying() -> Machine {
     let setup = [li(5, DATA), li(6, PAGE_BYTES as u64), li(7, 1)].concat();
     let page = [store(3, 7, 5, 8), r_type(0x33, 0, 0, 5, 5, 6), addi(7, 7, 1)];

@@ -1,4 +1,5 @@
-//! One instruction of any bits, in a machine in any mode: it never panics, and is one step by both ways to run.
+//! One instruction of any bits, in a machine in any mode: it never panics, and is one step by both
+//! ways to run.
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a fuzz target fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! Any code and page tables, with anything from outside: the fast path and the plain interpreter stay alike.
+//! Any code and page tables, with anything from outside: the fast path and the plain interpreter
+//! stay alike.
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a fuzz target fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! Anything as a machine's state. What is accepted is written again as it was, and runs by both ways alike.
+//! Anything as a machine's state. What is accepted is written again as it was, and runs by both
+//! ways alike.
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a fuzz target fails by panicking")]
 

@@ -11,7 +11,8 @@ pub(crate) const fn load(_offset: u64, width: usize) -> Option<u32> {
     if takes(width) { Some(0) } else { None }
 }
 
-/// The end that a write asks for: the status is in the lower half, the code of a failure in the upper.
+/// The end that a write asks for: the status is in the lower half, the code of a failure in the
+/// upper.
 pub(crate) const fn store(offset: u64, value: u32, width: usize) -> Option<Option<StopReason>> {
     if !takes(width) {
         return None;

@@ -1,7 +1,8 @@
 //! The platform-level interrupt controller, as QEMU's `virt` board lays it out.
 //!
-//! Context 1 is the hart's S-mode. Context 0 would be its M-mode, which doesn't exist: its registers read zero. Sources are
-//! level-triggered: one is pending while its line is up and nobody is handling it.
+//! Context 1 is the hart's S-mode. Context 0 would be its M-mode, which doesn't exist: its
+//! registers read zero. Sources are level-triggered: one is pending while its line is up and nobody
+//! is handling it.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -121,7 +122,8 @@ impl Plic {
         self.level & !self.in_service
     }
 
-    /// The source to handle first, with its priority: the greatest priority, and of equals the least number.
+    /// The source to handle first, with its priority: the greatest priority, and of equals the
+    /// least number.
     fn best(&self) -> Option<(u32, u8)> {
         let mut candidates = self.pending() & self.enable;
         let mut best = None;

@@ -1,7 +1,8 @@
 //! A 16550 UART: the console.
 //!
-//! The line is infinitely fast, so the transmitter is always empty, and the receive FIFO is deeper than the original's 16
-//! bytes. Trigger levels and line parameters are accepted and mean nothing: any received byte interrupts.
+//! The line is infinitely fast, so the transmitter is always empty, and the receive FIFO is deeper
+//! than the original's 16 bytes. Trigger levels and line parameters are accepted and mean nothing:
+//! any received byte interrupts.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::collections::VecDeque;
@@ -179,7 +180,8 @@ impl Uart {
         })
     }
 
-    /// In loopback the byte comes back instead of leaving; one that finds no room is lost, as on a real line.
+    /// In loopback the byte comes back instead of leaving; one that finds no room is lost, as on a
+    /// real line.
     fn transmit(&mut self, byte: u8) -> Option<u8> {
         self.transmitter_news = true;
         if self.modem_control & MCR_LOOPBACK == 0 {

@@ -38,7 +38,8 @@ pub(crate) enum AluOp {
     RemuW,
 }
 
-/// The result of `op` on `a` and `b`. Division by zero and overflow have results, as the M extension says; nothing traps.
+/// The result of `op` on `a` and `b`. Division by zero and overflow have results, as the M
+/// extension says; nothing traps.
 #[inline]
 pub(crate) fn compute(op: AluOp, a: u64, b: u64) -> u64 {
     match op {
@@ -79,8 +80,8 @@ pub(crate) const fn extend_word(word: u32) -> u64 {
     word as i32 as u64
 }
 
-/// `op` must be one of the divisions. A quotient by zero is all ones, a remainder by zero the dividend; the most negative
-/// number over -1 is itself, remainder 0.
+/// `op` must be one of the divisions. A quotient by zero is all ones, a remainder by zero the
+/// dividend; the most negative number over -1 is itself, remainder 0.
 fn divide(op: AluOp, a: u64, b: u64) -> u64 {
     if matches!(op, AluOp::DivW | AluOp::DivuW | AluOp::RemW | AluOp::RemuW) {
         return divide_words(op, a as u32, b as u32);

@@ -204,8 +204,8 @@ mod tests {
     use super::{Instruction, expand};
     use crate::hart::decode::decode;
 
-    /// Compressed instructions and what an assembler without the extension makes of the same meaning. Every bit of every
-    /// immediate is set in one of them.
+    /// Compressed instructions and what an assembler without the extension makes of the same
+    /// meaning. Every bit of every immediate is set in one of them.
     const EQUIVALENTS: &[(u32, u32)] = &[
         (0x1fe8, 0x3fc10513), // c.addi4spn a0, sp, 1020
         (0x005c, 0x00410793), // c.addi4spn a5, sp, 4

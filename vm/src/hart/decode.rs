@@ -1,4 +1,5 @@
-//! From instruction bits to [`Instruction`]; compressed instructions become the instruction they stand for.
+//! From instruction bits to [`Instruction`]; compressed instructions become the instruction they
+//! stand for.
 //!
 //! Decoding is a pure function of the bits, so that its result may be kept.
 
@@ -230,13 +231,15 @@ pub(crate) enum Instruction {
 // Predecoded instructions are kept by the thousand.
 const _: () = assert!(size_of::<Instruction>() == 8);
 
-/// Length in bytes of the instruction that begins with `bits`: 2 or 4. Longer formats aren't offered and trap.
+/// Length in bytes of the instruction that begins with `bits`: 2 or 4. Longer formats aren't
+/// offered and trap.
 #[inline]
 pub(crate) const fn length(bits: u32) -> u64 {
     if bits & 3 == 3 { 4 } else { 2 }
 }
 
-/// Decodes the instruction that begins with `bits`; the upper half is ignored if it is a compressed one.
+/// Decodes the instruction that begins with `bits`; the upper half is ignored if it is a compressed
+/// one.
 #[inline]
 pub(crate) fn decode(bits: u32) -> Instruction {
     if bits & 3 != 3 {

@@ -74,7 +74,8 @@ impl Hart {
         Ok(next_pc)
     }
 
-    /// Whether an instruction of the supervisor that the bit `trapped` of `mstatus` keeps for M-mode is legal now.
+    /// Whether an instruction of the supervisor that the bit `trapped` of `mstatus` keeps for
+    /// M-mode is legal now.
     pub(super) fn may(&self, trapped: u64) -> bool {
         match self.privilege {
             Privilege::User => false,
@@ -127,7 +128,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The reservation is given up whether or not the store is done. Between LR and SC only a device can have written.
+    /// The reservation is given up whether or not the store is done. Between LR and SC only a
+    /// device can have written.
     fn store_conditional(
         &mut self,
         bus: &mut Bus,
@@ -224,7 +226,8 @@ fn store_atomic(bus: &mut Bus, width: AtomicWidth, address: GuestPhysAddr, value
     }
 }
 
-/// `operand` and `old` are sign-extended if they are words, which keeps the order of both signed and unsigned numbers.
+/// `operand` and `old` are sign-extended if they are words, which keeps the order of both signed
+/// and unsigned numbers.
 fn combine(op: AmoOp, old: u64, operand: u64) -> u64 {
     match op {
         AmoOp::Swap => operand,

@@ -1,7 +1,8 @@
-//! The hart's way to memory: instruction fetch, and the loads and stores of integers and floating-point numbers alike.
+//! The hart's way to memory: instruction fetch, and the loads and stores of integers and
+//! floating-point numbers alike.
 //!
-//! An access of any alignment is offered. One that reaches into a second page is translated twice before anything is done,
-//! and goes to RAM alone; devices take only aligned ones, which don't.
+//! An access of any alignment is offered. One that reaches into a second page is translated twice
+//! before anything is done, and goes to RAM alone; devices take only aligned ones, which don't.
 
 use super::csr::Status;
 use super::decode;
@@ -78,8 +79,8 @@ impl Hart {
     /// Writes `N` bytes, 1, 2, 4 or 8, at an address of any alignment.
     ///
     /// # Errors
-    /// The trap of the first part that can't be written; its `tval` is the first address of that part, and nothing has been
-    /// written.
+    /// The trap of the first part that can't be written; its `tval` is the first address of that
+    /// part, and nothing has been written.
     #[inline]
     pub(super) fn store<const N: usize>(
         &mut self,
@@ -96,8 +97,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The physical address of a data access, which must not reach beyond its page, and which is certain to be made unless
-    /// the bus refuses it.
+    /// The physical address of a data access, which must not reach beyond its page, and which is
+    /// certain to be made unless the bus refuses it.
     #[inline]
     pub(super) fn translate(
         &self,
@@ -130,7 +131,8 @@ impl Hart {
         Ok(())
     }
 
-    /// Where the parts of an access of `length` bytes that reaches into a second page go: all of it is RAM.
+    /// Where the parts of an access of `length` bytes that reaches into a second page go: all of it
+    /// is RAM.
     fn translate_across(
         &self,
         bus: &mut Bus,

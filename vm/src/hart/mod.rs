@@ -7,7 +7,8 @@
 //!                                                      └─ Pause: the machine has to act
 //! ```
 //!
-//! The hart knows the bus and nothing above it: firmware calls and values from outside are left to the machine.
+//! The hart knows the bus and nothing above it: firmware calls and values from outside are left to
+//! the machine.
 
 mod alu;
 mod compressed;
@@ -141,8 +142,8 @@ pub(crate) struct Hart {
 }
 
 impl Hart {
-    /// A hart at `entry` with a0 = hart id 0 and a1 = device tree: in S-mode, as firmware starts a supervisor, or in M-mode
-    /// if there is no firmware.
+    /// A hart at `entry` with a0 = hart id 0 and a1 = device tree: in S-mode, as firmware starts a
+    /// supervisor, or in M-mode if there is no firmware.
     pub(crate) fn new(boot: BootMode, entry: u64, device_tree: u64, host_port: Option<HostPort>) -> Self {
         let mut x = [0; 32];
         x[11] = device_tree;
@@ -196,7 +197,8 @@ impl Hart {
         &self.x
     }
 
-    /// Executes steps until the count is `until` or the machine has to act. The hart must not be waiting.
+    /// Executes steps until the count is `until` or the machine has to act. The hart must not be
+    /// waiting.
     ///
     /// How it goes about it is `pace`, and nothing else depends on that.
     pub(crate) fn run(&mut self, bus: &mut Bus, until: u64, pace: Pace) -> Pause {
@@ -219,7 +221,8 @@ impl Hart {
 
     /// Executes one step: takes an interrupt, or fetches, decodes and executes one instruction.
     ///
-    /// Nothing is kept from one step to the next, so this is what any faster way to run has to come to.
+    /// Nothing is kept from one step to the next, so this is what any faster way to run has to come
+    /// to.
     #[inline]
     pub(crate) fn step_once(&mut self, bus: &mut Bus) -> Option<Pause> {
         if self.csrs.pending_interrupts() != 0
@@ -244,8 +247,8 @@ impl Hart {
 
     /// Which value from outside the next step would wait for.
     ///
-    /// A function of the state alone, so that it gives the same answer to a recorder, whose run has just stopped there, and
-    /// to a replayer, whose run has stopped because the log said so.
+    /// A function of the state alone, so that it gives the same answer to a recorder, whose run has
+    /// just stopped there, and to a replayer, whose run has stopped because the log said so.
     pub(crate) fn next_awaited_read(&self, bus: &Bus) -> Option<AwaitedRead> {
         self.next_csr_read(&bus.ram).map(|(read, ..)| read)
     }
@@ -260,15 +263,18 @@ impl Hart {
         self.count += 1;
     }
 
-    /// The firmware's timer interrupt becomes pending or is taken back; see [`Self::set_external_line`].
+    /// The firmware's timer interrupt becomes pending or is taken back; see
+    /// [`Self::set_external_line`].
     pub(crate) const fn set_timer_pending(&mut self, pending: bool) {
         self.csrs.set_timer_pending(pending);
         self.wake();
     }
 
-    /// Sets the level of the external interrupt line, and wakes the hart if that is what it waits for.
+    /// Sets the level of the external interrupt line, and wakes the hart if that is what it waits
+    /// for.
     ///
-    /// It wakes here, not when it next runs, so that its state doesn't depend on whether it has been run since.
+    /// It wakes here, not when it next runs, so that its state doesn't depend on whether it has
+    /// been run since.
     pub(crate) const fn set_external_line(&mut self, level: bool) {
         self.csrs.set_external_line(level);
         self.wake();
@@ -285,7 +291,8 @@ impl Hart {
         }
     }
 
-    /// Forgets the reservation of an LR: a device or other code of the guest may have written where it points.
+    /// Forgets the reservation of an LR: a device or other code of the guest may have written where
+    /// it points.
     pub(crate) const fn drop_reservation(&mut self) {
         self.reservation = None;
     }
@@ -363,13 +370,14 @@ impl Hart {
         self.x[0] = 0;
     }
 
-    /// Fetches, decodes and executes one instruction. The result is the next pc; nothing else has moved on yet.
+    /// Fetches, decodes and executes one instruction. The result is the next pc; nothing else has
+    /// moved on yet.
     #[inline]
     fn step(&mut self, bus: &mut Bus) -> Result<u64, (Unretired, u32)> {
         let fetched = self.fetch(&bus.ram).map_err(|trap| (trap.into(), 0))?;
         let instruction = decode::decode(fetched.bits);
-        // An instruction that waits for its value is no step yet and must not change memory: a replayer that has only come
-        // to its count hasn't fetched it.
+        // An instruction that waits for its value is no step yet and must not change memory: a
+        // replayer that has only come to its count hasn't fetched it.
         if self.awaited_by(instruction).is_none() {
             fetched.put_marks(&mut bus.ram);
         }
@@ -402,13 +410,15 @@ impl Hart {
         }
     }
 
-    /// Counts a step in which no instruction has retired: it is one of the log's steps, but not one of `minstret`'s.
+    /// Counts a step in which no instruction has retired: it is one of the log's steps, but not one
+    /// of `minstret`'s.
     const fn count_unretired(&mut self) {
         self.count += 1;
         self.csrs.leave_step_out();
     }
 
-    /// The read of a value from outside that the next step would be, its destination, and its instruction.
+    /// The read of a value from outside that the next step would be, its destination, and its
+    /// instruction.
     fn next_csr_read(&self, ram: &Ram) -> Option<(AwaitedRead, Register, Fetched)> {
         if self.waiting || self.deliverable_interrupt().is_some() {
             return None;

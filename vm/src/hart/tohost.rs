@@ -1,10 +1,12 @@
 //! `tohost` and `fromhost`: how a guest without firmware speaks to whoever runs it.
 //!
-//! Doublewords of RAM whose addresses the image names, as in the RISC-V conformance suites. A value of `tohost` with bit 0 set
-//! ends the guest: the other bits are 0 if it has passed, or the number of the test that failed. Device 1, command 1 (bits 63:48)
-//! prints its low byte. Device 0, command 0 with an even value, the address of 8 doublewords, is a system call, as the benchmarks of
-//! riscv-tests and newlib's libgloss make them: number and arguments are there, the result takes the place of the number, and
-//! `fromhost` becomes 1. What has been answered is cleared; everything else stays there and means nothing.
+//! Doublewords of RAM whose addresses the image names, as in the RISC-V conformance suites. A value
+//! of `tohost` with bit 0 set ends the guest: the other bits are 0 if it has passed, or the number
+//! of the test that failed. Device 1, command 1 (bits 63:48) prints its low byte. Device 0, command
+//! 0 with an even value, the address of 8 doublewords, is a system call, as the benchmarks of
+//! riscv-tests and newlib's libgloss make them: number and arguments are there, the result takes
+//! the place of the number, and `fromhost` becomes 1. What has been answered is cleared; everything
+//! else stays there and means nothing.
 
 use super::Hart;
 use crate::bus::Bus;
@@ -23,7 +25,8 @@ const CONSOLE_WRITE: u64 = 0x0101;
 const CALL_WORDS: usize = 8;
 const CALL_BYTES: u64 = CALL_WORDS as u64 * 8;
 
-/// What a system call that writes takes at most: a step is bounded. The rest is the caller's to write again.
+/// What a system call that writes takes at most: a step is bounded. The rest is the caller's to
+/// write again.
 const WRITE_BYTES_MAX: u64 = 64 << 10;
 
 /// The system calls that there are, by their numbers in Linux and newlib.
@@ -118,7 +121,8 @@ fn call(bus: &mut Bus, port: HostPort, address: GuestPhysAddr) {
     bus.touch();
 }
 
-/// Writes to standard output or standard error, which both are the console. The result is how much was written.
+/// Writes to standard output or standard error, which both are the console. The result is how much
+/// was written.
 fn write(bus: &mut Bus, descriptor: u64, address: GuestPhysAddr, bytes: u64) -> Result<u64, SystemError> {
     if !matches!(descriptor, 1 | 2) {
         return Err(SystemError::BadDescriptor);

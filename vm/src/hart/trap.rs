@@ -1,8 +1,8 @@
 //! Exceptions, interrupts, and how the hart enters and leaves trap handlers.
 //!
-//! A trap goes to M-mode unless `medeleg` or `mideleg` gives it to S-mode and the hart is not in M-mode. Where the
-//! hypervisor is the firmware, everything is delegated, and the environment call from S is the call of the firmware, which
-//! never becomes a trap: M-mode is never entered.
+//! A trap goes to M-mode unless `medeleg` or `mideleg` gives it to S-mode and the hart is not in
+//! M-mode. Where the hypervisor is the firmware, everything is delegated, and the environment call
+//! from S is the call of the firmware, which never becomes a trap: M-mode is never entered.
 
 use super::csr::{Status, TrapCsrs};
 use super::decode::{self, CsrInstruction, Instruction};
@@ -12,7 +12,8 @@ use crate::config::BootMode;
 use crate::exit::{FirstTrap, Lack};
 use crate::mmu::GuestPhysAddr;
 
-/// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in `medeleg`.
+/// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in
+/// `medeleg`.
 ///
 /// A misaligned fetch can't happen where instructions are at even addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub(crate) enum Exception {
     StorePageFault = 15,
 }
 
-/// An interrupt; the discriminant is its bit in `mip` and `mie`, and its code in `scause` and `mcause`.
+/// An interrupt; the discriminant is its bit in `mip` and `mie`, and its code in `scause` and
+/// `mcause`.
 ///
 /// This board has no source of those of the machine level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +154,8 @@ impl Hart {
         None
     }
 
-    /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds by another's LR. The
-    /// specification leaves that to the guest's kernel; QEMU does as here.
+    /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds
+    /// by another's LR. The specification leaves that to the guest's kernel; QEMU does as here.
     const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
         self.count_unretired();
         self.drop_reservation();
@@ -166,7 +168,8 @@ impl Hart {
         self.privilege = level.privilege();
     }
 
-    /// The trap whose handler the hart stands at and can't fetch; `None` if it hasn't come there by a trap.
+    /// The trap whose handler the hart stands at and can't fetch; `None` if it hasn't come there by
+    /// a trap.
     pub(crate) fn trap_being_entered(&self, bus: &mut Bus) -> Option<FirstTrap> {
         let level = if self.privilege == Privilege::Machine { TrapLevel::Machine } else { TrapLevel::Supervisor };
         let TrapCsrs { cause, epc, tval, .. } = *self.csrs.level(level);

@@ -22,8 +22,8 @@ pub(super) fn load(ram: &mut Ram, end: u64, file: &[u8]) -> Result<LoadedKernel,
     let elf = parse(file)?;
     let vmlinux = vmlinux(&elf, file);
     let offset = vmlinux.map_or(0, |(offset, _)| offset);
-    // Segments don't overlap, so that there is room for all of them together: without this bound many that do would be copied
-    // over each other for minutes.
+    // Segments don't overlap, so that there is room for all of them together: without this bound
+    // many that do would be copied over each other for minutes.
     let mut room = end - RAM_BASE;
     for (index, segment) in segments(&elf) {
         let address = segment.p_paddr.wrapping_add(offset);
@@ -82,8 +82,9 @@ fn segments(elf: &Elf<'_>) -> impl Iterator<Item = (usize, ProgramHeader)> {
     all.filter(|(_, segment)| segment.p_type == PT_LOAD && segment.p_memsz > 0)
 }
 
-/// If this is Linux before it became an `Image`: what its physical addresses, which count from 0, lack, and its entry. The ELF
-/// header has a virtual one; the real one is the kernel's first byte, as the header there is code as well.
+/// If this is Linux before it became an `Image`: what its physical addresses, which count from 0,
+/// lack, and its entry. The ELF header has a virtual one; the real one is the kernel's first byte,
+/// as the header there is code as well.
 fn vmlinux(elf: &Elf<'_>, file: &[u8]) -> Option<(u64, u64)> {
     let (_, first) = segments(elf).min_by_key(|(_, segment)| segment.p_paddr)?;
     if first.p_paddr >= RAM_BASE {
@@ -116,8 +117,9 @@ fn load_segment(
     Ok(())
 }
 
-/// How many bytes of a segment lie below RAM and are left out, as nobody has asked for them: a linker that isn't told
-/// otherwise lets the segment of code at the start of RAM begin a page earlier, with the headers of the file.
+/// How many bytes of a segment lie below RAM and are left out, as nobody has asked for them: a
+/// linker that isn't told otherwise lets the segment of code at the start of RAM begin a page
+/// earlier, with the headers of the file.
 fn headers_below_ram(address: u64, segment: &ProgramHeader) -> u64 {
     let below = RAM_BASE.saturating_sub(address);
     if segment.p_offset == 0 && below <= PAGE_BYTES as u64 { below } else { 0 }
@@ -130,12 +132,13 @@ fn contents<'a>(file: &'a [u8], segment: &ProgramHeader) -> Option<&'a [u8]> {
     file.get(start..start.checked_add(length)?)
 }
 
-/// The addresses of the symbols `tohost` and `fromhost`, through which test programs speak to whoever runs them. A file without
-/// symbols has none; one with a malformed table neither.
+/// The addresses of the symbols `tohost` and `fromhost`, through which test programs speak to
+/// whoever runs them. A file without symbols has none; one with a malformed table neither.
 fn host_port(elf: &Elf<'_>) -> Option<HostPort> {
     let sections = elf.section_headers()?;
     let section = sections.iter().find(|section| section.sh_type == SHT_SYMTAB)?;
-    // Names are compared where they are: to look for the end of each would take hours in a file made for that.
+    // Names are compared where they are: to look for the end of each would take hours in a file
+    // made for that.
     let names = sections.get(usize::try_from(section.sh_link).ok()?).ok()?;
     let (names, _) = elf.section_data(&names).ok()?;
     let (symbols, _) = elf.symbol_table().ok()??;

@@ -1,4 +1,5 @@
-//! Linux kernels in the `Image` format: 64 bytes of header that are also code, and the kernel as it lies in memory.
+//! Linux kernels in the `Image` format: 64 bytes of header that are also code, and the kernel as it
+//! lies in memory.
 //!
 //! Source: Linux, Documentation/arch/riscv/boot-image-header.rst.
 
@@ -68,7 +69,8 @@ pub(super) fn compression(kernel: &[u8]) -> Option<(&'static str, &'static str)>
     FORMATS.iter().find(|(magic, ..)| kernel.starts_with(magic)).map(|(_, name, tool)| (*name, *tool))
 }
 
-/// Where in an EFI zboot image, which unpacks itself on EFI firmware only, the compressed kernel is.
+/// Where in an EFI zboot image, which unpacks itself on EFI firmware only, the compressed kernel
+/// is.
 ///
 /// Source: Linux, drivers/firmware/efi/libstub/zboot-header.S.
 pub(super) fn zboot_payload(kernel: &[u8]) -> Option<Range<u64>> {

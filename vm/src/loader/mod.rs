@@ -107,7 +107,8 @@ pub enum LoadError {
         /// Where it ends at the latest.
         end: u64,
     },
-    /// A segment doesn't lie within RAM, below what lies at its end, or there is no room for it beside those before it.
+    /// A segment doesn't lie within RAM, below what lies at its end, or there is no room for it
+    /// beside those before it.
     #[error(
         "segment {segment} takes {bytes:#x} bytes at {address:#x}, which is not between {RAM_BASE:#x} and {end:#x}; \
          link it to RAM, or give the machine more (--memory)"
@@ -157,7 +158,8 @@ struct LoadedKernel {
 /// Puts an image's kernel and initrd, and a device tree, into RAM.
 ///
 /// # Errors
-/// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no room for it.
+/// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no
+/// room for it.
 pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadError> {
     let ram_bytes = checked_ram_bytes(config)?;
     ask_for_memory(config)?;
@@ -165,7 +167,8 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     let disk = self::disk(config, disk.unwrap_or_default())?;
     let mut ram = Ram::new(ram_bytes);
 
-    // The tree is as long whatever addresses it names, and where the initrd lies depends on how long it is.
+    // The tree is as long whatever addresses it names, and where the initrd lies depends on how
+    // long it is.
     let initrd_bytes = initrd.map(|initrd| initrd.len() as u64);
     let mut contents = Contents { initrd: initrd_bytes.map(|_| 0..0) };
     let tree =
@@ -243,9 +246,9 @@ fn check_disk_bytes(config: &MachineConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Asks the host for as much memory as a machine of this configuration takes, and gives it back: who allocates it afterwards,
-/// piece by piece, needn't be ready for a refusal, which would abort the process. A log or a peer may ask for 5 GiB with a few
-/// bytes.
+/// Asks the host for as much memory as a machine of this configuration takes, and gives it back:
+/// who allocates it afterwards, piece by piece, needn't be ready for a refusal, which would abort
+/// the process. A log or a peer may ask for 5 GiB with a few bytes.
 ///
 /// # Errors
 /// [`LoadError::NoMemory`].

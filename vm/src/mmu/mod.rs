@@ -1,12 +1,14 @@
 //! From the addresses a guest uses to the addresses of the bus.
 //!
-//! Bare translation and Sv39. Every fetch, load and store of the hart goes through [`Mmu::walk`], which reads the page
-//! table afresh: translation is coherent with memory, so SFENCE.VMA has nothing to do, and whoever keeps translations has
-//! to notice stores to the tables that they were read from ([`Translation::tables`]).
+//! Bare translation and Sv39. Every fetch, load and store of the hart goes through [`Mmu::walk`],
+//! which reads the page table afresh: translation is coherent with memory, so SFENCE.VMA has
+//! nothing to do, and whoever keeps translations has to notice stores to the tables that they were
+//! read from ([`Translation::tables`]).
 //!
-//! A walk changes nothing. What it has to write, accessed and dirty bits, is a [`Mark`] that the hart puts into memory once
-//! the access is certain to go on; so an access of two pages of which one is missing leaves no trace in either, and nor does
-//! a look at the instruction that comes next.
+//! A walk changes nothing. What it has to write, accessed and dirty bits, is a [`Mark`] that the
+//! hart puts into memory once the access is certain to go on; so an access of two pages of which
+//! one is missing leaves no trace in either, and nor does a look at the instruction that comes
+//! next.
 
 mod sv39;
 
@@ -56,7 +58,8 @@ impl Access {
 /// On whose behalf an access is made, and what `mstatus` lets them do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Accessor {
-    /// The mode that counts, which for loads and stores `mstatus.MPRV` may make another than the hart's.
+    /// The mode that counts, which for loads and stores `mstatus.MPRV` may make another than the
+    /// hart's.
     pub(crate) privilege: Privilege,
     /// `mstatus.SUM`: the supervisor may load from and store to pages of the user.
     pub(crate) sum: bool,
@@ -84,7 +87,8 @@ pub(crate) struct Translation {
     pub(crate) physical: GuestPhysAddr,
     /// Whether the same accessor may load from this page without another walk.
     pub(crate) readable: bool,
-    /// Whether the same accessor may store to this page without another walk: with the mark put, the dirty bit is set.
+    /// Whether the same accessor may store to this page without another walk: with the mark put,
+    /// the dirty bit is set.
     pub(crate) writable: bool,
     /// To be put before the access is made.
     pub(crate) mark: Option<Mark>,
@@ -111,7 +115,8 @@ const PHYSICAL_ADDRESS_BITS: u32 = 56;
 const SATP_MODE_BARE: u64 = 0;
 const SATP_MODE_SV39: u64 = 8;
 
-/// `satp.MODE` and `satp.PPN`. There are no address-space identifiers: nothing that is kept would need them.
+/// `satp.MODE` and `satp.PPN`. There are no address-space identifiers: nothing that is kept would
+/// need them.
 const SATP_MASK: u64 = 0xf << 60 | ((1 << 44) - 1);
 
 /// Address translation and the state that governs it.
@@ -130,8 +135,8 @@ impl Mmu {
     /// Where an access to `address` goes. It must not reach beyond the page.
     ///
     /// # Errors
-    /// The page fault of an address that the accessor may not use in this way; the access fault of an address beyond the
-    /// physical address space, or of one whose page table isn't in RAM.
+    /// The page fault of an address that the accessor may not use in this way; the access fault of
+    /// an address beyond the physical address space, or of one whose page table isn't in RAM.
     #[inline]
     pub(crate) fn walk(
         &self,
@@ -171,8 +176,8 @@ impl Mmu {
         self.satp
     }
 
-    /// Writes CSR `satp`. As the specification wants it, a write with a MODE that isn't offered has no effect; in Bare mode
-    /// the other fields are zero.
+    /// Writes CSR `satp`. As the specification wants it, a write with a MODE that isn't offered has
+    /// no effect; in Bare mode the other fields are zero.
     pub(crate) const fn set_satp(&mut self, value: u64) {
         match value >> 60 {
             SATP_MODE_BARE => self.satp = 0,

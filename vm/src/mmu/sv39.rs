@@ -1,7 +1,7 @@
 //! Sv39: three levels of tables of 512 entries each, pages of 4 KiB, 2 MiB and 1 GiB.
 //!
-//! Accessed and dirty bits are set by the hardware, as on QEMU's board. Svnapot and Svpbmt aren't offered: their bits are
-//! reserved, and an entry that sets them faults.
+//! Accessed and dirty bits are set by the hardware, as on QEMU's board. Svnapot and Svpbmt aren't
+//! offered: their bits are reserved, and an entry that sets them faults.
 //!
 //! Source: RISC-V Privileged Architecture 1.12, §4.3.2 and §4.4.
 
@@ -89,7 +89,8 @@ impl Entry {
     }
 }
 
-/// Translates `address` by the tables that begin at the root in `satp`; see [`Mmu::walk`](super::Mmu::walk).
+/// Translates `address` by the tables that begin at the root in `satp`; see
+/// [`Mmu::walk`](super::Mmu::walk).
 pub(super) fn walk(
     ram: &Ram,
     satp: u64,

@@ -138,7 +138,8 @@ pub(crate) fn csrrs(rd: u32, number: u32, rs1: u32) -> u32 {
     csr(2, rd, number, rs1)
 }
 
-/// Instructions that put `value` into `rd`: always [`LI`] of them, so that offsets are easy to count.
+/// Instructions that put `value` into `rd`: always [`LI`] of them, so that offsets are easy to
+/// count.
 pub(crate) fn li(rd: u32, value: u64) -> Vec<u32> {
     let chunk = |from: u32, width: u32| i32::try_from(value >> from & ((1 << width) - 1)).unwrap();
     let shift = |amount| i_type(0x13, 1, rd, rd, amount);
@@ -203,7 +204,8 @@ pub(crate) fn bare_config() -> MachineConfig {
     MachineConfig { boot: BootMode::Bare, ..small_config() }
 }
 
-/// Instructions that set the bits `set` of a CSR after they have cleared the bits `clear`, by way of x30: [`CHANGE`] of them.
+/// Instructions that set the bits `set` of a CSR after they have cleared the bits `clear`, by way
+/// of x30: [`CHANGE`] of them.
 pub(crate) fn change(number: u32, clear: u64, set: u64) -> Vec<u32> {
     [li(30, clear), vec![csr(3, 0, number, 30)], li(30, set), vec![csrrs(0, number, 30)]].concat()
 }
@@ -211,7 +213,8 @@ pub(crate) fn change(number: u32, clear: u64, set: u64) -> Vec<u32> {
 /// How many instructions [`change`] is.
 pub(crate) const CHANGE: u64 = 2 * (LI + 1);
 
-/// Instructions that go from M-mode to what follows them in another mode, by way of x30: [`GO`] of them.
+/// Instructions that go from M-mode to what follows them in another mode, by way of x30: [`GO`] of
+/// them.
 pub(crate) fn go(mode: u64) -> Vec<u32> {
     let status = change(MSTATUS, 3 << MPP_SHIFT, mode << MPP_SHIFT);
     [status, vec![auipc(30, 0), addi(30, 30, 16), csrrw(0, MEPC, 30), MRET]].concat()
@@ -238,7 +241,8 @@ pub(crate) fn run_on(machine: &mut Machine) -> Exit {
     machine.run(InstructionCount(u64::MAX))
 }
 
-/// Answers everything deterministically, until the guest stops or waits, or the count is `limit`. Takes steps of `slice`.
+/// Answers everything deterministically, until the guest stops or waits, or the count is `limit`.
+/// Takes steps of `slice`.
 pub(crate) fn drive(
     machine: &mut Machine,
     limit: u64,

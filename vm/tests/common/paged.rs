@@ -6,8 +6,8 @@ use super::{
 };
 use vm::{Machine, MachineConfig};
 
-/// Where the trap handler is, which reads cause, epc and tval into x20 to x22, those of M-mode into x23 to x25, and then
-/// loops.
+/// Where the trap handler is, which reads cause, epc and tval into x20 to x22, those of M-mode into
+/// x23 to x25, and then loops.
 pub(crate) const HANDLER: u64 = RAM + 0x800;
 
 /// How many instructions come before the code: `stvec` and `satp` are set.
@@ -75,7 +75,8 @@ impl Paged {
         self.plain_machine(&small_config(), &[set_up.concat(), code.to_vec()].concat())
     }
 
-    /// A machine that begins with `code`, with these tables in memory; code that is long enough brings its own handler.
+    /// A machine that begins with `code`, with these tables in memory; code that is long enough
+    /// brings its own handler.
     pub(crate) fn plain_machine(&self, config: &MachineConfig, code: &[u32]) -> Machine {
         let mut all = code.to_vec();
         if all.len() <= 0x200 {

@@ -1,4 +1,5 @@
-//! What a role knows of its side's log on disk, from which the VM goes on after the death of both sides.
+//! What a role knows of its side's log on disk, from which the VM goes on after the death of both
+//! sides.
 
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::LogSeq;
@@ -10,13 +11,15 @@ use logchannel::entry::LogSeq;
 ///   Promised ──► UpTo(n)    n grows
 ///      └────────────┴──► Failed
 /// ```
-/// A promise is worth nothing when both sides die: as long as no restart from this side's directory is possible, no output
-/// leaves, and a backup isn't accepted. The order of the states is the one in which they can follow each other.
+/// A promise is worth nothing when both sides die: as long as no restart from this side's directory
+/// is possible, no output leaves, and a backup isn't accepted. The order of the states is the one
+/// in which they can follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DiskLogState {
     /// No log is kept, so that nothing waits for one.
     None,
-    /// A log is to be kept, but the directory has no whole segment of it: no restart is possible from it.
+    /// A log is to be kept, but the directory has no whole segment of it: no restart is possible
+    /// from it.
     Promised,
     /// A restart is possible, and comes to all entries below this; outputs wait for their entries.
     UpTo(LogSeq),
@@ -31,7 +34,8 @@ impl DiskLogState {
         matches!(self, Self::Promised)
     }
 
-    /// How far outputs may leave of which all entries below `allowed` may, as far as the log on disk is concerned.
+    /// How far outputs may leave of which all entries below `allowed` may, as far as the log on
+    /// disk is concerned.
     #[must_use]
     pub(super) fn limit(self, allowed: LogSeq) -> LogSeq {
         match self {

@@ -25,12 +25,14 @@ pub enum LossReason {
         /// How long.
         for_ms: u64,
     },
-    /// A backup was heard, and got nowhere for so many milliseconds: it put no machine together, or acknowledged nothing.
+    /// A backup was heard, and got nowhere for so many milliseconds: it put no machine together, or
+    /// acknowledged nothing.
     Stuck {
         /// How long.
         for_ms: u64,
     },
-    /// A backup acknowledged the log, and replayed nothing of it for so many milliseconds in which the guest waited for it.
+    /// A backup acknowledged the log, and replayed nothing of it for so many milliseconds in which
+    /// the guest waited for it.
     ReplaysNothing {
         /// How long.
         for_ms: u64,

@@ -1,7 +1,8 @@
 //! The two roles of a fault-tolerant pair, as state machines without I/O.
 //!
-//! Time, messages and the arbiter's answers come in as arguments; frames, released outputs and requests come out by
-//! polling. Processes drive them with sockets and clocks, a simulator with neither.
+//! Time, messages and the arbiter's answers come in as arguments; frames, released outputs and
+//! requests come out by polling. Processes drive them with sockets and clocks, a simulator with
+//! neither.
 //!
 //! ```text
 //! primary                                              backup
@@ -35,8 +36,8 @@
 //!
 //! After each input the driver does the following:
 //!
-//! 1. It takes all actions (`poll_action`). If [`PrimaryAction::CloseChannel`] is among them, it cuts
-//!    the connection at once: no other backup may join before that, because the bytes of one
+//! 1. It takes all actions (`poll_action`). If [`PrimaryAction::CloseChannel`] is among them, it
+//!    cuts the connection at once: no other backup may join before that, because the bytes of one
 //!    backup's log must never follow those of another's.
 //! 2. It sends the bytes for the other side ([`PrimaryRole::poll_outgoing`],
 //!    [`BackupRole::poll_outgoing`]), also those that are there after the end: a goodbye or a
@@ -89,8 +90,8 @@ use logchannel::session::NodeId;
 pub struct Timing {
     /// From one heartbeat to the next, in nanoseconds, while nothing else is said.
     pub heartbeat_ns: u64,
-    /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a needless failover, never
-    /// correctness.
+    /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a
+    /// needless failover, never correctness.
     pub failure_timeout_ns: u64,
     /// From an unanswered test-and-set to the next try, in nanoseconds.
     pub claim_retry_ns: u64,
@@ -113,13 +114,14 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or has its log buffer full.
+    /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or
+    /// has its log buffer full.
     const fn progress_timeout_ns(&self) -> u64 {
         self.failure_timeout_ns.saturating_mul(20)
     }
 
-    /// How long the disk under a joining backup's log may take nothing, in nanoseconds: one flush of a slow disk's cache takes
-    /// longer than a network that works ever does.
+    /// How long the disk under a joining backup's log may take nothing, in nanoseconds: one flush
+    /// of a slow disk's cache takes longer than a network that works ever does.
     const fn disk_timeout_ns(&self) -> u64 {
         self.progress_timeout_ns().saturating_mul(3)
     }
@@ -160,7 +162,8 @@ pub enum LatestAnswer {
 
 /// A test-and-set under way, asked again until it is answered.
 ///
-/// It is asked again with the same kind: the arbiter may have recorded the first request though its answer was lost.
+/// It is asked again with the same kind: the arbiter may have recorded the first request though its
+/// answer was lost.
 #[derive(Clone, Copy, Debug, Hash)]
 struct Claiming {
     request: ClaimRequest,
@@ -200,7 +203,8 @@ impl Claiming {
         self.since_ns.get_or_insert(now_ns);
     }
 
-    /// Whether the answer takes so long that a VM that waits for it is paused: any failover has a short wait.
+    /// Whether the answer takes so long that a VM that waits for it is paused: any failover has a
+    /// short wait.
     fn is_pause(&self, now_ns: u64) -> bool {
         self.since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) > PAUSE_NS)
     }

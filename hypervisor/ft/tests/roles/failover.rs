@@ -99,7 +99,8 @@ fn a_primary_that_wakes_up_after_its_successor_went_live_puts_nothing_out() {
     pair.output();
     pair.deliver_to_backup();
     pair.replay();
-    // The acknowledgement of output 0 lies in its socket while it is suspended, and its backup goes live.
+    // The acknowledgement of output 0 lies in its socket while it is suspended, and its backup goes
+    // live.
     let mut next = pair.backup_goes_live(NEXT, NodeId(3));
     assert_eq!(next.out, [0]);
     pair.now_ns += 3600 * 1000 * MS;

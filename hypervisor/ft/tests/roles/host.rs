@@ -1,4 +1,5 @@
-//! What every driver of the roles does here, whatever else it does: the order of the roles' contract, and what needs no time.
+//! What every driver of the roles does here, whatever else it does: the order of the roles'
+//! contract, and what needs no time.
 
 use crate::world::Arbiter;
 use ft::role::{BackupAction, BackupRole, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -19,7 +20,8 @@ pub(crate) fn actions_of(role: &mut PrimaryRole, close: impl FnOnce()) -> Vec<Pr
 /// The Output Rule as seen from outside of a primary.
 #[derive(Debug)]
 pub(crate) struct OutputRule {
-    /// Where the log was when the pair became complete: what is behind may leave only when the backup has its entry.
+    /// Where the log was when the pair became complete: what is behind may leave only when the
+    /// backup has its entry.
     protected_from: LogSeq,
 }
 
@@ -54,7 +56,8 @@ impl OutputRule {
         }
     }
 
-    /// Output `id` of entry `seq` leaves, and the backup has received all entries before `received`.
+    /// Output `id` of entry `seq` leaves, and the backup has received all entries before
+    /// `received`.
     pub(crate) fn check(&self, id: OutputId, seq: LogSeq, received: LogSeq) {
         assert!(seq < self.protected_from || seq < received, "{id:?} leaves, and its entry isn't received");
     }
@@ -104,7 +107,8 @@ impl BackupHost {
         None
     }
 
-    /// Puts the machine together, if all that it needs has come: where it stands, and the machine or why there is none.
+    /// Puts the machine together, if all that it needs has come: where it stands, and the machine
+    /// or why there is none.
     pub(crate) fn restore(&mut self) -> Option<(LogSeq, Result<Machine, String>)> {
         let Snapshot { seq, digest, state } = self.restoring.take()?;
         let machine = self.restoration.take()?.finish(&state).map_err(|error| error.to_string());

@@ -1,5 +1,5 @@
-//! Peers that say anything at any time: whatever they say, a role refuses it or gives them up. It asserts the order of its
-//! cursors and outputs, which no peer may break.
+//! Peers that say anything at any time: whatever they say, a role refuses it or gives them up. It
+//! asserts the order of its cursors and outputs, which no peer may break.
 
 use crate::host::{BackupHost, actions_of};
 use crate::pair::Pair;

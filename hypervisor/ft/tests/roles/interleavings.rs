@@ -1,10 +1,10 @@
-//! Many random orders of the same few things, through many generations of one VM: outputs, bytes that arrive, time, cuts,
-//! kills at every point, backups that join, claims that get lost, a LAN that comes and goes. Whatever the order, no output
-//! leaves without acknowledgement or won claim, each generation has one owner, and the LAN carries all that the guest sends,
-//! each output once.
+//! Many random orders of the same few things, through many generations of one VM: outputs, bytes
+//! that arrive, time, cuts, kills at every point, backups that join, claims that get lost, a LAN
+//! that comes and goes. Whatever the order, no output leaves without acknowledgement or won claim,
+//! each generation has one owner, and the LAN carries all that the guest sends, each output once.
 //!
-//! What holds after every step is asserted where it happens: in [`Pair::collect`], [`crate::world::Lan::carry`] and
-//! [`Run::check`].
+//! What holds after every step is asserted where it happens: in [`Pair::collect`],
+//! [`crate::world::Lan::carry`] and [`Run::check`].
 
 use crate::pair::Pair;
 use crate::world::{BACKUP, G, MS, PRIMARY, Random, expectation, session, vm_id};
@@ -22,7 +22,8 @@ const STEPS: u32 = 400;
 
 const SEED_VARIABLE: &str = "ROLES_SEED";
 
-/// How often the interesting things happened: a test of claims in which nobody ever claims proves nothing.
+/// How often the interesting things happened: a test of claims in which nobody ever claims proves
+/// nothing.
 #[derive(Debug, Default)]
 struct Sometimes {
     primary_won: u32,
@@ -79,7 +80,8 @@ impl Side {
 
 /// One VM's life.
 struct Run<'a> {
-    /// The newest owner's last; before it those whose primary doesn't know yet that it isn't the owner.
+    /// The newest owner's last; before it those whose primary doesn't know yet that it isn't the
+    /// owner.
     sides: Vec<Side>,
     random: Random,
     sometimes: &'a mut Sometimes,
@@ -394,8 +396,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The disturbances end, and service has to resume: every owner but the newest is over, the newest is protected again,
-    /// and the guest runs.
+    /// The disturbances end, and service has to resume: every owner but the newest is over, the
+    /// newest is protected again, and the guest runs.
     fn settle(mut self) {
         {
             let mut arbiter = self.sides[0].pair.arbiter.borrow_mut();

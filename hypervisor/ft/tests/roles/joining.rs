@@ -1,4 +1,5 @@
-//! How a backup comes to a running guest, again and again. Source: Scales et al. 2010, §2.3 and §3.1.
+//! How a backup comes to a running guest, again and again. Source: Scales et al. 2010, §2.3 and
+//! §3.1.
 
 use crate::pair::{Pair, end_claim};
 use crate::world::{G, MS, NEXT, PRIMARY, expectation, operation, session, vm_id};
@@ -96,7 +97,8 @@ fn a_guest_runs_and_its_outputs_leave_at_once_while_a_backup_joins() {
     assert_eq!(pair.lan.borrow().carried.len(), 8);
 }
 
-/// The Output Rule begins with the entries before it: a backup that may claim has to have those whose outputs left unheld.
+/// The Output Rule begins with the entries before it: a backup that may claim has to have those
+/// whose outputs left unheld.
 #[test]
 fn word_of_protection_comes_behind_every_entry_whose_output_left_unheld() {
     let mut pair = Pair::alone();
@@ -104,7 +106,8 @@ fn word_of_protection_comes_behind_every_entry_whose_output_left_unheld() {
     pair.copy();
     pair.deliver_to_backup();
     pair.restore();
-    // The vCPU thread is interrupted between append and flush; another thread puts the output out, and hears the backup.
+    // The vCPU thread is interrupted between append and flush; another thread puts the output out,
+    // and hears the backup.
     let id = pair.unflushed_output();
     assert_eq!(pair.out, [id.0]);
     pair.deliver_to_primary();
@@ -139,8 +142,8 @@ fn a_guest_is_copied_while_it_writes_and_the_copy_is_the_guest() {
     assert_eq!(pair.backup.cursors().1, pair.primary.appended());
 }
 
-/// How many pages go out at once, at most, while a guest that would write `pages` between any two pieces is copied; and how
-/// many go out.
+/// How many pages go out at once, at most, while a guest that would write `pages` between any two
+/// pieces is copied; and how many go out.
 fn copied(pages: u64) -> (usize, usize) {
     let mut pair = Pair::alone().with_memory(PAGES);
     pair.connect();
@@ -538,7 +541,8 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
     assert_eq!(pair.primary.generation(), G, "its loss costs nothing");
 }
 
-/// The backup never makes an output from before the snapshot, so it must get those too that still wait for the disk.
+/// The backup never makes an output from before the snapshot, so it must get those too that still
+/// wait for the disk.
 #[test]
 fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_in_the_tail() {
     let mut pair = Pair::alone();

@@ -1,4 +1,5 @@
-//! A backup that falls behind slows its primary, and nothing gets stuck. Source: Scales et al. 2010, §3.2.
+//! A backup that falls behind slows its primary, and nothing gets stuck. Source: Scales et al.
+//! 2010, §3.2.
 
 use crate::pair::Pair;
 use crate::world::MS;
@@ -9,7 +10,8 @@ use logchannel::message::Message;
 /// The role is ticked as often as by its host.
 const TICK_NS: u64 = 5 * MS;
 
-/// Time passes while the guest logs `entries` a tick, if it may run, and the backup consumes `consumed` of them.
+/// Time passes while the guest logs `entries` a tick, if it may run, and the backup consumes
+/// `consumed` of them.
 fn run(pair: &mut Pair, ms: u64, entries: usize, consumed: usize) {
     for _ in 0..ms * MS / TICK_NS {
         for _ in 0..entries {
@@ -107,7 +109,8 @@ fn a_backup_that_is_still_joining_slows_nobody() {
     assert_eq!(pair.primary.share(), FULL_SHARE);
 }
 
-/// A backup whose replaying thread hangs, as on a disk that does, acknowledges what it receives and stops the guest.
+/// A backup whose replaying thread hangs, as on a disk that does, acknowledges what it receives and
+/// stops the guest.
 #[test]
 fn a_backup_that_lives_and_replays_nothing_is_lost_in_the_end() {
     let mut pair = Pair::protected();

@@ -142,7 +142,8 @@ fn an_output_counts_as_sent_only_when_it_has_left_the_host() {
     pair.output();
     pair.deliver_to_backup();
     pair.replay();
-    // The acknowledgement arrives; the host takes the output to send it, and gets stuck in doing so.
+    // The acknowledgement arrives; the host takes the output to send it, and gets stuck in doing
+    // so.
     for message in pair.to_primary.deliver(usize::MAX) {
         pair.primary.handle_message(pair.now_ns, message);
     }

@@ -348,8 +348,8 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
         pair.backup_says(message.clone());
         assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)), "{message:?}");
     }
-    // A backup on its way that breaks the protocol is given up, and that is all. An acceptance is in order only when there
-    // is something to accept.
+    // A backup on its way that breaks the protocol is given up, and that is all. An acceptance is
+    // in order only when there is something to accept.
     for is_copied in [false, true] {
         let ack = Message::Ack { received: LogSeq(u64::MAX) };
         let given_up = |message: &&Message| !is_copied || **message != Message::Accepted;

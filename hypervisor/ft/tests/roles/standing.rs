@@ -40,7 +40,8 @@ impl Pair {
         }
     }
 
-    /// The requests for lost flags are answered, one after the other, up to `flags` of them; gives what else is told.
+    /// The requests for lost flags are answered, one after the other, up to `flags` of them; gives
+    /// what else is told.
     fn answer_refills(&mut self, flags: usize) -> Vec<PrimaryAction> {
         let (mut told, mut answered) = (Vec::new(), 0);
         while let Some(action) = self.primary_actions.pop_front() {
@@ -273,8 +274,8 @@ fn an_arbiter_that_can_not_be_asked_is_no_check_of_the_owner() {
     assert!(pair.primary.is_protected());
 }
 
-/// A LAN's word is no claim: the owner asks the arbiter each time, says once in a while that it is confirmed, and ends only when
-/// another node holds its flag.
+/// A LAN's word is no claim: the owner asks the arbiter each time, says once in a while that it is
+/// confirmed, and ends only when another node holds its flag.
 #[test]
 fn an_owner_that_a_lan_refuses_is_confirmed_by_the_arbiter_or_fenced() {
     let mut pair = Pair::alone();

@@ -23,7 +23,8 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
 }
 
-/// A backup that finds the mark sends nothing: until they have left, the last words are safer without it.
+/// A backup that finds the mark sends nothing: until they have left, the last words are safer
+/// without it.
 #[test]
 fn the_end_mark_waits_for_the_last_words_but_not_for_ever() {
     let step_ns = Timing::default().failure_timeout_ns / 20;
@@ -230,7 +231,8 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     assert!(pair.arbiter.borrow().claims.values().all(|claim| claim.kind == ClaimKind::Owner), "no end mark");
     assert_eq!(pair.out, [0_u64; 0], "what is held comes when the VM is resumed");
     assert!(!pair.primary.may_run());
-    // The same while it is open whether the backup has won: a claim that is under way stays what it is.
+    // The same while it is open whether the backup has won: a claim that is under way stays what it
+    // is.
     let mut pair = Pair::protected();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.backup_lost();

@@ -21,7 +21,8 @@ pub(crate) const NEXT: Generation = Generation(G.0 + 1);
 /// Steps in which the guest writes one page.
 pub(crate) const STEPS_PER_PAGE: u64 = 8;
 
-/// The image of a guest that writes a growing number to each of `pages` (a power of 2) pages in turn, for ever.
+/// The image of a guest that writes a growing number to each of `pages` (a power of 2) pages in
+/// turn, for ever.
 pub(crate) fn writing_guest(pages: u32) -> Vec<u8> {
     const BEGIN: [u32; 4] = [
         0x0010_0293, // li t0, 1
@@ -56,7 +57,8 @@ pub(crate) fn machine(image: &[u8]) -> Machine {
     Machine::new(&config(), image).unwrap()
 }
 
-/// What the guest sends as its output `id` while `maker` runs it. Two makers of one output would be seen.
+/// What the guest sends as its output `id` while `maker` runs it. Two makers of one output would be
+/// seen.
 pub(crate) fn operation(maker: NodeId, id: OutputId) -> OutputOperation {
     OutputOperation::Frame([id.0.to_le_bytes(), maker.0.to_le_bytes()[..8].try_into().unwrap()].concat().repeat(4))
 }
@@ -185,7 +187,8 @@ impl Arbiter {
     }
 }
 
-/// The network behind all owners of the VM: each frame once, by its id, and only from the newest generation's port.
+/// The network behind all owners of the VM: each frame once, by its id, and only from the newest
+/// generation's port.
 #[derive(Debug, Default)]
 pub(crate) struct Lan {
     generation: Generation,

@@ -1,10 +1,12 @@
 //! The gateway: an IP host on the LAN, in this process, from which forwarded connections come.
 //!
-//! It terminates the guest's TCP with smoltcp. Time is an argument, frames are queues: no sockets of the host here.
+//! It terminates the guest's TCP with smoltcp. Time is an argument, frames are queues: no sockets
+//! of the host here.
 //!
-//! On retransmission: smoltcp's retransmission timeout starts at 1 s and doubles up to 60 s; neither can be set. It
-//! hardly matters here, because the LAN loses nothing while a guest's host is away: the frames sent meanwhile are kept
-//! and delivered as soon as the VM is attached again. Only an overflow of the kept frames makes TCP wait for it.
+//! On retransmission: smoltcp's retransmission timeout starts at 1 s and doubles up to 60 s;
+//! neither can be set. It hardly matters here, because the LAN loses nothing while a guest's host
+//! is away: the frames sent meanwhile are kept and delivered as soon as the VM is attached again.
+//! Only an overflow of the kept frames makes TCP wait for it.
 
 use super::ports::PortSequence;
 use super::switch::Mac;
@@ -28,8 +30,8 @@ pub(in crate::lan) const PREFIX_BITS: u8 = 24;
 pub(in crate::lan) const GATEWAY_MAC: Mac = [0x02, 0x46, 0x54, 0x00, 0x02, 0x02];
 /// The largest UDP payload that there is; what doesn't fit one frame travels in fragments.
 pub(in crate::lan) const UDP_PAYLOAD_BYTES_MAX: usize = 65535 - 20 - 8;
-/// How long a guest may be silent before a half-open or half-closed connection is given up. An established one waits for
-/// its guest for ever.
+/// How long a guest may be silent before a half-open or half-closed connection is given up. An
+/// established one waits for its guest for ever.
 pub(in crate::lan) const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Bytes in flight for each direction of a connection.
@@ -38,20 +40,23 @@ const TCP_BUFFER_BYTES: usize = 128 << 10;
 const UDP_BUFFER_PACKETS: usize = 32;
 /// Bytes of them: two of the largest.
 const UDP_BUFFER_BYTES: usize = 128 << 10;
-/// How long the fragments of a datagram may take to come together. There is room for a few at a time, and a guest that sends
-/// halves must not have it for long.
+/// How long the fragments of a datagram may take to come together. There is room for a few at a
+/// time, and a guest that sends halves must not have it for long.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most frames between the gateway and the switch, each way; they are emptied after every event.
+/// The most frames between the gateway and the switch, each way; they are emptied after every
+/// event.
 const QUEUE_FRAMES_MAX: usize = 1024;
-/// From one question for the Ethernet address of a guest that is waited for to the next. smoltcp itself asks, and then says nothing
-/// to anybody for a second; a guest that comes meanwhile would be found late.
+/// From one question for the Ethernet address of a guest that is waited for to the next. smoltcp
+/// itself asks, and then says nothing to anybody for a second; a guest that comes meanwhile would
+/// be found late.
 const ASK_INTERVAL_US: u64 = 100_000;
 /// After so many questions without an answer the gateway asks once a second.
 const QUICK_ASKS: u32 = 20;
 /// The same when the guest is late.
 const SLOW_ASK_INTERVAL_US: u64 = 1_000_000;
-/// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an interrupt of the guest
-/// saved; longer than a round trip under fault tolerance, and far shorter than any retransmission timeout.
+/// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an
+/// interrupt of the guest saved; longer than a round trip under fault tolerance, and far shorter
+/// than any retransmission timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 
 /// The IP host.
@@ -111,7 +116,8 @@ impl Gateway {
         self.interface.update_ip_addrs(|_| {});
     }
 
-    /// Takes a frame from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false` if it was dropped.
+    /// Takes a frame from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false`
+    /// if it was dropped.
     pub(in crate::lan) fn receive(&mut self, frame: &[u8]) -> bool {
         let room = self.link.received.len() < QUEUE_FRAMES_MAX;
         if room {
@@ -120,8 +126,8 @@ impl Gateway {
         room
     }
 
-    /// Processes everything received and sends everything due. Returns the frames for the LAN; when there were some,
-    /// there may be more.
+    /// Processes everything received and sends everything due. Returns the frames for the LAN; when
+    /// there were some, there may be more.
     pub(in crate::lan) fn poll(&mut self, now_us: u64) -> VecDeque<Vec<u8>> {
         self.interface.poll(instant(now_us), &mut self.link, &mut self.sockets);
         if self.is_asking && now_us >= self.ask_due_us {
@@ -147,7 +153,8 @@ impl Gateway {
         self.link.sent.extend(guests.into_iter().map(arp_request));
     }
 
-    /// The guest that `socket` waits for: for the answer to its first segment, or to send a datagram.
+    /// The guest that `socket` waits for: for the answer to its first segment, or to send a
+    /// datagram.
     fn awaited(&self, handle: SocketHandle, socket: &smoltcp::socket::Socket<'_>) -> Option<Ipv4Addr> {
         match socket {
             smoltcp::socket::Socket::Tcp(socket) if socket.state() == tcp::State::SynSent => {
@@ -159,7 +166,8 @@ impl Gateway {
         }
     }
 
-    /// Begins a TCP connection to a guest. How many there may be is for [`Clients`](super::clients::Clients) to say.
+    /// Begins a TCP connection to a guest. How many there may be is for
+    /// [`Clients`](super::clients::Clients) to say.
     pub(in crate::lan) fn connect_tcp(&mut self, guest: SocketAddrV4, now_us: u64) -> SocketHandle {
         let mut socket = tcp::Socket::new(
             tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]),
@@ -218,7 +226,8 @@ impl Gateway {
         self.udp_guests.remove(&handle);
     }
 
-    /// The next port of `sequence` that no socket of the gateway has. There are many more ports than sockets.
+    /// The next port of `sequence` that no socket of the gateway has. There are many more ports
+    /// than sockets.
     fn free_port(&self, sequence: &mut PortSequence, now_us: u64) -> u16 {
         loop {
             let port = sequence.take(now_us);
@@ -380,8 +389,8 @@ mod tests {
         frame[place..place + 2].copy_from_slice(&sum);
     }
 
-    /// What the guest might answer to a frame of the gateway: addresses and ports exchanged, acknowledged, and then
-    /// changed at random.
+    /// What the guest might answer to a frame of the gateway: addresses and ports exchanged,
+    /// acknowledged, and then changed at random.
     fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
         let mut answer = frame.to_vec();
         answer[..6].copy_from_slice(&frame[6..12]);
@@ -428,8 +437,8 @@ mod tests {
         answer
     }
 
-    /// A stranger that opens flows, or connections to another port, without end must not bring back the ports that a guest still
-    /// remembers.
+    /// A stranger that opens flows, or connections to another port, without end must not bring back
+    /// the ports that a guest still remembers.
     #[test]
     fn connections_elsewhere_use_up_no_ports() {
         let mut gateway = Gateway::new(7, 0);

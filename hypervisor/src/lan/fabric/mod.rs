@@ -1,14 +1,15 @@
 //! The LAN without its sockets: ports, switch and gateway wired together.
 //!
-//! Frames and the time come in as arguments; what is to be written is fetched with [`Fabric::take_pending`] by the
-//! connections that [`Fabric::settle`] names. Whoever drives it keeps the bytes of a connection in order, and does this:
+//! Frames and the time come in as arguments; what is to be written is fetched with
+//! [`Fabric::take_pending`] by the connections that [`Fabric::settle`] names. Whoever drives it
+//! keeps the bytes of a connection in order, and does this:
 //!
-//! - A connection to a VM port: give what its [`Attach`](super::wire::ClientMessage::Attach) holds to
-//!   [`Fabric::attach`] and send the answer, then give its outputs to [`Fabric::output`].
+//! - A connection to a VM port: give what its [`Attach`](super::wire::ClientMessage::Attach) holds
+//!   to [`Fabric::attach`] and send the answer, then give its outputs to [`Fabric::output`].
 //! - A connection to a QEMU port: [`Fabric::join_qemu`], then [`Fabric::qemu_frame`].
 //! - When anything else has come from a connection to a VM port: [`Fabric::hear`].
-//! - After each of these: [`Fabric::settle`]; then let the connections that it names fetch. And again when the deadline is
-//!   reached that it tells.
+//! - After each of these: [`Fabric::settle`]; then let the connections that it names fetch. And
+//!   again when the deadline is reached that it tells.
 //! - When a connection has ended, whoever ended it: [`Fabric::leave`].
 
 mod gateway;
@@ -37,14 +38,15 @@ use vm::OutputId;
 /// The most VMs that the LAN remembers.
 pub const VMS_MAX: usize = 64;
 
-/// How long a VM may wait for the word that its outputs were carried. Mostly it comes earlier, with a frame, and costs no
-/// message of its own.
+/// How long a VM may wait for the word that its outputs were carried. Mostly it comes earlier, with
+/// a frame, and costs no message of its own.
 const WORD_DELAY_US: u64 = 5_000;
 
 /// A connection has lost its VM's port to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortLost {
-    /// The newer generation; `None` if the same process attached again, or the connection was silent.
+    /// The newer generation; `None` if the same process attached again, or the connection was
+    /// silent.
     pub fenced_by: Option<Generation>,
 }
 
@@ -84,7 +86,8 @@ pub struct Fabric {
     dropped: Dropped,
     woken: Vec<ConnectionId>,
     events: Vec<LanEvent>,
-    /// VMs whose outputs were carried, and until when they are to be told; `None` until [`Fabric::settle`] knows.
+    /// VMs whose outputs were carried, and until when they are to be told; `None` until
+    /// [`Fabric::settle`] knows.
     words_due_us: BTreeMap<u64, Option<u64>>,
     heartbeat_us: u64,
     /// When the attached VMs get their next heartbeat, and the silent ones are given up.
@@ -135,8 +138,8 @@ impl Fabric {
         let is_known_run = self.vms.values().any(|port| *port.vm() == attachment.vm && !port.is_other_run(attachment));
         let attached = self.try_attach(connection, attachment);
         if attached.is_ok() && !is_known_run && self.vms.values().any(|port| port.connection().is_none()) {
-            // It may have the IP address of a guest that was here before, under another Ethernet address. As long as all
-            // guests are here, the one that was first keeps its address.
+            // It may have the IP address of a guest that was here before, under another Ethernet
+            // address. As long as all guests are here, the one that was first keeps its address.
             self.gateway.forget_neighbors();
         }
         if attached.is_ok() {
@@ -280,7 +283,8 @@ impl Fabric {
         self.dropped
     }
 
-    /// Lets the gateway work off what came in, and tells what is to be done. Must follow every other call.
+    /// Lets the gateway work off what came in, and tells what is to be done. Must follow every
+    /// other call.
     pub fn settle(&mut self, now_us: u64) -> Settled {
         loop {
             let frames = self.gateway.poll(now_us);
@@ -301,8 +305,8 @@ impl Fabric {
         }
     }
 
-    /// Once in an interval, sends each attached VM a heartbeat, and gives up those whose host is silent. Returns when that is
-    /// due next.
+    /// Once in an interval, sends each attached VM a heartbeat, and gives up those whose host is
+    /// silent. Returns when that is due next.
     fn settle_heartbeats(&mut self, now_us: u64) -> Option<u64> {
         if !self.has_attached {
             return None;
@@ -330,7 +334,8 @@ impl Fabric {
         self.heartbeat_due_us
     }
 
-    /// Wakes the VMs that have waited long enough to be told of outputs carried. Returns when the next one will have.
+    /// Wakes the VMs that have waited long enough to be told of outputs carried. Returns when the
+    /// next one will have.
     fn settle_words(&mut self, now_us: u64) -> Option<u64> {
         let Self { vms, words_due_us, woken, .. } = self;
         words_due_us.retain(|key, due_us| {

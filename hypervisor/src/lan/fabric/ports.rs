@@ -1,10 +1,11 @@
 //! The gateway's ports: from which one the next connection to a guest comes.
 //!
-//! A guest that closes first keeps a connection for a minute (TIME-WAIT) and may refuse a new one from the same port. So a port
-//! should come back later than that, also to an `ft-lan` that has been started again and knows nothing of the ports that it had
-//! used. The ports follow the host's monotonic clock, one for each millisecond that no connection has used: those of the last minute are
-//! behind the next one, and come back after 64.5 s at the earliest. That holds for up to a thousand connections a second to one
-//! port of a guest, which is more than a guest accepts.
+//! A guest that closes first keeps a connection for a minute (TIME-WAIT) and may refuse a new one
+//! from the same port. So a port should come back later than that, also to an `ft-lan` that has
+//! been started again and knows nothing of the ports that it had used. The ports follow the host's
+//! monotonic clock, one for each millisecond that no connection has used: those of the last minute
+//! are behind the next one, and come back after 64.5 s at the earliest. That holds for up to a
+//! thousand connections a second to one port of a guest, which is more than a guest accepts.
 
 use std::ops::RangeInclusive;
 
@@ -13,8 +14,8 @@ const EPHEMERAL_PORTS: RangeInclusive<u16> = 1024..=65535;
 /// How many these are.
 const COUNT: u64 = 64_512;
 
-/// The ports of connections to one place: each such place has a sequence of its own, so that many connections elsewhere bring no
-/// port back sooner.
+/// The ports of connections to one place: each such place has a sequence of its own, so that many
+/// connections elsewhere bring no port back sooner.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PortSequence {
     /// Counts ports and milliseconds, whichever is more.
@@ -35,7 +36,8 @@ mod tests {
     use super::{COUNT, EPHEMERAL_PORTS, PortSequence};
     use std::collections::BTreeMap;
 
-    /// The least time in which a port came back, when connections come at `times_us`; `restart_every` of them the sequence is lost.
+    /// The least time in which a port came back, when connections come at `times_us`;
+    /// `restart_every` of them the sequence is lost.
     fn comes_back_after_us(times_us: impl Iterator<Item = u64>, restart_every: usize) -> u64 {
         let (mut used_us, mut least_us) = (BTreeMap::new(), u64::MAX);
         let mut sequence = PortSequence::default();
@@ -58,7 +60,8 @@ mod tests {
         assert_eq!(ports.len() as u64, COUNT);
     }
 
-    /// 860 connections a second, of which the guest closes each first, fell to 14 when the ports came back before their minute.
+    /// 860 connections a second, of which the guest closes each first, fell to 14 when the ports
+    /// came back before their minute.
     #[test]
     fn no_port_comes_back_within_a_minute_at_whatever_rate_and_across_restarts() {
         const MINUTE_US: u64 = 60_000_000;

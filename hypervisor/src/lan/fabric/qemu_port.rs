@@ -1,12 +1,15 @@
-//! The port of a QEMU process, which speaks QEMU's stream framing: 4 bytes big-endian length, Ethernet frame.
+//! The port of a QEMU process, which speaks QEMU's stream framing: 4 bytes big-endian length,
+//! Ethernet frame.
 //!
-//! `qemu-system-riscv64 -netdev stream,id=lan,server=off,addr.type=inet,addr.host=127.0.0.1,addr.port=P`; passt speaks it
+//! `qemu-system-riscv64 -netdev
+//! stream,id=lan,server=off,addr.type=inet,addr.host=127.0.0.1,addr.port=P`; passt speaks it
 //! too. Frames for a peer that doesn't read are dropped, as on any Ethernet.
 
 use super::vm_port::Delivery;
 use std::collections::VecDeque;
 
-/// The longest frame that QEMU's framing carries (its `NET_BUFSIZE`); longer ones mean that the peer is no QEMU.
+/// The longest frame that QEMU's framing carries (its `NET_BUFSIZE`); longer ones mean that the
+/// peer is no QEMU.
 pub(in crate::lan) const STREAM_FRAME_BYTES_MAX: usize = 4096 + 65536;
 /// The most frames that wait for a peer that doesn't read.
 const QUEUE_FRAMES_MAX: usize = 1024;

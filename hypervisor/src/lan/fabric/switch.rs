@@ -1,7 +1,8 @@
 //! A learning Ethernet switch: which port a frame goes to.
 //!
-//! It knows ports by name only; queues and connections are elsewhere. There is no ageing by time: a station that moves
-//! is learned anew by its next frame, and a full table forgets the station that was silent longest.
+//! It knows ports by name only; queues and connections are elsewhere. There is no ageing by time: a
+//! station that moves is learned anew by its next frame, and a full table forgets the station that
+//! was silent longest.
 
 use crate::lan::wire::FRAME_BYTES_MIN;
 use std::collections::BTreeMap;
@@ -48,7 +49,8 @@ pub(in crate::lan) enum DropReason {
 #[derive(Debug)]
 struct Station {
     port: Port,
-    /// Pinned stations are never forgotten or moved by a frame, so that no guest can take another's traffic.
+    /// Pinned stations are never forgotten or moved by a frame, so that no guest can take another's
+    /// traffic.
     pinned: bool,
     last_seen: u64,
 }
@@ -67,7 +69,8 @@ impl Switch {
         self.stations.get(&mac).filter(|station| station.pinned).map(|station| station.port)
     }
 
-    /// Binds `mac`, which must not be pinned to another port, to `port` until [`Switch::forget_port`].
+    /// Binds `mac`, which must not be pinned to another port, to `port` until
+    /// [`Switch::forget_port`].
     pub(in crate::lan) fn pin(&mut self, mac: Mac, port: Port) {
         assert!(self.pinned(mac).is_none_or(|owner| owner == port), "an address was pinned to two ports");
         self.insert(mac, Station { port, pinned: true, last_seen: self.frames });

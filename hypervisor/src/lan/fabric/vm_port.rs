@@ -8,9 +8,9 @@
 //!                                             detached: frames are numbered and kept
 //! ```
 //!
-//! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers `first_kept..next_packet`;
-//! `told_output <= expected_output`; `expected_output`, `generation` and, within a run of the guest, `next_packet` never
-//! fall.
+//! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers
+//! `first_kept..next_packet`; `told_output <= expected_output`; `expected_output`, `generation`
+//! and, within a run of the guest, `next_packet` never fall.
 
 use super::switch::Mac;
 use crate::lan::attachment::Attachment;
@@ -29,7 +29,8 @@ pub(in crate::lan) const KEPT_BYTES_MAX: usize = 8 << 20;
 /// What keeping a frame costs beyond its bytes, roughly.
 const FRAME_OVERHEAD_BYTES: usize = 32;
 
-/// The greatest frame number that an attachment may tell; above it there is room to count on for ever.
+/// The greatest frame number that an attachment may tell; above it there is room to count on for
+/// ever.
 const LAST_PACKET_MAX: u64 = u64::MAX >> 1;
 
 /// One connection to the LAN; no two ever have the same.
@@ -108,7 +109,8 @@ pub(in crate::lan) struct VmPort {
     kept_bytes: usize,
     /// Number of the next frame that will be kept; the first frame of a VM has number 1.
     next_packet: u64,
-    /// Number of the next frame that the attached connection gets; while detached, that the last one would have got.
+    /// Number of the next frame that the attached connection gets; while detached, that the last
+    /// one would have got.
     cursor: u64,
 }
 
@@ -174,14 +176,16 @@ impl VmPort {
         self.mac = attachment.mac;
         let wanted = attachment.last_packet + u64::from(!mutated(Mutation::RedeliverLoggedFrame));
         if wanted > self.next_packet {
-            // The VM has had frames from a LAN that knew more than this one; the numbers must not come twice.
+            // The VM has had frames from a LAN that knew more than this one; the numbers must not
+            // come twice.
             self.kept.clear();
             self.kept_bytes = 0;
             self.next_packet = wanted;
         }
         self.cursor = wanted.max(self.first_kept());
-        // A log that was resumed may be from before what was carried. One incarnation's outputs only become more: its
-        // attachment that was long under way says less than is carried by now.
+        // A log that was resumed may be from before what was carried. One incarnation's outputs
+        // only become more: its attachment that was long under way says less than is carried by
+        // now.
         if !is_same_life {
             self.expected_output = self.expected_output.min(attachment.output_end);
         }
@@ -196,8 +200,8 @@ impl VmPort {
         })
     }
 
-    /// Whether `attachment` is of another run of the guest: its outputs and packets were counted afresh, and none of those that
-    /// the LAN has counted are its own.
+    /// Whether `attachment` is of another run of the guest: its outputs and packets were counted
+    /// afresh, and none of those that the LAN has counted are its own.
     pub(in crate::lan) fn is_other_run(&self, attachment: &Attachment) -> bool {
         attachment.booted != self.booted
     }
@@ -208,7 +212,8 @@ impl VmPort {
         self.detached_at = at;
     }
 
-    /// Whether the output is new and is to be carried. Ids may skip: a guest's console shares the sequence.
+    /// Whether the output is new and is to be carried. Ids may skip: a guest's console shares the
+    /// sequence.
     pub(in crate::lan) fn accept_output(&mut self, id: OutputId) -> bool {
         let new = id >= self.expected_output || mutated(Mutation::CarryTwice);
         if new {
@@ -233,8 +238,9 @@ impl VmPort {
         Delivery { wake: was_idle && self.connection.is_some(), overflowed }
     }
 
-    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about `bytes`; then, if there
-    /// is room, how far its outputs have been carried, if it doesn't know yet, and a heartbeat, if one is due.
+    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about
+    /// `bytes`; then, if there is room, how far its outputs have been carried, if it doesn't know
+    /// yet, and a heartbeat, if one is due.
     pub(in crate::lan) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
         let skip = usize::try_from(self.cursor - self.first_kept()).expect("the ring fits in memory");
         for frame in self.kept.iter().skip(skip) {
@@ -258,8 +264,8 @@ impl VmPort {
         self.pulse.hear();
     }
 
-    /// An interval between heartbeats has passed. `true` if the attached connection is silent and is to be given up; otherwise
-    /// it gets a heartbeat.
+    /// An interval between heartbeats has passed. `true` if the attached connection is silent and
+    /// is to be given up; otherwise it gets a heartbeat.
     pub(in crate::lan) fn is_silent(&mut self) -> bool {
         self.owes_heartbeat = true;
         self.pulse.is_silent()
@@ -569,14 +575,16 @@ mod tests {
         for id in 0..10 {
             assert!(port.accept_output(OutputId(id)));
         }
-        // It has made outputs up to 6, and doesn't know whether its former self has sent the last two.
+        // It has made outputs up to 6, and doesn't know whether its former self has sent the last
+        // two.
         let resumed = Attachment { output_end: OutputId(7), ..attachment(1, 2, 5, 0) };
         assert_eq!(attach(&mut port, 2, &resumed).next_output, OutputId(7));
         assert!(!port.accept_output(OutputId(6)) && port.accept_output(OutputId(7)));
     }
 
-    /// The LAN was away while the VM ended and was started afresh: the first of the new run that it hears of is a backup
-    /// that has gone live, whose outputs have numbers that the LAN has carried for the run before.
+    /// The LAN was away while the VM ended and was started afresh: the first of the new run that it
+    /// hears of is a backup that has gone live, whose outputs have numbers that the LAN has carried
+    /// for the run before.
     #[test]
     fn another_run_of_the_guest_is_heard_though_its_boot_was_not() {
         let mut port = opened(&boot(0, 1));

@@ -1,13 +1,14 @@
-//! The clients that have come through forwards, TCP connections or UDP flows: how many there may be, and when one that does
-//! nothing has to go.
+//! The clients that have come through forwards, TCP connections or UDP flows: how many there may
+//! be, and when one that does nothing has to go.
 //!
-//! A connection gives up its place for a new one only when it has been idle for [`IDLE_BEFORE_EVICTION_US`], the longest idle
-//! first. So a client that opens connections and leaves them alone keeps nobody out for longer, and one that uses its
-//! connections keeps them.
+//! A connection gives up its place for a new one only when it has been idle for
+//! [`IDLE_BEFORE_EVICTION_US`], the longest idle first. So a client that opens connections and
+//! leaves them alone keeps nobody out for longer, and one that uses its connections keeps them.
 //!
-//! A flow gives up its place at once, the longest silent first: of its address if that has too many, else of its forward, else of
-//! all. A client of UDP doesn't say when it is done, and one that loses its flow gets another with its next datagram, and only
-//! appears to the guest under another port. Refusing the new one would let an address that changes its ports, as a resolver
+//! A flow gives up its place at once, the longest silent first: of its address if that has too
+//! many, else of its forward, else of all. A client of UDP doesn't say when it is done, and one
+//! that loses its flow gets another with its next datagram, and only appears to the guest under
+//! another port. Refusing the new one would let an address that changes its ports, as a resolver
 //! does, be served once in two minutes.
 
 use crate::lan::server::limits::ClientLimits;
@@ -19,7 +20,8 @@ use tokio::sync::Notify;
 
 /// A connection over which nothing passes for so long is closed.
 const IDLE_US_MAX: u64 = 24 * 60 * 60 * 1_000_000;
-/// The same for a connection that one side has closed: the other has nothing to say, or nobody is there to hear it.
+/// The same for a connection that one side has closed: the other has nothing to say, or nobody is
+/// there to hear it.
 const HALF_CLOSED_IDLE_US_MAX: u64 = 120 * 1_000_000;
 /// A connection that has been idle for so long may lose its place to a new one.
 const IDLE_BEFORE_EVICTION_US: u64 = 60 * 1_000_000;
@@ -138,8 +140,8 @@ impl Clients {
         Ok(EnteredClient { id, changed, evicted: evicted.into_iter().flatten().collect() })
     }
 
-    /// Takes the place of the longest idle of those that count towards a limit, if it is reached. Returns the limit if somebody
-    /// has lost a place.
+    /// Takes the place of the longest idle of those that count towards a limit, if it is reached.
+    /// Returns the limit if somebody has lost a place.
     fn make_room(
         &mut self,
         limit: Limit,
@@ -199,7 +201,8 @@ mod tests {
 
     const LIMITS: ClientLimits = ClientLimits { total: 12, of_forward: 8, of_address: 6 };
 
-    /// A client's id, and how many have lost their places to it; or the scope of the limit that is reached.
+    /// A client's id, and how many have lost their places to it; or the scope of the limit that is
+    /// reached.
     fn enter(
         clients: &mut Clients,
         port: u16,

@@ -1,7 +1,8 @@
 //! How many connections a LAN has at once.
 
-/// The most connections to VM ports, those included that have not attached yet: many more than there can be VMs. One more
-/// takes the place of the oldest that hasn't attached, so that nobody is kept out by connections that say nothing.
+/// The most connections to VM ports, those included that have not attached yet: many more than
+/// there can be VMs. One more takes the place of the oldest that hasn't attached, so that nobody is
+/// kept out by connections that say nothing.
 const VMS_MAX: usize = 256;
 /// The most connections to QEMU ports, which attach by being there.
 const QEMUS_MAX: usize = 64;
@@ -33,8 +34,8 @@ impl ConnectionLimits {
     /// All connections together, where nothing limits them further.
     pub const ALL: usize = VMS_MAX + QEMUS_MAX + CLIENTS_MAX.total;
 
-    /// The limits of a LAN that may have so many connections in all: each kind has its part, so that none takes the descriptors of
-    /// another.
+    /// The limits of a LAN that may have so many connections in all: each kind has its part, so
+    /// that none takes the descriptors of another.
     #[must_use]
     pub fn within(connections: usize) -> Self {
         let connections = connections.min(Self::ALL);

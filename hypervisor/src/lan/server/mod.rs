@@ -1,8 +1,9 @@
 //! The sockets of the LAN: one thread, no locks, a task for each connection.
 //!
-//! Whatever arrives is taken through the whole LAN at once, by the task that read it; what it leads to is written by
-//! the tasks of the connections concerned, before the thread sleeps again. So a client's message passes with one wakeup of
-//! this process, and so does the guest's answer. A LAN without VMs has no timer.
+//! Whatever arrives is taken through the whole LAN at once, by the task that read it; what it leads
+//! to is written by the tasks of the connections concerned, before the thread sleeps again. So a
+//! client's message passes with one wakeup of this process, and so does the guest's answer. A LAN
+//! without VMs has no timer.
 
 mod clients;
 mod forward;
@@ -126,8 +127,8 @@ impl LanServer {
         self.qemu
     }
 
-    /// Where the forwards are reachable, in the order of the configuration; one for TCP and UDP has the same address
-    /// twice.
+    /// Where the forwards are reachable, in the order of the configuration; one for TCP and UDP has
+    /// the same address twice.
     pub fn forward_addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.forwards.iter().map(ForwardSocket::address)
     }
@@ -298,7 +299,8 @@ impl Shared {
 /// A connection in the books.
 #[derive(Debug)]
 struct Seat {
-    /// Tells an attached connection that there is something to do, and another one that it has to go.
+    /// Tells an attached connection that there is something to do, and another one that it has to
+    /// go.
     waker: Rc<Notify>,
     kind: PortKind,
     attached: bool,
@@ -369,7 +371,8 @@ const KEEP_ALIVE_INTERVAL_S: u32 = 10;
 /// After so many unanswered questions the connection is closed.
 const KEEP_ALIVE_PROBES: u32 = 3;
 
-/// Lets the kernel find out within a minute that a silent peer's host was lost: it would keep its place for ever.
+/// Lets the kernel find out within a minute that a silent peer's host was lost: it would keep its
+/// place for ever.
 pub(in crate::lan) fn keep_alive(stream: &TcpStream) {
     let set = setsockopt(stream, sockopt::KeepAlive, &true)
         .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S))
@@ -551,7 +554,8 @@ async fn fill(reader: &mut ReadHalf<'_>, cutter: &mut Cutter) -> Result<(), Ende
     }
 }
 
-/// Lets the peer read the last words: closing with bytes unread would reset the connection and lose them.
+/// Lets the peer read the last words: closing with bytes unread would reset the connection and lose
+/// them.
 async fn part(reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) {
     let mut ignored = [0; 4096];
     let drain = async {
@@ -563,7 +567,8 @@ async fn part(reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) {
     let _ = tokio::time::timeout(PART_TIMEOUT, drain).await;
 }
 
-/// Writes what the LAN has for the connection until that ends. A peer that doesn't read holds up nobody but itself.
+/// Writes what the LAN has for the connection until that ends. A peer that doesn't read holds up
+/// nobody but itself.
 async fn write_pending(entered: &Entered, writer: &mut WriteHalf<'_>, outbox: &mut Outbox) -> Ended {
     loop {
         if outbox.is_empty() {

@@ -1,8 +1,9 @@
 //! The port of a node that is no primary (yet).
 //!
-//! Backups that wait find it where the arbiter says that a primary was, or where the operator says that one will be. They are
-//! told at once that there is none here. Without an answer they would take this side for a primary that doesn't speak, and the
-//! connection would still stand in the queue when this side has gone live.
+//! Backups that wait find it where the arbiter says that a primary was, or where the operator says
+//! that one will be. They are told at once that there is none here. Without an answer they would
+//! take this side for a primary that doesn't speak, and the connection would still stand in the
+//! queue when this side has gone live.
 
 use crate::node::channel::say;
 use crate::os::accept::AcceptTrouble;
@@ -16,11 +17,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// How many connections are kept until their peers have read the answer; the oldest is closed for one more. One that is closed
-/// with something unread in it would take the answer back.
+/// How many connections are kept until their peers have read the answer; the oldest is closed for
+/// one more. One that is closed with something unread in it would take the answer back.
 const KEPT_MAX: usize = 16;
 
-/// How many are answered before it is looked whether to stop: going live waits for that, however fast others come.
+/// How many are answered before it is looked whether to stop: going live waits for that, however
+/// fast others come.
 const ANSWERED_AT_ONCE_MAX: usize = 64;
 
 /// Answers at a port for as long as this node has no other use for it.
@@ -72,7 +74,8 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
         // A signal, or no memory: it is looked again.
         let _ = poll(&mut waited_for, PollTimeout::NONE);
         let is_over = waited_for[0].any().unwrap_or(false);
-        // Not all who come: those behind are answered by the next owner of the port, or in the next round.
+        // Not all who come: those behind are answered by the next owner of the port, or in the next
+        // round.
         for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener, &mut trouble)) {
             refuse(stream, &mut answered);
         }
@@ -87,7 +90,8 @@ fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStre
         Ok((stream, _)) => Some(stream),
         Err(error) => {
             if error.kind() != io::ErrorKind::WouldBlock {
-                // No descriptors left: the oldest connections will be closed, and others wait that long.
+                // No descriptors left: the oldest connections will be closed, and others wait that
+                // long.
                 thread::sleep(trouble.failed("this side can't answer those who look for a primary", &error));
             }
             None

@@ -26,11 +26,12 @@ use std::thread;
 use std::time::Duration;
 use vm::{Machine, OutputId, OutputOperation};
 
-/// Bytes of memory and entries that may wait to be put in place or replayed before this side stops reading its channel, and
-/// by that stops the primary.
+/// Bytes of memory and entries that may wait to be put in place or replayed before this side stops
+/// reading its channel, and by that stops the primary.
 pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
 
-/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds, and from one look to the next.
+/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds,
+/// and from one look to the next.
 const PARTING_NS: u64 = 1_000_000_000;
 const PARTING_LOOK: Duration = Duration::from_millis(1);
 
@@ -82,14 +83,16 @@ pub struct Succession {
     pub tail: VecDeque<(OutputId, OutputOperation)>,
     /// How many of them were dropped because there were too many.
     pub tail_dropped: u64,
-    /// The output behind them. The machine may be further by some that the last entries don't tell of.
+    /// The output behind them. The machine may be further by some that the last entries don't tell
+    /// of.
     pub next_output: OutputId,
     /// When the steps of the failover happened.
     pub moments: BackupMoments,
 }
 
 impl Succession {
-    /// What the backup of `role` brings along, which owns the VM as `generation` and whose machine is `following`.
+    /// What the backup of `role` brings along, which owns the VM as `generation` and whose machine
+    /// is `following`.
     pub fn new(role: &mut BackupRole, following: Following, generation: Generation, now_ns: u64) -> Self {
         let Following { session, replayer, kept } = following;
         Self {
@@ -106,11 +109,13 @@ impl Succession {
         }
     }
 
-    /// Makes the owner that `node` is now of what it has: its role, the machine, and the log on disk.
+    /// Makes the owner that `node` is now of what it has: its role, the machine, and the log on
+    /// disk.
     #[must_use]
     pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<KeptLog>) {
         let Self { machine, clock, session, mut kept, entries, tail, next_output, .. } = self;
-        // A log that has failed is waited for by nobody; one that hasn't is whole, or this side would not have been accepted.
+        // A log that has failed is waited for by nobody; one that hasn't is whole, or this side
+        // would not have been accepted.
         let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
         if let Some(kept) = &mut kept {
             kept.owns();
@@ -120,8 +125,8 @@ impl Succession {
     }
 }
 
-/// Backs up the VM whose primary is at the other end of `stream`, in the calling thread, until this node goes live or
-/// is over.
+/// Backs up the VM whose primary is at the other end of `stream`, in the calling thread, until this
+/// node goes live or is over.
 ///
 /// # Errors
 /// If the socket or a thread can't be set up.

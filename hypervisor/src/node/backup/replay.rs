@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm::{Event, OutputId, OutputOperation, Restoration};
 
-/// How long a replay that has nothing to do waits before it looks again, in nanoseconds. Work wakes it.
+/// How long a replay that has nothing to do waits before it looks again, in nanoseconds. Work wakes
+/// it.
 const IDLE_NS: u64 = 5_000_000;
 
 /// What the replay has to do.
@@ -139,7 +140,8 @@ impl Replay {
 }
 
 impl<H: Host> BackupSide<H> {
-    /// Does one piece of what the machine has to do. Done when this side goes live with it, or must not.
+    /// Does one piece of what the machine has to do. Done when this side goes live with it, or must
+    /// not.
     pub fn step_replay(self: &Arc<Self>, replay: &mut Replay) -> Next {
         if self.is_over() {
             replay.end(self.goes_live.load(Ordering::Acquire));
@@ -245,7 +247,8 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Lets the log on disk, which has the entries, copy the machine's memory for its next snapshot.
+    /// Lets the log on disk, which has the entries, copy the machine's memory for its next
+    /// snapshot.
     fn serve_log(&self, kept: &mut KeptLog, replayer: &mut Replayer) {
         // A snapshot is of a machine at rest; the entries to come take what the guest sent.
         if replayer.machine().has_output() {
@@ -256,7 +259,8 @@ impl<H: Host> BackupSide<H> {
         kept.serve(replayer.machine_mut(), next, tail, || self.is_over());
     }
 
-    /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a piece and says when to go on.
+    /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a
+    /// piece and says when to go on.
     fn copy_for_log(&self, following: &mut Following) -> Option<Next> {
         let Following { replayer, kept, .. } = following;
         let kept = kept.as_mut()?;

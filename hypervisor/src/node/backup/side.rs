@@ -1,4 +1,5 @@
-//! A backup without its threads: the role, its connection and its log on disk, in steps that never wait.
+//! A backup without its threads: the role, its connection and its log on disk, in steps that never
+//! wait.
 
 use super::replay::Work;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock};
@@ -77,8 +78,8 @@ impl<H: Host> fmt::Debug for BackupSide<H> {
 }
 
 impl<H: Host> BackupSide<H> {
-    /// A backup whose primary is at the other end of `connection`. Reading stops while more than `buffer_bytes_max` bytes wait to be
-    /// put in place or replayed.
+    /// A backup whose primary is at the other end of `connection`. Reading stops while more than
+    /// `buffer_bytes_max` bytes wait to be put in place or replayed.
     pub fn new(
         host: H,
         role: BackupRole,
@@ -125,8 +126,8 @@ impl<H: Host> BackupSide<H> {
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 
-    /// Ends this side's steps. One that goes live has its machine from the replay, which stands behind the last entry: the role
-    /// doesn't go live before.
+    /// Ends this side's steps. One that goes live has its machine from the replay, which stands
+    /// behind the last entry: the role doesn't go live before.
     pub fn finish(&self, goes_live: bool) {
         // Before the end is announced: a replay that sees the end alone gives its machine up.
         self.goes_live.store(goes_live, Ordering::Release);
@@ -137,7 +138,8 @@ impl<H: Host> BackupSide<H> {
         self.host.wake(StepKind::Replay);
     }
 
-    /// Gives the role what the primary says, and stops reading while too much waits. Done when the connection has ended.
+    /// Gives the role what the primary says, and stops reading while too much waits. Done when the
+    /// connection has ended.
     pub fn step_receive(self: &Arc<Self>) -> Next {
         if self.is_over() {
             return Next::Done;
@@ -153,7 +155,8 @@ impl<H: Host> BackupSide<H> {
             return Next::Wait { until_ns: now_ns + FULL_NS };
         }
         if self.channel.is_clogged() {
-            // A primary that doesn't read its acknowledgements makes no more of them. Its silence isn't excused by that.
+            // A primary that doesn't read its acknowledgements makes no more of them. Its silence
+            // isn't excused by that.
             return Next::Wait { until_ns: self.host.now_ns() + FULL_NS };
         }
         let mut reader = lock(&self.channel.reader);

@@ -1,8 +1,10 @@
-//! What tells an Ethernet that a station has moved: for networks that don't know that they carry a VM.
+//! What tells an Ethernet that a station has moved: for networks that don't know that they carry a
+//! VM.
 //!
-//! Switches learn from any frame where its sender is; a reverse ARP request, which nobody answers any more, is what
-//! hypervisors send after moving a VM whose addresses they don't know. Hosts that have lost track of the guest's IPv4
-//! address learn from a gratuitous ARP request, for which the address must be known: it is read off what the guest sends.
+//! Switches learn from any frame where its sender is; a reverse ARP request, which nobody answers
+//! any more, is what hypervisors send after moving a VM whose addresses they don't know. Hosts that
+//! have lost track of the guest's IPv4 address learn from a gratuitous ARP request, for which the
+//! address must be known: it is read off what the guest sends.
 
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address, Ipv4Packet,
@@ -14,8 +16,8 @@ const RARP: EthernetProtocol = EthernetProtocol::Unknown(0x8035);
 /// The shortest Ethernet frame without its checksum.
 const FRAME_BYTES: usize = 60;
 
-/// The hop limits that senders start with. A packet with another one may have been forwarded by the guest, and its
-/// source be anybody's.
+/// The hop limits that senders start with. A packet with another one may have been forwarded by the
+/// guest, and its source be anybody's.
 const INITIAL_HOP_LIMITS: [u8; 3] = [64, 128, 255];
 
 /// A guest's addresses, as far as its frames have told.

@@ -16,7 +16,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What of Ctrl-A is typed before a key that is for us.
 const CTRL_A: u8 = 0x01;
 
-/// How the keys of a terminal come to the guest. What isn't typed, but comes from a file or a pipe, comes as it is.
+/// How the keys of a terminal come to the guest. What isn't typed, but comes from a file or a pipe,
+/// comes as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Keys {
     /// In lines, which the terminal edits; Ctrl-C is for us.
@@ -26,8 +27,8 @@ pub enum Keys {
     Raw,
 }
 
-/// Sends what is typed to the guest, until standard input or the guest ends. A process in the background waits until it is in the
-/// foreground.
+/// Sends what is typed to the guest, until standard input or the guest ends. A process in the
+/// background waits until it is in the foreground.
 ///
 /// # Errors
 /// If the thread can't start.
@@ -70,8 +71,8 @@ struct Escapes {
 }
 
 impl Escapes {
-    /// The guest's part of what was typed, and whether an end was asked for. Ctrl-A twice is one for the guest; before a key
-    /// that means nothing to us both are the guest's.
+    /// The guest's part of what was typed, and whether an end was asked for. Ctrl-A twice is one
+    /// for the guest; before a key that means nothing to us both are the guest's.
     fn take_out(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let mut asks_for_end = false;
         let mut for_guest = Vec::with_capacity(typed.len() + 1);

@@ -1,8 +1,9 @@
 //! Which of a guest's console output a terminal may see that shows a recording.
 //!
-//! A live terminal answers some of the sequences that it gets: where the cursor is, what it is, what a colour is. The guest that
-//! asked is not there in a replay, so the answer would be typed into the shell that comes next. Other sequences make a terminal
-//! send what nobody typed (mouse, focus), change what its keys send, or set the clipboard. So only sequences that are known to
+//! A live terminal answers some of the sequences that it gets: where the cursor is, what it is,
+//! what a colour is. The guest that asked is not there in a replay, so the answer would be typed
+//! into the shell that comes next. Other sequences make a terminal send what nobody typed (mouse,
+//! focus), change what its keys send, or set the clipboard. So only sequences that are known to
 //! draw get through; all others are dropped.
 //!
 //! ```text
@@ -11,10 +12,11 @@
 //!                    │ P X ] ^ _
 //!                    └────────► String ── BEL, ST, CAN ──► Ground     always dropped
 //! ```
-//! The terminal only gets whole sequences, so its own parser is in its ground state after each, and can't understand them
-//! otherwise than this one. The terminal's encoding is taken to be UTF-8.
+//! The terminal only gets whole sequences, so its own parser is in its ground state after each, and
+//! can't understand them otherwise than this one. The terminal's encoding is taken to be UTF-8.
 //!
-//! Source: ECMA-48, §5.4; DEC STD 070, §3.5.4; Xterm Control Sequences, "Control Sequences by Category".
+//! Source: ECMA-48, §5.4; DEC STD 070, §3.5.4; Xterm Control Sequences, "Control Sequences by
+//! Category".
 
 const ENQ: u8 = 0x05;
 const BEL: u8 = 0x07;
@@ -28,8 +30,8 @@ const SEQUENCE_BYTES_MAX: usize = 128;
 /// What the terminal shows for what is no character.
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
-/// Private modes that only change what is drawn: reverse video, origin, wrapping, the cursor's looks, the alternate screen, margins,
-/// synchronized output.
+/// Private modes that only change what is drawn: reverse video, origin, wrapping, the cursor's
+/// looks, the alternate screen, margins, synchronized output.
 const PRIVATE_MODES: [&str; 11] = ["5", "6", "7", "12", "25", "47", "69", "1047", "1048", "1049", "2026"];
 
 /// The private modes that show the alternate screen.
@@ -66,14 +68,16 @@ enum State {
 }
 
 impl ConsoleFilter {
-    /// Appends to `out` what a terminal may see of `bytes`. A sequence or a character that isn't whole yet waits for its rest.
+    /// Appends to `out` what a terminal may see of `bytes`. A sequence or a character that isn't
+    /// whole yet waits for its rest.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         for &byte in bytes {
             self.decode(byte, out);
         }
     }
 
-    /// Appends to `out` what makes the terminal usable again after all that it has seen. Call it at the end.
+    /// Appends to `out` what makes the terminal usable again after all that it has seen. Call it at
+    /// the end.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         if !self.character.is_empty() && self.state == State::Ground {
             out.extend_from_slice(REPLACEMENT);
@@ -93,7 +97,8 @@ impl ConsoleFilter {
         }
     }
 
-    /// Tells characters from controls. The controls from 0x80 to 0x9f come as such, or as characters of two bytes.
+    /// Tells characters from controls. The controls from 0x80 to 0x9f come as such, or as
+    /// characters of two bytes.
     fn decode(&mut self, byte: u8, out: &mut Vec<u8>) {
         if self.character.is_empty() {
             match byte {
@@ -230,7 +235,8 @@ impl ConsoleFilter {
 /// Whether a sequence that is `ESC` and `rest` only changes what is drawn.
 fn escape_draws(rest: &[u8]) -> bool {
     match rest {
-        // Save and restore the cursor, index, tabs, single shifts, full reset, locking shifts, back and forward.
+        // Save and restore the cursor, index, tabs, single shifts, full reset, locking shifts, back
+        // and forward.
         [
             b'7' | b'8' | b'D' | b'E' | b'H' | b'M' | b'N' | b'O' | b'c' | b'n' | b'o' | b'|' | b'}' | b'~' | b'6'
             | b'9',

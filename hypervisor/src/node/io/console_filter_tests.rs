@@ -1,6 +1,7 @@
 use super::ConsoleFilter;
 
-/// What comes through if `bytes` come in pieces of `piece_bytes`, without what makes the terminal usable at the end.
+/// What comes through if `bytes` come in pieces of `piece_bytes`, without what makes the terminal
+/// usable at the end.
 fn filtered_in(bytes: &[u8], piece_bytes: usize) -> Vec<u8> {
     let mut filter = ConsoleFilter::default();
     let mut out = Vec::new();

@@ -18,17 +18,20 @@ use vm::{Event, Machine};
 /// Frames that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
 const PACKETS_MAX: usize = 1024;
 
-/// Pieces of console input that may wait. They don't wait behind frames, which a guest without a driver never takes.
+/// Pieces of console input that may wait. They don't wait behind frames, which a guest without a
+/// driver never takes.
 const CONSOLE_PIECES_MAX: usize = 64;
 
 /// The longest piece of console input in one event, in bytes.
 const CONSOLE_BYTES_MAX: usize = 256;
 
-/// How many steps the guest runs before the host's events are looked at again. At some 150 million steps a second this
-/// bounds what a busy guest adds to an event's latency to about 30 microseconds.
+/// How many steps the guest runs before the host's events are looked at again. At some 150 million
+/// steps a second this bounds what a busy guest adds to an event's latency to about 30
+/// microseconds.
 pub const SLICE_STEPS: u64 = 5_000;
 
-/// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a socket there.
+/// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a
+/// socket there.
 #[derive(Debug)]
 struct Waker {
     event: EventFd,
@@ -51,7 +54,8 @@ pub struct InboxSender {
 }
 
 impl InboxSender {
-    /// Sends typed bytes, once there is room for them, and wakes the vCPU. `false` if the guest is gone.
+    /// Sends typed bytes, once there is room for them, and wakes the vCPU. `false` if the guest is
+    /// gone.
     #[must_use]
     pub fn send_console(&self, bytes: Vec<u8>) -> bool {
         let sent = self.console.send(bytes).is_ok();
@@ -136,9 +140,9 @@ impl HostEventSource {
         has_packet || (!(self.typed.is_empty() && self.console.is_empty()) && machine.console_room() > 0)
     }
 
-    /// Sleeps until something arrives on `socket`, somebody calls [`InboxSender::wake`], or it is `until_ns`, whichever is
-    /// first. If the guest may run, and `machine` is there, an input for it and its due timer end the sleep too; nothing else
-    /// would take them away.
+    /// Sleeps until something arrives on `socket`, somebody calls [`InboxSender::wake`], or it is
+    /// `until_ns`, whichever is first. If the guest may run, and `machine` is there, an input for
+    /// it and its due timer end the sleep too; nothing else would take them away.
     pub fn sleep(&self, machine: Option<&Machine>, socket: Option<BorrowedFd<'_>>, until_ns: u64) {
         let timer = machine.and_then(Machine::timer_deadline);
         let timer_ns = timer.map_or(u64::MAX, |ticks| self.clock().ns_of(ticks));

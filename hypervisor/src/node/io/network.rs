@@ -31,11 +31,12 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The same with a LAN that refuses this side, as it serves another owner of the VM.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
 
-/// How long connecting to a LAN may take, and its answer: a LAN that is there answers at once, and one that comes back is
-/// attached to by the next try.
+/// How long connecting to a LAN may take, and its answer: a LAN that is there answers at once, and
+/// one that comes back is attached to by the next try.
 pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When a guest that has moved is announced, from one time to the next: a switch may be slow to enable a port.
+/// When a guest that has moved is announced, from one time to the next: a switch may be slow to
+/// enable a port.
 const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)];
 
 /// Where a VM's frames go: `lan=HOST:PORT` or `tap=NAME`.
@@ -43,7 +44,8 @@ const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_milli
 pub enum NetworkAddress {
     /// A LAN, which carries each frame once, whichever side of the VM is lost.
     Lan(SocketAddr),
-    /// An interface of this host, where a failover may double frames or lose them, as on any Ethernet.
+    /// An interface of this host, where a failover may double frames or lose them, as on any
+    /// Ethernet.
     Tap(TapName),
 }
 
@@ -70,20 +72,22 @@ impl fmt::Display for NetworkAddress {
 
 /// Who owns the VM here, as its network asks and tells.
 pub trait NetworkEvents: Send + Sync {
-    /// As which generation the VM runs here, and which of its outputs may come to a network that doesn't know the VM: the
-    /// first, and the one behind those made so far.
+    /// As which generation the VM runs here, and which of its outputs may come to a network that
+    /// doesn't know the VM: the first, and the one behind those made so far.
     fn owner(&self) -> (Generation, Range<OutputId>);
 
-    /// The network is there, and has carried all outputs with smaller ids than `next_output`. Those that were sent and
-    /// not carried are to be sent again, before any other: the outlets are locked until this returns, so that no other
-    /// overtakes them; it must not wait for the outlets.
+    /// The network is there, and has carried all outputs with smaller ids than `next_output`. Those
+    /// that were sent and not carried are to be sent again, before any other: the outlets are
+    /// locked until this returns, so that no other overtakes them; it must not wait for the
+    /// outlets.
     fn attached(&self, next_output: OutputId);
 
-    /// The outlets are free again, after [`NetworkEvents::attached`] or a heartbeat: what is released may go.
+    /// The outlets are free again, after [`NetworkEvents::attached`] or a heartbeat: what is
+    /// released may go.
     fn ready(&self);
 
-    /// A LAN refuses this owner of the VM. That may be because there is another one, which is for the arbiter to say, or a mistake
-    /// of the LAN's operator.
+    /// A LAN refuses this owner of the VM. That may be because there is another one, which is for
+    /// the arbiter to say, or a mistake of the LAN's operator.
     fn refused(&self);
 
     /// The network has carried all outputs with smaller ids than `next_output`.
@@ -155,9 +159,10 @@ impl Source {
 }
 
 impl Network {
-    /// Attaches, on a thread of its own, and keeps attached until it is over. The guest doesn't wait: what
-    /// it sends before a LAN is attached stays in its output gate, in flight, and is sent then. An interface of this host is
-    /// opened before this returns, because that takes no time, and what is sent before it is open would be lost.
+    /// Attaches, on a thread of its own, and keeps attached until it is over. The guest doesn't
+    /// wait: what it sends before a LAN is attached stays in its output gate, in flight, and is
+    /// sent then. An interface of this host is opened before this returns, because that takes no
+    /// time, and what is sent before it is open would be lost.
     ///
     /// `last_packet` is the number of the last frame that the guest has had. A guest that was not
     /// reset by this owner has moved, and a network that can't know is told where it is now.
@@ -175,8 +180,8 @@ impl Network {
         self.spawn(first, last_packet, events)
     }
 
-    /// The same for a guest that has just been reset and whose frames are not kept to be sent again: it attaches before it
-    /// returns, if the network answers.
+    /// The same for a guest that has just been reset and whose frames are not kept to be sent
+    /// again: it attaches before it returns, if the network answers.
     ///
     /// Returns why, if a LAN refuses this VM.
     ///
@@ -223,7 +228,8 @@ impl Network {
                 true => format!("{lost}; the arbiter is asked who owns the VM, and the LAN again every second"),
                 false => lost.to_string(),
             };
-            // Of tries that fail one after the other, only the first is told, and one that a LAN refuses.
+            // Of tries that fail one after the other, only the first is told, and one that a LAN
+            // refuses.
             let is_news = was_attached || told.is_none() || (lost.is_refusal() && told.as_ref() != Some(&reason));
             if is_news {
                 self.reporter.tell(&NodeReport::LanLost { reason: reason.clone() });
@@ -255,7 +261,8 @@ impl Network {
         }
     }
 
-    /// Gives the guest a frame, however long it takes none: the LAN hears that this side is alive. `false` if the guest is gone.
+    /// Gives the guest a frame, however long it takes none: the LAN hears that this side is alive.
+    /// `false` if the guest is gone.
     fn pass_on(&self, number: u64, frame: Vec<u8>, source: &mut Source, events: &dyn NetworkEvents) -> bool {
         let mut packet = (number, frame);
         loop {

@@ -52,7 +52,8 @@ impl Way {
     }
 }
 
-/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate) released comes here.
+/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
+/// released comes here.
 #[derive(Debug)]
 pub struct Outlets {
     reporter: Reporter,
@@ -69,7 +70,8 @@ pub struct Outlets {
 }
 
 impl Outlets {
-    /// Outlets whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it is to be a LAN.
+    /// Outlets whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it
+    /// is to be a LAN.
     #[must_use]
     pub fn new(reporter: Reporter, is_on_lan: bool) -> Self {
         Self {
@@ -99,9 +101,11 @@ impl Outlets {
         }
     }
 
-    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card without its cable.
+    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card
+    /// without its cable.
     ///
-    /// `true` if nobody will ever tell what became of them, so that they are as good as carried: only a LAN tells.
+    /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
+    /// only a LAN tells.
     pub fn put_out(&mut self, outputs: &[Released]) -> bool {
         let mut frames: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for Released { id, operation, held_ns } in outputs {
@@ -117,7 +121,8 @@ impl Outlets {
         !self.is_on_lan
     }
 
-    /// Tells everybody on the network where the guest is. Only for a network that isn't told otherwise.
+    /// Tells everybody on the network where the guest is. Only for a network that isn't told
+    /// otherwise.
     pub fn announce(&self) {
         if let Some(Way::Tap { sender, station }) = &self.way {
             // An interface that is gone is reported by its receiver.
@@ -137,7 +142,8 @@ impl Outlets {
         &self.hold_time
     }
 
-    /// Puts out what is left of a character that the guest has not completed. Call it when the guest writes no more.
+    /// Puts out what is left of a character that the guest has not completed. Call it when the
+    /// guest writes no more.
     pub fn finish_console(&mut self) {
         if let Some(piece) = self.text.finish() {
             self.reporter.tell_output(self.last_console, &NodeReport::Console(piece));

@@ -1,10 +1,11 @@
 //! A TAP interface of the host's kernel: a network that keeps and numbers nothing.
 //!
-//! It has to be there already, so that running a VM needs no privilege: `ip tuntap add dev NAME mode tap user USER`. One
-//! process has it at a time; a primary and a backup on one host have one each, on a bridge.
+//! It has to be there already, so that running a VM needs no privilege: `ip tuntap add dev NAME
+//! mode tap user USER`. One process has it at a time; a primary and a backup on one host have one
+//! each, on a bridge.
 //!
-//! Frames come numbered like those of a LAN, by this side alone. What the interface doesn't take is lost, as on an
-//! unplugged cable, and what is sent again comes twice.
+//! Frames come numbered like those of a LAN, by this side alone. What the interface doesn't take is
+//! lost, as on an unplugged cable, and what is sent again comes twice.
 
 use crate::lan::client::FromLan;
 use crate::os::clock;
@@ -95,8 +96,8 @@ mod request {
     nix::ioctl_write_ptr_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), InterfaceRequest);
 }
 
-/// Opens the interface: gives the ends to send to it and to receive from it. `last_packet` is the number of the last frame
-/// that the guest has had.
+/// Opens the interface: gives the ends to send to it and to receive from it. `last_packet` is the
+/// number of the last frame that the guest has had.
 ///
 /// # Errors
 /// [`TapError`]
@@ -120,8 +121,8 @@ pub fn open(name: &TapName, last_packet: u64) -> Result<(TapSender, TapReceiver)
 fn attach(file: &File, name: &TapName) -> Result<(), TapError> {
     let mut request = InterfaceRequest { name: [0; NAME_BYTES_MAX + 1], flags: FLAGS, padding: [0; 22] };
     request.name[..name.0.len()].copy_from_slice(name.0.as_bytes());
-    // SAFETY: the kernel reads the 40 bytes of a `struct ifreq`, which is how long and how laid out `request` is; it lives
-    // until the call returns, and the descriptor is open.
+    // SAFETY: the kernel reads the 40 bytes of a `struct ifreq`, which is how long and how laid out
+    // `request` is; it lives until the call returns, and the descriptor is open.
     match unsafe { request::set_interface(file.as_raw_fd(), &raw const request) } {
         Ok(_) => Ok(()),
         Err(Errno::EBUSY) => Err(TapError::Busy(name.clone())),
@@ -137,7 +138,8 @@ pub struct TapSender {
 }
 
 impl TapSender {
-    /// Sends frames, in order. Returns how many were lost, because the interface is down or its queue full.
+    /// Sends frames, in order. Returns how many were lost, because the interface is down or its
+    /// queue full.
     ///
     /// # Errors
     /// If the interface is gone; [`TapReceiver::receive`] tells so, too.

@@ -1,4 +1,5 @@
-//! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for the disk.
+//! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for
+//! the disk.
 
 use super::identity::{LogWriterKind, Standing};
 use super::joining::JoiningLog;
@@ -30,7 +31,8 @@ const WRITER_WAIT: Duration = Duration::from_millis(1);
 /// When what is done; the default is for use, others for tests.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskLimits {
-    /// Bytes of entries after which a new segment is begun, if they are more than the last snapshot had.
+    /// Bytes of entries after which a new segment is begun, if they are more than the last snapshot
+    /// had.
     pub segment_bytes: u64,
     /// Steps of the guest after which a new segment is begun: resuming has to do them again.
     pub segment_steps: u64,
@@ -38,7 +40,8 @@ pub struct DiskLimits {
     pub queue_bytes_max: usize,
     /// From one sync of what is written to the next.
     pub sync_interval: Duration,
-    /// How long the writer lets entries gather: it needn't be woken for each, which costs the vCPU thread some microseconds.
+    /// How long the writer lets entries gather: it needn't be woken for each, which costs the vCPU
+    /// thread some microseconds.
     pub gather: Duration,
     /// What outputs wait for, as the directory is to say it.
     pub waiting: Waiting,
@@ -74,7 +77,8 @@ impl StuckDisk {
         Self { moved_ns: now_ns, taken: 0 }
     }
 
-    /// For how long it has taken nothing though there is something: `taken` grows as long as it gets on.
+    /// For how long it has taken nothing though there is something: `taken` grows as long as it
+    /// gets on.
     pub const fn look(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
         if taken != self.taken || !is_pending {
             *self = Self { moved_ns: now_ns, taken };
@@ -88,11 +92,12 @@ impl StuckDisk {
 /// ```text
 ///   on_entry, serve ──► queue ──► writer thread ──► page cache ──► sync thread ──► disk
 /// ```
-/// The entries of a backup come from the thread that receives them ([`JoiningLog`]); this end follows the machine that consumes
-/// them, of which the next snapshots are made.
+/// The entries of a backup come from the thread that receives them ([`JoiningLog`]); this end
+/// follows the machine that consumes them, of which the next snapshots are made.
 ///
-/// A failure ends the logging and nothing else: [`DiskLog::take_failure`] tells it once, and from then on everything here
-/// does nothing. The directory is marked, so that nobody goes on from it unawares.
+/// A failure ends the logging and nothing else: [`DiskLog::take_failure`] tells it once, and from
+/// then on everything here does nothing. The directory is marked, so that nobody goes on from it
+/// unawares.
 #[derive(Debug)]
 pub struct DiskLog {
     session: SessionHeader,
@@ -123,8 +128,9 @@ struct Segment {
 }
 
 impl LogDirectory {
-    /// Begins to log a VM: with its first snapshot, which [`DiskLog::serve`] makes while the guest runs, or
-    /// [`DiskLog::snapshot_now`] at once. `node` is this incarnation; the session's generation is that of the VM's owner.
+    /// Begins to log a VM: with its first snapshot, which [`DiskLog::serve`] makes while the guest
+    /// runs, or [`DiskLog::snapshot_now`] at once. `node` is this incarnation; the session's
+    /// generation is that of the VM's owner.
     ///
     /// # Errors
     /// If threads can't be started.
@@ -132,8 +138,9 @@ impl LogDirectory {
         self.begin_as(LogWriterKind::Owner, session, node, limits)
     }
 
-    /// Begins to log a VM that a backup joins. The stream with which it joins is the first segment: what is received goes to
-    /// the second of the two, and what becomes of the machine to the first.
+    /// Begins to log a VM that a backup joins. The stream with which it joins is the first segment:
+    /// what is received goes to the second of the two, and what becomes of the machine to the
+    /// first.
     ///
     /// # Errors
     /// If threads can't be started.
@@ -186,8 +193,9 @@ impl LogDirectory {
 }
 
 impl DiskLog {
-    /// Takes an entry: each one from the first call of [`DiskLog::serve`] or [`DiskLog::snapshot_now`] on, in order.
-    /// It costs no system call; the next [`DiskLog::serve`] hands it over.
+    /// Takes an entry: each one from the first call of [`DiskLog::serve`] or
+    /// [`DiskLog::snapshot_now`] on, in order. It costs no system call; the next [`DiskLog::serve`]
+    /// hands it over.
     pub fn on_entry(&mut self, entry: &LogEntry) {
         if self.has_failed() {
             self.entries_lost += 1;
@@ -204,7 +212,8 @@ impl DiskLog {
     pub fn on_consumed(&mut self, entry: &LogEntry) {
         if let EntryBody::Generation(generation) = entry.body {
             self.session.generation = generation;
-            // A snapshot on its way names the generation before, and the entry that says otherwise comes before its end.
+            // A snapshot on its way names the generation before, and the entry that says otherwise
+            // comes before its end.
             self.copying = None;
         }
         if let Some(segment) = &mut self.segment {
@@ -224,12 +233,13 @@ impl DiskLog {
         self.hand_over();
     }
 
-    /// Hands over what has come, and copies a piece of the guest's memory if a segment is being begun. To be called
-    /// between slices of the guest, after what the slice sent to the backup: it may wake a thread.
+    /// Hands over what has come, and copies a piece of the guest's memory if a segment is being
+    /// begun. To be called between slices of the guest, after what the slice sent to the backup: it
+    /// may wake a thread.
     ///
-    /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been taken. `tail` gives all
-    /// outputs below that may not have left, held ones too, in the order of their ids; it is asked for when a snapshot is
-    /// complete.
+    /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been
+    /// taken. `tail` gives all outputs below that may not have left, held ones too, in the order of
+    /// their ids; it is asked for when a snapshot is complete.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -252,8 +262,8 @@ impl DiskLog {
         self.hand_over();
     }
 
-    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while the queue is full, unless
-    /// `is_over`. Other arguments as those of [`DiskLog::serve`].
+    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while
+    /// the queue is full, unless `is_over`. Other arguments as those of [`DiskLog::serve`].
     pub fn snapshot_now(
         &mut self,
         machine: &mut Machine,
@@ -275,7 +285,8 @@ impl DiskLog {
         }
     }
 
-    /// Whether a segment is being begun: the caller should come to [`DiskLog::serve`] again soon, though the guest sleeps.
+    /// Whether a segment is being begun: the caller should come to [`DiskLog::serve`] again soon,
+    /// though the guest sleeps.
     #[must_use]
     pub const fn is_copying(&self) -> bool {
         self.copying.is_some()
@@ -287,8 +298,8 @@ impl DiskLog {
         self.copying.is_some() && self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is concerned: `None` if it has to stand
-    /// still until more is copied.
+    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is
+    /// concerned: `None` if it has to stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         if self.has_failed() { Some(steps) } else { page_copy::steps_allowed(steps, machine, self.copying.as_ref()) }
@@ -300,13 +311,15 @@ impl DiskLog {
         !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.limits.queue_bytes_max
     }
 
-    /// All entries before this would survive the death of this process; `None` before the first snapshot is written.
+    /// All entries before this would survive the death of this process; `None` before the first
+    /// snapshot is written.
     #[must_use]
     pub fn in_cache(&self) -> Option<LogSeq> {
         self.progress.in_cache()
     }
 
-    /// All entries before this would survive the host's loss of power; `None` before the first snapshot is on disk.
+    /// All entries before this would survive the host's loss of power; `None` before the first
+    /// snapshot is on disk.
     #[must_use]
     pub fn durable(&self) -> Option<LogSeq> {
         self.progress.durable()
@@ -327,8 +340,9 @@ impl DiskLog {
     /// Writes what has come and the end mark, makes it durable, and gives the directory back.
     ///
     /// # Errors
-    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it; [`LogDirectoryError::Stuck`] if the
-    /// disk takes nothing for [`DiskLimits::patience`]. Its threads are left behind then.
+    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it;
+    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]. Its
+    /// threads are left behind then.
     pub fn finish(mut self) -> Result<LogDirectory, LogDirectoryError> {
         self.push(Order::Finish, 0);
         self.hand_over();
@@ -348,8 +362,8 @@ impl DiskLog {
         progress.take_failure().map_or(Ok(directory), Err)
     }
 
-    /// Calls `listener` now, whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and when logging has failed, on
-    /// the threads that do it.
+    /// Calls `listener` now, whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and
+    /// when logging has failed, on the threads that do it.
     pub fn listen(&self, listener: impl Fn() + Send + 'static) {
         self.progress.listen(Box::new(listener));
     }

@@ -19,7 +19,8 @@ use std::path::Path;
 const NODES: &str = "node";
 const STANDING: &str = "kept";
 
-/// The most incarnations in a directory's list: each is a `--resume` that was killed before its log began.
+/// The most incarnations in a directory's list: each is a `--resume` that was killed before its log
+/// began.
 const NODES_MAX: usize = 1000;
 
 /// Where Linux names the present boot of the host.
@@ -32,7 +33,8 @@ pub enum LogWriterKind {
     Owner,
     /// It joined, and wasn't told that it protects the VM: no output waited for it.
     Joining,
-    /// It protected the VM: outputs waited for its receiving the entries, and not for their being in this log.
+    /// It protected the VM: outputs waited for its receiving the entries, and not for their being
+    /// in this log.
     Backup,
 }
 
@@ -78,11 +80,11 @@ impl fmt::Display for PossibleLoss {
 /// Whose log a directory's newest whole segment is, and what it may lack.
 #[derive(Clone, Debug)]
 pub struct LogProvenance {
-    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another node has run it since,
-    /// unless that node is one of [`LogProvenance::nodes`].
+    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another
+    /// node has run it since, unless that node is one of [`LogProvenance::nodes`].
     pub generation: Generation,
-    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those that resumed from it and
-    /// died before they had a segment of their own. Oldest first.
+    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those
+    /// that resumed from it and died before they had a segment of their own. Oldest first.
     pub nodes: Vec<NodeId>,
     pub(in crate::node) newest_is_unreadable: bool,
     pub(in crate::node) standing: Option<Standing>,
@@ -162,7 +164,8 @@ fn boot_id() -> String {
 }
 
 impl LogDirectory {
-    /// Adds `node` to the list, durably: before it claims the VM, so that the claim is known here if it dies before it has a log.
+    /// Adds `node` to the list, durably: before it claims the VM, so that the claim is known here
+    /// if it dies before it has a log.
     ///
     /// # Errors
     /// If the list can't be written, or is too long.
@@ -203,8 +206,8 @@ pub(in crate::node) fn read_standing(directory: &Path) -> Result<Option<Standing
     Ok(read_note(&directory.join(STANDING))?.and_then(|text| Standing::parse(&text)))
 }
 
-/// Says what the newest segment's writer is. It isn't made durable, because outputs wait for the thread that writes it: a loss
-/// of power may leave an earlier kind, which promises less.
+/// Says what the newest segment's writer is. It isn't made durable, because outputs wait for the
+/// thread that writes it: a loss of power may leave an earlier kind, which promises less.
 pub(in crate::node) fn write_standing(directory: &Path, standing: &Standing) -> Result<(), LogDirectoryError> {
     let path = directory.join(STANDING);
     let new = directory.join(format!("{STANDING}.new"));

@@ -1,4 +1,5 @@
-//! The receiving thread's end of a backup's log on disk: the stream with which it joins is the log's first segment.
+//! The receiving thread's end of a backup's log on disk: the stream with which it joins is the
+//! log's first segment.
 
 use super::disk_log::payload_bytes;
 use super::identity::LogWriterKind;

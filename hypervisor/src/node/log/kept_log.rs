@@ -18,9 +18,11 @@ use vm::{Machine, OutputId, OutputOperation};
 /// For what in the log on disk outputs wait, beside the backup's acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Waiting {
-    /// Nothing: after the death of both sides clients may have seen what the resumed VM doesn't know of
+    /// Nothing: after the death of both sides clients may have seen what the resumed VM doesn't
+    /// know of
     No,
-    /// Their entries are in the host's page cache: the death of both processes takes back nothing that anybody has seen
+    /// Their entries are in the host's page cache: the death of both processes takes back nothing
+    /// that anybody has seen
     Written,
     /// Their entries are on disk: neither does a loss of power
     Durable,
@@ -60,7 +62,8 @@ impl Keeping {
 }
 
 impl KeptLog {
-    /// Begins to keep the log of `session`, of which this node is the owner: with a snapshot that is made before the guest runs.
+    /// Begins to keep the log of `session`, of which this node is the owner: with a snapshot that
+    /// is made before the guest runs.
     ///
     /// # Errors
     /// If threads can't be started.
@@ -71,8 +74,8 @@ impl KeptLog {
         Ok(Self::new(log, path, waiting, reporter, true))
     }
 
-    /// Begins to keep the log of `session`, whose primary this node joins as a backup: the second of the two takes what is
-    /// received, the first goes with the machine.
+    /// Begins to keep the log of `session`, whose primary this node joins as a backup: the second
+    /// of the two takes what is received, the first goes with the machine.
     ///
     /// # Errors
     /// If threads can't be started.
@@ -113,8 +116,9 @@ impl KeptLog {
         self.states()()
     }
 
-    /// Calls `tell` with the log's state now and whenever it has changed, on the threads that change it, and reports when a
-    /// restart from it is first possible. `tell` takes the place of the one before.
+    /// Calls `tell` with the log's state now and whenever it has changed, on the threads that
+    /// change it, and reports when a restart from it is first possible. `tell` takes the place of
+    /// the one before.
     pub fn listen(&self, tell: impl Fn(DiskLogState) + Send + 'static) {
         let (state, usable_told) = (self.states(), self.usable_told.clone());
         let (directory, reporter) = (self.directory.display().to_string(), self.reporter);
@@ -167,8 +171,8 @@ impl KeptLog {
         }
     }
 
-    /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has failed. The first call may wait for
-    /// the disk, unless `is_over`.
+    /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has
+    /// failed. The first call may wait for the disk, unless `is_over`.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -192,8 +196,8 @@ impl KeptLog {
         self.log.is_copying()
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is concerned: `None` if it has to stand
-    /// still until more is copied.
+    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is
+    /// concerned: `None` if it has to stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         self.log.steps_allowed(steps, machine)
@@ -217,7 +221,8 @@ impl KeptLog {
     /// [`LogDirectoryError`] if that fails.
     pub fn finish(self) -> Result<(), LogDirectoryError> {
         if self.state().is_promised() {
-            // Nothing can be resumed from it, and nothing has left that would be missing: its disk isn't waited for.
+            // Nothing can be resumed from it, and nothing has left that would be missing: its disk
+            // isn't waited for.
             return Ok(());
         }
         self.log.finish().map(drop)

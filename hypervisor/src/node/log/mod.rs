@@ -9,12 +9,14 @@
 //!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied to it
 //!   DIR/stopped                         logging has failed, and how: the VM went on without
 //! ```
-//! The newest segment is enough to go on from; the one before is kept until there is a newer one, in case the newest
-//! snapshot can't be read. Names sort by age: a later owner has a greater generation.
+//! The newest segment is enough to go on from; the one before is kept until there is a newer one,
+//! in case the newest snapshot can't be read. Names sort by age: a later owner has a greater
+//! generation.
 //!
 //! # What is durable
-//! The log reaches the host's page cache within a millisecond or so, and the disk within [`DiskLimits::sync_interval`] and
-//! the time that the disk takes. [`DiskLog::in_cache`] and [`DiskLog::durable`] say how far it is, so that outputs can wait
+//! The log reaches the host's page cache within a millisecond or so, and the disk within
+//! [`DiskLimits::sync_interval`] and the time that the disk takes. [`DiskLog::in_cache`] and
+//! [`DiskLog::durable`] say how far it is, so that outputs can wait
 //! for it ([`Waiting`](crate::node::log::kept_log::Waiting)).
 
 mod disk_log;
@@ -160,8 +162,8 @@ impl LogDirectory {
     /// Opens the directory of `vm`; makes it if there is none.
     ///
     /// # Errors
-    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::NoDirectory`],
-    /// [`LogDirectoryError::Io`].
+    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`],
+    /// [`LogDirectoryError::NoDirectory`], [`LogDirectoryError::Io`].
     pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
         refuse_other_files(path)?;
         // The guest's memory is in it.
@@ -188,7 +190,8 @@ impl LogDirectory {
         }
     }
 
-    /// Takes the directory for this process, if it is of `vm`. `file` is the one with the VM's name.
+    /// Takes the directory for this process, if it is of `vm`. `file` is the one with the VM's
+    /// name.
     fn lock(path: &Path, vm: &VmId, mut file: File) -> Result<Self, LogDirectoryError> {
         let name_path = path.join(VM);
         let failed = failed("opening", &name_path);

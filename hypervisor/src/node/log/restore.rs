@@ -64,7 +64,8 @@ pub fn restore<R: Read>(mut head: LogHead<R>) -> Result<Restored<R>, RestoreErro
     let config = head.header().config.clone();
     let image = head.header().image_name.clone();
     let unloadable = |source| RestoreError::Load { image: image.clone(), source };
-    // Memory that is never written is never taken from the host: this costs nothing if the log begins with an image.
+    // Memory that is never written is never taken from the host: this costs nothing if the log
+    // begins with an image.
     let mut restoration = Restoration::new(&config).map_err(unloadable)?;
     while let Some(pages) = head.next_pages()? {
         restoration.put_pages(pages.first, &pages.bytes)?;

@@ -30,7 +30,8 @@ pub struct Survey {
     pub provenance: LogProvenance,
     /// How the guest had come to its end, if it had.
     pub stopped: Option<StopReason>,
-    /// Newer segments that could not be used, newest first, and why. What they held is lost, if they held anything.
+    /// Newer segments that could not be used, newest first, and why. What they held is lost, if
+    /// they held anything.
     pub skipped: Vec<(PathBuf, RestoreError)>,
     /// Entries to replay.
     pub entries: u64,
@@ -55,11 +56,13 @@ pub struct ResumeProgress {
 pub struct Resumed {
     /// What the newest segment is about.
     pub session: SessionHeader,
-    /// The machine behind the last whole entry. It may have outputs that were not logged: take them before anything else.
+    /// The machine behind the last whole entry. It may have outputs that were not logged: take them
+    /// before anything else.
     pub machine: Machine,
     /// The place of the next entry.
     pub next_seq: LogSeq,
-    /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no log says which have left.
+    /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no
+    /// log says which have left.
     pub tail: VecDeque<(OutputId, OutputOperation)>,
     /// How many older ones were dropped because the tail had 64 MiB.
     pub tail_dropped: u64,
@@ -74,11 +77,13 @@ pub struct Resumed {
 }
 
 impl LogDirectory {
-    /// Looks what there is to resume: the newest segment whose snapshot is whole, up to its last whole entry.
+    /// Looks what there is to resume: the newest segment whose snapshot is whole, up to its last
+    /// whole entry.
     ///
     /// # Errors
     /// [`LogDirectoryError::Stopped`] if logging had failed; [`LogDirectoryError::NoSegment`];
-    /// [`LogDirectoryError::Log`] if the segment is damaged otherwise than at its end; [`LogDirectoryError::Io`].
+    /// [`LogDirectoryError::Log`] if the segment is damaged otherwise than at its end;
+    /// [`LogDirectoryError::Io`].
     pub fn survey(&self) -> Result<Survey, LogDirectoryError> {
         if let Some(reason) = read_note(&self.path.join(STOPPED))? {
             // On a full disk there was room for the file, but not for what is in it.

@@ -1,5 +1,5 @@
-//! The two threads behind a log on disk: one writes files, one makes them durable, so that no entry waits in this process
-//! for the disk.
+//! The two threads behind a log on disk: one writes files, one makes them durable, so that no entry
+//! waits in this process for the disk.
 
 use super::identity::{LogWriterKind, Standing, forget_nodes, replace_nodes, write_standing};
 use super::{LogDirectoryError, PART, STOPPED, failed, segment_name, segments};
@@ -32,8 +32,8 @@ pub(in crate::node) enum Order {
     Pages(Pages),
     /// An output for the snapshot's tail.
     Tail(OutputId, Arc<OutputOperation>),
-    /// The snapshot ends with this, and entries go to its segment from here on; those behind it that came before this order
-    /// go there too.
+    /// The snapshot ends with this, and entries go to its segment from here on; those behind it
+    /// that came before this order go there too.
     Complete(Snapshot),
     /// The directory is from now on that of a writer of this kind.
     Become(LogWriterKind),
@@ -135,8 +135,8 @@ impl Progress {
         lock(&self.failure).take()
     }
 
-    /// Ends the logging, and marks the directory as far as the disk still lets itself be written: before outputs leave that
-    /// the log doesn't have.
+    /// Ends the logging, and marks the directory as far as the disk still lets itself be written:
+    /// before outputs leave that the log doesn't have.
     fn fail(&self, error: LogDirectoryError) {
         if !self.failed.load(Ordering::Acquire) {
             let _ = fs::write(self.directory.join(STOPPED), error.to_string());
@@ -183,8 +183,9 @@ pub(in crate::node) struct Writer {
     gather: Duration,
     segment: Option<Segment>,
     part: Option<Part>,
-    /// The last entries that the segment has, from [`Progress::remember_from`] on. A backup's log has entries that its machine,
-    /// of which the next snapshot is made, hasn't consumed: they belong to the next segment too.
+    /// The last entries that the segment has, from [`Progress::remember_from`] on. A backup's log
+    /// has entries that its machine, of which the next snapshot is made, hasn't consumed: they
+    /// belong to the next segment too.
     recent: VecDeque<LogEntry>,
 }
 
@@ -304,8 +305,8 @@ impl Writer {
         self.progress.snapshots.fetch_add(1, Ordering::AcqRel);
         match self.segment.replace(Segment { log, file, path }) {
             Some(old) => old.log.finish().map(|_| ()).map_err(failed("writing", &old.path)),
-            // From here on this incarnation is who the segments are of: its predecessors' names would say that they let out
-            // nothing that isn't in them.
+            // From here on this incarnation is who the segments are of: its predecessors' names
+            // would say that they let out nothing that isn't in them.
             None => {
                 write_standing(&self.directory, &self.standing)?;
                 replace_nodes(&self.directory, self.node)

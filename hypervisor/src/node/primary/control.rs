@@ -17,7 +17,8 @@ const WATCH_NS: u64 = 50_000_000;
 /// From one look at what a side that ends waits for to the next, in nanoseconds.
 const PARTING_LOOK_NS: u64 = 1_000_000;
 
-/// How long a VM that has ended waits for its network to carry the guest's last words, in nanoseconds.
+/// How long a VM that has ended waits for its network to carry the guest's last words, in
+/// nanoseconds.
 const LAST_WORDS_NS: u64 = 500_000_000;
 
 /// How long a side that ends waits for its backup to read the last words to it, in nanoseconds.
@@ -75,7 +76,8 @@ impl<H: Host> PrimarySide<H> {
         }
         let action = lock(&self.actions).pop_front();
         let Some(action) = action else {
-            // The thread that ticks may be busy with a network that is slow; the backup must hear of this side meanwhile.
+            // The thread that ticks may be busy with a network that is slow; the backup must hear
+            // of this side meanwhile.
             self.drive_without_outputs(PrimaryRole::handle_tick);
             let now_ns = self.host.now_ns();
             self.tell_waiting(&mut control.waiting);

@@ -3,7 +3,8 @@
 use crate::node::reports::NodeReport;
 use ft::role::SnapshotCopy;
 
-/// The figures of a backup's joining, from its first page to the first slice of the guest behind the last one.
+/// The figures of a backup's joining, from its first page to the first slice of the guest behind
+/// the last one.
 #[derive(Debug, Default)]
 pub(in crate::node) struct JoinFigures {
     began_ns: Option<u64>,
@@ -42,7 +43,8 @@ impl JoinFigures {
         self.is_complete |= copy.is_complete();
     }
 
-    /// Nothing is copied (any more): what to tell, if a backup has got all of the memory since the last time.
+    /// Nothing is copied (any more): what to tell, if a backup has got all of the memory since the
+    /// last time.
     pub(in crate::node) fn take_report(&mut self, now_ns: impl FnOnce() -> u64) -> Option<NodeReport> {
         let figures = std::mem::take(self);
         let began_ns = figures.began_ns.filter(|_| figures.is_complete)?;

@@ -54,8 +54,8 @@ pub struct LiveVm {
 }
 
 impl LiveVm {
-    /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and keeps its log in `kept`.
-    /// `listener` is where backups come to.
+    /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and
+    /// keeps its log in `kept`. `listener` is where backups come to.
     ///
     /// `on_start` gets the running VM before the guest does anything.
     ///
@@ -101,7 +101,8 @@ impl LiveVm {
         })?;
         let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, kept, SLICE_STEPS));
         let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
-        // What is released is the guest's last word, if another thread was busy with the words before it.
+        // What is released is the guest's last word, if another thread was busy with the words
+        // before it.
         side.put_out(&mut side.outlets());
         reporter.tell(&NodeReport::Figures(figures(&side, &machine)));
         Ok(end)
@@ -139,7 +140,8 @@ fn start_network(
     network.start(machine.last_packet_number(), side.clone())
 }
 
-/// Listens for backups for as long as the process lives. A visitor that says nothing keeps nobody else out.
+/// Listens for backups for as long as the process lives. A visitor that says nothing keeps nobody
+/// else out.
 fn start_visitors(side: &Arc<PrimarySide<ProcessHost>>, host: &ProcessHost, listener: TcpListener) -> io::Result<()> {
     let (side, host, visitors) = (side.clone(), host.clone(), Arc::new(AtomicUsize::new(0)));
     thread::Builder::new().name("channel".into()).spawn(move || {

@@ -1,4 +1,5 @@
-//! A VM that runs live, without its threads: the primary's role, its connection and its outputs, in steps that never wait.
+//! A VM that runs live, without its threads: the primary's role, its connection and its outputs, in
+//! steps that never wait.
 
 use super::visitors::VisitorLine;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
@@ -18,7 +19,8 @@ use vm::{OutputId, OutputOperation};
 /// From one look at heartbeats, timeouts and waiting entries to the next, in nanoseconds.
 const TICK_NS: u64 = 5_000_000;
 
-/// The same while outputs are held: a vCPU thread that the host doesn't let run must not hold them for long.
+/// The same while outputs are held: a vCPU thread that the host doesn't let run must not hold them
+/// for long.
 const TICK_WHILE_HOLDING_NS: u64 = 1_000_000;
 
 /// Who this side is.
@@ -134,7 +136,8 @@ impl<H: Host> PrimarySide<H> {
 
     /// Gives the role an input; what it wants done has to be carried out next.
     ///
-    /// A connection is cut at once, before the role can take the next backup, whose connection it would be.
+    /// A connection is cut at once, before the role can take the next backup, whose connection it
+    /// would be.
     pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
         let mut role = lock(&self.role);
         let now_ns = self.host.now_ns();
@@ -169,8 +172,8 @@ impl<H: Host> PrimarySide<H> {
         actions
     }
 
-    /// Gives the role an input, and does what it says but for its outputs: for those who must not wait for the network, which takes
-    /// a batch as fast as it can.
+    /// Gives the role an input, and does what it says but for its outputs: for those who must not
+    /// wait for the network, which takes a batch as fast as it can.
     pub fn drive_without_outputs(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         let actions = self.give(input);
         self.send_outgoing();
@@ -191,8 +194,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Sends what the role has for the backup, unless the visitor that joins does: the guest doesn't wait for the channel while a
-    /// backup joins.
+    /// Sends what the role has for the backup, unless the visitor that joins does: the guest
+    /// doesn't wait for the channel while a backup joins.
     pub(super) fn send_outgoing(&self) {
         if !self.sending_memory.load(Ordering::SeqCst) {
             self.write_outgoing();
@@ -226,15 +229,15 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// All console output below `next` is written, or dropped because nobody reads it: what had to stop the guest may not any
-    /// more.
+    /// All console output below `next` is written, or dropped because nobody reads it: what had to
+    /// stop the guest may not any more.
     pub fn console_left(&self, next: OutputId) {
         // Whoever writes to the console must not wait for the network.
         self.pass_on(self.give(|role, _| role.handle_console_left(next)));
     }
 
-    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach the role in their
-    /// order because the reader is kept until they have.
+    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach
+    /// the role in their order because the reader is kept until they have.
     pub fn hear_backup(&self) {
         let Ok(mut reader) = self.channel.reader.try_lock() else { return };
         let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };

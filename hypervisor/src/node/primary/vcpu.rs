@@ -1,5 +1,5 @@
-//! The vCPU of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and copies the guest's
-//! memory for a backup that joins.
+//! The vCPU of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and
+//! copies the guest's memory for a backup that joins.
 
 use super::join_figures::JoinFigures;
 use super::side::PrimarySide;
@@ -18,15 +18,17 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation};
 
-/// How many steps the guest runs from one look for acknowledgements to the next while outputs are held: some 2
-/// microseconds.
+/// How many steps the guest runs from one look for acknowledgements to the next while outputs are
+/// held: some 2 microseconds.
 const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
 
-/// How long a vCPU that has nothing to run spins for the acknowledgement of held outputs before it sleeps, in
-/// nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever else wants the core.
+/// How long a vCPU that has nothing to run spins for the acknowledgement of held outputs before it
+/// sleeps, in nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever
+/// else wants the core.
 const SPIN_NS: u64 = 200_000;
 
-/// After spinning for nothing, how many times the vCPU sleeps at once: on a crowded host the time is the backup's.
+/// After spinning for nothing, how many times the vCPU sleeps at once: on a crowded host the time
+/// is the backup's.
 const SPIN_REST: u32 = 32;
 
 /// The longest that the vCPU sleeps before it looks around, in nanoseconds.
@@ -35,11 +37,12 @@ const SLEEP_NS_MAX: u64 = 100_000_000;
 /// The same while a backup waits for the guest's memory.
 const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 
-/// How long a guest that may not write more pages waits before it is looked whether more can be copied, in nanoseconds.
+/// How long a guest that may not write more pages waits before it is looked whether more can be
+/// copied, in nanoseconds.
 const COPY_WAIT_NS: u64 = 50_000;
 
-/// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than two: what a very slow time left
-/// over would make the faster one after it slow.
+/// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than
+/// two: what a very slow time left over would make the faster one after it slow.
 const YIELD_NS: u64 = 1_000_000;
 
 /// Why the vCPU sleeps.
@@ -178,7 +181,8 @@ impl<H: Host> PrimarySide<H> {
         if self.spins(vcpu) {
             return VcpuNext::Spin;
         }
-        // The log is one that can be resumed before the guest runs, and before its clock does, though it may wait for its backup first.
+        // The log is one that can be resumed before the guest runs, and before its clock does,
+        // though it may wait for its backup first.
         self.serve_log(vcpu);
         self.keep_time(vcpu);
         self.copy_for_join(vcpu);
@@ -239,7 +243,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has changed its course.
+    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has
+    /// changed its course.
     fn keep_time(&self, vcpu: &mut Vcpu<H>) {
         let source = vcpu.recorder.source_mut();
         source.set_clock_running(!self.clock_stands.load(Ordering::Acquire));
@@ -249,8 +254,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Copies a piece of the guest's memory if a backup that joins has room for it. The role isn't locked meanwhile: heartbeats
-    /// go on.
+    /// Copies a piece of the guest's memory if a backup that joins has room for it. The role isn't
+    /// locked meanwhile: heartbeats go on.
     fn copy_for_join(&self, vcpu: &mut Vcpu<H>) {
         if !self.copying.load(Ordering::Acquire) {
             if let Some(report) = vcpu.figures.take_report(|| self.host.now_ns()) {
@@ -259,7 +264,8 @@ impl<H: Host> PrimarySide<H> {
             return;
         }
         vcpu.figures.guest_stands(self.host.now_ns());
-        // Left over by a predecessor that had logged only some of a step's outputs: they are logged first.
+        // Left over by a predecessor that had logged only some of a step's outputs: they are logged
+        // first.
         if vcpu.machine().has_output() {
             return;
         }
@@ -274,7 +280,8 @@ impl<H: Host> PrimarySide<H> {
     /// Lets the log on disk copy memory and hand over what has come.
     fn serve_log(&self, vcpu: &mut Vcpu<H>) {
         let Some(kept) = vcpu.kept.as_mut().filter(|_| !vcpu.has_ended) else { return };
-        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot can't have them.
+        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot
+        // can't have them.
         if vcpu.recorder.machine().has_output() {
             return;
         }
@@ -291,7 +298,8 @@ impl<H: Host> PrimarySide<H> {
         vcpu.kept.as_ref().map_or(Some(allowed), |kept| kept.steps_allowed(allowed, machine))
     }
 
-    /// A guest that has written as many pages as it may waits for the channel or the disk, if they are what the copying waits for.
+    /// A guest that has written as many pages as it may waits for the channel or the disk, if they
+    /// are what the copying waits for.
     fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
         let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
         if wants_copy || vcpu.kept.as_ref().is_some_and(KeptLog::wants_copy) {
@@ -320,8 +328,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again and again, as long as
-    /// the backup answers soon.
+    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again
+    /// and again, as long as the backup answers soon.
     fn begins_to_spin(&self, vcpu: &mut Vcpu<H>) -> bool {
         if !self.holding.load(Ordering::Acquire) {
             return false;
@@ -346,8 +354,9 @@ impl<H: Host> PrimarySide<H> {
         goes_on
     }
 
-    /// Sleeps until a guest that waits has something to do or the backup something to say that matters now; not for long while there is
-    /// memory to be copied for the log on disk, or the disk is waited for.
+    /// Sleeps until a guest that waits has something to do or the backup something to say that
+    /// matters now; not for long while there is memory to be copied for the log on disk, or the
+    /// disk is waited for.
     fn sleep(&self, vcpu: &mut Vcpu<H>, sleeper: Sleeper) -> VcpuNext {
         let hears_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let is_joining = self.copying.load(Ordering::Acquire);

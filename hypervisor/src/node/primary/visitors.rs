@@ -89,7 +89,8 @@ impl<H: Host> PrimarySide<H> {
         lock(&self.visitor_lines).admit(line, self.host.now_ns())
     }
 
-    /// Hears what a visitor wants, takes it as the backup if the role does, and sends it the guest's memory.
+    /// Hears what a visitor wants, takes it as the backup if the role does, and sends it the
+    /// guest's memory.
     pub fn step_visitor(&self, visitor: &mut Visitor<H>) -> Next {
         let stage = std::mem::replace(&mut visitor.stage, Stage::Joins);
         let fate = match stage {
@@ -148,7 +149,8 @@ impl<H: Host> PrimarySide<H> {
         if let Arrived::Last { reason, .. } = reader.take() {
             return Fate::Lost(reason);
         }
-        // One at a time: the connection of the one that is taken must be the channel's before the role speaks to it.
+        // One at a time: the connection of the one that is taken must be the channel's before the
+        // role speaks to it.
         let _one_at_a_time = lock(&self.taking);
         let refusal = lock(&self.role).can_take_backup(&vm).err();
         match refusal {
@@ -195,7 +197,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats, and so does this side.
+    /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats,
+    /// and so does this side.
     fn begin_to_wait(&self, visitor: &Visitor<H>, vm: VmId, said: Vec<Message>) -> Fate {
         if !take_seat(&self.spares, SPARES_MAX) {
             return Fate::Refused("enough backups wait here already".into());
@@ -242,7 +245,8 @@ impl<H: Host> PrimarySide<H> {
         Fate::Stays(Stage::Waits { vm, said, heard_ns, spoke_ns }, Next::Wait { until_ns: now_ns + RETRY_NS })
     }
 
-    /// Sends the guest's memory as the vCPU copies it, and the log behind it, until nothing is left to be sent.
+    /// Sends the guest's memory as the vCPU copies it, and the log behind it, until nothing is left
+    /// to be sent.
     fn send_memory(&self) -> Next {
         self.write_outgoing();
         if self.copying.load(Ordering::Acquire) && !self.is_over() {

@@ -71,7 +71,8 @@ pub enum NodeReport {
         /// How long it has been waited for.
         seconds: u64,
     },
-    /// The guest doesn't run yet, as its first backup hasn't joined. Told after a second, and then rarely.
+    /// The guest doesn't run yet, as its first backup hasn't joined. Told after a second, and then
+    /// rarely.
     GuestWaits {
         /// Where the backup is waited for.
         channel: String,
@@ -131,7 +132,8 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
-    /// The disk of the log takes nothing, so that outputs wait. Told after a second, and then rarely.
+    /// The disk of the log takes nothing, so that outputs wait. Told after a second, and then
+    /// rarely.
     DiskWaits {
         /// The log's directory.
         directory: String,
@@ -158,7 +160,8 @@ pub enum NodeReport {
         /// Why.
         reason: String,
     },
-    /// The arbiter doesn't know this owner's claim any more. The owner runs on and claims the missing flags again.
+    /// The arbiter doesn't know this owner's claim any more. The owner runs on and claims the
+    /// missing flags again.
     ClaimsLost {
         /// Which VM.
         vm: String,
@@ -177,7 +180,8 @@ pub enum NodeReport {
         /// As which generation.
         generation: u64,
     },
-    /// The pair has broken after the arbiter had lost its claims: the VM may run on its backup, so this primary stands still.
+    /// The pair has broken after the arbiter had lost its claims: the VM may run on its backup, so
+    /// this primary stands still.
     Stranded {
         /// The pair's generation.
         generation: u64,
@@ -216,7 +220,8 @@ pub enum NodeReport {
     RawConsole,
     /// The guest wrote to its console.
     Console(Piece),
-    /// A driver of the guest has made a mistake; its device does nothing until the driver has reset it. The VM goes on.
+    /// A driver of the guest has made a mistake; its device does nothing until the driver has reset
+    /// it. The VM goes on.
     DeviceFailed {
         /// Which device: `virtio-net` or `virtio-blk`.
         device: String,
@@ -262,7 +267,8 @@ pub enum NodeReport {
         mips: f64,
         /// Entries so far.
         entries: u64,
-        /// How many percent of the log's instructions that are; none as long as nobody knows how many there are.
+        /// How many percent of the log's instructions that are; none as long as nobody knows how
+        /// many there are.
         percent: Option<u64>,
     },
     /// A replay has come to the log's end without a difference.
@@ -295,7 +301,8 @@ pub struct Figures {
     pub lag_us: u64,
     /// How far it was behind at most, in microseconds.
     pub lag_max_us: u64,
-    /// Frames that the guest's network card dropped, either way: into no buffer, or one that is too short.
+    /// Frames that the guest's network card dropped, either way: into no buffer, or one that is too
+    /// short.
     pub frames_dropped: u64,
     /// Outputs that the network didn't carry and that were given up when their buffer was full.
     pub outputs_given_up: u64,

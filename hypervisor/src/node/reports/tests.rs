@@ -8,7 +8,8 @@ use ft::role::{LossReason, LostSide};
 
 const ADDRESS: &str = "192.168.1.17:7201";
 
-/// The reports of a VM's usual life, from its start to its end, a failover and a join between, with values as they usually are.
+/// The reports of a VM's usual life, from its start to its end, a failover and a join between, with
+/// values as they usually are.
 fn usual_of_a_node() -> Vec<NodeReport> {
     let address = || ADDRESS.to_owned();
     vec![
@@ -150,8 +151,8 @@ fn end(reason: &str, exit_code: u8) -> NodeReport {
     NodeReport::End { reason: reason.into(), exit_code }
 }
 
-/// Whether a report may be longer than a line, whatever it says. A new report is to be decided on here, and to be put into one of
-/// the lists above.
+/// Whether a report may be longer than a line, whatever it says. A new report is to be decided on
+/// here, and to be put into one of the lists above.
 const fn may_be_longer(report: &NodeReport) -> bool {
     match report {
         NodeReport::BackupRefused { .. }

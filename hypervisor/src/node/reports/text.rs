@@ -1,4 +1,5 @@
-//! Reports in words for a person: one line on a terminal of 80 columns, where that is enough. JSON has all that is left out here.
+//! Reports in words for a person: one line on a terminal of 80 columns, where that is enough. JSON
+//! has all that is left out here.
 
 use super::{Figures, NodeReport, Recorded, Replayed};
 use crate::os::rate_limit::LeftOut;

@@ -1,4 +1,5 @@
-//! Standard output and standard error: written by threads of their own, so that a reader that doesn't read stops nobody.
+//! Standard output and standard error: written by threads of their own, so that a reader that
+//! doesn't read stops nobody.
 //!
 //! ```text
 //!   reports, console, tracing, panics ──push──► WriteQueue ──writer thread──► stdout or stderr
@@ -24,7 +25,8 @@ use std::panic::PanicHookInfo;
 use std::thread;
 use std::time::Duration;
 
-/// How long an ending process waits for its last words to be written, and how long for a reader that takes nothing.
+/// How long an ending process waits for its last words to be written, and how long for a reader
+/// that takes nothing.
 const DRAIN_NS: u64 = 5_000_000_000;
 const DRAIN_STALL_NS: u64 = 1_000_000_000;
 
@@ -46,7 +48,8 @@ pub fn stderr() -> &'static Stream {
     &STDERR
 }
 
-/// From here on nobody in this process waits for a reader of its output. `reporter` tells what was dropped.
+/// From here on nobody in this process waits for a reader of its output. `reporter` tells what was
+/// dropped.
 ///
 /// # Errors
 /// If threads can't be started.
@@ -86,7 +89,8 @@ pub fn drain() {
     let _ = STDERR.drain(end_ns, DRAIN_STALL_NS);
 }
 
-/// Tells of a panic as the standard library does, but without waiting for a reader of standard error that doesn't read.
+/// Tells of a panic as the standard library does, but without waiting for a reader of standard
+/// error that doesn't read.
 pub fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let backtrace = Backtrace::capture();
@@ -110,8 +114,8 @@ impl io::Write for LogLines {
     }
 }
 
-/// A reader of this process's output took nothing for a while, or its disk was full, and some was dropped. It is told once
-/// something is taken again.
+/// A reader of this process's output took nothing for a while, or its disk was full, and some was
+/// dropped. It is told once something is taken again.
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "output_dropped")]
 struct OutputDropped {

@@ -1,4 +1,5 @@
-//! What waits to be written to a stream, and what of it is dropped when nobody reads: decisions without I/O.
+//! What waits to be written to a stream, and what of it is dropped when nobody reads: decisions
+//! without I/O.
 
 use std::collections::VecDeque;
 use vm::OutputId;
@@ -12,10 +13,12 @@ pub const CONSOLE_BYTES_KEPT: usize = 128 << 10;
 /// When so many bytes of it wait, its producer should wait too.
 const CONSOLE_BYTES_MAX: usize = 2 * CONSOLE_BYTES_KEPT;
 
-/// How many bytes of lines wait at most. Nothing stops their producers, so one more line is dropped, stalled or not.
+/// How many bytes of lines wait at most. Nothing stops their producers, so one more line is
+/// dropped, stalled or not.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// The most bytes that are written at once: what a pipe takes whole, so that a slow reader is seen to get on.
+/// The most bytes that are written at once: what a pipe takes whole, so that a slow reader is seen
+/// to get on.
 const PIECE_BYTES: usize = 4096;
 
 /// What an item costs beyond its bytes, so that empty items are bounded too.
@@ -45,9 +48,10 @@ impl Item {
 
 /// The bounded buffer between those who tell something and the thread that writes it.
 ///
-/// Items are written whole or dropped whole, and what is dropped is the newest. The guest's console is bounded by the output
-/// gate, which stops the guest: a slow reader makes the guest slow and loses nothing. Only if the reader has taken nothing for
-/// [`STALL_NS`], what exceeds [`CONSOLE_BYTES_KEPT`] is dropped, and the guest goes on.
+/// Items are written whole or dropped whole, and what is dropped is the newest. The guest's console
+/// is bounded by the output gate, which stops the guest: a slow reader makes the guest slow and
+/// loses nothing. Only if the reader has taken nothing for [`STALL_NS`], what exceeds
+/// [`CONSOLE_BYTES_KEPT`] is dropped, and the guest goes on.
 #[derive(Debug, Default)]
 pub struct WriteQueue {
     items: VecDeque<Item>,
@@ -159,7 +163,8 @@ impl WriteQueue {
         }
     }
 
-    /// The stream doesn't take [`WriteQueue::next_piece`] and never will: its reader is gone, or its disk is full.
+    /// The stream doesn't take [`WriteQueue::next_piece`] and never will: its reader is gone, or
+    /// its disk is full.
     pub fn failed(&mut self, now_ns: u64) {
         self.taken_ns = now_ns;
         let is_begun = std::mem::take(&mut self.written) > 0;

@@ -17,7 +17,8 @@ use vm::OutputId;
 /// How often an ending process looks whether its reader has stalled.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
-/// How often a panicking thread tries to get a stream's lock, which may be its own, and how long it waits in between.
+/// How often a panicking thread tries to get a stream's lock, which may be its own, and how long it
+/// waits in between.
 const PANIC_TRIES: u32 = 50;
 const PANIC_PAUSE: Duration = Duration::from_millis(2);
 
@@ -46,7 +47,8 @@ impl Descriptor {
         }
     }
 
-    /// Writes all of it, however long that takes. A reader that went away must not take the process with it.
+    /// Writes all of it, however long that takes. A reader that went away must not take the process
+    /// with it.
     fn write_all(&self, bytes: &[u8]) {
         let _ = match self {
             Self::Stdout => io::stdout().lock().write_all(bytes).and_then(|()| io::stdout().flush()),
@@ -130,7 +132,8 @@ impl Stream {
         self.push(self.state(), None, line);
     }
 
-    /// Writes output of the guest's console; never blocks once the writer runs. The listener hears when it has left.
+    /// Writes output of the guest's console; never blocks once the writer runs. The listener hears
+    /// when it has left.
     pub fn push_console(&self, id: OutputId, bytes: Vec<u8>) {
         self.push(self.state(), Some(id), bytes);
     }
@@ -159,7 +162,8 @@ impl Stream {
         }
     }
 
-    /// `listener` gets the cursor below which the guest's console has left, written or dropped, whenever it moves.
+    /// `listener` gets the cursor below which the guest's console has left, written or dropped,
+    /// whenever it moves.
     pub fn on_console_left(&self, listener: impl Fn(OutputId) + Send + Sync + 'static) {
         self.state().listener = Some(Arc::new(listener));
     }
@@ -187,8 +191,8 @@ impl Stream {
         is_pending
     }
 
-    /// Waits until all is written, at most until `end_ns`, and not for a reader that takes nothing for `stall_ns`. Says what is
-    /// lost if that isn't enough.
+    /// Waits until all is written, at most until `end_ns`, and not for a reader that takes nothing
+    /// for `stall_ns`. Says what is lost if that isn't enough.
     pub(super) fn drain(&self, end_ns: u64, stall_ns: u64) -> Option<Lost> {
         let start_ns = clock::now_ns();
         loop {
@@ -327,7 +331,8 @@ mod tests {
         let mut read = 0;
         let mut buffer = [0; 4096];
         while stream.console_left() < OutputId(pieces) {
-            // What was read last isn't counted as written yet, perhaps, and nothing comes behind it.
+            // What was read last isn't counted as written yet, perhaps, and nothing comes behind
+            // it.
             let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
             if poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&moment)).unwrap() > 0 {
                 read += reader.read(&mut buffer).unwrap();

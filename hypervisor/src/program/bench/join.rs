@@ -1,4 +1,5 @@
-//! What it costs a guest that a backup joins, while it writes its memory faster than that can be copied.
+//! What it costs a guest that a backup joins, while it writes its memory faster than that can be
+//! copied.
 
 use crate::os::report::Grouped;
 use crate::program::Failure;
@@ -10,7 +11,8 @@ use crate::program::site::process::Process;
 use serde::Serialize;
 use std::time::Duration;
 
-/// How long one join may take: all of a large memory is copied up to three times, on a busy machine.
+/// How long one join may take: all of a large memory is copied up to three times, on a busy
+/// machine.
 const JOIN_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Memory of the machine beyond what the guest writes, in MiB.
@@ -35,7 +37,8 @@ struct Results {
     joins: Vec<Join>,
     /// The longest stand of each join: the median.
     longest_stand_p50_us: u64,
-    /// The same: the 99th percentile, of fewer than a hundred joins the longest of all. To reach: at most 10,000.
+    /// The same: the 99th percentile, of fewer than a hundred joins the longest of all. To reach:
+    /// at most 10,000.
     longest_stand_p99_us: u64,
 }
 

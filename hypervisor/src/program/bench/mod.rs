@@ -1,4 +1,5 @@
-//! `ft-bench`: measures what fault tolerance costs, always beside what it is compared with, in one run.
+//! `ft-bench`: measures what fault tolerance costs, always beside what it is compared with, in one
+//! run.
 
 mod interp;
 mod join;
@@ -27,21 +28,26 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// How long the Output Rule holds outputs, beside a TCP ping-pong and beside the guest without a backup
+    /// How long the Output Rule holds outputs, beside a TCP ping-pong and beside the guest without
+    /// a backup
     ///
-    /// Real primary and backup processes with the echo guest, once idle and once with both vCPUs busy. A client's echoes
-    /// and the rounds of a blocking ping-pong take turns, so that both meet the same machine.
+    /// Real primary and backup processes with the echo guest, once idle and once with both vCPUs
+    /// busy. A client's echoes and the rounds of a blocking ping-pong take turns, so that both meet
+    /// the same machine.
     OutputRule(output_rule::Options),
-    /// How fast guests compute: plain, recorded, replayed, stopped at every ten-thousandth step, and on QEMU
+    /// How fast guests compute: plain, recorded, replayed, stopped at every ten-thousandth step,
+    /// and on QEMU
     ///
-    /// Programs of this project's own run in turn in each of these ways, several rounds of them; all must come to the same
-    /// checksum. QEMU's times are without its start-up: those of a run with no work, which has the same start, are taken
-    /// off. Instructions are counted by our machine.
+    /// Programs of this project's own run in turn in each of these ways, several rounds of them;
+    /// all must come to the same checksum. QEMU's times are without its start-up: those of a run
+    /// with no work, which has the same start, are taken off. Instructions are counted by our
+    /// machine.
     Interp(interp::Options),
     /// How long a guest that rewrites its memory stands still when a backup joins
     ///
-    /// A primary with a guest that writes to every page of much memory, round and round, and backups that join one after
-    /// the other. The primary tells each time how long the guest stood still at once, at most.
+    /// A primary with a guest that writes to every page of much memory, round and round, and
+    /// backups that join one after the other. The primary tells each time how long the guest stood
+    /// still at once, at most.
     Join(join::Options),
 }
 

@@ -19,16 +19,19 @@ use std::time::Duration;
 /// The length of an echoed message, in bytes.
 const MESSAGE_BYTES: usize = 64;
 
-/// Pause between a round and the next, in microseconds, varied so that no rhythm of the guest's timer is met.
+/// Pause between a round and the next, in microseconds, varied so that no rhythm of the guest's
+/// timer is met.
 const PAUSE_US: [u64; 4] = [100, 350, 200, 550];
 
-/// Where primary and backup run, and the two sides of the ping-pong: in use they are on two hosts and never share a core.
+/// Where primary and backup run, and the two sides of the ping-pong: in use they are on two hosts
+/// and never share a core.
 const CORES: [usize; 2] = [0, 1];
 
 /// Rounds before the ones that count.
 const WARM_UP_ROUNDS: usize = 200;
 
-/// Rounds of the spinning ping-pong: it keeps two cores busy by itself, so it can't take turns with anything.
+/// Rounds of the spinning ping-pong: it keeps two cores busy by itself, so it can't take turns with
+/// anything.
 const SPIN_ROUNDS: usize = 5_000;
 
 /// The longest that the spinning ping-pong may take for them, in nanoseconds.

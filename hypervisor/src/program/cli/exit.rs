@@ -64,7 +64,8 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
     }
 }
 
-/// The words of a side's end that another node, with this claim, has fenced. A node's first digits are enough for people.
+/// The words of a side's end that another node, with this claim, has fenced. A node's first digits
+/// are enough for people.
 fn fenced(holder: &Claim) -> String {
     let Claim { node, address, .. } = holder;
     let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));

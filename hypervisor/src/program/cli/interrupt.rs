@@ -21,7 +21,8 @@ const UNDO_PATIENCE: Duration = Duration::from_millis(200);
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT known to [`check`]; the second ends the process at once. Call it before any thread starts.
+/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT known to [`check`]; the second ends the process at
+/// once. Call it before any thread starts.
 ///
 /// # Errors
 /// If signals can't be blocked.
@@ -34,20 +35,22 @@ pub(in crate::program) fn install() -> io::Result<()> {
     })
 }
 
-/// From now on `bytes` make the terminal on standard output what it was before, in case that a second signal ends the process.
+/// From now on `bytes` make the terminal on standard output what it was before, in case that a
+/// second signal ends the process.
 pub(in crate::program) fn set_undo(bytes: &'static [u8]) {
     *UNDO.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
 }
 
-/// Makes the terminal on standard output what it was, also if it has got that already: a key that interrupts makes the kernel drop
-/// what the terminal hasn't taken yet.
+/// Makes the terminal on standard output what it was, also if it has got that already: a key that
+/// interrupts makes the kernel drop what the terminal hasn't taken yet.
 fn undo() {
     let bytes = *UNDO.lock().unwrap_or_else(PoisonError::into_inner);
     if bytes.is_empty() {
         return;
     }
     let (done, is_done) = mpsc::channel();
-    // Beside the thread that writes the console, which may hold the stream's lock, or the kernel's of the terminal.
+    // Beside the thread that writes the console, which may hold the stream's lock, or the kernel's
+    // of the terminal.
     let written = thread::Builder::new().name("undo".into()).spawn(move || {
         let _ = rustix::io::write(rustix::stdio::stdout(), bytes);
         // Nobody listens if it took too long.
@@ -58,7 +61,8 @@ fn undo() {
     }
 }
 
-/// Comes to its end at the first SIGINT or SIGTERM; the second ends the process at once. Call it before any thread starts.
+/// Comes to its end at the first SIGINT or SIGTERM; the second ends the process at once. Call it
+/// before any thread starts.
 ///
 /// It takes no descriptors, so that it can't fail for want of them.
 ///

@@ -8,18 +8,18 @@ pub(in crate::program) const FILES: u64 = 16;
 /// Descriptors for a program with connections.
 pub(in crate::program) const CONNECTIONS: u64 = 64;
 
-/// Descriptors that a server needs beside those of its connections: those that every process has, what it listens at, and what
-/// its threads have open.
+/// Descriptors that a server needs beside those of its connections: those that every process has,
+/// what it listens at, and what its threads have open.
 pub(in crate::program) const BESIDE_CONNECTIONS: u64 = 32;
 
-/// Makes sure that this process may have `needed` descriptors, and raises its limit if it may. A program that goes on with fewer
-/// fails at any place, and at worst when it is needed.
+/// Makes sure that this process may have `needed` descriptors, and raises its limit if it may. A
+/// program that goes on with fewer fails at any place, and at worst when it is needed.
 pub(in crate::program) fn require_descriptors(needed: u64) -> Result<(), String> {
     raise_descriptors(needed, needed).map(|_| ())
 }
 
-/// How many of `wanted` connections a server may have at once, so that descriptors are left for all else; the limit of
-/// descriptors is raised for them as far as the host allows.
+/// How many of `wanted` connections a server may have at once, so that descriptors are left for all
+/// else; the limit of descriptors is raised for them as far as the host allows.
 pub(in crate::program) fn connections(wanted: usize) -> Result<usize, String> {
     let wanted_descriptors = u64::try_from(wanted).unwrap_or(u64::MAX).saturating_add(BESIDE_CONNECTIONS);
     let allowed = raise_descriptors(CONNECTIONS, wanted_descriptors)?.saturating_sub(BESIDE_CONNECTIONS);

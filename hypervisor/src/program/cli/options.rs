@@ -25,10 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use vm::{BootMode, MachineConfig};
 
-/// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now and then.
+/// How long an arbiter may take to answer: a busy disk takes seconds to make a claim durable, now
+/// and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may take with what no arbiter bounds itself: a host name's look-up, a file system that hangs.
+/// How long a call may take with what no arbiter bounds itself: a host name's look-up, a file
+/// system that hangs.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The guest's RAM unless somebody says how much, in MiB.
@@ -40,21 +42,23 @@ const MEMORY_MIB_WITH_KERNEL: u64 = 128;
 /// Which guest, on which machine.
 #[derive(Args, Clone, Debug)]
 pub struct GuestOptions {
-    /// The guest: a built-in one (bench, counter, echo, hello, rewrite, suite, tally), or an ELF file
+    /// The guest: a built-in one (bench, counter, echo, hello, rewrite, suite, tally), or an ELF
+    /// file
     #[arg(long, value_name = "NAME|PATH", default_value = "echo", conflicts_with_all = ["kernel", "bare"])]
     pub guest: String,
-    /// Instead of --guest: an operating system's kernel, as a Linux Image or an ELF file that starts in S-mode
+    /// Instead of --guest: an operating system's kernel, as a Linux Image or an ELF file that
+    /// starts in S-mode
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
-    /// What is on the guest's disk when it starts. The file is only read: what the guest writes is part of the VM, and gone
-    /// with it
+    /// What is on the guest's disk when it starts. The file is only read: what the guest writes is
+    /// part of the VM, and gone with it
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
-    /// Instead of --guest: an ELF program that starts in M-mode without any firmware, and tells its result through its symbol
-    /// `tohost`, as those of riscv-tests do
+    /// Instead of --guest: an ELF program that starts in M-mode without any firmware, and tells its
+    /// result through its symbol `tohost`, as those of riscv-tests do
     #[arg(long, value_name = "ELF")]
     pub bare: Option<PathBuf>,
     /// The guest's RAM in MiB, or with a unit (64M, 2G); without it 64, or 128 with --kernel
@@ -131,8 +135,8 @@ impl GuestOptions {
 /// Which network the guest is on.
 #[derive(Args, Clone, Debug)]
 pub struct NetworkOptions {
-    /// The network: lan=HOST:PORT (an ft-lan), or tap=NAME (an interface of this host); without one the guest's network
-    /// cable is unplugged
+    /// The network: lan=HOST:PORT (an ft-lan), or tap=NAME (an interface of this host); without one
+    /// the guest's network cable is unplugged
     #[arg(long, value_name = "NETWORK")]
     net: Option<NetworkAddress>,
     /// The same as --net lan=HOST:PORT
@@ -154,8 +158,9 @@ pub struct NodeOptions {
     /// The VM's name, the same on both sides and at the arbiter
     #[arg(long, value_name = "NAME", default_value = "vm0")]
     pub vm: VmId,
-    /// The arbiter that decides which side lives: file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]; without it
-    /// file: in $STATE_DIRECTORY, for root in /var/lib/ft, else in $XDG_STATE_HOME/ft or ~/.local/state/ft
+    /// The arbiter that decides which side lives: file:DIR, tcp:HOST:PORT or
+    /// etcd://HOST:PORT[,HOST:PORT...]; without it file: in $STATE_DIRECTORY, for root in
+    /// /var/lib/ft, else in $XDG_STATE_HOME/ft or ~/.local/state/ft
     #[arg(long, value_name = "SPEC")]
     pub arbiter: Option<String>,
     /// Where the guest's frames go.
@@ -164,26 +169,27 @@ pub struct NodeOptions {
     /// Silence after which the other side counts as lost, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub failure_timeout_ms: u64,
-    /// How far the backup's replay may be behind before the guest is slowed, in milliseconds; at four times that it stops
+    /// How far the backup's replay may be behind before the guest is slowed, in milliseconds; at
+    /// four times that it stops
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub lag_bound_ms: u64,
     /// Steps of the guest from one state digest to the next
     #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub digest_steps: u64,
-    /// Keep the log in this directory, with snapshots, so that the VM can be resumed (ft-primary --resume) after the death
-    /// of both sides. Each side needs a directory of its own
+    /// Keep the log in this directory, with snapshots, so that the VM can be resumed (ft-primary
+    /// --resume) after the death of both sides. Each side needs a directory of its own
     #[arg(long, value_name = "DIR")]
     pub log: Option<PathBuf>,
     /// For what in the log on disk outputs wait, beside the backup's acknowledgement
     #[arg(long, value_name = "WHAT", default_value = "written")]
     pub log_wait: Waiting,
-    /// Where a backup on another host reaches this side, if that isn't the address of --listen; it is stored with the VM's
-    /// claim, and looked up by who uses it
+    /// Where a backup on another host reaches this side, if that isn't the address of --listen; it
+    /// is stored with the VM's claim, and looked up by who uses it
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertised)]
     pub advertise: Option<String>,
-    /// How the keys of a terminal come to the guest while it runs here; without it, raw with --kernel, and otherwise lines.
-    /// A backup isn't told what its guest is
+    /// How the keys of a terminal come to the guest while it runs here; without it, raw with
+    /// --kernel, and otherwise lines. A backup isn't told what its guest is
     #[arg(long, value_enum, value_name = "HOW")]
     pub keys: Option<Keys>,
     /// Tell what happens as JSON lines on standard output

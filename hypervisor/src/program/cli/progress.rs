@@ -1,6 +1,7 @@
 //! When to tell that a long run goes on, and how fast.
 
-/// From the start to the first line, in nanoseconds: somebody who waits longer wants to know for what.
+/// From the start to the first line, in nanoseconds: somebody who waits longer wants to know for
+/// what.
 const FIRST_NS: u64 = 2_000_000_000;
 
 /// From one line to the next, in nanoseconds.
@@ -20,7 +21,8 @@ impl Progress {
         Self { next_ns: now_ns + FIRST_NS, told_ns: now_ns, told_count: count }
     }
 
-    /// If it is time to tell: how fast the guest ran since the last time, in millions of steps a second.
+    /// If it is time to tell: how fast the guest ran since the last time, in millions of steps a
+    /// second.
     pub(in crate::program) fn due(&mut self, now_ns: u64, count: u64) -> Option<f64> {
         if now_ns < self.next_ns {
             return None;

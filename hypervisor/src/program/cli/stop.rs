@@ -24,7 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How long a process that is to end still asks an arbiter that doesn't answer, in nanoseconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
-/// Ends the process in order when it is asked to by a signal: at once as long as it owns no VM, and at once the second time.
+/// Ends the process in order when it is asked to by a signal: at once as long as it owns no VM, and
+/// at once the second time.
 #[derive(Clone, Debug)]
 pub(in crate::program) struct StopSwitch(Arc<Mutex<Life>>);
 
@@ -43,7 +44,8 @@ pub(in crate::program) enum Origin {
 enum Life {
     /// Nothing has to be ended in order.
     Unburdened,
-    /// The VM belongs to this process, and will run in a moment. Without its end mark nobody could start it again.
+    /// The VM belongs to this process, and will run in a moment. Without its end mark nobody could
+    /// start it again.
     Owner,
     /// The same, and it was asked to end when it was so late.
     OwnerAskedToStop(Termination, u64),
@@ -74,7 +76,8 @@ impl StopSwitch {
         }
     }
 
-    /// A claim was refused: as long as no VM runs here, none is this process's, and one that was asked to end does.
+    /// A claim was refused: as long as no VM runs here, none is this process's, and one that was
+    /// asked to end does.
     fn owns_nothing(&self) {
         let mut life = self.life();
         match &*life {
@@ -109,8 +112,8 @@ impl StopSwitch {
         };
     }
 
-    /// This process's part in the VM is over, so that nothing has to be ended in order any more. `false` if it has been asked to
-    /// end the process.
+    /// This process's part in the VM is over, so that nothing has to be ended in order any more.
+    /// `false` if it has been asked to end the process.
     pub(in crate::program) fn disowns(&self) -> bool {
         let mut life = self.life();
         let is_asked = matches!(*life, Life::OwnerAskedToStop(..) | Life::Ending(_));
@@ -153,8 +156,8 @@ impl StopSwitch {
     }
 }
 
-/// An arbiter that tells the stop switch of claims: who ends between a claim and its answer may leave a VM behind that nobody
-/// can start again.
+/// An arbiter that tells the stop switch of claims: who ends between a claim and its answer may
+/// leave a VM behind that nobody can start again.
 #[derive(Debug)]
 pub(in crate::program) struct GuardedArbiter {
     arbiter: Arc<dyn Arbiter>,

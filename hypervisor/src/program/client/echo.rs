@@ -1,5 +1,5 @@
-//! Ordinary clients of an echo service: numbered messages without pause, over the host's own TCP and UDP, every reply
-//! checked.
+//! Ordinary clients of an echo service: numbered messages without pause, over the host's own TCP
+//! and UDP, every reply checked.
 
 use super::{Client, ClientResult, Watch};
 use std::io::{self, Read, Write};
@@ -12,7 +12,8 @@ pub const MESSAGE_BYTES: usize = 64;
 /// Messages under way at once on the TCP connection.
 const TCP_WINDOW: u64 = 4;
 
-/// How long a client waits for a reply before it counts as lost. Nothing may be lost, so there is no hurry.
+/// How long a client waits for a reply before it counts as lost. Nothing may be lost, so there is
+/// no hurry.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Echoes over one TCP connection to `service`.
@@ -42,7 +43,8 @@ pub fn udp(service: SocketAddr) -> io::Result<Client> {
     Client::start(move |watch, result| echo_udp(&socket, watch, result))
 }
 
-/// Message `number`: its number and a pattern that depends on it, so that bytes of two messages can't be confused.
+/// Message `number`: its number and a pattern that depends on it, so that bytes of two messages
+/// can't be confused.
 fn message(number: u64) -> [u8; MESSAGE_BYTES] {
     let mut message = [0; MESSAGE_BYTES];
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);

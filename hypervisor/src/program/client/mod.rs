@@ -1,4 +1,5 @@
-//! Ordinary clients of a guest's service, each at work on a thread of its own, with every reply checked.
+//! Ordinary clients of a guest's service, each at work on a thread of its own, with every reply
+//! checked.
 
 pub mod echo;
 pub mod redis;
@@ -79,8 +80,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Lets `body` work, which counts in the result what it sends, what comes back and what is wrong. What it fails with ends
-    /// the client's work, and is in its result.
+    /// Lets `body` work, which counts in the result what it sends, what comes back and what is
+    /// wrong. What it fails with ends the client's work, and is in its result.
     ///
     /// # Errors
     /// If there is no thread to be had.
@@ -118,7 +119,8 @@ impl Client {
         self.watch.longest_gap_us.swap(0, Ordering::Relaxed)
     }
 
-    /// Waits until it has had `count` more right replies; `false` if that takes longer than `timeout`.
+    /// Waits until it has had `count` more right replies; `false` if that takes longer than
+    /// `timeout`.
     #[must_use]
     pub fn wait_for_replies(&self, count: u64, timeout: Duration) -> bool {
         let (target, deadline_us) = (self.received() + count, clock::now_us() + micros(timeout));

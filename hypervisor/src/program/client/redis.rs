@@ -1,4 +1,5 @@
-//! A client of redis that remembers every answer: one TCP connection, on which each reply says what was there before.
+//! A client of redis that remembers every answer: one TCP connection, on which each reply says what
+//! was there before.
 
 use super::{Client, ClientResult, Watch};
 use std::fmt::Write as _;
@@ -6,7 +7,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Commands that the client sends before it reads the first one's reply: a kill finds some on their way.
+/// Commands that the client sends before it reads the first one's reply: a kill finds some on their
+/// way.
 const BATCH: u64 = 16;
 
 /// Keys that the client sets, one after the other, again and again: the guest's memory is small.
@@ -18,9 +20,10 @@ const COUNTER: &str = "counter";
 /// How long a reply may take before it counts as lost. Nothing may be lost, so there is no hurry.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Works with the redis at `service`, which must be empty, over one connection: it increments a counter and sets keys, and
-/// every reply must be what follows from the ones before it. At its end it reads everything back: the effect of every command
-/// that redis has acknowledged is there, once.
+/// Works with the redis at `service`, which must be empty, over one connection: it increments a
+/// counter and sets keys, and every reply must be what follows from the ones before it. At its end
+/// it reads everything back: the effect of every command that redis has acknowledged is there,
+/// once.
 ///
 /// # Errors
 /// If redis can't be connected to.
@@ -121,8 +124,8 @@ struct Model {
 }
 
 impl Model {
-    /// Command `number` of the client: every fourth increments, the others set a value that is never set again. `GET` asks
-    /// for the value that was there before.
+    /// Command `number` of the client: every fourth increments, the others set a value that is
+    /// never set again. `GET` asks for the value that was there before.
     fn command(number: u64) -> String {
         if number.is_multiple_of(4) {
             format!("INCR {COUNTER}")

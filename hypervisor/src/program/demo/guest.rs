@@ -16,7 +16,8 @@ use std::time::Duration;
 /// How long Linux may take from reset to redis: two billion instructions, twice, on a busy machine.
 const LINUX_PATIENCE: Duration = Duration::from_secs(300);
 
-/// Spares Linux' boot two thirds of its instructions: self-tests, entropy of jitter, security modules.
+/// Spares Linux' boot two thirds of its instructions: self-tests, entropy of jitter, security
+/// modules.
 const LINUX_APPEND: &str =
     "console=ttyS0 quiet cryptomgr.notests lsm=capability initcall_blacklist=jent_mod_init,trace_eval_init";
 
@@ -34,7 +35,8 @@ pub(super) enum DemoGuest {
 }
 
 impl DemoGuest {
-    /// Boots it in lockstep with its backup, and waits until it serves. What takes long shows its console, if `show` says so.
+    /// Boots it in lockstep with its backup, and waits until it serves. What takes long shows its
+    /// console, if `show` says so.
     pub(super) fn boot(
         self,
         executable: &Executable,

@@ -20,7 +20,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Replies that each client has before the primary is killed, and again after the guest has gone on.
+/// Replies that each client has before the primary is killed, and again after the guest has gone
+/// on.
 const REPLIES: u64 = 500;
 
 /// How long clients may take for those.
@@ -28,13 +29,14 @@ const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Shows a guest server outliving its primary, again and again.
 ///
-/// Starts a LAN, an arbiter, a primary and a backup, each its own process, and ordinary clients that work without pause: of
-/// the echo server, one TCP connection and one UDP flow with numbered messages; of redis on a stock Linux, one connection on
-/// which a counter is incremented and keys are set. Kills the primary with SIGKILL, shows how the backup goes on and what
-/// the clients saw of it, starts a new backup, which joins the running guest, and kills again.
+/// Starts a LAN, an arbiter, a primary and a backup, each its own process, and ordinary clients
+/// that work without pause: of the echo server, one TCP connection and one UDP flow with numbered
+/// messages; of redis on a stock Linux, one connection on which a counter is incremented and keys
+/// are set. Kills the primary with SIGKILL, shows how the backup goes on and what the clients saw
+/// of it, starts a new backup, which joins the running guest, and kills again.
 ///
-/// Exits with 1 if a message was lost, doubled, changed or came back out of order: if redis acknowledged anything that isn't
-/// there at the end, once.
+/// Exits with 1 if a message was lost, doubled, changed or came back out of order: if redis
+/// acknowledged anything that isn't there at the end, once.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-demo",

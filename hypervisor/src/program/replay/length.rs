@@ -1,7 +1,8 @@
 //! How far logs go, in instructions, so that progress can be told as a part of the whole.
 //!
-//! Only the entries know: counts are deltas from the first entry on, and a log that was cut off has no summary at its end. To read
-//! them without replaying them takes a small part of the time, and is done meanwhile.
+//! Only the entries know: counts are deltas from the first entry on, and a log that was cut off has
+//! no summary at its end. To read them without replaying them takes a small part of the time, and
+//! is done meanwhile.
 
 use logchannel::file::{LogFileError, LogHead, LogStart};
 use std::fs::{self, File};
@@ -15,8 +16,8 @@ use std::thread;
 pub(super) struct Length(Arc<OnceLock<u64>>);
 
 impl Length {
-    /// Measures `logs` on a thread of its own, which ends with the process. A pipe can be read only once, so logs of which one is
-    /// no file have no length.
+    /// Measures `logs` on a thread of its own, which ends with the process. A pipe can be read only
+    /// once, so logs of which one is no file have no length.
     pub(super) fn of(logs: Vec<PathBuf>) -> Self {
         let length = Self::default();
         let measured = length.clone();
@@ -38,7 +39,8 @@ fn percent(done: u64, all: u64) -> u64 {
     u128::from(done).saturating_mul(100).checked_div(u128::from(all)).map_or(100, |percent| percent.min(100) as u64)
 }
 
-/// How many instructions the log at `path` has, as far as it can be read: replaying tells what is wrong with it.
+/// How many instructions the log at `path` has, as far as it can be read: replaying tells what is
+/// wrong with it.
 fn instructions(path: &Path) -> u64 {
     let mut span = Span::default();
     // What was found before an error counts.
@@ -96,7 +98,8 @@ mod tests {
         log.get_ref().clone()
     }
 
-    /// Most of these logs is what comes before the entries, as in a recording of Linux. They have no end mark.
+    /// Most of these logs is what comes before the entries, as in a recording of Linux. They have
+    /// no end mark.
     #[test]
     fn the_length_is_that_of_the_entries_of_all_logs() {
         let image = vec![7; 1 << 20];

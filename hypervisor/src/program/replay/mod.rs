@@ -32,11 +32,13 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Replays a log: the same console, the same outputs, the same state at the same instruction counts.
+/// Replays a log: the same console, the same outputs, the same state at the same instruction
+/// counts.
 ///
-/// The guest's console comes out on standard output. Every output and every state digest in the log is compared with
-/// what the machine does; the first difference ends the replay with exit code 4. A log that was cut off replays to its
-/// last whole entry. Of the directory of a VM that keeps its log on disk, all segments that follow each other are replayed.
+/// The guest's console comes out on standard output. Every output and every state digest in the log
+/// is compared with what the machine does; the first difference ends the replay with exit code 4. A
+/// log that was cut off replays to its last whole entry. Of the directory of a VM that keeps its
+/// log on disk, all segments that follow each other are replayed.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-replay",
@@ -55,8 +57,9 @@ struct Options {
     /// List the log's entries without replaying them
     #[arg(long, conflicts_with = "console")]
     entries: bool,
-    /// Where the guest's console goes: raw or filtered to standard output, none, or a file. Filtered is what a terminal gets
-    /// unless you say otherwise: without the sequences that it would answer, as if you had typed the answer
+    /// Where the guest's console goes: raw or filtered to standard output, none, or a file.
+    /// Filtered is what a terminal gets unless you say otherwise: without the sequences that it
+    /// would answer, as if you had typed the answer
     #[arg(long, value_name = "raw|filtered|none|FILE")]
     console: Option<ConsoleChoice>,
     /// Tell what happens, or list the entries, as JSON lines on standard output

@@ -1,5 +1,5 @@
-//! Standard output of `ft-replay`: the guest's console, the list of entries, and JSON. Unlike that of a live VM it may block, loses
-//! nothing, and its errors end the program.
+//! Standard output of `ft-replay`: the guest's console, the list of entries, and JSON. Unlike that
+//! of a live VM it may block, loses nothing, and its errors end the program.
 
 use crate::node::io::console_filter::ConsoleFilter;
 use crate::node::io::console_text::ConsoleText;

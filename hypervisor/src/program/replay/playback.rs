@@ -81,7 +81,8 @@ impl<'a> Playback<'a> {
         let Restored { mut machine, log, .. } = restored;
         match self.replayer.take() {
             Some(before) if before.consumed() == log.next_seq() => self.compare(before, &mut machine)?,
-            // A log by itself: what was replayed before is of an earlier life of the VM, or there is a gap.
+            // A log by itself: what was replayed before is of an earlier life of the VM, or there
+            // is a gap.
             Some(_) | None => (self.entries, self.outputs, self.digests_checked) = (0, 0, 0),
         }
         self.began_at = machine.instruction_count().0;
@@ -101,7 +102,8 @@ impl<'a> Playback<'a> {
         Ok(())
     }
 
-    /// Compares where a log ends with the machine from which the next goes on: nothing happened in between.
+    /// Compares where a log ends with the machine from which the next goes on: nothing happened in
+    /// between.
     fn compare(&mut self, mut before: Replayer, machine: &mut Machine) -> Result<(), Divergence> {
         let body = EntryBody::Digest(machine.digest());
         before.consume(&LogEntry { count: machine.instruction_count(), body })?;

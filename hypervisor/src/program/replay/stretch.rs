@@ -25,8 +25,8 @@ pub(super) fn continuations(logs: &[PathBuf]) -> Vec<Option<Continuation>> {
     continuations
 }
 
-/// A log up to where the next one goes on. A backup's segment has entries beyond, because its log is ahead of the machine of which
-/// the next segment's snapshot is made; that one has them too.
+/// A log up to where the next one goes on. A backup's segment has entries beyond, because its log
+/// is ahead of the machine of which the next segment's snapshot is made; that one has them too.
 #[derive(Debug)]
 pub(super) struct Stretch {
     pub(super) log: Log,

@@ -1,4 +1,5 @@
-//! Where the default arbiter keeps its claims: not where temporary files are cleaned up, and not where others may write.
+//! Where the default arbiter keeps its claims: not where temporary files are cleaned up, and not
+//! where others may write.
 
 use crate::arbiter::{ArbiterError, FileArbiter};
 use std::ffi::OsString;
@@ -7,7 +8,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What a service manager names, where root keeps state, or else where the user does; `None` if no variable says where.
+/// What a service manager names, where root keeps state, or else where the user does; `None` if no
+/// variable says where.
 fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     // A service may have several, with colons between them.
@@ -24,7 +26,8 @@ fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool)
 /// The arbiter in the default directory, which is made if it isn't there.
 ///
 /// # Errors
-/// [`ArbiterError::Directory`] if it can't be made, or isn't this user's alone: whoever can write to it decides who owns a VM.
+/// [`ArbiterError::Directory`] if it can't be made, or isn't this user's alone: whoever can write
+/// to it decides who owns a VM.
 pub(in crate::program) fn open_default() -> Result<FileArbiter, ArbiterError> {
     let is_root = nix::unistd::geteuid().is_root();
     let Some(directory) = default_directory(|name| std::env::var_os(name), is_root) else {
@@ -38,7 +41,8 @@ pub(in crate::program) fn open_default() -> Result<FileArbiter, ArbiterError> {
     }
 }
 
-/// Warns if others could decide who owns a VM by writing to `directory`, which may be shared on purpose.
+/// Warns if others could decide who owns a VM by writing to `directory`, which may be shared on
+/// purpose.
 pub(in crate::program) fn warn_of_others(directory: &Path) {
     if let Ok(found) = fs::symlink_metadata(directory)
         && let Some(reason) = strangers(&found, 0o022)
@@ -67,7 +71,8 @@ fn make_private(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Why others have a say in what is `found`; `mode` are the permissions that only its user may have.
+/// Why others have a say in what is `found`; `mode` are the permissions that only its user may
+/// have.
 fn strangers(found: &Metadata, mode: u32) -> Option<String> {
     let user = nix::unistd::geteuid().as_raw();
     if found.is_symlink() {

@@ -1,4 +1,5 @@
-//! A whole fault-tolerant VM on this host, each part a process of its own: LAN, arbiter, primary, backup.
+//! A whole fault-tolerant VM on this host, each part a process of its own: LAN, arbiter, primary,
+//! backup.
 
 use super::cores::on_core;
 use super::executable::Executable;
@@ -90,7 +91,8 @@ impl Site {
         &self.arbiter_address
     }
 
-    /// The options by which `ft-primary` and `ft-backup` find this site; they listen at a free port.
+    /// The options by which `ft-primary` and `ft-backup` find this site; they listen at a free
+    /// port.
     #[must_use]
     pub fn options(&self) -> Vec<String> {
         let arbiter = format!("tcp:{}", self.arbiter_address);
@@ -117,8 +119,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest says something: that it
-    /// serves, if it is built in.
+    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest
+    /// says something: that it serves, if it is built in.
     ///
     /// # Errors
     /// [`ProcessError`] if a part doesn't come up.
@@ -166,7 +168,8 @@ impl Cluster {
         self.primary = self.backup.take().expect("a cluster whose backup has gone live");
     }
 
-    /// Starts a new backup, which finds the primary through the arbiter, and waits until the pair is protected.
+    /// Starts a new backup, which finds the primary through the arbiter, and waits until the pair
+    /// is protected.
     ///
     /// # Errors
     /// [`ProcessError`] if it doesn't join.

@@ -6,8 +6,8 @@ use nix::unistd::Pid;
 /// The calling thread.
 const SELF: Pid = Pid::from_raw(0);
 
-/// Does `work` with the calling thread on `core`; what it starts stays there. Where the host has no such core, `work` is
-/// done all the same.
+/// Does `work` with the calling thread on `core`; what it starts stays there. Where the host has no
+/// such core, `work` is done all the same.
 pub fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> T) -> T {
     let before = core.and_then(|core| {
         let before = sched_getaffinity(SELF).ok()?;

@@ -121,7 +121,8 @@ impl Process {
         self.wait_for_nth(event, 1, timeout)
     }
 
-    /// Waits until it has told `event` for the `nth` time since it was started, and gives that report.
+    /// Waits until it has told `event` for the `nth` time since it was started, and gives that
+    /// report.
     ///
     /// # Errors
     /// As [`wait_for`](Self::wait_for).
@@ -138,8 +139,8 @@ impl Process {
         }
     }
 
-    /// Waits until the guest's console, as this process puts it out, has `text` in it; what was there before counts. `look`
-    /// gets the console's text piece by piece.
+    /// Waits until the guest's console, as this process puts it out, has `text` in it; what was
+    /// there before counts. `look` gets the console's text piece by piece.
     ///
     /// # Errors
     /// [`ProcessError`] if it ends or takes longer than `timeout`.
@@ -166,7 +167,8 @@ impl Process {
         }
     }
 
-    /// Waits a moment for its next report; `false` if `deadline_us` is past. `awaited` is for a message.
+    /// Waits a moment for its next report; `false` if `deadline_us` is past. `awaited` is for a
+    /// message.
     fn receive(&mut self, awaited: &str, deadline_us: u64) -> Result<bool, ProcessError> {
         interrupt::check()?;
         match self.reports.recv_timeout(LOOK) {
@@ -203,7 +205,8 @@ impl Process {
         })
     }
 
-    /// Kills it with SIGKILL and gives the time of that, in microseconds of the host's monotonic clock.
+    /// Kills it with SIGKILL and gives the time of that, in microseconds of the host's monotonic
+    /// clock.
     ///
     /// # Errors
     /// [`ProcessError::Io`] if it can't be waited for.

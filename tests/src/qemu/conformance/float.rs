@@ -1,4 +1,5 @@
-//! F and D: every instruction, in every rounding mode, on special values; the flags after each, or what has accumulated.
+//! F and D: every instruction, in every rounding mode, on special values; the flags after each, or
+//! what has accumulated.
 
 use super::integer;
 use super::program::{DATA_REGISTER, Mode, Stage};
@@ -126,7 +127,8 @@ fn operation(writer: &mut Writer) {
     writer.code.word(word);
 }
 
-/// Reads and clears the flags, or reads all, or sets another rounding mode, at times an invalid one.
+/// Reads and clears the flags, or reads all, or sets another rounding mode, at times an invalid
+/// one.
 fn flags(writer: &mut Writer) {
     let rd = writer.register();
     let word = match writer.random.below(8) {

@@ -1,4 +1,5 @@
-//! I, M and C: every operation on special values, and encodings of which it is open whether they are instructions.
+//! I, M and C: every operation on special values, and encodings of which it is open whether they
+//! are instructions.
 
 use super::program::DATA_REGISTER;
 use super::writer::{Writer, is_kept};
@@ -163,7 +164,8 @@ fn compressed_stack(writer: &mut Writer) {
         let half = u16::try_from(writer.random.below(1 << 16)).expect("16 bits") & !3 | 2;
         let rd = u32::from(half >> 7 & 31);
         let allowed = match half >> 13 {
-            // c.lwsp and c.ldsp; without a destination they are reserved. c.fldsp has all registers.
+            // c.lwsp and c.ldsp; without a destination they are reserved. c.fldsp has all
+            // registers.
             2 | 3 => !is_kept(rd),
             1 | 5 | 6 | 7 => true,
             _ => false,

@@ -1,8 +1,9 @@
 //! A, and loads and stores of every width and alignment, some of them where nothing is.
 //!
-//! Left out, as QEMU 7.2 is wrong there: misaligned atomics, which don't fault; faults of AMOs, which have a load's cause;
-//! an SC that fails, which doesn't touch memory and so doesn't fault; and misaligned accesses to nothing, which tell the aligned
-//! address. Left out as open: stores between LR and SC.
+//! Left out, as QEMU 7.2 is wrong there: misaligned atomics, which don't fault; faults of AMOs,
+//! which have a load's cause; an SC that fails, which doesn't touch memory and so doesn't fault;
+//! and misaligned accesses to nothing, which tell the aligned address. Left out as open: stores
+//! between LR and SC.
 
 use super::integer;
 use super::program::DATA_REGISTER;

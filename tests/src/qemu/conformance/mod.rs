@@ -1,16 +1,18 @@
-//! Random programs of a few hundred instructions, judged by everything that they leave behind: registers, floating-point
-//! registers and flags, CSRs, memory, page tables, and each trap on the way.
+//! Random programs of a few hundred instructions, judged by everything that they leave behind:
+//! registers, floating-point registers and flags, CSRs, memory, page tables, and each trap on the
+//! way.
 //!
 //! ```text
 //!   seed ──► class's generator ──► Program ─┐ some hundred of them     ┌─► our machine ──► a line each ─┐
 //!                                           ├─► runtime + records: ELF ┤                                 ├─ equal?
 //!   M-mode runtime, the same for all ───────┘                          └─► QEMU, one boot ─► a line each ─┘
 //! ```
-//! A program is at the same addresses wherever it is in the file, so the one that differs is run again alone, and tells all
-//! words of its result. Programs are made on the host: the guest needs no generator, and a failure can be listed.
+//! A program is at the same addresses wherever it is in the file, so the one that differs is run
+//! again alone, and tells all words of its result. Programs are made on the host: the guest needs
+//! no generator, and a failure can be listed.
 //!
-//! What legitimately differs between correct machines, and where QEMU 7.2 is known to be wrong, is left out by the
-//! generators: each says so where it does.
+//! What legitimately differs between correct machines, and where QEMU 7.2 is known to be wrong, is
+//! left out by the generators: each says so where it does.
 
 mod control;
 mod float;

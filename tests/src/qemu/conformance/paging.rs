@@ -1,15 +1,18 @@
-//! Sv39: random tables, and loads, stores and fetches through them, across pages too; tables changed on the way.
+//! Sv39: random tables, and loads, stores and fetches through them, across pages too; tables
+//! changed on the way.
 //!
 //! ```text
 //!   root ─► [2] middle 0 ─► [1] leaves 0: the arena onto itself: code, data, tables
 //!        └► others: middle 1, 2, 1 GiB pages ─► leaves 1 to 3, 2 MiB pages ─► data 4 to 6, code 7
 //! ```
-//! Offsets within an address are the page's number in the arena, so that a larger page finds the same memory: 4 to 6 are
-//! data, 7 and 8 have code, 16 is where nothing is.
+//! Offsets within an address are the page's number in the arena, so that a larger page finds the
+//! same memory: 4 to 6 are data, 7 and 8 have code, 16 is where nothing is.
 //!
-//! Each change of a table is followed by SFENCE.VMA: QEMU's translations aren't coherent, ours are. Pages that are fetched from
-//! are not loaded from, as QEMU before 8.0 lets a load's translation serve a fetch that isn't permitted. Left out too are
-//! AMOs, whose faults have a load's cause there, tables where nothing is, which are a page fault there and not an access fault, and misaligned accesses to nothing, which tell the aligned address.
+//! Each change of a table is followed by SFENCE.VMA: QEMU's translations aren't coherent, ours are.
+//! Pages that are fetched from are not loaded from, as QEMU before 8.0 lets a load's translation
+//! serve a fetch that isn't permitted. Left out too are AMOs, whose faults have a load's cause
+//! there, tables where nothing is, which are a page fault there and not an access fault, and
+//! misaligned accesses to nothing, which tell the aligned address.
 
 use super::program::{ARENA, DATA_REGISTER, Mode, NOWHERE, PAGE, Stage, TABLES};
 use super::writer::Writer;
@@ -36,8 +39,9 @@ const MPRV: u64 = 1 << 17;
 
 /// The page of code that jumps to x1.
 const CODE_PAGE: u64 = 7;
-/// The root's entries that are used, but for the one of the arena. The last two may be pages of 1 GiB. The first entry stays
-/// zero: a fetch over the end of the code may find it, as the second half of an instruction.
+/// The root's entries that are used, but for the one of the arena. The last two may be pages of 1
+/// GiB. The first entry stays zero: a fetch over the end of the code may find it, as the second
+/// half of an instruction.
 const ROOTS: [u64; 7] = [4, 5, 255, 256, 511, 3, 258];
 /// The entries of a middle table; in a page of 1 GiB it is the arena's.
 const MIDDLES: [u64; 5] = [0, 1, 2, 3, 511];
@@ -167,7 +171,8 @@ fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     };
     let mut flags = permissions | u64::from(random.below(8)) << 5 | u64::from(random.below(4)) << 8;
     flags |= if random.one_in(16) { 0 } else { VALID };
-    // Where an access's second half faults, QEMU has marked the page of the first one, and we haven't: both may.
+    // Where an access's second half faults, QEMU has marked the page of the first one, and we
+    // haven't: both may.
     flags |= match index {
         CODE_PAGE => ACCESSED,
         4 | 5 => ACCESSED | DIRTY,
@@ -187,7 +192,8 @@ fn address(writer: &mut Writer, page: u64, offset: u64) -> u64 {
     }
     let root = if random.one_in(8) { 2 } else { random.pick(&ROOTS) };
     let middle = if root == 3 || root == 258 || random.one_in(4) { 1 } else { random.pick(&MIDDLES) };
-    // QEMU 7.2 keeps what it translated by MPRV in a trap: not at the addresses of the runtime, where the handler is.
+    // QEMU 7.2 keeps what it translated by MPRV in a trap: not at the addresses of the runtime,
+    // where the handler is.
     let middle = if (root, middle) == (2, 0) { 1 } else { middle };
     let upper = if root >= 256 { u64::MAX << 39 } else { 0 };
     upper | root << 30 | middle << 21 | page << 12 | offset

@@ -9,8 +9,8 @@ use crate::random::Random;
 pub(super) const ARENA: u64 = 0x8020_0000;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
-/// Its pages: four of code (the last one for the supervisor's trap handler), four of data, eight of page tables, and one that
-/// only larger pages lead to.
+/// Its pages: four of code (the last one for the supervisor's trap handler), four of data, eight of
+/// page tables, and one that only larger pages lead to.
 pub(super) const ARENA_PAGES: u64 = 17;
 /// The supervisor's trap handler: vectored entries of ECALL, and a way out.
 pub(super) const SUPERVISOR_VECTOR: u64 = ARENA + 3 * PAGE;
@@ -23,7 +23,8 @@ pub(super) const TABLES: u64 = ARENA + 8 * PAGE;
 /// An address where neither machine has anything.
 pub(super) const NOWHERE: u64 = 0x0800_0000;
 
-/// The stack pointer holds the middle of the first page of data, so that every word of that is in reach.
+/// The stack pointer holds the middle of the first page of data, so that every word of that is in
+/// reach.
 pub(super) const DATA_REGISTER: u32 = 2;
 /// Where to go on after a trap: the next unit of the program.
 pub(super) const RESUME_REGISTER: u32 = 3;
@@ -217,7 +218,8 @@ fn stage(random: &mut Random) -> Stage {
     }
 }
 
-/// The supervisor's handler calls the runtime, which notes the trap and goes on at the handler's SRET.
+/// The supervisor's handler calls the runtime, which notes the trap and goes on at the handler's
+/// SRET.
 fn supervisor_handler() -> Vec<u64> {
     use crate::qemu::assembler::{ECALL, SRET};
     let vector_words = (SUPERVISOR_RETURN - SUPERVISOR_VECTOR) / 8;

@@ -2,11 +2,14 @@
 //!
 //! Left out, as correct machines differ, or QEMU 7.2 is wrong:
 //! - values of clocks and counters, the hardware performance counters, debug triggers, `seed`;
-//! - `mstatus`: MPP of a mode that there isn't, which stays on QEMU, UXL, which may be anything there, and the states of extensions that there aren't (VS, XS);
+//! - `mstatus`: MPP of a mode that there isn't, which stays on QEMU, UXL, which may be anything
+//!   there, and the states of extensions that there aren't (VS, XS);
 //! - the hypervisor's interrupts in `mideleg`, `mie` and `mip`, which are there on QEMU;
 //! - `medeleg`: the call from M-mode and the hypervisor's exceptions, which are delegable on QEMU;
-//! - bit 0 of `mepc` and `sepc`, which stays set on QEMU, and reserved modes of `mtvec` and `stvec`;
-//! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and what Bare mode has beside its mode;
+//! - bit 0 of `mepc` and `sepc`, which stays set on QEMU, and reserved modes of `mtvec` and
+//!   `stvec`;
+//! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and what Bare mode has
+//!   beside its mode;
 //! - `menvcfg` and `senvcfg` but for FIOM; PMP registers, of which QEMU has more.
 
 use super::integer;

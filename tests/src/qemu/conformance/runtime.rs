@@ -1,12 +1,14 @@
-//! The M-mode code around the programs: it sets each one's stage, takes its traps, and prints what it left behind.
+//! The M-mode code around the programs: it sets each one's stage, takes its traps, and prints what
+//! it left behind.
 //!
 //! ```text
 //!   for each program: arena, CSRs, registers ──► MRET ──► program ──► EBREAK at its end
 //!                      trap ──► handler notes cause, pc, value and mstatus; goes on with the next unit
 //!   then: registers, CSRs and traps, and the arena, as one hash, or word by word
 //! ```
-//! A trap that was delegated comes here too: the supervisor's handler consists of ECALLs, at one of which the handler notes
-//! the supervisor's CSRs, and goes on at its SRET. A program of more than `TRAPS_MAX` traps has gone astray, and ends.
+//! A trap that was delegated comes here too: the supervisor's handler consists of ECALLs, at one of
+//! which the handler notes the supervisor's CSRs, and goes on at its SRET. A program of more than
+//! `TRAPS_MAX` traps has gone astray, and ends.
 
 use super::program::{ARENA, ARENA_PAGES, PAGE, Program, RESUME_REGISTER, RUNTIME_REGISTER, SUPERVISOR_RETURN};
 use crate::qemu::assembler::machine::{
@@ -31,7 +33,8 @@ const TRAPS: u64 = RESULT_CSRS + 8 * CSRS.len() as u64;
 const TRAPS_MAX: u64 = 120;
 const TRAP_BYTES: u16 = 32;
 
-/// What of the CSRs is part of the result. The first one is read before the others need the floating-point unit.
+/// What of the CSRs is part of the result. The first one is read before the others need the
+/// floating-point unit.
 const CSRS: [(&str, u32); 17] = [
     ("mstatus", MSTATUS),
     ("fcsr", 0x003),
@@ -83,7 +86,8 @@ const ZERO_CSRS: [u32; 8] =
 
 const FLOAT_DIRTY: u64 = 3 << 13;
 
-/// An executable that runs `programs` and prints the hash of each one's result, and if `detail` all its words.
+/// An executable that runs `programs` and prints the hash of each one's result, and if `detail` all
+/// its words.
 #[must_use]
 pub(super) fn image(programs: &[Program], detail: bool) -> Vec<u8> {
     let mut code = Assembler::new(CODE);
@@ -157,7 +161,8 @@ fn write(code: &mut Assembler, programs: usize) {
     code.jump(0, here);
 }
 
-/// QEMU's board has a timer of M-mode that is due from the start; ours has none there, and comes back by a trap.
+/// QEMU's board has a timer of M-mode that is due from the start; ours has none there, and comes
+/// back by a trap.
 fn quieten_timer(code: &mut Assembler) {
     let behind = code.label();
     code.address(5, behind);

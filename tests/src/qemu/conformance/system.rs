@@ -1,9 +1,10 @@
 //! Delegation, interrupts by software, and changes of mode.
 //!
-//! A program of this class goes through modes: nothing here relies on the one that it is in, and what a mode may not do is a
-//! trap more. Interrupts are pending by what M-mode or S-mode writes to `mip` and `sip`; the handler clears them. There is no
-//! WFI: what it waits for could be masked. A program has one interrupt only: QEMU 7.2 takes several in the order of their numbers
-//! and not of their priorities.
+//! A program of this class goes through modes: nothing here relies on the one that it is in, and
+//! what a mode may not do is a trap more. Interrupts are pending by what M-mode or S-mode writes to
+//! `mip` and `sip`; the handler clears them. There is no WFI: what it waits for could be masked. A
+//! program has one interrupt only: QEMU 7.2 takes several in the order of their numbers and not of
+//! their priorities.
 
 use super::integer;
 use super::program::{SUPERVISOR_VECTOR, Stage};

@@ -84,7 +84,8 @@ impl Writer {
         self.code.word(addi(rd, DATA_REGISTER, offset));
     }
 
-    /// Makes `rd` an address where an access faults: where nothing is, or far beyond physical addresses.
+    /// Makes `rd` an address where an access faults: where nothing is, or far beyond physical
+    /// addresses.
     pub(super) fn point_nowhere(&mut self, rd: u32) {
         let page = u32::try_from(NOWHERE >> 12).expect("20 bits") + self.random.below(64);
         self.code.word(u_type(opcode::LUI, rd, page));

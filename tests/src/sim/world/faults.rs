@@ -74,9 +74,11 @@ impl World {
         match self.env.random.below(4) {
             0 => self.kill_if_survived(index),
             1 => self.part(index),
-            // A backup that hasn't been told that it protects the VM loses its primary, which lives on.
+            // A backup that hasn't been told that it protects the VM loses its primary, which lives
+            // on.
             2 => self.cut_channel(index),
-            // What it has sent doesn't come to the LAN, and it doesn't live for long after the join.
+            // What it has sent doesn't come to the LAN, and it doesn't live for long after the
+            // join.
             _ => {
                 self.part_from(index, Place::Lan);
                 let sends = 5 + self.env.random.below(40);

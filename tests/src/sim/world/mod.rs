@@ -21,10 +21,12 @@ const MS: u64 = 1_000_000;
 /// A machine with the least RAM that there is.
 const RAM_BYTES: u64 = 4 << 20;
 
-/// After the last fault, the pair is to be protected and every request answered within this time, in nanoseconds.
+/// After the last fault, the pair is to be protected and every request answered within this time,
+/// in nanoseconds.
 const RECOVERY_NS: u64 = 2_000 * MS;
 
-/// How long nobody goes on with a VM whose claims were lost before it counts as lost, in nanoseconds.
+/// How long nobody goes on with a VM whose claims were lost before it counts as lost, in
+/// nanoseconds.
 const STUCK_NS: u64 = 800 * MS;
 
 /// From one look at how a run goes to the next.
@@ -35,9 +37,11 @@ const LOOK_NS: u64 = 5 * MS;
 enum Phase {
     /// Things go wrong until this time.
     Faults { until_ns: u64 },
-    /// Everything works again; service has to resume before this time, when so many requests have been answered.
+    /// Everything works again; service has to resume before this time, when so many requests have
+    /// been answered.
     Recovery { until_ns: u64, answered: u32 },
-    /// Nobody asks anything new; all is to be answered before this time, and then perhaps the guest is to power off.
+    /// Nobody asks anything new; all is to be answered before this time, and then perhaps the guest
+    /// is to power off.
     Draining { until_ns: u64, powers_off: bool },
     /// The guest was asked to power off; everybody is to be gone before this time.
     PoweringOff { until_ns: u64 },
@@ -153,7 +157,8 @@ impl World {
         Machine::new(&self.setup.config, &guest().image).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Runs to the end. Returns a hash of all that happened, the time it took on the virtual clock, and what was seen.
+    /// Runs to the end. Returns a hash of all that happened, the time it took on the virtual clock,
+    /// and what was seen.
     ///
     /// Panics if a rule is broken.
     pub(super) fn run(mut self) -> (u64, u64, Sightings) {
@@ -270,8 +275,8 @@ impl World {
         primaries.any(|primary| primary.role().is_protected())
     }
 
-    /// Whether everybody waits for an operator, as happens when the arbiter loses its claims at the wrong moment: safe, and not
-    /// available.
+    /// Whether everybody waits for an operator, as happens when the arbiter loses its claims at the
+    /// wrong moment: safe, and not available.
     fn is_stuck(&mut self) -> bool {
         let mut primaries = self.hosts.iter_mut().filter_map(|host| host.process.as_mut()?.primary());
         let goes_on = primaries.any(|primary| !primary.role().is_stranded());

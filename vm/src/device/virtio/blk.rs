@@ -1,8 +1,9 @@
 //! The disk: a block device whose contents are part of the machine's state.
 //!
-//! A request is done within the step that notifies of it, or, if it is a long one, within that step and those that follow: what is
-//! left of it is state. So nothing depends on a host, not in a snapshot, and not when a backup goes live. What is written is as
-//! durable as the machine itself, so there is nothing to flush.
+//! A request is done within the step that notifies of it, or, if it is a long one, within that step
+//! and those that follow: what is left of it is state. So nothing depends on a host, not in a
+//! snapshot, and not when a backup goes live. What is written is as durable as the machine itself,
+//! so there is nothing to flush.
 //!
 //! ```text
 //!   request   readable: type u32, reserved u32, sector u64, data to be written
@@ -93,10 +94,11 @@ impl Blk {
         load_config(&config, place, width)
     }
 
-    /// Writes a register; notifying the queue does what is in it. The configuration space can't be written.
+    /// Writes a register; notifying the queue does what is in it. The configuration space can't be
+    /// written.
     ///
-    /// The inner result is [`BadRing`] if the queue can't be worked with, or a chain has no room for a header and a status: the
-    /// device needs a reset then.
+    /// The inner result is [`BadRing`] if the queue can't be worked with, or a chain has no room
+    /// for a header and a status: the device needs a reset then.
     pub(crate) fn store(
         &mut self,
         offset: u64,
@@ -173,7 +175,8 @@ fn serve(disk: &mut Disk, ram: &mut Ram, chain: &Chain, done: u64, bytes_left: &
     u32::try_from(written + 1).map_or(Served::Senseless, Served::Whole)
 }
 
-/// The header of a request that is long enough for one. It may be split over buffers like anything else.
+/// The header of a request that is long enough for one. It may be split over buffers like anything
+/// else.
 fn header(ram: &Ram, readable: &[Buffer]) -> [u8; HEADER_BYTES] {
     let bytes = pieces(readable, 0, HEADER_BYTES as u64)
         .flat_map(|(address, length)| ram.slice(address, length).expect("the queue has checked the buffer"));
@@ -182,7 +185,8 @@ fn header(ram: &Ram, readable: &[Buffer]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// What a request moves: `length` bytes from `sector` on, of which the first `done` have been moved.
+/// What a request moves: `length` bytes from `sector` on, of which the first `done` have been
+/// moved.
 #[derive(Clone, Copy)]
 struct Transfer {
     sector: u64,
@@ -197,8 +201,8 @@ enum Moved {
 }
 
 impl Transfer {
-    /// Where on the disk the whole of it begins; `None` if it isn't of whole sectors that exist, or has changed since its first
-    /// step.
+    /// Where on the disk the whole of it begins; `None` if it isn't of whole sectors that exist, or
+    /// has changed since its first step.
     fn place(self, disk: &Disk) -> Option<u64> {
         let Self { sector, length, done } = self;
         let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| length.is_multiple_of(SECTOR_BYTES))?;

@@ -26,12 +26,12 @@ const STATUS_MASK: u32 = 0xff;
 const INTERRUPT_USED_BUFFER: u32 = 1 << 0;
 const INTERRUPT_CONFIGURATION: u32 = 1 << 1;
 
-/// The most data that one step moves: 40 to 80 microseconds of copying, and 760 where the host has to find the memory first, as
-/// measured; no step should take a millisecond.
+/// The most data that one step moves: 40 to 80 microseconds of copying, and 760 where the host has
+/// to find the memory first, as measured; no step should take a millisecond.
 pub(crate) const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// The most descriptors that one step walks: chains may share them, and 256 chains of 256 would make one step take longer than
-/// the primary may be silent.
+/// The most descriptors that one step walks: chains may share them, and 256 chains of 256 would
+/// make one step take longer than the primary may be silent.
 const STEP_DESCRIPTORS_MAX: usize = QUEUE_SIZE_MAX as usize;
 
 /// What became of a chain in a step.
@@ -68,7 +68,8 @@ mod register {
     pub(super) const QUEUE_AVAILABLE_HIGH: u64 = 0x094;
     pub(super) const QUEUE_USED_LOW: u64 = 0x0a0;
     pub(super) const QUEUE_USED_HIGH: u64 = 0x0a4;
-    /// Length and base of the selected shared memory region; there is none, which reads as all ones.
+    /// Length and base of the selected shared memory region; there is none, which reads as all
+    /// ones.
     pub(super) const SHARED_MEMORY: core::ops::Range<u64> = 0x0b0..0x0c0;
 }
 
@@ -93,7 +94,8 @@ pub(crate) struct Transport<const QUEUES: usize> {
 }
 
 impl<const QUEUES: usize> Transport<QUEUES> {
-    /// A device of kind `device_id` that offers `features` beside version 1, with a queue for each of `directions`.
+    /// A device of kind `device_id` that offers `features` beside version 1, with a queue for each
+    /// of `directions`.
     pub(crate) fn new(device_id: u32, features: u64, directions: [Direction; QUEUES]) -> Self {
         let mut index = 0;
         let queues = directions.map(|direction| {
@@ -151,8 +153,8 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.live_queue(index).is_some_and(Queue::is_busy)
     }
 
-    /// The driver has made a mistake: the device touches no queue until it is reset, and tells the driver so.
-    /// Source: virtio 1.1, §2.1.2 and §4.2.2.
+    /// The driver has made a mistake: the device touches no queue until it is reset, and tells the
+    /// driver so. Source: virtio 1.1, §2.1.2 and §4.2.2.
     pub(crate) fn fail(&mut self) {
         self.status |= STATUS_NEEDS_RESET;
         if self.status & STATUS_DRIVER_OK != 0 {
@@ -181,14 +183,16 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// Has `serve` work on the chains that the driver has notified of in queue `index`, as far as one step may, and returns those
-    /// that are done to the driver.
+    /// Has `serve` work on the chains that the driver has notified of in queue `index`, as far as
+    /// one step may, and returns those that are done to the driver.
     ///
-    /// `serve` gets the chain, how much of it earlier steps have done, and the bytes that are left to this step, which it takes
-    /// what it moves from. A chain is walked anew in every step, so that a driver that changes it meanwhile harms itself alone.
+    /// `serve` gets the chain, how much of it earlier steps have done, and the bytes that are left
+    /// to this step, which it takes what it moves from. A chain is walked anew in every step, so
+    /// that a driver that changes it meanwhile harms itself alone.
     ///
     /// # Errors
-    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense. The device needs a reset then.
+    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense. The device needs a
+    /// reset then.
     pub(crate) fn serve(
         &mut self,
         index: usize,
@@ -332,8 +336,8 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts no more than was offered. That a device needs a reset is
-    /// not the driver's to say.
+    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts no more than was offered.
+    /// That a device needs a reset is not the driver's to say.
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             self.reset();
@@ -373,7 +377,8 @@ pub(crate) fn load_config(config: &[u8], place: u64, width: usize) -> Option<u32
     Some(bytes.rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
 }
 
-/// Reads a register where there is a transport without a device, as QEMU has it: it says no more than that.
+/// Reads a register where there is a transport without a device, as QEMU has it: it says no more
+/// than that.
 pub(crate) const fn load_vacant(offset: u64, width: usize) -> Option<u32> {
     match (offset, width) {
         (_, 8) => None,
@@ -389,13 +394,14 @@ pub(crate) const fn store_vacant(width: usize) -> Option<()> {
     if width <= 4 { Some(()) } else { None }
 }
 
-/// Whether a driver may accept these features of a device that offers those. Drivers from before version 1 are served too, as QEMU
-/// does; what is otherwise for them is the device's.
+/// Whether a driver may accept these features of a device that offers those. Drivers from before
+/// version 1 are served too, as QEMU does; what is otherwise for them is the device's.
 const fn agreeable(offered: u64, accepted: u64) -> bool {
     accepted & !offered == 0
 }
 
-/// Serves the chains of `queue` as far as one step may. The result is whether the driver is to be interrupted.
+/// Serves the chains of `queue` as far as one step may. The result is whether the driver is to be
+/// interrupted.
 fn serve_step(
     queue: &mut Queue,
     ram: &mut Ram,

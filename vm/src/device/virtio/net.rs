@@ -1,6 +1,7 @@
 //! The network device: frames in, frames out, one queue each way.
 //!
-//! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue, multiqueue, mergeable buffers.
+//! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue,
+//! multiqueue, mergeable buffers.
 
 use super::BadRing;
 use super::mmio::{CONFIG, FEATURE_VERSION_1, Notified, Served, Transport, load_config};
@@ -25,8 +26,9 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const DIRECTIONS: [Direction; 2] = [Direction::FromDevice, Direction::ToDevice];
 
-/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1 on receive. Drivers from
-/// before version 1 know it without that number. Source: virtio 1.1, §5.1.6.1.
+/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1
+/// on receive. Drivers from before version 1 know it without that number. Source: virtio 1.1,
+/// §5.1.6.1.
 const HEADER_BYTES: usize = 12;
 const HEADER_BYTES_BEFORE_VERSION_1: usize = 10;
 const RECEIVE_HEADER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -55,25 +57,27 @@ impl Net {
         self.transport.interrupts()
     }
 
-    /// Frames that found no buffer, or one too short; and frames that the guest sent with a length that isn't a frame's.
+    /// Frames that found no buffer, or one too short; and frames that the guest sent with a length
+    /// that isn't a frame's.
     pub(crate) const fn dropped(&self) -> (u64, u64) {
         (self.received_dropped, self.transmitted_dropped)
     }
 
     /// Whether there is a buffer for a frame. Also `true` if the ring is bad: the delivery says so.
     ///
-    /// How long the buffer is doesn't matter: if frames waited for one that is long enough, a driver whose buffers are short, as
-    /// its network may allow, would never get any.
+    /// How long the buffer is doesn't matter: if frames waited for one that is long enough, a
+    /// driver whose buffers are short, as its network may allow, would never get any.
     pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
         let queue = self.transport.live_queue(RECEIVE);
         queue.is_some_and(|queue| queue.peek(ram).map_or(true, |chain| chain.is_some()))
     }
 
-    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and counted. A buffer that is too
-    /// short for it stays for the next one, as with QEMU.
+    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and
+    /// counted. A buffer that is too short for it stays for the next one, as with QEMU.
     ///
     /// # Errors
-    /// [`BadRing`] if the guest's ring can't be worked with: the device needs a reset, and the frame is dropped.
+    /// [`BadRing`] if the guest's ring can't be worked with: the device needs a reset, and the
+    /// frame is dropped.
     pub(crate) fn receive(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<(), BadRing> {
         match self.deliver(ram, frame) {
             Ok(true) => Ok(()),
@@ -121,7 +125,8 @@ impl Net {
         load_config(&[m0, m1, m2, m3, m4, m5, LINK_UP, 0], place, width)
     }
 
-    /// Writes a register; notifying the transmit queue sends what is in it. The configuration space can't be written.
+    /// Writes a register; notifying the transmit queue sends what is in it. The configuration space
+    /// can't be written.
     pub(crate) fn store(
         &mut self,
         offset: u64,

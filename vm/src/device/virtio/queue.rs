@@ -6,7 +6,8 @@
 //!   used ring          flags u16, idx u16, elements [(head u32, written u32); size]
 //! ```
 //!
-//! Everything is little-endian in guest RAM. Indirect descriptors and the event index are not offered.
+//! Everything is little-endian in guest RAM. Indirect descriptors and the event index are not
+//! offered.
 
 use super::BadRing;
 use crate::mmu::GuestPhysAddr;
@@ -75,7 +76,8 @@ pub(crate) fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.bytes)).sum()
 }
 
-/// Where the `length` bytes at `offset` of all buffers together are, piece by piece. Fewer if the buffers end before.
+/// Where the `length` bytes at `offset` of all buffers together are, piece by piece. Fewer if the
+/// buffers end before.
 pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<Item = (GuestPhysAddr, u64)> {
     let (mut skip, mut left) = (offset, length);
     buffers.iter().filter_map(move |buffer| {
@@ -87,7 +89,8 @@ pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Itera
     })
 }
 
-/// Writes `bytes` to the `room` bytes at `offset` of the buffers, as far as there is room. The result is how many were written.
+/// Writes `bytes` to the `room` bytes at `offset` of the buffers, as far as there is room. The
+/// result is how many were written.
 pub(crate) fn scatter(ram: &mut Ram, buffers: &[Buffer], offset: u64, room: u64, bytes: &[u8]) -> u64 {
     let mut rest = bytes;
     for (address, length) in pieces(buffers, offset, room) {
@@ -119,7 +122,8 @@ pub(crate) struct Queue {
     next_available: u16,
     /// Chains returned, modulo 2^16.
     next_used: u16,
-    /// Chains that the driver has notified of and that are still to be served, the next steps' work; at most `size`.
+    /// Chains that the driver has notified of and that are still to be served, the next steps'
+    /// work; at most `size`.
     chains_left: u16,
     /// How much of the first of them is done, in the device's own measure; 0 unless `chains_left`.
     done: u64,
@@ -152,7 +156,8 @@ impl Queue {
         self.ready
     }
 
-    /// Sets the number of descriptors: a power of two up to [`QUEUE_SIZE_MAX`]. Anything else is ignored.
+    /// Sets the number of descriptors: a power of two up to [`QUEUE_SIZE_MAX`]. Anything else is
+    /// ignored.
     pub(crate) fn set_size(&mut self, size: u32) {
         if let Ok(size) = u16::try_from(size)
             && !self.ready
@@ -214,7 +219,8 @@ impl Queue {
     /// The next available chain, which stays where it is.
     ///
     /// # Errors
-    /// [`BadRing`] if the ring or the chain is outside RAM, loops, is too long, or has a buffer of the wrong direction.
+    /// [`BadRing`] if the ring or the chain is outside RAM, loops, is too long, or has a buffer of
+    /// the wrong direction.
     pub(crate) fn peek(&self, ram: &Ram) -> Result<Option<Chain>, BadRing> {
         if self.waiting(ram)? == 0 {
             return Ok(None);
@@ -224,7 +230,8 @@ impl Queue {
         self.walk(ram, head).map(Some)
     }
 
-    /// Takes the chain that [`Self::peek`] has shown, and returns it to the driver with `written` bytes written.
+    /// Takes the chain that [`Self::peek`] has shown, and returns it to the driver with `written`
+    /// bytes written.
     ///
     /// # Errors
     /// [`BadRing`] if the used ring is outside RAM.

@@ -60,8 +60,8 @@ impl Csrs {
         })
     }
 
-    /// Writes a CSR that [`Self::read`] has found to exist; `count` is that of the next instruction. Fields that don't exist
-    /// stay as they are, and so does what can only be read.
+    /// Writes a CSR that [`Self::read`] has found to exist; `count` is that of the next
+    /// instruction. Fields that don't exist stay as they are, and so does what can only be read.
     pub(super) fn write(&mut self, csr: u16, value: u64, count: u64) {
         let (supervisor, machine) = (&mut self.supervisor, &mut self.machine);
         match csr {

@@ -1,7 +1,9 @@
-//! `mcycle` and `minstret`, which the guest may write, on top of the instruction count, which it may not.
+//! `mcycle` and `minstret`, which the guest may write, on top of the instruction count, which it
+//! may not.
 //!
-//! `mcycle` counts steps. `minstret` counts instructions that retire, and so leaves out the steps that take an interrupt or an
-//! exception, ECALL and EBREAK among them. Source: privileged specification 20211203, §3.1.10 and §3.3.1.
+//! `mcycle` counts steps. `minstret` counts instructions that retire, and so leaves out the steps
+//! that take an interrupt or an exception, ECALL and EBREAK among them. Source: privileged
+//! specification 20211203, §3.1.10 and §3.3.1.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -19,8 +21,8 @@ impl Counter {
     }
 }
 
-/// Both counters. Each is kept as its distance from the instruction count while it runs, and as its value while it is
-/// stopped; so counting costs nothing.
+/// Both counters. Each is kept as its distance from the instruction count while it runs, and as its
+/// value while it is stopped; so counting costs nothing.
 #[derive(Debug)]
 pub(super) struct Counters {
     cycle: u64,

@@ -1,4 +1,5 @@
-//! CSR instructions: who may access what, and the CSRs that show the state of other parts of the hart.
+//! CSR instructions: who may access what, and the CSRs that show the state of other parts of the
+//! hart.
 
 use super::{Csrs, Status, address};
 use crate::hart::decode::{CsrInstruction, CsrOp, CsrSource};
@@ -32,7 +33,8 @@ impl Hart {
                 CsrSource::Register => self.register(rs1),
                 CsrSource::Immediate => rs1.index() as u64,
             };
-            // What sets or clears bits of mip must not make the interrupt controller's line software's.
+            // What sets or clears bits of mip must not make the interrupt controller's line
+            // software's.
             let kept = if csr == address::MIP { self.csrs.mip } else { old };
             let new = match op {
                 CsrOp::Write => operand,
@@ -57,14 +59,16 @@ impl Hart {
         })
     }
 
-    /// Whether the privilege mode and the kind of access suit the CSR. Whether it exists is for [`Self::read_csr`].
+    /// Whether the privilege mode and the kind of access suit the CSR. Whether it exists is for
+    /// [`Self::read_csr`].
     fn may_access(&self, instruction: CsrInstruction) -> bool {
         let csr = instruction.csr;
         let level_suffices = csr >> 8 & 3 <= u16::from(self.privilege.level());
         let read_only = csr >> 10 == 3;
         let by_number = level_suffices && !(read_only && instruction.writes());
         match csr {
-            // Entropy is consumed by reading: only the form that writes too is legal, and it is kept from U-mode.
+            // Entropy is consumed by reading: only the form that writes too is legal, and it is
+            // kept from U-mode.
             address::SEED => instruction.writes() && self.privilege != Privilege::User,
             address::FFLAGS..=address::FCSR => self.float.status != FloatStatus::Off,
             address::SATP => {
@@ -99,7 +103,8 @@ impl Hart {
         })
     }
 
-    /// Writes a CSR that [`Self::read_csr`] has found to exist. Fields that don't exist stay as they are.
+    /// Writes a CSR that [`Self::read_csr`] has found to exist. Fields that don't exist stay as
+    /// they are.
     fn write_csr(&mut self, csr: u16, value: u64) {
         match csr {
             address::FFLAGS => self.write_fcsr(value, FLOAT_FLAGS),

@@ -1,8 +1,9 @@
 //! Control and status registers.
 //!
-//! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; the floating-point ones of the unit's state. `mcycle`
-//! and `minstret` derive from the instruction count, which is deterministic; `time` and `seed` are not, and stop the machine
-//! until their value has come through the log. Counters that count nothing and triggers that never fire read zero.
+//! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; the floating-point ones of
+//! the unit's state. `mcycle` and `minstret` derive from the instruction count, which is
+//! deterministic; `time` and `seed` are not, and stop the machine until their value has come
+//! through the log. Counters that count nothing and triggers that never fire read zero.
 
 mod access;
 mod address;
@@ -24,7 +25,8 @@ const COUNTEREN_MASK: u64 = 0b111;
 /// Bits of `senvcfg` and `menvcfg` that exist: FIOM.
 const ENVCFG_MASK: u64 = 1;
 
-/// Interrupts of the supervisor: those that can be delegated, and those that M-mode can make pending.
+/// Interrupts of the supervisor: those that can be delegated, and those that M-mode can make
+/// pending.
 const SUPERVISOR_INTERRUPTS: u64 =
     Interrupt::SupervisorSoftware.mask() | Interrupt::SupervisorTimer.mask() | Interrupt::SupervisorExternal.mask();
 
@@ -34,8 +36,8 @@ const INTERRUPTS: u64 = SUPERVISOR_INTERRUPTS
     | Interrupt::MachineTimer.mask()
     | Interrupt::MachineExternal.mask();
 
-/// Exceptions that can be delegated: all there are but the environment call from M-mode, and the misaligned fetch, which
-/// software delegates without knowing that it can't happen.
+/// Exceptions that can be delegated: all there are but the environment call from M-mode, and the
+/// misaligned fetch, which software delegates without knowing that it can't happen.
 const DELEGABLE_EXCEPTIONS: u64 = 0xb3ff;
 
 /// Bits of `stvec` and `mtvec` that exist: MODE 2 and 3 are reserved.
@@ -104,8 +106,8 @@ pub(super) struct Csrs {
 }
 
 impl Csrs {
-    /// As after reset, and, where the hypervisor is the firmware, as that leaves them: interrupts off, no handler, and
-    /// everything for the supervisor.
+    /// As after reset, and, where the hypervisor is the firmware, as that leaves them: interrupts
+    /// off, no handler, and everything for the supervisor.
     ///
     /// `scounteren` lets user programs read the clock: Linux relies on its firmware for that.
     pub(super) const fn new(boot: BootMode) -> Self {

@@ -1,5 +1,5 @@
-//! The registers of physical memory protection. They keep what is written, and locks hold; no access is checked against
-//! them: what runs in M-mode here trusts what it starts.
+//! The registers of physical memory protection. They keep what is written, and locks hold; no
+//! access is checked against them: what runs in M-mode here trusts what it starts.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -19,7 +19,8 @@ impl Config {
     const LOCKED: u8 = 1 << 7;
     const FIELDS: u8 = Self::LOCKED | Self::MATCH | 7;
 
-    /// What becomes of a written byte: an entry that may be written but not read is reserved, and can't be written either.
+    /// What becomes of a written byte: an entry that may be written but not read is reserved, and
+    /// can't be written either.
     const fn legal(byte: u8) -> Self {
         let write_only = byte & (Self::READ | Self::WRITE) == Self::WRITE;
         Self(byte & Self::FIELDS & if write_only { !Self::WRITE } else { u8::MAX })
@@ -51,7 +52,8 @@ impl Pmp {
         u64::from_le_bytes(core::array::from_fn(|index| self.configs[first + index].0))
     }
 
-    /// Writes the configuration of the eight entries from `first` on, 0 or 8, except for those that are locked.
+    /// Writes the configuration of the eight entries from `first` on, 0 or 8, except for those that
+    /// are locked.
     pub(super) fn set_configs(&mut self, first: usize, value: u64) {
         for (config, byte) in self.configs[first..].iter_mut().zip(value.to_le_bytes()) {
             if !config.is_locked() {
@@ -65,7 +67,8 @@ impl Pmp {
         self.addresses[index]
     }
 
-    /// Writes the address of entry `index`, below 16, unless it is locked, or is the locked beginning of the next range.
+    /// Writes the address of entry `index`, below 16, unless it is locked, or is the locked
+    /// beginning of the next range.
     pub(super) fn set_address(&mut self, index: usize, value: u64) {
         let begins_locked = self
             .configs

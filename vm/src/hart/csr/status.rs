@@ -3,8 +3,8 @@
 use crate::hart::Privilege;
 use crate::hart::trap::TrapLevel;
 
-/// The fields of `mstatus` that hold state, at their places. FS is kept with the floating-point unit; the widths of S- and
-/// U-mode are fixed; there are no vectors and no big-endian memory.
+/// The fields of `mstatus` that hold state, at their places. FS is kept with the floating-point
+/// unit; the widths of S- and U-mode are fixed; there are no vectors and no big-endian memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hart) struct Status(u64);
 

@@ -9,7 +9,8 @@ use crate::watch::LINE_BYTES;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// How many pages of code are kept decoded: 64 MiB of slots. In this crate's own tests so few that they run out.
+/// How many pages of code are kept decoded: 64 MiB of slots. In this crate's own tests so few that
+/// they run out.
 pub(super) const PAGES_MAX: usize = if cfg!(test) { 3 } else { 2048 };
 
 /// The decoded pages of RAM.
@@ -31,7 +32,8 @@ impl Code {
         self.pages = vec![None; pages];
     }
 
-    /// The slots of the page at `index` in RAM. `None` if there are too many pages: [`Self::drop_all`].
+    /// The slots of the page at `index` in RAM. `None` if there are too many pages:
+    /// [`Self::drop_all`].
     pub(super) fn page(&mut self, index: usize) -> Option<CodePagePtr> {
         if let Some(page) = self.pages[index] {
             return Some(page);
@@ -82,7 +84,8 @@ impl Drop for Code {
 /// # Safety
 /// As for handlers: `env` is that of the running hart.
 pub(super) unsafe fn decode_run(env: *mut Env, place: usize) {
-    // SAFETY: the bus is nobody else's while handlers run, and the page that is executed is one of `Code`'s.
+    // SAFETY: the bus is nobody else's while handlers run, and the page that is executed is one of
+    // `Code`'s.
     unsafe {
         let page = CodePagePtr::of((*env).page_slots);
         decode_into(&mut (*(*env).bus).ram, page, place);

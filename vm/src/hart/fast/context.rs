@@ -1,8 +1,9 @@
 //! In which circumstances a cached translation holds.
 //!
-//! The same address means different things in user and supervisor mode, in another address space, and with SUM or MXR set.
-//! Each combination that occurs gets a number, which is part of the tags of what is cached in it. So traps and context
-//! switches forget nothing, and forgetting everything is taking new numbers.
+//! The same address means different things in user and supervisor mode, in another address space,
+//! and with SUM or MXR set. Each combination that occurs gets a number, which is part of the tags
+//! of what is cached in it. So traps and context switches forget nothing, and forgetting everything
+//! is taking new numbers.
 
 use super::env::{Env, FETCHES, Fetch, TRANSLATIONS, Translation};
 use crate::hart::Hart;

@@ -1,14 +1,15 @@
 //! From one handler to the next, and out of decoded code.
 //!
-//! A handler ends with a call of the next slot's handler. Optimised builds make a jump of it, because all handlers have the
-//! same signature and nothing to do afterwards; so the host predicts a jump per instruction, and not one for all. In builds
-//! that aren't optimised (and under Miri) such calls would pile up: there a handler leaves the next slot in [`Env`], and a loop
-//! calls its handler ([`TAIL_CALLS`]). Handlers return nothing, because with a result of two words the compiler merges the calls
-//! of a branch's two ways into one that it doesn't make a jump of.
+//! A handler ends with a call of the next slot's handler. Optimised builds make a jump of it,
+//! because all handlers have the same signature and nothing to do afterwards; so the host predicts
+//! a jump per instruction, and not one for all. In builds that aren't optimised (and under Miri)
+//! such calls would pile up: there a handler leaves the next slot in [`Env`], and a loop
+//! calls its handler ([`TAIL_CALLS`]). Handlers return nothing, because with a result of two words
+//! the compiler merges the calls of a branch's two ways into one that it doesn't make a jump of.
 //!
-//! Only what is common is done here. Everything else, and everything that may trap or reach a device, leaves decoded code
-//! for the plain interpreter, which does that one step ([`Left::Step`]). So there is no second implementation of anything
-//! that is hard.
+//! Only what is common is done here. Everything else, and everything that may trap or reach a
+//! device, leaves decoded code for the plain interpreter, which does that one step
+//! ([`Left::Step`]). So there is no second implementation of anything that is hard.
 
 use super::code;
 use super::env::{Env, Left, PAGE_MASK, fetch_index};
@@ -21,12 +22,14 @@ const TAIL_CALLS: bool = !cfg!(any(miri, debug_assertions));
 /// Executes `slot`.
 ///
 /// # Safety
-/// What every handler is called with: `env` is the hart's own, prepared for this run, with a bus that nobody else uses; `slot` is a
-/// slot of the page of code at `env.page_slots`, or the one behind its last; nothing that is cached has become wrong; and nobody
-/// has a reference to the hart, the bus, `env` or a slot.
+/// What every handler is called with: `env` is the hart's own, prepared for this run, with a bus
+/// that nobody else uses; `slot` is a slot of the page of code at `env.page_slots`, or the one
+/// behind its last; nothing that is cached has become wrong; and nobody has a reference to the
+/// hart, the bus, `env` or a slot.
 #[inline(always)]
 pub(super) unsafe fn go(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
-    // SAFETY: the caller passes on what it was called with, and a slot of the page of code that is executed.
+    // SAFETY: the caller passes on what it was called with, and a slot of the page of code that is
+    // executed.
     unsafe {
         if TAIL_CALLS {
             ((*slot).handler)(hart, slot, budget, env);
@@ -58,7 +61,8 @@ unsafe fn leave(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, 
     }
 }
 
-/// Leaves in the middle of a run, before the instruction at `slot`, which is for the plain interpreter.
+/// Leaves in the middle of a run, before the instruction at `slot`, which is for the plain
+/// interpreter.
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn step(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {
@@ -66,7 +70,8 @@ pub(super) unsafe fn step(hart: &mut Hart, slot: *const Slot, budget: i64, env: 
     unsafe { leave(hart, slot, budget + i64::from((*slot).run), env, Left::Step) }
 }
 
-/// Leaves in the middle of a run, before the instruction at `slot`: what is cached is no longer right.
+/// Leaves in the middle of a run, before the instruction at `slot`: what is cached is no longer
+/// right.
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn look_up(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env) {

@@ -1,4 +1,5 @@
-//! What handlers need beside the hart: cached translations, and where the code is that they execute.
+//! What handlers need beside the hart: cached translations, and where the code is that they
+//! execute.
 
 use super::slot::{CodePagePtr, Slot};
 use crate::bus::Bus;
@@ -66,7 +67,8 @@ pub(super) struct Env {
     pub(super) fetch_context: u64,
     /// Valid while handlers run.
     pub(super) bus: *mut Bus,
-    /// The slot to be executed, if handlers don't call each other; null if the hart has left decoded code.
+    /// The slot to be executed, if handlers don't call each other; null if the hart has left
+    /// decoded code.
     pub(super) next: *const Slot,
     /// How many more steps may be executed, when handlers return.
     pub(super) budget: i64,

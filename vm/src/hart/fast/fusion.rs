@@ -1,9 +1,11 @@
 //! Which handler executes an instruction, or two at once.
 //!
-//! Going from one handler to the next costs about as much as what it does, so pairs of common instructions have handlers of
-//! their own, which execute the instruction of their slot and then that of the next one, from both slots. All slots stay what they are: a jump
-//! to the second goes to its own slot, and if one of the two can't be executed the hart leaves at its slot, so that no pair is a
-//! special case anywhere. The pairs are made of types by macros, all first ones with all second ones.
+//! Going from one handler to the next costs about as much as what it does, so pairs of common
+//! instructions have handlers of their own, which execute the instruction of their slot and then
+//! that of the next one, from both slots. All slots stay what they are: a jump to the second goes
+//! to its own slot, and if one of the two can't be executed the hart leaves at its slot, so that no
+//! pair is a special case anywhere. The pairs are made of types by macros, all first ones with all
+//! second ones.
 
 use super::access::{
     Byte, ByteUnsigned, Double, Half, HalfUnsigned, StoreByte, StoreDouble, StoreHalf, StoreWord, Word, WordUnsigned,
@@ -22,8 +24,8 @@ use super::operations::{
 use super::slot::{Handler, Slot};
 use crate::hart::Hart;
 
-/// Executes the first of two instructions, and gives the second one's slot and the value of its register `b`, which is what the
-/// first one has set if they are `CHAINED`.
+/// Executes the first of two instructions, and gives the second one's slot and the value of its
+/// register `b`, which is what the first one has set if they are `CHAINED`.
 ///
 /// # Safety
 /// As for handlers; the second slot is one of the same page, as the decoder has seen.
@@ -103,7 +105,8 @@ macro_rules! by_lengths {
     };
 }
 
-/// Defines the kinds of instructions that decoded code knows, the handler of each, and those of pairs.
+/// Defines the kinds of instructions that decoded code knows, the handler of each, and those of
+/// pairs.
 macro_rules! kinds {
     (
         common { $($common:ident = $common_type:ty,)* }
@@ -179,8 +182,8 @@ impl Kind {
     }
 }
 
-/// The handler of two instructions one behind the other, if there is one for both, and the second one's slot as it wants it:
-/// what the first has just computed is at hand for register `b`.
+/// The handler of two instructions one behind the other, if there is one for both, and the second
+/// one's slot as it wants it: what the first has just computed is at hand for register `b`.
 pub(super) fn pair(first: Member<'_>, second: Member<'_>) -> Option<(Handler, Slot)> {
     let mut slot = *second.slot;
     let computed = first.slot.a;

@@ -1,15 +1,16 @@
 //! The allocation that RAM lies in.
 //!
-//! A `Vec` would do, were it not that translations are cached as places in it: every `&mut` to a `Vec`'s contents forbids
-//! the use of pointers made before. Here all access goes through one pointer, made when the memory was allocated.
+//! A `Vec` would do, were it not that translations are cached as places in it: every `&mut` to a
+//! `Vec`'s contents forbids the use of pointers made before. Here all access goes through one
+//! pointer, made when the memory was allocated.
 
 use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::slice;
 
-/// Enough for every aligned guest access to be aligned on the host; no more, because the host gives memory of a greater
-/// alignment by writing zeros to all of it.
+/// Enough for every aligned guest access to be aligned on the host; no more, because the host gives
+/// memory of a greater alignment by writing zeros to all of it.
 const ALIGNMENT: usize = 16;
 
 /// Zeroed memory of a fixed size.
@@ -21,7 +22,8 @@ pub(crate) struct Memory {
 // SAFETY: the memory belongs to this value alone; the pointer is not shared.
 unsafe impl Send for Memory {}
 
-// SAFETY: through a shared reference the memory is only read; `base_ptr`'s users have to have a mutable one.
+// SAFETY: through a shared reference the memory is only read; `base_ptr`'s users have to have a
+// mutable one.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -41,7 +43,8 @@ impl Memory {
 
     #[inline]
     pub(crate) const fn as_slice(&self) -> &[u8] {
-        // SAFETY: `bytes` bytes from `base` on are allocated and initialised, and nobody writes them while `self` is borrowed.
+        // SAFETY: `bytes` bytes from `base` on are allocated and initialised, and nobody writes
+        // them while `self` is borrowed.
         unsafe { slice::from_raw_parts(self.base.as_ptr(), self.bytes) }
     }
 

@@ -6,16 +6,20 @@
 //!                   └─ looks up the page of code at pc, decodes runs as they are reached
 //! ```
 //!
-//! Everything here is a cache. The plain interpreter (`Hart::step_once`, which decodes at every step and walks the page tables at
-//! every access) says what the machine does; this module does the same, faster, for what is common, and leaves the rest to
-//! it. [`crate::watch`] makes that exact: what was derived from a page of RAM is dropped when the page is written, before the
-//! next instruction. So state, snapshots and digests don't know this module, `sfence.vma` and `fence.i` have nothing to
-//! do, and a machine that was restored elsewhere, with empty caches, goes on exactly alike.
+//! Everything here is a cache. The plain interpreter (`Hart::step_once`, which decodes at every
+//! step and walks the page tables at every access) says what the machine does; this module does the
+//! same, faster, for what is common, and leaves the rest to it. [`crate::watch`] makes that exact:
+//! what was derived from a page of RAM is dropped when the page is written, before the
+//! next instruction. So state, snapshots and digests don't know this module, `sfence.vma` and
+//! `fence.i` have nothing to do, and a machine that was restored elsewhere, with empty caches, goes
+//! on exactly alike.
 //!
 //! This is the one module with `unsafe` code. What it relies on:
 //!
-//! - a [`slot::Slot`] holds register numbers below 32, and its handler goes to slots of the same page only;
-//! - a cached translation leads to a whole page within RAM, and RAM's memory is not moved ([`memory::Memory`]);
+//! - a [`slot::Slot`] holds register numbers below 32, and its handler goes to slots of the same
+//!   page only;
+//! - a cached translation leads to a whole page within RAM, and RAM's memory is not moved
+//!   ([`memory::Memory`]);
 //! - pages of slots are cleared and freed only while no handler runs;
 //! - the bus is used through [`env::Env::bus`] alone while handlers run.
 
@@ -59,7 +63,8 @@ pub(crate) struct Fast {
     contexts: Contexts,
 }
 
-// SAFETY: everything that is pointed to belongs to this value alone, but for the bus, which is set anew for every run.
+// SAFETY: everything that is pointed to belongs to this value alone, but for the bus, which is set
+// anew for every run.
 unsafe impl Send for Fast {}
 
 // SAFETY: nothing can be done through a shared reference.
@@ -88,8 +93,8 @@ impl fmt::Debug for Fast {
 }
 
 impl Hart {
-    /// Executes instructions as far as that is quick, until the count is `until` at most. Whatever comes next is for the
-    /// plain interpreter, unless the count is `until`.
+    /// Executes instructions as far as that is quick, until the count is `until` at most. Whatever
+    /// comes next is for the plain interpreter, unless the count is `until`.
     ///
     /// No interrupt is to be taken. The result is why it went no further.
     pub(super) fn run_fast(&mut self, bus: &mut Bus, until: u64) -> Left {
@@ -101,7 +106,8 @@ impl Hart {
             // The tables that it was found by may be where stores have been cached to.
             self.drop_stale(bus, env);
             let steps = (until - self.count).min(STEPS_MAX).cast_signed();
-            // SAFETY: `prepare` has dropped what isn't right any more; the code at pc has been looked up.
+            // SAFETY: `prepare` has dropped what isn't right any more; the code at pc has been
+            // looked up.
             let left = unsafe {
                 (*env).bus = bus;
                 let slot = (*env).page_slots.add((self.pc & !PAGE_MASK) as usize / 2);
@@ -157,7 +163,8 @@ impl Hart {
         }
     }
 
-    /// Makes the code at pc the one that is executed. `false` if fetching from there is not for the fast path.
+    /// Makes the code at pc the one that is executed. `false` if fetching from there is not for the
+    /// fast path.
     fn look_up_code(&mut self, bus: &mut Bus, env: *mut Env) -> bool {
         // SAFETY: as in `prepare`.
         let env = unsafe { &mut *env };

@@ -31,7 +31,8 @@ pub(super) trait Straight {
     }
 }
 
-/// Executes the instruction of a slot with the value `b` of register `b`; the result is that of [`Straight::execute`].
+/// Executes the instruction of a slot with the value `b` of register `b`; the result is that of
+/// [`Straight::execute`].
 ///
 /// # Safety
 /// As for handlers.

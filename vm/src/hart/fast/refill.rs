@@ -6,7 +6,8 @@ use super::slot::Slot;
 use crate::hart::Hart;
 use crate::mmu::Access;
 
-/// Caches the translation for a load of `bytes` bytes and executes `slot` again, or leaves it to the plain interpreter.
+/// Caches the translation for a load of `bytes` bytes and executes `slot` again, or leaves it to
+/// the plain interpreter.
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {

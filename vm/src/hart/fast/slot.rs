@@ -8,14 +8,16 @@ use alloc::alloc::{alloc, dealloc, handle_alloc_error};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-/// What executes a slot: it moves on to the next slot's handler by itself, or says in [`Env`] what is to be called next.
+/// What executes a slot: it moves on to the next slot's handler by itself, or says in [`Env`] what
+/// is to be called next.
 pub(super) type Handler = unsafe fn(&mut Hart, *const Slot, i64, *mut Env);
 
 /// A decoded instruction.
 ///
-/// A *run* is a sequence of instructions up to and including the next that may go elsewhere. Whoever enters one pays for
-/// all of it, and whoever leaves it in the middle gets back what is in `run` where it leaves. So counting costs one
-/// subtraction per run, and the count is exact wherever it is asked for.
+/// A *run* is a sequence of instructions up to and including the next that may go elsewhere.
+/// Whoever enters one pays for all of it, and whoever leaves it in the middle gets back what is in
+/// `run` where it leaves. So counting costs one subtraction per run, and the count is exact
+/// wherever it is asked for.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 pub(super) struct Slot {
@@ -43,7 +45,8 @@ impl Slot {
     const PAGE_END: Self = Self { handler: dispatch::page_end, ..Self::UNDECODED };
 }
 
-/// A slot for every place where an instruction can begin: instructions are a multiple of two bytes long.
+/// A slot for every place where an instruction can begin: instructions are a multiple of two bytes
+/// long.
 pub(super) const SLOTS: usize = PAGE_BYTES / 2;
 
 /// The slots of a page of RAM, and one for what comes after it.
@@ -54,8 +57,8 @@ pub(super) struct CodePage {
     pub(super) index: usize,
 }
 
-/// An allocated [`CodePage`]. Slots are read through pointers to it while others of it are written, so there is never a
-/// reference to all of it.
+/// An allocated [`CodePage`]. Slots are read through pointers to it while others of it are written,
+/// so there is never a reference to all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CodePagePtr(NonNull<CodePage>);
 
@@ -87,7 +90,8 @@ impl CodePagePtr {
     #[inline(always)]
     pub(super) fn slot(self, place: usize) -> *mut Slot {
         debug_assert!(place <= SLOTS, "a place in a page");
-        // SAFETY: `place` is within the array by what the caller promises; every caller masks or bounds it.
+        // SAFETY: `place` is within the array by what the caller promises; every caller masks or
+        // bounds it.
         unsafe { self.0.as_ptr().cast::<Slot>().add(place) }
     }
 
@@ -112,7 +116,8 @@ impl CodePagePtr {
     /// # Safety
     /// Nobody uses it any more.
     pub(super) unsafe fn free(self) {
-        // SAFETY: allocated in `new` with this layout, and by the caller's promise not used any more.
+        // SAFETY: allocated in `new` with this layout, and by the caller's promise not used any
+        // more.
         unsafe { dealloc(self.0.as_ptr().cast(), Layout::new::<CodePage>()) }
     }
 }

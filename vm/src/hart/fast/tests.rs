@@ -1,5 +1,6 @@
-//! What Miri is to see of the unsafe code, in programs of a few instructions and a few pages of RAM. Whether the fast path
-//! does the right thing is tested at length elsewhere; here it is held against the plain interpreter by the way.
+//! What Miri is to see of the unsafe code, in programs of a few instructions and a few pages of
+//! RAM. Whether the fast path does the right thing is tested at length elsewhere; here it is held
+//! against the plain interpreter by the way.
 
 use super::super::{Hart, Pace, Pause};
 use crate::bus::Bus;
@@ -83,7 +84,8 @@ impl Pair {
     }
 }
 
-/// Runs what `make` makes by both ways, the fast one in slices, and compares at the end. Gives the fast one.
+/// Runs what `make` makes by both ways, the fast one in slices, and compares at the end. Gives the
+/// fast one.
 fn both(make: impl Fn() -> Pair, steps: u64, slice: u64) -> Pair {
     let (mut fast, mut plain) = (make(), make());
     while fast.hart.count() < steps {

@@ -6,10 +6,12 @@ use crate::mmu::{Access, GuestVirtAddr};
 use crate::pages::PAGE_BYTES;
 
 impl Hart {
-    /// Where in RAM `address` is for this kind of access. The page tables that say so are watched from now on.
+    /// Where in RAM `address` is for this kind of access. The page tables that say so are watched
+    /// from now on.
     ///
-    /// `None` if the access traps, goes to a device or to where somebody looks, or has to be marked in a page table: the plain interpreter does that,
-    /// once it is sure that the instruction is executed.
+    /// `None` if the access traps, goes to a device or to where somebody looks, or has to be marked
+    /// in a page table: the plain interpreter does that, once it is sure that the instruction is
+    /// executed.
     pub(super) fn place_in_ram(&self, bus: &mut Bus, address: u64, access: Access) -> Option<usize> {
         let accessor = match access {
             Access::Fetch => self.accessor(self.privilege),

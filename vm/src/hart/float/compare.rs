@@ -11,7 +11,8 @@ fn place<F: Format>(bits: u64) -> i64 {
     if F::is_negative(bits) { !magnitude } else { magnitude }
 }
 
-/// Whether the comparison holds. A NaN is neither less than, equal to nor greater than anything; only equality is quiet about it.
+/// Whether the comparison holds. A NaN is neither less than, equal to nor greater than anything;
+/// only equality is quiet about it.
 #[inline]
 pub(super) fn compare<F: Format>(comparison: Comparison, a: u64, b: u64, flags: &mut u8) -> bool {
     if F::is_nan(a) || F::is_nan(b) {
@@ -29,7 +30,8 @@ pub(super) fn compare<F: Format>(comparison: Comparison, a: u64, b: u64, flags: 
     }
 }
 
-/// IEEE 754-2019's minimumNumber and maximumNumber: a number rather than a NaN, and -0 less than +0.
+/// IEEE 754-2019's minimumNumber and maximumNumber: a number rather than a NaN, and -0 less than
+/// +0.
 #[inline]
 pub(super) fn select<F: Format>(extreme: Extreme, a: u64, b: u64, flags: &mut u8) -> u64 {
     if F::is_signaling(a) || F::is_signaling(b) {
@@ -53,7 +55,8 @@ pub(super) fn classify<F: Format>(bits: u64) -> u64 {
     let class = if F::is_nan(bits) {
         if F::is_signaling(bits) { 8 } else { 9 }
     } else {
-        // From -infinity up to +infinity: -inf, -normal, -subnormal, -0, +0, +subnormal, +normal, +inf.
+        // From -infinity up to +infinity: -inf, -normal, -subnormal, -0, +0, +subnormal, +normal,
+        // +inf.
         let from_zero = if magnitude == 0 {
             0
         } else if magnitude < F::MIN_NORMAL {

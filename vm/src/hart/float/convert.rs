@@ -18,7 +18,8 @@ impl IntegerKind {
         }
     }
 
-    /// What a register holds for the number in the low bits of `value`: words are sign-extended, unsigned ones too.
+    /// What a register holds for the number in the low bits of `value`: words are sign-extended,
+    /// unsigned ones too.
     #[expect(clippy::cast_possible_truncation, reason = "a word is in the low half")]
     const fn extended(self, value: u64) -> u64 {
         match self {
@@ -28,7 +29,8 @@ impl IntegerKind {
     }
 }
 
-/// The nearest integer in the direction of the rounding mode; what doesn't fit, infinities and NaN become the limit.
+/// The nearest integer in the direction of the rounding mode; what doesn't fit, infinities and NaN
+/// become the limit.
 pub(super) fn to_integer<F: Format>(bits: u64, kind: IntegerKind, context: &mut Context) -> u64 {
     if let Some(value) = truncated_on_host::<F>(bits, kind, context) {
         return value;
@@ -66,8 +68,9 @@ pub(super) fn to_integer<F: Format>(bits: u64, kind: IntegerKind, context: &mut 
 
 /// What a cast in C comes to: toward zero, and not near the limits.
 ///
-/// The host's conversion of a number in range is exact but for the fraction that it drops; the integer, having no more
-/// significant bits than the number, goes back exactly. So the two are equal if nothing was dropped.
+/// The host's conversion of a number in range is exact but for the fraction that it drops; the
+/// integer, having no more significant bits than the number, goes back exactly. So the two are
+/// equal if nothing was dropped.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the number is known to be in range")]
 #[expect(clippy::cast_precision_loss, reason = "the integer has no more significant bits than a double")]
@@ -101,8 +104,9 @@ pub(super) fn from_integer<F: Format>(value: u64, kind: IntegerKind, context: &m
     };
     let negative = is_signed && value.cast_signed() < 0;
     let magnitude = if negative { value.wrapping_neg() } else { value };
-    // No more bits than the significand has: exact on every host and in every mode. Otherwise the host rounds as we do
-    // in the one mode it has, and tells us nothing new if the flag is set already.
+    // No more bits than the significand has: exact on every host and in every mode. Otherwise the
+    // host rounds as we do in the one mode it has, and tells us nothing new if the flag is set
+    // already.
     let nothing_to_tell = context.rounding == Rounding::NearestEven && context.flags & flag::NX != 0;
     if magnitude >> F::PRECISION == 0 || nothing_to_tell {
         return if is_signed { F::from_host_signed(value.cast_signed()) } else { F::from_host_unsigned(value) };

@@ -156,7 +156,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The rounding mode and flags for an instruction; illegal if the mode doesn't exist, even if the result is exact.
+    /// The rounding mode and flags for an instruction; illegal if the mode doesn't exist, even if
+    /// the result is exact.
     #[inline]
     fn context(&self, rounding: RoundingField) -> Result<Context, Unretired> {
         let rounding = match rounding {
@@ -185,9 +186,9 @@ impl Hart {
         self.set_float::<F>(rd, result);
     }
 
-    /// Accrues `flags`, which makes the state dirty as everything does that writes a part of it, or an operating system would
-    /// lose them when it next changes contexts. QEMU 7.2 leaves FS clean here (measured), against the privileged
-    /// architecture.
+    /// Accrues `flags`, which makes the state dirty as everything does that writes a part of it, or
+    /// an operating system would lose them when it next changes contexts. QEMU 7.2 leaves FS clean
+    /// here (measured), against the privileged architecture.
     #[inline]
     const fn raise(&mut self, flags: u8) {
         if flags != 0 {

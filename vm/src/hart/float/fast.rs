@@ -1,14 +1,18 @@
 //! Arithmetic on two operands: by the host where that is provably the same, by integers elsewhere.
 //!
-//! The host is asked if rounding is to nearest even, the inexact flag is set already, and both operands are normal numbers or
-//! zero; its answer is taken if it is a number above the lowest binade of normal ones. Then
-//! - the answer is the exact result rounded once, as IEEE 754 wants it: Rust's `f32` and `f64` are binary32 and binary64 with
-//!   this one rounding mode on every target that we build for (the exception is x86 without SSE2), and no operand
-//!   or answer is of a kind (subnormal, NaN) that hosts differ about;
-//! - no flag is missed: without infinities, NaN and a NaN as an answer nothing was invalid; a division by zero or an overflow
-//!   would have given an infinity; what rounds to a number above the lowest binade isn't tiny; inexact is set.
+//! The host is asked if rounding is to nearest even, the inexact flag is set already, and both
+//! operands are normal numbers or zero; its answer is taken if it is a number above the lowest
+//! binade of normal ones. Then
+//! - the answer is the exact result rounded once, as IEEE 754 wants it: Rust's `f32` and `f64` are
+//!   binary32 and binary64 with this one rounding mode on every target that we build for (the
+//!   exception is x86 without SSE2), and no operand or answer is of a kind (subnormal, NaN) that
+//!   hosts differ about;
+//! - no flag is missed: without infinities, NaN and a NaN as an answer nothing was invalid; a
+//!   division by zero or an overflow would have given an infinity; what rounds to a number above
+//!   the lowest binade isn't tiny; inexact is set.
 //!
-//! A square root isn't in `core`, and a fused multiplication and addition neither: they are always done by integers.
+//! A square root isn't in `core`, and a fused multiplication and addition neither: they are always
+//! done by integers.
 
 use super::format::Format;
 use super::instruction::{BinaryOp, Rounding};

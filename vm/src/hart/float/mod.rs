@@ -6,8 +6,9 @@
 //!                         └► compare, convert
 //! ```
 //!
-//! Below `execute` everything is a function of bits, rounding mode and flags. Results and flags are those of IEEE 754-2019 as RISC-V
-//! has it: canonical NaNs, tininess after rounding, singles boxed in registers.
+//! Below `execute` everything is a function of bits, rounding mode and flags. Results and flags are
+//! those of IEEE 754-2019 as RISC-V has it: canonical NaNs, tininess after rounding, singles boxed
+//! in registers.
 
 mod compare;
 mod convert;

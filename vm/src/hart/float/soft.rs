@@ -1,11 +1,13 @@
 //! Arithmetic by integers: exact, in every rounding mode, with every flag.
 //!
-//! An operation takes its operands apart, computes a [`Finite`] that rounds as the exact result does, and [`round`] makes
-//! bits of it. The significand of an intermediate result is 126 bits wide, so that whatever doesn't fit can be folded into
-//! its lowest bit ("jammed"), far below the bit that rounding looks at.
+//! An operation takes its operands apart, computes a [`Finite`] that rounds as the exact result
+//! does, and [`round`] makes bits of it. The significand of an intermediate result is 126 bits
+//! wide, so that whatever doesn't fit can be folded into its lowest bit ("jammed"), far below the
+//! bit that rounding looks at.
 //!
-//! The well-kept library for this, a port of LLVM's APFloat, wasn't taken: it has no square root, keeps NaN payloads, and
-//! calls a result tiny by another rule than RISC-V. To correct that from outside takes as much code as this.
+//! The well-kept library for this, a port of LLVM's APFloat, wasn't taken: it has no square root,
+//! keeps NaN payloads, and calls a result tiny by another rule than RISC-V. To correct that from
+//! outside takes as much code as this.
 
 use super::format::Format;
 use super::instruction::Rounding;
@@ -117,7 +119,8 @@ const fn shift_jammed(significand: u128, shift: u32) -> u128 {
 
 /// The bits of `value`, rounded; raises inexact, underflow and overflow.
 ///
-/// Tininess is decided after rounding: as if the exponent had no lower bound (RISC-V unprivileged, chapter "F").
+/// Tininess is decided after rounding: as if the exponent had no lower bound (RISC-V unprivileged,
+/// chapter "F").
 #[expect(clippy::cast_possible_truncation, reason = "what is kept of the significand has no more bits than the format")]
 pub(super) fn round<F: Format>(value: Finite, context: &mut Context) -> u64 {
     let Finite { negative, exponent, significand } = value;
@@ -142,9 +145,9 @@ pub(super) fn round<F: Format>(value: Finite, context: &mut Context) -> u64 {
             context.raise(flag::UF);
         }
     }
-    // The hidden bit adds one to the exponent field, and so does the carry of a significand that was rounded up to a power
-    // of two. A subnormal number hasn't the one and gets the other when it becomes normal. The field is at most 3119, of a
-    // quotient: it isn't cut off.
+    // The hidden bit adds one to the exponent field, and so does the carry of a significand that
+    // was rounded up to a power of two. A subnormal number hasn't the one and gets the other when
+    // it becomes normal. The field is at most 3119, of a quotient: it isn't cut off.
     let field = (unit + F::FRACTION_BITS as i32 - F::EXPONENT_MIN).unsigned_abs();
     let magnitude = (u64::from(field) << F::FRACTION_BITS) + kept as u64;
     if magnitude >= F::INFINITY {
@@ -193,8 +196,9 @@ fn zero_sum<F: Format>(a: bool, b: bool, context: &Context) -> u64 {
 
 /// Neither significand may have more than 106 bits.
 ///
-/// If the exponents differ by more than 20, bits of the smaller summand are jammed; but a difference from 2 on leaves a sum of at
-/// least 2^124, whose rounding doesn't look at the lowest bits.
+/// If the exponents differ by more than 20, bits of the smaller summand are jammed; but a
+/// difference from 2 on leaves a sum of at least 2^124, whose rounding doesn't look at the lowest
+/// bits.
 fn add_finite<F: Format>(a: Finite, b: Finite, context: &mut Context) -> u64 {
     let (a, b) = (a.normalized(), b.normalized());
     let (high, low) = if a.exponent >= b.exponent { (a, b) } else { (b, a) };
@@ -260,7 +264,8 @@ pub(super) fn square_root<F: Format>(bits: u64, context: &mut Context) -> u64 {
         Value::Infinity => bits,
         Value::Finite(value) => {
             let Finite { exponent, significand, .. } = value.normalized();
-            // An even exponent; the root has 63 or 64 bits, and one more below them says whether it is exact.
+            // An even exponent; the root has 63 or 64 bits, and one more below them says whether it
+            // is exact.
             let odd = exponent & 1;
             let significand = significand << odd;
             let root = significand.isqrt();

@@ -1,7 +1,8 @@
 //! Where random programs come from: a seed, or the bytes of a fuzzer.
 
-/// A sequence of choices. Bytes that were given decide as long as there are any, so that whoever changes one of them changes
-/// one choice; then SplitMix64 goes on, so that a seed means the same for ever.
+/// A sequence of choices. Bytes that were given decide as long as there are any, so that whoever
+/// changes one of them changes one choice; then SplitMix64 goes on, so that a seed means the same
+/// for ever.
 pub(crate) struct Choices<'a> {
     bytes: &'a [u8],
     state: u64,

@@ -153,7 +153,8 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         if half & 3 == 3 {
             half ^= 1 + self.choices.word() % 3;
         }
-        // Quadrant 0 has loads and stores, whose base may be x8 to x15; only the first five are pointers.
+        // Quadrant 0 has loads and stores, whose base may be x8 to x15; only the first five are
+        // pointers.
         if half & 3 == 0 {
             half &= !(1 << 9 | u32::from(half >> 7 & 3 == 3) << 7);
         }
@@ -268,8 +269,8 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         self.put(word);
     }
 
-    /// Goes on with the next instruction in the other half, by way of other tables, which have been and will be written; and
-    /// back, a few times.
+    /// Goes on with the next instruction in the other half, by way of other tables, which have been
+    /// and will be written; and back, a few times.
     fn go_on_elsewhere(&mut self) {
         let entry = 8 * self.choices.within(1, 5);
         let page = self.choices.pick(&[0, 4, 4]);
@@ -307,7 +308,8 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
             _ => self.choices.pick(&SUPERVISOR_CSRS),
         };
         let funct3 = self.choices.pick(&[1, 2, 2, 2, 3, 3, 5, 6, 7]);
-        // Trap vectors, tables and modes that a register happens to hold are the end of most guests.
+        // Trap vectors, tables and modes that a register happens to hold are the end of most
+        // guests.
         let fragile = matches!(number, STVEC | MTVEC | SATP | SSTATUS | MSTATUS | MEDELEG) && !self.choices.one_in(8);
         let (funct3, rs1) = if fragile { (2, 0) } else { (funct3, self.source()) };
         let rd = self.target();

@@ -6,8 +6,8 @@
 //!          handlers                 tables     three windows                constants
 //! ```
 //!
-//! RAM is mapped to itself for the supervisor, 1 GiB below for the user, and for the supervisor again in the upper half; all
-//! but page 0 may be written, and is.
+//! RAM is mapped to itself for the supervisor, 1 GiB below for the user, and for the supervisor
+//! again in the upper half; all but page 0 may be written, and is.
 
 use super::super::{
     MCAUSE, MEDELEG, MEPC, MIDELEG, MIE, MRET, MSTATUS, MTVEC, NET, RAM, SATP, SCAUSE, SEPC, SIE, SRET, SSTATUS, STVEC,
@@ -85,7 +85,8 @@ impl Assembly {
         self.put(&[auipc(rd, high), addi(rd, rd, low)]);
     }
 
-    /// Writes a register of a device whose registers begin where x5 says. `value` is below 2 GiB, or in RAM.
+    /// Writes a register of a device whose registers begin where x5 says. `value` is below 2 GiB,
+    /// or in RAM.
     fn register(&mut self, register: i32, value: u64) {
         let value = u32::try_from(value).unwrap().cast_signed();
         let low = (value << 20) >> 20;
@@ -105,7 +106,8 @@ struct TrapRegisters {
     back: u32,
 }
 
-/// Counts the trap, goes on behind what trapped, or somewhere else if it can't be fetched, and sets the pointers again.
+/// Counts the trap, goes on behind what trapped, or somewhere else if it can't be fetched, and sets
+/// the pointers again.
 fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     let shift_left = |rd, amount| i_type(0x13, 1, rd, rd, amount);
     let shift_right = |rd, amount| i_type(0x13, 5, rd, rd, amount);
@@ -114,8 +116,8 @@ fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     code.put(&[csrrs(26, registers.cause, 0), i_type(0x13, 7, 25, 26, 31), shift_left(25, 3)]);
     code.near(27, COUNTERS);
     code.put(&[add(27, 27, 25), load(3, 25, 27, 0), addi(25, 25, 1), store(3, 25, 27, 0)]);
-    // x24 goes through all values; x27 is the way to the user's window, if that is where the trap came from, and sometimes
-    // if it isn't.
+    // x24 goes through all values; x27 is the way to the user's window, if that is where the trap
+    // came from, and sometimes if it isn't.
     code.put(&[addi(27, 24, 0), shift_left(24, 2), add(24, 24, 27), addi(24, 24, 0x2b7)]);
     code.put(&[csrrs(27, registers.status, 0), shift_right(27, registers.previous), i_type(0x13, 7, 27, 27, 1)]);
     code.put(&[i_type(0x13, 4, 27, 27, 1), i_type(0x13, 5, 25, 24, 14), i_type(0x13, 7, 25, 25, 7)]);
@@ -126,7 +128,8 @@ fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     code.put(&[pointers]);
     let from_interrupt = code.words.len() - 1;
     code.put(&[csrrs(25, registers.epc, 0), addi(25, 25, 4)]);
-    // Instruction faults are 0, 1 and 12. Others lead elsewhere now and then, because the way may lead through zeros.
+    // Instruction faults are 0, 1 and 12. Others lead elsewhere now and then, because the way may
+    // lead through zeros.
     code.put(&[i_type(0x13, 3, 28, 26, 2), addi(26, 26, -12), branch(0, 26, 0, 20), branch(1, 28, 0, 16)]);
     code.put(&[i_type(0x13, 5, 28, 24, 9), i_type(0x13, 7, 28, 28, 3), branch(1, 28, 0, 4 * 8)]);
     code.near(25, CODE);

@@ -1,5 +1,5 @@
-//! How a backup joins: it gets the session, the guest's memory, its snapshot and the log from there on, asks its own arbiter
-//! about the primary, and accepts it.
+//! How a backup joins: it gets the session, the guest's memory, its snapshot and the log from there
+//! on, asks its own arbiter about the primary, and accepts it.
 
 use super::log::ReceivedLog;
 use super::mode::{Following, Mode, Pair, Stage};
@@ -15,8 +15,8 @@ use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Snapshot, TailOutput};
 use vm::OutputId;
 
-/// The greatest place in the log, and the greatest id of an output, at which a VM goes on here: none comes to half of what 64
-/// bits count, and behind it there are more than will ever be used.
+/// The greatest place in the log, and the greatest id of an output, at which a VM goes on here:
+/// none comes to half of what 64 bits count, and behind it there are more than will ever be used.
 const NUMBER_MAX: u64 = u64::MAX / 2;
 
 /// A backup that has a session, and hasn't accepted its primary.
@@ -39,8 +39,8 @@ pub(super) enum Progress {
     Restored(Box<ReceivedLog>),
 }
 
-/// Whether this side's arbiter knows the primary as the VM's owner. With two arbiters, or a directory that isn't the shared
-/// one, both sides could go on.
+/// Whether this side's arbiter knows the primary as the VM's owner. With two arbiters, or a
+/// directory that isn't the shared one, both sides could go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum OwnerCheck {
     /// The driver is asking.
@@ -130,8 +130,9 @@ impl BackupRole {
         self.actions.push_back(BackupAction::CheckOwner);
     }
 
-    /// The answer to [`BackupAction::CheckOwner`]: generation, node and kind of the latest claim are the primary's, or it is
-    /// refused. Who is accepted may be told the next moment that it protects the VM, and claim it.
+    /// The answer to [`BackupAction::CheckOwner`]: generation, node and kind of the latest claim
+    /// are the primary's, or it is refused. Who is accepted may be told the next moment that it
+    /// protects the VM, and claim it.
     pub fn handle_owner(&mut self, now_ns: u64, answer: LatestAnswer) {
         let retry_ns = now_ns.saturating_add(self.timing.claim_retry_ns);
         let Some(joining) = self.joining_mut().filter(|joining| joining.check == OwnerCheck::Asked) else { return };
@@ -172,8 +173,9 @@ impl BackupRole {
         }
     }
 
-    /// Accepts the primary, once the machine stands, the owner is checked and this side's log can be resumed: from then on
-    /// this side may be told that it protects the VM, may go live, and may die.
+    /// Accepts the primary, once the machine stands, the owner is checked and this side's log can
+    /// be resumed: from then on this side may be told that it protects the VM, may go live, and may
+    /// die.
     fn accept(&mut self, now_ns: u64) {
         let has_log = !self.disk_log.is_promised() || mutated(Mutation::AcceptOnPromise);
         let Mode::Listening(listening) = &mut self.mode else { return };
@@ -191,7 +193,8 @@ impl BackupRole {
         self.say(now_ns, &Message::Accepted);
     }
 
-    /// What comes before the log: the guest's memory, the outputs that may not have left, the rest of the machine.
+    /// What comes before the log: the guest's memory, the outputs that may not have left, the rest
+    /// of the machine.
     pub(super) fn receive_memory(&mut self, now_ns: u64, message: Message) {
         if let Message::Pages(pages) = message {
             self.actions.push_back(BackupAction::Pages(pages));
@@ -247,7 +250,8 @@ impl BackupRole {
         self.accept(now_ns);
     }
 
-    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
+    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may
+    /// come after a later one.
     pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
         self.disk_log = self.disk_log.max(disk_log);
         self.accept(now_ns);
@@ -262,8 +266,9 @@ impl BackupRole {
         is_restored && self.disk_log.is_promised()
     }
 
-    /// This side can't go on before its disk does, which has taken `written_bytes` so far. The primary is told, so that it
-    /// doesn't take this side for one that gets nowhere; a disk that itself gets nowhere ends the joining.
+    /// This side can't go on before its disk does, which has taken `written_bytes` so far. The
+    /// primary is told, so that it doesn't take this side for one that gets nowhere; a disk that
+    /// itself gets nowhere ends the joining.
     pub fn handle_disk_wait(&mut self, now_ns: u64, written_bytes: u64) {
         let timing = self.timing;
         let Some(joining) = self.joining_mut() else { return };

@@ -20,8 +20,8 @@ pub(super) struct ReceivedLog {
     count: InstructionCount,
     /// What the primary has been told of `consumed`, and when.
     reported: (LogSeq, u64),
-    /// The guest came to its end in the log. Whoever sets the end mark has sent the guest's last words; if the primary
-    /// didn't live to do it, this side does both.
+    /// The guest came to its end in the log. Whoever sets the end mark has sent the guest's last
+    /// words; if the primary didn't live to do it, this side does both.
     pub(super) guest_end: Option<StopReason>,
 }
 
@@ -75,7 +75,8 @@ impl ReceivedLog {
         assert!(self.consumed <= received, "cursors out of order: consumed {} received {received}", self.consumed);
     }
 
-    /// What the primary is to be told of what is consumed, if there is news and the last report is some time ago.
+    /// What the primary is to be told of what is consumed, if there is news and the last report is
+    /// some time ago.
     pub(super) fn report(&mut self, now_ns: u64) -> Option<Message> {
         let (reported, at_ns) = self.reported;
         if self.consumed == reported || now_ns.saturating_sub(at_ns) < CONSUMED_REPORT_NS {

@@ -1,4 +1,5 @@
-//! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins the pair's flag.
+//! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins
+//! the pair's flag.
 
 mod joining;
 mod log;
@@ -24,7 +25,8 @@ use mode::{Following, Listening, Mode, Stage, TakeOver};
 use unsent::UnsentOutputs;
 use vm::{InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// The most bytes that wait for a primary to read them: acknowledgements of a whole log buffer are less.
+/// The most bytes that wait for a primary to read them: acknowledgements of a whole log buffer are
+/// less.
 const OUTGOING_BYTES_MAX: usize = 8 << 20;
 
 /// What a backup's operator says about the VM beforehand.
@@ -49,7 +51,8 @@ pub enum BackupAction {
     Joined,
     /// These are pages of its RAM.
     Pages(Pages),
-    /// This is the rest of it: say [`BackupRole::handle_restored`] or [`BackupRole::handle_restore_failure`].
+    /// This is the rest of it: say [`BackupRole::handle_restored`] or
+    /// [`BackupRole::handle_restore_failure`].
     Restore(Snapshot),
     /// The primary holds its outputs for this backup now.
     Protected(Generation),
@@ -62,8 +65,8 @@ pub enum BackupAction {
     },
     /// Do a test-and-set and tell the role its answer.
     Claim(ClaimRequest),
-    /// The arbiter has lost the claim of the primary that is gone: whether it has won the pair's flag can't be known, so this
-    /// side waits. Told once.
+    /// The arbiter has lost the claim of the primary that is gone: whether it has won the pair's
+    /// flag can't be known, so this side waits. Told once.
     ClaimsLost(Generation),
     /// The flag is won and the log consumed: run the guest as this generation.
     GoLive(Generation),
@@ -86,8 +89,8 @@ pub enum BackupEnd {
         /// How the primary was lost.
         reason: LossReason,
     },
-    /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for another backup's place. Look for
-    /// a primary again.
+    /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for
+    /// another backup's place. Look for a primary again.
     NoPlace {
         /// What became of it.
         reason: LossReason,
@@ -156,7 +159,8 @@ pub struct BackupRole {
     unsent: UnsentOutputs,
     /// This side's log on disk.
     disk_log: DiskLogState,
-    /// The guest's clock, once the primary has said what it reads: before it says that it is protected.
+    /// The guest's clock, once the primary has said what it reads: before it says that it is
+    /// protected.
     clock: Option<PrimaryClock>,
     moments: BackupMoments,
 }
@@ -181,7 +185,8 @@ impl BackupRole {
         }
     }
 
-    /// The same, with the log on disk in this state before anything else is said of it; without it none is kept.
+    /// The same, with the log on disk in this state before anything else is said of it; without it
+    /// none is kept.
     #[must_use]
     pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
         Self { disk_log, ..self }
@@ -199,13 +204,15 @@ impl BackupRole {
         self.mode.log().map_or((LogSeq(0), LogSeq(0)), |log| (log.received(), log.consumed()))
     }
 
-    /// How many outputs were dropped from the tail because the primary never told that it had released them.
+    /// How many outputs were dropped from the tail because the primary never told that it had
+    /// released them.
     #[must_use]
     pub const fn tail_dropped(&self) -> u64 {
         self.unsent.dropped()
     }
 
-    /// The outputs that the primary may not have sent, oldest first: what the new owner has to send first.
+    /// The outputs that the primary may not have sent, oldest first: what the new owner has to send
+    /// first.
     pub fn take_tail(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
         self.unsent.take()
     }
@@ -223,7 +230,8 @@ impl BackupRole {
 
     /// The primary said something.
     pub fn handle_message(&mut self, now_ns: u64, message: Message) {
-        // What a lost primary had still in the wire is after the point where this side stopped acknowledging.
+        // What a lost primary had still in the wire is after the point where this side stopped
+        // acknowledging.
         let Mode::Listening(listening) = &mut self.mode else { return };
         listening.heard_ns = now_ns;
         match (message, &mut listening.stage) {
@@ -306,7 +314,8 @@ impl BackupRole {
         }
     }
 
-    /// Replay produced an output, as the primary did. It is kept until the primary is known to have put it out.
+    /// Replay produced an output, as the primary did. It is kept until the primary is known to have
+    /// put it out.
     pub fn handle_output(&mut self, id: OutputId, operation: OutputOperation) {
         self.unsent.keep(id, operation);
     }

@@ -1,4 +1,5 @@
-//! How a backup takes the VM over: it claims the pair's flag, consumes the rest of the log, and goes live.
+//! How a backup takes the VM over: it claims the pair's flag, consumes the rest of the log, and
+//! goes live.
 
 use super::mode::{Following, Listening, Mode, Stage, TakeOver, Then};
 use super::{BackupAction, BackupEnd, BackupRole};
@@ -56,9 +57,11 @@ impl BackupRole {
         let generation = claiming.request.generation;
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
-            // The flag before is another node's: this arbiter's owner isn't the primary that was followed.
+            // The flag before is another node's: this arbiter's owner isn't the primary that was
+            // followed.
             ClaimAnswer::Decided(Verdict::NotSuccessor(Some(holder))) => self.end(BackupEnd::Fenced { holder }),
-            // The primary's claim is gone. It makes it again if it lives; if not, nobody knows what else is lost.
+            // The primary's claim is gone. It makes it again if it lives; if not, nobody knows what
+            // else is lost.
             ClaimAnswer::Decided(Verdict::NotSuccessor(None)) => {
                 claiming.retry(now_ns, &self.timing);
                 if !core::mem::replace(has_told_claims_lost, true) {

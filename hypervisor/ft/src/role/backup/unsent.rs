@@ -5,8 +5,8 @@ use alloc::collections::VecDeque;
 use logchannel::message::Left;
 use vm::{OutputId, OutputOperation};
 
-/// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need not keep. Beyond them
-/// the oldest is dropped and counted.
+/// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need
+/// not keep. Beyond them the oldest is dropped and counted.
 const TAIL_BYTES_MAX: usize = 64 << 20;
 
 /// What an output costs in the tail beyond its bytes.

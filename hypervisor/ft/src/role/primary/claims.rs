@@ -38,10 +38,12 @@ impl PrimaryRole {
         }
     }
 
-    /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it ends the VM.
+    /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it
+    /// ends the VM.
     pub fn handle_retire(&mut self, now_ns: u64) {
         match &self.mode {
-            // Nothing of this incarnation has left. The log that it goes on from is whole, and can be resumed again.
+            // Nothing of this incarnation has left. The log that it goes on from is whole, and can
+            // be resumed again.
             Mode::Alone(_)
                 if self.is_resumed && self.disk_log.is_promised() && !mutated(Mutation::EndResumedOnPromise) =>
             {
@@ -80,8 +82,9 @@ impl PrimaryRole {
         self.stop.get_or_insert(Stop { end: PrimaryEnd::Retired, words_until_ns: now_ns });
     }
 
-    /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes on at its backup, and one
-    /// whose log is on disk keeps its claim, so that it can be resumed. Any other VM ends as by [`PrimaryRole::handle_retire`].
+    /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes
+    /// on at its backup, and one whose log is on disk keeps its claim, so that it can be resumed.
+    /// Any other VM ends as by [`PrimaryRole::handle_retire`].
     pub fn handle_leave(&mut self, now_ns: u64) {
         match &self.mode {
             Mode::Alone(_) | Mode::Claiming(_)
@@ -154,8 +157,8 @@ impl PrimaryRole {
         }
     }
 
-    /// A guest that has ended leaves its end mark, once its last words are out and the backup knows that this is no failure:
-    /// nobody sends anything any more who finds the mark.
+    /// A guest that has ended leaves its end mark, once its last words are out and the backup knows
+    /// that this is no failure: nobody sends anything any more who finds the mark.
     pub(super) fn end_if_stopped(&mut self, now_ns: u64) {
         if !self.has_said_last_words(now_ns) {
             return;
@@ -171,8 +174,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether the VM is to end, and all that the guest has sent has left, or has had its time to: a VM whose network is gone
-    /// ends too.
+    /// Whether the VM is to end, and all that the guest has sent has left, or has had its time to:
+    /// a VM whose network is gone ends too.
     fn has_said_last_words(&self, now_ns: u64) -> bool {
         self.stop.as_ref().is_some_and(|stop| self.gate.has_all_left() || now_ns >= stop.words_until_ns)
     }

@@ -1,4 +1,5 @@
-//! How a backup comes to a running guest: its memory is copied while it runs on, then the rest under a short pause.
+//! How a backup comes to a running guest: its memory is copied while it runs on, then the rest
+//! under a short pause.
 //!
 //! ```text
 //!   asked      nothing yet                                     the guest runs on
@@ -6,8 +7,8 @@
 //!              the rest, tail outputs, the machine's state     the guest stands still
 //!   restoring  the log from there on                           the guest runs on; nothing is held yet
 //! ```
-//! The driver copies with a [`SnapshotCopy`] that the role lends it, so that heartbeats and everything else that needs the role
-//! don't wait for the copying.
+//! The driver copies with a [`SnapshotCopy`] that the role lends it, so that heartbeats and
+//! everything else that needs the role don't wait for the copying.
 //!
 //! Source: Scales et al. 2010, §2.3.
 
@@ -59,8 +60,9 @@ pub struct SnapshotCopy {
 }
 
 impl SnapshotCopy {
-    /// Copies a piece of the memory of `machine` or, when little is left, all that is left and the rest of the machine's state.
-    /// Give the copy back with [`PrimaryRole::handle_copy`](super::PrimaryRole::handle_copy) before the guest runs on.
+    /// Copies a piece of the memory of `machine` or, when little is left, all that is left and the
+    /// rest of the machine's state. Give the copy back with
+    /// [`PrimaryRole::handle_copy`](super::PrimaryRole::handle_copy) before the guest runs on.
     ///
     /// The machine must have consumed all that was appended, and its outputs must have been taken.
     pub fn copy_piece(&mut self, machine: &mut Machine) {

@@ -1,7 +1,7 @@
 //! Bounded lag: a primary whose backup replays too slowly is slowed, and at last stopped.
 //!
-//! The lag is the age of the oldest entry that the backup hasn't consumed: how much of the guest's life a failover would have
-//! to catch up on. Source: Scales et al. 2010, §3.2.
+//! The lag is the age of the oldest entry that the backup hasn't consumed: how much of the guest's
+//! life a failover would have to catch up on. Source: Scales et al. 2010, §3.2.
 
 use alloc::collections::VecDeque;
 use logchannel::entry::LogSeq;
@@ -24,13 +24,15 @@ pub(super) struct LagControl {
     bound_ns: u64,
     /// Places in the log and when it had grown up to them, oldest first: those not yet consumed.
     marks: VecDeque<(LogSeq, u64)>,
-    /// All entries below this one are consumed, or below the last mark: a log that hasn't grown gets no new mark.
+    /// All entries below this one are consumed, or below the last mark: a log that hasn't grown
+    /// gets no new mark.
     counted: LogSeq,
     /// All entries below this one are consumed.
     consumed: LogSeq,
     lag_ns: u64,
     share: u32,
-    /// Up to this share the guest gets its time back quickly: half of what it had before it was slowed last.
+    /// Up to this share the guest gets its time back quickly: half of what it had before it was
+    /// slowed last.
     quick_up_to: u32,
     /// The share is being taken away, and the lag hasn't been small since.
     slowing: bool,
@@ -38,12 +40,14 @@ pub(super) struct LagControl {
     corrected_ns: u64,
     /// Entries that the backup had still to consume at the last correction.
     corrected_backlog: u64,
-    /// While the guest is stopped: what the backup had consumed when it last consumed something, and when that was.
+    /// While the guest is stopped: what the backup had consumed when it last consumed something,
+    /// and when that was.
     stuck: Option<(LogSeq, u64)>,
 }
 
 impl LagControl {
-    /// At full speed, of a backup that begins at `first`; no lag beyond `bound_ns` nanoseconds is wanted.
+    /// At full speed, of a backup that begins at `first`; no lag beyond `bound_ns` nanoseconds is
+    /// wanted.
     pub(super) const fn new(bound_ns: u64, first: LogSeq) -> Self {
         Self {
             bound_ns,
@@ -96,11 +100,13 @@ impl LagControl {
             return;
         }
         self.corrected_ns = now_ns;
-        // Not the lag, which grows as long as the backup is at what was done before the guest was slowed.
+        // Not the lag, which grows as long as the backup is at what was done before the guest was
+        // slowed.
         let backlog = self.counted.0 - self.consumed.0;
         let grows = backlog >= core::mem::replace(&mut self.corrected_backlog, backlog);
-        // What a slow backup has not done yet takes it many times as long as it took the guest: halve at once. A backup that was
-        // only away for a moment is as fast as before: double up to where it is likely to keep up, and only then go slowly.
+        // What a slow backup has not done yet takes it many times as long as it took the guest:
+        // halve at once. A backup that was only away for a moment is as fast as before: double up
+        // to where it is likely to keep up, and only then go slowly.
         if self.lag_ns > self.bound_ns && grows {
             if !core::mem::replace(&mut self.slowing, true) {
                 self.quick_up_to = self.share / 2;
@@ -123,7 +129,8 @@ impl LagControl {
         self.stopped
     }
 
-    /// For how long the guest has been stopped for a backup that has consumed nothing meanwhile, in nanoseconds.
+    /// For how long the guest has been stopped for a backup that has consumed nothing meanwhile, in
+    /// nanoseconds.
     pub(super) fn stuck_ns(&self, now_ns: u64) -> u64 {
         self.stuck.map_or(0, |(_, since_ns)| now_ns.saturating_sub(since_ns))
     }
@@ -147,7 +154,8 @@ mod tests {
         lag_max_ns: u64,
     }
 
-    /// A guest that makes one entry a millisecond at full speed, and a backup that consumes `permille` of one.
+    /// A guest that makes one entry a millisecond at full speed, and a backup that consumes
+    /// `permille` of one.
     fn run(permille: u64, ms: u64) -> Run {
         run_with(|_| permille, ms)
     }

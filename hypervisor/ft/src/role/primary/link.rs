@@ -13,7 +13,8 @@ const FLUSH_BYTES: usize = 64 << 10;
 /// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
 const FLUSH_NS: u64 = 10_000_000;
 
-/// The longest from one message about the guest's clock to the next, in nanoseconds: under load there are no heartbeats.
+/// The longest from one message about the guest's clock to the next, in nanoseconds: under load
+/// there are no heartbeats.
 const CLOCK_NS: u64 = 1_000_000_000;
 
 /// What means something only while somebody is at the other end of the channel.
@@ -25,7 +26,8 @@ pub(super) struct Link {
     pub(super) spoke_ns: u64,
     /// When the backup last took memory, or acknowledged something, or had nothing to acknowledge.
     pub(super) progress_ns: u64,
-    /// When the backup was last told what the guest's clock reads; `None` if it is to be told at once.
+    /// When the backup was last told what the guest's clock reads; `None` if it is to be told at
+    /// once.
     pub(super) clock_told_ns: Option<u64>,
 }
 
@@ -46,7 +48,8 @@ impl Link {
         message.encode(&mut self.outgoing);
     }
 
-    /// Whether the backup must hear something, so that it doesn't take this side for lost or its clock for right.
+    /// Whether the backup must hear something, so that it doesn't take this side for lost or its
+    /// clock for right.
     pub(super) fn is_clock_due(&self, now_ns: u64, heartbeat_ns: u64) -> bool {
         now_ns.saturating_sub(self.spoke_ns) >= heartbeat_ns
             || self.clock_told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CLOCK_NS)
@@ -62,8 +65,8 @@ impl Link {
 
 /// The log as a backup gets it, from its snapshot on.
 ///
-/// Invariant: `consumed <= acked <= sent <= appended`. The sender asserts its three cursors; what the backup reports is checked
-/// before it counts.
+/// Invariant: `consumed <= acked <= sent <= appended`. The sender asserts its three cursors; what
+/// the backup reports is checked before it counts.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Stream {
     sender: LogSender,

@@ -1,4 +1,5 @@
-//! The primary: it runs the guest, streams the log, and lets nothing out that the backup hasn't acknowledged.
+//! The primary: it runs the guest, streams the log, and lets nothing out that the backup hasn't
+//! acknowledged.
 
 mod claims;
 mod join;
@@ -27,8 +28,8 @@ use mode::Mode;
 use standing::Standing;
 use vm::{OutputId, OutputOperation, StopReason};
 
-/// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or its log buffer, that is
-/// slow.
+/// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or
+/// its log buffer, that is slow.
 const OUTGOING_BYTES_MAX: usize = 8 << 20;
 
 /// What a primary asks its driver to do.
@@ -38,9 +39,11 @@ pub enum PrimaryAction {
     Claim(ClaimRequest),
     /// Ask the arbiter for the VM's latest claim, and say [`PrimaryRole::handle_latest`].
     Look,
-    /// Do a test-and-set of a flag that the arbiter has lost, and say [`PrimaryRole::handle_refill`].
+    /// Do a test-and-set of a flag that the arbiter has lost, and say
+    /// [`PrimaryRole::handle_refill`].
     Refill(ClaimRequest),
-    /// The arbiter doesn't know this owner's claim any more; the latest that it knows is this. The flags are claimed again.
+    /// The arbiter doesn't know this owner's claim any more; the latest that it knows is this. The
+    /// flags are claimed again.
     ClaimsLost {
         /// Its latest flag, if it has any.
         latest: Option<Generation>,
@@ -49,15 +52,16 @@ pub enum PrimaryAction {
     ClaimsRestored(Generation),
     /// The arbiter says that this node owns the VM as this generation, though a LAN refuses it.
     Confirmed(Generation),
-    /// The pair of this generation has broken after the arbiter had lost its claims: the backup may own the VM, so this node
-    /// stands still.
+    /// The pair of this generation has broken after the arbiter had lost its claims: the backup may
+    /// own the VM, so this node stands still.
     Stranded(Generation),
     /// Drop the connection to the backup.
     CloseChannel {
         /// Why.
         reason: LossReason,
     },
-    /// This node owns the VM alone now, as this generation: whoever attaches to the network next says so.
+    /// This node owns the VM alone now, as this generation: whoever attaches to the network next
+    /// says so.
     Owner(Generation),
     /// The pair is complete: the guest may run.
     Protected(Generation),
@@ -74,11 +78,14 @@ pub enum PrimaryEnd {
     GuestStopped(StopReason),
     /// The operator ended a VM without backup; the arbiter has the end mark.
     Retired,
-    /// The operator ended a primary that couldn't know whether its backup owns the VM. There is no end mark.
+    /// The operator ended a primary that couldn't know whether its backup owns the VM. There is no
+    /// end mark.
     Stranded,
-    /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be resumed.
+    /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be
+    /// resumed.
     Left,
-    /// The operator ended `--resume` before it had a log of its own. There is no end mark: the VM can be resumed again.
+    /// The operator ended `--resume` before it had a log of its own. There is no end mark: the VM
+    /// can be resumed again.
     Interrupted,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
@@ -95,7 +102,8 @@ struct Stop {
     words_until_ns: u64,
 }
 
-/// What a predecessor leaves to the primary that takes over: a backup that goes live, or a log that is resumed.
+/// What a predecessor leaves to the primary that takes over: a backup that goes live, or a log that
+/// is resumed.
 #[derive(Clone, Debug)]
 pub struct Inheritance {
     /// The guest's clock goes on as this, which isn't below the last logged value.
@@ -174,14 +182,16 @@ impl PrimaryRole {
         Self::new(Mode::AwaitingBackup(None), node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
-    /// A primary that owns generation `session.generation` by a won claim and runs alone from the start.
+    /// A primary that owns generation `session.generation` by a won claim and runs alone from the
+    /// start.
     #[must_use]
     pub fn alone(node: NodeId, session: SessionHeader, timing: Timing) -> Self {
         Self::new(Mode::Alone(None), node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
-    /// Takes over from a predecessor as generation `session.generation`. The tail waits until this side's log on disk has
-    /// all entries below `first`, because the death of both sides would take back what depends on them.
+    /// Takes over from a predecessor as generation `session.generation`. The tail waits until this
+    /// side's log on disk has all entries below `first`, because the death of both sides would take
+    /// back what depends on them.
     #[must_use]
     pub fn gone_live(node: NodeId, session: SessionHeader, timing: Timing, inheritance: Inheritance) -> Self {
         let Inheritance { clock, first, next_output, tail, disk_log } = inheritance;
@@ -201,7 +211,8 @@ impl PrimaryRole {
         Self { is_resumed: true, ..role }
     }
 
-    /// The same, with the log on disk in this state before anything else is said of it; without it none is kept.
+    /// The same, with the log on disk in this state before anything else is said of it; without it
+    /// none is kept.
     #[must_use]
     pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
         Self { disk_log, ..self }
@@ -263,8 +274,8 @@ impl PrimaryRole {
         matches!(self.mode, Mode::AwaitingBackup(_))
     }
 
-    /// Whether the guest may run now: not before the first backup has come, not when the gate or the channel is full, not
-    /// while its backup is far behind, not when it is to end.
+    /// Whether the guest may run now: not before the first backup has come, not when the gate or
+    /// the channel is full, not while its backup is far behind, not when it is to end.
     #[must_use]
     pub fn may_run(&self) -> bool {
         let is_allowed = match &self.mode {
@@ -282,9 +293,9 @@ impl PrimaryRole {
         &self.clock
     }
 
-    /// Whether the guest's clock stands, because the VM is paused: it hasn't started, or it waits for the arbiter. A guest that
-    /// is slowed or stopped because its backup, the channel or the gate can't take more isn't paused, and neither is a VM in
-    /// an ordinary failover.
+    /// Whether the guest's clock stands, because the VM is paused: it hasn't started, or it waits
+    /// for the arbiter. A guest that is slowed or stopped because its backup, the channel or the
+    /// gate can't take more isn't paused, and neither is a VM in an ordinary failover.
     #[must_use]
     pub fn clock_stands(&self, now_ns: u64) -> bool {
         match &self.mode {
@@ -306,8 +317,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`]: less while its backup is
-    /// behind.
+    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`]: less while its
+    /// backup is behind.
     #[must_use]
     pub const fn share(&self) -> u32 {
         match &self.mode {
@@ -346,7 +357,8 @@ impl PrimaryRole {
         self.look_if_due(now_ns);
         self.ask_again_if_due(now_ns);
         self.flush_if_due(now_ns);
-        // Not only with heartbeats: under load there are none, and what isn't told is put out again at go-live.
+        // Not only with heartbeats: under load there are none, and what isn't told is put out again
+        // at go-live.
         self.tell_left();
         self.correct_lag(now_ns);
         self.end_if_stopped(now_ns);
@@ -372,8 +384,9 @@ impl PrimaryRole {
 
     /// Tells the backup what the guest's clock reads, and with that that this side is still here.
     ///
-    /// It runs as soon as the role lets it, though the vCPU thread may start it a moment later: a primary that dies in that
-    /// moment would leave a clock behind that stands, and cost the guest the whole failover.
+    /// It runs as soon as the role lets it, though the vCPU thread may start it a moment later: a
+    /// primary that dies in that moment would leave a clock behind that stands, and cost the guest
+    /// the whole failover.
     fn tell_clock(&mut self, now_ns: u64) {
         let clock = Message::Clock { ticks: self.clock.ticks(now_ns), runs: !self.clock_stands(now_ns) };
         if let Some(link) = self.mode.link_mut() {

@@ -19,8 +19,8 @@ pub(super) enum Mode {
     Protected(Box<Backup>),
     /// Asks for the pair's flag, and nobody is at the other end any more. Outputs are held.
     Claiming(Claiming),
-    /// Asks for the pair's flag as the end mark of a guest that has ended, while the backup, which has the whole log, is told
-    /// what leaves. Nobody waits for it any more.
+    /// Asks for the pair's flag as the end mark of a guest that has ended, while the backup, which
+    /// has the whole log, is told what leaves. Nobody waits for it any more.
     MarkingEnd(Claiming, Box<Backup>),
     /// Over. These bytes still have to go to the backup.
     Ended(Vec<u8>),
@@ -38,8 +38,8 @@ pub(super) struct Joiner {
 pub(super) struct Backup {
     pub(super) link: Link,
     pub(super) stream: Stream,
-    /// Outputs of entries before this may leave: they weren't held before the pair was protected, or the backup has
-    /// acknowledged them since.
+    /// Outputs of entries before this may leave: they weren't held before the pair was protected,
+    /// or the backup has acknowledged them since.
     pub(super) settled: LogSeq,
 }
 
@@ -52,10 +52,12 @@ impl Backup {
         if mutated(Mutation::ReleaseOnSend) { self.stream.sent() } else { self.stream.acked() }
     }
 
-    /// Asserts `released <= settled <= sent`, of outputs that have been released up to those of entries before `released`.
+    /// Asserts `released <= settled <= sent`, of outputs that have been released up to those of
+    /// entries before `released`.
     ///
     /// # Panics
-    /// If an output was released that the Output Rule holds: our own bug, as the backup's numbers were checked before.
+    /// If an output was released that the Output Rule holds: our own bug, as the backup's numbers
+    /// were checked before.
     pub(super) fn check_released(&self, released: LogSeq) {
         let is_broken_on_purpose =
             [Mutation::TellBeforeHolding, Mutation::ReleaseOnSend, Mutation::SkipOutputRule].into_iter().any(mutated);

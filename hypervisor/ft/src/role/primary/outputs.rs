@@ -60,8 +60,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all; if a log is kept on disk,
-    /// only what it has too.
+    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all;
+    /// if a log is kept on disk, only what it has too.
     pub(super) fn release(&mut self, now_ns: u64) {
         let allowed = match &self.mode {
             Mode::Alone(_) => self.appended,
@@ -72,7 +72,8 @@ impl PrimaryRole {
         self.check_released();
     }
 
-    /// Asserts that what has been released is in the log and, of a protected pair, in that of its backup.
+    /// Asserts that what has been released is in the log and, of a protected pair, in that of its
+    /// backup.
     pub(super) fn check_released(&self) {
         let released = self.gate.released();
         assert!(released <= self.appended, "cursors out of order: released {released} appended {}", self.appended);
@@ -81,7 +82,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may come after a later one.
+    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may
+    /// come after a later one.
     pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
         self.disk_log = self.disk_log.max(disk_log);
         self.release(now_ns);
@@ -103,7 +105,8 @@ impl PrimaryRole {
         self.gate.carried(next);
     }
 
-    /// The network is there (again) and has carried all frames below `next`: what follows is to be taken again.
+    /// The network is there (again) and has carried all frames below `next`: what follows is to be
+    /// taken again.
     pub fn handle_attachment(&mut self, next: OutputId) {
         self.gate.send_again(next);
     }

@@ -40,8 +40,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether a backup of `vm` that may not join now may later: there is one already, or it is open for the moment whether this
-    /// node owns the VM.
+    /// Whether a backup of `vm` that may not join now may later: there is one already, or it is
+    /// open for the moment whether this node owns the VM.
     #[must_use]
     pub fn may_take_backup_later(&self, vm: &VmId) -> bool {
         let is_taken = self.mode.has_backup() || self.mode.claiming().is_some();
@@ -59,7 +59,8 @@ impl PrimaryRole {
         if let Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) = &mut self.mode {
             *joiner = Some(Box::new(Joiner { link, join: Join::asked() }));
         }
-        // The backup asks its arbiter the same: a claim that is lost is better found before it does.
+        // The backup asks its arbiter the same: a claim that is lost is better found before it
+        // does.
         self.look();
         Ok(())
     }
@@ -70,14 +71,16 @@ impl PrimaryRole {
         self.mode.joiner().is_some_and(|joiner| joiner.join.is_copying())
     }
 
-    /// Whether the driver is to say [`PrimaryRole::poll_copy`]: a backup needs memory, and the channel has room.
+    /// Whether the driver is to say [`PrimaryRole::poll_copy`]: a backup needs memory, and the
+    /// channel has room.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.mode.joiner().is_some_and(|joiner| joiner.join.wants_copy(joiner.link.outgoing.len()))
     }
 
-    /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and then says
-    /// [`PrimaryRole::handle_copy`]. It takes a while, in which the role can do everything else.
+    /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and
+    /// then says [`PrimaryRole::handle_copy`]. It takes a while, in which the role can do
+    /// everything else.
     pub fn poll_copy(&mut self) -> Option<SnapshotCopy> {
         if !self.wants_copy() {
             return None;
@@ -88,8 +91,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The driver has copied a piece. If it was the last, the snapshot stands at the end of the log, and has all outputs that
-    /// aren't known to have left.
+    /// The driver has copied a piece. If it was the last, the snapshot stands at the end of the
+    /// log, and has all outputs that aren't known to have left.
     ///
     /// A backup that has been lost meanwhile needs it no more, and its successor begins anew.
     pub fn handle_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
@@ -102,7 +105,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody else waits for.
+    /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody
+    /// else waits for.
     pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
         if let Some(mut copy) = self.poll_copy() {
             copy.copy_piece(machine);
@@ -110,8 +114,8 @@ impl PrimaryRole {
         }
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy for a backup that joins is concerned: `None` if it has
-    /// to stand still until more is copied.
+    /// How many of `steps` steps the guest may run now, as far as the copy for a backup that joins
+    /// is concerned: `None` if it has to stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         match self.mode.joiner().map(|joiner| &joiner.join) {
@@ -133,13 +137,15 @@ impl PrimaryRole {
             }
         }
         link.put(&Message::Snapshot(Snapshot { seq, digest, state }));
-        // What the backup can't know of, it gets from here on; what it knows of, it keeps until it is told.
+        // What the backup can't know of, it gets from here on; what it knows of, it keeps until it
+        // is told.
         *join = Join::Restoring(Stream::new(self.appended, self.gate.left(), self.timing.lag_bound_ns));
     }
 
     /// The backup said something.
     pub fn handle_message(&mut self, now_ns: u64, message: Message) {
-        // A primary that was suspended finds old acknowledgements in its socket. The backup may have gone live since.
+        // A primary that was suspended finds old acknowledgements in its socket. The backup may
+        // have gone live since.
         self.lose_overdue_backup(now_ns);
         // Late words of a backup that is lost already, or isn't waited for any more.
         let Some(link) = self.mode.link_mut() else { return };
@@ -171,8 +177,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The backup on its way has accepted this side: from here on outputs are held, and only after that is it told that it may
-    /// claim.
+    /// The backup on its way has accepted this side: from here on outputs are held, and only after
+    /// that is it told that it may claim.
     fn protect(&mut self, now_ns: u64) {
         // What has left unheld, the backup must have before it may claim.
         self.handle_flush(now_ns);
@@ -241,17 +247,20 @@ impl PrimaryRole {
         if silent_ns >= self.timing.failure_timeout_ns {
             return Some(LossReason::Silent { side: LostSide::Backup, for_ms: silent_ns / 1_000_000 });
         }
-        // One that lives and gets nowhere would keep its place from others, and outputs from their receivers.
+        // One that lives and gets nowhere would keep its place from others, and outputs from their
+        // receivers.
         let stuck_ns = now_ns.saturating_sub(link.progress_ns);
         if is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
             return Some(LossReason::Stuck { for_ms: stuck_ns / 1_000_000 });
         }
-        // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for ever.
+        // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for
+        // ever.
         (not_replaying_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay))
             .then_some(LossReason::ReplaysNothing { for_ms: not_replaying_ns / 1_000_000 })
     }
 
-    /// What waits for the channel is dropped with it: nobody will read it, and whoever wins goes on alone.
+    /// What waits for the channel is dropped with it: nobody will read it, and whoever wins goes on
+    /// alone.
     pub(super) fn lose_backup(&mut self, reason: LossReason) {
         if !self.mode.has_backup() {
             return;

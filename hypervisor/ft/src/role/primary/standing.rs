@@ -1,23 +1,26 @@
-//! How the owner's claim stands at the arbiter: an owner looks after it, and makes it again if the arbiter has lost it.
+//! How the owner's claim stands at the arbiter: an owner looks after it, and makes it again if the
+//! arbiter has lost it.
 //!
 //! ```text
 //!   sound ──look: own claim missing──► lost ──every missing flag claimed, ascending──► sound
 //!                                       │
 //!                                       └──flag G-1, or one behind it, is another node's──► Fenced
 //! ```
-//! An owner of generation G holds flag G-1. Its claims may vanish: a directory is cleaned, an arbiter is restored from an
-//! older state. Absence fences nobody, as it may be the only live VM that is asked for. The flags are claimed again from the
-//! first missing one on, because a start that finds none claims the first: so both ask for the same flag, and one gets it.
-//! A lower flag that another node has doesn't fence: the LAN serves the greater generation, and the other node finds at its
-//! own look that it is fenced.
+//! An owner of generation G holds flag G-1. Its claims may vanish: a directory is cleaned, an
+//! arbiter is restored from an older state. Absence fences nobody, as it may be the only live VM
+//! that is asked for. The flags are claimed again from the first missing one on, because a start
+//! that finds none claims the first: so both ask for the same flag, and one gets it. A lower flag
+//! that another node has doesn't fence: the LAN serves the greater generation, and the other node
+//! finds at its own look that it is fenced.
 //!
-//! The flags before its own it claims under another name. A backup of a pair that the owner outlived may still be asking for
-//! flag G-1, with the owner's node as its predecessor: if it found that node at flag G-2, it would win what the owner holds.
+//! The flags before its own it claims under another name. A backup of a pair that the owner
+//! outlived may still be asking for flag G-1, with the owner's node as its predecessor: if it found
+//! that node at flag G-2, it would win what the owner holds.
 //!
-//! The flag G is another matter. A backup that was told that it protects the VM may have won it in the history that was
-//! lost, and run. So the primary claims it afterwards only if no backup was told, or if its backup has acknowledged an entry
-//! that was appended after the flags were there again: it hadn't claimed then. If the pair breaks before, the primary
-//! stands still.
+//! The flag G is another matter. A backup that was told that it protects the VM may have won it in
+//! the history that was lost, and run. So the primary claims it afterwards only if no backup was
+//! told, or if its backup has acknowledged an entry that was appended after the flags were there
+//! again: it hadn't claimed then. If the pair breaks before, the primary stands still.
 
 use super::mode::Mode;
 use super::{PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -68,8 +71,8 @@ enum Doubt {
     Until(LogSeq),
 }
 
-/// The name under which an owner makes the flags before its own again: nobody knows it, so nobody names it as its predecessor.
-/// The stand-in of a stand-in is the node itself.
+/// The name under which an owner makes the flags before its own again: nobody knows it, so nobody
+/// names it as its predecessor. The stand-in of a stand-in is the node itself.
 #[must_use]
 pub const fn stand_in(node: NodeId) -> NodeId {
     NodeId(!node.0)
@@ -132,8 +135,8 @@ impl PrimaryRole {
         }
     }
 
-    /// A LAN refuses this owner. What counts is the arbiter's answer: another owner's claim ends this one, and its own is told,
-    /// because the LAN or its operator is then wrong.
+    /// A LAN refuses this owner. What counts is the arbiter's answer: another owner's claim ends
+    /// this one, and its own is told, because the LAN or its operator is then wrong.
     pub fn handle_refusal(&mut self) {
         self.standing.is_questioned = true;
         self.look();
@@ -156,8 +159,8 @@ impl PrimaryRole {
                 true => {}
                 false => self.fence(now_ns, holder),
             },
-            // The claim of the pair's flag that is on its way must not find the flag before made again: it was asked when the
-            // backup might have won already. Its answer tells.
+            // The claim of the pair's flag that is on its way must not find the flag before made
+            // again: it was asked when the backup might have won already. Its answer tells.
             _ if self.is_claim_asked() => {}
             latest => {
                 self.lose_claims(latest.as_ref());
@@ -249,7 +252,8 @@ impl PrimaryRole {
         self.tell_if_stranded();
     }
 
-    /// The arbiter answers the claim of the pair's flag with that this node doesn't hold the one before.
+    /// The arbiter answers the claim of the pair's flag with that this node doesn't hold the one
+    /// before.
     pub(super) fn claim_refused(&mut self, now_ns: u64, holder: Option<Claim>) {
         if let Some(holder) = holder.filter(|holder| holder.node != self.node) {
             return self.fence(now_ns, holder);
@@ -268,8 +272,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The pair has broken, and the backup may have won its flag in the history that the arbiter has lost: this node must
-    /// not go on, and waits for an operator or for the backup's claim.
+    /// The pair has broken, and the backup may have won its flag in the history that the arbiter
+    /// has lost: this node must not go on, and waits for an operator or for the backup's claim.
     #[must_use]
     pub fn is_stranded(&self) -> bool {
         self.mode.claiming().is_some() && self.standing.doubt.is_some() && !mutated(Mutation::ClaimInDoubt)

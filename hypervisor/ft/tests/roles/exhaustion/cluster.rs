@@ -1,4 +1,5 @@
-//! One VM's life, in rounds: pair after pair, with what the script does to them and the deaths that a run adds.
+//! One VM's life, in rounds: pair after pair, with what the script does to them and the deaths that
+//! a run adds.
 
 use super::backup::Backup;
 use super::guest::{Guest, STEPS};
@@ -26,13 +27,16 @@ const TIMING: Timing = Timing {
 /// What one round takes.
 const ROUND_NS: u64 = 2 * MS;
 
-/// Rounds from the loss of a backup to the next one's coming, and of the VM's start to the first one's.
+/// Rounds from the loss of a backup to the next one's coming, and of the VM's start to the first
+/// one's.
 const JOIN_AFTER: u32 = 8;
 
-/// Rounds for which frames of a torn host stray about: so long that its successor attaches before they arrive.
+/// Rounds for which frames of a torn host stray about: so long that its successor attaches before
+/// they arrive.
 const STRAY_ROUNDS: u32 = 14;
 
-/// Rounds in which any run ends: the guest's steps, and some dozens for each of the deaths and of what the script does.
+/// Rounds in which any run ends: the guest's steps, and some dozens for each of the deaths and of
+/// what the script does.
 const ROUNDS_MAX: u32 = 600;
 
 /// What the script does when the guest has come so far and a backup protects it.
@@ -281,7 +285,8 @@ impl Cluster {
         self.link.cut();
     }
 
-    /// A primary that has been succeeded hears what is left in its channel, notices, asks, and is fenced.
+    /// A primary that has been succeeded hears what is left in its channel, notices, asks, and is
+    /// fenced.
     fn stale_turn(&mut self) {
         let Some((primary, link)) = &mut self.stale else { return };
         link.round();

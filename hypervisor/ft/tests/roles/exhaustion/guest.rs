@@ -1,4 +1,5 @@
-//! The guest: a function of its log, and a machine that writes its memory meanwhile, so that there is something to copy.
+//! The guest: a function of its log, and a machine that writes its memory meanwhile, so that there
+//! is something to copy.
 
 use crate::world::{STEPS_PER_PAGE, machine, writing_guest};
 use logchannel::entry::{EntryBody, Generation, LogEntry};
@@ -78,7 +79,8 @@ impl Story {
         ROUND[self.steps % ROUND.len()]
     }
 
-    /// What the guest sends if this is where it sends something: its place among its kind, and all that it is a function of.
+    /// What the guest sends if this is where it sends something: its place among its kind, and all
+    /// that it is a function of.
     fn output(&self) -> OutputOperation {
         let is_frame = self.step() == Step::Frame;
         let place = if is_frame { self.frames } else { self.outputs.len() as u64 - self.frames };

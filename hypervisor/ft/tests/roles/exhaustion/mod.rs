@@ -1,6 +1,6 @@
-//! A run of a few hundred entries, in which the primary, then the backup, dies before and after every append, send, receive,
-//! ack, release, claim and whatever else is one step of either: by its process, or by its host in the middle of a frame or
-//! with all that was under way.
+//! A run of a few hundred entries, in which the primary, then the backup, dies before and after
+//! every append, send, receive, ack, release, claim and whatever else is one step of either: by its
+//! process, or by its host in the middle of a frame or with all that was under way.
 //!
 //! ```text
 //!   run      the script alone: joins, a lost LAN, a cut that the primary survives, one that the backup survives, the end.
@@ -8,11 +8,12 @@
 //!   for each point, victim and fate     the same run up to there, and on without the victim: the other side goes on, alone
 //!            or by going live, a new backup joins, the guest comes to its end.
 //! ```
-//! Whatever dies when, each generation has one owner; nothing leaves before the backup has its entry, unless its sender is alone
-//! by a won claim; the LAN carries every frame once and in order, and each word is on the console, again only if a
-//! successor hadn't heard that it had left; no packet is lost or logged twice; every log goes on from what anybody knows of it;
-//! and the guest comes to its end in a bounded number of rounds, unless its owner died with nobody to succeed it. Asserted
-//! where it happens, in the modules of this test.
+//! Whatever dies when, each generation has one owner; nothing leaves before the backup has its
+//! entry, unless its sender is alone by a won claim; the LAN carries every frame once and in order,
+//! and each word is on the console, again only if a successor hadn't heard that it had left; no
+//! packet is lost or logged twice; every log goes on from what anybody knows of it; and the guest
+//! comes to its end in a bounded number of rounds, unless its owner died with nobody to succeed it.
+//! Asserted where it happens, in the modules of this test.
 
 mod backup;
 mod cluster;

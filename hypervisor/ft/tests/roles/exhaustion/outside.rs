@@ -1,4 +1,5 @@
-//! What is around both sides and outlives them: the LAN, the console's reader, the arbiter; and what they have seen.
+//! What is around both sides and outlives them: the LAN, the console's reader, the arbiter; and
+//! what they have seen.
 
 use super::guest::Story;
 use super::points::Points;
@@ -31,7 +32,8 @@ pub(super) struct Outside {
     has_left: Vec<bool>,
     /// What backups were told to have left.
     told: Left,
-    /// So many entries of the log, with this digest, have become known by what they made the guest send.
+    /// So many entries of the log, with this digest, have become known by what they made the guest
+    /// send.
     known: (usize, u64),
     pub(super) owners: BTreeMap<Generation, NodeId>,
 }
@@ -75,8 +77,8 @@ impl Outside {
         }
     }
 
-    /// A word is written to the console. Each is read at least once; again only when a successor that hadn't heard that it
-    /// had left writes it, and it is the same then.
+    /// A word is written to the console. Each is read at least once; again only when a successor
+    /// that hadn't heard that it had left writes it, and it is the same then.
     pub(super) fn write(&mut self, writer: NodeId, id: OutputId, word: &OutputOperation) {
         let place = place(word);
         match self.console.get_mut(place) {
@@ -134,7 +136,8 @@ impl Outside {
         assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);
     }
 
-    /// All that the guest has sent has been carried once and read, in order, and all that was sent to it has arrived.
+    /// All that the guest has sent has been carried once and read, in order, and all that was sent
+    /// to it has arrived.
     pub(super) fn check_end(&self, story: &Story) {
         self.check_known(story);
         let (mut frames, mut words) = (self.lan.carried.iter(), self.console.iter().map(|(word, _)| word));

@@ -15,7 +15,8 @@ pub(super) enum Side {
 pub(super) enum Fate {
     /// Its process: all that it has sent arrives, then its connections are closed.
     Process,
-    /// Its host, in the middle of sending: half of what is under way arrives, in the middle of a frame, and then silence.
+    /// Its host, in the middle of sending: half of what is under way arrives, in the middle of a
+    /// frame, and then silence.
     Torn,
     /// Its host and its network: nothing that is under way arrives any more, and silence.
     Host,

@@ -176,8 +176,8 @@ impl Primary {
         self.follow_up(outside, link)
     }
 
-    /// What the role wants done after an input, in the order of the programs: connections first, then outputs, bytes, and what
-    /// takes time.
+    /// What the role wants done after an input, in the order of the programs: connections first,
+    /// then outputs, bytes, and what takes time.
     fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let actions = actions_of(&mut self.role, || link.cut());
         for action in &actions {

@@ -8,7 +8,8 @@ use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 
 impl Pair {
-    /// The claim that the primary asks for, if it asks for one and nothing else since its channel was closed.
+    /// The claim that the primary asks for, if it asks for one and nothing else since its channel
+    /// was closed.
     pub(crate) fn primary_claim(&mut self) -> Option<ClaimRequest> {
         while let Some(action) = self.primary_actions.pop_front() {
             match action {
@@ -58,7 +59,8 @@ impl Pair {
         assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Owner(generation)));
     }
 
-    /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the primary.
+    /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the
+    /// primary.
     pub(crate) fn backup_goes_live(&mut self, generation: Generation, next_backup: NodeId) -> Self {
         self.backup_actions.retain(|action| !matches!(action, BackupAction::Protected(_)));
         self.primary_lost();

@@ -1,7 +1,8 @@
 //! A pair of roles, everything around them in memory, in virtual nanoseconds.
 //!
-//! The guest is two things: a log that this driver makes up, and a real machine that only writes its RAM, so that there is
-//! something to copy. What the guest would do next is a function of its log.
+//! The guest is two things: a log that this driver makes up, and a real machine that only writes
+//! its RAM, so that there is something to copy. What the guest would do next is a function of its
+//! log.
 
 mod claims;
 
@@ -39,7 +40,8 @@ pub(crate) struct Pair {
     pub(crate) backup_actions: VecDeque<BackupAction>,
     /// Outputs that the primary's host has sent, by id.
     pub(crate) out: Vec<u64>,
-    /// The generation for which the primary is attached to the LAN; without one its frames are lost.
+    /// The generation for which the primary is attached to the LAN; without one its frames are
+    /// lost.
     pub(crate) port: Option<Generation>,
     /// The LAN carries and doesn't tell.
     pub(crate) lan_is_silent: bool,
@@ -121,7 +123,8 @@ impl Pair {
         self.machine.run(count.plus(STEPS_PER_PAGE * pages));
     }
 
-    /// The guest writes to the next `pages` pages, or to so many of them as the copy for a joining backup lets it.
+    /// The guest writes to the next `pages` pages, or to so many of them as the copy for a joining
+    /// backup lets it.
     pub(crate) fn write_pages_if_allowed(&mut self, pages: u64) {
         if let Some(steps) = self.primary.steps_allowed(STEPS_PER_PAGE * pages, &self.machine) {
             self.machine.run(self.machine.instruction_count().plus(steps));
@@ -156,7 +159,8 @@ impl Pair {
         (self.is_joined, self.is_backup_killed) = (false, false);
     }
 
-    /// The backup has gone live: the pair of which it is the primary, with its next backup about to connect.
+    /// The backup has gone live: the pair of which it is the primary, with its next backup about to
+    /// connect.
     pub(crate) fn succeeded(&mut self, generation: Generation, next_backup: NodeId) -> Self {
         let (received, consumed) = self.backup.cursors();
         assert_eq!((received, received), (consumed, self.replayed), "live with something left to consume");
@@ -207,8 +211,9 @@ impl Pair {
         self.collect();
     }
 
-    /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is put in place, entries
-    /// queued for replay, connections closed. Only restoring takes time: say [`Pair::restore`].
+    /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is
+    /// put in place, entries queued for replay, connections closed. Only restoring takes time: say
+    /// [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
         if !self.is_primary_killed {
             self.collect_primary();

@@ -1,8 +1,9 @@
 //! Ports of guests made reachable for ordinary clients.
 //!
-//! A client's TCP ends in this process, and another one, the gateway's, leads on to the guest. So the client's connection
-//! survives the host under the guest. Bytes pass with flow control both ways: what the one side doesn't take, the other
-//! isn't asked for. Half-close passes as half-close, a reset as a reset.
+//! A client's TCP ends in this process, and another one, the gateway's, leads on to the guest. So
+//! the client's connection survives the host under the guest. Bytes pass with flow control both
+//! ways: what the one side doesn't take, the other isn't asked for. Half-close passes as
+//! half-close, a reset as a reset.
 
 mod seat;
 mod tcp;

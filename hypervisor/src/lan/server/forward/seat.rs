@@ -27,7 +27,8 @@ pub(in crate::lan) enum Lost {
 }
 
 impl Seat {
-    /// A place for the client at `peer`, which has come to `listen`; and the limits for which others have lost theirs to it.
+    /// A place for the client at `peer`, which has come to `listen`; and the limits for which
+    /// others have lost theirs to it.
     ///
     /// # Errors
     /// [`Full`]

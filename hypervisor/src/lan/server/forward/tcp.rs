@@ -201,7 +201,8 @@ impl GuestStream {
         self.until(|socket| matches!(socket.state(), tcp::State::Closed | tcp::State::TimeWait).then_some(())).await;
     }
 
-    /// Moves what the client has sent towards the guest. Returns how much; 0 is its end, `None` nothing for now.
+    /// Moves what the client has sent towards the guest. Returns how much; 0 is its end, `None`
+    /// nothing for now.
     fn read_from(&self, client: &ReadHalf<'_>) -> Result<Option<usize>, Cut> {
         let read =
             self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).send(|space| moved(client.try_read(space))));
@@ -222,7 +223,8 @@ impl GuestStream {
         Ok(())
     }
 
-    /// Tells the guest that the client will send no more. From here on a guest that is gone is noticed.
+    /// Tells the guest that the client will send no more. From here on a guest that is gone is
+    /// noticed.
     fn close(&self) {
         self.seat.half_closed();
         self.shared.drive(|fabric| {

@@ -54,7 +54,8 @@ impl Forwarded {
             let flow = known.unwrap_or_else(|| forwarded.open(client, &socket));
             flow.send(&datagram[..bytes], forwarded.guest);
             if !is_known {
-                // The flow that has lost its place to this one is closed before the next datagram is taken.
+                // The flow that has lost its place to this one is closed before the next datagram
+                // is taken.
                 tokio::task::yield_now().await;
             }
         }

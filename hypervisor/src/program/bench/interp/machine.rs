@@ -17,7 +17,8 @@ use std::io::{self, BufReader, BufWriter};
 use std::path::Path;
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
 
-/// The clock of a guest that is alone is its instruction count: a tick of 100 ns is a hundred steps.
+/// The clock of a guest that is alone is its instruction count: a tick of 100 ns is a hundred
+/// steps.
 const STEPS_PER_TICK: u64 = 100;
 
 /// Runs the guest with nobody who notes anything, `steps` at a time.

@@ -16,7 +16,8 @@ use vm::MachineConfig;
 
 /// Steps from one stop to the next, where it is about stops.
 const STOP_STEPS: u64 = 10_000;
-/// Steps at a time of a guest that is alone: it gets its timer interrupts in between, a hundred a second.
+/// Steps at a time of a guest that is alone: it gets its timer interrupts in between, a hundred a
+/// second.
 const PLAIN_STEPS: u64 = 1_000_000;
 
 /// The names of the programs.
@@ -36,7 +37,8 @@ pub(super) struct Options {
     /// Only this program; may be given more than once
     #[arg(long = "program", value_name = "NAME", value_parser = PossibleValuesParser::new(PROGRAMS))]
     programs: Vec<String>,
-    /// Which time counts: that of the cores, which others who use the host don't make longer, or that of the wall
+    /// Which time counts: that of the cores, which others who use the host don't make longer, or
+    /// that of the wall
     #[arg(long, value_name = "TIME", value_enum, default_value_t = Time::Cpu)]
     time: Time,
     /// Don't compare with QEMU

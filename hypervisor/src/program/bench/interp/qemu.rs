@@ -26,9 +26,11 @@ pub(super) fn version() -> Option<String> {
     String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }
 
-/// Runs `kernel` until it powers off; with `record`, QEMU counts instructions and records to that file.
+/// Runs `kernel` until it powers off; with `record`, QEMU counts instructions and records to that
+/// file.
 ///
-/// The time is that of the whole process: the board's firmware and the translator's start are in it.
+/// The time is that of the whole process: the board's firmware and the translator's start are in
+/// it.
 pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) -> Result<Run, Failure> {
     let mut command = Command::new(PROGRAM);
     command.args(["-M", "virt", "-m", "64M", "-nographic", "-nic", "none", "-bios", "default", "-kernel"]);
@@ -61,7 +63,8 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
     Ok(Run { instructions: 0, took, console: line.trim_end().to_owned() })
 }
 
-/// Nanoseconds that all child processes that have ended ran on cores: between two looks only one does.
+/// Nanoseconds that all child processes that have ended ran on cores: between two looks only one
+/// does.
 fn children_cpu_ns() -> Result<u64, Failure> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     Ok(u64::try_from(usage.user_time().num_nanoseconds() + usage.system_time().num_nanoseconds())?)

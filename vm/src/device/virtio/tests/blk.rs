@@ -74,7 +74,8 @@ impl Driver {
         self.poke(address + 8, &sector.to_le_bytes());
     }
 
-    /// Describes a request of one header, one buffer and one status from descriptor 0 on, and offers it.
+    /// Describes a request of one header, one buffer and one status from descriptor 0 on, and
+    /// offers it.
     fn offer_request(&mut self, kind: u32, sector: u64, address: u64, bytes: u32) {
         self.write_header(HEADER, kind, sector);
         self.poke(STATUS, &[UNTOUCHED]);
@@ -188,7 +189,8 @@ fn a_request_may_be_cut_into_buffers_anywhere() {
     assert_eq!(driver.used_bytes(0, 0), 1025);
     assert_eq!(driver.peek(DATA, 1026), [sectors(2, 2), vec![0, UNTOUCHED]].concat());
 
-    // A write: data behind the header in one buffer, more of it in others, and the status behind an empty one.
+    // A write: data behind the header in one buffer, more of it in others, and the status behind an
+    // empty one.
     driver.write_header(HEADER, OUT, 2);
     driver.poke(HEADER + 16, &[0x3c; 4]);
     driver.poke(DATA, &[0x3c; 1020]);
@@ -225,7 +227,8 @@ fn requests_of_one_notification_are_done_in_order() {
     assert_eq!(driver.peek(DATA + 0x1000, 512), sectors(9, 1));
 }
 
-/// A request as long as a driver may make it that keeps to what the configuration says is done at once.
+/// A request as long as a driver may make it that keeps to what the configuration says is done at
+/// once.
 #[test]
 fn the_longest_request_of_the_configuration_is_one_step() {
     let mut driver = Driver::with_size(256);

@@ -42,8 +42,8 @@ impl<D: Device> Driver<D> {
         Self::descriptors(queue) + 0x2000
     }
 
-    /// A driver that has accepted these features beside version 1 and has set the device up to DRIVER_OK, with queues of so many
-    /// descriptors.
+    /// A driver that has accepted these features beside version 1 and has set the device up to
+    /// DRIVER_OK, with queues of so many descriptors.
     fn of(device: D, features: u32, size: u64) -> Self {
         Self::in_ram(device, Ram::new(RAM_BYTES), features, size)
     }
@@ -95,7 +95,8 @@ impl<D: Device> Driver<D> {
         (0..10_000).take_while(|_| self.device.work(&mut self.ram)).count()
     }
 
-    /// Asserts that the driver has made a mistake: the device says so, does nothing any more, and works again after a reset.
+    /// Asserts that the driver has made a mistake: the device says so, does nothing any more, and
+    /// works again after a reset.
     #[track_caller]
     fn assert_needs_reset(&mut self, queue: u32) {
         assert_eq!((self.get(0x70), self.get(0x60) & 2), (15 | 0x40, 2), "the driver is told, and interrupted");
@@ -147,7 +148,8 @@ impl<D: Device> Driver<D> {
         self.ram.load(GuestPhysAddr(Self::used(queue) + 2)).map(u16::from_le_bytes).unwrap()
     }
 
-    /// How much was written to the chain that was returned as number `count`, from 0 on, to a queue of [`SIZE`].
+    /// How much was written to the chain that was returned as number `count`, from 0 on, to a queue
+    /// of [`SIZE`].
     fn used_bytes(&self, queue: u64, count: u16) -> u32 {
         let place = Self::used(queue) + 4 + 8 * (u64::from(count) % SIZE) + 4;
         self.ram.load(GuestPhysAddr(place)).map(u32::from_le_bytes).unwrap()

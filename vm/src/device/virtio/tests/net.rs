@@ -117,7 +117,8 @@ fn a_driver_from_before_version_1_is_served() {
 #[test]
 fn transmits_all_available_chains_at_once_in_order() {
     let mut driver = Driver::new();
-    // One frame with its header split off, one split in the middle of the header, one too short, one too long.
+    // One frame with its header split off, one split in the middle of the header, one too short,
+    // one too long.
     let long = frame(1514);
     driver.poke(DATA + 12, &long);
     driver.describe(TRANSMIT, 0, DATA, 12, NEXT, 1);

@@ -1,4 +1,5 @@
-//! Against the host's arithmetic, which rounds to nearest even, and against exact arithmetic in a wider format.
+//! Against the host's arithmetic, which rounds to nearest even, and against exact arithmetic in a
+//! wider format.
 
 use super::super::convert;
 use super::super::fast;
@@ -55,7 +56,8 @@ fn square_roots_and_fused_operations_are_the_hosts() {
     }
 }
 
-/// The short cuts are taken only when inexact is set: everything has to be the same with and without.
+/// The short cuts are taken only when inexact is set: everything has to be the same with and
+/// without.
 fn short_cut<F: Format, Other: Format>(seed: u64) {
     let mut random = Random::new(seed);
     let both = |rounding, operation: &dyn Fn(&mut Context) -> u64, what: &dyn core::fmt::Debug| {
@@ -87,8 +89,8 @@ fn short_cuts_change_nothing() {
     short_cut::<Double, Single>(0xdf);
 }
 
-/// What single-precision arithmetic has to make of a result that a double has exactly: of the two neighbours among singles,
-/// the one that the mode asks for.
+/// What single-precision arithmetic has to make of a result that a double has exactly: of the two
+/// neighbours among singles, the one that the mode asks for.
 fn rounded_neighbour(exact: f64, rounding: Rounding) -> (f32, u8) {
     let magnitude = exact.abs();
     let is_down = match rounding {
@@ -126,7 +128,8 @@ const fn single_sign(value: f64) -> f32 {
     if value.is_sign_negative() { -1.0 } else { 1.0 }
 }
 
-/// Rounds to the precision of a single, but not to its exponents: drops the 29 bits that a double has more.
+/// Rounds to the precision of a single, but not to its exponents: drops the 29 bits that a double
+/// has more.
 fn rounded_to_24_bits(value: f64, rounding: Rounding) -> f64 {
     const HALF: u64 = 1 << 28;
     let rest = value.to_bits() & (2 * HALF - 1);
@@ -142,7 +145,8 @@ fn rounded_to_24_bits(value: f64, rounding: Rounding) -> f64 {
     f64::from_bits(if is_away { toward_zero + 2 * HALF } else { toward_zero })
 }
 
-/// A product of singles is exact in double precision, and so is a sum of singles with exponents that aren't far apart.
+/// A product of singles is exact in double precision, and so is a sum of singles with exponents
+/// that aren't far apart.
 #[test]
 fn singles_round_as_exact_doubles_do() {
     let mut random = Random::new(0x5d);
@@ -172,7 +176,8 @@ fn singles_round_as_exact_doubles_do() {
     assert_eq!(seen, flag::NX | flag::UF | flag::OF, "the operands never came to some flag");
 }
 
-/// The square of the root rounded down isn't above the number, that of its neighbour is; the modes agree with that.
+/// The square of the root rounded down isn't above the number, that of its neighbour is; the modes
+/// agree with that.
 #[test]
 fn square_roots_bracket() {
     let mut random = Random::new(0x50);

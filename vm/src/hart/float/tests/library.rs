@@ -1,7 +1,8 @@
 //! Against a port of LLVM's APFloat, in all modes.
 //!
-//! It keeps the payloads of NaNs; calls a result tiny if it is subnormal after rounding; and doesn't call it an overflow if rounding
-//! gives the largest number. These flags of results that are the smallest normal number or the largest one are left to the other tests.
+//! It keeps the payloads of NaNs; calls a result tiny if it is subnormal after rounding; and
+//! doesn't call it an overflow if rounding gives the largest number. These flags of results that
+//! are the smallest normal number or the largest one are left to the other tests.
 
 use rustc_apfloat::ieee::{Double as LibraryDouble, Single as LibrarySingle};
 use rustc_apfloat::{Float, FloatConvert, Round, Status, StatusAnd};

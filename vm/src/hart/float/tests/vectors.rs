@@ -84,10 +84,12 @@ fn special_values_and_flags() {
     }
 }
 
-/// Between the largest subnormal number and the smallest normal one, what is tiny is decided with the precision of normal numbers.
+/// Between the largest subnormal number and the smallest normal one, what is tiny is decided with
+/// the precision of normal numbers.
 #[test]
 fn tininess_is_detected_after_rounding() {
-    // (1 - 2^-53) * 2^-1022: one bit too many for a subnormal number, a tie; not too many for a normal one.
+    // (1 - 2^-53) * 2^-1022: one bit too many for a subnormal number, a tie; not too many for a
+    // normal one.
     let just_below =
         |rounding| computed(rounding, |context| by_integers::<Double>(Multiply, MIN_NORMAL, ONE - 1, context));
     assert_eq!(just_below(NearestEven), (MIN_NORMAL, UF | NX));
@@ -97,7 +99,8 @@ fn tininess_is_detected_after_rounding() {
     // (1 + 2^-52) * (1 - 2^-53) * 2^-1022 is above.
     let above = computed(NearestEven, |context| by_integers::<Double>(Multiply, MIN_NORMAL + 1, ONE - 1, context));
     assert_eq!(above, (MIN_NORMAL, NX));
-    // (1 - 2^-106) * 2^-1022: any upward rounding makes it a normal number, with its own precision too.
+    // (1 - 2^-106) * 2^-1022: any upward rounding makes it a normal number, with its own precision
+    // too.
     let closer = |rounding| {
         computed(rounding, |context| multiply_add::<Double>(1 | MINUS, ONE - (54 << 52), MIN_NORMAL, context))
     };
