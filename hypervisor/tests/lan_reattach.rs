@@ -109,7 +109,7 @@ impl Owner {
         };
         if let Some(last) = batch.last() {
             outlets.put_out(&batch);
-            self.gate.lock().unwrap().console_left(OutputId(last.id.0 + 1));
+            self.gate.lock().unwrap().console_left(last.id.next());
         }
     }
 

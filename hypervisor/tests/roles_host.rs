@@ -293,7 +293,7 @@ fn a_backup_that_wins_always_goes_live() {
             thread::sleep(Duration::from_micros(round * 20));
         });
         let BackupOutcome::GoLive(succession) = outcome else { panic!("round {round}: {outcome:?}") };
-        assert_eq!(succession.session.generation, Generation(G.0 + 1));
+        assert_eq!(succession.session.generation, G.next());
         assert_eq!(succession.entries, LogSeq(round % 3 + 1));
     }
 }
@@ -554,7 +554,7 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let end = primary.thread.join().unwrap();
         assert!(matches!(end, LiveEnd::Role(PrimaryEnd::Fenced { .. })), "{end:?}");
         let Succession { machine, clock, session, entries, tail, next_output, .. } = *succession;
-        assert_eq!(session.generation, Generation(generation.0 + 1));
+        assert_eq!(session.generation, generation.next());
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
         let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log: DiskLogState::None };
         let role = PrimaryRole::gone_live(NodeId(id), session, patient(), inheritance);

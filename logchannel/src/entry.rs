@@ -8,6 +8,18 @@ use vm::{Event, InstructionCount, OutputId, PageRange, StateDigest, StopReason};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogSeq(pub u64);
 
+impl LogSeq {
+    /// The position of the next entry.
+    ///
+    /// # Panics
+    /// At the last number. No log that runs comes there, and decoders and roles refuse numbers of a
+    /// peer that are near it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.strict_add(1))
+    }
+}
+
 impl fmt::Display for LogSeq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -18,6 +30,18 @@ impl fmt::Display for LogSeq {
 /// greater is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation of this one's successor.
+    ///
+    /// # Panics
+    /// At the last number. No log that runs comes there, and decoders and roles refuse numbers of a
+    /// peer that are near it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.strict_add(1))
+    }
+}
 
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

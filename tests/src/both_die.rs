@@ -102,7 +102,7 @@ impl Disk {
 
     fn write_one(&mut self) -> DiskLogState {
         if let Some((first, end)) = self.handed {
-            self.written = Some(self.written.map_or(first, |written| LogSeq(written.0 + 1).min(end)));
+            self.written = Some(self.written.map_or(first, |written| written.next().min(end)));
         }
         self.state()
     }
@@ -261,7 +261,7 @@ impl Joiner {
             if let EntryBody::Output { id, .. } = entry.body {
                 self.role.handle_output(id, operation(id));
             }
-            let consumed = LogSeq(self.role.cursors().1.0 + 1);
+            let consumed = self.role.cursors().1.next();
             self.role.handle_consumed(NOW_NS, consumed, entry.count);
         }
         self.settle();
@@ -312,7 +312,7 @@ impl History {
                 }
                 Some(_) => has_left = true,
             }
-            owner.role.handle_console_left(OutputId(id.0 + 1));
+            owner.role.handle_console_left(id.next());
         }
         Ok(has_left)
     }

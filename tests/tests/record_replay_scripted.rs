@@ -277,7 +277,7 @@ fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
     match &entry.body {
         EntryBody::Output { id, digest } => vec![
             with(EntryBody::Output { id: *id, digest: digest ^ 1 }),
-            with(EntryBody::Output { id: OutputId(id.0 + 1), digest: *digest }),
+            with(EntryBody::Output { id: id.next(), digest: *digest }),
             LogEntry { count: entry.count.plus(1), body: entry.body.clone() },
         ],
         EntryBody::Digest(digest) => vec![with(EntryBody::Digest(StateDigest(digest.0 ^ 1)))],

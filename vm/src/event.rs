@@ -85,3 +85,14 @@ impl OutputOperation {
 /// is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputId(pub u64);
+
+impl OutputId {
+    /// The id of the next output.
+    ///
+    /// # Panics
+    /// At the last number, which no guest reaches; decoders and roles refuse a peer's numbers near it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.strict_add(1))
+    }
+}

@@ -124,7 +124,7 @@ impl OutputGate {
         self.enter(&operation);
         self.taken = self.taken.min(id);
         self.carried = self.carried.min(id);
-        self.end = self.end.max(OutputId(id.0 + 1));
+        self.end = self.end.max(id.next());
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: None });
     }
 
@@ -142,7 +142,7 @@ impl OutputGate {
         let last = self.held.back().map(|held| (held.seq, held.id));
         assert!(last.is_none_or(|last| last < (seq, id)), "output {id:?} of entry {seq} after {last:?}");
         self.enter(&operation);
-        self.end = OutputId(id.0 + 1);
+        self.end = id.next();
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: Some(now_ns) });
     }
 
@@ -172,7 +172,7 @@ impl OutputGate {
         let Some(held) = self.held.pop_front() else { return };
         let last = self.released.back().map(|released| released.id);
         assert!(last.is_none_or(|last| last < held.id), "output {:?} is released after {last:?}", held.id);
-        self.released_entries = LogSeq(held.seq.0 + 1);
+        self.released_entries = held.seq.next();
         let held_ns = held.produced_ns.map(|produced_ns| now_ns.saturating_sub(produced_ns));
         self.released.push_back(Released { id: held.id, operation: held.operation, held_ns });
     }
@@ -199,7 +199,7 @@ impl OutputGate {
         let taken = Released { held_ns: None, ..released.clone() };
         let cost = cost(&released.operation);
         self.bytes -= cost;
-        self.taken = self.taken.max(OutputId(released.id.0 + 1));
+        self.taken = self.taken.max(released.id.next());
         match *released.operation {
             OutputOperation::Frame(_) => {
                 self.in_flight_bytes += cost;

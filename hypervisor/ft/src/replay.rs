@@ -100,7 +100,7 @@ impl Replayer {
             }
             EntryBody::Stopped(expected) => self.check_stop(entry, *expected)?,
         };
-        self.next = LogSeq(self.next.0 + 1);
+        self.next = self.next.next();
         Ok(consumed)
     }
 

@@ -240,6 +240,6 @@ fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
             Err(format!("the VM's owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
         }
         Some(address) => resolve(&address).map_err(|error| format!("the VM's owner can't be found: {error}")),
-        None => Err(format!("the VM's owner of generation {} has told no address", generation.0 + 1)),
+        None => Err(format!("the VM's owner of generation {} has told no address", generation.next())),
     })
 }

@@ -381,7 +381,7 @@ impl State {
         if self.lan.serves(node) {
             self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
         }
-        owner.role.handle_console_left(OutputId(id.0 + 1));
+        owner.role.handle_console_left(id.next());
         self.settle_owner(node, owner);
         Some(())
     }

@@ -122,7 +122,7 @@ impl SimHost {
 
     /// All outputs that were made here are below.
     pub(super) fn made_below(&self) -> OutputId {
-        self.seen().places.last_key_value().map_or(OutputId(0), |(last, _)| OutputId(last.0 + 1))
+        self.seen().places.last_key_value().map_or(OutputId(0), |(last, _)| last.next())
     }
 
     /// Whether the guest has begun to run here.

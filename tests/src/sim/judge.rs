@@ -136,7 +136,7 @@ impl Judge {
             if let Some(written) = self.log.get(index(seq.0)) {
                 assert_eq!(*written, entry, "entry {seq} arrives at {node} as another one");
             }
-            follower.received = LogSeq(seq.0 + 1);
+            follower.received = seq.next();
         }
     }
 
@@ -216,7 +216,7 @@ impl Judge {
     pub(super) fn survives(&self, arbiter: &SimArbiter, dead: &[NodeId]) -> bool {
         let lives = |node: &NodeId| self.alive.contains(node) && !dead.contains(node);
         let Some((flag, claim)) = arbiter.last() else { return true };
-        let pair = Some(Generation(flag.0 + 1));
+        let pair = Some(flag.next());
         lives(&claim.node) || self.followers.iter().any(|(node, follower)| follower.told == pair && lives(node))
     }
 

@@ -50,7 +50,7 @@ impl SimOutlets {
                 return next;
             }
             env.judge.prints(self.host.me().node, id, digest);
-            next = Some(OutputId(id.0 + 1));
+            next = Some(id.next());
         }
         next
     }
@@ -74,7 +74,7 @@ impl SimOutlets {
         }
         let frames: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
         self.cable.send(env, self.host.me(), &frames);
-        self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(OutputId(last.id.0 + 1)));
+        self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(last.id.next()));
     }
 }
 

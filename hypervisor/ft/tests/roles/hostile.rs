@@ -138,7 +138,7 @@ impl Backup {
         let mut primary = PrimaryRole::gone_live(BACKUP, session, Timing::default(), inheritance);
         for _ in 0..3 {
             primary.handle_entry(self.now_ns, &progress(), Some((next, operation(BACKUP, next))));
-            next = OutputId(next.0 + 1);
+            next = next.next();
         }
         primary.handle_attachment(OutputId(0));
         while primary.poll_released().is_some() {}
@@ -196,7 +196,7 @@ fn whatever_a_backup_says_its_primary_stays_in_order() {
             primary.copy_snapshot(now_ns, &mut machine);
             if primary.may_run() {
                 primary.handle_entry(now_ns, &progress(), Some((next, operation(PRIMARY, next))));
-                next = OutputId(next.0 + 1);
+                next = next.next();
             }
             if random.chance(2) {
                 primary.handle_flush(now_ns);

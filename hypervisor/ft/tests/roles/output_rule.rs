@@ -187,7 +187,7 @@ fn outputs_wait_for_the_log_on_disk_too_if_one_is_kept() {
     pair.output();
     pair.exchange();
     assert_eq!(pair.out, [0_u64; 0], "the backup has them, the disk has not");
-    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 1)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(next.next()));
     pair.collect();
     assert_eq!(pair.out, [0], "what the disk has, the backup has too");
     pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 100)));
@@ -206,7 +206,7 @@ fn a_primary_alone_waits_for_the_log_on_disk_until_none_is_kept_any_more() {
     pair.output();
     pair.output();
     assert_eq!(pair.out, [0_u64; 0]);
-    pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(next.0 + 1)));
+    pair.primary.handle_disk_log(0, DiskLogState::UpTo(next.next()));
     pair.collect();
     assert_eq!(pair.out, [0]);
     // The disk has failed: the VM goes on without.

@@ -228,7 +228,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused() {
 
 #[test]
 fn a_generation_that_is_not_the_sessions_is_refused() {
-    for generation in [Generation(G.0 + 1), Generation(u64::MAX)] {
+    for generation in [G.next(), Generation(u64::MAX)] {
         let mut pair = Pair::new();
         pair.connect();
         pair.copy();

@@ -16,7 +16,7 @@ pub(crate) const BACKUP: NodeId = NodeId(2);
 /// The first pair's generation in every test.
 pub(crate) const G: Generation = Generation(3);
 /// The generation behind it.
-pub(crate) const NEXT: Generation = Generation(G.0 + 1);
+pub(crate) const NEXT: Generation = G.next();
 
 /// Steps in which the guest writes one page.
 pub(crate) const STEPS_PER_PAGE: u64 = 8;

@@ -192,7 +192,7 @@ impl Survey {
             match replayer.consume(&entry) {
                 Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Ok(Consumed::Output(id, operation)) => {
-                    next_output = OutputId(id.0 + 1);
+                    next_output = id.next();
                     tail.push(id, operation);
                 }
                 Err(divergence) => {

@@ -218,7 +218,7 @@ impl<H: Host> PrimarySide<H> {
             std::iter::from_fn(|| role.poll_released()).collect()
         };
         let Some(last) = batch.last() else { return };
-        let next = OutputId(last.id.0 + 1);
+        let next = last.id.next();
         if outlets.put_out(&batch) {
             lock(&self.role).handle_carried(next);
         }

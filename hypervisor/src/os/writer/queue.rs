@@ -76,7 +76,7 @@ impl WriteQueue {
             self.taken_ns = now_ns;
         }
         match output {
-            Some(id) => self.next_console = self.next_console.max(OutputId(id.0 + 1)),
+            Some(id) => self.next_console = self.next_console.max(id.next()),
             None if std::mem::take(&mut self.is_torn) => bytes.insert(0, b'\n'),
             None => {}
         }

@@ -143,7 +143,7 @@ impl Stream {
             queue.push(clock::now_ns(), output, bytes);
         } else {
             self.descriptor.write_all(&bytes);
-            state.console_left = output.map_or(state.console_left, |id| OutputId(id.0 + 1));
+            state.console_left = output.map_or(state.console_left, |id| id.next());
         }
         self.changed.notify_all();
         if let Some(writer) = &state.writer {

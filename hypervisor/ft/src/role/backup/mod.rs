@@ -357,7 +357,7 @@ impl BackupRole {
         }
         if mutated(Mutation::AckBeforeReceive) {
             let received = self.mode.log().map_or(LogSeq(0), ReceivedLog::received);
-            self.say(now_ns, &Message::Ack { received: LogSeq(received.0 + 1) });
+            self.say(now_ns, &Message::Ack { received: received.next() });
         }
         if self.outgoing.len() > OUTGOING_BYTES_MAX {
             return self.lose_primary(now_ns, LossReason::ReadsNothing);

@@ -35,7 +35,7 @@ impl BackupRole {
         self.moments.loss_noticed_ns = now_ns;
         let Following { pair, log, .. } = following;
         if mutated(Mutation::BackupSkipsTestAndSet) {
-            self.mode = Mode::Draining(Then::GoLive(Generation(pair.generation.0 + 1)), log);
+            self.mode = Mode::Draining(Then::GoLive(pair.generation.next()), log);
             return self.finish_if_drained();
         }
         let request = ClaimRequest {
@@ -70,7 +70,7 @@ impl BackupRole {
             }
             ClaimAnswer::Decided(Verdict::Won) => {
                 self.moments.test_and_set_won_ns = now_ns;
-                self.drain(Then::GoLive(Generation(generation.0 + 1)));
+                self.drain(Then::GoLive(generation.next()));
             }
             ClaimAnswer::Decided(Verdict::Lost(holder)) => match (holder.kind, log.guest_end) {
                 (ClaimKind::Ended, Some(reason)) => self.drain(Then::End(reason)),

@@ -19,7 +19,7 @@ impl PrimaryRole {
             ClaimAnswer::Decided(Verdict::NotSuccessor(holder)) => self.claim_refused(now_ns, holder),
             ClaimAnswer::Decided(Verdict::Won) => {
                 let kind = claiming.request.kind;
-                self.session.generation = Generation(claiming.request.generation.0 + 1);
+                self.session.generation = claiming.request.generation.next();
                 self.standing = Standing::new();
                 match (kind, self.stop.take()) {
                     (ClaimKind::Ended, Some(Stop { end, .. })) => {

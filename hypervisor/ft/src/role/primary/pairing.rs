@@ -127,7 +127,7 @@ impl PrimaryRole {
     fn end_snapshot(&mut self, digest: StateDigest, state: Vec<u8>) {
         let seq = self.appended;
         if mutated(Mutation::SnapshotTooEarly) {
-            self.appended = LogSeq(seq.0 + 1);
+            self.appended = seq.next();
         }
         let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
         // Also those that a log on disk still holds: the log from here on tells of none of them.

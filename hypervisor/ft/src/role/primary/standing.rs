@@ -165,7 +165,7 @@ impl PrimaryRole {
             latest => {
                 self.lose_claims(latest.as_ref());
                 if !matches!(self.mode, Mode::Ended(_)) {
-                    let next = latest.as_ref().map_or(Generation(0), |(flag, _)| Generation(flag.0 + 1));
+                    let next = latest.as_ref().map_or(Generation(0), |(flag, _)| flag.next());
                     self.refill(next, latest.map(|(_, holder)| holder));
                 }
             }
@@ -230,7 +230,7 @@ impl PrimaryRole {
             }
         };
         if flag < self.own_flag() {
-            return self.refill(Generation(flag.0 + 1), Some(holder));
+            return self.refill(flag.next(), Some(holder));
         }
         if holder.node != self.node {
             return self.fence(now_ns, holder);

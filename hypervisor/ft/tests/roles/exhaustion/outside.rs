@@ -112,7 +112,7 @@ impl Outside {
             None => {
                 assert_eq!(place, self.lan.carried.len(), "frames before this one are sent by nobody");
                 self.lan.carried.push((*frame).clone());
-                self.lan.next_output = OutputId(id.0 + 1);
+                self.lan.next_output = id.next();
                 self.left(id, &frame);
             }
         }

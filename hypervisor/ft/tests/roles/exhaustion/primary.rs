@@ -234,7 +234,7 @@ impl Primary {
                     (OutputOperation::Frame(_), None) => {}
                 }
             })?;
-            self.role.handle_console_left(OutputId(id.0 + 1));
+            self.role.handle_console_left(id.next());
         }
         Ok(())
     }

@@ -281,7 +281,7 @@ impl Pair {
             let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
             let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));
             self.output_rule.check(id, LogSeq(seq as u64), self.backup.cursors().0);
-            self.primary.handle_console_left(OutputId(id.0 + 1));
+            self.primary.handle_console_left(id.next());
             let Some(port) = self.port else { continue };
             self.out.push(id.0);
             let carried = self.lan.borrow_mut().carry(port, id, &found);
@@ -466,7 +466,7 @@ impl Pair {
             if let (EntryBody::Output { id, .. }, Some(output)) = (&entry.body, output) {
                 self.backup.handle_output(*id, output.clone());
             }
-            self.replayed = LogSeq(self.replayed.0 + 1);
+            self.replayed = self.replayed.next();
             self.backup.handle_consumed(self.now_ns, self.replayed, entry.count);
         }
         self.collect();
