@@ -179,13 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_one_frame_that_acknowledges_too() {
+    fn an_answer_is_one_packet_that_acknowledges_too() {
         let (mut network, _) = network();
         let connection = network.connect(1000);
         for round in 0..20 {
-            let before = network.guest_frames;
+            let before = network.guest_packets;
             assert_eq!(network.exchange(connection, &data(100)), data(100));
-            assert_eq!(network.guest_frames - before, 1, "round {round}");
+            assert_eq!(network.guest_packets - before, 1, "round {round}");
         }
     }
 
@@ -223,8 +223,8 @@ mod tests {
         let connection = network.connect(1000);
         let lost = Rc::new(Cell::new(0));
         let losses = Rc::clone(&lost);
-        network.loses = Box::new(move |frame| {
-            let loses = frame.len() > 100 && losses.get() < 2;
+        network.loses = Box::new(move |packet| {
+            let loses = packet.len() > 100 && losses.get() < 2;
             losses.set(losses.get() + usize::from(loses));
             loses
         });
@@ -233,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn every_tenth_frame_lost_loses_no_data() {
+    fn every_tenth_packet_lost_loses_no_data() {
         let (mut network, _) = network();
         let connection = network.connect(1000);
-        let mut frames = 0;
+        let mut packets = 0;
         network.loses = Box::new(move |_| {
-            frames += 1;
-            frames % 10 == 0
+            packets += 1;
+            packets % 10 == 0
         });
         let data = data(200_000);
         assert_eq!(network.exchange(connection, &data), data);

@@ -6,7 +6,7 @@
 //! | `echo` | TCP and UDP echo on port 7; with the boot argument `busy` it computes instead of sleeping |
 //! | `counter` | computes for ever, prints its count every second, tells it to whoever asks over UDP port 7 |
 //! | `bench` | does as much work as its boot arguments say, to measure a machine by |
-//! | `tally` | counts requests in raw frames; its answers show the history of the machine that gave them |
+//! | `tally` | counts requests in raw packets; its answers show the history of the machine that gave them |
 //! | `suite` | checks the machine's instruction set, traps and translation, and prints what it sees |
 //!
 //! The guests need an RV64IMAC hart in S-mode, SBI firmware, and QEMU's `virt` memory map as the

@@ -2,7 +2,7 @@
 //!
 //! One poll is: take in what has arrived, let the service answer, send. smoltcp's own `poll` sends
 //! before the service has seen what arrived, so that every request costs a bare acknowledgement and
-//! then an answer; in this order the answer carries the acknowledgement, one frame instead of two.
+//! then an answer; in this order the answer carries the acknowledgement, one packet instead of two.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,9 +17,9 @@ pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const PREFIX_BITS: u8 = 24;
 
-/// Frames taken in before the service is asked and answers are sent: a full receive queue at most,
+/// Packets taken in before the service is asked and answers are sent: a full receive queue at most,
 /// so that a flood delays an answer by a bounded time.
-const INGRESS_FRAMES_MAX: usize = 64;
+const INGRESS_PACKETS_MAX: usize = 64;
 
 /// What a guest does with its sockets.
 pub trait Service {
@@ -38,7 +38,7 @@ impl Stack {
     /// A stack without sockets.
     ///
     /// `random_seed` decides initial sequence numbers; the same seed on the same input gives the
-    /// same frames.
+    /// same packets.
     pub fn new(device: &mut (impl Device + ?Sized), mac: [u8; 6], random_seed: u64, now: Instant) -> Self {
         let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = random_seed;
@@ -55,10 +55,10 @@ impl Stack {
         &mut self.sockets
     }
 
-    /// Takes in frames, serves, sends; returns when to poll again if no frame arrives before,
+    /// Takes in packets, serves, sends; returns when to poll again if no packet arrives before,
     /// `None` if there's no need to.
     ///
-    /// Takes in at most a queue full of frames: the caller polls again while its device has more.
+    /// Takes in at most a queue full of packets: the caller polls again while its device has more.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -66,10 +66,10 @@ impl Stack {
         service: &mut (impl Service + ?Sized),
     ) -> Option<Instant> {
         self.interface.poll_maintenance(now);
-        let took_frames = self.take_in(now, device);
+        let took_packets = self.take_in(now, device);
         service.serve(&mut self.sockets);
         while self.interface.poll_egress(now, device, &mut self.sockets) == PollResult::SocketStateChanged {}
-        if !took_frames {
+        if !took_packets {
             // The poll was due to a timer, and that may have ended a connection: its socket is free
             // again.
             service.serve(&mut self.sockets);
@@ -78,9 +78,9 @@ impl Stack {
     }
 
     fn take_in(&mut self, now: Instant, device: &mut (impl Device + ?Sized)) -> bool {
-        for frames in 0..INGRESS_FRAMES_MAX {
+        for packets in 0..INGRESS_PACKETS_MAX {
             match self.interface.poll_ingress_single(now, device, &mut self.sockets) {
-                PollIngressSingleResult::None => return frames > 0,
+                PollIngressSingleResult::None => return packets > 0,
                 PollIngressSingleResult::PacketProcessed | PollIngressSingleResult::SocketStateChanged => {}
             }
         }

@@ -9,10 +9,10 @@
 //! else in the answer but the parts, so a count that is left out, comes twice or belongs to another
 //! history shows in every hash after it.
 
-/// The frames' type: "local experimental" (IEEE 802).
+/// The packets' type: "local experimental" (IEEE 802).
 pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// An answer's length, in bytes: the shortest frame that an Ethernet carries.
+/// An answer's length, in bytes: the shortest packet that an Ethernet carries.
 pub const ANSWER_BYTES: usize = 60;
 
 /// The most answers to one request.
@@ -71,10 +71,10 @@ impl Tally {
         self.hash
     }
 
-    /// Counts the request in `frame`; `None` if there is none. `read` gives a clock and a noise
+    /// Counts the request in `packet`; `None` if there is none. `read` gives a clock and a noise
     /// value.
-    pub fn take(&mut self, frame: &[u8], read: impl FnOnce() -> (u64, u64)) -> Option<Answer> {
-        let (header, body) = frame.split_first_chunk::<ETHERNET_HEADER_BYTES>()?;
+    pub fn take(&mut self, packet: &[u8], read: impl FnOnce() -> (u64, u64)) -> Option<Answer> {
+        let (header, body) = packet.split_first_chunk::<ETHERNET_HEADER_BYTES>()?;
         let request = body.first_chunk::<REQUEST_BYTES>()?;
         if header[12..] != ETHERTYPE {
             return None;
@@ -106,7 +106,7 @@ impl Tally {
 }
 
 impl Answer {
-    /// How many frames this answer is.
+    /// How many packets this answer is.
     #[must_use]
     pub fn parts(&self) -> u16 {
         match self.operation {
@@ -115,13 +115,13 @@ impl Answer {
         }
     }
 
-    /// The frame of one part, from a guest with this address.
+    /// The packet of one part, from a guest with this address.
     #[must_use]
-    pub fn frame(&self, mac: [u8; 6], part: u16) -> [u8; ANSWER_BYTES] {
-        let mut frame = [0; ANSWER_BYTES];
+    pub fn packet(&self, mac: [u8; 6], part: u16) -> [u8; ANSWER_BYTES] {
+        let mut packet = [0; ANSWER_BYTES];
         let mut at = 0;
         let mut put = |bytes: &[u8]| {
-            frame[at..at + bytes.len()].copy_from_slice(bytes);
+            packet[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();
         };
         put(&self.station);
@@ -133,7 +133,7 @@ impl Answer {
         for word in [self.count, self.clock, self.noise, self.hash] {
             put(&word.to_be_bytes());
         }
-        frame
+        packet
     }
 }
 
@@ -162,11 +162,11 @@ mod tests {
     const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     fn request(operation: u8, client: u32, number: u32, argument: u32) -> Vec<u8> {
-        let mut frame = [&MAC[..], &STATION, &ETHERTYPE, &[operation]].concat();
+        let mut packet = [&MAC[..], &STATION, &ETHERTYPE, &[operation]].concat();
         for word in [client, number, argument] {
-            frame.extend_from_slice(&word.to_be_bytes());
+            packet.extend_from_slice(&word.to_be_bytes());
         }
-        frame
+        packet
     }
 
     #[test]
@@ -178,13 +178,13 @@ mod tests {
         assert_eq!((first.hash, second.hash), (after_first, mix(after_first, [8 << 32 | 1, 2, 200, 6])));
         assert_eq!((tally.count(), tally.hash()), (2, second.hash));
 
-        let frame = second.frame(MAC, 2);
-        assert_eq!((&frame[..6], &frame[6..12], &frame[12..14]), (&STATION[..], &MAC[..], &ETHERTYPE[..]));
-        assert_eq!(frame[14..27], [0x82, 0, 0, 0, 8, 0, 0, 0, 1, 0, 2, 0, 3]);
-        assert_eq!(frame[27..35], 2_u64.to_be_bytes());
-        assert_eq!(frame[35..43], 200_u64.to_be_bytes());
-        assert_eq!(frame[43..51], 6_u64.to_be_bytes());
-        assert_eq!(frame[51..59], second.hash.to_be_bytes());
+        let packet = second.packet(MAC, 2);
+        assert_eq!((&packet[..6], &packet[6..12], &packet[12..14]), (&STATION[..], &MAC[..], &ETHERTYPE[..]));
+        assert_eq!(packet[14..27], [0x82, 0, 0, 0, 8, 0, 0, 0, 1, 0, 2, 0, 3]);
+        assert_eq!(packet[27..35], 2_u64.to_be_bytes());
+        assert_eq!(packet[35..43], 200_u64.to_be_bytes());
+        assert_eq!(packet[43..51], 6_u64.to_be_bytes());
+        assert_eq!(packet[51..59], second.hash.to_be_bytes());
     }
 
     #[test]
@@ -192,8 +192,8 @@ mod tests {
         let mut tally = Tally::default();
         let mut foreign = request(1, 1, 1, 0);
         foreign[13] = 0;
-        for frame in [foreign, request(9, 1, 1, 0), request(1, 1, 1, 0)[..20].to_vec(), Vec::new()] {
-            assert_eq!(tally.take(&frame, || panic!("nothing to answer")), None);
+        for packet in [foreign, request(9, 1, 1, 0), request(1, 1, 1, 0)[..20].to_vec(), Vec::new()] {
+            assert_eq!(tally.take(&packet, || panic!("nothing to answer")), None);
         }
         assert_eq!(tally.count(), 0);
     }

@@ -1,5 +1,5 @@
 //! A network of two for tests: the guest's stack and a client, a wire between them that can lose
-//! frames, and a clock that the test moves.
+//! packets, and a clock that the test moves.
 
 use crate::network::{ADDRESS, GATEWAY, Service, Stack};
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
@@ -29,9 +29,9 @@ impl RxToken for Received {
 
 impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut frame = vec![0; length];
-        let result = f(&mut frame);
-        self.0.push(frame);
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        self.0.push(packet);
         result
     }
 }
@@ -41,8 +41,8 @@ impl Device for Port {
     type TxToken<'a> = Sent<'a>;
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        let frame = self.incoming.pop_front()?;
-        Some((Received(frame), Sent(&mut self.outgoing)))
+        let packet = self.incoming.pop_front()?;
+        Some((Received(packet), Sent(&mut self.outgoing)))
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<Self::TxToken<'_>> {
@@ -57,7 +57,7 @@ impl Device for Port {
     }
 }
 
-/// Decides over a frame.
+/// Decides over a packet.
 pub(crate) type Loses = dyn FnMut(&[u8]) -> bool;
 
 /// The guest under test, its client, and all between them.
@@ -71,9 +71,9 @@ pub(crate) struct TestNetwork<S> {
     client: Interface,
     client_port: Port,
     client_sockets: SocketSet<'static>,
-    /// Frames from the guest so far, lost ones too.
-    pub(crate) guest_frames: usize,
-    /// Whether the wire loses a frame from the guest.
+    /// Packets from the guest so far, lost ones too.
+    pub(crate) guest_packets: usize,
+    /// Whether the wire loses a packet from the guest.
     pub(crate) loses: Box<Loses>,
 }
 
@@ -95,23 +95,23 @@ impl<S: Service> TestNetwork<S> {
             client,
             client_port,
             client_sockets: SocketSet::new(Vec::new()),
-            guest_frames: 0,
+            guest_packets: 0,
             loses: Box::new(|_| false),
         };
         network.settle();
         network
     }
 
-    /// Exchanges frames until both sides are silent, without time passing.
+    /// Exchanges packets until both sides are silent, without time passing.
     pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
             self.client.poll(self.now, &mut self.client_port, &mut self.client_sockets);
             let from_client = self.client_port.outgoing.drain(..);
             self.guest_port.incoming.extend(from_client);
             self.next_poll = self.guest.poll(self.now, &mut self.guest_port, &mut self.service);
-            self.guest_frames += self.guest_port.outgoing.len();
+            self.guest_packets += self.guest_port.outgoing.len();
             let loses = &mut self.loses;
-            let from_guest = self.guest_port.outgoing.drain(..).filter(|frame| !loses(frame));
+            let from_guest = self.guest_port.outgoing.drain(..).filter(|packet| !loses(packet));
             self.client_port.incoming.extend(from_guest);
             if self.client_port.incoming.is_empty() && self.guest_port.incoming.is_empty() {
                 return;

@@ -2,12 +2,12 @@
 //! smoltcp echo servers.
 //!
 //! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went,
-//! which frame it had last. So it can be cut from its host and attached again as the next
+//! which packet it had last. So it can be cut from its host and attached again as the next
 //! generation, as a failover does.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use hypervisor::lan::client::{Attached, FrameReceiver, FrameSender, FromLan, LanError, attach};
+use hypervisor::lan::client::{Attached, FromLan, LanError, PacketReceiver, PacketSender, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::os::report::Reporter;
@@ -129,9 +129,9 @@ impl RxToken for Received {
 
 impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut frame = vec![0; length];
-        let result = f(&mut frame);
-        self.0.push(frame);
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        self.0.push(packet);
         result
     }
 }
@@ -151,7 +151,7 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = vm::FRAME_BYTES_MAX;
+        capabilities.max_transmission_unit = vm::PACKET_BYTES_MAX;
         capabilities
     }
 }
@@ -217,7 +217,7 @@ impl Guest {
     }
 }
 
-/// The host under a guest: attaches it and moves its frames, until killed.
+/// The host under a guest: attaches it and moves its packets, until killed.
 struct Host {
     killed: Arc<AtomicBool>,
     thread: JoinHandle<Guest>,
@@ -235,8 +235,8 @@ impl Host {
         };
         let Attached { sender, receiver, .. } = attach(lan, &attachment, PATIENCE).unwrap();
         let killed = Arc::new(AtomicBool::new(false));
-        let (frames, received) = mpsc::channel();
-        thread::spawn(move || receive(receiver, &frames));
+        let (packets, received) = mpsc::channel();
+        thread::spawn(move || receive(receiver, &packets));
         let thread = thread::spawn({
             let killed = killed.clone();
             move || serve(guest, sender, &received, &killed)
@@ -244,7 +244,7 @@ impl Host {
         Self { killed, thread }
     }
 
-    /// Kills the host: frames that it has received and not given to the guest die with it, and so
+    /// Kills the host: packets that it has received and not given to the guest die with it, and so
     /// do outputs that the guest has produced and the host not sent. The guest comes back as a
     /// backup would have it.
     fn kill(self) -> Guest {
@@ -253,31 +253,31 @@ impl Host {
     }
 }
 
-fn receive(mut receiver: FrameReceiver, frames: &Sender<(u64, Vec<u8>)>) {
+fn receive(mut receiver: PacketReceiver, packets: &Sender<(u64, Vec<u8>)>) {
     while let Ok(received) = receiver.receive() {
-        if let FromLan::Packet { number, frame } = received
-            && frames.send((number, frame)).is_err()
+        if let FromLan::Packet { number, packet } = received
+            && packets.send((number, packet)).is_err()
         {
             break;
         }
     }
 }
 
-fn serve(mut guest: Guest, mut sender: FrameSender, frames: &Receiver<(u64, Vec<u8>)>, killed: &AtomicBool) -> Guest {
+fn serve(mut guest: Guest, mut sender: PacketSender, packets: &Receiver<(u64, Vec<u8>)>, killed: &AtomicBool) -> Guest {
     loop {
         guest.run();
         if killed.load(Ordering::SeqCst) {
             sender.shutdown();
             return guest;
         }
-        for (id, frame) in guest.outputs.iter().enumerate().skip(guest.released) {
-            sender.send(OutputId(id as u64), frame).unwrap();
+        for (id, packet) in guest.outputs.iter().enumerate().skip(guest.released) {
+            sender.send(OutputId(id as u64), packet).unwrap();
         }
         guest.released = guest.outputs.len();
-        if let Ok((number, frame)) = frames.recv_timeout(Duration::from_millis(5)) {
+        if let Ok((number, packet)) = packets.recv_timeout(Duration::from_millis(5)) {
             assert!(number > guest.last_packet, "frame {number} after {}", guest.last_packet);
             guest.last_packet = number;
-            guest.wire.received.push_back(frame);
+            guest.wire.received.push_back(packet);
         } else {
             // More than are due. The connection may be gone, as its receiver finds out.
             let _ = sender.send_heartbeat();
@@ -390,17 +390,17 @@ fn older_owners_are_fenced_and_refused() {
     let refused = attach(lan.listen, &rival, PATIENCE);
     assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("another process")), "{refused:?}");
 
-    // What the fenced one still sends goes nowhere: the next frame that arrives is the successor's
-    // own test frame.
+    // What the fenced one still sends goes nowhere: the next packet that arrives is the successor's
+    // own test packet.
     let _ = old.sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
     let mut qemu = TcpStream::connect(lan.qemu).unwrap();
-    let frame = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
-    qemu.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
-    qemu.write_all(&frame).unwrap();
-    assert_eq!(new.receiver.receive().unwrap(), FromLan::Packet { number: 1, frame });
+    let packet = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
+    qemu.write_all(&u32::try_from(packet.len()).unwrap().to_be_bytes()).unwrap();
+    qemu.write_all(&packet).unwrap();
+    assert_eq!(new.receiver.receive().unwrap(), FromLan::Packet { number: 1, packet });
 }
 
-/// A frame that nobody on the LAN is.
+/// A packet that nobody on the LAN is.
 fn to_nobody() -> Vec<u8> {
     [&[2, 8, 8, 8, 8, 8][..], &GUEST_MAC, &[0x88, 0xb5], &[0; 46]].concat()
 }
@@ -410,8 +410,8 @@ fn outputs_that_were_carried_are_told_though_nothing_else_is_said() {
     let lan = Lan::start(&[]);
     let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
     assert_eq!(port.next_output, OutputId(0));
-    let frame = to_nobody();
-    let batch: Vec<_> = (0..100).map(|id| (OutputId(id), &frame[..])).collect();
+    let packet = to_nobody();
+    let batch: Vec<_> = (0..100).map(|id| (OutputId(id), &packet[..])).collect();
     port.sender.send_batch(&batch).unwrap();
     let mut told = Vec::new();
     while told.last() != Some(&100) {
@@ -430,14 +430,14 @@ fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
     let mut silent = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
     let other = Attachment { vm: "other".parse().unwrap(), mac: [2, 0, 0, 0, 0, 0x16], ..attachment(0) };
     let mut deaf = attach(lan.listen, &other, PATIENCE).unwrap();
-    let flood = vec![0; vm::FRAME_BYTES_MAX];
+    let flood = vec![0; vm::PACKET_BYTES_MAX];
     let mut qemu = client(lan.qemu);
     let lost = loop {
         // More for the one that doesn't read than its connection takes.
-        let frame = [&other.mac[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &flood[14..]].concat();
+        let packet = [&other.mac[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &flood[14..]].concat();
         for _ in 0..100 {
-            let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
-            qemu.write_all(&[&length[..], &frame].concat()).unwrap();
+            let length = u32::try_from(packet.len()).unwrap().to_be_bytes();
+            qemu.write_all(&[&length[..], &packet].concat()).unwrap();
         }
         match silent.receiver.receive() {
             Ok(_) => deaf.sender.send_heartbeat().unwrap(),
@@ -454,8 +454,8 @@ fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
 fn whoever_attaches_again_learns_which_outputs_died_on_the_way() {
     let lan = Lan::start(&[]);
     let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
-    let frame = to_nobody();
-    (0..7).for_each(|id| port.sender.send(OutputId(id), &frame).unwrap());
+    let packet = to_nobody();
+    (0..7).for_each(|id| port.sender.send(OutputId(id), &packet).unwrap());
     while port.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(7) }) {}
     // The connection dies with what is on it; its owner can't know how far it came.
     port.sender.shutdown();

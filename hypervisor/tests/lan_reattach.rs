@@ -1,4 +1,4 @@
-//! Connections to the LAN die with frames on them; the frames are sent again and arrive once, in
+//! Connections to the LAN die with packets on them; the packets are sent again and arrive once, in
 //! order.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
@@ -115,7 +115,7 @@ impl Owner {
 
     fn produce(&self, id: u64) {
         let mut gate = self.gate.lock().unwrap();
-        gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Frame(numbered_frame(id)));
+        gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Packet(numbered_packet(id)));
         gate.release(0, LogSeq(id + 1));
     }
 }
@@ -162,19 +162,19 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
     owner
 }
 
-fn numbered_frame(number: u64) -> Vec<u8> {
+fn numbered_packet(number: u64) -> Vec<u8> {
     [&[2, 9, 9, 9, 9, 9][..], &GUEST_MAC, &[0x88, 0xb5], &number.to_be_bytes(), &[0; 38]].concat()
 }
 
-/// The number in the next frame that comes out of the LAN.
+/// The number in the next packet that comes out of the LAN.
 fn next_number(qemu: &mut TcpStream) -> u64 {
-    let mut frame = [0; 4 + 60];
-    qemu.read_exact(&mut frame).unwrap();
-    u64::from_be_bytes(*frame[18..].first_chunk().unwrap())
+    let mut packet = [0; 4 + 60];
+    qemu.read_exact(&mut packet).unwrap();
+    u64::from_be_bytes(*packet[18..].first_chunk().unwrap())
 }
 
 #[test]
-fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
+fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     let seed = std::env::var("FT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     println!("FT_SEED={seed}");
     let (listen, qemu) = start_lan();
@@ -225,7 +225,7 @@ fn wait_until_carried(owner: &Owner, next_output: u64) {
 /// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first
 /// connection here is never answered.
 #[test]
-fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
+fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (listen, qemu) = start_lan();
     let mut qemu = TcpStream::connect(qemu).unwrap();
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -580,7 +580,7 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
         let writer = thread::spawn(move || {
             let (mut log, mut bytes) = (LogSender::new(LogSeq(0)), Vec::new());
             for number in 1..=PACKETS {
-                let event = Event::Packet { number, frame: vec![0; FRAME_BYTES] };
+                let event = Event::Packet { number, packet: vec![0; FRAME_BYTES] };
                 log.append(&LogEntry { count: InstructionCount(0), body: EntryBody::Event(event) });
                 while log.pending_bytes() > 4096 && log.take_frame(&mut bytes) {}
                 stream.write_all(&std::mem::take(&mut bytes)).unwrap();

@@ -23,7 +23,7 @@ fn machine() -> Machine {
 }
 
 #[test]
-fn frames_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_console() {
+fn packets_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_console() {
     let machine = machine();
     let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = {

@@ -52,12 +52,12 @@ pub struct EntryBatch {
     pub bytes: Vec<u8>,
 }
 
-/// Which outputs have left the primary's host, as cursors: frames and console output leave
+/// Which outputs have left the primary's host, as cursors: packets and console output leave
 /// independently of each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Left {
-    /// All frames with a smaller id have left.
-    pub frames: OutputId,
+    /// All packets with a smaller id have left.
+    pub packets: OutputId,
     /// All console output with a smaller id has left.
     pub console: OutputId,
 }
@@ -66,14 +66,14 @@ impl Left {
     /// All outputs with an id smaller than `next`.
     #[must_use]
     pub const fn all_below(next: OutputId) -> Self {
-        Self { frames: next, console: next }
+        Self { packets: next, console: next }
     }
 
     /// Whether this output has left.
     #[must_use]
     pub fn has(&self, id: OutputId, operation: &OutputOperation) -> bool {
         id < match operation {
-            OutputOperation::Frame(_) => self.frames,
+            OutputOperation::Packet(_) => self.packets,
             OutputOperation::Console(_) => self.console,
         }
     }
@@ -224,8 +224,8 @@ impl Message {
                 append_value(kind::CONSUMED, &(Varint(consumed.0), Varint(count.0)), out);
             }
             Self::Protected { generation } => append_value(kind::PROTECTED, &Varint(generation.0), out),
-            Self::Released(Left { frames, console }) => {
-                append_value(kind::RELEASED, &(Varint(frames.0), Varint(console.0)), out);
+            Self::Released(Left { packets, console }) => {
+                append_value(kind::RELEASED, &(Varint(packets.0), Varint(console.0)), out);
             }
             Self::Storing => append_frame(kind::STORING, &[], out),
             Self::Heartbeat => append_frame(kind::HEARTBEAT, &[], out),
@@ -276,8 +276,8 @@ impl Message {
             ),
             kind::RELEASED => (
                 "released",
-                codec::decode_value::<(Varint, Varint)>(body).map(|(frames, console)| {
-                    Self::Released(Left { frames: OutputId(frames.0), console: OutputId(console.0) })
+                codec::decode_value::<(Varint, Varint)>(body).map(|(packets, console)| {
+                    Self::Released(Left { packets: OutputId(packets.0), console: OutputId(console.0) })
                 }),
             ),
             kind::STORING => ("storing", codec::decode_value::<()>(body).map(|()| Self::Storing)),

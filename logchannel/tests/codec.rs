@@ -5,14 +5,14 @@ mod common;
 use common::{Entries, Random, entries, seed};
 use logchannel::codec::{CONSOLE_INPUT_BYTES_MAX, CodecError, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
 use logchannel::entry::{EntryBody, LogEntry};
-use vm::{Event, FRAME_BYTES_MAX, InstructionCount, OutputId};
+use vm::{Event, InstructionCount, OutputId, PACKET_BYTES_MAX};
 
 fn at(count: u64, body: EntryBody) -> LogEntry {
     LogEntry { count: InstructionCount(count), body }
 }
 
 fn packet(number: u64, bytes: usize) -> EntryBody {
-    EntryBody::Event(Event::Packet { number, frame: vec![0xa5; bytes] })
+    EntryBody::Event(Event::Packet { number, packet: vec![0xa5; bytes] })
 }
 
 /// Bytes of each entry.
@@ -51,7 +51,7 @@ fn every_entry_comes_back_from_its_bytes() {
 #[test]
 fn extremes_come_back() {
     let written = [
-        at(u64::MAX - 1, packet(u64::MAX, FRAME_BYTES_MAX)),
+        at(u64::MAX - 1, packet(u64::MAX, PACKET_BYTES_MAX)),
         at(u64::MAX, EntryBody::Event(Event::ConsoleInput { bytes: vec![1; CONSOLE_INPUT_BYTES_MAX] })),
         at(u64::MAX, EntryBody::Event(Event::ClockRead { ticks: u64::MAX })),
         at(u64::MAX, EntryBody::Output { id: OutputId(u64::MAX - 1), digest: u64::MAX }),
@@ -76,11 +76,11 @@ fn entries_are_as_small_as_promised() {
         at(2_000_000, output(0)),
         at(4_000_000, output(1)),
         at(6_000_000, packet(1, 60)),
-        at(8_000_000, packet(2, FRAME_BYTES_MAX)),
+        at(8_000_000, packet(2, PACKET_BYTES_MAX)),
         at(8_000_000, EntryBody::Event(Event::TimerInterrupt)),
         at(10_000_000, EntryBody::Progress),
     ];
-    assert_eq!(sizes(&written), [4, 5, 12, 12, 60 + 5, FRAME_BYTES_MAX + 6, 2, 4]);
+    assert_eq!(sizes(&written), [4, 5, 12, 12, 60 + 5, PACKET_BYTES_MAX + 6, 2, 4]);
 }
 
 #[test]

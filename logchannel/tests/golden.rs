@@ -37,8 +37,8 @@ fn entries() -> Vec<LogEntry> {
         EntryBody::Event(Event::ClockRead { ticks: 100_000 }),
         EntryBody::Event(Event::Entropy { bits: 0xbeef }),
         EntryBody::Event(Event::TimerInterrupt),
-        EntryBody::Event(Event::Packet { number: 1, frame: b"a frame".to_vec() }),
-        EntryBody::Event(Event::Packet { number: 1000, frame: b"another".to_vec() }),
+        EntryBody::Event(Event::Packet { number: 1, packet: b"a frame".to_vec() }),
+        EntryBody::Event(Event::Packet { number: 1000, packet: b"another".to_vec() }),
         EntryBody::Event(Event::ConsoleInput { bytes: b"ls\n".to_vec() }),
         EntryBody::Output { id: OutputId(0), digest: 0x0123_4567_89ab_cdef },
         EntryBody::Output { id: OutputId(7), digest: u64::MAX },
@@ -62,7 +62,7 @@ fn pages() -> Vec<Pages> {
 
 fn tail() -> Vec<TailOutput> {
     vec![
-        TailOutput { id: OutputId(3), operation: OutputOperation::Frame(b"a frame".to_vec()) },
+        TailOutput { id: OutputId(3), operation: OutputOperation::Packet(b"a frame".to_vec()) },
         TailOutput { id: OutputId(200), operation: OutputOperation::Console(b"hello\n".to_vec()) },
     ]
 }

@@ -13,7 +13,7 @@ use logchannel::session::{
 };
 use logchannel::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
 use vm::{
-    BootMode, CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PAGE_BYTES,
+    BootMode, CONSOLE_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PACKET_BYTES_MAX, PAGE_BYTES,
     STATE_BYTES_MAX, StateDigest,
 };
 
@@ -31,10 +31,10 @@ fn messages() -> Vec<Message> {
         Message::Pages(Pages { first: u64::MAX, bytes: vec![1; PAGE_BYTES] }),
         Message::Tail(TailOutput {
             id: OutputId(u64::MAX),
-            operation: OutputOperation::Frame(vec![2; FRAME_BYTES_MAX]),
+            operation: OutputOperation::Packet(vec![2; PACKET_BYTES_MAX]),
         }),
         Message::Tail(TailOutput { id: OutputId(0), operation: OutputOperation::Console(vec![3; CONSOLE_BYTES_MAX]) }),
-        Message::Tail(TailOutput { id: OutputId(300), operation: OutputOperation::Frame(Vec::new()) }),
+        Message::Tail(TailOutput { id: OutputId(300), operation: OutputOperation::Packet(Vec::new()) }),
         Message::Snapshot(Snapshot {
             seq: LogSeq(u64::MAX),
             digest: StateDigest(u128::MAX - 7),
@@ -48,7 +48,7 @@ fn messages() -> Vec<Message> {
         Message::Ack { received: LogSeq(300) },
         Message::Consumed { consumed: LogSeq(299), count: InstructionCount(8_123_456) },
         Message::Protected { generation: Generation(4) },
-        Message::Released(Left { frames: OutputId(17), console: OutputId(300) }),
+        Message::Released(Left { packets: OutputId(17), console: OutputId(300) }),
         Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: 123_456_789, runs: true },
@@ -157,7 +157,7 @@ fn outputs_of_the_tail_are_no_longer_than_a_guest_makes_them() {
         let body = [&[9, tag][..], &length, &vec![7; bytes]].concat();
         Message::decode(Frame { kind: FrameKind(15), body: &body })
     };
-    for (tag, bytes_max) in [(0, FRAME_BYTES_MAX), (1, CONSOLE_BYTES_MAX)] {
+    for (tag, bytes_max) in [(0, PACKET_BYTES_MAX), (1, CONSOLE_BYTES_MAX)] {
         assert!(matches!(tail(tag, bytes_max), Ok(Message::Tail(TailOutput { id: OutputId(9), .. }))), "{tag}");
         let longer = tail(tag, bytes_max + 1);
         assert!(

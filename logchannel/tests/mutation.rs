@@ -60,7 +60,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
         Message::Ack { received: LogSeq(far(random)) },
         Message::Consumed { consumed: LogSeq(far(random)), count: InstructionCount(far(random)) },
         Message::Protected { generation: Generation(far(random)) },
-        Message::Released(Left { frames: OutputId(far(random)), console: OutputId(far(random)) }),
+        Message::Released(Left { packets: OutputId(far(random)), console: OutputId(far(random)) }),
         Message::Storing,
         Message::Heartbeat,
         Message::Clock { ticks: far(random), runs: false },

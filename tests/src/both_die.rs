@@ -269,7 +269,7 @@ impl Joiner {
 }
 
 fn operation(id: OutputId) -> OutputOperation {
-    OutputOperation::Frame(id.0.to_le_bytes().to_vec())
+    OutputOperation::Packet(id.0.to_le_bytes().to_vec())
 }
 
 fn next_output_at(outputs: &[LogSeq], seq: LogSeq) -> OutputId {

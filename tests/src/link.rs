@@ -251,9 +251,9 @@ impl Link {
     /// As [`wait_for_entry`](Self::wait_for_entry).
     #[track_caller]
     pub fn wait_for_answer(&self, request: &[u8]) -> [LogSeq; 2] {
-        let carries = |frame: &[u8]| frame.windows(request.len()).any(|window| window == request);
+        let carries = |packet: &[u8]| packet.windows(request.len()).any(|window| window == request);
         let is_packet =
-            |entry: &LogEntry| matches!(&entry.body, EntryBody::Event(Event::Packet { frame, .. }) if carries(frame));
+            |entry: &LogEntry| matches!(&entry.body, EntryBody::Event(Event::Packet { packet, .. }) if carries(packet));
         let (packet, _) = self.wait_for_entry(LogSeq(0), is_packet);
         let (output, _) = self.wait_for_entry(packet, |entry| matches!(entry.body, EntryBody::Output { .. }));
         [packet, output]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tests::client::Load;
 use tests::programs;
 use tests::stage::{Node, Stage, wait_until};
-use vm::{FRAME_BYTES_MAX, OutputId};
+use vm::{OutputId, PACKET_BYTES_MAX};
 
 /// An `ft-lan` with a forward for TCP and UDP to the same port of a guest, and where it is.
 fn start_lan(stage: &Stage) -> (Node, String) {
@@ -148,7 +148,7 @@ fn strangers_with_nonsense_do_not_fill_the_log_of_the_arbiter() {
     assert_few_lines(&arbiter, "connection closed", since);
 }
 
-/// The frames for a VM whose host reads nothing come to eight times what the LAN keeps for it.
+/// The packets for a VM whose host reads nothing come to eight times what the LAN keeps for it.
 #[test]
 fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything() {
     const KEPT_MIB: u64 = 8;
@@ -162,11 +162,11 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
 
     let memory_before_kib = peak_memory_kib(&lan);
     let mut qemu = TcpStream::connect(lan.told_text("listening", "qemu")).unwrap();
-    let frames = 8 * (KEPT_MIB << 20) / FRAME_BYTES_MAX as u64;
-    for number in 0..frames {
-        let mut message = u32::try_from(FRAME_BYTES_MAX).unwrap().to_be_bytes().to_vec();
+    let packets = 8 * (KEPT_MIB << 20) / PACKET_BYTES_MAX as u64;
+    for number in 0..packets {
+        let mut message = u32::try_from(PACKET_BYTES_MAX).unwrap().to_be_bytes().to_vec();
         message.extend([&SLOW_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &number.to_be_bytes()].concat());
-        message.resize(4 + FRAME_BYTES_MAX, 0);
+        message.resize(4 + PACKET_BYTES_MAX, 0);
         qemu.write_all(&message).unwrap();
         if number % 100 == 0 {
             slow.sender.send_heartbeat().unwrap();
@@ -174,14 +174,14 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
     }
     load.goes_on();
 
-    // It takes what is left, whose last frame is the last that was sent.
+    // It takes what is left, whose last packet is the last that was sent.
     slow.receiver.excuse();
     let mut received = 0;
     let delivered = loop {
         match slow.receiver.receive().unwrap() {
-            FromLan::Packet { number, frame } => {
+            FromLan::Packet { number, packet } => {
                 received += 1;
-                if frame[12..14] == [0x88, 0xb5] && frame[14..22] == (frames - 1).to_be_bytes() {
+                if packet[12..14] == [0x88, 0xb5] && packet[14..22] == (packets - 1).to_be_bytes() {
                     break number;
                 }
             }
@@ -195,7 +195,7 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
     lan.interrupt();
     let dropped = lan.reports().iter().rfind(|report| report["event"] == "dropped").cloned().unwrap();
     let overflowed = dropped["vm_overflow"].as_u64().unwrap();
-    assert!(overflowed > frames / 2, "{dropped}");
+    assert!(overflowed > packets / 2, "{dropped}");
     assert_eq!(received + overflowed, delivered, "each frame is delivered or counted");
 }
 

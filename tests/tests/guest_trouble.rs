@@ -58,7 +58,7 @@ impl Guest {
 
     /// A guest whose network driver sends a frame of five bytes, which is none, and says when it
     /// has. Then it sleeps for ever, a tenth of a second at a time.
-    fn with_a_short_frame() -> Self {
+    fn with_a_short_packet() -> Self {
         const DESCRIPTORS: u64 = START + 0x1000;
         const AVAILABLE: u64 = START + 0x1100;
         const USED: u64 = START + 0x1200;
@@ -119,8 +119,8 @@ fn a_live_vm_tells_a_panic_before_and_after_a_failover() {
 }
 
 #[test]
-fn frames_that_a_card_drops_are_told_of_a_live_vm() {
-    let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_frame());
+fn packets_that_a_card_drops_are_told_of_a_live_vm() {
+    let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_packet());
     let mut primary = stage.node("ft-primary", &["--unprotected", "--guest", guest.path()]);
     primary.told("console");
     assert_eq!(primary.interrupt().code, Some(exit::OK.into()));
@@ -128,8 +128,8 @@ fn frames_that_a_card_drops_are_told_of_a_live_vm() {
 }
 
 #[test]
-fn frames_that_a_card_drops_are_told_of_a_recording_and_of_its_replay() {
-    let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_frame());
+fn packets_that_a_card_drops_are_told_of_a_recording_and_of_its_replay() {
+    let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_packet());
     let log = guest.path().replace("guest.elf", "guest.ftlog");
     let mut record = stage.program("ft-record", &["--guest", guest.path(), "--output", &log]);
     record.told("console");

@@ -79,7 +79,7 @@ fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let mut buffer = [0; 100];
-    // The LAN and the guest know each other's addresses from here on: an answer is one frame.
+    // The LAN and the guest know each other's addresses from here on: an answer is one packet.
     client.send(b"hello").unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.recv(&mut buffer).unwrap();

@@ -78,7 +78,7 @@ const PATIENT_TIMEOUT: Duration = Duration::from_millis(4000);
 struct Asker(UdpSocket);
 
 impl Asker {
-    /// The LAN and the guest know each other's addresses from here on: an answer is one frame.
+    /// The LAN and the guest know each other's addresses from here on: an answer is one packet.
     fn of(stage: &Stage) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(stage.site.service).unwrap();

@@ -61,7 +61,7 @@ impl Script {
             }
         };
         // Numbers rise, but not always by one.
-        Event::Packet { number: 3 * self.packets + u64::from(self.random.below(3)), frame }
+        Event::Packet { number: 3 * self.packets + u64::from(self.random.below(3)), packet: frame }
     }
 
     fn byte(&mut self) -> u8 {

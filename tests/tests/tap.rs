@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-/// The interface that the bridge sends the guest's frames to.
+/// The interface that the bridge sends the guest's packets to.
 fn interface_of_guest() -> Option<String> {
     let stations = stations();
     let line = stations.lines().find(|line| line.starts_with(MAC))?;

@@ -166,9 +166,9 @@ impl Bus {
         core::iter::once(self.ram.paged()).chain(disk)
     }
 
-    /// A frame arrives at the network device.
-    pub(crate) fn receive_frame(&mut self, frame: &[u8]) {
-        let received = self.net.receive(&mut self.ram, frame);
+    /// A packet arrives at the network device.
+    pub(crate) fn receive_packet(&mut self, packet: &[u8]) {
+        let received = self.net.receive(&mut self.ram, packet);
         self.note(VirtioDevice::Net, received);
     }
 

@@ -5,10 +5,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The longest Ethernet frame the network device carries, in bytes, without the frame check
 /// sequence.
-pub const FRAME_BYTES_MAX: usize = 1514;
+pub const PACKET_BYTES_MAX: usize = 1514;
 
 /// The shortest: addresses and type.
-pub(crate) const FRAME_BYTES_MIN: usize = 14;
+pub(crate) const PACKET_BYTES_MIN: usize = 14;
 
 /// The longest console output, in bytes.
 pub const CONSOLE_BYTES_MAX: usize = 4096;
@@ -36,14 +36,14 @@ pub enum Event {
     /// The timer deadline that the guest set has been reached: the supervisor timer interrupt
     /// becomes pending.
     TimerInterrupt,
-    /// A frame arrives at the network device.
+    /// A packet arrives at the network device.
     Packet {
-        /// The number that the network gave this frame; greater than that of the frame before. The
-        /// machine only remembers it, so that whoever takes the guest over knows which frames it
-        /// has had.
+        /// The number that the network gave this packet; greater than that of the packet before.
+        /// The machine only remembers it, so that whoever takes the guest over knows which packets
+        /// it has had.
         number: u64,
-        /// Ethernet frame without frame check sequence, at most [`FRAME_BYTES_MAX`] bytes.
-        frame: Vec<u8>,
+        /// Ethernet frame without frame check sequence, at most [`PACKET_BYTES_MAX`] bytes.
+        packet: Vec<u8>,
     },
     /// Bytes arrive at the console.
     ConsoleInput {
@@ -55,8 +55,8 @@ pub enum Event {
 /// Something that leaves the machine: the only way out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OutputOperation {
-    /// A frame that the guest sent through its network device.
-    Frame(Vec<u8>),
+    /// A packet that the guest sent through its network device.
+    Packet(Vec<u8>),
     /// Bytes that the guest wrote to its console, at most [`CONSOLE_BYTES_MAX`].
     Console(Vec<u8>),
 }
@@ -66,7 +66,7 @@ impl OutputOperation {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Frame(bytes) | Self::Console(bytes) => bytes,
+            Self::Packet(bytes) | Self::Console(bytes) => bytes,
         }
     }
 
@@ -74,7 +74,7 @@ impl OutputOperation {
     #[must_use]
     pub fn digest(&self) -> u64 {
         let kind = match self {
-            Self::Frame(_) => 1,
+            Self::Packet(_) => 1,
             Self::Console(_) => 2,
         };
         xxh3_64_with_seed(self.bytes(), kind)
@@ -90,7 +90,8 @@ impl OutputId {
     /// The id of the next output.
     ///
     /// # Panics
-    /// At the last number, which no guest reaches; decoders and roles refuse a peer's numbers near it.
+    /// At the last number, which no guest reaches; decoders and roles refuse a peer's numbers near
+    /// it.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.strict_add(1))

@@ -3,7 +3,7 @@
 use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::disk::Disk;
-use crate::event::FRAME_BYTES_MAX;
+use crate::event::PACKET_BYTES_MAX;
 use crate::hart::trap::Interrupt;
 use crate::hart::{AwaitedRead, Hart, Pace, Pause};
 use crate::loader::{self, Loaded};
@@ -35,17 +35,17 @@ pub enum ApplyError {
     /// A timer interrupt that the guest hasn't asked for.
     #[error("the guest has set no timer")]
     NoTimer,
-    /// A frame that the guest has had, or that came out of order.
+    /// A packet that the guest has had, or that came out of order.
     #[error("packet {number} after packet {last}: their numbers must rise")]
     PacketOutOfOrder {
-        /// The frame's number.
+        /// The packet's number.
         number: u64,
         /// [`Machine::last_packet_number`].
         last: u64,
     },
-    /// A frame longer than the network device carries.
-    #[error("a frame of {bytes} bytes; the longest is {FRAME_BYTES_MAX}")]
-    FrameTooLong {
+    /// A packet longer than the network device carries.
+    #[error("a frame of {bytes} bytes; the longest is {PACKET_BYTES_MAX}")]
+    PacketTooLong {
         /// Its length.
         bytes: usize,
     },
@@ -62,12 +62,12 @@ pub enum ApplyError {
     Stopped(StopReason),
 }
 
-/// Frames that the network device couldn't carry.
+/// Packets that the network device couldn't carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DroppedFrames {
+pub struct DroppedPackets {
     /// Applied without a buffer, or with one too short.
     pub received: u64,
-    /// Sent by the guest with a length that isn't that of a frame.
+    /// Sent by the guest with a length that isn't that of a packet.
     pub transmitted: u64,
 }
 
@@ -197,7 +197,7 @@ impl Machine {
                 self.firmware.expire_timer(&mut self.hart);
                 self.last_ticks = self.last_ticks.max(deadline);
             }
-            Event::Packet { number, frame } => self.receive_packet(*number, frame)?,
+            Event::Packet { number, packet } => self.receive_packet(*number, packet)?,
             Event::ConsoleInput { bytes } => {
                 let room = self.console_room();
                 if bytes.len() > room {
@@ -262,7 +262,7 @@ impl Machine {
         self.hart.has_tohost()
     }
 
-    /// Whether the network device has a buffer for one more frame. A frame applied without is
+    /// Whether the network device has a buffer for one more packet. A packet applied without is
     /// dropped and counted, as is one that is too long for the buffer.
     ///
     /// Also `true` if the guest has made a mess of its receive queue: a packet then makes the
@@ -278,11 +278,11 @@ impl Machine {
         self.bus.take_fault()
     }
 
-    /// Frames that couldn't be carried so far.
+    /// Packets that couldn't be carried so far.
     #[must_use]
-    pub const fn dropped_frames(&self) -> DroppedFrames {
+    pub const fn dropped_packets(&self) -> DroppedPackets {
         let (received, transmitted) = self.bus.net.dropped();
-        DroppedFrames { received, transmitted }
+        DroppedPackets { received, transmitted }
     }
 
     /// How many bytes of console input the machine takes now.
@@ -432,15 +432,15 @@ impl Machine {
         Ok(())
     }
 
-    fn receive_packet(&mut self, number: u64, frame: &[u8]) -> Result<(), ApplyError> {
+    fn receive_packet(&mut self, number: u64, packet: &[u8]) -> Result<(), ApplyError> {
         if number <= self.last_packet_number {
             return Err(ApplyError::PacketOutOfOrder { number, last: self.last_packet_number });
         }
-        if frame.len() > FRAME_BYTES_MAX {
-            return Err(ApplyError::FrameTooLong { bytes: frame.len() });
+        if packet.len() > PACKET_BYTES_MAX {
+            return Err(ApplyError::PacketTooLong { bytes: packet.len() });
         }
         self.last_packet_number = number;
-        self.bus.receive_frame(frame);
+        self.bus.receive_packet(packet);
         self.hart.drop_reservation();
         Ok(())
     }

@@ -42,9 +42,9 @@ impl Outputs {
         OutputId(self.next_id)
     }
 
-    /// The guest sends a frame.
-    pub(crate) fn push_frame(&mut self, frame: Vec<u8>) {
-        self.push(OutputOperation::Frame(frame));
+    /// The guest sends a packet.
+    pub(crate) fn push_packet(&mut self, packet: Vec<u8>) {
+        self.push(OutputOperation::Packet(packet));
     }
 
     /// The guest writes one byte to its console.

@@ -69,7 +69,7 @@ fn digest_sees_every_bit_of_ram_and_forgets_a_flip_taken_back() {
 fn digest_sees_events_that_change_no_register() {
     let mut machine = machine(&[NOP]);
     let mut seen = vec![machine.digest()];
-    for event in [Event::ConsoleInput { bytes: vec![7] }, Event::Packet { number: 3, frame: vec![0; 60] }] {
+    for event in [Event::ConsoleInput { bytes: vec![7] }, Event::Packet { number: 3, packet: vec![0; 60] }] {
         machine.apply(&event).unwrap();
         assert!(!seen.contains(&machine.digest()), "{event:?}");
         seen.push(machine.digest());
@@ -88,7 +88,7 @@ fn digest_sees_the_last_clock_value_and_the_last_packet_number() {
     assert_ne!(clock(1), clock(2));
     let packet = |number| {
         let mut machine = machine(&[NOP]);
-        machine.apply(&Event::Packet { number, frame: vec![0; 60] }).unwrap();
+        machine.apply(&Event::Packet { number, packet: vec![0; 60] }).unwrap();
         machine.digest()
     };
     assert_ne!(packet(1), packet(2));
@@ -192,13 +192,13 @@ fn console_input_interrupts_through_the_plic() {
 #[test]
 fn events_that_do_not_fit_are_refused() {
     let mut machine = machine(&[NOP]);
-    let packet = |number, bytes| Event::Packet { number, frame: vec![0; bytes] };
+    let packet = |number, bytes| Event::Packet { number, packet: vec![0; bytes] };
     machine.apply(&packet(5, 60)).unwrap();
     assert_eq!(machine.last_packet_number(), 5);
     assert_eq!(machine.apply(&packet(5, 60)), Err(ApplyError::PacketOutOfOrder { number: 5, last: 5 }));
-    assert_eq!(machine.apply(&packet(6, 1515)), Err(ApplyError::FrameTooLong { bytes: 1515 }));
+    assert_eq!(machine.apply(&packet(6, 1515)), Err(ApplyError::PacketTooLong { bytes: 1515 }));
     assert_eq!(machine.last_packet_number(), 5);
-    assert_eq!(machine.dropped_frames().received, 1, "nobody has set the device up");
+    assert_eq!(machine.dropped_packets().received, 1, "nobody has set the device up");
     let flood = Event::ConsoleInput { bytes: vec![0; 1025] };
     assert_eq!(machine.apply(&flood), Err(ApplyError::ConsoleFull { bytes: 1025, room: 1024 }));
 }

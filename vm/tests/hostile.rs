@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use vm::{ApplyError, CONSOLE_BYTES_MAX, Event, Exit, InstructionCount, LoadError, Machine};
 use vm::{DeviceFault, OutputId, OutputOperation, StateDigest, StopReason, VirtioDevice};
 
-/// The most outputs of one step: a frame for every chain of a full transmit queue, and the
+/// The most outputs of one step: a packet for every chain of a full transmit queue, and the
 /// console's.
 const OUTPUTS_PER_STEP_MAX: usize = 256 + 2;
 
@@ -36,7 +36,7 @@ fn give(machine: &mut Machine, event: &Event) -> bool {
     // A wrong answer is only wrong where nothing is awaited.
     if matches!(event, Event::ClockRead { .. } | Event::Entropy { .. }) {
         let before = machine.digest();
-        let far = Event::Packet { number: machine.last_packet_number(), frame: vec![] };
+        let far = Event::Packet { number: machine.last_packet_number(), packet: vec![] };
         assert!(machine.apply(&far).is_err(), "a packet number twice");
         assert_eq!(machine.digest(), before, "a refused packet changes nothing");
     }
@@ -44,7 +44,10 @@ fn give(machine: &mut Machine, event: &Event) -> bool {
     match machine.apply(event) {
         Ok(()) => true,
         Err(error) => {
-            assert!(!matches!(error, ApplyError::PacketOutOfOrder { .. } | ApplyError::FrameTooLong { .. }), "{error}");
+            assert!(
+                !matches!(error, ApplyError::PacketOutOfOrder { .. } | ApplyError::PacketTooLong { .. }),
+                "{error}"
+            );
             assert_eq!(machine.digest(), before, "refused: {error}");
             false
         }
@@ -95,7 +98,7 @@ fn run(image: &[u8], events: &[(u64, Event)], slice: u64) -> Outcome {
         stopped,
         outputs,
         refused,
-        delivered: packets - machine.dropped_frames().received.min(packets),
+        delivered: packets - machine.dropped_packets().received.min(packets),
         disk_written: machine.disk(0, hostile::DISK_BYTES).unwrap().iter().any(|byte| *byte != 0),
         digest: machine.digest(),
         faults,
@@ -107,7 +110,7 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
     const SEEDS: u64 = 150;
     const STEPS: u64 = 25_000;
     let first = std::env::var("FT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let (mut frames, mut delivered, mut bad_rings, mut to_the_end, mut refused) = (0, 0, 0, 0, 0);
+    let (mut packets, mut delivered, mut bad_rings, mut to_the_end, mut refused) = (0, 0, 0, 0, 0);
     let (mut disks_written, mut bad_disk_rings) = (0, 0);
     for seed in first..first + SEEDS {
         println!("seed {seed}; again with FT_SEED={seed} cargo test -p vm --test hostile");
@@ -119,7 +122,7 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
             let again = run(&image, &events, slice);
             assert!(again == whole, "slices of {slice}: {:?} against {:?}", again.count, whole.count);
         }
-        frames += whole.outputs.iter().filter(|(_, _, output)| matches!(output, OutputOperation::Frame(_))).count();
+        packets += whole.outputs.iter().filter(|(_, _, output)| matches!(output, OutputOperation::Packet(_))).count();
         delivered += whole.delivered;
         refused += whole.refused;
         disks_written += usize::from(whole.disk_written);
@@ -128,11 +131,11 @@ fn hostile_guests_never_panic_and_come_to_the_same_in_any_slices() {
         to_the_end += u32::from(whole.stopped.is_none());
     }
     println!(
-        "{frames} frames, {delivered} delivered, {bad_rings} bad rings, {to_the_end} to the end, {refused} refused, \
+        "{packets} frames, {delivered} delivered, {bad_rings} bad rings, {to_the_end} to the end, {refused} refused, \
          {disks_written} disks written, {bad_disk_rings} bad rings of a disk"
     );
     assert!(disks_written > 20 && bad_disk_rings > 5, "too tame a run for the disk");
-    assert!(frames > 100 && delivered > 100 && bad_rings > 5 && to_the_end > 5 && refused > 100, "too tame a run");
+    assert!(packets > 100 && delivered > 100 && bad_rings > 5 && to_the_end > 5 && refused > 100, "too tame a run");
 }
 
 /// As many segments as a header can count, each as large as RAM, would be copied over each other

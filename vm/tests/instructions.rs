@@ -231,7 +231,7 @@ fn a_packet_between_load_reserved_and_store_conditional_takes_the_reservation() 
         let mut machine = machine(&code);
         run_by(&mut machine, LI + 1);
         for number in 1..=packets {
-            machine.apply(&Event::Packet { number, frame: vec![0; 60] }).unwrap();
+            machine.apply(&Event::Packet { number, packet: vec![0; 60] }).unwrap();
         }
         run_by(&mut machine, 1);
         assert_eq!(machine.registers()[7], refused, "after {packets} packets");

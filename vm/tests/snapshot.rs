@@ -228,7 +228,7 @@ fn advance(machine: &mut Machine, at: u64, event: &Event) -> Outcome {
 struct Seen {
     snapshots: usize,
     pages_taken_again: usize,
-    frames: usize,
+    packets: usize,
     received: usize,
     disks_written: usize,
     asleep: usize,
@@ -248,8 +248,8 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
         let (exit, outputs, applied) = &outcomes[0];
         assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "at {at}: {outcomes:?}");
         if outcomes.len() > 1 {
-            let is_frame = |(_, _, output): &&(_, _, OutputOperation)| matches!(output, OutputOperation::Frame(_));
-            seen.frames += outputs.iter().filter(is_frame).count();
+            let is_packet = |(_, _, output): &&(_, _, OutputOperation)| matches!(output, OutputOperation::Packet(_));
+            seen.packets += outputs.iter().filter(is_packet).count();
             seen.received += usize::from(applied.is_ok() && matches!(event, Event::Packet { .. }));
         }
         // An event may have stopped the machine, and with that sent the rest of a line.
@@ -294,8 +294,8 @@ fn hostile_guests_copied_while_they_run_go_on_exactly_alike() {
         copy_while_running(&mut Random { state: seed, care: if seed % 3 == 0 { 1 } else { 30 } }, &mut seen);
     }
     println!("{seen:?}");
-    let Seen { snapshots, pages_taken_again, frames, received, disks_written, asleep } = seen;
-    let least = [snapshots, pages_taken_again, frames, received, disks_written, asleep].into_iter().min().unwrap();
+    let Seen { snapshots, pages_taken_again, packets, received, disks_written, asleep } = seen;
+    let least = [snapshots, pages_taken_again, packets, received, disks_written, asleep].into_iter().min().unwrap();
     assert!(least > 10, "too tame a run: {seen:?}");
 }
 
@@ -487,7 +487,7 @@ fn networked_machine(seed: u64) -> Option<Machine> {
         }
     }
     drive(&mut machine, 0, u64::MAX);
-    (machine.dropped_frames().received < packets).then_some(machine)
+    (machine.dropped_packets().received < packets).then_some(machine)
 }
 
 /// States with something in every part: the busy guest in its middle, with input pending; a machine
@@ -530,7 +530,7 @@ fn use_up(machine: &mut Machine) {
         let number = machine.last_packet_number().saturating_add(round);
         let bytes = vec![b'x'; machine.console_room().min(3)];
         for event in [
-            Event::Packet { number, frame: vec![0; 100] },
+            Event::Packet { number, packet: vec![0; 100] },
             Event::ConsoleInput { bytes },
             Event::TimerInterrupt,
             Event::ClockRead { ticks: u64::MAX },

@@ -1,4 +1,4 @@
-//! Counts requests in raw frames and answers each with its whole history's hash; prints both twice
+//! Counts requests in raw packets and answers each with its whole history's hash; prints both twice
 //! a second.
 #![no_std]
 #![no_main]
@@ -30,15 +30,15 @@ struct TallyProgram {
 
 impl Program for TallyProgram {
     fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant> {
-        while let Some((frame, transmission)) = nic.receive(Instant::ZERO) {
+        while let Some((packet, transmission)) = nic.receive(Instant::ZERO) {
             let read = || (clock.read().total_micros().unsigned_abs(), entropy::read());
-            let Some(answer) = frame.consume(|frame| self.tally.take(frame, read)) else { continue };
+            let Some(answer) = packet.consume(|packet| self.tally.take(packet, read)) else { continue };
             let mac = self.mac;
-            transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.frame(mac, 0)));
+            transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.packet(mac, 0)));
             for part in 1..answer.parts() {
-                // There is room: the device takes a frame when it is told of it.
+                // There is room: the device takes a packet when it is told of it.
                 let Some(transmission) = nic.transmit(Instant::ZERO) else { break };
-                transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.frame(mac, part)));
+                transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.packet(mac, part)));
             }
             if answer.operation == Operation::PowerOff {
                 println!("tally: the end after {} requests", self.tally.count());

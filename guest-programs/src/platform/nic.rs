@@ -1,6 +1,6 @@
 //! The network device: virtio-net over virtio-mmio, as a smoltcp device.
 //!
-//! Receive buffers go back to the device when the next frame is asked for. Transmitting doesn't
+//! Receive buffers go back to the device when the next packet is asked for. Transmitting doesn't
 //! wait: buffers that the device has finished with are collected when a further one is needed, and
 //! nobody wants an interrupt for that.
 
@@ -20,23 +20,23 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 /// Descriptors of each of the two queues, and buffers for each.
 const QUEUE_SIZE: usize = 64;
 /// The longest Ethernet frame, without frame check sequence.
-const FRAME_BYTES_MAX: usize = 1514;
-/// A frame and the virtio header before it, rounded up.
+const PACKET_BYTES_MAX: usize = 1514;
+/// A packet and the virtio header before it, rounded up.
 const BUFFER_BYTES: usize = 1536;
 
-type FrameBuffer = Box<[u8; BUFFER_BYTES]>;
+type PacketBuffer = Box<[u8; BUFFER_BYTES]>;
 /// The buffers that the device has, by the token of the descriptor that tells where they are.
-type BuffersByToken = [Option<FrameBuffer>; QUEUE_SIZE];
+type BuffersByToken = [Option<PacketBuffer>; QUEUE_SIZE];
 
 /// The network device.
 pub struct Nic {
     driver: VirtIONetRaw<PhysicalMemory, MmioTransport<'static>, QUEUE_SIZE>,
     interrupt: u32,
     receiving: BuffersByToken,
-    /// The buffer of the frame handed out last, to go back to the device.
-    handed_out: Option<FrameBuffer>,
+    /// The buffer of the packet handed out last, to go back to the device.
+    handed_out: Option<PacketBuffer>,
     transmitting: BuffersByToken,
-    transmit_free: Vec<FrameBuffer>,
+    transmit_free: Vec<PacketBuffer>,
 }
 
 impl Nic {
@@ -86,9 +86,9 @@ impl Nic {
         self.interrupt
     }
 
-    /// Whether a frame has arrived.
+    /// Whether a packet has arrived.
     #[must_use]
-    pub fn has_frame(&self) -> bool {
+    pub fn has_packet(&self) -> bool {
         self.driver.poll_receive().is_some()
     }
 
@@ -108,16 +108,16 @@ impl Nic {
     }
 
     /// Gives the device a buffer to receive into.
-    fn offer(&mut self, mut buffer: FrameBuffer) {
+    fn offer(&mut self, mut buffer: PacketBuffer) {
         // SAFETY: the buffer stays in `receiving`, untouched, until the device has used it.
         let token = unsafe { self.driver.receive_begin(&mut buffer[..]) }
             .expect("the receive queue has a descriptor for each of the buffers");
         self.receiving[usize::from(token)] = Some(buffer);
     }
 
-    /// The next frame that has arrived: its buffer, and where in it the frame lies. What isn't a
-    /// frame is dropped.
-    fn take_frame(&mut self) -> Option<(FrameBuffer, usize, usize)> {
+    /// The next packet that has arrived: its buffer, and where in it the packet lies. What isn't a
+    /// packet is dropped.
+    fn take_packet(&mut self) -> Option<(PacketBuffer, usize, usize)> {
         while let Some(token) = self.driver.poll_receive() {
             let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
             // SAFETY: this is the buffer that `receive_begin` gave this token for.
@@ -157,22 +157,22 @@ impl fmt::Debug for Nic {
 }
 
 impl Device for Nic {
-    type RxToken<'a> = Frame<'a>;
+    type RxToken<'a> = Packet<'a>;
     type TxToken<'a> = Transmission<'a>;
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         if let Some(buffer) = self.handed_out.take() {
             self.offer(buffer);
         }
-        // A frame is taken only when there's room for an answer: else the device keeps it, and in
+        // A packet is taken only when there's room for an answer: else the device keeps it, and in
         // the end the network.
         if !self.can_transmit() {
             return None;
         }
-        let (buffer, start, end) = self.take_frame()?;
+        let (buffer, start, end) = self.take_packet()?;
         let Self { driver, handed_out, transmitting, transmit_free, .. } = self;
         let bytes = &handed_out.insert(buffer)[start..end];
-        Some((Frame { bytes }, Transmission { driver, transmitting, free: transmit_free }))
+        Some((Packet { bytes }, Transmission { driver, transmitting, free: transmit_free }))
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<Self::TxToken<'_>> {
@@ -186,28 +186,28 @@ impl Device for Nic {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
+        capabilities.max_transmission_unit = PACKET_BYTES_MAX;
         capabilities
     }
 }
 
-/// A frame that has arrived.
+/// A packet that has arrived.
 #[derive(Debug)]
-pub struct Frame<'a> {
+pub struct Packet<'a> {
     bytes: &'a [u8],
 }
 
-impl RxToken for Frame<'_> {
+impl RxToken for Packet<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         f(self.bytes)
     }
 }
 
-/// Room for one frame to be sent.
+/// Room for one packet to be sent.
 pub struct Transmission<'a> {
     driver: &'a mut VirtIONetRaw<PhysicalMemory, MmioTransport<'static>, QUEUE_SIZE>,
     transmitting: &'a mut BuffersByToken,
-    free: &'a mut Vec<FrameBuffer>,
+    free: &'a mut Vec<PacketBuffer>,
 }
 
 impl fmt::Debug for Transmission<'_> {
@@ -229,7 +229,7 @@ impl TxToken for Transmission<'_> {
     }
 }
 
-fn new_buffer() -> FrameBuffer {
+fn new_buffer() -> PacketBuffer {
     Box::new([0; BUFFER_BYTES])
 }
 

@@ -9,8 +9,8 @@ use smoltcp::time::Instant;
 
 /// What a guest does with its network device.
 pub trait Program {
-    /// Does what is due: a frame has arrived, or the time told last has come. Returns when it is
-    /// due again if no frame arrives before, `None` if it isn't.
+    /// Does what is due: a packet has arrived, or the time told last has come. Returns when it is
+    /// due again if no packet arrives before, `None` if it isn't.
     fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant>;
 
     /// There is nothing to do for the network; `now` is at most one tick late. Returns whether it
@@ -40,7 +40,7 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
             nic.acknowledge_interrupt();
             plic::complete();
         }
-        if is_due(next_poll, &mut clock) || nic.has_frame() {
+        if is_due(next_poll, &mut clock) || nic.has_packet() {
             nic.want_interrupts(false);
             next_poll = program.poll(&mut clock, &mut nic);
             nic.want_interrupts(true);
@@ -48,7 +48,7 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
             interrupt::free(|| {
                 // Looked at again with interrupts off: one that came in between has set what is
                 // seen here, and one that comes from here on stays pending and ends the wait.
-                if !plic::has_claimed() && !nic.has_frame() && !is_due(next_poll, &mut clock) {
+                if !plic::has_claimed() && !nic.has_packet() && !is_due(next_poll, &mut clock) {
                     riscv::asm::wfi();
                 }
             });

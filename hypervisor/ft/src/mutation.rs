@@ -54,8 +54,8 @@ pub enum Mutation {
     AcceptOnPromise,
     /// An interrupted `--resume` leaves an end mark.
     EndResumedOnPromise,
-    /// The LAN gives a new owner again the last frame that its predecessor had logged.
-    RedeliverLoggedFrame,
+    /// The LAN gives a new owner again the last packet that its predecessor had logged.
+    RedeliverLoggedPacket,
     /// The LAN carries an output again.
     CarryTwice,
     /// The LAN serves the port of an older generation.
@@ -117,7 +117,7 @@ impl Mutation {
         Self::ForgetTailInSnapshot,
         Self::SkipLastPages,
         Self::SnapshotTooEarly,
-        Self::RedeliverLoggedFrame,
+        Self::RedeliverLoggedPacket,
         Self::CarryTwice,
         Self::ServeOlderGeneration,
         Self::TrustSilentPort,

@@ -16,7 +16,7 @@ pub const GATE_BYTES_MAX: usize = 64 << 20;
 /// reader of the console slows the guest, and what waits for it is bounded.
 pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
 
-/// How many bytes of frames are kept that were taken and that the network hasn't carried yet.
+/// How many bytes of packets are kept that were taken and that the network hasn't carried yet.
 /// Beyond them the oldest is given up, as by a network card whose cable is out: it is counted, and
 /// nobody sends it again. A network that hasn't been there yet has until [`GATE_BYTES_MAX`]: a
 /// guest that goes live, with what its predecessor may not have sent, doesn't wait for it.
@@ -29,19 +29,19 @@ const OUTPUT_OVERHEAD_BYTES: usize = 64;
 ///
 /// ```text
 ///   hold ──► held ──(backup acknowledges, or none by a won claim)──► released ──take──► in flight ──────► left
-///                                                                        ▲                  │  a frame: carried
+///                                                                        ▲                  │  a packet: carried
 ///                                                                        └──send_again──────┘  console: console_left
 /// ```
 /// An output enters with the sequence number of its log entry. Only an output that has left is
-/// nobody's any more: all others are sent by a successor, if there is one. Frames and console
-/// output leave independently of each other, so that a console that nobody reads keeps no frame
+/// nobody's any more: all others are sent by a successor, if there is one. Packets and console
+/// output leave independently of each other, so that a console that nobody reads keeps no packet
 /// from having left. Invariant: outputs are taken in the order of their ids.
 /// Source: Scales et al. 2010, §2.2 "Output Rule".
 #[derive(Clone, Debug, Hash)]
 pub struct OutputGate {
     held: VecDeque<Held>,
     released: VecDeque<Released>,
-    /// Frames taken, and not known to be carried.
+    /// Packets taken, and not known to be carried.
     in_flight: VecDeque<Released>,
     /// Console output taken, and not known to be written or dropped.
     at_console: VecDeque<Released>,
@@ -53,7 +53,7 @@ pub struct OutputGate {
     console_bytes: usize,
     /// All outputs with a smaller id have been taken.
     taken: OutputId,
-    /// The network has carried all frames with a smaller id.
+    /// The network has carried all packets with a smaller id.
     carried: OutputId,
     /// Behind the last output that has come.
     end: OutputId,
@@ -193,7 +193,7 @@ impl OutputGate {
     }
 
     /// The oldest output that may leave now. It is in flight from now on: say
-    /// [`OutputGate::carried`] of a frame, and [`OutputGate::console_left`] of console output.
+    /// [`OutputGate::carried`] of a packet, and [`OutputGate::console_left`] of console output.
     pub fn take_released(&mut self) -> Option<Released> {
         let released = self.released.pop_front()?;
         let taken = Released { held_ns: None, ..released.clone() };
@@ -201,7 +201,7 @@ impl OutputGate {
         self.bytes -= cost;
         self.taken = self.taken.max(released.id.next());
         match *released.operation {
-            OutputOperation::Frame(_) => {
+            OutputOperation::Packet(_) => {
                 self.in_flight_bytes += cost;
                 self.in_flight.push_back(taken);
                 while self.in_flight_bytes > self.in_flight_bytes_max {
@@ -223,7 +223,7 @@ impl OutputGate {
         }
     }
 
-    /// The network has carried all frames below `next`.
+    /// The network has carried all packets below `next`.
     pub fn carried(&mut self, next: OutputId) {
         // No network can have carried what hasn't been made.
         self.carried = self.carried.max(next.min(self.end));
@@ -232,8 +232,8 @@ impl OutputGate {
         }
     }
 
-    /// The network is there (again) and has carried all frames below `next`: those behind are to be
-    /// taken again.
+    /// The network is there (again) and has carried all packets below `next`: those behind are to
+    /// be taken again.
     pub fn send_again(&mut self, next: OutputId) {
         self.carried(next);
         self.in_flight_bytes_max = IN_FLIGHT_BYTES_MAX;
@@ -257,14 +257,14 @@ impl OutputGate {
             self.released.front().map(|released| released.id).or_else(|| self.held.front().map(|held| held.id));
         let not_taken = not_taken.unwrap_or(self.taken.max(self.carried));
         let first = |taken: &VecDeque<Released>| taken.front().map_or(not_taken, |taken| taken.id);
-        Left { frames: first(&self.in_flight), console: first(&self.at_console) }
+        Left { packets: first(&self.in_flight), console: first(&self.at_console) }
     }
 
     /// Every output with a smaller id has left the host, or was given up.
     #[must_use]
     pub fn next_to_leave(&self) -> OutputId {
         let left = self.left();
-        left.frames.min(left.console)
+        left.packets.min(left.console)
     }
 
     /// Whether all that has come has left the host, or was given up.
@@ -328,8 +328,8 @@ mod tests {
     use super::*;
     use alloc::vec;
 
-    fn frame(byte: u8) -> OutputOperation {
-        OutputOperation::Frame(vec![byte; 60])
+    fn packet(byte: u8) -> OutputOperation {
+        OutputOperation::Packet(vec![byte; 60])
     }
 
     fn console(byte: u8) -> OutputOperation {
@@ -343,14 +343,14 @@ mod tests {
     #[test]
     fn output_rule_releases_only_what_is_acknowledged() {
         let mut gate = OutputGate::new(OutputId(0));
-        gate.hold(10, LogSeq(3), OutputId(0), frame(0));
-        gate.hold(10, LogSeq(5), OutputId(1), frame(1));
+        gate.hold(10, LogSeq(3), OutputId(0), packet(0));
+        gate.hold(10, LogSeq(5), OutputId(1), packet(1));
         gate.release(20, LogSeq(3));
         assert_eq!(gate.take_released(), None, "entry 3 itself is not below the cursor 3");
         gate.release(20, LogSeq(5));
         assert_eq!(
             gate.take_released(),
-            Some(Released { held_ns: Some(10), ..Released::at_once(OutputId(0), frame(0)) })
+            Some(Released { held_ns: Some(10), ..Released::at_once(OutputId(0), packet(0)) })
         );
         assert_eq!(gate.take_released(), None);
         assert_eq!((gate.held(), gate.next_to_leave()), (1, OutputId(0)), "taken, but not known to have left");
@@ -359,14 +359,14 @@ mod tests {
         gate.release(30, LogSeq(6));
         assert_eq!(
             gate.take_released(),
-            Some(Released { held_ns: Some(20), ..Released::at_once(OutputId(1), frame(1)) })
+            Some(Released { held_ns: Some(20), ..Released::at_once(OutputId(1), packet(1)) })
         );
     }
 
     #[test]
     fn what_the_network_lost_is_sent_again_and_the_console_is_not() {
         let mut gate = OutputGate::new(OutputId(0));
-        for (id, operation) in [(0, frame(0)), (1, console(1)), (2, frame(2)), (3, console(3)), (4, frame(4))] {
+        for (id, operation) in [(0, packet(0)), (1, console(1)), (2, packet(2)), (3, console(3)), (4, packet(4))] {
             gate.hold(0, LogSeq(id), OutputId(id), operation);
         }
         gate.release(0, LogSeq(4));
@@ -374,7 +374,7 @@ mod tests {
         gate.console_left(OutputId(2));
         assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 2, 3]);
         gate.send_again(OutputId(1));
-        assert_eq!(gate.left(), Left { frames: OutputId(2), console: OutputId(3) });
+        assert_eq!(gate.left(), Left { packets: OutputId(2), console: OutputId(3) });
         assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
         gate.console_left(OutputId(4));
         gate.release(0, LogSeq(5));
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn in_flight_is_bounded_and_what_is_given_up_is_counted() {
         let mut gate = OutputGate::new(OutputId(0));
-        let big = OutputOperation::Frame(vec![0; IN_FLIGHT_BYTES_MAX / 2]);
+        let big = OutputOperation::Packet(vec![0; IN_FLIGHT_BYTES_MAX / 2]);
         for id in 0..3 {
             gate.hold(0, LogSeq(id), OutputId(id), big.clone());
         }
@@ -402,7 +402,7 @@ mod tests {
     fn fenced_gate_puts_out_nothing() {
         let mut gate = OutputGate::new(OutputId(0));
         for id in 0..3 {
-            gate.hold(0, LogSeq(id), OutputId(id), frame(0));
+            gate.hold(0, LogSeq(id), OutputId(id), packet(0));
         }
         gate.release(1, LogSeq(2));
         gate.take_released();
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn full_gate_empties_by_what_is_taken() {
         let mut gate = OutputGate::new(OutputId(0));
-        let big = OutputOperation::Frame(vec![0; GATE_BYTES_MAX / 2]);
+        let big = OutputOperation::Packet(vec![0; GATE_BYTES_MAX / 2]);
         gate.hold(0, LogSeq(0), OutputId(0), big.clone());
         assert!(!gate.is_full());
         gate.hold(0, LogSeq(1), OutputId(1), big);
@@ -427,18 +427,18 @@ mod tests {
     }
 
     #[test]
-    fn a_console_that_nobody_reads_keeps_no_frame_from_having_left() {
+    fn a_console_that_nobody_reads_keeps_no_packet_from_having_left() {
         let mut gate = OutputGate::new(OutputId(0));
-        for (id, operation) in [(0, console(0)), (1, frame(1)), (2, console(2))] {
+        for (id, operation) in [(0, console(0)), (1, packet(1)), (2, console(2))] {
             gate.hold(0, LogSeq(id), OutputId(id), operation);
         }
         gate.release(0, LogSeq(3));
         assert_eq!(taken(&mut gate), [0, 1, 2]);
         gate.carried(OutputId(2));
-        assert_eq!(gate.left(), Left { frames: OutputId(3), console: OutputId(0) });
+        assert_eq!(gate.left(), Left { packets: OutputId(3), console: OutputId(0) });
         assert_eq!(gate.not_left().len(), 2, "what waits for its reader is a successor's to write");
         gate.console_left(OutputId(1));
-        assert_eq!(gate.left(), Left { frames: OutputId(3), console: OutputId(2) });
+        assert_eq!(gate.left(), Left { packets: OutputId(3), console: OutputId(2) });
     }
 
     #[test]

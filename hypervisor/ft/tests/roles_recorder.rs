@@ -61,7 +61,7 @@ impl EventSource for Source {
 }
 
 fn packets(count: u64) -> Source {
-    Source((1..=count).map(|number| Event::Packet { number, frame: vec![0; 60] }).collect())
+    Source((1..=count).map(|number| Event::Packet { number, packet: vec![0; 60] }).collect())
 }
 
 #[derive(Default)]
@@ -104,7 +104,7 @@ fn a_guest_whose_device_an_event_breaks_goes_on() {
     assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
     let fault = DeviceFault { device: VirtioDevice::Net, queue: 0, descriptor: None };
     assert_eq!(recorder.machine_mut().take_device_fault(), Some(fault));
-    assert_eq!(recorder.machine().dropped_frames().received, 3);
+    assert_eq!(recorder.machine().dropped_packets().received, 3);
     recorder.digest(&mut log).unwrap();
     let (mut machine, _) = replay(machine(&code), &log.0);
     assert_eq!(machine.take_device_fault(), Some(fault), "a replay comes to it as well");

@@ -23,7 +23,7 @@ pub struct Attachment {
     /// earlier life, of which the guest doesn't know because it went on from an older log, takes
     /// new outputs from here on.
     pub output_end: OutputId,
-    /// The number of the last frame that the guest has had, 0 if none: delivery goes on after it.
+    /// The number of the last packet that the guest has had, 0 if none: delivery goes on after it.
     pub last_packet: u64,
     /// The owner's generation when the guest was reset, with outputs and packets counted from the
     /// start: a LAN that knows another run of the guest forgets what it has counted and kept of it.

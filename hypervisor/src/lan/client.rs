@@ -4,7 +4,7 @@ use super::attachment::Attachment;
 use super::pulse::INTERVAL_US;
 pub use super::session::FromLan;
 use super::session::{AttachAnswer, PortSession};
-use super::wire::{ClientMessage, WireError, is_frame_length};
+use super::wire::{ClientMessage, WireError, is_packet_length};
 use crate::os::clock;
 use logchannel::entry::Generation;
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use vm::OutputId;
 
 /// How long a LAN may take no bytes at all before its port is given up: much less than the silence
-/// after which a VM's other side takes over, as whoever sends frames has acknowledgements and
+/// after which a VM's other side takes over, as whoever sends packets has acknowledgements and
 /// heartbeats to see to.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -52,10 +52,10 @@ pub enum LanError {
 /// An open port.
 #[derive(Debug)]
 pub struct Attached {
-    /// Takes the guest's frames.
-    pub sender: FrameSender,
-    /// Gives the frames for the guest.
-    pub receiver: FrameReceiver,
+    /// Takes the guest's packets.
+    pub sender: PacketSender,
+    /// Gives the packets for the guest.
+    pub receiver: PacketReceiver,
     /// The LAN has carried all outputs with smaller ids, and drops them if they come again.
     pub next_output: OutputId,
 }
@@ -74,7 +74,7 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
     (&stream).write_all(&request)?;
 
     let session = PortSession::new(attachment, clock::now_us(), INTERVAL_US);
-    let mut receiver = FrameReceiver { stream: stream.try_clone()?, session };
+    let mut receiver = PacketReceiver { stream: stream.try_clone()?, session };
     let AttachAnswer { first_packet, next_output } = receiver.answer(timeout)?;
     stream.set_read_timeout(Some(Duration::from_micros(INTERVAL_US)))?;
     if first_packet > attachment.last_packet.saturating_add(1) {
@@ -84,38 +84,38 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
             "the LAN no longer keeps all missing frames"
         );
     }
-    Ok(Attached { sender: FrameSender { stream, buffer: Vec::new() }, receiver, next_output })
+    Ok(Attached { sender: PacketSender { stream, buffer: Vec::new() }, receiver, next_output })
 }
 
-/// Sends the guest's frames.
+/// Sends the guest's packets.
 #[derive(Debug)]
-pub struct FrameSender {
+pub struct PacketSender {
     stream: TcpStream,
     /// Reused by every call.
     buffer: Vec<u8>,
 }
 
-impl FrameSender {
-    /// Sends one frame, in one system call.
+impl PacketSender {
+    /// Sends one packet, in one system call.
     ///
     /// # Errors
-    /// Of the connection; [`FrameReceiver::receive`] tells what became of it. `InvalidInput` for a
-    /// frame that is no Ethernet frame; the connection is unhurt then.
-    pub fn send(&mut self, id: OutputId, frame: &[u8]) -> io::Result<()> {
-        self.send_batch(&[(id, frame)])
+    /// Of the connection; [`PacketReceiver::receive`] tells what became of it. `InvalidInput` for a
+    /// packet that is no Ethernet frame; the connection is unhurt then.
+    pub fn send(&mut self, id: OutputId, packet: &[u8]) -> io::Result<()> {
+        self.send_batch(&[(id, packet)])
     }
 
-    /// Sends several frames, in one system call.
+    /// Sends several packets, in one system call.
     ///
     /// # Errors
-    /// As [`FrameSender::send`]; nothing is sent if one of the frames is invalid.
-    pub fn send_batch(&mut self, frames: &[(OutputId, &[u8])]) -> io::Result<()> {
+    /// As [`PacketSender::send`]; nothing is sent if one of the packets is invalid.
+    pub fn send_batch(&mut self, packets: &[(OutputId, &[u8])]) -> io::Result<()> {
         self.buffer.clear();
-        for &(id, frame) in frames {
-            if !is_frame_length(frame.len()) {
-                return Err(io::Error::new(ErrorKind::InvalidInput, WireError::Frame(frame.len())));
+        for &(id, packet) in packets {
+            if !is_packet_length(packet.len()) {
+                return Err(io::Error::new(ErrorKind::InvalidInput, WireError::Packet(packet.len())));
             }
-            ClientMessage::Output { id, frame }.append(&mut self.buffer);
+            ClientMessage::Output { id, packet }.append(&mut self.buffer);
         }
         (&self.stream).write_all(&self.buffer)
     }
@@ -123,28 +123,28 @@ impl FrameSender {
     /// Tells the LAN that this side is alive.
     ///
     /// # Errors
-    /// As [`FrameSender::send`].
+    /// As [`PacketSender::send`].
     pub fn send_heartbeat(&mut self) -> io::Result<()> {
         self.buffer.clear();
         ClientMessage::Heartbeat.append(&mut self.buffer);
         (&self.stream).write_all(&self.buffer)
     }
 
-    /// Closes the port in both directions; a blocked [`FrameReceiver::receive`] returns.
+    /// Closes the port in both directions; a blocked [`PacketReceiver::receive`] returns.
     pub fn shutdown(&self) {
         // Fails only if the connection is gone already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-/// Receives the frames for the guest, and how far its own have got.
+/// Receives the packets for the guest, and how far its own have got.
 #[derive(Debug)]
-pub struct FrameReceiver {
+pub struct PacketReceiver {
     stream: TcpStream,
     session: PortSession,
 }
 
-impl FrameReceiver {
+impl PacketReceiver {
     /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not
     /// missed.
     pub const fn excuse(&mut self) {

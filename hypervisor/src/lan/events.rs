@@ -24,9 +24,9 @@ pub enum LanEvent {
         vm: String,
         /// Its owner.
         generation: u64,
-        /// Number of the first frame that it gets.
+        /// Number of the first packet that it gets.
         first_packet: u64,
-        /// Frames that it has not had and that are no longer kept.
+        /// Packets that it has not had and that are no longer kept.
         lost: u64,
     },
     /// A VM's port was taken over by a newer generation.
@@ -49,7 +49,7 @@ pub enum LanEvent {
         /// How many refusals before this one were not told.
         left_out: u64,
     },
-    /// A VM's port has no connection any more; its frames are kept.
+    /// A VM's port has no connection any more; its packets are kept.
     Detached {
         /// The VM.
         vm: String,
@@ -57,7 +57,7 @@ pub enum LanEvent {
         generation: u64,
     },
     /// The connection of a VM's port was given up, as nothing came from the VM's host for so long;
-    /// its frames are kept.
+    /// its packets are kept.
     Silent {
         /// The VM.
         vm: String,
@@ -105,20 +105,20 @@ pub struct ForwardListening {
     pub guest: String,
 }
 
-/// How many frames went nowhere since the start, and why.
+/// How many packets went nowhere since the start, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// Outputs that the LAN had already carried: expected at a failover.
     pub duplicates: u64,
-    /// Frames for VMs that were overwritten before anybody took them.
+    /// Packets for VMs that were overwritten before anybody took them.
     pub vm_overflow: u64,
-    /// Frames for QEMU processes that didn't read.
+    /// Packets for QEMU processes that didn't read.
     pub qemu_overflow: u64,
-    /// Frames for the gateway that came faster than it works.
+    /// Packets for the gateway that came faster than it works.
     pub gateway_overflow: u64,
-    /// Frames that are no Ethernet frames, or longer than the LAN carries.
+    /// Packets that are no Ethernet frames, or longer than the LAN carries.
     pub malformed: u64,
-    /// Frames with the source address of another VM or of the gateway.
+    /// Packets with the source address of another VM or of the gateway.
     pub forged: u64,
     /// Connections and datagrams of clients beyond a limit.
     pub refused_clients: u64,

@@ -9,16 +9,16 @@
 //! What makes it more than a switch is the port of a VM, which stays when the host under the VM is
 //! lost. It knows the generation of the VM's owner and serves no older one. It tells how far it has
 //! carried the VM's outputs, and drops those that it has, so a primary, be it the old one on a new
-//! connection or a new one, sends again what it isn't sure of. It numbers the frames that it gives
+//! connection or a new one, sends again what it isn't sure of. It numbers the packets that it gives
 //! to the VM and keeps the recent ones, so a new primary gets what its predecessor had not
-//! logged. Together: each frame once, without help from TCP.
+//! logged. Together: each packet once, without help from TCP.
 //!
 //! Everything that decides is in [`fabric`] and below and takes no input but its arguments;
 //! [`server`] moves bytes. A simulator drives the fabric as the server does.
 //!
 //! Deliberately absent: spanning tree (ports are leaves), VLANs, IPv6 and DHCP at the gateway,
 //! persistence. A LAN that is started again adopts each VM's numbering from its next attachment:
-//! frames for VMs that were in it are lost, and outputs that it had carried and not told of yet
+//! packets for VMs that were in it are lost, and outputs that it had carried and not told of yet
 //! come twice.
 
 mod attachment;

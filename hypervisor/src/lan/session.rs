@@ -10,12 +10,12 @@ use vm::OutputId;
 /// What comes from the LAN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromLan {
-    /// A frame for the guest.
+    /// A packet for the guest.
     Packet {
         /// Its number, greater than that of the one before.
         number: u64,
-        /// The frame.
-        frame: Vec<u8>,
+        /// The packet.
+        packet: Vec<u8>,
     },
     /// All outputs with smaller ids have been carried; they need not be sent again.
     Carried {
@@ -23,14 +23,14 @@ pub enum FromLan {
         next_output: OutputId,
     },
     /// Nothing, but the LAN is to get a heartbeat now: see
-    /// [`FrameSender::send_heartbeat`](super::client::FrameSender::send_heartbeat).
+    /// [`PacketSender::send_heartbeat`](super::client::PacketSender::send_heartbeat).
     HeartbeatDue,
 }
 
 /// The LAN's answer to Attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachAnswer {
-    /// The number of the first frame that will come.
+    /// The number of the first packet that will come.
     pub first_packet: u64,
     /// All outputs with smaller ids have been carried.
     pub next_output: OutputId,
@@ -40,7 +40,7 @@ pub struct AttachAnswer {
 #[derive(Debug)]
 pub struct PortSession {
     cutter: Cutter,
-    /// Number of the last frame.
+    /// Number of the last packet.
     last: u64,
     pulse: Pulse,
     interval_us: u64,
@@ -124,9 +124,9 @@ impl PortSession {
         let last = self.last;
         while let Some(message) = self.cutter.next_message()? {
             return match ServerMessage::decode(message)? {
-                ServerMessage::Packet { number, frame } if number > last => {
+                ServerMessage::Packet { number, packet } if number > last => {
                     self.last = number;
-                    Ok(Some(FromLan::Packet { number, frame: frame.to_vec() }))
+                    Ok(Some(FromLan::Packet { number, packet: packet.to_vec() }))
                 }
                 ServerMessage::Carried { next_output } => Ok(Some(FromLan::Carried { next_output })),
                 // That it has come is all that it says.

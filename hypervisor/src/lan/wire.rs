@@ -13,10 +13,10 @@
 //! | 1 Attach | VM | magic `FTLAN` (5), version (2), generation (8), node (16), MAC (6), next output (8), output end (8), last packet (8), generation of the guest's boot (8), VM name (the rest, 1 to 64) |
 //! | 2 Output | VM | output id (8), Ethernet frame (the rest) |
 //! | 3 Heartbeat | VM | nothing |
-//! | 16 Attached | LAN | number of the first frame that will follow (8), the output that the LAN expects next (8) |
+//! | 16 Attached | LAN | number of the first packet that will follow (8), the output that the LAN expects next (8) |
 //! | 17 Refused | LAN | reason (the rest, UTF-8, at most [`REASON_BYTES_MAX`]); the LAN then closes |
 //! | 18 Fenced | LAN | generation that took the VM over (8); the LAN then closes |
-//! | 19 Packet | LAN | frame number (8), Ethernet frame (the rest) |
+//! | 19 Packet | LAN | packet number (8), Ethernet frame (the rest) |
 //! | 20 Carried | LAN | next output (8): every one with a smaller id has been carried |
 //! | 21 Heartbeat | LAN | nothing |
 //!
@@ -31,16 +31,16 @@ use super::attachment::Attachment;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VM_ID_BYTES_MAX, VmId};
 use std::ops::Range;
-use vm::{FRAME_BYTES_MAX, OutputId};
+use vm::{OutputId, PACKET_BYTES_MAX};
 
 /// The version of the protocol that this build speaks.
 pub const WIRE_VERSION: u16 = 3;
 /// The shortest Ethernet frame: destination, source, type.
-pub const FRAME_BYTES_MIN: usize = 14;
+pub const PACKET_BYTES_MIN: usize = 14;
 /// The longest reason of a refusal, in bytes.
 pub const REASON_BYTES_MAX: usize = 512;
-/// The longest message, in bytes, without its length: a kind, a number and a frame.
-pub const MESSAGE_BYTES_MAX: usize = 1 + 8 + FRAME_BYTES_MAX;
+/// The longest message, in bytes, without its length: a kind, a number and a packet.
+pub const MESSAGE_BYTES_MAX: usize = 1 + 8 + PACKET_BYTES_MAX;
 
 const MAGIC: [u8; 5] = *b"FTLAN";
 const ATTACH: u8 = 1;
@@ -92,9 +92,9 @@ pub enum WireError {
     #[error("{0} is not valid")]
     Field(&'static str),
     /// An Ethernet frame that is too short or too long.
-    #[error("Ethernet frame of {0} bytes where {FRAME_BYTES_MIN} to {FRAME_BYTES_MAX} are allowed")]
-    Frame(usize),
-    /// Frame numbers must rise.
+    #[error("Ethernet frame of {0} bytes where {PACKET_BYTES_MIN} to {PACKET_BYTES_MAX} are allowed")]
+    Packet(usize),
+    /// Packet numbers must rise.
     #[error("frame number {number} after {last}")]
     Order {
         /// The number.
@@ -109,12 +109,12 @@ pub enum WireError {
 pub enum ClientMessage<'a> {
     /// It plugs in.
     Attach(Attachment),
-    /// The guest sent a frame.
+    /// The guest sent a packet.
     Output {
         /// Its number among the guest's outputs.
         id: OutputId,
-        /// The frame.
-        frame: &'a [u8],
+        /// The packet.
+        packet: &'a [u8],
     },
     /// The VM's host is alive: see [`pulse`](super::pulse).
     Heartbeat,
@@ -125,7 +125,7 @@ pub enum ClientMessage<'a> {
 pub enum ServerMessage<'a> {
     /// The port is open.
     Attached {
-        /// Number of the first frame that will follow.
+        /// Number of the first packet that will follow.
         first_packet: u64,
         /// The LAN drops outputs with smaller ids, as it has carried them.
         next_output: OutputId,
@@ -140,12 +140,12 @@ pub enum ServerMessage<'a> {
         /// The owner's generation.
         by: Generation,
     },
-    /// A frame for the guest.
+    /// A packet for the guest.
     Packet {
         /// Its number; the first of a VM is 1.
         number: u64,
-        /// The frame.
-        frame: &'a [u8],
+        /// The packet.
+        packet: &'a [u8],
     },
     /// Outputs have gone where they belong, and need not be sent again.
     Carried {
@@ -160,7 +160,7 @@ impl<'a> ClientMessage<'a> {
     /// Appends the whole message.
     ///
     /// # Panics
-    /// If a frame is longer than the LAN carries.
+    /// If a packet is longer than the LAN carries.
     pub fn append(&self, out: &mut Vec<u8>) {
         match self {
             Self::Attach(attachment) => append(out, ATTACH, |out| {
@@ -175,9 +175,9 @@ impl<'a> ClientMessage<'a> {
                 out.extend_from_slice(&attachment.booted.0.to_le_bytes());
                 out.extend_from_slice(attachment.vm.to_string().as_bytes());
             }),
-            Self::Output { id, frame } => append(out, OUTPUT, |out| {
+            Self::Output { id, packet } => append(out, OUTPUT, |out| {
                 out.extend_from_slice(&id.0.to_le_bytes());
-                out.extend_from_slice(frame);
+                out.extend_from_slice(packet);
             }),
             Self::Heartbeat => append(out, VM_HEARTBEAT, |_| ()),
         }
@@ -209,7 +209,7 @@ impl<'a> ClientMessage<'a> {
                     vm: body.vm()?,
                 }))
             }
-            OUTPUT => Ok(Self::Output { id: OutputId(body.u64()?), frame: body.frame()? }),
+            OUTPUT => Ok(Self::Output { id: OutputId(body.u64()?), packet: body.packet()? }),
             VM_HEARTBEAT => body.end().map(|()| Self::Heartbeat),
             kind => Err(WireError::Kind(kind)),
         }
@@ -220,7 +220,7 @@ impl<'a> ServerMessage<'a> {
     /// Appends the whole message.
     ///
     /// # Panics
-    /// If a frame is longer than the LAN carries.
+    /// If a packet is longer than the LAN carries.
     pub fn append(&self, out: &mut Vec<u8>) {
         match self {
             Self::Attached { first_packet, next_output } => append(out, ATTACHED, |out| {
@@ -234,9 +234,9 @@ impl<'a> ServerMessage<'a> {
                 out.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX)]);
             }),
             Self::Fenced { by } => append(out, FENCED, |out| out.extend_from_slice(&by.0.to_le_bytes())),
-            Self::Packet { number, frame } => append(out, PACKET, |out| {
+            Self::Packet { number, packet } => append(out, PACKET, |out| {
                 out.extend_from_slice(&number.to_le_bytes());
-                out.extend_from_slice(frame);
+                out.extend_from_slice(packet);
             }),
             Self::Heartbeat => append(out, LAN_HEARTBEAT, |_| ()),
         }
@@ -253,7 +253,7 @@ impl<'a> ServerMessage<'a> {
             CARRIED => Self::Carried { next_output: OutputId(body.u64()?) },
             FENCED => Self::Fenced { by: Generation(body.u64()?) },
             LAN_HEARTBEAT => Self::Heartbeat,
-            PACKET => return Ok(Self::Packet { number: body.u64()?, frame: body.frame()? }),
+            PACKET => return Ok(Self::Packet { number: body.u64()?, packet: body.packet()? }),
             REFUSED => return Ok(Self::Refused { reason: body.reason()? }),
             kind => return Err(WireError::Kind(kind)),
         };
@@ -263,8 +263,8 @@ impl<'a> ServerMessage<'a> {
 }
 
 /// Whether an Ethernet frame of `bytes` may travel on this LAN.
-pub(super) fn is_frame_length(bytes: usize) -> bool {
-    (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&bytes)
+pub(super) fn is_packet_length(bytes: usize) -> bool {
+    (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&bytes)
 }
 
 fn append(out: &mut Vec<u8>, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
@@ -305,8 +305,8 @@ impl<'a> Body<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn frame(&self) -> Result<&'a [u8], WireError> {
-        if is_frame_length(self.rest.len()) { Ok(self.rest) } else { Err(WireError::Frame(self.rest.len())) }
+    fn packet(&self) -> Result<&'a [u8], WireError> {
+        if is_packet_length(self.rest.len()) { Ok(self.rest) } else { Err(WireError::Packet(self.rest.len())) }
     }
 
     fn reason(&self) -> Result<&'a str, WireError> {
@@ -462,10 +462,10 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let frame = [7; FRAME_BYTES_MAX];
+        let packet = [7; PACKET_BYTES_MAX];
         let mut out = Vec::new();
         let attach = ClientMessage::Attach(attachment());
-        let output = ClientMessage::Output { id: OutputId(u64::MAX), frame: &frame };
+        let output = ClientMessage::Output { id: OutputId(u64::MAX), packet: &packet };
         attach.append(&mut out);
         output.append(&mut out);
         let messages = cut(&out).unwrap();
@@ -483,7 +483,7 @@ mod tests {
             ServerMessage::Carried { next_output: OutputId(u64::MAX) },
             ServerMessage::Refused { reason: "because" },
             ServerMessage::Fenced { by: Generation(3) },
-            ServerMessage::Packet { number: 5, frame: &frame[..FRAME_BYTES_MIN] },
+            ServerMessage::Packet { number: 5, packet: &packet[..PACKET_BYTES_MIN] },
         ] {
             out.clear();
             sent.append(&mut out);
@@ -517,7 +517,7 @@ mod tests {
         let mut stream = Vec::new();
         let sent: Vec<_> = (0..200).map(|_| 14 + random.below(1501)).collect();
         for &length in &sent {
-            ServerMessage::Packet { number: 1, frame: &vec![0xa5; length] }.append(&mut stream);
+            ServerMessage::Packet { number: 1, packet: &vec![0xa5; length] }.append(&mut stream);
         }
         let mut cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
         let (mut rest, mut received) = (&stream[..], Vec::new());
@@ -567,15 +567,15 @@ mod tests {
     }
 
     #[test]
-    fn names_and_frames_are_checked() {
+    fn names_and_packets_are_checked() {
         let mut out = Vec::new();
         ClientMessage::Attach(attachment()).append(&mut out);
         let mut message = out[4..].to_vec();
         *message.last_mut().unwrap() = b'/';
         assert_eq!(ClientMessage::decode(&message), Err(WireError::Field("the VM's name")));
-        for length in [0, FRAME_BYTES_MIN - 1, FRAME_BYTES_MAX + 1] {
+        for length in [0, PACKET_BYTES_MIN - 1, PACKET_BYTES_MAX + 1] {
             let message = [vec![OUTPUT], vec![0; 8 + length]].concat();
-            assert_eq!(ClientMessage::decode(&message), Err(WireError::Frame(length)));
+            assert_eq!(ClientMessage::decode(&message), Err(WireError::Packet(length)));
         }
     }
 

@@ -201,7 +201,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put
     // there again.
     let mut tail = resumed.tail;
-    tail.retain(|(_, output)| matches!(output, OutputOperation::Frame(_)));
+    tail.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
     let inheritance = Inheritance {
         // The time since the log's last clock read was a pause.
         clock: GuestClock::standing(resumed.machine.last_ticks()),

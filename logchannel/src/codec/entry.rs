@@ -7,7 +7,8 @@ use alloc::format;
 use alloc::vec::Vec;
 use bincode::{BorrowDecode, Decode, Encode};
 use vm::{
-    Event, FRAME_BYTES_MAX, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PageRange, StateDigest, StopReason,
+    Event, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PACKET_BYTES_MAX, PageRange, StateDigest,
+    StopReason,
 };
 
 /// The most console input that one entry carries, in bytes.
@@ -43,7 +44,7 @@ impl EntryEncoder {
     ///
     /// # Panics
     /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a
-    /// packet number or output id that does not go forward, or a frame or console input beyond its
+    /// packet number or output id that does not go forward, or a packet or console input beyond its
     /// limit. Whoever makes entries from what a network or a person sent has checked that before.
     pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
         let mut next = self.previous;
@@ -106,12 +107,12 @@ enum WireBody<'a> {
     TimerInterrupt,
     /// The packet whose number follows that of the last.
     Packet {
-        frame: Bytes<'a>,
+        packet: Bytes<'a>,
     },
     /// A packet after `skipped` numbers that this VM was not given.
     PacketAfterGap {
         skipped: Varint,
-        frame: Bytes<'a>,
+        packet: Bytes<'a>,
     },
     ConsoleInput {
         bytes: Bytes<'a>,
@@ -207,15 +208,15 @@ impl Previous {
             }
             Event::Entropy { bits } => WireBody::Entropy { bits: bits.to_le_bytes() },
             Event::TimerInterrupt => WireBody::TimerInterrupt,
-            Event::Packet { number, frame } => {
-                assert!(frame.len() <= FRAME_BYTES_MAX, "a frame of {} bytes is not for this machine", frame.len());
+            Event::Packet { number, packet } => {
+                assert!(packet.len() <= PACKET_BYTES_MAX, "a packet of {} bytes is not for this machine", packet.len());
                 assert!(*number > self.packet, "packet {number} after packet {}: numbers go forward", self.packet);
                 let skipped = *number - self.packet - 1;
                 self.packet = *number;
-                let frame = Bytes(frame);
+                let packet = Bytes(packet);
                 match skipped {
-                    0 => WireBody::Packet { frame },
-                    _ => WireBody::PacketAfterGap { skipped: Varint(skipped), frame },
+                    0 => WireBody::Packet { packet },
+                    _ => WireBody::PacketAfterGap { skipped: Varint(skipped), packet },
                 }
             }
             Event::ConsoleInput { bytes } => {
@@ -238,9 +239,9 @@ impl Previous {
             }
             WireBody::Entropy { bits } => EntryBody::Event(Event::Entropy { bits: u16::from_le_bytes(bits) }),
             WireBody::TimerInterrupt => EntryBody::Event(Event::TimerInterrupt),
-            WireBody::Packet { frame } => self.packet_from_wire(0, frame)?,
-            WireBody::PacketAfterGap { skipped, frame } => {
-                self.packet_from_wire(require_gap("packet numbers", skipped)?, frame)?
+            WireBody::Packet { packet } => self.packet_from_wire(0, packet)?,
+            WireBody::PacketAfterGap { skipped, packet } => {
+                self.packet_from_wire(require_gap("packet numbers", skipped)?, packet)?
             }
             WireBody::ConsoleInput { bytes } => {
                 check_length("console input", bytes.0.len(), CONSOLE_INPUT_BYTES_MAX)?;
@@ -261,10 +262,10 @@ impl Previous {
         })
     }
 
-    fn packet_from_wire(&mut self, skipped: u64, frame: Bytes<'_>) -> Result<EntryBody, CodecError> {
-        check_length("Ethernet frame", frame.0.len(), FRAME_BYTES_MAX)?;
+    fn packet_from_wire(&mut self, skipped: u64, packet: Bytes<'_>) -> Result<EntryBody, CodecError> {
+        check_length("Ethernet frame", packet.0.len(), PACKET_BYTES_MAX)?;
         self.packet = advance("packet number", advance("packet number", self.packet, skipped)?, 1)?;
-        Ok(EntryBody::Event(Event::Packet { number: self.packet, frame: frame.0.to_vec() }))
+        Ok(EntryBody::Event(Event::Packet { number: self.packet, packet: packet.0.to_vec() }))
     }
 
     fn output_from_wire(&mut self, skipped: u64, digest: [u8; 8]) -> Result<EntryBody, CodecError> {

@@ -7,12 +7,12 @@ use crate::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
 use alloc::format;
 use alloc::vec::Vec;
 use bincode::{BorrowDecode, Encode};
-use vm::{CONSOLE_BYTES_MAX, FRAME_BYTES_MAX, OutputId, OutputOperation, PAGE_BYTES, STATE_BYTES_MAX, StateDigest};
+use vm::{CONSOLE_BYTES_MAX, OutputId, OutputOperation, PACKET_BYTES_MAX, PAGE_BYTES, STATE_BYTES_MAX, StateDigest};
 
 /// Tags are the variants' indices: append only, and bump `FORMAT_VERSION`.
 #[derive(Encode, BorrowDecode)]
 enum WireOutput<'a> {
-    Frame(Bytes<'a>),
+    Packet(Bytes<'a>),
     Console(Bytes<'a>),
 }
 
@@ -42,7 +42,7 @@ const fn is_whole_pages(bytes: usize) -> bool {
 pub(crate) fn encode_tail(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
     encode_value(&Varint(id.0), out);
     let wire = match operation {
-        OutputOperation::Frame(bytes) => WireOutput::Frame(Bytes(bytes)),
+        OutputOperation::Packet(bytes) => WireOutput::Packet(Bytes(bytes)),
         OutputOperation::Console(bytes) => WireOutput::Console(Bytes(bytes)),
     };
     encode_value(&wire, out);
@@ -54,9 +54,9 @@ pub(crate) fn decode_tail(mut body: &[u8]) -> Result<TailOutput, CodecError> {
         return Err(CodecError::Malformed("no such kind of output".into()));
     }
     let operation = match decode_front(&mut body)? {
-        WireOutput::Frame(Bytes(bytes)) => {
-            check_length("Ethernet frame", bytes.len(), FRAME_BYTES_MAX)?;
-            OutputOperation::Frame(bytes.to_vec())
+        WireOutput::Packet(Bytes(bytes)) => {
+            check_length("Ethernet frame", bytes.len(), PACKET_BYTES_MAX)?;
+            OutputOperation::Packet(bytes.to_vec())
         }
         WireOutput::Console(Bytes(bytes)) => {
             check_length("console output", bytes.len(), CONSOLE_BYTES_MAX)?;

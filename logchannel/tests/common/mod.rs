@@ -72,7 +72,7 @@ impl Entries {
             4 | 5 => {
                 self.packet += 1 + if self.random.below(4) == 0 { self.random.delta() } else { 0 };
                 let length = self.random.below(1515);
-                EntryBody::Event(Event::Packet { number: self.packet, frame: self.random.bytes(length) })
+                EntryBody::Event(Event::Packet { number: self.packet, packet: self.random.bytes(length) })
             }
             6 => {
                 let length = self.random.below(300);
@@ -146,9 +146,9 @@ pub(crate) fn parts(seed: u64, seq: LogSeq) -> Parts {
     let mut pages = |first, count| Pages { first, bytes: random.bytes(count * PAGE_BYTES as u64) };
     let pages = vec![pages(0, 2), pages(1000, 1), pages(1, 1)];
     let tail = vec![
-        TailOutput { id: OutputId(5), operation: OutputOperation::Frame(random.bytes(60)) },
+        TailOutput { id: OutputId(5), operation: OutputOperation::Packet(random.bytes(60)) },
         TailOutput { id: OutputId(6), operation: OutputOperation::Console(random.bytes(10)) },
-        TailOutput { id: OutputId(9), operation: OutputOperation::Frame(random.bytes(1514)) },
+        TailOutput { id: OutputId(9), operation: OutputOperation::Packet(random.bytes(1514)) },
     ];
     let snapshot = Snapshot { seq, digest: StateDigest(u128::from(random.next())), state: random.bytes(300) };
     Parts { pages, tail, snapshot }

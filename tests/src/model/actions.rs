@@ -16,8 +16,8 @@ pub enum Action {
     Tick(usize),
     /// A released output goes to the LAN.
     PutOut(usize),
-    /// A frame arrives at the LAN.
-    FrameArrives,
+    /// A packet arrives at the LAN.
+    PacketArrives,
     /// The LAN tells an owner what it has carried.
     LanTells(usize),
     /// An owner attaches to the LAN.
@@ -104,7 +104,7 @@ impl State {
             actions.push(Action::Forget);
         }
         if !self.lan.wire.is_empty() {
-            actions.push(Action::FrameArrives);
+            actions.push(Action::PacketArrives);
         }
         if self.faults.cuts > 0 && self.lan.is_attached() {
             actions.push(Action::CutCable);
@@ -178,7 +178,7 @@ impl State {
             | Action::Flush(_)
             | Action::Tick(_)
             | Action::PutOut(_)
-            | Action::FrameArrives
+            | Action::PacketArrives
             | Action::LanTells(_)
             | Action::Attach(_)
             | Action::CutCable

@@ -106,6 +106,6 @@ impl Guest {
     }
 
     fn pending_output(&self) -> (OutputId, OutputOperation) {
-        (self.next_output(), OutputOperation::Frame(self.read.clone()))
+        (self.next_output(), OutputOperation::Packet(self.read.clone()))
     }
 }

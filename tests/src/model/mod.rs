@@ -11,7 +11,7 @@
 //!   nodes     spare ──► backup ──► owner          crash at any time (a bounded number)
 //!   channel   a stream until the pair is protected; then loss, duplication and overtaking without bound
 //!   arbiter   requests and answers are lost and asked again; a request outlives its node
-//!   LAN       frames under way are lost when the cable is cut or the node loses the port
+//!   LAN       packets under way are lost when the cable is cut or the node loses the port
 //! ```
 //! Deliberately absent: packets to the guest (the simulator has them), heartbeats and lag (they
 //! need time).

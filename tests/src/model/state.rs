@@ -126,7 +126,7 @@ impl State {
             }),
             Action::Tick(node) => return self.after_tick(node),
             Action::PutOut(node) => next.put_out(node),
-            Action::FrameArrives => next.frame_arrives(),
+            Action::PacketArrives => next.packet_arrives(),
             Action::LanTells(node) => {
                 let carried = next.lan.next_output();
                 next.drive_owner(node, |owner| owner.role.handle_carried(carried))
@@ -386,7 +386,7 @@ impl State {
         Some(())
     }
 
-    fn frame_arrives(&mut self) -> Option<()> {
+    fn packet_arrives(&mut self) -> Option<()> {
         let mut in_order = true;
         self.lan = edit(&self.lan, |lan| in_order = lan.carry());
         if !in_order {

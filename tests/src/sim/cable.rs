@@ -21,7 +21,7 @@ const RETRY_NS: u64 = 20_000_000;
 /// The same with a LAN that refuses this side.
 const RETRY_REFUSED_NS: u64 = 200_000_000;
 
-/// Frames that wait for the guest before no more are read.
+/// Packets that wait for the guest before no more are read.
 const PACKETS_MAX: usize = 64;
 
 /// What the LAN says that the role has to know.
@@ -154,9 +154,9 @@ impl Cable {
             }
         };
         match received {
-            Ok(Some(FromLan::Packet { number, frame })) => {
+            Ok(Some(FromLan::Packet { number, packet })) => {
                 self.last_packet = number;
-                self.packets.push_back((number, frame));
+                self.packets.push_back((number, packet));
                 env.packet_arrives(number);
                 true
             }
@@ -184,13 +184,13 @@ impl Cable {
         }
     }
 
-    /// Sends frames, if the LAN is there; otherwise they are lost, until they are sent again.
+    /// Sends packets, if the LAN is there; otherwise they are lost, until they are sent again.
     pub(super) fn send(&self, env: &mut Env, me: &Me, outputs: &[(OutputId, &OutputOperation)]) {
         let State::Up { end, is_attached: true, .. } = &self.state else { return };
         let mut bytes = Vec::new();
         for (id, operation) in outputs {
-            if let OutputOperation::Frame(frame) = operation {
-                ClientMessage::Output { id: *id, frame }.append(&mut bytes);
+            if let OutputOperation::Packet(packet) = operation {
+                ClientMessage::Output { id: *id, packet }.append(&mut bytes);
             }
         }
         if !bytes.is_empty() {

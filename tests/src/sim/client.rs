@@ -1,7 +1,7 @@
 //! Stations on the LAN that ask the guest `tally`, and what it answers.
 //!
-//! The frames' layout is described in the guest's own module; it is written down here a second time
-//! because a client that shared the guest's code would share its mistakes.
+//! The packets' layout is described in the guest's own module; it is written down here a second
+//! time because a client that shared the guest's code would share its mistakes.
 
 use crate::random::Random;
 
@@ -15,7 +15,7 @@ const POWER_OFF: u8 = 4;
 /// Requests that a station leaves unanswered at most.
 const OPEN_MAX: u32 = 40;
 
-/// One frame of an answer.
+/// One packet of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) client: u32,
@@ -29,10 +29,10 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Reads a frame; `None` if it is no answer.
-    fn parse(frame: &[u8]) -> Option<Self> {
-        let mut rest = frame.get(HEADER_BYTES + 1..)?;
-        if frame[12..14] != ETHERTYPE {
+    /// Reads a packet; `None` if it is no answer.
+    fn parse(packet: &[u8]) -> Option<Self> {
+        let mut rest = packet.get(HEADER_BYTES + 1..)?;
+        if packet[12..14] != ETHERTYPE {
             return None;
         }
         let mut number = |bytes: usize| {
@@ -99,16 +99,16 @@ impl Station {
 
     fn request(&mut self, operation: u8, argument: u32) -> Vec<u8> {
         self.asked += 1;
-        let mut frame = [&GUEST_MAC[..], &self.mac(), &ETHERTYPE, &[operation]].concat();
+        let mut packet = [&GUEST_MAC[..], &self.mac(), &ETHERTYPE, &[operation]].concat();
         for word in [self.client, self.asked, argument] {
-            frame.extend_from_slice(&word.to_be_bytes());
+            packet.extend_from_slice(&word.to_be_bytes());
         }
-        frame
+        packet
     }
 
-    /// A frame has come to this station.
-    pub(super) fn receive(&mut self, frame: &[u8]) -> Option<Reply> {
-        let reply = Reply::parse(frame)?;
+    /// A packet has come to this station.
+    pub(super) fn receive(&mut self, packet: &[u8]) -> Option<Reply> {
+        let reply = Reply::parse(packet)?;
         assert_eq!(reply.client, self.client, "an answer to another station: {reply:?}");
         assert!(reply.number <= self.asked, "an answer to a request that was never made: {reply:?}");
         if reply.part + 1 == reply.parts {

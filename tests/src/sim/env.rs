@@ -68,7 +68,7 @@ pub(super) struct Env {
     pub(super) is_faulty: bool,
     questions: BTreeMap<u64, Question>,
     next_question: u64,
-    /// The last frame that any host had from the LAN.
+    /// The last packet that any host had from the LAN.
     last_packet: u64,
     /// Who asked last for which flag.
     last_asked: Option<(Generation, NodeId)>,
@@ -280,10 +280,10 @@ impl Env {
         Some(question.host)
     }
 
-    /// A host has frame `number` for the guest.
+    /// A host has packet `number` for the guest.
     pub(super) fn packet_arrives(&mut self, number: u64) {
         if number <= self.last_packet {
-            self.saw(Sighting::FrameDeliveredAgain);
+            self.saw(Sighting::PacketDeliveredAgain);
         }
         self.last_packet = self.last_packet.max(number);
     }

@@ -38,7 +38,7 @@ pub(super) struct Judge {
     mistaken: BTreeSet<NodeId>,
     /// The greatest generation that had the VM's port.
     attached: Generation,
-    /// Frames that the LAN has carried, in order.
+    /// Packets that the LAN has carried, in order.
     carried: Vec<(OutputId, u64)>,
     /// What was written to a console, by id, and what each node wrote last.
     printed: BTreeMap<OutputId, u64>,
@@ -185,15 +185,15 @@ impl Judge {
         self.attached = generation;
     }
 
-    /// Whether the LAN has ever heard of the VM: before, it keeps no frames for it.
+    /// Whether the LAN has ever heard of the VM: before, it keeps no packets for it.
     pub(super) fn is_on_lan(&self) -> bool {
         self.attached > Generation(0)
     }
 
     /// The LAN carries an output of the port's owner for the first time.
-    pub(super) fn carries(&mut self, owner: Option<Generation>, id: OutputId, frame: &[u8]) {
+    pub(super) fn carries(&mut self, owner: Option<Generation>, id: OutputId, packet: &[u8]) {
         assert_eq!(owner, Some(self.attached), "the LAN carries an output of a generation that it has fenced");
-        let digest = OutputOperation::Frame(frame.to_vec()).digest();
+        let digest = OutputOperation::Packet(packet.to_vec()).digest();
         assert!(self.carried.last().is_none_or(|(last, _)| *last < id), "output {} is carried out of order", id.0);
         self.carried.push((id, digest));
     }
@@ -244,24 +244,24 @@ impl Judge {
     /// output once and in order. With `is_settled`, nothing is under way any more.
     pub(super) fn compare_with_one_machine(&self, machine: Machine, is_settled: bool) {
         let mut replayer = Replayer::new(machine, LogSeq(0));
-        let (mut frames, mut texts) = (Vec::new(), BTreeMap::new());
+        let (mut packets, mut texts) = (Vec::new(), BTreeMap::new());
         for entry in &self.log {
             match replayer.consume(entry) {
                 Ok(Consumed::Output(id, operation)) => match operation {
-                    OutputOperation::Frame(_) => frames.push((id, operation.digest())),
+                    OutputOperation::Packet(_) => packets.push((id, operation.digest())),
                     OutputOperation::Console(_) => _ = texts.insert(id, operation.digest()),
                 },
                 Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Err(divergence) => panic!("one machine doesn't do what the log says: {divergence}"),
             }
         }
-        let carried = frames.get(..self.carried.len());
+        let carried = packets.get(..self.carried.len());
         assert_eq!(carried, Some(&self.carried[..]), "the LAN carried something else than one machine sends");
         for (id, digest) in &self.printed {
             assert_eq!(texts.get(id), Some(digest), "console output {} isn't one machine's", id.0);
         }
         if is_settled {
-            assert_eq!(self.carried.len(), frames.len(), "the LAN has not carried all that the guest sent");
+            assert_eq!(self.carried.len(), packets.len(), "the LAN has not carried all that the guest sent");
             assert_eq!(self.printed.len(), texts.len(), "not all that the guest printed has come out");
         }
     }

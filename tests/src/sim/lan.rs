@@ -58,9 +58,9 @@ impl Lan {
         Self { fabric, cables: BTreeMap::new(), stations }
     }
 
-    /// A station sends a frame.
-    pub(super) fn station_sends(&mut self, env: &mut Env, station: usize, frame: &[u8]) {
-        self.fabric.qemu_frame(ConnectionId(STATIONS + station as u64), frame);
+    /// A station sends a packet.
+    pub(super) fn station_sends(&mut self, env: &mut Env, station: usize, packet: &[u8]) {
+        self.fabric.qemu_packet(ConnectionId(STATIONS + station as u64), packet);
         self.settle(env);
     }
 
@@ -118,16 +118,16 @@ impl Lan {
                     answer.append(&mut bytes);
                     env.send_from_lan(cable.end, &bytes);
                 }
-                Ok(ClientMessage::Output { id: output, frame }) => {
+                Ok(ClientMessage::Output { id: output, packet }) => {
                     let duplicates = self.fabric.dropped().duplicates;
-                    self.fabric.output(id, output, frame).map_err(Ended::Lost)?;
+                    self.fabric.output(id, output, packet).map_err(Ended::Lost)?;
                     if self.fabric.dropped().duplicates > duplicates {
                         env.saw(Sighting::OutputDroppedByLan);
                     } else {
                         env.note("lan: carries output of connection", &[output.0, id.0]);
-                        env.judge.carries(cable.attached, output, frame);
+                        env.judge.carries(cable.attached, output, packet);
                     }
-                    // Frames for several stations come to them in the order in which they were
+                    // Packets for several stations come to them in the order in which they were
                     // carried.
                     self.settle(env);
                 }
@@ -207,9 +207,9 @@ impl Lan {
         let index = usize::try_from(id.0 - STATIONS).expect("stations are few");
         let mut rest = &bytes[..];
         while let Some((length, tail)) = rest.split_first_chunk::<4>() {
-            let (frame, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
+            let (packet, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
             rest = tail;
-            if let Some(reply) = self.stations[index].receive(frame) {
+            if let Some(reply) = self.stations[index].receive(packet) {
                 if reply.parts > 1 {
                     env.saw(Sighting::Burst);
                 }

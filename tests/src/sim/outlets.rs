@@ -72,8 +72,8 @@ impl SimOutlets {
                 self.console.push_back((due_ns, *id, digest));
             }
         }
-        let frames: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
-        self.cable.send(env, self.host.me(), &frames);
+        let packets: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
+        self.cable.send(env, self.host.me(), &packets);
         self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(last.id.next()));
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Primary {
     vcpu_ns: u64,
     /// A word of the backup's is taken up at once.
     hears_backup: bool,
-    /// The guest sleeps until a frame comes.
+    /// The guest sleeps until a packet comes.
     is_waiting: bool,
     /// When the guest's clock was looked at last.
     looked_ns: u64,

@@ -61,24 +61,27 @@ sightings! {
     Partition,
     /// A process stood still for longer than the failure timeout.
     LongPause,
-    /// A primary without backup stood still for so long that it was a pause, and its guest's clock stood.
+    /// A primary without backup stood still for so long that it was a pause, and its guest's clock
+    /// stood.
     PauseLeftOut,
     /// A primary's guest had to stand, and its clock too.
     ClockStood,
     /// A process that had stood still found that another one owns the VM.
     FencedAfterPause,
-    /// A backup that went live kept an output that its predecessor had sent, and the LAN had carried.
+    /// A backup that went live kept an output that its predecessor had sent, and the LAN had
+    /// carried.
     TailAlreadyCarried,
     /// The LAN dropped an output that it had carried already.
     OutputDroppedByLan,
-    /// A primary sent an output to the LAN again, because its connection was cut before it was carried.
+    /// A primary sent an output to the LAN again, because its connection was cut before it was
+    /// carried.
     SentAgain,
     /// A backup that went live had outputs to send that its predecessor may have sent.
     TailAtGoLive,
     /// A backup that went live had entries left to replay when it won.
     DrainedAfterWin,
     /// A frame that the old primary had was delivered again to the new one.
-    FrameDeliveredAgain,
+    PacketDeliveredAgain,
     /// An output was held for more than a millisecond.
     OutputHeld,
     /// Outputs were discarded by a fenced primary, and put out by its successor.
@@ -115,7 +118,8 @@ sightings! {
     ClaimsLost,
     /// It made it again.
     ClaimsRestored,
-    /// A primary stood still, because its backup may have won its flag in what the arbiter had lost.
+    /// A primary stood still, because its backup may have won its flag in what the arbiter had
+    /// lost.
     Stranded,
     /// A backup that lost its primary waited, because the arbiter had lost the primary's claim.
     BackupWaitsForClaim,

@@ -60,6 +60,6 @@ impl EventSource for SimSource {
         if !machine.can_receive_packet() {
             return None;
         }
-        self.packets.pop_front().map(|(number, frame)| Event::Packet { number, frame })
+        self.packets.pop_front().map(|(number, packet)| Event::Packet { number, packet })
     }
 }

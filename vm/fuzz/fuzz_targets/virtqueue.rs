@@ -37,8 +37,8 @@ enum Action {
         disk: bool,
         queue: u8,
     },
-    /// A frame arrives.
-    Frame {
+    /// A packet arrives.
+    Packet {
         length: u16,
     },
 }
@@ -85,7 +85,7 @@ fn device(disk: bool) -> u64 {
 
 fuzz_target!(|input: Input<'_>| {
     let mut code = Vec::new();
-    let mut frames = Vec::new();
+    let mut packets = Vec::new();
     if input.begins {
         set_up(&mut code, NET, 5);
         set_up(&mut code, BLK, 5);
@@ -98,7 +98,7 @@ fuzz_target!(|input: Input<'_>| {
             }
             Action::Offer { queue, index } => write(&mut code, parts(u64::from(queue % 3))[1] + 2, index.into(), 1),
             Action::Notify { disk, queue } => write(&mut code, device(disk) + 0x50, u64::from(queue % 4), 2),
-            Action::Frame { length } => frames.push((code.len() as u64, usize::from(length % 1515))),
+            Action::Packet { length } => packets.push((code.len() as u64, usize::from(length % 1515))),
         }
     }
     code.push(jal(0, 0));
@@ -127,8 +127,8 @@ fuzz_target!(|input: Input<'_>| {
     let image = elf_of_bytes(&bytes);
     let [mut fast, mut plain] = [(); 2].map(|()| Machine::new(&hostile::config(), &image).unwrap());
     let end = code.len() as u64 + 10;
-    frames.push((end, 60));
-    for (number, (at, length)) in (1..).zip(frames) {
+    packets.push((end, 60));
+    for (number, (at, length)) in (1..).zip(packets) {
         loop {
             let limit = InstructionCount(at);
             let exit = fast.run(limit);
@@ -140,7 +140,7 @@ fuzz_target!(|input: Input<'_>| {
                 assert_eq!(plain.take_output(), Some(output));
             }
         }
-        let event = Event::Packet { number, frame: vec![7; length] };
+        let event = Event::Packet { number, packet: vec![7; length] };
         assert_eq!(fast.apply(&event), plain.apply(&event));
         while let Some(output) = fast.take_output() {
             assert_eq!(plain.take_output(), Some(output));

@@ -4,7 +4,7 @@ use super::{
     BLK, ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
     elf_of_bytes, jal, li, load, r_type, small_config, store,
 };
-use vm::{Event, FRAME_BYTES_MAX, MachineConfig};
+use vm::{Event, MachineConfig, PACKET_BYTES_MAX};
 
 const RAM_END: u64 = RAM + (4 << 20);
 const PLIC: u64 = 0x0c00_0000;
@@ -332,8 +332,8 @@ pub(crate) fn events(random: &mut Random, limit: u64) -> Vec<(u64, Event)> {
         let event = match random.below(8) {
             0..=3 => {
                 number += 1 + random.below(3);
-                let length = random.below(FRAME_BYTES_MAX as u64 + 1);
-                Event::Packet { number, frame: random.bytes(length) }
+                let length = random.below(PACKET_BYTES_MAX as u64 + 1);
+                Event::Packet { number, packet: random.bytes(length) }
             }
             4 => {
                 let length = random.below(200);

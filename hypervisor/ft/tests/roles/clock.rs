@@ -115,7 +115,7 @@ fn the_clock_of_a_guest_that_has_not_started_stands() {
 fn the_clock_stands_only_when_a_guest_waits_for_the_arbiter_and_may_not_run() {
     let (mut pair, _) = pair_with_clock();
     let fill = |pair: &mut Pair| {
-        let big = OutputOperation::Frame(vec![0; GATE_BYTES_MAX / 2]);
+        let big = OutputOperation::Packet(vec![0; GATE_BYTES_MAX / 2]);
         for _ in 0..2 {
             let id = OutputId(pair.history.iter().filter(|(_, output)| output.is_some()).count() as u64);
             let body = EntryBody::Output { id, digest: big.digest() };

@@ -49,7 +49,7 @@ fn anything(random: &mut Random) -> Message {
         3 => Message::Pages(Pages { first: number(random), bytes: vec![1; PAGE_BYTES] }),
         4 => {
             let operation = if random.chance(2) {
-                OutputOperation::Frame(vec![7; 60])
+                OutputOperation::Packet(vec![7; 60])
             } else {
                 OutputOperation::Console(vec![b'x'; 3])
             };
@@ -66,8 +66,8 @@ fn anything(random: &mut Random) -> Message {
         11 | 12 => Message::Consumed { consumed: LogSeq(number(random)), count: InstructionCount(number(random)) },
         13 => Message::Protected { generation: Generation(number(random)) },
         14 => {
-            let (frames, console) = (OutputId(number(random)), OutputId(number(random)));
-            Message::Released(Left { frames, console })
+            let (packets, console) = (OutputId(number(random)), OutputId(number(random)));
+            Message::Released(Left { packets, console })
         }
         15 => Message::Storing,
         16 => Message::Heartbeat,

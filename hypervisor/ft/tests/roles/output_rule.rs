@@ -80,7 +80,11 @@ fn a_full_gate_stops_the_guest_until_its_outputs_leave() {
             assert!(pair.primary.may_run());
             let entry =
                 LogEntry { count: InstructionCount(seq), body: EntryBody::Output { id: OutputId(seq), digest: 0 } };
-            pair.primary.handle_entry(pair.now_ns, &entry, Some((OutputId(seq), OutputOperation::Frame(vec![0; big]))));
+            pair.primary.handle_entry(
+                pair.now_ns,
+                &entry,
+                Some((OutputId(seq), OutputOperation::Packet(vec![0; big]))),
+            );
         }
         assert!(!pair.primary.may_run(), "protected: {protected}");
         if protected {
@@ -99,7 +103,7 @@ fn a_log_that_the_channel_does_not_take_stops_the_guest() {
     let mut appended = 0_u64;
     // Nobody takes what is to be sent: the writer is stuck in a full socket.
     while pair.primary.may_run() {
-        let body = EntryBody::Event(vm::Event::Packet { number: appended + 1, frame: vec![7; 1500] });
+        let body = EntryBody::Event(vm::Event::Packet { number: appended + 1, packet: vec![7; 1500] });
         pair.primary.handle_entry(pair.now_ns, &LogEntry { count: InstructionCount(appended), body }, None);
         appended += 1;
         assert!(appended < 100_000, "150 MB of log are waiting in memory");

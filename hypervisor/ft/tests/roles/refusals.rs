@@ -25,7 +25,7 @@ fn pages() -> Message {
 }
 
 fn tail(id: u64) -> Message {
-    Message::Tail(TailOutput { id: OutputId(id), operation: OutputOperation::Frame(vec![7; 60]) })
+    Message::Tail(TailOutput { id: OutputId(id), operation: OutputOperation::Packet(vec![7; 60]) })
 }
 
 /// What a snapshot of a guest just reset ends with, without its pages.

@@ -60,7 +60,7 @@ pub(crate) fn machine(image: &[u8]) -> Machine {
 /// What the guest sends as its output `id` while `maker` runs it. Two makers of one output would be
 /// seen.
 pub(crate) fn operation(maker: NodeId, id: OutputId) -> OutputOperation {
-    OutputOperation::Frame([id.0.to_le_bytes(), maker.0.to_le_bytes()[..8].try_into().unwrap()].concat().repeat(4))
+    OutputOperation::Packet([id.0.to_le_bytes(), maker.0.to_le_bytes()[..8].try_into().unwrap()].concat().repeat(4))
 }
 
 pub(crate) fn vm_id() -> VmId {
@@ -187,16 +187,16 @@ impl Arbiter {
     }
 }
 
-/// The network behind all owners of the VM: each frame once, by its id, and only from the newest
+/// The network behind all owners of the VM: each packet once, by its id, and only from the newest
 /// generation's port.
 #[derive(Debug, Default)]
 pub(crate) struct Lan {
     generation: Generation,
     /// What it has carried; the index is the output's id.
     pub(crate) carried: Vec<OutputOperation>,
-    /// Frames that it had carried already.
+    /// Packets that it had carried already.
     pub(crate) dropped: u32,
-    /// Frames on ports of older generations.
+    /// Packets on ports of older generations.
     pub(crate) refused: u32,
 }
 
@@ -210,22 +210,22 @@ impl Lan {
         Some(OutputId(self.carried.len() as u64))
     }
 
-    /// A frame comes on the port that was attached for `generation`.
+    /// A packet comes on the port that was attached for `generation`.
     ///
-    /// Whoever sends a frame again must send the same, and nobody may leave one out.
-    pub(crate) fn carry(&mut self, generation: Generation, id: OutputId, frame: &OutputOperation) -> Option<OutputId> {
+    /// Whoever sends a packet again must send the same, and nobody may leave one out.
+    pub(crate) fn carry(&mut self, generation: Generation, id: OutputId, packet: &OutputOperation) -> Option<OutputId> {
         if generation < self.generation {
             self.refused += 1;
             return None;
         }
         match self.carried.get(usize::try_from(id.0).unwrap()) {
             Some(before) => {
-                assert_eq!(before, frame, "output {} comes again, and is another", id.0);
+                assert_eq!(before, packet, "output {} comes again, and is another", id.0);
                 self.dropped += 1;
             }
             None => {
                 assert_eq!(id.0, self.carried.len() as u64, "outputs before this one are sent by nobody");
-                self.carried.push(frame.clone());
+                self.carried.push(packet.clone());
             }
         }
         Some(OutputId(self.carried.len() as u64))

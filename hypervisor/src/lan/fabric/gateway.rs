@@ -1,12 +1,12 @@
 //! The gateway: an IP host on the LAN, in this process, from which forwarded connections come.
 //!
-//! It terminates the guest's TCP with smoltcp. Time is an argument, frames are queues: no sockets
+//! It terminates the guest's TCP with smoltcp. Time is an argument, packets are queues: no sockets
 //! of the host here.
 //!
 //! On retransmission: smoltcp's retransmission timeout starts at 1 s and doubles up to 60 s;
 //! neither can be set. It hardly matters here, because the LAN loses nothing while a guest's host
-//! is away: the frames sent meanwhile are kept and delivered as soon as the VM is attached again.
-//! Only an overflow of the kept frames makes TCP wait for it.
+//! is away: the packets sent meanwhile are kept and delivered as soon as the VM is attached again.
+//! Only an overflow of the kept packets makes TCP wait for it.
 
 use super::ports::PortSequence;
 use super::switch::Mac;
@@ -20,7 +20,7 @@ use smoltcp::wire::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use vm::FRAME_BYTES_MAX;
+use vm::PACKET_BYTES_MAX;
 
 /// The gateway's address on the LAN.
 pub(in crate::lan) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -28,7 +28,7 @@ pub(in crate::lan) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(in crate::lan) const PREFIX_BITS: u8 = 24;
 /// The gateway's Ethernet address: locally administered.
 pub(in crate::lan) const GATEWAY_MAC: Mac = [0x02, 0x46, 0x54, 0x00, 0x02, 0x02];
-/// The largest UDP payload that there is; what doesn't fit one frame travels in fragments.
+/// The largest UDP payload that there is; what doesn't fit one packet travels in fragments.
 pub(in crate::lan) const UDP_PAYLOAD_BYTES_MAX: usize = 65535 - 20 - 8;
 /// How long a guest may be silent before a half-open or half-closed connection is given up. An
 /// established one waits for its guest for ever.
@@ -43,9 +43,9 @@ const UDP_BUFFER_BYTES: usize = 128 << 10;
 /// How long the fragments of a datagram may take to come together. There is room for a few at a
 /// time, and a guest that sends halves must not have it for long.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most frames between the gateway and the switch, each way; they are emptied after every
+/// The most packets between the gateway and the switch, each way; they are emptied after every
 /// event.
-const QUEUE_FRAMES_MAX: usize = 1024;
+const QUEUE_PACKETS_MAX: usize = 1024;
 /// From one question for the Ethernet address of a guest that is waited for to the next. smoltcp
 /// itself asks, and then says nothing to anybody for a second; a guest that comes meanwhile would
 /// be found late.
@@ -54,7 +54,7 @@ const ASK_INTERVAL_US: u64 = 100_000;
 const QUICK_ASKS: u32 = 20;
 /// The same when the guest is late.
 const SLOW_ASK_INTERVAL_US: u64 = 1_000_000;
-/// An acknowledgement waits this long for data to ride on. Every frame saved is a log entry and an
+/// An acknowledgement waits this long for data to ride on. Every packet saved is a log entry and an
 /// interrupt of the guest saved; longer than a round trip under fault tolerance, and far shorter
 /// than any retransmission timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
@@ -116,18 +116,18 @@ impl Gateway {
         self.interface.update_ip_addrs(|_| {});
     }
 
-    /// Takes a frame from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false`
+    /// Takes a packet from the LAN; it is processed by the next [`Gateway::poll`]. Returns `false`
     /// if it was dropped.
-    pub(in crate::lan) fn receive(&mut self, frame: &[u8]) -> bool {
-        let room = self.link.received.len() < QUEUE_FRAMES_MAX;
+    pub(in crate::lan) fn receive(&mut self, packet: &[u8]) -> bool {
+        let room = self.link.received.len() < QUEUE_PACKETS_MAX;
         if room {
-            self.link.received.push_back(frame.into());
+            self.link.received.push_back(packet.into());
         }
         room
     }
 
-    /// Processes everything received and sends everything due. Returns the frames for the LAN; when
-    /// there were some, there may be more.
+    /// Processes everything received and sends everything due. Returns the packets for the LAN;
+    /// when there were some, there may be more.
     pub(in crate::lan) fn poll(&mut self, now_us: u64) -> VecDeque<Vec<u8>> {
         self.interface.poll(instant(now_us), &mut self.link, &mut self.sockets);
         if self.is_asking && now_us >= self.ask_due_us {
@@ -269,9 +269,9 @@ fn arp_request(guest: Ipv4Addr) -> Vec<u8> {
         ethertype: EthernetProtocol::Arp,
     };
     let mut bytes = vec![0; header.buffer_len() + request.buffer_len()];
-    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-    header.emit(&mut frame);
-    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    let mut packet = EthernetFrame::new_unchecked(&mut bytes);
+    header.emit(&mut packet);
+    request.emit(&mut ArpPacket::new_unchecked(packet.payload_mut()));
     bytes
 }
 
@@ -299,13 +299,13 @@ impl Device for Link {
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<Sent<'_>> {
-        (self.sent.len() < QUEUE_FRAMES_MAX).then_some(Sent(&mut self.sent))
+        (self.sent.len() < QUEUE_PACKETS_MAX).then_some(Sent(&mut self.sent))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
+        capabilities.max_transmission_unit = PACKET_BYTES_MAX;
         capabilities
     }
 }
@@ -318,9 +318,9 @@ impl RxToken for Received {
 
 impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut frame = vec![0; length];
-        let result = f(&mut frame);
-        self.0.push_back(frame);
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        self.0.push_back(packet);
         result
     }
 }
@@ -365,53 +365,53 @@ mod tests {
     }
 
     /// Puts the checksums right again that a whole IPv4 packet without options has.
-    fn repair(frame: &mut [u8]) {
-        if frame.len() < 42 || frame[12..15] != [8, 0, 0x45] {
+    fn repair(packet: &mut [u8]) {
+        if packet.len() < 42 || packet[12..15] != [8, 0, 0x45] {
             return;
         }
-        frame[24..26].fill(0);
-        let header = checksum(&frame[14..34], 0);
-        frame[24..26].copy_from_slice(&header);
-        let (place, pseudo) = match frame[23] {
+        packet[24..26].fill(0);
+        let header = checksum(&packet[14..34], 0);
+        packet[24..26].copy_from_slice(&header);
+        let (place, pseudo) = match packet[23] {
             6 => (50, true),
             17 => (40, true),
             1 => (36, false),
             _ => return,
         };
-        let end = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
-        if end <= place + 2 || end > frame.len() {
+        let end = usize::from(u16::from_be_bytes([packet[16], packet[17]])) + 14;
+        if end <= place + 2 || end > packet.len() {
             return;
         }
-        frame[place..place + 2].fill(0);
-        let addresses = frame[26..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
-        let start = if pseudo { addresses + u32::from(frame[23]) + u32::try_from(end - 34).unwrap() } else { 0 };
-        let sum = checksum(&frame[34..end], start);
-        frame[place..place + 2].copy_from_slice(&sum);
+        packet[place..place + 2].fill(0);
+        let addresses = packet[26..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
+        let start = if pseudo { addresses + u32::from(packet[23]) + u32::try_from(end - 34).unwrap() } else { 0 };
+        let sum = checksum(&packet[34..end], start);
+        packet[place..place + 2].copy_from_slice(&sum);
     }
 
-    /// What the guest might answer to a frame of the gateway: addresses and ports exchanged,
+    /// What the guest might answer to a packet of the gateway: addresses and ports exchanged,
     /// acknowledged, and then changed at random.
-    fn answer(random: &mut Random, frame: &[u8]) -> Vec<u8> {
-        let mut answer = frame.to_vec();
-        answer[..6].copy_from_slice(&frame[6..12]);
+    fn answer(random: &mut Random, packet: &[u8]) -> Vec<u8> {
+        let mut answer = packet.to_vec();
+        answer[..6].copy_from_slice(&packet[6..12]);
         answer[6..12].copy_from_slice(&GUEST_MAC);
-        match frame[12..14] {
+        match packet[12..14] {
             [8, 6] => {
                 answer[21] = 2;
                 answer[22..28].copy_from_slice(&GUEST_MAC);
-                answer[28..32].copy_from_slice(&frame[38..42]);
-                answer[32..42].copy_from_slice(&frame[22..32]);
+                answer[28..32].copy_from_slice(&packet[38..42]);
+                answer[32..42].copy_from_slice(&packet[22..32]);
             }
             _ => {
-                answer[26..30].copy_from_slice(&frame[30..34]);
-                answer[30..34].copy_from_slice(&frame[26..30]);
-                answer[34..36].copy_from_slice(&frame[36..38]);
-                answer[36..38].copy_from_slice(&frame[34..36]);
-                if frame[23] == 6 && frame.len() >= 54 {
-                    let theirs = u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]);
-                    let syn = u32::from(frame[47] & 2 != 0);
-                    answer[38..42].copy_from_slice(&frame[42..46]);
-                    let payload = u32::try_from(frame.len() - 34 - usize::from(frame[46] >> 4) * 4).unwrap_or(0);
+                answer[26..30].copy_from_slice(&packet[30..34]);
+                answer[30..34].copy_from_slice(&packet[26..30]);
+                answer[34..36].copy_from_slice(&packet[36..38]);
+                answer[36..38].copy_from_slice(&packet[34..36]);
+                if packet[23] == 6 && packet.len() >= 54 {
+                    let theirs = u32::from_be_bytes([packet[38], packet[39], packet[40], packet[41]]);
+                    let syn = u32::from(packet[47] & 2 != 0);
+                    answer[38..42].copy_from_slice(&packet[42..46]);
+                    let payload = u32::try_from(packet.len() - 34 - usize::from(packet[46] >> 4) * 4).unwrap_or(0);
                     answer[42..46].copy_from_slice(&theirs.wrapping_add(syn).wrapping_add(payload).to_be_bytes());
                     answer[47] |= 0x10;
                 }
@@ -459,7 +459,7 @@ mod tests {
     #[test]
     fn a_guest_that_is_waited_for_is_asked_often_and_then_rarely_and_at_once_when_it_attaches() {
         let mut gateway = Gateway::new(7, 0);
-        let asks = |frames: VecDeque<Vec<u8>>| frames.iter().filter(|frame| frame[12..14] == [8, 6]).count();
+        let asks = |packets: VecDeque<Vec<u8>>| packets.iter().filter(|packet| packet[12..14] == [8, 6]).count();
         assert_eq!(gateway.deadline_us(0), None, "nobody is waited for");
         gateway.connect_tcp(GUEST, 0);
         assert!(asks(gateway.poll(0)) > 0);
@@ -470,16 +470,16 @@ mod tests {
         gateway.poll(now_us);
         assert!(gateway.deadline_us(now_us).is_some_and(|due_us| due_us > now_us));
         gateway.guest_attached();
-        let frames = gateway.poll(now_us + 1);
-        assert_eq!(asks(frames.clone()), 1);
+        let packets = gateway.poll(now_us + 1);
+        assert_eq!(asks(packets.clone()), 1);
         // The guest's answer lets the first segment go, before smoltcp would ask again.
-        gateway.receive(&answer(&mut Random(0), &frames[0]));
+        gateway.receive(&answer(&mut Random(0), &packets[0]));
         let sent = gateway.poll(now_us + 2);
-        assert!(sent.iter().any(|frame| frame[12..14] == [8, 0] && frame[23] == 6), "{sent:?}");
+        assert!(sent.iter().any(|packet| packet[12..14] == [8, 0] && packet[23] == 6), "{sent:?}");
     }
 
     #[test]
-    fn no_frame_of_a_guest_makes_the_gateway_panic_or_go_on_for_ever() {
+    fn no_packet_of_a_guest_makes_the_gateway_panic_or_go_on_for_ever() {
         let (mut opened, mut answered) = (0, 0);
         for seed in 0..40 {
             println!("seed {seed}");
@@ -493,13 +493,13 @@ mod tests {
                 let _ = gateway.tcp(tcp).send_slice(b"stream");
                 for turn in 0.. {
                     assert!(turn < 1000, "the gateway and a guest that answers each frame once never end");
-                    let frames = gateway.poll(now_us);
-                    if frames.is_empty() {
+                    let packets = gateway.poll(now_us);
+                    if packets.is_empty() {
                         break;
                     }
-                    answered += frames.len();
-                    for frame in frames.iter().filter(|_| turn < 20) {
-                        let mut answer = answer(&mut random, frame);
+                    answered += packets.len();
+                    for packet in packets.iter().filter(|_| turn < 20) {
+                        let mut answer = answer(&mut random, packet);
                         if random.below(8) > 0 {
                             repair(&mut answer);
                         }

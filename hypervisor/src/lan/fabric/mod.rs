@@ -1,12 +1,12 @@
 //! The LAN without its sockets: ports, switch and gateway wired together.
 //!
-//! Frames and the time come in as arguments; what is to be written is fetched with
+//! Packets and the time come in as arguments; what is to be written is fetched with
 //! [`Fabric::take_pending`] by the connections that [`Fabric::settle`] names. Whoever drives it
 //! keeps the bytes of a connection in order, and does this:
 //!
 //! - A connection to a VM port: give what its [`Attach`](super::wire::ClientMessage::Attach) holds
 //!   to [`Fabric::attach`] and send the answer, then give its outputs to [`Fabric::output`].
-//! - A connection to a QEMU port: [`Fabric::join_qemu`], then [`Fabric::qemu_frame`].
+//! - A connection to a QEMU port: [`Fabric::join_qemu`], then [`Fabric::qemu_packet`].
 //! - When anything else has come from a connection to a VM port: [`Fabric::hear`].
 //! - After each of these: [`Fabric::settle`]; then let the connections that it names fetch. And
 //!   again when the deadline is reached that it tells.
@@ -19,7 +19,7 @@ mod switch;
 mod vm_port;
 
 pub(super) use gateway::{GATEWAY_IP, GUEST_TIMEOUT, PREFIX_BITS, UDP_PAYLOAD_BYTES_MAX};
-pub(super) use qemu_port::STREAM_FRAME_BYTES_MAX;
+pub(super) use qemu_port::STREAM_PACKET_BYTES_MAX;
 pub use vm_port::{ConnectionId, Refusal};
 
 use self::gateway::{GATEWAY_MAC, Gateway};
@@ -29,7 +29,7 @@ use self::vm_port::VmPort;
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
 use super::pulse;
-use super::wire::{ServerMessage, is_frame_length};
+use super::wire::{ServerMessage, is_packet_length};
 use ft::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ use vm::OutputId;
 pub const VMS_MAX: usize = 64;
 
 /// How long a VM may wait for the word that its outputs were carried. Mostly it comes earlier, with
-/// a frame, and costs no message of its own.
+/// a packet, and costs no message of its own.
 const WORD_DELAY_US: u64 = 5_000;
 
 /// A connection has lost its VM's port to a later one.
@@ -176,14 +176,14 @@ impl Fabric {
     ///
     /// # Panics
     /// If the connection was not given a VM's port.
-    pub fn output(&mut self, connection: ConnectionId, id: OutputId, frame: &[u8]) -> Result<(), PortLost> {
+    pub fn output(&mut self, connection: ConnectionId, id: OutputId, packet: &[u8]) -> Result<(), PortLost> {
         match self.links.get(&connection) {
             Some(&Link::Vm(key)) => {
                 let port = self.vm(key);
                 port.hear();
                 if port.accept_output(id) {
                     self.words_due_us.entry(key).or_insert(None);
-                    self.carry(Port::Vm(key), frame);
+                    self.carry(Port::Vm(key), packet);
                 } else {
                     self.dropped.duplicates += 1;
                 }
@@ -201,10 +201,10 @@ impl Fabric {
         self.events.push(LanEvent::QemuJoined { port: connection.0 });
     }
 
-    /// Takes a frame from a QEMU port.
-    pub fn qemu_frame(&mut self, connection: ConnectionId, frame: &[u8]) {
-        if is_frame_length(frame.len()) {
-            self.carry(Port::Qemu(connection.0), frame);
+    /// Takes a packet from a QEMU port.
+    pub fn qemu_packet(&mut self, connection: ConnectionId, packet: &[u8]) {
+        if is_packet_length(packet.len()) {
+            self.carry(Port::Qemu(connection.0), packet);
         } else {
             self.dropped.malformed += 1;
         }
@@ -238,7 +238,8 @@ impl Fabric {
     /// Appends what is to be sent to `connection`, until `out` holds about `bytes`.
     ///
     /// # Errors
-    /// [`PortLost`]: the connection is to be closed; if a newer generation has the port, after being told so.
+    /// [`PortLost`]: the connection is to be closed; if a newer generation has the port, after
+    /// being told so.
     ///
     /// # Panics
     /// If the connection has not attached or joined, or has left.
@@ -287,12 +288,12 @@ impl Fabric {
     /// other call.
     pub fn settle(&mut self, now_us: u64) -> Settled {
         loop {
-            let frames = self.gateway.poll(now_us);
-            if frames.is_empty() {
+            let packets = self.gateway.poll(now_us);
+            if packets.is_empty() {
                 break;
             }
-            for frame in frames {
-                self.carry(Port::Gateway, &frame);
+            for packet in packets {
+                self.carry(Port::Gateway, &packet);
             }
         }
         let heartbeat_due_us = self.settle_heartbeats(now_us);
@@ -417,15 +418,15 @@ impl Fabric {
         }
     }
 
-    fn carry(&mut self, from: Port, frame: &[u8]) {
-        match self.switch.forward(from, frame) {
-            Forwarding::To(port) => self.deliver(port, frame),
+    fn carry(&mut self, from: Port, packet: &[u8]) {
+        match self.switch.forward(from, packet) {
+            Forwarding::To(port) => self.deliver(port, packet),
             Forwarding::Flood => {
                 let vms = self.vms.keys().copied().map(Port::Vm);
                 let qemus = self.qemus.keys().copied().map(Port::Qemu);
                 let ports: Vec<_> = vms.chain(qemus).chain([Port::Gateway]).filter(|&port| port != from).collect();
                 for port in ports {
-                    self.deliver(port, frame);
+                    self.deliver(port, packet);
                 }
             }
             Forwarding::Drop(DropReason::Local) => {}
@@ -434,18 +435,18 @@ impl Fabric {
         }
     }
 
-    fn deliver(&mut self, port: Port, frame: &[u8]) {
+    fn deliver(&mut self, port: Port, packet: &[u8]) {
         match port {
-            Port::Gateway => self.dropped.gateway_overflow += u64::from(!self.gateway.receive(frame)),
+            Port::Gateway => self.dropped.gateway_overflow += u64::from(!self.gateway.receive(packet)),
             Port::Vm(key) => {
                 let vm = self.vm(key);
-                let delivery = vm.deliver(frame);
+                let delivery = vm.deliver(packet);
                 let connection = vm.connection();
                 self.dropped.vm_overflow += delivery.overflowed;
                 self.woken.extend(connection.filter(|_| delivery.wake));
             }
             Port::Qemu(id) => {
-                let delivery = self.qemu(id).deliver(frame);
+                let delivery = self.qemu(id).deliver(packet);
                 self.dropped.qemu_overflow += delivery.overflowed;
                 self.woken.extend(delivery.wake.then_some(ConnectionId(id)));
             }
@@ -489,7 +490,7 @@ mod tests {
         }
     }
 
-    fn frame(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+    fn packet(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
         [&to[..], &from[..], &[0x88, 0xb5], &[0; 46]].concat()
     }
 
@@ -515,14 +516,14 @@ mod tests {
         assert!(settled.events.contains(&LanEvent::Fenced { vm: "vm".into(), generation: 0, by: 1 }));
 
         let lost = PortLost { fenced_by: Some(Generation(1)) };
-        assert_eq!(fabric.output(ONE, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)), Err(lost));
+        assert_eq!(fabric.output(ONE, OutputId(0), &packet(QEMU_MAC, GUEST_MAC)), Err(lost));
         assert_eq!(fabric.take_pending(ONE, &mut Vec::new(), 1), Err(lost));
         assert!(pending(&mut fabric, QEMU).is_empty(), "nothing of the fenced generation is carried");
-        fabric.output(TWO, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        fabric.output(TWO, OutputId(0), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         assert!(!pending(&mut fabric, QEMU).is_empty());
 
         fabric.leave(ONE);
-        fabric.output(TWO, OutputId(1), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        fabric.output(TWO, OutputId(1), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         assert!(!pending(&mut fabric, QEMU).is_empty(), "the fenced connection's end leaves the port alone");
     }
 
@@ -541,7 +542,7 @@ mod tests {
         fabric.join_qemu(QEMU);
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
         for id in [0, 1, 1, 0] {
-            fabric.output(ONE, OutputId(id), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+            fabric.output(ONE, OutputId(id), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         }
         assert_eq!(pending(&mut fabric, QEMU).len(), 2 * (4 + 60));
         assert_eq!(fabric.dropped(), Dropped { duplicates: 2, ..Dropped::default() });
@@ -599,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_carried_are_told_with_the_next_frame_or_after_a_while() {
+    fn outputs_carried_are_told_with_the_next_packet_or_after_a_while() {
         let mut fabric = fabric();
         fabric.join_qemu(QEMU);
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
@@ -607,18 +608,18 @@ mod tests {
         ServerMessage::Carried { next_output: OutputId(1) }.append(&mut word);
         fabric.settle(0);
 
-        fabric.output(ONE, OutputId(0), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        fabric.output(ONE, OutputId(0), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         let settled = fabric.settle(1_000);
         assert!(!settled.woken.contains(&ONE), "a message of its own would double the cost of an echo");
         assert_eq!(settled.deadline_us, Some(1_000 + WORD_DELAY_US));
-        fabric.qemu_frame(QEMU, &frame(GUEST_MAC, QEMU_MAC));
+        fabric.qemu_packet(QEMU, &packet(GUEST_MAC, QEMU_MAC));
         assert_eq!(fabric.settle(2_000).woken, [QEMU, ONE][1..]);
         assert!(pending(&mut fabric, ONE).ends_with(&word));
         assert_eq!(fabric.settle(1_000 + WORD_DELAY_US).woken, [], "it has been told");
 
-        fabric.output(ONE, OutputId(6), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        fabric.output(ONE, OutputId(6), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         assert_eq!(fabric.settle(10_000).deadline_us, Some(10_000 + WORD_DELAY_US));
-        fabric.output(ONE, OutputId(7), &frame(QEMU_MAC, GUEST_MAC)).unwrap();
+        fabric.output(ONE, OutputId(7), &packet(QEMU_MAC, GUEST_MAC)).unwrap();
         let due_us = 10_000 + WORD_DELAY_US;
         assert_eq!(fabric.settle(12_000).deadline_us, Some(due_us), "later outputs don't put it off");
         let settled = fabric.settle(due_us);
@@ -632,7 +633,7 @@ mod tests {
     fn nobody_is_woken_for_the_outputs_of_a_connection_that_is_gone() {
         let mut fabric = fabric();
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
-        fabric.output(ONE, OutputId(0), &frame([0xff; 6], GUEST_MAC)).unwrap();
+        fabric.output(ONE, OutputId(0), &packet([0xff; 6], GUEST_MAC)).unwrap();
         fabric.settle(0);
         fabric.leave(ONE);
         assert_eq!(fabric.settle(1).deadline_us, Some(pulse::INTERVAL_US), "for heartbeats, if there is somebody");
@@ -643,12 +644,12 @@ mod tests {
     }
 
     #[test]
-    fn frames_for_a_vm_without_a_connection_wait_for_the_next() {
+    fn packets_for_a_vm_without_a_connection_wait_for_the_next() {
         let mut fabric = fabric();
         fabric.join_qemu(QEMU);
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
         fabric.leave(ONE);
-        fabric.qemu_frame(QEMU, &frame(GUEST_MAC, QEMU_MAC));
+        fabric.qemu_packet(QEMU, &packet(GUEST_MAC, QEMU_MAC));
         let answer = ServerMessage::Attached { first_packet: 1, next_output: OutputId(0) };
         assert_eq!(fabric.attach(TWO, &attachment("vm", 1)), Ok(answer));
         assert_eq!(pending(&mut fabric, TWO).len(), 4 + 9 + 60);
@@ -659,8 +660,8 @@ mod tests {
         let mut fabric = fabric();
         fabric.join_qemu(QEMU);
         fabric.attach(ONE, &attachment("vm", 0)).unwrap();
-        fabric.qemu_frame(QEMU, &frame([0xff; 6], GUEST_MAC));
-        fabric.qemu_frame(QEMU, &frame([0xff; 6], GATEWAY_MAC));
+        fabric.qemu_packet(QEMU, &packet([0xff; 6], GUEST_MAC));
+        fabric.qemu_packet(QEMU, &packet([0xff; 6], GATEWAY_MAC));
         assert_eq!(fabric.dropped().forged, 2);
         assert_eq!(fabric.attach(TWO, &attachment("other", 0)), Err(Refusal::MacTaken));
         let group = Attachment { mac: [1, 0, 0, 0, 0, 0], ..attachment("other", 0) };
@@ -692,11 +693,11 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_too_short_or_too_long_for_the_lan_are_counted() {
+    fn packets_that_are_too_short_or_too_long_for_the_lan_are_counted() {
         let mut fabric = fabric();
         fabric.join_qemu(QEMU);
-        fabric.qemu_frame(QEMU, &[0; 13]);
-        fabric.qemu_frame(QEMU, &[0; 1515]);
+        fabric.qemu_packet(QEMU, &[0; 13]);
+        fabric.qemu_packet(QEMU, &[0; 1515]);
         assert_eq!(fabric.dropped().malformed, 2);
     }
 }

@@ -3,16 +3,16 @@
 //!
 //! `qemu-system-riscv64 -netdev
 //! stream,id=lan,server=off,addr.type=inet,addr.host=127.0.0.1,addr.port=P`; passt speaks it
-//! too. Frames for a peer that doesn't read are dropped, as on any Ethernet.
+//! too. Packets for a peer that doesn't read are dropped, as on any Ethernet.
 
 use super::vm_port::Delivery;
 use std::collections::VecDeque;
 
-/// The longest frame that QEMU's framing carries (its `NET_BUFSIZE`); longer ones mean that the
+/// The longest packet that QEMU's framing carries (its `NET_BUFSIZE`); longer ones mean that the
 /// peer is no QEMU.
-pub(in crate::lan) const STREAM_FRAME_BYTES_MAX: usize = 4096 + 65536;
-/// The most frames that wait for a peer that doesn't read.
-const QUEUE_FRAMES_MAX: usize = 1024;
+pub(in crate::lan) const STREAM_PACKET_BYTES_MAX: usize = 4096 + 65536;
+/// The most packets that wait for a peer that doesn't read.
+const QUEUE_PACKETS_MAX: usize = 1024;
 
 /// State of one QEMU connection on the LAN.
 #[derive(Debug, Default)]
@@ -21,23 +21,23 @@ pub(in crate::lan) struct QemuPort {
 }
 
 impl QemuPort {
-    /// Queues a frame, or drops it if the queue is full.
-    pub(in crate::lan) fn deliver(&mut self, frame: &[u8]) -> Delivery {
-        if self.queue.len() >= QUEUE_FRAMES_MAX {
+    /// Queues a packet, or drops it if the queue is full.
+    pub(in crate::lan) fn deliver(&mut self, packet: &[u8]) -> Delivery {
+        if self.queue.len() >= QUEUE_PACKETS_MAX {
             return Delivery { wake: false, overflowed: 1 };
         }
-        self.queue.push_back(frame.into());
+        self.queue.push_back(packet.into());
         Delivery { wake: self.queue.len() == 1, overflowed: 0 }
     }
 
-    /// Appends queued frames in QEMU's framing until `out` holds about `bytes`.
+    /// Appends queued packets in QEMU's framing until `out` holds about `bytes`.
     pub(in crate::lan) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
         while out.len() < bytes
-            && let Some(frame) = self.queue.pop_front()
+            && let Some(packet) = self.queue.pop_front()
         {
-            let length = u32::try_from(frame.len()).expect("frames on the LAN are short");
+            let length = u32::try_from(packet.len()).expect("frames on the LAN are short");
             out.extend_from_slice(&length.to_be_bytes());
-            out.extend_from_slice(&frame);
+            out.extend_from_slice(&packet);
         }
     }
 }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_come_out_in_order_in_qemus_framing() {
+    fn packets_come_out_in_order_in_qemus_framing() {
         let mut port = QemuPort::default();
         assert!(port.deliver(b"first").wake);
         assert!(!port.deliver(b"second").wake);
@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_read_costs_bounded_memory_and_is_counted() {
         let mut port = QemuPort::default();
-        let overflowed: u64 = (0..QUEUE_FRAMES_MAX + 7).map(|_| port.deliver(b"frame").overflowed).sum();
-        assert_eq!(port.queue.len(), QUEUE_FRAMES_MAX);
+        let overflowed: u64 = (0..QUEUE_PACKETS_MAX + 7).map(|_| port.deliver(b"frame").overflowed).sum();
+        assert_eq!(port.queue.len(), QUEUE_PACKETS_MAX);
         assert_eq!(overflowed, 7);
     }
 }

@@ -1,10 +1,10 @@
-//! A learning Ethernet switch: which port a frame goes to.
+//! A learning Ethernet switch: which port a packet goes to.
 //!
 //! It knows ports by name only; queues and connections are elsewhere. There is no ageing by time: a
-//! station that moves is learned anew by its next frame, and a full table forgets the station that
+//! station that moves is learned anew by its next packet, and a full table forgets the station that
 //! was silent longest.
 
-use crate::lan::wire::FRAME_BYTES_MIN;
+use crate::lan::wire::PACKET_BYTES_MIN;
 use std::collections::BTreeMap;
 
 /// How many stations the switch remembers, pinned ones included.
@@ -24,7 +24,7 @@ pub(in crate::lan) enum Port {
     Qemu(u64),
 }
 
-/// What becomes of a frame.
+/// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) enum Forwarding {
     /// It goes to this port.
@@ -35,7 +35,7 @@ pub(in crate::lan) enum Forwarding {
     Drop(DropReason),
 }
 
-/// Why a frame goes nowhere.
+/// Why a packet goes nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) enum DropReason {
     /// Shorter than an Ethernet header, or sent from a group address.
@@ -49,8 +49,8 @@ pub(in crate::lan) enum DropReason {
 #[derive(Debug)]
 struct Station {
     port: Port,
-    /// Pinned stations are never forgotten or moved by a frame, so that no guest can take another's
-    /// traffic.
+    /// Pinned stations are never forgotten or moved by a packet, so that no guest can take
+    /// another's traffic.
     pinned: bool,
     last_seen: u64,
 }
@@ -59,8 +59,8 @@ struct Station {
 #[derive(Debug, Default)]
 pub(in crate::lan) struct Switch {
     stations: BTreeMap<Mac, Station>,
-    /// Counts frames; the switch's only clock.
-    frames: u64,
+    /// Counts packets; the switch's only clock.
+    packets: u64,
 }
 
 impl Switch {
@@ -73,7 +73,7 @@ impl Switch {
     /// [`Switch::forget_port`].
     pub(in crate::lan) fn pin(&mut self, mac: Mac, port: Port) {
         assert!(self.pinned(mac).is_none_or(|owner| owner == port), "an address was pinned to two ports");
-        self.insert(mac, Station { port, pinned: true, last_seen: self.frames });
+        self.insert(mac, Station { port, pinned: true, last_seen: self.packets });
     }
 
     /// Forgets every station on `port`.
@@ -81,16 +81,16 @@ impl Switch {
         self.stations.retain(|_, station| station.port != port);
     }
 
-    /// Learns where `frame` came from and tells where it goes.
-    pub(in crate::lan) fn forward(&mut self, from: Port, frame: &[u8]) -> Forwarding {
-        let Some((&destination, &source)) = frame
+    /// Learns where `packet` came from and tells where it goes.
+    pub(in crate::lan) fn forward(&mut self, from: Port, packet: &[u8]) -> Forwarding {
+        let Some((&destination, &source)) = packet
             .split_first_chunk::<6>()
             .and_then(|(destination, rest)| Some((destination, rest.first_chunk::<6>()?)))
-            .filter(|(_, source)| frame.len() >= FRAME_BYTES_MIN && !is_group(**source))
+            .filter(|(_, source)| packet.len() >= PACKET_BYTES_MIN && !is_group(**source))
         else {
             return Forwarding::Drop(DropReason::Malformed);
         };
-        self.frames += 1;
+        self.packets += 1;
         if !self.learn(source, from) {
             return Forwarding::Drop(DropReason::Forged);
         }
@@ -110,11 +110,11 @@ impl Switch {
             Some(station) if station.pinned => station.port == port,
             Some(station) => {
                 station.port = port;
-                station.last_seen = self.frames;
+                station.last_seen = self.packets;
                 true
             }
             None => {
-                self.insert(source, Station { port, pinned: false, last_seen: self.frames });
+                self.insert(source, Station { port, pinned: false, last_seen: self.packets });
                 true
             }
         }
@@ -148,55 +148,55 @@ mod tests {
     const B: Mac = [2, 0, 0, 0, 0, 0xb];
     const BROADCAST: Mac = [0xff; 6];
 
-    fn frame(destination: Mac, source: Mac) -> Vec<u8> {
+    fn packet(destination: Mac, source: Mac) -> Vec<u8> {
         [&destination[..], &source[..], &[0x08, 0x00, 1, 2, 3]].concat()
     }
 
     #[test]
     fn unknown_destinations_flood_and_known_ones_do_not() {
         let mut switch = Switch::default();
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::Flood);
-        assert_eq!(switch.forward(Port::Qemu(2), &frame(A, B)), Forwarding::To(Port::Qemu(1)));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::To(Port::Qemu(2)));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Flood);
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(B, A)), Forwarding::Flood);
+        assert_eq!(switch.forward(Port::Qemu(2), &packet(A, B)), Forwarding::To(Port::Qemu(1)));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(B, A)), Forwarding::To(Port::Qemu(2)));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(BROADCAST, A)), Forwarding::Flood);
     }
 
     #[test]
     fn a_station_that_moves_is_learned_anew() {
         let mut switch = Switch::default();
-        switch.forward(Port::Qemu(1), &frame(BROADCAST, A));
-        switch.forward(Port::Qemu(3), &frame(BROADCAST, A));
-        assert_eq!(switch.forward(Port::Qemu(2), &frame(A, B)), Forwarding::To(Port::Qemu(3)));
+        switch.forward(Port::Qemu(1), &packet(BROADCAST, A));
+        switch.forward(Port::Qemu(3), &packet(BROADCAST, A));
+        assert_eq!(switch.forward(Port::Qemu(2), &packet(A, B)), Forwarding::To(Port::Qemu(3)));
     }
 
     #[test]
-    fn a_frame_never_goes_back_where_it_came_from() {
+    fn a_packet_never_goes_back_where_it_came_from() {
         let mut switch = Switch::default();
-        switch.forward(Port::Qemu(1), &frame(BROADCAST, A));
-        switch.forward(Port::Qemu(1), &frame(BROADCAST, B));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(B, A)), Forwarding::Drop(DropReason::Local));
+        switch.forward(Port::Qemu(1), &packet(BROADCAST, A));
+        switch.forward(Port::Qemu(1), &packet(BROADCAST, B));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(B, A)), Forwarding::Drop(DropReason::Local));
     }
 
     #[test]
     fn a_pinned_address_cannot_be_taken() {
         let mut switch = Switch::default();
         switch.pin(A, Port::Vm(0));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Drop(DropReason::Forged));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(BROADCAST, A)), Forwarding::Drop(DropReason::Forged));
         assert_eq!(switch.pinned(A), Some(Port::Vm(0)));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(A, B)), Forwarding::To(Port::Vm(0)));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(A, B)), Forwarding::To(Port::Vm(0)));
         switch.forget_port(Port::Vm(0));
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(BROADCAST, A)), Forwarding::Flood);
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(BROADCAST, A)), Forwarding::Flood);
     }
 
     #[test]
-    fn malformed_frames_are_dropped_at_every_length() {
+    fn malformed_packets_are_dropped_at_every_length() {
         let mut switch = Switch::default();
-        let whole = frame(BROADCAST, A);
-        for length in 0..FRAME_BYTES_MIN {
+        let whole = packet(BROADCAST, A);
+        for length in 0..PACKET_BYTES_MIN {
             let forwarding = switch.forward(Port::Gateway, &whole[..length]);
             assert_eq!(forwarding, Forwarding::Drop(DropReason::Malformed), "{length} bytes");
         }
-        let from_a_group = frame(A, BROADCAST);
+        let from_a_group = packet(A, BROADCAST);
         assert_eq!(switch.forward(Port::Gateway, &from_a_group), Forwarding::Drop(DropReason::Malformed));
     }
 
@@ -206,11 +206,11 @@ mod tests {
         switch.pin(A, Port::Vm(0));
         for n in 0..3 * u32::try_from(STATIONS_MAX).unwrap() {
             let [a, b, c, d] = n.to_le_bytes();
-            switch.forward(Port::Qemu(1), &frame(BROADCAST, [4, 0, a, b, c, d]));
+            switch.forward(Port::Qemu(1), &packet(BROADCAST, [4, 0, a, b, c, d]));
         }
         assert_eq!(switch.stations.len(), STATIONS_MAX);
-        assert_eq!(switch.forward(Port::Qemu(1), &frame(A, B)), Forwarding::To(Port::Vm(0)));
+        assert_eq!(switch.forward(Port::Qemu(1), &packet(A, B)), Forwarding::To(Port::Vm(0)));
         let oldest_forged = [4, 0, 0, 0, 0, 0];
-        assert_eq!(switch.forward(Port::Vm(0), &frame(oldest_forged, A)), Forwarding::Flood);
+        assert_eq!(switch.forward(Port::Vm(0), &packet(oldest_forged, A)), Forwarding::Flood);
     }
 }

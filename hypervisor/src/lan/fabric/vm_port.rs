@@ -1,11 +1,11 @@
-//! The port of one VM: who may use it, which outputs it has carried, which frames it keeps.
+//! The port of one VM: who may use it, which outputs it has carried, which packets it keeps.
 //!
 //! ```text
 //!              attach (generation >= known)                  attach (generation > known): the old connection is fenced
 //!   unknown ────────────────────────────────► attached ◄───┐
 //!                                              │    ▲  └────┘
 //!                                  detach      ▼    │ attach
-//!                                             detached: frames are numbered and kept
+//!                                             detached: packets are numbered and kept
 //! ```
 //!
 //! Invariants: `first_kept <= cursor <= next_packet`; the ring holds exactly the numbers
@@ -22,14 +22,14 @@ use logchannel::session::{NodeId, VmId};
 use std::collections::VecDeque;
 use vm::OutputId;
 
-/// The most frames that a port keeps for a VM.
-pub(in crate::lan) const KEPT_FRAMES_MAX: usize = 4096;
-/// The most bytes that a port keeps for a VM, [`FRAME_OVERHEAD_BYTES`] for each frame included.
+/// The most packets that a port keeps for a VM.
+pub(in crate::lan) const KEPT_PACKETS_MAX: usize = 4096;
+/// The most bytes that a port keeps for a VM, [`PACKET_OVERHEAD_BYTES`] for each packet included.
 pub(in crate::lan) const KEPT_BYTES_MAX: usize = 8 << 20;
-/// What keeping a frame costs beyond its bytes, roughly.
-const FRAME_OVERHEAD_BYTES: usize = 32;
+/// What keeping a packet costs beyond its bytes, roughly.
+const PACKET_OVERHEAD_BYTES: usize = 32;
 
-/// The greatest frame number that an attachment may tell; above it there is room to count on for
+/// The greatest packet number that an attachment may tell; above it there is room to count on for
 /// ever.
 const LAST_PACKET_MAX: u64 = u64::MAX >> 1;
 
@@ -60,28 +60,28 @@ pub enum Refusal {
     /// So many VMs are attached.
     #[error("the LAN has no room for another VM: {0} are attached")]
     Full(usize),
-    /// The number of the last frame is out of range.
+    /// The number of the last packet is out of range.
     #[error("frame number {0} can't be right: no VM lives that long")]
     Number(u64),
 }
 
-/// What became of a frame for a port.
+/// What became of a packet for a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) struct Delivery {
     /// The port's connection had nothing to send until now.
     pub(in crate::lan) wake: bool,
-    /// How many frames were dropped that had never been sent to anybody.
+    /// How many packets were dropped that had never been sent to anybody.
     pub(in crate::lan) overflowed: u64,
 }
 
 /// What an accepted attachment leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::lan) struct Attached {
-    /// Number of the first frame that will be delivered.
+    /// Number of the first packet that will be delivered.
     pub(in crate::lan) first_packet: u64,
     /// Outputs with smaller ids will be dropped.
     pub(in crate::lan) next_output: OutputId,
-    /// Frames after the VM's last one that aren't kept any more.
+    /// Packets after the VM's last one that aren't kept any more.
     pub(in crate::lan) lost: u64,
     /// The connection that had the port until now.
     pub(in crate::lan) replaced: Option<ConnectionId>,
@@ -93,7 +93,7 @@ pub(in crate::lan) struct VmPort {
     vm: VmId,
     generation: Generation,
     node: NodeId,
-    /// Which run of the guest the outputs and frames are of.
+    /// Which run of the guest the outputs and packets are of.
     booted: Generation,
     mac: Mac,
     connection: Option<ConnectionId>,
@@ -107,9 +107,9 @@ pub(in crate::lan) struct VmPort {
     owes_heartbeat: bool,
     kept: VecDeque<Box<[u8]>>,
     kept_bytes: usize,
-    /// Number of the next frame that will be kept; the first frame of a VM has number 1.
+    /// Number of the next packet that will be kept; the first packet of a VM has number 1.
     next_packet: u64,
-    /// Number of the next frame that the attached connection gets; while detached, that the last
+    /// Number of the next packet that the attached connection gets; while detached, that the last
     /// one would have got.
     cursor: u64,
 }
@@ -174,9 +174,9 @@ impl VmPort {
         self.generation = attachment.generation;
         self.node = attachment.node;
         self.mac = attachment.mac;
-        let wanted = attachment.last_packet + u64::from(!mutated(Mutation::RedeliverLoggedFrame));
+        let wanted = attachment.last_packet + u64::from(!mutated(Mutation::RedeliverLoggedPacket));
         if wanted > self.next_packet {
-            // The VM has had frames from a LAN that knew more than this one; the numbers must not
+            // The VM has had packets from a LAN that knew more than this one; the numbers must not
             // come twice.
             self.kept.clear();
             self.kept_bytes = 0;
@@ -222,15 +222,15 @@ impl VmPort {
         new
     }
 
-    /// Numbers and keeps a frame for the VM; the oldest makes room.
-    pub(in crate::lan) fn deliver(&mut self, frame: &[u8]) -> Delivery {
+    /// Numbers and keeps a packet for the VM; the oldest makes room.
+    pub(in crate::lan) fn deliver(&mut self, packet: &[u8]) -> Delivery {
         let was_idle = self.cursor == self.next_packet;
-        self.kept.push_back(frame.into());
-        self.kept_bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        self.kept.push_back(packet.into());
+        self.kept_bytes += packet.len() + PACKET_OVERHEAD_BYTES;
         self.next_packet += 1;
-        while self.kept.len() > KEPT_FRAMES_MAX || self.kept_bytes > KEPT_BYTES_MAX {
+        while self.kept.len() > KEPT_PACKETS_MAX || self.kept_bytes > KEPT_BYTES_MAX {
             let oldest = self.kept.pop_front().expect("a ring over its limits is not empty");
-            self.kept_bytes -= oldest.len() + FRAME_OVERHEAD_BYTES;
+            self.kept_bytes -= oldest.len() + PACKET_OVERHEAD_BYTES;
         }
         let first_kept = self.first_kept();
         let overflowed = first_kept.saturating_sub(self.cursor);
@@ -238,16 +238,16 @@ impl VmPort {
         Delivery { wake: was_idle && self.connection.is_some(), overflowed }
     }
 
-    /// Appends the frames that the connection hasn't had yet, as messages, until `out` holds about
+    /// Appends the packets that the connection hasn't had yet, as messages, until `out` holds about
     /// `bytes`; then, if there is room, how far its outputs have been carried, if it doesn't know
     /// yet, and a heartbeat, if one is due.
     pub(in crate::lan) fn take_pending(&mut self, out: &mut Vec<u8>, bytes: usize) {
         let skip = usize::try_from(self.cursor - self.first_kept()).expect("the ring fits in memory");
-        for frame in self.kept.iter().skip(skip) {
+        for packet in self.kept.iter().skip(skip) {
             if out.len() >= bytes {
                 break;
             }
-            ServerMessage::Packet { number: self.cursor, frame }.append(out);
+            ServerMessage::Packet { number: self.cursor, packet }.append(out);
             self.cursor += 1;
         }
         if out.len() < bytes && self.told_output < self.expected_output {
@@ -313,7 +313,7 @@ fn check_number(attachment: &Attachment) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm::FRAME_BYTES_MAX;
+    use vm::PACKET_BYTES_MAX;
 
     fn attachment(generation: u64, node: u128, next_output: u64, last_packet: u64) -> Attachment {
         Attachment {
@@ -343,11 +343,11 @@ mod tests {
         port.attach(ConnectionId(connection), attachment).unwrap()
     }
 
-    fn frame(content: u8) -> Vec<u8> {
+    fn packet(content: u8) -> Vec<u8> {
         vec![content; 60]
     }
 
-    /// Everything that the port has to send: numbers, and the first byte of each frame.
+    /// Everything that the port has to send: numbers, and the first byte of each packet.
     fn pending(port: &mut VmPort) -> Vec<(u64, u8)> {
         let mut out = Vec::new();
         port.take_pending(&mut out, usize::MAX);
@@ -355,8 +355,8 @@ mod tests {
         let mut packets = Vec::new();
         while let Some((length, tail)) = rest.split_first_chunk() {
             let (message, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
-            if let ServerMessage::Packet { number, frame } = ServerMessage::decode(message).unwrap() {
-                packets.push((number, frame[0]));
+            if let ServerMessage::Packet { number, packet } = ServerMessage::decode(message).unwrap() {
+                packets.push((number, packet[0]));
             }
             rest = tail;
         }
@@ -394,7 +394,7 @@ mod tests {
         port.accept_output(OutputId(1));
         assert!(!port.owes_word(), "a duplicate changes nothing");
         port.accept_output(OutputId(5));
-        port.deliver(&frame(1));
+        port.deliver(&packet(1));
         assert_eq!(told(&mut port, usize::MAX), Some(6), "after the frames");
     }
 
@@ -420,32 +420,32 @@ mod tests {
     }
 
     #[test]
-    fn the_first_frame_has_number_one_and_each_comes_once() {
+    fn the_first_packet_has_number_one_and_each_comes_once() {
         let mut port = opened(&boot(0, 1));
-        port.deliver(&frame(10));
-        port.deliver(&frame(11));
+        port.deliver(&packet(10));
+        port.deliver(&packet(11));
         assert_eq!(pending(&mut port), [(1, 10), (2, 11)]);
         assert_eq!(pending(&mut port), []);
-        port.deliver(&frame(12));
+        port.deliver(&packet(12));
         assert_eq!(pending(&mut port), [(3, 12)]);
     }
 
     #[test]
-    fn only_the_first_of_many_frames_wakes_the_connection() {
+    fn only_the_first_of_many_packets_wakes_the_connection() {
         let mut port = opened(&boot(0, 1));
-        assert!(port.deliver(&frame(1)).wake);
-        assert!(!port.deliver(&frame(2)).wake);
+        assert!(port.deliver(&packet(1)).wake);
+        assert!(!port.deliver(&packet(2)).wake);
         pending(&mut port);
-        assert!(port.deliver(&frame(3)).wake);
+        assert!(port.deliver(&packet(3)).wake);
         port.detach(1);
         pending(&mut port);
-        assert!(!port.deliver(&frame(4)).wake, "nobody is there to be woken");
+        assert!(!port.deliver(&packet(4)).wake, "nobody is there to be woken");
     }
 
     #[test]
-    fn frames_that_the_old_primary_had_not_logged_are_delivered_again() {
+    fn packets_that_the_old_primary_had_not_logged_are_delivered_again() {
         let mut port = opened(&boot(0, 1));
-        (1..=5).for_each(|n| _ = port.deliver(&frame(n)));
+        (1..=5).for_each(|n| _ = port.deliver(&packet(n)));
         assert_eq!(pending(&mut port).len(), 5);
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 3));
         assert_eq!(
@@ -456,13 +456,13 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_come_while_nobody_is_attached_are_kept() {
+    fn packets_that_come_while_nobody_is_attached_are_kept() {
         let mut port = opened(&boot(0, 1));
-        port.deliver(&frame(1));
+        port.deliver(&packet(1));
         pending(&mut port);
         port.detach(1);
-        port.deliver(&frame(2));
-        port.deliver(&frame(3));
+        port.deliver(&packet(2));
+        port.deliver(&packet(3));
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 1));
         assert_eq!(attached, Attached { first_packet: 2, next_output: OutputId(0), lost: 0, replaced: None });
         assert_eq!(pending(&mut port), [(2, 2), (3, 3)]);
@@ -489,17 +489,17 @@ mod tests {
         let mut port = opened(&attachment(7, 1, 100, 41));
         assert!(!port.accept_output(OutputId(99)));
         assert!(port.accept_output(OutputId(100)));
-        port.deliver(&frame(9));
+        port.deliver(&packet(9));
         assert_eq!(pending(&mut port), [(42, 9)]);
     }
 
     #[test]
     fn a_vm_that_knows_more_than_the_lan_never_gets_a_number_twice() {
         let mut port = opened(&boot(0, 1));
-        port.deliver(&frame(1));
+        port.deliver(&packet(1));
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 50));
         assert_eq!((attached.first_packet, attached.lost), (51, 0));
-        port.deliver(&frame(2));
+        port.deliver(&packet(2));
         assert_eq!(pending(&mut port), [(51, 2)]);
     }
 
@@ -507,7 +507,7 @@ mod tests {
     fn a_boot_begins_a_new_run_but_only_with_a_new_generation() {
         let mut port = opened(&boot(0, 1));
         (0..9).for_each(|id| _ = port.accept_output(OutputId(id)));
-        port.deliver(&frame(1));
+        port.deliver(&packet(1));
         attach(&mut port, 2, &boot(0, 1));
         assert!(!port.accept_output(OutputId(0)), "the same generation attaching again is the same run");
         assert_eq!(pending(&mut port), [(1, 1)]);
@@ -522,13 +522,13 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_is_bounded_in_frames_and_loss_is_counted() {
+    fn the_ring_is_bounded_in_packets_and_loss_is_counted() {
         let mut port = opened(&boot(0, 1));
-        let overflowed: u64 = (0..KEPT_FRAMES_MAX + 10).map(|_| port.deliver(&frame(1)).overflowed).sum();
+        let overflowed: u64 = (0..KEPT_PACKETS_MAX + 10).map(|_| port.deliver(&packet(1)).overflowed).sum();
         assert_eq!(overflowed, 10);
         let packets = pending(&mut port);
-        assert_eq!((packets.len(), packets[0].0), (KEPT_FRAMES_MAX, 11));
-        assert_eq!(port.deliver(&frame(1)).overflowed, 0, "the oldest was sent already, so nothing is lost yet");
+        assert_eq!((packets.len(), packets[0].0), (KEPT_PACKETS_MAX, 11));
+        assert_eq!(port.deliver(&packet(1)).overflowed, 0, "the oldest was sent already, so nothing is lost yet");
         let attached = attach(&mut port, 2, &attachment(1, 2, 0, 5));
         assert_eq!((attached.first_packet, attached.lost), (12, 6), "frames 6 to 11 are not kept any more");
     }
@@ -536,17 +536,17 @@ mod tests {
     #[test]
     fn the_ring_is_bounded_in_bytes() {
         let mut port = opened(&boot(0, 1));
-        let frame = vec![1; FRAME_BYTES_MAX];
-        (0..KEPT_FRAMES_MAX).for_each(|_| _ = port.deliver(&frame));
-        let kept = KEPT_BYTES_MAX.min(KEPT_FRAMES_MAX * (FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES));
-        assert_eq!(port.kept.len(), kept / (FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES));
+        let packet = vec![1; PACKET_BYTES_MAX];
+        (0..KEPT_PACKETS_MAX).for_each(|_| _ = port.deliver(&packet));
+        let kept = KEPT_BYTES_MAX.min(KEPT_PACKETS_MAX * (PACKET_BYTES_MAX + PACKET_OVERHEAD_BYTES));
+        assert_eq!(port.kept.len(), kept / (PACKET_BYTES_MAX + PACKET_OVERHEAD_BYTES));
         assert!(port.kept_bytes <= KEPT_BYTES_MAX);
     }
 
     #[test]
     fn a_batch_is_bounded_and_goes_on_where_it_ended() {
         let mut port = opened(&boot(0, 1));
-        (1..=100).for_each(|n| _ = port.deliver(&frame(n)));
+        (1..=100).for_each(|n| _ = port.deliver(&packet(n)));
         let mut out = Vec::new();
         port.take_pending(&mut out, 1000);
         assert!((1000..1100).contains(&out.len()), "{}", out.len());
@@ -564,7 +564,7 @@ mod tests {
             assert_eq!(refusal, Err(Refusal::Number(last_packet)));
         }
         let mut port = opened(&attachment(0, 1, u64::MAX, LAST_PACKET_MAX));
-        port.deliver(&frame(1));
+        port.deliver(&packet(1));
         assert!(port.accept_output(OutputId(u64::MAX)));
     }
 
@@ -589,7 +589,7 @@ mod tests {
     fn another_run_of_the_guest_is_heard_though_its_boot_was_not() {
         let mut port = opened(&boot(0, 1));
         (0..10).for_each(|id| assert!(port.accept_output(OutputId(id))));
-        (0..3).for_each(|content| _ = port.deliver(&frame(content)));
+        (0..3).for_each(|content| _ = port.deliver(&packet(content)));
         port.detach(1);
         let live = Attachment { booted: Generation(1), output_end: OutputId(20), ..attachment(2, 3, 4, 1) };
         assert_eq!(

@@ -16,7 +16,7 @@ use self::clients::Clients;
 use self::forward::{ForwardSocket, Protocol};
 use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
-use super::fabric::STREAM_FRAME_BYTES_MAX;
+use super::fabric::STREAM_PACKET_BYTES_MAX;
 use super::fabric::{ConnectionId, Fabric, PortLost};
 use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
 use crate::os::accept::AcceptTrouble;
@@ -465,8 +465,8 @@ async fn serve_vm(entered: &Entered, mut stream: TcpStream) -> Ended {
         entered.shared.drive(|fabric| {
             while let Some(message) = cutter.next_message()? {
                 match ClientMessage::decode(message)? {
-                    ClientMessage::Output { id, frame } => {
-                        fabric.output(entered.id, id, frame).map_err(Ended::PortLost)?;
+                    ClientMessage::Output { id, packet } => {
+                        fabric.output(entered.id, id, packet).map_err(Ended::PortLost)?;
                     }
                     ClientMessage::Heartbeat => fabric.hear(entered.id).map_err(Ended::PortLost)?,
                     ClientMessage::Attach(_) => return Err(WireError::Field("a second Attach").into()),
@@ -496,12 +496,12 @@ async fn serve_qemu(entered: &Entered, mut stream: TcpStream) -> Ended {
     }
     entered.shared.drive(|fabric| fabric.join_qemu(entered.id));
     let mut outbox = Outbox::default();
-    let mut cutter = Cutter::new(Prefix::BigEndian, STREAM_FRAME_BYTES_MAX);
+    let mut cutter = Cutter::new(Prefix::BigEndian, STREAM_PACKET_BYTES_MAX);
     let (mut reader, mut writer) = stream.split();
     let reading = read_messages(&mut reader, &mut cutter, |cutter| {
         entered.shared.drive(|fabric| {
-            while let Some(frame) = cutter.next_message()? {
-                fabric.qemu_frame(entered.id, frame);
+            while let Some(packet) = cutter.next_message()? {
+                fabric.qemu_packet(entered.id, packet);
             }
             Ok(())
         })

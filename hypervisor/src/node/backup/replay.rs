@@ -42,7 +42,7 @@ impl Work {
 /// What an entry occupies in the log buffer.
 fn buffered_bytes(entry: &LogEntry) -> usize {
     let content = match &entry.body {
-        EntryBody::Event(Event::Packet { frame: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
+        EntryBody::Event(Event::Packet { packet: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
         EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
         | EntryBody::Output { .. }
         | EntryBody::Progress

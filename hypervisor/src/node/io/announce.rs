@@ -1,7 +1,7 @@
 //! What tells an Ethernet that a station has moved: for networks that don't know that they carry a
 //! VM.
 //!
-//! Switches learn from any frame where its sender is; a reverse ARP request, which nobody answers
+//! Switches learn from any packet where its sender is; a reverse ARP request, which nobody answers
 //! any more, is what hypervisors send after moving a VM whose addresses they don't know. Hosts that
 //! have lost track of the guest's IPv4 address learn from a gratuitous ARP request, for which the
 //! address must be known: it is read off what the guest sends.
@@ -14,13 +14,13 @@ use smoltcp::wire::{
 const RARP: EthernetProtocol = EthernetProtocol::Unknown(0x8035);
 
 /// The shortest Ethernet frame without its checksum.
-const FRAME_BYTES: usize = 60;
+const PACKET_BYTES: usize = 60;
 
 /// The hop limits that senders start with. A packet with another one may have been forwarded by the
 /// guest, and its source be anybody's.
 const INITIAL_HOP_LIMITS: [u8; 3] = [64, 128, 255];
 
-/// A guest's addresses, as far as its frames have told.
+/// A guest's addresses, as far as its packets have told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Station {
     mac: EthernetAddress,
@@ -34,12 +34,12 @@ impl Station {
         Self { mac: EthernetAddress(mac), ip: None }
     }
 
-    /// Learns from a frame that the guest sent.
-    pub fn learn(&mut self, frame: &[u8]) {
-        self.ip = self.sender_of(frame).or(self.ip);
+    /// Learns from a packet that the guest sent.
+    pub fn learn(&mut self, packet: &[u8]) {
+        self.ip = self.sender_of(packet).or(self.ip);
     }
 
-    /// The frames that tell where the station is.
+    /// The packets that tell where the station is.
     #[must_use]
     pub fn announcement(&self) -> Vec<Vec<u8>> {
         let unknown = Ipv4Address::UNSPECIFIED;
@@ -49,19 +49,19 @@ impl Station {
         [reverse].into_iter().chain(gratuitous).collect()
     }
 
-    /// The IPv4 address that the guest itself sent this frame from.
-    fn sender_of(&self, frame: &[u8]) -> Option<Ipv4Address> {
-        let frame = EthernetFrame::new_checked(frame).ok().filter(|frame| frame.src_addr() == self.mac)?;
-        let address = if frame.ethertype() == EthernetProtocol::Arp {
+    /// The IPv4 address that the guest itself sent this packet from.
+    fn sender_of(&self, packet: &[u8]) -> Option<Ipv4Address> {
+        let packet = EthernetFrame::new_checked(packet).ok().filter(|packet| packet.src_addr() == self.mac)?;
+        let address = if packet.ethertype() == EthernetProtocol::Arp {
             let ArpRepr::EthernetIpv4 { source_hardware_addr, source_protocol_addr, .. } =
-                ArpRepr::parse(&ArpPacket::new_checked(frame.payload()).ok()?).ok()?
+                ArpRepr::parse(&ArpPacket::new_checked(packet.payload()).ok()?).ok()?
             else {
                 return None;
             };
             Some(source_protocol_addr).filter(|_| source_hardware_addr == self.mac)
-        } else if frame.ethertype() == EthernetProtocol::Ipv4 {
-            let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
-            Some(packet.src_addr()).filter(|_| INITIAL_HOP_LIMITS.contains(&packet.hop_limit()))
+        } else if packet.ethertype() == EthernetProtocol::Ipv4 {
+            let ip = Ipv4Packet::new_checked(packet.payload()).ok()?;
+            Some(ip.src_addr()).filter(|_| INITIAL_HOP_LIMITS.contains(&ip.hop_limit()))
         } else {
             None
         };
@@ -76,11 +76,11 @@ impl Station {
         target_hardware_addr: EthernetAddress,
         ip: Ipv4Address,
     ) -> Vec<u8> {
-        let mut bytes = vec![0; FRAME_BYTES];
-        let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-        frame.set_dst_addr(EthernetAddress::BROADCAST);
-        frame.set_src_addr(self.mac);
-        frame.set_ethertype(protocol);
+        let mut bytes = vec![0; PACKET_BYTES];
+        let mut packet = EthernetFrame::new_unchecked(&mut bytes);
+        packet.set_dst_addr(EthernetAddress::BROADCAST);
+        packet.set_src_addr(self.mac);
+        packet.set_ethertype(protocol);
         let request = ArpRepr::EthernetIpv4 {
             operation,
             source_hardware_addr: self.mac,
@@ -88,7 +88,7 @@ impl Station {
             target_hardware_addr,
             target_protocol_addr: ip,
         };
-        request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+        request.emit(&mut ArpPacket::new_unchecked(packet.payload_mut()));
         bytes
     }
 }
@@ -109,14 +109,14 @@ mod tests {
         ethernet(from, [8, 6], &payload)
     }
 
-    fn packet(hop_limit: u8, ip: [u8; 4]) -> Vec<u8> {
+    fn ipv4_packet(hop_limit: u8, ip: [u8; 4]) -> Vec<u8> {
         let header = [&[0x45, 0, 0, 20, 0, 0, 0, 0, hop_limit, 17, 0, 0][..], &ip, &[10, 0, 2, 2]].concat();
         ethernet(MAC, [8, 0], &header)
     }
 
-    fn learned(frames: &[Vec<u8>]) -> Option<[u8; 4]> {
+    fn learned(packets: &[Vec<u8>]) -> Option<[u8; 4]> {
         let mut station = Station::new(MAC);
-        frames.iter().for_each(|frame| station.learn(frame));
+        packets.iter().for_each(|packet| station.learn(packet));
         station.ip.map(|ip| ip.octets())
     }
 
@@ -138,13 +138,13 @@ mod tests {
     #[test]
     fn the_address_is_learned_from_what_the_guest_itself_sends() {
         assert_eq!(learned(&[arp(MAC, MAC, IP)]), Some(IP));
-        assert_eq!(learned(&[packet(64, IP)]), Some(IP));
+        assert_eq!(learned(&[ipv4_packet(64, IP)]), Some(IP));
         assert_eq!(
-            learned(&[packet(64, IP), arp(MAC, MAC, [10, 0, 2, 16])]),
+            learned(&[ipv4_packet(64, IP), arp(MAC, MAC, [10, 0, 2, 16])]),
             Some([10, 0, 2, 16]),
             "the latest counts"
         );
-        assert_eq!(learned(&[packet(64, IP), vec![0; 60]]), Some(IP));
+        assert_eq!(learned(&[ipv4_packet(64, IP), vec![0; 60]]), Some(IP));
     }
 
     #[test]
@@ -152,15 +152,15 @@ mod tests {
         let other = [2, 9, 9, 9, 9, 9];
         assert_eq!(learned(&[arp(MAC, other, IP)]), None, "an answer for somebody else");
         assert_eq!(learned(&[arp(other, MAC, IP)]), None, "not from this network device");
-        assert_eq!(learned(&[packet(63, IP)]), None, "a guest that routes is not where this came from");
+        assert_eq!(learned(&[ipv4_packet(63, IP)]), None, "a guest that routes is not where this came from");
         for ip in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
-            assert_eq!(learned(&[arp(MAC, MAC, ip), packet(64, ip)]), None, "{ip:?}");
+            assert_eq!(learned(&[arp(MAC, MAC, ip), ipv4_packet(64, ip)]), None, "{ip:?}");
         }
     }
 
     #[test]
-    fn frames_cut_anywhere_teach_nothing() {
-        for whole in [arp(MAC, MAC, IP), packet(64, IP)] {
+    fn packets_cut_anywhere_teach_nothing() {
+        for whole in [arp(MAC, MAC, IP), ipv4_packet(64, IP)] {
             (0..whole.len())
                 .for_each(|length| assert_eq!(learned(&[whole[..length].to_vec()]), None, "{length} bytes"));
         }

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm::{Event, Machine};
 
-/// Frames that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
+/// Packets that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
 const PACKETS_MAX: usize = 1024;
 
-/// Pieces of console input that may wait. They don't wait behind frames, which a guest without a
+/// Pieces of console input that may wait. They don't wait behind packets, which a guest without a
 /// driver never takes.
 const CONSOLE_PIECES_MAX: usize = 64;
 
@@ -63,17 +63,17 @@ impl InboxSender {
         sent
     }
 
-    /// Sends a frame, if there is room for it within `timeout`, and wakes the vCPU.
+    /// Sends a packet, if there is room for it within `timeout`, and wakes the vCPU.
     ///
     /// # Errors
-    /// Gives the frame back if there is no room, and says if the guest is gone.
+    /// Gives the packet back if there is no room, and says if the guest is gone.
     pub fn send_packet(
         &self,
         number: u64,
-        frame: Vec<u8>,
+        packet: Vec<u8>,
         timeout: Duration,
     ) -> Result<(), SendTimeoutError<(u64, Vec<u8>)>> {
-        self.packets.send_timeout((number, frame), timeout)?;
+        self.packets.send_timeout((number, packet), timeout)?;
         self.wake_sleeper();
         Ok(())
     }
@@ -181,9 +181,9 @@ impl EventSource for HostEventSource {
         }
         if !self.packets.is_empty()
             && machine.can_receive_packet()
-            && let Ok((number, frame)) = self.packets.try_recv()
+            && let Ok((number, packet)) = self.packets.try_recv()
         {
-            return Some(Event::Packet { number, frame });
+            return Some(Event::Packet { number, packet });
         }
         if self.typed.is_empty()
             && let Ok(bytes) = self.console.try_recv()

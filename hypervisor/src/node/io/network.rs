@@ -5,7 +5,7 @@ use super::inbox::InboxSender;
 use super::outlets::{Outlets, Way};
 use super::tap;
 use super::tap::{TapError, TapName, TapReceiver};
-use crate::lan::client::{Attached, FrameReceiver, FromLan, LanError, attach};
+use crate::lan::client::{Attached, FromLan, LanError, PacketReceiver, attach};
 use crate::lan::{Attachment, pulse};
 use crate::node::channel::lock;
 use crate::node::reports::NodeReport;
@@ -39,12 +39,12 @@ pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(1);
 /// enable a port.
 const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)];
 
-/// Where a VM's frames go: `lan=HOST:PORT` or `tap=NAME`.
+/// Where a VM's packets go: `lan=HOST:PORT` or `tap=NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkAddress {
-    /// A LAN, which carries each frame once, whichever side of the VM is lost.
+    /// A LAN, which carries each packet once, whichever side of the VM is lost.
     Lan(SocketAddr),
-    /// An interface of this host, where a failover may double frames or lose them, as on any
+    /// An interface of this host, where a failover may double packets or lose them, as on any
     /// Ethernet.
     Tap(TapName),
 }
@@ -109,7 +109,7 @@ pub struct Network {
     pub mac: [u8; 6],
     /// Where to tell that it is plugged in or out.
     pub reporter: Reporter,
-    /// Where frames from the network go.
+    /// Where packets from the network go.
     pub inbox: InboxSender,
     /// Where the way to the network is needed.
     pub outlets: Arc<Mutex<Outlets>>,
@@ -135,9 +135,9 @@ impl NetworkError {
     }
 }
 
-/// Where frames for the guest come from.
+/// Where packets for the guest come from.
 enum Source {
-    Lan(FrameReceiver),
+    Lan(PacketReceiver),
     Tap(TapReceiver),
 }
 
@@ -164,7 +164,7 @@ impl Network {
     /// sent then. An interface of this host is opened before this returns, because that takes no
     /// time, and what is sent before it is open would be lost.
     ///
-    /// `last_packet` is the number of the last frame that the guest has had. A guest that was not
+    /// `last_packet` is the number of the last packet that the guest has had. A guest that was not
     /// reset by this owner has moved, and a network that can't know is told where it is now.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Network {
         self.spawn(first, last_packet, events)
     }
 
-    /// The same for a guest that has just been reset and whose frames are not kept to be sent
+    /// The same for a guest that has just been reset and whose packets are not kept to be sent
     /// again: it attaches before it returns, if the network answers.
     ///
     /// Returns why, if a LAN refuses this VM.
@@ -248,9 +248,9 @@ impl Network {
     fn receive(&self, mut source: Source, last_packet: &mut u64, events: &dyn NetworkEvents) -> NetworkError {
         loop {
             match source.receive() {
-                Ok(FromLan::Packet { number, frame }) => {
+                Ok(FromLan::Packet { number, packet }) => {
                     *last_packet = number;
-                    if !self.pass_on(number, frame, &mut source, events) {
+                    if !self.pass_on(number, packet, &mut source, events) {
                         return NetworkError::Over;
                     }
                 }
@@ -261,10 +261,10 @@ impl Network {
         }
     }
 
-    /// Gives the guest a frame, however long it takes none: the LAN hears that this side is alive.
+    /// Gives the guest a packet, however long it takes none: the LAN hears that this side is alive.
     /// `false` if the guest is gone.
-    fn pass_on(&self, number: u64, frame: Vec<u8>, source: &mut Source, events: &dyn NetworkEvents) -> bool {
-        let mut packet = (number, frame);
+    fn pass_on(&self, number: u64, packet: Vec<u8>, source: &mut Source, events: &dyn NetworkEvents) -> bool {
+        let mut packet = (number, packet);
         loop {
             match self.inbox.send_packet(packet.0, packet.1, Duration::from_micros(pulse::INTERVAL_US)) {
                 Ok(()) => return true,
@@ -276,7 +276,7 @@ impl Network {
         }
     }
 
-    /// Who has the outlets just now is sending frames, which say as much.
+    /// Who has the outlets just now is sending packets, which say as much.
     fn send_heartbeat(&self, events: &dyn NetworkEvents) {
         {
             let Ok(mut outlets) = self.outlets.try_lock() else { return };

@@ -3,7 +3,7 @@
 use super::announce::Station;
 use super::console_text::ConsoleText;
 use super::tap::TapSender;
-use crate::lan::client::FrameSender;
+use crate::lan::client::PacketSender;
 use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
 use crate::os::report::{self, Reporter};
@@ -20,7 +20,7 @@ const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_BYTES_MAX, "dropping 
 #[derive(Debug)]
 pub enum Way {
     /// To a LAN, which tells what it has carried.
-    Lan(FrameSender),
+    Lan(PacketSender),
     /// To an interface of this host.
     Tap {
         /// The interface.
@@ -31,13 +31,13 @@ pub enum Way {
 }
 
 impl Way {
-    /// Sends frames, in order. Returns how many were lost on the way.
-    fn send(&mut self, frames: &[(OutputId, &[u8])]) -> io::Result<u64> {
+    /// Sends packets, in order. Returns how many were lost on the way.
+    fn send(&mut self, packets: &[(OutputId, &[u8])]) -> io::Result<u64> {
         match self {
-            Self::Lan(sender) => sender.send_batch(frames).map(|()| 0),
+            Self::Lan(sender) => sender.send_batch(packets).map(|()| 0),
             Self::Tap { sender, station } => {
-                frames.iter().for_each(|(_, frame)| station.learn(frame));
-                sender.send(frames.iter().map(|(_, frame)| *frame))
+                packets.iter().for_each(|(_, packet)| station.learn(packet));
+                sender.send(packets.iter().map(|(_, packet)| *packet))
             }
         }
     }
@@ -59,8 +59,8 @@ pub struct Outlets {
     reporter: Reporter,
     is_on_lan: bool,
     way: Option<Way>,
-    frames: u64,
-    frames_without_lan: u64,
+    packets: u64,
+    packets_without_lan: u64,
     hold_time: Histogram<u64>,
     first_output_told: bool,
     /// The console as text, for reports.
@@ -78,8 +78,8 @@ impl Outlets {
             reporter,
             is_on_lan,
             way: None,
-            frames: 0,
-            frames_without_lan: 0,
+            packets: 0,
+            packets_without_lan: 0,
             hold_time: histogram_ns(),
             first_output_told: false,
             text: ConsoleText::new(),
@@ -101,22 +101,22 @@ impl Outlets {
         }
     }
 
-    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card
+    /// Puts out a batch, in order. Packets without a network go nowhere, as on a network card
     /// without its cable.
     ///
     /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
     /// only a LAN tells.
     pub fn put_out(&mut self, outputs: &[Released]) -> bool {
-        let mut frames: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
+        let mut packets: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for Released { id, operation, held_ns } in outputs {
             held_ns.iter().for_each(|ns| self.hold_time.saturating_record(*ns));
             match &**operation {
-                OutputOperation::Frame(frame) => frames.push((*id, frame)),
+                OutputOperation::Packet(packet) => packets.push((*id, packet)),
                 OutputOperation::Console(bytes) => self.put_on_console(*id, bytes),
             }
         }
-        if !frames.is_empty() {
-            self.put_on_network(&frames);
+        if !packets.is_empty() {
+            self.put_on_network(&packets);
         }
         !self.is_on_lan
     }
@@ -130,10 +130,10 @@ impl Outlets {
         }
     }
 
-    /// Frames put out, and how many of them found no network.
+    /// Packets put out, and how many of them found no network.
     #[must_use]
-    pub const fn frames(&self) -> (u64, u64) {
-        (self.frames, self.frames_without_lan)
+    pub const fn packets(&self) -> (u64, u64) {
+        (self.packets, self.packets_without_lan)
     }
 
     /// How long the outputs had been held that were put out, in nanoseconds.
@@ -150,16 +150,16 @@ impl Outlets {
         }
     }
 
-    fn put_on_network(&mut self, frames: &[(OutputId, &[u8])]) {
-        self.frames += frames.len() as u64;
+    fn put_on_network(&mut self, packets: &[(OutputId, &[u8])]) {
+        self.packets += packets.len() as u64;
         let Some(way) = &mut self.way else {
-            self.frames_without_lan += frames.len() as u64;
+            self.packets_without_lan += packets.len() as u64;
             return;
         };
-        match way.send(frames) {
-            Ok(lost) => self.frames_without_lan += lost,
+        match way.send(packets) {
+            Ok(lost) => self.packets_without_lan += lost,
             Err(error) => {
-                self.frames_without_lan += frames.len() as u64;
+                self.packets_without_lan += packets.len() as u64;
                 return self.lose_way(&error);
             }
         }
@@ -196,18 +196,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_without_a_network_are_counted() {
+    fn packets_without_a_network_are_counted() {
         let mut outlets = Outlets::new(Reporter::new("test", true), true);
-        outlets.put_out(&[Released::at_once(OutputId(0), OutputOperation::Frame(vec![0; 60]))]);
+        outlets.put_out(&[Released::at_once(OutputId(0), OutputOperation::Packet(vec![0; 60]))]);
         outlets.put_out(&[Released::at_once(OutputId(1), OutputOperation::Console(b"word".to_vec()))]);
-        assert_eq!(outlets.frames(), (1, 1));
+        assert_eq!(outlets.packets(), (1, 1));
     }
 
     #[test]
     fn only_a_lan_tells_what_it_has_carried() {
-        let frame = [Released::at_once(OutputId(0), OutputOperation::Frame(vec![0; 60]))];
-        assert!(!Outlets::new(Reporter::new("test", true), true).put_out(&frame));
+        let packet = [Released::at_once(OutputId(0), OutputOperation::Packet(vec![0; 60]))];
+        assert!(!Outlets::new(Reporter::new("test", true), true).put_out(&packet));
         let mut outlets = Outlets::new(Reporter::new("test", true), false);
-        assert!(outlets.put_out(&frame), "its backup would keep them for ever");
+        assert!(outlets.put_out(&packet), "its backup would keep them for ever");
     }
 }

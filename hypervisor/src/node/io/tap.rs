@@ -4,8 +4,8 @@
 //! mode tap user USER`. One process has it at a time; a primary and a backup on one host have one
 //! each, on a bridge.
 //!
-//! Frames come numbered like those of a LAN, by this side alone. What the interface doesn't take is
-//! lost, as on an unplugged cable, and what is sent again comes twice.
+//! Packets come numbered like those of a LAN, by this side alone. What the interface doesn't take
+//! is lost, as on an unplugged cable, and what is sent again comes twice.
 
 use crate::lan::client::FromLan;
 use crate::os::clock;
@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::str::FromStr;
 use std::sync::Arc;
-use vm::FRAME_BYTES_MAX;
+use vm::PACKET_BYTES_MAX;
 
 /// The device from which a process gets an interface.
 const DEVICE: &str = "/dev/net/tun";
@@ -29,7 +29,7 @@ const DEVICE: &str = "/dev/net/tun";
 /// The longest interface name, in bytes, without the zero behind it.
 const NAME_BYTES_MAX: usize = 15;
 
-/// The longest frame that an interface can be set to give, and then some.
+/// The longest packet that an interface can be set to give, and then some.
 const READ_BYTES: usize = 66 << 10;
 
 /// Ethernet frames (`IFF_TAP`) and nothing in front of them (`IFF_NO_PI`).
@@ -97,7 +97,7 @@ mod request {
 }
 
 /// Opens the interface: gives the ends to send to it and to receive from it. `last_packet` is the
-/// number of the last frame that the guest has had.
+/// number of the last packet that the guest has had.
 ///
 /// # Errors
 /// [`TapError`]
@@ -131,22 +131,22 @@ fn attach(file: &File, name: &TapName) -> Result<(), TapError> {
     }
 }
 
-/// Sends the guest's frames to the interface.
+/// Sends the guest's packets to the interface.
 #[derive(Debug)]
 pub struct TapSender {
     file: Arc<File>,
 }
 
 impl TapSender {
-    /// Sends frames, in order. Returns how many were lost, because the interface is down or its
+    /// Sends packets, in order. Returns how many were lost, because the interface is down or its
     /// queue full.
     ///
     /// # Errors
     /// If the interface is gone; [`TapReceiver::receive`] tells so, too.
-    pub fn send<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]>) -> io::Result<u64> {
+    pub fn send<'a>(&self, packets: impl IntoIterator<Item = &'a [u8]>) -> io::Result<u64> {
         let mut lost = 0;
-        for frame in frames {
-            match (&*self.file).write(frame) {
+        for packet in packets {
+            match (&*self.file).write(packet) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error().map(Errno::from_raw).is_some_and(is_unplugged) => lost += 1,
                 Err(error) => return Err(error),
@@ -156,41 +156,41 @@ impl TapSender {
     }
 }
 
-/// Whether the error says that the frame was lost, and the next one may not be.
+/// Whether the error says that the packet was lost, and the next one may not be.
 fn is_unplugged(error: Errno) -> bool {
     // EIO: the interface is down.
     matches!(error, Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR | Errno::EIO | Errno::EINVAL)
 }
 
-/// Receives the frames for the guest from the interface.
+/// Receives the packets for the guest from the interface.
 #[derive(Debug)]
 pub struct TapReceiver {
     file: Arc<File>,
     name: TapName,
-    /// Number of the last frame.
+    /// Number of the last packet.
     last: u64,
     buffer: Box<[u8]>,
     too_long: RateLimit,
 }
 
 impl TapReceiver {
-    /// Waits for the next frame that is not longer than the guest's network device takes.
+    /// Waits for the next packet that is not longer than the guest's network device takes.
     ///
     /// # Errors
     /// [`TapError::Lost`] if the interface is gone.
     pub fn receive(&mut self) -> Result<FromLan, TapError> {
         loop {
             match (&*self.file).read(&mut self.buffer) {
-                Ok(length) if length <= FRAME_BYTES_MAX => {
+                Ok(length) if length <= PACKET_BYTES_MAX => {
                     self.last = self.last.saturating_add(1);
-                    return Ok(FromLan::Packet { number: self.last, frame: self.buffer[..length].to_vec() });
+                    return Ok(FromLan::Packet { number: self.last, packet: self.buffer[..length].to_vec() });
                 }
                 Ok(length) => {
                     if let Some(left_out) = self.too_long.admit(clock::now_ns()) {
                         tracing::warn!(
                             length,
                             interface = %self.name,
-                            "a frame longer than {FRAME_BYTES_MAX} bytes was dropped; is the interface's MTU 1500?{left_out}"
+                            "a frame longer than {PACKET_BYTES_MAX} bytes was dropped; is the interface's MTU 1500?{left_out}"
                         );
                     }
                 }

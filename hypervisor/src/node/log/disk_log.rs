@@ -476,7 +476,7 @@ impl DiskLogWatch {
 
 pub(in crate::node) fn payload_bytes(entry: &LogEntry) -> usize {
     match &entry.body {
-        EntryBody::Event(Event::Packet { frame, .. }) => frame.len(),
+        EntryBody::Event(Event::Packet { packet, .. }) => packet.len(),
         EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),
         EntryBody::Output { .. } => 8,
         EntryBody::Digest(_) | EntryBody::PartDigest { .. } | EntryBody::Stopped(_) => 16,

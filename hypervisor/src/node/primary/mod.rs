@@ -228,7 +228,7 @@ fn conduct(node: &Node, host: &ProcessHost, side: &PrimarySide<ProcessHost>, mut
 fn figures(side: &PrimarySide<ProcessHost>, machine: &Machine) -> Figures {
     let ((frames, frames_without_lan), hold_time) = {
         let outlets = side.outlets();
-        (outlets.frames(), Distribution::of(outlets.hold_time_ns()))
+        (outlets.packets(), Distribution::of(outlets.hold_time_ns()))
     };
     let role = side.role();
     Figures {

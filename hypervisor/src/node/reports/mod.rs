@@ -9,7 +9,7 @@ use super::io::console_text::Piece;
 use crate::os::report::{Level, Report};
 use ft::trouble::Trouble;
 use serde::Serialize;
-use vm::{DeviceFault, DroppedFrames, Machine};
+use vm::{DeviceFault, DroppedPackets, Machine};
 
 /// One thing that happened on one side of a VM.
 #[derive(Clone, Debug, Serialize)]
@@ -29,12 +29,12 @@ pub enum NodeReport {
         /// Host and port.
         channel: String,
     },
-    /// Frames flow.
+    /// Packets flow.
     LanAttached {
         /// The LAN's address.
         lan: String,
     },
-    /// Frames don't flow.
+    /// Packets don't flow.
     LanLost {
         /// Why.
         reason: String,
@@ -214,7 +214,7 @@ pub enum NodeReport {
         /// How many more there were, and were dropped because the tail was full.
         tail_dropped: u64,
     },
-    /// The first frame has left this node.
+    /// The first packet has left this node.
     FirstOutput,
     /// What is typed goes to the guest key by key.
     RawConsole,
@@ -291,9 +291,9 @@ pub struct Figures {
     pub entries: u64,
     /// Bytes sent on the logging channel.
     pub channel_bytes: u64,
-    /// Frames put out.
+    /// Packets put out.
     pub frames: u64,
-    /// Frames that found no LAN.
+    /// Packets that found no LAN.
     pub frames_without_lan: u64,
     /// How long outputs were held: production to release.
     pub hold_time: Distribution,
@@ -353,7 +353,7 @@ pub struct Replayed {
 /// How many frames the guest's network card has dropped, either way.
 #[must_use]
 pub const fn frames_dropped(machine: &Machine) -> u64 {
-    let DroppedFrames { received, transmitted } = machine.dropped_frames();
+    let DroppedPackets { received, transmitted } = machine.dropped_packets();
     received.saturating_add(transmitted)
 }
 

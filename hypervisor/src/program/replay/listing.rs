@@ -74,7 +74,7 @@ impl Body {
             EntryBody::Event(Event::ClockRead { ticks }) => Self::ClockRead { ticks: *ticks },
             EntryBody::Event(Event::Entropy { bits }) => Self::Entropy { bits: *bits },
             EntryBody::Event(Event::TimerInterrupt) => Self::TimerInterrupt,
-            EntryBody::Event(Event::Packet { number, frame }) => Self::Packet { number: *number, hex: hex(frame) },
+            EntryBody::Event(Event::Packet { number, packet }) => Self::Packet { number: *number, hex: hex(packet) },
             EntryBody::Event(Event::ConsoleInput { bytes }) => {
                 Self::ConsoleInput(Piece::of(bytes).unwrap_or(Piece { text: String::new(), hex: None }))
             }
@@ -149,8 +149,8 @@ fn describe(entry: &LogEntry) -> String {
     let detail = match &entry.body {
         EntryBody::Event(Event::ClockRead { ticks }) => format!("{} ticks", Grouped(*ticks)),
         EntryBody::Event(Event::Entropy { bits }) => format!("{bits:#06x}"),
-        EntryBody::Event(Event::Packet { number, frame }) => {
-            format!("frame {}, {} bytes", Grouped(*number), Grouped(frame.len() as u64))
+        EntryBody::Event(Event::Packet { number, packet }) => {
+            format!("frame {}, {} bytes", Grouped(*number), Grouped(packet.len() as u64))
         }
         EntryBody::Event(Event::ConsoleInput { bytes }) => format!("\"{}\"", bytes.escape_ascii()),
         EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", Grouped(id.0)),

@@ -253,9 +253,9 @@ impl World {
     fn ask(&mut self, station: usize) {
         if matches!(self.phase, Phase::Faults { .. } | Phase::Recovery { .. }) {
             if self.env.judge.is_on_lan()
-                && let Some(frame) = self.lan.stations[station].ask(&mut self.env.random)
+                && let Some(packet) = self.lan.stations[station].ask(&mut self.env.random)
             {
-                self.lan.station_sends(&mut self.env, station, &frame);
+                self.lan.station_sends(&mut self.env, station, &packet);
             }
             let pause_ns = u64::from(1 + self.env.random.below(20)) * MS;
             self.env.at(self.env.now_ns + pause_ns, Event::Station(station));
@@ -330,8 +330,8 @@ impl World {
     }
 
     fn power_off(&mut self) -> Phase {
-        let frame = self.lan.stations[0].power_off();
-        self.lan.station_sends(&mut self.env, 0, &frame);
+        let packet = self.lan.stations[0].power_off();
+        self.lan.station_sends(&mut self.env, 0, &packet);
         Phase::PoweringOff { until_ns: self.env.now_ns + 500 * MS }
     }
 }

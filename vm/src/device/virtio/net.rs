@@ -1,12 +1,12 @@
-//! The network device: frames in, frames out, one queue each way.
+//! The network device: packets in, packets out, one queue each way.
 //!
-//! No offloads: a frame is what goes over the wire. Deliberately absent: the control queue,
+//! No offloads: a packet is what goes over the wire. Deliberately absent: the control queue,
 //! multiqueue, mergeable buffers.
 
 use super::BadRing;
 use super::mmio::{CONFIG, FEATURE_VERSION_1, Notified, Served, Transport, load_config};
 use super::queue::{Chain, Direction, pieces, scatter, total};
-use crate::event::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
+use crate::event::{PACKET_BYTES_MAX, PACKET_BYTES_MIN};
 use crate::output::Outputs;
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
@@ -26,15 +26,15 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const DIRECTIONS: [Direction; 2] = [Direction::FromDevice, Direction::ToDevice];
 
-/// `virtio_net_hdr`, which precedes every frame: all zero but for the number of buffers, which is 1
-/// on receive. Drivers from before version 1 know it without that number. Source: virtio 1.1,
+/// `virtio_net_hdr`, which precedes every packet: all zero but for the number of buffers, which is
+/// 1 on receive. Drivers from before version 1 know it without that number. Source: virtio 1.1,
 /// §5.1.6.1.
 const HEADER_BYTES: usize = 12;
 const HEADER_BYTES_BEFORE_VERSION_1: usize = 10;
 const RECEIVE_HEADER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Header and longest frame.
-const CHAIN_BYTES_MAX: usize = HEADER_BYTES + FRAME_BYTES_MAX;
+/// Header and longest packet.
+const CHAIN_BYTES_MAX: usize = HEADER_BYTES + PACKET_BYTES_MAX;
 
 /// The network device.
 #[derive(Debug)]
@@ -57,29 +57,30 @@ impl Net {
         self.transport.interrupts()
     }
 
-    /// Frames that found no buffer, or one too short; and frames that the guest sent with a length
-    /// that isn't a frame's.
+    /// Packets that found no buffer, or one too short; and packets that the guest sent with a
+    /// length that isn't a packet's.
     pub(crate) const fn dropped(&self) -> (u64, u64) {
         (self.received_dropped, self.transmitted_dropped)
     }
 
-    /// Whether there is a buffer for a frame. Also `true` if the ring is bad: the delivery says so.
+    /// Whether there is a buffer for a packet. Also `true` if the ring is bad: the delivery says
+    /// so.
     ///
-    /// How long the buffer is doesn't matter: if frames waited for one that is long enough, a
+    /// How long the buffer is doesn't matter: if packets waited for one that is long enough, a
     /// driver whose buffers are short, as its network may allow, would never get any.
     pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
         let queue = self.transport.live_queue(RECEIVE);
         queue.is_some_and(|queue| queue.peek(ram).map_or(true, |chain| chain.is_some()))
     }
 
-    /// A frame of at most [`FRAME_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and
+    /// A packet of at most [`PACKET_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and
     /// counted. A buffer that is too short for it stays for the next one, as with QEMU.
     ///
     /// # Errors
     /// [`BadRing`] if the guest's ring can't be worked with: the device needs a reset, and the
-    /// frame is dropped.
-    pub(crate) fn receive(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<(), BadRing> {
-        match self.deliver(ram, frame) {
+    /// packet is dropped.
+    pub(crate) fn receive(&mut self, ram: &mut Ram, packet: &[u8]) -> Result<(), BadRing> {
+        match self.deliver(ram, packet) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 self.received_dropped += 1;
@@ -94,11 +95,11 @@ impl Net {
     }
 
     /// Whether there was a buffer that is long enough.
-    fn deliver(&mut self, ram: &mut Ram, frame: &[u8]) -> Result<bool, BadRing> {
+    fn deliver(&mut self, ram: &mut Ram, packet: &[u8]) -> Result<bool, BadRing> {
         let header_bytes = self.header_bytes();
         let mut bytes = Vec::with_capacity(CHAIN_BYTES_MAX);
         bytes.extend_from_slice(&RECEIVE_HEADER[..header_bytes]);
-        bytes.extend_from_slice(frame);
+        bytes.extend_from_slice(packet);
         let written = u32::try_from(bytes.len()).expect("the caller bounds the frame");
 
         let Some(queue) = self.transport.live_queue_mut(RECEIVE) else { return Ok(false) };
@@ -113,7 +114,7 @@ impl Net {
         Ok(true)
     }
 
-    /// How long the header before each frame is.
+    /// How long the header before each packet is.
     const fn header_bytes(&self) -> usize {
         if self.transport.has_accepted(FEATURE_VERSION_1) { HEADER_BYTES } else { HEADER_BYTES_BEFORE_VERSION_1 }
     }
@@ -150,12 +151,12 @@ impl Net {
         )
     }
 
-    /// Whether frames to be sent are left to the next step.
+    /// Whether packets to be sent are left to the next step.
     pub(crate) fn is_busy(&self) -> bool {
         self.transport.is_busy(TRANSMIT)
     }
 
-    /// Goes on with sending the frames that are left, as far as one step may.
+    /// Goes on with sending the packets that are left, as far as one step may.
     ///
     /// # Errors
     /// As in [`Self::store`].
@@ -180,24 +181,24 @@ impl Net {
     }
 }
 
-/// Sends the frame in a chain, or drops and counts what is none.
+/// Sends the packet in a chain, or drops and counts what is none.
 fn transmit(ram: &Ram, chain: &Chain, header_bytes: usize, outputs: &mut Outputs, dropped: &mut u64) -> Served {
     match gather(ram, chain, header_bytes) {
-        Some(frame) => outputs.push_frame(frame),
+        Some(packet) => outputs.push_packet(packet),
         None => *dropped += 1,
     }
     Served::Whole(0)
 }
 
-/// The frame in a transmit chain, behind its header; `None` if its length isn't that of a frame.
+/// The packet in a transmit chain, behind its header; `None` if its length isn't that of a packet.
 fn gather(ram: &Ram, chain: &Chain, header_bytes: usize) -> Option<Vec<u8>> {
     let length = total(&chain.readable).checked_sub(header_bytes as u64)?;
-    let frame_bytes =
-        usize::try_from(length).ok().filter(|bytes| (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(bytes))?;
-    let mut frame = Vec::with_capacity(frame_bytes);
+    let packet_bytes =
+        usize::try_from(length).ok().filter(|bytes| (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(bytes))?;
+    let mut packet = Vec::with_capacity(packet_bytes);
     // The header may be split over buffers like anything else.
     for (address, length) in pieces(&chain.readable, header_bytes as u64, length) {
-        frame.extend_from_slice(ram.slice(address, length).expect("the queue has checked the buffer"));
+        packet.extend_from_slice(ram.slice(address, length).expect("the queue has checked the buffer"));
     }
-    Some(frame)
+    Some(packet)
 }

@@ -180,13 +180,13 @@ impl Lockstep<'_> {
             0..=2 => {
                 self.packets += 1;
                 let length = usize::try_from(1 + choices.below(80)).unwrap();
-                let mut frame = if choices.one_in(3) {
+                let mut packet = if choices.one_in(3) {
                     (0..length as u64).flat_map(|page| ((0x8_0000 + page % 16) << 10 | 0xcf).to_le_bytes()).collect()
                 } else {
                     CodeWriter::code(choices, self.program.config.boot, 2 * length)
                 };
-                frame.truncate(1500);
-                Event::Packet { number: self.packets, frame }
+                packet.truncate(1500);
+                Event::Packet { number: self.packets, packet }
             }
             3 => Event::TimerInterrupt,
             4 => Event::ConsoleInput { bytes: vec![b'x'; usize::try_from(choices.below(20)).unwrap()] },

@@ -192,12 +192,12 @@ impl Memory {
         }
     }
 
-    /// Buffers for frames to land in: in code and tables too.
+    /// Buffers for packets to land in: in code and tables too.
     fn rings(&mut self, choices: &mut Choices<'_>) {
         for index in 0..QUEUE_SIZE {
             let base =
                 choices.pick(&[CODE, CODE + PAGE, CODE + 3 * PAGE, LEAVES, USER_LEAVES, UPPER_LEAVES, ROOT, DATA]);
-            // The header of a frame is 12 bytes long.
+            // The header of a packet is 12 bytes long.
             let address = base + 4 + 16 * choices.below(0x90);
             let (receive, transmit) = (RINGS + 16 * index, RINGS + 0x200 + 16 * index);
             self.put_double(receive, address);

@@ -7,7 +7,6 @@ use crate::claim::{ClaimKind, Verdict};
 use crate::guest_clock::GuestClock;
 use crate::mutation::{Mutation, mutated};
 use crate::role::{ClaimAnswer, ClaimRequest, Claiming, LossReason};
-use logchannel::entry::Generation;
 
 impl BackupRole {
     /// The connection to the primary is gone.

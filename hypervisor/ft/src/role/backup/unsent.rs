@@ -46,14 +46,14 @@ impl UnsentOutputs {
 
     /// The primary has put these out.
     pub(super) fn forget(&mut self, left: Left) {
-        self.released.frames = self.released.frames.max(left.frames);
+        self.released.packets = self.released.packets.max(left.packets);
         self.released.console = self.released.console.max(left.console);
         let released = self.released;
         // Mostly all that has left is at the front.
         while self.tail.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
             self.drop_first();
         }
-        if self.tail.front().is_some_and(|(id, _)| *id < released.frames.max(released.console)) {
+        if self.tail.front().is_some_and(|(id, _)| *id < released.packets.max(released.console)) {
             self.tail.retain(|(id, operation)| !released.has(*id, operation));
             self.bytes = self.tail.iter().map(|(_, operation)| cost(operation)).sum();
         }

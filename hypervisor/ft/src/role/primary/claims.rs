@@ -6,7 +6,6 @@ use super::{PrimaryAction, PrimaryEnd, PrimaryRole, Stop};
 use crate::claim::{ClaimKind, Verdict};
 use crate::mutation::{Mutation, mutated};
 use crate::role::{ClaimAnswer, ClaimRequest, Claiming, DiskLogState, LossReason};
-use logchannel::entry::Generation;
 use logchannel::message::Message;
 
 impl PrimaryRole {

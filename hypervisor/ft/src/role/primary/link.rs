@@ -135,7 +135,7 @@ impl Stream {
 
     /// Tells the backup which outputs it will not have to send at go-live.
     pub(super) fn tell_left(&mut self, left: Left, link: &mut Link) {
-        if left.frames > self.told_released.frames || left.console > self.told_released.console {
+        if left.packets > self.told_released.packets || left.console > self.told_released.console {
             self.told_released = left;
             link.put(&Message::Released(left));
         }

@@ -89,7 +89,7 @@ impl PrimaryRole {
         self.release(now_ns);
     }
 
-    /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a frame, and
+    /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a packet, and
     /// [`PrimaryRole::handle_console_left`] of console output.
     pub fn poll_released(&mut self) -> Option<Released> {
         self.gate.take_released()
@@ -100,12 +100,12 @@ impl PrimaryRole {
         self.gate.console_left(next);
     }
 
-    /// The network has carried all frames below `next`.
+    /// The network has carried all packets below `next`.
     pub fn handle_carried(&mut self, next: OutputId) {
         self.gate.carried(next);
     }
 
-    /// The network is there (again) and has carried all frames below `next`: what follows is to be
+    /// The network is there (again) and has carried all packets below `next`: what follows is to be
     /// taken again.
     pub fn handle_attachment(&mut self, next: OutputId) {
         self.gate.send_again(next);

@@ -279,7 +279,7 @@ impl PrimaryRole {
     /// Tells the backup which outputs it will not have to send at go-live.
     pub(super) fn tell_left(&mut self) {
         let mut left = self.gate.left();
-        left.frames.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));
+        left.packets.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));
         if let Some((stream, link)) = self.mode.stream_mut() {
             stream.tell_left(left, link);
         }

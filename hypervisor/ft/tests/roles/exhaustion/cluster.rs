@@ -31,7 +31,7 @@ const ROUND_NS: u64 = 2 * MS;
 /// one's.
 const JOIN_AFTER: u32 = 8;
 
-/// Rounds for which frames of a torn host stray about: so long that its successor attaches before
+/// Rounds for which packets of a torn host stray about: so long that its successor attaches before
 /// they arrive.
 const STRAY_ROUNDS: u32 = 14;
 
@@ -82,7 +82,7 @@ pub(super) struct Cluster {
     /// When the next backup comes, or the LAN is back.
     join_at: u32,
     attach_at: u32,
-    /// When frames on their way get on.
+    /// When packets on their way get on.
     carry_at: u32,
     dead: BTreeSet<NodeId>,
     /// A backup that had been told lost a primary that had claimed nothing.
@@ -398,9 +398,9 @@ impl Cluster {
     fn bury_primary(&mut self, fate: Fate) {
         let Some(dead) = self.primary.take() else { return };
         self.dead.insert(dead.node);
-        // One port at a time: whoever had it before was refused long ago, or its frames will be.
-        let frames = &mut self.outside.lan.under_way;
-        frames.truncate(left_of(fate, frames.len()));
+        // One port at a time: whoever had it before was refused long ago, or its packets will be.
+        let packets = &mut self.outside.lan.under_way;
+        packets.truncate(left_of(fate, packets.len()));
         if fate == Fate::Torn {
             self.carry_at = self.round + STRAY_ROUNDS;
         }

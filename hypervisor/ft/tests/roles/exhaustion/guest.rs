@@ -15,8 +15,8 @@ const PAGES: u32 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Packet,
-    Frame,
+    PacketIn,
+    PacketOut,
     Word,
     Clock,
     Progress,
@@ -27,8 +27,8 @@ enum Step {
 
 /// What it does again and again.
 const ROUND: [Step; 15] = {
-    use Step::{Clock, Digest, Entropy, Frame, Packet, Progress, Timer, Word};
-    [Packet, Frame, Clock, Word, Packet, Progress, Frame, Frame, Timer, Word, Digest, Word, Packet, Entropy, Frame]
+    use Step::{Clock, Digest, Entropy, PacketIn as In, PacketOut as Out, Progress, Timer, Word};
+    [In, Out, Clock, Word, In, Progress, Out, Out, Timer, Word, Digest, Word, In, Entropy, Out]
 };
 
 /// What a log has come to.
@@ -39,8 +39,8 @@ pub(super) struct Story {
     steps: usize,
     /// Of each output the place of its entry, and its digest.
     outputs: Vec<(usize, u64)>,
-    /// How many of them are frames.
-    frames: u64,
+    /// How many of them are packets.
+    packets: u64,
     /// The number of the packet that has to come next.
     pub(super) next_packet: u64,
     pub(super) is_stopped: bool,
@@ -82,10 +82,10 @@ impl Story {
     /// What the guest sends if this is where it sends something: its place among its kind, and all
     /// that it is a function of.
     fn output(&self) -> OutputOperation {
-        let is_frame = self.step() == Step::Frame;
-        let place = if is_frame { self.frames } else { self.outputs.len() as u64 - self.frames };
+        let is_packet = self.step() == Step::PacketOut;
+        let place = if is_packet { self.packets } else { self.outputs.len() as u64 - self.packets };
         let bytes = [place.to_le_bytes(), self.digest(self.log.len()).to_le_bytes()].concat();
-        if is_frame { OutputOperation::Frame(bytes) } else { OutputOperation::Console(bytes) }
+        if is_packet { OutputOperation::Packet(bytes) } else { OutputOperation::Console(bytes) }
     }
 
     /// The next entry happens; what the guest sends by that.
@@ -103,7 +103,7 @@ impl Story {
                 let expected = (self.next_output(), output.digest());
                 assert_eq!((*id, *digest), expected, "the guest sends something else");
                 self.outputs.push((self.log.len(), *digest));
-                self.frames += u64::from(matches!(output, OutputOperation::Frame(_)));
+                self.packets += u64::from(matches!(output, OutputOperation::Packet(_)));
                 sent = Some((*id, output));
             }
             EntryBody::Stopped(_) => self.is_stopped = true,
@@ -145,9 +145,9 @@ impl Guest {
         let by_owner = u64::try_from(owner.0).unwrap();
         let body = match (self.story.step(), packet) {
             _ if self.story.steps == STEPS => EntryBody::Stopped(StopReason::PowerOff { code: 0 }),
-            (Step::Packet, Some(number)) => EntryBody::Event(Event::Packet { number, frame: vec![7; 60] }),
-            (Step::Packet, None) | (Step::Progress, _) => EntryBody::Progress,
-            (Step::Frame | Step::Word, _) => {
+            (Step::PacketIn, Some(number)) => EntryBody::Event(Event::Packet { number, packet: vec![7; 60] }),
+            (Step::PacketIn, None) | (Step::Progress, _) => EntryBody::Progress,
+            (Step::PacketOut | Step::Word, _) => {
                 EntryBody::Output { id: self.story.next_output(), digest: self.story.output().digest() }
             }
             // What is no function of the guest's state is no function of the place in the log.

@@ -1,6 +1,6 @@
 //! A run of a few hundred entries, in which the primary, then the backup, dies before and after
 //! every append, send, receive, ack, release, claim and whatever else is one step of either: by its
-//! process, or by its host in the middle of a frame or with all that was under way.
+//! process, or by its host in the middle of a packet or with all that was under way.
 //!
 //! ```text
 //!   run      the script alone: joins, a lost LAN, a cut that the primary survives, one that the backup survives, the end.
@@ -9,11 +9,11 @@
 //!            or by going live, a new backup joins, the guest comes to its end.
 //! ```
 //! Whatever dies when, each generation has one owner; nothing leaves before the backup has its
-//! entry, unless its sender is alone by a won claim; the LAN carries every frame once and in order,
-//! and each word is on the console, again only if a successor hadn't heard that it had left; no
-//! packet is lost or logged twice; every log goes on from what anybody knows of it; and the guest
-//! comes to its end in a bounded number of rounds, unless its owner died with nobody to succeed it.
-//! Asserted where it happens, in the modules of this test.
+//! entry, unless its sender is alone by a won claim; the LAN carries every packet once and in
+//! order, and each word is on the console, again only if a successor hadn't heard that it had left;
+//! no packet is lost or logged twice; every log goes on from what anybody knows of it; and the
+//! guest comes to its end in a bounded number of rounds, unless its owner died with nobody to
+//! succeed it. Asserted where it happens, in the modules of this test.
 
 mod backup;
 mod cluster;
@@ -45,8 +45,8 @@ struct Figures {
     runs: u32,
     doubles: u32,
     gone: u32,
-    frames_dropped: u32,
-    frames_refused: u32,
+    packets_dropped: u32,
+    packets_refused: u32,
     words_again: u32,
     generations_max: usize,
     of: BTreeMap<Kind, u32>,
@@ -66,8 +66,8 @@ impl Figures {
         self.runs += 1;
         self.doubles += u32::from(is_double);
         self.gone += u32::from(outcome == Outcome::Gone);
-        self.frames_dropped += outside.lan.dropped;
-        self.frames_refused += outside.lan.refused;
+        self.packets_dropped += outside.lan.dropped;
+        self.packets_refused += outside.lan.refused;
         self.words_again += outside.words_again;
         self.generations_max = self.generations_max.max(outside.owners.len());
         *self.of.entry(points[crashes[0].at].kind).or_default() += 1;
@@ -112,11 +112,11 @@ fn either_side_dies_before_and_after_every_operation() {
         }
     }
     println!("{figures:?}");
-    let Figures { runs, doubles, gone, frames_dropped, frames_refused, words_again, generations_max, of } = figures;
+    let Figures { runs, doubles, gone, packets_dropped, packets_refused, words_again, generations_max, of } = figures;
     assert!(runs > 5_000 && doubles > 500, "{runs} runs, {doubles} of them with two deaths");
     assert_eq!(of.len(), Kind::ALL.len());
     assert!(gone > 0 && gone < runs / 3, "{gone} VMs of {runs} are gone");
-    assert!(frames_dropped > 100 && frames_refused > 100 && words_again > 100 && generations_max > 4);
+    assert!(packets_dropped > 100 && packets_refused > 100 && words_again > 100 && generations_max > 4);
 }
 
 fn parse(plan: &str) -> Vec<Crash> {

@@ -14,8 +14,8 @@ use vm::{OutputId, OutputOperation};
 /// Packets that come for the guest.
 pub(super) const PACKETS: u64 = 36;
 
-/// A frame on its way to the LAN, on the port of a generation.
-pub(super) type FrameUnderWay = (Generation, OutputId, Arc<OutputOperation>);
+/// A packet on its way to the LAN, on the port of a generation.
+pub(super) type PacketUnderWay = (Generation, OutputId, Arc<OutputOperation>);
 
 /// What the sides share.
 #[derive(Debug)]
@@ -96,24 +96,24 @@ impl Outside {
         self.left(id, word);
     }
 
-    /// The LAN carries the next frame on its way to it.
+    /// The LAN carries the next packet on its way to it.
     pub(super) fn carry(&mut self) {
-        let Some((port, id, frame)) = self.lan.under_way.pop_front() else { return };
+        let Some((port, id, packet)) = self.lan.under_way.pop_front() else { return };
         if port < self.lan.generation {
             self.lan.refused += 1;
             return;
         }
-        let place = place(&frame);
+        let place = place(&packet);
         match self.lan.carried.get(place) {
             Some(before) => {
-                assert_eq!(before, &*frame, "frame {place} comes again, and is another");
+                assert_eq!(before, &*packet, "frame {place} comes again, and is another");
                 self.lan.dropped += 1;
             }
             None => {
                 assert_eq!(place, self.lan.carried.len(), "frames before this one are sent by nobody");
-                self.lan.carried.push((*frame).clone());
+                self.lan.carried.push((*packet).clone());
                 self.lan.next_output = id.next();
-                self.left(id, &frame);
+                self.left(id, &packet);
             }
         }
     }
@@ -127,10 +127,10 @@ impl Outside {
 
     /// A backup is told that it need not send what has `left`.
     pub(super) fn check_released(&mut self, left: Left) {
-        self.told.frames = self.told.frames.max(left.frames);
+        self.told.packets = self.told.packets.max(left.packets);
         self.told.console = self.told.console.max(left.console);
-        // Which of the others are frames is known when they leave.
-        let next = left.frames.min(left.console);
+        // Which of the others are packets is known when they leave.
+        let next = left.packets.min(left.console);
         let not_left =
             (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
         assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);
@@ -140,16 +140,16 @@ impl Outside {
     /// to it has arrived.
     pub(super) fn check_end(&self, story: &Story) {
         self.check_known(story);
-        let (mut frames, mut words) = (self.lan.carried.iter(), self.console.iter().map(|(word, _)| word));
+        let (mut packets, mut words) = (self.lan.carried.iter(), self.console.iter().map(|(word, _)| word));
         for (id, digest) in story.outputs().enumerate() {
-            let next = [frames.as_slice().first(), words.clone().next()];
+            let next = [packets.as_slice().first(), words.clone().next()];
             match next.map(|output| output.is_some_and(|output| output.digest() == digest)) {
-                [true, _] => _ = frames.next(),
+                [true, _] => _ = packets.next(),
                 [_, true] => _ = words.next(),
                 [false, false] => panic!("output {id} has reached nobody"),
             }
         }
-        assert_eq!((frames.count(), words.count()), (0, 0), "more has left than the guest has sent");
+        assert_eq!((packets.count(), words.count()), (0, 0), "more has left than the guest has sent");
         assert_eq!((story.next_packet, self.lan.packets), (PACKETS, PACKETS), "packets that the guest has got");
     }
 }
@@ -163,14 +163,14 @@ fn place(output: &OutputOperation) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Lan {
     generation: Generation,
-    pub(super) under_way: VecDeque<FrameUnderWay>,
+    pub(super) under_way: VecDeque<PacketUnderWay>,
     carried: Vec<OutputOperation>,
     next_output: OutputId,
     /// Packets that have come for the guest; it keeps them.
     pub(super) packets: u64,
-    /// Frames that it had carried already.
+    /// Packets that it had carried already.
     pub(super) dropped: u32,
-    /// Frames on ports of older generations.
+    /// Packets on ports of older generations.
     pub(super) refused: u32,
 }
 
@@ -184,7 +184,7 @@ impl Lan {
         Some(self.next_output)
     }
 
-    /// What the owner that is attached as `port` hears of its frames.
+    /// What the owner that is attached as `port` hears of its packets.
     pub(super) fn tell(&self, port: Generation) -> Option<OutputId> {
         (port >= self.generation).then_some(self.next_output)
     }

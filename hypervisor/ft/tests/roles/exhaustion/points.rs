@@ -16,7 +16,7 @@ pub(super) enum Fate {
     /// Its process: all that it has sent arrives, then its connections are closed.
     Process,
     /// Its host, in the middle of sending: half of what is under way arrives, in the middle of a
-    /// frame, and then silence.
+    /// packet, and then silence.
     Torn,
     /// Its host and its network: nothing that is under way arrives any more, and silence.
     Host,
@@ -27,7 +27,7 @@ pub(super) enum Fate {
 pub(super) enum Kind {
     /// An entry is appended to the log.
     Append,
-    /// What is appended becomes frames.
+    /// What is appended becomes packets.
     Flush,
     /// Bytes of the primary get into the channel.
     Send,

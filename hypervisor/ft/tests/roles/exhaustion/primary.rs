@@ -230,8 +230,8 @@ impl Primary {
                         );
                         outside.write(primary.node, id, &output);
                     }
-                    (OutputOperation::Frame(_), Some(port)) => outside.lan.under_way.push_back((port, id, output)),
-                    (OutputOperation::Frame(_), None) => {}
+                    (OutputOperation::Packet(_), Some(port)) => outside.lan.under_way.push_back((port, id, output)),
+                    (OutputOperation::Packet(_), None) => {}
                 }
             })?;
             self.role.handle_console_left(id.next());

@@ -47,16 +47,16 @@ impl Driver {
         self.try_set(0x50, 1)
     }
 
-    fn receive(&mut self, frame: &[u8]) -> Result<(), BadRing> {
-        self.device.net.receive(&mut self.ram, frame)
+    fn receive(&mut self, packet: &[u8]) -> Result<(), BadRing> {
+        self.device.net.receive(&mut self.ram, packet)
     }
 
-    fn frames(&mut self) -> Vec<Vec<u8>> {
+    fn packets(&mut self) -> Vec<Vec<u8>> {
         core::iter::from_fn(|| self.device.outputs.take()).map(|(_, output)| output.bytes().to_vec()).collect()
     }
 }
 
-fn frame(length: usize) -> Vec<u8> {
+fn packet(length: usize) -> Vec<u8> {
     (0..length).map(|index| u8::try_from(index % 251).unwrap()).collect()
 }
 
@@ -102,24 +102,24 @@ fn a_driver_from_before_version_1_is_served() {
     }
     driver.set(0x70, 15);
     assert_eq!((features_ok, driver.get(0x70)), (11, 15));
-    driver.poke(DATA + 10, &frame(60));
+    driver.poke(DATA + 10, &packet(60));
     driver.describe(TRANSMIT, 0, DATA, 10 + 60, 0, 0);
     driver.offer(TRANSMIT, 0);
     driver.notify().unwrap();
-    assert_eq!(driver.frames(), [frame(60)]);
+    assert_eq!(driver.packets(), [packet(60)]);
     driver.describe(RECEIVE, 0, DATA + 0x1000, 10 + 60, WRITE, 0);
     driver.offer(RECEIVE, 0);
-    driver.receive(&frame(60)).unwrap();
-    assert_eq!(driver.peek(DATA + 0x1000, 70), [vec![0; 10], frame(60)].concat());
+    driver.receive(&packet(60)).unwrap();
+    assert_eq!(driver.peek(DATA + 0x1000, 70), [vec![0; 10], packet(60)].concat());
     assert_eq!(driver.used_bytes(RECEIVE, 0), 70);
 }
 
 #[test]
 fn transmits_all_available_chains_at_once_in_order() {
     let mut driver = Driver::new();
-    // One frame with its header split off, one split in the middle of the header, one too short,
+    // One packet with its header split off, one split in the middle of the header, one too short,
     // one too long.
-    let long = frame(1514);
+    let long = packet(1514);
     driver.poke(DATA + 12, &long);
     driver.describe(TRANSMIT, 0, DATA, 12, NEXT, 1);
     driver.describe(TRANSMIT, 1, DATA + 12, 1514, 0, 0);
@@ -131,7 +131,7 @@ fn transmits_all_available_chains_at_once_in_order() {
         driver.offer(TRANSMIT, head);
     }
     driver.notify().unwrap();
-    assert_eq!(driver.frames(), [long.clone(), long[..14].to_vec()]);
+    assert_eq!(driver.packets(), [long.clone(), long[..14].to_vec()]);
     assert_eq!(driver.device.net.dropped(), (0, 2));
     assert_eq!(driver.used_idx(TRANSMIT), 4);
     assert!(driver.device.net.interrupts());
@@ -149,30 +149,30 @@ fn receives_across_buffers_with_a_header() {
     driver.describe(RECEIVE, 5, DATA + 0x1000, 1506, WRITE, 0);
     driver.offer(RECEIVE, 3);
     assert!(driver.device.net.can_receive(&driver.ram), "exactly a header and the longest frame");
-    driver.receive(&frame(100)).unwrap();
-    assert_eq!(driver.peek(DATA, 20), [vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], frame(8)].concat());
-    assert_eq!(driver.peek(DATA + 0x1000, 93), [&frame(100)[8..], &[0]].concat());
+    driver.receive(&packet(100)).unwrap();
+    assert_eq!(driver.peek(DATA, 20), [vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], packet(8)].concat());
+    assert_eq!(driver.peek(DATA + 0x1000, 93), [&packet(100)[8..], &[0]].concat());
     assert_eq!(driver.peek(Driver::used(RECEIVE), 12), [0, 0, 1, 0, 3, 0, 0, 0, 112, 0, 0, 0]);
     assert!(driver.device.net.interrupts());
     assert!(!driver.device.net.can_receive(&driver.ram));
 }
 
 #[test]
-fn frames_without_a_buffer_long_enough_are_dropped() {
+fn packets_without_a_buffer_long_enough_are_dropped() {
     let mut driver = Driver::new();
     driver.describe(RECEIVE, 0, DATA, 72, WRITE, 0);
     driver.offer(RECEIVE, 0);
     assert!(driver.device.net.can_receive(&driver.ram), "a frame that is short enough fits");
-    driver.receive(&frame(61)).unwrap();
+    driver.receive(&packet(61)).unwrap();
     assert!(driver.device.net.can_receive(&driver.ram), "the buffer stays for the next");
-    driver.receive(&frame(60)).unwrap();
-    driver.receive(&frame(60)).unwrap();
+    driver.receive(&packet(60)).unwrap();
+    driver.receive(&packet(60)).unwrap();
     assert_eq!(driver.device.net.dropped(), (2, 0));
     assert_eq!(driver.used_idx(RECEIVE), 1);
     // Not even for a header.
     driver.describe(RECEIVE, 1, DATA, 0, WRITE, 0);
     driver.offer(RECEIVE, 1);
-    driver.receive(&frame(60)).unwrap();
+    driver.receive(&packet(60)).unwrap();
     assert_eq!(driver.device.net.dropped(), (3, 0));
 }
 
@@ -183,7 +183,7 @@ fn the_driver_may_ask_for_no_interrupt() {
     driver.describe(TRANSMIT, 0, DATA, 12 + 60, 0, 0);
     driver.offer(TRANSMIT, 0);
     driver.notify().unwrap();
-    assert_eq!(driver.frames().len(), 1);
+    assert_eq!(driver.packets().len(), 1);
     assert!(!driver.device.net.interrupts());
 }
 
@@ -194,7 +194,7 @@ fn ring_indices_wrap() {
     for _ in 0..70_000 {
         driver.offer(TRANSMIT, 0);
         driver.notify().unwrap();
-        assert_eq!(driver.frames().len(), 1);
+        assert_eq!(driver.packets().len(), 1);
     }
     assert_eq!(driver.used_idx(TRANSMIT), 4464, "70_000 modulo 65_536");
 }
@@ -242,7 +242,7 @@ fn hostile_rings_are_refused() {
             driver.offer(RECEIVE, 0);
         }
         assert!(driver.device.net.can_receive(&driver.ram), "the delivery is to say what is wrong");
-        assert_eq!(driver.receive(&frame(60)), Err(ring(0)), "register {register:#x}");
+        assert_eq!(driver.receive(&packet(60)), Err(ring(0)), "register {register:#x}");
         assert_eq!(driver.device.net.dropped(), (1, 0), "the frame has found no place");
         assert!(!driver.device.net.can_receive(&driver.ram));
         driver.assert_needs_reset(0);
@@ -261,7 +261,7 @@ fn a_used_ring_over_the_available_ring_ends() {
     }
     // Whatever it comes to, it comes to an end.
     let _ = driver.notify();
-    assert!(driver.frames().len() <= 8);
+    assert!(driver.packets().len() <= 8);
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn chains_that_share_descriptors_are_served_over_steps() {
     assert_eq!(driver.used_idx(TRANSMIT), 1);
     assert!(driver.device.net.is_busy());
     assert_eq!(driver.finish(), 255);
-    assert_eq!((driver.used_idx(TRANSMIT), driver.frames().len()), (256, 256));
+    assert_eq!((driver.used_idx(TRANSMIT), driver.packets().len()), (256, 256));
     // A queue that is taken back leaves nothing to do.
     driver.offer_of(SIZE, TRANSMIT, 0);
     driver.offer_of(SIZE, TRANSMIT, 0);
