@@ -190,9 +190,9 @@ impl Vm {
         let Ok(_) = self.recorder.run_slice(&mut self.sink, STEPS);
         let Sink { disk, entries, outputs } = &mut self.sink;
         let seq = LogSeq(entries.len() as u64);
-        let tail = || outputs[outputs.len().saturating_sub(HELD)..].to_vec();
+        let unsent = || outputs[outputs.len().saturating_sub(HELD)..].to_vec();
         if let Some(disk) = disk {
-            disk.serve(self.recorder.machine_mut(), seq, tail);
+            disk.serve(self.recorder.machine_mut(), seq, unsent);
         }
     }
 
@@ -361,8 +361,8 @@ fn what_may_not_have_left_is_what_the_snapshot_says_and_what_came_after() {
     let expected: Vec<_> = vm.sink.outputs[before - HELD..].iter().map(|(id, sent)| (*id, (**sent).clone())).collect();
     assert!(expected.len() > HELD);
     assert_eq!(resumed.next_output.0, vm.sink.outputs.last().unwrap().0.0 + 1);
-    assert_eq!(Vec::from(resumed.tail.clone()), expected);
-    assert_eq!(resumed.tail_dropped, 0);
+    assert_eq!(Vec::from(resumed.unsent.clone()), expected);
+    assert_eq!(resumed.unsent_dropped, 0);
 }
 
 /// Copies a directory as it is.

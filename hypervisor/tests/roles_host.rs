@@ -553,10 +553,10 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
         let end = primary.thread.join().unwrap();
         assert!(matches!(end, LiveEnd::Role(PrimaryEnd::Fenced { .. })), "{end:?}");
-        let Succession { machine, clock, session, entries, tail, next_output, .. } = *succession;
+        let Succession { machine, clock, session, entries, unsent, next_output, .. } = *succession;
         assert_eq!(session.generation, generation.next());
         assert!(machine.instruction_count() > InstructionCount(0), "the guest has run");
-        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log: DiskLogState::None };
+        let inheritance = Inheritance { clock, first: entries, next_output, unsent, disk_log: DiskLogState::None };
         let role = PrimaryRole::gone_live(NodeId(id), session, patient(), inheritance);
         primary = Running::start(node(id, &arbiter), role, machine);
         owner = id;

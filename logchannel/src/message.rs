@@ -4,7 +4,7 @@ use crate::codec::{self, CodecError, Varint, check_length};
 use crate::entry::{Generation, LogSeq};
 use crate::frame::{Frame, FrameKind, append_frame, append_frame_with};
 use crate::session::{FORMAT_VERSION, NodeId, SessionHeader, VmId, cut};
-use crate::snapshot::{Pages, Snapshot, TailOutput};
+use crate::snapshot::{Pages, Snapshot, UnsentOutput};
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::string::ToString;
@@ -33,7 +33,7 @@ pub(crate) mod kind {
     pub(crate) const GOODBYE: FrameKind = FrameKind(11);
     pub(crate) const JOIN: FrameKind = FrameKind(13);
     pub(crate) const PAGES: FrameKind = FrameKind(14);
-    pub(crate) const TAIL: FrameKind = FrameKind(15);
+    pub(crate) const UNSENT_OUTPUT: FrameKind = FrameKind(15);
     pub(crate) const SNAPSHOT: FrameKind = FrameKind(16);
     pub(crate) const ASK_OWNER: FrameKind = FrameKind(17);
     pub(crate) const OWNER: FrameKind = FrameKind(18);
@@ -118,7 +118,7 @@ pub enum Message {
     /// p: pages of the guest's RAM.
     Pages(Pages),
     /// p: an output from before the snapshot.
-    Tail(TailOutput),
+    UnsentOutput(UnsentOutput),
     /// p: the snapshot is complete with this; entries follow.
     Snapshot(Snapshot),
     /// b: the machine stands where the snapshot was made.
@@ -212,7 +212,7 @@ impl Message {
             }),
             Self::Join { vm, node } => append_join(vm, *node, out),
             Self::Pages(pages) => append_pages(pages.first, &pages.bytes, out),
-            Self::Tail(tail) => append_tail(tail.id, &tail.operation, out),
+            Self::UnsentOutput(unsent) => append_unsent(unsent.id, &unsent.operation, out),
             Self::Snapshot(snapshot) => append_snapshot(snapshot, out),
             Self::Wait => append_frame(kind::WAIT, &[], out),
             Self::NoPrimary => append_frame(kind::NO_PRIMARY, &[], out),
@@ -251,7 +251,7 @@ impl Message {
             }
             kind::OWNER => ("owner", decode_owner(body)),
             kind::PAGES => ("pages", codec::decode_pages(body).map(Self::Pages)),
-            kind::TAIL => ("tail", codec::decode_tail(body).map(Self::Tail)),
+            kind::UNSENT_OUTPUT => ("unsent output", codec::decode_unsent(body).map(Self::UnsentOutput)),
             kind::SNAPSHOT => ("snapshot", codec::decode_snapshot(body).map(Self::Snapshot)),
             kind::WAIT => ("wait", codec::decode_value::<()>(body).map(|()| Self::Wait)),
             kind::NO_PRIMARY => ("no primary", codec::decode_value::<()>(body).map(|()| Self::NoPrimary)),
@@ -344,8 +344,8 @@ pub(crate) fn append_pages(first: u64, bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends the frame of an output from before a snapshot.
-pub(crate) fn append_tail(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
-    append_frame_with(kind::TAIL, out, |out| codec::encode_tail(id, operation, out));
+pub(crate) fn append_unsent(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
+    append_frame_with(kind::UNSENT_OUTPUT, out, |out| codec::encode_unsent(id, operation, out));
 }
 
 /// Appends the frame that ends a snapshot.

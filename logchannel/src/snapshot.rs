@@ -2,7 +2,7 @@
 //! the rest of its state.
 //!
 //! ```text
-//!   Pages*  Tail*  Snapshot      then the entries from `Snapshot::seq` on
+//!   Pages*  UnsentOutput*  Snapshot      then the entries from `Snapshot::seq` on
 //! ```
 //! Pages may come again, because the guest runs on while they are copied; the last counts.
 
@@ -24,7 +24,7 @@ pub struct Pages {
 
 /// An output that the guest had made before the snapshot and that may not have left its host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TailOutput {
+pub struct UnsentOutput {
     /// Its place in the sequence of outputs.
     pub id: OutputId,
     /// What the guest sent.

@@ -7,13 +7,13 @@ use common::{Parts, Random, entries, header, log, log_from_snapshot, parts, seed
 use logchannel::codec::CodecError;
 use logchannel::entry::{LogEntry, LogSeq};
 use logchannel::file::{
-    Ending, FLUSH_BYTES, LogFileError, LogHead, LogReader, LogStart, LogWriter, MAGIC, TAIL_BYTES_MAX,
-    TAIL_OUTPUT_BYTES, TornReason,
+    Ending, FLUSH_BYTES, LogFileError, LogHead, LogReader, LogStart, LogWriter, MAGIC, TornReason, UNSENT_BYTES_MAX,
+    UNSENT_OUTPUT_BYTES,
 };
 use logchannel::frame::{FRAME_HEADER_BYTES, FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
 use logchannel::session::{FORMAT_VERSION, ImageError};
-use logchannel::snapshot::{Pages, TailOutput};
+use logchannel::snapshot::{Pages, UnsentOutput};
 use std::io::{self, Write};
 
 const PREAMBLE_BYTES: usize = 12;
@@ -264,7 +264,7 @@ fn a_log_may_begin_with_a_snapshot() {
     let (pages, start) = read_start(&bytes).unwrap();
     assert_eq!(pages, parts.pages);
     assert_eq!(start.first_seq(), LogSeq(1_000_000));
-    assert_eq!(start, LogStart::Snapshot { snapshot: parts.snapshot, tail: parts.tail });
+    assert_eq!(start, LogStart::Snapshot { snapshot: parts.snapshot, unsent: parts.unsent });
     let reader = LogReader::open(&bytes[..]).unwrap();
     assert_eq!(reader.next_seq(), LogSeq(1_000_000));
     let (found, ending) = read(&bytes);
@@ -273,11 +273,11 @@ fn a_log_may_begin_with_a_snapshot() {
 }
 
 #[test]
-fn a_snapshot_needs_neither_pages_nor_a_tail() {
-    let bare = Parts { pages: Vec::new(), tail: Vec::new(), ..parts(26, LogSeq(3)) };
+fn a_snapshot_needs_neither_pages_nor_unsent_outputs() {
+    let bare = Parts { pages: Vec::new(), unsent: Vec::new(), ..parts(26, LogSeq(3)) };
     let (pages, start) = read_start(&log_from_snapshot(&bare, &[])).unwrap();
     assert!(pages.is_empty());
-    assert_eq!(start, LogStart::Snapshot { snapshot: bare.snapshot, tail: Vec::new() });
+    assert_eq!(start, LogStart::Snapshot { snapshot: bare.snapshot, unsent: Vec::new() });
 }
 
 #[test]
@@ -304,9 +304,9 @@ fn a_log_cut_in_its_snapshot_leaves_nothing_to_replay() {
 fn a_flipped_bit_in_a_snapshot_leaves_nothing_to_replay() {
     let mut bytes = log_from_snapshot(&parts(29, LogSeq(9)), &entries(30, 3));
     let offsets = frame_offsets(&bytes);
-    let (first_page, first_tail, first_entry) = (offsets[1], offsets[4], offsets[8]);
-    let some_of_the_pages = (first_page * 8..first_tail * 8).step_by(1009);
-    for bit in some_of_the_pages.chain(first_tail * 8..first_entry * 8) {
+    let (first_page, first_unsent, first_entry) = (offsets[1], offsets[4], offsets[8]);
+    let some_of_the_pages = (first_page * 8..first_unsent * 8).step_by(1009);
+    for bit in some_of_the_pages.chain(first_unsent * 8..first_entry * 8) {
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(read_start(&bytes).is_err(), "bit {bit}");
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -339,18 +339,18 @@ fn log_of(version: u8, messages: &[Message]) -> Vec<u8> {
 fn the_parts_of_a_snapshot_have_their_order() {
     let parts = parts(31, LogSeq(9));
     let pages = || Message::Pages(parts.pages[0].clone());
-    let tail = |at: usize| Message::Tail(parts.tail[at].clone());
+    let unsent = |at: usize| Message::UnsentOutput(parts.unsent[at].clone());
     let snapshot = || Message::Snapshot(parts.snapshot.clone());
     for version in [2, 3, 4] {
-        let log = log_of(version, &[pages(), tail(0), tail(1), snapshot()]);
+        let log = log_of(version, &[pages(), unsent(0), unsent(1), snapshot()]);
         assert!(read_start(&log).is_ok());
         assert_eq!(LogHead::read(&log[..]).unwrap().version(), version.into());
     }
     for (at, wrong) in [
-        vec![pages(), tail(0), pages(), snapshot()],
-        vec![tail(0), pages(), snapshot()],
+        vec![pages(), unsent(0), pages(), snapshot()],
+        vec![unsent(0), pages(), snapshot()],
         vec![pages(), Message::Heartbeat, snapshot()],
-        vec![tail(0), Message::Heartbeat],
+        vec![unsent(0), Message::Heartbeat],
     ]
     .iter()
     .enumerate()
@@ -358,9 +358,10 @@ fn the_parts_of_a_snapshot_have_their_order() {
         let error = read_start(&log_of(3, wrong)).unwrap_err();
         assert!(matches!(error, LogFileError::UnexpectedFrame { part: "snapshot", .. }), "{at}: {error}");
     }
-    for wrong in [vec![tail(1), tail(0), snapshot()], vec![tail(1), tail(1), snapshot()]] {
+    for wrong in [vec![unsent(1), unsent(0), snapshot()], vec![unsent(1), unsent(1), snapshot()]] {
         let error = read_start(&log_of(2, &wrong)).unwrap_err();
-        let expected = matches!(error, LogFileError::BadFrame { source: CodecError::Invalid { what: "tail", .. }, .. });
+        let expected =
+            matches!(error, LogFileError::BadFrame { source: CodecError::Invalid { what: "unsent outputs", .. }, .. });
         assert!(expected, "{error}");
     }
     let (found, ending) = read(&log_of(2, &[snapshot(), pages()]));
@@ -379,20 +380,23 @@ fn version_1_has_no_snapshots() {
 }
 
 #[test]
-fn a_tail_is_bounded() {
+fn unsent_outputs_are_bounded() {
     let parts = parts(33, LogSeq(9));
-    let operation = &parts.tail[2].operation;
-    let most = TAIL_BYTES_MAX / (TAIL_OUTPUT_BYTES + operation.bytes().len());
+    let operation = &parts.unsent[2].operation;
+    let most = UNSENT_BYTES_MAX / (UNSENT_OUTPUT_BYTES + operation.bytes().len());
     for (outputs, is_read) in [(most, true), (most + 1, false)] {
         let mut bytes = log_of(2, &[]);
         for id in 0..outputs as u64 {
-            Message::Tail(TailOutput { id: vm::OutputId(id), operation: operation.clone() }).encode(&mut bytes);
+            Message::UnsentOutput(UnsentOutput { id: vm::OutputId(id), operation: operation.clone() })
+                .encode(&mut bytes);
         }
         Message::Snapshot(parts.snapshot.clone()).encode(&mut bytes);
         match read_start(&bytes) {
-            Ok((_, LogStart::Snapshot { tail, .. })) => assert!(is_read && tail.len() == most, "{}", tail.len()),
+            Ok((_, LogStart::Snapshot { unsent, .. })) => assert!(is_read && unsent.len() == most, "{}", unsent.len()),
             Ok((_, LogStart::Image(_))) => panic!("no snapshot"),
-            Err(LogFileError::BadFrame { source: CodecError::TooLong { what: "tail", .. }, .. }) => assert!(!is_read),
+            Err(LogFileError::BadFrame { source: CodecError::TooLong { what: "unsent outputs", .. }, .. }) => {
+                assert!(!is_read)
+            }
             Err(error) => panic!("{error}"),
         }
     }

@@ -7,7 +7,7 @@ use common::header;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::file::{Ending, LogHead, LogStart, LogWriter, SnapshotWriter};
 use logchannel::session::SessionHeader;
-use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use logchannel::snapshot::{Pages, Snapshot, UnsentOutput};
 use std::path::Path;
 use vm::{
     BehaviourVersion, BootMode, Event, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, OutputOperation,
@@ -60,10 +60,10 @@ fn pages() -> Vec<Pages> {
     ]
 }
 
-fn tail() -> Vec<TailOutput> {
+fn unsent() -> Vec<UnsentOutput> {
     vec![
-        TailOutput { id: OutputId(3), operation: OutputOperation::Packet(b"a frame".to_vec()) },
-        TailOutput { id: OutputId(200), operation: OutputOperation::Console(b"hello\n".to_vec()) },
+        UnsentOutput { id: OutputId(3), operation: OutputOperation::Packet(b"a frame".to_vec()) },
+        UnsentOutput { id: OutputId(200), operation: OutputOperation::Console(b"hello\n".to_vec()) },
     ]
 }
 
@@ -100,7 +100,7 @@ fn version_2_from_an_image_still_reads() {
 
 #[test]
 fn version_2_from_a_snapshot_still_reads() {
-    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    let start = LogStart::Snapshot { snapshot: snapshot(), unsent: unsent() };
     assert_eq!(read(VERSION_2_SNAPSHOT), (header_of(0), pages(), start, entries()));
 }
 
@@ -145,7 +145,7 @@ fn version_3_from_an_image_still_reads() {
 
 #[test]
 fn version_3_from_a_snapshot_still_reads() {
-    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    let start = LogStart::Snapshot { snapshot: snapshot(), unsent: unsent() };
     assert_eq!(read(VERSION_3_SNAPSHOT), (header_of(1), pages(), start, entries_3()));
 }
 
@@ -163,7 +163,7 @@ fn version_4_from_an_image_reads() {
 
 #[test]
 fn version_4_from_a_snapshot_reads() {
-    let start = LogStart::Snapshot { snapshot: snapshot(), tail: tail() };
+    let start = LogStart::Snapshot { snapshot: snapshot(), unsent: unsent() };
     assert_eq!(read(VERSION_4_SNAPSHOT), (header_of(BEHAVIOUR_4), pages(), start, entries_4()));
 }
 
@@ -191,8 +191,8 @@ fn this_build_writes_version_4() {
     for piece in pages() {
         snapshot_writer.pages(piece.first, &piece.bytes).unwrap();
     }
-    for output in tail() {
-        snapshot_writer.tail(output.id, &output.operation).unwrap();
+    for output in unsent() {
+        snapshot_writer.unsent(output.id, &output.operation).unwrap();
     }
     let mut from_snapshot = snapshot_writer.finish(&snapshot()).unwrap();
     for entry in entries_4() {

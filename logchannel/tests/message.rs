@@ -11,7 +11,7 @@ use logchannel::message::{BATCH_BYTES_MAX, EntryBatch, Left, Message, MessageErr
 use logchannel::session::{
     ImageAssembler, ImageDigest, ImageError, NodeId, SessionHeader, VM_ID_BYTES_MAX, VmId, image_chunks,
 };
-use logchannel::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
+use logchannel::snapshot::{PAGES_MAX, Pages, Snapshot, UnsentOutput};
 use vm::{
     BootMode, CONSOLE_BYTES_MAX, InstructionCount, OutputId, OutputOperation, PACKET_BYTES_MAX, PAGE_BYTES,
     STATE_BYTES_MAX, StateDigest,
@@ -29,12 +29,15 @@ fn messages() -> Vec<Message> {
         Message::AskOwner { vm: VmId::new("alpha").unwrap() },
         Message::Owner { node: NodeId(u128::MAX - 9), generation: Generation(u64::MAX) },
         Message::Pages(Pages { first: u64::MAX, bytes: vec![1; PAGE_BYTES] }),
-        Message::Tail(TailOutput {
+        Message::UnsentOutput(UnsentOutput {
             id: OutputId(u64::MAX),
             operation: OutputOperation::Packet(vec![2; PACKET_BYTES_MAX]),
         }),
-        Message::Tail(TailOutput { id: OutputId(0), operation: OutputOperation::Console(vec![3; CONSOLE_BYTES_MAX]) }),
-        Message::Tail(TailOutput { id: OutputId(300), operation: OutputOperation::Packet(Vec::new()) }),
+        Message::UnsentOutput(UnsentOutput {
+            id: OutputId(0),
+            operation: OutputOperation::Console(vec![3; CONSOLE_BYTES_MAX]),
+        }),
+        Message::UnsentOutput(UnsentOutput { id: OutputId(300), operation: OutputOperation::Packet(Vec::new()) }),
         Message::Snapshot(Snapshot {
             seq: LogSeq(u64::MAX),
             digest: StateDigest(u128::MAX - 7),
@@ -98,7 +101,7 @@ const fn shortest_body(message: &Message) -> Option<usize> {
         | Message::Session { .. }
         | Message::Owner { .. }
         | Message::Pages(_)
-        | Message::Tail(_)
+        | Message::UnsentOutput(_)
         | Message::Accepted
         | Message::Ack { .. }
         | Message::Consumed { .. }
@@ -151,21 +154,24 @@ fn limits_are_checked() {
 
 /// Byte table of FORMAT.md: id, kind of output, length, bytes.
 #[test]
-fn outputs_of_the_tail_are_no_longer_than_a_guest_makes_them() {
-    let tail = |tag: u8, bytes: usize| {
+fn unsent_outputs_are_no_longer_than_a_guest_makes_them() {
+    let unsent = |tag: u8, bytes: usize| {
         let length = [u8::try_from(bytes & 0x7f).unwrap() | 0x80, u8::try_from(bytes >> 7).unwrap()];
         let body = [&[9, tag][..], &length, &vec![7; bytes]].concat();
         Message::decode(Frame { kind: FrameKind(15), body: &body })
     };
     for (tag, bytes_max) in [(0, PACKET_BYTES_MAX), (1, CONSOLE_BYTES_MAX)] {
-        assert!(matches!(tail(tag, bytes_max), Ok(Message::Tail(TailOutput { id: OutputId(9), .. }))), "{tag}");
-        let longer = tail(tag, bytes_max + 1);
+        assert!(
+            matches!(unsent(tag, bytes_max), Ok(Message::UnsentOutput(UnsentOutput { id: OutputId(9), .. }))),
+            "{tag}"
+        );
+        let longer = unsent(tag, bytes_max + 1);
         assert!(
             matches!(longer, Err(MessageError::Body { source: CodecError::TooLong { .. }, .. })),
             "{tag}: {longer:?}"
         );
     }
-    assert!(tail(2, 200).is_err(), "no such kind of output");
+    assert!(unsent(2, 200).is_err(), "no such kind of output");
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn messages(random: &mut Random) -> Vec<Message> {
     entries(random.next(), 5).iter().for_each(|entry| encoder.encode(entry, &mut bytes));
     messages.push(Message::Entries(EntryBatch { first_seq: LogSeq(far(random)), bytes }));
     let parts = parts(random.next(), LogSeq(far(random)));
-    messages.extend(parts.tail.into_iter().map(Message::Tail));
+    messages.extend(parts.unsent.into_iter().map(Message::UnsentOutput));
     messages.push(Message::Snapshot(parts.snapshot));
     messages
 }

@@ -37,10 +37,10 @@ const STEPS_MAX: u32 = 48;
 const fn inheritance(
     first: LogSeq,
     next_output: OutputId,
-    tail: VecDeque<(OutputId, OutputOperation)>,
+    unsent: VecDeque<(OutputId, OutputOperation)>,
     disk_log: DiskLogState,
 ) -> Inheritance {
-    Inheritance { clock: GuestClock::standing(0), first, next_output, tail, disk_log }
+    Inheritance { clock: GuestClock::standing(0), first, next_output, unsent, disk_log }
 }
 
 /// What a history came to.
@@ -380,7 +380,7 @@ impl History {
             return Err("a backup went live, and its log could not be resumed".into());
         };
         let (first, _) = joiner.role.cursors();
-        let (next, tail) = (joiner.role.next_output(), joiner.role.take_tail());
+        let (next, unsent) = (joiner.role.next_output(), joiner.role.take_unsent());
         // What the dead primary made and its backup never received has never happened.
         self.outputs.truncate(usize::try_from(next.0).expect("few outputs"));
         let log = DiskLogState::UpTo(written);
@@ -388,7 +388,7 @@ impl History {
             BACKUP,
             session(generation.0),
             Timing::default(),
-            inheritance(first, next, tail, log),
+            inheritance(first, next, unsent, log),
         );
         let mut owner = Owner::new(role, joiner.disk);
         self.seen.left_after_going_live |= self.put_out(&mut owner)?;
@@ -402,9 +402,9 @@ impl History {
     fn restart(&mut self, dead: &Owner) -> Result<(), String> {
         let Some(first) = dead.disk.written else { return Ok(()) };
         let next = next_output_at(&self.outputs, first);
-        let tail = (0..next.0).map(|id| (OutputId(id), operation(OutputId(id)))).collect();
+        let unsent = (0..next.0).map(|id| (OutputId(id), operation(OutputId(id)))).collect();
         self.outputs.truncate(usize::try_from(next.0).expect("few outputs"));
-        let inheritance = inheritance(first, next, tail, DiskLogState::Promised);
+        let inheritance = inheritance(first, next, unsent, DiskLogState::Promised);
         let role = PrimaryRole::resumed(BACKUP, session(9), Timing::default(), inheritance);
         let mut owner = Owner::new(role, Disk::default());
         owner.disk.hand(first);

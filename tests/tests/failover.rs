@@ -25,10 +25,10 @@ fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() 
     assert!(moment("loss_noticed_us") <= moment("test_and_set_won_us"), "{live}");
     assert!(moment("test_and_set_won_us") <= moment("live_us"), "{live}");
     assert!(moment("last_entry_received_us") <= moment("live_us"), "{live}");
-    let tail = moment("tail_outputs");
+    let unsent = moment("tail_outputs");
     assert!(
-        tail < Load::REPLIES,
-        "the primary tells under load too what it has released, but {tail} outputs were kept"
+        unsent < Load::REPLIES,
+        "the primary tells under load too what it has released, but {unsent} outputs were kept"
     );
     // The console goes on where it was: what the guest says at its start is said by the first
     // primary alone.

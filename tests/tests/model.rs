@@ -82,8 +82,8 @@ mod mutations {
         Mutation::ReleaseWhenFenced,
         Mutation::TellBeforeHolding,
         Mutation::TellReleasedTooEarly,
-        Mutation::ForgetTail,
-        Mutation::ForgetTailInSnapshot,
+        Mutation::ForgetUnsent,
+        Mutation::ForgetUnsentInSnapshot,
         Mutation::OwnerNodeNotCompared,
         Mutation::UnreachableCountsAsChecked,
         Mutation::PredecessorNotCompared,
@@ -95,7 +95,7 @@ mod mutations {
     /// Where to look for what `mutation` breaks, smallest first.
     fn clusters(mutation: Mutation) -> Vec<Cluster> {
         // It takes a backup that joins: the clusters without one would be gone through for nothing.
-        if matches!(mutation, Mutation::ClaimUntold | Mutation::TellBeforeHolding | Mutation::ForgetTailInSnapshot) {
+        if matches!(mutation, Mutation::ClaimUntold | Mutation::TellBeforeHolding | Mutation::ForgetUnsentInSnapshot) {
             return vec![Cluster::joining()];
         }
         vec![Cluster::two_arbiters(), Cluster::lost_claims(), Cluster::pair(), Cluster::joining(), Cluster::chain()]

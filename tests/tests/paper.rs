@@ -247,8 +247,8 @@ fn output_that_left_just_before_the_crash_is_not_seen_twice() {
     primary.kill();
     link.cut();
     assert_eq!(backup.told_number("live", "generation"), 2);
-    let tail = backup.told_number("live", "tail_outputs");
-    assert!(tail >= requests.len() as u64, "{tail} outputs are made again");
+    let unsent = backup.told_number("live", "tail_outputs");
+    assert!(unsent >= requests.len() as u64, "{unsent} outputs are made again");
     asker.ask("and on");
     asker.has_answer("and on");
     asker.has_no_answer();

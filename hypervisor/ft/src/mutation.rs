@@ -30,13 +30,13 @@ pub enum Mutation {
     /// Console output counts as left when it is queued for its writer, which dies with the process.
     ConsoleLeftWhenTaken,
     /// A backup that goes live doesn't send what its predecessor may not have sent.
-    ForgetTail,
+    ForgetUnsent,
     /// The guest's clock runs on over a time in which the host didn't run the guest.
     ClockRunsInPause,
     /// The guest's clock stands at the last logged value during a failover.
     ClockOfLastEntry,
     /// A snapshot comes without the outputs that may not have left.
-    ForgetTailInSnapshot,
+    ForgetUnsentInSnapshot,
     /// Pages written while the memory was copied aren't copied again.
     SkipLastPages,
     /// A guest that writes memory faster than it is copied isn't slowed.
@@ -111,10 +111,10 @@ impl Mutation {
         Self::ReleaseWhenFenced,
         Self::TellBeforeHolding,
         Self::TellReleasedTooEarly,
-        Self::ForgetTail,
+        Self::ForgetUnsent,
         Self::ClockRunsInPause,
         Self::ClockOfLastEntry,
-        Self::ForgetTailInSnapshot,
+        Self::ForgetUnsentInSnapshot,
         Self::SkipLastPages,
         Self::SnapshotTooEarly,
         Self::RedeliverLoggedPacket,

@@ -116,11 +116,11 @@ impl OutputGate {
     /// leave. It comes before those of [`OutputGate::hold`], in the order of the ids.
     ///
     /// # Panics
-    /// If outputs come out of order: our own bug, because a tail's order is checked where it comes
-    /// in.
-    pub fn hold_tail(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
+    /// If outputs come out of order: our own bug, because the order of unsent outputs is checked
+    /// where it comes in.
+    pub fn hold_unsent(&mut self, seq: LogSeq, id: OutputId, operation: OutputOperation) {
         let last = self.held.back().map(|held| held.id);
-        assert!(last.is_none_or(|last| last < id), "output {id:?} of a tail after {last:?}");
+        assert!(last.is_none_or(|last| last < id), "unsent output {id:?} after {last:?}");
         self.enter(&operation);
         self.taken = self.taken.min(id);
         self.carried = self.carried.min(id);
@@ -280,7 +280,7 @@ impl OutputGate {
     }
 
     /// Outputs that may leave, and haven't as far as is known; oldest first.
-    pub fn tail(&self) -> impl Iterator<Item = (OutputId, &OutputOperation)> {
+    pub fn unsent(&self) -> impl Iterator<Item = (OutputId, &OutputOperation)> {
         self.taken_or_released().into_iter().map(|output| (output.id, &*output.operation))
     }
 
@@ -372,15 +372,15 @@ mod tests {
         gate.release(0, LogSeq(4));
         assert_eq!(taken(&mut gate), [0, 1, 2, 3]);
         gate.console_left(OutputId(2));
-        assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 2, 3]);
+        assert_eq!(gate.unsent().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 2, 3]);
         gate.send_again(OutputId(1));
         assert_eq!(gate.left(), Left { packets: OutputId(2), console: OutputId(3) });
-        assert_eq!(gate.tail().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(gate.unsent().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
         gate.console_left(OutputId(4));
         gate.release(0, LogSeq(5));
         assert_eq!(taken(&mut gate), [2, 4]);
         gate.carried(OutputId(5));
-        assert_eq!((gate.next_to_leave(), gate.tail().count()), (OutputId(5), 0));
+        assert_eq!((gate.next_to_leave(), gate.unsent().count()), (OutputId(5), 0));
     }
 
     #[test]

@@ -163,9 +163,10 @@ fn go_live(
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
-    let (reporter, generation, tail_outputs) = (node.reporter, succession.session.generation.0, succession.tail.len());
+    let (reporter, generation, tail_outputs) =
+        (node.reporter, succession.session.generation.0, succession.unsent.len());
     let (entries, digests_checked, tail_dropped) =
-        (succession.entries, succession.digests_checked, succession.tail_dropped);
+        (succession.entries, succession.digests_checked, succession.unsent_dropped);
     let moments = succession.moments;
     let (role, machine, kept) = succession.take_over(node.id, timing);
     run_live(node, role, machine, kept, listener, |running| {

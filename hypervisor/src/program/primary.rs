@@ -193,21 +193,21 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         ending: resumed.ending.to_string(),
         entries: resumed.entries_replayed,
         instruction_count: resumed.machine.instruction_count().0,
-        tail_outputs: resumed.tail.len(),
+        tail_outputs: resumed.unsent.len(),
         may_lack: is_lossy,
     });
     let session = SessionHeader { generation, ..resumed.session };
     let timing = options.node.timing();
     // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put
     // there again.
-    let mut tail = resumed.tail;
-    tail.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
+    let mut unsent = resumed.unsent;
+    unsent.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
     let inheritance = Inheritance {
         // The time since the log's last clock read was a pause.
         clock: GuestClock::standing(resumed.machine.last_ticks()),
         first: resumed.next_seq,
         next_output: resumed.next_output,
-        tail,
+        unsent,
         disk_log: DiskLogState::Promised,
     };
     let role = PrimaryRole::resumed(node.id, session, timing, inheritance);

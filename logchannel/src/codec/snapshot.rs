@@ -3,7 +3,7 @@
 use super::varint::Bytes;
 use super::{CodecError, Varint, check_length, decode_front, decode_value, encode_value};
 use crate::entry::LogSeq;
-use crate::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
+use crate::snapshot::{PAGES_MAX, Pages, Snapshot, UnsentOutput};
 use alloc::format;
 use alloc::vec::Vec;
 use bincode::{BorrowDecode, Encode};
@@ -39,7 +39,7 @@ const fn is_whole_pages(bytes: usize) -> bool {
     bytes > 0 && bytes <= PAGES_MAX * PAGE_BYTES && bytes.is_multiple_of(PAGE_BYTES)
 }
 
-pub(crate) fn encode_tail(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
+pub(crate) fn encode_unsent(id: OutputId, operation: &OutputOperation, out: &mut Vec<u8>) {
     encode_value(&Varint(id.0), out);
     let wire = match operation {
         OutputOperation::Packet(bytes) => WireOutput::Packet(Bytes(bytes)),
@@ -48,7 +48,7 @@ pub(crate) fn encode_tail(id: OutputId, operation: &OutputOperation, out: &mut V
     encode_value(&wire, out);
 }
 
-pub(crate) fn decode_tail(mut body: &[u8]) -> Result<TailOutput, CodecError> {
+pub(crate) fn decode_unsent(mut body: &[u8]) -> Result<UnsentOutput, CodecError> {
     let id: Varint = decode_front(&mut body)?;
     if body.first().is_some_and(|tag| *tag > TAG_MAX) {
         return Err(CodecError::Malformed("no such kind of output".into()));
@@ -64,7 +64,7 @@ pub(crate) fn decode_tail(mut body: &[u8]) -> Result<TailOutput, CodecError> {
         }
     };
     if body.is_empty() {
-        Ok(TailOutput { id: OutputId(id.0), operation })
+        Ok(UnsentOutput { id: OutputId(id.0), operation })
     } else {
         Err(CodecError::TrailingBytes(body.len()))
     }

@@ -4,7 +4,7 @@
 //!   [magic "FTLOG\0\r\n"] [format version u32 LE] [session frame] [start] [entries frames] [end frame]
 //!
 //!   start:  image frames                           the log is of a guest from its reset on
-//!       or  pages frames  tail frames  snapshot    the log goes on from there
+//!       or  pages frames  unsent-output frames  snapshot    the log goes on from there
 //! ```
 //! A log without its end frame is *unfinished*: its writer was killed or is still writing. If it
 //! ends inside a frame it is *torn*, and reads to its last whole frame.
@@ -32,12 +32,12 @@ pub const MAGIC: [u8; 8] = *b"FTLOG\0\r\n";
 pub const FLUSH_BYTES: usize = 4096;
 
 /// The most that the outputs from before a snapshot may come to, in bytes, each counted with
-/// [`TAIL_OUTPUT_BYTES`] more: memory is taken for them.
-pub const TAIL_BYTES_MAX: usize = 128 << 20;
+/// [`UNSENT_OUTPUT_BYTES`] more: memory is taken for them.
+pub const UNSENT_BYTES_MAX: usize = 128 << 20;
 
 /// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded
 /// too.
-pub const TAIL_OUTPUT_BYTES: usize = 64;
+pub const UNSENT_OUTPUT_BYTES: usize = 64;
 
 /// A frame kind that only files have: a piece of the image.
 const IMAGE_CHUNK: FrameKind = FrameKind(2);

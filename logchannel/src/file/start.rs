@@ -1,13 +1,13 @@
 //! What comes before a log's first entry: a session header, and an image or a snapshot.
 
 use super::frames::FrameSource;
-use super::{IMAGE_CHUNK, LogFileError, LogReader, MAGIC, PREAMBLE_BYTES, TAIL_BYTES_MAX, TAIL_OUTPUT_BYTES};
+use super::{IMAGE_CHUNK, LogFileError, LogReader, MAGIC, PREAMBLE_BYTES, UNSENT_BYTES_MAX, UNSENT_OUTPUT_BYTES};
 use crate::codec::{self, CodecError, VARINT_BYTES_MAX, check_length};
 use crate::entry::LogSeq;
 use crate::frame::{FrameDecoder, FrameKind};
 use crate::message::kind;
 use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, ImageAssembler, SessionHeader};
-use crate::snapshot::{PAGES_MAX, Pages, Snapshot, TailOutput};
+use crate::snapshot::{PAGES_MAX, Pages, Snapshot, UnsentOutput};
 use alloc::format;
 use alloc::vec::Vec;
 use std::io::Read;
@@ -32,8 +32,8 @@ pub enum LogStart {
     Snapshot {
         /// The rest of the machine.
         snapshot: Snapshot,
-        /// Outputs from before that may not have left, oldest first; at most [`TAIL_BYTES_MAX`].
-        tail: Vec<TailOutput>,
+        /// Outputs from before that may not have left, oldest first; at most [`UNSENT_BYTES_MAX`].
+        unsent: Vec<UnsentOutput>,
     },
 }
 
@@ -109,9 +109,9 @@ impl<R: Read> LogHead<R> {
     /// [`LogFileError`] if it isn't whole or not of one kind: then there is nothing to replay.
     pub fn into_log(mut self) -> Result<(LogStart, LogReader<R>), LogFileError> {
         while self.next_pages()?.is_some() {}
-        let start = if self.has_pages || self.next_is(&[kind::TAIL, kind::SNAPSHOT])? {
-            let tail = self.read_tail()?;
-            LogStart::Snapshot { snapshot: self.read_snapshot()?, tail }
+        let start = if self.has_pages || self.next_is(&[kind::UNSENT_OUTPUT, kind::SNAPSHOT])? {
+            let unsent = self.read_unsent()?;
+            LogStart::Snapshot { snapshot: self.read_snapshot()?, unsent }
         } else {
             LogStart::Image(self.read_image()?)
         };
@@ -141,24 +141,25 @@ impl<R: Read> LogHead<R> {
             && self.frames.peek_kind()?.is_some_and(|kind| kinds.contains(&kind)))
     }
 
-    fn read_tail(&mut self) -> Result<Vec<TailOutput>, LogFileError> {
-        let mut tail: Vec<TailOutput> = Vec::new();
+    fn read_unsent(&mut self) -> Result<Vec<UnsentOutput>, LogFileError> {
+        let mut unsent: Vec<UnsentOutput> = Vec::new();
         let mut bytes = 0;
-        while self.next_is(&[kind::TAIL])? {
+        while self.next_is(&[kind::UNSENT_OUTPUT])? {
             let offset = self.frames.decoder.offset();
             let bad = |source| LogFileError::BadFrame { offset, source };
-            let output = codec::decode_tail(self.frames.head_frame_of("snapshot", kind::TAIL)?).map_err(bad)?;
-            if let Some(last) = tail.last()
+            let output =
+                codec::decode_unsent(self.frames.head_frame_of("snapshot", kind::UNSENT_OUTPUT)?).map_err(bad)?;
+            if let Some(last) = unsent.last()
                 && output.id <= last.id
             {
                 let reason = format!("output {} after output {}", output.id.0, last.id.0);
-                return Err(bad(CodecError::Invalid { what: "tail", reason }));
+                return Err(bad(CodecError::Invalid { what: "unsent outputs", reason }));
             }
-            bytes += TAIL_OUTPUT_BYTES + output.operation.bytes().len();
-            check_length("tail", bytes, TAIL_BYTES_MAX).map_err(bad)?;
-            tail.push(output);
+            bytes += UNSENT_OUTPUT_BYTES + output.operation.bytes().len();
+            check_length("unsent outputs", bytes, UNSENT_BYTES_MAX).map_err(bad)?;
+            unsent.push(output);
         }
-        Ok(tail)
+        Ok(unsent)
     }
 
     fn read_snapshot(&mut self) -> Result<Snapshot, LogFileError> {

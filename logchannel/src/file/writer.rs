@@ -4,7 +4,7 @@ use super::{END, FLUSH_BYTES, IMAGE_CHUNK, MAGIC};
 use crate::codec::{ENTRY_BYTES_MAX, EntryEncoder, Varint, encode_session, encode_value};
 use crate::entry::{LogEntry, LogSeq};
 use crate::frame::{append_frame, append_frame_with};
-use crate::message::{BATCH_BYTES_MAX, append_entries, append_pages, append_snapshot, append_tail, kind};
+use crate::message::{BATCH_BYTES_MAX, append_entries, append_pages, append_snapshot, append_unsent, kind};
 use crate::session::{FORMAT_VERSION, IMAGE_CHUNK_BYTES, ImageDigest, SessionHeader, image_chunks};
 use crate::snapshot::Snapshot;
 use alloc::vec::Vec;
@@ -120,7 +120,7 @@ impl<W: Write> LogWriter<W> {
     }
 }
 
-/// Writes the snapshot that a log begins with: pages, then the tail, then the rest.
+/// Writes the snapshot that a log begins with: pages, then the unsent outputs, then the rest.
 #[derive(Debug)]
 pub struct SnapshotWriter<W: Write> {
     frames: FrameSink<W>,
@@ -147,12 +147,12 @@ impl<W: Write> SnapshotWriter<W> {
     }
 
     /// Appends an output from before the snapshot that may not have left; behind the last pages, in
-    /// the order of the ids, at most [`super::TAIL_BYTES_MAX`] in all.
+    /// the order of the ids, at most [`super::UNSENT_BYTES_MAX`] in all.
     ///
     /// # Errors
     /// As [`SnapshotWriter::pages`].
-    pub fn tail(&mut self, id: OutputId, operation: &OutputOperation) -> io::Result<()> {
-        self.frames.write(|out| append_tail(id, operation, out))
+    pub fn unsent(&mut self, id: OutputId, operation: &OutputOperation) -> io::Result<()> {
+        self.frames.write(|out| append_unsent(id, operation, out))
     }
 
     /// Completes the snapshot; its entries follow, from [`Snapshot::seq`] on.

@@ -5,7 +5,7 @@
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{SessionHeader, VmId};
-use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use logchannel::snapshot::{Pages, Snapshot, UnsentOutput};
 use vm::{
     Event, HaltReason, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, PageRange, StateDigest,
     StopReason,
@@ -136,7 +136,7 @@ pub(crate) fn log(image: &[u8], entries: &[LogEntry]) -> Vec<u8> {
 /// What a log may begin with instead of an image.
 pub(crate) struct Parts {
     pub(crate) pages: Vec<Pages>,
-    pub(crate) tail: Vec<TailOutput>,
+    pub(crate) unsent: Vec<UnsentOutput>,
     pub(crate) snapshot: Snapshot,
 }
 
@@ -145,13 +145,13 @@ pub(crate) fn parts(seed: u64, seq: LogSeq) -> Parts {
     let mut random = Random(seed);
     let mut pages = |first, count| Pages { first, bytes: random.bytes(count * PAGE_BYTES as u64) };
     let pages = vec![pages(0, 2), pages(1000, 1), pages(1, 1)];
-    let tail = vec![
-        TailOutput { id: OutputId(5), operation: OutputOperation::Packet(random.bytes(60)) },
-        TailOutput { id: OutputId(6), operation: OutputOperation::Console(random.bytes(10)) },
-        TailOutput { id: OutputId(9), operation: OutputOperation::Packet(random.bytes(1514)) },
+    let unsent = vec![
+        UnsentOutput { id: OutputId(5), operation: OutputOperation::Packet(random.bytes(60)) },
+        UnsentOutput { id: OutputId(6), operation: OutputOperation::Console(random.bytes(10)) },
+        UnsentOutput { id: OutputId(9), operation: OutputOperation::Packet(random.bytes(1514)) },
     ];
     let snapshot = Snapshot { seq, digest: StateDigest(u128::from(random.next())), state: random.bytes(300) };
-    Parts { pages, tail, snapshot }
+    Parts { pages, unsent, snapshot }
 }
 
 /// A whole log that begins with a snapshot.
@@ -160,8 +160,8 @@ pub(crate) fn log_from_snapshot(parts: &Parts, entries: &[LogEntry]) -> Vec<u8> 
     for pages in &parts.pages {
         writer.pages(pages.first, &pages.bytes).unwrap();
     }
-    for output in &parts.tail {
-        writer.tail(output.id, &output.operation).unwrap();
+    for output in &parts.unsent {
+        writer.unsent(output.id, &output.operation).unwrap();
     }
     let mut writer = writer.finish(&parts.snapshot).unwrap();
     for entry in entries {

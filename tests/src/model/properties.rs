@@ -59,8 +59,8 @@ fn sightings() -> Vec<Property<Cluster>> {
         Property::sometimes("redundancy restored", |_, state: &State| {
             state.owners().any(|(_, owner)| owner.role.is_protected() && owner.role.generation().0 == 2)
         }),
-        Property::sometimes("tail to send after a failover", |_, state: &State| {
-            state.owners().any(|(node, owner)| node != 0 && owner.role.gate().tail().next().is_some())
+        Property::sometimes("unsent outputs to send after a failover", |_, state: &State| {
+            state.owners().any(|(node, owner)| node != 0 && owner.role.gate().unsent().next().is_some())
         }),
         Property::sometimes("outputs held when the pair breaks", |_, state: &State| {
             state.owners().any(|(_, owner)| owner.asking.is_some() && owner.role.gate().held() > 0)

@@ -483,11 +483,11 @@ impl State {
         };
         session.generation = generation;
         let (_, first) = backup.role.cursors();
-        let tail = backup.role.take_tail();
+        let unsent = backup.role.take_unsent();
         let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
         let clock = backup.role.take_over_clock(NOW_NS, 0);
         let next_output = backup.role.next_output();
-        let inheritance = Inheritance { clock, first, next_output, tail, disk_log: DiskLogState::None };
+        let inheritance = Inheritance { clock, first, next_output, unsent, disk_log: DiskLogState::None };
         let role = PrimaryRole::gone_live(node_id(node), session, timing, inheritance);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }

@@ -191,8 +191,8 @@ impl Backup {
         } else {
             Sighting::Failover
         });
-        if !succession.tail.is_empty() {
-            env.saw(Sighting::TailAtGoLive);
+        if !succession.unsent.is_empty() {
+            env.saw(Sighting::UnsentOutputsAtGoLive);
         }
         let moments = succession.moments;
         env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));

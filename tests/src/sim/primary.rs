@@ -156,11 +156,11 @@ impl Primary {
 
     fn attached(&self, env: &mut Env, next: OutputId) {
         let role = self.side.role();
-        if role.gate().tail().any(|(id, _)| id < next) {
-            env.saw(Sighting::TailAlreadyCarried);
+        if role.gate().unsent().any(|(id, _)| id < next) {
+            env.saw(Sighting::UnsentOutputAlreadyCarried);
         }
         let sent_below = self.side.outlets().sent_below;
-        if role.gate().tail().any(|(id, _)| id >= next && sent_below > id) {
+        if role.gate().unsent().any(|(id, _)| id >= next && sent_below > id) {
             env.saw(Sighting::SentAgain);
         }
         drop(role);

@@ -70,14 +70,14 @@ sightings! {
     FencedAfterPause,
     /// A backup that went live kept an output that its predecessor had sent, and the LAN had
     /// carried.
-    TailAlreadyCarried,
+    UnsentOutputAlreadyCarried,
     /// The LAN dropped an output that it had carried already.
     OutputDroppedByLan,
     /// A primary sent an output to the LAN again, because its connection was cut before it was
     /// carried.
     SentAgain,
     /// A backup that went live had outputs to send that its predecessor may have sent.
-    TailAtGoLive,
+    UnsentOutputsAtGoLive,
     /// A backup that went live had entries left to replay when it won.
     DrainedAfterWin,
     /// A frame that the old primary had was delivered again to the new one.

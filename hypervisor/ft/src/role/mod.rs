@@ -224,7 +224,7 @@ const fn message_name(message: &Message) -> &'static str {
         Message::Wait => "a word to wait",
         Message::NoPrimary => "the word that it is no primary",
         Message::Pages(_) => "pages of memory",
-        Message::Tail(_) => "an output from before the snapshot",
+        Message::UnsentOutput(_) => "an output from before the snapshot",
         Message::Snapshot(_) => "a snapshot",
         Message::Accepted => "an acceptance",
         Message::Refused { .. } => "a refusal",

@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
 /// What a predecessor leaves that has written nine entries and made four outputs.
-const fn inheritance(tail: VecDeque<(OutputId, OutputOperation)>, disk_log: DiskLogState) -> Inheritance {
-    Inheritance { clock: GuestClock::standing(0), first: LogSeq(9), next_output: OutputId(4), tail, disk_log }
+const fn inheritance(unsent: VecDeque<(OutputId, OutputOperation)>, disk_log: DiskLogState) -> Inheritance {
+    Inheritance { clock: GuestClock::standing(0), first: LogSeq(9), next_output: OutputId(4), unsent, disk_log }
 }
 
 /// A primary alone, whose log is promised.
@@ -53,9 +53,9 @@ fn a_protected_primary_releases_nothing_on_a_promise_either() {
 
 #[test]
 fn what_a_predecessor_may_not_have_sent_waits_for_the_log_too() {
-    let tail: VecDeque<_> = [(OutputId(3), operation(PRIMARY, OutputId(3)))].into();
+    let unsent: VecDeque<_> = [(OutputId(3), operation(PRIMARY, OutputId(3)))].into();
     let live = |log| {
-        let mut role = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance(tail.clone(), log));
+        let mut role = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance(unsent.clone(), log));
         let released = std::iter::from_fn(|| role.poll_released()).count();
         (role, released)
     };

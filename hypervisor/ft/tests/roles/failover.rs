@@ -296,7 +296,7 @@ fn the_backup_consumes_all_that_it_received_before_it_goes_live() {
             pair.answer_backup(request);
         }
         assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)]);
-        assert_eq!(pair.tail(), [0, 1, 2]);
+        assert_eq!(pair.unsent(), [0, 1, 2]);
     }
 }
 
@@ -343,7 +343,7 @@ fn entries_after_the_loss_are_neither_acknowledged_nor_consumed() {
     let request = pair.backup_claim().unwrap();
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)]);
-    assert_eq!(pair.tail(), [0_u64; 0], "it never left the primary either");
+    assert_eq!(pair.unsent(), [0_u64; 0], "it never left the primary either");
     assert_eq!(pair.out, [0_u64; 0]);
 }
 
@@ -358,10 +358,10 @@ fn a_successor_sends_the_tail_first_and_in_order() {
     pair.primary_says(Message::Released(Left::all_below(OutputId(1))));
     pair.primary_lost();
     let (received, _) = pair.backup.cursors();
-    let (tail, next) = (pair.backup.take_tail(), pair.backup.next_output());
+    let (unsent, next) = (pair.backup.take_unsent(), pair.backup.next_output());
     assert_eq!(next, OutputId(3));
     let clock = pair.backup.take_over_clock(pair.now_ns, 0);
-    let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+    let inheritance = Inheritance { clock, first: received, next_output: next, unsent, disk_log: DiskLogState::None };
     let mut successor = PrimaryRole::gone_live(PRIMARY, session(), Timing::default(), inheritance);
     assert_eq!(successor.gate().next_to_leave(), OutputId(1));
     let entry = LogEntry { count: InstructionCount(99), body: EntryBody::Output { id: OutputId(3), digest: 0 } };

@@ -10,7 +10,7 @@ use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::SessionHeader;
-use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use logchannel::snapshot::{Pages, Snapshot, UnsentOutput};
 use logchannel::stream::LogSender;
 use vm::{InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
@@ -53,7 +53,7 @@ fn anything(random: &mut Random) -> Message {
             } else {
                 OutputOperation::Console(vec![b'x'; 3])
             };
-            Message::Tail(TailOutput { id: OutputId(number(random)), operation })
+            Message::UnsentOutput(UnsentOutput { id: OutputId(number(random)), operation })
         }
         5 => snapshot(random),
         6 => Message::Accepted,
@@ -131,7 +131,7 @@ impl Backup {
             clock: self.role.take_over_clock(self.now_ns, 0),
             first: self.role.cursors().0,
             next_output: self.role.next_output(),
-            tail: self.role.take_tail(),
+            unsent: self.role.take_unsent(),
             disk_log: DiskLogState::None,
         };
         let mut next = inheritance.next_output;

@@ -30,7 +30,7 @@ struct Sometimes {
     backup_won: u32,
     both_asked: u32,
     fenced_with_outputs: u32,
-    tail_sent: u32,
+    unsent_sent: u32,
     dropped_by_lan: u32,
     sent_again_by_primary: u32,
     protected_again_after_loss: u32,
@@ -324,7 +324,7 @@ impl<'a> Run<'a> {
                 let owner = side.pair.backup_node;
                 let next = side.pair.succeeded(generation, node);
                 self.sometimes.backup_won += 1;
-                self.sometimes.tail_sent += u32::from(!next.out.is_empty());
+                self.sometimes.unsent_sent += u32::from(!next.out.is_empty());
                 self.owns(generation, owner);
                 return Some(Side::new(next));
             }
@@ -469,7 +469,7 @@ impl Sometimes {
             backup_won,
             both_asked,
             fenced_with_outputs,
-            tail_sent,
+            unsent_sent,
             dropped_by_lan,
             sent_again_by_primary,
             protected_again_after_loss,
@@ -488,7 +488,7 @@ impl Sometimes {
             backup_won,
             both_asked,
             fenced_with_outputs,
-            tail_sent,
+            unsent_sent,
             dropped_by_lan,
             sent_again_by_primary,
             protected_again_after_loss,
@@ -532,7 +532,7 @@ fn both_sides_ask_at_once_and_exactly_one_wins() {
             pair.answer_backup(of_backup);
             pair.answer_primary(of_primary);
             assert_eq!(pair.out, [0_u64; 0]);
-            assert_eq!(pair.tail(), [0]);
+            assert_eq!(pair.unsent(), [0]);
             assert!(matches!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder }) if holder.node == BACKUP));
         } else {
             pair.answer_primary(of_primary);

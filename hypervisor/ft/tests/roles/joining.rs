@@ -7,7 +7,7 @@ use ft::role::{BackupEnd, DiskLogState, PrimaryAction, PrimaryEnd, PrimaryRole, 
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
-use logchannel::snapshot::TailOutput;
+use logchannel::snapshot::UnsentOutput;
 use vm::{InstructionCount, OutputId, OutputOperation, PAGE_BYTES};
 
 const THIRD: NodeId = NodeId(3);
@@ -32,7 +32,7 @@ fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entr
             's'
         }
         Message::Pages(_) => 'p',
-        Message::Tail(_) => 't',
+        Message::UnsentOutput(_) => 't',
         Message::Snapshot(snapshot) => {
             assert_eq!(snapshot.seq, LogSeq(1));
             'S'
@@ -246,7 +246,7 @@ fn no_more_is_copied_than_the_channel_takes() {
 }
 
 #[test]
-fn outputs_that_the_network_has_not_carried_are_in_the_tail_and_come_out_once() {
+fn outputs_that_the_network_has_not_carried_are_among_the_unsent_and_come_out_once() {
     let mut pair = Pair::alone();
     pair.output();
     pair.output();
@@ -265,14 +265,14 @@ fn outputs_that_the_network_has_not_carried_are_in_the_tail_and_come_out_once() 
 }
 
 #[test]
-fn outputs_of_the_tail_that_left_meanwhile_are_not_sent_again() {
+fn unsent_outputs_that_left_meanwhile_are_not_sent_again() {
     let mut pair = Pair::alone();
     pair.lan_is_silent = true;
     (0..4).for_each(|_| _ = pair.output());
     pair.become_protected();
     assert_eq!(pair.out, [0, 1, 2, 3], "carried, but nobody was told");
     pair.output();
-    // Told while the backup is there, for the tail and what came behind it.
+    // Told while the backup is there, for the unsent outputs and what came behind it.
     pair.exchange();
     pair.lan_tells();
     pair.pass(5 * MS);
@@ -287,7 +287,7 @@ fn outputs_of_the_tail_that_left_meanwhile_are_not_sent_again() {
 }
 
 #[test]
-fn console_output_is_in_the_tail_only_behind_what_is_not_known_to_have_left() {
+fn console_output_is_unsent_only_behind_what_is_not_known_to_have_left() {
     let mut pair = Pair::alone();
     let word = OutputOperation::Console(b"word".to_vec());
     let log = |pair: &mut Pair, id: u64| {
@@ -308,8 +308,8 @@ fn console_output_is_in_the_tail_only_behind_what_is_not_known_to_have_left() {
     pair.primary.poll_outgoing(&mut bytes);
     pair.to_backup.send(&bytes);
     let mut messages = pair.to_backup.deliver(usize::MAX);
-    messages.retain(|message| matches!(message, Message::Tail(_)));
-    assert_eq!(messages, [Message::Tail(TailOutput { id: OutputId(1), operation: word })]);
+    messages.retain(|message| matches!(message, Message::UnsentOutput(_)));
+    assert_eq!(messages, [Message::UnsentOutput(UnsentOutput { id: OutputId(1), operation: word })]);
 }
 
 #[test]
@@ -544,7 +544,7 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
 /// The backup never makes an output from before the snapshot, so it must get those too that still
 /// wait for the disk.
 #[test]
-fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_in_the_tail() {
+fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_among_the_unsent() {
     let mut pair = Pair::alone();
     pair.primary.handle_disk_log(0, DiskLogState::UpTo(LogSeq(0)));
     let held = pair.output();

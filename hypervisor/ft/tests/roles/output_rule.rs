@@ -123,7 +123,7 @@ fn the_backup_keeps_the_outputs_that_the_primary_has_not_sent_and_no_others() {
     pair.replay();
     pair.primary_says(Message::Released(Left::all_below(OutputId(2))));
     pair.primary_lost();
-    assert_eq!(pair.tail(), [2, 3]);
+    assert_eq!(pair.unsent(), [2, 3]);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn outputs_that_were_sent_before_the_backup_replays_them_are_not_sent_again() {
     pair.primary_says(Message::Released(Left::all_below(OutputId(3))));
     pair.replay();
     pair.primary_lost();
-    assert_eq!(pair.tail(), [3]);
+    assert_eq!(pair.unsent(), [3]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn an_output_counts_as_sent_only_when_it_has_left_the_host() {
         pair.exchange();
     }
     pair.primary_lost();
-    assert_eq!(pair.tail(), [0], "the successor sends what may be lost");
+    assert_eq!(pair.unsent(), [0], "the successor sends what may be lost");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_busy_primary_tells_what_has_left_too() {
         pair.pass(5 * MS);
     }
     pair.exchange();
-    let kept = pair.tail().len();
+    let kept = pair.unsent().len();
     assert!(kept <= 20, "{kept} outputs kept, though the last 50 ms had 10");
     assert_eq!(pair.out.len(), 1000);
 }

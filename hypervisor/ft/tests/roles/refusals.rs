@@ -6,7 +6,7 @@ use ft::role::{BackupEnd, ClaimRequest, Expectation, LossReason, PrimaryAction, 
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::message::{EntryBatch, Left, Message};
 use logchannel::session::{ImageDigest, SessionHeader, VmId};
-use logchannel::snapshot::{Pages, Snapshot, TailOutput};
+use logchannel::snapshot::{Pages, Snapshot, UnsentOutput};
 use vm::{BehaviourVersion, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
 /// The reason with which the backup refuses `messages`, which it must also tell the primary.
@@ -24,8 +24,8 @@ fn pages() -> Message {
     Message::Pages(Pages { first: 1, bytes: vec![1; PAGE_BYTES] })
 }
 
-fn tail(id: u64) -> Message {
-    Message::Tail(TailOutput { id: OutputId(id), operation: OutputOperation::Packet(vec![7; 60]) })
+fn unsent(id: u64) -> Message {
+    Message::UnsentOutput(UnsentOutput { id: OutputId(id), operation: OutputOperation::Packet(vec![7; 60]) })
 }
 
 /// What a snapshot of a guest just reset ends with, without its pages.
@@ -104,7 +104,7 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
             vec![
                 join(),
                 pages(),
-                tail(0),
+                unsent(0),
                 snapshot(),
                 batch(),
                 protected(),
@@ -126,7 +126,7 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
                 join(),
                 session(),
                 pages(),
-                tail(0),
+                unsent(0),
                 snapshot(),
                 protected(),
                 Message::Accepted,
@@ -143,23 +143,24 @@ fn messages_at_the_wrong_time_are_refused_by_the_backup() {
         }
     }
     // Following.
-    for message in [join(), session(), pages(), tail(0), snapshot(), Message::Accepted, ack(), consumed(), refused()] {
+    for message in [join(), session(), pages(), unsent(0), snapshot(), Message::Accepted, ack(), consumed(), refused()]
+    {
         refusal(&mut Pair::protected(), [message]);
     }
 }
 
 #[test]
-fn a_tail_out_of_order_is_refused() {
+fn unsent_outputs_out_of_order_are_refused() {
     for ids in [&[3, 3][..], &[3, 2], &[1 << 40, 0]] {
         let messages = std::iter::once(Message::Session { header: session(), owner: PRIMARY })
-            .chain(ids.iter().map(|id| tail(*id)));
+            .chain(ids.iter().map(|id| unsent(*id)));
         let reason = refusal(&mut Pair::new(), messages);
-        assert!(reason.contains("tail"), "{ids:?}: {reason}");
+        assert!(reason.contains("unsent output"), "{ids:?}: {reason}");
     }
 }
 
 #[test]
-fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
+fn a_machine_whose_next_output_is_before_the_unsent_is_refused() {
     for id in [0, 5, 1 << 40] {
         let mut pair = Pair::new();
         // A whole snapshot of a guest that has sent nothing, and an output that it is to have sent.
@@ -168,7 +169,7 @@ fn a_machine_whose_next_output_is_before_the_tail_is_refused() {
         for (at, message) in pair.to_backup.deliver(usize::MAX).into_iter().enumerate() {
             pair.primary_says(message);
             if at == 0 {
-                pair.primary_says(tail(id));
+                pair.primary_says(unsent(id));
             }
         }
         pair.restore();
@@ -186,7 +187,7 @@ fn places_and_outputs_that_no_vm_comes_to_are_refused() {
         let snapshot = Snapshot { seq: LogSeq(seq), ..snapshot() };
         let reason = refusal(&mut Pair::new(), [begin(), Message::Snapshot(snapshot)]);
         assert!(reason.contains("which no log has"), "{reason}");
-        let reason = refusal(&mut Pair::new(), [begin(), tail(seq)]);
+        let reason = refusal(&mut Pair::new(), [begin(), unsent(seq)]);
         assert!(reason.contains("which no VM has"), "{reason}");
     }
 }
@@ -335,7 +336,7 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
         Message::Join { vm: vm_id(), node: BACKUP },
         Message::Session { header: session(), owner: PRIMARY },
         pages(),
-        tail(0),
+        unsent(0),
         Message::Snapshot(snapshot()),
         batch(),
         Message::Accepted,
@@ -401,7 +402,7 @@ fn a_log_with_gaps_repeats_or_nonsense_is_a_loss_and_what_came_before_counts() {
         pair.answer_backup(request);
         pair.replay();
         assert_eq!(pair.backup.cursors(), (LogSeq(1), LogSeq(1)));
-        assert_eq!(pair.tail(), [0]);
+        assert_eq!(pair.unsent(), [0]);
     }
 }
 
@@ -413,7 +414,7 @@ fn cursors_at_the_end_of_their_range_break_nothing() {
     pair.primary_says(Message::Released(Left::all_below(OutputId(u64::MAX))));
     pair.replay();
     pair.primary_lost();
-    assert_eq!(pair.tail(), [0_u64; 0]);
+    assert_eq!(pair.unsent(), [0_u64; 0]);
 }
 
 #[test]

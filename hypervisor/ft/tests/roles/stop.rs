@@ -79,7 +79,7 @@ fn a_primary_that_dies_before_it_marks_the_guests_end_is_succeeded() {
     assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)], "somebody has to set the end mark");
-    assert_eq!(pair.tail(), [0], "and to send the guest's last words");
+    assert_eq!(pair.unsent(), [0], "and to send the guest's last words");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_retired_protected_primary_hands_over() {
     assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)]);
-    assert_eq!(pair.tail(), [0]);
+    assert_eq!(pair.unsent(), [0]);
 }
 
 #[test]

@@ -80,9 +80,9 @@ pub struct Succession {
     /// How many state digests were compared, and equal.
     pub digests_checked: u64,
     /// Outputs that the predecessor may not have sent.
-    pub tail: VecDeque<(OutputId, OutputOperation)>,
+    pub unsent: VecDeque<(OutputId, OutputOperation)>,
     /// How many of them were dropped because there were too many.
-    pub tail_dropped: u64,
+    pub unsent_dropped: u64,
     /// The output behind them. The machine may be further by some that the last entries don't tell
     /// of.
     pub next_output: OutputId,
@@ -102,8 +102,8 @@ impl Succession {
             digests_checked: replayer.digests_checked(),
             machine: replayer.into_machine(),
             kept: kept.map(|kept| *kept),
-            tail_dropped: role.tail_dropped(),
-            tail: role.take_tail(),
+            unsent_dropped: role.unsent_dropped(),
+            unsent: role.take_unsent(),
             next_output: role.next_output(),
             moments: *role.moments(),
         }
@@ -113,14 +113,14 @@ impl Succession {
     /// disk.
     #[must_use]
     pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<KeptLog>) {
-        let Self { machine, clock, session, mut kept, entries, tail, next_output, .. } = self;
+        let Self { machine, clock, session, mut kept, entries, unsent, next_output, .. } = self;
         // A log that has failed is waited for by nobody; one that hasn't is whole, or this side
         // would not have been accepted.
         let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
         if let Some(kept) = &mut kept {
             kept.owns();
         }
-        let inheritance = Inheritance { clock, first: entries, next_output, tail, disk_log };
+        let inheritance = Inheritance { clock, first: entries, next_output, unsent, disk_log };
         (PrimaryRole::gone_live(node, session, timing, inheritance), machine, kept)
     }
 }

@@ -255,8 +255,8 @@ impl<H: Host> BackupSide<H> {
             return;
         }
         let next = replayer.consumed();
-        let tail = || lock(&self.role).tail().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
-        kept.serve(replayer.machine_mut(), next, tail, || self.is_over());
+        let unsent = || lock(&self.role).unsent().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
+        kept.serve(replayer.machine_mut(), next, unsent, || self.is_over());
     }
 
     /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a

@@ -252,7 +252,7 @@ impl<H: Host> BackupSide<H> {
             }
             BackupAction::Restore(snapshot) => {
                 self.host.observe(Observation::Snapshot(&snapshot));
-                self.log(|log| log.complete(lock(&self.role).tail().cloned(), &snapshot));
+                self.log(|log| log.complete(lock(&self.role).unsent().cloned(), &snapshot));
                 self.give_work(Work::Restore(snapshot));
             }
             BackupAction::Consume(entries) => {

@@ -238,13 +238,13 @@ impl DiskLog {
     /// may wake a thread.
     ///
     /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been
-    /// taken. `tail` gives all outputs below that may not have left, held ones too, in the order of
-    /// their ids; it is asked for when a snapshot is complete.
+    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order
+    /// of their ids; it is asked for when a snapshot is complete.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
         next_seq: LogSeq,
-        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
     ) {
         if self.has_failed() {
             return;
@@ -253,7 +253,7 @@ impl DiskLog {
             self.begin_snapshot(machine);
         }
         if self.wants_copy() {
-            self.copy_some(machine, next_seq, tail);
+            self.copy_some(machine, next_seq, unsent);
         }
         // A snapshot that the writer hasn't completed needs the entries behind it.
         if self.progress.snapshots.load(Ordering::Acquire) == self.snapshots {
@@ -268,13 +268,13 @@ impl DiskLog {
         &mut self,
         machine: &mut Machine,
         next_seq: LogSeq,
-        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
         is_over: impl Fn() -> bool,
     ) {
         self.begin_snapshot(machine);
-        let mut tail = Some(tail);
+        let mut unsent = Some(unsent);
         while self.copying.is_some() && !self.has_failed() {
-            self.copy_some(machine, next_seq, || tail.take().map_or_else(Vec::new, |tail| tail()));
+            self.copy_some(machine, next_seq, || unsent.take().map_or_else(Vec::new, |unsent| unsent()));
             self.hand_over();
             while self.is_full() {
                 if is_over() {
@@ -395,7 +395,7 @@ impl DiskLog {
         &mut self,
         machine: &mut Machine,
         next_seq: LogSeq,
-        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
     ) {
         let Some(mut copying) = self.copying.take() else { return };
         if !copying.copy_piece(machine, |pages| self.push_pages(pages)) {
@@ -403,9 +403,9 @@ impl DiskLog {
             return;
         }
         copying.copy_rest(machine, |pages| self.push_pages(pages));
-        for (id, operation) in tail() {
+        for (id, operation) in unsent() {
             let bytes = operation.bytes().len();
-            self.push(Order::Tail(id, operation), bytes);
+            self.push(Order::UnsentOutput(id, operation), bytes);
         }
         let snapshot = Snapshot { seq: next_seq, digest: machine.digest(), state: machine.state() };
         let bytes = snapshot.state.len();

@@ -39,13 +39,13 @@ impl JoiningLog {
     }
 
     /// The snapshot is complete with these outputs from before it and this.
-    pub fn complete(&self, tail: impl Iterator<Item = (OutputId, OutputOperation)>, snapshot: &Snapshot) {
+    pub fn complete(&self, unsent: impl Iterator<Item = (OutputId, OutputOperation)>, snapshot: &Snapshot) {
         let mut bytes = snapshot.state.len();
-        let tail = tail.map(|(id, operation)| {
+        let unsent = unsent.map(|(id, operation)| {
             bytes += operation.bytes().len();
-            Order::Tail(id, Arc::new(operation))
+            Order::UnsentOutput(id, Arc::new(operation))
         });
-        let mut orders: Vec<_> = tail.collect();
+        let mut orders: Vec<_> = unsent.collect();
         orders.push(Order::Complete(snapshot.clone()));
         self.give(orders, bytes);
     }

@@ -177,13 +177,13 @@ impl KeptLog {
         &mut self,
         machine: &mut Machine,
         next: LogSeq,
-        tail: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
+        unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
         is_over: impl Fn() -> bool,
     ) {
         if std::mem::take(&mut self.at_once) {
-            self.log.snapshot_now(machine, next, tail, is_over);
+            self.log.snapshot_now(machine, next, unsent, is_over);
         } else {
-            self.log.serve(machine, next, tail);
+            self.log.serve(machine, next, unsent);
         }
         if let Some(error) = self.log.take_failure() {
             self.reporter.tell(&NodeReport::LogLost { reason: error.to_string() });

@@ -1,7 +1,7 @@
 //! A machine that stands where a log begins.
 
 use logchannel::file::{LogFileError, LogHead, LogReader, LogStart};
-use logchannel::snapshot::TailOutput;
+use logchannel::snapshot::UnsentOutput;
 use std::io::Read;
 use vm::{LoadError, Machine, OtherBehaviour, Restoration, StateDigest};
 
@@ -49,7 +49,7 @@ pub struct Restored<R: Read> {
     /// The machine.
     pub machine: Machine,
     /// Outputs from before that may not have left, oldest first.
-    pub tail: Vec<TailOutput>,
+    pub unsent: Vec<UnsentOutput>,
     /// The log, at its first entry.
     pub log: LogReader<R>,
 }
@@ -71,17 +71,17 @@ pub fn restore<R: Read>(mut head: LogHead<R>) -> Result<Restored<R>, RestoreErro
         restoration.put_pages(pages.first, &pages.bytes)?;
     }
     let (start, log) = head.into_log()?;
-    let (snapshot, tail) = match start {
+    let (snapshot, unsent) = match start {
         LogStart::Image(elf) => {
             let machine = Machine::new(&config, &elf).map_err(unloadable)?;
-            return Ok(Restored { machine, tail: Vec::new(), log });
+            return Ok(Restored { machine, unsent: Vec::new(), log });
         }
-        LogStart::Snapshot { snapshot, tail } => (snapshot, tail),
+        LogStart::Snapshot { snapshot, unsent } => (snapshot, unsent),
     };
     let mut machine = restoration.finish(&snapshot.state)?;
     let found = machine.digest();
     if found != snapshot.digest {
         return Err(RestoreError::Digest { expected: snapshot.digest, found });
     }
-    Ok(Restored { machine, tail, log })
+    Ok(Restored { machine, unsent, log })
 }

@@ -5,7 +5,7 @@ use super::restore::{RestoreError, Restored, restore};
 use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segments};
 use ft::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, LogSeq};
-use logchannel::file::{Ending, LogFileError, LogHead, LogReader, TAIL_OUTPUT_BYTES};
+use logchannel::file::{Ending, LogFileError, LogHead, LogReader, UNSENT_OUTPUT_BYTES};
 use logchannel::session::SessionHeader;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// The most bytes of outputs that are kept for going on, as by a backup for its going live.
-const RESUMED_TAIL_BYTES_MAX: usize = 64 << 20;
+const RESUMED_UNSENT_BYTES_MAX: usize = 64 << 20;
 
 /// How many entries are replayed from one call of the caller's to the next.
 const ENTRIES_PER_LOOK: u64 = 256;
@@ -63,9 +63,9 @@ pub struct Resumed {
     pub next_seq: LogSeq,
     /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no
     /// log says which have left.
-    pub tail: VecDeque<(OutputId, OutputOperation)>,
-    /// How many older ones were dropped because the tail had 64 MiB.
-    pub tail_dropped: u64,
+    pub unsent: VecDeque<(OutputId, OutputOperation)>,
+    /// How many older ones were dropped because there were 64 MiB.
+    pub unsent_dropped: u64,
     /// The output behind all that the log tells of.
     pub next_output: OutputId,
     /// The segment that was replayed.
@@ -181,11 +181,11 @@ impl Survey {
     /// [`LogDirectoryError::Diverged`]; [`LogDirectoryError::Log`].
     pub fn replay(self, mut progress: impl FnMut(ResumeProgress)) -> Result<Resumed, LogDirectoryError> {
         let Self { segment, entries: entries_all, restored, .. } = self;
-        let Restored { machine, tail: earlier, mut log } = restored;
+        let Restored { machine, unsent: earlier, mut log } = restored;
         let mut next_output = machine.next_output_id();
         let mut replayer = Replayer::new(machine, log.next_seq());
-        let mut tail = Tail::default();
-        earlier.into_iter().for_each(|output| tail.push(output.id, output.operation));
+        let mut unsent = Unsent::default();
+        earlier.into_iter().for_each(|output| unsent.push(output.id, output.operation));
         let unreadable = |source| LogDirectoryError::Log { path: segment.clone(), source };
         let first = log.next_seq();
         while let Some(entry) = log.next_entry().map_err(unreadable)? {
@@ -193,7 +193,7 @@ impl Survey {
                 Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Ok(Consumed::Output(id, operation)) => {
                     next_output = id.next();
-                    tail.push(id, operation);
+                    unsent.push(id, operation);
                 }
                 Err(divergence) => {
                     return Err(LogDirectoryError::Diverged { path: segment, divergence: Box::new(divergence) });
@@ -209,8 +209,8 @@ impl Survey {
             next_seq: replayer.consumed(),
             entries_replayed: replayer.consumed().0 - first.0,
             machine: replayer.into_machine(),
-            tail: tail.outputs,
-            tail_dropped: tail.dropped,
+            unsent: unsent.outputs,
+            unsent_dropped: unsent.dropped,
             next_output,
             segment,
             ending: log.ending().cloned().unwrap_or(Ending::Finished),
@@ -220,17 +220,17 @@ impl Survey {
 
 /// The newest outputs, as many as are kept.
 #[derive(Default)]
-struct Tail {
+struct Unsent {
     outputs: VecDeque<(OutputId, OutputOperation)>,
     bytes: usize,
     dropped: u64,
 }
 
-impl Tail {
+impl Unsent {
     fn push(&mut self, id: OutputId, operation: OutputOperation) {
         self.bytes += cost(&operation);
         self.outputs.push_back((id, operation));
-        while self.bytes > RESUMED_TAIL_BYTES_MAX
+        while self.bytes > RESUMED_UNSENT_BYTES_MAX
             && let Some((_, oldest)) = self.outputs.pop_front()
         {
             self.bytes -= cost(&oldest);
@@ -240,5 +240,5 @@ impl Tail {
 }
 
 fn cost(operation: &OutputOperation) -> usize {
-    TAIL_OUTPUT_BYTES + operation.bytes().len()
+    UNSENT_OUTPUT_BYTES + operation.bytes().len()
 }

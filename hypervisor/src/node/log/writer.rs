@@ -30,8 +30,8 @@ pub(in crate::node) enum Order {
     Begin(Box<SessionHeader>),
     /// Memory of the snapshot.
     Pages(Pages),
-    /// An output for the snapshot's tail.
-    Tail(OutputId, Arc<OutputOperation>),
+    /// An output for the unsent outputs of a snapshot.
+    UnsentOutput(OutputId, Arc<OutputOperation>),
     /// The snapshot ends with this, and entries go to its segment from here on; those behind it
     /// that came before this order go there too.
     Complete(Snapshot),
@@ -276,8 +276,8 @@ impl Writer {
             Order::Pages(pages) => {
                 self.part().snapshot.pages(pages.first, &pages.bytes).map_err(failed("writing", &part_path))
             }
-            Order::Tail(id, operation) => {
-                self.part().snapshot.tail(id, &operation).map_err(failed("writing", &part_path))
+            Order::UnsentOutput(id, operation) => {
+                self.part().snapshot.unsent(id, &operation).map_err(failed("writing", &part_path))
             }
             Order::Complete(snapshot) => self.complete(&snapshot),
             Order::Finish => self.finish(),

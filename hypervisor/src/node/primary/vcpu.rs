@@ -286,8 +286,8 @@ impl<H: Host> PrimarySide<H> {
             return;
         }
         let next = lock(&self.role).appended();
-        let tail = || lock(&self.role).gate().not_left();
-        kept.serve(vcpu.recorder.machine_mut(), next, tail, || self.is_over());
+        let unsent = || lock(&self.role).gate().not_left();
+        kept.serve(vcpu.recorder.machine_mut(), next, unsent, || self.is_over());
     }
 
     /// How many of `steps` the guest may run as far as copies of its memory are concerned.

@@ -211,7 +211,7 @@ pub enum NodeReport {
         digests_checked: u64,
         /// Outputs that the predecessor may not have sent.
         tail_outputs: usize,
-        /// How many more there were, and were dropped because the tail was full.
+        /// How many more there were, and were dropped because there were too many.
         tail_dropped: u64,
     },
     /// The first packet has left this node.

@@ -12,7 +12,7 @@ use alloc::format;
 use logchannel::entry::Generation;
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader};
-use logchannel::snapshot::{Snapshot, TailOutput};
+use logchannel::snapshot::{Snapshot, UnsentOutput};
 use vm::OutputId;
 
 /// The greatest place in the log, and the greatest id of an output, at which a VM goes on here:
@@ -198,8 +198,8 @@ impl BackupRole {
     pub(super) fn receive_memory(&mut self, now_ns: u64, message: Message) {
         if let Message::Pages(pages) = message {
             self.actions.push_back(BackupAction::Pages(pages));
-        } else if let Message::Tail(output) = message {
-            self.receive_tail(output);
+        } else if let Message::UnsentOutput(output) = message {
+            self.receive_unsent(output);
         } else if let Message::Snapshot(snapshot) = message {
             self.restore(now_ns, snapshot);
         } else {
@@ -207,13 +207,13 @@ impl BackupRole {
         }
     }
 
-    fn receive_tail(&mut self, TailOutput { id, operation }: TailOutput) {
+    fn receive_unsent(&mut self, UnsentOutput { id, operation }: UnsentOutput) {
         let next = self.unsent.next();
         if id < next {
-            return self.refuse(format!("output {} of the tail comes after output {}", id.0, next.0));
+            return self.refuse(format!("unsent output {} comes after output {}", id.0, next.0));
         }
         if id.0 > NUMBER_MAX {
-            return self.refuse(format!("the tail has output {}, which no VM has", id.0));
+            return self.refuse(format!("an unsent output is number {}, which no VM has", id.0));
         }
         self.handle_output(id, operation);
     }
@@ -233,7 +233,7 @@ impl BackupRole {
         let next = self.unsent.next();
         if next_output < next {
             return self.refuse(format!(
-                "the snapshot's machine makes output {} next, and the tail has output {} already",
+                "the snapshot's machine makes output {} next, and unsent outputs below {} have come already",
                 next_output.0, next.0
             ));
         }

@@ -138,7 +138,7 @@ pub struct BackupMoments {
 /// - The outputs of an entry come by [`handle_output`](Self::handle_output), in the order of their
 ///   ids, before the entry counts as consumed.
 /// - At [`BackupAction::GoLive`] the machine stands behind the last entry. The driver builds the
-///   primary of what [`take_tail`](Self::take_tail), [`next_output`](Self::next_output),
+///   primary of what [`take_unsent`](Self::take_unsent), [`next_output`](Self::next_output),
 ///   [`cursors`](Self::cursors) and [`take_over_clock`](Self::take_over_clock) say
 ///   ([`Inheritance`](super::Inheritance)), and drops this role.
 /// - After [`BackupAction::End`] the bytes that are left go out; then the role is dropped.
@@ -204,22 +204,22 @@ impl BackupRole {
         self.mode.log().map_or((LogSeq(0), LogSeq(0)), |log| (log.received(), log.consumed()))
     }
 
-    /// How many outputs were dropped from the tail because the primary never told that it had
+    /// How many outputs were dropped because the primary never told that it had
     /// released them.
     #[must_use]
-    pub const fn tail_dropped(&self) -> u64 {
+    pub const fn unsent_dropped(&self) -> u64 {
         self.unsent.dropped()
     }
 
     /// The outputs that the primary may not have sent, oldest first: what the new owner has to send
     /// first.
-    pub fn take_tail(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
+    pub fn take_unsent(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
         self.unsent.take()
     }
 
     /// Those outputs, oldest first.
-    pub fn tail(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
-        self.unsent.tail()
+    pub fn unsent(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
+        self.unsent.outputs()
     }
 
     /// The output behind all that replay has produced.

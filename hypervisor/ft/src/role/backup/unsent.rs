@@ -7,16 +7,16 @@ use vm::{OutputId, OutputOperation};
 
 /// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need
 /// not keep. Beyond them the oldest is dropped and counted.
-const TAIL_BYTES_MAX: usize = 64 << 20;
+const UNSENT_BYTES_MAX: usize = 64 << 20;
 
-/// What an output costs in the tail beyond its bytes.
+/// What an output costs beyond its bytes.
 const OUTPUT_OVERHEAD_BYTES: usize = 64;
 
 /// The outputs that a new owner has to send first, if this backup becomes one.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct UnsentOutputs {
     /// In the order of their ids.
-    tail: VecDeque<(OutputId, OutputOperation)>,
+    outputs: VecDeque<(OutputId, OutputOperation)>,
     bytes: usize,
     dropped: u64,
     /// What the primary has put out.
@@ -27,7 +27,7 @@ pub(super) struct UnsentOutputs {
 
 impl UnsentOutputs {
     pub(super) fn new() -> Self {
-        Self { tail: VecDeque::new(), bytes: 0, dropped: 0, released: Left::default(), next: OutputId(0) }
+        Self { outputs: VecDeque::new(), bytes: 0, dropped: 0, released: Left::default(), next: OutputId(0) }
     }
 
     /// Keeps an output until the primary is known to have put it out.
@@ -37,8 +37,8 @@ impl UnsentOutputs {
             return;
         }
         self.bytes += cost(&operation);
-        self.tail.push_back((id, operation));
-        while self.bytes > TAIL_BYTES_MAX {
+        self.outputs.push_back((id, operation));
+        while self.bytes > UNSENT_BYTES_MAX {
             self.drop_first();
             self.dropped += 1;
         }
@@ -50,31 +50,31 @@ impl UnsentOutputs {
         self.released.console = self.released.console.max(left.console);
         let released = self.released;
         // Mostly all that has left is at the front.
-        while self.tail.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
+        while self.outputs.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
             self.drop_first();
         }
-        if self.tail.front().is_some_and(|(id, _)| *id < released.packets.max(released.console)) {
-            self.tail.retain(|(id, operation)| !released.has(*id, operation));
-            self.bytes = self.tail.iter().map(|(_, operation)| cost(operation)).sum();
+        if self.outputs.front().is_some_and(|(id, _)| *id < released.packets.max(released.console)) {
+            self.outputs.retain(|(id, operation)| !released.has(*id, operation));
+            self.bytes = self.outputs.iter().map(|(_, operation)| cost(operation)).sum();
         }
     }
 
     fn drop_first(&mut self) {
-        if let Some((_, operation)) = self.tail.pop_front() {
+        if let Some((_, operation)) = self.outputs.pop_front() {
             self.bytes -= cost(&operation);
         }
     }
 
     pub(super) fn take(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
         self.bytes = 0;
-        if mutated(Mutation::ForgetTail) {
-            self.tail.clear();
+        if mutated(Mutation::ForgetUnsent) {
+            self.outputs.clear();
         }
-        core::mem::take(&mut self.tail)
+        core::mem::take(&mut self.outputs)
     }
 
-    pub(super) fn tail(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
-        self.tail.iter()
+    pub(super) fn outputs(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
+        self.outputs.iter()
     }
 
     pub(super) const fn dropped(&self) -> u64 {
@@ -91,7 +91,7 @@ impl UnsentOutputs {
     }
 }
 
-/// What an output adds to the tail's bytes.
+/// What an output adds to their bytes.
 fn cost(operation: &OutputOperation) -> usize {
     operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }

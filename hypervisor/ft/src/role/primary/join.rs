@@ -4,7 +4,7 @@
 //! ```text
 //!   asked      nothing yet                                     the guest runs on
 //!   copying    memory, slower than it is copied if need be     the guest runs on
-//!              the rest, tail outputs, the machine's state     the guest stands still
+//!              the rest, unsent outputs, the machine's state     the guest stands still
 //!   restoring  the log from there on                           the guest runs on; nothing is held yet
 //! ```
 //! The driver copies with a [`SnapshotCopy`] that the role lends it, so that heartbeats and

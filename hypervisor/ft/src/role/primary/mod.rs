@@ -113,7 +113,7 @@ pub struct Inheritance {
     /// The next output that the guest makes.
     pub next_output: OutputId,
     /// Outputs before it that the predecessor may not have sent, oldest first.
-    pub tail: VecDeque<(OutputId, OutputOperation)>,
+    pub unsent: VecDeque<(OutputId, OutputOperation)>,
     /// This side's log on disk.
     pub disk_log: DiskLogState,
 }
@@ -189,16 +189,16 @@ impl PrimaryRole {
         Self::new(Mode::Alone(None), node, session, timing, GuestClock::standing(0), LogSeq(0), OutputId(0))
     }
 
-    /// Takes over from a predecessor as generation `session.generation`. The tail waits until this
-    /// side's log on disk has all entries below `first`, because the death of both sides would take
-    /// back what depends on them.
+    /// Takes over from a predecessor as generation `session.generation`. Its unsent outputs wait
+    /// until this side's log on disk has all entries below `first`, because the death of both sides
+    /// would take back what depends on them.
     #[must_use]
     pub fn gone_live(node: NodeId, session: SessionHeader, timing: Timing, inheritance: Inheritance) -> Self {
-        let Inheritance { clock, first, next_output, tail, disk_log } = inheritance;
+        let Inheritance { clock, first, next_output, unsent, disk_log } = inheritance;
         let mut role =
             Self::new(Mode::Alone(None), node, session, timing, clock, first, next_output).with_disk_log(disk_log);
-        for (id, operation) in tail {
-            role.gate.hold_tail(LogSeq(first.0.saturating_sub(1)), id, operation);
+        for (id, operation) in unsent {
+            role.gate.hold_unsent(LogSeq(first.0.saturating_sub(1)), id, operation);
         }
         role.release(0);
         role

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use logchannel::session::VmId;
-use logchannel::snapshot::{Snapshot, TailOutput};
+use logchannel::snapshot::{Snapshot, UnsentOutput};
 use vm::{Machine, StateDigest};
 
 impl PrimaryRole {
@@ -132,8 +132,8 @@ impl PrimaryRole {
         let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
         // Also those that a log on disk still holds: the log from here on tells of none of them.
         for (id, operation) in self.gate.not_left() {
-            if !mutated(Mutation::ForgetTailInSnapshot) {
-                link.put(&Message::Tail(TailOutput { id, operation: (*operation).clone() }));
+            if !mutated(Mutation::ForgetUnsentInSnapshot) {
+                link.put(&Message::UnsentOutput(UnsentOutput { id, operation: (*operation).clone() }));
             }
         }
         link.put(&Message::Snapshot(Snapshot { seq, digest, state }));

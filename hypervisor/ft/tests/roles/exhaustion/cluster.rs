@@ -337,7 +337,7 @@ impl Cluster {
         self.link = Link::default();
         self.link.cut();
         self.join_at = self.round + JOIN_AFTER;
-        // Outputs of the tail are taken before there is a LAN, or go to it at once.
+        // Unsent outputs are taken before there is a LAN, or go to it at once.
         let attaches_later = generation.0 % 2 == 1;
         self.attach_at = self.round + if attaches_later { 3 } else { 0 };
         if !attaches_later {
@@ -429,12 +429,12 @@ fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation:
     let guest = backup.guest.take().unwrap();
     let (received, consumed) = backup.role.cursors();
     assert_eq!((received, received.0), (consumed, guest.story.entries() as u64), "live with something left to consume");
-    let (tail, next) = (backup.role.take_tail(), backup.role.next_output());
+    let (unsent, next) = (backup.role.take_unsent(), backup.role.next_output());
     assert_eq!(next, guest.story.next_output());
     let session = SessionHeader { generation, ..session.clone() };
     // No guest of this test reads its clock.
     let clock = backup.role.take_over_clock(now_ns, 0);
-    let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+    let inheritance = Inheritance { clock, first: received, next_output: next, unsent, disk_log: DiskLogState::None };
     let role = PrimaryRole::gone_live(backup.node, session, TIMING, inheritance);
     Primary::new(backup.node, role, guest, backup.told_released)
 }

@@ -88,8 +88,8 @@ impl Pair {
     }
 
     /// The ids of the outputs that the backup would send first at go-live.
-    pub(crate) fn tail(&mut self) -> Vec<u64> {
-        self.backup.take_tail().into_iter().map(|(id, _)| id.0).collect()
+    pub(crate) fn unsent(&mut self) -> Vec<u64> {
+        self.backup.take_unsent().into_iter().map(|(id, _)| id.0).collect()
     }
 }
 

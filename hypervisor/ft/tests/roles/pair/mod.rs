@@ -165,11 +165,12 @@ impl Pair {
         let (received, consumed) = self.backup.cursors();
         assert_eq!((received, received), (consumed, self.replayed), "live with something left to consume");
         let session = SessionHeader { generation, ..session() };
-        let (tail, next) = (self.backup.take_tail(), self.backup.next_output());
+        let (unsent, next) = (self.backup.take_unsent(), self.backup.next_output());
         assert_eq!(next, self.next_output_at(received));
         let machine = self.restored.take().unwrap();
         let clock = self.backup.take_over_clock(self.now_ns, machine.last_ticks());
-        let inheritance = Inheritance { clock, first: received, next_output: next, tail, disk_log: DiskLogState::None };
+        let inheritance =
+            Inheritance { clock, first: received, next_output: next, unsent, disk_log: DiskLogState::None };
         let primary = PrimaryRole::gone_live(self.backup_node, session, self.timing, inheritance);
         let mut pair = Self {
             now_ns: self.now_ns,
