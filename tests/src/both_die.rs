@@ -4,7 +4,7 @@
 //! One seed is one history: a primary, alone or joined by a backup, with disks that write one order
 //! after the other; the death of the primary, and its backup's going live; the death of that one; a
 //! restart from the last owner's directory, and its end. A real disk and a real restart are in
-//! `hypervisor/tests/log_directory.rs` and `tests/tests/cold_restart.rs`.
+//! `hypervisor/tests/log_directory.rs` and `tests/tests/failover/cold_restart.rs`.
 
 use crate::random::Random;
 use ft::claim::{Claim, ClaimKind, Verdict};

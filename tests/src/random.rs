@@ -42,17 +42,31 @@ impl Random {
     }
 }
 
-/// A seed for one run: the value of `FT_SEED`, or else one that differs from run to run. Print it.
+/// A seed for one run: the value of `FT_SEED`, or else one that differs from run to run. Prints the
+/// command that runs the calling test again with it.
 ///
 /// # Panics
 /// If `FT_SEED` is not a number.
 #[must_use]
 pub fn seed() -> u64 {
-    match std::env::var("FT_SEED") {
+    let seed = match std::env::var("FT_SEED") {
         Ok(text) => text.parse().expect("FT_SEED is a decimal number"),
         Err(_) => {
             let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = hypervisor::os::entropy::seed();
             u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])
         }
-    }
+    };
+    println!("rerun: FT_SEED={seed} cargo test -p tests{}", this_test());
+    seed
+}
+
+/// The arguments of `cargo test` that select the test that runs on this thread: cargo names the
+/// executable after the test target, and libtest the thread after the test.
+fn this_test() -> String {
+    let executable = std::env::current_exe().ok();
+    let name = executable.as_ref().and_then(|path| path.file_stem()?.to_str()?.rsplit_once('-'));
+    let thread = std::thread::current();
+    // A test of a run with one thread is on the main thread.
+    let test = thread.name().filter(|name| *name != "main").map(|name| format!(" {name}"));
+    name.map_or_else(String::new, |(target, _)| format!(" --test {target}{}", test.unwrap_or_default()))
 }

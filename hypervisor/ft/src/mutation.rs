@@ -84,15 +84,15 @@ impl Mutation {
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 
     /// That of the rule about copies of memory, which the simulator's guest writes too little for:
-    /// `tests/tests/mutations.rs` must catch it.
+    /// `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
 
     /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't
-    /// have: `tests/tests/mutations.rs` must catch it.
+    /// have: `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_REPLAY: [Self; 1] = [Self::WaitForReplay];
 
     /// That of the rule about console output, which no process of the simulator dies with:
-    /// `tests/tests/mutations.rs` must catch it.
+    /// `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
 
     /// Those of rules that need an order of events which the simulator meets too rarely: the model

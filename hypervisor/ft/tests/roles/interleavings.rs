@@ -20,7 +20,7 @@ const RUNS: u64 = 2000;
 
 const STEPS: u32 = 400;
 
-const SEED_VARIABLE: &str = "ROLES_SEED";
+const SEED_VARIABLE: &str = "FT_SEED";
 
 /// How often the interesting things happened: a test of claims in which nobody ever claims proves
 /// nothing.
@@ -512,7 +512,7 @@ struct Rerun(u64);
 impl Drop for Rerun {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("rerun: {SEED_VARIABLE}={} cargo test -p hypervisor --test roles whatever_the_order", self.0);
+            eprintln!("rerun: {SEED_VARIABLE}={} cargo test -p ft --test roles whatever_the_order", self.0);
         }
     }
 }

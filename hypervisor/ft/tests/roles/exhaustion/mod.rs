@@ -151,6 +151,6 @@ impl Drop for Rerun<'_> {
         let plan =
             self.crashes.iter().map(|crash| format!("{}:{}:{}", crash.at, name(&crash.victim), name(&crash.fate)));
         let plan = plan.collect::<Vec<_>>().join(",");
-        eprintln!("rerun: {CRASH_VARIABLE}={plan} cargo test -p hypervisor --test roles either_side_dies");
+        eprintln!("rerun: {CRASH_VARIABLE}={plan} cargo test -p ft --test roles either_side_dies");
     }
 }

@@ -14,8 +14,8 @@ use tests::stage::{Ended, Node};
 use vm::BootMode;
 
 const BAD_USAGE: Option<i32> = Some(2);
-const VERSION_2: &[u8] = include_bytes!("../../logchannel/testdata/version-2-image.ftlog.bin");
-const VERSION_3: &[u8] = include_bytes!("../../logchannel/testdata/version-3-image.ftlog.bin");
+const VERSION_2: &[u8] = include_bytes!("../../../logchannel/testdata/version-2-image.ftlog.bin");
+const VERSION_3: &[u8] = include_bytes!("../../../logchannel/testdata/version-3-image.ftlog.bin");
 
 struct Files {
     directory: TempDir,

@@ -102,7 +102,6 @@ fn second_backup_waits_for_the_place_of_the_first() {
 /// Bytes that make no sense on a logging channel.
 fn garbage() -> Vec<(&'static str, Vec<u8>)> {
     let seed = random::seed();
-    println!("seed {seed}; again with FT_SEED={seed} cargo test -p tests --test joining");
     let mut random = Random::new(seed);
     let mut huge_length = u32::MAX.to_le_bytes().to_vec();
     huge_length.extend([0; 1000]);

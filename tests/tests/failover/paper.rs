@@ -5,18 +5,18 @@
 //!
 //! | § | promise or question | test |
 //! |---|---|---|
-//! | 2.1 | replay repeats the recording exactly, clock, timer and input included | `record_replay::echo_under_clients_replays_to_the_same_console_outputs_and_digests` |
+//! | 2.1 | replay repeats the recording exactly, clock, timer and input included | `recording/programs::echo_under_clients_replays_to_the_same_console_outputs_and_digests` |
 //! | 2.1 | virtual lockstep: both sides have the same state at the same instruction | `lockstep::state_is_equal_at_every_digest_while_clients_hammer_the_guest` |
 //! | 2.1 | a backup whose state differs is found, and never goes live | `lockstep::flipped_bit_on_the_backup_is_found_at_the_next_digest_and_never_goes_live` |
 //! | 2.1 | the backup never runs past the log that it has | `paper::the_backup_replays_no_further_than_its_log` |
 //! | 2.2 | the Output Rule; the guest is not stopped by it | `output_rule::output_waits_for_its_acknowledgement_while_the_guest_runs_on` |
 //! | 2.2 | an acknowledgement lets out what it covers and nothing more | `output_rule::every_acknowledgement_lets_out_what_it_covers_and_nothing_more` |
-//! | 2.2 | the backup's outputs are dropped as long as it is a backup | `failover::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
+//! | 2.2 | the backup's outputs are dropped as long as it is a backup | `kill::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
 //! | 2.2 | output made just before the crash, its entry acknowledged, the acknowledgement not heard | `paper::output_whose_entry_the_backup_has_comes_once_from_the_new_primary` |
 //! | 2.2 | input logged, and the entry never arrived: the sender's packet was lost with the primary | `paper::input_whose_entry_was_lost_is_given_to_the_new_primary_again` |
 //! | 2.2 | output let out just before the crash: the new primary can't know, and makes it again | `paper::output_that_left_just_before_the_crash_is_not_seen_twice` |
 //! | 2.2 | the backup acknowledges what it receives, not what it has replayed | `paper::a_backup_that_is_behind_replays_its_whole_log_before_it_goes_live` |
-//! | 2.3 | a killed primary is followed by its backup | `failover::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
+//! | 2.3 | a killed primary is followed by its backup | `kill::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
 //! | 2.3 | a killed backup leaves its primary alone | `backup_loss::primary_whose_backup_is_killed_goes_on_alone_as_the_next_generation` |
 //! | 2.3 | silence of the network: heartbeats and log stop, both sides live | `partition::silent_cut_that_the_backup_notices_first_fences_the_primary` |
 //! | 2.3 | an idle guest sends no log to speak of, and is neither lost nor forgotten | `paper::an_idle_guest_stays_protected_and_keeps_its_connection` |
@@ -36,7 +36,7 @@
 //! | 3.1 | what dies while the new backup is started costs nothing | `rejoin::a_backup_that_dies_while_it_joins_costs_the_guest_nothing` |
 //! | 3.2 | a slow backup slows its primary | `lag::a_backup_ten_times_slower_bounds_the_lag_and_nothing_stands_still` |
 //! | 3.2 | a backup that reads nothing for a while holds its primary up, and nothing stays stuck | `paper::a_pause_shorter_than_the_timeout_is_no_failure` |
-//! | 3.3 | a guest that powers off is no failover | `lifecycle::guest_that_powers_off_ends_both_sides_without_a_failover` |
+//! | 3.3 | a guest that powers off is no failover | `operation/lifecycle::guest_that_powers_off_ends_both_sides_without_a_failover` |
 //! | 3.5 | clients find the guest where it went, on a network that knows nothing of fault tolerance | `tap::a_kernels_tcp_connection_survives_the_kill_of_the_primary` |
 //!
 //! §3.4, §4.1 and §4.2 are of disks, which the machine hasn't got; §3.5's batching of interrupts is
@@ -150,6 +150,7 @@ fn every_answer_of_the_table_is_a_test() {
     let named = include_str!("paper.rs").lines().filter_map(|line| line.strip_prefix("//! | ")?.rsplit('`').nth(1));
     let mut rows = 0;
     for (file, name) in named.filter_map(|test| test.split_once("::")) {
+        let file = if file.contains('/') { file.to_owned() } else { format!("failover/{file}") };
         let source = fs::read_to_string(format!("{}/tests/{file}.rs", env!("CARGO_MANIFEST_DIR"))).unwrap();
         assert!(source.contains(&format!("#[test]\nfn {name}()")), "{file}.rs has no test {name}");
         rows += 1;

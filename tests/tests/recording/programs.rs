@@ -242,7 +242,6 @@ fn a_recording_that_is_killed_replays_to_its_last_whole_entry() {
 #[test]
 fn a_log_that_is_cut_or_damaged_replays_as_far_as_it_is_whole_or_says_where() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let mut random = Random::new(seed);
     let bench = Bench::new();
     let log = bench.counter_log();

@@ -213,7 +213,6 @@ fn read(log: &[u8]) -> Result<(Vec<LogEntry>, Ending), LogFileError> {
 #[test]
 fn every_guest_replays_whatever_the_slices_were() {
     let seed = seed();
-    println!("FT_SEED={seed} cargo test -p tests --test record_replay_scripted every_guest");
     for guest in ["counter", "echo", "hello", "suite"] {
         let image = Guest::load(guest).unwrap().image;
         for (slice, steps) in [(1, 300_000), (7, 1_000_000), (613, 4_000_000), (5_000, 4_000_000), (100_003, 8_000_000)]
@@ -237,7 +236,6 @@ fn every_guest_replays_whatever_the_slices_were() {
 #[test]
 fn the_script_makes_every_kind_of_entry() {
     let seed = seed();
-    println!("FT_SEED={seed} cargo test -p tests --test record_replay_scripted the_script");
     let image = Guest::load("echo").unwrap().image;
     let recording = Recording::of(&image, seed, 613, 8_000_000);
     let event =
@@ -261,7 +259,6 @@ fn the_script_makes_every_kind_of_entry() {
 #[test]
 fn the_same_script_gives_the_same_log_and_another_one_another() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let image = Guest::load("echo").unwrap().image;
     let [one, again, other] = [seed, seed, !seed].map(|seed| Recording::of(&image, seed, 5_000, 2_000_000));
     assert!(one.entries == again.entries, "the machine is no function of its inputs");
@@ -313,7 +310,6 @@ fn an_entry_that_tells_of_something_else_is_a_divergence_at_its_place() {
 #[test]
 fn a_log_cut_at_any_byte_reads_to_its_last_whole_frame_and_replays() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let image = Guest::load("hello").unwrap().image;
     let recording = Recording::of(&image, seed, 613, 4_000_000);
     let whole = recording.file(&image);
@@ -346,7 +342,6 @@ fn a_log_cut_at_any_byte_reads_to_its_last_whole_frame_and_replays() {
 #[test]
 fn a_log_cut_before_its_first_entry_is_refused() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let mut random = Random::new(seed);
     let image = Guest::load("hello").unwrap().image;
     let whole = Recording::default().file(&image);

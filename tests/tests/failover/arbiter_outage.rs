@@ -200,7 +200,6 @@ fn arbiter_killed_again_and_again_amid_claims_gives_each_generation_once() {
     const CLAIMERS: u128 = 6;
     const KILLS: u32 = 20;
     let seed = random::seed();
-    eprintln!("FT_SEED={seed}");
     let mut random = Random::new(seed);
     let mut stage = Stage::new(programs!());
     let address = stage.site.arbiter_address().to_owned();

@@ -58,7 +58,6 @@ fn random_programs_compute_the_same_on_qemu() {
         return;
     }
     let seed = seed();
-    println!("FT_SEED={seed} cargo test -p tests --test qemu_differential random_programs");
     let mut random = Random::new(seed);
     let (mut lines, mut units) = (0, 0);
     for _ in 0..PROGRAMS {
@@ -102,7 +101,6 @@ fn difference(snippets: &[Snippet], index: usize) -> String {
 #[test]
 fn snippets_take_every_kind_of_trap() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let mut random = Random::new(seed);
     let mut causes = BTreeMap::<u64, u64>::new();
     for _ in 0..400 {
@@ -121,7 +119,6 @@ fn snippets_take_every_kind_of_trap() {
 #[test]
 fn one_bit_of_difference_changes_what_a_program_prints() {
     let seed = seed();
-    println!("FT_SEED={seed}");
     let mut snippets: Vec<Snippet> = (0..4).map(|number| Snippet::new(seed ^ number, UNITS)).collect();
     let (before, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
     // A snippet without units leaves behind what it began with.

@@ -25,7 +25,6 @@ fn same_on_both(class: Class) {
         return;
     }
     let seed = seed();
-    println!("FT_SEED={seed} cargo test -p tests --test qemu_conformance {}", class.name());
     let mut left = number("FT_PROGRAMS").unwrap_or(PROGRAMS);
     let mut first = seed;
     while left > 0 {
@@ -71,7 +70,6 @@ fn a_result_is_the_same_behind_other_programs() {
         return;
     }
     let seed = seed();
-    println!("FT_SEED={seed}");
     let all = Class::ALL.into_iter().flat_map(|class| (0..40).map(move |index| (class, seed.wrapping_add(index))));
     let mut programs: Vec<Program> = all.map(|(class, seed)| Program::new(class, seed)).collect();
     let forward = on_qemu(&programs, false);

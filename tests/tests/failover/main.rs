@@ -1,0 +1,17 @@
+//! One side dies, or both, or what is between them: processes as their users start them.
+
+mod arbiter_outage;
+mod backup_loss;
+mod claims;
+mod cold_restart;
+mod etcd_arbiter;
+mod etcd_failover;
+mod joining;
+mod kill;
+mod lag;
+mod lockstep;
+mod output_rule;
+mod paper;
+mod partition;
+mod rejoin;
+mod tap;

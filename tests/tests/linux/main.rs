@@ -1,0 +1,5 @@
+//! Debian's kernel with redis as a guest.
+
+mod boot;
+mod failover;
+mod qemu;

@@ -1,0 +1,3 @@
+//! What holds for the project's own files.
+
+mod architecture;

@@ -1,0 +1,5 @@
+//! The machine against QEMU's virt board.
+
+mod conformance;
+mod differential;
+mod echo;

@@ -1,0 +1,5 @@
+//! Recording and replaying offline.
+
+mod bare_programs;
+mod programs;
+mod scripted;
