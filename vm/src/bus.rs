@@ -10,13 +10,13 @@ use crate::device::uart::Uart;
 use crate::device::virtio::blk::Blk;
 use crate::device::virtio::net::Net;
 use crate::device::virtio::{BadRing, mmio};
-use crate::disk::Disk;
 use crate::exit::StopReason;
 use crate::fault::{DeviceFault, VirtioDevice};
-use crate::mmu::GuestPhysAddr;
+use crate::isa::address::GuestPhysAddr;
 use crate::output::Outputs;
-use crate::pages::Pages;
 use crate::ram::Ram;
+use crate::ram::disk::Disk;
+use crate::ram::pages::Pages;
 use crate::state::{RestoreError, StateReader, StateWriter};
 
 /// A range of bus addresses.

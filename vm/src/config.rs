@@ -2,6 +2,9 @@
 
 use alloc::string::String;
 
+/// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
+pub const TIMEBASE_HZ: u64 = 10_000_000;
+
 /// Who is there before the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BootMode {

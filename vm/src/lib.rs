@@ -17,42 +17,35 @@
 extern crate alloc;
 
 mod behaviour;
+mod boot;
 mod bus;
 mod config;
 mod count;
 mod device;
-mod device_tree;
 mod digest;
-mod disk;
 mod event;
 mod exit;
+#[expect(unsafe_code, reason = "its module documentation says what for")]
+mod fast;
 mod fault;
 mod hart;
-mod image;
-mod loader;
+mod isa;
 mod machine;
-mod mmu;
 mod output;
-mod pages;
 mod ram;
-mod sbi;
 mod snapshot;
 mod state;
-mod watch;
 
 pub use behaviour::{BehaviourVersion, OtherBehaviour};
-pub use config::{BootMode, MachineConfig};
+pub use boot::image::{Image, ImageError};
+pub use boot::loader::{DISK_BYTES_MAX, LoadError};
+pub use config::{BootMode, MachineConfig, TIMEBASE_HZ};
 pub use count::InstructionCount;
 pub use digest::StateDigest;
 pub use event::{CONSOLE_BYTES_MAX, Event, OutputId, OutputOperation, PACKET_BYTES_MAX};
 pub use exit::{Exit, FirstTrap, HaltReason, Lack, StopReason};
 pub use fault::{DeviceFault, VirtioDevice};
-pub use image::{Image, ImageError};
-pub use loader::{DISK_BYTES_MAX, LoadError};
 pub use machine::{ApplyError, DroppedPackets, Machine};
-pub use pages::{PAGE_BYTES, PageCopy, PageRange};
+pub use ram::pages::{PAGE_BYTES, PageCopy, PageRange};
 pub use snapshot::{Restoration, STATE_BYTES_MAX};
 pub use state::RestoreError;
-
-/// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
-pub const TIMEBASE_HZ: u64 = 10_000_000;

@@ -1,21 +1,22 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
+use crate::boot::loader::{self, LoadError, Loaded};
+use crate::boot::sbi::Firmware;
 use crate::bus::Bus;
 use crate::config::MachineConfig;
-use crate::disk::Disk;
-use crate::event::PACKET_BYTES_MAX;
-use crate::hart::trap::Interrupt;
-use crate::hart::{AwaitedRead, Hart, Pace, Pause};
-use crate::loader::{self, Loaded};
-use crate::mmu::GuestPhysAddr;
-use crate::pages::PageRange;
+use crate::count::InstructionCount;
+use crate::digest::StateDigest;
+use crate::event::{Event, OutputId, OutputOperation, PACKET_BYTES_MAX};
+use crate::exit::{Exit, HaltReason, StopReason};
+use crate::fast::Fast;
+use crate::fault::DeviceFault;
+use crate::hart::{AwaitedRead, Hart, Pause};
+use crate::isa::address::GuestPhysAddr;
+use crate::isa::trap::Interrupt;
+use crate::ram::disk::Disk;
+use crate::ram::pages::PageRange;
 use crate::ram::{RAM_BASE, Ram};
-use crate::sbi::Firmware;
 use crate::state::{RestoreError, StateReader, StateWriter};
-use crate::{
-    DeviceFault, Event, Exit, HaltReason, InstructionCount, LoadError, OutputId, OutputOperation, StateDigest,
-    StopReason,
-};
 
 /// An event that the machine isn't waiting for, or can't take: the log belongs to another
 /// execution.
@@ -83,6 +84,19 @@ pub struct Machine {
     firmware: Firmware,
     last_ticks: u64,
     last_packet_number: u64,
+    /// Not state.
+    fast: Fast,
+}
+
+/// Which interpreter executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    /// The fast one.
+    Fast,
+    /// The fast one, which may stop a few steps early instead of taking the last ones slowly.
+    FastAndEarly,
+    /// The plain one: it decodes every step and walks the page tables at every access.
+    Plain,
 }
 
 impl Machine {
@@ -100,6 +114,7 @@ impl Machine {
             firmware: Firmware::default(),
             last_ticks: 0,
             last_packet_number: 0,
+            fast: Fast::new(),
         })
     }
 
@@ -114,23 +129,23 @@ impl Machine {
     /// What it says first if several things hold: outputs to be taken, the end of the guest, the
     /// limit, WFI, a read.
     pub fn run(&mut self, limit: InstructionCount) -> Exit {
-        self.run_at(Pace::Fast, limit)
+        self.run_at(Engine::Fast, limit)
     }
 
     /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has
     /// executed a step: for who looks after something every now and then, and not at a certain
     /// instruction. [`Exit::LimitReached`] is what it says then.
     pub fn run_about(&mut self, limit: InstructionCount) -> Exit {
-        self.run_at(Pace::FastAndEarly, limit)
+        self.run_at(Engine::FastAndEarly, limit)
     }
 
     /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one
     /// step to the next: the oracle for tests of the fast one. It takes several times as long.
     pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
-        self.run_at(Pace::Plain, limit)
+        self.run_at(Engine::Plain, limit)
     }
 
-    fn run_at(&mut self, pace: Pace, limit: InstructionCount) -> Exit {
+    fn run_at(&mut self, engine: Engine, limit: InstructionCount) -> Exit {
         loop {
             if !self.bus.outputs.is_empty() {
                 return Exit::Output;
@@ -147,7 +162,12 @@ impl Machine {
             // A device with work left does some behind every step.
             let (is_busy, before) = (self.bus.is_busy(), self.hart.count());
             let until = limit.0.min(if is_busy { before + 1 } else { self.bus.outputs.deadline() });
-            let pause = self.hart.run(&mut self.bus, until, pace);
+            let pause = match engine {
+                Engine::Plain => self.hart.run(&mut self.bus, until),
+                Engine::Fast | Engine::FastAndEarly => {
+                    self.fast.run(&mut self.hart, &mut self.bus, until, engine == Engine::FastAndEarly)
+                }
+            };
             match pause {
                 Pause::Count => {}
                 // The device may have written what the reservation is for.
@@ -172,7 +192,7 @@ impl Machine {
                 self.hart.stay_awake();
             }
             self.settle();
-            if pause == Pause::Count && pace == Pace::FastAndEarly && !is_busy && self.bus.outputs.is_empty() {
+            if pause == Pause::Count && engine == Engine::FastAndEarly && !is_busy && self.bus.outputs.is_empty() {
                 return Exit::LimitReached;
             }
         }
@@ -380,7 +400,7 @@ impl Machine {
 
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { hart, bus, firmware, last_ticks, last_packet_number } = self;
+        let Self { hart, bus, firmware, last_ticks, last_packet_number, fast: _ } = self;
         hart.write_to(writer);
         bus.write_to(writer);
         firmware.write_to(writer);
@@ -401,7 +421,8 @@ impl Machine {
         let bus = Bus::read_from(&mut reader, ram, disk, config.mac, hart.count())?;
         reader.require(!(hart.is_waiting() && bus.is_busy()), "the hart sleeps while a device has work left")?;
         let firmware = Firmware::read_from(&mut reader)?;
-        let mut machine = Self { hart, bus, firmware, last_ticks: reader.u64()?, last_packet_number: reader.u64()? };
+        let (last_ticks, last_packet_number) = (reader.u64()?, reader.u64()?);
+        let mut machine = Self { hart, bus, firmware, last_ticks, last_packet_number, fast: Fast::new() };
         reader.finish()?;
         // What no component can tell by itself: a machine at rest stays as it is.
         machine.settle();

@@ -12,13 +12,12 @@
 //! sent to whom, and when it is few enough, is not known here. The pages of the disk have the
 //! indices behind those of RAM.
 
-use crate::LoadError;
+use crate::boot::loader::{self, LoadError};
 use crate::config::MachineConfig;
-use crate::disk::Disk;
-use crate::loader;
+use crate::isa::address::GuestPhysAddr;
 use crate::machine::Machine;
-use crate::mmu::GuestPhysAddr;
-use crate::pages::{PAGE_BYTES, PageCopy};
+use crate::ram::disk::Disk;
+use crate::ram::pages::{PAGE_BYTES, PageCopy};
 use crate::ram::{RAM_BASE, Ram};
 use crate::state::{RestoreError, StateWriter};
 use alloc::vec::Vec;

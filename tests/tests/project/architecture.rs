@@ -12,6 +12,28 @@ const CRATES: [&str; 6] = ["vm", "logchannel", "hypervisor/ft", "hypervisor", "g
 /// The folders of the hypervisor: each may use those behind it only.
 const LAYERS: [&str; 5] = ["program", "node", "lan", "arbiter", "os"];
 
+/// The modules of the machine, folders and files: each may use those behind it only.
+const MACHINE_LAYERS: [&str; 18] = [
+    "snapshot",
+    "machine",
+    "boot",
+    "fast",
+    "hart",
+    "bus",
+    "device",
+    "ram",
+    "isa",
+    "output",
+    "digest",
+    "fault",
+    "exit",
+    "event",
+    "state",
+    "behaviour",
+    "count",
+    "config",
+];
+
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().into()
 }
@@ -55,8 +77,8 @@ fn sources(path: &Path) -> Vec<PathBuf> {
 /// A file's code: without comments, and without the tests at its end.
 fn code(path: &Path) -> String {
     let text = read(path);
-    let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
-    lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    let tests = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    text[..tests].lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// Every occurrence of one of `words` in the code under `path`.
@@ -115,10 +137,7 @@ fn layers_use_those_below_them_only() {
     // Names are looked for in the form that rustfmt gives them, one path for each folder.
     assert_eq!(occurrences(&workspace().join("hypervisor/src"), &["crate::{"]), Vec::<String>::new());
     // Everything is in one of them.
-    let root = code(&workspace().join("hypervisor/src/lib.rs"));
-    let modules: BTreeSet<_> =
-        root.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
-    assert_eq!(modules, BTreeSet::from(LAYERS));
+    assert_eq!(modules(&workspace().join("hypervisor/src/lib.rs")), LAYERS.map(str::to_owned).into());
     // The operating system knows nothing of fault tolerance, and a network's protocol knows no
     // clock.
     let found = occurrences(&workspace().join("hypervisor/src/os"), &["ft::"]);
@@ -127,6 +146,44 @@ fn layers_use_those_below_them_only() {
         let source = workspace().join("hypervisor/src/lan").join(pure);
         let found = occurrences(&source, &["crate::os", "std::time", "std::net::Tcp", "tokio", "std::thread"]);
         assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
+/// The modules that a crate's root declares.
+fn modules(root: &Path) -> BTreeSet<String> {
+    let declared = |line: &str| {
+        Some(line.strip_prefix("pub ").unwrap_or(line).strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+    };
+    code(root).lines().filter_map(declared).collect()
+}
+
+/// The modules of the crate that the code in `path` names as `crate::module`.
+fn named_modules(path: &Path) -> BTreeSet<String> {
+    let code = code(path);
+    let names = code.split("crate::").skip(1);
+    names.map(|rest| rest.chars().take_while(|next| next.is_alphanumeric() || *next == '_').collect()).collect()
+}
+
+#[test]
+fn the_machines_modules_use_those_below_them_only() {
+    let source = workspace().join("vm/src");
+    assert_eq!(modules(&source.join("lib.rs")), MACHINE_LAYERS.map(str::to_owned).into());
+    for (number, layer) in MACHINE_LAYERS.iter().enumerate() {
+        let folder = source.join(layer);
+        let files = sources(&if folder.is_dir() { folder } else { source.join(format!("{layer}.rs")) });
+        assert!(!files.is_empty(), "no file of {layer} was found");
+        for file in files {
+            // What the root exports again is named where it is, so that the arrow shows.
+            let others = named_modules(&file);
+            let above: Vec<_> =
+                others.iter().filter(|name| !MACHINE_LAYERS[number..].contains(&name.as_str())).collect();
+            assert!(above.is_empty(), "{} uses what doesn't stand below {layer}: {above:?}", file.display());
+            // No way around the names: `super` doesn't leave the layer.
+            let inside = file.strip_prefix(&source).unwrap();
+            let depth = inside.components().count() - usize::from(inside.ends_with("mod.rs"));
+            let climbs = occurrences(&file, &["super::".repeat(depth).as_str()]);
+            assert!(climbs.is_empty(), "{climbs:?}");
+        }
     }
 }
 

@@ -5,38 +5,7 @@
     reason = "reinterpreting and narrowing register values is what these instructions do"
 )]
 
-/// A computational operation of RV64I or M. Its second operand is a register or an immediate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AluOp {
-    Add,
-    Sub,
-    Sll,
-    Slt,
-    Sltu,
-    Xor,
-    Srl,
-    Sra,
-    Or,
-    And,
-    AddW,
-    SubW,
-    SllW,
-    SrlW,
-    SraW,
-    Mul,
-    Mulh,
-    Mulhsu,
-    Mulhu,
-    Div,
-    Divu,
-    Rem,
-    Remu,
-    MulW,
-    DivW,
-    DivuW,
-    RemW,
-    RemuW,
-}
+use crate::isa::instruction::AluOp;
 
 /// The result of `op` on `a` and `b`. Division by zero and overflow have results, as the M
 /// extension says; nothing traps.

@@ -1,12 +1,15 @@
 //! What each instruction does.
 
-use super::alu::{self, AluOp};
+use super::alu;
 use super::csr::Status;
-use super::decode::{AmoOp, AtomicWidth, Condition, Instruction, LoadKind, Register, StoreKind};
-use super::trap::{Exception, Trap};
-use super::{Hart, Privilege, Unretired};
+use super::mmu::Access;
+use super::{Hart, Unretired};
 use crate::bus::Bus;
-use crate::mmu::{Access, GuestPhysAddr, GuestVirtAddr};
+use crate::isa::address::{GuestPhysAddr, GuestVirtAddr};
+use crate::isa::instruction::AluOp;
+use crate::isa::instruction::{AmoOp, AtomicWidth, Condition, Instruction, LoadKind, Register, StoreKind};
+use crate::isa::privilege::Privilege;
+use crate::isa::trap::{Exception, Trap};
 
 impl Hart {
     /// Executes `instruction`, which is `length` bytes long. The result is the next pc.
@@ -199,7 +202,7 @@ const fn sign_extended(value: i32) -> u64 {
 }
 
 #[inline]
-pub(super) const fn holds(condition: Condition, a: u64, b: u64) -> bool {
+pub(crate) const fn holds(condition: Condition, a: u64, b: u64) -> bool {
     match condition {
         Condition::Equal => a == b,
         Condition::NotEqual => a != b,

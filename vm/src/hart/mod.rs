@@ -10,77 +10,35 @@
 //! The hart knows the bus and nothing above it: firmware calls and values from outside are left to
 //! the machine.
 
-mod alu;
-mod compressed;
+mod access;
+pub(crate) mod alu;
 mod csr;
-mod decode;
-mod execute;
-#[expect(unsafe_code, reason = "the one module that needs it; it says what for")]
-mod fast;
+pub(crate) mod execute;
 mod float;
-mod memory;
+pub(crate) mod mmu;
 mod tohost;
-pub(crate) mod trap;
+mod trap;
 
 use crate::bus::Bus;
 use crate::config::BootMode;
-use crate::mmu::{GuestPhysAddr, Mmu};
+use crate::isa::address::GuestPhysAddr;
+use crate::isa::decode;
+use crate::isa::instruction::{Instruction, Register};
+use crate::isa::privilege::Privilege;
+use crate::isa::trap::{Exception, Interrupt, Trap};
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
+use access::Fetched;
 use csr::Csrs;
-use decode::{Instruction, Register};
-pub(crate) use fast::Memory;
-use fast::{Fast, Left};
 use float::FloatState;
-use memory::Fetched;
+use mmu::Mmu;
 pub(crate) use tohost::HostPort;
-use trap::{Exception, Interrupt, Trap};
-
-/// Who the guest's code is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Privilege {
-    User,
-    Supervisor,
-    Machine,
-}
-
-impl Privilege {
-    /// The number of the mode, as CSR addresses have it.
-    const fn level(self) -> u8 {
-        match self {
-            Self::User => 0,
-            Self::Supervisor => 1,
-            Self::Machine => 3,
-        }
-    }
-
-    /// The mode with this number.
-    const fn from_level(level: u64) -> Option<Self> {
-        match level {
-            0 => Some(Self::User),
-            1 => Some(Self::Supervisor),
-            3 => Some(Self::Machine),
-            _ => None,
-        }
-    }
-}
 
 /// A read whose value comes from outside the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AwaitedRead {
     Clock,
     Seed,
-}
-
-/// How the hart executes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// By what has been decoded and translated before, as far as that goes.
-    Fast,
-    /// The same, but rather stopping a few steps early than taking the last ones slowly.
-    FastAndEarly,
-    /// Decoding every step and walking the page tables at every access.
-    Plain,
 }
 
 /// Why [`Hart::run`] returned.
@@ -104,7 +62,7 @@ pub(crate) enum Pause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unretired {
     Trap(Trap),
-    /// An illegal instruction; the trap value is its bits, which only [`Hart::step`] knows.
+    /// An illegal instruction; the trap value is its bits, which only [`Hart::execute_next`] knows.
     Illegal,
     Awaits(AwaitedRead),
     FirmwareCall,
@@ -123,9 +81,9 @@ impl From<Trap> for Unretired {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Hart {
-    x: [u64; 32],
-    pc: u64,
-    count: u64,
+    pub(crate) x: [u64; 32],
+    pub(crate) pc: u64,
+    pub(crate) count: u64,
     /// Whose the environment calls of the supervisor are.
     boot: BootMode,
     privilege: Privilege,
@@ -137,8 +95,6 @@ pub(crate) struct Hart {
     waiting: bool,
     /// Where a guest without firmware speaks to whoever runs it.
     host_port: Option<HostPort>,
-    /// Not state.
-    fast: Fast,
 }
 
 impl Hart {
@@ -163,7 +119,6 @@ impl Hart {
             reservation: None,
             waiting: false,
             host_port,
-            fast: Fast::new(),
         }
     }
 
@@ -180,6 +135,16 @@ impl Hart {
     /// Whether `interrupt` would wake it out of a WFI.
     pub(crate) const fn is_woken_by(&self, interrupt: Interrupt) -> bool {
         self.csrs.enabled_interrupts() & interrupt.mask() != 0
+    }
+
+    /// The privilege mode of the next instruction.
+    pub(crate) const fn privilege(&self) -> Privilege {
+        self.privilege
+    }
+
+    /// CSR `satp`.
+    pub(crate) const fn satp(&self) -> u64 {
+        self.mmu.satp()
     }
 
     /// Whether the guest has a place where it tells its result.
@@ -199,20 +164,9 @@ impl Hart {
 
     /// Executes steps until the count is `until` or the machine has to act. The hart must not be
     /// waiting.
-    ///
-    /// How it goes about it is `pace`, and nothing else depends on that.
-    pub(crate) fn run(&mut self, bus: &mut Bus, until: u64, pace: Pace) -> Pause {
-        assert!(!self.waiting, "a waiting hart executes nothing");
+    pub(crate) fn run(&mut self, bus: &mut Bus, until: u64) -> Pause {
         while self.count < until {
-            if pace != Pace::Plain && self.deliverable_interrupt().is_none() {
-                let before = self.count;
-                let left = self.run_fast(bus, until);
-                let is_early = pace == Pace::FastAndEarly && left == Left::Budget && self.count > before;
-                if self.count == until || is_early {
-                    break;
-                }
-            }
-            if let Some(pause) = self.step_once(bus) {
+            if let Some(pause) = self.step(bus) {
                 return pause;
             }
         }
@@ -221,17 +175,21 @@ impl Hart {
 
     /// Executes one step: takes an interrupt, or fetches, decodes and executes one instruction.
     ///
-    /// Nothing is kept from one step to the next, so this is what any faster way to run has to come
-    /// to.
-    #[inline]
-    pub(crate) fn step_once(&mut self, bus: &mut Bus) -> Option<Pause> {
+    /// Nothing is cached from one step to the next, so this defines what any faster way to execute
+    /// has to result in. The hart must not be waiting.
+    ///
+    /// Each interpreter's loop has its own copy: with a call per step, what the fast interpreter
+    /// leaves to this one took 4 % more instructions of the host.
+    #[inline(always)]
+    pub(crate) fn step(&mut self, bus: &mut Bus) -> Option<Pause> {
+        debug_assert!(!self.waiting, "a waiting hart executes nothing");
         if self.csrs.pending_interrupts() != 0
             && let Some(interrupt) = self.deliverable_interrupt()
         {
             self.take_interrupt(interrupt);
             return None;
         }
-        match self.step(bus) {
+        match self.execute_next(bus) {
             Ok(next_pc) => {
                 self.pc = next_pc;
                 self.count += 1;
@@ -311,7 +269,7 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, fast: _ } = self;
+        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port } = self;
         for register in x {
             writer.u64(*register);
         }
@@ -355,8 +313,7 @@ impl Hart {
         let (tohost, fromhost) = (reader.optional_u64()?, reader.optional_u64()?.map(GuestPhysAddr));
         reader.require(tohost.is_some() || fromhost.is_none(), "there is `fromhost`, but not `tohost`")?;
         let host_port = tohost.map(|tohost| HostPort { tohost: GuestPhysAddr(tohost), fromhost });
-        let fast = Fast::new();
-        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, fast })
+        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port })
     }
 
     #[inline]
@@ -373,7 +330,7 @@ impl Hart {
     /// Fetches, decodes and executes one instruction. The result is the next pc; nothing else has
     /// moved on yet.
     #[inline]
-    fn step(&mut self, bus: &mut Bus) -> Result<u64, (Unretired, u32)> {
+    fn execute_next(&mut self, bus: &mut Bus) -> Result<u64, (Unretired, u32)> {
         let fetched = self.fetch(&bus.ram).map_err(|trap| (trap.into(), 0))?;
         let instruction = decode::decode(fetched.bits);
         // An instruction that waits for its value is no step yet and must not change memory: a

@@ -12,8 +12,8 @@ use super::Hart;
 use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;
 use crate::exit::StopReason;
-use crate::mmu::GuestPhysAddr;
-use crate::pages::PAGE_BYTES;
+use crate::isa::address::GuestPhysAddr;
+use crate::ram::pages::PAGE_BYTES;
 
 /// The length of each.
 const TOHOST_BYTES: u64 = 8;
@@ -65,7 +65,7 @@ impl Hart {
     }
 
     /// Whether a store to the page of `address` may be one to `tohost`.
-    pub(super) fn shares_page_with_tohost(&self, address: GuestPhysAddr) -> bool {
+    pub(crate) fn shares_page_with_tohost(&self, address: GuestPhysAddr) -> bool {
         let page = |address: u64| address / PAGE_BYTES as u64;
         self.host_port.is_some_and(|HostPort { tohost: GuestPhysAddr(tohost), .. }| {
             let pages = page(tohost)..=page(tohost.saturating_add(TOHOST_BYTES - 1));
@@ -137,12 +137,12 @@ fn write(bus: &mut Bus, descriptor: u64, address: GuestPhysAddr, bytes: u64) -> 
 
 #[cfg(test)]
 mod tests {
-    use crate::OutputOperation;
     use crate::bus::Bus;
     use crate::config::BootMode;
+    use crate::event::OutputOperation;
     use crate::exit::StopReason;
     use crate::hart::{Hart, HostPort, Pause};
-    use crate::mmu::GuestPhysAddr;
+    use crate::isa::address::GuestPhysAddr;
     use crate::ram::{RAM_BASE, Ram};
     use crate::state::{StateReader, StateWriter};
 
@@ -168,7 +168,7 @@ mod tests {
         hart.write_to(&mut writer);
         let bytes = writer.into_bytes();
         let mut hart = Hart::read_from(&mut StateReader::new(&bytes), BootMode::Bare).unwrap();
-        let pause = hart.step_once(&mut bus);
+        let pause = hart.step(&mut bus);
         assert_eq!(hart.count(), 1);
         (bus, pause)
     }

@@ -14,8 +14,8 @@
 use super::BadRing;
 use super::mmio::{CONFIG, Notified, Served, Transport, load_config};
 use super::queue::{Buffer, Chain, Direction, QUEUE_SIZE_MAX, pieces, scatter, total};
-use crate::disk::{Disk, SECTOR_BYTES};
 use crate::ram::Ram;
+use crate::ram::disk::{Disk, SECTOR_BYTES};
 use crate::state::{RestoreError, StateReader, StateWriter};
 
 const DEVICE_ID: u32 = 2;

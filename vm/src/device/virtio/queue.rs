@@ -10,7 +10,7 @@
 //! offered.
 
 use super::BadRing;
-use crate::mmu::GuestPhysAddr;
+use crate::isa::address::GuestPhysAddr;
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;

@@ -5,7 +5,7 @@ use super::{
     COUNTEREN_MASK, Csrs, DELEGABLE_EXCEPTIONS, ENVCFG_MASK, EPC_MASK, INTERRUPTS, SUPERVISOR_INTERRUPTS, TVEC_MASK,
     address,
 };
-use crate::hart::trap::Interrupt;
+use crate::isa::trap::Interrupt;
 
 /// `misa`: 64 bits, extensions A, C, D, F, I, M and modes S and U.
 const MISA: u64 = {

@@ -2,9 +2,10 @@
 //! hart.
 
 use super::{Csrs, Status, address};
-use crate::hart::decode::{CsrInstruction, CsrOp, CsrSource};
 use crate::hart::float::FloatStatus;
-use crate::hart::{AwaitedRead, Hart, Privilege, Unretired};
+use crate::hart::{AwaitedRead, Hart, Unretired};
+use crate::isa::instruction::{CsrInstruction, CsrOp, CsrSource};
+use crate::isa::privilege::Privilege;
 
 /// `UXL` and `SXL` of 64 bits, which is all there is; `sstatus` has the former alone.
 const UXL_64: u64 = 2 << 32;

@@ -12,8 +12,8 @@ mod execute;
 mod pmp;
 mod status;
 
-use super::trap::{Interrupt, TrapLevel};
 use crate::config::BootMode;
+use crate::isa::trap::{Interrupt, TrapLevel};
 use crate::state::{RestoreError, StateReader, StateWriter};
 use counters::Counters;
 use pmp::Pmp;

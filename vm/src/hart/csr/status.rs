@@ -1,7 +1,7 @@
 //! `mstatus`, of which `sstatus` is a part.
 
-use crate::hart::Privilege;
-use crate::hart::trap::TrapLevel;
+use crate::isa::privilege::Privilege;
+use crate::isa::trap::TrapLevel;
 
 /// The fields of `mstatus` that hold state, at their places. FS is kept with the floating-point
 /// unit; the widths of S- and U-mode are fixed; there are no vectors and no big-endian memory.

@@ -1,8 +1,8 @@
 //! What needs no arithmetic: comparisons, minimum and maximum, classes and signs.
 
 use super::format::Format;
-use super::instruction::{Comparison, Extreme, SignOp};
 use super::soft::flag;
+use crate::isa::float::{Comparison, Extreme, SignOp};
 
 /// A number's place in the order of all numbers, -0 just before +0. Not for NaN.
 #[inline]

@@ -1,8 +1,8 @@
 //! Conversions between formats, and to and from integers.
 
 use super::format::Format;
-use super::instruction::{IntegerKind, Rounding};
 use super::soft::{Context, Finite, Value, flag, round, shift_rounded, unpack};
+use crate::isa::float::{IntegerKind, Rounding};
 
 impl IntegerKind {
     /// The largest magnitude of a number of this kind with this sign.
@@ -117,7 +117,7 @@ pub(super) fn from_integer<F: Format>(value: u64, kind: IntegerKind, context: &m
 /// The number `bits` of format `From` in format `To`, rounded.
 pub(super) fn resize<From: Format, To: Format>(bits: u64, context: &mut Context) -> u64 {
     if From::is_normal_or_zero(bits) {
-        // A wider format has it exactly; otherwise as for two operands, see `super::fast`.
+        // A wider format has it exactly; otherwise as for two operands, see `super::native`.
         let is_wider = To::PRECISION > From::PRECISION;
         let nothing_to_tell = context.rounding == Rounding::NearestEven && context.flags & flag::NX != 0;
         if is_wider || nothing_to_tell {

@@ -1,14 +1,12 @@
 //! What floating-point instructions do to the hart.
 
 use super::format::{Double, Format, Single};
-use super::instruction::{
-    FloatFormat, FloatInstruction, FloatOperation, FloatRegister, Fused, Rounding, RoundingField,
-};
 use super::soft::{self, Context};
-use super::{FloatStatus, compare, convert, fast};
+use super::{FloatStatus, compare, convert, native};
 use crate::bus::Bus;
 use crate::hart::{Hart, Unretired};
-use crate::mmu::GuestVirtAddr;
+use crate::isa::address::GuestVirtAddr;
+use crate::isa::float::{FloatFormat, FloatInstruction, FloatOperation, FloatRegister, Fused, Rounding, RoundingField};
 
 /// The bits of `fcsr` that are flags; the others are the rounding mode.
 const FLAGS: u8 = 0x1f;
@@ -86,7 +84,7 @@ impl Hart {
         match operation {
             FloatOperation::Binary { op, rounding, rd, rs1, rs2 } => {
                 let mut context = self.context(rounding)?;
-                let result = fast::binary::<F>(op, self.float::<F>(rs1), self.float::<F>(rs2), &mut context);
+                let result = native::binary::<F>(op, self.float::<F>(rs1), self.float::<F>(rs2), &mut context);
                 self.retire_arithmetic::<F>(rd, result, context);
             }
             FloatOperation::MultiplyAdd(fused) => self.multiply_add::<F>(fused, false, false)?,

@@ -1,6 +1,6 @@
 //! The two formats, how registers hold them, and what the host's arithmetic makes of them.
 
-use super::instruction::BinaryOp;
+use crate::isa::float::BinaryOp;
 
 /// A binary interchange format of IEEE 754, as bits in the low part of a `u64`.
 pub(super) trait Format {

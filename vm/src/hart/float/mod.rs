@@ -1,7 +1,7 @@
 //! The floating-point unit: registers f0 to f31, `fcsr`, and what the F and D extensions compute.
 //!
 //! ```text
-//! instruction ─► execute ─► fast ──► soft (integers)
+//! instruction ─► execute ─► native ─► soft (integers)
 //!  (decoding)    (the hart)   └────► the host's arithmetic, where it is provably the same
 //!                         └► compare, convert
 //! ```
@@ -13,9 +13,8 @@
 mod compare;
 mod convert;
 mod execute;
-mod fast;
 mod format;
-pub(super) mod instruction;
+mod native;
 mod soft;
 
 use crate::state::{RestoreError, StateReader, StateWriter};

@@ -10,7 +10,7 @@
 //! outside takes as much code as this.
 
 use super::format::Format;
-use super::instruction::Rounding;
+use crate::isa::float::Rounding;
 
 /// Accrued exceptions, as in `fflags`.
 pub(super) mod flag {

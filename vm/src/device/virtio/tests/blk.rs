@@ -3,7 +3,7 @@
 use super::{DATA, NEXT, RAM_BYTES, SIZE, WRITE};
 use crate::device::virtio::BadRing;
 use crate::device::virtio::blk::Blk;
-use crate::disk::Disk;
+use crate::ram::disk::Disk;
 use crate::ram::{RAM_BASE, Ram};
 use crate::state::{StateReader, StateWriter};
 use alloc::vec;

@@ -4,7 +4,7 @@ mod blk;
 mod net;
 
 use super::BadRing;
-use crate::mmu::GuestPhysAddr;
+use crate::isa::address::GuestPhysAddr;
 use crate::ram::{RAM_BASE, Ram};
 use alloc::vec::Vec;
 

@@ -1,12 +1,12 @@
 //! Against the host's arithmetic, which rounds to nearest even, and against exact arithmetic in a
 //! wider format.
 
-use super::super::convert;
-use super::super::fast;
-use super::super::format::{Double, Format, Single};
-use super::super::instruction::{BinaryOp, IntegerKind, Rounding};
-use super::super::soft::{self, Context, flag};
 use super::{MODES, Random, computed};
+use crate::hart::float::convert;
+use crate::hart::float::format::{Double, Format, Single};
+use crate::hart::float::native;
+use crate::hart::float::soft::{self, Context, flag};
+use crate::isa::float::{BinaryOp, IntegerKind, Rounding};
 
 const ROUNDS: u32 = 1_000_000;
 const OPERATIONS: [BinaryOp; 4] = [BinaryOp::Add, BinaryOp::Subtract, BinaryOp::Multiply, BinaryOp::Divide];
@@ -24,7 +24,7 @@ fn operations<F: Format>(seed: u64) {
     for _ in 0..ROUNDS {
         let [a, b] = core::array::from_fn(|_| random.operand::<F>());
         for op in OPERATIONS {
-            let (result, _) = computed(Rounding::NearestEven, |context| fast::by_integers::<F>(op, a, b, context));
+            let (result, _) = computed(Rounding::NearestEven, |context| native::by_integers::<F>(op, a, b, context));
             assert_eq!(result, canonical::<F>(F::on_host(op, a, b)), "{op:?} {a:#x} {b:#x}");
         }
     }
@@ -70,9 +70,9 @@ fn short_cut<F: Format, Other: Format>(seed: u64) {
         let integer = random.next() >> random.below(64);
         for rounding in [Rounding::NearestEven, MODES[1 + random.index(4)]] {
             for op in OPERATIONS {
-                let (result, flags) = computed(rounding, |context| fast::by_integers::<F>(op, a, b, context));
+                let (result, flags) = computed(rounding, |context| native::by_integers::<F>(op, a, b, context));
                 let mut context = Context { rounding, flags: flag::NX };
-                let answer = fast::binary::<F>(op, a, b, &mut context);
+                let answer = native::binary::<F>(op, a, b, &mut context);
                 assert_eq!((answer, context.flags), (result, flags | flag::NX), "{op:?} {a:#x} {b:#x} {rounding:?}");
             }
             both(rounding, &|context| convert::resize::<F, Other>(a, context), &a);

@@ -7,12 +7,12 @@
 use rustc_apfloat::ieee::{Double as LibraryDouble, Single as LibrarySingle};
 use rustc_apfloat::{Float, FloatConvert, Round, Status, StatusAnd};
 
-use super::super::convert;
-use super::super::fast;
-use super::super::format::{Double, Format, Single};
-use super::super::instruction::{BinaryOp, IntegerKind, Rounding};
-use super::super::soft::{self, flag};
 use super::{MODES, Random, computed};
+use crate::hart::float::convert;
+use crate::hart::float::format::{Double, Format, Single};
+use crate::hart::float::native;
+use crate::hart::float::soft::{self, flag};
+use crate::isa::float::{BinaryOp, IntegerKind, Rounding};
 
 const ROUNDS: u32 = 100_000;
 
@@ -57,7 +57,7 @@ fn arithmetic<F: Format, L: Float>(seed: u64) {
         for rounding in MODES {
             let round = round_of(rounding);
             for op in [BinaryOp::Add, BinaryOp::Subtract, BinaryOp::Multiply, BinaryOp::Divide] {
-                let ours = computed(rounding, |context| fast::by_integers::<F>(op, a, b, context));
+                let ours = computed(rounding, |context| native::by_integers::<F>(op, a, b, context));
                 let theirs = match op {
                     BinaryOp::Add => x.add_r(y, round),
                     BinaryOp::Subtract => x.sub_r(y, round),

@@ -1,9 +1,9 @@
 //! Operands that a seed makes, and what is computed from them.
 
-use super::super::format::Format;
-use super::super::instruction::Rounding;
-use super::super::soft::Context;
 use super::println;
+use crate::hart::float::format::Format;
+use crate::hart::float::soft::Context;
+use crate::isa::float::Rounding;
 
 pub(super) const MODES: [Rounding; 5] =
     [Rounding::NearestEven, Rounding::Zero, Rounding::Down, Rounding::Up, Rounding::NearestAway];

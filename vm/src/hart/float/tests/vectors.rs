@@ -1,15 +1,13 @@
 //! Hand-picked: every flag, every kind of special value.
 
-use super::super::compare::{classify, compare, inject_sign, select};
-use super::super::convert::{resize, to_integer};
-use super::super::fast::by_integers;
-use super::super::format::{Double, Format, Single};
-use super::super::instruction::{BinaryOp, Comparison, Extreme, IntegerKind, Rounding, SignOp};
-use super::super::soft::{
-    flag::{DZ, NV, NX, OF, UF},
-    multiply_add, square_root,
-};
 use super::{MODES, computed};
+use crate::hart::float::compare::{classify, compare, inject_sign, select};
+use crate::hart::float::convert::{resize, to_integer};
+use crate::hart::float::format::{Double, Format, Single};
+use crate::hart::float::native::by_integers;
+use crate::hart::float::soft::flag::{DZ, NV, NX, OF, UF};
+use crate::hart::float::soft::{multiply_add, square_root};
+use crate::isa::float::{BinaryOp, Comparison, Extreme, IntegerKind, Rounding, SignOp};
 use BinaryOp::{Add, Divide, Multiply, Subtract};
 use IntegerKind::{Long, LongUnsigned, Word, WordUnsigned};
 use Rounding::{Down, NearestAway, NearestEven, Up, Zero};

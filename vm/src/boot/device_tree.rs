@@ -1,0 +1,216 @@
+//! The device tree: the board's description for the guest, part of the initial state.
+//!
+//! Nodes and properties are those of QEMU's `virt` board, as far as the devices exist here.
+
+use crate::bus::{BLK, BLK_IRQ, FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
+use crate::config::{MachineConfig, TIMEBASE_HZ};
+use crate::ram::RAM_BASE;
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::vec::Vec;
+use core::ops::Range;
+use vm_fdt::{FdtWriter, FdtWriterResult};
+
+const PHANDLE_HART_INTERRUPTS: u32 = 1;
+const PHANDLE_PLIC: u32 = 2;
+const PHANDLE_FINISHER: u32 = 3;
+
+/// Hart interrupts that the PLIC's contexts drive: machine external, which nobody takes here, and
+/// supervisor external.
+const PLIC_CONTEXTS: [u32; 4] = [PHANDLE_HART_INTERRUPTS, 11, PHANDLE_HART_INTERRUPTS, 9];
+const PLIC_SOURCES: u32 = 95;
+
+/// The frequency from which a 16550's divisor would be computed.
+const UART_CLOCK_HZ: u32 = 3_686_400;
+
+/// What the console's line is set to before anybody sets it; the line is infinitely fast whatever
+/// it is set to.
+const UART_OPTIONS: &str = "115200n8";
+
+/// What the hart offers.
+const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr";
+const ISA_BASE: &str = "rv64i";
+const ISA_EXTENSIONS: [&str; 10] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr"];
+const MMU: &str = "riscv,sv39";
+
+/// What an image adds to the description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// Where the initrd lies.
+    pub(crate) initrd: Option<Range<u64>>,
+}
+
+/// The flattened device tree of a machine with this configuration and an image with these contents.
+/// Its length doesn't depend on where the initrd lies.
+pub(crate) fn build(config: &MachineConfig, contents: &Contents) -> FdtWriterResult<Vec<u8>> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_string("compatible", "riscv-virtio")?;
+    fdt.property_string("model", "riscv-virtio,ftvm")?;
+    chosen(&mut fdt, config, contents)?;
+    let memory = fdt.begin_node(&format!("memory@{RAM_BASE:x}"))?;
+    fdt.property_string("device_type", "memory")?;
+    fdt.property_array_u64("reg", &[RAM_BASE, config.ram_bytes])?;
+    fdt.end_node(memory)?;
+    cpus(&mut fdt)?;
+    soc(&mut fdt, config)?;
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn chosen(fdt: &mut FdtWriter, config: &MachineConfig, contents: &Contents) -> FdtWriterResult<()> {
+    let chosen = fdt.begin_node("chosen")?;
+    fdt.property_string("bootargs", &config.bootargs)?;
+    fdt.property_string("stdout-path", &format!("/soc/serial@{:x}:{UART_OPTIONS}", UART.base))?;
+    fdt.property("rng-seed", &config.rng_seed)?;
+    if let Some(initrd) = &contents.initrd {
+        fdt.property_u64("linux,initrd-start", initrd.start)?;
+        fdt.property_u64("linux,initrd-end", initrd.end)?;
+    }
+    fdt.end_node(chosen)
+}
+
+fn cpus(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+    let cpus = fdt.begin_node("cpus")?;
+    fdt.property_u32("#address-cells", 1)?;
+    fdt.property_u32("#size-cells", 0)?;
+    let timebase = u32::try_from(TIMEBASE_HZ).expect("the timebase is 10 MHz");
+    fdt.property_u32("timebase-frequency", timebase)?;
+    let cpu = fdt.begin_node("cpu@0")?;
+    fdt.property_string("device_type", "cpu")?;
+    fdt.property_u32("reg", 0)?;
+    fdt.property_string("status", "okay")?;
+    fdt.property_string("compatible", "riscv")?;
+    fdt.property_string("riscv,isa", ISA)?;
+    fdt.property_string("riscv,isa-base", ISA_BASE)?;
+    fdt.property_string_list("riscv,isa-extensions", ISA_EXTENSIONS.map(ToOwned::to_owned).to_vec())?;
+    fdt.property_string("mmu-type", MMU)?;
+    let interrupts = fdt.begin_node("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 1)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_string("compatible", "riscv,cpu-intc")?;
+    fdt.property_phandle(PHANDLE_HART_INTERRUPTS)?;
+    fdt.end_node(interrupts)?;
+    fdt.end_node(cpu)?;
+    fdt.end_node(cpus)
+}
+
+fn soc(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
+    let soc = fdt.begin_node("soc")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_string("compatible", "simple-bus")?;
+    fdt.property_null("ranges")?;
+
+    let plic = begin_device(fdt, "plic", PLIC, &["sifive,plic-1.0.0", "riscv,plic0"])?;
+    fdt.property_u32("#interrupt-cells", 1)?;
+    fdt.property_u32("#address-cells", 0)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_array_u32("interrupts-extended", &PLIC_CONTEXTS)?;
+    fdt.property_u32("riscv,ndev", PLIC_SOURCES)?;
+    fdt.property_phandle(PHANDLE_PLIC)?;
+    fdt.end_node(plic)?;
+
+    let uart = begin_device(fdt, "serial", UART, &["ns16550a"])?;
+    fdt.property_u32("clock-frequency", UART_CLOCK_HZ)?;
+    interrupt(fdt, UART_IRQ)?;
+    fdt.end_node(uart)?;
+
+    let net = begin_device(fdt, "virtio_mmio", NET, &["virtio,mmio"])?;
+    interrupt(fdt, NET_IRQ)?;
+    fdt.end_node(net)?;
+
+    if config.disk_bytes > 0 {
+        let disk = begin_device(fdt, "virtio_mmio", BLK, &["virtio,mmio"])?;
+        interrupt(fdt, BLK_IRQ)?;
+        fdt.end_node(disk)?;
+    }
+
+    let finisher = begin_device(fdt, "test", FINISHER, &["sifive,test1", "sifive,test0", "syscon"])?;
+    fdt.property_phandle(PHANDLE_FINISHER)?;
+    fdt.end_node(finisher)?;
+    fdt.end_node(soc)?;
+
+    finisher_action(fdt, "poweroff", 0x5555)?;
+    finisher_action(fdt, "reboot", 0x7777)
+}
+
+fn begin_device(
+    fdt: &mut FdtWriter,
+    name: &str,
+    region: Region,
+    compatible: &[&str],
+) -> FdtWriterResult<vm_fdt::FdtWriterNode> {
+    let node = fdt.begin_node(&format!("{name}@{:x}", region.base))?;
+    fdt.property_string_list("compatible", compatible.iter().map(|name| (*name).to_owned()).collect())?;
+    fdt.property_array_u64("reg", &[region.base, region.bytes])?;
+    Ok(node)
+}
+
+fn interrupt(fdt: &mut FdtWriter, source: u32) -> FdtWriterResult<()> {
+    fdt.property_u32("interrupt-parent", PHANDLE_PLIC)?;
+    fdt.property_u32("interrupts", source)
+}
+
+/// How an operating system that doesn't know the finisher uses it.
+fn finisher_action(fdt: &mut FdtWriter, action: &str, value: u32) -> FdtWriterResult<()> {
+    let node = fdt.begin_node(action)?;
+    fdt.property_string("compatible", &format!("syscon-{action}"))?;
+    fdt.property_u32("regmap", PHANDLE_FINISHER)?;
+    fdt.property_u32("offset", 0)?;
+    fdt.property_u32("value", value)?;
+    fdt.end_node(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Contents, MachineConfig, build};
+    use alloc::vec::Vec;
+
+    const NOTHING: Contents = Contents { initrd: None };
+
+    fn tree(config: &MachineConfig, contents: &Contents) -> Vec<u8> {
+        build(config, contents).unwrap()
+    }
+
+    fn with_disk(config: &MachineConfig) -> MachineConfig {
+        MachineConfig { disk_bytes: 4096, ..config.clone() }
+    }
+
+    /// Whether `tree` has `bytes`; enough to tell whether a name or a value is there.
+    fn has(tree: &[u8], bytes: &[u8]) -> bool {
+        tree.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    #[test]
+    fn is_a_function_of_the_configuration_and_the_contents() {
+        let config = MachineConfig::default();
+        let plain = tree(&config, &NOTHING);
+        assert_eq!(plain[..4], 0xd00d_feed_u32.to_be_bytes());
+        assert_eq!(plain, tree(&config, &NOTHING));
+        assert_ne!(plain, tree(&with_disk(&config), &NOTHING));
+        let other = MachineConfig { rng_seed: [1; 32], ..config };
+        assert_ne!(plain, tree(&other, &NOTHING));
+    }
+
+    #[test]
+    fn bootargs_with_nul_are_refused() {
+        assert!(build(&MachineConfig { bootargs: "a\0b".into(), ..MachineConfig::default() }, &NOTHING).is_err());
+    }
+
+    #[test]
+    fn what_isnt_there_isnt_described_and_addresses_dont_change_the_length() {
+        let config = MachineConfig::default();
+        let plain = tree(&config, &NOTHING);
+        assert!(!has(&plain, b"linux,initrd-start") && !has(&plain, b"virtio_mmio@10002000"));
+        assert!(has(&tree(&with_disk(&config), &NOTHING), b"virtio_mmio@10002000"));
+        let [placeholder, placed] =
+            [0..0, 0x8700_0000..0x8712_3456].map(|initrd| tree(&config, &Contents { initrd: Some(initrd) }));
+        assert_eq!(placeholder.len(), placed.len());
+        for word in [0x8700_0000_u64, 0x8712_3456] {
+            assert!(has(&placed, &word.to_be_bytes()) && !has(&placeholder, &word.to_be_bytes()), "{word:#x}");
+        }
+    }
+}

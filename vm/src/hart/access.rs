@@ -1,0 +1,208 @@
+//! The hart's way to memory: instruction fetch, and the loads and stores of integers and
+//! floating-point numbers alike.
+//!
+//! An access of any alignment is offered. One that reaches into a second page is translated twice
+//! before anything is done, and goes to RAM alone; devices take only aligned ones, which don't.
+
+use super::Hart;
+use super::csr::Status;
+use super::mmu::{Access, Accessor, Mark, Translation};
+use crate::bus::Bus;
+use crate::isa::address::{GuestPhysAddr, GuestVirtAddr};
+use crate::isa::decode;
+use crate::isa::privilege::Privilege;
+use crate::isa::trap::Trap;
+use crate::ram::Ram;
+use crate::ram::pages::PAGE_BYTES;
+
+/// The bits at pc, and what has to be marked in the page table before they are executed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fetched {
+    /// All 32, or 16 if it is a compressed instruction at the end of its page.
+    pub(super) bits: u32,
+    marks: [Option<Mark>; 2],
+}
+
+impl Fetched {
+    /// The instruction is going to be executed: says so in the page table.
+    #[inline]
+    pub(super) fn put_marks(&self, ram: &mut Ram) {
+        for mark in self.marks.iter().flatten() {
+            mark.put(ram);
+        }
+    }
+}
+
+impl Hart {
+    /// Fetches the instruction at pc. Nothing has changed yet, in the page table either.
+    ///
+    /// # Errors
+    /// The trap of the half that can't be fetched; its `tval` is the address of that half.
+    #[inline]
+    pub(super) fn fetch(&self, ram: &Ram) -> Result<Fetched, Trap> {
+        let pc = GuestVirtAddr(self.pc);
+        let translation = self.walk_fetch(ram, pc)?;
+        if bytes_to_page_end(pc) >= 4 {
+            let bytes = ram.load(translation.physical).ok_or(Access::Fetch.fault(pc))?;
+            return Ok(Fetched { bits: u32::from_le_bytes(bytes), marks: [translation.mark, None] });
+        }
+        self.fetch_at_page_end(ram, pc, translation)
+    }
+
+    #[cold]
+    fn fetch_at_page_end(&self, ram: &Ram, pc: GuestVirtAddr, first: Translation) -> Result<Fetched, Trap> {
+        let half = |translation: Translation, address: GuestVirtAddr| {
+            let bytes = ram.load(translation.physical).ok_or(Access::Fetch.fault(address))?;
+            Ok(u32::from(u16::from_le_bytes(bytes)))
+        };
+        let low = half(first, pc)?;
+        if decode::length(low) == 2 {
+            return Ok(Fetched { bits: low, marks: [first.mark, None] });
+        }
+        let rest = GuestVirtAddr(pc.0.wrapping_add(2));
+        let second = self.walk_fetch(ram, rest)?;
+        let bits = low | half(second, rest)? << 16;
+        Ok(Fetched { bits, marks: [first.mark, second.mark] })
+    }
+
+    /// Reads `N` bytes, 1, 2, 4 or 8, at an address of any alignment.
+    ///
+    /// # Errors
+    /// The trap of the first part that can't be read; its `tval` is the first address of that part.
+    #[inline]
+    pub(super) fn load<const N: usize>(&mut self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Trap> {
+        if bytes_to_page_end(address) < N as u64 {
+            return self.load_across(bus, address);
+        }
+        let physical = self.translate(bus, address, Access::Load)?;
+        bus.load(physical).ok_or(Access::Load.fault(address))
+    }
+
+    /// Writes `N` bytes, 1, 2, 4 or 8, at an address of any alignment.
+    ///
+    /// # Errors
+    /// The trap of the first part that can't be written; its `tval` is the first address of that
+    /// part, and nothing has been written.
+    #[inline]
+    pub(super) fn store<const N: usize>(
+        &mut self,
+        bus: &mut Bus,
+        address: GuestVirtAddr,
+        bytes: [u8; N],
+    ) -> Result<(), Trap> {
+        if bytes_to_page_end(address) < N as u64 {
+            return self.store_across(bus, address, bytes);
+        }
+        let physical = self.translate(bus, address, Access::Store)?;
+        bus.store(physical, bytes).ok_or(Access::Store.fault(address))?;
+        self.notice_tohost(bus, physical, N as u64);
+        Ok(())
+    }
+
+    /// The physical address of a data access, which must not reach beyond its page, and which is
+    /// certain to be made unless the bus refuses it.
+    #[inline]
+    pub(super) fn translate(
+        &self,
+        bus: &mut Bus,
+        address: GuestVirtAddr,
+        access: Access,
+    ) -> Result<GuestPhysAddr, Trap> {
+        let translation = self.mmu.translate(&mut bus.ram, address, access, self.data_accessor())?;
+        Ok(translation.physical)
+    }
+
+    #[cold]
+    fn load_across<const N: usize>(&self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Trap> {
+        let parts = self.translate_across(bus, address, N as u64, Access::Load)?;
+        let mut bytes = [0; N];
+        for (byte, place) in bytes.iter_mut().zip(parts.places()) {
+            [*byte] = bus.ram.load(place).ok_or(Access::Load.fault(address))?;
+        }
+        Ok(bytes)
+    }
+
+    #[cold]
+    fn store_across<const N: usize>(&self, bus: &mut Bus, address: GuestVirtAddr, bytes: [u8; N]) -> Result<(), Trap> {
+        let parts = self.translate_across(bus, address, N as u64, Access::Store)?;
+        for (byte, place) in bytes.into_iter().zip(parts.places()) {
+            bus.ram.store(place, [byte]).ok_or(Access::Store.fault(address))?;
+        }
+        self.notice_tohost(bus, parts.first, parts.first_bytes);
+        self.notice_tohost(bus, parts.second, N as u64 - parts.first_bytes);
+        Ok(())
+    }
+
+    /// Where the parts of an access of `length` bytes that reaches into a second page go: all of it
+    /// is RAM.
+    fn translate_across(
+        &self,
+        bus: &mut Bus,
+        address: GuestVirtAddr,
+        length: u64,
+        access: Access,
+    ) -> Result<Parts, Trap> {
+        let accessor = self.data_accessor();
+        let first_bytes = bytes_to_page_end(address);
+        let second_address = GuestVirtAddr(address.0.wrapping_add(first_bytes));
+        let first = self.mmu.walk(&bus.ram, address, access, accessor)?;
+        bus.ram.slice(first.physical, first_bytes).ok_or(access.fault(address))?;
+        let second = self.mmu.walk(&bus.ram, second_address, access, accessor)?;
+        bus.ram.slice(second.physical, length - first_bytes).ok_or(access.fault(second_address))?;
+        for mark in [first.mark, second.mark].into_iter().flatten() {
+            mark.put(&mut bus.ram);
+        }
+        Ok(Parts { first: first.physical, first_bytes, second: second.physical })
+    }
+
+    #[inline]
+    fn walk_fetch(&self, ram: &Ram, address: GuestVirtAddr) -> Result<Translation, Trap> {
+        self.mmu.walk(ram, address, Access::Fetch, self.accessor(self.privilege))
+    }
+
+    /// Translates `address` for an access of this kind that the next instruction would make, and
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As [`Mmu::walk`].
+    pub(crate) fn walk(&self, ram: &Ram, address: GuestVirtAddr, access: Access) -> Result<Translation, Trap> {
+        match access {
+            Access::Fetch => self.walk_fetch(ram, address),
+            Access::Load | Access::Store => self.mmu.walk(ram, address, access, self.data_accessor()),
+        }
+    }
+
+    /// Who loads and stores.
+    #[inline]
+    pub(crate) fn data_accessor(&self) -> Accessor {
+        let modified = self.csrs.status.has(Status::MPRV);
+        self.accessor(if modified { self.csrs.status.machine_previous() } else { self.privilege })
+    }
+
+    #[inline]
+    const fn accessor(&self, privilege: Privilege) -> Accessor {
+        let status = self.csrs.status;
+        Accessor { privilege, sum: status.has(Status::SUM), mxr: status.has(Status::MXR) }
+    }
+}
+
+/// The two parts of an access that reaches into a second page.
+struct Parts {
+    first: GuestPhysAddr,
+    first_bytes: u64,
+    second: GuestPhysAddr,
+}
+
+impl Parts {
+    /// The address of each byte.
+    fn places(&self) -> impl Iterator<Item = GuestPhysAddr> {
+        let first = self.first.0..self.first.0 + self.first_bytes;
+        first.chain(self.second.0..).map(GuestPhysAddr)
+    }
+}
+
+/// How many bytes of the page of `address` there are from there on.
+#[inline]
+const fn bytes_to_page_end(address: GuestVirtAddr) -> u64 {
+    PAGE_BYTES as u64 - address.0 % PAGE_BYTES as u64
+}

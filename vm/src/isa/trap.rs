@@ -1,0 +1,95 @@
+//! Traps: exceptions, interrupts, and the modes that handle them.
+
+use super::privilege::Privilege;
+
+/// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in
+/// `medeleg`.
+///
+/// A misaligned fetch can't happen where instructions are at even addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exception {
+    InstructionAccessFault = 1,
+    IllegalInstruction = 2,
+    Breakpoint = 3,
+    LoadAddressMisaligned = 4,
+    LoadAccessFault = 5,
+    StoreAddressMisaligned = 6,
+    StoreAccessFault = 7,
+    UserEnvironmentCall = 8,
+    SupervisorEnvironmentCall = 9,
+    MachineEnvironmentCall = 11,
+    InstructionPageFault = 12,
+    LoadPageFault = 13,
+    StorePageFault = 15,
+}
+
+/// An interrupt; the discriminant is its bit in `mip` and `mie`, and its code in `scause` and
+/// `mcause`.
+///
+/// This board has no source of those of the machine level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Interrupt {
+    SupervisorSoftware = 1,
+    MachineSoftware = 3,
+    SupervisorTimer = 5,
+    MachineTimer = 7,
+    SupervisorExternal = 9,
+    MachineExternal = 11,
+}
+
+impl Interrupt {
+    /// All of them, the one to be taken first first.
+    const BY_PRIORITY: [Self; 6] = [
+        Self::MachineExternal,
+        Self::MachineSoftware,
+        Self::MachineTimer,
+        Self::SupervisorExternal,
+        Self::SupervisorSoftware,
+        Self::SupervisorTimer,
+    ];
+
+    /// Its bit in `mip` and `mie`.
+    pub(crate) const fn mask(self) -> u64 {
+        1 << self as u8
+    }
+
+    pub(crate) fn first_of(pending: u64) -> Option<Self> {
+        Self::BY_PRIORITY.into_iter().find(|interrupt| pending & interrupt.mask() != 0)
+    }
+}
+
+/// Which mode's handler deals with a trap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrapLevel {
+    Supervisor,
+    Machine,
+}
+
+impl TrapLevel {
+    pub(crate) const fn privilege(self) -> Privilege {
+        match self {
+            Self::Supervisor => Privilege::Supervisor,
+            Self::Machine => Privilege::Machine,
+        }
+    }
+
+    /// `mstatus.SIE` or `MIE`.
+    pub(crate) const fn enable(self) -> u64 {
+        1 << self.privilege().level()
+    }
+
+    /// `mstatus.SPIE` or `MPIE`.
+    pub(crate) const fn previous_enable(self) -> u64 {
+        self.enable() << 4
+    }
+}
+
+/// A fault of the guest: a value, never an error of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trap {
+    pub(crate) exception: Exception,
+    /// What `stval` or `mtval` gets.
+    pub(crate) tval: u64,
+}
