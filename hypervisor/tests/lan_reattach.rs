@@ -11,7 +11,7 @@ use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::node::io::inbox::HostEventSource;
 use hypervisor::node::io::network::{Network, NetworkAddress, NetworkEvents};
-use hypervisor::node::io::outlets::Outlets;
+use hypervisor::node::io::sink::NetworkAndConsole;
 use hypervisor::os::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
@@ -96,19 +96,19 @@ fn pass(mut client: TcpStream, mut lan: TcpStream, mut bytes_left: u64) {
 /// An owner of a VM, reduced to its output gate.
 struct Owner {
     gate: Mutex<OutputGate>,
-    outlets: Arc<Mutex<Outlets>>,
+    sink: Arc<Mutex<NetworkAndConsole>>,
 }
 
 impl Owner {
     /// Puts out what is released, as a live VM does.
-    fn put_out(&self) {
-        let mut outlets = self.outlets.lock().unwrap();
+    fn write(&self) {
+        let mut sink = self.sink.lock().unwrap();
         let batch: Vec<_> = {
             let mut gate = self.gate.lock().unwrap();
             std::iter::from_fn(|| gate.take_released()).collect()
         };
         if let Some(last) = batch.last() {
-            outlets.put_out(&batch);
+            sink.write(&batch);
             self.gate.lock().unwrap().console_left(last.id.next());
         }
     }
@@ -131,7 +131,7 @@ impl NetworkEvents for Owner {
     }
 
     fn ready(&self) {
-        self.put_out();
+        self.write();
     }
 
     fn refused(&self) {}
@@ -144,8 +144,8 @@ impl NetworkEvents for Owner {
 /// An owner whose network is at `lan`.
 fn plug_in(lan: SocketAddr) -> Arc<Owner> {
     let reporter = Reporter::new("lan-test", true);
-    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, true)));
-    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), outlets: outlets.clone() });
+    let sink = Arc::new(Mutex::new(NetworkAndConsole::new(reporter, true)));
+    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), sink: sink.clone() });
     let (_source, inbox) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = Network {
         address: NetworkAddress::Lan(lan),
@@ -155,7 +155,7 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
         mac: GUEST_MAC,
         reporter,
         inbox,
-        outlets,
+        sink,
         over: Arc::default(),
     };
     network.start(0, owner.clone()).unwrap();
@@ -197,7 +197,7 @@ fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
                 producer.produce(produced);
                 produced += 1;
             }
-            producer.put_out();
+            producer.write();
             thread::sleep(Duration::from_millis(5));
             if cuts.load(Ordering::SeqCst) == CUTS {
                 ends_at.fetch_min(produced + 200, Ordering::SeqCst);
@@ -234,7 +234,7 @@ fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (_unanswered, _) = listener.accept().unwrap();
     for id in 0..100 {
         owner.produce(id);
-        owner.put_out();
+        owner.write();
     }
     let (client, _) = listener.accept().unwrap();
     let lan = TcpStream::connect(listen).unwrap();
@@ -293,14 +293,14 @@ fn a_connection_that_is_dead_and_not_closed_is_replaced() {
         let is_dead = Arc::new(AtomicBool::new(false));
         let owner = plug_in(start_mortal_link(listen, dead, is_dead.clone()));
         owner.produce(0);
-        owner.put_out();
+        owner.write();
         assert_eq!(next_number(&mut qemu), 0);
         wait_until_carried(&owner, 1);
         is_dead.store(true, Ordering::SeqCst);
         // These are lost with the connection, or what the LAN says of them; they come once.
         (1..20).for_each(|id| {
             owner.produce(id);
-            owner.put_out();
+            owner.write();
         });
         (1..20).for_each(|id| assert_eq!(next_number(&mut qemu), id));
         // What the LAN says comes too.

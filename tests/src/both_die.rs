@@ -301,7 +301,7 @@ impl History {
 
     /// Outputs leave that the role has released: what their receivers have seen must outlive the
     /// death of both sides.
-    fn put_out(&mut self, owner: &mut Owner) -> Result<bool, String> {
+    fn write_released(&mut self, owner: &mut Owner) -> Result<bool, String> {
         let mut has_left = false;
         while let Some(Released { id, .. }) = owner.role.poll_released() {
             let entry = self.outputs[usize::try_from(id.0).expect("few outputs")];
@@ -361,7 +361,7 @@ impl History {
         if let Some(joiner) = joiner {
             joiner.to_backup.extend(messages(&said));
         }
-        self.put_out(owner)
+        self.write_released(owner)
     }
 
     /// The primary has died: its backup becomes the owner, if it may.
@@ -391,7 +391,7 @@ impl History {
             inheritance(first, next, unsent, log),
         );
         let mut owner = Owner::new(role, joiner.disk);
-        self.seen.left_after_going_live |= self.put_out(&mut owner)?;
+        self.seen.left_after_going_live |= self.write_released(&mut owner)?;
         for _ in 0..self.random.below(STEPS_MAX) {
             self.seen.left_after_going_live |= self.step(&mut owner, None)?;
         }

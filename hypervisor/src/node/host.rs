@@ -23,7 +23,7 @@ pub trait Host: Send + Sync + 'static {
     /// Where a running guest's events come from.
     type Source: GuestInput;
     /// Where a running guest's outputs go.
-    type Outlets: OutputSink;
+    type Sink: OutputSink;
 
     /// The time for the roles, in nanoseconds; never goes back.
     fn now_ns(&self) -> u64;
@@ -96,7 +96,7 @@ pub trait OutputSink: Send + 'static {
     ///
     /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
     /// only a LAN tells.
-    fn put_out(&mut self, outputs: &[Released]) -> bool;
+    fn write(&mut self, outputs: &[Released]) -> bool;
 }
 
 /// The steps of a side that wait for something.

@@ -1,7 +1,7 @@
 //! A side of a VM as a process: threads, sockets and files around the roles.
 //!
 //! ```text
-//!   LAN reader ─┐                                     ┌─► LAN, console   (outlets)
+//!   LAN reader ─┐                                     ┌─► LAN, console   (output sink)
 //!   stdin ──────┼─► inbox ─► vCPU thread ─► role ─────┤
 //!               │            (recorder)      ▲  ▲     └─► logging channel
 //!               │   channel reader ──────────┘  │

@@ -3,7 +3,7 @@
 use super::channel::lock;
 use super::host::{GuestInput, Host, Next, OutputSink, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
-use super::io::outlets::Outlets;
+use super::io::sink::NetworkAndConsole;
 use super::reports::NodeReport;
 use crate::os::clock;
 use crate::os::priority;
@@ -99,7 +99,7 @@ impl ProcessHost {
 impl Host for ProcessHost {
     type Connection = TcpStream;
     type Source = HostEventSource;
-    type Outlets = Outlets;
+    type Sink = NetworkAndConsole;
 
     fn now_ns(&self) -> u64 {
         clock::now_ns()
@@ -136,8 +136,8 @@ impl GuestInput for HostEventSource {
     }
 }
 
-impl OutputSink for Outlets {
-    fn put_out(&mut self, outputs: &[Released]) -> bool {
-        self.put_out(outputs)
+impl OutputSink for NetworkAndConsole {
+    fn write(&mut self, outputs: &[Released]) -> bool {
+        self.write(outputs)
     }
 }

@@ -10,7 +10,7 @@ use crate::node::channel::lock;
 use crate::node::io::console;
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
 use crate::node::io::network::{Network, NetworkAddress, NetworkEvents};
-use crate::node::io::outlets::Outlets;
+use crate::node::io::sink::NetworkAndConsole;
 use crate::node::reports::{NodeReport, Recorded, frames_dropped};
 use crate::os::report::Reporter;
 use crate::os::{clock, entropy, signals, writer};
@@ -105,7 +105,8 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let session = SessionHeader::new(options.vm.clone(), Generation(0), config.clone(), &guest.name, &guest.image)?;
     let (source, inbox) = HostEventSource::new(GuestClock::standing(0))?;
     let address = options.network.address();
-    let outlets = Arc::new(Mutex::new(Outlets::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
+    let outputs =
+        Arc::new(Mutex::new(NetworkAndConsole::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
     if let Some(address) = address {
         let started_us = clock::now_us();
         let network = Network {
@@ -116,7 +117,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
             mac: config.mac,
             reporter,
             inbox: inbox.clone(),
-            outlets: outlets.clone(),
+            sink: outputs.clone(),
             over: over.clone(),
         };
         if let Some(reason) = network.start_attached(Arc::new(Recording { started_us }))? {
@@ -126,7 +127,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     console::start(inbox, options.guest.keys(), reporter)?;
     let mut sink = FileSink {
         log: recording_file::create(&options.output, options.force, &session, &guest.image)?,
-        outlets,
+        outputs,
         released: Vec::new(),
         has_spoken: false,
     };
@@ -139,7 +140,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
     over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
-    lock(&sink.outlets).finish_console();
+    lock(&sink.outputs).finish_console();
     sink.log.finish()?.into_inner()?.sync_all()?;
     reporter.tell(&NodeReport::Recorded(Recorded {
         log: options.output.display().to_string(),
@@ -296,7 +297,7 @@ fn seconds_since(started_ns: u64) -> f64 {
 /// entries are written.
 struct FileSink {
     log: LogWriter<BufWriter<fs::File>>,
-    outlets: Arc<Mutex<Outlets>>,
+    outputs: Arc<Mutex<NetworkAndConsole>>,
     released: Vec<Released>,
     /// The guest has written to its console.
     has_spoken: bool,
@@ -314,7 +315,7 @@ impl LogSink for FileSink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.log.flush()?;
-        lock(&self.outlets).put_out(&self.released);
+        lock(&self.outputs).write(&self.released);
         self.released.clear();
         Ok(())
     }

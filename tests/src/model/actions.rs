@@ -15,7 +15,7 @@ pub enum Action {
     /// Time has passed for a node, and it says something.
     Tick(usize),
     /// A released output goes to the LAN.
-    PutOut(usize),
+    WriteReleased(usize),
     /// A packet arrives at the LAN.
     PacketArrives,
     /// The LAN tells an owner what it has carried.
@@ -135,7 +135,7 @@ impl State {
     fn owner_actions(&self, index: usize, actions: &mut Vec<Action>) {
         let Some(owner) = self.nodes[index].owner() else { return };
         if owner.role.gate().has_released() {
-            actions.push(Action::PutOut(index));
+            actions.push(Action::WriteReleased(index));
         }
         if owner.end.is_some() {
             return;
@@ -177,7 +177,7 @@ impl State {
             Action::GuestRuns(_)
             | Action::Flush(_)
             | Action::Tick(_)
-            | Action::PutOut(_)
+            | Action::WriteReleased(_)
             | Action::PacketArrives
             | Action::LanTells(_)
             | Action::Attach(_)

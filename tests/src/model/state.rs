@@ -125,7 +125,7 @@ impl State {
                 owner.role.handle_flush(NOW_NS);
             }),
             Action::Tick(node) => return self.after_tick(node),
-            Action::PutOut(node) => next.put_out(node),
+            Action::WriteReleased(node) => next.write_released(node),
             Action::PacketArrives => next.packet_arrives(),
             Action::LanTells(node) => {
                 let carried = next.lan.next_output();
@@ -368,7 +368,7 @@ impl State {
         self.nodes[node] = Shared::new(successor);
     }
 
-    fn put_out(&mut self, node: usize) -> Option<()> {
+    fn write_released(&mut self, node: usize) -> Option<()> {
         let mut owner = self.nodes[node].owner()?.clone();
         let Released { id, operation, .. } = owner.role.poll_released()?;
         let received = owner.backup.map(|backup| self.channels[backup].received).unwrap_or_default();

@@ -2,9 +2,9 @@
 //! surroundings.
 
 use super::env::Env;
-use super::outlets::SimOutlets;
 use super::process::Me;
 use super::sightings::Sighting;
+use super::sink::SimSink;
 use super::source::SimSource;
 use super::wires::End;
 use crate::random::Random;
@@ -153,7 +153,7 @@ impl SimHost {
 impl Host for SimHost {
     type Connection = SimConnection;
     type Source = SimSource;
-    type Outlets = SimOutlets;
+    type Sink = SimSink;
 
     fn now_ns(&self) -> u64 {
         self.env.get().now_ns

@@ -4,9 +4,9 @@ use super::cable::{Cable, News};
 use super::claims::{Asked, Claims};
 use super::env::Env;
 use super::host::{Part, SimHost};
-use super::outlets::SimOutlets;
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
+use super::sink::SimSink;
 use super::source::SimSource;
 use super::wires::Place;
 use ft::guest_clock::PAUSE_NS;
@@ -69,9 +69,9 @@ impl Primary {
         let host = SimHost::new(me.clone(), Part::Primary(role.generation()));
         let cable = Cable::new(machine.last_packet_number(), role.session().booted);
         let source = SimSource::new(host.clone(), *role.clock(), env);
-        let outlets = SimOutlets::new(host.clone(), cable);
+        let sink = SimSink::new(host.clone(), cable);
         let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: me.host.to_string() };
-        let side = Arc::new(PrimarySide::new(host.clone(), identity, role, outlets));
+        let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         let (control, vcpu) = host.call(env, || {
             let vcpu = side.vcpu(machine, source, me.setup.intervals, None, me.setup.slice_steps);
             (side.control(None), vcpu)
@@ -131,14 +131,14 @@ impl Primary {
         let control_ns = if self.host.was_woken(StepKind::Control) { env.now_ns + 10_000 } else { self.control_ns };
         let control_ns = if self.claims.is_asking() { self.claims.due_ns() } else { control_ns };
         let visitors_ns = self.visitors.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
-        let outlets_ns = self.side.outlets().due_ns();
-        vcpu_ns.min(control_ns).min(self.timers_ns).min(visitors_ns).min(outlets_ns)
+        let sink_ns = self.side.sink().due_ns();
+        vcpu_ns.min(control_ns).min(self.timers_ns).min(visitors_ns).min(sink_ns)
     }
 
     /// Keeps attached to the LAN, and gives the side what it says.
     fn plug(&mut self, env: &mut Env) {
         let owner = self.side.owner();
-        let news = self.side.outlets().cable.step(env, &self.me, owner);
+        let news = self.side.sink().cable.step(env, &self.me, owner);
         for news in news {
             match news {
                 News::Attached(next) => self.attached(env, next),
@@ -147,7 +147,7 @@ impl Primary {
             }
         }
         self.host.call(env, || self.side.ready());
-        let packets = std::mem::take(&mut self.side.outlets().cable.packets);
+        let packets = std::mem::take(&mut self.side.sink().cable.packets);
         if !packets.is_empty() && self.is_waiting {
             self.vcpu_ns = env.now_ns;
         }
@@ -159,7 +159,7 @@ impl Primary {
         if role.gate().unsent().any(|(id, _)| id < next) {
             env.saw(Sighting::UnsentOutputAlreadyCarried);
         }
-        let sent_below = self.side.outlets().sent_below;
+        let sent_below = self.side.sink().sent_below;
         if role.gate().unsent().any(|(id, _)| id >= next && sent_below > id) {
             env.saw(Sighting::SentAgain);
         }
@@ -170,7 +170,7 @@ impl Primary {
 
     /// Writes what its reader takes of the console's queue.
     fn print(&mut self, env: &mut Env) {
-        if let Some(next) = self.side.outlets().print(env) {
+        if let Some(next) = self.side.sink().print(env) {
             self.host.set_console_left(next);
             self.host.call(env, || self.side.console_left(next));
         }
@@ -228,7 +228,7 @@ impl Primary {
 
     fn end(&mut self, env: &mut Env, end: &LiveEnd) -> Exit {
         // A process that ends writes the rest of its console's queue first.
-        self.side.outlets().drain();
+        self.side.sink().drain();
         self.print(env);
         match end {
             LiveEnd::HandedOver => {
@@ -248,7 +248,7 @@ impl Primary {
             LiveEnd::Role(PrimaryEnd::Fenced { holder }) => {
                 env.judge.is_fenced(self.me.node, self.side.role().generation(), holder.node);
                 env.saw(Sighting::PrimaryFenced);
-                if self.host.made_below() > self.side.outlets().sent_below {
+                if self.host.made_below() > self.side.sink().sent_below {
                     env.saw(Sighting::HeldOutputsDiscarded);
                 }
                 Exit::Fenced

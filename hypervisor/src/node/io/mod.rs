@@ -6,5 +6,5 @@ pub mod console_filter;
 pub mod console_text;
 pub mod inbox;
 pub mod network;
-pub mod outlets;
+pub mod sink;
 pub mod tap;

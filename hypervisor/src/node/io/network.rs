@@ -2,7 +2,7 @@
 
 use super::announce::Station;
 use super::inbox::InboxSender;
-use super::outlets::{Outlets, Way};
+use super::sink::{NetworkAndConsole, NetworkSender};
 use super::tap;
 use super::tap::{TapError, TapName, TapReceiver};
 use crate::lan::client::{Attached, FromLan, LanError, PacketReceiver, attach};
@@ -77,12 +77,12 @@ pub trait NetworkEvents: Send + Sync {
     fn owner(&self) -> (Generation, Range<OutputId>);
 
     /// The network is there, and has carried all outputs with smaller ids than `next_output`. Those
-    /// that were sent and not carried are to be sent again, before any other: the outlets are
+    /// that were sent and not carried are to be sent again, before any other: the output sink is
     /// locked until this returns, so that no other overtakes them; it must not wait for the
-    /// outlets.
+    /// output sink.
     fn attached(&self, next_output: OutputId);
 
-    /// The outlets are free again, after [`NetworkEvents::attached`] or a heartbeat: what is
+    /// The output sink is free again, after [`NetworkEvents::attached`] or a heartbeat: what is
     /// released may go.
     fn ready(&self);
 
@@ -112,7 +112,7 @@ pub struct Network {
     /// Where packets from the network go.
     pub inbox: InboxSender,
     /// Where the way to the network is needed.
-    pub outlets: Arc<Mutex<Outlets>>,
+    pub sink: Arc<Mutex<NetworkAndConsole>>,
     /// When to stop.
     pub over: Arc<AtomicBool>,
 }
@@ -216,7 +216,7 @@ impl Network {
             let (lost, was_attached) = match attached.take().unwrap_or_else(|| self.attach(last_packet, events)) {
                 Ok(source) => {
                     let lost = self.receive(source, &mut last_packet, events);
-                    lock(&self.outlets).set_way(None);
+                    lock(&self.sink).set_network(None);
                     (lost, true)
                 }
                 Err(error) => (error, false),
@@ -276,35 +276,35 @@ impl Network {
         }
     }
 
-    /// Who has the outlets just now is sending packets, which say as much.
+    /// If another thread holds the output sink, it is sending packets, which say as much.
     fn send_heartbeat(&self, events: &dyn NetworkEvents) {
         {
-            let Ok(mut outlets) = self.outlets.try_lock() else { return };
-            outlets.send_heartbeat();
+            let Ok(mut sink) = self.sink.try_lock() else { return };
+            sink.send_heartbeat();
         }
-        // What was released meanwhile found the outlets taken.
+        // What was released meanwhile found the output sink taken.
         events.ready();
     }
 
     fn attach(&self, last_packet: u64, events: &dyn NetworkEvents) -> Result<Source, NetworkError> {
         let (generation, outputs) = events.owner();
         let (next_output, output_end) = (outputs.start, outputs.end);
-        let (way, source, next_output) = match &self.address {
+        let (network, source, next_output) = match &self.address {
             NetworkAddress::Lan(address) => {
                 let (vm, node, booted, mac) = (self.vm.clone(), self.node, self.booted, self.mac);
                 let attachment = Attachment { vm, node, generation, mac, next_output, output_end, last_packet, booted };
                 let Attached { sender, receiver, next_output } = attach(*address, &attachment, ATTACH_TIMEOUT)?;
-                (Way::Lan(sender), Source::Lan(receiver), next_output)
+                (NetworkSender::Lan(sender), Source::Lan(receiver), next_output)
             }
             NetworkAddress::Tap(name) => {
                 let (sender, receiver) = tap::open(name, last_packet)?;
-                (Way::Tap { sender, station: Station::new(self.mac) }, Source::Tap(receiver), next_output)
+                (NetworkSender::Tap { sender, station: Station::new(self.mac) }, Source::Tap(receiver), next_output)
             }
         };
         {
-            let mut outlets = lock(&self.outlets);
+            let mut sink = lock(&self.sink);
             events.attached(next_output);
-            outlets.set_way(Some(way));
+            sink.set_network(Some(network));
         }
         self.reporter.tell(&NodeReport::LanAttached { lan: self.address.to_string() });
         events.ready();
@@ -313,14 +313,14 @@ impl Network {
 
     /// Tells everybody on the interface, some times, that the guest is here.
     fn announce(&self) -> io::Result<()> {
-        let (outlets, over) = (self.outlets.clone(), self.over.clone());
+        let (sink, over) = (self.sink.clone(), self.over.clone());
         thread::Builder::new().name("announcement".into()).spawn(move || {
             for delay in ANNOUNCEMENT_DELAYS {
                 thread::sleep(delay);
                 if over.load(Ordering::Acquire) {
                     return;
                 }
-                lock(&outlets).announce();
+                lock(&sink).announce();
             }
         })?;
         Ok(())

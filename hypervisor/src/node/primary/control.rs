@@ -146,7 +146,7 @@ impl<H: Host> PrimarySide<H> {
         let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
         let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
         control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
-        self.put_out_released();
+        self.write_released();
         self.part(control)
     }
 

@@ -18,7 +18,7 @@ use super::host::StepKind;
 use super::io::console;
 use super::io::inbox::{HostEventSource, InboxSender, SLICE_STEPS};
 use super::io::network::{Network, NetworkAddress};
-use super::io::outlets::Outlets;
+use super::io::sink::NetworkAndConsole;
 use super::log::kept_log::KeptLog;
 use super::process::ProcessHost;
 use super::reports::{Figures, NodeReport, frames_dropped};
@@ -71,9 +71,9 @@ impl LiveVm {
     ) -> io::Result<LiveEnd> {
         let (source, inbox) = HostEventSource::new(*role.clock())?;
         let host = ProcessHost::with_guest(node.reporter, inbox.clone());
-        let outlets = Outlets::new(node.reporter, matches!(node.network, Some(NetworkAddress::Lan(_))));
+        let sink = NetworkAndConsole::new(node.reporter, matches!(node.network, Some(NetworkAddress::Lan(_))));
         let identity = Identity { vm: node.vm.clone(), node: node.id, address: node.address.clone() };
-        let side = Arc::new(PrimarySide::new(host.clone(), identity, role, outlets));
+        let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         start_network(&side, &node, &inbox, &machine)?;
         on_start(Self { side: side.clone() });
         host.spawn_urgent("ticks", {
@@ -103,7 +103,7 @@ impl LiveVm {
         let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
         // What is released is the guest's last word, if another thread was busy with the words
         // before it.
-        side.put_out(&mut side.outlets());
+        side.write_outputs(&mut side.sink());
         reporter.tell(&NodeReport::Figures(figures(&side, &machine)));
         Ok(end)
     }
@@ -134,7 +134,7 @@ fn start_network(
         mac: node.mac,
         reporter: node.reporter,
         inbox: inbox.clone(),
-        outlets: side.outlets.clone(),
+        sink: side.sink.clone(),
         over: side.over.clone(),
     };
     network.start(machine.last_packet_number(), side.clone())
@@ -217,7 +217,7 @@ fn conduct(node: &Node, host: &ProcessHost, side: &PrimarySide<ProcessHost>, mut
             PrimaryStep::Next(next) => _ = host.wait(Some(StepKind::Control), &next),
             PrimaryStep::Ask(question) => side.handle_answer(&control, node.ask(question, &mut failed_claims)),
             PrimaryStep::End(end) => {
-                side.outlets().finish_console();
+                side.sink().finish_console();
                 side.end();
                 return end;
             }
@@ -227,8 +227,8 @@ fn conduct(node: &Node, host: &ProcessHost, side: &PrimarySide<ProcessHost>, mut
 
 fn figures(side: &PrimarySide<ProcessHost>, machine: &Machine) -> Figures {
     let ((frames, frames_without_lan), hold_time) = {
-        let outlets = side.outlets();
-        (outlets.packets(), Distribution::of(outlets.hold_time_ns()))
+        let sink = side.sink();
+        (sink.packets(), Distribution::of(sink.hold_time_ns()))
     };
     let role = side.role();
     Figures {

@@ -46,7 +46,7 @@ pub struct PrimarySide<H: Host> {
     pub(super) taking: Mutex<()>,
     /// How often lines about visitors are told.
     pub(super) visitor_lines: Mutex<RateLimits<VisitorLine>>,
-    pub(super) outlets: Arc<Mutex<H::Outlets>>,
+    pub(super) sink: Arc<Mutex<H::Sink>>,
     pub(super) may_run: AtomicBool,
     /// The guest's clock stands, because the VM is paused.
     pub(super) clock_stands: AtomicBool,
@@ -73,9 +73,9 @@ impl<H: Host> fmt::Debug for PrimarySide<H> {
 
 impl<H: Host> PrimarySide<H> {
     /// A side that runs the VM as `role` says.
-    pub fn new(host: H, identity: Identity, role: PrimaryRole, outlets: H::Outlets) -> Self {
+    pub fn new(host: H, identity: Identity, role: PrimaryRole, sink: H::Sink) -> Self {
         Self {
-            outlets: Arc::new(Mutex::new(outlets)),
+            sink: Arc::new(Mutex::new(sink)),
             generation: AtomicU64::new(role.generation().0),
             clock_stands: AtomicBool::new(!role.clock().is_running()),
             role: Mutex::new(role),
@@ -100,9 +100,9 @@ impl<H: Host> PrimarySide<H> {
         lock(&self.role)
     }
 
-    /// The outlets.
-    pub fn outlets(&self) -> MutexGuard<'_, H::Outlets> {
-        lock(&self.outlets)
+    /// The output sink.
+    pub fn sink(&self) -> MutexGuard<'_, H::Sink> {
+        lock(&self.sink)
     }
 
     /// Whether this side is over: its steps are done.
@@ -184,7 +184,7 @@ impl<H: Host> PrimarySide<H> {
     fn carry_out(&self, actions: Vec<PrimaryAction>) {
         self.send_outgoing();
         self.pass_on(actions);
-        self.put_out_released();
+        self.write_released();
     }
 
     pub(super) fn pass_on(&self, actions: Vec<PrimaryAction>) {
@@ -208,18 +208,18 @@ impl<H: Host> PrimarySide<H> {
     }
 
     /// Puts out what is released, unless another thread does.
-    pub fn put_out_released(&self) {
-        serve(&self.outlets, || lock(&self.role).gate().has_released(), |outlets| self.put_out(outlets));
+    pub fn write_released(&self) {
+        serve(&self.sink, || lock(&self.role).gate().has_released(), |sink| self.write_outputs(sink));
     }
 
-    pub(super) fn put_out(&self, outlets: &mut H::Outlets) {
+    pub(super) fn write_outputs(&self, sink: &mut H::Sink) {
         let batch: Vec<_> = {
             let mut role = lock(&self.role);
             std::iter::from_fn(|| role.poll_released()).collect()
         };
         let Some(last) = batch.last() else { return };
         let next = last.id.next();
-        if outlets.put_out(&batch) {
+        if sink.write(&batch) {
             lock(&self.role).handle_carried(next);
         }
         if batch.iter().any(|released| matches!(*released.operation, OutputOperation::Console(_))) {
@@ -276,7 +276,7 @@ impl<H: Host> NetworkEvents for PrimarySide<H> {
     }
 
     fn ready(&self) {
-        self.put_out_released();
+        self.write_released();
     }
 
     fn refused(&self) {

@@ -38,7 +38,7 @@ pub(super) enum Kind {
     /// An output that may leave is taken.
     Release,
     /// It is written to the console or handed to the LAN.
-    PutOut,
+    WriteReleased,
     /// The LAN carries it.
     Carry,
     /// The primary hears that the LAN has.
@@ -79,7 +79,7 @@ impl Kind {
         Self::AckSent,
         Self::AckReceived,
         Self::Release,
-        Self::PutOut,
+        Self::WriteReleased,
         Self::Carry,
         Self::Carried,
         Self::ClaimAsked,

@@ -199,7 +199,7 @@ impl Primary {
                 PrimaryAction::HandOver => panic!("nobody asked the primary to hand over"),
             }
         }
-        self.put_out(outside, link)?;
+        self.write_released(outside, link)?;
         self.send(outside, link)?;
         for action in actions {
             if let PrimaryAction::Claim(request) = action {
@@ -209,7 +209,7 @@ impl Primary {
         Ok(())
     }
 
-    fn put_out(&mut self, outside: &mut Outside, link: &Link) -> Result<(), Died> {
+    fn write_released(&mut self, outside: &mut Outside, link: &Link) -> Result<(), Died> {
         while self.role.gate().has_released() {
             assert!(!matches!(self.end, Some(PrimaryEnd::Fenced { .. })), "a fenced primary lets an output out");
             let Some(Released { id, operation: output, .. }) =
@@ -220,7 +220,7 @@ impl Primary {
             let place = self.story().place_of(id, output.digest());
             let seq = LogSeq(place as u64);
             self.output_rule.check(id, seq, link.received);
-            self.op(outside, Kind::PutOut, |primary, outside| {
+            self.op(outside, Kind::WriteReleased, |primary, outside| {
                 outside.learn(primary.story(), place);
                 match (&*output, primary.port) {
                     (OutputOperation::Console(_), _) => {

@@ -242,7 +242,7 @@ impl Pair {
                 self.primary_actions.push_back(action);
             }
         }
-        self.put_out();
+        self.write_released();
     }
 
     fn collect_backup(&mut self) {
@@ -277,7 +277,7 @@ impl Pair {
     }
 
     /// The primary's host puts out what is released.
-    fn put_out(&mut self) {
+    fn write_released(&mut self) {
         while let Some(Released { id, operation: found, .. }) = self.primary.poll_released() {
             let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
             let seq = seq.unwrap_or_else(|| panic!("output {id:?} is not the guest's, or another on its way"));

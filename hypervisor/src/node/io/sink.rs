@@ -16,9 +16,9 @@ use vm::{OutputId, OutputOperation};
 // A gate that is full for a reader that has stalled has room again when the rest is dropped.
 const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_BYTES_MAX, "dropping lets the guest go on");
 
-/// The way to a network.
+/// Sends packets to the network that a VM is attached to.
 #[derive(Debug)]
-pub enum Way {
+pub enum NetworkSender {
     /// To a LAN, which tells what it has carried.
     Lan(PacketSender),
     /// To an interface of this host.
@@ -30,7 +30,7 @@ pub enum Way {
     },
 }
 
-impl Way {
+impl NetworkSender {
     /// Sends packets, in order. Returns how many were lost on the way.
     fn send(&mut self, packets: &[(OutputId, &[u8])]) -> io::Result<u64> {
         match self {
@@ -55,10 +55,10 @@ impl Way {
 /// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
 /// released comes here.
 #[derive(Debug)]
-pub struct Outlets {
+pub struct NetworkAndConsole {
     reporter: Reporter,
     is_on_lan: bool,
-    way: Option<Way>,
+    network: Option<NetworkSender>,
     packets: u64,
     packets_without_lan: u64,
     hold_time: Histogram<u64>,
@@ -69,15 +69,15 @@ pub struct Outlets {
     last_console: OutputId,
 }
 
-impl Outlets {
-    /// Outlets whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it
+impl NetworkAndConsole {
+    /// A sink whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it
     /// is to be a LAN.
     #[must_use]
     pub fn new(reporter: Reporter, is_on_lan: bool) -> Self {
         Self {
             reporter,
             is_on_lan,
-            way: None,
+            network: None,
             packets: 0,
             packets_without_lan: 0,
             hold_time: histogram_ns(),
@@ -88,16 +88,16 @@ impl Outlets {
     }
 
     /// Connects or disconnects the network.
-    pub fn set_way(&mut self, way: Option<Way>) {
-        self.way = way;
+    pub fn set_network(&mut self, network: Option<NetworkSender>) {
+        self.network = network;
     }
 
     /// Sends a LAN the heartbeat that is due.
     pub fn send_heartbeat(&mut self) {
-        if let Some(Way::Lan(sender)) = &mut self.way
+        if let Some(NetworkSender::Lan(sender)) = &mut self.network
             && let Err(error) = sender.send_heartbeat()
         {
-            self.lose_way(&error);
+            self.lose_network(&error);
         }
     }
 
@@ -106,7 +106,7 @@ impl Outlets {
     ///
     /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
     /// only a LAN tells.
-    pub fn put_out(&mut self, outputs: &[Released]) -> bool {
+    pub fn write(&mut self, outputs: &[Released]) -> bool {
         let mut packets: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for Released { id, operation, held_ns } in outputs {
             held_ns.iter().for_each(|ns| self.hold_time.saturating_record(*ns));
@@ -124,7 +124,7 @@ impl Outlets {
     /// Tells everybody on the network where the guest is. Only for a network that isn't told
     /// otherwise.
     pub fn announce(&self) {
-        if let Some(Way::Tap { sender, station }) = &self.way {
+        if let Some(NetworkSender::Tap { sender, station }) = &self.network {
             // An interface that is gone is reported by its receiver.
             let _ = sender.send(station.announcement().iter().map(Vec::as_slice));
         }
@@ -152,15 +152,15 @@ impl Outlets {
 
     fn put_on_network(&mut self, packets: &[(OutputId, &[u8])]) {
         self.packets += packets.len() as u64;
-        let Some(way) = &mut self.way else {
+        let Some(network) = &mut self.network else {
             self.packets_without_lan += packets.len() as u64;
             return;
         };
-        match way.send(packets) {
+        match network.send(packets) {
             Ok(lost) => self.packets_without_lan += lost,
             Err(error) => {
                 self.packets_without_lan += packets.len() as u64;
-                return self.lose_way(&error);
+                return self.lose_network(&error);
             }
         }
         if !self.first_output_told {
@@ -169,10 +169,10 @@ impl Outlets {
         }
     }
 
-    fn lose_way(&mut self, error: &io::Error) {
+    fn lose_network(&mut self, error: &io::Error) {
         tracing::warn!("the network took nothing: {error}");
-        if let Some(way) = self.way.take() {
-            way.shutdown();
+        if let Some(network) = self.network.take() {
+            network.shutdown();
         }
     }
 
@@ -197,17 +197,17 @@ mod tests {
 
     #[test]
     fn packets_without_a_network_are_counted() {
-        let mut outlets = Outlets::new(Reporter::new("test", true), true);
-        outlets.put_out(&[Released::at_once(OutputId(0), OutputOperation::Packet(vec![0; 60]))]);
-        outlets.put_out(&[Released::at_once(OutputId(1), OutputOperation::Console(b"word".to_vec()))]);
-        assert_eq!(outlets.packets(), (1, 1));
+        let mut sink = NetworkAndConsole::new(Reporter::new("test", true), true);
+        sink.write(&[Released::at_once(OutputId(0), OutputOperation::Packet(vec![0; 60]))]);
+        sink.write(&[Released::at_once(OutputId(1), OutputOperation::Console(b"word".to_vec()))]);
+        assert_eq!(sink.packets(), (1, 1));
     }
 
     #[test]
     fn only_a_lan_tells_what_it_has_carried() {
         let packet = [Released::at_once(OutputId(0), OutputOperation::Packet(vec![0; 60]))];
-        assert!(!Outlets::new(Reporter::new("test", true), true).put_out(&packet));
-        let mut outlets = Outlets::new(Reporter::new("test", true), false);
-        assert!(outlets.put_out(&packet), "its backup would keep them for ever");
+        assert!(!NetworkAndConsole::new(Reporter::new("test", true), true).write(&packet));
+        let mut sink = NetworkAndConsole::new(Reporter::new("test", true), false);
+        assert!(sink.write(&packet), "its backup would keep them for ever");
     }
 }

@@ -16,8 +16,8 @@ const SLOW_READER_NS: u32 = 30_000_000;
 /// Held for longer than this, an output counts as held.
 const HELD_NS: u64 = 1_000_000;
 
-/// A process's outlets.
-pub(super) struct SimOutlets {
+/// A process's output sink.
+pub(super) struct SimSink {
     host: SimHost,
     pub(super) cable: Cable,
     /// Outputs below were sent to the LAN, or would have been.
@@ -26,7 +26,7 @@ pub(super) struct SimOutlets {
     console: VecDeque<(u64, OutputId, u64)>,
 }
 
-impl SimOutlets {
+impl SimSink {
     pub(super) const fn new(host: SimHost, cable: Cable) -> Self {
         Self { host, cable, sent_below: OutputId(0), console: VecDeque::new() }
     }
@@ -78,8 +78,8 @@ impl SimOutlets {
     }
 }
 
-impl OutputSink for SimOutlets {
-    fn put_out(&mut self, outputs: &[Released]) -> bool {
+impl OutputSink for SimSink {
+    fn write(&mut self, outputs: &[Released]) -> bool {
         let host = self.host.clone();
         self.leave(&mut host.env(), outputs);
         false
