@@ -251,7 +251,8 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
     let ousted = place.ousted.clone();
     let ended = tokio::select! {
         ended = answer_all(&server, &mut stream, &mut place) => ended,
-        // Its client comes back when it needs it. Visitors that come without end must not fill the log.
+        // Its client comes back when it needs it. Connections that come without end must not fill
+        // the log.
         () = ousted.notified() => return tracing::debug!(%peer, "connection closed: it made room for another one"),
     };
     if let Err(error) = ended

@@ -8,7 +8,7 @@ use super::guest::Guest;
 use super::primary::run_live;
 use super::{Failure, begin, fail_stop, finish};
 use crate::node::backup;
-use crate::node::backup::doorman::Doorman;
+use crate::node::backup::no_primary_port::NoPrimaryPort;
 use crate::node::backup::{BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::node::environment::Node;
 use crate::node::primary::LiveVm;
@@ -133,7 +133,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
     // Others that wait for a primary may come here, and must not take this side for one.
-    let doorman = Doorman::start(listener)?;
+    let no_primary_port = NoPrimaryPort::start(listener)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
@@ -148,7 +148,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
             BackupOutcome::GoLive(succession) => {
                 node.mac = succession.session.config.mac;
-                return go_live(node, *succession, timing, doorman.stop()?, |running| {
+                return go_live(node, *succession, timing, no_primary_port.stop()?, |running| {
                     stop.runs(running, Origin::Primary);
                 });
             }

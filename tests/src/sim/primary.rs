@@ -14,7 +14,7 @@ use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
 use hypervisor::node::host::{Answer, GuestInput, Next, Question, StepKind};
 use hypervisor::node::io::network::NetworkEvents;
 use hypervisor::node::primary::{
-    Identity, LiveEnd, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext, Visitor,
+    Identity, LiveEnd, PendingConnection, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext,
 };
 use std::sync::{Arc, MutexGuard};
 use vm::{Machine, OutputId};
@@ -34,7 +34,7 @@ pub(super) struct Primary {
     control: PrimaryControl,
     claims: Claims,
     /// Each with when it is due.
-    visitors: Vec<(Visitor<SimHost>, u64)>,
+    pending: Vec<(PendingConnection<SimHost>, u64)>,
     timers_ns: u64,
     control_ns: u64,
     vcpu_ns: u64,
@@ -53,7 +53,7 @@ enum Job {
     Control,
     Print,
     Timers,
-    Visitors,
+    Pending,
     Vcpu,
 }
 
@@ -83,7 +83,7 @@ impl Primary {
             control,
             claims: Claims::new(me.clone()),
             me,
-            visitors: Vec::new(),
+            pending: Vec::new(),
             timers_ns: env.now_ns,
             control_ns: env.now_ns,
             vcpu_ns: env.now_ns,
@@ -109,7 +109,7 @@ impl Primary {
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
     /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let mut jobs = [Job::Cable, Job::Control, Job::Print, Job::Timers, Job::Visitors, Job::Vcpu];
+        let mut jobs = [Job::Cable, Job::Control, Job::Print, Job::Timers, Job::Pending, Job::Vcpu];
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
@@ -119,7 +119,7 @@ impl Primary {
                 Job::Control => self.control(env)?,
                 Job::Print => self.print(env),
                 Job::Timers => self.look_at_timers(env),
-                Job::Visitors => self.receive_visitors(env),
+                Job::Pending => self.step_pending(env),
                 Job::Vcpu => self.run_guest(env),
             }
         }
@@ -130,9 +130,9 @@ impl Primary {
         let vcpu_ns = if self.host.was_woken(StepKind::Vcpu) { env.now_ns + 1 } else { self.vcpu_ns };
         let control_ns = if self.host.was_woken(StepKind::Control) { env.now_ns + 10_000 } else { self.control_ns };
         let control_ns = if self.claims.is_asking() { self.claims.due_ns() } else { control_ns };
-        let visitors_ns = self.visitors.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
+        let pending_ns = self.pending.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
         let sink_ns = self.side.sink().due_ns();
-        vcpu_ns.min(control_ns).min(self.timers_ns).min(visitors_ns).min(sink_ns)
+        vcpu_ns.min(control_ns).min(self.timers_ns).min(pending_ns).min(sink_ns)
     }
 
     /// Keeps attached to the LAN, and gives the side what it says.
@@ -184,16 +184,16 @@ impl Primary {
         }
     }
 
-    /// Hears what visitors want.
-    fn receive_visitors(&mut self, env: &mut Env) {
+    /// Hears what pending connections want.
+    fn step_pending(&mut self, env: &mut Env) {
         while let Some(end) = env.accept(Place::Host(self.me.host)) {
             let connection = self.host.connection(end);
-            self.visitors.push((Visitor::new(connection, "a host".into(), env.now_ns), env.now_ns));
+            self.pending.push((PendingConnection::new(connection, "a host".into(), env.now_ns), env.now_ns));
         }
-        for (mut visitor, _) in std::mem::take(&mut self.visitors) {
-            match self.host.call(env, || self.side.step_visitor(&mut visitor)) {
-                Next::Now => self.visitors.push((visitor, env.now_ns + 1_000)),
-                Next::Wait { until_ns } | Next::Arrival { until_ns } => self.visitors.push((visitor, until_ns)),
+        for (mut pending, _) in std::mem::take(&mut self.pending) {
+            match self.host.call(env, || self.side.step_pending(&mut pending)) {
+                Next::Now => self.pending.push((pending, env.now_ns + 1_000)),
+                Next::Wait { until_ns } | Next::Arrival { until_ns } => self.pending.push((pending, until_ns)),
                 Next::Done => {}
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! The thread that reads the channel acknowledges; the thread that replays never delays it.
 
-pub mod doorman;
+pub mod no_primary_port;
 mod replay;
 mod side;
 

@@ -2,16 +2,16 @@
 
 mod control;
 mod join_figures;
+mod pending;
 mod side;
 mod vcpu;
-mod visitors;
 
 pub use control::{PrimaryControl, PrimaryStep};
+pub use pending::PendingConnection;
 pub use side::{Identity, PrimarySide};
 pub use vcpu::{Sleeper, Vcpu, VcpuNext};
-pub use visitors::Visitor;
 
-use self::visitors::{PATIENCE_NS, VisitorLine, refuse};
+use self::pending::{PATIENCE_NS, PendingLine, refuse};
 use super::distribution::Distribution;
 use super::environment::Node;
 use super::host::StepKind;
@@ -35,8 +35,8 @@ use std::thread;
 use std::time::Duration;
 use vm::Machine;
 
-/// How many visitors are listened to at once; others are sent away.
-const VISITORS_MAX: usize = 32;
+/// How many pending connections are listened to at once; others are sent away.
+const PENDING_MAX: usize = 32;
 
 /// How a live VM's process ends.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl LiveVm {
             let side = side.clone();
             move || side.step_timers()
         })?;
-        start_visitors(&side, &host, listener)?;
+        accept_connections(&side, &host, listener)?;
         console::start(inbox, node.keys, node.reporter)?;
         let listener = Arc::downgrade(&side);
         writer::stdout().on_console_left(move |next| {
@@ -95,12 +95,12 @@ impl LiveVm {
         }
         let intervals = node.intervals;
         let reporter = node.reporter;
-        let conductor = thread::Builder::new().name("conductor".into()).spawn({
+        let control = thread::Builder::new().name("control".into()).spawn({
             let side = side.clone();
             move || conduct(&node, &host, &side, control)
         })?;
         let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, kept, SLICE_STEPS));
-        let end = conductor.join().map_err(|_| io::Error::other("the conductor thread panicked"))?;
+        let end = control.join().map_err(|_| io::Error::other("the control thread panicked"))?;
         // What is released is the guest's last word, if another thread was busy with the words
         // before it.
         side.write_outputs(&mut side.sink());
@@ -140,10 +140,14 @@ fn start_network(
     network.start(machine.last_packet_number(), side.clone())
 }
 
-/// Listens for backups for as long as the process lives. A visitor that says nothing keeps nobody
-/// else out.
-fn start_visitors(side: &Arc<PrimarySide<ProcessHost>>, host: &ProcessHost, listener: TcpListener) -> io::Result<()> {
-    let (side, host, visitors) = (side.clone(), host.clone(), Arc::new(AtomicUsize::new(0)));
+/// Listens for backups for as long as the process lives. A pending connection that says nothing
+/// keeps nobody else out.
+fn accept_connections(
+    side: &Arc<PrimarySide<ProcessHost>>,
+    host: &ProcessHost,
+    listener: TcpListener,
+) -> io::Result<()> {
+    let (side, host, pending_count) = (side.clone(), host.clone(), Arc::new(AtomicUsize::new(0)));
     thread::Builder::new().name("channel".into()).spawn(move || {
         let mut trouble = AcceptTrouble::default();
         loop {
@@ -154,15 +158,15 @@ fn start_visitors(side: &Arc<PrimarySide<ProcessHost>>, host: &ProcessHost, list
                     continue;
                 }
             };
-            if visitors.fetch_add(1, Ordering::AcqRel) >= VISITORS_MAX {
-                visitors.fetch_sub(1, Ordering::AcqRel);
+            if pending_count.fetch_add(1, Ordering::AcqRel) >= PENDING_MAX {
+                pending_count.fetch_sub(1, Ordering::AcqRel);
                 refuse(&stream, "too many others are asking to join: try again");
                 continue;
             }
-            if let Err(error) = receive_visitor(&side, &host, stream, address, &visitors) {
-                visitors.fetch_sub(1, Ordering::AcqRel);
-                if let Some(left_out) = side.admit(VisitorLine::NoThread) {
-                    tracing::warn!("no thread for a visitor: {error}{left_out}");
+            if let Err(error) = start_pending(&side, &host, stream, address, &pending_count) {
+                pending_count.fetch_sub(1, Ordering::AcqRel);
+                if let Some(left_out) = side.admit(PendingLine::NoThread) {
+                    tracing::warn!("no thread for a pending connection: {error}{left_out}");
                 }
             }
         }
@@ -170,21 +174,21 @@ fn start_visitors(side: &Arc<PrimarySide<ProcessHost>>, host: &ProcessHost, list
     Ok(())
 }
 
-fn receive_visitor(
+fn start_pending(
     side: &Arc<PrimarySide<ProcessHost>>,
     host: &ProcessHost,
     stream: TcpStream,
     address: SocketAddr,
-    visitors: &Arc<AtomicUsize>,
+    pending_count: &Arc<AtomicUsize>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // Only the first word is waited for in the socket; who says nothing is looked at again then.
     stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS)))?;
-    let mut visitor = Visitor::new(Arc::new(stream), address.to_string(), clock::now_ns());
-    let (side, host, visitors) = (side.clone(), host.clone(), visitors.clone());
-    thread::Builder::new().name("visitor".into()).spawn(move || {
-        host.run(None, || side.step_visitor(&mut visitor));
-        visitors.fetch_sub(1, Ordering::AcqRel);
+    let mut pending = PendingConnection::new(Arc::new(stream), address.to_string(), clock::now_ns());
+    let (side, host, pending_count) = (side.clone(), host.clone(), pending_count.clone());
+    thread::Builder::new().name("pending".into()).spawn(move || {
+        host.run(None, || side.step_pending(&mut pending));
+        pending_count.fetch_sub(1, Ordering::AcqRel);
     })?;
     Ok(())
 }

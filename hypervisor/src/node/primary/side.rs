@@ -1,7 +1,7 @@
 //! A VM that runs live, without its threads: the primary's role, its connection and its outputs, in
 //! steps that never wait.
 
-use super::visitors::VisitorLine;
+use super::pending::PendingLine;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use crate::node::host::{Host, Next, Observation, OutputSink, StepKind};
 use crate::node::io::network::NetworkEvents;
@@ -44,8 +44,8 @@ pub struct PrimarySide<H: Host> {
     pub(super) spares: AtomicUsize,
     /// For whoever takes a backup.
     pub(super) taking: Mutex<()>,
-    /// How often lines about visitors are told.
-    pub(super) visitor_lines: Mutex<RateLimits<VisitorLine>>,
+    /// How often lines about pending connections are told.
+    pub(super) pending_lines: Mutex<RateLimits<PendingLine>>,
     pub(super) sink: Arc<Mutex<H::Sink>>,
     pub(super) may_run: AtomicBool,
     /// The guest's clock stands, because the VM is paused.
@@ -56,7 +56,7 @@ pub struct PrimarySide<H: Host> {
     pub(super) generation: AtomicU64,
     /// A backup that joins gets the guest's memory.
     pub(super) copying: AtomicBool,
-    /// The visitor that joins sends everything that goes to it: there may be much.
+    /// The pending connection that joins sends everything that goes to it: there may be much.
     pub(super) sending_memory: AtomicBool,
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
@@ -87,7 +87,7 @@ impl<H: Host> PrimarySide<H> {
             share: AtomicU32::new(FULL_SHARE),
             spares: AtomicUsize::new(0),
             taking: Mutex::default(),
-            visitor_lines: Mutex::default(),
+            pending_lines: Mutex::default(),
             over: Arc::default(),
             actions: Mutex::default(),
             identity,
@@ -194,8 +194,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Sends what the role has for the backup, unless the visitor that joins does: the guest
-    /// doesn't wait for the channel while a backup joins.
+    /// Sends what the role has for the backup, unless the pending connection that joins does: the
+    /// guest doesn't wait for the channel while a backup joins.
     pub(super) fn send_outgoing(&self) {
         if !self.sending_memory.load(Ordering::SeqCst) {
             self.write_outgoing();

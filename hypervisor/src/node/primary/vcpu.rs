@@ -272,7 +272,8 @@ impl<H: Host> PrimarySide<H> {
         let Some(mut copy) = lock(&self.role).poll_copy() else { return };
         copy.copy_piece(vcpu.recorder.machine_mut());
         vcpu.figures.copied(&copy);
-        // The bytes are sent by the visitor that joins: the guest doesn't wait for the channel.
+        // The bytes are sent by the pending connection that joins: the guest doesn't wait for the
+        // channel.
         let actions = self.give(|role, now_ns| role.handle_copy(now_ns, copy));
         self.pass_on(actions);
     }

@@ -27,12 +27,12 @@ const ANSWERED_AT_ONCE_MAX: usize = 64;
 
 /// Answers at a port for as long as this node has no other use for it.
 #[derive(Debug)]
-pub struct Doorman {
+pub struct NoPrimaryPort {
     stop: Arc<EventFd>,
     thread: JoinHandle<TcpListener>,
 }
 
-impl Doorman {
+impl NoPrimaryPort {
     /// Begins to answer at `listener`.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Doorman {
     pub fn start(listener: TcpListener) -> io::Result<Self> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         listener.set_nonblocking(true)?;
-        let thread = thread::Builder::new().name("doorman".into()).spawn({
+        let thread = thread::Builder::new().name("no-primary".into()).spawn({
             let stop = stop.clone();
             move || {
                 answer(&listener, &stop);
@@ -113,7 +113,7 @@ fn refuse(stream: TcpStream, answered: &mut VecDeque<TcpStream>) {
 
 #[cfg(test)]
 mod tests {
-    use super::Doorman;
+    use super::NoPrimaryPort;
     use crate::node::channel::{Arrived, ChannelReader};
     use logchannel::message::Message;
     use logchannel::session::NodeId;
@@ -126,7 +126,7 @@ mod tests {
     fn everybody_is_told_that_there_is_no_primary_and_the_listener_comes_back() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let doorman = Doorman::start(listener).unwrap();
+        let no_primary_port = NoPrimaryPort::start(listener).unwrap();
         for node in 0..40 {
             let mut stream = TcpStream::connect(address).unwrap();
             let mut bytes = Vec::new();
@@ -147,7 +147,7 @@ mod tests {
                 Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),
             }
         }
-        let listener = doorman.stop().unwrap();
+        let listener = no_primary_port.stop().unwrap();
         let _waits = TcpStream::connect(address).unwrap();
         assert!(listener.accept().is_ok(), "nobody takes connections from the one who listens");
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// How many backups may wait for the place of the one that there is; others are sent away.
 const SPARES_MAX: usize = 8;
 
-/// How long a visitor may take to say what it wants, in nanoseconds.
+/// How long a pending connection may take to say what it wants, in nanoseconds.
 pub(in crate::node) const PATIENCE_NS: u64 = 2_000_000_000;
 
 /// From one look at what should come soon to the next, in nanoseconds.
@@ -23,9 +23,9 @@ const RETRY_NS: u64 = 5_000_000;
 /// From one look for memory to send to a joining backup to the next, in nanoseconds.
 const SEND_NS: u64 = 200_000;
 
-/// A line that visitors can cause as often as they like.
+/// A line that pending connections can cause as often as they like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::node) enum VisitorLine {
+pub(in crate::node) enum PendingLine {
     /// One was refused.
     Refused,
     /// One waits for the place of the backup that there is.
@@ -35,7 +35,7 @@ pub(in crate::node) enum VisitorLine {
 }
 
 /// Somebody who has connected.
-pub struct Visitor<H: Host> {
+pub struct PendingConnection<H: Host> {
     /// Gone once it is the channel's.
     reader: Option<ChannelReader<H::Connection>>,
     connection: Arc<H::Connection>,
@@ -44,13 +44,16 @@ pub struct Visitor<H: Host> {
     stage: Stage,
 }
 
-impl<H: Host> fmt::Debug for Visitor<H> {
+impl<H: Host> fmt::Debug for PendingConnection<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Visitor").field("address", &self.address).field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("PendingConnection")
+            .field("address", &self.address)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
     }
 }
 
-impl<H: Host> Visitor<H> {
+impl<H: Host> PendingConnection<H> {
     /// Somebody who came from `address` at `now_ns`.
     pub fn new(connection: Arc<H::Connection>, address: String, now_ns: u64) -> Self {
         let reader = Some(ChannelReader::new(connection.clone()));
@@ -71,7 +74,7 @@ enum Stage {
     Joins,
 }
 
-/// What becomes of a visitor.
+/// What becomes of a pending connection.
 enum Fate {
     /// It stays.
     Stays(Stage, Next),
@@ -84,20 +87,20 @@ enum Fate {
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Whether a line that visitors can cause is to be told now.
-    pub(in crate::node) fn admit(&self, line: VisitorLine) -> Option<LeftOut> {
-        lock(&self.visitor_lines).admit(line, self.host.now_ns())
+    /// Whether a line that pending connections can cause is to be told now.
+    pub(in crate::node) fn admit(&self, line: PendingLine) -> Option<LeftOut> {
+        lock(&self.pending_lines).admit(line, self.host.now_ns())
     }
 
-    /// Hears what a visitor wants, takes it as the backup if the role does, and sends it the
-    /// guest's memory.
-    pub fn step_visitor(&self, visitor: &mut Visitor<H>) -> Next {
-        let stage = std::mem::replace(&mut visitor.stage, Stage::Joins);
+    /// Hears what a pending connection wants, takes it as the backup if the role does, and sends it
+    /// the guest's memory.
+    pub fn step_pending(&self, pending: &mut PendingConnection<H>) -> Next {
+        let stage = std::mem::replace(&mut pending.stage, Stage::Joins);
         let fate = match stage {
-            Stage::Silent { until_ns } => self.hear_wish(visitor, until_ns),
-            Stage::Asks { vm, said } => self.admit_backup(visitor, vm, said),
+            Stage::Silent { until_ns } => self.hear_wish(pending, until_ns),
+            Stage::Asks { vm, said } => self.admit_backup(pending, vm, said),
             Stage::Waits { vm, said, heard_ns, spoke_ns } => {
-                let fate = self.keep_waiting(visitor, vm, said, (heard_ns, spoke_ns));
+                let fate = self.keep_waiting(pending, vm, said, (heard_ns, spoke_ns));
                 if !matches!(fate, Fate::Stays(Stage::Waits { .. }, _)) {
                     self.spares.fetch_sub(1, Ordering::AcqRel);
                 }
@@ -107,24 +110,24 @@ impl<H: Host> PrimarySide<H> {
         };
         let reason = match fate {
             Fate::Stays(stage, next) => {
-                visitor.stage = stage;
+                pending.stage = stage;
                 return next;
             }
             Fate::Leaves => return Next::Done,
             Fate::Refused(reason) => {
-                refuse(&*visitor.connection, &reason);
+                refuse(&*pending.connection, &reason);
                 reason
             }
             Fate::Lost(reason) => reason,
         };
-        if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Refused) {
-            self.host.report(&NodeReport::BackupRefused { address: visitor.address.clone(), reason, left_out });
+        if let Some(LeftOut(left_out)) = self.admit(PendingLine::Refused) {
+            self.host.report(&NodeReport::BackupRefused { address: pending.address.clone(), reason, left_out });
         }
         Next::Done
     }
 
-    fn hear_wish(&self, visitor: &mut Visitor<H>, until_ns: u64) -> Fate {
-        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+    fn hear_wish(&self, pending: &mut PendingConnection<H>, until_ns: u64) -> Fate {
+        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
         let mut said = match reader.wait() {
             Arrived::Messages(messages) if messages.is_empty() && self.host.now_ns() >= until_ns => {
                 return Fate::Lost("it says nothing".into());
@@ -137,14 +140,15 @@ impl<H: Host> PrimarySide<H> {
         };
         match said.next() {
             Some(Message::Join { vm, .. }) => Fate::Stays(Stage::Asks { vm, said: said.collect() }, Next::Now),
-            Some(Message::AskOwner { vm }) => self.answer_owner(visitor, &vm),
+            Some(Message::AskOwner { vm }) => self.answer_owner(pending, &vm),
             _ => Fate::Lost("it doesn't ask to join".into()),
         }
     }
 
-    /// Takes a visitor as the backup, or lets it wait for the place of the one that there is.
-    fn admit_backup(&self, visitor: &mut Visitor<H>, vm: VmId, said: Vec<Message>) -> Fate {
-        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+    /// Takes a pending connection as the backup, or lets it wait for the place of the one that
+    /// there is.
+    fn admit_backup(&self, pending: &mut PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
+        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
         // One that has gone meanwhile must not take the place of one that is here.
         if let Arrived::Last { reason, .. } = reader.take() {
             return Fate::Lost(reason);
@@ -154,15 +158,15 @@ impl<H: Host> PrimarySide<H> {
         let _one_at_a_time = lock(&self.taking);
         let refusal = lock(&self.role).can_take_backup(&vm).err();
         match refusal {
-            None => self.take_backup(visitor, &vm, said),
+            None => self.take_backup(pending, &vm, said),
             Some(reason) if !lock(&self.role).may_take_backup_later(&vm) => Fate::Refused(reason),
-            Some(_) => self.begin_to_wait(visitor, vm, said),
+            Some(_) => self.begin_to_wait(pending, vm, said),
         }
     }
 
-    fn take_backup(&self, visitor: &mut Visitor<H>, vm: &VmId, said: Vec<Message>) -> Fate {
-        self.channel.connect(visitor.connection.clone());
-        self.host.report(&NodeReport::BackupConnected { address: visitor.address.clone() });
+    fn take_backup(&self, pending: &mut PendingConnection<H>, vm: &VmId, said: Vec<Message>) -> Fate {
+        self.channel.connect(pending.connection.clone());
+        self.host.report(&NodeReport::BackupConnected { address: pending.address.clone() });
         self.sending_memory.store(true, Ordering::SeqCst);
         let mut taken = Ok(());
         self.drive(|role, now_ns| {
@@ -173,25 +177,25 @@ impl<H: Host> PrimarySide<H> {
         });
         if let Err(reason) = taken {
             self.sending_memory.store(false, Ordering::SeqCst);
-            refuse(&*visitor.connection, &reason);
+            refuse(&*pending.connection, &reason);
             self.channel.cut();
             return Fate::Lost(reason);
         }
         // What the backup says is heard from here on: not before the role knows that there is one.
-        *lock(&self.channel.reader) = visitor.reader.take();
+        *lock(&self.channel.reader) = pending.reader.take();
         self.host.wake(StepKind::Vcpu);
         Fate::Stays(Stage::Joins, Next::Now)
     }
 
     /// Tells a node that is about to claim the VM who owns it.
-    fn answer_owner(&self, visitor: &Visitor<H>, vm: &VmId) -> Fate {
+    fn answer_owner(&self, pending: &PendingConnection<H>, vm: &VmId) -> Fate {
         let own = &self.identity.vm;
         if vm != own {
-            refuse(&*visitor.connection, &format!("this is a side of VM {own}, not of {vm}"));
+            refuse(&*pending.connection, &format!("this is a side of VM {own}, not of {vm}"));
             return Fate::Leaves;
         }
         let generation = lock(&self.role).generation();
-        match say(&*visitor.connection, &Message::Owner { node: self.identity.node, generation }) {
+        match say(&*pending.connection, &Message::Owner { node: self.identity.node, generation }) {
             Ok(()) => Fate::Leaves,
             Err(error) => Fate::Lost(error.to_string()),
         }
@@ -199,16 +203,16 @@ impl<H: Host> PrimarySide<H> {
 
     /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats,
     /// and so does this side.
-    fn begin_to_wait(&self, visitor: &Visitor<H>, vm: VmId, said: Vec<Message>) -> Fate {
-        if !take_seat(&self.spares, SPARES_MAX) {
+    fn begin_to_wait(&self, pending: &PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
+        if !take_slot(&self.spares, SPARES_MAX) {
             return Fate::Refused("enough backups wait here already".into());
         }
-        if let Err(error) = say(&*visitor.connection, &Message::Wait) {
+        if let Err(error) = say(&*pending.connection, &Message::Wait) {
             self.spares.fetch_sub(1, Ordering::AcqRel);
             return Fate::Lost(error.to_string());
         }
-        if let Some(LeftOut(left_out)) = self.admit(VisitorLine::Waits) {
-            self.host.report(&NodeReport::SpareWaits { address: visitor.address.clone(), left_out });
+        if let Some(LeftOut(left_out)) = self.admit(PendingLine::Waits) {
+            self.host.report(&NodeReport::SpareWaits { address: pending.address.clone(), left_out });
         }
         let now_ns = self.host.now_ns();
         let stage = Stage::Waits { vm, said, heard_ns: now_ns, spoke_ns: now_ns };
@@ -217,12 +221,12 @@ impl<H: Host> PrimarySide<H> {
 
     fn keep_waiting(
         &self,
-        visitor: &mut Visitor<H>,
+        pending: &mut PendingConnection<H>,
         vm: VmId,
         said: Vec<Message>,
         (mut heard_ns, mut spoke_ns): (u64, u64),
     ) -> Fate {
-        let Some(reader) = &mut visitor.reader else { return Fate::Leaves };
+        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
         if self.is_over() || lock(&self.role).can_take_backup(&vm).is_ok() {
             return Fate::Stays(Stage::Asks { vm, said }, Next::Now);
         }
@@ -237,7 +241,7 @@ impl<H: Host> PrimarySide<H> {
             return Fate::Refused("it was silent for too long".into());
         }
         if now_ns.saturating_sub(spoke_ns) >= timing.heartbeat_ns {
-            if let Err(error) = say(&*visitor.connection, &Message::Heartbeat) {
+            if let Err(error) = say(&*pending.connection, &Message::Heartbeat) {
                 return Fate::Lost(error.to_string());
             }
             spoke_ns = now_ns;
@@ -259,12 +263,12 @@ impl<H: Host> PrimarySide<H> {
     }
 }
 
-/// Takes one of `max` seats, if one is free.
-fn take_seat(taken: &AtomicUsize, max: usize) -> bool {
-    taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |seats| (seats < max).then_some(seats + 1)).is_ok()
+/// Takes one of `max` slots, if one is free.
+fn take_slot(taken: &AtomicUsize, max: usize) -> bool {
+    taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1)).is_ok()
 }
 
-/// Tells a visitor why it can't join, as far as it listens.
+/// Tells a pending connection why it can't join, as far as it listens.
 pub(in crate::node) fn refuse(connection: &impl Connection, reason: &str) {
     let _ = say(connection, &Message::Refused { reason: reason.into() });
 }
