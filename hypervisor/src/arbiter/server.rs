@@ -124,7 +124,7 @@ pub struct ArbiterServer {
     listener: TcpListener,
     listen: SocketAddr,
     arbiter: Arc<FileArbiter>,
-    /// One seat for each thread that may wait for the disk: the runtime's own queue has no limit.
+    /// One permit for each thread that may wait for the disk: the runtime's own queue has no limit.
     disk: Arc<Semaphore>,
     connections_max: usize,
     reporter: Reporter,
@@ -345,9 +345,9 @@ impl ArbiterServer {
     ) -> io::Result<Result<T, ArbiterError>> {
         let (disk, arbiter) = (self.disk.clone(), self.arbiter.clone());
         let working = async {
-            let seat = disk.acquire_owned().await.map_err(io::Error::other)?;
+            let permit = disk.acquire_owned().await.map_err(io::Error::other)?;
             let work = spawn_blocking(move || {
-                let _seat = seat;
+                let _permit = permit;
                 work(&arbiter)
             });
             Ok(work.await?)

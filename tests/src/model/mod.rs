@@ -17,12 +17,12 @@
 //! need time).
 
 mod actions;
+mod environment;
 mod guest;
 mod node;
 mod properties;
 mod shared;
 mod state;
-mod surroundings;
 
 pub use actions::Action;
 pub use state::{Rule, State};

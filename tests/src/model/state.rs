@@ -2,10 +2,10 @@
 
 use super::Cluster;
 use super::actions::Action;
+use super::environment::{Arbiter, Channel, Lan, messages, node_id};
 use super::guest::Guest;
 use super::node::{Backup, End, LOOKING, NOW_NS, Node, Owner, TIMING, config};
 use super::shared::Shared;
-use super::surroundings::{Arbiter, Channel, Lan, messages, node_id};
 use ft::claim::{ClaimKind, Verdict};
 use ft::output_gate::Released;
 use ft::role::{

@@ -1,5 +1,5 @@
 //! A simulated process as the host of the production sides: its calls reach the simulated
-//! surroundings.
+//! environment.
 
 use super::env::Env;
 use super::process::Me;
@@ -19,10 +19,10 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm::OutputId;
 
-/// Where a process finds its surroundings while one of its steps is called.
+/// Where a process finds its environment while one of its steps is called.
 ///
 /// A step is production code, and gives nothing through to its host; so who calls it lends the
-/// surroundings to the host meanwhile.
+/// environment to the host meanwhile.
 #[derive(Clone)]
 struct Lent(Arc<Mutex<Env>>);
 
@@ -35,7 +35,7 @@ impl Lent {
         std::mem::swap(&mut *self.get(), env);
     }
 
-    /// The surroundings: never while something of them is in use already.
+    /// The environment: never while something of it is in use already.
     fn get(&self) -> MutexGuard<'_, Env> {
         self.0.try_lock().unwrap_or_else(|error| match error {
             std::sync::TryLockError::Poisoned(error) => PoisonError::into_inner(error),
@@ -92,7 +92,7 @@ impl SimHost {
         &self.me
     }
 
-    /// The surroundings, while a step is called.
+    /// The environment, while a step is called.
     pub(super) fn env(&self) -> MutexGuard<'_, Env> {
         self.env.get()
     }

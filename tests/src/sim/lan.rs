@@ -20,14 +20,14 @@ pub(super) const HEARTBEAT_US: u64 = 20_000;
 const WRITE_BYTES: usize = 64 << 10;
 
 /// A host's connection.
-struct Cable {
+struct HostConnection {
     end: End,
     cutter: Cutter,
     /// As whose port it serves, once it does.
     attached: Option<Generation>,
 }
 
-impl Cable {
+impl HostConnection {
     fn id(&self) -> ConnectionId {
         ConnectionId(self.end.wire.0)
     }
@@ -36,7 +36,7 @@ impl Cable {
 /// The LAN and its stations.
 pub(super) struct Lan {
     fabric: Fabric,
-    cables: BTreeMap<ConnectionId, Cable>,
+    connections: BTreeMap<ConnectionId, HostConnection>,
     pub(super) stations: Vec<Station>,
 }
 
@@ -55,7 +55,7 @@ impl Lan {
         }
         fabric.settle(0);
         let stations = (1..=stations).map(Station::new).collect();
-        Self { fabric, cables: BTreeMap::new(), stations }
+        Self { fabric, connections: BTreeMap::new(), stations }
     }
 
     /// A station sends a packet.
@@ -68,9 +68,9 @@ impl Lan {
     pub(super) fn step(&mut self, env: &mut Env) {
         while let Some(end) = env.accept(Place::Lan) {
             let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-            self.cables.insert(ConnectionId(end.wire.0), Cable { end, cutter, attached: None });
+            self.connections.insert(ConnectionId(end.wire.0), HostConnection { end, cutter, attached: None });
         }
-        let ids: Vec<_> = self.cables.keys().copied().collect();
+        let ids: Vec<_> = self.connections.keys().copied().collect();
         for id in ids {
             self.serve(env, id);
         }
@@ -79,31 +79,31 @@ impl Lan {
 
     /// Takes what a host has sent.
     fn serve(&mut self, env: &mut Env, id: ConnectionId) {
-        let Some(mut cable) = self.cables.remove(&id) else { return };
-        let received = env.receive(cable.end);
-        match self.take_bytes(env, &mut cable, &received.bytes) {
-            Ok(()) if !received.has_ended => _ = self.cables.insert(id, cable),
-            Ok(()) => self.end(env, &cable, &Ended::Closed),
-            Err(ended) => self.end(env, &cable, &ended),
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        let received = env.receive(connection.end);
+        match self.take_bytes(env, &mut connection, &received.bytes) {
+            Ok(()) if !received.has_ended => _ = self.connections.insert(id, connection),
+            Ok(()) => self.end(env, &connection, &Ended::Closed),
+            Err(ended) => self.end(env, &connection, &ended),
         }
     }
 
-    fn take_bytes(&mut self, env: &mut Env, cable: &mut Cable, mut bytes: &[u8]) -> Result<(), Ended> {
+    fn take_bytes(&mut self, env: &mut Env, connection: &mut HostConnection, mut bytes: &[u8]) -> Result<(), Ended> {
         while !bytes.is_empty() {
-            let space = cable.cutter.space();
+            let space = connection.cutter.space();
             let (now, later) = bytes.split_at(bytes.len().min(space.len()));
             space[..now.len()].copy_from_slice(now);
-            cable.cutter.filled(now.len());
+            connection.cutter.filled(now.len());
             bytes = later;
-            self.take_messages(env, cable)?;
+            self.take_messages(env, connection)?;
         }
         Ok(())
     }
 
-    fn take_messages(&mut self, env: &mut Env, cable: &mut Cable) -> Result<(), Ended> {
-        let id = cable.id();
+    fn take_messages(&mut self, env: &mut Env, connection: &mut HostConnection) -> Result<(), Ended> {
+        let id = connection.id();
         loop {
-            let message = match cable.cutter.next_message() {
+            let message = match connection.cutter.next_message() {
                 Ok(Some(message)) => message,
                 Ok(None) => return Ok(()),
                 Err(error) => panic!("a host sends no messages to the LAN: {error}"),
@@ -113,10 +113,10 @@ impl Lan {
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
                     env.judge.attaches(attachment.generation);
-                    cable.attached = Some(attachment.generation);
+                    connection.attached = Some(attachment.generation);
                     let mut bytes = Vec::new();
                     answer.append(&mut bytes);
-                    env.send_from_lan(cable.end, &bytes);
+                    env.send_from_lan(connection.end, &bytes);
                 }
                 Ok(ClientMessage::Output { id: output, packet }) => {
                     let duplicates = self.fabric.dropped().duplicates;
@@ -125,7 +125,7 @@ impl Lan {
                         env.saw(Sighting::OutputDroppedByLan);
                     } else {
                         env.note("lan: carries output of connection", &[output.0, id.0]);
-                        env.judge.carries(cable.attached, output, packet);
+                        env.judge.carries(connection.attached, output, packet);
                     }
                     // Packets for several stations come to them in the order in which they were
                     // carried.
@@ -137,17 +137,17 @@ impl Lan {
         }
     }
 
-    fn end(&mut self, env: &mut Env, cable: &Cable, ended: &Ended) {
+    fn end(&mut self, env: &mut Env, connection: &HostConnection, ended: &Ended) {
         let mut bytes = Vec::new();
         match ended {
             Ended::Closed | Ended::Lost(PortLost { fenced_by: None }) => {}
             Ended::Refused(reason) => ServerMessage::Refused { reason }.append(&mut bytes),
             Ended::Lost(PortLost { fenced_by: Some(by) }) => ServerMessage::Fenced { by: *by }.append(&mut bytes),
         }
-        env.send_from_lan(cable.end, &bytes);
-        env.close(cable.end);
-        if cable.attached.is_some() {
-            self.fabric.leave(cable.id());
+        env.send_from_lan(connection.end, &bytes);
+        env.close(connection.end);
+        if connection.attached.is_some() {
+            self.fabric.leave(connection.id());
         }
     }
 
@@ -177,23 +177,30 @@ impl Lan {
 
     /// Connections whose buffers were full may have room now.
     fn retry_blocked(&mut self, env: &mut Env) {
-        let attached: Vec<_> = self.cables.values().filter(|cable| cable.attached.is_some()).map(Cable::id).collect();
+        let attached: Vec<_> = self
+            .connections
+            .values()
+            .filter(|connection| connection.attached.is_some())
+            .map(HostConnection::id)
+            .collect();
         for id in attached {
             self.send_pending(env, id);
         }
     }
 
     fn send_pending(&mut self, env: &mut Env, id: ConnectionId) {
-        let Some(cable) = self.cables.get(&id).filter(|cable| cable.attached.is_some()) else { return };
+        let Some(connection) = self.connections.get(&id).filter(|connection| connection.attached.is_some()) else {
+            return;
+        };
         let mut bytes = Vec::new();
-        while env.wires.has_room(cable.end) {
+        while env.wires.has_room(connection.end) {
             bytes.clear();
             match self.fabric.take_pending(id, &mut bytes, WRITE_BYTES) {
                 Ok(()) if bytes.is_empty() => return,
-                Ok(()) => env.send_from_lan(cable.end, &bytes),
+                Ok(()) => env.send_from_lan(connection.end, &bytes),
                 Err(lost) => {
-                    let Some(cable) = self.cables.remove(&id) else { return };
-                    return self.end(env, &cable, &Ended::Lost(lost));
+                    let Some(connection) = self.connections.remove(&id) else { return };
+                    return self.end(env, &connection, &Ended::Lost(lost));
                 }
             }
         }

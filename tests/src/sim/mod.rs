@@ -18,8 +18,8 @@
 //! frames' checksums are for those).
 
 mod arbiter;
+mod attachment;
 mod backup;
-mod cable;
 mod claims;
 mod client;
 mod env;

@@ -1,6 +1,6 @@
 //! A process that runs the VM: the production side, called step by step.
 
-use super::cable::{Cable, News};
+use super::attachment::{AttachmentEvent, LanAttachment};
 use super::claims::{Asked, Claims};
 use super::env::Env;
 use super::host::{Part, SimHost};
@@ -49,7 +49,7 @@ pub(super) struct Primary {
 /// What a process does in a step, in an order that nobody knows.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    Cable,
+    Attachment,
     Control,
     Print,
     Timers,
@@ -67,9 +67,9 @@ impl Primary {
             &[role.generation().0, role.appended().0, me.host as u64],
         );
         let host = SimHost::new(me.clone(), Part::Primary(role.generation()));
-        let cable = Cable::new(machine.last_packet_number(), role.session().booted);
+        let attachment = LanAttachment::new(machine.last_packet_number(), role.session().booted);
         let source = SimSource::new(host.clone(), *role.clock(), env);
-        let sink = SimSink::new(host.clone(), cable);
+        let sink = SimSink::new(host.clone(), attachment);
         let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: me.host.to_string() };
         let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         let (control, vcpu) = host.call(env, || {
@@ -109,13 +109,13 @@ impl Primary {
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
     /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let mut jobs = [Job::Cable, Job::Control, Job::Print, Job::Timers, Job::Pending, Job::Vcpu];
+        let mut jobs = [Job::Attachment, Job::Control, Job::Print, Job::Timers, Job::Pending, Job::Vcpu];
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
         for job in jobs {
             match job {
-                Job::Cable => self.plug(env),
+                Job::Attachment => self.step_attachment(env),
                 Job::Control => self.control(env)?,
                 Job::Print => self.print(env),
                 Job::Timers => self.look_at_timers(env),
@@ -136,18 +136,18 @@ impl Primary {
     }
 
     /// Keeps attached to the LAN, and gives the side what it says.
-    fn plug(&mut self, env: &mut Env) {
+    fn step_attachment(&mut self, env: &mut Env) {
         let owner = self.side.owner();
-        let news = self.side.sink().cable.step(env, &self.me, owner);
-        for news in news {
-            match news {
-                News::Attached(next) => self.attached(env, next),
-                News::Carried(next) => self.side.carried(next),
-                News::Refused => self.host.call(env, || self.side.refused()),
+        let events = self.side.sink().attachment.step(env, &self.me, owner);
+        for event in events {
+            match event {
+                AttachmentEvent::Attached(next) => self.attached(env, next),
+                AttachmentEvent::Carried(next) => self.side.carried(next),
+                AttachmentEvent::Refused => self.host.call(env, || self.side.refused()),
             }
         }
         self.host.call(env, || self.side.ready());
-        let packets = std::mem::take(&mut self.side.sink().cable.packets);
+        let packets = std::mem::take(&mut self.side.sink().attachment.packets);
         if !packets.is_empty() && self.is_waiting {
             self.vcpu_ns = env.now_ns;
         }

@@ -1,7 +1,7 @@
-//! Where a simulated process's outputs go: its cable, and a console whose reader is slow now and
-//! then.
+//! Where a simulated process's outputs go: its attachment to the LAN, and a console whose reader is
+//! slow now and then.
 
-use super::cable::Cable;
+use super::attachment::LanAttachment;
 use super::env::Env;
 use super::host::SimHost;
 use super::sightings::Sighting;
@@ -19,7 +19,7 @@ const HELD_NS: u64 = 1_000_000;
 /// A process's output sink.
 pub(super) struct SimSink {
     host: SimHost,
-    pub(super) cable: Cable,
+    pub(super) attachment: LanAttachment,
     /// Outputs below were sent to the LAN, or would have been.
     pub(super) sent_below: OutputId,
     /// Console output that waits for its reader, who takes it at this time.
@@ -27,14 +27,14 @@ pub(super) struct SimSink {
 }
 
 impl SimSink {
-    pub(super) const fn new(host: SimHost, cable: Cable) -> Self {
-        Self { host, cable, sent_below: OutputId(0), console: VecDeque::new() }
+    pub(super) const fn new(host: SimHost, attachment: LanAttachment) -> Self {
+        Self { host, attachment, sent_below: OutputId(0), console: VecDeque::new() }
     }
 
     /// When there is something to do that no arrival announces.
     pub(super) fn due_ns(&self) -> u64 {
         let console_ns = self.console.front().map_or(u64::MAX, |(due_ns, ..)| *due_ns);
-        self.cable.due_ns().min(console_ns)
+        self.attachment.due_ns().min(console_ns)
     }
 
     /// The reader takes all that waits.
@@ -73,7 +73,7 @@ impl SimSink {
             }
         }
         let packets: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
-        self.cable.send(env, self.host.me(), &packets);
+        self.attachment.send(env, self.host.me(), &packets);
         self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(last.id.next()));
     }
 }

@@ -79,7 +79,7 @@ pub enum StartError {
 /// A LAN whose sockets are bound.
 #[derive(Debug)]
 pub struct LanServer {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     vms: TcpListener,
     listen: SocketAddr,
     qemus: Option<TcpListener>,
@@ -112,7 +112,14 @@ impl LanServer {
             forwards: forwards.iter().map(ForwardSocket::listening).collect(),
         });
         let fabric = Fabric::new(seed, clock::now_us());
-        Ok(Self { shared: Rc::new(Shared::new(fabric, config.limits, reporter)), vms, listen, qemus, qemu, forwards })
+        Ok(Self {
+            shared: Rc::new(ServerState::new(fabric, config.limits, reporter)),
+            vms,
+            listen,
+            qemus,
+            qemu,
+            forwards,
+        })
     }
 
     /// Where VMs attach.
@@ -161,9 +168,9 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<(TcpListen
 
 /// What all tasks share. Never borrowed across an await.
 #[derive(Debug)]
-pub(in crate::lan) struct Shared {
+pub(in crate::lan) struct ServerState {
     fabric: RefCell<Fabric>,
-    seats: RefCell<BTreeMap<ConnectionId, Seat>>,
+    port_connections: RefCell<BTreeMap<ConnectionId, ConnectionEntry>>,
     next_connection: Cell<u64>,
     /// When [`keep_time`] will call the gateway.
     deadline_us: Cell<Option<u64>>,
@@ -193,11 +200,11 @@ pub(in crate::lan) enum PeerLine {
     Dropped,
 }
 
-impl Shared {
+impl ServerState {
     fn new(fabric: Fabric, limits: ConnectionLimits, reporter: Reporter) -> Self {
         Self {
             fabric: RefCell::new(fabric),
-            seats: RefCell::default(),
+            port_connections: RefCell::default(),
             next_connection: Cell::new(1),
             deadline_us: Cell::new(None),
             deadline_sooner: Notify::new(),
@@ -245,8 +252,12 @@ impl Shared {
             let result = act(&mut fabric);
             (result, fabric.settle(now_us), fabric.dropped())
         };
-        let seats = self.seats.borrow();
-        settled.woken.iter().filter_map(|connection| seats.get(connection)).for_each(|seat| seat.waker.notify_one());
+        let connections = self.port_connections.borrow();
+        settled
+            .woken
+            .iter()
+            .filter_map(|connection| connections.get(connection))
+            .for_each(|entry| entry.waker.notify_one());
         settled.events.into_iter().for_each(|event| self.tell_happened(event));
         if settled.deadline_us.is_some_and(|new| self.deadline_us.get().is_none_or(|old| new < old)) {
             self.deadline_us.set(settled.deadline_us);
@@ -274,31 +285,31 @@ impl Shared {
 
     /// A new connection and what wakes it, unless there are too many of its kind.
     fn enter(self: &Rc<Self>, kind: PortKind) -> Option<Entered> {
-        let mut seats = self.seats.borrow_mut();
+        let mut connections = self.port_connections.borrow_mut();
         let most = match kind {
             PortKind::Vm => self.limits.vms,
             PortKind::Qemu => self.limits.qemus,
         };
-        if seats.values().filter(|seat| seat.kind == kind).count() >= most {
-            let (&oldest, _) = seats.iter().find(|(_, seat)| seat.kind == kind && !seat.attached)?;
+        if connections.values().filter(|entry| entry.kind == kind).count() >= most {
+            let (&oldest, _) = connections.iter().find(|(_, entry)| entry.kind == kind && !entry.attached)?;
             // Its task, which waits for an Attach, ends by this.
-            seats.remove(&oldest)?.waker.notify_one();
+            connections.remove(&oldest)?.waker.notify_one();
         }
         let id = ConnectionId(self.next_connection.replace(self.next_connection.get() + 1));
         let waker = Rc::new(Notify::new());
-        seats.insert(id, Seat { waker: waker.clone(), kind, attached: kind == PortKind::Qemu });
+        connections.insert(id, ConnectionEntry { waker: waker.clone(), kind, attached: kind == PortKind::Qemu });
         Some(Entered { shared: self.clone(), id, waker })
     }
 
     /// The connection has attached, and keeps its place. `false` if it has lost it already.
     fn keep(&self, id: ConnectionId) -> bool {
-        self.seats.borrow_mut().get_mut(&id).map(|seat| seat.attached = true).is_some()
+        self.port_connections.borrow_mut().get_mut(&id).map(|entry| entry.attached = true).is_some()
     }
 }
 
 /// A connection in the books.
 #[derive(Debug)]
-struct Seat {
+struct ConnectionEntry {
     /// Tells an attached connection that there is something to do, and another one that it has to
     /// go.
     waker: Rc<Notify>,
@@ -308,20 +319,20 @@ struct Seat {
 
 /// A connection's place in the books; leaves when dropped.
 struct Entered {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     id: ConnectionId,
     waker: Rc<Notify>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.shared.seats.borrow_mut().remove(&self.id);
+        self.shared.port_connections.borrow_mut().remove(&self.id);
         self.shared.drive(|fabric| fabric.leave(self.id));
     }
 }
 
 /// Calls the gateway when it wants to be called.
-async fn keep_time(shared: Rc<Shared>) {
+async fn keep_time(shared: Rc<ServerState>) {
     loop {
         let sooner = shared.deadline_sooner.notified();
         let Some(deadline_us) = shared.deadline_us.get() else {
@@ -383,7 +394,7 @@ pub(in crate::lan) fn keep_alive(stream: &TcpStream) {
     }
 }
 
-async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
+async fn accept(shared: Rc<ServerState>, listener: TcpListener, kind: PortKind) {
     let mut trouble = AcceptTrouble::default();
     loop {
         match listener.accept().await {
@@ -417,7 +428,7 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, kind: PortKind) {
     }
 }
 
-impl Shared {
+impl ServerState {
     fn log_end(&self, peer: SocketAddr, ended: &Ended) {
         match ended {
             Ended::Wire(_) | Ended::Silent | Ended::Crowded => {

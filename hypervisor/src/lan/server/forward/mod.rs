@@ -5,12 +5,12 @@
 //! ways: what the one side doesn't take, the other isn't asked for. Half-close passes as
 //! half-close, a reset as a reset.
 
-mod seat;
+mod client_entry;
 mod tcp;
 mod udp;
 mod waiting;
 
-use super::{Shared, StartError};
+use super::{ServerState, StartError};
 use crate::lan::events::ForwardListening;
 use crate::lan::fabric::{GATEWAY_IP, PREFIX_BITS};
 use crate::os::address::resolve;
@@ -163,7 +163,7 @@ impl ForwardSocket {
     }
 
     /// Serves clients for ever.
-    pub(in crate::lan) async fn serve(self, shared: Rc<Shared>) {
+    pub(in crate::lan) async fn serve(self, shared: Rc<ServerState>) {
         match self.socket {
             Socket::Tcp(listener) => tcp::Forwarded::new(shared, self.address, self.guest).serve(listener).await,
             Socket::Udp(socket) => udp::Forwarded::new(shared, self.address, self.guest).serve(socket).await,

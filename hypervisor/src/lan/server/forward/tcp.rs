@@ -3,9 +3,9 @@
 use crate::lan::fabric::Fabric;
 use crate::lan::fabric::GUEST_TIMEOUT;
 use crate::lan::server::forward::Protocol;
-use crate::lan::server::forward::seat::{Lost, Seat};
+use crate::lan::server::forward::client_entry::{ClientEntry, Lost};
 use crate::lan::server::forward::waiting::Waiters;
-use crate::lan::server::{PeerLine, Shared, keep_alive};
+use crate::lan::server::{PeerLine, ServerState, keep_alive};
 use crate::os::accept::AcceptTrouble;
 use crate::os::clock;
 use smoltcp::iface::SocketHandle;
@@ -24,14 +24,14 @@ const HALF_CLOSED_PROBE: smoltcp::time::Duration = smoltcp::time::Duration::from
 
 /// One TCP forward.
 pub(in crate::lan) struct Forwarded {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     listen: SocketAddr,
     guest: SocketAddrV4,
     waiters: Waiters,
 }
 
 impl Forwarded {
-    pub(in crate::lan) fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+    pub(in crate::lan) fn new(shared: Rc<ServerState>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
         let waiters = Waiters::new(shared.clone(), Protocol::Tcp, listen, guest);
         Self { shared, listen, guest, waiters }
     }
@@ -63,12 +63,12 @@ impl Forwarded {
     async fn serve_client(&self, mut client: TcpStream, peer: SocketAddr) -> Result<(), Cut> {
         client.set_nodelay(true)?;
         keep_alive(&client);
-        let seat = match Seat::take(&self.shared, Protocol::Tcp, self.listen, peer) {
-            Ok((seat, evicted)) => {
+        let entry = match ClientEntry::take(&self.shared, Protocol::Tcp, self.listen, peer) {
+            Ok((entry, evicted)) => {
                 if !evicted.is_empty() {
                     self.shared.drive(|fabric| fabric.count_idle_clients(evicted.len() as u64));
                 }
-                seat
+                entry
             }
             Err(full) => {
                 if let Some(left_out) = self.shared.admit(PeerLine::ClientRefused) {
@@ -79,10 +79,10 @@ impl Forwarded {
             }
         };
         let handle = self.shared.drive(|fabric| fabric.gateway().connect_tcp(self.guest, clock::now_us()));
-        let socket = GuestStream { shared: self.shared.clone(), handle, seat };
+        let socket = GuestStream { shared: self.shared.clone(), handle, entry };
         let passed = tokio::select! {
             passed = self.pass(&socket, &mut client) => passed,
-            lost = socket.seat.lost() => Err(self.lost(lost)),
+            lost = socket.entry.lost() => Err(self.lost(lost)),
         };
         match passed {
             Ok(()) => {
@@ -151,15 +151,15 @@ async fn guest_to_client(guest: &GuestStream, client: &mut WriteHalf<'_>) -> Res
         client.writable().await?;
         guest.write_to(client)?;
     }
-    guest.seat.half_closed();
+    guest.entry.half_closed();
     Ok(client.shutdown().await?)
 }
 
 /// The gateway's end of a connection to a guest. Resets it when dropped, unless it has ended.
 struct GuestStream {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     handle: SocketHandle,
-    seat: Seat,
+    entry: ClientEntry,
 }
 
 impl GuestStream {
@@ -208,7 +208,7 @@ impl GuestStream {
             self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).send(|space| moved(client.try_read(space))));
         let read = read.map_err(|_| Cut::Guest)?;
         if let Ok(Some(1..)) = read {
-            self.seat.used();
+            self.entry.used();
         }
         read
     }
@@ -218,7 +218,7 @@ impl GuestStream {
         let written =
             self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).recv(|bytes| moved(client.try_write(bytes))));
         if let Some(1..) = written.map_err(|_| Cut::Guest)?? {
-            self.seat.used();
+            self.entry.used();
         }
         Ok(())
     }
@@ -226,7 +226,7 @@ impl GuestStream {
     /// Tells the guest that the client will send no more. From here on a guest that is gone is
     /// noticed.
     fn close(&self) {
-        self.seat.half_closed();
+        self.entry.half_closed();
         self.shared.drive(|fabric| {
             let socket = fabric.gateway().tcp(self.handle);
             socket.set_keep_alive(Some(HALF_CLOSED_PROBE));

@@ -3,9 +3,9 @@
 use crate::lan::fabric::UDP_PAYLOAD_BYTES_MAX;
 use crate::lan::server::clients::Limit;
 use crate::lan::server::forward::Protocol;
-use crate::lan::server::forward::seat::Seat;
+use crate::lan::server::forward::client_entry::ClientEntry;
 use crate::lan::server::forward::waiting::Waiters;
-use crate::lan::server::{PeerLine, Shared};
+use crate::lan::server::{PeerLine, ServerState};
 use crate::os::accept::AcceptTrouble;
 use crate::os::clock;
 use smoltcp::iface::SocketHandle;
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 /// One UDP forward.
 pub(in crate::lan) struct Forwarded {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     listen: SocketAddr,
     guest: SocketAddrV4,
     /// The flows by client. One that has lost its place may still be here.
@@ -30,7 +30,7 @@ pub(in crate::lan) struct Forwarded {
 }
 
 impl Forwarded {
-    pub(in crate::lan) fn new(shared: Rc<Shared>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+    pub(in crate::lan) fn new(shared: Rc<ServerState>, listen: SocketAddr, guest: SocketAddrV4) -> Self {
         let waiters = Waiters::new(shared.clone(), Protocol::Udp, listen, guest);
         Self { shared, listen, guest, flows: RefCell::default(), waiters }
     }
@@ -49,7 +49,7 @@ impl Forwarded {
                     continue;
                 }
             };
-            let known = forwarded.flows.borrow().get(&client).filter(|flow| !flow.seat.is_evicted()).cloned();
+            let known = forwarded.flows.borrow().get(&client).filter(|flow| !flow.entry.is_evicted()).cloned();
             let is_known = known.is_some();
             let flow = known.unwrap_or_else(|| forwarded.open(client, &socket));
             flow.send(&datagram[..bytes], forwarded.guest);
@@ -63,17 +63,17 @@ impl Forwarded {
 
     /// A flow for a new client.
     fn open(self: &Rc<Self>, client: SocketAddr, socket: &Rc<UdpSocket>) -> Rc<Flow> {
-        let (seat, evicted) = Seat::take(&self.shared, Protocol::Udp, self.listen, client)
+        let (entry, evicted) = ClientEntry::take(&self.shared, Protocol::Udp, self.listen, client)
             .expect("however many flows there are, the longest silent makes room at once");
         self.tell_replaced(client, &evicted);
-        let flow = Rc::new(Flow::open(&self.shared, seat, self.guest));
+        let flow = Rc::new(Flow::open(&self.shared, entry, self.guest));
         self.flows.borrow_mut().insert(client, flow.clone());
         let (forwarded, socket, served) = (self.clone(), socket.clone(), flow.clone());
         tokio::task::spawn_local(async move {
             tokio::select! {
                 never = answer(&served, &socket, client) => match never {},
                 never = forwarded.tell_waiting(&served) => match never {},
-                _ = served.seat.lost() => {}
+                _ = served.entry.lost() => {}
             }
             forwarded.forget(client, &served);
         });
@@ -122,22 +122,22 @@ async fn answer(flow: &Flow, socket: &UdpSocket, client: SocketAddr) -> Infallib
 
 /// What the guest sees as one UDP peer.
 struct Flow {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     handle: SocketHandle,
-    seat: Seat,
+    entry: ClientEntry,
     /// A datagram couldn't be sent to the guest at once.
     delayed: Notify,
 }
 
 impl Flow {
-    fn open(shared: &Rc<Shared>, seat: Seat, guest: SocketAddrV4) -> Self {
+    fn open(shared: &Rc<ServerState>, entry: ClientEntry, guest: SocketAddrV4) -> Self {
         let handle = shared.with(|fabric| fabric.gateway().open_udp(*guest.ip(), clock::now_us()));
-        Self { shared: shared.clone(), handle, seat, delayed: Notify::new() }
+        Self { shared: shared.clone(), handle, entry, delayed: Notify::new() }
     }
 
     /// Sends a datagram to the guest, or counts it as refused.
     fn send(&self, datagram: &[u8], guest: SocketAddrV4) {
-        self.seat.used();
+        self.entry.used();
         self.shared.drive(|fabric| {
             let fits = datagram.len() <= UDP_PAYLOAD_BYTES_MAX;
             let to = (*guest.ip(), guest.port());
@@ -185,7 +185,7 @@ impl Flow {
             })
         })
         .await;
-        self.seat.used();
+        self.entry.used();
         bytes
     }
 }

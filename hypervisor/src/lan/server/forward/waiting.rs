@@ -1,7 +1,7 @@
 //! Clients that wait for a guest that isn't there yet: told after a second, and then rarely.
 
 use crate::lan::events::LanEvent;
-use crate::lan::server::Shared;
+use crate::lan::server::ServerState;
 use crate::lan::server::forward::Protocol;
 use crate::os::clock;
 use crate::os::rate_limit::RateLimit;
@@ -20,7 +20,7 @@ const TELL_INTERVAL_NS: u64 = 60_000_000_000;
 
 /// The waiting clients of one forward.
 pub(in crate::lan) struct Waiters {
-    shared: Rc<Shared>,
+    shared: Rc<ServerState>,
     protocol: Protocol,
     listen: SocketAddr,
     guest: SocketAddrV4,
@@ -30,7 +30,12 @@ pub(in crate::lan) struct Waiters {
 
 impl Waiters {
     /// Nobody waits yet.
-    pub(in crate::lan) fn new(shared: Rc<Shared>, protocol: Protocol, listen: SocketAddr, guest: SocketAddrV4) -> Self {
+    pub(in crate::lan) fn new(
+        shared: Rc<ServerState>,
+        protocol: Protocol,
+        listen: SocketAddr,
+        guest: SocketAddrV4,
+    ) -> Self {
         Self { shared, protocol, listen, guest, told: RefCell::new(RateLimit::every(TELL_INTERVAL_NS)) }
     }
 

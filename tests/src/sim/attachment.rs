@@ -26,7 +26,7 @@ const PACKETS_MAX: usize = 64;
 
 /// What the LAN says that the role has to know.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum AttachmentEvent {
     /// Attached; all outputs below have been carried.
     Attached(OutputId),
     /// All outputs below have been carried.
@@ -46,7 +46,7 @@ enum State {
 }
 
 /// The connection, and what has come over it.
-pub(super) struct Cable {
+pub(super) struct LanAttachment {
     state: State,
     last_packet: u64,
     /// In which generation the guest was reset.
@@ -54,7 +54,7 @@ pub(super) struct Cable {
     pub(super) packets: VecDeque<(u64, Vec<u8>)>,
 }
 
-impl Cable {
+impl LanAttachment {
     pub(super) const fn new(last_packet: u64, booted: Generation) -> Self {
         Self { state: State::Down(0), last_packet, booted, packets: VecDeque::new() }
     }
@@ -69,15 +69,20 @@ impl Cable {
 
     /// Keeps attached, and reads what has come. `owner` is whose attachment it is, and its first
     /// output.
-    pub(super) fn step(&mut self, env: &mut Env, me: &Me, owner: (Generation, Range<OutputId>)) -> Vec<News> {
-        let mut news = Vec::new();
+    pub(super) fn step(
+        &mut self,
+        env: &mut Env,
+        me: &Me,
+        owner: (Generation, Range<OutputId>),
+    ) -> Vec<AttachmentEvent> {
+        let mut events = Vec::new();
         match &mut self.state {
             State::Down(retry_ns) if *retry_ns <= env.now_ns => self.attach(env, me, owner),
             State::Down(_) => {}
             State::Up { end, .. } if self.packets.len() < PACKETS_MAX => {
                 let end = *end;
                 let received = env.receive(end);
-                self.take_bytes(env, &received.bytes, &mut news);
+                self.take_bytes(env, &received.bytes, &mut events);
                 if received.has_ended && matches!(self.state, State::Up { .. }) {
                     self.lose(env);
                 }
@@ -85,7 +90,7 @@ impl Cable {
             State::Up { session, .. } => session.excuse(),
         }
         self.beat(env, me);
-        news
+        events
     }
 
     /// Sends the heartbeat that is due, or gives up a LAN that sends none.
@@ -124,7 +129,7 @@ impl Cable {
         self.state = State::Up { end, session, is_attached: false };
     }
 
-    fn take_bytes(&mut self, env: &mut Env, mut bytes: &[u8], news: &mut Vec<News>) {
+    fn take_bytes(&mut self, env: &mut Env, mut bytes: &[u8], events: &mut Vec<AttachmentEvent>) {
         while !bytes.is_empty()
             && let State::Up { session, .. } = &mut self.state
         {
@@ -133,12 +138,12 @@ impl Cable {
             space[..now.len()].copy_from_slice(now);
             session.filled(now.len());
             bytes = later;
-            while self.take_message(env, news) {}
+            while self.take_message(env, events) {}
         }
     }
 
     /// Takes the next message; `false` if there is none.
-    fn take_message(&mut self, env: &mut Env, news: &mut Vec<News>) -> bool {
+    fn take_message(&mut self, env: &mut Env, events: &mut Vec<AttachmentEvent>) -> bool {
         let State::Up { session, is_attached, .. } = &mut self.state else { return false };
         let received = if *is_attached {
             session.received()
@@ -147,7 +152,7 @@ impl Cable {
                 Ok(None) => return false,
                 Ok(Some(AttachAnswer { next_output, .. })) => {
                     *is_attached = true;
-                    news.push(News::Attached(next_output));
+                    events.push(AttachmentEvent::Attached(next_output));
                     return true;
                 }
                 Err(error) => Err(error),
@@ -161,7 +166,7 @@ impl Cable {
                 true
             }
             Ok(Some(FromLan::Carried { next_output })) => {
-                news.push(News::Carried(next_output));
+                events.push(AttachmentEvent::Carried(next_output));
                 true
             }
             Ok(Some(FromLan::HeartbeatDue)) => unreachable!("only a receiver with a clock says so"),
@@ -170,7 +175,7 @@ impl Cable {
                 env.saw(Sighting::FencedByLan);
                 self.lose(env);
                 self.state = State::Down(env.now_ns + RETRY_REFUSED_NS);
-                news.push(News::Refused);
+                events.push(AttachmentEvent::Refused);
                 false
             }
             Err(error) => panic!("{error}"),

@@ -1,6 +1,6 @@
 //! A client's place among all that came through forwards.
 
-use crate::lan::server::Shared;
+use crate::lan::server::ServerState;
 use crate::lan::server::clients::{ClientId, EnteredClient, Full, Limit, Standing};
 use crate::lan::server::forward::Protocol;
 use crate::os::clock;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// A client's place, until it is dropped.
-pub(in crate::lan) struct Seat {
-    shared: Rc<Shared>,
+pub(in crate::lan) struct ClientEntry {
+    shared: Rc<ServerState>,
     protocol: Protocol,
     id: ClientId,
     changed: Rc<Notify>,
@@ -26,14 +26,14 @@ pub(in crate::lan) enum Lost {
     Evicted,
 }
 
-impl Seat {
+impl ClientEntry {
     /// A place for the client at `peer`, which has come to `listen`; and the limits for which
     /// others have lost theirs to it.
     ///
     /// # Errors
     /// [`Full`]
     pub(in crate::lan) fn take(
-        shared: &Rc<Shared>,
+        shared: &Rc<ServerState>,
         protocol: Protocol,
         listen: SocketAddr,
         peer: SocketAddr,
@@ -76,7 +76,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ClientEntry {
     fn drop(&mut self) {
         self.shared.clients(self.protocol).leave(self.id);
     }
