@@ -39,7 +39,7 @@ impl Lent {
     fn get(&self) -> MutexGuard<'_, Env> {
         self.0.try_lock().unwrap_or_else(|error| match error {
             std::sync::TryLockError::Poisoned(error) => PoisonError::into_inner(error),
-            std::sync::TryLockError::WouldBlock => panic!("the surroundings are in use"),
+            std::sync::TryLockError::WouldBlock => panic!("the environment is in use"),
         })
     }
 }
