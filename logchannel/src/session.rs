@@ -278,7 +278,8 @@ impl ImageAssembler {
     /// Adds the next piece.
     ///
     /// # Errors
-    /// [`ImageError::BadChunk`] or [`ImageError::TooLong`]: the peer or file is faulty. [`ImageError::NoMemory`].
+    /// [`ImageError::BadChunk`] or [`ImageError::TooLong`]: the peer or file is faulty.
+    /// [`ImageError::NoMemory`].
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), ImageError> {
         if chunk.is_empty() || chunk.len() > IMAGE_CHUNK_BYTES {
             return Err(ImageError::BadChunk { bytes: chunk.len() });

@@ -152,7 +152,8 @@ impl LogSender {
     /// Takes note that all entries before `received` are in the backup's log buffer.
     ///
     /// # Errors
-    /// [`ChannelError::AckAhead`] or [`ChannelError::AckBackwards`]: the backup is faulty; the cursors are unchanged.
+    /// [`ChannelError::AckAhead`] or [`ChannelError::AckBackwards`]: the backup is faulty; the
+    /// cursors are unchanged.
     ///
     /// Source: Scales et al. 2010, §2.2 "Output Rule".
     pub fn acknowledge(&mut self, received: LogSeq) -> Result<(), ChannelError> {

@@ -75,7 +75,8 @@ fn instructions_with_a_floating_point_result() {
     let (single_operands, double_operands) = ([1.5, 2.5, 0.25].map(single), [A, B, C].map(double));
     #[rustfmt::skip]
     let cases: &[(u32, bool, u64, u64)] = &[
-        // Instruction, whether its operands are singles, result, flags; operands 1.5, 2.5, 0.25, and -3 in x11.
+        // Instruction, whether its operands are singles, result, flags; operands 1.5, 2.5, 0.25,
+        // and -3 in x11.
         (0x00c5_8553, true, single(4.0), 0),            // fadd.s fa0, fa1, fa2, rne
         (0x08c5_9553, true, single(-1.0), 0),           // fsub.s fa0, fa1, fa2, rtz
         (0x12c5_a553, false, double(3.75), 0),          // fmul.d fa0, fa1, fa2, rdn

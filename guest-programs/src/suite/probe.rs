@@ -77,8 +77,8 @@ macro_rules! probe {
     };
     ($instruction:expr, $a0:expr) => {{
         let address: usize;
-        // SAFETY: if the instruction traps, the handler goes on at label 2; all registers that it may change are
-        // declared.
+        // SAFETY: if the instruction traps, the handler goes on at label 2; all registers that it
+        // may change are declared.
         unsafe {
             core::arch::asm!(
                 "la t6, 2f", "la t5, 1f", "1:", $instruction, "2:",
@@ -95,7 +95,8 @@ pub(super) use probe;
 macro_rules! probe_user {
     ($instruction:expr) => {{
         let address: usize;
-        // SAFETY: the handler goes on at label 2, in S-mode; all registers that may change are declared.
+        // SAFETY: the handler goes on at label 2, in S-mode; all registers that may change are
+        // declared.
         unsafe {
             core::arch::asm!(
                 "la t6, 2f", "la t5, 1f", "csrw sepc, t5",

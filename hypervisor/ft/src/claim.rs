@@ -1,7 +1,7 @@
 //! The words in which sides and arbiter speak of who owns a VM: claims, and the verdicts on them.
 //!
-//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g
-//! + 1`.
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as the
+//! generation after `g`.
 
 use crate::mutation::{Mutation, mutated};
 use alloc::format;

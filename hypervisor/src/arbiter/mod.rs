@@ -6,10 +6,10 @@
 //!   TcpArbiter (tcp:HOST:PORT) ──► ft-arbiter (server) ──► FileArbiter
 //!   EtcdArbiter (etcd://HOST:PORT,...) ──► etcd: /ft-arbiter/<vm>/<generation>, made by a transaction
 //! ```
-//! Claims are only ever added. A claim of generation `g` makes its node the owner as generation `g
-//! + 1`. A claim names its predecessor, the node that the claimer knows as the holder of the flag
-//! before: a flag is granted only behind that one. So two arbiters that agree on a number, but not
-//! on the node, don't both let a side of one pair go on.
+//! Claims are only ever added. A claim of generation `g` makes its node the owner as the generation
+//! after `g`. A claim names its predecessor, the node that the claimer knows as the holder of the
+//! flag before: a flag is granted only behind that one. So two arbiters that agree on a number, but
+//! not on the node, don't both let a side of one pair go on.
 //!
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
@@ -117,8 +117,8 @@ pub trait Arbiter: Send + Sync + fmt::Debug {
     /// is checked in one step with the test-and-set.
     ///
     /// # Errors
-    /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer. All others are for an
-    /// operator.
+    /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer.
+    /// All others are for an operator.
     fn test_and_set(
         &self,
         vm: &VmId,

@@ -193,7 +193,8 @@ pub(super) fn config() -> MachineConfig {
 }
 
 thread_local! {
-    /// What [`PrimaryRole::copy_snapshot`] copies. The guest of the model travels in the place of its state.
+    /// What [`PrimaryRole::copy_snapshot`] copies. The guest of the model travels in the place of
+    /// its state.
     static MACHINE: RefCell<Machine> = RefCell::new(machine());
 }
 

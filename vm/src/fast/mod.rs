@@ -8,9 +8,9 @@
 //!
 //! Everything here is a cache. The plain interpreter (`Hart::step`, which decodes at every
 //! step and walks the page tables at every access) says what the machine does; this module does the
-//! same, faster, for what is common, and leaves the rest to it. [`crate::ram::watch`] makes that exact:
-//! what was derived from a page of RAM is dropped when the page is written, before the
-//! next instruction. So state, snapshots and digests don't know this module, `sfence.vma` and
+//! same, faster, for what is common, and leaves the rest to it. [`crate::ram::watch`] makes that
+//! exact: what was derived from a page of RAM is dropped when the page is written, before the next
+//! instruction. So state, snapshots and digests don't know this module, `sfence.vma` and
 //! `fence.i` have nothing to do, and a machine that was restored elsewhere, with empty caches, goes
 //! on exactly alike.
 //!
