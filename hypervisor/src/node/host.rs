@@ -5,6 +5,7 @@
 //! calls it, and on which thread, is for the host. The process and the simulator call the same
 //! steps.
 
+use super::log::{DiskLogSteps, Storage};
 use super::reports::NodeReport;
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
@@ -17,13 +18,15 @@ use std::io;
 use vm::{Machine, OutputId};
 
 /// What a side runs on.
-pub trait Host: Send + Sync + 'static {
+pub trait Host: Clone + Send + Sync + 'static {
     /// A connection to the other side.
     type Connection: Connection;
     /// Where a running guest's events come from.
     type Source: GuestInput;
     /// Where a running guest's outputs go.
     type Sink: OutputSink;
+    /// Where logs on disk are.
+    type Storage: Storage;
 
     /// The time for the roles, in nanoseconds; never goes back.
     fn now_ns(&self) -> u64;
@@ -33,6 +36,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
     fn wake(&self, step: StepKind);
+
+    /// Calls the steps of a log on disk until they are done. They take as long as the disk does, and
+    /// no other step waits for them.
+    ///
+    /// # Errors
+    /// If the host can't run them.
+    fn run_disk_log(&self, steps: DiskLogSteps<Self::Storage>) -> io::Result<()>;
 
     /// All console output below this has been written, or dropped because nobody reads it.
     fn console_left(&self) -> OutputId;
@@ -115,7 +125,8 @@ pub enum StepKind {
 pub enum Next {
     /// At once.
     Now,
-    /// When something has arrived on the connection that it reads, or at this time, in nanoseconds.
+    /// When something has arrived on the connection or in the queue that it reads, or at this time,
+    /// in nanoseconds.
     Arrival {
         /// When at the latest.
         until_ns: u64,

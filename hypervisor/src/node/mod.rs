@@ -19,5 +19,6 @@ pub mod owner_question;
 pub mod primary;
 pub mod process;
 pub mod reports;
+pub mod restart;
 pub mod start;
 pub mod waiting;

@@ -4,6 +4,7 @@ use super::channel::lock;
 use super::host::{GuestInput, Host, Next, OutputSink, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
 use super::io::sink::NetworkAndConsole;
+use super::log::{DiskLogSteps, HostDirectory};
 use super::reports::NodeReport;
 use crate::os::clock;
 use crate::os::priority;
@@ -100,6 +101,7 @@ impl Host for ProcessHost {
     type Connection = TcpStream;
     type Source = HostEventSource;
     type Sink = NetworkAndConsole;
+    type Storage = HostDirectory;
 
     fn now_ns(&self) -> u64 {
         clock::now_ns()
@@ -107,6 +109,17 @@ impl Host for ProcessHost {
 
     fn report(&self, report: &NodeReport) {
         self.reporter.tell(report);
+    }
+
+    fn run_disk_log(&self, DiskLogSteps { mut writer, mut sync }: DiskLogSteps<HostDirectory>) -> io::Result<()> {
+        self.spawn("disk log", move || {
+            writer.wait();
+            writer.step(clock::now_ns())
+        })?;
+        self.spawn("disk sync", move || {
+            sync.wait();
+            sync.step(clock::now_ns())
+        })
     }
 
     fn console_left(&self) -> OutputId {

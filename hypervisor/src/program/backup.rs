@@ -12,6 +12,7 @@ use crate::node::backup::no_primary_port::NoPrimaryPort;
 use crate::node::backup::{BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::node::environment::Node;
 use crate::node::primary::LiveVm;
+use crate::node::process::ProcessHost;
 use crate::node::reports::NodeReport;
 use crate::node::waiting::Waiting;
 use crate::os::address::resolve;
@@ -139,10 +140,10 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let expectation = Expectation { vm: node.vm.clone(), image };
     let mut search = Search::default();
     loop {
-        let keeping = options.node.keeping()?;
+        let log = options.node.disk_log()?;
         let stream = search.find_primary(&node, options.primary)?;
         let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
-        match backup::run(&node, role, stream, keeping, faults)? {
+        match backup::run(&node, role, stream, log, faults)? {
             // It has had no part in the VM, and is as good a backup as before.
             BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
@@ -158,7 +159,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
 
 fn go_live(
     node: Node,
-    succession: Succession,
+    succession: Succession<ProcessHost>,
     timing: Timing,
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
@@ -168,8 +169,8 @@ fn go_live(
     let (entries, digests_checked, tail_dropped) =
         (succession.entries, succession.digests_checked, succession.unsent_dropped);
     let moments = succession.moments;
-    let (role, machine, kept) = succession.take_over(node.id, timing);
-    run_live(node, role, machine, kept, listener, |running| {
+    let (role, machine, disk_log) = succession.take_over(node.id, timing);
+    run_live(node, role, machine, disk_log, listener, |running| {
         reporter.tell(&NodeReport::Live {
             generation,
             last_entry_received_us: moments.last_entry_received_ns / 1000,

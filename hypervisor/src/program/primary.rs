@@ -8,27 +8,27 @@ use super::cli::stop::{Origin, StopSwitch};
 use super::patience::PatientArbiter;
 use super::{Failure, begin, fail_stop, finish};
 use crate::node::environment::Node;
-use crate::node::log::kept_log::{Keeping, KeptLog};
-use crate::node::log::{LogDirectory, LogDirectoryError, ResumeProgress, Resumed, Survey};
+use crate::node::log::{DiskLogOptions, HostDirectory, LogDirectory, ResumeProgress, SideDiskLog};
 use crate::node::owner_question::ask_owner;
 use crate::node::primary::{LiveEnd, LiveVm};
+use crate::node::process::ProcessHost;
 use crate::node::reports::NodeReport;
-use crate::node::start::{claim_resume, claim_start, end_unstarted, latest};
+use crate::node::restart::{Replayed, Restart, RestartError, Restarter};
+use crate::node::start::{claim_start, end_unstarted};
 use crate::os::address::resolve;
 use crate::os::report::Reporter;
 use crate::os::{clock, entropy};
 use clap::Parser;
 use ft::claim::{Claim, ClaimKind};
-use ft::guest_clock::GuestClock;
-use ft::role::{DiskLogState, Inheritance, PrimaryRole};
-use ft::start::{ResumeConsent, judge_resume, refuse_if_alive};
+use ft::role::{DiskLogState, PrimaryRole};
+use ft::start::ResumeConsent;
 use logchannel::entry::Generation;
 use logchannel::session::SessionHeader;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use vm::{Machine, OutputOperation};
+use vm::Machine;
 
 /// Runs a VM, and keeps a backup in lockstep with it.
 ///
@@ -97,17 +97,16 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
-    let keeping = options.node.keeping()?;
-    // Whose log this will be is there before the claim is. Segments of an earlier life are none of
-    // this node's.
-    if let Some(Keeping { directory, .. }) = keeping.as_ref().filter(|keeping| !keeping.directory.has_whole_segment()) {
-        directory.add_node(node.id)?;
+    let log = options.node.disk_log()?;
+    // Whose log this will be is there before the claim is.
+    if let Some(DiskLogOptions { directory, .. }) = &log {
+        directory.prepare_start(node.id)?;
     }
     let arbiter = PatientArbiter(&node);
     let generation =
         claim_start(&arbiter, &node.vm, node.id, &node.address, options.force_new, |last| ask_owner(last, &node.vm))
-            .map_err(|error| match &keeping {
-                Some(Keeping { directory, .. }) if directory.has_whole_segment() => {
+            .map_err(|error| match &log {
+                Some(DiskLogOptions { directory, .. }) if directory.has_whole_segment() => {
                     error.with_known_log(directory.path())
                 }
                 Some(_) | None => error,
@@ -116,7 +115,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image);
     let started = session
         .map_err(Failure::from)
-        .and_then(|session| start(options, node.clone(), session, machine, keeping, listener, &stop));
+        .and_then(|session| start(options, node.clone(), session, machine, log, listener, &stop));
     started.inspect_err(|_| {
         // Everything that can fail comes before the guest's first step.
         let ended = end_unstarted(&PatientArbiter(&node), &node.vm, generation, node.id, &node.address);
@@ -132,20 +131,20 @@ fn start(
     node: Node,
     session: SessionHeader,
     machine: Machine,
-    keeping: Option<Keeping>,
+    log: Option<DiskLogOptions<HostDirectory>>,
     listener: TcpListener,
     stop: &StopSwitch,
 ) -> Result<(u8, String), Failure> {
     let timing = options.node.timing();
-    let disk_log = if keeping.is_some() { DiskLogState::Promised } else { DiskLogState::None };
+    let disk_log = if log.is_some() { DiskLogState::Promised } else { DiskLogState::None };
     let role = if options.unprotected {
         PrimaryRole::alone(node.id, session, timing)
     } else {
         PrimaryRole::awaiting_backup(node.id, session, timing)
     };
     let role = role.with_disk_log(disk_log);
-    let kept = begin_log(keeping, &role, &node)?;
-    run_live(node, role, machine, kept, listener, |running| stop.runs(running, Origin::Boot))
+    let disk_log = begin_log(log, &role, &node)?;
+    run_live(node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Boot))
 }
 
 /// Goes on from a log on disk.
@@ -158,69 +157,46 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
-    let survey = directory.survey()?;
-    for (segment, reason) in &survey.skipped {
+    let mut restart = Restart::survey(directory, &node.vm)?;
+    for (segment, reason) in &restart.survey.skipped {
         tracing::warn!("{} is skipped: {reason}", segment.display());
     }
-    node.mac = survey.session.config.mac;
-    if let Some(reason) = survey.stopped {
-        return Err(format!("the guest of VM {} had come to its end: {reason}; start it afresh", node.vm).into());
-    }
-    let consent =
-        ResumeConsent { accept_loss: options.accept_loss, give_up: options.give_up_generation.map(Generation) };
-    let provenance = survey.provenance.clone();
-    let judge = || {
-        let claim = judge_resume(
-            &node.vm,
-            latest(&PatientArbiter(&node), &node.vm)?,
-            provenance.identity(),
-            |owner| provenance.possible_losses(owner).iter().map(ToString::to_string).collect(),
-            consent,
-        )?;
-        refuse_if_alive(&node.vm, Some(&claim.holder), &node.address, |last| ask_owner(last, &node.vm))?;
-        Ok(claim)
+    node.mac = restart.survey.session.config.mac;
+    let arbiter = PatientArbiter(&node);
+    let restarter = Restarter {
+        vm: &node.vm,
+        arbiter: &arbiter,
+        claim: Claim { node: node.id, kind: ClaimKind::Owner, address: Some(node.address.clone()) },
+        consent: ResumeConsent {
+            accept_loss: options.accept_loss,
+            give_up: options.give_up_generation.map(Generation),
+        },
+        ask_owner: &|address| ask_owner(address, &node.vm),
     };
-    let claim = judge()?;
-    let resumed = replay(survey, node.reporter)?;
-    directory.add_node(node.id)?;
-    let claimed = Claim { node: node.id, kind: ClaimKind::Owner, address: Some(node.address.clone()) };
-    let (generation, claim) =
-        claim_resume(&PatientArbiter(&node), &node.vm, &claimed, claim, &provenance.nodes, judge)?;
-    let is_lossy = claim.is_fork || !provenance.possible_losses(claim.holder.node).is_empty();
-    tell_owner(&node, generation);
+    restart.judge(&restarter)?;
+    let continuation = replay(restart, node.reporter)?.claim(&restarter)?;
+    tell_owner(&node, continuation.generation);
+    let resumed = &continuation.resumed;
     node.reporter.tell(&NodeReport::Resumed {
         segment: resumed.segment.display().to_string(),
         ending: resumed.ending.to_string(),
         entries: resumed.entries_replayed,
         instruction_count: resumed.machine.instruction_count().0,
         tail_outputs: resumed.unsent.len(),
-        may_lack: is_lossy,
+        may_lack: continuation.may_lack,
     });
-    let session = SessionHeader { generation, ..resumed.session };
-    let timing = options.node.timing();
-    // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't put
-    // there again.
-    let mut unsent = resumed.unsent;
-    unsent.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
-    let inheritance = Inheritance {
-        // The time since the log's last clock read was a pause.
-        clock: GuestClock::standing(resumed.machine.last_ticks()),
-        first: resumed.next_seq,
-        next_output: resumed.next_output,
-        unsent,
-        disk_log: DiskLogState::Promised,
-    };
-    let role = PrimaryRole::resumed(node.id, session, timing, inheritance);
-    let kept = begin_log(Some(Keeping { directory, waiting: options.node.log_wait }), &role, &node)?;
-    run_live(node, role, resumed.machine, kept, listener, |running| stop.runs(running, Origin::Log))
+    let (role, machine, directory) = continuation.take_over(node.id, options.node.timing());
+    let log = DiskLogOptions { directory, wait: options.node.log_wait };
+    let disk_log = begin_log(Some(log), &role, &node)?;
+    run_live(node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Log))
 }
 
 /// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute
 /// it.
-fn replay(survey: Survey, reporter: Reporter) -> Result<Resumed, LogDirectoryError> {
-    let (begin, end) = (survey.begin_count().0, survey.end_count.0);
+fn replay(restart: Restart<HostDirectory>, reporter: Reporter) -> Result<Replayed<HostDirectory>, RestartError> {
+    let (begin, end) = (restart.survey.begin_count().0, restart.survey.end_count.0);
     let mut progress = Progress::new(clock::now_ns(), begin);
-    survey.replay(|ResumeProgress { entries, entries_all, count }| {
+    restart.replay(|ResumeProgress { entries, entries_all, count }| {
         if let Some(mips) = progress.due(clock::now_ns(), count.0) {
             // A guest that only sleeps counts entries, and one that only computes, steps.
             let steps = (count.0 - begin).saturating_mul(100).checked_div(end.saturating_sub(begin));
@@ -238,8 +214,13 @@ fn tell_owner(node: &Node, generation: Generation) {
     });
 }
 
-fn begin_log(keeping: Option<Keeping>, role: &PrimaryRole, node: &Node) -> std::io::Result<Option<KeptLog>> {
-    keeping.map(|keeping| KeptLog::begin(keeping, role.session().clone(), node.id, node.reporter)).transpose()
+fn begin_log(
+    log: Option<DiskLogOptions<HostDirectory>>,
+    role: &PrimaryRole,
+    node: &Node,
+) -> std::io::Result<Option<SideDiskLog<ProcessHost>>> {
+    let host = ProcessHost::new(node.reporter);
+    log.map(|log| SideDiskLog::begin(&host, log, role.session().clone(), node.id)).transpose()
 }
 
 /// Runs a VM live to its end.
@@ -247,12 +228,12 @@ pub(super) fn run_live(
     node: Node,
     role: PrimaryRole,
     machine: Machine,
-    kept: Option<KeptLog>,
+    disk_log: Option<SideDiskLog<ProcessHost>>,
     listener: TcpListener,
     on_start: impl FnOnce(LiveVm),
 ) -> Result<(u8, String), Failure> {
     node.reporter.tell(&NodeReport::Listening { channel: node.address.clone() });
-    Ok(match LiveVm::run(node, role, machine, kept, listener, on_start)? {
+    Ok(match LiveVm::run(node, role, machine, disk_log, listener, on_start)? {
         LiveEnd::Role(end) => exit::of_primary(&end),
         LiveEnd::HandedOver => (exit::OK, "stopped by the operator; its backup goes on".into()),
     })

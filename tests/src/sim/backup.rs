@@ -25,7 +25,7 @@ pub(super) struct Backup {
     me: Me,
     host: SimHost,
     side: Arc<BackupSide<SimHost>>,
-    replay: Replay,
+    replay: Replay<SimHost>,
     claims: Claims,
     /// When each step is due that says so itself.
     timers_ns: u64,
@@ -130,7 +130,7 @@ impl Backup {
         if self.replay_due_ns(env) > env.now_ns {
             return;
         }
-        let progress = |replay: &Replay| {
+        let progress = |replay: &Replay<SimHost>| {
             let replayer = replay.replayer()?;
             Some((replayer.consumed().0, replayer.machine().instruction_count().0, replayer.digests_checked()))
         };

@@ -9,6 +9,7 @@ use super::source::SimSource;
 use super::wires::End;
 use crate::random::Random;
 use hypervisor::node::host::{Connection, Host, Observation, StepKind};
+use hypervisor::node::log::{DiskLogSteps, HostDirectory};
 use hypervisor::node::reports::NodeReport;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
 use logchannel::frame::FrameDecoder;
@@ -154,6 +155,11 @@ impl Host for SimHost {
     type Connection = SimConnection;
     type Source = SimSource;
     type Sink = SimSink;
+    type Storage = HostDirectory;
+
+    fn run_disk_log(&self, _: DiskLogSteps<HostDirectory>) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
 
     fn now_ns(&self) -> u64 {
         self.env.get().now_ns

@@ -7,11 +7,11 @@ mod replay;
 mod side;
 
 pub use replay::{Following, Replay};
-pub use side::{BackupSide, Control, OpenLog};
+pub use side::{BackupSide, Control};
 
 use super::environment::Node;
-use super::host::StepKind;
-use super::log::kept_log::{Keeping, KeptLog};
+use super::host::{Host, StepKind};
+use super::log::{DiskLogOptions, HostDirectory, SideDiskLog};
 use super::process::ProcessHost;
 use crate::os::clock;
 use ft::guest_clock::GuestClock;
@@ -59,14 +59,14 @@ pub struct FaultInjection {
 #[derive(Debug)]
 pub enum BackupOutcome {
     /// It owns the VM and has to run it.
-    GoLive(Box<Succession>),
+    GoLive(Box<Succession<ProcessHost>>),
     /// It is over.
     End(BackupEnd),
 }
 
 /// All that a backup brings along when it goes live.
 #[derive(Debug)]
-pub struct Succession {
+pub struct Succession<H: Host> {
     /// The machine, standing behind the last entry.
     pub machine: Machine,
     /// The guest's clock, going on from its primary's.
@@ -74,7 +74,7 @@ pub struct Succession {
     /// What the VM is, of the generation that this node now owns.
     pub session: SessionHeader,
     /// Its log on disk, if one is kept.
-    pub kept: Option<KeptLog>,
+    pub disk_log: Option<SideDiskLog<H>>,
     /// How many entries the log has.
     pub entries: LogSeq,
     /// How many state digests were compared, and equal.
@@ -90,18 +90,18 @@ pub struct Succession {
     pub moments: BackupMoments,
 }
 
-impl Succession {
+impl<H: Host> Succession<H> {
     /// What the backup of `role` brings along, which owns the VM as `generation` and whose machine
     /// is `following`.
-    pub fn new(role: &mut BackupRole, following: Following, generation: Generation, now_ns: u64) -> Self {
-        let Following { session, replayer, kept } = following;
+    pub fn new(role: &mut BackupRole, following: Following<H>, generation: Generation, now_ns: u64) -> Self {
+        let Following { session, replayer, disk_log } = following;
         Self {
             session: SessionHeader { generation, ..session },
             clock: role.take_over_clock(now_ns, replayer.machine().last_ticks()),
             entries: replayer.consumed(),
             digests_checked: replayer.digests_checked(),
             machine: replayer.into_machine(),
-            kept: kept.map(|kept| *kept),
+            disk_log: disk_log.map(|log| *log),
             unsent_dropped: role.unsent_dropped(),
             unsent: role.take_unsent(),
             next_output: role.next_output(),
@@ -112,16 +112,16 @@ impl Succession {
     /// Makes the owner that `node` is now of what it has: its role, the machine, and the log on
     /// disk.
     #[must_use]
-    pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<KeptLog>) {
-        let Self { machine, clock, session, mut kept, entries, unsent, next_output, .. } = self;
+    pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<SideDiskLog<H>>) {
+        let Self { machine, clock, session, mut disk_log, entries, unsent, next_output, .. } = self;
         // A log that has failed is waited for by nobody; one that hasn't is whole, or this side
         // would not have been accepted.
-        let disk_log = kept.as_ref().map_or(DiskLogState::None, KeptLog::state);
-        if let Some(kept) = &mut kept {
-            kept.owns();
+        let state = disk_log.as_ref().map_or(DiskLogState::None, SideDiskLog::state);
+        if let Some(log) = &mut disk_log {
+            log.owns();
         }
-        let inheritance = Inheritance { clock, first: entries, next_output, unsent, disk_log };
-        (PrimaryRole::gone_live(node, session, timing, inheritance), machine, kept)
+        let inheritance = Inheritance { clock, first: entries, next_output, unsent, disk_log: state };
+        (PrimaryRole::gone_live(node, session, timing, inheritance), machine, disk_log)
     }
 }
 
@@ -134,15 +134,13 @@ pub fn run(
     node: &Node,
     role: BackupRole,
     stream: TcpStream,
-    keeping: Option<Keeping>,
+    log: Option<DiskLogOptions<HostDirectory>>,
     faults: FaultInjection,
 ) -> io::Result<BackupOutcome> {
     stream.set_nodelay(true)?;
-    let (id, reporter) = (node.id, node.reporter);
-    let open_log = keeping
-        .map(|keeping| -> OpenLog { Box::new(move |session| KeptLog::begin_joining(keeping, session, id, reporter)) });
-    let host = ProcessHost::new(reporter);
-    let side = Arc::new(BackupSide::new(host.clone(), role, Arc::new(stream), open_log, LOG_BUFFER_BYTES_MAX));
+    let host = ProcessHost::new(node.reporter);
+    let log = log.map(|options| (node.id, options));
+    let side = Arc::new(BackupSide::new(host.clone(), role, Arc::new(stream), log, LOG_BUFFER_BYTES_MAX));
     host.spawn_urgent("log", {
         let side = side.clone();
         move || side.step_receive()

@@ -4,7 +4,7 @@ use super::side::BackupSide;
 use super::{BitFlip, FaultInjection};
 use crate::node::channel::lock;
 use crate::node::host::{Host, Next};
-use crate::node::log::kept_log::KeptLog;
+use crate::node::log::SideDiskLog;
 use crate::node::reports::NodeReport;
 use ft::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, LogEntry};
@@ -21,14 +21,14 @@ const IDLE_NS: u64 = 5_000_000;
 
 /// What the replay has to do.
 #[derive(Debug)]
-pub(super) enum Work {
-    Begin(SessionHeader, Option<Box<KeptLog>>),
+pub(super) enum Work<H: Host> {
+    Begin(SessionHeader, Option<Box<SideDiskLog<H>>>),
     Pages(Pages),
     Restore(Snapshot),
     Replay(VecDeque<LogEntry>),
 }
 
-impl Work {
+impl<H: Host> Work<H> {
     /// What it occupies until it is done.
     pub(super) fn bytes(&self) -> usize {
         match self {
@@ -56,33 +56,33 @@ fn buffered_bytes(entry: &LogEntry) -> usize {
 
 /// A machine that is being put together.
 #[derive(Debug)]
-struct Restoring {
+struct Restoring<H: Host> {
     session: SessionHeader,
     restoration: Restoration,
-    kept: Option<Box<KeptLog>>,
+    disk_log: Option<Box<SideDiskLog<H>>>,
     /// Bytes of memory received.
     snapshot_bytes: u64,
 }
 
 /// A machine in lockstep.
 #[derive(Debug)]
-pub struct Following {
+pub struct Following<H: Host> {
     /// What the VM is.
     pub session: SessionHeader,
     /// The machine.
     pub replayer: Replayer,
     /// Its log on disk, if one is kept.
-    pub kept: Option<Box<KeptLog>>,
+    pub disk_log: Option<Box<SideDiskLog<H>>>,
 }
 
 /// The machine, as far as it has come.
 #[derive(Debug)]
-enum Stage {
+enum Stage<H: Host> {
     Nothing,
-    Restoring(Box<Restoring>),
-    Following(Box<Following>),
+    Restoring(Box<Restoring<H>>),
+    Following(Box<Following<H>>),
     /// This side goes live with it.
-    Finished(Box<Following>),
+    Finished(Box<Following<H>>),
     /// It must not go live.
     GivenUp,
 }
@@ -97,14 +97,14 @@ struct Replayed {
 
 /// A backup's machine.
 #[derive(Debug)]
-pub struct Replay {
-    stage: Stage,
+pub struct Replay<H: Host> {
+    stage: Stage<H>,
     /// Of a backup that is slow on purpose.
     replayed: Option<Replayed>,
     faults: FaultInjection,
 }
 
-impl Replay {
+impl<H: Host> Replay<H> {
     /// A machine of which nothing has come yet.
     #[must_use]
     pub const fn new(faults: FaultInjection) -> Self {
@@ -113,7 +113,7 @@ impl Replay {
 
     /// The machine, if this side goes live with it.
     #[must_use]
-    pub fn into_finished(self) -> Option<Following> {
+    pub fn into_finished(self) -> Option<Following<H>> {
         match self.stage {
             Stage::Finished(following) => Some(*following),
             Stage::Nothing | Stage::Restoring(_) | Stage::Following(_) | Stage::GivenUp => None,
@@ -142,7 +142,7 @@ impl Replay {
 impl<H: Host> BackupSide<H> {
     /// Does one piece of what the machine has to do. Done when this side goes live with it, or must
     /// not.
-    pub fn step_replay(self: &Arc<Self>, replay: &mut Replay) -> Next {
+    pub fn step_replay(self: &Arc<Self>, replay: &mut Replay<H>) -> Next {
         if self.is_over() {
             replay.end(self.goes_live.load(Ordering::Acquire));
             return Next::Done;
@@ -169,7 +169,7 @@ impl<H: Host> BackupSide<H> {
         if matches!(replay.stage, Stage::GivenUp) { Next::Done } else { Next::Now }
     }
 
-    fn do_work(self: &Arc<Self>, replay: &mut Replay, work: Work) {
+    fn do_work(self: &Arc<Self>, replay: &mut Replay<H>, work: Work<H>) {
         let stage = std::mem::replace(&mut replay.stage, Stage::GivenUp);
         replay.stage = match (work, stage) {
             (Work::Replay(entries), Stage::Following(following)) => {
@@ -183,11 +183,11 @@ impl<H: Host> BackupSide<H> {
     }
 
     /// Puts a piece of the machine in place.
-    fn restore(self: &Arc<Self>, work: Work, stage: Stage) -> Result<Stage, String> {
+    fn restore(self: &Arc<Self>, work: Work<H>, stage: Stage<H>) -> Result<Stage<H>, String> {
         match (work, stage) {
-            (Work::Begin(session, kept), _) => {
+            (Work::Begin(session, disk_log), _) => {
                 let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(Box::new(Restoring { session, restoration, kept, snapshot_bytes: 0 })))
+                Ok(Stage::Restoring(Box::new(Restoring { session, restoration, disk_log, snapshot_bytes: 0 })))
             }
             (Work::Pages(pages), Stage::Restoring(mut restoring)) => {
                 restoring.snapshot_bytes += pages.bytes.len() as u64;
@@ -195,7 +195,7 @@ impl<H: Host> BackupSide<H> {
                 Ok(Stage::Restoring(restoring))
             }
             (Work::Restore(snapshot), Stage::Restoring(restoring)) => {
-                let Restoring { session, restoration, mut kept, snapshot_bytes } = *restoring;
+                let Restoring { session, restoration, mut disk_log, snapshot_bytes } = *restoring;
                 let mut machine = restoration.finish(&snapshot.state).map_err(|error| error.to_string())?;
                 let found = machine.digest();
                 if found != snapshot.digest {
@@ -203,18 +203,18 @@ impl<H: Host> BackupSide<H> {
                 }
                 let next_output = machine.next_output_id();
                 self.drive(|role, now_ns| role.handle_restored(now_ns, next_output));
-                if let Some(kept) = &mut kept {
-                    kept.restored(&machine, snapshot_bytes);
+                if let Some(log) = &mut disk_log {
+                    log.restored(&machine, snapshot_bytes);
                 }
                 let replayer = Replayer::new(machine, snapshot.seq);
-                Ok(Stage::Following(Box::new(Following { session, replayer, kept })))
+                Ok(Stage::Following(Box::new(Following { session, replayer, disk_log })))
             }
             (_, stage) => Ok(stage),
         }
     }
 
     /// Replays a batch.
-    fn replay(self: &Arc<Self>, replay: &mut Replay, mut following: Box<Following>, entries: VecDeque<LogEntry>) {
+    fn replay(self: &Arc<Self>, replay: &mut Replay<H>, mut following: Box<Following<H>>, entries: VecDeque<LogEntry>) {
         let began_ns = self.host.now_ns();
         let Some(outputs) = self.replay_batch(&mut following.replayer, &entries, &mut replay.faults.flip) else {
             return;
@@ -231,9 +231,9 @@ impl<H: Host> BackupSide<H> {
     }
 
     /// Tells the role, and the log on disk, what has been replayed.
-    fn tell_replayed(self: &Arc<Self>, replay: &mut Replay, Replayed { entries, outputs, .. }: Replayed) {
+    fn tell_replayed(self: &Arc<Self>, replay: &mut Replay<H>, Replayed { entries, outputs, .. }: Replayed) {
         let Stage::Following(following) = &mut replay.stage else { return };
-        let Following { replayer, kept, .. } = &mut **following;
+        let Following { replayer, disk_log, .. } = &mut **following;
         let count = replayer.machine().instruction_count();
         self.drive(|role, now_ns| {
             for (id, output) in outputs {
@@ -241,34 +241,34 @@ impl<H: Host> BackupSide<H> {
             }
             role.handle_consumed(now_ns, replayer.consumed(), count);
         });
-        if let Some(kept) = kept {
-            entries.iter().for_each(|entry| kept.consumed(entry));
-            self.serve_log(kept, replayer);
+        if let Some(log) = disk_log {
+            entries.iter().for_each(|entry| log.consumed(entry));
+            self.serve_log(log, replayer);
         }
     }
 
     /// Lets the log on disk, which has the entries, copy the machine's memory for its next
     /// snapshot.
-    fn serve_log(&self, kept: &mut KeptLog, replayer: &mut Replayer) {
+    fn serve_log(&self, log: &mut SideDiskLog<H>, replayer: &mut Replayer) {
         // A snapshot is of a machine at rest; the entries to come take what the guest sent.
         if replayer.machine().has_output() {
             return;
         }
         let next = replayer.consumed();
         let unsent = || lock(&self.role).unsent().map(|(id, output)| (*id, Arc::new(output.clone()))).collect();
-        kept.serve(replayer.machine_mut(), next, unsent, || self.is_over());
+        log.serve(replayer.machine_mut(), next, unsent);
     }
 
     /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a
     /// piece and says when to go on.
-    fn copy_for_log(&self, following: &mut Following) -> Option<Next> {
-        let Following { replayer, kept, .. } = following;
-        let kept = kept.as_mut()?;
-        if replayer.machine().has_output() || kept.steps_allowed(1, replayer.machine()).is_some() {
+    fn copy_for_log(&self, following: &mut Following<H>) -> Option<Next> {
+        let Following { replayer, disk_log, .. } = following;
+        let log = disk_log.as_mut()?;
+        if replayer.machine().has_output() || log.steps_allowed(1, replayer.machine()).is_some() {
             return None;
         }
-        let next = if kept.wants_copy() { Next::Now } else { Next::Wait { until_ns: self.host.now_ns() + IDLE_NS } };
-        self.serve_log(kept, replayer);
+        let next = if log.wants_copy() { Next::Now } else { Next::Wait { until_ns: self.host.now_ns() + IDLE_NS } };
+        self.serve_log(log, replayer);
         Some(next)
     }
 

@@ -4,15 +4,13 @@
 use super::replay::Work;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock};
 use crate::node::host::{Answer, Host, Next, Observation, Question, StepKind};
-use crate::node::log::JoiningLog;
-use crate::node::log::kept_log::KeptLog;
+use crate::node::log::{DiskLogOptions, JoiningLog, SideDiskLog};
 use crate::node::reports::NodeReport;
 use ft::role::{BackupAction, BackupEnd, BackupRole, ClaimRequest, DiskLogState};
 use logchannel::entry::Generation;
-use logchannel::session::SessionHeader;
+use logchannel::session::{NodeId, SessionHeader};
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -25,8 +23,8 @@ const WATCH_NS: u64 = 50_000_000;
 /// How long a side that can't take more of its channel waits before it looks again, in nanoseconds.
 const FULL_NS: u64 = 1_000_000;
 
-/// Begins a log on disk of what is received.
-pub type OpenLog = Box<dyn FnOnce(SessionHeader) -> io::Result<(KeptLog, JoiningLog)> + Send>;
+/// Where and how the log on disk is kept, and by which incarnation.
+type LogOptions<H> = (NodeId, DiskLogOptions<<H as Host>::Storage>);
 
 /// What takes time, or ends this side.
 #[derive(Debug)]
@@ -55,13 +53,13 @@ pub struct BackupSide<H: Host> {
     pub(super) host: H,
     pub(super) role: Mutex<BackupRole>,
     channel: Channel<H::Connection>,
-    pub(super) work: Mutex<VecDeque<Work>>,
+    pub(super) work: Mutex<VecDeque<Work<H>>>,
     /// Bytes of work not yet done.
     pub(super) waiting_bytes: AtomicUsize,
     /// How many of them stop the reading of the channel, and by that the primary.
     buffer_bytes_max: usize,
-    /// Until the session comes: how to begin the log on disk.
-    open_log: Mutex<Option<OpenLog>>,
+    /// Until the session comes: what the log on disk is begun with.
+    log_options: Mutex<Option<LogOptions<H>>>,
     /// From then on: the log on disk, which takes what is received.
     joining_log: OnceLock<JoiningLog>,
     tasks: Mutex<VecDeque<Task>>,
@@ -84,10 +82,10 @@ impl<H: Host> BackupSide<H> {
         host: H,
         role: BackupRole,
         connection: Arc<H::Connection>,
-        open_log: Option<OpenLog>,
+        log_options: Option<(NodeId, DiskLogOptions<H::Storage>)>,
         buffer_bytes_max: usize,
     ) -> Self {
-        let role = if open_log.is_some() { role.with_disk_log(DiskLogState::Promised) } else { role };
+        let role = if log_options.is_some() { role.with_disk_log(DiskLogState::Promised) } else { role };
         let side = Self {
             host,
             role: Mutex::new(role),
@@ -95,7 +93,7 @@ impl<H: Host> BackupSide<H> {
             work: Mutex::default(),
             waiting_bytes: AtomicUsize::new(0),
             buffer_bytes_max,
-            open_log: Mutex::new(open_log),
+            log_options: Mutex::new(log_options),
             joining_log: OnceLock::new(),
             tasks: Mutex::default(),
             over: AtomicBool::new(false),
@@ -134,7 +132,7 @@ impl<H: Host> BackupSide<H> {
         self.over.store(true, Ordering::Release);
         self.channel.cut();
         // The directory of a log that never began is free again.
-        drop(lock(&self.open_log).take());
+        drop(lock(&self.log_options).take());
         self.host.wake(StepKind::Replay);
     }
 
@@ -278,21 +276,23 @@ impl<H: Host> BackupSide<H> {
 
     /// Begins to put the machine together, and to log what is received.
     fn begin(self: &Arc<Self>, session: SessionHeader) {
-        let open_log = lock(&self.open_log).take();
-        let kept = match open_log.map(|open| open(session.clone())) {
+        let options = lock(&self.log_options).take();
+        let begun =
+            options.map(|(node, options)| SideDiskLog::begin_joining(&self.host, options, session.clone(), node));
+        let disk_log = match begun {
             None => None,
-            Some(Ok((kept, joining))) => {
+            Some(Ok((log, joining))) => {
                 let _ = self.joining_log.set(joining);
                 let side = self.clone();
-                kept.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
-                Some(Box::new(kept))
+                log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+                Some(Box::new(log))
             }
             Some(Err(error)) => {
                 let reason = format!("the log can't be kept on disk: {error}");
                 return self.drive(|role, _| role.handle_restore_failure(&reason));
             }
         };
-        self.give_work(Work::Begin(session, kept));
+        self.give_work(Work::Begin(session, disk_log));
     }
 
     /// Gives the log on disk something, if one is kept.
@@ -317,7 +317,7 @@ impl<H: Host> BackupSide<H> {
         self.host.wake(StepKind::Control);
     }
 
-    fn give_work(&self, work: Work) {
+    fn give_work(&self, work: Work<H>) {
         self.waiting_bytes.fetch_add(work.bytes(), Ordering::Relaxed);
         lock(&self.work).push_back(work);
         self.host.wake(StepKind::Replay);

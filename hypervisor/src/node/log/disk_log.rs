@@ -1,21 +1,21 @@
 //! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for
 //! the disk.
 
-use super::identity::{LogWriterKind, Standing};
+use super::identity::{LogWriterKind, WriterNote};
 use super::joining::JoiningLog;
-use super::kept_log::Waiting;
-use super::writer::{Batch, Order, Progress, Writer, run_sync};
-use super::{LogDirectory, LogDirectoryError};
-use crate::os::clock;
+use super::progress::{DiskLogWatch, Progress, StuckDisk};
+use super::side_log::LogWait;
+use super::storage::Storage;
+use super::sync::{SyncStep, Unsynced};
+use super::writer::{Batch, Order, WriterStep};
+use super::{HostDirectory, LogDirectory, LogDirectoryError};
 use ft::page_copy;
 use ft::page_copy::PageCopying;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Pages, Snapshot};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vm::{Event, InstructionCount, Machine, OutputId, OutputOperation, PAGE_BYTES, PageCopy};
 
@@ -25,8 +25,12 @@ const COPY_AHEAD_BYTES: usize = 4 << 20;
 /// What an entry takes in a segment beyond its payload, in bytes, roughly.
 const ENTRY_BYTES: usize = 6;
 
-/// How long a caller that has nothing else to do waits for the writer before it looks again.
-const WRITER_WAIT: Duration = Duration::from_millis(1);
+/// Pieces of memory that are copied at one call for a guest that stands until its first snapshot is
+/// made: a megabyte.
+const PIECES_AT_ONCE: usize = 16;
+
+/// Steps of a log: its writer, and what syncs.
+const STEPS: usize = 2;
 
 /// When what is done; the default is for use, others for tests.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +48,7 @@ pub struct DiskLimits {
     /// thread some microseconds.
     pub gather: Duration,
     /// What outputs wait for, as the directory is to say it.
-    pub waiting: Waiting,
+    pub wait: LogWait,
     /// How long an ending process waits for a disk that takes nothing.
     pub patience: Duration,
 }
@@ -57,41 +61,14 @@ impl Default for DiskLimits {
             queue_bytes_max: 32 << 20,
             sync_interval: Duration::from_millis(50),
             gather: Duration::from_millis(1),
-            waiting: Waiting::Written,
+            wait: LogWait::Written,
             patience: Duration::from_secs(10),
         }
     }
 }
 
-/// Finds out that a disk doesn't get on. Times are the caller's.
-#[derive(Clone, Copy, Debug)]
-pub struct StuckDisk {
-    moved_ns: u64,
-    taken: u64,
-}
-
-impl StuckDisk {
-    /// A disk that gets on at `now_ns`.
-    #[must_use]
-    pub const fn since(now_ns: u64) -> Self {
-        Self { moved_ns: now_ns, taken: 0 }
-    }
-
-    /// For how long it has taken nothing though there is something: `taken` grows as long as it
-    /// gets on.
-    pub const fn look(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
-        if taken != self.taken || !is_pending {
-            *self = Self { moved_ns: now_ns, taken };
-        }
-        now_ns.saturating_sub(self.moved_ns)
-    }
-}
-
 /// Keeps the log of a live VM in a directory. What that is worth is said in [`super`].
 ///
-/// ```text
-///   on_entry, serve ──► queue ──► writer thread ──► page cache ──► sync thread ──► disk
-/// ```
 /// The entries of a backup come from the thread that receives them ([`JoiningLog`]); this end
 /// follows the machine that consumes them, of which the next snapshots are made.
 ///
@@ -99,18 +76,19 @@ impl StuckDisk {
 /// then on everything here does nothing. The directory is marked, so that nobody goes on from it
 /// unawares.
 #[derive(Debug)]
-pub struct DiskLog {
+pub struct DiskLog<S: Storage = HostDirectory> {
     session: SessionHeader,
     limits: DiskLimits,
     orders: crossbeam_channel::Sender<Batch>,
     progress: Arc<Progress>,
-    threads: [JoinHandle<()>; 2],
-    directory: LogDirectory,
+    directory: LogDirectory<S>,
     /// Not yet handed over.
     pending: Vec<Order>,
     pending_bytes: usize,
     /// The snapshot that is on its way.
     copying: Option<PageCopying>,
+    /// The first snapshot is to be whole before the guest runs.
+    is_beginning: bool,
     /// The segment that takes the entries; none before the first snapshot is complete.
     segment: Option<Segment>,
     /// Bytes of the last snapshot's memory.
@@ -120,6 +98,16 @@ pub struct DiskLog {
     entries_lost: u64,
 }
 
+/// What does the work of a log: to be called until they are done, by threads that may wait for a
+/// disk.
+#[derive(Debug)]
+pub struct DiskLogSteps<S: Storage> {
+    /// Writes.
+    pub writer: WriterStep<S>,
+    /// Makes durable.
+    pub sync: SyncStep<S>,
+}
+
 #[derive(Debug)]
 struct Segment {
     start: InstructionCount,
@@ -127,32 +115,28 @@ struct Segment {
     bytes: u64,
 }
 
-impl LogDirectory {
+impl<S: Storage> LogDirectory<S> {
     /// Begins to log a VM: with its first snapshot, which [`DiskLog::serve`] makes while the guest
-    /// runs, or [`DiskLog::snapshot_now`] at once. `node` is this incarnation; the session's
-    /// generation is that of the VM's owner.
-    ///
-    /// # Errors
-    /// If threads can't be started.
-    pub fn begin(self, session: SessionHeader, node: NodeId, limits: DiskLimits) -> io::Result<DiskLog> {
+    /// runs, or before if [`DiskLog::stand_until_begun`] says so. `node` is this incarnation; the
+    /// session's generation is that of the VM's owner.
+    #[must_use]
+    pub fn begin(self, session: SessionHeader, node: NodeId, limits: DiskLimits) -> (DiskLog<S>, DiskLogSteps<S>) {
         self.begin_as(LogWriterKind::Owner, session, node, limits)
     }
 
     /// Begins to log a VM that a backup joins. The stream with which it joins is the first segment:
-    /// what is received goes to the second of the two, and what becomes of the machine to the
-    /// first.
-    ///
-    /// # Errors
-    /// If threads can't be started.
+    /// what is received goes to the [`JoiningLog`], and what becomes of the machine to the
+    /// [`DiskLog`].
+    #[must_use]
     pub fn begin_joining(
         self,
         session: SessionHeader,
         node: NodeId,
         limits: DiskLimits,
-    ) -> io::Result<(DiskLog, JoiningLog)> {
-        let log = self.begin_as(LogWriterKind::Joining, session, node, limits)?;
+    ) -> (DiskLog<S>, JoiningLog, DiskLogSteps<S>) {
+        let (log, steps) = self.begin_as(LogWriterKind::Joining, session, node, limits);
         let joining = JoiningLog::begin(log.orders.clone(), log.progress.clone(), limits.queue_bytes_max, &log.session);
-        Ok((log, joining))
+        (log, joining, steps)
     }
 
     fn begin_as(
@@ -161,41 +145,56 @@ impl LogDirectory {
         session: SessionHeader,
         node: NodeId,
         limits: DiskLimits,
-    ) -> io::Result<DiskLog> {
-        let progress = Arc::new(Progress::new(&self.path));
+    ) -> (DiskLog<S>, DiskLogSteps<S>) {
+        let (progress, unsynced) = (Arc::new(Progress::new()), Arc::new(Unsynced::new()));
         // Its length is bounded by `queue_bytes_max`, which the caller keeps.
         let (orders, queue) = crossbeam_channel::unbounded();
-        let standing = Standing::new(kind, limits.waiting);
-        let writer = Writer::new(self.path.clone(), (node, standing), queue, progress.clone(), limits.gather);
-        let threads = [
-            thread::Builder::new().name("disk log".into()).spawn(move || writer.run())?,
-            thread::Builder::new().name("disk sync".into()).spawn({
-                let (directory, progress) = (self.path.clone(), progress.clone());
-                move || run_sync(&directory, &progress, limits.sync_interval)
-            })?,
-        ];
-        Ok(DiskLog {
+        let note = WriterNote { kind, wait: limits.wait, boot: self.storage.boot() };
+        let storage = &self.storage;
+        let steps = DiskLogSteps {
+            writer: WriterStep::new(
+                storage.clone(),
+                (node, note),
+                queue,
+                (progress.clone(), unsynced.clone()),
+                limits.gather,
+            ),
+            sync: SyncStep::new(storage.clone(), progress.clone(), unsynced, limits.sync_interval),
+        };
+        let log = DiskLog {
             session,
             limits,
             orders,
             progress,
-            threads,
             directory: self,
             pending: Vec::new(),
             pending_bytes: 0,
             copying: None,
+            is_beginning: false,
             segment: None,
             snapshot_bytes: 0,
             snapshots: 0,
             entries_lost: 0,
-        })
+        };
+        (log, steps)
     }
 }
 
-impl DiskLog {
-    /// Takes an entry: each one from the first call of [`DiskLog::serve`] or
-    /// [`DiskLog::snapshot_now`] on, in order. It costs no system call; the next [`DiskLog::serve`]
-    /// hands it over.
+impl<S: Storage> DiskLog<S> {
+    /// Says that the guest stands until the first snapshot is handed over whole: while
+    /// [`DiskLog::is_beginning`], [`DiskLog::serve`] copies memory as fast as the queue takes it.
+    pub const fn stand_until_begun(&mut self) {
+        self.is_beginning = true;
+    }
+
+    /// Whether the guest must not run yet, because the first snapshot isn't made.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        self.is_beginning && !self.has_failed()
+    }
+
+    /// Takes an entry: each one from the first call of [`DiskLog::serve`] on, in order. It costs no
+    /// system call; the next [`DiskLog::serve`] hands it over.
     pub fn on_entry(&mut self, entry: &LogEntry) {
         if self.has_failed() {
             self.entries_lost += 1;
@@ -238,8 +237,8 @@ impl DiskLog {
     /// may wake a thread.
     ///
     /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been
-    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order
-    /// of their ids; it is asked for when a snapshot is complete.
+    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order of
+    /// their ids; it is asked for when a snapshot is complete.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -252,37 +251,12 @@ impl DiskLog {
         if self.copying.is_none() && self.is_segment_due(machine) {
             self.begin_snapshot(machine);
         }
-        if self.wants_copy() {
-            self.copy_some(machine, next_seq, unsent);
-        }
+        self.copy_some(machine, next_seq, unsent);
         // A snapshot that the writer hasn't completed needs the entries behind it.
         if self.progress.snapshots.load(Ordering::Acquire) == self.snapshots {
             self.progress.remember_from.store(next_seq.0, Ordering::Release);
         }
         self.hand_over();
-    }
-
-    /// Makes a whole snapshot now, for a guest that doesn't run yet, and hands it over; waits while
-    /// the queue is full, unless `is_over`. Other arguments as those of [`DiskLog::serve`].
-    pub fn snapshot_now(
-        &mut self,
-        machine: &mut Machine,
-        next_seq: LogSeq,
-        unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
-        is_over: impl Fn() -> bool,
-    ) {
-        self.begin_snapshot(machine);
-        let mut unsent = Some(unsent);
-        while self.copying.is_some() && !self.has_failed() {
-            self.copy_some(machine, next_seq, || unsent.take().map_or_else(Vec::new, |unsent| unsent()));
-            self.hand_over();
-            while self.is_full() {
-                if is_over() {
-                    return;
-                }
-                thread::sleep(WRITER_WAIT);
-            }
-        }
     }
 
     /// Whether a segment is being begun: the caller should come to [`DiskLog::serve`] again soon,
@@ -337,33 +311,18 @@ impl DiskLog {
         self.entries_lost
     }
 
-    /// Writes what has come and the end mark, makes it durable, and gives the directory back.
-    ///
-    /// # Errors
-    /// If that fails or logging had failed before, unless [`DiskLog::take_failure`] has told it;
-    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]. Its
-    /// threads are left behind then.
-    pub fn finish(mut self) -> Result<LogDirectory, LogDirectoryError> {
+    /// Writes what has come and the end mark, and makes it durable: [`FinishingLog::step`] says
+    /// when that is done.
+    #[must_use]
+    pub fn finish(mut self) -> FinishingLog<S> {
         self.push(Order::Finish, 0);
         self.hand_over();
-        let Self { orders, threads, progress, directory, limits, .. } = self;
-        drop(orders);
-        let mut stuck = StuckDisk::since(clock::now_ns());
-        while !threads.iter().all(JoinHandle::is_finished) {
-            let stuck_ns = stuck.look(clock::now_ns(), progress.done.load(Ordering::Relaxed), true);
-            if u128::from(stuck_ns) >= limits.patience.as_nanos() {
-                return Err(LogDirectoryError::Stuck { path: directory.path, seconds: limits.patience.as_secs() });
-            }
-            thread::sleep(WRITER_WAIT);
-        }
-        for thread in threads {
-            thread.join().expect("a thread that panics ends the process");
-        }
-        progress.take_failure().map_or(Ok(directory), Err)
+        let Self { progress, directory, limits, .. } = self;
+        FinishingLog { directory: Some(directory), progress, patience: limits.patience, stuck: None }
     }
 
     /// Calls `listener` now, whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and
-    /// when logging has failed, on the threads that do it.
+    /// when logging has failed, within the steps that do it.
     pub fn listen(&self, listener: impl Fn() + Send + 'static) {
         self.progress.listen(Box::new(listener));
     }
@@ -375,7 +334,7 @@ impl DiskLog {
     }
 
     fn has_failed(&self) -> bool {
-        self.progress.failed.load(Ordering::Acquire)
+        self.progress.has_failed()
     }
 
     fn is_segment_due(&self, machine: &Machine) -> bool {
@@ -391,27 +350,40 @@ impl DiskLog {
         self.push(Order::Begin(Box::new(self.session.clone())), 0);
     }
 
+    /// Copies a piece of the memory, or several for a guest that stands, as far as the queue takes
+    /// them.
     fn copy_some(
         &mut self,
         machine: &mut Machine,
         next_seq: LogSeq,
         unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
     ) {
-        let Some(mut copying) = self.copying.take() else { return };
-        if !copying.copy_piece(machine, |pages| self.push_pages(pages)) {
+        let pieces = if self.is_beginning { PIECES_AT_ONCE } else { 1 };
+        for _ in 0..pieces {
+            if !self.wants_copy() {
+                return;
+            }
+            let Some(mut copying) = self.copying.take() else { return };
+            if copying.copy_piece(machine, |pages| self.push_pages(pages)) {
+                copying.copy_rest(machine, |pages| self.push_pages(pages));
+                return self.complete(machine, next_seq, unsent());
+            }
             self.copying = Some(copying);
-            return;
         }
-        copying.copy_rest(machine, |pages| self.push_pages(pages));
-        for (id, operation) in unsent() {
+    }
+
+    /// The memory is copied: what else belongs to the snapshot.
+    fn complete(&mut self, machine: &mut Machine, seq: LogSeq, unsent: Vec<(OutputId, Arc<OutputOperation>)>) {
+        for (id, operation) in unsent {
             let bytes = operation.bytes().len();
             self.push(Order::UnsentOutput(id, operation), bytes);
         }
-        let snapshot = Snapshot { seq: next_seq, digest: machine.digest(), state: machine.state() };
+        let snapshot = Snapshot { seq, digest: machine.digest(), state: machine.state() };
         let bytes = snapshot.state.len();
         self.push(Order::Complete(snapshot), bytes);
         self.snapshots += 1;
         self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
+        self.is_beginning = false;
     }
 
     fn push_pages(&mut self, pages: Pages) {
@@ -438,43 +410,41 @@ impl DiskLog {
     }
 }
 
-/// How far a log on disk is.
-#[derive(Clone, Debug)]
-pub struct DiskLogWatch(Arc<Progress>);
+/// A log that ends.
+#[derive(Debug)]
+pub struct FinishingLog<S: Storage = HostDirectory> {
+    /// Given back at the end.
+    directory: Option<LogDirectory<S>>,
+    progress: Arc<Progress>,
+    patience: Duration,
+    stuck: Option<StuckDisk>,
+}
 
-impl DiskLogWatch {
-    /// As [`DiskLog::in_cache`].
-    #[must_use]
-    pub fn in_cache(&self) -> Option<LogSeq> {
-        self.0.in_cache()
-    }
-
-    /// As [`DiskLog::durable`].
-    #[must_use]
-    pub fn durable(&self) -> Option<LogSeq> {
-        self.0.durable()
-    }
-
-    /// Whether logging has failed.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.0.failed.load(Ordering::Acquire)
-    }
-
-    /// What the disk has taken so far: a number that grows as long as it gets on.
-    #[must_use]
-    pub fn taken(&self) -> u64 {
-        self.0.done.load(Ordering::Relaxed)
-    }
-
-    /// Whether something has been handed over that isn't written yet.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        !self.has_failed() && self.0.queued_bytes.load(Ordering::Acquire) > 0
+impl<S: Storage> FinishingLog<S> {
+    /// The directory, once all is durable; `None` while that isn't so.
+    ///
+    /// # Errors
+    /// If writing fails or logging had failed before, unless [`DiskLog::take_failure`] has told it;
+    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]: then the
+    /// log's steps are left behind.
+    pub fn step(&mut self, now_ns: u64) -> Option<Result<LogDirectory<S>, LogDirectoryError>> {
+        let stuck = self.stuck.get_or_insert(StuckDisk::since(now_ns));
+        let stuck_ns = stuck.look(now_ns, self.progress.done.load(Ordering::Relaxed), true);
+        let is_stuck = u128::from(stuck_ns) >= self.patience.as_nanos();
+        let is_done = self.progress.steps_done.load(Ordering::Acquire) == STEPS;
+        if !is_done && !is_stuck {
+            return None;
+        }
+        let directory = self.directory.take()?;
+        if !is_done {
+            let seconds = self.patience.as_secs();
+            return Some(Err(LogDirectoryError::Stuck { path: directory.path().into(), seconds }));
+        }
+        Some(self.progress.take_failure().map_or(Ok(directory), Err))
     }
 }
 
-pub(in crate::node) fn payload_bytes(entry: &LogEntry) -> usize {
+pub(super) fn payload_bytes(entry: &LogEntry) -> usize {
     match &entry.body {
         EntryBody::Event(Event::Packet { packet, .. }) => packet.len(),
         EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),

@@ -3,7 +3,8 @@
 
 use super::disk_log::payload_bytes;
 use super::identity::LogWriterKind;
-use super::writer::{Batch, Order, Progress};
+use super::progress::Progress;
+use super::writer::{Batch, Order};
 use logchannel::entry::LogEntry;
 use logchannel::session::SessionHeader;
 use logchannel::snapshot::{Pages, Snapshot};
@@ -22,7 +23,7 @@ pub struct JoiningLog {
 }
 
 impl JoiningLog {
-    pub(in crate::node) fn begin(
+    pub(super) fn begin(
         orders: crossbeam_channel::Sender<Batch>,
         progress: Arc<Progress>,
         queue_bytes_max: usize,
@@ -38,7 +39,7 @@ impl JoiningLog {
         self.give(vec![Order::Pages(pages.clone())], pages.bytes.len());
     }
 
-    /// The snapshot is complete with these outputs from before it and this.
+    /// The snapshot is complete with these outputs, which may not have left, and this.
     pub fn complete(&self, unsent: impl Iterator<Item = (OutputId, OutputOperation)>, snapshot: &Snapshot) {
         let mut bytes = snapshot.state.len();
         let unsent = unsent.map(|(id, operation)| {
@@ -79,7 +80,7 @@ impl JoiningLog {
     }
 
     fn has_failed(&self) -> bool {
-        self.progress.failed.load(Ordering::Acquire)
+        self.progress.has_failed()
     }
 
     fn give(&self, orders: Vec<Order>, payload_bytes: usize) {

@@ -17,29 +17,49 @@
 //! The log reaches the host's page cache within a millisecond or so, and the disk within
 //! [`DiskLimits::sync_interval`] and the time that the disk takes. [`DiskLog::in_cache`] and
 //! [`DiskLog::durable`] say how far it is, so that outputs can wait
-//! for it ([`Waiting`](crate::node::log::kept_log::Waiting)).
+//! for it ([`LogWait`]).
+//!
+//! # Who does what
+//! ```text
+//!   vCPU or replay ─ DiskLog ────┐
+//!                                ├─► queue ─► WriterStep ─► page cache ─► SyncStep ─► disk
+//!   receiver ────── JoiningLog ──┘
+//! ```
+//! The ends on the left hand over and never wait. The two steps on the right do what may take time.
+//! [`Host::run_disk_log`](crate::node::host::Host::run_disk_log) gets them: a process has a thread
+//! for each, the simulator calls them when it likes. Files are reached by [`Storage`] alone.
 
 mod disk_log;
+mod files;
 mod identity;
 mod joining;
-pub mod kept_log;
+mod progress;
 pub mod restore;
 mod resume;
+mod side_log;
+mod storage;
+mod sync;
 mod writer;
 
-pub use disk_log::{DiskLimits, DiskLog, DiskLogWatch, StuckDisk};
+pub use disk_log::{DiskLimits, DiskLog, DiskLogSteps, FinishingLog};
+pub use files::{HostDirectory, HostFile};
 pub use identity::{LogProvenance, LogWriterKind, PossibleLoss};
 pub use joining::JoiningLog;
+pub use progress::{DiskLogWatch, StuckDisk};
 pub use resume::{ResumeProgress, Resumed, Survey};
+pub use side_log::{DiskLogOptions, DiskWatch, LogWait, SideDiskLog};
+pub use storage::{Storage, StorageFile};
+pub use sync::SyncStep;
+pub use writer::WriterStep;
 
 use self::restore::RestoreError;
+use self::storage::write_synced;
 use ft::divergence::Divergence;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::file::{LogFileError, LogReader};
 use logchannel::session::{VM_ID_BYTES_MAX, VmId};
-use std::fs::{self, File, TryLockError};
-use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 const VM: &str = "vm";
@@ -152,26 +172,23 @@ pub enum LogDirectoryError {
 
 /// A directory for the log of one VM, locked for this process as long as this lives.
 #[derive(Debug)]
-pub struct LogDirectory {
-    path: PathBuf,
+pub struct LogDirectory<S: Storage = HostDirectory> {
+    storage: S,
     vm: VmId,
-    _lock: File,
+    _lock: S::Lock,
 }
 
 impl LogDirectory {
-    /// Opens the directory of `vm`; makes it if there is none.
+    /// Opens the directory of `vm` at `path`; makes it if there is none.
     ///
     /// # Errors
     /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`],
     /// [`LogDirectoryError::NoDirectory`], [`LogDirectoryError::Io`].
     pub fn open(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
         refuse_other_files(path)?;
-        // The guest's memory is in it.
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(path).map_err(failed("making the log directory", path))?;
-        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let file = options.open(path.join(VM)).map_err(failed("opening", &path.join(VM)))?;
-        Self::lock(path, vm, file)
+        let directory = HostDirectory::at(path);
+        directory.make().map_err(failed("making the log directory", path))?;
+        Self::take(directory, vm)
     }
 
     /// Opens the directory of `vm` to go on from the log in it, and makes nothing.
@@ -180,41 +197,59 @@ impl LogDirectory {
     /// As [`LogDirectory::open`]; [`LogDirectoryError::Missing`], [`LogDirectoryError::NotOurs`].
     pub fn open_existing(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
         refuse_other_files(path)?;
-        match File::options().read(true).write(true).open(path.join(VM)) {
-            Ok(file) => Self::lock(path, vm, file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {
-                Err(LogDirectoryError::NotOurs(path.into()))
+        let taken = Self::take_existing(HostDirectory::at(path), vm);
+        if matches!(taken, Err(LogDirectoryError::NotOurs(_))) && !path.exists() {
+            return Err(LogDirectoryError::Missing(path.into()));
+        }
+        taken
+    }
+}
+
+impl<S: Storage> LogDirectory<S> {
+    /// Takes a directory for the log of `vm` and for this process.
+    ///
+    /// # Errors
+    /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
+    pub fn take(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        let lock = storage.lock(VM, true).map_err(failed("opening", &storage.path_of(VM)))?;
+        Self::locked(storage, vm, lock)
+    }
+
+    /// The same, to go on from the log in it.
+    ///
+    /// # Errors
+    /// As [`LogDirectory::take`]; [`LogDirectoryError::NotOurs`].
+    pub fn take_existing(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
+        match storage.lock(VM, false) {
+            Ok(lock) => Self::locked(storage, vm, lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(LogDirectoryError::NotOurs(storage.path().into()))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LogDirectoryError::Missing(path.into())),
-            Err(error) => Err(failed("opening", &path.join(VM))(error)),
+            Err(error) => Err(failed("opening", &storage.path_of(VM))(error)),
         }
     }
 
-    /// Takes the directory for this process, if it is of `vm`. `file` is the one with the VM's
-    /// name.
-    fn lock(path: &Path, vm: &VmId, mut file: File) -> Result<Self, LogDirectoryError> {
-        let name_path = path.join(VM);
-        let failed = failed("opening", &name_path);
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(LogDirectoryError::InUse(path.into())),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+    /// The directory whose lock was taken, if it is of `vm`.
+    fn locked(storage: S, vm: &VmId, lock: Option<S::Lock>) -> Result<Self, LogDirectoryError> {
+        let Some(lock) = lock else { return Err(LogDirectoryError::InUse(storage.path().into())) };
+        let path = storage.path_of(VM);
+        let failed = failed("opening", &path);
         let mut name = Vec::new();
-        (&file).take(VM_ID_BYTES_MAX as u64 + 1).read_to_end(&mut name).map_err(&failed)?;
+        let file = storage.read(VM).map_err(&failed)?;
+        file.take(VM_ID_BYTES_MAX as u64 + 1).read_to_end(&mut name).map_err(&failed)?;
         if name.is_empty() {
-            file.write_all(vm.as_str().as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+            write_synced(&storage, VM, vm.as_str()).map_err(failed)?;
         } else if name != vm.as_str().as_bytes() {
             let found = String::from_utf8_lossy(&name).into_owned();
-            return Err(LogDirectoryError::OtherVm { path: path.into(), found, wanted: vm.clone() });
+            return Err(LogDirectoryError::OtherVm { path: storage.path().into(), found, wanted: vm.clone() });
         }
-        Ok(Self { path: path.into(), vm: vm.clone(), _lock: file })
+        Ok(Self { storage, vm: vm.clone(), _lock: lock })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.storage.path()
     }
 }
 
@@ -238,22 +273,21 @@ fn refuse_other_files(path: &Path) -> Result<(), LogDirectoryError> {
     }
 }
 
-/// The segments in a directory, oldest first. Their writer may be at work there.
+/// The segments in a directory of this host, oldest first. Their writer may be at work there.
 ///
 /// # Errors
 /// [`LogDirectoryError::Io`].
 pub fn segments(path: &Path) -> Result<Vec<PathBuf>, LogDirectoryError> {
-    let failed = failed("reading the log directory", path);
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(path).map_err(&failed)? {
-        let path = entry.map_err(&failed)?.path();
-        // A pipe of such a name would never end.
-        if path.extension().is_some_and(|extension| extension == SEGMENT_EXTENSION) && path.is_file() {
-            segments.push(path);
-        }
-    }
-    segments.sort();
-    Ok(segments)
+    let directory = HostDirectory::at(path);
+    Ok(segment_names(&directory)?.iter().map(|name| directory.path_of(name)).collect())
+}
+
+/// The names of the segments, oldest first.
+fn segment_names(storage: &impl Storage) -> Result<Vec<String>, LogDirectoryError> {
+    let mut names = storage.list().map_err(failed("reading the log directory", storage.path()))?;
+    names.retain(|name| Path::new(name).extension().is_some_and(|extension| extension == SEGMENT_EXTENSION));
+    names.sort();
+    Ok(names)
 }
 
 fn segment_name(generation: Generation, first: LogSeq) -> String {
@@ -261,15 +295,12 @@ fn segment_name(generation: Generation, first: LogSeq) -> String {
 }
 
 /// A small file's text, if there is such a file.
-fn read_note(path: &Path) -> Result<Option<String>, LogDirectoryError> {
-    if path.exists() && !path.is_file() {
-        return Err(failed("reading", path)(io::Error::other("it is no file")));
-    }
+fn read_note(storage: &impl Storage, name: &str) -> Result<Option<String>, LogDirectoryError> {
     let mut text = Vec::new();
-    match File::open(path).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {
+    match storage.read(name).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {
         Ok(_) => Ok(Some(String::from_utf8_lossy(&text).trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(failed("reading", path)(source)),
+        Err(source) => Err(failed("reading", &storage.path_of(name))(source)),
     }
 }
 

@@ -1,27 +1,30 @@
 //! Going on from a log on disk: what is in it, and its replay.
 
-use super::identity::{LogProvenance, read_nodes, read_standing};
+use super::identity::{LogProvenance, read_nodes, read_writer};
 use super::restore::{RestoreError, Restored, restore};
-use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segments};
+use super::storage::Storage;
+use super::{HostDirectory, LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segment_names};
 use ft::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, LogSeq};
 use logchannel::file::{Ending, LogFileError, LogHead, LogReader, UNSENT_OUTPUT_BYTES};
 use logchannel::session::SessionHeader;
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fmt;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
 /// The most bytes of outputs that are kept for going on, as by a backup for its going live.
-const RESUMED_UNSENT_BYTES_MAX: usize = 64 << 20;
+const UNSENT_BYTES_MAX: usize = 64 << 20;
 
 /// How many entries are replayed from one call of the caller's to the next.
 const ENTRIES_PER_LOOK: u64 = 256;
 
+/// A machine at the start of a segment, and the rest of the segment.
+type RestoredFrom<S> = Restored<BufReader<<S as Storage>::Reader>>;
+
 /// What a log directory has, before it is replayed.
-#[derive(Debug)]
-pub struct Survey {
+pub struct Survey<S: Storage = HostDirectory> {
     /// What the newest whole segment is about.
     pub session: SessionHeader,
     /// That segment.
@@ -37,7 +40,13 @@ pub struct Survey {
     pub entries: u64,
     /// Where the guest stands at the last of them.
     pub end_count: InstructionCount,
-    restored: Restored<BufReader<File>>,
+    restored: RestoredFrom<S>,
+}
+
+impl<S: Storage> fmt::Debug for Survey<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Survey").field("segment", &self.segment).finish_non_exhaustive()
+    }
 }
 
 /// How far a replay is.
@@ -64,7 +73,7 @@ pub struct Resumed {
     /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no
     /// log says which have left.
     pub unsent: VecDeque<(OutputId, OutputOperation)>,
-    /// How many older ones were dropped because there were 64 MiB.
+    /// How many older ones were dropped because there were more than 64 MiB.
     pub unsent_dropped: u64,
     /// The output behind all that the log tells of.
     pub next_output: OutputId,
@@ -76,7 +85,7 @@ pub struct Resumed {
     pub ending: Ending,
 }
 
-impl LogDirectory {
+impl<S: Storage> LogDirectory<S> {
     /// Looks what there is to resume: the newest segment whose snapshot is whole, up to its last
     /// whole entry.
     ///
@@ -84,44 +93,43 @@ impl LogDirectory {
     /// [`LogDirectoryError::Stopped`] if logging had failed; [`LogDirectoryError::NoSegment`];
     /// [`LogDirectoryError::Log`] if the segment is damaged otherwise than at its end;
     /// [`LogDirectoryError::Io`].
-    pub fn survey(&self) -> Result<Survey, LogDirectoryError> {
-        if let Some(reason) = read_note(&self.path.join(STOPPED))? {
+    pub fn survey(&self) -> Result<Survey<S>, LogDirectoryError> {
+        if let Some(reason) = read_note(&self.storage, STOPPED)? {
             // On a full disk there was room for the file, but not for what is in it.
             let reason =
                 if reason.is_empty() { "why couldn't be written: the disk may have been full".into() } else { reason };
-            return Err(LogDirectoryError::Stopped { path: self.path.clone(), reason });
+            return Err(LogDirectoryError::Stopped { path: self.path().into(), reason });
         }
         let mut skipped = Vec::new();
-        for segment in segments(&self.path)?.into_iter().rev() {
-            match self.open_segment(&segment)? {
-                Ok(restored) => return self.look_through(segment, restored, skipped),
-                Err(error) => skipped.push((segment, error)),
+        for name in segment_names(&self.storage)?.into_iter().rev() {
+            match self.open_segment(&name)? {
+                Ok(restored) => return self.look_through(&name, restored, skipped),
+                Err(error) => skipped.push((self.storage.path_of(&name), error)),
             }
         }
-        Err(LogDirectoryError::NoSegment { path: self.path.clone(), skipped })
+        Err(LogDirectoryError::NoSegment { path: self.path().into(), skipped })
     }
 
     /// Whether there is a segment from which a restart is possible, as far as its beginning tells.
     #[must_use]
     pub fn has_whole_segment(&self) -> bool {
         let is_whole =
-            |path: &PathBuf| File::open(path).is_ok_and(|file| LogReader::open(BufReader::new(file)).is_ok());
-        segments(&self.path).is_ok_and(|segments| segments.iter().any(is_whole))
+            |name: &String| self.storage.read(name).is_ok_and(|file| LogReader::open(BufReader::new(file)).is_ok());
+        segment_names(&self.storage).is_ok_and(|names| names.iter().any(is_whole))
     }
 
     /// The machine at a segment's start. The inner error means that it has no whole one.
-    fn open_segment(&self, path: &Path) -> Result<Result<Restored<BufReader<File>>, RestoreError>, LogDirectoryError> {
-        let file = File::open(path).map_err(failed("reading", path))?;
+    fn open_segment(&self, name: &str) -> Result<Result<RestoredFrom<S>, RestoreError>, LogDirectoryError> {
+        let path = self.storage.path_of(name);
+        let file = self.storage.read(name).map_err(failed("reading", &path))?;
         match LogHead::read(BufReader::new(file)).map_err(RestoreError::Log).and_then(restore) {
             Ok(restored) if restored.log.header().vm != self.vm => Err(LogDirectoryError::OtherVm {
-                path: self.path.clone(),
+                path: self.path().into(),
                 found: restored.log.header().vm.to_string(),
                 wanted: self.vm.clone(),
             }),
             // A disk that doesn't read now may do so later: nothing is given up for that.
-            Err(RestoreError::Log(source @ LogFileError::Io { .. })) => {
-                Err(LogDirectoryError::Log { path: path.into(), source })
-            }
+            Err(RestoreError::Log(source @ LogFileError::Io { .. })) => Err(LogDirectoryError::Log { path, source }),
             restored => Ok(restored),
         }
     }
@@ -129,12 +137,13 @@ impl LogDirectory {
     /// Reads a segment's entries without replaying them.
     fn look_through(
         &self,
-        segment: PathBuf,
-        restored: Restored<BufReader<File>>,
+        name: &str,
+        restored: RestoredFrom<S>,
         skipped: Vec<(PathBuf, RestoreError)>,
-    ) -> Result<Survey, LogDirectoryError> {
+    ) -> Result<Survey<S>, LogDirectoryError> {
+        let segment = self.storage.path_of(name);
         let unreadable = |source| LogDirectoryError::Log { path: segment.clone(), source };
-        let file = File::open(&segment).map_err(failed("reading", &segment))?;
+        let file = self.storage.read(name).map_err(failed("reading", &segment))?;
         let mut log = LogReader::open(BufReader::new(file)).map_err(unreadable)?;
         let (first, mut generation) = (log.next_seq(), log.header().generation);
         let (mut stopped, mut end_count) = (None, restored.machine.instruction_count());
@@ -154,9 +163,10 @@ impl LogDirectory {
             session: log.header().clone(),
             provenance: LogProvenance {
                 generation,
-                nodes: read_nodes(&self.path)?,
+                nodes: read_nodes(&self.storage)?,
                 newest_is_unreadable: !skipped.is_empty(),
-                standing: read_standing(&self.path)?,
+                writer: read_writer(&self.storage)?,
+                boot: self.storage.boot(),
             },
             stopped,
             skipped,
@@ -168,7 +178,7 @@ impl LogDirectory {
     }
 }
 
-impl Survey {
+impl<S: Storage> Survey<S> {
     /// Where the guest stands before the replay.
     #[must_use]
     pub fn begin_count(&self) -> InstructionCount {
@@ -230,7 +240,7 @@ impl Unsent {
     fn push(&mut self, id: OutputId, operation: OutputOperation) {
         self.bytes += cost(&operation);
         self.outputs.push_back((id, operation));
-        while self.bytes > RESUMED_UNSENT_BYTES_MAX
+        while self.bytes > UNSENT_BYTES_MAX
             && let Some((_, oldest)) = self.outputs.pop_front()
         {
             self.bytes -= cost(&oldest);

@@ -1,36 +1,34 @@
-//! The two threads behind a log on disk: one writes files, one makes them durable, so that no entry
-//! waits in this process for the disk.
+//! The step that writes a log's files, as far as the page cache.
 
-use super::identity::{LogWriterKind, Standing, forget_nodes, replace_nodes, write_standing};
-use super::{LogDirectoryError, PART, STOPPED, failed, segment_name, segments};
-use crate::node::channel::lock;
-use crate::os::clock;
-use crossbeam_channel::Receiver;
+use super::identity::{LogWriterKind, WriterNote, mark_failed, replace_nodes, write_writer};
+use super::progress::Progress;
+use super::storage::Storage;
+use super::sync::Unsynced;
+use super::{LogDirectoryError, PART, failed, segment_name};
+use crate::node::host::Next;
+use crossbeam_channel::{Receiver, TryRecvError};
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Pages, Snapshot};
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fmt;
 use std::io::{self, BufWriter};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vm::{OutputId, OutputOperation};
 
 /// What the writer is to do, in order.
 #[derive(Debug)]
-pub(in crate::node) enum Order {
+pub(super) enum Order {
     /// Write this to the segment.
     Entry(LogEntry),
     /// Begin the snapshot of the next segment.
     Begin(Box<SessionHeader>),
     /// Memory of the snapshot.
     Pages(Pages),
-    /// An output for the unsent outputs of a snapshot.
+    /// An output that may not have left when the snapshot was made.
     UnsentOutput(OutputId, Arc<OutputOperation>),
     /// The snapshot ends with this, and entries go to its segment from here on; those behind it
     /// that came before this order go there too.
@@ -43,192 +41,127 @@ pub(in crate::node) enum Order {
 
 /// Orders, and what they count for in the queue.
 #[derive(Debug)]
-pub(in crate::node) struct Batch {
-    pub(in crate::node) orders: Vec<Order>,
-    pub(in crate::node) bytes: usize,
+pub(super) struct Batch {
+    pub(super) orders: Vec<Order>,
+    pub(super) bytes: usize,
 }
 
-/// Called when something is written or durable, or when logging has failed.
-type Listener = Box<dyn Fn() + Send>;
-
-/// What the threads that give orders and those that carry them out know of each other.
-pub(in crate::node) struct Progress {
-    directory: PathBuf,
-    /// Orders carried out, in bytes, and syncs: it grows as long as the disk gets on.
-    pub(in crate::node) done: AtomicU64,
-    /// Snapshots completed.
-    pub(in crate::node) snapshots: AtomicU64,
-    /// No later snapshot stands before this entry: those below needn't be remembered.
-    pub(in crate::node) remember_from: AtomicU64,
-    /// Of orders not yet carried out.
-    pub(in crate::node) queued_bytes: AtomicUsize,
-    pub(in crate::node) failed: AtomicBool,
-    failure: Mutex<Option<LogDirectoryError>>,
-    /// All entries before this are in the page cache: a [`LogSeq`], or [`NOTHING`].
-    in_cache: AtomicU64,
-    /// The same on disk.
-    durable: AtomicU64,
-    listener: Mutex<Option<Listener>>,
-    written: Mutex<Written>,
-    changed: Condvar,
-}
-
-/// Without a segment there is no place in it.
-const NOTHING: u64 = u64::MAX;
-
-impl std::fmt::Debug for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Progress").field("durable", &self.durable).finish_non_exhaustive()
-    }
-}
-
-/// What is to be made durable.
-#[derive(Clone, Debug, Default)]
-struct Written {
-    /// There is something new.
-    is_new: bool,
-    /// The segment, and the place behind its last entry.
-    segment: Option<(Arc<File>, PathBuf, LogSeq)>,
-    /// The part of the next one.
-    part: Option<Arc<File>>,
-    /// No more will come.
-    is_over: bool,
-}
-
-impl Progress {
-    pub(in crate::node) fn new(directory: &Path) -> Self {
-        Self {
-            directory: directory.into(),
-            done: AtomicU64::new(0),
-            snapshots: AtomicU64::new(0),
-            remember_from: AtomicU64::new(0),
-            queued_bytes: AtomicUsize::new(0),
-            failed: AtomicBool::new(false),
-            failure: Mutex::new(None),
-            in_cache: AtomicU64::new(NOTHING),
-            durable: AtomicU64::new(NOTHING),
-            listener: Mutex::default(),
-            written: Mutex::default(),
-            changed: Condvar::new(),
-        }
-    }
-
-    pub(in crate::node) fn in_cache(&self) -> Option<LogSeq> {
-        place(&self.in_cache)
-    }
-
-    pub(in crate::node) fn durable(&self) -> Option<LogSeq> {
-        place(&self.durable)
-    }
-
-    pub(in crate::node) fn listen(&self, listener: Listener) {
-        lock(&self.listener).insert(listener)();
-    }
-
-    fn tell(&self) {
-        if let Some(listener) = &*lock(&self.listener) {
-            listener();
-        }
-    }
-
-    pub(in crate::node) fn take_failure(&self) -> Option<LogDirectoryError> {
-        lock(&self.failure).take()
-    }
-
-    /// Ends the logging, and marks the directory as far as the disk still lets itself be written:
-    /// before outputs leave that the log doesn't have.
-    fn fail(&self, error: LogDirectoryError) {
-        if !self.failed.load(Ordering::Acquire) {
-            let _ = fs::write(self.directory.join(STOPPED), error.to_string());
-            // A full disk still removes files.
-            forget_nodes(&self.directory);
-        }
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            *lock(&self.failure) = Some(error);
-            self.tell();
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Written)) {
-        change(&mut lock(&self.written));
-        self.changed.notify_one();
-    }
-
-    /// Waits for something new.
-    fn wait(&self) -> Written {
-        let mut written = lock(&self.written);
-        while !written.is_new && !written.is_over {
-            written = self.changed.wait(written).expect("a thread that panics ends the process");
-        }
-        let found = written.clone();
-        written.is_new = false;
-        found
-    }
-}
-
-/// A place in the log, if there is one.
-fn place(seq: &AtomicU64) -> Option<LogSeq> {
-    Some(seq.load(Ordering::Acquire)).filter(|seq| *seq != NOTHING).map(LogSeq)
-}
-
-type SegmentFile = BufWriter<Arc<File>>;
+type SegmentFile<S> = BufWriter<<S as Storage>::File>;
 
 /// Carries out orders.
-pub(in crate::node) struct Writer {
-    directory: PathBuf,
+pub struct WriterStep<S: Storage> {
+    storage: S,
     node: NodeId,
-    standing: Standing,
+    note: WriterNote,
     queue: Receiver<Batch>,
+    /// The next batch, if it has been taken from the queue already.
+    next: Option<Batch>,
     progress: Arc<Progress>,
+    unsynced: Arc<Unsynced<S>>,
     gather: Duration,
-    segment: Option<Segment>,
-    part: Option<Part>,
+    segment: Option<Segment<S>>,
+    part: Option<Part<S>>,
     /// The last entries that the segment has, from [`Progress::remember_from`] on. A backup's log
     /// has entries that its machine, of which the next snapshot is made, hasn't consumed: they
     /// belong to the next segment too.
     recent: VecDeque<LogEntry>,
+    is_done: bool,
 }
 
-struct Segment {
-    log: LogWriter<SegmentFile>,
-    file: Arc<File>,
-    path: PathBuf,
+impl<S: Storage> fmt::Debug for WriterStep<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriterStep").field("storage", &self.storage).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+struct Segment<S: Storage> {
+    log: LogWriter<SegmentFile<S>>,
+    file: S::File,
+    name: String,
 }
 
 /// A segment whose snapshot isn't complete.
-struct Part {
-    snapshot: SnapshotWriter<SegmentFile>,
-    file: Arc<File>,
+struct Part<S: Storage> {
+    snapshot: SnapshotWriter<SegmentFile<S>>,
+    file: S::File,
     generation: Generation,
 }
 
-impl Writer {
-    pub(in crate::node) fn new(
-        directory: PathBuf,
-        (node, standing): (NodeId, Standing),
+impl<S: Storage> WriterStep<S> {
+    pub(super) fn new(
+        storage: S,
+        (node, note): (NodeId, WriterNote),
         queue: Receiver<Batch>,
-        progress: Arc<Progress>,
+        (progress, unsynced): (Arc<Progress>, Arc<Unsynced<S>>),
         gather: Duration,
     ) -> Self {
-        Self { directory, node, standing, queue, progress, gather, segment: None, part: None, recent: VecDeque::new() }
+        Self {
+            storage,
+            node,
+            note,
+            queue,
+            next: None,
+            progress,
+            unsynced,
+            gather,
+            segment: None,
+            part: None,
+            recent: VecDeque::new(),
+            is_done: false,
+        }
     }
 
-    /// Carries out what is in the queue until it is closed or something fails.
-    pub(in crate::node) fn run(mut self) {
-        while let Ok(batch) = self.queue.recv()
-            && !self.progress.failed.load(Ordering::Acquire)
-        {
-            if let Err(error) = self.carry_out_all(batch) {
-                self.progress.fail(error);
-                break;
+    /// Carries out what has gathered in the queue; it takes as long as the page cache does.
+    /// [`Next::Arrival`] is when there is more ([`WriterStep::has_work`]). Done behind the last
+    /// order, or when something has failed.
+    pub fn step(&mut self, now_ns: u64) -> Next {
+        if self.is_done {
+            return Next::Done;
+        }
+        let batch = match self.next.take().map_or_else(|| self.queue.try_recv(), Ok) {
+            Ok(batch) if !self.progress.has_failed() => batch,
+            Err(TryRecvError::Empty) if !self.progress.has_failed() => {
+                return Next::Arrival { until_ns: u64::MAX };
             }
-            if !self.gather.is_zero() {
-                thread::sleep(self.gather);
+            // Nobody will give more, or the log has failed.
+            Ok(_) | Err(TryRecvError::Empty | TryRecvError::Disconnected) => return self.end(),
+        };
+        match self.carry_out_all(batch) {
+            Ok(()) if self.is_done => self.end(),
+            Ok(()) if self.gather.is_zero() => Next::Now,
+            Ok(()) => {
+                let gather_ns = u64::try_from(self.gather.as_nanos()).unwrap_or(u64::MAX);
+                Next::Wait { until_ns: now_ns.saturating_add(gather_ns) }
+            }
+            Err(error) => {
+                // Before outputs leave that the log doesn't have.
+                mark_failed(&self.storage, &error);
+                self.progress.fail(error);
+                self.end()
             }
         }
-        self.progress.change(|written| written.is_over = true);
     }
 
+    fn end(&mut self) -> Next {
+        self.is_done = true;
+        self.unsynced.end();
+        self.progress.steps_done.fetch_add(1, Ordering::AcqRel);
+        Next::Done
+    }
+
+    /// Whether there is something to be done, for a host that calls the step again then.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.is_done && (self.next.is_some() || !self.queue.is_empty())
+    }
+
+    /// Waits until there is, in a thread of its own.
+    pub fn wait(&mut self) {
+        if !self.is_done && self.next.is_none() {
+            // An error means that nobody will give more, which the step finds out too.
+            self.next = self.queue.recv().ok();
+        }
+    }
     /// Carries out `batch` and what else has gathered, and lets it all reach the page cache.
     fn carry_out_all(&mut self, batch: Batch) -> Result<(), LogDirectoryError> {
         let gathered = self.queue.len();
@@ -241,75 +174,75 @@ impl Writer {
             self.progress.done.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         self.forget_old_entries();
-        if let Some(segment) = &mut self.segment {
-            segment.log.flush().map_err(failed("writing", &segment.path))?;
-            let end = segment.log.next_seq();
-            let found = (segment.file.clone(), segment.path.clone(), end);
-            self.progress.change(|written| written.segment = Some(found));
-            self.progress.in_cache.store(end.0, Ordering::Release);
-            self.progress.tell();
-        }
         let part = self.part.as_ref().map(|part| part.file.clone());
-        self.progress.change(|written| (written.part, written.is_new) = (part, true));
+        let mut written = None;
+        if let Some(Segment { log, file, name }) = &mut self.segment {
+            log.flush().map_err(failed_at("writing", &self.storage, name))?;
+            self.progress.set_in_cache(log.next_seq());
+            written = Some((file.clone(), name.clone(), log.next_seq()));
+        }
+        self.unsynced.add(|unsynced| {
+            unsynced.part = part;
+            unsynced.segment = written.or_else(|| unsynced.segment.take());
+        });
         Ok(())
     }
 
     fn carry_out(&mut self, order: Order) -> Result<(), LogDirectoryError> {
-        let part_path = self.directory.join(PART);
+        let Self { storage, segment, part, .. } = self;
         match order {
             Order::Entry(entry) => {
-                let segment = self.segment.as_mut().expect("entries come behind a snapshot");
-                segment.log.append(&entry).map_err(failed("writing", &segment.path))?;
+                let Segment { log, name, .. } = segment.as_mut().expect("entries come behind a snapshot");
+                log.append(&entry).map_err(failed_at("writing", storage, name))?;
                 self.recent.push_back(entry);
                 Ok(())
             }
             Order::Become(kind) => {
-                self.standing.kind = kind;
-                write_standing(&self.directory, &self.standing)
+                self.note.kind = kind;
+                write_writer(storage, &self.note)
             }
             Order::Begin(session) => {
                 // One that was given up writes what it has buffered when it is dropped.
-                self.part = None;
-                self.part = Some(begin_part(&part_path, &session).map_err(failed("writing", &part_path))?);
+                *part = None;
+                *part = Some(begin_part(storage, &session).map_err(failed_at("writing", storage, PART))?);
                 Ok(())
             }
             Order::Pages(pages) => {
-                self.part().snapshot.pages(pages.first, &pages.bytes).map_err(failed("writing", &part_path))
+                let snapshot = &mut begun(part).snapshot;
+                snapshot.pages(pages.first, &pages.bytes).map_err(failed_at("writing", storage, PART))
             }
             Order::UnsentOutput(id, operation) => {
-                self.part().snapshot.unsent(id, &operation).map_err(failed("writing", &part_path))
+                begun(part).snapshot.unsent(id, &operation).map_err(failed_at("writing", storage, PART))
             }
             Order::Complete(snapshot) => self.complete(&snapshot),
             Order::Finish => self.finish(),
         }
     }
 
-    fn part(&mut self) -> &mut Part {
-        self.part.as_mut().expect("a snapshot's pieces come behind its beginning")
-    }
-
     /// Makes the part the segment that takes the entries.
     fn complete(&mut self, snapshot: &Snapshot) -> Result<(), LogDirectoryError> {
-        let part_path = self.directory.join(PART);
+        let part_failed = failed_at("writing", &self.storage, PART);
         let Part { snapshot: writer, file, generation } =
             self.part.take().expect("a snapshot ends behind its beginning");
-        let mut log = writer.finish(snapshot).map_err(failed("writing", &part_path))?;
-        let path = self.directory.join(segment_name(generation, snapshot.seq));
+        let mut log = writer.finish(snapshot).map_err(&part_failed)?;
+        let name = segment_name(generation, snapshot.seq);
         if let Some(old) = &self.segment {
             for entry in self.entries_from(snapshot.seq, old.log.next_seq()) {
-                log.append(entry).map_err(failed("writing", &part_path))?;
+                log.append(entry).map_err(&part_failed)?;
             }
-            log.flush().map_err(failed("writing", &part_path))?;
+            log.flush().map_err(&part_failed)?;
         }
-        fs::rename(&part_path, &path).map_err(failed("naming", &path))?;
+        self.storage.rename(PART, &name).map_err(failed_at("naming", &self.storage, &name))?;
         self.progress.snapshots.fetch_add(1, Ordering::AcqRel);
-        match self.segment.replace(Segment { log, file, path }) {
-            Some(old) => old.log.finish().map(|_| ()).map_err(failed("writing", &old.path)),
+        match self.segment.replace(Segment { log, file, name }) {
+            Some(Segment { log, name, .. }) => {
+                log.finish().map(|_| ()).map_err(failed_at("writing", &self.storage, &name))
+            }
             // From here on this incarnation is who the segments are of: its predecessors' names
             // would say that they let out nothing that isn't in them.
             None => {
-                write_standing(&self.directory, &self.standing)?;
-                replace_nodes(&self.directory, self.node)
+                write_writer(&self.storage, &self.note)?;
+                replace_nodes(&self.storage, self.node)
             }
         }
     }
@@ -330,75 +263,27 @@ impl Writer {
         self.recent.drain(..old);
     }
 
+    /// No more will come.
     fn finish(&mut self) -> Result<(), LogDirectoryError> {
-        let Some(Segment { log, file, path }) = self.segment.take() else { return Ok(()) };
+        self.is_done = true;
+        let Some(Segment { log, file, name }) = self.segment.take() else { return Ok(()) };
         let end = log.next_seq();
-        log.finish().map_err(failed("writing", &path))?;
-        self.progress.change(|written| written.segment = Some((file, path, end)));
+        log.finish().map_err(failed_at("writing", &self.storage, &name))?;
+        self.unsynced.add(|written| written.segment = Some((file, name, end)));
         Ok(())
     }
 }
 
-fn begin_part(path: &Path, session: &SessionHeader) -> io::Result<Part> {
-    let file = Arc::new(File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?);
+fn begun<S: Storage>(part: &mut Option<Part<S>>) -> &mut Part<S> {
+    part.as_mut().expect("a snapshot's pieces come behind its beginning")
+}
+
+fn failed_at<S: Storage>(action: &'static str, storage: &S, name: &str) -> impl Fn(io::Error) -> LogDirectoryError {
+    move |source| failed(action, &storage.path_of(name))(source)
+}
+
+fn begin_part<S: Storage>(storage: &S, session: &SessionHeader) -> io::Result<Part<S>> {
+    let file = storage.create(PART)?;
     let snapshot = SnapshotWriter::create(BufWriter::new(file.clone()), session)?;
     Ok(Part { snapshot, file, generation: session.generation })
-}
-
-/// Makes durable what is written, each `interval`, until no more will come or something fails.
-pub(in crate::node) fn run_sync(directory: &Path, progress: &Progress, interval: Duration) {
-    let mut safe = None;
-    loop {
-        let written = progress.wait();
-        let started_ns = clock::now_ns();
-        if let Err(error) = sync(directory, progress, &written, &mut safe) {
-            return progress.fail(error);
-        }
-        progress.done.fetch_add(1, Ordering::Relaxed);
-        if written.is_over {
-            return;
-        }
-        thread::sleep(interval.saturating_sub(Duration::from_nanos(clock::now_ns() - started_ns)));
-    }
-}
-
-/// `safe` is the newest segment whose snapshot is durable.
-fn sync(
-    directory: &Path,
-    progress: &Progress,
-    written: &Written,
-    safe: &mut Option<PathBuf>,
-) -> Result<(), LogDirectoryError> {
-    if let Some((file, path, end)) = &written.segment {
-        file.sync_data().map_err(failed("syncing", path))?;
-        if safe.as_ref() != Some(path) {
-            File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("syncing", directory))?;
-            if safe.is_none() {
-                remove(&directory.join(STOPPED))?;
-            }
-            remove_older(directory, path)?;
-            *safe = Some(path.clone());
-        }
-        progress.durable.store(end.0, Ordering::Release);
-        progress.tell();
-    }
-    if let Some(part) = &written.part {
-        part.sync_data().map_err(failed("syncing", &directory.join(PART)))?;
-    }
-    Ok(())
-}
-
-/// Removes all segments but `newest` and the one before.
-fn remove_older(directory: &Path, newest: &Path) -> Result<(), LogDirectoryError> {
-    let older = segments(directory)?.into_iter().filter(|segment| segment.as_path() < newest);
-    let mut older: Vec<_> = older.collect();
-    older.pop();
-    older.iter().try_for_each(|segment| remove(segment))
-}
-
-fn remove(path: &Path) -> Result<(), LogDirectoryError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

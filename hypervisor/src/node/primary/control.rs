@@ -4,7 +4,7 @@ use super::LiveEnd;
 use super::side::PrimarySide;
 use crate::node::channel::lock;
 use crate::node::host::{Answer, Host, Next, Question, StepKind};
-use crate::node::log::kept_log::DiskWatch;
+use crate::node::log::DiskWatch;
 use crate::node::reports::NodeReport;
 use crate::node::waiting::Waiting;
 use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};

@@ -19,7 +19,7 @@ use super::io::console;
 use super::io::inbox::{HostEventSource, InboxSender, SLICE_STEPS};
 use super::io::network::{Network, NetworkAddress};
 use super::io::sink::NetworkAndConsole;
-use super::log::kept_log::KeptLog;
+use super::log::SideDiskLog;
 use super::process::ProcessHost;
 use super::reports::{Figures, NodeReport, frames_dropped};
 use crate::os::accept::AcceptTrouble;
@@ -54,8 +54,8 @@ pub struct LiveVm {
 }
 
 impl LiveVm {
-    /// Runs `machine` in the calling thread until the VM or this node's part in it is over, and
-    /// keeps its log in `kept`. `listener` is where backups come to.
+    /// Runs `machine` in the calling thread until the VM or this node's part in it is over;
+    /// `disk_log` is its log on disk, if one is kept. `listener` is where backups come to.
     ///
     /// `on_start` gets the running VM before the guest does anything.
     ///
@@ -65,7 +65,7 @@ impl LiveVm {
         node: Node,
         role: PrimaryRole,
         machine: Machine,
-        kept: Option<KeptLog>,
+        disk_log: Option<SideDiskLog<ProcessHost>>,
         listener: TcpListener,
         on_start: impl FnOnce(Self),
     ) -> io::Result<LiveEnd> {
@@ -88,10 +88,10 @@ impl LiveVm {
                 side.console_left(next);
             }
         });
-        let control = side.control(kept.as_ref().map(|kept| kept.disk_watch(clock::now_ns())));
-        if let Some(kept) = &kept {
+        let control = side.control(disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
+        if let Some(log) = &disk_log {
             let side = side.clone();
-            kept.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+            log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
         }
         let intervals = node.intervals;
         let reporter = node.reporter;
@@ -99,7 +99,7 @@ impl LiveVm {
             let side = side.clone();
             move || conduct(&node, &host, &side, control)
         })?;
-        let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, kept, SLICE_STEPS));
+        let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, disk_log, SLICE_STEPS));
         let end = control.join().map_err(|_| io::Error::other("the control thread panicked"))?;
         // What is released is the guest's last word, if another thread was busy with the words
         // before it.
@@ -207,7 +207,7 @@ fn run_vcpu(side: &PrimarySide<ProcessHost>, mut vcpu: Vcpu<ProcessHost>) -> Mac
                 let machine = (sleeper == Sleeper::Waiting).then(|| vcpu.machine());
                 vcpu.source().sleep(machine, channel.as_ref().map(|stream| stream.as_fd()), until_ns);
             }
-            VcpuNext::Done => return side.finish_vcpu(vcpu),
+            VcpuNext::Done => return vcpu.into_machine(),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::join_figures::JoinFigures;
 use super::side::PrimarySide;
 use crate::node::channel::lock;
 use crate::node::host::{GuestInput, Host, Observation};
-use crate::node::log::kept_log::KeptLog;
+use crate::node::log::{FinishingLog, SideDiskLog};
 use crate::node::reports::NodeReport;
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
@@ -40,6 +40,9 @@ const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 /// How long a guest that may not write more pages waits before it is looked whether more can be
 /// copied, in nanoseconds.
 const COPY_WAIT_NS: u64 = 50_000;
+
+/// From one look whether the log on disk has ended to the next, in nanoseconds.
+const LOG_END_NS: u64 = 1_000_000;
 
 /// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than
 /// two: what a very slow time left over would make the faster one after it slow.
@@ -82,7 +85,9 @@ pub enum VcpuNext {
 /// A guest that runs live.
 pub struct Vcpu<H: Host> {
     recorder: Recorder<H::Source>,
-    kept: Option<KeptLog>,
+    disk_log: Option<SideDiskLog<H>>,
+    /// The log on disk, once this side is over.
+    ending_log: Option<FinishingLog<H::Storage>>,
     watch: Watch,
     figures: JoinFigures,
     /// How many steps the guest runs at once while nothing is held.
@@ -125,30 +130,45 @@ impl<H: Host> Vcpu<H> {
         self.recorder.source_mut()
     }
 
+    /// The machine, of a side that is over.
+    #[must_use]
+    pub fn into_machine(self) -> Machine {
+        self.recorder.into_machine()
+    }
+
     fn is_log_full(&self) -> bool {
-        self.kept.as_ref().is_some_and(KeptLog::is_full)
+        self.disk_log.as_ref().is_some_and(SideDiskLog::is_full)
     }
 
     fn is_log_busy(&self) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.is_copying() || kept.is_full())
+        self.disk_log.as_ref().is_some_and(|log| log.is_copying() || log.is_full())
+    }
+
+    /// Whether the guest stands because its log on disk isn't one yet from which it could be
+    /// resumed. Outputs left over by a predecessor that had logged only some of a step's are logged
+    /// first, as a snapshot can't have them.
+    fn is_log_beginning(&self) -> bool {
+        self.disk_log.as_ref().is_some_and(SideDiskLog::is_beginning) && !self.machine().has_output()
     }
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Begins to run `machine` on the events of `source`, and to keep its log in `kept`.
+    /// Begins to run `machine` on the events of `source`; `disk_log` is its log on disk, if one is
+    /// kept.
     pub fn vcpu(
         &self,
         machine: Machine,
         source: H::Source,
         intervals: Intervals,
-        kept: Option<KeptLog>,
+        disk_log: Option<SideDiskLog<H>>,
         slice_steps: u64,
     ) -> Vcpu<H> {
         self.drive(|_, _| ());
         let told_clock = *source.clock();
         Vcpu {
             recorder: Recorder::new(machine, source, intervals),
-            kept,
+            disk_log,
+            ending_log: None,
             watch: Watch::live(self.host.now_ns()),
             figures: JoinFigures::default(),
             slice_steps,
@@ -172,7 +192,7 @@ impl<H: Host> PrimarySide<H> {
 
     fn run_vcpu(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
         if self.is_over() {
-            return VcpuNext::Done;
+            return self.end_log(vcpu);
         }
         if vcpu.has_slept {
             self.hear_backup();
@@ -184,6 +204,9 @@ impl<H: Host> PrimarySide<H> {
         // The log is one that can be resumed before the guest runs, and before its clock does,
         // though it may wait for its backup first.
         self.serve_log(vcpu);
+        if vcpu.is_log_beginning() {
+            return self.wait_for_copy(vcpu);
+        }
         self.keep_time(vcpu);
         self.copy_for_join(vcpu);
         if !self.may_run.load(Ordering::Acquire) || vcpu.is_log_full() {
@@ -202,7 +225,7 @@ impl<H: Host> PrimarySide<H> {
         let share = self.share.load(Ordering::Relaxed);
         let began_ns = if share < FULL_SHARE { self.host.now_ns() } else { 0 };
         let began_at = vcpu.machine().instruction_count();
-        let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut(), has_ended: &mut vcpu.has_ended };
+        let mut sink = RoleSink { side: self, disk_log: vcpu.disk_log.as_mut(), has_ended: &mut vcpu.has_ended };
         let Ok(slice) = vcpu.recorder.run_slice(&mut sink, steps);
         let sleeps = slice == Slice::Waiting;
         if let Some(trouble) = vcpu.watch.look(vcpu.recorder.machine_mut(), sleeps, || self.host.now_ns()) {
@@ -226,19 +249,26 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Ends the guest's log. This side is over then.
-    pub fn finish_vcpu(&self, vcpu: Vcpu<H>) -> Machine {
-        let Vcpu { recorder, kept, .. } = vcpu;
-        if let Some(Err(error)) = kept.map(KeptLog::finish) {
-            self.host.report(&NodeReport::LogLost { reason: error.to_string() });
+    /// Ends the log on disk of a side that is over.
+    fn end_log(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
+        if let Some(log) = vcpu.disk_log.take() {
+            vcpu.ending_log = log.finish();
         }
-        recorder.into_machine()
+        let Some(ending) = &mut vcpu.ending_log else { return VcpuNext::Done };
+        let now_ns = self.host.now_ns();
+        match ending.step(now_ns) {
+            None => return VcpuNext::Pause { until_ns: now_ns + LOG_END_NS },
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.host.report(&NodeReport::LogLost { reason: error.to_string() }),
+        }
+        vcpu.ending_log = None;
+        VcpuNext::Done
     }
 
     fn log_generation(&self, vcpu: &mut Vcpu<H>) {
         let generation = self.generation.load(Ordering::Relaxed);
         if vcpu.logged_generation.replace(generation) != Some(generation) {
-            let mut sink = RoleSink { side: self, kept: vcpu.kept.as_mut(), has_ended: &mut vcpu.has_ended };
+            let mut sink = RoleSink { side: self, disk_log: vcpu.disk_log.as_mut(), has_ended: &mut vcpu.has_ended };
             let Ok(()) = vcpu.recorder.log_generation(&mut sink, Generation(generation));
         }
     }
@@ -280,7 +310,7 @@ impl<H: Host> PrimarySide<H> {
 
     /// Lets the log on disk copy memory and hand over what has come.
     fn serve_log(&self, vcpu: &mut Vcpu<H>) {
-        let Some(kept) = vcpu.kept.as_mut().filter(|_| !vcpu.has_ended) else { return };
+        let Some(log) = vcpu.disk_log.as_mut().filter(|_| !vcpu.has_ended) else { return };
         // Left over by a predecessor that had logged only some of a step's outputs: a snapshot
         // can't have them.
         if vcpu.recorder.machine().has_output() {
@@ -288,7 +318,7 @@ impl<H: Host> PrimarySide<H> {
         }
         let next = lock(&self.role).appended();
         let unsent = || lock(&self.role).gate().not_left();
-        kept.serve(vcpu.recorder.machine_mut(), next, unsent, || self.is_over());
+        log.serve(vcpu.recorder.machine_mut(), next, unsent);
     }
 
     /// How many of `steps` the guest may run as far as copies of its memory are concerned.
@@ -296,14 +326,14 @@ impl<H: Host> PrimarySide<H> {
         let is_joining = self.copying.load(Ordering::Acquire);
         let machine = vcpu.machine();
         let allowed = if is_joining { lock(&self.role).steps_allowed(steps, machine)? } else { steps };
-        vcpu.kept.as_ref().map_or(Some(allowed), |kept| kept.steps_allowed(allowed, machine))
+        vcpu.disk_log.as_ref().map_or(Some(allowed), |log| log.steps_allowed(allowed, machine))
     }
 
     /// A guest that has written as many pages as it may waits for the channel or the disk, if they
     /// are what the copying waits for.
     fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
         let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
-        if wants_copy || vcpu.kept.as_ref().is_some_and(KeptLog::wants_copy) {
+        if wants_copy || vcpu.disk_log.as_ref().is_some_and(SideDiskLog::wants_copy) {
             VcpuNext::Now
         } else {
             VcpuNext::Pause { until_ns: self.host.now_ns() + COPY_WAIT_NS }
@@ -376,7 +406,7 @@ impl<H: Host> PrimarySide<H> {
 /// The recorder's entries go to the role, and to the log on disk.
 struct RoleSink<'a, H: Host> {
     side: &'a PrimarySide<H>,
-    kept: Option<&'a mut KeptLog>,
+    disk_log: Option<&'a mut SideDiskLog<H>>,
     has_ended: &'a mut bool,
 }
 
@@ -396,8 +426,8 @@ impl<H: Host> LogSink for RoleSink<'_, H> {
             side.host.observe(Observation::Appended(place, entry));
             role.has_outgoing()
         };
-        if let Some(kept) = &mut self.kept {
-            kept.append(entry);
+        if let Some(log) = &mut self.disk_log {
+            log.append(entry);
         }
         if may_leave {
             side.send_outgoing();
@@ -406,8 +436,8 @@ impl<H: Host> LogSink for RoleSink<'_, H> {
     }
 
     fn flush(&mut self) -> Result<(), Infallible> {
-        if let Some(kept) = &mut self.kept {
-            kept.flush();
+        if let Some(log) = &mut self.disk_log {
+            log.flush();
         }
         self.side.drive(|role, now_ns| role.handle_flush(now_ns));
         Ok(())

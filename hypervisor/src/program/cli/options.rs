@@ -5,8 +5,7 @@ use crate::arbiter::{Arbiter, BoundedArbiter};
 use crate::node::environment::Node;
 use crate::node::io::console::Keys;
 use crate::node::io::network::NetworkAddress;
-use crate::node::log::kept_log::{Keeping, Waiting};
-use crate::node::log::{LogDirectory, LogDirectoryError};
+use crate::node::log::{DiskLogOptions, HostDirectory, LogDirectory, LogDirectoryError, LogWait};
 use crate::os::address;
 use crate::os::address::advice;
 use crate::os::entropy;
@@ -183,7 +182,7 @@ pub struct NodeOptions {
     pub log: Option<PathBuf>,
     /// For what in the log on disk outputs wait, beside the backup's acknowledgement
     #[arg(long, value_name = "WHAT", default_value = "written")]
-    pub log_wait: Waiting,
+    pub log_wait: LogWait,
     /// Where a backup on another host reaches this side, if that isn't the address of --listen; it
     /// is stored with the VM's claim, and looked up by who uses it
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertised)]
@@ -238,9 +237,9 @@ impl NodeOptions {
     ///
     /// # Errors
     /// [`LogDirectoryError`] if it can't be used.
-    pub fn keeping(&self) -> Result<Option<Keeping>, LogDirectoryError> {
+    pub fn disk_log(&self) -> Result<Option<DiskLogOptions<HostDirectory>>, LogDirectoryError> {
         let Some(path) = &self.log else { return Ok(None) };
-        Ok(Some(Keeping { directory: LogDirectory::open(path, &self.vm)?, waiting: self.log_wait }))
+        Ok(Some(DiskLogOptions { directory: LogDirectory::open(path, &self.vm)?, wait: self.log_wait }))
     }
 
     /// This node, of which backups learn that it listens at `listener`.

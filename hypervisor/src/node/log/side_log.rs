@@ -1,13 +1,16 @@
-//! A live VM's log on disk, and what waits for it.
+//! The log on disk of one side of a VM: what its outputs wait for, and what its operator is told.
 
-use super::{DiskLimits, DiskLog, DiskLogWatch, JoiningLog, LogDirectory, LogDirectoryError, LogWriterKind, StuckDisk};
+use super::{
+    DiskLimits, DiskLog, DiskLogWatch, FinishingLog, JoiningLog, LogDirectory, LogWriterKind, Storage, StuckDisk,
+};
+use crate::node::host::Host;
 use crate::node::reports::NodeReport;
-use crate::node::waiting;
-use crate::os::report::Reporter;
+use crate::node::waiting::Waiting;
 use clap::ValueEnum;
 use ft::role::DiskLogState;
 use logchannel::entry::{LogEntry, LogSeq};
 use logchannel::session::{NodeId, SessionHeader};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use vm::{Machine, OutputId, OutputOperation};
 
 /// For what in the log on disk outputs wait, beside the backup's acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Waiting {
+pub enum LogWait {
     /// Nothing: after the death of both sides clients may have seen what the resumed VM doesn't
     /// know of
     No,
@@ -28,83 +31,90 @@ pub enum Waiting {
     Durable,
 }
 
-/// The log that a side keeps.
-#[derive(Debug)]
-pub struct KeptLog {
-    log: DiskLog,
+/// The log on disk of one side.
+pub struct SideDiskLog<H: Host> {
+    log: DiskLog<H::Storage>,
     directory: PathBuf,
-    waiting: Waiting,
-    reporter: Reporter,
+    wait: LogWait,
+    host: H,
     /// That a restart is possible has been reported.
     usable_told: Arc<AtomicBool>,
-    /// The first snapshot is to be made before the guest runs.
-    at_once: bool,
+}
+
+impl<H: Host> fmt::Debug for SideDiskLog<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SideDiskLog").field("log", &self.log).field("wait", &self.wait).finish_non_exhaustive()
+    }
 }
 
 /// Where and how a side keeps its log.
 #[derive(Debug)]
-pub struct Keeping {
+pub struct DiskLogOptions<S: Storage> {
     /// The directory, which is this process's.
-    pub directory: LogDirectory,
-    /// What waits for it.
-    pub waiting: Waiting,
+    pub directory: LogDirectory<S>,
+    /// What outputs wait for.
+    pub wait: LogWait,
 }
 
-impl Keeping {
+impl<S: Storage> DiskLogOptions<S> {
     fn limits(&self) -> DiskLimits {
-        let default = DiskLimits { waiting: self.waiting, ..DiskLimits::default() };
-        match self.waiting {
-            Waiting::No => default,
-            Waiting::Written => DiskLimits { gather: Duration::ZERO, ..default },
-            Waiting::Durable => DiskLimits { gather: Duration::ZERO, sync_interval: Duration::ZERO, ..default },
+        let default = DiskLimits { wait: self.wait, ..DiskLimits::default() };
+        match self.wait {
+            LogWait::No => default,
+            LogWait::Written => DiskLimits { gather: Duration::ZERO, ..default },
+            LogWait::Durable => DiskLimits { gather: Duration::ZERO, sync_interval: Duration::ZERO, ..default },
         }
     }
 }
 
-impl KeptLog {
-    /// Begins to keep the log of `session`, of which this node is the owner: with a snapshot that
-    /// is made before the guest runs.
+impl<H: Host> SideDiskLog<H> {
+    /// Begins to log a VM of `session`, of which this node is the owner: with a snapshot that is
+    /// made before the guest runs.
     ///
     /// # Errors
-    /// If threads can't be started.
-    pub fn begin(keeping: Keeping, session: SessionHeader, node: NodeId, reporter: Reporter) -> io::Result<Self> {
-        let (limits, waiting) = (keeping.limits(), keeping.waiting);
-        let path = keeping.directory.path().to_owned();
-        let log = keeping.directory.begin(session, node, limits)?;
-        Ok(Self::new(log, path, waiting, reporter, true))
-    }
-
-    /// Begins to keep the log of `session`, whose primary this node joins as a backup: the second
-    /// of the two takes what is received, the first goes with the machine.
-    ///
-    /// # Errors
-    /// If threads can't be started.
-    pub fn begin_joining(
-        keeping: Keeping,
+    /// If the host can't run the log's steps.
+    pub fn begin(
+        host: &H,
+        options: DiskLogOptions<H::Storage>,
         session: SessionHeader,
         node: NodeId,
-        reporter: Reporter,
-    ) -> io::Result<(Self, JoiningLog)> {
-        let (limits, waiting) = (keeping.limits(), keeping.waiting);
-        let path = keeping.directory.path().to_owned();
-        let (log, joining) = keeping.directory.begin_joining(session, node, limits)?;
-        Ok((Self::new(log, path, waiting, reporter, false), joining))
+    ) -> io::Result<Self> {
+        let (limits, wait) = (options.limits(), options.wait);
+        let directory = options.directory.path().to_owned();
+        let (mut log, steps) = options.directory.begin(session, node, limits);
+        log.stand_until_begun();
+        host.run_disk_log(steps)?;
+        Ok(Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() })
     }
 
-    fn new(log: DiskLog, directory: PathBuf, waiting: Waiting, reporter: Reporter, at_once: bool) -> Self {
-        Self { log, directory, waiting, reporter, at_once, usable_told: Arc::default() }
+    /// Begins to log a VM of `session`, whose primary this node joins as a backup: the second of
+    /// the two takes what is received, the first goes with the machine.
+    ///
+    /// # Errors
+    /// If the host can't run the log's steps.
+    pub fn begin_joining(
+        host: &H,
+        options: DiskLogOptions<H::Storage>,
+        session: SessionHeader,
+        node: NodeId,
+    ) -> io::Result<(Self, JoiningLog)> {
+        let (limits, wait) = (options.limits(), options.wait);
+        let directory = options.directory.path().to_owned();
+        let (log, joining, steps) = options.directory.begin_joining(session, node, limits);
+        host.run_disk_log(steps)?;
+        Ok((Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() }, joining))
     }
 
     /// A function that says how far the log is.
     fn states(&self) -> impl Fn() -> DiskLogState + Send + 'static {
-        let (watch, waiting) = (self.log.watch(), self.waiting);
+        let (watch, wait) = (self.log.watch(), self.wait);
         move || {
-            let whole = match waiting {
+            let whole = match wait {
                 _ if watch.has_failed() => return DiskLogState::Failed,
                 // Outputs wait for a segment from which a restart is possible, and for no entry.
-                Waiting::No => watch.in_cache().map(|_| LogSeq(u64::MAX)),
-                Waiting::Written => watch.in_cache(),
-                Waiting::Durable => watch.durable(),
+                LogWait::No => watch.in_cache().map(|_| LogSeq(u64::MAX)),
+                LogWait::Written => watch.in_cache(),
+                LogWait::Durable => watch.durable(),
             };
             whole.map_or(DiskLogState::Promised, DiskLogState::UpTo)
         }
@@ -116,31 +126,31 @@ impl KeptLog {
         self.states()()
     }
 
-    /// Calls `tell` with the log's state now and whenever it has changed, on the threads that
+    /// Calls `tell` with the log's state now and whenever it has changed, within the steps that
     /// change it, and reports when a restart from it is first possible. `tell` takes the place of
     /// the one before.
     pub fn listen(&self, tell: impl Fn(DiskLogState) + Send + 'static) {
         let (state, usable_told) = (self.states(), self.usable_told.clone());
-        let (directory, reporter) = (self.directory.display().to_string(), self.reporter);
+        let (directory, host) = (self.directory.display().to_string(), self.host.clone());
         self.log.listen(move || {
             let state = state();
             // The role first: whoever has read the report may count on it.
             tell(state);
             if matches!(state, DiskLogState::UpTo(_)) && !usable_told.swap(true, Ordering::AcqRel) {
-                reporter.tell(&NodeReport::LogUsable { directory: directory.clone() });
+                host.report(&NodeReport::LogUsable { directory: directory.clone() });
             }
         });
     }
 
-    /// A look at a disk that may hang, for the thread that tells of it.
+    /// A look at a disk that may hang, for the step that tells of it.
     #[must_use]
     pub fn disk_watch(&self, now_ns: u64) -> DiskWatch {
         DiskWatch {
             log: self.log.watch(),
-            waiting: self.waiting,
+            wait: self.wait,
             directory: self.directory.display().to_string(),
             stuck: StuckDisk::since(now_ns),
-            told: waiting::Waiting::since(now_ns),
+            told: Waiting::since(now_ns),
         }
     }
 
@@ -166,31 +176,33 @@ impl KeptLog {
 
     /// Outputs wait for the entries that have come.
     pub fn flush(&mut self) {
-        if self.waiting != Waiting::No {
+        if self.wait != LogWait::No {
             self.log.hand_over();
         }
     }
 
     /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has
-    /// failed. The first call may wait for the disk, unless `is_over`.
+    /// failed.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
         next: LogSeq,
         unsent: impl FnOnce() -> Vec<(OutputId, Arc<OutputOperation>)>,
-        is_over: impl Fn() -> bool,
     ) {
-        if std::mem::take(&mut self.at_once) {
-            self.log.snapshot_now(machine, next, unsent, is_over);
-        } else {
-            self.log.serve(machine, next, unsent);
-        }
+        self.log.serve(machine, next, unsent);
         if let Some(error) = self.log.take_failure() {
-            self.reporter.tell(&NodeReport::LogLost { reason: error.to_string() });
+            self.host.report(&NodeReport::LogLost { reason: error.to_string() });
         }
     }
 
-    /// Whether memory is being copied, so that [`KeptLog::serve`] should be called soon.
+    /// Whether the guest must not run yet, because the first snapshot isn't made: call
+    /// [`SideDiskLog::serve`] until it is.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        self.log.is_beginning()
+    }
+
+    /// Whether memory is being copied, so that [`SideDiskLog::serve`] should be called soon.
     #[must_use]
     pub const fn is_copying(&self) -> bool {
         self.log.is_copying()
@@ -203,7 +215,7 @@ impl KeptLog {
         self.log.steps_allowed(steps, machine)
     }
 
-    /// Whether [`KeptLog::serve`] would copy memory now.
+    /// Whether [`SideDiskLog::serve`] would copy memory now.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.log.wants_copy()
@@ -215,17 +227,12 @@ impl KeptLog {
         self.log.is_full()
     }
 
-    /// Writes the end mark, and makes all of it durable, if it can be resumed.
-    ///
-    /// # Errors
-    /// [`LogDirectoryError`] if that fails.
-    pub fn finish(self) -> Result<(), LogDirectoryError> {
-        if self.state().is_promised() {
-            // Nothing can be resumed from it, and nothing has left that would be missing: its disk
-            // isn't waited for.
-            return Ok(());
-        }
-        self.log.finish().map(drop)
+    /// Ends the log, if anything can be resumed from it.
+    #[must_use]
+    pub fn finish(self) -> Option<FinishingLog<H::Storage>> {
+        // From one that is only promised nothing can be resumed, and nothing has left that would be
+        // missing: its disk isn't waited for.
+        (!self.state().is_promised()).then(|| self.log.finish())
     }
 }
 
@@ -233,19 +240,19 @@ impl KeptLog {
 #[derive(Debug)]
 pub struct DiskWatch {
     log: DiskLogWatch,
-    waiting: Waiting,
+    wait: LogWait,
     directory: String,
     stuck: StuckDisk,
-    told: waiting::Waiting,
+    told: Waiting,
 }
 
 impl DiskWatch {
     /// What to tell, after a second without progress and then rarely.
     pub fn look(&mut self, now_ns: u64) -> Option<NodeReport> {
-        let is_unsynced = self.waiting == Waiting::Durable && self.log.durable() != self.log.in_cache();
+        let is_unsynced = self.wait == LogWait::Durable && self.log.durable() != self.log.in_cache();
         let is_pending = self.log.is_pending() || is_unsynced;
         if self.stuck.look(now_ns, self.log.taken(), is_pending) == 0 {
-            self.told = waiting::Waiting::since(now_ns);
+            self.told = Waiting::since(now_ns);
         }
         let seconds = self.told.due(now_ns)?;
         Some(NodeReport::DiskWaits { directory: self.directory.clone(), seconds })
