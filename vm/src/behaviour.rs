@@ -1,34 +1,34 @@
-//! The version of the machine's behaviour, which a log has to name.
+//! The version of the machine's behaviour, which every log and every connection names.
 
 use core::fmt;
 
-/// The version of what the machine does with an image and events, and of the state that it has.
+/// The version of what the machine does with an image and events, and of the form of its state.
 ///
 /// A log replays only on a machine of the behaviour that it was recorded on. Every change that
-/// makes a guest see something else, or gives the state another form, is a new version: corrected
-/// instructions and devices too.
+/// makes a guest see something else, or gives the state another form, is a new version; so are
+/// corrections of instructions and devices.
 ///
 /// | version | the machine |
 /// |---|---|
-/// | 0 | RV64IMAC with S- and U-mode; not kept by any release |
+/// | 0 | RV64IMAC with S- and U-mode; not in any release |
 /// | 1 | RV64GC with M-mode, Sv39 and a disk |
 /// | 2 | `minstret` counts what retires; a driver's mistake stops its device and not the machine; HTIF system calls |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BehaviourVersion(pub u32);
 
 impl BehaviourVersion {
-    /// The only one that this build has.
+    /// The version that this build's machine has.
     pub const CURRENT: Self = Self(2);
 
-    /// That this build's machine behaves so.
+    /// Checks that this build's machine has this behaviour.
     ///
     /// # Errors
-    /// [`OtherBehaviour`] if it doesn't.
+    /// [`OtherBehaviour`] if it has another.
     pub fn check(self) -> Result<(), OtherBehaviour> {
         if self == Self::CURRENT { Ok(()) } else { Err(OtherBehaviour(self)) }
     }
 
-    /// Which releases have a machine of this behaviour.
+    /// The releases whose machine has this behaviour, in words.
     const fn releases(self) -> &'static str {
         match self.0 {
             0 => "builds before release 0.1.0",
@@ -46,7 +46,7 @@ impl BehaviourVersion {
 pub struct OtherBehaviour(BehaviourVersion);
 
 impl OtherBehaviour {
-    /// Which releases have a machine of that behaviour, in words.
+    /// The releases whose machine has that behaviour, in words.
     #[must_use]
     pub const fn releases(self) -> &'static str {
         self.0.releases()

@@ -42,7 +42,7 @@ pub(crate) const UART: Region = Region { base: 0x1000_0000, bytes: 0x100 };
 /// The network device's registers.
 pub(crate) const NET: Region = Region { base: 0x1000_1000, bytes: 0x1000 };
 
-/// The registers of the disk, or of a place for a device that isn't there.
+/// The disk's registers; without a disk, those of a virtio-mmio slot without a device.
 pub(crate) const BLK: Region = Region { base: 0x1000_2000, bytes: 0x1000 };
 
 /// The network device's interrupt source at the PLIC.
@@ -52,7 +52,7 @@ pub(crate) const BLK_IRQ: u32 = 2;
 /// The console's interrupt source at the PLIC.
 pub(crate) const UART_IRQ: u32 = 10;
 
-/// RAM, devices, and what leaves them.
+/// RAM, devices, and the queue of outputs.
 #[derive(Debug)]
 pub(crate) struct Bus {
     pub(crate) ram: Ram,
@@ -62,13 +62,14 @@ pub(crate) struct Bus {
     blk: Option<Blk>,
     plic: Plic,
     stop: Option<StopReason>,
-    /// The driver's mistake that the hypervisor hasn't been told of yet. Not state.
+    /// The last driver's mistake, until [`Self::take_fault`]. Not state.
     fault: Option<DeviceFault>,
-    /// Since [`Self::settle`]. Invariant: `false` whenever the machine is at rest.
+    /// A device was accessed since [`Self::settle`]. Invariant: `false` whenever the machine is at
+    /// rest.
     touched: bool,
 }
 
-/// A device, and where in it.
+/// A device and the offset of an access in its registers.
 #[derive(Clone, Copy, Debug)]
 enum Target {
     Finisher(u64),
@@ -79,7 +80,7 @@ enum Target {
 }
 
 impl Bus {
-    /// Devices as after reset.
+    /// A bus with its devices as after reset.
     pub(crate) fn new(ram: Ram, disk: Option<Disk>, mac: [u8; 6]) -> Self {
         Self {
             ram,
@@ -115,20 +116,20 @@ impl Bus {
         }
     }
 
-    /// Whether a device was accessed since [`Self::settle`]: interrupt lines, outputs and the end
-    /// of the guest may follow.
+    /// `true` if a device was accessed since [`Self::settle`]: interrupt lines, outputs and the end
+    /// of the guest may have changed.
     #[inline]
     pub(crate) const fn touched(&self) -> bool {
         self.touched
     }
 
-    /// Something other than a device access has produced output or ended the guest.
+    /// Records that something other than a device access produced output or ended the guest.
     pub(crate) const fn touch(&mut self) {
         self.touched = true;
     }
 
-    /// Brings the consequences of device accesses and events to where they belong, at `count`. The
-    /// result is the level of the hart's external interrupt line.
+    /// Sets the interrupt lines as the devices want them and flushes console output that is due at
+    /// `count`. Returns the level of the hart's external interrupt line.
     pub(crate) fn settle(&mut self, count: u64) -> bool {
         self.touched = false;
         self.plic.set_level(UART_IRQ, self.uart.interrupts());
@@ -140,13 +141,13 @@ impl Bus {
         self.plic.notifies()
     }
 
-    /// The guest comes to its end. The first reason counts.
+    /// Stops the guest for `reason`. If it has stopped already, the first reason stays.
     pub(crate) fn stop(&mut self, reason: StopReason) {
         self.outputs.flush_console();
         self.stop.get_or_insert(reason);
     }
 
-    /// Whether and how the guest has come to its end.
+    /// The reason why the guest has stopped; `None` while it runs.
     pub(crate) const fn stopped(&self) -> Option<StopReason> {
         self.stop
     }
@@ -159,25 +160,25 @@ impl Bus {
         }
     }
 
-    /// What has pages, in the order of their indices: RAM, then the disk. With the contents of
-    /// each.
+    /// The memories that consist of pages, with their contents, in the order of page indices: RAM,
+    /// then the disk.
     pub(crate) fn memories(&mut self) -> impl Iterator<Item = (&mut Pages, &[u8])> {
         let disk = self.blk.as_mut().map(|blk| blk.disk_mut().paged());
         core::iter::once(self.ram.paged()).chain(disk)
     }
 
-    /// A packet arrives at the network device.
+    /// Hands a received packet to the network device.
     pub(crate) fn receive_packet(&mut self, packet: &[u8]) {
         let received = self.net.receive(&mut self.ram, packet);
         self.note(VirtioDevice::Net, received);
     }
 
-    /// Whether a device has work left for the next step.
+    /// `true` if a device has work left for the next step.
     pub(crate) fn is_busy(&self) -> bool {
         self.net.is_busy() || self.blk.as_ref().is_some_and(Blk::is_busy)
     }
 
-    /// Has the devices go on with the work that is left, as far as one step may.
+    /// Lets the devices do as much of their remaining work as one step may.
     pub(crate) fn work(&mut self) {
         let worked = self.net.work(&mut self.ram, &mut self.outputs);
         self.note(VirtioDevice::Net, worked);
@@ -187,12 +188,12 @@ impl Bus {
         }
     }
 
-    /// The driver's mistake that made a device need a reset, once.
+    /// Takes the last driver's mistake that made a device need a reset.
     pub(crate) const fn take_fault(&mut self) -> Option<DeviceFault> {
         self.fault.take()
     }
 
-    /// Keeps what a driver did wrong, if it did, for the hypervisor to tell.
+    /// Keeps a driver's mistake for [`Self::take_fault`].
     fn note(&mut self, device: VirtioDevice, result: Result<(), BadRing>) {
         if let Err(BadRing { queue, descriptor }) = result {
             self.fault = Some(DeviceFault { device, queue, descriptor });
@@ -218,7 +219,8 @@ impl Bus {
         }
     }
 
-    /// The bus of a machine with this RAM, disk and MAC, at `count`.
+    /// Reads the bus of a machine with this RAM, disk and MAC address, at instruction count
+    /// `count`.
     pub(crate) fn read_from(
         reader: &mut StateReader<'_>,
         ram: Ram,
@@ -243,7 +245,7 @@ impl Bus {
         })
     }
 
-    /// The device at `address`, if the access is naturally aligned.
+    /// The device at `address`; `None` if there is none or the access isn't naturally aligned.
     fn target(address: u64, width: usize) -> Option<Target> {
         if !address.is_multiple_of(width as u64) {
             return None;

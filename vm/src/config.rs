@@ -1,35 +1,36 @@
-//! What a machine is made of.
+//! The configuration of a machine.
 
 use alloc::string::String;
 
 /// Ticks per second of the guest's clock (CSR `time`), as in QEMU's `virt` board.
 pub const TIMEBASE_HZ: u64 = 10_000_000;
 
-/// Who is there before the image.
+/// What runs before the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BootMode {
     /// The hypervisor is the firmware: the image starts in S-mode with a0 = hart id and a1 = device
     /// tree, and its environment calls are SBI calls.
     #[default]
     Firmware,
-    /// Nobody: an ELF image starts in M-mode at its entry, and may end through its symbol `tohost`.
+    /// Nothing: an ELF image starts in M-mode at its entry, and may end through its symbol
+    /// `tohost`.
     Bare,
 }
 
-/// What the machine is made of; with the image it is the whole of the initial state.
+/// The configuration of a machine; with the image it is the whole of the initial state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MachineConfig {
     /// RAM from 0x8000_0000, in bytes; a multiple of 4096, 4 MiB to 4 GiB.
     pub ram_bytes: u64,
-    /// The network device's address.
+    /// The network device's MAC address.
     pub mac: [u8; 6],
     /// `/chosen/bootargs` of the device tree; at most 2048 bytes, none of them NUL.
     pub bootargs: String,
     /// `/chosen/rng-seed` of the device tree.
     pub rng_seed: [u8; 32],
-    /// Who is there before the image.
+    /// What runs before the image.
     pub boot: BootMode,
-    /// The disk, in bytes; a multiple of 4096 up to 1 GiB, 0 for none.
+    /// Size of the disk in bytes: a multiple of 4096 up to 1 GiB, 0 for no disk.
     pub disk_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The machine's own position in its execution.
+//! The machine's position in its execution.
 
 use core::fmt;
 

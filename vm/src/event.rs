@@ -1,13 +1,13 @@
-//! What goes into the machine and what comes out of it.
+//! Inputs and outputs of the machine.
 
 use alloc::vec::Vec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The longest Ethernet frame the network device carries, in bytes, without the frame check
-/// sequence.
+/// The longest packet that the network device carries, in bytes: an Ethernet frame without its
+/// frame check sequence.
 pub const PACKET_BYTES_MAX: usize = 1514;
 
-/// The shortest: addresses and type.
+/// The shortest packet: addresses and type.
 pub(crate) const PACKET_BYTES_MIN: usize = 14;
 
 /// The longest console output, in bytes.
@@ -38,16 +38,16 @@ pub enum Event {
     TimerInterrupt,
     /// A packet arrives at the network device.
     Packet {
-        /// The number that the network gave this packet; greater than that of the packet before.
-        /// The machine only remembers it, so that whoever takes the guest over knows which packets
-        /// it has had.
+        /// The packet's number on the network, greater than that of the packet before. The machine
+        /// only remembers it, so that a backup that takes the guest over knows which packets it has
+        /// had.
         number: u64,
         /// Ethernet frame without frame check sequence, at most [`PACKET_BYTES_MAX`] bytes.
         packet: Vec<u8>,
     },
     /// Bytes arrive at the console.
     ConsoleInput {
-        /// At most as many as [`Machine::console_room`](crate::Machine::console_room) told.
+        /// At most [`Machine::console_room`](crate::Machine::console_room) bytes.
         bytes: Vec<u8>,
     },
 }
@@ -70,7 +70,7 @@ impl OutputOperation {
         }
     }
 
-    /// A digest of kind and content, for the log: the replay must produce the same.
+    /// A digest of kind and bytes, for the log: the replay must produce the same.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let kind = match self {
@@ -81,8 +81,8 @@ impl OutputOperation {
     }
 }
 
-/// The place of an output in the sequence of everything the guest has sent since reset; the first
-/// is 0.
+/// The position of an output in the sequence of everything the guest has sent since reset; the
+/// first is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputId(pub u64);
 

@@ -20,11 +20,11 @@ pub enum Exit {
     /// The last step produced output; take it with
     /// [`Machine::take_output`](crate::Machine::take_output).
     Output,
-    /// The guest has come to its end; every further run gives the same answer.
+    /// The guest has stopped; every further run returns the same.
     Stopped(StopReason),
 }
 
-/// How a guest came to its end.
+/// Why a guest stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StopReason {
     /// The guest powered itself off (SBI SRST, test finisher).
@@ -34,22 +34,21 @@ pub enum StopReason {
     },
     /// The guest asked for a reboot.
     Reboot,
-    /// The guest did something that the machine can't go on from.
+    /// The guest did something after which the machine can't go on.
     Halt(HaltReason),
 }
 
-/// Why the machine gave up on a guest. No guest is able to make the machine panic: this is what it
-/// gets instead.
+/// Why the machine gave up on a guest. No guest can make the machine panic: it halts instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HaltReason {
-    /// The trap vector itself can't be fetched: every trap would trap again.
+    /// The trap handler can't be fetched: every trap would trap again.
     DoubleTrap {
-        /// Where the second trap arose.
+        /// The address of the trap handler, which the second trap has as its `epc`.
         pc: u64,
         /// Its cause, as in `scause` and `mcause`.
         cause: u64,
-        /// The trap for which the vector was to be fetched; `None` if the guest came there by
-        /// itself. No log of a machine of behaviour 1 has it.
+        /// The trap that the handler was to deal with; `None` if the guest came there without one.
+        /// Logs of a machine of behaviour 1 don't have it.
         first: Option<FirstTrap>,
     },
     /// A virtqueue descriptor, ring or index of the network device is outside RAM, loops, or is too
@@ -58,13 +57,13 @@ pub enum HaltReason {
     /// Only logs of machines of behaviour 1 and before have it: now it is a
     /// [`DeviceFault`](crate::DeviceFault).
     BadDescriptorRing {
-        /// Which queue of the network device: 0 receive, 1 transmit.
+        /// The queue's index: 0 receive, 1 transmit.
         queue: u16,
         /// The descriptor's index; [`HaltReason::RING_ITSELF`] if a ring or its index is at fault.
         descriptor: u16,
     },
-    /// As [`Self::BadDescriptorRing`], in the queue of the disk; or its chain of descriptors is no
-    /// request.
+    /// As [`Self::BadDescriptorRing`], in the queue of the disk; or its chain of descriptors isn't
+    /// a request.
     BadDiskRing {
         /// The descriptor's index, or that of the chain's head; [`HaltReason::RING_ITSELF`] if a
         /// ring or its index is at fault.
@@ -83,11 +82,11 @@ pub struct FirstTrap {
     pub tval: u64,
     /// The bits of the instruction; 0 if they aren't known.
     pub instruction: u32,
-    /// What the instruction asked for and the machine doesn't have, if it is known.
+    /// What the instruction used that the machine doesn't have, if that is known.
     pub lacks: Option<Lack>,
 }
 
-/// Something that a guest may look for in vain.
+/// Something that the machine doesn't have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lack {
     /// A CSR with this number.
@@ -97,7 +96,7 @@ pub enum Lack {
 }
 
 impl Lack {
-    /// As a number; [`Self::from_code`] is the reverse.
+    /// Its number in logs and snapshots; 0 for `None`.
     #[must_use]
     pub const fn code(lacks: Option<Self>) -> u32 {
         match lacks {
@@ -107,7 +106,7 @@ impl Lack {
         }
     }
 
-    /// What has this number; `None` if nothing has.
+    /// The reverse of [`Self::code`]; the outer `None` if no value has this number.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the CSR is the lower half")]
     pub const fn from_code(code: u32) -> Option<Option<Self>> {
@@ -151,7 +150,7 @@ impl StopReason {
         }
     }
 
-    /// An end of a machine of this behaviour.
+    /// Reads the reason of a machine of this behaviour.
     pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
         let kind = reader.u8()?;
         let detail = [reader.u64()?, reader.u64()?];
@@ -206,7 +205,7 @@ impl fmt::Display for Cause {
 
 impl fmt::Display for FirstTrap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Where other machines have their timer and software interrupts.
+        /// Addresses of the CLINT on other boards: timer and software interrupts.
         const CLINT: core::ops::Range<u64> = 0x0200_0000..0x0201_0000;
         let Self { cause, epc, tval, instruction, lacks } = *self;
         write!(f, "{} at {epc:#x} (tval {tval:#x}", Cause(cause))?;

@@ -1,4 +1,4 @@
-//! Mistakes of the guest's drivers, for people: the machine goes on.
+//! Mistakes of the guest's drivers, to be reported to people. The machine goes on.
 
 use core::fmt;
 
@@ -15,9 +15,9 @@ pub enum VirtioDevice {
 /// reset it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceFault {
-    /// Whose driver.
+    /// The device whose driver made the mistake.
     pub device: VirtioDevice,
-    /// In which of the device's queues.
+    /// The queue's index.
     pub queue: u16,
     /// The descriptor at fault, or that of the head of a chain that makes no sense; `None` if the
     /// ring itself is at fault.

@@ -8,7 +8,7 @@ use crate::count::InstructionCount;
 use crate::digest::StateDigest;
 use crate::event::{Event, OutputId, OutputOperation, PACKET_BYTES_MAX};
 use crate::exit::{Exit, HaltReason, StopReason};
-use crate::fast::Fast;
+use crate::fast::{Fast, Left};
 use crate::fault::DeviceFault;
 use crate::hart::{AwaitedRead, Hart, Pause};
 use crate::isa::address::GuestPhysAddr;
@@ -18,17 +18,16 @@ use crate::ram::pages::PageRange;
 use crate::ram::{RAM_BASE, Ram};
 use crate::state::{RestoreError, StateReader, StateWriter};
 
-/// An event that the machine isn't waiting for, or can't take: the log belongs to another
-/// execution.
+/// Why an event can't be applied: the log belongs to another execution.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// An answer to a clock or seed read without such a read.
+    /// A value for a clock or seed read while the machine doesn't stand at one.
     #[error("the machine does not stand at a read of the {0}")]
     NotRead(&'static str),
-    /// A clock that goes back.
+    /// A clock value less than the one before.
     #[error("the clock would go back from {last} to {ticks} ticks")]
     ClockWentBack {
-        /// The value to be read.
+        /// The refused value.
         ticks: u64,
         /// [`Machine::last_ticks`].
         last: u64,
@@ -36,7 +35,7 @@ pub enum ApplyError {
     /// A timer interrupt that the guest hasn't asked for.
     #[error("the guest has set no timer")]
     NoTimer,
-    /// A packet that the guest has had, or that came out of order.
+    /// A packet whose number isn't greater than that of the packet before.
     #[error("packet {number} after packet {last}: their numbers must rise")]
     PacketOutOfOrder {
         /// The packet's number.
@@ -50,15 +49,15 @@ pub enum ApplyError {
         /// Its length.
         bytes: usize,
     },
-    /// More console input than there is room for.
+    /// More console input than the machine has room for.
     #[error("{bytes} bytes of console input, but room for {room}")]
     ConsoleFull {
-        /// How many came.
+        /// Length of the input.
         bytes: usize,
         /// [`Machine::console_room`].
         room: usize,
     },
-    /// The guest has come to its end; nothing happens any more.
+    /// The guest has stopped.
     #[error("the machine has stopped: {0}")]
     Stopped(StopReason),
 }
@@ -66,17 +65,17 @@ pub enum ApplyError {
 /// Packets that the network device couldn't carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedPackets {
-    /// Applied without a buffer, or with one too short.
+    /// Received packets without a buffer, or with one too short.
     pub received: u64,
-    /// Sent by the guest with a length that isn't that of a packet.
+    /// Transmitted packets of a length that isn't a packet's.
     pub transmitted: u64,
 }
 
 /// A uniprocessor RV64GC machine on a subset of QEMU's `virt` board.
 ///
-/// Invariant: between calls it is at rest, that is, all consequences of what happened so far have
-/// been drawn. So its state is a function of the image, the events and the instruction count, and
-/// not of the limits it was run with.
+/// Invariant: between calls it is at rest, that is, all consequences of steps and events have been
+/// drawn: interrupt lines are set, outputs are queued. So its state is a function of the image, the
+/// events and the instruction count, and not of the limits it was run with.
 #[derive(Debug)]
 pub struct Machine {
     hart: Hart,
@@ -126,21 +125,21 @@ impl Machine {
 
     /// Runs until the instruction count is `limit` or something needs the hypervisor.
     ///
-    /// What it says first if several things hold: outputs to be taken, the end of the guest, the
-    /// limit, WFI, a read.
+    /// If several reasons to stop hold, it returns the first of: outputs to be taken, the end of
+    /// the guest, the limit, WFI, a read.
     pub fn run(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Engine::Fast, limit)
     }
 
-    /// Does what [`Self::run`] does, but may stop a little before `limit`, though not before it has
-    /// executed a step: for who looks after something every now and then, and not at a certain
-    /// instruction. [`Exit::LimitReached`] is what it says then.
+    /// Like [`Self::run`], but may stop a few steps before `limit`, though not before it has
+    /// executed a step, with [`Exit::LimitReached`]. For callers that poll periodically and don't
+    /// need an exact instruction.
     pub fn run_about(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Engine::FastAndEarly, limit)
     }
 
-    /// Does what [`Self::run`] does, by the plain interpreter alone, which keeps nothing from one
-    /// step to the next: the oracle for tests of the fast one. It takes several times as long.
+    /// Like [`Self::run`], by the plain interpreter alone: the oracle in tests of the fast one. It
+    /// takes several times as long.
     pub fn run_plain(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Engine::Plain, limit)
     }
@@ -159,25 +158,20 @@ impl Machine {
             if self.hart.is_waiting() {
                 return Exit::WaitForInterrupt;
             }
-            // A device with work left does some behind every step.
+            // A device with work left does a part of it after every step.
             let (is_busy, before) = (self.bus.is_busy(), self.hart.count());
             let until = limit.0.min(if is_busy { before + 1 } else { self.bus.outputs.deadline() });
-            let pause = match engine {
-                Engine::Plain => self.hart.run(&mut self.bus, until),
-                Engine::Fast | Engine::FastAndEarly => {
-                    self.fast.run(&mut self.hart, &mut self.bus, until, engine == Engine::FastAndEarly)
-                }
-            };
+            let pause = self.execute(engine, until);
             match pause {
-                Pause::Count => {}
-                // The device may have written what the reservation is for.
-                Pause::DeviceTouched => self.hart.drop_reservation(),
-                Pause::Awaits(AwaitedRead::Clock) => return Exit::ClockRead,
-                Pause::Awaits(AwaitedRead::Seed) => return Exit::SeedRead,
-                Pause::FirmwareCall => self.firmware.call(&mut self.hart, &mut self.bus),
-                // Nobody should wait for the rest of a line while the guest sleeps.
-                Pause::Waiting => self.bus.outputs.flush_console(),
-                Pause::DoubleTrap { pc, cause } => {
+                None => {}
+                // The device may have written to the reserved address.
+                Some(Pause::DeviceTouched) => self.hart.drop_reservation(),
+                Some(Pause::Awaits(AwaitedRead::Clock)) => return Exit::ClockRead,
+                Some(Pause::Awaits(AwaitedRead::Seed)) => return Exit::SeedRead,
+                Some(Pause::FirmwareCall) => self.firmware.call(&mut self.hart, &mut self.bus),
+                // Console bytes don't wait for the rest of their line while the guest sleeps.
+                Some(Pause::Waiting) => self.bus.outputs.flush_console(),
+                Some(Pause::DoubleTrap { pc, cause }) => {
                     let first = self.hart.trap_being_entered(&mut self.bus);
                     self.bus.stop(StopReason::Halt(HaltReason::DoubleTrap { pc, cause, first }));
                 }
@@ -186,16 +180,40 @@ impl Machine {
                 self.bus.work();
                 self.hart.drop_reservation();
             }
-            // The count stands still in sleep, and with it the device: it keeps its guest awake, as
-            // WFI may.
+            // The count, and with it the device's work, stands still while the hart waits. WFI may
+            // end early: a busy device keeps its guest awake.
             if self.bus.is_busy() {
                 self.hart.stay_awake();
             }
             self.settle();
-            if pause == Pause::Count && engine == Engine::FastAndEarly && !is_busy && self.bus.outputs.is_empty() {
+            if pause.is_none() && engine == Engine::FastAndEarly && !is_busy && self.bus.outputs.is_empty() {
                 return Exit::LimitReached;
             }
         }
+    }
+
+    /// Executes steps until the count is `until`, or about `until` if the engine may stop early, or
+    /// until the machine has to act.
+    ///
+    /// The fast interpreter executes what it has decoded, and the plain one each step that the fast
+    /// one leaves. This is the only call of [`Hart::step`], so that it is inlined here: a call per
+    /// step costs what the fast one leaves 4 % more of the host's instructions.
+    fn execute(&mut self, engine: Engine, until: u64) -> Option<Pause> {
+        while self.hart.count() < until {
+            if engine != Engine::Plain {
+                let before = self.hart.count();
+                let left = self.fast.run(&mut self.hart, &mut self.bus, until);
+                let count = self.hart.count();
+                let is_early = engine == Engine::FastAndEarly && left == Left::Budget && count > before;
+                if count == until || is_early {
+                    break;
+                }
+            }
+            if let Some(pause) = self.hart.step(&mut self.bus) {
+                return Some(pause);
+            }
+        }
+        None
     }
 
     /// Applies one input, at the present instruction count.
@@ -230,26 +248,25 @@ impl Machine {
         Ok(())
     }
 
-    /// The oldest output not yet taken, and its place in the sequence of outputs since reset.
+    /// Takes the oldest output, with its position in the sequence of outputs since reset.
     pub fn take_output(&mut self) -> Option<(OutputId, OutputOperation)> {
         self.bus.outputs.take()
     }
 
-    /// Whether there are outputs to be taken.
+    /// `true` if there are outputs to take.
     #[must_use]
     pub fn has_output(&self) -> bool {
         !self.bus.outputs.is_empty()
     }
 
-    /// The id that the next output will get. Outputs produced and not yet taken have had theirs.
+    /// The id of the next output that the guest produces, however many are still to be taken.
     #[must_use]
     pub const fn next_output_id(&self) -> OutputId {
         self.bus.outputs.next_id()
     }
 
-    /// The latest clock value that the guest can know of: of its last clock read, or the deadline
-    /// of its last timer interrupt if that is later. The clock of whoever takes the guest over goes
-    /// on from here.
+    /// The latest clock value that the guest can know: that of its last clock read, or the deadline
+    /// of its last timer interrupt if that is later. A new primary's clock goes on from here.
     #[must_use]
     pub const fn last_ticks(&self) -> u64 {
         self.last_ticks
@@ -261,57 +278,57 @@ impl Machine {
         self.last_packet_number
     }
 
-    /// When the guest wants its next timer interrupt, in clock ticks; `None` if it has set none or
-    /// has had it.
+    /// The deadline of the guest's timer in clock ticks; `None` if no timer is set, or its
+    /// interrupt has been delivered.
     #[must_use]
     pub const fn timer_deadline(&self) -> Option<u64> {
         self.firmware.timer_deadline()
     }
 
-    /// Whether the guest sleeps and no event can wake it: it waits neither for a device nor for a
-    /// timer.
+    /// `true` if the guest waits in WFI and no event can wake it: it has enabled neither an
+    /// external interrupt nor a timer that is set.
     #[must_use]
     pub const fn sleeps_for_good(&self) -> bool {
         let timer_wakes = self.timer_deadline().is_some() && self.hart.is_woken_by(Interrupt::SupervisorTimer);
         self.hart.is_waiting() && !timer_wakes && !self.hart.is_woken_by(Interrupt::SupervisorExternal)
     }
 
-    /// Whether the guest is to tell its result through the symbol `tohost` of its image.
+    /// `true` if the image has a symbol `tohost`, by which it reports its result.
     #[must_use]
     pub const fn has_tohost(&self) -> bool {
         self.hart.has_tohost()
     }
 
-    /// Whether the network device has a buffer for one more packet. A packet applied without is
-    /// dropped and counted, as is one that is too long for the buffer.
+    /// `true` if the driver has made a receive buffer available. A packet applied without one, or
+    /// too long for it, is dropped and counted.
     ///
-    /// Also `true` if the guest has made a mess of its receive queue: a packet then makes the
-    /// device need a reset.
+    /// Also `true` if the receive queue is malformed: the next packet then makes the device need a
+    /// reset.
     #[must_use]
     pub fn can_receive_packet(&self) -> bool {
         self.bus.net.can_receive(&self.bus.ram)
     }
 
-    /// What the driver of a device last did wrong, so that its device needs a reset: told once, and
-    /// not part of the state. A later mistake takes the place of an earlier one.
+    /// Takes the last mistake of a device's driver that made the device need a reset. Not part of
+    /// the state; a later mistake replaces an earlier one.
     pub const fn take_device_fault(&mut self) -> Option<DeviceFault> {
         self.bus.take_fault()
     }
 
-    /// Packets that couldn't be carried so far.
+    /// Packets dropped since reset.
     #[must_use]
     pub const fn dropped_packets(&self) -> DroppedPackets {
         let (received, transmitted) = self.bus.net.dropped();
         DroppedPackets { received, transmitted }
     }
 
-    /// How many bytes of console input the machine takes now.
+    /// The most bytes of console input that the machine takes now.
     #[must_use]
     pub fn console_room(&self) -> usize {
         self.bus.uart.room()
     }
 
-    /// The digest of the state. Costs time in proportion to the pages written since the last call.
+    /// The digest of the state. Its cost is in proportion to the pages written since the last call.
     pub fn digest(&mut self) -> StateDigest {
         let mut writer = StateWriter::default();
         self.write_to(&mut writer);
@@ -319,7 +336,7 @@ impl Machine {
         StateDigest::new(writer, memory.fold(0, u128::wrapping_add))
     }
 
-    /// As [`Self::digest`], but of RAM and the disk only the pages in `range` are part of it;
+    /// Like [`Self::digest`], but of RAM and the disk only the pages in `range` are part of it;
     /// `None` if there are no such pages.
     pub fn digest_of(&mut self, range: PageRange) -> Option<StateDigest> {
         if range.first >= range.end || range.end > self.pages_end() {
@@ -331,11 +348,11 @@ impl Machine {
         Some(StateDigest::new(writer, parts.fold(0, u128::wrapping_add)))
     }
 
-    /// As [`Self::digest_of`] the pages from page index `from` on, as far as one gets by looking at
-    /// `dirty_max` pages that were written since a digest last looked at them, and these pages.
-    /// From the end one begins at the beginning.
+    /// Like [`Self::digest_of`], of a range that begins at page index `from`, or at 0 if `from` is
+    /// past the end, and ends once `dirty_max` pages have been hashed that were written since their
+    /// last digest. Returns the range too.
     ///
-    /// What it costs is bounded however much the guest has written.
+    /// Its cost is bounded, however much the guest has written.
     pub fn digest_some(&mut self, from: u64, dirty_max: usize) -> (PageRange, StateDigest) {
         let first = if from < self.pages_end() { from } else { 0 };
         let mut writer = StateWriter::default();
@@ -389,8 +406,8 @@ impl Machine {
         self.bus.disk()?.slice(offset, length)
     }
 
-    /// Fault injection: flips one bit of RAM behind the guest's back. `false` if the address is not
-    /// RAM or `bit` is not 0 to 7.
+    /// Fault injection: flips one bit of RAM. `false` if the address is not in RAM or `bit` is not
+    /// 0 to 7.
     pub fn flip_ram_bit(&mut self, address: u64, bit: u8) -> bool {
         let address = GuestPhysAddr(address);
         let Some(mask) = 1_u8.checked_shl(bit.into()) else { return false };
@@ -408,8 +425,7 @@ impl Machine {
         writer.u64(*last_packet_number);
     }
 
-    /// The machine of this configuration with this RAM and disk whose state without their contents
-    /// is `state`.
+    /// Restores a machine of this configuration from RAM, disk and the bytes of [`Self::state`].
     pub(crate) fn restored(
         config: &MachineConfig,
         ram: Ram,
@@ -424,7 +440,8 @@ impl Machine {
         let (last_ticks, last_packet_number) = (reader.u64()?, reader.u64()?);
         let mut machine = Self { hart, bus, firmware, last_ticks, last_packet_number, fast: Fast::new() };
         reader.finish()?;
-        // What no component can tell by itself: a machine at rest stays as it is.
+        // Checks what no component can check alone: a machine at rest doesn't change when it
+        // settles.
         machine.settle();
         let mut writer = StateWriter::default();
         machine.write_to(&mut writer);
@@ -466,7 +483,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Draws the consequences of a step or an event, so that the machine is at rest.
+    /// Draws the consequences of a step or an event: sets interrupt lines, queues outputs.
     fn settle(&mut self) {
         let external = self.bus.settle(self.hart.count());
         self.hart.set_external_line(external);

@@ -1,4 +1,4 @@
-//! What the guest has sent and the hypervisor has not yet taken.
+//! The queue of outputs that the hypervisor hasn't taken yet.
 
 use crate::event::{CONSOLE_BYTES_MAX, OutputId, OutputOperation};
 use crate::state::{RestoreError, StateReader, StateWriter};
@@ -11,11 +11,11 @@ const CONSOLE_GATHER_BYTES_MAX: usize = 256;
 /// Single console bytes wait at most this many steps for the rest of their line.
 const CONSOLE_GATHER_STEPS_MAX: u64 = 100_000;
 
-/// The queue of outputs, and the console bytes that are still being gathered into one.
+/// The queue of outputs, and the console bytes that are being gathered into the next one.
 ///
-/// An output is a log entry that the backup has to acknowledge, so one for each byte would be dear.
-/// When the gathered bytes become an output is a function of what the guest does and of the
-/// instruction count, never of how the machine is driven.
+/// An output is a log entry that the backup has to acknowledge, so one for each byte would be
+/// expensive. When the gathered bytes become an output is a function of the guest's execution and
+/// the instruction count, never of how the machine is driven.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     queue: VecDeque<OutputOperation>,
@@ -26,12 +26,12 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
-    /// Nothing to take?
+    /// `true` if there is no output to take.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// The oldest output.
+    /// Takes the oldest output.
     pub(crate) fn take(&mut self) -> Option<(OutputId, OutputOperation)> {
         let id = OutputId(self.next_id - self.queue.len() as u64);
         Some((id, self.queue.pop_front()?))
@@ -42,12 +42,12 @@ impl Outputs {
         OutputId(self.next_id)
     }
 
-    /// The guest sends a packet.
+    /// Adds a packet that the guest sends.
     pub(crate) fn push_packet(&mut self, packet: Vec<u8>) {
         self.push(OutputOperation::Packet(packet));
     }
 
-    /// The guest writes one byte to its console.
+    /// Adds one byte that the guest writes to its console.
     pub(crate) fn push_console_byte(&mut self, byte: u8) {
         self.gathered.push(byte);
         if byte == b'\n' || self.gathered.len() >= CONSOLE_GATHER_BYTES_MAX {
@@ -55,7 +55,7 @@ impl Outputs {
         }
     }
 
-    /// The guest writes at most [`CONSOLE_BYTES_MAX`] bytes to its console at once.
+    /// Adds at most [`CONSOLE_BYTES_MAX`] bytes that the guest writes to its console at once.
     pub(crate) fn push_console_bytes(&mut self, bytes: Vec<u8>) {
         assert!(bytes.len() <= CONSOLE_BYTES_MAX, "the caller bounds what it copies out of RAM");
         self.flush_console();
@@ -64,7 +64,7 @@ impl Outputs {
         }
     }
 
-    /// What has been gathered becomes an output.
+    /// Makes an output of the gathered bytes.
     pub(crate) fn flush_console(&mut self) {
         self.deadline = None;
         if !self.gathered.is_empty() {
@@ -78,8 +78,8 @@ impl Outputs {
         self.deadline.unwrap_or(u64::MAX)
     }
 
-    /// Flushes what has been gathered for long enough at `count`; begins to wait for the rest of a
-    /// line just begun.
+    /// Makes an output of bytes gathered for long enough at `count`; sets the deadline of a line
+    /// just begun.
     pub(crate) fn settle(&mut self, count: u64) {
         match self.deadline {
             Some(deadline) if count >= deadline => self.flush_console(),
@@ -89,14 +89,14 @@ impl Outputs {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        // When outputs are taken is not the guest's doing.
+        // The queue is not state: it depends on when the hypervisor takes outputs.
         let Self { queue: _, next_id, gathered, deadline } = self;
         writer.u64(*next_id);
         writer.bytes(gathered.iter().copied());
         writer.optional_u64(*deadline);
     }
 
-    /// With nothing to take, at `count`.
+    /// Reads an empty queue, at `count`.
     pub(crate) fn read_from(reader: &mut StateReader<'_>, count: u64) -> Result<Self, RestoreError> {
         let next_id = reader.counter()?;
         let gathered = reader.bytes(CONSOLE_GATHER_BYTES_MAX - 1)?.to_vec();

@@ -26,8 +26,8 @@ use alloc::vec::Vec;
 pub const STATE_BYTES_MAX: usize = 64 << 10;
 
 impl Machine {
-    /// Begins a copy of RAM and the disk to where everything is zero: every page that isn't all
-    /// zero is to be taken, and some that are.
+    /// Begins a copy of RAM and the disk to a memory that is all zero: every page that isn't known
+    /// to be all zero is to be taken.
     pub fn begin_copy(&mut self, copy: PageCopy) {
         for (pages, _) in self.bus.memories() {
             pages.begin_copy(copy);
@@ -41,7 +41,7 @@ impl Machine {
         self.bus.memories().find_map(|(pages, contents)| pages.take(copy, from, contents))
     }
 
-    /// How many pages are to be taken; asking costs nothing.
+    /// The number of pages to be taken; asking costs nothing.
     #[must_use]
     pub fn pages_to_take(&self, copy: PageCopy) -> usize {
         self.bus.ram.pages().to_take(copy) + self.bus.disk().map_or(0, |disk| disk.pages().to_take(copy))
@@ -60,7 +60,7 @@ impl Machine {
     }
 }
 
-/// A machine that is being put together from a snapshot.
+/// A machine under construction from a snapshot.
 #[derive(Debug)]
 pub struct Restoration {
     ram: Ram,
@@ -80,12 +80,11 @@ impl Restoration {
         Ok(Self { ram, disk: loader::disk(config, &[])?, config: config.clone() })
     }
 
-    /// The contents of the pages from page index `first` on, as many as there are in `bytes`. A
-    /// page may come again; the last counts.
+    /// Writes the pages from page index `first` on, as many as there are in `bytes`. A page may
+    /// come again; the last one counts.
     ///
     /// # Errors
-    /// [`RestoreError::NotWholePages`], [`RestoreError::NoSuchPages`]; nothing has been put
-    /// anywhere.
+    /// [`RestoreError::NotWholePages`], [`RestoreError::NoSuchPages`]; nothing has been written.
     pub fn put_pages(&mut self, first: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         if !bytes.len().is_multiple_of(PAGE_BYTES) {
             return Err(RestoreError::NotWholePages { bytes: bytes.len() });
@@ -96,8 +95,7 @@ impl Restoration {
         if first.checked_add(pages as u64).is_none_or(|end| end > machine_pages) {
             return Err(RestoreError::NoSuchPages { first, pages, machine_pages });
         }
-        // Pages that follow each other come together, the last of RAM and the first of the disk
-        // too.
+        // The last pages of RAM and the first of the disk may come together.
         let in_ram = usize::try_from(ram_pages.saturating_sub(first)).map_or(pages, |left| left.min(pages));
         let (to_ram, to_disk) = bytes.split_at(in_ram * PAGE_BYTES);
         if !to_ram.is_empty() {
@@ -111,9 +109,9 @@ impl Restoration {
         Ok(())
     }
 
-    /// The machine, with its state from [`Machine::state`].
+    /// Completes the machine with its state from [`Machine::state`].
     ///
-    /// Whether all pages came is not known here: compare [`Machine::digest`] with the original's.
+    /// Missing pages aren't noticed here: compare [`Machine::digest`] with the original's.
     ///
     /// # Errors
     /// [`RestoreError`] if no machine of this configuration has such a state.

@@ -24,15 +24,15 @@ pub enum RestoreError {
     NoSuchPages {
         /// The index of the first one.
         first: u64,
-        /// How many came.
+        /// The number of pages.
         pages: usize,
-        /// How many there are, those of RAM and of the disk.
+        /// The number of the machine's pages: RAM's and the disk's.
         machine_pages: u64,
     },
     /// Contents of memory that aren't whole pages.
     #[error("{bytes} bytes are not whole pages of a snapshot; the sender is faulty")]
     NotWholePages {
-        /// How many bytes came.
+        /// Length of the contents.
         bytes: usize,
     },
     /// The state ends too early.
@@ -44,7 +44,7 @@ pub enum RestoreError {
     /// The state doesn't end where it should.
     #[error("the machine state has {bytes} bytes too many; the sender runs another version")]
     TooLong {
-        /// How many.
+        /// The number of bytes too many.
         bytes: usize,
     },
     /// A value that no machine of this configuration has.
@@ -54,7 +54,7 @@ pub enum RestoreError {
     Impossible {
         /// Where the value ends.
         offset: usize,
-        /// What is wrong with it.
+        /// What is wrong with it, in words.
         what: &'static str,
     },
     /// Parts that contradict each other: an interrupt line, say, that is up while its device has
@@ -96,7 +96,7 @@ impl StateWriter {
         self.array(value.to_le_bytes());
     }
 
-    /// Writes as many bytes as the reader knows there are.
+    /// Writes bytes whose number the reader knows.
     pub(crate) fn array<const N: usize>(&mut self, bytes: [u8; N]) {
         self.0.extend_from_slice(&bytes);
     }
@@ -114,7 +114,7 @@ impl StateWriter {
     }
 }
 
-/// Gives back what a [`StateWriter`] has gathered, in the same order.
+/// Reads what a [`StateWriter`] has written, in the same order.
 #[derive(Debug)]
 pub(crate) struct StateReader<'a> {
     state: &'a [u8],
@@ -126,13 +126,13 @@ impl<'a> StateReader<'a> {
         Self { state, offset: 0 }
     }
 
-    /// Refuses the state unless what was read last `holds` to what every machine does; `what` is
-    /// wrong with it if not.
+    /// Refuses the state unless `holds`, which is true for every machine; `what` says what is wrong
+    /// with the value read last.
     pub(crate) fn require(&self, holds: bool, what: &'static str) -> Result<(), RestoreError> {
         if holds { Ok(()) } else { Err(self.impossible(what)) }
     }
 
-    /// What is wrong with the value read last.
+    /// The error for the value read last.
     pub(crate) const fn impossible(&self, what: &'static str) -> RestoreError {
         RestoreError::Impossible { offset: self.offset, what }
     }
@@ -165,7 +165,7 @@ impl<'a> StateReader<'a> {
         self.array().map(u128::from_le_bytes)
     }
 
-    /// A number that only ever grows, by one at a time.
+    /// Reads a number that only grows, by one at a time.
     pub(crate) fn counter(&mut self) -> Result<u64, RestoreError> {
         let count = self.u64()?;
         self.require(count < COUNTER_END, "a counter has grown for longer than a machine lives")?;
@@ -186,7 +186,7 @@ impl<'a> StateReader<'a> {
         Ok(is_some.then_some(value))
     }
 
-    /// A sequence of at most `max` bytes.
+    /// Reads a sequence of at most `max` bytes.
     pub(crate) fn bytes(&mut self, max: usize) -> Result<&'a [u8], RestoreError> {
         let length = self.u64()?;
         let length = usize::try_from(length).ok().filter(|length| *length <= max);
@@ -197,7 +197,7 @@ impl<'a> StateReader<'a> {
         Ok(bytes)
     }
 
-    /// All has been read.
+    /// Checks that everything has been read.
     pub(crate) const fn finish(self) -> Result<(), RestoreError> {
         match self.state.len() - self.offset {
             0 => Ok(()),

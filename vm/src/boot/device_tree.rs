@@ -15,28 +15,28 @@ const PHANDLE_HART_INTERRUPTS: u32 = 1;
 const PHANDLE_PLIC: u32 = 2;
 const PHANDLE_FINISHER: u32 = 3;
 
-/// Hart interrupts that the PLIC's contexts drive: machine external, which nobody takes here, and
-/// supervisor external.
+/// (hart interrupt controller, interrupt) of each PLIC context: machine external, whose context
+/// doesn't exist here, and supervisor external.
 const PLIC_CONTEXTS: [u32; 4] = [PHANDLE_HART_INTERRUPTS, 11, PHANDLE_HART_INTERRUPTS, 9];
 const PLIC_SOURCES: u32 = 95;
 
-/// The frequency from which a 16550's divisor would be computed.
+/// `clock-frequency` of the UART, from which a driver computes the divisor.
 const UART_CLOCK_HZ: u32 = 3_686_400;
 
-/// What the console's line is set to before anybody sets it; the line is infinitely fast whatever
-/// it is set to.
+/// Line settings that `/chosen/stdout-path` names. The line is infinitely fast whatever the
+/// settings.
 const UART_OPTIONS: &str = "115200n8";
 
-/// What the hart offers.
+/// `riscv,isa`: the extensions of the hart.
 const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr";
 const ISA_BASE: &str = "rv64i";
 const ISA_EXTENSIONS: [&str; 10] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr"];
 const MMU: &str = "riscv,sv39";
 
-/// What an image adds to the description.
+/// The part of the device tree that depends on the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Contents {
-    /// Where the initrd lies.
+    /// Addresses of the initrd in RAM.
     pub(crate) initrd: Option<Range<u64>>,
 }
 
@@ -154,7 +154,8 @@ fn interrupt(fdt: &mut FdtWriter, source: u32) -> FdtWriterResult<()> {
     fdt.property_u32("interrupts", source)
 }
 
-/// How an operating system that doesn't know the finisher uses it.
+/// A node with which an operating system without a driver for the finisher powers off or reboots:
+/// it writes `value` to the finisher's register.
 fn finisher_action(fdt: &mut FdtWriter, action: &str, value: u32) -> FdtWriterResult<()> {
     let node = fdt.begin_node(action)?;
     fdt.property_string("compatible", &format!("syscon-{action}"))?;
@@ -179,7 +180,7 @@ mod tests {
         MachineConfig { disk_bytes: 4096, ..config.clone() }
     }
 
-    /// Whether `tree` has `bytes`; enough to tell whether a name or a value is there.
+    /// `true` if `tree` contains `bytes`: enough to look for a name or a value.
     fn has(tree: &[u8], bytes: &[u8]) -> bool {
         tree.windows(bytes.len()).any(|window| window == bytes)
     }

@@ -1,7 +1,7 @@
 //! An image: the files that a guest starts from, in one sequence of bytes.
 //!
-//! Logs and digests take an image for opaque bytes. A kernel by itself is one as it is; with an
-//! initrd or a disk it is a container, whose integers are little-endian:
+//! Logs and digests treat an image as opaque bytes. An image of a kernel alone is the kernel file
+//! itself. With an initrd or a disk it is a container; its integers are little-endian:
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //! | 16 | 8 | length of the kernel, in bytes |
 //! | 24 | 8 | length of the initrd; 0 if there is none |
 //! | 32 | 8 | length of the disk; 0 if there is none |
-//! | 40 | | kernel, initrd and disk, one behind the other to the end |
+//! | 40 | | kernel, initrd and disk, one after the other to the end |
 
 use alloc::vec::Vec;
 
@@ -24,32 +24,33 @@ const HEADER_BYTES: usize = 40;
 /// The files that a guest starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Image<'a> {
-    /// What is executed: an ELF file, or a Linux kernel in its `Image` format.
+    /// The kernel: an ELF file, or a Linux kernel in its `Image` format.
     pub kernel: &'a [u8],
-    /// An archive that the kernel finds through its device tree.
+    /// The initial ramdisk, which the kernel finds through its device tree.
     pub initrd: Option<&'a [u8]>,
     /// The contents of the disk at reset.
     pub disk: Option<&'a [u8]>,
 }
 
-/// Bytes begin like a container of files and aren't one.
+/// Bytes that begin like a container of files and aren't one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// It ends too early, or its lengths don't add up to its length.
+    /// The length of the bytes is not the one that the header says.
     #[error("the image has {found} bytes, its header says {expected}; it may be truncated")]
     Length {
-        /// As the header says; the header's own length if not even that is there.
+        /// Length according to the header, in bytes; that of the header itself if the bytes end in
+        /// it.
         expected: u128,
-        /// As there are.
+        /// Length of the bytes.
         found: usize,
     },
-    /// Another build's.
+    /// A container of another version than this build reads.
     #[error("the image is a container of version {found}; this build knows version {VERSION}")]
     Version {
-        /// As the header says.
+        /// Version according to the header.
         found: u32,
     },
-    /// Parts that don't exist, or a length for a part that is absent.
+    /// The header names parts that don't exist, or gives a length to an absent part.
     #[error("the image's header is malformed: {0}")]
     Malformed(&'static str),
 }
@@ -61,11 +62,11 @@ impl<'a> Image<'a> {
         Self { kernel, initrd: None, disk: None }
     }
 
-    /// The image in one sequence of bytes, of which [`Self::parse`] makes it again.
+    /// Packs the image into one sequence of bytes, which [`Self::parse`] reads.
     #[must_use]
     pub fn pack(&self) -> Vec<u8> {
         let Self { kernel, initrd, disk } = *self;
-        // A kernel that looks like a container is put into one.
+        // A kernel that begins like a container is put into one, so that it isn't taken for one.
         if initrd.is_none() && disk.is_none() && !kernel.starts_with(&MAGIC) {
             return kernel.to_vec();
         }
@@ -81,7 +82,7 @@ impl<'a> Image<'a> {
         packed
     }
 
-    /// The image in `bytes`. What its files are is not looked at.
+    /// Reads the image in `bytes`, without looking into its files.
     ///
     /// # Errors
     /// [`ImageError`] if `bytes` begin like a container and aren't one.

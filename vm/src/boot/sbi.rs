@@ -1,7 +1,8 @@
-//! The firmware: what an environment call from S-mode gets.
+//! The firmware: SBI calls, which the guest makes by an ECALL from S-mode.
 //!
 //! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy timer and console calls that early boot
-//! code likes; everything else reports that it is absent. A call is one step and completes at once.
+//! code uses; every other call returns that it isn't supported. A call is one step and completes at
+//! once.
 
 use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;
@@ -33,10 +34,10 @@ const SPECIFICATION_VERSION: u64 = 2 << 24;
 const IMPLEMENTATION_ID: u64 = 0x4654_564d;
 const IMPLEMENTATION_VERSION: u64 = 1;
 
-/// The deadline that means none.
+/// The deadline with which a guest clears its timer.
 const NEVER: u64 = u64::MAX;
 
-/// An error of a call, as `a0` has it.
+/// An error code, as `a0` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]
 enum SbiError {
@@ -51,22 +52,22 @@ pub(crate) struct Firmware {
 }
 
 impl Firmware {
-    /// When the guest wants its timer interrupt, in clock ticks.
+    /// The deadline of the guest's timer in clock ticks; `None` if no timer is set.
     pub(crate) const fn timer_deadline(&self) -> Option<u64> {
         self.timer_deadline
     }
 
-    /// The deadline has been reached: the interrupt becomes pending.
+    /// Clears the deadline, which has been reached, and makes the timer interrupt pending.
     pub(crate) const fn expire_timer(&mut self, hart: &mut Hart) {
         self.timer_deadline = None;
         hart.set_timer_pending(true);
     }
 
-    /// Answers the call that the hart has just made.
+    /// Executes the call that the hart has just made.
     pub(crate) fn call(&mut self, hart: &mut Hart, bus: &mut Bus) {
         let [a0, a1, a2, _, _, _, function, extension] = hart.firmware_arguments();
         let result = match (extension, function) {
-            // The legacy calls know no function, and return an error code alone.
+            // Legacy calls have no function number, and return an error code alone.
             (EXTENSION_LEGACY_SET_TIMER, _) => {
                 self.set_timer(hart, a0);
                 return hart.set_firmware_result(0, None);
@@ -110,7 +111,7 @@ impl Firmware {
         Ok(Self { timer_deadline })
     }
 
-    /// A new deadline takes back the interrupt of the one before.
+    /// Sets the deadline and clears the pending interrupt of the deadline before.
     fn set_timer(&mut self, hart: &mut Hart, ticks: u64) {
         self.timer_deadline = Some(ticks).filter(|ticks| *ticks != NEVER);
         hart.set_timer_pending(false);
@@ -129,8 +130,8 @@ fn base(function: u64, argument: u64) -> Result<u64, SbiError> {
     }
 }
 
-/// How the guest ends, by reset type (shutdown, cold reboot, warm reboot) and reason (0: none, else
-/// a failure).
+/// The reason for the machine to stop, by reset type (0 shutdown, 1 cold reboot, 2 warm reboot) and
+/// reset reason (0 none, else a failure).
 const fn reset_reason(kind: u64, reason: u64) -> Option<StopReason> {
     match (kind, reason) {
         (0, 0) => Some(StopReason::PowerOff { code: 0 }),
@@ -140,15 +141,16 @@ const fn reset_reason(kind: u64, reason: u64) -> Option<StopReason> {
     }
 }
 
-/// The address whose halves a call gives; the upper one exists for RV32 and must be zero here.
+/// The address of which a call gives the low and the high XLEN bits; the high ones must be zero on
+/// RV64.
 fn buffer_address(low: u64, high: u64) -> Result<GuestPhysAddr, SbiError> {
     if high == 0 { Ok(GuestPhysAddr(low)) } else { Err(SbiError::InvalidParameter) }
 }
 
-/// Writes as much as one call may; the result is how much that was.
+/// Writes at most [`CONSOLE_BYTES_MAX`] bytes of the buffer to the console; returns how many.
 fn console_write(bus: &mut Bus, bytes: u64, address: Result<GuestPhysAddr, SbiError>) -> Result<u64, SbiError> {
     let address = address?;
-    // All of the buffer has to be RAM, even if it is more than is written.
+    // The whole buffer has to be RAM, even if only a part is written.
     bus.ram.slice(address, bytes).ok_or(SbiError::InvalidParameter)?;
     let written = bytes.min(CONSOLE_BYTES_MAX as u64);
     let text = bus.ram.slice(address, written).ok_or(SbiError::InvalidParameter)?.to_vec();
@@ -156,7 +158,7 @@ fn console_write(bus: &mut Bus, bytes: u64, address: Result<GuestPhysAddr, SbiEr
     Ok(written)
 }
 
-/// Reads what has been received, as far as there is room; the result is how much that was.
+/// Reads received console bytes into the buffer, as many as fit; returns how many.
 fn console_read(bus: &mut Bus, bytes: u64, address: Result<GuestPhysAddr, SbiError>) -> Result<u64, SbiError> {
     let address = address?;
     bus.ram.slice(address, bytes).ok_or(SbiError::InvalidParameter)?;

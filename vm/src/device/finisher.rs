@@ -6,13 +6,13 @@ const FAIL: u32 = 0x3333;
 const PASS: u32 = 0x5555;
 const RESET: u32 = 0x7777;
 
-/// Reads zero.
+/// Reads the register: zero.
 pub(crate) const fn load(_offset: u64, width: usize) -> Option<u32> {
     if takes(width) { Some(0) } else { None }
 }
 
-/// The end that a write asks for: the status is in the lower half, the code of a failure in the
-/// upper.
+/// The reason to stop that a write gives: the status is in the lower half, the exit code of a
+/// failure in the upper.
 pub(crate) const fn store(offset: u64, value: u32, width: usize) -> Option<Option<StopReason>> {
     if !takes(width) {
         return None;

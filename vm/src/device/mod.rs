@@ -1,7 +1,7 @@
 //! Register models of the board's devices.
 //!
-//! A device has no backend: it takes what arrives as arguments and gives back what leaves. An
-//! access to a register that doesn't exist reads zero and writes nothing; one of a width that the
+//! A device has no backend: inputs are arguments of its methods and outputs are results. An access
+//! to a register that doesn't exist reads zero and writes nothing; an access of a width that the
 //! device doesn't take is an access fault (`None`).
 
 pub(crate) mod finisher;

@@ -27,9 +27,9 @@ const BITMAP_BYTES: u64 = (SOURCES / 8) as u64;
 #[derive(Debug)]
 pub(crate) struct Plic {
     priority: [u8; SOURCES as usize],
-    /// A bit per source: its line is up.
+    /// A bit per source: the source's line is up.
     level: u128,
-    /// A bit per source: claimed and not yet completed.
+    /// A bit per source: the source is claimed and not yet completed.
     in_service: u128,
     enable: u128,
     threshold: u8,
@@ -41,7 +41,7 @@ impl Plic {
         Self { priority: [0; SOURCES as usize], level: 0, in_service: 0, enable: 0, threshold: 0 }
     }
 
-    /// The line of `source` goes up or down.
+    /// Sets the level of the line of `source`.
     pub(crate) const fn set_level(&mut self, source: u32, up: bool) {
         if up {
             self.level |= 1 << source;
@@ -98,7 +98,7 @@ impl Plic {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        // The lines follow from the devices.
+        // The levels are set anew from the devices' state.
         let Self { priority, level: _, in_service, enable, threshold } = self;
         writer.array(*priority);
         writer.u128(*in_service);
@@ -122,8 +122,8 @@ impl Plic {
         self.level & !self.in_service
     }
 
-    /// The source to handle first, with its priority: the greatest priority, and of equals the
-    /// least number.
+    /// The source to handle first and its priority: the one of greatest priority, and among equals
+    /// the one with the least number.
     fn best(&self) -> Option<(u32, u8)> {
         let mut candidates = self.pending() & self.enable;
         let mut best = None;
@@ -138,14 +138,14 @@ impl Plic {
         best
     }
 
-    /// Claiming isn't subject to the threshold.
+    /// Claims the source to handle first; the threshold doesn't apply.
     fn claim(&mut self) -> u32 {
         let Some((source, _)) = self.best() else { return 0 };
         self.in_service |= 1 << source;
         source
     }
 
-    /// Completing a source that isn't enabled is ignored.
+    /// Completes a source; ignored if the source isn't enabled.
     const fn complete(&mut self, source: u32) {
         if source < SOURCES && self.enable >> source & 1 == 1 {
             self.in_service &= !(1 << source);
@@ -162,7 +162,7 @@ fn priority_source(offset: u64) -> Option<usize> {
     usize::try_from(offset / 4).ok().filter(|source| (1..SOURCES as usize).contains(source))
 }
 
-/// How far to shift a bitmap that begins at `base` to get its word at `offset`.
+/// By how many bits to shift a bitmap at `base` to get its 32-bit word at `offset`.
 const fn bitmap_shift(offset: u64, base: u64) -> Option<u64> {
     if offset >= base && offset < base + BITMAP_BYTES { Some((offset - base) * 8) } else { None }
 }

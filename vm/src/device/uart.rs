@@ -7,7 +7,7 @@
 use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::collections::VecDeque;
 
-/// How many received bytes wait for the guest.
+/// Size of the receive FIFO.
 pub(crate) const RECEIVE_BYTES_MAX: usize = 1024;
 
 const IER_RECEIVED: u8 = 1 << 0;
@@ -49,7 +49,8 @@ pub(crate) struct Uart {
     modem_control: u8,
     scratch: u8,
     divisor: [u8; 2],
-    /// The transmitter became empty, and the guest hasn't been told.
+    /// The interrupt for the empty transmitter is due: the guest hasn't read or written what clears
+    /// it.
     transmitter_news: bool,
 }
 
@@ -68,12 +69,12 @@ impl Uart {
         }
     }
 
-    /// How many more bytes it takes.
+    /// Free room in the receive FIFO, in bytes.
     pub(crate) fn room(&self) -> usize {
         RECEIVE_BYTES_MAX - self.received.len()
     }
 
-    /// Bytes arrive; no more than there is [`Self::room`] for.
+    /// Receives bytes; the caller has checked that there is [`Self::room`].
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.room(), "the caller has looked at the room");
         self.received.extend(bytes);
@@ -116,7 +117,7 @@ impl Uart {
         })
     }
 
-    /// Writes a register. The result is the byte that leaves, if one does.
+    /// Writes a register. The inner result is the byte transmitted, if any.
     pub(crate) fn store(&mut self, offset: u64, value: u32, width: usize) -> Option<Option<u8>> {
         let value = u8::try_from(value).ok().filter(|_| width == 1)?;
         let divisor_latch = self.line_control & LCR_DIVISOR_LATCH != 0;
@@ -180,8 +181,8 @@ impl Uart {
         })
     }
 
-    /// In loopback the byte comes back instead of leaving; one that finds no room is lost, as on a
-    /// real line.
+    /// Transmits a byte. In loopback mode it is received instead, and lost if the FIFO is full, as
+    /// on a real line.
     fn transmit(&mut self, byte: u8) -> Option<u8> {
         self.transmitter_news = true;
         if self.modem_control & MCR_LOOPBACK == 0 {
@@ -193,7 +194,7 @@ impl Uart {
         None
     }
 
-    /// The interrupt that comes first, as IIR tells it.
+    /// The pending interrupt of the highest priority, as register IIR shows it.
     fn interrupt_identification(&self) -> u8 {
         if self.interrupt_enable & IER_RECEIVED != 0 && !self.received.is_empty() {
             IIR_RECEIVED
@@ -204,7 +205,8 @@ impl Uart {
         }
     }
 
-    /// Somebody is always there; in loopback the modem's lines are the guest's own.
+    /// Modem status: the other side is always ready; in loopback mode the lines are the guest's own
+    /// outputs.
     fn modem_status(&self) -> u8 {
         if self.modem_control & MCR_LOOPBACK == 0 {
             return MSR_DCD | MSR_DSR | MSR_CTS;

@@ -12,20 +12,20 @@ use super::refill;
 use super::slot::Slot;
 use crate::hart::Hart;
 
-/// A load's width and what becomes of what it reads.
+/// A load instruction: its width, and how it extends the value.
 pub(super) trait Load {
     const BYTES: u64;
     /// # Safety
-    /// `place` is in RAM, and aligned.
-    unsafe fn read(place: *const u8) -> u64;
+    /// `host` points into RAM, and is aligned.
+    unsafe fn read(host: *const u8) -> u64;
 }
 
-/// A store's width.
+/// A store instruction: its width.
 pub(super) trait Store {
     const BYTES: u64;
     /// # Safety
-    /// `place` is in RAM, and aligned.
-    unsafe fn write(place: *mut u8, value: u64);
+    /// `host` points into RAM, and is aligned.
+    unsafe fn write(host: *mut u8, value: u64);
 }
 
 macro_rules! access {
@@ -36,9 +36,9 @@ macro_rules! access {
             impl Load for $load {
                 const BYTES: u64 = size_of::<$type>() as u64;
                 #[inline(always)]
-                unsafe fn read(place: *const u8) -> u64 {
+                unsafe fn read(host: *const u8) -> u64 {
                     // SAFETY: by the caller's promise.
-                    let value = $type::from_le(unsafe { place.cast::<$type>().read() });
+                    let value = $type::from_le(unsafe { host.cast::<$type>().read() });
                     $wide::from(value) as u64
                 }
             }
@@ -49,9 +49,9 @@ macro_rules! access {
             impl Store for $store {
                 const BYTES: u64 = size_of::<$stored>() as u64;
                 #[inline(always)]
-                unsafe fn write(place: *mut u8, value: u64) {
+                unsafe fn write(host: *mut u8, value: u64) {
                     // SAFETY: by the caller's promise.
-                    unsafe { place.cast::<$stored>().write((value as $stored).to_le()) }
+                    unsafe { host.cast::<$stored>().write((value as $stored).to_le()) }
                 }
             }
         )*
@@ -63,9 +63,10 @@ access!(
     StoreByte u8, StoreHalf u16, StoreWord u32, StoreDouble u64
 );
 
-/// Where in RAM the aligned `bytes` bytes at `address` are, if that is cached in `translations`.
+/// The offset in RAM of the aligned `bytes` bytes at `address`; `None` if `translations` doesn't
+/// have it.
 #[inline(always)]
-unsafe fn place(
+unsafe fn ram_offset(
     translations: *const [Translation; TRANSLATIONS],
     context: u64,
     address: u64,
@@ -73,7 +74,7 @@ unsafe fn place(
 ) -> Option<usize> {
     // SAFETY: the index is within the array, and the array in `Env`.
     let translation = unsafe { &(&*translations)[translation_index(address)] };
-    // Low bits of a misaligned address make it another tag.
+    // A misaligned address keeps low bits, so it matches no tag.
     if address & (PAGE_MASK | (bytes - 1)) | context == translation.tag {
         Some(address.wrapping_add(translation.delta) as usize)
     } else {
@@ -81,22 +82,22 @@ unsafe fn place(
     }
 }
 
-/// Where a load of `bytes` bytes reads, if it is quick.
+/// A pointer to what a load of `bytes` bytes reads; `None` if its translation isn't cached.
 #[inline(always)]
-unsafe fn load_place(env: *mut Env, address: u64, bytes: u64) -> Option<*const u8> {
+unsafe fn load_pointer(env: *mut Env, address: u64, bytes: u64) -> Option<*const u8> {
     // SAFETY: a cached translation leads to RAM.
     unsafe {
-        let offset = place(&raw const (*env).loads, (*env).load_context, address, bytes)?;
+        let offset = ram_offset(&raw const (*env).loads, (*env).load_context, address, bytes)?;
         Some((*env).ram.add(offset).cast_const())
     }
 }
 
-/// Where a store of `bytes` bytes writes, if it is quick.
+/// A pointer to what a store of `bytes` bytes writes; `None` if its translation isn't cached.
 #[inline(always)]
-unsafe fn store_place(env: *mut Env, address: u64, bytes: u64) -> Option<*mut u8> {
+unsafe fn store_pointer(env: *mut Env, address: u64, bytes: u64) -> Option<*mut u8> {
     // SAFETY: a cached translation leads to RAM.
     unsafe {
-        let offset = place(&raw const (*env).stores, (*env).store_context, address, bytes)?;
+        let offset = ram_offset(&raw const (*env).stores, (*env).store_context, address, bytes)?;
         Some((*env).ram.add(offset))
     }
 }
@@ -116,8 +117,8 @@ macro_rules! access_kinds {
 
                 #[inline(always)]
                 unsafe fn execute(_: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
-                    // SAFETY: as for handlers, and `load_place` gives an aligned place in RAM.
-                    unsafe { load_place(env, effective(slot, b), Self::BYTES).map(|place| Self::read(place)) }
+                    // SAFETY: as for handlers, and `load_pointer` gives an aligned pointer into RAM.
+                    unsafe { load_pointer(env, effective(slot, b), Self::BYTES).map(|host| Self::read(host)) }
                 }
 
                 #[inline(always)]
@@ -133,10 +134,10 @@ macro_rules! access_kinds {
 
                 #[inline(always)]
                 unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
-                    // SAFETY: as for handlers, and `store_place` gives an aligned place in RAM.
+                    // SAFETY: as for handlers, and `store_pointer` gives an aligned pointer into RAM.
                     unsafe {
-                        let place = store_place(env, effective(slot, b), Self::BYTES)?;
-                        Self::write(place, x(hart, (*slot).a));
+                        let host = store_pointer(env, effective(slot, b), Self::BYTES)?;
+                        Self::write(host, x(hart, (*slot).a));
                     }
                     Some(0)
                 }

@@ -1,4 +1,4 @@
-//! Decoding runs, and the pages of decoded code.
+//! Decoding of runs, and the table of decoded pages.
 
 use super::env::Env;
 use super::fusion::{Kind, Member, pair};
@@ -9,16 +9,16 @@ use crate::ram::watch::LINE_BYTES;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// How many pages of code are kept decoded: 64 MiB of slots. In this crate's own tests so few that
-/// they run out.
+/// The most pages of code that are decoded at a time: 64 MiB of slots. Few in this crate's own
+/// tests, so that they run out.
 pub(super) const PAGES_MAX: usize = if cfg!(test) { 3 } else { 2048 };
 
 /// The decoded pages of RAM.
 #[derive(Debug)]
 pub(super) struct Code {
-    /// By page index in RAM.
+    /// Indexed by page of RAM.
     pages: Vec<Option<CodePagePtr>>,
-    /// The indices of those that there are.
+    /// The indices of the pages that are decoded.
     decoded: Vec<usize>,
 }
 
@@ -27,17 +27,17 @@ impl Code {
         Self { pages: Vec::new(), decoded: Vec::new() }
     }
 
-    /// So many pages there are to decode.
+    /// Sets the number of RAM's pages.
     pub(super) fn set_ram_pages(&mut self, pages: usize) {
         self.pages = vec![None; pages];
     }
 
-    /// How many pages there are to decode.
+    /// The number of RAM's pages; 0 before [`Self::set_ram_pages`].
     pub(super) const fn ram_pages(&self) -> usize {
         self.pages.len()
     }
 
-    /// The slots of the page at `index` in RAM. `None` if there are too many pages:
+    /// The slots of the page at `index` in RAM. `None` if too many pages are decoded: call
     /// [`Self::drop_all`].
     pub(super) fn page(&mut self, index: usize) -> Option<CodePagePtr> {
         if let Some(page) = self.pages[index] {
@@ -52,7 +52,7 @@ impl Code {
         Some(page)
     }
 
-    /// The page at `index` was written: nothing of it is decoded any more.
+    /// Forgets what is decoded of the page at `index`, which was written.
     ///
     /// # Safety
     /// The hart isn't executing decoded code.
@@ -66,7 +66,7 @@ impl Code {
     /// Frees all pages.
     ///
     /// # Safety
-    /// The hart isn't executing decoded code, and forgets what it knows of pages.
+    /// The hart isn't executing decoded code, and all pointers to pages are dropped.
     pub(super) unsafe fn drop_all(&mut self) {
         for index in self.decoded.drain(..) {
             if let Some(page) = self.pages[index].take() {
@@ -84,23 +84,23 @@ impl Drop for Code {
     }
 }
 
-/// Decodes the run that begins at `place` in the page that is executed.
+/// Decodes the run that begins at slot number `index` of the page that is executed.
 ///
 /// # Safety
 /// As for handlers: `env` is that of the running hart.
-pub(super) unsafe fn decode_run(env: *mut Env, place: usize) {
+pub(super) unsafe fn decode_run(env: *mut Env, index: usize) {
     // SAFETY: the bus is nobody else's while handlers run, and the page that is executed is one of
     // `Code`'s.
     unsafe {
         let page = CodePagePtr::of((*env).page_slots);
-        decode_into(&mut (*(*env).bus).ram, page, place);
+        decode_into(&mut (*(*env).bus).ram, page, index);
     }
 }
 
-/// An instruction of the run that is decoded.
+/// An instruction of the run that is being decoded, and its slot number.
 #[derive(Clone, Copy)]
 struct Placed {
-    place: usize,
+    index: usize,
     length: usize,
     kind: Option<Kind>,
 }
@@ -109,29 +109,29 @@ struct Placed {
 /// Nobody has a reference to a slot of the page.
 unsafe fn decode_into(ram: &mut Ram, page: CodePagePtr, start: usize) {
     let (mut run, mut lines) = (Vec::new(), 0_u64);
-    let mut place = start;
+    let mut index = start;
     let run_after = loop {
-        // SAFETY: `place` is at most SLOTS.
-        let existing = unsafe { page.slot(place).read() };
-        if place == SLOTS || existing.run > 0 {
+        // SAFETY: `index` is at most SLOTS.
+        let existing = unsafe { page.slot(index).read() };
+        if index == SLOTS || existing.run > 0 {
             break existing.run;
         }
-        let bits = bits_at(ram, page.index(), place * 2);
+        let bits = bits_at(ram, page.index(), index * 2);
         let length = halfwords(bits);
-        let in_page = length.min(SLOTS - place);
-        lines |= lines_of(place * 2, in_page * 2);
-        let Decoded { slot, kind } = if in_page < length { straddling() } else { predecode(bits, place * 2) };
+        let in_page = length.min(SLOTS - index);
+        lines |= lines_of(index * 2, in_page * 2);
+        let Decoded { slot, kind } = if in_page < length { straddling() } else { predecode(bits, index * 2) };
         // SAFETY: as above.
-        unsafe { page.slot(place).write(slot) };
-        run.push(Placed { place, length, kind });
+        unsafe { page.slot(index).write(slot) };
+        run.push(Placed { index, length, kind });
         if kind.is_none_or(Kind::ends_run) {
             break 0;
         }
-        place += length;
+        index += length;
     };
     for (distance, instruction) in (1..).zip(run.iter().rev()) {
         // SAFETY: as above. A page has fewer instructions than a run can count.
-        unsafe { (*page.slot(instruction.place)).run = run_after + distance };
+        unsafe { (*page.slot(instruction.index)).run = run_after + distance };
     }
     // From the back: a slot may still change while the pair that it begins is looked for.
     for neighbours in run.windows(2).rev() {
@@ -148,7 +148,7 @@ unsafe fn pair_up(page: CodePagePtr, first: Placed, second: Placed) {
     let (Some(first_kind), Some(second_kind)) = (first.kind, second.kind) else { return };
     // SAFETY: as in `decode_into`.
     unsafe {
-        let slots = [page.slot(first.place), page.slot(second.place)];
+        let slots = [page.slot(first.index), page.slot(second.index)];
         let [first_slot, second_slot] = slots.map(|slot| slot.read());
         let first = Member { kind: first_kind, length: first.length, slot: &first_slot };
         let second = Member { kind: second_kind, length: second.length, slot: &second_slot };
@@ -159,7 +159,7 @@ unsafe fn pair_up(page: CodePagePtr, first: Placed, second: Placed) {
     }
 }
 
-/// The bits at `offset` in the page, which is even: 32, or 16 at its end.
+/// The instruction bits at `offset` in the page, which is even: 32 bits, or 16 at the page's end.
 fn bits_at(ram: &Ram, page: usize, offset: usize) -> u32 {
     let bytes = ram.page(page);
     match bytes[offset..].first_chunk() {

@@ -1,23 +1,23 @@
-//! In which circumstances a cached translation holds.
+//! Contexts: the circumstances in which a cached translation is valid.
 //!
 //! The same address means different things in user and supervisor mode, in another address space,
 //! and with SUM or MXR set. Each combination that occurs gets a number, which is part of the tags
-//! of what is cached in it. So traps and context switches forget nothing, and forgetting everything
-//! is taking new numbers.
+//! of what is cached in it. So traps and context switches invalidate nothing, and everything is
+//! invalidated by taking new numbers.
 
 use super::env::{Env, FETCHES, Fetch, TRANSLATIONS, Translation};
 use crate::hart::Hart;
 use crate::hart::mmu::Accessor;
 
-/// Numbers are in these bits of a tag: above what alignment needs, below the page number.
+/// The number's position in a tag: above the bits that alignment needs, below the page number.
 const SHIFT: u32 = 3;
-/// 0 is that of an empty cache.
+/// The greatest number. 0 is the number of an empty cache entry.
 const NUMBER_MAX: u64 = (1 << (12 - SHIFT)) - 1;
 
-/// How many contexts are remembered.
+/// The number of contexts that are remembered.
 const CONTEXTS: usize = 24;
 
-/// What a cached translation is for.
+/// The kind of access that a cached translation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Fetch,
@@ -25,7 +25,7 @@ enum Kind {
     Store,
 }
 
-/// What a translation depends on beside page tables.
+/// What a translation depends on beside the page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Circumstances {
     satp: u64,
@@ -43,7 +43,7 @@ impl Circumstances {
     }
 }
 
-/// One combination that a number stands for.
+/// A combination that has a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Context {
     kind: Kind,
@@ -51,13 +51,13 @@ struct Context {
     mode: u64,
 }
 
-/// The numbers in use.
+/// The contexts that have a number.
 #[derive(Debug)]
 pub(super) struct Contexts {
     known: [Option<(Context, u64)>; CONTEXTS],
-    /// Where the next one is remembered.
+    /// The index of the entry that the next new context replaces.
     turn: usize,
-    /// The number given last.
+    /// The number assigned last.
     last: u64,
     current: Option<Circumstances>,
 }
@@ -67,7 +67,7 @@ impl Contexts {
         Self { known: [None; CONTEXTS], turn: 0, last: 0, current: None }
     }
 
-    /// From now on what is cached in these circumstances is used.
+    /// Makes the cache entries of these circumstances the ones that are used.
     #[inline]
     pub(super) fn select(&mut self, now: Circumstances, env: &mut Env) {
         if self.current != Some(now) {
@@ -75,13 +75,13 @@ impl Contexts {
         }
     }
 
-    /// Nothing that is cached holds any more.
+    /// Invalidates all cached translations.
     pub(super) fn forget(&mut self, env: &mut Env) {
         self.known = [None; CONTEXTS];
         self.again(env);
     }
 
-    /// No cached translation for stores holds any more.
+    /// Invalidates all cached translations for stores.
     pub(super) fn forget_stores(&mut self, env: &mut Env) {
         for known in &mut self.known {
             if matches!(known, Some((Context { kind: Kind::Store, .. }, _))) {
@@ -113,14 +113,14 @@ impl Contexts {
         self.current = Some(now);
     }
 
-    /// The bits of tags in this context.
+    /// The tag bits of this context, which gets a number if it has none.
     fn tag(&mut self, context: Context) -> u64 {
         let known = self.known.iter().flatten().find(|(known, _)| *known == context).map(|(_, number)| *number);
         let number = known.unwrap_or_else(|| self.number(context));
         number << SHIFT
     }
 
-    /// A number for a context that has none.
+    /// Assigns a number to a context that has none.
     fn number(&mut self, context: Context) -> u64 {
         self.last += 1;
         self.known[self.turn] = Some((context, self.last));

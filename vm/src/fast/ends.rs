@@ -7,14 +7,14 @@ use crate::hart::{Hart, execute};
 use crate::isa::instruction::Condition;
 use core::marker::PhantomData;
 
-/// What such an instruction, of `LENGTH` halfwords, does with the value `b` of its register `b`.
+/// An instruction that ends a run, of `LENGTH` halfwords; `b` is the value of its register `b`.
 pub(super) trait End {
     /// # Safety
     /// As for handlers.
     unsafe fn end<const LENGTH: usize>(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, b: u64);
 }
 
-/// When a branch is taken.
+/// The condition of a branch.
 pub(super) trait When {
     const CONDITION: Condition;
 }
@@ -105,7 +105,7 @@ impl<const LINK: bool> End for FarJump<LINK> {
     }
 }
 
-/// A jump to where a register says.
+/// A jump to an address in a register.
 #[derive(Debug)]
 pub(super) struct JumpRegister<const LINK: bool>;
 

@@ -1,26 +1,25 @@
-//! What handlers need beside the hart: cached translations, and where the code is that they
-//! execute.
+//! The environment of handlers: cached translations, and the page of code that they execute.
 
 use super::slot::{CodePagePtr, Slot};
 use crate::bus::Bus;
 use alloc::boxed::Box;
 use core::ptr;
 
-/// Why the hart left decoded code.
+/// Why decoded code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// The next run is longer than the budget.
     Budget,
-    /// The instruction at pc is for the plain interpreter.
+    /// The next step is for the plain interpreter.
     Step,
-    /// The code at pc isn't known to be mapped.
+    /// The code at pc isn't in the cache of fetches, or cached data is stale.
     Fetch,
 }
 
-/// How many translations are cached for loads, and for stores.
+/// Entries of the caches of translations for loads and for stores.
 pub(super) const TRANSLATIONS: usize = 1024;
 
-/// How many pages of code can be jumped to directly.
+/// Entries of the cache of pages that can be jumped to directly.
 pub(super) const FETCHES: usize = 256;
 
 /// Page number bits of an address.
@@ -32,7 +31,7 @@ pub(super) const PAGE_MASK: u64 = !0xfff;
 pub(super) struct Translation {
     /// The page's virtual address, and the context it is valid in. No context is 0.
     pub(super) tag: u64,
-    /// From a virtual address to its offset in RAM, wrapping.
+    /// Added to a virtual address, wrapping, it gives the offset in RAM.
     pub(super) delta: u64,
 }
 
@@ -41,7 +40,7 @@ impl Translation {
     pub(super) const EMPTY: Self = Self { tag: 0, delta: 0 };
 }
 
-/// A page of code that can be jumped to.
+/// A cached page of code that can be jumped to.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch {
     /// As in [`Translation`].
@@ -53,7 +52,7 @@ impl Fetch {
     pub(super) const EMPTY: Self = Self { tag: 0, page: None };
 }
 
-/// What the running handlers share. It is reached by pointer only.
+/// State shared by the running handlers. It is accessed through pointers only.
 #[repr(C)]
 pub(super) struct Env {
     /// Where RAM begins; valid while handlers run.
@@ -67,10 +66,9 @@ pub(super) struct Env {
     pub(super) fetch_context: u64,
     /// Valid while handlers run.
     pub(super) bus: *mut Bus,
-    /// The slot to be executed, if handlers don't call each other; null if the hart has left
-    /// decoded code.
+    /// The next slot to execute if handlers don't call each other; null if decoded code was left.
     pub(super) next: *const Slot,
-    /// How many more steps may be executed, when handlers return.
+    /// Steps left in the budget, when handlers return.
     pub(super) budget: i64,
     pub(super) left: Left,
     pub(super) loads: [Translation; TRANSLATIONS],
@@ -78,20 +76,20 @@ pub(super) struct Env {
     pub(super) fetches: [Fetch; FETCHES],
 }
 
-/// Where the translation of `address` is, if it is cached.
+/// The cache entry for the translation of `address`.
 #[inline(always)]
 pub(super) const fn translation_index(address: u64) -> usize {
     (address >> 12) as usize % TRANSLATIONS
 }
 
-/// Where the code page of `address` is, if it is cached.
+/// The cache entry for the page of code at `address`.
 #[inline(always)]
 pub(super) const fn fetch_index(address: u64) -> usize {
     (address >> 12) as usize % FETCHES
 }
 
 impl Env {
-    /// With nothing cached.
+    /// An environment with empty caches.
     pub(super) fn new() -> Box<Self> {
         Box::new(Self {
             ram: ptr::null_mut(),
@@ -110,7 +108,7 @@ impl Env {
         })
     }
 
-    /// The hart leaves decoded code.
+    /// Ends the execution of decoded code.
     pub(super) const fn leave(&mut self, budget: i64, left: Left) {
         self.next = ptr::null();
         self.budget = budget;

@@ -1,11 +1,10 @@
-//! Which handler executes an instruction, or two at once.
+//! Handlers of single instructions and of pairs.
 //!
-//! Going from one handler to the next costs about as much as what it does, so pairs of common
-//! instructions have handlers of their own, which execute the instruction of their slot and then
-//! that of the next one, from both slots. All slots stay what they are: a jump to the second goes
-//! to its own slot, and if one of the two can't be executed the hart leaves at its slot, so that no
-//! pair is a special case anywhere. The pairs are made of types by macros, all first ones with all
-//! second ones.
+//! Going from one handler to the next costs about as much as the work of a handler, so pairs of
+//! common instructions have handlers of their own, which execute the instruction of their slot and
+//! that of the next slot, from both slots. The second slot stays as it is: a jump to it goes there,
+//! and if one of the two instructions can't be executed the hart leaves at its slot, so no pair is
+//! a special case anywhere. Macros combine all first with all second instructions as types.
 
 use super::access::{
     Byte, ByteUnsigned, Double, Half, HalfUnsigned, StoreByte, StoreDouble, StoreHalf, StoreWord, Word, WordUnsigned,
@@ -24,11 +23,11 @@ use super::operations::{
 use super::slot::{Handler, Slot};
 use crate::hart::Hart;
 
-/// Executes the first of two instructions, and gives the second one's slot and the value of its
-/// register `b`, which is what the first one has set if they are `CHAINED`.
+/// Executes the first of two instructions, and returns the second one's slot and the value of its
+/// register `b`, which the first one has just set if they are `CHAINED`.
 ///
 /// # Safety
-/// As for handlers; the second slot is one of the same page, as the decoder has seen.
+/// As for handlers; the second slot is one of the same page, as the decoder has checked.
 #[inline(always)]
 unsafe fn lead<A: Straight, const CHAINED: bool, const LENGTH: usize>(
     hart: &mut Hart,
@@ -105,8 +104,7 @@ macro_rules! by_lengths {
     };
 }
 
-/// Defines the kinds of instructions that decoded code knows, the handler of each, and those of
-/// pairs.
+/// Defines the kinds of instructions that have handlers, the handler of each, and those of pairs.
 macro_rules! kinds {
     (
         common { $($common:ident = $common_type:ty,)* }
@@ -141,7 +139,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// Whether such an instruction sets its register `a`.
+            /// `true` if such an instruction sets its register `a`.
             const fn sets(self) -> bool {
                 match self {
                     $(Self::$common => <$common_type>::SETS,)*
@@ -167,7 +165,7 @@ macro_rules! kinds {
     };
 }
 
-/// An instruction that is decoded: its kind, its length in halfwords, and its slot.
+/// A decoded instruction: its kind, its length in halfwords, and its slot.
 #[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
     pub(super) kind: Kind,
@@ -176,14 +174,14 @@ pub(super) struct Member<'a> {
 }
 
 impl Kind {
-    /// Whether its operands, registers `b` and the one in the immediate, may be exchanged.
+    /// `true` if its operands, register `b` and the one in the immediate, may be exchanged.
     const fn commutes(self) -> bool {
         matches!(self, Self::Add | Self::And | Self::Or | Self::Xor | Self::AddWord | Self::Mul)
     }
 }
 
-/// The handler of two instructions one behind the other, if there is one for both, and the second
-/// one's slot as it wants it: what the first has just computed is at hand for register `b`.
+/// The handler of two adjacent instructions, if they have one, and the second one's slot as that
+/// handler needs it: what the first has computed is passed on as the value of register `b`.
 pub(super) fn pair(first: Member<'_>, second: Member<'_>) -> Option<(Handler, Slot)> {
     let mut slot = *second.slot;
     let computed = first.slot.a;

@@ -1,27 +1,28 @@
 //! The fast path: decoded instructions and cached translations.
 //!
 //! ```text
-//!   Hart::run ─► Fast::run ─► handler ─► handler ─► … ─► left: one step of the plain interpreter, and again
-//!                   │            └─ a translation that isn't cached: walk, cache, go on
-//!                   └─ looks up the page of code at pc, decodes runs as they are reached
+//!   Machine::run ─► Fast::run ─► handler ─► handler ─► … ─► Left::Step: one Hart::step, and again
+//!                      │            └─ a translation that isn't cached: walk, cache, go on
+//!                      └─ looks up the page of code at pc, decodes runs as they are reached
 //! ```
 //!
-//! Everything here is a cache. The plain interpreter (`Hart::step`, which decodes at every
-//! step and walks the page tables at every access) says what the machine does; this module does the
-//! same, faster, for what is common, and leaves the rest to it. [`crate::ram::watch`] makes that
-//! exact: what was derived from a page of RAM is dropped when the page is written, before the next
-//! instruction. So state, snapshots and digests don't know this module, `sfence.vma` and
+//! Everything here is a cache. The plain interpreter ([`Hart::step`], which decodes at every step
+//! and walks the page tables at every access) defines what the machine does; this module does the
+//! same, faster, for common instructions, and leaves the others to it. [`crate::ram::watch`] makes
+//! that exact: what was derived from a page of RAM is dropped when the page is written, before the
+//! next instruction. So state, snapshots and digests don't know this module, `sfence.vma` and
 //! `fence.i` have nothing to do, and a machine that was restored elsewhere, with empty caches, goes
 //! on exactly alike.
 //!
-//! This is the one module with `unsafe` code. What it relies on:
+//! The `unsafe` code here relies on:
 //!
 //! - a [`slot::Slot`] holds register numbers below 32, and its handler goes to slots of the same
 //!   page only;
 //! - a cached translation leads to a whole page within RAM, and RAM's memory is not moved
-//!   ([`memory::Memory`]);
+//!   ([`crate::ram`]'s allocation);
 //! - pages of slots are cleared and freed only while no handler runs;
-//! - the bus is used through [`env::Env::bus`] alone while handlers run.
+//! - the bus is used through [`env::Env::bus`] alone while handlers run;
+//! - all runs are on RAM of one size, and stale data is dropped before handlers run.
 
 mod access;
 mod code;
@@ -39,22 +40,23 @@ mod tests;
 mod walk;
 
 use crate::bus::Bus;
+use crate::hart::Hart;
 use crate::hart::mmu::Access;
-use crate::hart::{Hart, Pause};
 use crate::ram::pages::PAGE_BYTES;
 use alloc::boxed::Box;
 use code::Code;
 use context::{Circumstances, Contexts};
 use core::fmt;
 use core::ptr::NonNull;
-use env::{Env, Fetch, Left, PAGE_MASK, fetch_index};
+pub(crate) use env::Left;
+use env::{Env, Fetch, PAGE_MASK, fetch_index};
 
-/// The most steps at once; a budget is signed.
+/// The most steps of one run; a budget is signed.
 const STEPS_MAX: u64 = 1 << 40;
 
-/// The caches of a hart, and nothing that can't be made anew.
+/// The caches of the fast interpreter. Nothing in it is state of the machine.
 pub(crate) struct Fast {
-    /// `None` until the hart runs. It is reached through this pointer only.
+    /// `None` until the first run. It is accessed through this pointer only.
     env: Option<NonNull<Env>>,
     code: Code,
     contexts: Contexts,
@@ -90,33 +92,13 @@ impl fmt::Debug for Fast {
 }
 
 impl Fast {
-    /// Executes steps until the count is `until` or the machine has to act. The hart must not be
-    /// waiting.
-    ///
-    /// With `may_stop_early` the last few steps before `until` may be missing, though not all
-    /// steps.
-    pub(crate) fn run(&mut self, hart: &mut Hart, bus: &mut Bus, until: u64, may_stop_early: bool) -> Pause {
-        while hart.count < until {
-            if hart.deliverable_interrupt().is_none() {
-                let before = hart.count;
-                let left = self.run_decoded(hart, bus, until);
-                let is_early = may_stop_early && left == Left::Budget && hart.count > before;
-                if hart.count == until || is_early {
-                    break;
-                }
-            }
-            if let Some(pause) = hart.step(bus) {
-                return pause;
-            }
+    /// Executes decoded instructions until the count is `until` at most, and says why it went no
+    /// further. Unless the count is `until`, the next step is for the plain interpreter
+    /// ([`Hart::step`]).
+    pub(crate) fn run(&mut self, hart: &mut Hart, bus: &mut Bus, until: u64) -> Left {
+        if hart.deliverable_interrupt().is_some() {
+            return Left::Step;
         }
-        Pause::Count
-    }
-
-    /// Executes decoded instructions until the count is `until` at most. Whatever comes next is for
-    /// the plain interpreter, unless the count is `until`.
-    ///
-    /// No interrupt is to be taken. The result is why it went no further.
-    fn run_decoded(&mut self, hart: &mut Hart, bus: &mut Bus, until: u64) -> Left {
         let env = self.prepare(hart, bus);
         while hart.count < until {
             if !self.look_up_code(hart, bus, env) {
@@ -145,7 +127,7 @@ impl Fast {
         Left::Budget
     }
 
-    /// The environment of handlers, with nothing in it that isn't right any more.
+    /// Prepares the environment of handlers for this hart and bus, without stale data in it.
     fn prepare(&mut self, hart: &Hart, bus: &mut Bus) -> *mut Env {
         let ram_pages = bus.ram.memory_mut().len() / PAGE_BYTES;
         let env = match self.env {
@@ -167,7 +149,7 @@ impl Fast {
         env
     }
 
-    /// Drops what has become wrong since the last look.
+    /// Drops cached data that has become stale since the last call.
     fn drop_stale(&mut self, bus: &mut Bus, env: *mut Env) {
         if !bus.ram.watches_mut().has_news() {
             return;
@@ -186,8 +168,8 @@ impl Fast {
         }
     }
 
-    /// Makes the code at pc the one that is executed. `false` if fetching from there is not for the
-    /// fast path.
+    /// Selects the page of code at pc for execution. `false` if the plain interpreter has to fetch
+    /// from there.
     fn look_up_code(&mut self, hart: &Hart, bus: &mut Bus, env: *mut Env) -> bool {
         // SAFETY: as in `prepare`.
         let env = unsafe { &mut *env };

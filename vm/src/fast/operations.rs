@@ -1,4 +1,4 @@
-//! Instructions after which the next one follows.
+//! Instructions after which the next one follows: arithmetic, and what loads and stores share.
 
 use super::dispatch::{extended, go, set_x, step, x};
 use super::env::Env;
@@ -8,12 +8,12 @@ use crate::hart::alu;
 use crate::isa::instruction::AluOp;
 use core::marker::PhantomData;
 
-/// What such an instruction does.
+/// An instruction that doesn't end a run.
 pub(super) trait Straight {
     /// Whether it sets register `a`.
     const SETS: bool;
 
-    /// Executes it with the value `b` of register `b`, and gives what register `a` is to be set to.
+    /// Executes it with the value `b` of register `b`, and returns the new value of register `a`.
     ///
     /// `None`: it couldn't be executed, nothing has changed, and [`Self::miss`] is to be called.
     ///
@@ -21,7 +21,7 @@ pub(super) trait Straight {
     /// As for handlers.
     unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64>;
 
-    /// Goes on where it couldn't be executed.
+    /// Continues after [`Self::execute`] returned `None`.
     ///
     /// # Safety
     /// As for handlers.
@@ -32,8 +32,8 @@ pub(super) trait Straight {
     }
 }
 
-/// Executes the instruction of a slot with the value `b` of register `b`; the result is that of
-/// [`Straight::execute`].
+/// Executes the instruction of a slot with the value `b` of register `b`, and sets register `a`.
+/// The result is that of [`Straight::execute`].
 ///
 /// # Safety
 /// As for handlers.
@@ -94,7 +94,7 @@ macro_rules! operations {
 operations!(Add Sub Sll Slt Sltu Xor Srl Sra Or And AddW SubW SllW SrlW SraW
     Mul Mulh Mulhsu Mulhu Div Divu Rem Remu MulW DivW DivuW RemW RemuW);
 
-/// Defines what instructions do that can always be executed.
+/// Defines instructions that can always be executed.
 macro_rules! straight {
     ($($name:ident$(<$operation:ident>)? |$hart:ident, $slot:ident, $env:ident, $b:ident| $value:expr;)*) => {
         $(
@@ -112,7 +112,7 @@ macro_rules! straight {
     };
 }
 
-/// Sets a register to a number.
+/// Sets a register to a constant.
 #[derive(Debug)]
 pub(super) struct Constant;
 

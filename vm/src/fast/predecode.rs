@@ -1,4 +1,4 @@
-//! From an instruction to its slot.
+//! Translation of an instruction into a slot.
 
 use super::dispatch;
 use super::fusion::Kind;
@@ -8,17 +8,17 @@ use crate::isa::instruction::AluOp;
 use crate::isa::instruction::{Condition, Instruction, LoadKind, Register, StoreKind};
 use crate::ram::pages::PAGE_BYTES;
 
-/// A slot, and what kind of instruction is in it; none that decoded code knows if there is no kind.
+/// A slot and the kind of its instruction; `None` if the plain interpreter executes it.
 #[derive(Clone, Copy)]
 pub(super) struct Decoded {
     pub(super) slot: Slot,
     pub(super) kind: Option<Kind>,
 }
 
-/// What the plain interpreter does.
+/// A slot that leaves its instruction to the plain interpreter.
 const STEP: Decoded = Decoded { slot: Slot { handler: dispatch::step, ..Slot::UNDECODED }, kind: None };
 
-/// An instruction of which only the first half is in its page.
+/// The slot of an instruction whose second half is in the next page.
 pub(super) const fn straddling() -> Decoded {
     STEP
 }
@@ -35,7 +35,7 @@ pub(super) const fn halfwords(bits: u32) -> usize {
     if decode::length(bits) == 2 { 1 } else { 2 }
 }
 
-/// What a slot holds beside its handler.
+/// The contents of a slot beside its handler.
 struct Operands {
     kind: Kind,
     immediate: i32,
@@ -111,17 +111,17 @@ fn operands(instruction: Instruction, offset: usize) -> Option<Operands> {
     })
 }
 
-/// Where a jump or branch goes.
+/// The target of a jump or branch.
 enum Target {
-    /// To this many slots from here, in the same page.
+    /// This many slots from here, in the same page.
     Slots(i32),
-    /// To this many bytes from the page's start.
+    /// This many bytes from the page's start.
     Page(i32),
 }
 
 fn target(offset: usize, distance: i32) -> Target {
-    let place = signed(offset) + distance;
-    if (0..signed(PAGE_BYTES)).contains(&place) { Target::Slots(distance / 2) } else { Target::Page(place) }
+    let from_page = signed(offset) + distance;
+    if (0..signed(PAGE_BYTES)).contains(&from_page) { Target::Slots(distance / 2) } else { Target::Page(from_page) }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "an offset in a page")]
@@ -225,7 +225,7 @@ fn store_kind(kind: StoreKind) -> Kind {
     }
 }
 
-/// Within the page, and beyond it.
+/// The kinds for a target within the page, and beyond it.
 fn branch_kinds(condition: Condition) -> (Kind, Kind) {
     match condition {
         Condition::Equal => (Kind::BranchEqual, Kind::FarEqual),

@@ -1,4 +1,4 @@
-//! Translations that weren't cached.
+//! Handling of loads and stores whose translation isn't cached.
 
 use super::dispatch::{go, look_up, step};
 use super::env::{Env, PAGE_MASK, Translation, translation_index};
@@ -14,9 +14,9 @@ use crate::hart::mmu::Access;
 pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: *mut Env, address: u64, bytes: u64) {
     // SAFETY: as in `dispatch::go`; the bus is nobody else's while handlers run.
     unsafe {
-        let place =
+        let offset =
             if address & (bytes - 1) == 0 { ram_offset(hart, &mut *(*env).bus, address, Access::Load) } else { None };
-        let Some(offset) = place else { return step(hart, slot, budget, env) };
+        let Some(offset) = offset else { return step(hart, slot, budget, env) };
         if (*(*env).bus).ram.watches_mut().has_news() {
             return look_up(hart, slot, budget, env);
         }
@@ -32,8 +32,8 @@ pub(super) unsafe fn store(hart: &mut Hart, slot: *const Slot, budget: i64, env:
     // SAFETY: as in `load`.
     unsafe {
         let bus = &mut *(*env).bus;
-        let place = if address & (bytes - 1) == 0 { ram_offset(hart, bus, address, Access::Store) } else { None };
-        let Some(offset) = place.filter(|offset| bus.ram.allow_stores(*offset)) else {
+        let offset = if address & (bytes - 1) == 0 { ram_offset(hart, bus, address, Access::Store) } else { None };
+        let Some(offset) = offset.filter(|offset| bus.ram.allow_stores(*offset)) else {
             return step(hart, slot, budget, env);
         };
         if bus.ram.watches_mut().has_news() {

@@ -1,4 +1,4 @@
-//! A decoded instruction, and the page of them that belongs to a page of RAM.
+//! Slots: decoded instructions, in pages that belong to pages of RAM.
 
 use super::dispatch;
 use super::env::Env;
@@ -8,22 +8,22 @@ use alloc::alloc::{alloc, dealloc, handle_alloc_error};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-/// What executes a slot: it moves on to the next slot's handler by itself, or says in [`Env`] what
+/// The function that executes a slot: it calls the next slot's handler, or leaves in [`Env`] what
 /// is to be called next.
 pub(super) type Handler = unsafe fn(&mut Hart, *const Slot, i64, *mut Env);
 
 /// A decoded instruction.
 ///
-/// A *run* is a sequence of instructions up to and including the next that may go elsewhere.
-/// Whoever enters one pays for all of it, and whoever leaves it in the middle gets back what is in
-/// `run` where it leaves. So counting costs one subtraction per run, and the count is exact
-/// wherever it is asked for.
+/// A *run* is a sequence of instructions up to and including the next branch, jump, or instruction
+/// for the plain interpreter. Entering a run subtracts its length from the budget; leaving it in
+/// the middle adds `run` of the slot where it is left. So counting costs one subtraction per run,
+/// and the count is exact wherever it is needed.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 pub(super) struct Slot {
     pub(super) handler: Handler,
     pub(super) immediate: i32,
-    /// Register numbers, below 32: the destination, or what is stored or compared last.
+    /// Register number, below 32: the destination, or the second source of a store or branch.
     pub(super) a: u8,
     /// The first source.
     pub(super) b: u8,
@@ -32,7 +32,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Not decoded yet.
+    /// A slot that isn't decoded yet.
     pub(super) const UNDECODED: Self = Self { handler: dispatch::undecoded, immediate: 0, a: 0, b: 0, run: 0 };
 
     /// The second source register of an operation on two, which is in the immediate.
@@ -41,12 +41,11 @@ impl Slot {
         self.immediate.to_le_bytes()[0]
     }
 
-    /// What follows the last instruction of a page.
+    /// The slot after the last one of a page.
     const PAGE_END: Self = Self { handler: dispatch::page_end, ..Self::UNDECODED };
 }
 
-/// A slot for every place where an instruction can begin: instructions are a multiple of two bytes
-/// long.
+/// Slots of a page: one for every address where an instruction can begin, a multiple of two bytes.
 pub(super) const SLOTS: usize = PAGE_BYTES / 2;
 
 /// The slots of a page of RAM, and one for what comes after it.
@@ -73,8 +72,8 @@ impl CodePagePtr {
         unsafe {
             (&raw mut (*page.as_ptr()).index).write(index);
             let first = (&raw mut (*page.as_ptr()).slots).cast::<Slot>();
-            for place in 0..SLOTS {
-                first.add(place).write(Slot::UNDECODED);
+            for index in 0..SLOTS {
+                first.add(index).write(Slot::UNDECODED);
             }
             first.add(SLOTS).write(Slot::PAGE_END);
         }
@@ -86,13 +85,13 @@ impl CodePagePtr {
         Self(NonNull::new(first.cast_mut().cast()).expect("a page that is executed"))
     }
 
-    /// Slot number `place`, at most [`SLOTS`].
+    /// Slot number `index`, at most [`SLOTS`].
     #[inline(always)]
-    pub(super) fn slot(self, place: usize) -> *mut Slot {
-        debug_assert!(place <= SLOTS, "a place in a page");
-        // SAFETY: `place` is within the array by what the caller promises; every caller masks or
+    pub(super) fn slot(self, index: usize) -> *mut Slot {
+        debug_assert!(index <= SLOTS, "a slot of the page");
+        // SAFETY: `index` is within the array by what the caller promises; every caller masks or
         // bounds it.
-        unsafe { self.0.as_ptr().cast::<Slot>().add(place) }
+        unsafe { self.0.as_ptr().cast::<Slot>().add(index) }
     }
 
     pub(super) fn index(self) -> usize {
@@ -105,9 +104,9 @@ impl CodePagePtr {
     /// # Safety
     /// The hart isn't executing decoded code.
     pub(super) unsafe fn clear(self) {
-        for place in 0..SLOTS {
+        for index in 0..SLOTS {
             // SAFETY: within the array; nobody else reads or writes slots now.
-            unsafe { self.slot(place).write(Slot::UNDECODED) }
+            unsafe { self.slot(index).write(Slot::UNDECODED) }
         }
     }
 

@@ -1,8 +1,9 @@
-//! The hart's way to memory: instruction fetch, and the loads and stores of integers and
-//! floating-point numbers alike.
+//! Memory access of the hart: instruction fetch, and loads and stores of integers and
+//! floating-point numbers.
 //!
-//! An access of any alignment is offered. One that reaches into a second page is translated twice
-//! before anything is done, and goes to RAM alone; devices take only aligned ones, which don't.
+//! Accesses may have any alignment. An access that reaches into a second page is translated twice
+//! before anything is done, and is for RAM alone: devices take only aligned accesses, which never
+//! reach into a second page.
 
 use super::Hart;
 use super::csr::Status;
@@ -15,16 +16,16 @@ use crate::isa::trap::Trap;
 use crate::ram::Ram;
 use crate::ram::pages::PAGE_BYTES;
 
-/// The bits at pc, and what has to be marked in the page table before they are executed.
+/// The bits at pc, and the page-table marks to put before they are executed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fetched {
-    /// All 32, or 16 if it is a compressed instruction at the end of its page.
+    /// 32 bits, or 16 if they are a compressed instruction at the end of its page.
     pub(super) bits: u32,
     marks: [Option<Mark>; 2],
 }
 
 impl Fetched {
-    /// The instruction is going to be executed: says so in the page table.
+    /// Sets the accessed bits in the page table: the instruction is going to be executed.
     #[inline]
     pub(super) fn put_marks(&self, ram: &mut Ram) {
         for mark in self.marks.iter().flatten() {
@@ -34,7 +35,7 @@ impl Fetched {
 }
 
 impl Hart {
-    /// Fetches the instruction at pc. Nothing has changed yet, in the page table either.
+    /// Fetches the instruction at pc, without changing anything, in the page table neither.
     ///
     /// # Errors
     /// The trap of the half that can't be fetched; its `tval` is the address of that half.
@@ -99,8 +100,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The physical address of a data access, which must not reach beyond its page, and which is
-    /// certain to be made unless the bus refuses it.
+    /// Translates the address of a data access, which must not reach beyond its page, and sets
+    /// accessed and dirty bits.
     #[inline]
     pub(super) fn translate(
         &self,
@@ -116,8 +117,8 @@ impl Hart {
     fn load_across<const N: usize>(&self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Trap> {
         let parts = self.translate_across(bus, address, N as u64, Access::Load)?;
         let mut bytes = [0; N];
-        for (byte, place) in bytes.iter_mut().zip(parts.places()) {
-            [*byte] = bus.ram.load(place).ok_or(Access::Load.fault(address))?;
+        for (byte, address_of_byte) in bytes.iter_mut().zip(parts.addresses()) {
+            [*byte] = bus.ram.load(address_of_byte).ok_or(Access::Load.fault(address))?;
         }
         Ok(bytes)
     }
@@ -125,16 +126,16 @@ impl Hart {
     #[cold]
     fn store_across<const N: usize>(&self, bus: &mut Bus, address: GuestVirtAddr, bytes: [u8; N]) -> Result<(), Trap> {
         let parts = self.translate_across(bus, address, N as u64, Access::Store)?;
-        for (byte, place) in bytes.into_iter().zip(parts.places()) {
-            bus.ram.store(place, [byte]).ok_or(Access::Store.fault(address))?;
+        for (byte, address_of_byte) in bytes.into_iter().zip(parts.addresses()) {
+            bus.ram.store(address_of_byte, [byte]).ok_or(Access::Store.fault(address))?;
         }
         self.notice_tohost(bus, parts.first, parts.first_bytes);
         self.notice_tohost(bus, parts.second, N as u64 - parts.first_bytes);
         Ok(())
     }
 
-    /// Where the parts of an access of `length` bytes that reaches into a second page go: all of it
-    /// is RAM.
+    /// Translates the two parts of an access of `length` bytes that reaches into a second page;
+    /// both must be in RAM.
     fn translate_across(
         &self,
         bus: &mut Bus,
@@ -172,7 +173,7 @@ impl Hart {
         }
     }
 
-    /// Who loads and stores.
+    /// The accessor of loads and stores.
     #[inline]
     pub(crate) fn data_accessor(&self) -> Accessor {
         let modified = self.csrs.status.has(Status::MPRV);
@@ -194,14 +195,14 @@ struct Parts {
 }
 
 impl Parts {
-    /// The address of each byte.
-    fn places(&self) -> impl Iterator<Item = GuestPhysAddr> {
+    /// The physical address of each byte.
+    fn addresses(&self) -> impl Iterator<Item = GuestPhysAddr> {
         let first = self.first.0..self.first.0 + self.first_bytes;
         first.chain(self.second.0..).map(GuestPhysAddr)
     }
 }
 
-/// How many bytes of the page of `address` there are from there on.
+/// The number of bytes from `address` to the end of its page.
 #[inline]
 const fn bytes_to_page_end(address: GuestVirtAddr) -> u64 {
     PAGE_BYTES as u64 - address.0 % PAGE_BYTES as u64

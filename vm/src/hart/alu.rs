@@ -8,7 +8,7 @@
 use crate::isa::instruction::AluOp;
 
 /// The result of `op` on `a` and `b`. Division by zero and overflow have results, as the M
-/// extension says; nothing traps.
+/// extension defines; nothing traps.
 #[inline]
 pub(crate) fn compute(op: AluOp, a: u64, b: u64) -> u64 {
     match op {

@@ -1,4 +1,4 @@
-//! What each instruction does.
+//! Execution of instructions.
 
 use super::alu;
 use super::csr::Status;
@@ -77,8 +77,8 @@ impl Hart {
         Ok(next_pc)
     }
 
-    /// Whether an instruction of the supervisor that the bit `trapped` of `mstatus` keeps for
-    /// M-mode is legal now.
+    /// `true` if a supervisor instruction is legal now that the bit `trapped` of `mstatus` (TVM,
+    /// TW, TSR) makes trap in S-mode.
     pub(super) fn may(&self, trapped: u64) -> bool {
         match self.privilege {
             Privilege::User => false,
@@ -131,8 +131,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The reservation is given up whether or not the store is done. Between LR and SC only a
-    /// device can have written.
+    /// Stores if the reservation is valid. It ends in any case. Between LR and SC only a device can
+    /// have written.
     fn store_conditional(
         &mut self,
         bus: &mut Bus,
@@ -143,7 +143,7 @@ impl Hart {
     ) -> Result<(), Trap> {
         let address = GuestVirtAddr(self.register(rs1));
         let physical = self.atomic_address(bus, width, address, Access::Store)?;
-        // A store that could not be done faults even without a reservation.
+        // A store that isn't possible faults even without a reservation.
         load_atomic(bus, width, physical).ok_or(Access::Store.fault(address))?;
         let succeeds = self.reservation.take() == Some(physical);
         if succeeds {
@@ -177,7 +177,7 @@ impl Hart {
         Ok(())
     }
 
-    /// The physical address of an atomic access, which has to be aligned.
+    /// Translates the address of an atomic access, which has to be aligned.
     fn atomic_address(
         &self,
         bus: &mut Bus,
@@ -213,7 +213,7 @@ pub(crate) const fn holds(condition: Condition, a: u64, b: u64) -> bool {
     }
 }
 
-/// Atomics work on RAM alone; `None` elsewhere.
+/// Reads the operand of an atomic; `None` if it isn't in RAM, because atomics are for RAM only.
 fn load_atomic(bus: &Bus, width: AtomicWidth, address: GuestPhysAddr) -> Option<u64> {
     match width {
         AtomicWidth::Word => bus.ram.load(address).map(|bytes| alu::extend_word(u32::from_le_bytes(bytes))),
@@ -229,8 +229,8 @@ fn store_atomic(bus: &mut Bus, width: AtomicWidth, address: GuestPhysAddr, value
     }
 }
 
-/// `operand` and `old` are sign-extended if they are words, which keeps the order of both signed
-/// and unsigned numbers.
+/// The new value of memory. Words are sign-extended, which keeps the order of both signed and
+/// unsigned numbers.
 fn combine(op: AmoOp, old: u64, operand: u64) -> u64 {
     match op {
         AmoOp::Swap => operand,

@@ -1,4 +1,4 @@
-//! The hart: registers, and the loop that executes steps.
+//! The hart: registers, and the plain interpreter that executes steps.
 //!
 //! ```text
 //!            ┌────────────── step ──────────────┐
@@ -7,7 +7,7 @@
 //!                                                      └─ Pause: the machine has to act
 //! ```
 //!
-//! The hart knows the bus and nothing above it: firmware calls and values from outside are left to
+//! The hart uses the bus and nothing above it: firmware calls and values from outside are left to
 //! the machine.
 
 mod access;
@@ -34,31 +34,29 @@ use float::FloatState;
 use mmu::Mmu;
 pub(crate) use tohost::HostPort;
 
-/// A read whose value comes from outside the machine.
+/// An instruction that reads a value from outside the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AwaitedRead {
     Clock,
     Seed,
 }
 
-/// Why [`Hart::run`] returned.
+/// Why the machine has to act before the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
-    /// The count has come to where it was to stop.
-    Count,
-    /// The last step touched a device: interrupt lines and outputs may have changed.
+    /// The last step accessed a device: interrupt lines and outputs may have changed.
     DeviceTouched,
     /// The next instruction reads a value from outside; nothing has been executed.
     Awaits(AwaitedRead),
-    /// The last step was a call of the firmware.
+    /// The last step was an SBI call.
     FirmwareCall,
-    /// The last step was a WFI, and nothing is pending.
+    /// The last step was a WFI, and no enabled interrupt is pending.
     Waiting,
     /// The trap handler can't be fetched.
     DoubleTrap { pc: u64, cause: u64 },
 }
 
-/// Why an instruction did not simply retire.
+/// Why an instruction didn't retire in the usual way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unretired {
     Trap(Trap),
@@ -84,16 +82,16 @@ pub(crate) struct Hart {
     pub(crate) x: [u64; 32],
     pub(crate) pc: u64,
     pub(crate) count: u64,
-    /// Whose the environment calls of the supervisor are.
+    /// Decides whether environment calls from S-mode are SBI calls.
     boot: BootMode,
     privilege: Privilege,
     csrs: Csrs,
     float: FloatState,
     mmu: Mmu,
-    /// Where the last LR read, if its reservation is still valid.
+    /// The address of the last LR, while its reservation is valid.
     reservation: Option<GuestPhysAddr>,
     waiting: bool,
-    /// Where a guest without firmware speaks to whoever runs it.
+    /// HTIF addresses of a guest without firmware.
     host_port: Option<HostPort>,
 }
 
@@ -127,12 +125,12 @@ impl Hart {
         self.count
     }
 
-    /// Whether it sleeps in WFI.
+    /// `true` while it waits in WFI.
     pub(crate) const fn is_waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Whether `interrupt` would wake it out of a WFI.
+    /// `true` if `interrupt` would end a WFI.
     pub(crate) const fn is_woken_by(&self, interrupt: Interrupt) -> bool {
         self.csrs.enabled_interrupts() & interrupt.mask() != 0
     }
@@ -147,7 +145,7 @@ impl Hart {
         self.mmu.satp()
     }
 
-    /// Whether the guest has a place where it tells its result.
+    /// `true` if the image has a symbol `tohost`.
     pub(crate) const fn has_tohost(&self) -> bool {
         self.host_port.is_some()
     }
@@ -162,25 +160,12 @@ impl Hart {
         &self.x
     }
 
-    /// Executes steps until the count is `until` or the machine has to act. The hart must not be
-    /// waiting.
-    pub(crate) fn run(&mut self, bus: &mut Bus, until: u64) -> Pause {
-        while self.count < until {
-            if let Some(pause) = self.step(bus) {
-                return pause;
-            }
-        }
-        Pause::Count
-    }
-
     /// Executes one step: takes an interrupt, or fetches, decodes and executes one instruction.
+    /// `None`: the machine needn't act. The hart must not be waiting.
     ///
-    /// Nothing is cached from one step to the next, so this defines what any faster way to execute
-    /// has to result in. The hart must not be waiting.
-    ///
-    /// Each interpreter's loop has its own copy: with a call per step, what the fast interpreter
-    /// leaves to this one took 4 % more instructions of the host.
-    #[inline(always)]
+    /// Nothing is cached from one step to the next, so this defines the result of any faster way to
+    /// execute.
+    #[inline]
     pub(crate) fn step(&mut self, bus: &mut Bus) -> Option<Pause> {
         debug_assert!(!self.waiting, "a waiting hart executes nothing");
         if self.csrs.pending_interrupts() != 0
@@ -203,15 +188,15 @@ impl Hart {
         bus.touched().then_some(Pause::DeviceTouched)
     }
 
-    /// Which value from outside the next step would wait for.
+    /// The value from outside that the next step reads, if any.
     ///
-    /// A function of the state alone, so that it gives the same answer to a recorder, whose run has
-    /// just stopped there, and to a replayer, whose run has stopped because the log said so.
+    /// A function of the state alone, so that a recorder, whose run has just stopped there, and a
+    /// replayer, whose run has stopped because the log said so, get the same.
     pub(crate) fn next_awaited_read(&self, bus: &Bus) -> Option<AwaitedRead> {
         self.next_csr_read(&bus.ram).map(|(read, ..)| read)
     }
 
-    /// Completes the read that the hart stands at. It must stand at one.
+    /// Completes the read that the hart stands at; it must stand at one.
     pub(crate) fn complete_read(&mut self, bus: &mut Bus, value: u64) {
         let (_, rd, fetched) =
             self.next_csr_read(&bus.ram).expect("the caller has seen that the hart stands at a read");
@@ -221,18 +206,17 @@ impl Hart {
         self.count += 1;
     }
 
-    /// The firmware's timer interrupt becomes pending or is taken back; see
+    /// Makes the supervisor's timer interrupt pending or not, for the firmware; see
     /// [`Self::set_external_line`].
     pub(crate) const fn set_timer_pending(&mut self, pending: bool) {
         self.csrs.set_timer_pending(pending);
         self.wake();
     }
 
-    /// Sets the level of the external interrupt line, and wakes the hart if that is what it waits
-    /// for.
+    /// Sets the level of the external interrupt line, and ends a WFI that waits for it.
     ///
-    /// It wakes here, not when it next runs, so that its state doesn't depend on whether it has
-    /// been run since.
+    /// It ends here and not when the hart next runs, so that the state doesn't depend on whether
+    /// the hart has been run since.
     pub(crate) const fn set_external_line(&mut self, level: bool) {
         self.csrs.set_external_line(level);
         self.wake();
@@ -249,8 +233,8 @@ impl Hart {
         }
     }
 
-    /// Forgets the reservation of an LR: a device or other code of the guest may have written where
-    /// it points.
+    /// Ends the reservation of an LR: a device or other code of the guest may have written to its
+    /// address.
     pub(crate) const fn drop_reservation(&mut self) {
         self.reservation = None;
     }
@@ -260,7 +244,7 @@ impl Hart {
         core::array::from_fn(|index| self.x[10 + index])
     }
 
-    /// What a firmware call returns: a0, and a1 unless the call leaves it alone.
+    /// Sets the results of a firmware call: a0, and a1 unless the call leaves it alone.
     pub(crate) const fn set_firmware_result(&mut self, a0: u64, a1: Option<u64>) {
         self.x[10] = a0;
         if let Some(a1) = a1 {
@@ -287,7 +271,7 @@ impl Hart {
         writer.optional_u64(addresses.and_then(|(_, fromhost)| fromhost));
     }
 
-    /// The hart of a machine that boots in this way.
+    /// Reads the hart of a machine with this boot mode.
     pub(crate) fn read_from(reader: &mut StateReader<'_>, boot: BootMode) -> Result<Self, RestoreError> {
         let mut x = [0; 32];
         for register in &mut x {
@@ -327,21 +311,21 @@ impl Hart {
         self.x[0] = 0;
     }
 
-    /// Fetches, decodes and executes one instruction. The result is the next pc; nothing else has
-    /// moved on yet.
+    /// Fetches, decodes and executes one instruction. Returns the next pc; pc and count have not
+    /// changed yet.
     #[inline]
     fn execute_next(&mut self, bus: &mut Bus) -> Result<u64, (Unretired, u32)> {
         let fetched = self.fetch(&bus.ram).map_err(|trap| (trap.into(), 0))?;
         let instruction = decode::decode(fetched.bits);
         // An instruction that waits for its value is no step yet and must not change memory: a
-        // replayer that has only come to its count hasn't fetched it.
+        // replayer that has only reached its count hasn't fetched it.
         if self.awaited_by(instruction).is_none() {
             fetched.put_marks(&mut bus.ram);
         }
         self.execute(bus, instruction, decode::length(fetched.bits)).map_err(|unretired| (unretired, fetched.bits))
     }
 
-    /// Deals with what did not simply retire. `None`: go on.
+    /// Completes a step whose instruction didn't retire. `None`: the machine needn't act.
     #[cold]
     fn divert(&mut self, unretired: Unretired, bits: u32) -> Option<Pause> {
         match unretired {
@@ -352,7 +336,7 @@ impl Hart {
             }
             Unretired::Awaits(read) => Some(Pause::Awaits(read)),
             Unretired::FirmwareCall => {
-                // The firmware's own instructions, which would retire, don't exist.
+                // The firmware's own instructions, which would retire, don't exist here.
                 self.pc = self.pc.wrapping_add(4);
                 self.count_unretired();
                 self.drop_reservation();
@@ -367,14 +351,14 @@ impl Hart {
         }
     }
 
-    /// Counts a step in which no instruction has retired: it is one of the log's steps, but not one
-    /// of `minstret`'s.
+    /// Counts a step in which no instruction has retired: it counts in the log's positions, but not
+    /// in `minstret`.
     const fn count_unretired(&mut self) {
         self.count += 1;
         self.csrs.leave_step_out();
     }
 
-    /// The read of a value from outside that the next step would be, its destination, and its
+    /// The read of a value from outside that the next step is, its destination, and its
     /// instruction.
     fn next_csr_read(&self, ram: &Ram) -> Option<(AwaitedRead, Register, Fetched)> {
         if self.waiting || self.deliverable_interrupt().is_some() {
@@ -385,7 +369,7 @@ impl Hart {
         Some((read, rd, fetched))
     }
 
-    /// The value from outside that `instruction` would wait for here, and where it goes.
+    /// The value from outside that `instruction` reads here, and its destination.
     #[inline]
     fn awaited_by(&self, instruction: Instruction) -> Option<(AwaitedRead, Register)> {
         let Instruction::Csr(instruction) = instruction else { return None };

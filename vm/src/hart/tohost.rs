@@ -1,12 +1,12 @@
-//! `tohost` and `fromhost`: how a guest without firmware speaks to whoever runs it.
+//! HTIF: `tohost` and `fromhost`, by which a guest without firmware reports to the hypervisor.
 //!
-//! Doublewords of RAM whose addresses the image names, as in the RISC-V conformance suites. A value
-//! of `tohost` with bit 0 set ends the guest: the other bits are 0 if it has passed, or the number
-//! of the test that failed. Device 1, command 1 (bits 63:48) prints its low byte. Device 0, command
-//! 0 with an even value, the address of 8 doublewords, is a system call, as the benchmarks of
-//! riscv-tests and newlib's libgloss make them: number and arguments are there, the result takes
-//! the place of the number, and `fromhost` becomes 1. What has been answered is cleared; everything
-//! else stays there and means nothing.
+//! Doublewords of RAM whose addresses are symbols of the image, as in the RISC-V conformance
+//! suites. A value of `tohost` with bit 0 set stops the guest: the other bits are 0 if it has
+//! passed, or the number of the test that failed. Device 1, command 1 (bits 63:48) prints its low
+//! byte. Device 0, command 0 with an even value, the address of 8 doublewords, is a system call, as
+//! the benchmarks of riscv-tests and newlib's libgloss make them: number and arguments are in the
+//! doublewords, the result replaces the number, and `fromhost` becomes 1. After an answer `tohost`
+//! is cleared; any other value stays there without effect.
 
 use super::Hart;
 use crate::bus::Bus;
@@ -15,7 +15,7 @@ use crate::exit::StopReason;
 use crate::isa::address::GuestPhysAddr;
 use crate::ram::pages::PAGE_BYTES;
 
-/// The length of each.
+/// Length of `tohost` and of `fromhost`.
 const TOHOST_BYTES: u64 = 8;
 
 /// Device 1, command 1, in bits 63:48.
@@ -25,18 +25,18 @@ const CONSOLE_WRITE: u64 = 0x0101;
 const CALL_WORDS: usize = 8;
 const CALL_BYTES: u64 = CALL_WORDS as u64 * 8;
 
-/// What a system call that writes takes at most: a step is bounded. The rest is the caller's to
-/// write again.
+/// The most bytes that one system call writes, because a step is bounded. The caller writes the
+/// rest again.
 const WRITE_BYTES_MAX: u64 = 64 << 10;
 
-/// The system calls that there are, by their numbers in Linux and newlib.
+/// Numbers of the system calls that exist, as in Linux and newlib.
 mod number {
     pub(super) const WRITE: u64 = 64;
     pub(super) const EXIT: u64 = 93;
     pub(super) const EXIT_GROUP: u64 = 94;
 }
 
-/// What system calls fail with.
+/// Error codes of system calls.
 #[derive(Clone, Copy, Debug)]
 #[repr(i64)]
 enum SystemError {
@@ -45,7 +45,7 @@ enum SystemError {
     NoSuchCall = -38,
 }
 
-/// Where a guest speaks to whoever runs it, and where it is answered, if it has such a place.
+/// Physical addresses of `tohost` and, if the image has it, `fromhost`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostPort {
     pub(crate) tohost: GuestPhysAddr,
@@ -53,7 +53,8 @@ pub(crate) struct HostPort {
 }
 
 impl Hart {
-    /// Deals with a store that has just written the `length` bytes at `address`.
+    /// Acts on `tohost` if a store has just written it; the store was of the `length` bytes at
+    /// `address`.
     #[inline]
     pub(super) fn notice_tohost(&self, bus: &mut Bus, address: GuestPhysAddr, length: u64) {
         if let Some(port) = self.host_port
@@ -64,7 +65,7 @@ impl Hart {
         }
     }
 
-    /// Whether a store to the page of `address` may be one to `tohost`.
+    /// `true` if a store to the page of `address` may write `tohost`.
     pub(crate) fn shares_page_with_tohost(&self, address: GuestPhysAddr) -> bool {
         let page = |address: u64| address / PAGE_BYTES as u64;
         self.host_port.is_some_and(|HostPort { tohost: GuestPhysAddr(tohost), .. }| {
@@ -90,12 +91,12 @@ fn read_tohost(bus: &mut Bus, port: HostPort) {
     }
 }
 
-/// Ends the guest.
+/// Stops the guest.
 fn exit(bus: &mut Bus, code: u64) {
     bus.stop(StopReason::PowerOff { code: u32::try_from(code).unwrap_or(u32::MAX) });
 }
 
-/// Does the system call whose doublewords are at `address`, if that is in RAM.
+/// Executes the system call whose doublewords are at `address`, if that is in RAM.
 fn call(bus: &mut Bus, port: HostPort, address: GuestPhysAddr) {
     let Some(bytes) = bus.ram.slice(address, CALL_BYTES) else { return };
     let mut words = [0; CALL_WORDS];
@@ -115,14 +116,14 @@ fn call(bus: &mut Bus, port: HostPort, address: GuestPhysAddr) {
     bus.ram.store(address, result.to_le_bytes()).expect("it has just been read");
     bus.ram.store(port.tohost, [0; 8]).expect("it has just been read");
     if let Some(fromhost) = port.fromhost {
-        // A program whose `fromhost` is not in RAM waits for ever, as it has asked for.
+        // A program whose `fromhost` isn't in RAM never sees an answer.
         let _ = bus.ram.store(fromhost, 1_u64.to_le_bytes());
     }
     bus.touch();
 }
 
-/// Writes to standard output or standard error, which both are the console. The result is how much
-/// was written.
+/// Writes to standard output or standard error, both of which are the console. Returns how many
+/// bytes were written.
 fn write(bus: &mut Bus, descriptor: u64, address: GuestPhysAddr, bytes: u64) -> Result<u64, SystemError> {
     if !matches!(descriptor, 1 | 2) {
         return Err(SystemError::BadDescriptor);

@@ -1,8 +1,8 @@
-//! Exceptions, interrupts, and how the hart enters and leaves trap handlers.
+//! How the hart enters and leaves trap handlers.
 //!
-//! A trap goes to M-mode unless `medeleg` or `mideleg` gives it to S-mode and the hart is not in
-//! M-mode. Where the hypervisor is the firmware, everything is delegated, and the environment call
-//! from S is the call of the firmware, which never becomes a trap: M-mode is never entered.
+//! A trap goes to M-mode unless `medeleg` or `mideleg` delegates it to S-mode and the hart is not
+//! in M-mode. With the hypervisor as firmware everything is delegated, and the environment call
+//! from S-mode is an SBI call, which never becomes a trap: M-mode is never entered.
 
 use super::csr::{Status, TrapCsrs};
 use super::{Hart, Pause, Unretired};
@@ -22,13 +22,13 @@ const CAUSE_IS_INTERRUPT: u64 = 1 << 63;
 const TVEC_VECTORED: u64 = 1;
 
 impl Hart {
-    /// The interrupt that is to be taken before the next instruction.
+    /// The interrupt to take before the next instruction, if any.
     pub(crate) fn deliverable_interrupt(&self) -> Option<Interrupt> {
         let pending = self.csrs.pending_interrupts();
         if pending == 0 {
             return None;
         }
-        // Interrupts of a higher mode are always enabled, those of a lower one never.
+        // Interrupts for a higher mode are always enabled, those for a lower one never.
         let (supervisor_enabled, machine_enabled) = match self.privilege {
             Privilege::User => (true, true),
             Privilege::Supervisor => (self.csrs.status.has(TrapLevel::Supervisor.enable()), true),
@@ -39,7 +39,7 @@ impl Hart {
         of(machine_enabled, !delegated).or_else(|| of(supervisor_enabled, delegated))
     }
 
-    /// Enters the trap handler for `interrupt`: one step of its own.
+    /// Enters the trap handler for `interrupt`: a step of its own.
     pub(super) const fn take_interrupt(&mut self, interrupt: Interrupt) {
         let delegated = self.csrs.interrupts_delegated() & interrupt.mask() != 0;
         let level = if delegated { TrapLevel::Supervisor } else { TrapLevel::Machine };
@@ -51,7 +51,8 @@ impl Hart {
 
     /// Enters the trap handler for `trap`, as the step of the instruction that raised it.
     ///
-    /// `Some` if the handler itself is what can't be fetched: it would be entered again and again.
+    /// `Some` if the instruction that can't be fetched is the handler's first: it would be entered
+    /// for ever.
     pub(super) fn take_exception(&mut self, trap: Trap) -> Option<Pause> {
         let cause = u64::from(trap.exception as u8);
         let delegated = self.privilege != Privilege::Machine && self.csrs.exceptions_delegated() >> cause & 1 == 1;
@@ -65,8 +66,9 @@ impl Hart {
         None
     }
 
-    /// A reservation ends here and in [`Self::leave_trap`], so that one context's SC never succeeds
-    /// by another's LR. The specification leaves that to the guest's kernel; QEMU does as here.
+    /// Enters a handler. The reservation ends here and in [`Self::leave_trap`], so that one
+    /// context's SC never succeeds by another's LR. The specification leaves that to the guest's
+    /// kernel; QEMU does as here.
     const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
         self.count_unretired();
         self.drop_reservation();
@@ -79,12 +81,12 @@ impl Hart {
         self.privilege = level.privilege();
     }
 
-    /// The trap whose handler the hart stands at and can't fetch; `None` if it hasn't come there by
-    /// a trap.
+    /// The trap whose handler the hart is at and can't fetch; `None` if it didn't come there by a
+    /// trap.
     pub(crate) fn trap_being_entered(&self, bus: &mut Bus) -> Option<FirstTrap> {
         let level = if self.privilege == Privilege::Machine { TrapLevel::Machine } else { TrapLevel::Supervisor };
         let TrapCsrs { cause, epc, tval, .. } = *self.csrs.level(level);
-        // As after reset: 0 would be a misaligned fetch, which can't happen.
+        // The value after reset. As a cause 0 is the misaligned fetch, which can't happen.
         if cause == 0 {
             return None;
         }
@@ -123,14 +125,14 @@ impl Hart {
         Ok(self.leave_trap(TrapLevel::Machine))
     }
 
-    /// Back to where the trap came from. The result is the next pc.
+    /// Returns from a trap handler. The result is the next pc.
     fn leave_trap(&mut self, level: TrapLevel) -> u64 {
         self.drop_reservation();
         self.privilege = self.csrs.status.leave(level);
         self.csrs.level(level).epc
     }
 
-    /// What an ECALL becomes.
+    /// The effect of an ECALL in the current mode.
     pub(super) const fn environment_call(&self) -> Unretired {
         let exception = match (self.privilege, self.boot) {
             (Privilege::User, _) => Exception::UserEnvironmentCall,

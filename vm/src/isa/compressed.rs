@@ -1,7 +1,6 @@
-//! The C extension: every 16-bit instruction stands for one of full length.
+//! The C extension: every 16-bit instruction expands to one of 32 bits.
 //!
-//! HINTs expand to what their fields say, which has no effect
-//! because their destination is x0.
+//! HINTs expand to what their fields say, which has no effect because their destination is x0.
 
 use super::float::{FloatFormat, FloatRegister};
 use super::instruction::AluOp;
@@ -204,8 +203,8 @@ mod tests {
     use super::{Instruction, expand};
     use crate::isa::decode::decode;
 
-    /// Compressed instructions and what an assembler without the extension makes of the same
-    /// meaning. Every bit of every immediate is set in one of them.
+    /// Compressed instructions and the instructions of 32 bits with the same meaning, both from an
+    /// assembler. Every bit of every immediate is set in one of them.
     const EQUIVALENTS: &[(u32, u32)] = &[
         (0x1fe8, 0x3fc10513), // c.addi4spn a0, sp, 1020
         (0x005c, 0x00410793), // c.addi4spn a5, sp, 4

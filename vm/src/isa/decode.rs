@@ -1,7 +1,7 @@
-//! From instruction bits to [`Instruction`]; compressed instructions become the instruction they
-//! stand for.
+//! Decoding of instruction bits into [`Instruction`]; compressed instructions become the
+//! instruction that they expand to.
 //!
-//! Decoding is a pure function of the bits, so that its result may be kept.
+//! Decoding is a pure function of the bits, so that its result may be cached.
 
 use super::compressed;
 use super::float::{self, FloatRegister};

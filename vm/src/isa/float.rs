@@ -13,25 +13,25 @@ impl FloatRegister {
         Self((field & 31) as u8)
     }
 
-    /// Its place in the register file.
+    /// Its index in the register file.
     #[inline]
     pub(crate) const fn index(self) -> usize {
         (self.0 & 31) as usize
     }
 }
 
-/// Which of the formats an instruction works in.
+/// The format that an instruction works in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloatFormat {
     Single,
     Double,
 }
 
-/// An instruction's field `rm`, as far as it isn't reserved.
+/// An instruction's field `rm`, without its reserved values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoundingField {
     Static(Rounding),
-    /// As `frm` says when it is executed.
+    /// Dynamic: as `frm` says when the instruction is executed.
     Dynamic,
 }
 
@@ -70,7 +70,7 @@ pub(crate) enum BinaryOp {
     Divide,
 }
 
-/// What becomes of the sign in `fsgnj`, `fsgnjn`, `fsgnjx`.
+/// The sign of the result of `fsgnj`, `fsgnjn`, `fsgnjx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignOp {
     Copy,
@@ -78,7 +78,7 @@ pub(crate) enum SignOp {
     Xor,
 }
 
-/// Which of two operands is taken.
+/// Minimum or maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extreme {
     Minimum,
@@ -102,7 +102,7 @@ pub(crate) enum IntegerKind {
     LongUnsigned,
 }
 
-/// What an instruction computes; operands and result are in its format unless they are integers.
+/// The operation of an instruction; operands and result are in its format unless they are integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloatOperation {
     Binary {
@@ -221,7 +221,7 @@ pub(crate) fn decode_multiply_add(bits: u32) -> Instruction {
     Instruction::Float(FloatInstruction { format, operation })
 }
 
-/// The format that `width`, the field funct3 of a load or store, moves.
+/// The format that a load or store with field `width` (funct3) moves.
 pub(crate) const fn memory_format(width: u32) -> Option<FloatFormat> {
     match width {
         2 => Some(FloatFormat::Single),
@@ -263,7 +263,7 @@ fn operation(bits: u32) -> Option<FloatOperation> {
         (0b0_0100, 2) => Some(FloatOperation::InjectSign { op: SignOp::Xor, rd, rs1, rs2 }),
         (0b0_0101, 0) => Some(FloatOperation::Select { extreme: Extreme::Minimum, rd, rs1, rs2 }),
         (0b0_0101, 1) => Some(FloatOperation::Select { extreme: Extreme::Maximum, rd, rs1, rs2 }),
-        // The field says which format it comes from: the other one.
+        // The field is the format to convert from: the other one.
         (0b0_1000, _) if rs2_field == ((bits >> 25) & 1 ^ 1) => {
             Some(FloatOperation::Resize { rounding: rounding(bits)?, rd, rs1 })
         }

@@ -23,7 +23,7 @@ impl Register {
         self.0 & 31
     }
 
-    /// Its place in the register file.
+    /// Its index in the register file.
     #[inline]
     pub(crate) const fn index(self) -> usize {
         (self.0 & 31) as usize
@@ -63,7 +63,7 @@ pub(crate) enum AluOp {
     RemuW,
 }
 
-/// When a branch is taken.
+/// The condition under which a branch is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Equal,
@@ -74,7 +74,7 @@ pub(crate) enum Condition {
     GreaterEqualUnsigned,
 }
 
-/// Bytes that a load moves, and how it extends them to XLEN.
+/// The width of a load, and how it extends the value to XLEN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoadKind {
     Byte,
@@ -86,7 +86,7 @@ pub(crate) enum LoadKind {
     WordUnsigned,
 }
 
-/// Bytes that a store moves.
+/// The width of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreKind {
     Byte,
@@ -111,7 +111,7 @@ impl AtomicWidth {
     }
 }
 
-/// What an AMO does to memory.
+/// The operation of an AMO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AmoOp {
     Swap,
@@ -125,7 +125,7 @@ pub(crate) enum AmoOp {
     MaxUnsigned,
 }
 
-/// What a CSR instruction does to the CSR.
+/// The operation of a CSR instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CsrOp {
     Write,
@@ -133,7 +133,7 @@ pub(crate) enum CsrOp {
     Clear,
 }
 
-/// Where a CSR instruction's operand comes from; the five-bit field is the same.
+/// The source of a CSR instruction's operand; the five-bit field is the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CsrSource {
     Register,
@@ -153,7 +153,7 @@ pub(crate) struct CsrInstruction {
 }
 
 impl CsrInstruction {
-    /// Whether it writes: set and clear with the operand field 0 only read.
+    /// `true` if it writes the CSR: set and clear with a zero operand field only read.
     pub(crate) fn writes(self) -> bool {
         self.op == CsrOp::Write || self.rs1 != Register::ZERO
     }
@@ -256,5 +256,5 @@ pub(crate) enum Instruction {
     Illegal,
 }
 
-// Predecoded instructions are kept by the thousand.
+// Passed and compared by value everywhere.
 const _: () = assert!(size_of::<Instruction>() == 8);

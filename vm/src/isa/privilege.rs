@@ -1,6 +1,6 @@
 //! Privilege modes.
 
-/// Who the guest's code is.
+/// A privilege mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Privilege {
     User,
@@ -9,7 +9,7 @@ pub(crate) enum Privilege {
 }
 
 impl Privilege {
-    /// The number of the mode, as CSR addresses have it.
+    /// Its number, as in CSR addresses and `mstatus.MPP`.
     pub(crate) const fn level(self) -> u8 {
         match self {
             Self::User => 0,

@@ -5,7 +5,7 @@ use super::privilege::Privilege;
 /// A synchronous exception; the discriminant is its code in `scause` and `mcause`, and its bit in
 /// `medeleg`.
 ///
-/// A misaligned fetch can't happen where instructions are at even addresses.
+/// The misaligned fetch is missing: with compressed instructions it can't happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exception {
@@ -40,7 +40,7 @@ pub(crate) enum Interrupt {
 }
 
 impl Interrupt {
-    /// All of them, the one to be taken first first.
+    /// All of them, the highest priority first.
     const BY_PRIORITY: [Self; 6] = [
         Self::MachineExternal,
         Self::MachineSoftware,
@@ -60,7 +60,7 @@ impl Interrupt {
     }
 }
 
-/// Which mode's handler deals with a trap.
+/// The mode whose handler a trap enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TrapLevel {
     Supervisor,
@@ -86,10 +86,10 @@ impl TrapLevel {
     }
 }
 
-/// A fault of the guest: a value, never an error of ours.
+/// An exception with its trap value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trap {
     pub(crate) exception: Exception,
-    /// What `stval` or `mtval` gets.
+    /// The value for `stval` or `mtval`.
     pub(crate) tval: u64,
 }

@@ -1,16 +1,16 @@
-//! The allocation that RAM lies in.
+//! The allocation of RAM.
 //!
-//! A `Vec` would do, were it not that translations are cached as places in it: every `&mut` to a
-//! `Vec`'s contents forbids the use of pointers made before. Here all access goes through one
-//! pointer, made when the memory was allocated.
+//! A `Vec` doesn't do, because the fast path caches pointers into RAM, and every `&mut` to a
+//! `Vec`'s contents invalidates the pointers made before. Here all access goes through one pointer,
+//! made when the memory was allocated.
 
 use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::slice;
 
-/// Enough for every aligned guest access to be aligned on the host; no more, because the host gives
-/// memory of a greater alignment by writing zeros to all of it.
+/// Enough for every aligned guest access to be aligned on the host. Not more: for a greater
+/// alignment the host's allocator writes zeros to all of the memory.
 const ALIGNMENT: usize = 16;
 
 /// Zeroed memory of a fixed size.
@@ -54,7 +54,7 @@ impl Memory {
         unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), self.bytes) }
     }
 
-    /// Where it begins. Whoever uses it must have the only reference to this value.
+    /// A pointer to its beginning. Its user must have the only reference to this value.
     pub(crate) const fn base_ptr(&mut self) -> *mut u8 {
         self.base.as_ptr()
     }

@@ -1,7 +1,7 @@
-//! The contents of the disk: as much part of the machine's state as RAM is.
+//! The contents of the disk: part of the machine's state, like RAM.
 //!
-//! Every replica has its own, and the same events make the same of it, so nothing needs to be
-//! shared and no write has to wait for anybody. Source: Scales et al. 2010, §4.1 "Shared vs.
+//! Every replica has its own, and the same events give the same contents, so nothing is shared and
+//! no write has to wait for another replica. Source: Scales et al. 2010, §4.1 "Shared vs.
 //! Non-shared Disk".
 
 use super::pages::{PAGE_BYTES, Pages, is_zero};
@@ -19,15 +19,15 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// A disk of `bytes` bytes behind `first_page` pages of the machine that begins with
-    /// `contents`, which are no longer, and is zero behind them.
+    /// A disk of `bytes` bytes whose pages follow the machine's first `first_page` pages. It begins
+    /// with `contents`, which are no longer than it, and is zero after them.
     pub(crate) fn new(bytes: usize, first_page: u64, contents: &[u8]) -> Self {
         let mut disk = Self { bytes: vec![0; bytes], pages: Pages::new(first_page, bytes) };
-        // Where the disk is empty nothing is written: such pages cost neither memory nor time.
-        for (page, place) in
+        // Zero pages aren't written: they cost neither memory nor time.
+        for (page, offset) in
             contents.chunks(PAGE_BYTES).zip((0..).step_by(PAGE_BYTES)).filter(|(page, _)| !is_zero(page))
         {
-            disk.write(place, page).expect("the contents are no longer than the disk");
+            disk.write(offset, page).expect("the contents are no longer than the disk");
         }
         disk
     }
@@ -43,7 +43,7 @@ impl Disk {
         self.bytes.get(offset..offset.checked_add(length)?)
     }
 
-    /// Writes `bytes` at `offset`; `None` if the disk doesn't go so far, and then nothing is
+    /// Writes `bytes` at `offset`; `None` if they don't fit on the disk, and then nothing is
     /// written.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
@@ -63,7 +63,7 @@ impl Disk {
     }
 }
 
-/// Without the contents, which nobody wants to see in a log.
+/// Without the contents, which are too long for a log.
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Disk").field("bytes", &self.bytes.len()).finish_non_exhaustive()

@@ -69,13 +69,13 @@ impl Ram {
         Some(())
     }
 
-    /// Its pages, the machine's first.
+    /// Its pages, which are the machine's first.
     pub(crate) const fn pages(&self) -> &Pages {
         &self.pages
     }
 
-    /// Its pages and its contents. Whoever looks at pages may forget that one was written: the next
-    /// store to each is seen again.
+    /// Its pages and its contents. The caller may clear dirty flags of pages: the next store to
+    /// each page is noticed again.
     pub(crate) fn paged(&mut self) -> (&mut Pages, &[u8]) {
         self.watches.revoke_stores();
         (&mut self.pages, self.memory.as_slice())
@@ -87,14 +87,14 @@ impl Ram {
         page.expect("an index that is less than the number of pages")
     }
 
-    /// Where the memory is, for the fast path: it may read what it has translated, and write where
-    /// [`Self::allow_stores`] has said so.
+    /// The memory, for the fast path: it may read pages that it has translated, and write pages for
+    /// which [`Self::allow_stores`] returned `true`.
     pub(crate) const fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory
     }
 
-    /// Whether the page at `offset` may be written without [`Self::store`] from now on, until there
-    /// are news. It counts as written.
+    /// Permits writing the page at `offset` without [`Self::store`], until the next news; `false`
+    /// if the page is watched. The page counts as written.
     pub(crate) fn allow_stores(&mut self, offset: usize) -> bool {
         let allowed = self.watches.allow_stores(offset / PAGE_BYTES);
         if allowed {
@@ -103,12 +103,12 @@ impl Ram {
         allowed
     }
 
-    /// What was derived from which page.
+    /// The record of what was derived from which page.
     pub(crate) const fn watches_mut(&mut self) -> &mut Watches {
         &mut self.watches
     }
 
-    /// How far `address` is from the first, if it is in RAM.
+    /// The offset of `address` from [`RAM_BASE`]; `None` if it isn't in RAM.
     #[inline]
     pub(crate) fn offset(&self, address: GuestPhysAddr) -> Option<usize> {
         let offset = address.0.wrapping_sub(RAM_BASE);
@@ -116,7 +116,7 @@ impl Ram {
     }
 }
 
-/// Without the contents, which nobody wants to see in a log.
+/// Without the contents, which are too long for a log.
 impl fmt::Debug for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ram").field("bytes", &self.memory.len()).finish_non_exhaustive()
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_tells_equal_pages_apart_by_their_place() {
+    fn digest_tells_equal_pages_apart_by_their_index() {
         let (mut first, mut second) = (Ram::new(2 * PAGE_BYTES), Ram::new(2 * PAGE_BYTES));
         first.store(at(0), [9_u8]).unwrap();
         second.store(at(PAGE_BYTES as u64), [9_u8]).unwrap();

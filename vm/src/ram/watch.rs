@@ -1,9 +1,9 @@
-//! Which pages of RAM something was derived from that a store makes invalid.
+//! Watches: which pages of RAM cached data was derived from, and what a store has made stale.
 //!
-//! Translations and decoded instructions are cached (`fast`), and the caches are invisible
-//! to the guest: they behave as if every access walked the page table and every step decoded
-//! memory. So whoever caches something says here what it was derived from, every store looks here,
-//! and before the hart runs on it drops what is no longer true.
+//! The fast path (`fast`) caches translations and decoded instructions, and its caches are
+//! invisible to the guest: the hart behaves as if every access walked the page table and every step
+//! decoded memory. So the fast path registers here what it derives from a page, every store is
+//! checked here, and the fast path drops what is stale before it goes on.
 //!
 //! Nothing of this is state of the machine.
 
@@ -11,21 +11,21 @@ use super::pages::PAGE_BYTES;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// Instructions in this page are decoded; which ones, `code_lines` says.
+/// Decoded instructions were read from this page; `code_lines` says from which lines.
 const CODE: u8 = 1 << 0;
 /// Translations were read from this page.
 const TABLE: u8 = 1 << 1;
-/// Stores to this page may have been made without looking here since it was last watched.
+/// The fast path may have written this page without notice since it was last watched.
 const STORES_CACHED: u8 = 1 << 2;
 
-/// What a store has to ask about.
+/// The flags that a store has to check.
 const WATCHED: u8 = CODE | TABLE;
 
-/// Decoded instructions are watched by lines of this many bytes; 64 of them are a page.
+/// Decoded instructions are watched by lines of this many bytes, 64 of which are a page.
 pub(crate) const LINE_BYTES: usize = 64;
 const LINES: usize = PAGE_BYTES / LINE_BYTES;
 
-/// What is watched, and what has become invalid.
+/// What is watched, and what has become stale.
 #[derive(Debug)]
 pub(crate) struct Watches {
     flags: Vec<u8>,
@@ -34,23 +34,23 @@ pub(crate) struct Watches {
     tables: Vec<usize>,
     changed_code: Vec<usize>,
     tables_changed: bool,
-    /// To any page, since they were last revoked from all.
+    /// Stores to some page were permitted without notice since they were last revoked.
     stores_cached: bool,
     stores_revoked: bool,
 }
 
-/// What has become invalid.
+/// What has become stale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
     /// A page table that translations were read from was written.
     pub(crate) tables: bool,
-    /// Some page to which stores were cached is watched now, or its being written must be seen
-    /// again.
+    /// Stores to some page may no longer go without notice: it is watched now, or a reader of dirty
+    /// pages has cleared its flag.
     pub(crate) stores: bool,
 }
 
 impl Watches {
-    /// Nothing is watched in RAM of so many pages.
+    /// For RAM of this many pages, none of which is watched.
     pub(crate) fn new(pages: usize) -> Self {
         Self {
             flags: vec![0; pages],
@@ -63,7 +63,7 @@ impl Watches {
         }
     }
 
-    /// `bytes` bytes were written at `offset` in RAM.
+    /// Records that `bytes` bytes were written at `offset` in RAM.
     #[inline]
     pub(crate) fn written(&mut self, offset: usize, bytes: usize) {
         let Some(last) = bytes.checked_sub(1) else { return };
@@ -88,7 +88,7 @@ impl Watches {
         }
     }
 
-    /// Translations were read from `page`.
+    /// Watches `page`, which is a page table that translations were read from.
     pub(crate) fn watch_table(&mut self, page: usize) {
         if self.flags[page] & TABLE == 0 {
             self.tables.push(page);
@@ -96,13 +96,14 @@ impl Watches {
         }
     }
 
-    /// Instructions in these lines of `page` are decoded.
+    /// Watches these lines of `page`, from which instructions were decoded.
     pub(crate) fn watch_code(&mut self, page: usize, lines: u64) {
         self.code_lines[page] |= lines;
         self.watch(page, CODE);
     }
 
-    /// Whether stores to `page` may be made without looking here from now on, until the next news.
+    /// Permits stores to `page` without notice, until the next news; `false` if the page is
+    /// watched.
     pub(crate) fn allow_stores(&mut self, page: usize) -> bool {
         let allowed = self.flags[page] & WATCHED == 0;
         if allowed {
@@ -112,20 +113,20 @@ impl Watches {
         allowed
     }
 
-    /// The next store to each page has to be seen.
+    /// Revokes all permissions: the next store to each page is noticed.
     #[inline]
     pub(crate) const fn revoke_stores(&mut self) {
         self.stores_revoked |= self.stores_cached;
         self.stores_cached = false;
     }
 
-    /// Whether something has become invalid.
+    /// `true` if something has become stale.
     #[inline]
     pub(crate) const fn has_news(&self) -> bool {
         self.tables_changed || self.stores_revoked || !self.changed_code.is_empty()
     }
 
-    /// No instruction is decoded any more.
+    /// Watches no decoded instructions any more.
     pub(crate) fn forget_code(&mut self) {
         self.code_lines.fill(0);
         self.changed_code.clear();
@@ -134,7 +135,7 @@ impl Watches {
         }
     }
 
-    /// What has become invalid since the last call. Who asks drops it.
+    /// Takes what has become stale since the last call; the caller drops it.
     #[inline]
     pub(crate) fn take_news(&mut self) -> News {
         let news = News { tables: self.tables_changed, stores: self.stores_revoked };
@@ -148,7 +149,7 @@ impl Watches {
         news
     }
 
-    /// A page whose decoded instructions have changed; none of them are watched any more.
+    /// Takes a page whose decoded instructions have changed; none of them are watched any more.
     pub(crate) fn take_changed_code(&mut self) -> Option<usize> {
         self.changed_code.pop()
     }

@@ -17,13 +17,13 @@ use elf::segment::ProgramHeader;
 
 type Elf<'a> = ElfBytes<'a, LittleEndian>;
 
-/// Puts the segments of an executable where their physical addresses say, below `end`.
+/// Copies the segments of an executable to their physical addresses, below `end`.
 pub(super) fn load(ram: &mut Ram, end: u64, file: &[u8]) -> Result<LoadedKernel, LoadError> {
     let elf = parse(file)?;
     let vmlinux = vmlinux(&elf, file);
     let offset = vmlinux.map_or(0, |(offset, _)| offset);
-    // Segments don't overlap, so that there is room for all of them together: without this bound
-    // many that do would be copied over each other for minutes.
+    // Segments must not overlap, so their total length is bounded by RAM's. Without this bound, a
+    // file with many overlapping segments would be copied for minutes.
     let mut room = end - RAM_BASE;
     for (index, segment) in segments(&elf) {
         let address = segment.p_paddr.wrapping_add(offset);
@@ -51,7 +51,7 @@ fn parse(file: &[u8]) -> Result<Elf<'_>, LoadError> {
     Ok(elf)
 }
 
-/// A processor, as people call it.
+/// The usual name of an ELF machine number.
 pub(super) const fn machine_name(e_machine: u16) -> &'static str {
     match e_machine {
         EM_386 => "x86 of 32 bits",
@@ -65,7 +65,7 @@ pub(super) const fn machine_name(e_machine: u16) -> &'static str {
     }
 }
 
-/// What an ELF file is for.
+/// A description of an ELF file type.
 pub(super) const fn type_name(e_type: u16) -> &'static str {
     match e_type {
         ET_REL => "an object file that isn't linked",
@@ -76,15 +76,17 @@ pub(super) const fn type_name(e_type: u16) -> &'static str {
     }
 }
 
-/// The segments that take room in memory, and which they are.
+/// The loadable segments that aren't empty, each with its number.
 fn segments(elf: &Elf<'_>) -> impl Iterator<Item = (usize, ProgramHeader)> {
     let all = elf.segments().into_iter().flat_map(|table| table.iter()).enumerate();
     all.filter(|(_, segment)| segment.p_type == PT_LOAD && segment.p_memsz > 0)
 }
 
-/// If this is Linux before it became an `Image`: what its physical addresses, which count from 0,
-/// lack, and its entry. The ELF header has a virtual one; the real one is the kernel's first byte,
-/// as the header there is code as well.
+/// The offset of physical addresses and the entry of a `vmlinux`, the ELF file that a Linux `Image`
+/// is made from; `None` for any other file.
+///
+/// Its physical addresses count from 0, and the entry in its ELF header is a virtual address: the
+/// kernel is entered at its first byte, as in an `Image`.
 fn vmlinux(elf: &Elf<'_>, file: &[u8]) -> Option<(u64, u64)> {
     let (_, first) = segments(elf).min_by_key(|(_, segment)| segment.p_paddr)?;
     if first.p_paddr >= RAM_BASE {
@@ -117,27 +119,27 @@ fn load_segment(
     Ok(())
 }
 
-/// How many bytes of a segment lie below RAM and are left out, as nobody has asked for them: a
-/// linker that isn't told otherwise lets the segment of code at the start of RAM begin a page
-/// earlier, with the headers of the file.
+/// How many leading bytes of a segment lie below RAM and are left out: a linker without a linker
+/// script begins the segment of code one page before the address it was given, with the file's
+/// headers.
 fn headers_below_ram(address: u64, segment: &ProgramHeader) -> u64 {
     let below = RAM_BASE.saturating_sub(address);
     if segment.p_offset == 0 && below <= PAGE_BYTES as u64 { below } else { 0 }
 }
 
-/// What the file has of a segment, which is no longer than the segment.
+/// The segment's contents in the file, which must not be longer than the segment.
 fn contents<'a>(file: &'a [u8], segment: &ProgramHeader) -> Option<&'a [u8]> {
     let start = usize::try_from(segment.p_offset).ok()?;
     let length = usize::try_from(segment.p_filesz).ok().filter(|_| segment.p_filesz <= segment.p_memsz)?;
     file.get(start..start.checked_add(length)?)
 }
 
-/// The addresses of the symbols `tohost` and `fromhost`, through which test programs speak to
-/// whoever runs them. A file without symbols has none; one with a malformed table neither.
+/// The addresses of the symbols `tohost` and `fromhost`, by which test programs report. `None` if
+/// the file has no symbols, or a malformed table of them.
 fn host_port(elf: &Elf<'_>) -> Option<HostPort> {
     let sections = elf.section_headers()?;
     let section = sections.iter().find(|section| section.sh_type == SHT_SYMTAB)?;
-    // Names are compared where they are: to look for the end of each would take hours in a file
+    // Names are compared in place: searching for the end of each name would take hours with a file
     // made for that.
     let names = sections.get(usize::try_from(section.sh_link).ok()?).ok()?;
     let (names, _) = elf.section_data(&names).ok()?;

@@ -15,9 +15,9 @@ const FLAG_BIG_ENDIAN: u64 = 1 << 0;
 /// The fields of the header that a loader needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinuxHeader {
-    /// Where the kernel wants to be, from the beginning of RAM on.
+    /// Offset of the kernel from the beginning of RAM.
     pub(super) text_offset: u64,
-    /// What the kernel takes from there on, with what isn't in the file.
+    /// Bytes that the kernel takes in RAM, including those that aren't in the file.
     image_size: u64,
     flags: u64,
 }
@@ -34,12 +34,12 @@ impl LinuxHeader {
     }
 }
 
-/// Where a kernel with this offset goes.
+/// The physical address of a kernel with this text offset.
 pub(super) const fn address(text_offset: u64) -> Option<u64> {
     if text_offset.is_multiple_of(PAGE_BYTES as u64) { RAM_BASE.checked_add(text_offset) } else { None }
 }
 
-/// Puts `kernel` where its `header` says, below `end`.
+/// Copies `kernel` to the address that its `header` says, below `end`.
 pub(super) fn load(ram: &mut Ram, end: u64, header: LinuxHeader, kernel: &[u8]) -> Result<LoadedKernel, LoadError> {
     let LinuxHeader { text_offset, image_size, flags } = header;
     if flags & FLAG_BIG_ENDIAN != 0 {
@@ -48,7 +48,7 @@ pub(super) fn load(ram: &mut Ram, end: u64, header: LinuxHeader, kernel: &[u8]) 
     let misplaced =
         LoadError::LinuxHeader { field: "text_offset", value: text_offset, expected: "a multiple of 4096 within RAM" };
     let address = address(text_offset).ok_or(misplaced)?;
-    // Kernels without an image_size are from before there was one.
+    // Old kernels have image_size 0.
     let bytes = image_size.max(kernel.len() as u64);
     if address.checked_add(bytes).is_none_or(|kernel_end| kernel_end > end) {
         return Err(LoadError::NoRoom { what: "kernel", bytes, from: address, end });
@@ -57,7 +57,8 @@ pub(super) fn load(ram: &mut Ram, end: u64, header: LinuxHeader, kernel: &[u8]) 
     Ok(LoadedKernel { entry: address, host_port: None })
 }
 
-/// How `kernel` is compressed and with what it is unpacked, if it is.
+/// The format in which `kernel` is compressed and the tool that unpacks it; `None` if it isn't
+/// compressed.
 pub(super) fn compression(kernel: &[u8]) -> Option<(&'static str, &'static str)> {
     const FORMATS: [(&[u8], &str, &str); 5] = [
         (b"\x1f\x8b", "gzip", "gunzip"),
@@ -69,8 +70,8 @@ pub(super) fn compression(kernel: &[u8]) -> Option<(&'static str, &'static str)>
     FORMATS.iter().find(|(magic, ..)| kernel.starts_with(magic)).map(|(_, name, tool)| (*name, *tool))
 }
 
-/// Where in an EFI zboot image, which unpacks itself on EFI firmware only, the compressed kernel
-/// is.
+/// The position of the compressed kernel in an EFI zboot image, which unpacks itself on EFI
+/// firmware only.
 ///
 /// Source: Linux, drivers/firmware/efi/libstub/zboot-header.S.
 pub(super) fn zboot_payload(kernel: &[u8]) -> Option<Range<u64>> {

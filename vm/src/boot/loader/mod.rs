@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 
 const RAM_BYTES_MIN: u64 = 4 << 20;
 const RAM_BYTES_MAX: u64 = 4 << 30;
-/// What a machine takes beside its RAM and its disk, in bytes: caches and queues.
+/// Memory that a machine takes beside its RAM and its disk, in bytes: caches and queues.
 const SPARE_BYTES: u64 = 8 << 20;
 /// The largest disk, in bytes.
 pub const DISK_BYTES_MAX: u64 = 1 << 30;
@@ -60,15 +60,15 @@ pub enum LoadError {
         .bytes.div_ceil(1 << 20)
     )]
     NoMemory {
-        /// How many bytes were asked for.
+        /// Bytes that were asked for.
         bytes: u64,
     },
     /// The kernel is a compressed file.
     #[error("the kernel is compressed with {format}; unpack it first: {tool} < KERNEL > Image")]
     Compressed {
-        /// How.
+        /// Name of the compression format.
         format: &'static str,
-        /// What unpacks it.
+        /// The command that unpacks it.
         tool: &'static str,
     },
     /// The kernel is compressed and unpacks itself, but only on EFI firmware.
@@ -77,19 +77,19 @@ pub enum LoadError {
          tail -c +{} KERNEL | head -c {bytes} | gunzip > Image", .offset + 1
     )]
     Zboot {
-        /// Where in the file the compressed kernel begins.
+        /// Offset of the compressed kernel in the file.
         offset: u64,
-        /// How long that is.
+        /// Length of the compressed kernel.
         bytes: u64,
     },
     /// A Linux kernel's header has a value with which it can't be loaded.
     #[error("the Linux kernel's header has {field} {value:#x}; it must say {expected}")]
     LinuxHeader {
-        /// Which field.
+        /// Name of the field.
         field: &'static str,
-        /// What it is.
+        /// Its value.
         value: u64,
-        /// What it must be.
+        /// The values that are accepted, in words.
         expected: &'static str,
     },
     /// There is no room for a part of the image.
@@ -98,17 +98,16 @@ pub enum LoadError {
          RAM (--memory)"
     )]
     NoRoom {
-        /// Which part.
+        /// Name of the part.
         what: &'static str,
-        /// What it takes, in bytes.
+        /// Its length, in bytes.
         bytes: u64,
-        /// The lowest address that it may have.
+        /// The lowest address that it may begin at.
         from: u64,
-        /// Where it ends at the latest.
+        /// The highest address that it may end at.
         end: u64,
     },
-    /// A segment doesn't lie within RAM, below what lies at its end, or there is no room for it
-    /// beside those before it.
+    /// A segment isn't within RAM and below `end`, or all segments together take more than that.
     #[error(
         "segment {segment} takes {bytes:#x} bytes at {address:#x}, which is not between {RAM_BASE:#x} and {end:#x}; \
          link it to RAM, or give the machine more (--memory)"
@@ -120,7 +119,7 @@ pub enum LoadError {
         address: u64,
         /// Its length in memory.
         bytes: u64,
-        /// Where the initrd or the device tree begins.
+        /// Address of the initrd, or of the device tree if there is no initrd.
         end: u64,
     },
     /// A segment's contents are not in the file, or are longer than the segment.
@@ -137,25 +136,25 @@ pub enum LoadError {
     },
 }
 
-/// RAM with an image in it, the disk, and where to begin.
+/// A machine's memory with an image loaded, and the addresses that the hart starts with.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) ram: Ram,
     pub(crate) disk: Option<Disk>,
     pub(crate) entry: u64,
     pub(crate) device_tree: u64,
-    /// Where a bare program speaks to whoever runs it, if it has a place for that.
+    /// Addresses of the HTIF doublewords of a bare program; `None` if it has none.
     pub(crate) host_port: Option<HostPort>,
 }
 
-/// What a kernel says about itself when it is in RAM.
+/// What the machine needs to know about a kernel that is in RAM.
 #[derive(Debug)]
 struct LoadedKernel {
     entry: u64,
     host_port: Option<HostPort>,
 }
 
-/// Puts an image's kernel and initrd, and a device tree, into RAM.
+/// Loads an image's kernel and initrd and a device tree into RAM.
 ///
 /// # Errors
 /// [`LoadError`] if the configuration is out of range, the image is not loadable, or RAM has no
@@ -167,16 +166,16 @@ pub(crate) fn load(config: &MachineConfig, image: &[u8]) -> Result<Loaded, LoadE
     let disk = self::disk(config, disk.unwrap_or_default())?;
     let mut ram = Ram::new(ram_bytes);
 
-    // The tree is as long whatever addresses it names, and where the initrd lies depends on how
-    // long it is.
+    // The tree's length doesn't depend on the addresses in it, and the initrd's address depends on
+    // the tree's length: so the tree is built twice.
     let initrd_bytes = initrd.map(|initrd| initrd.len() as u64);
     let mut contents = Contents { initrd: initrd_bytes.map(|_| 0..0) };
     let tree =
         |contents: &Contents| device_tree::build(config, contents).expect("a configuration in range can be described");
-    let device_tree = place("device tree", tree(&contents).len() as u64, ram.end())?;
+    let device_tree = highest_address("device tree", tree(&contents).len() as u64, ram.end())?;
     let mut end = device_tree;
     if let (Some(initrd), Some(bytes)) = (initrd, initrd_bytes) {
-        end = place("initrd", bytes, device_tree)?;
+        end = highest_address("initrd", bytes, device_tree)?;
         contents.initrd = Some(end..end + bytes);
         copy(&mut ram, end, initrd);
     }
@@ -207,13 +206,13 @@ fn load_kernel(boot: BootMode, ram: &mut Ram, end: u64, kernel: &[u8]) -> Result
 }
 
 /// The highest page-aligned address at which `bytes` fit between the beginning of RAM and `end`.
-fn place(what: &'static str, bytes: u64, end: u64) -> Result<u64, LoadError> {
+fn highest_address(what: &'static str, bytes: u64, end: u64) -> Result<u64, LoadError> {
     let no_room = LoadError::NoRoom { what, bytes, from: RAM_BASE, end };
     let start = end.checked_sub(bytes).ok_or(no_room)? & !(PAGE_BYTES as u64 - 1);
     if start < RAM_BASE { Err(LoadError::NoRoom { what, bytes, from: RAM_BASE, end }) } else { Ok(start) }
 }
 
-/// Copies to where there is room, as the caller has checked.
+/// Copies `bytes` to `address`; the caller has checked that there is room.
 fn copy(ram: &mut Ram, address: u64, bytes: &[u8]) {
     ram.write(GuestPhysAddr(address), bytes).expect("the caller has checked that this is RAM");
 }
@@ -246,14 +245,15 @@ fn check_disk_bytes(config: &MachineConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Asks the host for as much memory as a machine of this configuration takes, and gives it back:
-/// who allocates it afterwards, piece by piece, needn't be ready for a refusal, which would abort
-/// the process. A log or a peer may ask for 5 GiB with a few bytes.
+/// Allocates as much memory as a machine of this configuration takes, and frees it.
+///
+/// The machine allocates it afterwards in pieces that aren't prepared for a refusal, which would
+/// abort the process. A log or a peer can ask for 5 GiB with a few bytes.
 ///
 /// # Errors
 /// [`LoadError::NoMemory`].
 pub(crate) fn ask_for_memory(config: &MachineConfig) -> Result<(), LoadError> {
-    /// What is noted about a page, in bytes: flags, digests and watches.
+    /// Bytes of bookkeeping per page: flags, digests and watches.
     const NOTES_BYTES: u64 = 32;
     let contents = config.ram_bytes.saturating_add(config.disk_bytes);
     let bytes = contents.saturating_add(contents / PAGE_BYTES as u64 * NOTES_BYTES).saturating_add(SPARE_BYTES);
@@ -262,7 +262,8 @@ pub(crate) fn ask_for_memory(config: &MachineConfig) -> Result<(), LoadError> {
     asked.ok_or(LoadError::NoMemory { bytes })
 }
 
-/// The disk of a configuration that is in range, with these contents, if the machine has one.
+/// The disk of a configuration that is in range, with these contents; `None` if the machine has no
+/// disk.
 ///
 /// # Errors
 /// [`LoadError::Config`] if its size is out of range, or less than the contents.

@@ -24,7 +24,7 @@ const FEATURE_SEG_MAX: u64 = 1 << 2;
 const FEATURE_BLK_SIZE: u64 = 1 << 6;
 const FEATURE_FLUSH: u64 = 1 << 9;
 
-/// What is offered beside version 1.
+/// Features offered beside VERSION_1.
 const FEATURES: u64 = FEATURE_SIZE_MAX | FEATURE_SEG_MAX | FEATURE_BLK_SIZE | FEATURE_FLUSH;
 
 const REQUESTS: usize = 0;
@@ -32,13 +32,13 @@ const DIRECTIONS: [Direction; 1] = [Direction::Both];
 
 const HEADER_BYTES: usize = 16;
 
-/// The longest buffer of a driver that keeps to what the configuration space says.
+/// `size_max`: the longest buffer of a driver that keeps to the configuration space.
 const SEGMENT_BYTES_MAX: u32 = 4096;
 
-/// The most such buffers in a request: header and status have descriptors of their own.
+/// `seg_max`: the most data buffers of a request; header and status have descriptors of their own.
 const SEGMENTS_MAX: u16 = QUEUE_SIZE_MAX - 2;
 
-/// What GET_ID answers, padded with zeros.
+/// The answer to GET_ID, padded with zeros.
 const ID: [u8; 20] = *b"ftvm-disk\0\0\0\0\0\0\0\0\0\0\0";
 
 mod request {
@@ -54,7 +54,7 @@ mod status {
     pub(super) const UNSUPPORTED: u8 = 2;
 }
 
-/// The disk, and the device in front of it.
+/// The block device and its disk.
 #[derive(Debug)]
 pub(crate) struct Blk {
     transport: Transport<1>,
@@ -84,14 +84,14 @@ impl Blk {
 
     /// Reads a register.
     pub(crate) fn load(&self, offset: u64, width: usize) -> Option<u32> {
-        let Some(place) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
+        let Some(config_offset) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
         // Capacity in sectors, size_max, seg_max, geometry, blk_size.
         let mut config = [0; 24];
         config[..8].copy_from_slice(&(self.disk.length() / SECTOR_BYTES).to_le_bytes());
         config[8..12].copy_from_slice(&SEGMENT_BYTES_MAX.to_le_bytes());
         config[12..14].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
         config[20..22].copy_from_slice(&512_u16.to_le_bytes());
-        load_config(&config, place, width)
+        load_config(&config, config_offset, width)
     }
 
     /// Writes a register; notifying the queue does what is in it. The configuration space can't be
@@ -117,7 +117,7 @@ impl Blk {
         Some(transport.notify(REQUESTS, ram, |ram, chain, done, left| serve(disk, ram, chain, done, left)))
     }
 
-    /// Whether a request is left to the next step.
+    /// `true` if a request has to go on in the next step.
     pub(crate) fn is_busy(&self) -> bool {
         self.transport.is_busy(REQUESTS)
     }
@@ -144,7 +144,7 @@ impl Blk {
     }
 }
 
-/// Does one request, or goes on with it behind the `done` bytes that earlier steps have moved.
+/// Executes one request, or goes on with it after the `done` bytes that earlier steps have moved.
 fn serve(disk: &mut Disk, ram: &mut Ram, chain: &Chain, done: u64, bytes_left: &mut u64) -> Served {
     let Some(written_max) = total(&chain.writable).checked_sub(1) else { return Served::Senseless };
     let Some(read_max) = total(&chain.readable).checked_sub(HEADER_BYTES as u64) else { return Served::Senseless };
@@ -175,8 +175,8 @@ fn serve(disk: &mut Disk, ram: &mut Ram, chain: &Chain, done: u64, bytes_left: &
     u32::try_from(written + 1).map_or(Served::Senseless, Served::Whole)
 }
 
-/// The header of a request that is long enough for one. It may be split over buffers like anything
-/// else.
+/// Reads the header of a request that is long enough to have one. It may be split over buffers like
+/// all data.
 fn header(ram: &Ram, readable: &[Buffer]) -> [u8; HEADER_BYTES] {
     let bytes = pieces(readable, 0, HEADER_BYTES as u64)
         .flat_map(|(address, length)| ram.slice(address, length).expect("the queue has checked the buffer"));
@@ -185,7 +185,7 @@ fn header(ram: &Ram, readable: &[Buffer]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// What a request moves: `length` bytes from `sector` on, of which the first `done` have been
+/// The data of a request: `length` bytes from `sector` on, of which the first `done` have been
 /// moved.
 #[derive(Clone, Copy)]
 struct Transfer {
@@ -194,23 +194,23 @@ struct Transfer {
     done: u64,
 }
 
-/// How far a transfer has come.
+/// The progress of a transfer.
 enum Moved {
     All,
     UpTo(u64),
 }
 
 impl Transfer {
-    /// Where on the disk the whole of it begins; `None` if it isn't of whole sectors that exist, or
-    /// has changed since its first step.
-    fn place(self, disk: &Disk) -> Option<u64> {
+    /// The offset on the disk at which the transfer begins; `None` if it isn't of whole sectors
+    /// that exist, or the driver has changed the request since its first step.
+    fn disk_offset(self, disk: &Disk) -> Option<u64> {
         let Self { sector, length, done } = self;
         let offset = sector.checked_mul(SECTOR_BYTES).filter(|_| length.is_multiple_of(SECTOR_BYTES))?;
         disk.slice(offset, length)?;
         (done <= length).then_some(offset)
     }
 
-    /// How many bytes of it a step that has so many left moves, and how far it has come then.
+    /// How many bytes this step moves if it may move `bytes_left`, and the progress after that.
     fn step(self, bytes_left: &mut u64) -> (u64, Moved) {
         let rest = self.length.saturating_sub(self.done);
         let bytes = rest.min(*bytes_left);
@@ -221,7 +221,7 @@ impl Transfer {
 
 /// From the disk to RAM; `None` is an I/O error.
 fn read(disk: &Disk, ram: &mut Ram, writable: &[Buffer], transfer: Transfer, bytes_left: &mut u64) -> Option<Moved> {
-    let offset = transfer.place(disk)?;
+    let offset = transfer.disk_offset(disk)?;
     let (bytes, moved) = transfer.step(bytes_left);
     scatter(ram, writable, transfer.done, bytes, disk.slice(offset + transfer.done, bytes)?);
     Some(moved)
@@ -229,7 +229,7 @@ fn read(disk: &Disk, ram: &mut Ram, writable: &[Buffer], transfer: Transfer, byt
 
 /// From RAM to the disk; `None` is an I/O error.
 fn write(disk: &mut Disk, ram: &Ram, readable: &[Buffer], transfer: Transfer, bytes_left: &mut u64) -> Option<Moved> {
-    let mut offset = transfer.place(disk)? + transfer.done;
+    let mut offset = transfer.disk_offset(disk)? + transfer.done;
     let (bytes, moved) = transfer.step(bytes_left);
     for (address, length) in pieces(readable, HEADER_BYTES as u64 + transfer.done, bytes) {
         let piece = ram.slice(address, length).expect("the queue has checked the buffer");

@@ -1,4 +1,4 @@
-//! The virtio-mmio transport, version 2: the registers that all devices have in common.
+//! The virtio-mmio transport, version 2: the registers that all its devices have.
 
 use super::BadRing;
 use super::queue::{Chain, Direction, QUEUE_SIZE_MAX, Queue, QueueAddresses};
@@ -8,7 +8,7 @@ use crate::state::{RestoreError, StateReader, StateWriter};
 /// Feature bit of every device of version 1.
 pub(crate) const FEATURE_VERSION_1: u64 = 1 << 32;
 
-/// Where the registers of the transport end and those of the device begin.
+/// Offset at which the registers of the transport end and the device's configuration space begins.
 pub(crate) const CONFIG: u64 = 0x100;
 
 /// "virt"
@@ -19,7 +19,8 @@ const VENDOR: u32 = 0x4d56_5446;
 
 const STATUS_FEATURES_OK: u32 = 1 << 3;
 const STATUS_DRIVER_OK: u32 = 1 << 2;
-/// What the device says when its driver has made a mistake, and the driver can't write.
+/// DEVICE_NEEDS_RESET: the device sets it when its driver has made a mistake; the driver can't
+/// write it.
 const STATUS_NEEDS_RESET: u32 = 1 << 6;
 const STATUS_MASK: u32 = 0xff;
 
@@ -34,14 +35,14 @@ pub(crate) const STEP_BYTES_MAX: u64 = 1 << 20;
 /// make one step take longer than the primary may be silent.
 const STEP_DESCRIPTORS_MAX: usize = QUEUE_SIZE_MAX as usize;
 
-/// What became of a chain in a step.
+/// The result of a step's work on a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Served {
-    /// It goes back to the driver, with so many bytes written to it.
+    /// It is done: it is returned to the driver with this many bytes written.
     Whole(u32),
-    /// So much of it is done, in the device's own measure, and the step's bytes are used up.
+    /// This much of it is done, in the device's own measure; the step's bytes are used up.
     Partly(u64),
-    /// It makes no sense.
+    /// It isn't a request that the device understands.
     Senseless,
 }
 
@@ -73,7 +74,7 @@ mod register {
     pub(super) const SHARED_MEMORY: core::ops::Range<u64> = 0x0b0..0x0c0;
 }
 
-/// What the driver asks the device for.
+/// What a register write asks the device for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Notified {
     pub(crate) queue: u32,
@@ -126,7 +127,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.interrupt_status |= INTERRUPT_USED_BUFFER;
     }
 
-    /// Whether the driver has put the device to work, and it doesn't need a reset.
+    /// `true` if the driver has set DRIVER_OK and the device doesn't need a reset.
     const fn is_live(&self) -> bool {
         self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
     }
@@ -136,7 +137,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.accepted & feature != 0
     }
 
-    /// Queue `index`, if the driver has put the device and the queue to work.
+    /// Queue `index`, if the device is live and the queue is ready.
     pub(crate) fn live_queue(&self, index: usize) -> Option<&Queue> {
         let is_live = self.is_live();
         self.queues.get(index).filter(|queue| is_live && queue.is_ready())
@@ -148,13 +149,13 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.queues.get_mut(index).filter(|queue| is_live && queue.is_ready())
     }
 
-    /// Whether queue `index` has work left for the next step.
+    /// `true` if queue `index` has work left for the next step.
     pub(crate) fn is_busy(&self, index: usize) -> bool {
         self.live_queue(index).is_some_and(Queue::is_busy)
     }
 
-    /// The driver has made a mistake: the device touches no queue until it is reset, and tells the
-    /// driver so. Source: virtio 1.1, §2.1.2 and §4.2.2.
+    /// Sets DEVICE_NEEDS_RESET: the driver has made a mistake. The device touches no queue until
+    /// the driver resets it. Source: virtio 1.1, §2.1.2 and §4.2.2.
     pub(crate) fn fail(&mut self) {
         self.status |= STATUS_NEEDS_RESET;
         if self.status & STATUS_DRIVER_OK != 0 {
@@ -163,7 +164,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         self.queues.iter_mut().for_each(Queue::rest);
     }
 
-    /// The driver notifies of queue `index`: has `serve` work on the chains that are available now.
+    /// The driver notifies of queue `index`: `serve` works on the chains that are available now.
     ///
     /// # Errors
     /// As [`Self::serve`].
@@ -183,16 +184,16 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// Has `serve` work on the chains that the driver has notified of in queue `index`, as far as
+    /// Lets `serve` work on the chains that the driver has notified of in queue `index`, as far as
     /// one step may, and returns those that are done to the driver.
     ///
-    /// `serve` gets the chain, how much of it earlier steps have done, and the bytes that are left
-    /// to this step, which it takes what it moves from. A chain is walked anew in every step, so
-    /// that a driver that changes it meanwhile harms itself alone.
+    /// `serve` gets the chain, how much of it earlier steps have done, and the bytes that this step
+    /// may still move, from which it subtracts what it moves. A chain is walked anew in every step,
+    /// so that a driver that changes it meanwhile harms itself alone.
     ///
     /// # Errors
-    /// [`BadRing`] if the ring can't be worked with, or a chain makes no sense. The device needs a
-    /// reset then.
+    /// [`BadRing`] if the ring can't be used, or a chain makes no sense. The device needs a reset
+    /// then.
     pub(crate) fn serve(
         &mut self,
         index: usize,
@@ -274,7 +275,7 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// The transport of the device that is `reset` when it is reset.
+    /// Reads the transport of the device whose transport after reset is `reset`.
     pub(crate) fn read_from(reader: &mut StateReader<'_>, reset: Self) -> Result<Self, RestoreError> {
         let (offered, accepted) = (reader.u64()?, reader.u64()?);
         let device_id = reader.u32()?;
@@ -329,15 +330,15 @@ impl<const QUEUES: usize> Transport<QUEUES> {
         }
     }
 
-    /// Features can be accepted until they have been agreed on.
+    /// Accepts features; ignored after FEATURES_OK.
     fn accept(&mut self, value: u32) {
         if self.status & STATUS_FEATURES_OK == 0 {
             set_half(&mut self.accepted, self.accepted_select, value);
         }
     }
 
-    /// Writing 0 resets. FEATURES_OK sticks only if the driver accepts no more than was offered.
-    /// That a device needs a reset is not the driver's to say.
+    /// Writes the status. 0 resets the device. FEATURES_OK sticks only if the driver accepts no
+    /// more than was offered. The driver can't write DEVICE_NEEDS_RESET.
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             self.reset();
@@ -368,17 +369,16 @@ impl<const QUEUES: usize> Transport<QUEUES> {
     }
 }
 
-/// Reads a device's configuration space, which is zero behind `config`, at `place`.
-pub(crate) fn load_config(config: &[u8], place: u64, width: usize) -> Option<u32> {
+/// Reads a device's configuration space at `offset`; it is zero after the end of `config`.
+pub(crate) fn load_config(config: &[u8], offset: u64, width: usize) -> Option<u32> {
     if width > 4 {
         return None;
     }
-    let bytes = config.iter().skip(usize::try_from(place).ok()?).take(width);
+    let bytes = config.iter().skip(usize::try_from(offset).ok()?).take(width);
     Some(bytes.rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
 }
 
-/// Reads a register where there is a transport without a device, as QEMU has it: it says no more
-/// than that.
+/// Reads a register of a slot without a device, as QEMU has them: magic, version and vendor only.
 pub(crate) const fn load_vacant(offset: u64, width: usize) -> Option<u32> {
     match (offset, width) {
         (_, 8) => None,
@@ -389,18 +389,18 @@ pub(crate) const fn load_vacant(offset: u64, width: usize) -> Option<u32> {
     }
 }
 
-/// Writes a register where there is a transport without a device, to no effect.
+/// Writes a register of a slot without a device, to no effect.
 pub(crate) const fn store_vacant(width: usize) -> Option<()> {
     if width <= 4 { Some(()) } else { None }
 }
 
-/// Whether a driver may accept these features of a device that offers those. Drivers from before
-/// version 1 are served too, as QEMU does; what is otherwise for them is the device's.
+/// `true` if a driver may accept these features of a device that offers those. Drivers that don't
+/// accept VERSION_1 are served too, as QEMU does; what differs for them is in the devices.
 const fn agreeable(offered: u64, accepted: u64) -> bool {
     accepted & !offered == 0
 }
 
-/// Serves the chains of `queue` as far as one step may. The result is whether the driver is to be
+/// Serves the chains of `queue` as far as one step may. Returns `true` if the driver is to be
 /// interrupted.
 fn serve_step(
     queue: &mut Queue,
@@ -411,7 +411,7 @@ fn serve_step(
     let (mut descriptors_left, mut bytes_left) = (STEP_DESCRIPTORS_MAX, STEP_BYTES_MAX);
     while queue.is_busy() {
         let Some(chain) = queue.peek(ram)? else {
-            // The driver has taken back what it notified of.
+            // The driver has made chains unavailable that it had notified of.
             queue.rest();
             break;
         };
@@ -430,7 +430,7 @@ fn serve_step(
     Ok(has_returned && queue.wants_interrupt(ram)?)
 }
 
-/// Half number `select` of `value`; there are only two.
+/// 32-bit half number `select` of `value`; zero if `select` is neither 0 nor 1.
 #[expect(clippy::cast_possible_truncation, reason = "half of it is what is asked for")]
 const fn half(value: u64, select: u32) -> u32 {
     match select {
@@ -440,7 +440,7 @@ const fn half(value: u64, select: u32) -> u32 {
     }
 }
 
-/// Sets half number `select`; there are only two.
+/// Sets 32-bit half number `select` of `value`; ignored if `select` is neither 0 nor 1.
 fn set_half(value: &mut u64, select: u32, half: u32) {
     let shift = match select {
         0 => 0,

@@ -1,16 +1,16 @@
-//! Virtio devices, version 1: what a guest's drivers expect of paravirtual hardware.
+//! Virtio devices, version 1: paravirtual disk and network.
 //!
 //! ```text
 //!   net, blk ──► mmio (registers, negotiation, interrupt status) ──► queue (split virtqueues in guest RAM)
 //! ```
 //!
-//! A driver that breaks the ring layout ([`BadRing`]) has a device that needs a reset:
-//! DEVICE_NEEDS_RESET is set, the configuration interrupt raised, and nothing in the queues is
-//! touched until the driver has reset the device. The machine goes on. A driver can't make the
-//! device read or write outside RAM, and no walk is longer than the ring.
+//! After a driver's mistake ([`BadRing`]) its device sets DEVICE_NEEDS_RESET, raises the
+//! configuration interrupt, and doesn't touch its queues until the driver resets it. The machine
+//! goes on. A driver can't make the device read or write outside RAM, and no walk is longer than
+//! the ring.
 //!
-//! What a step does is bounded: a notification of more than that leaves the rest to the steps that
-//! follow ([`mmio::Transport::serve`]).
+//! The work of a step is bounded: a notification of more work than that leaves the rest to the
+//! steps that follow ([`mmio::Transport::serve`]).
 
 pub(crate) mod blk;
 pub(crate) mod mmio;
@@ -19,7 +19,7 @@ pub(crate) mod queue;
 #[cfg(test)]
 mod tests;
 
-/// A queue that can't be worked with.
+/// A queue that can't be used: the driver has made a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadRing {
     pub(crate) queue: u16,

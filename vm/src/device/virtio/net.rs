@@ -16,7 +16,7 @@ const DEVICE_ID: u32 = 1;
 const FEATURE_MAC: u64 = 1 << 5;
 const FEATURE_STATUS: u64 = 1 << 16;
 
-/// What is offered beside version 1.
+/// Features offered beside VERSION_1.
 const FEATURES: u64 = FEATURE_MAC | FEATURE_STATUS;
 
 /// The `status` field of the configuration space: the link is up.
@@ -57,28 +57,28 @@ impl Net {
         self.transport.interrupts()
     }
 
-    /// Packets that found no buffer, or one too short; and packets that the guest sent with a
-    /// length that isn't a packet's.
+    /// (received packets without a buffer or with one too short, transmitted packets of a length
+    /// that isn't a packet's).
     pub(crate) const fn dropped(&self) -> (u64, u64) {
         (self.received_dropped, self.transmitted_dropped)
     }
 
-    /// Whether there is a buffer for a packet. Also `true` if the ring is bad: the delivery says
-    /// so.
+    /// `true` if the driver has made a receive buffer available. Also `true` if the ring is bad:
+    /// [`Self::receive`] reports that.
     ///
-    /// How long the buffer is doesn't matter: if packets waited for one that is long enough, a
-    /// driver whose buffers are short, as its network may allow, would never get any.
+    /// The buffer's length doesn't matter: if packets waited for a buffer that is long enough, a
+    /// driver with short buffers would never get any.
     pub(crate) fn can_receive(&self, ram: &Ram) -> bool {
         let queue = self.transport.live_queue(RECEIVE);
         queue.is_some_and(|queue| queue.peek(ram).map_or(true, |chain| chain.is_some()))
     }
 
-    /// A packet of at most [`PACKET_BYTES_MAX`] bytes arrives: into the next buffer, or dropped and
-    /// counted. A buffer that is too short for it stays for the next one, as with QEMU.
+    /// Receives a packet of at most [`PACKET_BYTES_MAX`] bytes into the next buffer, or drops and
+    /// counts it. A buffer that is too short for it stays for the next packet, as with QEMU.
     ///
     /// # Errors
-    /// [`BadRing`] if the guest's ring can't be worked with: the device needs a reset, and the
-    /// packet is dropped.
+    /// [`BadRing`] if the guest's ring can't be used: the device needs a reset, and the packet is
+    /// dropped.
     pub(crate) fn receive(&mut self, ram: &mut Ram, packet: &[u8]) -> Result<(), BadRing> {
         match self.deliver(ram, packet) {
             Ok(true) => Ok(()),
@@ -94,7 +94,7 @@ impl Net {
         }
     }
 
-    /// Whether there was a buffer that is long enough.
+    /// `true` if there was a buffer that is long enough.
     fn deliver(&mut self, ram: &mut Ram, packet: &[u8]) -> Result<bool, BadRing> {
         let header_bytes = self.header_bytes();
         let mut bytes = Vec::with_capacity(CHAIN_BYTES_MAX);
@@ -114,16 +114,16 @@ impl Net {
         Ok(true)
     }
 
-    /// How long the header before each packet is.
+    /// Length of the header before each packet.
     const fn header_bytes(&self) -> usize {
         if self.transport.has_accepted(FEATURE_VERSION_1) { HEADER_BYTES } else { HEADER_BYTES_BEFORE_VERSION_1 }
     }
 
     /// Reads a register.
     pub(crate) fn load(&self, offset: u64, width: usize) -> Option<u32> {
-        let Some(place) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
+        let Some(config_offset) = offset.checked_sub(CONFIG) else { return self.transport.load(offset, width) };
         let [m0, m1, m2, m3, m4, m5] = self.mac;
-        load_config(&[m0, m1, m2, m3, m4, m5, LINK_UP, 0], place, width)
+        load_config(&[m0, m1, m2, m3, m4, m5, LINK_UP, 0], config_offset, width)
     }
 
     /// Writes a register; notifying the transmit queue sends what is in it. The configuration space
@@ -151,7 +151,7 @@ impl Net {
         )
     }
 
-    /// Whether packets to be sent are left to the next step.
+    /// `true` if packets to be sent are left for the next step.
     pub(crate) fn is_busy(&self) -> bool {
         self.transport.is_busy(TRANSMIT)
     }
@@ -181,7 +181,7 @@ impl Net {
     }
 }
 
-/// Sends the packet in a chain, or drops and counts what is none.
+/// Sends the packet in a chain, or drops and counts it if its length isn't a packet's.
 fn transmit(ram: &Ram, chain: &Chain, header_bytes: usize, outputs: &mut Outputs, dropped: &mut u64) -> Served {
     match gather(ram, chain, header_bytes) {
         Some(packet) => outputs.push_packet(packet),

@@ -25,19 +25,19 @@ const DESCRIPTOR_INDIRECT: u16 = 1 << 2;
 
 const AVAIL_NO_INTERRUPT: u16 = 1 << 0;
 
-/// Who writes the buffers of a queue.
+/// Which side writes the buffers of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// The driver wrote them, the device reads them.
     ToDevice,
     /// The device writes them.
     FromDevice,
-    /// In every chain first come those that the driver wrote, then those that the device writes.
+    /// Each chain has first buffers that the driver wrote, then buffers that the device writes.
     Both,
 }
 
 impl Direction {
-    /// As the state has it.
+    /// The number that stands for it in the machine's state.
     const fn code(self) -> u8 {
         match self {
             Self::ToDevice => 0,
@@ -76,8 +76,8 @@ pub(crate) fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.bytes)).sum()
 }
 
-/// Where the `length` bytes at `offset` of all buffers together are, piece by piece. Fewer if the
-/// buffers end before.
+/// The address and length of each piece of the `length` bytes at `offset` of all buffers together.
+/// Fewer bytes if the buffers end before.
 pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<Item = (GuestPhysAddr, u64)> {
     let (mut skip, mut left) = (offset, length);
     buffers.iter().filter_map(move |buffer| {
@@ -89,8 +89,8 @@ pub(crate) fn pieces(buffers: &[Buffer], offset: u64, length: u64) -> impl Itera
     })
 }
 
-/// Writes `bytes` to the `room` bytes at `offset` of the buffers, as far as there is room. The
-/// result is how many were written.
+/// Writes `bytes` to the `room` bytes at `offset` of the buffers, as many as fit. Returns how many
+/// were written.
 pub(crate) fn scatter(ram: &mut Ram, buffers: &[Buffer], offset: u64, room: u64, bytes: &[u8]) -> u64 {
     let mut rest = bytes;
     for (address, length) in pieces(buffers, offset, room) {
@@ -110,7 +110,7 @@ pub(crate) struct QueueAddresses {
     pub(crate) used: u64,
 }
 
-/// One queue, as the driver has set it up and as far as the device has come.
+/// One queue: how the driver has set it up, and how far the device has come.
 #[derive(Debug)]
 pub(crate) struct Queue {
     index: u16,
@@ -125,7 +125,8 @@ pub(crate) struct Queue {
     /// Chains that the driver has notified of and that are still to be served, the next steps'
     /// work; at most `size`.
     chains_left: u16,
-    /// How much of the first of them is done, in the device's own measure; 0 unless `chains_left`.
+    /// How much of the first of these chains is done, in the device's own measure; 0 unless
+    /// `chains_left`.
     done: u64,
 }
 
@@ -151,7 +152,7 @@ impl Queue {
         *self = Self::new(self.index, self.direction);
     }
 
-    /// Whether the driver has put it to work.
+    /// `true` if the driver has set it ready.
     pub(crate) const fn is_ready(&self) -> bool {
         self.ready
     }
@@ -172,7 +173,7 @@ impl Queue {
         if self.ready { None } else { Some(&mut self.addresses) }
     }
 
-    /// Puts the queue to work, or takes it back. A queue without a size doesn't become ready.
+    /// Sets the queue ready or not ready. A queue without a size doesn't become ready.
     pub(crate) const fn set_ready(&mut self, ready: bool) {
         self.ready = ready && self.size > 0;
         if !self.ready {
@@ -185,13 +186,13 @@ impl Queue {
         self.chains_left > 0
     }
 
-    /// Leaves what is still to be served.
+    /// Forgets the chains that are still to be served.
     pub(crate) const fn rest(&mut self) {
         self.chains_left = 0;
         self.done = 0;
     }
 
-    /// The driver says that chains are available: those that are so now are to be served.
+    /// Adds the chains that are available now to those to be served.
     ///
     /// # Errors
     /// [`BadRing`] if the ring is outside RAM, or has more chains than there are descriptors.
@@ -205,7 +206,7 @@ impl Queue {
         self.done
     }
 
-    /// So much of the first chain is done; the rest is for the next step.
+    /// Sets how much of the first chain is done; the rest is for the next step.
     pub(crate) const fn set_done(&mut self, done: u64) {
         self.done = done;
     }
@@ -216,7 +217,7 @@ impl Queue {
         if waiting > self.size { Err(self.bad_ring()) } else { Ok(waiting) }
     }
 
-    /// The next available chain, which stays where it is.
+    /// Walks the next available chain, without taking it.
     ///
     /// # Errors
     /// [`BadRing`] if the ring or the chain is outside RAM, loops, is too long, or has a buffer of
@@ -274,7 +275,7 @@ impl Queue {
         writer.u64(*done);
     }
 
-    /// The queue that is `reset` when it is reset.
+    /// Reads the queue whose state after reset is `reset`.
     pub(crate) fn read_from(reader: &mut StateReader<'_>, reset: &Self) -> Result<Self, RestoreError> {
         let (index, direction) = (reader.u16()?, reader.u8()?);
         let same_queue = index == reset.index && direction == reset.direction.code();
@@ -300,9 +301,9 @@ impl Queue {
             if index >= self.size {
                 return Err(bad);
             }
-            let place = DESCRIPTOR_BYTES * u64::from(index);
+            let offset = DESCRIPTOR_BYTES * u64::from(index);
             let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] =
-                ram.load(at(self.addresses.descriptors, place)).ok_or(bad)?;
+                ram.load(at(self.addresses.descriptors, offset)).ok_or(bad)?;
             let buffer = Buffer {
                 address: GuestPhysAddr(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7])),
                 bytes: u32::from_le_bytes([l0, l1, l2, l3]),
@@ -327,7 +328,7 @@ impl Queue {
         Err(self.bad_descriptor(head))
     }
 
-    /// What is wrong with a queue whose `descriptor` is at fault.
+    /// The error for a queue whose `descriptor` is at fault.
     pub(crate) const fn bad_descriptor(&self, descriptor: u16) -> BadRing {
         BadRing { queue: self.index, descriptor: Some(descriptor) }
     }
@@ -345,12 +346,13 @@ impl Queue {
     }
 }
 
-/// Whether a queue can have so many descriptors.
+/// `true` if a queue can have this many descriptors.
 const fn is_queue_size(size: u16) -> bool {
     size.is_power_of_two() && size <= QUEUE_SIZE_MAX
 }
 
-/// An address that wraps is as much outside RAM as any other.
+/// Address of a field. An address that wraps is outside RAM like any other, so wrapping is no error
+/// here.
 const fn at(base: u64, offset: u64) -> GuestPhysAddr {
     GuestPhysAddr(base.wrapping_add(offset))
 }

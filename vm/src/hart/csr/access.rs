@@ -1,4 +1,4 @@
-//! What each CSR reads, and what a write makes of it.
+//! Reads and writes of CSRs.
 
 use super::counters::Counter;
 use super::{
@@ -73,7 +73,7 @@ impl Csrs {
             address::SEPC => supervisor.epc = value & EPC_MASK,
             address::SCAUSE => supervisor.cause = value,
             address::STVAL => supervisor.tval = value,
-            // The timer's bit is the firmware's, the external one the interrupt controller's.
+            // STIP is the firmware's to write, and SEIP the interrupt controller's.
             address::SIP => self.mip = merged(self.mip, value, self.mideleg & Interrupt::SupervisorSoftware.mask()),
             address::MEDELEG => self.medeleg = value & DELEGABLE_EXCEPTIONS,
             address::MIDELEG => self.mideleg = value & SUPERVISOR_INTERRUPTS,
@@ -99,7 +99,7 @@ impl Csrs {
     }
 }
 
-/// `old` with the bits of `mask` from `new`.
+/// `old` with the bits of `mask` taken from `new`.
 const fn merged(old: u64, new: u64, mask: u64) -> u64 {
     old & !mask | new & mask
 }

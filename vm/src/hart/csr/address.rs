@@ -1,4 +1,4 @@
-//! The CSRs that exist, by their numbers.
+//! Addresses of the CSRs that exist.
 
 pub(super) const FFLAGS: u16 = 0x001;
 pub(super) const FRM: u16 = 0x002;
@@ -55,5 +55,5 @@ pub(super) const HPMCOUNTER3: u16 = 0xc03;
 pub(super) const HPMCOUNTER31: u16 = 0xc1f;
 
 pub(super) const MVENDORID: u16 = 0xf11;
-/// The last of the row of identities: vendor, architecture, implementation, hart, configuration.
+/// The last of the identification CSRs: vendor, architecture, implementation, hart, configuration.
 pub(super) const MCONFIGPTR: u16 = 0xf15;

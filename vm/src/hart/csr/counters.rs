@@ -1,9 +1,9 @@
-//! `mcycle` and `minstret`, which the guest may write, on top of the instruction count, which it
-//! may not.
+//! `mcycle` and `minstret`: the guest may write them, unlike the instruction count that they derive
+//! from.
 //!
-//! `mcycle` counts steps. `minstret` counts instructions that retire, and so leaves out the steps
-//! that take an interrupt or an exception, ECALL and EBREAK among them. Source: privileged
-//! specification 20211203, §3.1.10 and §3.3.1.
+//! `mcycle` counts steps. `minstret` counts instructions that retire, so it leaves out steps that
+//! take an interrupt or an exception, ECALL and EBREAK among them. Source: privileged specification
+//! 20211203, §3.1.10 and §3.3.1.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
@@ -21,8 +21,8 @@ impl Counter {
     }
 }
 
-/// Both counters. Each is kept as its distance from the instruction count while it runs, and as its
-/// value while it is stopped; so counting costs nothing.
+/// Both counters. A counter is stored as its distance from the instruction count while it runs, and
+/// as its value while it is stopped; so counting costs nothing.
 #[derive(Debug)]
 pub(super) struct Counters {
     cycle: u64,
@@ -35,12 +35,12 @@ impl Counters {
     /// Bits of `mcountinhibit` that exist.
     const INHIBIT_MASK: u64 = Counter::Cycle.mask() | Counter::Instret.mask();
 
-    /// Both are the instruction count.
+    /// As after reset: both equal the instruction count.
     pub(super) const fn new() -> Self {
         Self { cycle: 0, instret: 0, inhibit: 0 }
     }
 
-    /// Its value at instruction count `count`.
+    /// The counter's value at instruction count `count`.
     pub(super) const fn value(&self, counter: Counter, count: u64) -> u64 {
         let base = match counter {
             Counter::Cycle => self.cycle,
@@ -49,7 +49,7 @@ impl Counters {
         if self.inhibit & counter.mask() == 0 { base.wrapping_add(count) } else { base }
     }
 
-    /// It is `value` at `count`, that of the instruction after the one that writes.
+    /// Sets the counter's value at `count`, the count of the instruction after the one that writes.
     pub(super) const fn set(&mut self, counter: Counter, value: u64, count: u64) {
         let base = if self.inhibit & counter.mask() == 0 { value.wrapping_sub(count) } else { value };
         match counter {
@@ -58,7 +58,7 @@ impl Counters {
         }
     }
 
-    /// A step has retired no instruction.
+    /// Leaves the last step out of `minstret`: it has retired no instruction.
     pub(super) const fn leave_step_out(&mut self) {
         if self.inhibit & Counter::Instret.mask() == 0 {
             self.instret = self.instret.wrapping_sub(1);

@@ -1,5 +1,4 @@
-//! CSR instructions: who may access what, and the CSRs that show the state of other parts of the
-//! hart.
+//! CSR instructions: access rights, and the CSRs that show state of other parts of the hart.
 
 use super::{Csrs, Status, address};
 use crate::hart::float::FloatStatus;
@@ -7,22 +6,23 @@ use crate::hart::{AwaitedRead, Hart, Unretired};
 use crate::isa::instruction::{CsrInstruction, CsrOp, CsrSource};
 use crate::isa::privilege::Privilege;
 
-/// `UXL` and `SXL` of 64 bits, which is all there is; `sstatus` has the former alone.
+/// `UXL` and `SXL`: 64 bits, the only width offered; `sstatus` has UXL alone.
 const UXL_64: u64 = 2 << 32;
 const SXL_64: u64 = 2 << 34;
 
-/// Where FS is in `mstatus` and `sstatus`.
+/// Position of FS in `mstatus` and `sstatus`.
 const FS_SHIFT: u32 = 13;
 
-/// SD of `mstatus` and `sstatus`: there is state to be saved.
+/// SD of `mstatus` and `sstatus`: some extension's state is dirty.
 const STATE_DIRTY: u64 = 1 << 63;
 
-/// `fcsr`: its flags, and where the rounding mode is.
+/// The flags of `fcsr`, and the position of its rounding mode.
 const FLOAT_FLAGS: u8 = 0x1f;
 const FLOAT_ROUNDING_SHIFT: u32 = 5;
 
 impl Hart {
-    /// Executes a CSR instruction, except for one that has to wait for its value.
+    /// Executes a CSR instruction. An instruction that reads a value from outside returns
+    /// [`Unretired::Awaits`], and nothing has changed.
     pub(in crate::hart) fn execute_csr(&mut self, instruction: CsrInstruction) -> Result<(), Unretired> {
         let CsrInstruction { op, source, rd, rs1, csr } = instruction;
         if let Some(read) = self.awaited_read(instruction)? {
@@ -34,8 +34,8 @@ impl Hart {
                 CsrSource::Register => self.register(rs1),
                 CsrSource::Immediate => rs1.index() as u64,
             };
-            // What sets or clears bits of mip must not make the interrupt controller's line
-            // software's.
+            // Setting or clearing bits of `mip` must not make the interrupt controller's line a bit
+            // that software has set.
             let kept = if csr == address::MIP { self.csrs.mip } else { old };
             let new = match op {
                 CsrOp::Write => operand,
@@ -48,7 +48,7 @@ impl Hart {
         Ok(())
     }
 
-    /// Which value from outside `instruction` has to wait for, if any.
+    /// The value from outside that `instruction` reads, if any.
     pub(in crate::hart) fn awaited_read(&self, instruction: CsrInstruction) -> Result<Option<AwaitedRead>, Unretired> {
         if !self.may_access(instruction) {
             return Err(Unretired::Illegal);
@@ -60,16 +60,16 @@ impl Hart {
         })
     }
 
-    /// Whether the privilege mode and the kind of access suit the CSR. Whether it exists is for
-    /// [`Self::read_csr`].
+    /// `true` if the privilege mode and the kind of access suit the CSR. It may still not exist:
+    /// see [`Self::read_csr`].
     fn may_access(&self, instruction: CsrInstruction) -> bool {
         let csr = instruction.csr;
         let level_suffices = csr >> 8 & 3 <= u16::from(self.privilege.level());
         let read_only = csr >> 10 == 3;
         let by_number = level_suffices && !(read_only && instruction.writes());
         match csr {
-            // Entropy is consumed by reading: only the form that writes too is legal, and it is
-            // kept from U-mode.
+            // Reading `seed` consumes entropy: only instructions that also write it are legal, and
+            // not in U-mode.
             address::SEED => instruction.writes() && self.privilege != Privilege::User,
             address::FFLAGS..=address::FCSR => self.float.status != FloatStatus::Off,
             address::SATP => {
@@ -81,7 +81,7 @@ impl Hart {
         }
     }
 
-    /// Whether the present mode may read counter `index`.
+    /// `true` if the current mode may read counter `index`.
     const fn counter_enabled(&self, index: u16) -> bool {
         let Csrs { mcounteren, scounteren, .. } = self.csrs;
         let enabled = match self.privilege {
@@ -119,12 +119,12 @@ impl Hart {
         }
     }
 
-    /// Whether there is such a CSR, in whatever mode.
+    /// `true` if the CSR exists, in whatever mode.
     pub(in crate::hart) fn has_csr(&self, csr: u16) -> bool {
         matches!(csr, address::TIME | address::SEED) || self.read_csr(csr).is_some()
     }
 
-    /// FS and SD, as `mstatus` and `sstatus` show them.
+    /// The bits FS and SD of `mstatus` and `sstatus`.
     fn float_status(&self) -> u64 {
         let dirty = if self.float.status == FloatStatus::Dirty { STATE_DIRTY } else { 0 };
         dirty | (self.float.status as u64) << FS_SHIFT

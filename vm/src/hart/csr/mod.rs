@@ -1,9 +1,10 @@
 //! Control and status registers.
 //!
-//! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; the floating-point ones of
-//! the unit's state. `mcycle` and `minstret` derive from the instruction count, which is
-//! deterministic; `time` and `seed` are not, and stop the machine until their value has come
-//! through the log. Counters that count nothing and triggers that never fire read zero.
+//! `sstatus`, `sie` and `sip` are views of `mstatus`, `mie` and `mip`; `fcsr` and its parts are
+//! views of the floating-point unit's state. `mcycle` and `minstret` derive from the instruction
+//! count, which is deterministic. `time` and `seed` are not deterministic: reading one stops the
+//! machine until the value has come through the log. Performance counters without events and
+//! triggers read zero.
 
 mod access;
 mod address;
@@ -25,8 +26,7 @@ const COUNTEREN_MASK: u64 = 0b111;
 /// Bits of `senvcfg` and `menvcfg` that exist: FIOM.
 const ENVCFG_MASK: u64 = 1;
 
-/// Interrupts of the supervisor: those that can be delegated, and those that M-mode can make
-/// pending.
+/// Interrupts of the supervisor: they can be delegated, and M-mode can make them pending.
 const SUPERVISOR_INTERRUPTS: u64 =
     Interrupt::SupervisorSoftware.mask() | Interrupt::SupervisorTimer.mask() | Interrupt::SupervisorExternal.mask();
 
@@ -36,8 +36,8 @@ const INTERRUPTS: u64 = SUPERVISOR_INTERRUPTS
     | Interrupt::MachineTimer.mask()
     | Interrupt::MachineExternal.mask();
 
-/// Exceptions that can be delegated: all there are but the environment call from M-mode, and the
-/// misaligned fetch, which software delegates without knowing that it can't happen.
+/// Exceptions that can be delegated: all but the environment call from M-mode. The misaligned fetch
+/// is among them, because software delegates it without knowing that it can't happen here.
 const DELEGABLE_EXCEPTIONS: u64 = 0xb3ff;
 
 /// Bits of `stvec` and `mtvec` that exist: MODE 2 and 3 are reserved.
@@ -46,7 +46,7 @@ const TVEC_MASK: u64 = !2;
 /// Bits of `sepc` and `mepc` that exist: instructions are at even addresses.
 const EPC_MASK: u64 = !1;
 
-/// The registers that a mode has for its trap handler.
+/// The trap CSRs of one mode.
 #[derive(Debug)]
 pub(super) struct TrapCsrs {
     pub(super) tvec: u64,
@@ -61,7 +61,7 @@ impl TrapCsrs {
         Self { tvec: 0, scratch: 0, epc: 0, cause: 0, tval: 0 }
     }
 
-    /// Where exceptions go.
+    /// The address of the handler of exceptions.
     pub(super) const fn trap_base(&self) -> u64 {
         self.tvec & !3
     }
@@ -95,7 +95,7 @@ pub(super) struct Csrs {
     mie: u64,
     /// The bits of `mip` that software has set.
     mip: u64,
-    /// The interrupt controller's line, which `mip.SEIP` shows besides.
+    /// The level of the interrupt controller's line; `mip.SEIP` is this or what software has set.
     external_line: bool,
     scounteren: u64,
     mcounteren: u64,
@@ -106,8 +106,8 @@ pub(super) struct Csrs {
 }
 
 impl Csrs {
-    /// As after reset, and, where the hypervisor is the firmware, as that leaves them: interrupts
-    /// off, no handler, and everything for the supervisor.
+    /// The CSRs after reset. With the hypervisor as firmware, as firmware leaves them: interrupts
+    /// off, no handler, and everything delegated to the supervisor.
     ///
     /// `scounteren` lets user programs read the clock: Linux relies on its firmware for that.
     pub(super) const fn new(boot: BootMode) -> Self {
@@ -133,7 +133,7 @@ impl Csrs {
         }
     }
 
-    /// Interrupts that are pending and enabled one by one, whatever `mstatus` says.
+    /// Interrupts that are pending and enabled in `mie`, whatever `mstatus` says.
     #[inline]
     pub(super) const fn pending_interrupts(&self) -> u64 {
         self.pending() & self.mie
@@ -173,18 +173,18 @@ impl Csrs {
         }
     }
 
-    /// A step has retired no instruction.
+    /// Leaves the last step out of `minstret`: it has retired no instruction.
     pub(super) const fn leave_step_out(&mut self) {
         self.counters.leave_step_out();
     }
 
-    /// The firmware sets or clears the supervisor's timer interrupt.
+    /// Sets or clears the supervisor's timer interrupt, for the firmware.
     pub(super) const fn set_timer_pending(&mut self, pending: bool) {
         let mask = Interrupt::SupervisorTimer.mask();
         self.mip = if pending { self.mip | mask } else { self.mip & !mask };
     }
 
-    /// The interrupt controller raises or lowers its line.
+    /// Sets the level of the interrupt controller's line.
     pub(super) const fn set_external_line(&mut self, level: bool) {
         self.external_line = level;
     }
@@ -227,7 +227,7 @@ impl Csrs {
     }
 }
 
-/// A CSR of which only these fields exist.
+/// Reads a CSR of which only the bits in `fields` exist.
 fn masked(reader: &mut StateReader<'_>, fields: u64) -> Result<u64, RestoreError> {
     let value = reader.u64()?;
     reader.require(value & !fields == 0, "a CSR has bits that don't exist")?;

@@ -1,9 +1,9 @@
-//! The registers of physical memory protection. They keep what is written, and locks hold; no
-//! access is checked against them: what runs in M-mode here trusts what it starts.
+//! The CSRs of physical memory protection. They store what is written, and locked entries can't be
+//! written; accesses are not checked against them: software in M-mode trusts here what it starts.
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
-/// How many entries there are.
+/// Number of entries.
 const ENTRIES: usize = 16;
 
 /// The configuration of one entry; bits 5 and 6 don't exist.
@@ -14,13 +14,13 @@ impl Config {
     const READ: u8 = 1 << 0;
     const WRITE: u8 = 1 << 1;
     const MATCH: u8 = 3 << 3;
-    /// The range begins where the one before ends.
+    /// Address matching TOR: the range begins at the end of the one before.
     const MATCH_TOP_OF_RANGE: u8 = 1 << 3;
     const LOCKED: u8 = 1 << 7;
     const FIELDS: u8 = Self::LOCKED | Self::MATCH | 7;
 
-    /// What becomes of a written byte: an entry that may be written but not read is reserved, and
-    /// can't be written either.
+    /// The configuration that results from writing `byte`. Writable but not readable is reserved:
+    /// such an entry gets no permission to write.
     const fn legal(byte: u8) -> Self {
         let write_only = byte & (Self::READ | Self::WRITE) == Self::WRITE;
         Self(byte & Self::FIELDS & if write_only { !Self::WRITE } else { u8::MAX })

@@ -3,8 +3,9 @@
 use crate::isa::privilege::Privilege;
 use crate::isa::trap::TrapLevel;
 
-/// The fields of `mstatus` that hold state, at their places. FS is kept with the floating-point
-/// unit; the widths of S- and U-mode are fixed; there are no vectors and no big-endian memory.
+/// The fields of `mstatus` that hold state, at their bit positions. FS is stored in the
+/// floating-point unit; the widths of S- and U-mode are fixed; there are no vectors and no
+/// big-endian memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hart) struct Status(u64);
 
@@ -19,11 +20,11 @@ impl Status {
     const MPP_SHIFT: u32 = 11;
     const MPP: u64 = 3 << Self::MPP_SHIFT;
 
-    /// What a write of `sstatus` reaches.
+    /// The fields that a write of `sstatus` changes.
     pub(super) const SUPERVISOR: u64 =
         TrapLevel::Supervisor.enable() | TrapLevel::Supervisor.previous_enable() | Self::SPP | Self::SUM | Self::MXR;
 
-    /// What a write of `mstatus` reaches.
+    /// The fields that a write of `mstatus` changes.
     pub(super) const FIELDS: u64 = Self::SUPERVISOR
         | TrapLevel::Machine.enable()
         | TrapLevel::Machine.previous_enable()
@@ -33,7 +34,7 @@ impl Status {
         | Self::TW
         | Self::TSR;
 
-    /// Everything off, every previous mode the user's.
+    /// As after reset: interrupts off, previous modes U.
     pub(super) const fn new() -> Self {
         Self(0)
     }
@@ -42,13 +43,14 @@ impl Status {
         self.0
     }
 
-    /// The fields in `bits`; `None` if one has a value that it can't have.
+    /// The fields in `bits`; `None` if one has an illegal value.
     pub(super) fn from_bits(bits: u64) -> Option<Self> {
         let mpp = (bits & Self::MPP) >> Self::MPP_SHIFT;
         (bits & !Self::FIELDS == 0 && Privilege::from_level(mpp).is_some()).then_some(Self(bits))
     }
 
-    /// Writes the fields in `mask`. MPP stays as it is if it would get a mode that doesn't exist.
+    /// Writes the fields in `mask`. MPP stays as it is if its new value would be a mode that
+    /// doesn't exist.
     pub(super) fn write(&mut self, value: u64, mask: u64) {
         let merge = |mask: u64| (self.0 & !mask) | (value & mask);
         let written = Self::from_bits(merge(mask)).or_else(|| Self::from_bits(merge(mask & !Self::MPP)));
@@ -60,20 +62,20 @@ impl Status {
         self.0 & bit != 0
     }
 
-    /// The mode that MRET goes to, and on whose behalf MPRV makes accesses.
+    /// The mode that MRET returns to, and whose rights accesses have with MPRV.
     pub(in crate::hart) fn machine_previous(self) -> Privilege {
         // The invariant of this type: another value is never written.
         Privilege::from_level((self.0 & Self::MPP) >> Self::MPP_SHIFT).unwrap_or(Privilege::User)
     }
 
-    /// What a trap from `from` into `level` does to it.
+    /// Updates the fields for a trap from mode `from` into `level`.
     pub(in crate::hart) const fn enter(&mut self, level: TrapLevel, from: Privilege) {
         self.put(level.previous_enable(), self.has(level.enable()));
         self.put(level.enable(), false);
         self.set_previous(level, from);
     }
 
-    /// What SRET or MRET does to it; the result is the mode to go to.
+    /// Updates the fields for SRET or MRET; returns the mode to go to.
     pub(in crate::hart) fn leave(&mut self, level: TrapLevel) -> Privilege {
         let to = match level {
             TrapLevel::Supervisor if self.has(Self::SPP) => Privilege::Supervisor,

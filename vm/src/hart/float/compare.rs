@@ -1,17 +1,17 @@
-//! What needs no arithmetic: comparisons, minimum and maximum, classes and signs.
+//! Operations without arithmetic: comparisons, minimum and maximum, classes and signs.
 
 use super::format::Format;
 use super::soft::flag;
 use crate::isa::float::{Comparison, Extreme, SignOp};
 
-/// A number's place in the order of all numbers, -0 just before +0. Not for NaN.
+/// A key by which numbers are ordered, -0 just before +0. Not for NaN.
 #[inline]
-fn place<F: Format>(bits: u64) -> i64 {
+fn order_key<F: Format>(bits: u64) -> i64 {
     let magnitude = F::magnitude(bits).cast_signed();
     if F::is_negative(bits) { !magnitude } else { magnitude }
 }
 
-/// Whether the comparison holds. A NaN is neither less than, equal to nor greater than anything;
+/// `true` if the comparison holds. A NaN is neither less than, equal to nor greater than anything;
 /// only equality is quiet about it.
 #[inline]
 pub(super) fn compare<F: Format>(comparison: Comparison, a: u64, b: u64, flags: &mut u8) -> bool {
@@ -24,8 +24,8 @@ pub(super) fn compare<F: Format>(comparison: Comparison, a: u64, b: u64, flags: 
     }
     let are_zero = F::magnitude(a | b) == 0;
     match comparison {
-        Comparison::LessOrEqual => place::<F>(a) <= place::<F>(b) || are_zero,
-        Comparison::Less => place::<F>(a) < place::<F>(b) && !are_zero,
+        Comparison::LessOrEqual => order_key::<F>(a) <= order_key::<F>(b) || are_zero,
+        Comparison::Less => order_key::<F>(a) < order_key::<F>(b) && !are_zero,
         Comparison::Equal => a == b || are_zero,
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn select<F: Format>(extreme: Extreme, a: u64, b: u64, flags: &mut u8
         (true, false) => b,
         (false, true) => a,
         (false, false) => {
-            let a_is_less = place::<F>(a) < place::<F>(b);
+            let a_is_less = order_key::<F>(a) < order_key::<F>(b);
             if a_is_less == (extreme == Extreme::Minimum) { a } else { b }
         }
     }

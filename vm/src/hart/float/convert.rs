@@ -18,7 +18,7 @@ impl IntegerKind {
         }
     }
 
-    /// What a register holds for the number in the low bits of `value`: words are sign-extended,
+    /// The register value of the number in the low bits of `value`: words are sign-extended,
     /// unsigned ones too.
     #[expect(clippy::cast_possible_truncation, reason = "a word is in the low half")]
     const fn extended(self, value: u64) -> u64 {
@@ -29,8 +29,7 @@ impl IntegerKind {
     }
 }
 
-/// The nearest integer in the direction of the rounding mode; what doesn't fit, infinities and NaN
-/// become the limit.
+/// Rounds to an integer. Numbers that don't fit, infinities and NaN become the limit.
 pub(super) fn to_integer<F: Format>(bits: u64, kind: IntegerKind, context: &mut Context) -> u64 {
     if let Some(value) = truncated_on_host::<F>(bits, kind, context) {
         return value;
@@ -43,7 +42,7 @@ pub(super) fn to_integer<F: Format>(bits: u64, kind: IntegerKind, context: &mut 
         }
         Value::Infinity => (u128::MAX, true),
         Value::Zero => (0, true),
-        // More than any limit.
+        // Greater than any limit.
         Value::Finite(Finite { exponent, .. }) if exponent > 64 => (u128::MAX, true),
         Value::Finite(Finite { exponent, significand, .. }) if exponent >= 0 => (significand << exponent, true),
         Value::Finite(Finite { exponent, significand, .. }) => {
@@ -66,11 +65,11 @@ pub(super) fn to_integer<F: Format>(bits: u64, kind: IntegerKind, context: &mut 
     kind.extended(if negative { magnitude.wrapping_neg() } else { magnitude })
 }
 
-/// What a cast in C comes to: toward zero, and not near the limits.
+/// Conversion as by a cast in C, toward zero, by the host; `None` near the limits.
 ///
-/// The host's conversion of a number in range is exact but for the fraction that it drops; the
-/// integer, having no more significant bits than the number, goes back exactly. So the two are
-/// equal if nothing was dropped.
+/// The host's conversion of a number in range is exact except for the fraction that it drops, and
+/// the integer, which has no more significant bits than the number, converts back exactly. So the
+/// two are equal if nothing was dropped.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the number is known to be in range")]
 #[expect(clippy::cast_precision_loss, reason = "the integer has no more significant bits than a double")]
@@ -104,9 +103,9 @@ pub(super) fn from_integer<F: Format>(value: u64, kind: IntegerKind, context: &m
     };
     let negative = is_signed && value.cast_signed() < 0;
     let magnitude = if negative { value.wrapping_neg() } else { value };
-    // No more bits than the significand has: exact on every host and in every mode. Otherwise the
-    // host rounds as we do in the one mode it has, and tells us nothing new if the flag is set
-    // already.
+    // With no more bits than the significand has, the conversion is exact on every host and in
+    // every mode. Otherwise the host rounds as we do in the one mode that it has, and raises
+    // nothing new if the inexact flag is set already.
     let nothing_to_tell = context.rounding == Rounding::NearestEven && context.flags & flag::NX != 0;
     if magnitude >> F::PRECISION == 0 || nothing_to_tell {
         return if is_signed { F::from_host_signed(value.cast_signed()) } else { F::from_host_unsigned(value) };
@@ -117,7 +116,7 @@ pub(super) fn from_integer<F: Format>(value: u64, kind: IntegerKind, context: &m
 /// The number `bits` of format `From` in format `To`, rounded.
 pub(super) fn resize<From: Format, To: Format>(bits: u64, context: &mut Context) -> u64 {
     if From::is_normal_or_zero(bits) {
-        // A wider format has it exactly; otherwise as for two operands, see `super::native`.
+        // Exact in a wider format; otherwise as for two operands, see `super::native`.
         let is_wider = To::PRECISION > From::PRECISION;
         let nothing_to_tell = context.rounding == Rounding::NearestEven && context.flags & flag::NX != 0;
         if is_wider || nothing_to_tell {

@@ -1,4 +1,4 @@
-//! What floating-point instructions do to the hart.
+//! Execution of floating-point instructions.
 
 use super::format::{Double, Format, Single};
 use super::soft::{self, Context};
@@ -48,7 +48,7 @@ impl Hart {
         Ok(())
     }
 
-    /// Stores the bits of a register, the low ones for a single, boxed or not.
+    /// Stores the bits of a register: for a single the low ones, whether it is boxed or not.
     #[inline]
     pub(in crate::hart) fn store_float(
         &mut self,
@@ -73,7 +73,7 @@ impl Hart {
         if self.float.status == FloatStatus::Off { Err(Unretired::Illegal) } else { Ok(()) }
     }
 
-    /// The bits of a register, boxed or not.
+    /// The bits of a register, whether it is boxed or not.
     #[inline]
     const fn float_register(&self, register: FloatRegister) -> u64 {
         self.float.f[register.index()]
@@ -146,7 +146,7 @@ impl Hart {
     ) -> Result<(), Unretired> {
         let Fused { rounding, rd, rs1, rs2, rs3 } = fused;
         let mut context = self.context(rounding)?;
-        // A NaN's sign tells nothing: operands may be negated instead of results.
+        // A NaN's sign has no meaning, so operands may be negated instead of results.
         let (a, b) = (F::negated_if(negate_product, self.float::<F>(rs1)), self.float::<F>(rs2));
         let c = F::negated_if(negate_addend, self.float::<F>(rs3));
         let result = soft::multiply_add::<F>(a, b, c, &mut context);
@@ -154,8 +154,8 @@ impl Hart {
         Ok(())
     }
 
-    /// The rounding mode and flags for an instruction; illegal if the mode doesn't exist, even if
-    /// the result is exact.
+    /// The rounding mode and flags for an instruction. An instruction whose rounding mode doesn't
+    /// exist is illegal, even if its result is exact.
     #[inline]
     fn context(&self, rounding: RoundingField) -> Result<Context, Unretired> {
         let rounding = match rounding {
@@ -184,8 +184,8 @@ impl Hart {
         self.set_float::<F>(rd, result);
     }
 
-    /// Accrues `flags`, which makes the state dirty as everything does that writes a part of it, or
-    /// an operating system would lose them when it next changes contexts. QEMU 7.2 leaves FS clean
+    /// Accrues `flags`, which makes FS dirty, as every write to the unit's state does: otherwise an
+    /// operating system would lose the flags at its next context switch. QEMU 7.2 leaves FS clean
     /// here (measured), against the privileged architecture.
     #[inline]
     const fn raise(&mut self, flags: u8) {

@@ -1,4 +1,4 @@
-//! The two formats, how registers hold them, and what the host's arithmetic makes of them.
+//! The two formats: their encoding, their boxing in registers, and the host's arithmetic on them.
 
 use crate::isa::float::BinaryOp;
 
@@ -19,18 +19,19 @@ pub(super) trait Format {
     /// The smallest normal number.
     const MIN_NORMAL: u64 = 1 << Self::FRACTION_BITS;
     const INFINITY: u64 = Self::NAN & !Self::QUIET;
-    /// The bit that tells a quiet NaN from a signaling one.
+    /// The fraction bit that is set in quiet NaNs and clear in signaling ones.
     const QUIET: u64 = 1 << (Self::FRACTION_BITS - 1);
 
     /// The value in a register; a single that isn't properly boxed is the canonical NaN.
     fn unbox(register: u64) -> u64;
-    /// What a register holds for the value `bits`.
+    /// The register value of the value `bits`.
     fn boxed(bits: u64) -> u64;
 
-    /// The bits of the value in a register, boxed or not, as an integer register gets them.
+    /// The bits of the value in a register, boxed or not, as a move to an integer register gives
+    /// them.
     fn sign_extended(register: u64) -> u64;
 
-    /// What the host computes, rounding to nearest even.
+    /// The host's result, rounded to nearest even.
     fn on_host(op: BinaryOp, a: u64, b: u64) -> u64;
     /// `bits`, which aren't a NaN, as a double, exactly.
     fn to_host(bits: u64) -> f64;
@@ -73,14 +74,14 @@ pub(super) trait Format {
         Self::negated_if(negative, magnitude)
     }
 
-    /// Whether the value is zero or a normal number.
+    /// `true` if the value is zero or a normal number.
     #[inline]
     fn is_normal_or_zero(bits: u64) -> bool {
         let magnitude = Self::magnitude(bits);
         magnitude == 0 || (Self::MIN_NORMAL..Self::INFINITY).contains(&magnitude)
     }
 
-    /// Whether the value is a number above the lowest binade of normal ones.
+    /// `true` if the value is a finite number above the lowest binade of normal ones.
     #[inline]
     fn is_well_inside(bits: u64) -> bool {
         (2 * Self::MIN_NORMAL..Self::INFINITY).contains(&Self::magnitude(bits))

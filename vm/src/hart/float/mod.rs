@@ -19,7 +19,7 @@ mod soft;
 
 use crate::state::{RestoreError, StateReader, StateWriter};
 
-/// `mstatus.FS`: whether there is state to be saved, or a unit at all.
+/// `mstatus.FS`: the state of the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum FloatStatus {
@@ -27,9 +27,9 @@ pub(crate) enum FloatStatus {
     Off,
     /// As after reset.
     Initial,
-    /// As it was restored.
+    /// As the operating system restored it.
     Clean,
-    /// Written since.
+    /// Changed since.
     Dirty,
 }
 
@@ -81,7 +81,8 @@ impl FloatState {
     }
 }
 
-/// Arithmetic against the host, against another implementation, and against what the standard says.
+/// Arithmetic is compared with the host, with another implementation, and with the standard's
+/// rules.
 #[cfg(test)]
 mod tests {
     extern crate std;

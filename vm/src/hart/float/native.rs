@@ -1,18 +1,17 @@
 //! Arithmetic on two operands: by the host where that is provably the same, by integers elsewhere.
 //!
-//! The host is asked if rounding is to nearest even, the inexact flag is set already, and both
-//! operands are normal numbers or zero; its answer is taken if it is a number above the lowest
-//! binade of normal ones. Then
-//! - the answer is the exact result rounded once, as IEEE 754 wants it: Rust's `f32` and `f64` are
-//!   binary32 and binary64 with this one rounding mode on every target that we build for (the
-//!   exception is x86 without SSE2), and no operand or answer is of a kind (subnormal, NaN) that
-//!   hosts differ about;
-//! - no flag is missed: without infinities, NaN and a NaN as an answer nothing was invalid; a
-//!   division by zero or an overflow would have given an infinity; what rounds to a number above
-//!   the lowest binade isn't tiny; inexact is set.
+//! The host computes if rounding is to nearest even, the inexact flag is set already, and both
+//! operands are normal numbers or zero. Its result is taken if it is a finite number above the
+//! lowest binade of normal ones. Then
+//! - the result is the exact one rounded once, as IEEE 754 requires: Rust's `f32` and `f64` are
+//!   binary32 and binary64 with this rounding mode on every target that we build for (the exception
+//!   is x86 without SSE2), and no operand or result is of a kind (subnormal, NaN) in which hosts
+//!   differ;
+//! - no flag is missed: without infinities and NaN as operands, and without NaN as result, no
+//!   operation was invalid; a division by zero or an overflow would have given an infinity; a result
+//!   above the lowest binade isn't tiny; inexact is set.
 //!
-//! A square root isn't in `core`, and a fused multiplication and addition neither: they are always
-//! done by integers.
+//! `core` has neither a square root nor a fused multiply-add: both are always computed by integers.
 
 use super::format::Format;
 use super::soft::{self, Context, flag};
@@ -31,12 +30,12 @@ pub(super) fn binary<F: Format>(op: BinaryOp, a: u64, b: u64, context: &mut Cont
     by_integers::<F>(op, a, b, context)
 }
 
-/// `a op b`, whatever the operands.
+/// `a op b` for all operands.
 #[inline(never)]
 pub(super) fn by_integers<F: Format>(op: BinaryOp, a: u64, b: u64, context: &mut Context) -> u64 {
     match op {
         BinaryOp::Add => soft::add::<F>(a, b, context),
-        // A NaN's sign tells nothing.
+        // A NaN's sign has no meaning.
         BinaryOp::Subtract => soft::add::<F>(a, b ^ F::SIGN, context),
         BinaryOp::Multiply => soft::multiply::<F>(a, b, context),
         BinaryOp::Divide => soft::divide::<F>(a, b, context),

@@ -1,12 +1,12 @@
 //! Arithmetic by integers: exact, in every rounding mode, with every flag.
 //!
-//! An operation takes its operands apart, computes a [`Finite`] that rounds as the exact result
-//! does, and [`round`] makes bits of it. The significand of an intermediate result is 126 bits
-//! wide, so that whatever doesn't fit can be folded into its lowest bit ("jammed"), far below the
-//! bit that rounding looks at.
+//! An operation unpacks its operands, computes a [`Finite`] that rounds like the exact result, and
+//! [`round`] packs it. The significand of an intermediate result is 126 bits wide, so that bits
+//! that don't fit can be ORed into its lowest bit ("jammed"), far below the bit that rounding looks
+//! at.
 //!
-//! The well-kept library for this, a port of LLVM's APFloat, wasn't taken: it has no square root,
-//! keeps NaN payloads, and calls a result tiny by another rule than RISC-V. To correct that from
+//! The maintained library for this, a port of LLVM's APFloat, isn't used here: it has no square
+//! root, keeps NaN payloads, and detects tininess by another rule than RISC-V. Correcting that from
 //! outside takes as much code as this.
 
 use super::format::Format;
@@ -26,7 +26,8 @@ pub(super) mod flag {
     pub(in crate::hart::float) const NV: u8 = 1 << 4;
 }
 
-/// What arithmetic depends on beside its operands, and what it leaves beside its result.
+/// Rounding mode and flags: what arithmetic depends on beside its operands, and what it changes
+/// beside its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Context {
     pub(super) rounding: Rounding,
@@ -63,7 +64,7 @@ impl Finite {
     }
 }
 
-/// What bits stand for.
+/// An unpacked value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     NaN,
@@ -72,7 +73,7 @@ pub(super) enum Value {
     Finite(Finite),
 }
 
-/// Takes `bits` apart; signs of other than finite numbers are left to [`Format::is_negative`].
+/// Unpacks `bits`. The sign of values that aren't finite is not kept: see [`Format::is_negative`].
 pub(super) fn unpack<F: Format>(bits: u64) -> Value {
     let magnitude = F::magnitude(bits);
     if magnitude >= F::INFINITY {
@@ -117,9 +118,9 @@ const fn shift_jammed(significand: u128, shift: u32) -> u128 {
     (significand >> shift) | (rest != 0) as u128
 }
 
-/// The bits of `value`, rounded; raises inexact, underflow and overflow.
+/// Packs `value`, rounded; raises inexact, underflow and overflow.
 ///
-/// Tininess is decided after rounding: as if the exponent had no lower bound (RISC-V unprivileged,
+/// Tininess is detected after rounding: as if the exponent had no lower bound (RISC-V unprivileged,
 /// chapter "F").
 #[expect(clippy::cast_possible_truncation, reason = "what is kept of the significand has no more bits than the format")]
 pub(super) fn round<F: Format>(value: Finite, context: &mut Context) -> u64 {
@@ -167,7 +168,7 @@ fn overflow<F: Format>(negative: bool, context: &mut Context) -> u64 {
     F::signed(negative, if to_infinity { F::INFINITY } else { F::INFINITY - 1 })
 }
 
-/// The NaN that an operation with a NaN among its operands gives.
+/// The result of an operation with a NaN among its operands.
 fn propagated<F: Format>(operands: &[u64], context: &mut Context) -> u64 {
     if operands.iter().any(|bits| F::is_signaling(*bits)) {
         context.raise(flag::NV);
@@ -188,17 +189,17 @@ pub(super) fn add<F: Format>(a: u64, b: u64, context: &mut Context) -> u64 {
     }
 }
 
-/// A sum that is exactly zero, of summands with these signs.
+/// A sum of exactly zero, by the signs of its summands.
 fn zero_sum<F: Format>(a: bool, b: bool, context: &Context) -> u64 {
     let negative = if a == b { a } else { context.rounding == Rounding::Down };
     F::signed(negative, 0)
 }
 
-/// Neither significand may have more than 106 bits.
+/// Adds; neither significand may have more than 106 bits.
 ///
 /// If the exponents differ by more than 20, bits of the smaller summand are jammed; but a
-/// difference from 2 on leaves a sum of at least 2^124, whose rounding doesn't look at the lowest
-/// bits.
+/// difference of 2 or more leaves a sum of at least 2^124, whose rounding doesn't look at the
+/// lowest bits.
 fn add_finite<F: Format>(a: Finite, b: Finite, context: &mut Context) -> u64 {
     let (a, b) = (a.normalized(), b.normalized());
     let (high, low) = if a.exponent >= b.exponent { (a, b) } else { (b, a) };

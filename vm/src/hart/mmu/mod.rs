@@ -1,14 +1,13 @@
-//! From the addresses a guest uses to the addresses of the bus.
+//! Address translation: bare and Sv39.
 //!
-//! Bare translation and Sv39. Every fetch, load and store of the hart goes through [`Mmu::walk`],
-//! which reads the page table afresh: translation is coherent with memory, so SFENCE.VMA has
-//! nothing to do, and whoever keeps translations has to notice stores to the tables that they were
-//! read from ([`Translation::tables`]).
+//! Every fetch, load and store of the hart goes through [`Mmu::walk`], which reads the page table
+//! each time: translation is coherent with memory, so SFENCE.VMA has nothing to do. A cache of
+//! translations has to notice stores to the tables that they were read from
+//! ([`Translation::tables`]).
 //!
-//! A walk changes nothing. What it has to write, accessed and dirty bits, is a [`Mark`] that the
-//! hart puts into memory once the access is certain to go on; so an access of two pages of which
-//! one is missing leaves no trace in either, and nor does a look at the instruction that comes
-//! next.
+//! A walk changes nothing. The accessed and dirty bits that it would set are a [`Mark`], which the
+//! hart writes once the access is certain to be made. So an access of two pages of which one is
+//! missing leaves no trace in either, and looking at the next instruction leaves none.
 
 mod sv39;
 
@@ -18,7 +17,7 @@ use crate::isa::trap::{Exception, Trap};
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 
-/// What an access is for; it decides which exception a failure raises.
+/// The kind of an access, which decides the exception of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Fetch,
@@ -48,11 +47,11 @@ impl Access {
     }
 }
 
-/// On whose behalf an access is made, and what `mstatus` lets them do.
+/// The rights of an access: privilege mode, and what `mstatus` permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Accessor {
-    /// The mode that counts, which for loads and stores `mstatus.MPRV` may make another than the
-    /// hart's.
+    /// The privilege mode whose rights apply; for loads and stores `mstatus.MPRV` may make it
+    /// another than the hart's.
     pub(crate) privilege: Privilege,
     /// `mstatus.SUM`: the supervisor may load from and store to pages of the user.
     pub(crate) sum: bool,
@@ -60,7 +59,7 @@ pub(crate) struct Accessor {
     pub(crate) mxr: bool,
 }
 
-/// An accessed or dirty bit that is to be set: where the page-table entry is, and what it becomes.
+/// A page-table entry with accessed or dirty bits to be set: its address and its new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     entry: GuestPhysAddr,
@@ -68,22 +67,22 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Sets it.
+    /// Writes the entry.
     pub(crate) fn put(self, ram: &mut Ram) {
         ram.store(self.entry, self.bits.to_le_bytes()).expect("a walk marks only an entry that it has read from RAM");
     }
 }
 
-/// Where an access goes.
+/// The result of a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
     pub(crate) physical: GuestPhysAddr,
-    /// Whether the same accessor may load from this page without another walk.
+    /// `true` if the same accessor may load from this page without another walk.
     pub(crate) readable: bool,
-    /// Whether the same accessor may store to this page without another walk: with the mark put,
-    /// the dirty bit is set.
+    /// `true` if the same accessor may store to this page without another walk: with the mark
+    /// written, the dirty bit is set.
     pub(crate) writable: bool,
-    /// To be put before the access is made.
+    /// To be written before the access is made.
     pub(crate) mark: Option<Mark>,
     /// The tables that were read, from the root on.
     tables: [Option<GuestPhysAddr>; sv39::LEVELS],
@@ -108,8 +107,8 @@ const PHYSICAL_ADDRESS_BITS: u32 = 56;
 const SATP_MODE_BARE: u64 = 0;
 const SATP_MODE_SV39: u64 = 8;
 
-/// `satp.MODE` and `satp.PPN`. There are no address-space identifiers: nothing that is kept would
-/// need them.
+/// `satp.MODE` and `satp.PPN`. There are no address-space identifiers: without visible caches they
+/// would have no effect.
 const SATP_MASK: u64 = 0xf << 60 | ((1 << 44) - 1);
 
 /// Address translation and the state that governs it.
@@ -125,11 +124,11 @@ impl Mmu {
         Self { satp: 0 }
     }
 
-    /// Where an access to `address` goes. It must not reach beyond the page.
+    /// Translates the address of an access, which must not reach beyond its page.
     ///
     /// # Errors
-    /// The page fault of an address that the accessor may not use in this way; the access fault of
-    /// an address beyond the physical address space, or of one whose page table isn't in RAM.
+    /// The page fault of an address that the accessor may not use in this way; the access fault of an
+    /// address beyond the physical address space, or of one whose page table isn't in RAM.
     #[inline]
     pub(crate) fn walk(
         &self,
@@ -148,7 +147,7 @@ impl Mmu {
         }
     }
 
-    /// Like [`Self::walk`], for an access that is certain to go on: its mark has been put.
+    /// Like [`Self::walk`], for an access that is certain to be made: its mark is written.
     #[inline]
     pub(crate) fn translate(
         &self,
@@ -169,7 +168,7 @@ impl Mmu {
         self.satp
     }
 
-    /// Writes CSR `satp`. As the specification wants it, a write with a MODE that isn't offered has
+    /// Writes CSR `satp`. As the specification requires, a write with a MODE that isn't offered has
     /// no effect; in Bare mode the other fields are zero.
     pub(crate) const fn set_satp(&mut self, value: u64) {
         match value >> 60 {

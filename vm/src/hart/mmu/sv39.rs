@@ -11,7 +11,7 @@ use crate::isa::privilege::Privilege;
 use crate::isa::trap::Trap;
 use crate::ram::Ram;
 
-/// How many tables a walk reads at most.
+/// The most tables that a walk reads.
 pub(super) const LEVELS: usize = 3;
 
 /// Width of a page offset, in bits.
@@ -20,7 +20,7 @@ const PAGE_SHIFT: u32 = 12;
 /// Width of the index into one table, in bits.
 const INDEX_BITS: u32 = 9;
 
-/// Width of an address of which the bits above are copies of the highest.
+/// Width of a virtual address; the bits above are copies of the highest.
 const ADDRESS_BITS: u32 = 39;
 
 /// Width of a physical page number.
@@ -45,18 +45,18 @@ impl Entry {
         self.0 & bit != 0
     }
 
-    /// Whether it says anything that the specification has given a meaning.
+    /// `true` if the entry is valid and has no reserved encoding.
     const fn is_valid(self) -> bool {
         let write_only = self.has(Self::WRITE) && !self.has(Self::READ);
         self.has(Self::VALID) && !write_only && !self.has(Self::RESERVED)
     }
 
-    /// Whether it is of a page and not of the next table.
+    /// `true` if the entry maps a page; otherwise it points to the next table.
     const fn is_leaf(self) -> bool {
         self.has(Self::READ | Self::WRITE | Self::EXECUTE)
     }
 
-    /// Whether a pointer to a table keeps the bits clear that only leaves have.
+    /// `true` if the bits are clear that only leaves may have.
     const fn is_clean_pointer(self) -> bool {
         !self.has(Self::ACCESSED | Self::DIRTY | Self::USER)
     }
@@ -66,7 +66,7 @@ impl Entry {
         ((self.0 & !Self::RESERVED) >> Self::PPN_SHIFT) << PAGE_SHIFT
     }
 
-    /// Whether `accessor` may make such an `access` to the page of this leaf.
+    /// `true` if `accessor` may make this kind of access to the page of this leaf.
     const fn permits(self, access: Access, accessor: Accessor) -> bool {
         let reachable = match (self.has(Self::USER), accessor.privilege) {
             (user, Privilege::User) => user,
@@ -81,7 +81,7 @@ impl Entry {
         reachable && allowed
     }
 
-    /// The entry after such an access.
+    /// The entry with accessed and dirty bits as after such an access.
     const fn marked(self, access: Access) -> Self {
         match access {
             Access::Fetch | Access::Load => Self(self.0 | Self::ACCESSED),
@@ -110,8 +110,8 @@ pub(super) fn walk(
     for read in &mut tables {
         shift -= INDEX_BITS;
         let index = (address.0 >> shift) & ((1 << INDEX_BITS) - 1);
-        let place = GuestPhysAddr(table + index * 8);
-        let entry = Entry(ram.load(place).map(u64::from_le_bytes).ok_or(access.fault(address))?);
+        let entry_address = GuestPhysAddr(table + index * 8);
+        let entry = Entry(ram.load(entry_address).map(u64::from_le_bytes).ok_or(access.fault(address))?);
         *read = Some(GuestPhysAddr(table));
         if !entry.is_valid() {
             return Err(page_fault);
@@ -127,7 +127,7 @@ pub(super) fn walk(
                 physical: GuestPhysAddr(entry.address() | (address.0 & offset_mask)),
                 readable: entry.permits(Access::Load, accessor),
                 writable: entry.permits(Access::Store, accessor) && marked.has(Entry::DIRTY),
-                mark: (marked.0 != entry.0).then_some(Mark { entry: place, bits: marked.0 }),
+                mark: (marked.0 != entry.0).then_some(Mark { entry: entry_address, bits: marked.0 }),
                 tables,
             });
         }
@@ -247,9 +247,9 @@ mod tests {
             assert_eq!(fault(&ram, &mmu, 0), page_fault(0), "{flag:#b}");
         }
         // Superpages are where their size puts them.
-        for (place, address) in [(MIDDLE, 0x8000_1000), (ROOT, 0x8020_0000)] {
+        for (entry_address, address) in [(MIDDLE, 0x8000_1000), (ROOT, 0x8020_0000)] {
             let (mmu, mut ram) = tables();
-            put(&mut ram, place, entry(address, ALL));
+            put(&mut ram, entry_address, entry(address, ALL));
             assert_eq!(fault(&ram, &mmu, 0), page_fault(0), "{address:#x}");
         }
     }
