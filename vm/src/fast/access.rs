@@ -117,7 +117,7 @@ macro_rules! access_kinds {
 
                 #[inline(always)]
                 unsafe fn execute(_: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
-                    // SAFETY: as for handlers, and `load_pointer` gives an aligned pointer into RAM.
+                    // SAFETY: as for handlers; the pointer is aligned and into RAM.
                     unsafe { load_pointer(env, effective(slot, b), Self::BYTES).map(|host| Self::read(host)) }
                 }
 
@@ -134,7 +134,7 @@ macro_rules! access_kinds {
 
                 #[inline(always)]
                 unsafe fn execute(hart: &mut Hart, slot: *const Slot, env: *mut Env, b: u64) -> Option<u64> {
-                    // SAFETY: as for handlers, and `store_pointer` gives an aligned pointer into RAM.
+                    // SAFETY: as for handlers; the pointer is aligned and into RAM.
                     unsafe {
                         let host = store_pointer(env, effective(slot, b), Self::BYTES)?;
                         Self::write(host, x(hart, (*slot).a));

@@ -8,8 +8,8 @@
 //!   is x86 without SSE2), and no operand or result is of a kind (subnormal, NaN) in which hosts
 //!   differ;
 //! - no flag is missed: without infinities and NaN as operands, and without NaN as result, no
-//!   operation was invalid; a division by zero or an overflow would have given an infinity; a result
-//!   above the lowest binade isn't tiny; inexact is set.
+//!   operation was invalid; a division by zero or an overflow would have given an infinity; a
+//!   result above the lowest binade isn't tiny; inexact is set.
 //!
 //! `core` has neither a square root nor a fused multiply-add: both are always computed by integers.
 

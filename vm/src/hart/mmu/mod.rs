@@ -127,8 +127,8 @@ impl Mmu {
     /// Translates the address of an access, which must not reach beyond its page.
     ///
     /// # Errors
-    /// The page fault of an address that the accessor may not use in this way; the access fault of an
-    /// address beyond the physical address space, or of one whose page table isn't in RAM.
+    /// The page fault of an address that the accessor may not use in this way; the access fault of
+    /// an address beyond the physical address space, or of one whose page table isn't in RAM.
     #[inline]
     pub(crate) fn walk(
         &self,
