@@ -90,6 +90,8 @@ fn a_log_that_may_lack_something_says_why() {
     assert_eq!(lost(&kept("owner durable an-earlier-boot")), []);
     assert_eq!(lost(&kept("owner no an-earlier-boot")), [PossibleLoss::NothingWaited]);
     assert_eq!(lost(&of_other("backup")), [PossibleLoss::OfBackup]);
+    // It has won the flag and died before its log had all that it had acknowledged.
+    assert_eq!(lost(&kept("backup written an-earlier-boot")), [PossibleLoss::OfBackup, PossibleLoss::HostStartedAgain]);
     assert_eq!(lost(&of_other("joining")), [PossibleLoss::OfJoiningBackup]);
     assert_eq!(lost(&|path| fs::remove_file(path.join("node")).unwrap()), [PossibleLoss::HadFailed]);
     assert_eq!(

@@ -227,6 +227,9 @@ fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
         let Pair { mut primary, mut backup } = logs.pair(&stage, options);
         primary.kill();
         backup.told("live");
+        // From here on its log is known to have all that it acknowledged as a backup.
+        let is_owners = || fs::read_to_string(logs.backup.path().join("kept")).unwrap().starts_with("owner");
+        wait_until("the new owner's log", is_owners);
         backup.kill();
         let _again = resumed(&stage, logs.backup.path());
         let load = Load::on(stage.site.service);

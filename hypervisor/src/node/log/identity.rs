@@ -95,7 +95,8 @@ impl LogProvenance {
         LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
     }
 
-    /// Why this log may lack what clients have seen, if the VM's last owner is `owner`.
+    /// Why this log may lack what clients have seen. `owner` is the VM's last owner: it matters for
+    /// a directory of an earlier release, which doesn't say what its writer was.
     #[must_use]
     pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
         let Some(writer) = &self.writer else {
@@ -105,10 +106,10 @@ impl LogProvenance {
         if self.nodes.is_empty() {
             return vec![PossibleLoss::HadFailed];
         }
-        let is_writers = self.nodes.first() == Some(&owner);
+        // Also if this side has won the flag since: its predecessor let outputs out because of what
+        // this side acknowledged, and only an owner's log is known to have all of that.
         let of_kind = match writer.kind {
             LogWriterKind::Owner => None,
-            LogWriterKind::Joining | LogWriterKind::Backup if is_writers => None,
             LogWriterKind::Joining => Some(PossibleLoss::OfJoiningBackup),
             LogWriterKind::Backup => Some(PossibleLoss::OfBackup),
         };

@@ -198,6 +198,11 @@ impl<S: Storage> WriterStep<S> {
                 Ok(())
             }
             Order::Become(kind) => {
+                // An owner's log has all that it acknowledged as a backup: entries come before the
+                // note that says so.
+                if let Some(Segment { log, name, .. }) = segment {
+                    log.flush().map_err(failed_at("writing", storage, name))?;
+                }
                 self.note.kind = kind;
                 write_writer(storage, &self.note)
             }
