@@ -37,8 +37,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
     fn wake(&self, step: StepKind);
 
-    /// Calls the steps of a log on disk until they are done. They take as long as the disk does, and
-    /// no other step waits for them.
+    /// Calls the steps of a log on disk until they are done. They take as long as the disk does,
+    /// and no other step waits for them.
     ///
     /// # Errors
     /// If the host can't run them.

@@ -1,5 +1,5 @@
-//! Going on from a log on disk after the death of both sides, in the order in which it can be killed
-//! at any moment and made again from the same directory.
+//! Going on from a log on disk after the death of both sides, in the order in which it can be
+//! killed at any moment and made again from the same directory.
 //!
 //! ```text
 //!   Restart::survey ─► Restart::judge ─► Restart::replay ─► Replayed::claim ─► Continuation

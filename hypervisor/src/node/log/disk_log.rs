@@ -237,8 +237,8 @@ impl<S: Storage> DiskLog<S> {
     /// may wake a thread.
     ///
     /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been
-    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order of
-    /// their ids; it is asked for when a snapshot is complete.
+    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order
+    /// of their ids; it is asked for when a snapshot is complete.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -425,8 +425,8 @@ impl<S: Storage> FinishingLog<S> {
     ///
     /// # Errors
     /// If writing fails or logging had failed before, unless [`DiskLog::take_failure`] has told it;
-    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]: then the
-    /// log's steps are left behind.
+    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]: then
+    /// the log's steps are left behind.
     pub fn step(&mut self, now_ns: u64) -> Option<Result<LogDirectory<S>, LogDirectoryError>> {
         let stuck = self.stuck.get_or_insert(StuckDisk::since(now_ns));
         let stuck_ns = stuck.look(now_ns, self.progress.done.load(Ordering::Relaxed), true);
