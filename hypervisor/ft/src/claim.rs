@@ -1,4 +1,4 @@
-//! The words in which sides and arbiter speak of who owns a VM: claims, and the verdicts on them.
+//! Claims of a VM's generations, and the arbiter's verdicts on them.
 //!
 //! Claims are only ever added. A claim of generation `g` makes its node the owner as the
 //! generation after `g`.
@@ -15,16 +15,17 @@ pub const ADDRESS_BYTES_MAX: usize = 256;
 /// What a node writes down when it claims a generation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Claim {
-    /// Which incarnation of which process.
+    /// The node that claims: one incarnation of a process.
     pub node: NodeId,
-    /// What it claims for.
+    /// Whether it claims to own the VM or to end it.
     pub kind: ClaimKind,
     /// Where the winner accepts a backup, `HOST:PORT`; at most [`ADDRESS_BYTES_MAX`] bytes.
     pub address: Option<String>,
 }
 
 impl Claim {
-    /// Who claims, for people: a node's id is random, its address is not.
+    /// The claimer, for people: the node's id and, because ids are random, its address if it gave
+    /// one.
     #[must_use]
     pub fn who(&self) -> String {
         self.address
@@ -47,7 +48,7 @@ pub enum ClaimKind {
 pub enum Verdict {
     /// The generation is this node's, now or since an earlier request.
     Won,
-    /// The generation is somebody else's, with this claim.
+    /// Another node has the generation, by this claim.
     Lost(Claim),
     /// The generation is free and stays so: the flag before it isn't held by the predecessor that
     /// the claimer names. It is held by this claim, or not at all, because this arbiter has lost
@@ -55,8 +56,9 @@ pub enum Verdict {
     NotSuccessor(Option<Claim>),
 }
 
-/// Whether `generation` may be granted to a claimer that knows `predecessor` as the holder of the
-/// flag before, which has the claim `before`. The first flag follows none.
+/// `true` if `generation` may be granted to a claimer that names `predecessor` as the holder of the
+/// flag before it, where `before` is the claim that the arbiter has for that flag. The first flag
+/// needs no predecessor.
 #[must_use]
 pub fn is_successor(generation: Generation, predecessor: Option<NodeId>, before: Option<&Claim>) -> bool {
     generation == Generation(0)
@@ -72,7 +74,7 @@ pub const fn before(generation: Generation) -> Option<Generation> {
     }
 }
 
-/// The answer to `claim`, of a generation that is `holder`'s.
+/// The verdict on `claim` for a generation that was granted to `holder`.
 #[must_use]
 pub fn verdict(claim: &Claim, holder: Claim) -> Verdict {
     if holder.node == claim.node { Verdict::Won } else { Verdict::Lost(holder) }

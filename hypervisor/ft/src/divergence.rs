@@ -1,18 +1,18 @@
-//! A replay that doesn't do what its log says.
+//! Divergences: the replaying machine did something else than its log says.
 
 use alloc::string::String;
 use core::fmt;
 use logchannel::entry::{EntryBody, LogSeq};
 use vm::{Exit, InstructionCount, StateDigest};
 
-/// The replaying machine and the log disagree. The machine's state can't be trusted: whoever finds
-/// this halts and never goes live.
+/// The replaying machine and the log disagree. The machine's state can't be trusted, so its side
+/// halts and never goes live.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("divergence at instruction {count}, entry {seq}: {cause}")]
 pub struct Divergence {
-    /// Where the machine stands.
+    /// The machine's instruction count when the divergence was found.
     pub count: InstructionCount,
-    /// The entry that it can't follow.
+    /// The entry that the machine doesn't agree with.
     pub seq: LogSeq,
     /// What is wrong.
     pub cause: DivergenceCause,
@@ -21,42 +21,42 @@ pub struct Divergence {
 /// What is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DivergenceCause {
-    /// The machine stopped for something that the log doesn't tell of.
+    /// The machine stopped running for a reason that the log has no entry for.
     #[error("expected {expected} at instruction {at}, {found}")]
     Exit {
-        /// What the entry says.
+        /// The name of the entry that the log has next.
         expected: &'static str,
-        /// Where the entry says it happened.
+        /// That entry's instruction count.
         at: InstructionCount,
-        /// What the machine did.
+        /// The exit that the machine reported instead.
         found: Found,
     },
-    /// The machine's state is another.
+    /// The digest of the machine's state differs from the recorded one.
     #[error("state digest is {found}, the log says {expected}")]
     Digest {
-        /// Recorded.
+        /// The digest in the log.
         expected: StateDigest,
-        /// Replayed.
+        /// The replaying machine's digest.
         found: StateDigest,
     },
-    /// The machine sent something else.
+    /// The guest sent another output than the recorded one.
     #[error("output {id} differs from the one that was recorded")]
     Output {
-        /// Which.
+        /// The output's id.
         id: u64,
     },
-    /// The machine can't take the event.
+    /// The machine is in a state in which the event can't have happened; the text says why.
     #[error("event refused: {0}")]
     Refused(String),
-    /// The guest ended in another way.
+    /// The guest stopped for another reason than the recorded one.
     #[error("expected `{expected}`, found `{found}`")]
     Stop {
-        /// Recorded.
+        /// The recorded reason.
         expected: vm::StopReason,
-        /// Replayed.
+        /// The reason in the replay.
         found: vm::StopReason,
     },
-    /// The entry lies in the machine's past.
+    /// The entry's count is below the machine's.
     #[error("the entry is for instruction {at}, which the machine has passed")]
     Past {
         /// The entry's count.
@@ -64,7 +64,7 @@ pub enum DivergenceCause {
     },
 }
 
-/// Why the machine stopped running, in words.
+/// A machine's exit; `Display` describes it for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found(pub Exit);
 
@@ -81,7 +81,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// What an entry is, in one word.
+/// The name of an entry's kind, for errors.
 #[must_use]
 pub fn entry_name(body: &EntryBody) -> &'static str {
     match body {

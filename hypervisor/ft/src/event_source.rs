@@ -2,11 +2,11 @@
 
 use vm::{Event, Machine};
 
-/// The maker of events while a guest runs live: the host, or a simulated one.
+/// Supplies a live guest's events: the host, or a simulated one.
 ///
-/// The other maker is a log: the [`Replayer`](crate::replay::Replayer) takes its events from
-/// entries that a [`Recorder`](crate::record::Recorder) wrote down. Both give what they have to the
-/// same [`apply`](crate::apply::apply).
+/// A replayed guest has no source: the [`Replayer`](crate::replay::Replayer) takes its events from
+/// entries that a [`Recorder`](crate::record::Recorder) logged. Both pass events to the same
+/// [`apply`](crate::apply::apply).
 pub trait EventSource {
     /// The time for cursors and intervals, in nanoseconds; never goes back. The guest doesn't see
     /// it.

@@ -15,18 +15,18 @@
 use crate::mutation::{Mutation, mutated};
 use vm::TIMEBASE_HZ;
 
-/// The host's time that is a pause if the guest couldn't run in it, in nanoseconds. Anything
-/// shorter happens on a busy host.
+/// How long the host must not have run the guest for the gap to count as a pause, in nanoseconds.
+/// Shorter gaps happen on any busy host.
 pub const PAUSE_NS: u64 = 1_000_000_000;
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// A primary's message that arrives by so many ticks later than others is late, because this side
-/// stood still for a while, for example; beyond that the primary's clock has stood, which it does
-/// for pauses only.
+/// The most ticks by which a primary's clock message may be late because this side stood still, for
+/// example. A message that is later means that the primary's clock stood, which it does only in a
+/// pause.
 const LATE_TICKS_MAX: u64 = PAUSE_NS / NS_PER_TICK;
 
-/// One part of the time in so many is more than two hosts' monotonic clocks differ.
+/// The rates of two hosts' monotonic clocks are assumed to differ by less than 1/`DRIFT`.
 const DRIFT: u64 = 1_000;
 
 /// The guest's clock as a function of the host's monotonic time. It never goes back.
@@ -50,20 +50,21 @@ impl GuestClock {
         Self { ticks, since_ns: Some(now_ns) }
     }
 
-    /// What it reads at `now_ns`, in ticks of [`vm::TIMEBASE_HZ`].
+    /// The clock's reading at `now_ns`, in ticks of [`vm::TIMEBASE_HZ`].
     #[must_use]
     pub fn ticks(&self, now_ns: u64) -> u64 {
         self.since_ns
             .map_or(self.ticks, |since_ns| self.ticks.saturating_add(now_ns.saturating_sub(since_ns) / NS_PER_TICK))
     }
 
-    /// Whether it runs.
+    /// `true` if the clock runs, `false` if it stands.
     #[must_use]
     pub const fn is_running(&self) -> bool {
         self.since_ns.is_some()
     }
 
-    /// When it reads `ticks`, in nanoseconds of the host's clock; `u64::MAX` if it stands before.
+    /// The host's time at which the clock reads `ticks`, in nanoseconds; `u64::MAX` if the clock
+    /// stands before that.
     #[must_use]
     pub fn ns_of(&self, ticks: u64) -> u64 {
         match (ticks.saturating_sub(self.ticks), self.since_ns) {
@@ -73,42 +74,42 @@ impl GuestClock {
         }
     }
 
-    /// Makes it run or stand from `now_ns` on.
+    /// Starts or stops the clock at `now_ns`.
     pub fn set_running(&mut self, now_ns: u64, runs: bool) {
         if runs != self.is_running() {
             *self = Self { ticks: self.ticks(now_ns), since_ns: runs.then_some(now_ns) };
         }
     }
 
-    /// The last `gap_ns` don't count.
+    /// Takes the last `gap_ns` back: the clock didn't run in them.
     fn skip(&mut self, gap_ns: u64) {
         self.since_ns = self.since_ns.map(|since_ns| since_ns.saturating_add(gap_ns));
     }
 }
 
-/// A clock that is looked at several times a second: a gap of more than [`PAUSE_NS`] between two
-/// looks doesn't count.
+/// A clock that its owner reads several times a second: a gap of more than [`PAUSE_NS`] between two
+/// readings is a pause, in which the clock stood.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct WatchedClock {
     clock: GuestClock,
-    /// The last look.
+    /// When the clock was last read, in nanoseconds.
     seen_ns: u64,
 }
 
 impl WatchedClock {
-    /// Watches `clock` from `now_ns` on.
+    /// A watched clock that was last read at `now_ns`.
     #[must_use]
     pub const fn new(clock: GuestClock, now_ns: u64) -> Self {
         Self { clock, seen_ns: now_ns }
     }
 
-    /// The clock as of the last look.
+    /// The clock as of the last reading.
     #[must_use]
     pub const fn clock(&self) -> &GuestClock {
         &self.clock
     }
 
-    /// Looks at the clock. Returns the ticks that it reads.
+    /// Reads the clock, in ticks, and leaves out a pause since the last reading.
     pub fn look(&mut self, now_ns: u64) -> u64 {
         let gap_ns = now_ns.saturating_sub(self.seen_ns);
         if gap_ns > PAUSE_NS && !mutated(Mutation::ClockRunsInPause) {
@@ -118,7 +119,7 @@ impl WatchedClock {
         self.clock.ticks(now_ns)
     }
 
-    /// Makes the clock run or stand from `now_ns` on.
+    /// Starts or stops the clock at `now_ns`.
     pub fn set_running(&mut self, now_ns: u64, runs: bool) {
         if runs != self.clock.is_running() {
             self.look(now_ns);
@@ -127,24 +128,24 @@ impl WatchedClock {
     }
 }
 
-/// The primary's clock, as its backup knows it: what the primary last said, plus the backup's own
-/// time since.
+/// A backup's estimate of its primary's clock: the primary's last message about it, plus the
+/// backup's own time since.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct PrimaryClock {
     estimate: WatchedClock,
-    /// The primary's clock runs, as far as it has said.
+    /// The primary's last message said that its clock runs.
     runs: bool,
     heard_ns: u64,
 }
 
 impl PrimaryClock {
-    /// The primary has said that its clock is as `told`.
+    /// An estimate from the primary's first message about its clock.
     #[must_use]
     pub const fn new(told: GuestClock, now_ns: u64) -> Self {
         Self { estimate: WatchedClock::new(told, now_ns), runs: told.is_running(), heard_ns: now_ns }
     }
 
-    /// The primary has said it again.
+    /// Takes another message of the primary about its clock.
     ///
     /// Any delay makes what it says too small, so the greatest of its messages counts. It counts a
     /// little less with time: two hosts' clocks don't run at quite the same rate. A clock that
@@ -162,14 +163,14 @@ impl PrimaryClock {
         *self = Self::new(GuestClock::running(best, now_ns), now_ns);
     }
 
-    /// Time has passed, which doesn't count while nobody can run the guest.
+    /// Lets time pass. It doesn't count while `is_paused`: neither side may run the guest then.
     pub fn pass(&mut self, now_ns: u64, is_paused: bool) {
         self.estimate.look(now_ns);
         self.estimate.set_running(now_ns, self.runs && !is_paused);
     }
 
-    /// The clock with which this node takes over a guest that has read `last_ticks`: not behind the
-    /// primary's, and never below what is logged.
+    /// The clock with which this node goes on with a guest that has read `last_ticks`: not behind
+    /// the primary's clock, and never below what is logged.
     #[must_use]
     pub fn take_over(&mut self, now_ns: u64, last_ticks: u64) -> GuestClock {
         let ticks = self.estimate.look(now_ns);

@@ -1,15 +1,15 @@
-//! Bugs on purpose: what the simulator must be able to find.
+//! Deliberate bugs, which the simulator, the model and the tests of the roles must find.
 //!
-//! Each mutation takes one rule of the protocol away where the rule is kept. Without the feature
-//! `mutations`, which only the tests' own build has, none exists: `mutated` is a constant. Checks
-//! that nothing can fail prove nothing; these are what fails them.
+//! Each mutation removes one rule of the protocol at the place that keeps it. Only the tests' own
+//! build has the feature `mutations`; without it `mutated` is the constant `false`. A checker that
+//! nothing can fail proves nothing: mutations show that these checkers can fail.
 
-/// A rule that isn't kept.
+/// A rule of the protocol that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// The primary lets outputs out at once, acknowledged or not.
+    /// The primary releases outputs at once, acknowledged or not.
     SkipOutputRule,
-    /// The primary takes what it has sent for acknowledged.
+    /// The primary treats entries that it has sent as acknowledged.
     ReleaseOnSend,
     /// The backup acknowledges an entry before it has received it.
     AckBeforeReceive,
@@ -21,9 +21,9 @@ pub enum Mutation {
     ClaimUntold,
     /// The backup goes live before it has consumed the last entry.
     GoLiveBeforeLastEntry,
-    /// A fenced primary lets out what it held.
+    /// A fenced primary releases the outputs that it held.
     ReleaseWhenFenced,
-    /// The primary says that the pair is protected, and holds nothing.
+    /// The primary tells the backup that the pair is protected before it holds outputs.
     TellBeforeHolding,
     /// The primary tells the backup that one more output has left than has.
     TellReleasedTooEarly,
@@ -60,11 +60,11 @@ pub enum Mutation {
     CarryTwice,
     /// The LAN serves the port of an older generation.
     ServeOlderGeneration,
-    /// Silence on the connection of a LAN port is taken for health.
+    /// The LAN keeps a port whose connection has fallen silent.
     TrustSilentPort,
     /// A backup accepts a primary whose generation its arbiter knows, but as another node's.
     OwnerNodeNotCompared,
-    /// A backup takes an arbiter that it can't ask for one that knows its primary.
+    /// A backup that can't reach its arbiter counts that as a passed check of the owner.
     UnreachableCountsAsChecked,
     /// The arbiter grants a flag whatever node holds the one before.
     PredecessorNotCompared,
@@ -72,34 +72,34 @@ pub enum Mutation {
     ClaimInDoubt,
     /// A primary that finds no claim at the arbiter takes itself for fenced.
     FencedByAbsence,
-    /// An owner makes the flags before its own again under its own name, so that a backup of an
-    /// older pair may follow it.
+    /// An owner refills the flags before its own under its own name, so that a backup of an older
+    /// pair may follow it.
     RefillUnderOwnName,
 }
 
 impl Mutation {
-    /// Those of the rules about logs on disk, which the simulator doesn't have:
+    /// The mutations of rules about logs on disk, which the simulator doesn't have:
     /// `tests/src/both_die.rs` must catch them.
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 
-    /// That of the rule about copies of memory, which the simulator's guest writes too little for:
-    /// `tests/tests/simulation/mutations.rs` must catch it.
+    /// The mutation of the rule about copies of memory, for which the simulator's guest writes too
+    /// few pages: `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_COPIES: [Self; 1] = [Self::CopyWithoutSlowing];
 
-    /// That of the rule about a backup that lives and replays nothing, which the simulator doesn't
-    /// have: `tests/tests/simulation/mutations.rs` must catch it.
+    /// The mutation of the rule about a backup that lives and replays nothing, which the simulator
+    /// doesn't have: `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_REPLAY: [Self; 1] = [Self::WaitForReplay];
 
-    /// That of the rule about console output, which no process of the simulator dies with:
+    /// The mutation of the rule about console output, which no process of the simulator dies with:
     /// `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
 
-    /// Those of rules that need an order of events which the simulator meets too rarely: the model
-    /// must catch them.
+    /// The mutations of rules that matter only in orders of events which the simulator reaches too
+    /// rarely: the model must catch them.
     pub const OF_RARE_ORDERS: [Self; 3] = [Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
-    /// Those that the simulator must catch.
+    /// The mutations that the simulator must catch.
     pub const ALL: [Self; 23] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
@@ -132,19 +132,19 @@ std::thread_local! {
     static ACTIVE: core::cell::Cell<Option<Mutation>> = const { core::cell::Cell::new(None) };
 }
 
-/// Takes a rule away in this thread.
+/// Removes a rule, or none, for the calling thread.
 #[cfg(feature = "mutations")]
 pub fn activate(mutation: Option<Mutation>) {
     ACTIVE.set(mutation);
 }
 
-/// Whether the rule is taken away.
+/// `true` if the rule is removed for the calling thread.
 #[cfg(feature = "mutations")]
 pub fn mutated(mutation: Mutation) -> bool {
     ACTIVE.get() == Some(mutation)
 }
 
-/// Whether the rule is taken away: never in this build.
+/// `false`: this build has no mutations.
 #[cfg(not(feature = "mutations"))]
 #[must_use]
 pub const fn mutated(_: Mutation) -> bool {

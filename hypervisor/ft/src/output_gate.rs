@@ -1,4 +1,5 @@
-//! The Output Rule: what the guest sends waits here until the backup holds the log up to it.
+//! The Output Rule: outputs of the guest wait here until the backup has the log up to their
+//! entries.
 
 use crate::mutation::{Mutation, mutated};
 use alloc::collections::VecDeque;
@@ -8,18 +9,19 @@ use logchannel::entry::LogSeq;
 use logchannel::message::Left;
 use vm::{OutputId, OutputOperation};
 
-/// How many bytes of outputs in the gate, held or not yet taken, stop the guest until some are
-/// taken.
+/// When outputs in the gate, held or not yet taken, come to this many bytes, the guest stops until
+/// some are taken.
 pub const GATE_BYTES_MAX: usize = 64 << 20;
 
-/// How many bytes of console output in the gate, not known to have left, stop the guest: a slow
-/// reader of the console slows the guest, and what waits for it is bounded.
+/// When console output that isn't known to have left comes to this many bytes, the guest stops: a
+/// slow reader of the console slows the guest, so that what waits for it is bounded.
 pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
 
-/// How many bytes of packets are kept that were taken and that the network hasn't carried yet.
-/// Beyond them the oldest is given up, as by a network card whose cable is out: it is counted, and
-/// nobody sends it again. A network that hasn't been there yet has until [`GATE_BYTES_MAX`]: a
-/// guest that goes live, with what its predecessor may not have sent, doesn't wait for it.
+/// The most bytes of packets that are kept after they were taken, until the network has carried
+/// them. Beyond that the gate gives up the oldest, as a network card with its cable out does: it is
+/// counted, and never sent again. As long as no network has been attached the limit is
+/// [`GATE_BYTES_MAX`]: a guest that goes live, with outputs that its predecessor may not have sent,
+/// doesn't wait for its network.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// What an output costs in the gate beyond its bytes, so that empty outputs are bounded too.
@@ -31,12 +33,10 @@ const OUTPUT_OVERHEAD_BYTES: usize = 64;
 ///   hold ──► held ──(backup acknowledges, or none by a won claim)──► released ──take──► in flight ──────► left
 ///                                                                        ▲                  │  a packet: carried
 ///                                                                        └──send_again──────┘  console: console_left
-/// ```
-/// An output enters with the sequence number of its log entry. Only an output that has left is
-/// nobody's any more: all others are sent by a successor, if there is one. Packets and console
-/// output leave independently of each other, so that a console that nobody reads keeps no packet
-/// from having left. Invariant: outputs are taken in the order of their ids.
-/// Source: Scales et al. 2010, §2.2 "Output Rule".
+/// An output enters with the sequence number of its log entry. Until an output has left, a
+/// successor of this side must send it. Packets and console output leave independently of each
+/// other, so that a console without a reader doesn't keep packets from counting as left. Invariant:
+/// outputs are taken in the order of their ids.
 #[derive(Clone, Debug, Hash)]
 pub struct OutputGate {
     held: VecDeque<Held>,
@@ -45,19 +45,19 @@ pub struct OutputGate {
     in_flight: VecDeque<Released>,
     /// Console output taken, and not known to be written or dropped.
     at_console: VecDeque<Released>,
-    /// Of `held` and `released`.
+    /// Bytes of `held` and `released`, by [`cost`].
     bytes: usize,
     in_flight_bytes: usize,
     in_flight_bytes_max: usize,
-    /// Of all console output here.
+    /// Bytes of all console output in the gate.
     console_bytes: usize,
     /// All outputs with a smaller id have been taken.
     taken: OutputId,
     /// The network has carried all packets with a smaller id.
     carried: OutputId,
-    /// Behind the last output that has come.
+    /// One past the last output that entered.
     end: OutputId,
-    /// Behind the entry of the newest output that was released.
+    /// One past the entry of the newest output that was released.
     released_entries: LogSeq,
     given_up: u64,
 }
@@ -67,24 +67,25 @@ struct Held {
     seq: LogSeq,
     id: OutputId,
     operation: Arc<OutputOperation>,
-    /// `None` if a predecessor produced it: its holding is none of this gate's figures.
+    /// When the guest produced it; `None` if a predecessor did, so that this gate's hold times
+    /// leave it out.
     produced_ns: Option<u64>,
 }
 
 /// An output that may leave.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Released {
-    /// Which.
+    /// Its id.
     pub id: OutputId,
     /// What the guest sent.
     pub operation: Arc<OutputOperation>,
-    /// For how long it was held, in nanoseconds; `None` if it is a predecessor's, or was taken
-    /// before.
+    /// How long the gate held it, in nanoseconds; `None` if a predecessor produced it, or if it was
+    /// taken before.
     pub held_ns: Option<u64>,
 }
 
 impl Released {
-    /// An output that nothing held.
+    /// An output that was never held.
     #[must_use]
     pub fn at_once(id: OutputId, operation: OutputOperation) -> Self {
         Self { id, operation: Arc::new(operation), held_ns: None }
@@ -128,7 +129,7 @@ impl OutputGate {
         self.held.push_back(Held { seq, id, operation: Arc::new(operation), produced_ns: None });
     }
 
-    /// Whether an output may leave now.
+    /// `true` if an output may leave now.
     #[must_use]
     pub fn has_released(&self) -> bool {
         !self.released.is_empty()
@@ -177,7 +178,7 @@ impl OutputGate {
         self.released.push_back(Released { id: held.id, operation: held.operation, held_ns });
     }
 
-    /// Outputs have been released only of entries before this.
+    /// One past the greatest entry of which an output was released.
     #[must_use]
     pub const fn released(&self) -> LogSeq {
         self.released_entries
@@ -192,8 +193,9 @@ impl OutputGate {
         (self.bytes, self.in_flight_bytes, self.console_bytes) = (0, 0, 0);
     }
 
-    /// The oldest output that may leave now. It is in flight from now on: say
-    /// [`OutputGate::carried`] of a packet, and [`OutputGate::console_left`] of console output.
+    /// Takes the oldest output that may leave. It counts as in flight until
+    /// [`OutputGate::carried`], for a packet, or [`OutputGate::console_left`], for console output,
+    /// says that it has left.
     pub fn take_released(&mut self) -> Option<Released> {
         let released = self.released.pop_front()?;
         let taken = Released { held_ns: None, ..released.clone() };
@@ -215,8 +217,8 @@ impl OutputGate {
         Some(released)
     }
 
-    /// All console output below `next` has been written, or dropped because nobody reads it. That
-    /// it waits to be written is not enough: what waits dies with this process.
+    /// All console output below `next` has been written, or dropped because it has no reader.
+    /// Output that only waits to be written doesn't count: it dies with this process.
     pub fn console_left(&mut self, next: OutputId) {
         while let Some(left) = self.at_console.pop_front_if(|taken| taken.id < next) {
             self.console_bytes -= cost(&left.operation);
@@ -232,8 +234,8 @@ impl OutputGate {
         }
     }
 
-    /// The network is there (again) and has carried all packets below `next`: those behind are to
-    /// be taken again.
+    /// The network is attached (again) and has carried all packets below `next`: the gate gives out
+    /// the later ones again.
     pub fn send_again(&mut self, next: OutputId) {
         self.carried(next);
         self.in_flight_bytes_max = IN_FLIGHT_BYTES_MAX;
@@ -250,7 +252,7 @@ impl OutputGate {
         }
     }
 
-    /// What has left the host, or was given up: a successor need not send it.
+    /// Which outputs have left the host or were given up: a successor need not send them.
     #[must_use]
     pub fn left(&self) -> Left {
         let not_taken =
@@ -267,19 +269,19 @@ impl OutputGate {
         left.packets.min(left.console)
     }
 
-    /// Whether all that has come has left the host, or was given up.
+    /// `true` if every output that entered has left the host, or was given up.
     #[must_use]
     pub fn has_all_left(&self) -> bool {
         self.next_to_leave() >= self.end
     }
 
-    /// The id behind the last output that has come.
+    /// One past the last output that entered.
     #[must_use]
     pub const fn end(&self) -> OutputId {
         self.end
     }
 
-    /// Outputs that may leave, and haven't as far as is known; oldest first.
+    /// Released outputs that aren't known to have left, oldest first.
     pub fn unsent(&self) -> impl Iterator<Item = (OutputId, &OutputOperation)> {
         self.taken_or_released().into_iter().map(|output| (output.id, &*output.operation))
     }
@@ -290,7 +292,7 @@ impl OutputGate {
         outputs
     }
 
-    /// Every output that hasn't left as far as is known, held ones too; oldest first.
+    /// Every output that isn't known to have left, held ones too, oldest first.
     #[must_use]
     pub fn not_left(&self) -> Vec<(OutputId, Arc<OutputOperation>)> {
         let held = self.held.iter().map(|held| (held.id, held.operation.clone()));
@@ -311,7 +313,7 @@ impl OutputGate {
         self.held.len()
     }
 
-    /// Whether the guest must stop until outputs have been taken.
+    /// `true` if the guest must stop until outputs have been taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.bytes >= GATE_BYTES_MAX || self.console_bytes >= CONSOLE_BYTES_MAX

@@ -1,5 +1,5 @@
-//! Pre-copy: a guest's memory is copied while it runs on, and what little is left in the end while
-//! it stands still.
+//! Pre-copy of a guest's memory: most pages are copied while the guest runs, the last ones while it
+//! stands still.
 //!
 //! ```text
 //!   first pass   every page that isn't zero        the guest runs, and writes pages again
@@ -21,7 +21,8 @@ use alloc::vec::Vec;
 use logchannel::snapshot::{PAGES_MAX, Pages};
 use vm::{Machine, PAGE_BYTES, PageCopy};
 
-/// So few pages are left for the guest's standing still: well below a millisecond.
+/// When at most this many pages are left, the guest is stopped and the rest is copied: well below a
+/// millisecond.
 pub const REST_PAGES: usize = 256;
 
 /// Pages copied between two slices of the guest: some 20 microseconds in which the guest doesn't
@@ -38,13 +39,13 @@ const SLICE_STEPS_MIN: u64 = 100;
 
 static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
-/// A copy of a machine's memory on its way.
+/// A copy of a machine's memory in progress.
 #[derive(Clone, Debug, Hash)]
 pub struct PageCopying {
     copy: PageCopy,
     /// The page to go on from.
     next: u64,
-    /// Set behind the first pass.
+    /// Set after the first pass.
     slowing: Option<Slowing>,
     /// Pages given so far.
     copied: u64,
@@ -53,14 +54,14 @@ pub struct PageCopying {
 /// How many pages may wait to be copied.
 #[derive(Clone, Copy, Debug, Hash)]
 struct Slowing {
-    /// When the first pass ended.
+    /// Pages that waited to be copied when the first pass ended.
     waited: usize,
-    /// Since then.
+    /// Pages copied since then.
     copied: usize,
 }
 
 impl Slowing {
-    /// How many pages may wait now. The guest stops when there are more.
+    /// How many pages may wait now. The guest stops when more do.
     const fn limit(self) -> usize {
         self.waited.saturating_sub(self.copied / 2) + AHEAD_PAGES
     }
@@ -73,14 +74,15 @@ impl PageCopying {
         Self { copy, next: 0, slowing: None, copied: 0 }
     }
 
-    /// Looks at [`PIECE_PAGES`] pages that are to be copied, and gives them to `take`. `true` if it
-    /// is time for the rest.
+    /// Copies up to [`PIECE_PAGES`] pages and passes them to `take`. Returns `true` when it is time
+    /// for [`PageCopying::copy_rest`].
     pub fn copy_piece(&mut self, machine: &mut Machine, take: impl FnMut(Pages)) -> bool {
         self.copy_some(machine, PIECE_PAGES, take);
         machine.pages_to_take(self.copy) <= REST_PAGES
     }
 
-    /// Gives all that is left to `take`: the copy is whole as long as the guest stands still.
+    /// Passes all pages that are left to `take`. The copy is complete for as long as the guest
+    /// stands still.
     ///
     /// # Panics
     /// If it isn't time for the rest: the guest would stand still for long.
@@ -91,8 +93,8 @@ impl PageCopying {
         }
     }
 
-    /// How many pages the guest may write that don't wait to be copied yet, before more are copied;
-    /// `None` if it isn't slowed.
+    /// How many pages that don't already wait to be copied the guest may write before more are
+    /// copied; `None` if it isn't slowed.
     pub fn pages_until_stop(&self, machine: &Machine) -> Option<usize> {
         if mutated(Mutation::CopyWithoutSlowing) {
             return None;
@@ -101,7 +103,7 @@ impl PageCopying {
         Some(slowing.limit().saturating_sub(machine.pages_to_take(self.copy)))
     }
 
-    /// How many pages have been given, each as often as it was.
+    /// Pages copied so far; a page that was copied again counts again.
     pub const fn copied(&self) -> u64 {
         self.copied
     }
@@ -119,7 +121,7 @@ impl PageCopying {
             if let Some(slowing) = &mut self.slowing {
                 slowing.copied += 1;
             }
-            // The copy is zero where nothing was put.
+            // Pages that are never passed on are zero in the copy.
             if is_first_pass && page == ZERO_PAGE {
                 continue;
             }
@@ -133,8 +135,8 @@ impl PageCopying {
     }
 }
 
-/// How many steps a guest may run of `steps` while these copies of its memory are made: none if it
-/// has to stand still until more is copied.
+/// How many of `steps` steps the guest may run while these copies of its memory are made; `None` if
+/// it has to stand still until more is copied.
 pub fn steps_allowed<'a>(
     steps: u64,
     machine: &Machine,

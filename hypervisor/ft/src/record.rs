@@ -6,7 +6,7 @@ use crate::event_source::EventSource;
 use logchannel::entry::{EntryBody, Generation, LogEntry};
 use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, PageRange, StopReason};
 
-/// Where a recorder's entries go: a role, or a file.
+/// Takes a recorder's entries: a role, or a file.
 pub trait LogSink {
     /// Why an entry can't be taken.
     type Error;
@@ -18,15 +18,15 @@ pub trait LogSink {
     /// If the entry could not be taken; the recorder must not go on.
     fn append(&mut self, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) -> Result<(), Self::Error>;
 
-    /// Sends what has been appended, because outputs wait for it.
+    /// Sends or writes the entries appended so far, because outputs wait for them.
     ///
     /// # Errors
     /// If that isn't possible; the recorder must not go on.
     fn flush(&mut self) -> Result<(), Self::Error>;
 }
 
-/// How many pages that the guest has written a digest looks at before it leaves the others to the
-/// next one: well below a millisecond, in which the guest stands still.
+/// The most written pages that one digest covers; the next digest goes on with the others. The
+/// guest stands still for a digest: well below a millisecond.
 const DIGEST_PAGES_MAX: usize = 1024;
 
 /// When a recorder logs what no event asks for.
@@ -47,7 +47,7 @@ impl Default for Intervals {
     }
 }
 
-/// What a slice came to.
+/// How a slice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slice {
     /// The guest has more to do.
@@ -75,7 +75,7 @@ pub struct Recorder<S> {
 }
 
 impl<S: EventSource> Recorder<S> {
-    /// Goes on with `machine` from where it is.
+    /// A recorder that runs `machine` on from its current state.
     pub fn new(machine: Machine, mut source: S, intervals: Intervals) -> Self {
         let (count, now_ns) = (machine.instruction_count(), source.now_ns());
         Self {
@@ -103,7 +103,7 @@ impl<S: EventSource> Recorder<S> {
         self.machine
     }
 
-    /// The machine, to copy it.
+    /// The machine, for callers that copy its memory.
     pub const fn machine_mut(&mut self) -> &mut Machine {
         &mut self.machine
     }
@@ -114,12 +114,12 @@ impl<S: EventSource> Recorder<S> {
         &self.source
     }
 
-    /// The source of events, to start it.
+    /// The source of events, for callers that start or stop its clock.
     pub const fn source_mut(&mut self) -> &mut S {
         &mut self.source
     }
 
-    /// Gives the guest what the source has, and runs it for at most `steps`.
+    /// Passes the source's events to the guest, and runs it for at most `steps`.
     ///
     /// # Errors
     /// As the sink's.
@@ -164,8 +164,9 @@ impl<S: EventSource> Recorder<S> {
         self.log(sink, EntryBody::Generation(generation))
     }
 
-    /// Logs a digest of the machine's state, with no more of its memory than can be digested
-    /// without the guest's standing still for long. Where one ends, the next begins.
+    /// Logs a digest of the machine's state that covers at most [`DIGEST_PAGES_MAX`] written pages,
+    /// so that the guest doesn't stand still for long. The next digest begins at the page where
+    /// this one ends.
     fn digest_some<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
         let (pages, digest) = self.machine.digest_some(self.digest_from, DIGEST_PAGES_MAX);
         self.digest_from = pages.end;
@@ -192,11 +193,11 @@ impl<S: EventSource> Recorder<S> {
         Ok(())
     }
 
-    /// Gives the guest what the source has for it.
+    /// Passes the source's events to the guest.
     fn give_events<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {
         loop {
             match self.machine.run(self.machine.instruction_count()) {
-                // Left over by a predecessor that had logged only some of a step's outputs: they
+                // A predecessor died after it had logged only some of a step's outputs: the others
                 // come before the event.
                 Exit::Output => self.log_outputs(sink)?,
                 // The guest has ended, and gets nothing more.

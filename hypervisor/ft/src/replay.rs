@@ -8,7 +8,7 @@ use alloc::string::ToString;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, StateDigest, StopReason};
 
-/// What consuming an entry brought forth.
+/// The result of consuming an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Consumed {
     /// Nothing that leaves the machine.
@@ -66,7 +66,7 @@ impl Replayer {
         self.digests_checked
     }
 
-    /// Runs the machine to where `entry` happened, and does or checks what it says.
+    /// Runs the machine to the count of `entry`, and applies or checks the entry.
     ///
     /// # Errors
     /// [`Divergence`] if the machine does anything else than the log says.

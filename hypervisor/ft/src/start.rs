@@ -1,4 +1,4 @@
-//! Whether a VM may be started, or go on from a log: decided from what the arbiter knows of it.
+//! The rules for starting a VM and for resuming it from a log, by what the arbiter knows of it.
 
 use crate::claim::{Claim, ClaimKind, Verdict};
 use alloc::borrow::ToOwned;
@@ -24,11 +24,11 @@ pub enum StartError {
         )
     )]
     Owned {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
         /// The last flag that was won: its holder runs as the generation after it.
         generation: Generation,
-        /// By whom.
+        /// The claim that won it.
         holder: Claim,
         /// A directory with a log of this VM from which a restart is possible, if one is known.
         known_log: Option<String>,
@@ -39,27 +39,27 @@ pub enum StartError {
          first; what is claimed over the head of an owner that lives is lost"
     )]
     Alive {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// Who answers.
+        /// The node that answers.
         node: NodeId,
-        /// As which generation.
+        /// The generation that it owns.
         generation: Generation,
-        /// Where.
+        /// The address where it answers.
         address: String,
     },
-    /// There is nothing to resume.
+    /// The arbiter has no claim of the VM, so it never ran.
     #[error(
         "VM {vm} never ran, as far as this arbiter knows: is it the one that its sides had? Without --resume it starts"
     )]
     NeverRan {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
     },
-    /// There is nothing to resume.
+    /// The VM's last claim is an end mark, so there is nothing to resume.
     #[error("VM {vm} ended in order, and left its end mark: without --resume it starts afresh")]
     EndedInOrder {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
     },
     /// The log isn't that of the VM's last owner.
@@ -69,13 +69,13 @@ pub enum StartError {
          all the same, and gives up what the VM did since", .holder.node, at(.holder)
     )]
     OlderLog {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// As the log says.
+        /// The generation in which the log ends.
         logged: Generation,
-        /// As the arbiter says.
+        /// The generation of the last owner that the arbiter knows.
         owner: Generation,
-        /// The owner.
+        /// The last owner's claim.
         holder: Claim,
     },
     /// The arbiter has lost claims.
@@ -85,11 +85,11 @@ pub enum StartError {
          `--give-up-generation {owner}` goes on from this log all the same"
     )]
     NewerLog {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// As the log says.
+        /// The generation in which the log ends.
         logged: Generation,
-        /// As the arbiter says.
+        /// The generation of the last owner that the arbiter knows.
         owner: Generation,
     },
     /// Another node was quicker.
@@ -99,11 +99,11 @@ pub enum StartError {
         .holder.node, .generation.0.saturating_add(1), at(.holder)
     )]
     ClaimedMeanwhile {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// The flag.
+        /// The flag that was asked for.
         generation: Generation,
-        /// Who has it.
+        /// The claim that holds it.
         holder: Claim,
     },
     /// The latest claim has gone between the look and the claim.
@@ -112,7 +112,7 @@ pub enum StartError {
          them; find out who removes claims, and try again"
     )]
     ClaimsChanged {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
     },
     /// The generation to be given up isn't the last one.
@@ -121,13 +121,13 @@ pub enum StartError {
         .holder.node, at(.holder)
     )]
     NotTheLatest {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// As the operator says.
+        /// The generation that the operator named.
         given_up: Generation,
-        /// As the arbiter says.
+        /// The generation of the last owner that the arbiter knows.
         owner: Generation,
-        /// The owner.
+        /// The last owner's claim.
         holder: Claim,
     },
     /// The log is the last owner's: nothing is to be given up.
@@ -136,9 +136,9 @@ pub enum StartError {
          `--give-up-generation` out"
     )]
     NothingToGiveUp {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// As the arbiter says.
+        /// The generation of the last owner that the arbiter knows.
         owner: Generation,
     },
     /// The log may lack what clients have seen.
@@ -147,24 +147,24 @@ pub enum StartError {
          that node's log if you can. `--accept-loss` goes on from this one", .holder.node, at(.holder)
     )]
     MayLack {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
-        /// Why.
+        /// Why, as a list for people.
         reasons: String,
-        /// The owner.
+        /// The last owner's claim.
         holder: Claim,
     },
     /// No generation is left; no VM lives that long, so the arbiter's claims were tampered with.
     #[error("VM {vm} has no generation left: its claims at the arbiter are not ours; use another name")]
     Exhausted {
-        /// Which VM.
+        /// The VM that was to be started or resumed.
         vm: VmId,
     },
 }
 
 impl StartError {
-    /// The same, told by one who knows of a log in `directory` from which a restart is possible:
-    /// what it holds isn't offered to be given up.
+    /// Names a `directory` with a log from which a restart is possible, so that the message doesn't
+    /// offer to give up what that log holds.
     #[must_use]
     pub fn with_known_log(mut self, directory: String) -> Self {
         if let Self::Owned { known_log, .. } = &mut self {
@@ -192,18 +192,18 @@ pub fn judge_start(vm: &VmId, latest: Option<&(Generation, Claim)>, force_new: b
     }
 }
 
-/// What a log says of whose it is.
+/// The owner of a log, as the log itself says.
 #[derive(Clone, Copy, Debug)]
 pub struct LogIdentity<'a> {
-    /// As which generation the VM last ran in it.
+    /// The generation in which the VM last ran in this log.
     pub generation: Generation,
-    /// Incarnations that have let out nothing that it lacks.
+    /// Nodes (incarnations) whose released outputs are all in this log.
     pub nodes: &'a [NodeId],
-    /// It is the log of a node that owned the VM, and not of a backup.
+    /// `true` if the log is an owner's, `false` if it is a backup's.
     pub is_owners: bool,
 }
 
-/// What an operator allows beside going on from the last owner's whole log.
+/// What an operator consents to when the log isn't the last owner's whole log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ResumeConsent {
     /// The log may lack what clients have seen last.
@@ -212,19 +212,20 @@ pub struct ResumeConsent {
     pub give_up: Option<Generation>,
 }
 
-/// A claim that a VM may go on with from a log.
+/// The claim with which a VM may be resumed from a log.
 #[derive(Clone, Debug)]
 pub struct ResumeClaim {
     /// The flag to be claimed.
     pub free: Generation,
-    /// The last owner, whose place is taken.
+    /// The last owner, which the claim supersedes.
     pub holder: Claim,
-    /// What the last owner did since is given up: it must not be alive.
+    /// `true` if what the last owner did after this log is given up: that node must not be alive
+    /// then.
     pub is_fork: bool,
 }
 
-/// Decides whether a VM may go on from a log, from what the arbiter knows of it. `losses` says why
-/// the log may lack what clients have seen, if the last owner is this node.
+/// Decides whether a VM may be resumed from a log, by what the arbiter knows of it. `losses` says
+/// why the log may lack what clients have seen, if the last owner is this node.
 ///
 /// # Errors
 /// [`StartError`]: what speaks against it.
@@ -240,9 +241,9 @@ pub fn judge_resume(
         return Err(StartError::EndedInOrder { vm: vm.clone() });
     }
     let owner = owner_behind(vm, flag)?;
-    // Its writer may have died between a claim that it had won and the entry that tells of it; so
-    // may one that has resumed from it. The owner of a generation is named in its own log; in a
-    // backup's log it is another node.
+    // The writer of the log may have died between winning a claim and logging it; so may a node
+    // that resumed from it. The owner of a generation is named in its own log; a backup's log names
+    // another node.
     let is_of_latest =
         log.nodes.contains(&holder.node) || owner == log.generation && (!log.is_owners || log.nodes.is_empty());
     match consent.give_up {
@@ -256,7 +257,7 @@ pub fn judge_resume(
             return Err(StartError::NotTheLatest { vm: vm.clone(), given_up, owner, holder });
         }
         Some(_) if is_of_latest => return Err(StartError::NothingToGiveUp { vm: vm.clone(), owner }),
-        // What is given up is more than what may be missing.
+        // Giving up a generation covers what this log may lack.
         Some(_) => return Ok(ResumeClaim { free: owner, holder, is_fork: true }),
         None => {}
     }
@@ -278,7 +279,7 @@ pub fn refuse_if_alive(
     own_address: &str,
     ask_owner: impl Fn(&str) -> Option<(NodeId, Generation)>,
 ) -> Result<(), StartError> {
-    // At this node's own address nobody else can be.
+    // No other node can answer at this node's own address.
     let address = last.and_then(|last| last.address.as_deref()).filter(|address| *address != own_address);
     match address.and_then(|address| Some((address, ask_owner(address)?))) {
         None => Ok(()),
@@ -288,7 +289,7 @@ pub fn refuse_if_alive(
     }
 }
 
-/// As which generation who claimed the flag `free` owns the VM, by the arbiter's verdict.
+/// The generation that the claimer of the flag `free` owns, by the arbiter's verdict.
 ///
 /// # Errors
 /// [`StartError::Owned`] if the flag is another's; [`StartError::ClaimsChanged`];
@@ -305,7 +306,7 @@ fn at(holder: &Claim) -> String {
     holder.address.as_ref().map(|address| format!(" (its primary was at {address})")).unwrap_or_default()
 }
 
-/// The generation whose owner the holder of a flag is.
+/// The generation that the holder of a flag owns: the one after it.
 fn owner_behind(vm: &VmId, generation: Generation) -> Result<Generation, StartError> {
     generation.0.checked_add(1).map(Generation).ok_or_else(|| StartError::Exhausted { vm: vm.clone() })
 }

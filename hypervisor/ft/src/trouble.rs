@@ -1,30 +1,31 @@
-//! What goes wrong inside a guest, for whoever runs it: mistakes of its drivers, and a panic that
-//! nobody can see.
+//! Faults inside a guest that its operator should hear of: mistakes of its drivers, and a kernel
+//! panic that nothing shows.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use vm::{DeviceFault, Machine};
 
-/// How long a guest may put nothing out, without sleeping, before its memory is searched for a
-/// panic, in nanoseconds, and from one search to the next.
+/// How long a guest may be silent, without output and without sleeping, before its memory is
+/// searched for a panic, in nanoseconds; also the time from one search to the next.
 const FIRST_SEARCH_NS: u64 = 2_000_000_000;
 const SEARCH_PERIOD_NS: u64 = 5_000_000_000;
 
-/// How often it is searched: a guest that puts nothing out for a minute has something else to do.
+/// The most searches in one silence: a guest that makes no output for a minute is busy with
+/// something else.
 const SEARCHES_MAX: u32 = 12;
 
-/// How much of RAM is searched, in bytes: a kernel's log buffer is in the kernel, which is at the
-/// start of RAM.
+/// Bytes of RAM that are searched: a kernel's log buffer is in the kernel, which is at the start of
+/// RAM.
 const SEARCHED_BYTES_MAX: usize = 64 << 20;
 
-/// How much of that at a time, in bytes: the guest stands meanwhile, for less than a millisecond.
+/// Bytes searched at a time, while the guest stands still: less than a millisecond.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// What Linux writes to its log before the reason of a panic. The kernel has the same words as a
 /// format, with `%s` behind them.
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 
-/// The most bytes that are told of the reason.
+/// The longest reason that is reported, in bytes.
 const REASON_BYTES_MAX: usize = 200;
 
 /// Something that went wrong inside a guest.
@@ -32,37 +33,37 @@ const REASON_BYTES_MAX: usize = 200;
 pub enum Trouble {
     /// A driver has made a mistake, and its device needs a reset.
     Device {
-        /// Which.
+        /// The driver's mistake.
         fault: DeviceFault,
-        /// How many mistakes there were so far; only those whose number is a power of two are told.
+        /// How many mistakes the driver has made so far; only the first, second, fourth, eighth ...
+        /// are reported.
         times: u64,
     },
     /// The guest's kernel has panicked.
     Panic {
         /// Why, as the kernel says in its log.
         reason: String,
-        /// It has a console to say so.
+        /// `true` if the guest has a console that shows the panic.
         has_console: bool,
     },
 }
 
-/// Watches one guest.
+/// Watches one guest for faults.
 ///
-/// A kernel that has panicked waits in a loop that reads the clock: it puts nothing out any more,
+/// A kernel that has panicked waits in a loop that reads the clock: it makes no output any more,
 /// and never sleeps.
 #[derive(Debug)]
 pub struct Watch {
     faults: u64,
-    /// How many outputs there were when the present silence began.
+    /// The number of outputs when the present silence began.
     outputs: u64,
     /// The guest has slept since.
     has_slept: bool,
-    /// How often memory may still be searched in this silence; never, if the guest is not to be
-    /// searched.
+    /// How many searches are left in this silence; always 0 if the guest isn't to be searched.
     searches_left: u32,
     /// When the next search begins.
     next_search_ns: u64,
-    /// Where a search that has begun goes on.
+    /// The offset in RAM at which a search goes on, if one has begun.
     searching_at: Option<usize>,
     /// A panic may still be found.
     searches: bool,
@@ -94,7 +95,7 @@ impl Watch {
         }
     }
 
-    /// What there is to tell of `machine`. The time is asked for only if it matters.
+    /// The next fault of `machine` to report. The time is asked for only if it matters.
     pub fn look(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl Fn() -> u64) -> Option<Trouble> {
         if let Some(fault) = machine.take_device_fault() {
             self.faults += 1;
@@ -135,8 +136,8 @@ impl Watch {
     }
 }
 
-/// Why the Linux kernel in `ram` has panicked, if it says so in the piece from `start` on; what
-/// begins there may end behind it.
+/// The reason of a Linux kernel's panic, if its message begins in the piece of `ram` from `start`
+/// on; the message may end behind the piece.
 fn panic_reason(ram: &[u8], start: usize) -> Option<String> {
     let piece = ram.get(start..)?;
     let begins = &piece[..piece.len().min(PIECE_BYTES)];

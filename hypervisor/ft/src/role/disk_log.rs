@@ -1,5 +1,5 @@
-//! What a role knows of its side's log on disk, from which the VM goes on after the death of both
-//! sides.
+//! What a role knows of its side's log on disk, from which the VM can be resumed after the death of
+//! both sides.
 
 use crate::mutation::{Mutation, mutated};
 use logchannel::entry::LogSeq;
@@ -28,14 +28,14 @@ pub enum DiskLogState {
 }
 
 impl DiskLogState {
-    /// Whether the log exists only in words.
+    /// `true` if the log is promised and no restart from it is possible yet.
     #[must_use]
     pub const fn is_promised(self) -> bool {
         matches!(self, Self::Promised)
     }
 
-    /// How far outputs may leave of which all entries below `allowed` may, as far as the log on
-    /// disk is concerned.
+    /// The position below which outputs may leave if the pair allows all below `allowed`: the lower
+    /// one of that and what the log on disk has.
     #[must_use]
     pub(super) fn limit(self, allowed: LogSeq) -> LogSeq {
         match self {

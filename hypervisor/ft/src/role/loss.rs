@@ -13,46 +13,46 @@ pub enum LostSide {
     Backup,
 }
 
-/// How one side lost the other. `Display` has the words for the operator of the side that stays.
+/// How one side lost the other. `Display` explains it to the operator of the side that stays.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LossReason {
     /// The connection has ended, for this reason.
     Disconnected(String),
-    /// Nothing was heard of it for so many milliseconds.
+    /// The other side was silent for too long.
     Silent {
-        /// Of whom.
+        /// The side that was silent.
         side: LostSide,
-        /// How long.
+        /// How long, in milliseconds.
         for_ms: u64,
     },
-    /// A backup was heard, and got nowhere for so many milliseconds: it put no machine together, or
-    /// acknowledged nothing.
+    /// The backup was heard, and made no progress for too long: it neither restored the machine nor
+    /// acknowledged anything.
     Stuck {
-        /// How long.
+        /// How long, in milliseconds.
         for_ms: u64,
     },
-    /// A backup acknowledged the log, and replayed nothing of it for so many milliseconds in which
-    /// the guest waited for it.
+    /// The backup acknowledged the log, and replayed nothing of it for too long while the guest
+    /// waited for it.
     ReplaysNothing {
-        /// How long.
+        /// How long, in milliseconds.
         for_ms: u64,
     },
-    /// A primary doesn't read what it is told.
+    /// The primary doesn't read what this side sends.
     ReadsNothing,
-    /// A backup refused the session, for this reason.
+    /// The backup refused the session, for this reason.
     RefusedSession(String),
-    /// It said goodbye, for this reason.
+    /// The other side left on purpose.
     Goodbye {
-        /// Who.
+        /// The side that left.
         side: LostSide,
-        /// In its own words.
+        /// Its reason, as it gave it.
         reason: String,
     },
-    /// A backup sent a message that has no place there: this one.
+    /// The backup sent a message that isn't allowed in its state; the text names it.
     BrokeProtocol(&'static str),
-    /// It sent entries or acknowledgements that can't be right, for this reason.
+    /// The other side sent entries or acknowledgements that can't be right, for this reason.
     BadLog(String),
-    /// Who was asked is no primary.
+    /// The peer that was asked is no primary.
     NoPrimary,
     /// The operator stopped the primary while the backup was joining.
     PrimaryStopped,
@@ -74,7 +74,7 @@ impl fmt::Display for LostSide {
 impl fmt::Display for LossReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // A primary that leaves says itself who stopped it.
+            // A primary that leaves names the cause in its goodbye.
             Self::Disconnected(reason) | Self::BadLog(reason) | Self::Goodbye { side: LostSide::Primary, reason } => {
                 f.write_str(reason)
             }

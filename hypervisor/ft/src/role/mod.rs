@@ -1,8 +1,8 @@
 //! The two roles of a fault-tolerant pair, as state machines without I/O.
 //!
-//! Time, messages and the arbiter's answers come in as arguments; frames, released outputs and
-//! requests come out by polling. Processes drive them with sockets and clocks, a simulator with
-//! neither.
+//! Time, messages and the arbiter's answers come in as arguments; frames of the log, released
+//! outputs and requests come out by polling. Processes drive the roles with sockets and clocks, a
+//! simulator without either.
 //!
 //! ```text
 //! primary                                              backup
@@ -85,19 +85,20 @@ use logchannel::entry::Generation;
 use logchannel::message::Message;
 use logchannel::session::NodeId;
 
-/// How long a role waits for what.
+/// A role's intervals and timeouts.
 #[derive(Clone, Copy, Debug, Hash)]
 pub struct Timing {
-    /// From one heartbeat to the next, in nanoseconds, while nothing else is said.
+    /// The interval of heartbeats, in nanoseconds; other messages take the place of a heartbeat.
     pub heartbeat_ns: u64,
     /// Silence after which the other side counts as lost, in nanoseconds. Too short costs a
     /// needless failover, never correctness.
     pub failure_timeout_ns: u64,
-    /// From an unanswered test-and-set to the next try, in nanoseconds.
+    /// The time from an unanswered test-and-set to the next try, in nanoseconds.
     pub claim_retry_ns: u64,
-    /// How far the backup's replay may be behind before the guest is slowed, in nanoseconds.
+    /// How far the backup's replay may lag before the primary slows the guest, in nanoseconds.
     pub lag_bound_ns: u64,
-    /// From one look of the owner at its claim to the next, in nanoseconds; `u64::MAX` for none.
+    /// The interval at which the owner checks its claim at the arbiter, in nanoseconds; `u64::MAX`
+    /// for never.
     pub look_ns: u64,
 }
 
@@ -114,14 +115,14 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long a backup that lives may get nowhere, in nanoseconds: it puts a machine together, or
-    /// has its log buffer full.
+    /// How long a backup that is heard may make no progress, in nanoseconds: restoring the machine,
+    /// or with its log buffer full.
     const fn progress_timeout_ns(&self) -> u64 {
         self.failure_timeout_ns.saturating_mul(20)
     }
 
-    /// How long the disk under a joining backup's log may take nothing, in nanoseconds: one flush
-    /// of a slow disk's cache takes longer than a network that works ever does.
+    /// How long the disk of a joining backup's log may take nothing, in nanoseconds. One flush of a
+    /// slow disk's cache takes longer than a working network ever does.
     const fn disk_timeout_ns(&self) -> u64 {
         self.progress_timeout_ns().saturating_mul(3)
     }
@@ -130,37 +131,38 @@ impl Timing {
 /// A test-and-set that a role asks its driver to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimRequest {
-    /// As whom: the node that asks, but for flags that an owner makes again before its own.
+    /// The node to claim for: the own node, but for flags that an owner refills before its own.
     pub node: NodeId,
-    /// Of which generation.
+    /// The generation whose flag is claimed.
     pub generation: Generation,
-    /// What for.
+    /// Whether to own the VM or to end it.
     pub kind: ClaimKind,
-    /// Who holds the flag before, as far as the claimer knows; `None` only for the first flag.
+    /// The node that holds the flag before, as far as the claimer knows; `None` only for the first
+    /// flag.
     pub predecessor: Option<NodeId>,
 }
 
-/// What became of it.
+/// The result of a test-and-set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimAnswer {
     /// The arbiter has decided.
     Decided(Verdict),
-    /// The arbiter could not be asked: nobody may go on until it can.
+    /// The arbiter couldn't be asked: neither side may go on until it can.
     Unreachable,
 }
 
-/// What became of a look at the latest claim.
+/// The result of asking for the latest claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LatestAnswer {
     /// The latest generation that is claimed, and its claim, if any is.
     Known(Option<(Generation, Claim)>),
     /// The arbiter could not be asked, which says nothing about any claim.
     Unreachable,
-    /// The arbiter can't answer before an operator has seen to it, for this reason.
+    /// The arbiter can't answer until an operator has repaired it, for this reason.
     Failed(String),
 }
 
-/// A test-and-set under way, asked again until it is answered.
+/// A test-and-set in progress, which is asked again until it is answered.
 ///
 /// It is asked again with the same kind: the arbiter may have recorded the first request though its
 /// answer was lost.
@@ -169,22 +171,22 @@ struct Claiming {
     request: ClaimRequest,
     /// When to ask (again); `None` while the driver is asking.
     ask_at_ns: Option<u64>,
-    /// When the role first looked at how long the answer takes.
+    /// The first tick since the test-and-set was asked for: from then on the wait is measured.
     since_ns: Option<u64>,
 }
 
 impl Claiming {
-    /// A test-and-set that the driver is being asked for now.
+    /// A test-and-set that the driver is asked to do now.
     const fn asked(request: ClaimRequest) -> Self {
         Self { request, ask_at_ns: None, since_ns: None }
     }
 
-    /// A test-and-set that may not be asked for yet.
+    /// A test-and-set that is planned, and not asked for yet.
     const fn put_off(request: ClaimRequest) -> Self {
         Self { request, ask_at_ns: Some(0), since_ns: None }
     }
 
-    /// Whether the driver is asking.
+    /// `true` while the driver is asking the arbiter.
     const fn is_asked(&self) -> bool {
         self.ask_at_ns.is_none()
     }
@@ -203,8 +205,8 @@ impl Claiming {
         self.since_ns.get_or_insert(now_ns);
     }
 
-    /// Whether the answer takes so long that a VM that waits for it is paused: any failover has a
-    /// short wait.
+    /// `true` if the answer takes so long that the VM counts as paused while it waits. Every
+    /// failover has a short wait, which doesn't.
     fn is_pause(&self, now_ns: u64) -> bool {
         self.since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) > PAUSE_NS)
     }
@@ -214,7 +216,7 @@ impl Claiming {
     }
 }
 
-/// What a message is, for an error about one that comes at the wrong time.
+/// A message's name, for errors about messages that come at the wrong time.
 const fn message_name(message: &Message) -> &'static str {
     match message {
         Message::Session { .. } => "a session header",

@@ -1,5 +1,5 @@
-//! How a backup joins: it gets the session, the guest's memory, its snapshot and the log from there
-//! on, asks its own arbiter about the primary, and accepts it.
+//! How a backup joins: it receives the session, the guest's memory, the snapshot and the log from
+//! there on, asks its own arbiter about the primary, and accepts it.
 
 use super::log::ReceivedLog;
 use super::mode::{Following, Mode, Pair, Stage};
@@ -15,11 +15,12 @@ use logchannel::session::{NodeId, SessionHeader};
 use logchannel::snapshot::{Snapshot, UnsentOutput};
 use vm::OutputId;
 
-/// The greatest place in the log, and the greatest id of an output, at which a VM goes on here:
-/// none comes to half of what 64 bits count, and behind it there are more than will ever be used.
+/// The greatest position in the log, and the greatest output id, at which a VM goes on here. No
+/// real VM counts to half of what 64 bits hold, and from here on there are enough numbers for any
+/// VM.
 const NUMBER_MAX: u64 = u64::MAX / 2;
 
-/// A backup that has a session, and hasn't accepted its primary.
+/// A backup that has a session and hasn't accepted its primary yet.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Joining {
     pair: Pair,
@@ -28,7 +29,7 @@ pub(super) struct Joining {
     pub(super) progress: Progress,
 }
 
-/// How far its machine is.
+/// How far the joining backup's machine is restored.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Progress {
     /// Receives the guest's memory.
@@ -39,28 +40,29 @@ pub(super) enum Progress {
     Restored(Box<ReceivedLog>),
 }
 
-/// Whether this side's arbiter knows the primary as the VM's owner. With two arbiters, or a
+/// The check that this side's arbiter knows the primary as the VM's owner. With two arbiters, or a
 /// directory that isn't the shared one, both sides could go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum OwnerCheck {
     /// The driver is asking.
     Asked,
-    /// The arbiter could not be asked, which is no check; it is asked again at this time.
+    /// The arbiter couldn't be asked, which doesn't count as a check; the role asks again at this
+    /// time.
     AskAt(u64),
-    /// It does.
+    /// The arbiter knows the primary as the owner.
     Passed,
 }
 
-/// The wait for this side's own disk.
+/// A joining backup's wait for its own disk.
 #[derive(Clone, Copy, Debug, Default, Hash)]
 struct DiskWait {
-    /// What the disk had taken when it last took something.
+    /// Bytes that the disk had taken when it last made progress.
     written_bytes: u64,
-    /// When that was, or when the wait began.
+    /// When the disk last made progress, or when the wait began.
     moved_ns: u64,
-    /// When the driver last said that it waits.
+    /// When the driver last reported the wait.
     last_ns: u64,
-    /// When the primary was last told: heartbeats between don't say it.
+    /// When the primary was last told `Storing`; heartbeats in between don't tell it.
     told_ns: u64,
 }
 
@@ -73,7 +75,7 @@ impl Joining {
         }
     }
 
-    /// The same, to get on with it.
+    /// As [`Joining::log`], mutable.
     pub(super) fn log_mut(&mut self) -> Option<&mut ReceivedLog> {
         match &mut self.progress {
             Progress::Receiving => None,
@@ -81,7 +83,7 @@ impl Joining {
         }
     }
 
-    /// The same, for what comes next.
+    /// As [`Joining::log`], for the mode that follows.
     pub(super) fn into_log(self) -> Option<Box<ReceivedLog>> {
         match self.progress {
             Progress::Receiving => None,
@@ -130,9 +132,9 @@ impl BackupRole {
         self.actions.push_back(BackupAction::CheckOwner);
     }
 
-    /// The answer to [`BackupAction::CheckOwner`]: generation, node and kind of the latest claim
-    /// are the primary's, or it is refused. Who is accepted may be told the next moment that it
-    /// protects the VM, and claim it.
+    /// The answer to [`BackupAction::CheckOwner`]: the role refuses the primary unless generation,
+    /// node and kind of the latest claim are the primary's. An accepted primary may tell this side
+    /// at the next moment that it protects the VM, and this side may claim it then.
     pub fn handle_owner(&mut self, now_ns: u64, answer: LatestAnswer) {
         let retry_ns = now_ns.saturating_add(self.timing.claim_retry_ns);
         let Some(joining) = self.joining_mut().filter(|joining| joining.check == OwnerCheck::Asked) else { return };
@@ -162,7 +164,7 @@ impl BackupRole {
         }
     }
 
-    /// Asks for the owner again, if that is to be done.
+    /// Asks for the owner again, if the last answer was none and it is time to.
     pub(super) fn check_again_if_due(&mut self, now_ns: u64) {
         if let Some(joining) = self.joining_mut()
             && let OwnerCheck::AskAt(at_ns) = joining.check
@@ -173,9 +175,9 @@ impl BackupRole {
         }
     }
 
-    /// Accepts the primary, once the machine stands, the owner is checked and this side's log can
-    /// be resumed: from then on this side may be told that it protects the VM, may go live, and may
-    /// die.
+    /// Accepts the primary once the machine is restored, the owner is checked and a restart from
+    /// this side's log is possible. From then on this side may be told that it protects the VM, may
+    /// go live, and may die.
     fn accept(&mut self, now_ns: u64) {
         let has_log = !self.disk_log.is_promised() || mutated(Mutation::AcceptOnPromise);
         let Mode::Listening(listening) = &mut self.mode else { return };
@@ -193,8 +195,7 @@ impl BackupRole {
         self.say(now_ns, &Message::Accepted);
     }
 
-    /// What comes before the log: the guest's memory, the outputs that may not have left, the rest
-    /// of the machine.
+    /// Handles a message that comes before the log: pages, unsent outputs, the rest of the machine.
     pub(super) fn receive_memory(&mut self, now_ns: u64, message: Message) {
         if let Message::Pages(pages) = message {
             self.actions.push_back(BackupAction::Pages(pages));
@@ -227,7 +228,8 @@ impl BackupRole {
         self.actions.push_back(BackupAction::Restore(snapshot));
     }
 
-    /// The machine stands where the snapshot was made; its next output will be `next_output`.
+    /// The driver has restored the machine of [`BackupAction::Restore`]; its next output will be
+    /// `next_output`.
     pub fn handle_restored(&mut self, now_ns: u64, next_output: OutputId) {
         let Some(Joining { progress: Progress::Restoring(_), .. }) = self.joining_mut() else { return };
         let next = self.unsent.next();
@@ -250,15 +252,15 @@ impl BackupRole {
         self.accept(now_ns);
     }
 
-    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may
-    /// come after a later one.
+    /// This side's log on disk has reached this state. Two threads may report it, so an earlier
+    /// state may come after a later one.
     pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
         self.disk_log = self.disk_log.max(disk_log);
         self.accept(now_ns);
     }
 
-    /// Whether nothing but the disk is missing for this side's acceptance: the driver says
-    /// [`BackupRole::handle_disk_wait`] at each tick.
+    /// `true` if only the log on disk is missing for this side to accept the primary: the driver
+    /// then calls [`BackupRole::handle_disk_wait`] at each tick.
     #[must_use]
     pub fn waits_for_disk(&self) -> bool {
         let Mode::Listening(listening) = &self.mode else { return false };
@@ -266,9 +268,9 @@ impl BackupRole {
         is_restored && self.disk_log.is_promised()
     }
 
-    /// This side can't go on before its disk does, which has taken `written_bytes` so far. The
-    /// primary is told, so that it doesn't take this side for one that gets nowhere; a disk that
-    /// itself gets nowhere ends the joining.
+    /// This side waits for its disk, which has taken `written_bytes` so far. The primary is told,
+    /// so that it doesn't give this side up for being stuck; a disk that itself makes no progress
+    /// ends the joining.
     pub fn handle_disk_wait(&mut self, now_ns: u64, written_bytes: u64) {
         let timing = self.timing;
         let Some(joining) = self.joining_mut() else { return };
@@ -289,7 +291,7 @@ impl BackupRole {
         }
     }
 
-    /// The machine can't be put together.
+    /// The driver couldn't restore the machine of [`BackupAction::Restore`].
     pub fn handle_restore_failure(&mut self, reason: &str) {
         if self.joining_mut().is_some() {
             self.refuse(format!("the guest can't be restored here: {reason}"));

@@ -1,4 +1,4 @@
-//! The log as the backup has it.
+//! The part of the log that a backup has received, and how far it has replayed it.
 
 use alloc::collections::VecDeque;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
@@ -6,7 +6,7 @@ use logchannel::message::{EntryBatch, Message};
 use logchannel::stream::{ChannelError, LogReceiver};
 use vm::{InstructionCount, StopReason};
 
-/// From one report of what is consumed to the next, in nanoseconds.
+/// The shortest time from one report of the consumed position to the next, in nanoseconds.
 const CONSUMED_REPORT_NS: u64 = 20_000_000;
 
 /// The log from the snapshot on.
@@ -16,17 +16,17 @@ const CONSUMED_REPORT_NS: u64 = 20_000_000;
 pub(super) struct ReceivedLog {
     receiver: LogReceiver,
     consumed: LogSeq,
-    /// Where the machine stands.
+    /// The machine's instruction count.
     count: InstructionCount,
-    /// What the primary has been told of `consumed`, and when.
+    /// The value of `consumed` that the primary was told last, and when.
     reported: (LogSeq, u64),
-    /// The guest came to its end in the log. Whoever sets the end mark has sent the guest's last
-    /// words; if the primary didn't live to do it, this side does both.
+    /// Set when the log has the guest's end. The side that sets the end mark has sent all of the
+    /// guest's outputs; if the primary dies before, this side does both.
     pub(super) guest_end: Option<StopReason>,
 }
 
 impl ReceivedLog {
-    /// Behind a snapshot at `first`.
+    /// The log from a snapshot at `first` on.
     pub(super) fn new(now_ns: u64, first: LogSeq) -> Self {
         Self {
             receiver: LogReceiver::new(first),
@@ -49,7 +49,7 @@ impl ReceivedLog {
         self.consumed == self.received()
     }
 
-    /// The entries of a batch, which follow those received before.
+    /// Takes a batch of entries, which follow those received before.
     pub(super) fn receive(&mut self, batch: &EntryBatch) -> Result<VecDeque<LogEntry>, ChannelError> {
         let mut entries = VecDeque::new();
         self.receiver.receive(batch, &mut entries)?;
@@ -62,8 +62,7 @@ impl ReceivedLog {
 
     /// All entries below `consumed` are replayed; the machine stands at `count`.
     ///
-    /// # Panics
-    /// If that takes something back, or is more than was received: the driver's bug.
+    /// If a cursor goes back or passes `received`: the driver's bug.
     pub(super) fn consume(&mut self, consumed: LogSeq, count: InstructionCount) {
         assert!(self.consumed <= consumed, "consumed {consumed} after {}", self.consumed);
         (self.consumed, self.count) = (consumed, count);
@@ -75,8 +74,8 @@ impl ReceivedLog {
         assert!(self.consumed <= received, "cursors out of order: consumed {} received {received}", self.consumed);
     }
 
-    /// What the primary is to be told of what is consumed, if there is news and the last report is
-    /// some time ago.
+    /// The report of the consumed position, if it has changed and the last report is
+    /// [`CONSUMED_REPORT_NS`] ago.
     pub(super) fn report(&mut self, now_ns: u64) -> Option<Message> {
         let (reported, at_ns) = self.reported;
         if self.consumed == reported || now_ns.saturating_sub(at_ns) < CONSUMED_REPORT_NS {

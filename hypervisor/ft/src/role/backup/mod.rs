@@ -1,5 +1,5 @@
-//! The backup: it acknowledges the log as it arrives, replays it behind, and goes live when it wins
-//! the pair's flag.
+//! The backup: it acknowledges the log as it arrives, replays it, and goes live when it wins the
+//! pair's flag.
 
 mod joining;
 mod log;
@@ -25,33 +25,35 @@ use mode::{Following, Listening, Mode, Stage, TakeOver};
 use unsent::UnsentOutputs;
 use vm::{InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// The most bytes that wait for a primary to read them: acknowledgements of a whole log buffer are
-/// less.
+/// The most bytes that wait for the primary to read them. Acknowledgements of a whole log buffer
+/// are fewer, so that a primary behind which more waits isn't reading.
 const OUTGOING_BYTES_MAX: usize = 8 << 20;
 
-/// What a backup's operator says about the VM beforehand.
+/// What a backup's operator expects of the VM.
 #[derive(Clone, Debug, Hash)]
 pub struct Expectation {
-    /// Which VM.
+    /// The VM to back up.
     pub vm: VmId,
-    /// Which image, if the operator named one, and how they named it.
+    /// The guest's image, if the operator named one, and how they named it.
     pub image: Option<(String, ImageDigest)>,
 }
 
 /// What a backup asks its driver to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BackupAction {
-    /// The primary has a backup already, and this side waits for its place.
+    /// The primary has a backup already; this side waits until it is gone.
     Waits,
-    /// Begin to put a machine together.
+    /// Begin to restore a machine of this session.
     Begin(SessionHeader),
-    /// Ask this side's arbiter for the VM's latest claim, and say [`BackupRole::handle_owner`].
+    /// Ask this side's arbiter for the VM's latest claim, and pass the answer to
+    /// [`BackupRole::handle_owner`].
     CheckOwner,
-    /// The machine stands, the arbiter knows the primary as its owner, and the primary is told so.
+    /// The machine is restored, the arbiter knows the primary as the owner, and the primary is told
+    /// so.
     Joined,
-    /// These are pages of its RAM.
+    /// Put these pages into the machine's memory.
     Pages(Pages),
-    /// This is the rest of it: say [`BackupRole::handle_restored`] or
+    /// Restore the machine's other state, then call [`BackupRole::handle_restored`] or
     /// [`BackupRole::handle_restore_failure`].
     Restore(Snapshot),
     /// The primary holds its outputs for this backup now.
@@ -60,17 +62,17 @@ pub enum BackupAction {
     Consume(VecDeque<LogEntry>),
     /// The primary is lost: stop listening to it.
     Lost {
-        /// How.
+        /// How it was lost.
         reason: LossReason,
     },
-    /// Do a test-and-set and tell the role its answer.
+    /// Do a test-and-set, and pass the answer to [`BackupRole::handle_claim`].
     Claim(ClaimRequest),
-    /// The arbiter has lost the claim of the primary that is gone: whether it has won the pair's
-    /// flag can't be known, so this side waits. Told once.
+    /// The arbiter has lost the claim of the primary that is gone. Whether that primary has won the
+    /// pair's flag can't be known, so this side waits. Reported once.
     ClaimsLost(Generation),
     /// The flag is won and the log consumed: run the guest as this generation.
     GoLive(Generation),
-    /// Stop everything.
+    /// Stop: this side is over.
     End(BackupEnd),
 }
 
@@ -81,7 +83,7 @@ pub enum BackupEnd {
     GuestStopped(StopReason),
     /// The other node owns the VM.
     Fenced {
-        /// Who won the flag.
+        /// The claim that won the flag.
         holder: Claim,
     },
     /// The primary was lost before it told this backup that it protects the VM: it must not claim.
@@ -89,15 +91,15 @@ pub enum BackupEnd {
         /// How the primary was lost.
         reason: LossReason,
     },
-    /// Nobody needs this side: what it asked is no primary, or was lost while this side waited for
-    /// another backup's place. Look for a primary again.
+    /// This side isn't needed: the peer is no primary, or was lost while this side waited for
+    /// another backup to go. The driver looks for a primary again.
     NoPlace {
-        /// What became of it.
+        /// How the peer was lost.
         reason: LossReason,
     },
-    /// The two sides don't fit together.
+    /// The session, the snapshot or the owner is not what this side can back up.
     Refused {
-        /// Why.
+        /// Why, for the operator.
         reason: String,
     },
     /// Replay did something else than the log says: this side's state can't be trusted.
@@ -133,14 +135,14 @@ pub struct BackupMoments {
 /// | [`handle_tick`](Self::handle_tick) | time has passed |
 ///
 /// What the driver must do beyond that:
-/// - Memory, snapshot and entries are put in place and replayed in the order of the actions. The
-///   acknowledgement that the role says doesn't wait for that: it is sent first.
+/// - Memory, snapshot and entries are restored and replayed in the order of the actions. The
+///   acknowledgement that the role sends doesn't wait for that: it goes first.
 /// - The outputs of an entry come by [`handle_output`](Self::handle_output), in the order of their
 ///   ids, before the entry counts as consumed.
-/// - At [`BackupAction::GoLive`] the machine stands behind the last entry. The driver builds the
-///   primary of what [`take_unsent`](Self::take_unsent), [`next_output`](Self::next_output),
-///   [`cursors`](Self::cursors) and [`take_over_clock`](Self::take_over_clock) say
-///   ([`Inheritance`](super::Inheritance)), and drops this role.
+/// - At [`BackupAction::GoLive`] the machine has consumed the last entry. The driver builds the
+///   primary's [`Inheritance`](super::Inheritance) from [`take_unsent`](Self::take_unsent),
+///   [`next_output`](Self::next_output), [`cursors`](Self::cursors) and
+///   [`take_over_clock`](Self::take_over_clock), and drops this role.
 /// - After [`BackupAction::End`] the bytes that are left go out; then the role is dropped.
 ///
 /// Invariants: an acknowledgement names only entries that are in the log buffer; a primary is
@@ -153,14 +155,15 @@ pub struct BackupRole {
     node: NodeId,
     expectation: Expectation,
     timing: Timing,
-    /// Bytes that wait for the channel, also when this side is over: a refusal is told yet.
+    /// Bytes that wait for the channel. They are sent even after the end, so that the primary hears
+    /// of a refusal.
     outgoing: Vec<u8>,
     actions: VecDeque<BackupAction>,
     unsent: UnsentOutputs,
     /// This side's log on disk.
     disk_log: DiskLogState,
-    /// The guest's clock, once the primary has said what it reads: before it says that it is
-    /// protected.
+    /// The guest's clock, once the primary has told it: it does before it tells this side that it
+    /// is protected.
     clock: Option<PrimaryClock>,
     moments: BackupMoments,
 }
@@ -185,8 +188,8 @@ impl BackupRole {
         }
     }
 
-    /// The same, with the log on disk in this state before anything else is said of it; without it
-    /// none is kept.
+    /// Sets the state of this side's log on disk, before any input. Without this call no log is
+    /// kept.
     #[must_use]
     pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
         Self { disk_log, ..self }
@@ -211,18 +214,18 @@ impl BackupRole {
         self.unsent.dropped()
     }
 
-    /// The outputs that the primary may not have sent, oldest first: what the new owner has to send
-    /// first.
+    /// Takes the outputs that the primary may not have sent, oldest first: the new owner sends them
+    /// before any other.
     pub fn take_unsent(&mut self) -> VecDeque<(OutputId, OutputOperation)> {
         self.unsent.take()
     }
 
-    /// Those outputs, oldest first.
+    /// The outputs that the primary may not have sent, oldest first.
     pub fn unsent(&self) -> impl Iterator<Item = &(OutputId, OutputOperation)> {
         self.unsent.outputs()
     }
 
-    /// The output behind all that replay has produced.
+    /// One past the last output that replay has produced.
     #[must_use]
     pub const fn next_output(&self) -> OutputId {
         self.unsent.next()
@@ -230,7 +233,7 @@ impl BackupRole {
 
     /// The primary said something.
     pub fn handle_message(&mut self, now_ns: u64, message: Message) {
-        // What a lost primary had still in the wire is after the point where this side stopped
+        // What a lost primary still had in flight comes after the point where this side stopped
         // acknowledging.
         let Mode::Listening(listening) = &mut self.mode else { return };
         listening.heard_ns = now_ns;
@@ -305,7 +308,7 @@ impl BackupRole {
         self.finish_if_drained();
     }
 
-    /// Tells the primary how far this side has got, when it is time to.
+    /// Reports the consumed position to the primary, when it is time to.
     fn report_consumed(&mut self, now_ns: u64) {
         if let Mode::Listening(Listening { stage: Stage::Following(Following { log, .. }), .. }) = &mut self.mode
             && let Some(report) = log.report(now_ns)
@@ -314,8 +317,8 @@ impl BackupRole {
         }
     }
 
-    /// Replay produced an output, as the primary did. It is kept until the primary is known to have
-    /// put it out.
+    /// Replay produced an output, as the primary did. The role keeps it until the primary is known
+    /// to have sent it.
     pub fn handle_output(&mut self, id: OutputId, operation: OutputOperation) {
         self.unsent.keep(id, operation);
     }
@@ -346,7 +349,7 @@ impl BackupRole {
         }
     }
 
-    /// Gives a primary up that has taken too long, and lets it hear of this side.
+    /// Gives up a primary that was silent too long, and sends it heartbeats.
     fn keep_in_touch(&mut self, now_ns: u64) {
         let Mode::Listening(Listening { heard_ns, .. }) = self.mode else { return };
         self.check_again_if_due(now_ns);
@@ -377,7 +380,7 @@ impl BackupRole {
         }
     }
 
-    /// Whether there are bytes to send to the primary.
+    /// `true` if there are bytes to send to the primary.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         !self.outgoing.is_empty()
@@ -388,7 +391,7 @@ impl BackupRole {
         out.append(&mut self.outgoing);
     }
 
-    /// The next thing to do.
+    /// The next action for the driver.
     pub fn poll_action(&mut self) -> Option<BackupAction> {
         self.actions.pop_front()
     }

@@ -1,4 +1,4 @@
-//! What a backup does.
+//! The modes of a backup.
 
 use super::joining::Joining;
 use super::log::ReceivedLog;
@@ -8,15 +8,15 @@ use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use vm::StopReason;
 
-/// The mode has everything that means something only in it.
+/// What a backup does. Each mode owns the state that means something only in it.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Mode {
-    /// Has a primary that it listens to.
+    /// Has a primary, and handles its messages.
     Listening(Listening),
     /// Has lost the primary and asks for the pair's flag, while the rest of the log is consumed.
     Claiming(TakeOver),
-    /// Has its answer, and consumes the rest of the log.
-    Draining(Then, Box<ReceivedLog>),
+    /// Knows how it goes on, and consumes the rest of the log first.
+    Draining(AfterReplay, Box<ReceivedLog>),
     /// Runs the guest, or is over.
     Done(Option<Box<ReceivedLog>>),
 }
@@ -31,20 +31,20 @@ pub(super) struct Listening {
 
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Stage {
-    /// Has said that it wants to join, and waits for the session header.
+    /// Has asked to join, and waits for the session header.
     Connecting,
-    /// The primary has a backup already: waits for its place.
+    /// The primary has a backup already; this side waits until it is gone.
     Waiting,
-    /// Gets the guest, and hasn't accepted the primary yet.
+    /// Receives the guest, and hasn't accepted the primary yet.
     Joining(Joining),
     /// Replays.
     Following(Following),
 }
 
-/// Whose backup this side is, as the session says.
+/// The pair that this side belongs to, as the session header says.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Pair {
-    /// Of the primary, and so of the flag that both sides may claim.
+    /// The primary's generation, and so that of the flag that both sides may claim.
     pub(super) generation: Generation,
     /// The primary.
     pub(super) owner: NodeId,
@@ -59,7 +59,7 @@ pub(super) struct Following {
     pub(super) is_told: bool,
 }
 
-/// A backup without its primary.
+/// A backup that has lost its primary and asks for the pair's flag.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct TakeOver {
     pub(super) claiming: Claiming,
@@ -67,9 +67,9 @@ pub(super) struct TakeOver {
     pub(super) has_told_claims_lost: bool,
 }
 
-/// What follows when the log is consumed.
+/// How a backup goes on when it has consumed the log.
 #[derive(Clone, Copy, Debug, Hash)]
-pub(super) enum Then {
+pub(super) enum AfterReplay {
     /// The flag is won.
     GoLive(Generation),
     /// The primary has set the end mark of a guest that ended by itself.
@@ -77,7 +77,7 @@ pub(super) enum Then {
 }
 
 impl Mode {
-    /// The log, once there is any.
+    /// The received log, if this side has a snapshot.
     pub(super) fn log(&self) -> Option<&ReceivedLog> {
         match self {
             Self::Listening(listening) => match &listening.stage {
@@ -91,7 +91,7 @@ impl Mode {
         }
     }
 
-    /// The same, to get on with it.
+    /// As [`Mode::log`], mutable.
     pub(super) fn log_mut(&mut self) -> Option<&mut ReceivedLog> {
         match self {
             Self::Listening(listening) => match &mut listening.stage {
@@ -105,7 +105,7 @@ impl Mode {
         }
     }
 
-    /// The same, for what comes next.
+    /// As [`Mode::log`], for the mode that follows.
     pub(super) fn into_log(self) -> Option<Box<ReceivedLog>> {
         match self {
             Self::Listening(Listening { stage, .. }) => match stage {

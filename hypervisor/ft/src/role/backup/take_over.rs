@@ -1,7 +1,7 @@
 //! How a backup takes the VM over: it claims the pair's flag, consumes the rest of the log, and
 //! goes live.
 
-use super::mode::{Following, Listening, Mode, Stage, TakeOver, Then};
+use super::mode::{AfterReplay, Following, Listening, Mode, Stage, TakeOver};
 use super::{BackupAction, BackupEnd, BackupRole};
 use crate::claim::{ClaimKind, Verdict};
 use crate::guest_clock::GuestClock;
@@ -14,7 +14,7 @@ impl BackupRole {
         self.lose_primary(now_ns, LossReason::Disconnected(reason.into()));
     }
 
-    /// The primary is gone, or as good as gone.
+    /// Gives the primary up, and claims the VM if this side was told that it protects it.
     pub(super) fn lose_primary(&mut self, now_ns: u64, reason: LossReason) {
         let Mode::Listening(Listening { stage, .. }) = &self.mode else { return };
         match stage {
@@ -34,7 +34,7 @@ impl BackupRole {
         self.moments.loss_noticed_ns = now_ns;
         let Following { pair, log, .. } = following;
         if mutated(Mutation::BackupSkipsTestAndSet) {
-            self.mode = Mode::Draining(Then::GoLive(pair.generation.next()), log);
+            self.mode = Mode::Draining(AfterReplay::GoLive(pair.generation.next()), log);
             return self.finish_if_drained();
         }
         let request = ClaimRequest {
@@ -56,11 +56,11 @@ impl BackupRole {
         let generation = claiming.request.generation;
         match answer {
             ClaimAnswer::Unreachable => claiming.retry(now_ns, &self.timing),
-            // The flag before is another node's: this arbiter's owner isn't the primary that was
-            // followed.
+            // Another node holds the flag before: this arbiter's owner isn't the primary that this
+            // side followed.
             ClaimAnswer::Decided(Verdict::NotSuccessor(Some(holder))) => self.end(BackupEnd::Fenced { holder }),
-            // The primary's claim is gone. It makes it again if it lives; if not, nobody knows what
-            // else is lost.
+            // The arbiter has lost the primary's claim. A primary that lives claims it again; if it
+            // is dead, nobody can know which other claims are lost.
             ClaimAnswer::Decided(Verdict::NotSuccessor(None)) => {
                 claiming.retry(now_ns, &self.timing);
                 if !core::mem::replace(has_told_claims_lost, true) {
@@ -69,17 +69,17 @@ impl BackupRole {
             }
             ClaimAnswer::Decided(Verdict::Won) => {
                 self.moments.test_and_set_won_ns = now_ns;
-                self.drain(Then::GoLive(generation.next()));
+                self.drain(AfterReplay::GoLive(generation.next()));
             }
             ClaimAnswer::Decided(Verdict::Lost(holder)) => match (holder.kind, log.guest_end) {
-                (ClaimKind::Ended, Some(reason)) => self.drain(Then::End(reason)),
+                (ClaimKind::Ended, Some(reason)) => self.drain(AfterReplay::End(reason)),
                 (ClaimKind::Ended, None) | (ClaimKind::Owner, _) => self.end(BackupEnd::Fenced { holder }),
             },
         }
     }
 
-    /// Consumes the rest of the log before what follows.
-    fn drain(&mut self, then: Then) {
+    /// Goes on as `then` says once the log is consumed.
+    fn drain(&mut self, then: AfterReplay) {
         if let Some(log) = core::mem::replace(&mut self.mode, Mode::Done(None)).into_log() {
             self.mode = Mode::Draining(then, log);
         }
@@ -92,11 +92,11 @@ impl BackupRole {
             return;
         }
         match *then {
-            Then::GoLive(generation) => {
+            AfterReplay::GoLive(generation) => {
                 self.finish();
                 self.actions.push_back(BackupAction::GoLive(generation));
             }
-            Then::End(reason) => self.end(BackupEnd::GuestStopped(reason)),
+            AfterReplay::End(reason) => self.end(BackupEnd::GuestStopped(reason)),
         }
     }
 
@@ -105,7 +105,7 @@ impl BackupRole {
         self.actions.push_back(BackupAction::End(end));
     }
 
-    /// The log stays, for whoever asks how far it was consumed.
+    /// Ends the mode, and keeps the log: its cursors can still be asked for.
     fn finish(&mut self) {
         let log = core::mem::replace(&mut self.mode, Mode::Done(None)).into_log();
         self.mode = Mode::Done(log);

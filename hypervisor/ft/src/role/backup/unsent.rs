@@ -5,23 +5,23 @@ use alloc::collections::VecDeque;
 use logchannel::message::Left;
 use vm::{OutputId, OutputOperation};
 
-/// The most bytes of outputs that a backup keeps for its going live; the primary tells what it need
-/// not keep. Beyond them the oldest is dropped and counted.
+/// The most bytes of unsent outputs that a backup keeps. The primary tells it which outputs have
+/// left, so that it can drop them; beyond this limit it drops the oldest and counts it.
 const UNSENT_BYTES_MAX: usize = 64 << 20;
 
 /// What an output costs beyond its bytes.
 const OUTPUT_OVERHEAD_BYTES: usize = 64;
 
-/// The outputs that a new owner has to send first, if this backup becomes one.
+/// The outputs that this backup has to send first if it goes live.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct UnsentOutputs {
     /// In the order of their ids.
     outputs: VecDeque<(OutputId, OutputOperation)>,
     bytes: usize,
     dropped: u64,
-    /// What the primary has put out.
+    /// The outputs that the primary says have left.
     released: Left,
-    /// The output that comes next.
+    /// The id of the next output.
     next: OutputId,
 }
 
@@ -30,7 +30,7 @@ impl UnsentOutputs {
         Self { outputs: VecDeque::new(), bytes: 0, dropped: 0, released: Left::default(), next: OutputId(0) }
     }
 
-    /// Keeps an output until the primary is known to have put it out.
+    /// Keeps an output until the primary says that it has left.
     pub(super) fn keep(&mut self, id: OutputId, operation: OutputOperation) {
         self.next = OutputId(id.0.saturating_add(1));
         if self.released.has(id, &operation) {
@@ -44,12 +44,12 @@ impl UnsentOutputs {
         }
     }
 
-    /// The primary has put these out.
+    /// Drops the outputs that have left, as the primary says.
     pub(super) fn forget(&mut self, left: Left) {
         self.released.packets = self.released.packets.max(left.packets);
         self.released.console = self.released.console.max(left.console);
         let released = self.released;
-        // Mostly all that has left is at the front.
+        // Usually the outputs that have left are all at the front.
         while self.outputs.front().is_some_and(|(id, operation)| released.has(*id, operation)) {
             self.drop_first();
         }
@@ -91,7 +91,7 @@ impl UnsentOutputs {
     }
 }
 
-/// What an output adds to their bytes.
+/// How many bytes an output counts for.
 fn cost(operation: &OutputOperation) -> usize {
     operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }

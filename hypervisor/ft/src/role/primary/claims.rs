@@ -37,12 +37,12 @@ impl PrimaryRole {
         }
     }
 
-    /// The operator wants this process to end. Protected, it leaves the VM to its backup; alone, it
-    /// ends the VM.
+    /// The operator ends this process: a protected primary leaves the VM to its backup, and a
+    /// primary that is alone ends the VM.
     pub fn handle_retire(&mut self, now_ns: u64) {
         match &self.mode {
-            // Nothing of this incarnation has left. The log that it goes on from is whole, and can
-            // be resumed again.
+            // No output of this incarnation has left. The log that it went on from is whole, and
+            // can be resumed again.
             Mode::Alone(_)
                 if self.is_resumed && self.disk_log.is_promised() && !mutated(Mutation::EndResumedOnPromise) =>
             {
@@ -56,9 +56,9 @@ impl PrimaryRole {
             // The guest has ended, and the end mark is this side's to leave, once the backup knows.
             Mode::Protected(_) if self.stop.is_some() => {}
             Mode::Protected(_) => self.hand_over(now_ns),
-            // Whether this node may end the VM is what can't be known.
+            // Nobody can know whether this node still owns the VM, so it may not end it.
             Mode::Claiming(_) | Mode::MarkingEnd(..) if self.is_stranded() => self.end(PrimaryEnd::Stranded),
-            // The arbiter has the word already; the end follows its answer.
+            // The arbiter has been asked already; the end follows its answer.
             Mode::Claiming(_) | Mode::MarkingEnd(..) => self.stop_retired(now_ns),
             Mode::Ended(_) => {}
         }
@@ -70,20 +70,21 @@ impl PrimaryRole {
         let Backup { link, stream, .. } = &mut **backup;
         stream.flush(now_ns, link);
         link.put(&Message::Goodbye { reason: "the operator stopped the primary".into() });
-        // What is still held is the backup's to send.
+        // The backup sends what is still held.
         self.gate.discard_all();
         self.mode = Mode::Ended(core::mem::take(&mut link.outgoing));
         self.actions.push_back(PrimaryAction::HandOver);
     }
 
-    /// The VM ends at its operator's word, which waits for no output, unless it does by itself.
+    /// The operator ends the VM, which doesn't wait for outputs as a guest that ends by itself
+    /// does.
     fn stop_retired(&mut self, now_ns: u64) {
-        self.stop.get_or_insert(Stop { end: PrimaryEnd::Retired, words_until_ns: now_ns });
+        self.stop.get_or_insert(Stop { end: PrimaryEnd::Retired, outputs_until_ns: now_ns });
     }
 
-    /// The operator wants this process to end, and the VM not, if that can be: a protected VM goes
-    /// on at its backup, and one whose log is on disk keeps its claim, so that it can be resumed.
-    /// Any other VM ends as by [`PrimaryRole::handle_retire`].
+    /// The operator ends this process and keeps the VM if possible: a protected VM goes on at its
+    /// backup, and a VM whose log is on disk keeps its claim, so that it can be resumed. Any other
+    /// VM ends as by [`PrimaryRole::handle_retire`].
     pub fn handle_leave(&mut self, now_ns: u64) {
         match &self.mode {
             Mode::Alone(_) | Mode::Claiming(_)
@@ -105,7 +106,7 @@ impl PrimaryRole {
         }
     }
 
-    /// Asks for the pair's flag, with nobody at the other end any more.
+    /// Asks for the pair's flag, after the backup is lost.
     pub(super) fn claim(&mut self, kind: ClaimKind) {
         if self.mode.joiner().is_some() {
             self.lose_backup(LossReason::VmEnds);
@@ -146,7 +147,7 @@ impl PrimaryRole {
         self.tell_if_stranded();
     }
 
-    /// Asks for the flag again, if that may be done and it is time to.
+    /// Asks for the flag again, if it may be claimed and it is time to.
     pub(super) fn ask_again_if_due(&mut self, now_ns: u64) {
         let Some(claiming) = self.mode.claiming_mut() else { return };
         claiming.look(now_ns);
@@ -156,10 +157,10 @@ impl PrimaryRole {
         }
     }
 
-    /// A guest that has ended leaves its end mark, once its last words are out and the backup knows
-    /// that this is no failure: nobody sends anything any more who finds the mark.
+    /// Sets the end mark of a guest that has ended, once its outputs have left and the backup has
+    /// the whole log. Not before, because no node that finds the mark sends any output of the VM.
     pub(super) fn end_if_stopped(&mut self, now_ns: u64) {
-        if !self.has_said_last_words(now_ns) {
+        if !self.has_sent_last_outputs(now_ns) {
             return;
         }
         match &self.mode {
@@ -173,13 +174,13 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether the VM is to end, and all that the guest has sent has left, or has had its time to:
-    /// a VM whose network is gone ends too.
-    fn has_said_last_words(&self, now_ns: u64) -> bool {
-        self.stop.as_ref().is_some_and(|stop| self.gate.has_all_left() || now_ns >= stop.words_until_ns)
+    /// `true` if the VM is to end and all of the guest's outputs have left, or have had their time
+    /// to: a VM whose network is gone ends too.
+    fn has_sent_last_outputs(&self, now_ns: u64) -> bool {
+        self.stop.as_ref().is_some_and(|stop| self.gate.has_all_left() || now_ns >= stop.outputs_until_ns)
     }
 
-    /// What waits for the channel goes out yet, if there is one.
+    /// Ends the role. Bytes that wait for the channel are still sent.
     pub(super) fn end(&mut self, end: PrimaryEnd) {
         let farewell = self.mode.outgoing_mut().map(core::mem::take).unwrap_or_default();
         self.mode = Mode::Ended(farewell);

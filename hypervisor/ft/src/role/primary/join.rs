@@ -1,5 +1,5 @@
-//! How a backup comes to a running guest: its memory is copied while it runs on, then the rest
-//! under a short pause.
+//! How a backup joins a running guest: the guest's memory is copied while it runs, then the rest
+//! during a short pause.
 //!
 //! ```text
 //!   asked      nothing yet                                     the guest runs on
@@ -19,43 +19,43 @@ use alloc::vec::Vec;
 use logchannel::message::Message;
 use vm::{Machine, PageCopy, StateDigest};
 
-/// Bytes of memory that wait for the channel before no more are copied.
+/// When this many bytes wait for the channel, no more memory is copied.
 const COPY_AHEAD_BYTES: usize = 1 << 20;
 
-/// How far a backup on its way has got.
+/// How far a joining backup is.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Join {
-    /// It gets the guest's memory. Without a copy, the driver has it.
+    /// It receives the guest's memory. `None` while the driver has the copy.
     Copying(Option<SnapshotCopy>),
-    /// It has the snapshot, gets the log, and hasn't said that its machine stands there.
+    /// It has the snapshot, receives the log, and hasn't accepted yet.
     Restoring(Stream),
 }
 
 impl Join {
-    /// A backup needs the guest's memory.
+    /// A join that begins with the guest's memory.
     pub(super) const fn asked() -> Self {
         Self::Copying(Some(SnapshotCopy { pages: None, bytes: Vec::new(), complete: None }))
     }
 
-    /// Whether there is more to copy.
+    /// `true` until all of the memory is copied.
     pub(super) const fn is_copying(&self) -> bool {
         matches!(self, Self::Copying(_))
     }
 
-    /// Whether the driver is to copy more, with so many bytes waiting for the channel.
+    /// `true` if the driver is to copy more while `outgoing_bytes` wait for the channel.
     pub(super) const fn wants_copy(&self, outgoing_bytes: usize) -> bool {
         matches!(self, Self::Copying(Some(_))) && outgoing_bytes < COPY_AHEAD_BYTES
     }
 }
 
-/// The copy of a machine that a joining backup gets, as long as it isn't complete.
+/// The copy of a machine for a joining backup, as long as it isn't complete.
 #[derive(Clone, Debug, Hash)]
 pub struct SnapshotCopy {
     /// `None` before the first piece.
     pages: Option<PageCopying>,
     /// Messages with the pages copied last.
     pub(super) bytes: Vec<u8>,
-    /// What the snapshot ends with, once all pages are copied.
+    /// The digest and state that end the snapshot, once all pages are copied.
     pub(super) complete: Option<(StateDigest, Vec<u8>)>,
 }
 
@@ -82,13 +82,13 @@ impl SnapshotCopy {
         self.complete.is_some()
     }
 
-    /// How many pages have been copied, each as often as it was.
+    /// Pages copied so far; a page that was copied again counts again.
     #[must_use]
     pub fn pages_copied(&self) -> u64 {
         self.pages.as_ref().map_or(0, PageCopying::copied)
     }
 
-    /// The memory's copy, to know how fast the guest may run meanwhile.
+    /// The copy of the memory, which says how far the guest may run meanwhile.
     #[must_use]
     pub(crate) const fn pages(&self) -> Option<&PageCopying> {
         self.pages.as_ref()

@@ -1,4 +1,5 @@
-//! Bounded lag: a primary whose backup replays too slowly is slowed, and at last stopped.
+//! Bounded lag: a primary slows its guest, and at last stops it, when its backup replays too
+//! slowly.
 //!
 //! The lag is the age of the oldest entry that the backup hasn't consumed: how much of the guest's
 //! life a failover would have to catch up on. Source: Scales et al. 2010, §3.2.
@@ -12,17 +13,18 @@ pub const FULL_SHARE: u32 = 1024;
 /// The least that a slowed guest gets.
 const SHARE_MIN: u32 = FULL_SHARE / 64;
 
-/// From one correction to the next, in nanoseconds: about as often as the backup reports.
+/// The interval of corrections, in nanoseconds: about as often as the backup reports.
 const CORRECTION_NS: u64 = 20_000_000;
 
 /// At this many times the bound the guest stops until the lag is within the bound again.
 const STOP_FACTOR: u64 = 4;
 
-/// How fast the guest may run.
+/// How fast the guest may run, by its backup's execution lag.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct LagControl {
     bound_ns: u64,
-    /// Places in the log and when it had grown up to them, oldest first: those not yet consumed.
+    /// (position, time the log reached it), oldest first, for positions that the backup has not
+    /// consumed.
     marks: VecDeque<(LogSeq, u64)>,
     /// All entries below this one are consumed, or below the last mark: a log that hasn't grown
     /// gets no new mark.
@@ -31,10 +33,10 @@ pub(super) struct LagControl {
     consumed: LogSeq,
     lag_ns: u64,
     share: u32,
-    /// Up to this share the guest gets its time back quickly: half of what it had before it was
+    /// Below this share a guest's time is given back quickly: half of what it had before it was
     /// slowed last.
     quick_up_to: u32,
-    /// The share is being taken away, and the lag hasn't been small since.
+    /// The share was lowered, and the lag hasn't been small since.
     slowing: bool,
     stopped: bool,
     corrected_ns: u64,
@@ -46,8 +48,8 @@ pub(super) struct LagControl {
 }
 
 impl LagControl {
-    /// At full speed, of a backup that begins at `first`; no lag beyond `bound_ns` nanoseconds is
-    /// wanted.
+    /// Full speed, for a backup that begins at `first`, with a lag of at most `bound_ns`
+    /// nanoseconds.
     pub(super) const fn new(bound_ns: u64, first: LogSeq) -> Self {
         Self {
             bound_ns,
@@ -73,7 +75,7 @@ impl LagControl {
         }
     }
 
-    /// The backup had consumed all entries below this when it last said so.
+    /// The position below which the backup has consumed all entries, by its last report.
     pub(super) const fn consumed(&self) -> LogSeq {
         self.consumed
     }
@@ -87,7 +89,7 @@ impl LagControl {
         }
     }
 
-    /// Corrects the speed, if it is time to.
+    /// Corrects the share, if it is time to.
     pub(super) fn correct(&mut self, now_ns: u64) {
         self.lag_ns = self.marks.front().map_or(0, |(_, since_ns)| now_ns.saturating_sub(*since_ns));
         self.stopped = self.lag_ns > if self.stopped { self.bound_ns } else { self.bound_ns * STOP_FACTOR };
@@ -100,13 +102,13 @@ impl LagControl {
             return;
         }
         self.corrected_ns = now_ns;
-        // Not the lag, which grows as long as the backup is at what was done before the guest was
-        // slowed.
+        // The lag itself is no measure: it grows as long as the backup replays what the guest did
+        // before it was slowed.
         let backlog = self.counted.0 - self.consumed.0;
         let grows = backlog >= core::mem::replace(&mut self.corrected_backlog, backlog);
-        // What a slow backup has not done yet takes it many times as long as it took the guest:
-        // halve at once. A backup that was only away for a moment is as fast as before: double up
-        // to where it is likely to keep up, and only then go slowly.
+        // A slow backup takes many times as long for its backlog as the guest took: halve at once.
+        // A backup that was only away for a moment is as fast as before: double up to where it is
+        // likely to keep up, and go slowly from there.
         if self.lag_ns > self.bound_ns && grows {
             if !core::mem::replace(&mut self.slowing, true) {
                 self.quick_up_to = self.share / 2;
@@ -124,13 +126,12 @@ impl LagControl {
         self.share
     }
 
-    /// Whether the guest has to wait for its backup.
+    /// `true` if the guest has to wait for its backup.
     pub(super) const fn is_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// For how long the guest has been stopped for a backup that has consumed nothing meanwhile, in
-    /// nanoseconds.
+    /// How long the guest has been stopped while its backup consumed nothing, in nanoseconds.
     pub(super) fn stuck_ns(&self, now_ns: u64) -> u64 {
         self.stuck.map_or(0, |(_, since_ns)| now_ns.saturating_sub(since_ns))
     }
@@ -148,7 +149,7 @@ mod tests {
     const MS: u64 = 1_000_000;
     const BOUND_MS: u64 = 100;
 
-    /// What became of a guest and its backup.
+    /// The result of a simulated run of a guest and its backup.
     struct Run {
         lag: LagControl,
         lag_max_ns: u64,
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn a_backup_ten_times_slower_slows_the_guest_to_its_speed() {
         let ran = run(100, 60_000);
-        // What had been done before the lag was noticed takes ten times as long to do again.
+        // The backlog from before the lag was noticed takes ten times as long to replay.
         assert!(ran.lag_max_ns <= 20 * BOUND_MS * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
         assert!(ran.lag.lag_ns() <= 2 * BOUND_MS * MS, "{:?}", (ran.lag.lag_ns(), ran.lag_max_ns));
         assert!((FULL_SHARE / 64..FULL_SHARE / 4).contains(&ran.lag.share()), "{}", ran.lag.share());

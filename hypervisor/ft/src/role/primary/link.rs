@@ -1,4 +1,4 @@
-//! The channel to a backup, and the log that goes through it.
+//! The channel to a backup, and the stream of log entries on it.
 
 use super::lag::LagControl;
 use logchannel::entry::{LogEntry, LogSeq};
@@ -7,7 +7,8 @@ use logchannel::stream::{ChannelError, LogSender};
 
 use alloc::vec::Vec;
 
-/// Log bytes that are sent without waiting for an output or for [`FLUSH_NS`].
+/// When this many bytes of entries wait, they are sent without waiting for an output or for
+/// [`FLUSH_NS`].
 const FLUSH_BYTES: usize = 64 << 10;
 
 /// The longest that an entry waits to be sent when no output asks for it, in nanoseconds.
@@ -17,14 +18,15 @@ const FLUSH_NS: u64 = 10_000_000;
 /// there are no heartbeats.
 const CLOCK_NS: u64 = 1_000_000_000;
 
-/// What means something only while somebody is at the other end of the channel.
+/// The state of the channel to a backup; it exists only while there is one.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Link {
     /// Bytes that wait for the channel.
     pub(super) outgoing: Vec<u8>,
     pub(super) heard_ns: u64,
     pub(super) spoke_ns: u64,
-    /// When the backup last took memory, or acknowledged something, or had nothing to acknowledge.
+    /// When the backup last made progress: took memory, acknowledged something, or had nothing to
+    /// acknowledge.
     pub(super) progress_ns: u64,
     /// When the backup was last told what the guest's clock reads; `None` if it is to be told at
     /// once.
@@ -32,7 +34,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// To a backup that has just come. It needs the clock only when it may claim.
+    /// The channel to a backup that has just connected. The backup needs the clock only when it may
+    /// claim.
     pub(super) const fn new(now_ns: u64) -> Self {
         Self {
             outgoing: Vec::new(),
@@ -43,13 +46,13 @@ impl Link {
         }
     }
 
-    /// Puts a message behind what waits for the channel.
+    /// Appends a message to the bytes that wait for the channel.
     pub(super) fn put(&mut self, message: &Message) {
         message.encode(&mut self.outgoing);
     }
 
-    /// Whether the backup must hear something, so that it doesn't take this side for lost or its
-    /// clock for right.
+    /// `true` if it is time to tell the backup the clock: so that it doesn't take this side for
+    /// lost, and so that its estimate of the clock stays right.
     pub(super) fn is_clock_due(&self, now_ns: u64, heartbeat_ns: u64) -> bool {
         now_ns.saturating_sub(self.spoke_ns) >= heartbeat_ns
             || self.clock_told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CLOCK_NS)
@@ -63,23 +66,25 @@ impl Link {
     }
 }
 
-/// The log as a backup gets it, from its snapshot on.
+/// The log as it is sent to a backup, from its snapshot on.
 ///
 /// Invariant: `consumed <= acked <= sent <= appended`. The sender asserts its three cursors; what
 /// the backup reports is checked before it counts.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Stream {
     sender: LogSender,
-    /// How far it has replayed.
+    /// Follows how far the backup has replayed.
     pub(super) lag: LagControl,
     /// When the oldest entry that isn't sent yet was appended.
     pending_since_ns: Option<u64>,
-    /// What it has been told of outputs that have left, or knew from its snapshot.
+    /// The outputs of which the backup knows that they have left: from this side's messages, or
+    /// from its snapshot.
     told_released: Left,
 }
 
 impl Stream {
-    /// From `first` on, to a backup whose snapshot has all outputs but those that had `left`.
+    /// A stream from `first` on, to a backup whose snapshot has all outputs except those that had
+    /// `left`.
     pub(super) fn new(first: LogSeq, left: Left, lag_bound_ns: u64) -> Self {
         Self {
             sender: LogSender::new(first),
@@ -106,18 +111,18 @@ impl Stream {
         self.sender.acked()
     }
 
-    /// Whether the backup has all that was appended.
+    /// `true` if the backup has acknowledged all that was appended.
     pub(super) fn is_acknowledged(&self) -> bool {
         self.acked() == self.appended()
     }
 
-    /// Whether entries have waited long enough to be sent.
+    /// `true` if entries have waited long enough to be sent.
     pub(super) fn is_flush_due(&self, now_ns: u64) -> bool {
         self.sender.pending_bytes() >= FLUSH_BYTES
             || self.pending_since_ns.is_some_and(|since_ns| now_ns >= since_ns.saturating_add(FLUSH_NS))
     }
 
-    /// Puts what has been appended behind what waits for the channel.
+    /// Moves all appended entries to the bytes that wait for the channel.
     pub(super) fn flush(&mut self, now_ns: u64, link: &mut Link) {
         if self.acked() == self.sent() {
             link.progress_ns = now_ns;
@@ -133,7 +138,7 @@ impl Stream {
         self.sender.acknowledge(received)
     }
 
-    /// Tells the backup which outputs it will not have to send at go-live.
+    /// Tells the backup which outputs have left, so that it doesn't send them at go-live.
     pub(super) fn tell_left(&mut self, left: Left, link: &mut Link) {
         if left.packets > self.told_released.packets || left.console > self.told_released.console {
             self.told_released = left;

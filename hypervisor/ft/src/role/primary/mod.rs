@@ -1,5 +1,5 @@
-//! The primary: it runs the guest, streams the log, and lets nothing out that the backup hasn't
-//! acknowledged.
+//! The primary: it runs the guest, streams the log, and releases no output before the backup has
+//! acknowledged its entry.
 
 mod claims;
 mod join;
@@ -28,22 +28,23 @@ use mode::Mode;
 use standing::Standing;
 use vm::{OutputId, OutputOperation, StopReason};
 
-/// Bytes that wait for the channel to take them before the guest must stop: it is the backup, or
-/// its log buffer, that is slow.
+/// When this many bytes wait for the channel, the guest must stop: the backup, or its log buffer,
+/// is slow.
 const OUTGOING_BYTES_MAX: usize = 8 << 20;
 
 /// What a primary asks its driver to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PrimaryAction {
-    /// Do a test-and-set and tell the role its answer.
+    /// Do a test-and-set, and pass the answer to [`PrimaryRole::handle_claim`].
     Claim(ClaimRequest),
-    /// Ask the arbiter for the VM's latest claim, and say [`PrimaryRole::handle_latest`].
+    /// Ask the arbiter for the VM's latest claim, and pass the answer to
+    /// [`PrimaryRole::handle_latest`].
     Look,
-    /// Do a test-and-set of a flag that the arbiter has lost, and say
+    /// Do a test-and-set of a flag that the arbiter has lost, and pass the answer to
     /// [`PrimaryRole::handle_refill`].
     Refill(ClaimRequest),
-    /// The arbiter doesn't know this owner's claim any more; the latest that it knows is this. The
-    /// flags are claimed again.
+    /// The arbiter has lost this owner's claim; `latest` is the latest that it knows. The role
+    /// claims the flags again.
     ClaimsLost {
         /// Its latest flag, if it has any.
         latest: Option<Generation>,
@@ -52,18 +53,18 @@ pub enum PrimaryAction {
     ClaimsRestored(Generation),
     /// The arbiter says that this node owns the VM as this generation, though a LAN refuses it.
     Confirmed(Generation),
-    /// The pair of this generation has broken after the arbiter had lost its claims: the backup may
+    /// The pair of this generation has broken after the arbiter had lost its claims. The backup may
     /// own the VM, so this node stands still.
     Stranded(Generation),
     /// Drop the connection to the backup.
     CloseChannel {
-        /// Why.
+        /// Why the backup is lost.
         reason: LossReason,
     },
-    /// This node owns the VM alone now, as this generation: whoever attaches to the network next
-    /// says so.
+    /// This node owns the VM alone, as this generation, and names it when it attaches to the
+    /// network next.
     Owner(Generation),
-    /// The pair is complete: the guest may run.
+    /// The backup has joined: the pair is protected, and the guest may run.
     Protected(Generation),
     /// End the process: its backup goes on.
     HandOver,
@@ -78,35 +79,35 @@ pub enum PrimaryEnd {
     GuestStopped(StopReason),
     /// The operator ended a VM without backup; the arbiter has the end mark.
     Retired,
-    /// The operator ended a primary that couldn't know whether its backup owns the VM. There is no
-    /// end mark.
+    /// The operator ended a stranded primary, which couldn't know whether its backup owns the VM.
+    /// There is no end mark.
     Stranded,
-    /// The operator left a VM without backup whose log is on disk: it stays this node's, and can be
-    /// resumed.
+    /// The operator ended the process and kept the VM: its log is on disk, its claim stays this
+    /// node's, and it can be resumed.
     Left,
     /// The operator ended `--resume` before it had a log of its own. There is no end mark: the VM
     /// can be resumed again.
     Interrupted,
     /// Another node owns the VM now: nothing more may leave.
     Fenced {
-        /// Who won the flag.
+        /// The claim that won the flag.
         holder: Claim,
     },
 }
 
-/// That the VM comes to its end.
+/// The end of the VM, which waits for the guest's outputs.
 #[derive(Clone, Debug, Hash)]
 struct Stop {
     end: PrimaryEnd,
-    /// Until when it waits for outputs that haven't left.
-    words_until_ns: u64,
+    /// When it stops waiting for outputs that haven't left.
+    outputs_until_ns: u64,
 }
 
 /// What a predecessor leaves to the primary that takes over: a backup that goes live, or a log that
 /// is resumed.
 #[derive(Clone, Debug)]
 pub struct Inheritance {
-    /// The guest's clock goes on as this, which isn't below the last logged value.
+    /// The guest's clock as it goes on; not below the last logged value.
     pub clock: GuestClock,
     /// The next entry of the log.
     pub first: LogSeq,
@@ -211,8 +212,8 @@ impl PrimaryRole {
         Self { is_resumed: true, ..role }
     }
 
-    /// The same, with the log on disk in this state before anything else is said of it; without it
-    /// none is kept.
+    /// Sets the state of this side's log on disk, before any input. Without this call no log is
+    /// kept.
     #[must_use]
     pub fn with_disk_log(self, disk_log: DiskLogState) -> Self {
         Self { disk_log, ..self }
@@ -244,7 +245,7 @@ impl PrimaryRole {
         }
     }
 
-    /// What the VM is, of the generation that this node owns.
+    /// The session header: the VM, and the generation that this node owns.
     #[must_use]
     pub const fn session(&self) -> &SessionHeader {
         &self.session
@@ -256,26 +257,26 @@ impl PrimaryRole {
         self.session.generation
     }
 
-    /// How long this side waits for what.
+    /// This side's intervals and timeouts.
     #[must_use]
     pub const fn timing(&self) -> &Timing {
         &self.timing
     }
 
-    /// Whether a backup acknowledges the log.
+    /// `true` if a backup acknowledges the log.
     #[must_use]
     pub const fn is_protected(&self) -> bool {
         matches!(self.mode, Mode::Protected(_))
     }
 
-    /// Whether the guest hasn't run yet, as its first backup hasn't joined.
+    /// `true` if the guest hasn't run yet because its first backup hasn't joined.
     #[must_use]
     pub const fn is_awaiting_backup(&self) -> bool {
         matches!(self.mode, Mode::AwaitingBackup(_))
     }
 
-    /// Whether the guest may run now: not before the first backup has come, not when the gate or
-    /// the channel is full, not while its backup is far behind, not when it is to end.
+    /// `true` if the guest may run now: not before the first backup has joined, not while the gate
+    /// or the channel is full or its backup is far behind, and not when the VM is to end.
     #[must_use]
     pub fn may_run(&self) -> bool {
         let is_allowed = match &self.mode {
@@ -293,14 +294,15 @@ impl PrimaryRole {
         &self.clock
     }
 
-    /// Whether the guest's clock stands, because the VM is paused: it hasn't started, or it waits
+    /// `true` if the guest's clock stands because the VM is paused: it hasn't started, or it waits
     /// for the arbiter. A guest that is slowed or stopped because its backup, the channel or the
     /// gate can't take more isn't paused, and neither is a VM in an ordinary failover.
     #[must_use]
     pub fn clock_stands(&self, now_ns: u64) -> bool {
         match &self.mode {
             Mode::AwaitingBackup(_) | Mode::MarkingEnd(..) => true,
-            // Who has handed the VM over, or lost it, says nothing about its clock any more.
+            // A side that has handed the VM over, or lost it, says nothing about its clock any
+            // more.
             Mode::Alone(_) | Mode::Protected(_) | Mode::Ended(_) => false,
             Mode::Claiming(claiming) => match claiming.request.kind {
                 ClaimKind::Owner => claiming.is_pause(now_ns) && !self.may_run(),
@@ -309,7 +311,7 @@ impl PrimaryRole {
         }
     }
 
-    /// The vCPU thread has started or stopped the guest's clock, or left a pause out.
+    /// The vCPU thread has started or stopped the guest's clock, or left a pause out of it.
     pub fn handle_clock(&mut self, clock: GuestClock) {
         self.clock = clock;
         if let Some(link) = self.mode.link_mut() {
@@ -317,8 +319,8 @@ impl PrimaryRole {
         }
     }
 
-    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`]: less while its
-    /// backup is behind.
+    /// The part of the vCPU's time that the guest may have, of [`FULL_SHARE`]: less than all of it
+    /// while its backup is behind.
     #[must_use]
     pub const fn share(&self) -> u32 {
         match &self.mode {
@@ -329,7 +331,7 @@ impl PrimaryRole {
         }
     }
 
-    /// How far the backup's replay is behind, now and at most so far, in nanoseconds.
+    /// The execution lag of the backup, in nanoseconds: now, and the greatest so far.
     #[must_use]
     pub const fn lag_ns(&self) -> (u64, u64) {
         let now_ns = match &self.mode {
@@ -339,7 +341,7 @@ impl PrimaryRole {
         (now_ns, self.lag_max_ns)
     }
 
-    /// The gate, for its figures.
+    /// The output gate, for callers that report its figures.
     #[must_use]
     pub const fn gate(&self) -> &OutputGate {
         &self.gate
@@ -357,15 +359,16 @@ impl PrimaryRole {
         self.look_if_due(now_ns);
         self.ask_again_if_due(now_ns);
         self.flush_if_due(now_ns);
-        // Not only with heartbeats: under load there are none, and what isn't told is put out again
-        // at go-live.
+        // Not only with heartbeats: under load there are none, and a backup that goes live sends
+        // again what it doesn't know to have left.
         self.tell_left();
         self.correct_lag(now_ns);
         self.end_if_stopped(now_ns);
         self.tell_clock_if_due(now_ns);
     }
 
-    /// A backup that takes its time to join costs nothing.
+    /// Corrects the guest's share of the vCPU. A backup that is still joining doesn't slow the
+    /// guest.
     fn correct_lag(&mut self, now_ns: u64) {
         if let Mode::Protected(backup) = &mut self.mode {
             let lag = &mut backup.stream.lag;
@@ -382,11 +385,11 @@ impl PrimaryRole {
         }
     }
 
-    /// Tells the backup what the guest's clock reads, and with that that this side is still here.
+    /// Tells the backup what the guest's clock reads; the message is a heartbeat too.
     ///
-    /// It runs as soon as the role lets it, though the vCPU thread may start it a moment later: a
-    /// primary that dies in that moment would leave a clock behind that stands, and cost the guest
-    /// the whole failover.
+    /// The clock counts as running as soon as the role lets it run, though the vCPU thread may
+    /// start it a moment later. If the primary died in that moment after it had said that its clock
+    /// stands, the backup's clock would lose the whole failover.
     fn tell_clock(&mut self, now_ns: u64) {
         let clock = Message::Clock { ticks: self.clock.ticks(now_ns), runs: !self.clock_stands(now_ns) };
         if let Some(link) = self.mode.link_mut() {
@@ -394,7 +397,7 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether there are bytes to send to the backup.
+    /// `true` if there are bytes to send to the backup.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         !self.mode.outgoing().is_empty()
@@ -407,7 +410,7 @@ impl PrimaryRole {
         }
     }
 
-    /// The next thing to do.
+    /// The next action for the driver.
     pub fn poll_action(&mut self) -> Option<PrimaryAction> {
         self.actions.pop_front()
     }

@@ -1,4 +1,4 @@
-//! What a primary does, and who is at the other end of its channel meanwhile.
+//! The modes of a primary, and the peer on its channel in each.
 
 use super::join::Join;
 use super::link::{Link, Stream};
@@ -8,25 +8,25 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use logchannel::entry::LogSeq;
 
-/// The mode has everything that means something only in it.
+/// What a primary does. Each mode owns the state that means something only in it.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Mode {
-    /// Owns the VM, has no backup, and the guest waits for one, which may be on its way.
+    /// Owns the VM. The guest waits for its first backup, which may be joining.
     AwaitingBackup(Option<Box<Joiner>>),
-    /// Owns the VM and runs it without backup; one may be on its way.
+    /// Owns the VM and runs it without a backup; one may be joining.
     Alone(Option<Box<Joiner>>),
-    /// The log is acknowledged, outputs are held until then.
+    /// A backup acknowledges the log, and outputs are held until it has.
     Protected(Box<Backup>),
-    /// Asks for the pair's flag, and nobody is at the other end any more. Outputs are held.
+    /// Has lost its backup and asks for the pair's flag. Outputs are held.
     Claiming(Claiming),
-    /// Asks for the pair's flag as the end mark of a guest that has ended, while the backup, which
-    /// has the whole log, is told what leaves. Nobody waits for it any more.
+    /// Asks for the pair's flag as the end mark of a guest that has ended. The backup has the whole
+    /// log and is still told what leaves, but the primary doesn't wait for it any more.
     MarkingEnd(Claiming, Box<Backup>),
-    /// Over. These bytes still have to go to the backup.
+    /// Over. These bytes are still to be sent to the backup.
     Ended(Vec<u8>),
 }
 
-/// A backup on its way.
+/// A backup that is joining.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Joiner {
     pub(super) link: Link,
@@ -38,13 +38,13 @@ pub(super) struct Joiner {
 pub(super) struct Backup {
     pub(super) link: Link,
     pub(super) stream: Stream,
-    /// Outputs of entries before this may leave: they weren't held before the pair was protected,
-    /// or the backup has acknowledged them since.
+    /// Outputs of entries before this may leave: they were made before the pair was protected, or
+    /// the backup has acknowledged them since.
     pub(super) settled: LogSeq,
 }
 
 impl Backup {
-    /// The entries whose outputs the backup lets out.
+    /// The position below which the backup allows outputs to leave.
     pub(super) fn allows(&self) -> LogSeq {
         if mutated(Mutation::TellBeforeHolding) {
             return self.stream.appended();
@@ -70,7 +70,7 @@ impl Backup {
 }
 
 impl Mode {
-    /// The backup on its way.
+    /// The joining backup.
     pub(super) fn joiner(&self) -> Option<&Joiner> {
         match self {
             Self::AwaitingBackup(joiner) | Self::Alone(joiner) => joiner.as_deref(),
@@ -78,7 +78,7 @@ impl Mode {
         }
     }
 
-    /// The same, to get on with it.
+    /// As [`Mode::joiner`], mutable.
     pub(super) fn joiner_mut(&mut self) -> Option<&mut Joiner> {
         match self {
             Self::AwaitingBackup(joiner) | Self::Alone(joiner) => joiner.as_deref_mut(),
@@ -86,12 +86,12 @@ impl Mode {
         }
     }
 
-    /// Whether a backup is there, or on its way, whom this side listens to.
+    /// `true` if there is a backup, joined or joining, to which this side listens.
     pub(super) fn has_backup(&self) -> bool {
         matches!(self, Self::Protected(_)) || self.joiner().is_some()
     }
 
-    /// The channel to that backup.
+    /// The channel to the joined or joining backup.
     pub(super) fn link_mut(&mut self) -> Option<&mut Link> {
         match self {
             Self::AwaitingBackup(joiner) | Self::Alone(joiner) => joiner.as_mut().map(|joiner| &mut joiner.link),
@@ -100,7 +100,7 @@ impl Mode {
         }
     }
 
-    /// The log that somebody gets, and the channel through which.
+    /// The log stream and the channel of the backup that receives it.
     pub(super) fn stream_mut(&mut self) -> Option<(&mut Stream, &mut Link)> {
         match self {
             Self::AwaitingBackup(joiner) | Self::Alone(joiner) => match joiner.as_deref_mut()? {
@@ -112,7 +112,7 @@ impl Mode {
         }
     }
 
-    /// The test-and-set of the pair's flag that is under way.
+    /// The test-and-set of the pair's flag in progress.
     pub(super) const fn claiming(&self) -> Option<&Claiming> {
         match self {
             Self::Claiming(claiming) | Self::MarkingEnd(claiming, _) => Some(claiming),
@@ -120,7 +120,7 @@ impl Mode {
         }
     }
 
-    /// The same, to get on with it.
+    /// As [`Mode::claiming`], mutable.
     pub(super) const fn claiming_mut(&mut self) -> Option<&mut Claiming> {
         match self {
             Self::Claiming(claiming) | Self::MarkingEnd(claiming, _) => Some(claiming),
@@ -140,7 +140,7 @@ impl Mode {
         }
     }
 
-    /// The same, to take them; `None` if there is no channel.
+    /// As [`Mode::outgoing`], mutable; `None` if there is no channel.
     pub(super) fn outgoing_mut(&mut self) -> Option<&mut Vec<u8>> {
         match self {
             Self::AwaitingBackup(joiner) | Self::Alone(joiner) => {

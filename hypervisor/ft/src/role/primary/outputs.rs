@@ -1,4 +1,4 @@
-//! What the guest does, as the log tells it, and what leaves of it.
+//! Entries of the running guest go to the log, and its outputs leave.
 
 use super::mode::Mode;
 use super::{PrimaryEnd, PrimaryRole, Stop};
@@ -11,7 +11,7 @@ use vm::{OutputId, OutputOperation};
 impl PrimaryRole {
     /// Appends an entry to the log, and holds its output.
     ///
-    /// After the end nothing is taken any more: what a fenced guest does has no consequence.
+    /// After the end the role ignores entries: what a fenced guest does has no consequence.
     pub fn handle_entry(&mut self, now_ns: u64, entry: &LogEntry, output: Option<(OutputId, OutputOperation)>) {
         if matches!(self.mode, Mode::Ended(_)) {
             return;
@@ -23,7 +23,7 @@ impl PrimaryRole {
         if let EntryBody::Stopped(reason) = entry.body {
             self.stop = Some(Stop {
                 end: PrimaryEnd::GuestStopped(reason),
-                words_until_ns: now_ns.saturating_add(self.timing.failure_timeout_ns),
+                outputs_until_ns: now_ns.saturating_add(self.timing.failure_timeout_ns),
             });
         }
         if mutated(Mutation::SkipOutputRule) {
@@ -44,7 +44,7 @@ impl PrimaryRole {
         seq
     }
 
-    /// Puts what has been appended into [`poll_outgoing`](Self::poll_outgoing).
+    /// Moves all appended entries to [`poll_outgoing`](Self::poll_outgoing).
     pub fn handle_flush(&mut self, now_ns: u64) {
         if let Some((stream, link)) = self.mode.stream_mut() {
             stream.flush(now_ns, link);
@@ -60,8 +60,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Lets out what may leave: what the backup has acknowledged or, of a VM without backup, all;
-    /// if a log is kept on disk, only what it has too.
+    /// Releases the outputs that may leave: those that the backup has acknowledged or, without a
+    /// backup, all; and if a log is kept on disk, only those that it has.
     pub(super) fn release(&mut self, now_ns: u64) {
         let allowed = match &self.mode {
             Mode::Alone(_) => self.appended,
@@ -72,8 +72,8 @@ impl PrimaryRole {
         self.check_released();
     }
 
-    /// Asserts that what has been released is in the log and, of a protected pair, in that of its
-    /// backup.
+    /// Asserts that the log on disk, and the backup of a protected pair, have the entries of all
+    /// released outputs.
     pub(super) fn check_released(&self) {
         let released = self.gate.released();
         assert!(released <= self.appended, "cursors out of order: released {released} appended {}", self.appended);
@@ -82,15 +82,16 @@ impl PrimaryRole {
         }
     }
 
-    /// The log on disk has got to this state. Two threads may tell it, so that an earlier state may
-    /// come after a later one.
+    /// This side's log on disk has reached this state. Two threads may report it, so an earlier
+    /// state may come after a later one.
     pub fn handle_disk_log(&mut self, now_ns: u64, disk_log: DiskLogState) {
         self.disk_log = self.disk_log.max(disk_log);
         self.release(now_ns);
     }
 
-    /// The next output that may leave. Say [`PrimaryRole::handle_carried`] of a packet, and
-    /// [`PrimaryRole::handle_console_left`] of console output.
+    /// The next output that may leave. When it has, the driver says so by
+    /// [`PrimaryRole::handle_carried`] for a packet, and [`PrimaryRole::handle_console_left`] for
+    /// console output.
     pub fn poll_released(&mut self) -> Option<Released> {
         self.gate.take_released()
     }
@@ -105,8 +106,8 @@ impl PrimaryRole {
         self.gate.carried(next);
     }
 
-    /// The network is there (again) and has carried all packets below `next`: what follows is to be
-    /// taken again.
+    /// The network is attached (again) and has carried all packets below `next`: the role gives out
+    /// the later ones again.
     pub fn handle_attachment(&mut self, next: OutputId) {
         self.gate.send_again(next);
     }

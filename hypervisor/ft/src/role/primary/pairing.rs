@@ -1,4 +1,4 @@
-//! The primary and its backup: how one joins, what it says, how it is lost.
+//! The primary and its backup: how it joins, its messages, how it is lost.
 
 use super::join::{Join, SnapshotCopy};
 use super::link::{Link, Stream};
@@ -20,7 +20,7 @@ use logchannel::snapshot::{Snapshot, UnsentOutput};
 use vm::{Machine, StateDigest};
 
 impl PrimaryRole {
-    /// Whether a backup of `vm` may join now.
+    /// Checks that a backup of `vm` may join now.
     ///
     /// # Errors
     /// Why it may not, in words for its operator.
@@ -40,15 +40,15 @@ impl PrimaryRole {
         }
     }
 
-    /// Whether a backup of `vm` that may not join now may later: there is one already, or it is
-    /// open for the moment whether this node owns the VM.
+    /// `true` if a backup of `vm` that may not join now may join later: this side has another
+    /// backup, or it isn't decided yet whether this node owns the VM.
     #[must_use]
     pub fn may_take_backup_later(&self, vm: &VmId) -> bool {
         let is_taken = self.mode.has_backup() || self.mode.claiming().is_some();
         is_taken && *vm == self.session.vm
     }
 
-    /// A backup of `vm` joins: it gets the session, and then the guest's memory.
+    /// A backup of `vm` joins: the role sends it the session, and then the guest's memory.
     ///
     /// # Errors
     /// As [`PrimaryRole::can_take_backup`].
@@ -59,27 +59,26 @@ impl PrimaryRole {
         if let Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) = &mut self.mode {
             *joiner = Some(Box::new(Joiner { link, join: Join::asked() }));
         }
-        // The backup asks its arbiter the same: a claim that is lost is better found before it
-        // does.
+        // The backup asks its arbiter the same question: a lost claim should be found here first.
         self.look();
         Ok(())
     }
 
-    /// Whether a backup is joining that hasn't got the guest's memory yet.
+    /// `true` if a backup is joining that doesn't have the guest's memory yet.
     #[must_use]
     pub fn is_copying(&self) -> bool {
         self.mode.joiner().is_some_and(|joiner| joiner.join.is_copying())
     }
 
-    /// Whether the driver is to say [`PrimaryRole::poll_copy`]: a backup needs memory, and the
+    /// `true` if the driver is to call [`PrimaryRole::poll_copy`]: a backup needs memory, and the
     /// channel has room.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.mode.joiner().is_some_and(|joiner| joiner.join.wants_copy(joiner.link.outgoing.len()))
     }
 
-    /// Lends the copy for a backup that is joining to the driver, which copies a piece with it and
-    /// then says [`PrimaryRole::handle_copy`]. It takes a while, in which the role can do
+    /// Lends the driver the copy for a joining backup. The driver copies a piece with it and
+    /// returns it by [`PrimaryRole::handle_copy`]. Copying takes a while, in which the role can do
     /// everything else.
     pub fn poll_copy(&mut self) -> Option<SnapshotCopy> {
         if !self.wants_copy() {
@@ -91,10 +90,10 @@ impl PrimaryRole {
         }
     }
 
-    /// The driver has copied a piece. If it was the last, the snapshot stands at the end of the
-    /// log, and has all outputs that aren't known to have left.
+    /// The driver has copied a piece. After the last one, the snapshot's position is the end of the
+    /// log, and the snapshot has all outputs that aren't known to have left.
     ///
-    /// A backup that has been lost meanwhile needs it no more, and its successor begins anew.
+    /// If the backup has been lost meanwhile, the copy is dropped: the next backup's begins anew.
     pub fn handle_copy(&mut self, now_ns: u64, mut copy: SnapshotCopy) {
         let Some(Joiner { link, join: join @ Join::Copying(None) }) = self.mode.joiner_mut() else { return };
         link.outgoing.append(&mut copy.bytes);
@@ -105,8 +104,8 @@ impl PrimaryRole {
         }
     }
 
-    /// Copies a piece of the machine for a backup that is joining, for drivers whose role nobody
-    /// else waits for.
+    /// Copies a piece of the machine for a joining backup; for drivers that don't share the role
+    /// between threads.
     pub fn copy_snapshot(&mut self, now_ns: u64, machine: &mut Machine) {
         if let Some(mut copy) = self.poll_copy() {
             copy.copy_piece(machine);
@@ -114,8 +113,8 @@ impl PrimaryRole {
         }
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy for a backup that joins
-    /// is concerned: `None` if it has to stand still until more is copied.
+    /// How many of `steps` steps the guest may run now while memory is copied for a joining backup;
+    /// `None` if it has to stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         match self.mode.joiner().map(|joiner| &joiner.join) {
@@ -130,24 +129,25 @@ impl PrimaryRole {
             self.appended = seq.next();
         }
         let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
-        // Also those that a log on disk still holds: the log from here on tells of none of them.
+        // Outputs that only the log on disk still holds are among them: no later entry tells of
+        // them.
         for (id, operation) in self.gate.not_left() {
             if !mutated(Mutation::ForgetUnsentInSnapshot) {
                 link.put(&Message::UnsentOutput(UnsentOutput { id, operation: (*operation).clone() }));
             }
         }
         link.put(&Message::Snapshot(Snapshot { seq, digest, state }));
-        // What the backup can't know of, it gets from here on; what it knows of, it keeps until it
-        // is told.
+        // The stream has all entries that the snapshot doesn't; the backup keeps the snapshot's
+        // outputs until it is told that they have left.
         *join = Join::Restoring(Stream::new(self.appended, self.gate.left(), self.timing.lag_bound_ns));
     }
 
     /// The backup said something.
     pub fn handle_message(&mut self, now_ns: u64, message: Message) {
-        // A primary that was suspended finds old acknowledgements in its socket. The backup may
+        // A primary that was suspended finds old acknowledgements in its socket. Its backup may
         // have gone live since.
         self.lose_overdue_backup(now_ns);
-        // Late words of a backup that is lost already, or isn't waited for any more.
+        // A late message of a backup that is lost, or that this side doesn't wait for any more.
         let Some(link) = self.mode.link_mut() else { return };
         link.heard_ns = now_ns;
         match (message, self.is_protected()) {
@@ -162,13 +162,13 @@ impl PrimaryRole {
         }
     }
 
-    /// A backup on its way said something.
+    /// Handles a message of a joining backup.
     fn hear_joiner(&mut self, now_ns: u64, message: Message) {
         let Some(Joiner { link, join }) = self.mode.joiner_mut() else { return };
         match (message, join) {
             (Message::Accepted, Join::Restoring(_)) => self.protect(now_ns),
             (Message::Ack { received }, Join::Restoring(_)) => self.acknowledged(now_ns, received),
-            // A backup that waits for its disk gets on.
+            // A backup that waits for its disk makes progress.
             (Message::Storing, _) => link.progress_ns = now_ns,
             (Message::Refused { reason }, _) => self.lose_backup(LossReason::RefusedSession(reason)),
             (message, Join::Copying(_) | Join::Restoring(_)) => {
@@ -177,10 +177,10 @@ impl PrimaryRole {
         }
     }
 
-    /// The backup on its way has accepted this side: from here on outputs are held, and only after
-    /// that is it told that it may claim.
+    /// The joining backup has accepted this side: outputs are held from here on, and only after
+    /// that the backup is told that it may claim.
     fn protect(&mut self, now_ns: u64) {
-        // What has left unheld, the backup must have before it may claim.
+        // The backup must have the entries of outputs that left unheld before it may claim.
         self.handle_flush(now_ns);
         let (Mode::AwaitingBackup(joiner) | Mode::Alone(joiner)) = &mut self.mode else { return };
         let Some(Joiner { link, join: Join::Restoring(stream) }) = joiner.take().map(|joiner| *joiner) else { return };
@@ -209,7 +209,8 @@ impl PrimaryRole {
         self.end_if_stopped(now_ns);
     }
 
-    /// The backup can have consumed only what it has acknowledged, and takes nothing back.
+    /// Takes a report of the consumed position: it can't be beyond what the backup has
+    /// acknowledged, and never goes back.
     fn consumed(&mut self, consumed: LogSeq) {
         let Some((stream, _)) = self.mode.stream_mut() else { return };
         let (before, acked) = (stream.lag.consumed(), stream.acked());
@@ -227,7 +228,7 @@ impl PrimaryRole {
         self.lose_backup(LossReason::Disconnected(reason.into()));
     }
 
-    /// Gives a backup up that has taken too long.
+    /// Gives up a backup that was silent, or made no progress, for too long.
     pub(super) fn lose_overdue_backup(&mut self, now_ns: u64) {
         if let Some(reason) = self.overdue(now_ns) {
             self.lose_backup(reason);
@@ -247,27 +248,27 @@ impl PrimaryRole {
         if silent_ns >= self.timing.failure_timeout_ns {
             return Some(LossReason::Silent { side: LostSide::Backup, for_ms: silent_ns / 1_000_000 });
         }
-        // One that lives and gets nowhere would keep its place from others, and outputs from their
-        // receivers.
+        // A backup that lives and makes no progress would keep other backups out, and outputs from
+        // their receivers.
         let stuck_ns = now_ns.saturating_sub(link.progress_ns);
         if is_waited_for && stuck_ns >= self.timing.progress_timeout_ns() {
             return Some(LossReason::Stuck { for_ms: stuck_ns / 1_000_000 });
         }
-        // One that receives and doesn't replay, as with a disk that hangs, would stop the guest for
-        // ever.
+        // A backup that receives and doesn't replay, because its disk hangs, for example, would
+        // stop the guest for ever.
         (not_replaying_ns >= self.timing.progress_timeout_ns() && !mutated(Mutation::WaitForReplay))
             .then_some(LossReason::ReplaysNothing { for_ms: not_replaying_ns / 1_000_000 })
     }
 
-    /// What waits for the channel is dropped with it: nobody will read it, and whoever wins goes on
-    /// alone.
+    /// Loses the backup. Bytes that wait for the channel are dropped with it: nothing reads them
+    /// any more, and the side that wins the flag goes on alone.
     pub(super) fn lose_backup(&mut self, reason: LossReason) {
         if !self.mode.has_backup() {
             return;
         }
         self.actions.push_back(PrimaryAction::CloseChannel { reason });
         match &mut self.mode {
-            // It can't claim, and costs nothing.
+            // A joining backup can't claim, so its loss costs nothing.
             Mode::AwaitingBackup(joiner) | Mode::Alone(joiner) => *joiner = None,
             Mode::Protected(_) | Mode::Claiming(_) | Mode::MarkingEnd(..) | Mode::Ended(_) => {
                 let kind = if self.stop.is_some() { ClaimKind::Ended } else { ClaimKind::Owner };
@@ -276,7 +277,7 @@ impl PrimaryRole {
         }
     }
 
-    /// Tells the backup which outputs it will not have to send at go-live.
+    /// Tells the backup which outputs have left, so that it doesn't send them at go-live.
     pub(super) fn tell_left(&mut self) {
         let mut left = self.gate.left();
         left.packets.0 += u64::from(mutated(Mutation::TellReleasedTooEarly));

@@ -1,4 +1,4 @@
-//! How the owner's claim stands at the arbiter: an owner looks after it, and makes it again if the
+//! The owner's claim at the arbiter: the owner checks it now and then, and makes it again if the
 //! arbiter has lost it.
 //!
 //! ```text
@@ -31,14 +31,14 @@ use alloc::vec::Vec;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
 
-/// From one word that the arbiter confirms an owner whom a LAN refuses to the next.
+/// The shortest time between two reports that the arbiter confirms an owner whom a LAN refuses.
 const CONFIRMED_INTERVAL_NS: u64 = 60_000_000_000;
 
 /// What the owner knows of its claim.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Standing {
     look: Look,
-    /// The own claim was found missing, and isn't made again yet.
+    /// The own claim was found missing, and hasn't been made again yet.
     pub(super) is_lost: bool,
     /// The flag that is being claimed again.
     refill: Option<ClaimRequest>,
@@ -48,13 +48,13 @@ pub(super) struct Standing {
     has_told_stranded: bool,
     /// A LAN refuses this owner, and the arbiter hasn't answered since.
     is_questioned: bool,
-    /// When it was told last that the arbiter confirms the owner.
+    /// When it was last reported that the arbiter confirms the owner.
     told_confirmed_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Look {
-    /// Not planned yet: the role has seen no clock.
+    /// Not planned yet, because the role hasn't been told the time.
     New,
     /// At this time.
     At(u64),
@@ -65,13 +65,13 @@ enum Look {
 /// The backup may have won the pair's flag in the history that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Doubt {
-    /// As long as the flags aren't there again.
+    /// Until the lost flags have been claimed again.
     Lost,
-    /// Until it has acknowledged an entry at this place, or behind it.
+    /// Until the backup has acknowledged an entry at this position, or a later one.
     Until(LogSeq),
 }
 
-/// The name under which an owner makes the flags before its own again: nobody knows it, so nobody
+/// The node id under which an owner refills the flags before its own: no node has it, so no claimer
 /// names it as its predecessor. The stand-in of a stand-in is the node itself.
 #[must_use]
 pub const fn stand_in(node: NodeId) -> NodeId {
@@ -92,7 +92,7 @@ impl Standing {
         }
     }
 
-    /// The flag of this generation's pair may be claimed.
+    /// `true` if the flag of this generation's pair may be claimed.
     pub(super) fn may_claim(&self) -> bool {
         !self.is_lost && (self.doubt.is_none() || mutated(Mutation::ClaimInDoubt))
     }
@@ -117,7 +117,7 @@ impl PrimaryRole {
         Generation(self.session.generation.0.saturating_sub(1))
     }
 
-    /// Looks after the claim when it is time to.
+    /// Checks the claim when it is time to.
     pub(super) fn look_if_due(&mut self, now_ns: u64) {
         match self.standing.look {
             Look::New => self.standing.look = Look::At(now_ns.saturating_add(self.timing.look_ns)),
@@ -135,8 +135,9 @@ impl PrimaryRole {
         }
     }
 
-    /// A LAN refuses this owner. What counts is the arbiter's answer: another owner's claim ends
-    /// this one, and its own is told, because the LAN or its operator is then wrong.
+    /// A LAN refuses this owner. The arbiter's answer decides: another owner's claim ends this
+    /// side. If the claim is this side's, that is reported, because the LAN or its operator is
+    /// wrong then.
     pub fn handle_refusal(&mut self) {
         self.standing.is_questioned = true;
         self.look();
@@ -148,19 +149,20 @@ impl PrimaryRole {
             return;
         }
         self.look_again(now_ns, self.timing.look_ns);
-        // An arbiter that can't be asked says nothing about the claim.
+        // An arbiter that can't be asked tells nothing about the claim.
         let LatestAnswer::Known(latest) = answer else { return };
         let is_questioned = core::mem::take(&mut self.standing.is_questioned);
         match latest {
             Some((flag, holder)) if flag >= self.own_flag() => match holder.node == self.node {
-                // The last answer of a refill may have been lost on its way.
+                // The answer to the last refill may have been lost.
                 true if self.standing.is_lost => self.claims_restored(now_ns),
                 true if is_questioned => self.tell_confirmed(now_ns),
                 true => {}
                 false => self.fence(now_ns, holder),
             },
-            // The claim of the pair's flag that is on its way must not find the flag before made
-            // again: it was asked when the backup might have won already. Its answer tells.
+            // A claim of the pair's flag that is in progress must not find the flag before it made
+            // again, because it was asked when the backup might have won already. Its answer
+            // decides.
             _ if self.is_claim_asked() => {}
             latest => {
                 self.lose_claims(latest.as_ref());
@@ -172,7 +174,7 @@ impl PrimaryRole {
         }
     }
 
-    /// Tells, rarely, that the arbiter confirms the owner whom a LAN refuses.
+    /// Reports, rarely, that the arbiter confirms the owner whom a LAN refuses.
     fn tell_confirmed(&mut self, now_ns: u64) {
         let told_ns = self.standing.told_confirmed_ns;
         if told_ns.is_none_or(|told_ns| now_ns.saturating_sub(told_ns) >= CONFIRMED_INTERVAL_NS) {
@@ -181,7 +183,7 @@ impl PrimaryRole {
         }
     }
 
-    /// The driver is asking for the flag of the pair.
+    /// `true` while the driver is asking for the pair's flag.
     fn is_claim_asked(&self) -> bool {
         self.mode.claiming().is_some_and(Claiming::is_asked)
     }
@@ -190,7 +192,7 @@ impl PrimaryRole {
         self.standing.look = Look::At(now_ns.saturating_add(after_ns));
     }
 
-    /// The arbiter doesn't know this owner's claim any more.
+    /// The arbiter has lost this owner's claim: begins to refill the flags.
     fn lose_claims(&mut self, latest: Option<&(Generation, Claim)>) {
         if mutated(Mutation::FencedByAbsence) {
             let holder = Claim { node: self.node, kind: ClaimKind::Owner, address: None };
@@ -204,7 +206,7 @@ impl PrimaryRole {
         }
     }
 
-    /// Claims `flag` again, which is missing, behind the claim `before`.
+    /// Claims the missing `flag` again; `before` is the claim of the flag before it.
     fn refill(&mut self, flag: Generation, before: Option<Claim>) {
         let predecessor = before.map(|before| before.node);
         let is_own = flag >= self.own_flag() || mutated(Mutation::RefillUnderOwnName);
@@ -224,7 +226,7 @@ impl PrimaryRole {
         let holder = match answer {
             ClaimAnswer::Decided(Verdict::Won) => Claim { node: request.node, kind: ClaimKind::Owner, address: None },
             ClaimAnswer::Decided(Verdict::Lost(holder)) => holder,
-            // What is missing is looked for afresh.
+            // Looks again which flag is the first missing one.
             ClaimAnswer::Unreachable | ClaimAnswer::Decided(Verdict::NotSuccessor(_)) => {
                 return self.look_again(now_ns, self.timing.claim_retry_ns);
             }
@@ -238,7 +240,7 @@ impl PrimaryRole {
         self.claims_restored(now_ns);
     }
 
-    /// The arbiter knows this owner again.
+    /// The arbiter has all of this owner's claims again.
     fn claims_restored(&mut self, now_ns: u64) {
         self.standing.is_lost = false;
         if self.standing.doubt.is_some() {
@@ -252,8 +254,7 @@ impl PrimaryRole {
         self.tell_if_stranded();
     }
 
-    /// The arbiter answers the claim of the pair's flag with that this node doesn't hold the one
-    /// before.
+    /// The arbiter refused the pair's flag because this node doesn't hold the flag before it.
     pub(super) fn claim_refused(&mut self, now_ns: u64, holder: Option<Claim>) {
         if let Some(holder) = holder.filter(|holder| holder.node != self.node) {
             return self.fence(now_ns, holder);
@@ -265,21 +266,22 @@ impl PrimaryRole {
         self.look();
     }
 
-    /// Says so if the pair has broken, and its flag may not be claimed.
+    /// Reports it if the pair has broken and its flag may not be claimed.
     pub(super) fn tell_if_stranded(&mut self) {
         if self.is_stranded() && !core::mem::replace(&mut self.standing.has_told_stranded, true) {
             self.actions.push_back(PrimaryAction::Stranded(self.session.generation));
         }
     }
 
-    /// The pair has broken, and the backup may have won its flag in the history that the arbiter
-    /// has lost: this node must not go on, and waits for an operator or for the backup's claim.
+    /// `true` if the pair has broken and the backup may have won its flag in the history that the
+    /// arbiter has lost. This node must not go on: it waits for an operator, or for the backup's
+    /// claim.
     #[must_use]
     pub fn is_stranded(&self) -> bool {
         self.mode.claiming().is_some() && self.standing.doubt.is_some() && !mutated(Mutation::ClaimInDoubt)
     }
 
-    /// Another node holds this node's flag, or one behind it.
+    /// Another node holds this node's flag, or a later one: this side is fenced.
     pub(super) fn fence(&mut self, now_ns: u64, holder: Claim) {
         if self.mode.has_backup() {
             self.actions.push_back(PrimaryAction::CloseChannel { reason: LossReason::Fenced(holder.node) });
