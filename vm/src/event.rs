@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub const PACKET_BYTES_MAX: usize = 1514;
 
 /// The shortest packet: addresses and type.
-pub(crate) const PACKET_BYTES_MIN: usize = 14;
+pub const PACKET_BYTES_MIN: usize = 14;
 
 /// The longest console output, in bytes.
 pub const CONSOLE_BYTES_MAX: usize = 4096;

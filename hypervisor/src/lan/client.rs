@@ -1,4 +1,4 @@
-//! The hypervisor's side of a VM port: blocking, for one thread that sends and one that receives.
+//! The hypervisor's end of a VM port, with blocking calls: one thread sends, another receives.
 
 use super::attachment::Attachment;
 use super::pulse::INTERVAL_US;
@@ -12,24 +12,23 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 use vm::OutputId;
 
-/// How long a LAN may take no bytes at all before its port is given up: much less than the silence
-/// after which a VM's other side takes over, as whoever sends packets has acknowledgements and
-/// heartbeats to see to.
+/// How long a LAN may take no bytes before the port is given up. Much shorter than the failure
+/// timeout, because the thread that sends packets also sends acknowledgements and heartbeats.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Why a port could not be opened, or is no more.
+/// Why a port couldn't be opened, or was closed.
 #[derive(Debug, thiserror::Error)]
 pub enum LanError {
     /// The LAN refuses this attachment; asking again won't help.
     #[error("the LAN refuses the port: {reason}")]
     Refused {
-        /// In the LAN's words.
+        /// The LAN's reason.
         reason: String,
     },
-    /// A newer generation owns the VM: this process must emit nothing more.
+    /// A newer generation owns the VM: this process must send nothing more.
     #[error("fenced by the LAN: generation {by} owns the VM now")]
     Fenced {
-        /// The owner.
+        /// The owner's generation.
         by: Generation,
     },
     /// The LAN went away; attach again.
@@ -44,7 +43,7 @@ pub enum LanError {
     /// The LAN can't be reached; attach again.
     #[error("connection to the LAN: {0}")]
     Io(#[from] io::Error),
-    /// What came is not the protocol.
+    /// The LAN sent something that isn't the protocol.
     #[error("from the LAN: {0}")]
     Protocol(#[from] WireError),
 }
@@ -52,9 +51,9 @@ pub enum LanError {
 /// An open port.
 #[derive(Debug)]
 pub struct Attached {
-    /// Takes the guest's packets.
+    /// Sends the guest's packets.
     pub sender: PacketSender,
-    /// Gives the packets for the guest.
+    /// Receives the packets for the guest.
     pub receiver: PacketReceiver,
     /// The LAN has carried all outputs with smaller ids, and drops them if they come again.
     pub next_output: OutputId,
@@ -91,16 +90,15 @@ pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -
 #[derive(Debug)]
 pub struct PacketSender {
     stream: TcpStream,
-    /// Reused by every call.
+    /// Messages of the current call; kept to reuse its memory.
     buffer: Vec<u8>,
 }
 
 impl PacketSender {
     /// Sends one packet, in one system call.
     ///
-    /// # Errors
-    /// Of the connection; [`PacketReceiver::receive`] tells what became of it. `InvalidInput` for a
-    /// packet that is no Ethernet frame; the connection is unhurt then.
+    /// If the connection fails: [`PacketReceiver::receive`] then says why. `InvalidInput` if the
+    /// packet is no Ethernet frame; the connection is unhurt then.
     pub fn send(&mut self, id: OutputId, packet: &[u8]) -> io::Result<()> {
         self.send_batch(&[(id, packet)])
     }
@@ -137,7 +135,7 @@ impl PacketSender {
     }
 }
 
-/// Receives the packets for the guest, and how far its own have got.
+/// Receives the packets for the guest, and the reports of how many of its outputs were carried.
 #[derive(Debug)]
 pub struct PacketReceiver {
     stream: TcpStream,
@@ -145,13 +143,12 @@ pub struct PacketReceiver {
 }
 
 impl PacketReceiver {
-    /// Tells that the caller was kept from receiving: what the LAN has sent meanwhile is not
-    /// missed.
+    /// The caller was kept from receiving: the LAN doesn't count as silent for that time.
     pub const fn excuse(&mut self) {
         self.session.excuse();
     }
 
-    /// Waits for what comes next.
+    /// Waits for the next message.
     ///
     /// # Errors
     /// [`LanError`]; the port is closed after that.
@@ -164,7 +161,7 @@ impl PacketReceiver {
                 return Ok(FromLan::HeartbeatDue);
             }
             match self.fill() {
-                // The interval is over.
+                // A read timeout only ends the interval.
                 Err(LanError::Io(error)) if is_timeout(&error) => {}
                 filled => filled?,
             }
@@ -178,7 +175,7 @@ impl PacketReceiver {
             if let Some(answer) = self.session.answer()? {
                 return Ok(answer);
             }
-            // A byte now and then is no answer.
+            // Checked after each read, because single bytes now and then are no answer.
             if u128::from(clock::now_us() - begin_us) >= timeout.as_micros() {
                 return Err(LanError::NoAnswer);
             }
@@ -189,7 +186,7 @@ impl PacketReceiver {
         }
     }
 
-    /// Reads what there is, or waits for it.
+    /// Reads the bytes that have arrived, or waits for some.
     fn fill(&mut self) -> Result<(), LanError> {
         match (&self.stream).read(self.session.space()) {
             Ok(0) => return Err(LanError::Closed),
@@ -201,7 +198,7 @@ impl PacketReceiver {
     }
 }
 
-/// Whether a read has ended because its time was over.
+/// `true` if a read ended by its timeout.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

@@ -1,4 +1,4 @@
-//! What the LAN tells.
+//! The reports of the LAN.
 
 use crate::os::rate_limit::LeftOut;
 use crate::os::report::{Level, Report};
@@ -9,73 +9,73 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum LanEvent {
-    /// Everything is bound.
+    /// All sockets are bound.
     Listening {
-        /// Where VMs attach.
+        /// The address where VMs attach.
         listen: String,
-        /// Where QEMU processes connect.
+        /// The address where QEMU processes connect.
         qemu: Option<String>,
-        /// Which ports of guests are reachable where.
+        /// The forwards, with the addresses where they listen.
         forwards: Vec<ForwardListening>,
     },
     /// A VM's port was opened.
     Attached {
         /// The VM.
         vm: String,
-        /// Its owner.
+        /// The generation of its owner.
         generation: u64,
-        /// Number of the first packet that it gets.
+        /// The number of the first packet that the VM gets.
         first_packet: u64,
-        /// Packets that it has not had and that are no longer kept.
+        /// How many packets the VM missed because the LAN had overwritten them.
         lost: u64,
     },
     /// A VM's port was taken over by a newer generation.
     Fenced {
         /// The VM.
         vm: String,
-        /// Who had the port.
+        /// The generation that had the port.
         generation: u64,
-        /// Who has it now.
+        /// The generation that has the port now.
         by: u64,
     },
     /// An attachment was refused.
     Refused {
         /// The VM.
         vm: String,
-        /// Who asked for its port.
+        /// The generation that asked for the port.
         generation: u64,
-        /// Why, in words for a person.
+        /// Why, for people.
         reason: String,
-        /// How many refusals before this one were not told.
+        /// How many refusals before this one were left out.
         left_out: u64,
     },
     /// A VM's port has no connection any more; its packets are kept.
     Detached {
         /// The VM.
         vm: String,
-        /// Who had the port.
+        /// The generation that had the port.
         generation: u64,
     },
-    /// The connection of a VM's port was given up, as nothing came from the VM's host for so long;
-    /// its packets are kept.
+    /// The connection of a VM's port was given up because the VM's host was silent too long; its
+    /// packets are kept.
     Silent {
         /// The VM.
         vm: String,
-        /// Who had the port.
+        /// The generation that had the port.
         generation: u64,
     },
     /// A client of a forward waits for its guest.
     ClientWaits {
         /// `tcp` or `udp`.
         protocol: &'static str,
-        /// Where the client has come.
+        /// The forward's address, to which the client connected.
         listen: String,
         /// The guest's address and port on the LAN.
         guest: String,
-        /// Whether a VM is attached at all.
+        /// `true` if any VM is attached.
         has_vm: bool,
     },
-    /// A VM that was detached longest was forgotten, to make room for another.
+    /// The VM that was detached longest ago was forgotten, to make room for another.
     Forgotten {
         /// The VM.
         vm: String,
@@ -90,27 +90,27 @@ pub enum LanEvent {
         /// Number of its connection.
         port: u64,
     },
-    /// Counters of what was dropped, when they have changed, and at the end.
+    /// The counters of dropped packets and clients, reported when they have changed and at the end.
     Dropped(Dropped),
 }
 
-/// Where a forward is reachable.
+/// A forward and the address where it listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForwardListening {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// Where clients connect.
+    /// The address where clients connect.
     pub listen: String,
     /// The guest's address and port on the LAN.
     pub guest: String,
 }
 
-/// How many packets went nowhere since the start, and why.
+/// Packets and clients dropped since the start, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// Outputs that the LAN had already carried: expected at a failover.
     pub duplicates: u64,
-    /// Packets for VMs that were overwritten before anybody took them.
+    /// Packets for VMs that were overwritten before the VM's host fetched them.
     pub vm_overflow: u64,
     /// Packets for QEMU processes that didn't read.
     pub qemu_overflow: u64,
@@ -123,7 +123,7 @@ pub struct Dropped {
     /// Connections and datagrams of clients beyond a limit.
     pub refused_clients: u64,
     /// Connections of clients that were closed because nothing passed over them: for too long, or
-    /// others needed the place.
+    /// when others needed room.
     pub idle_clients: u64,
     /// UDP flows that made room for others, because of a limit.
     pub replaced_flows: u64,
@@ -154,7 +154,7 @@ impl fmt::Display for LanEvent {
                 }
                 forwards.iter().enumerate().try_for_each(|(index, forward)| {
                     let ForwardListening { protocol, listen, guest } = forward;
-                    // As a rule TCP and UDP are forwarded alike, and are told once.
+                    // Most forwards are for both TCP and UDP: those are reported once.
                     let is_same = |other: &ForwardListening| (&other.listen, &other.guest) == (listen, guest);
                     if forwards[..index].iter().any(is_same) {
                         Ok(())
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::os::report::on_a_terminal;
 
-    /// Every event, with values as they usually are.
+    /// Every event, with typical values.
     fn usual() -> Vec<LanEvent> {
         let vm = || "vm0".to_owned();
         let (listen, guest) = ("192.168.1.17:7007".to_owned(), "10.0.2.15:7".to_owned());
@@ -257,8 +257,8 @@ mod tests {
         ]
     }
 
-    /// Whether an event may be longer than a line. A new event is to be decided on here, and to be
-    /// put into [`usual`].
+    /// `true` if an event may be longer than a line. Decide it here for a new event, and add the
+    /// event to [`usual`].
     const fn may_be_longer(event: &LanEvent) -> bool {
         match event {
             LanEvent::Attached { lost, .. } => *lost > 0,

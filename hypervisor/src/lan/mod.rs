@@ -6,15 +6,16 @@
 //!   QEMU, passt ═══════════ TCP ══╝            (no sockets, no clock)              (smoltcp)
 //! ```
 //!
-//! What makes it more than a switch is the port of a VM, which stays when the host under the VM is
-//! lost. It knows the generation of the VM's owner and serves no older one. It tells how far it has
-//! carried the VM's outputs, and drops those that it has, so a primary, be it the old one on a new
-//! connection or a new one, sends again what it isn't sure of. It numbers the packets that it gives
-//! to the VM and keeps the recent ones, so a new primary gets what its predecessor had not
-//! logged. Together: each packet once, without help from TCP.
+//! A VM's port, which stays when the host under the VM is lost, makes the LAN more than a switch.
+//! The port knows the generation of the VM's owner and serves no older one. It reports how far it
+//! has carried the VM's outputs, and drops those that come again, so that a primary that attaches
+//! (the old one on a new connection, or its successor) sends again every output of which it doesn't
+//! know that it was carried. The port numbers the packets that it delivers to the VM and keeps the
+//! recent ones, so that a new primary gets those that its predecessor had not logged. Together:
+//! each packet once, without help from TCP.
 //!
-//! Everything that decides is in [`fabric`] and below and takes no input but its arguments;
-//! [`server`] moves bytes. A simulator drives the fabric as the server does.
+//! All decisions are in [`fabric`] and below, which take no input but their arguments; [`server`]
+//! moves bytes. A simulator drives the fabric as the server does.
 //!
 //! Deliberately absent: spanning tree (ports are leaves), VLANs, IPv6 and DHCP at the gateway,
 //! persistence. A LAN that is started again adopts each VM's numbering from its next attachment:
@@ -23,6 +24,7 @@
 
 mod attachment;
 pub mod client;
+pub mod cutter;
 mod events;
 pub mod fabric;
 pub mod pulse;

@@ -3,21 +3,21 @@
 //!
 //! A connection can be dead without being closed: the peer's host has lost its power, a firewall
 //! has forgotten the connection, a cable is out. TCP notices that after minutes, and on an idle
-//! connection never. So each side sends a heartbeat every [`INTERVAL_US`], and gives up a peer of
-//! which nothing has come in [`SILENT_INTERVALS_MAX`] intervals. Intervals are counted, and not
-//! time: to a process that stood still only one of them has passed, and it reads what has come
+//! connection never. So each side sends a heartbeat every [`INTERVAL_US`], and gives up a peer that
+//! was silent for [`SILENT_INTERVALS_MAX`] intervals. Intervals are counted instead of time: for a
+//! process that stood still only one interval has passed, and it reads the bytes that came
 //! meanwhile before the next one.
 
 use ft::mutation::{Mutation, mutated};
 
-/// From one heartbeat to the next, in microseconds.
+/// The interval of heartbeats, in microseconds.
 pub const INTERVAL_US: u64 = 500_000;
 
-/// After so many intervals without a byte from the peer, the connection is given up: after 1.5 to 2
-/// s.
+/// After this many intervals without a byte from the peer the connection is given up: after 1.5 to
+/// 2 s.
 pub const SILENT_INTERVALS_MAX: u32 = 3;
 
-/// Whether the peer of one connection is alive.
+/// Watches whether the peer of one connection is alive.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pulse {
     was_heard: bool,
@@ -25,7 +25,7 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Something has come from the peer, or this side hasn't looked whether it has.
+    /// The peer has sent something, or this side was kept from reading.
     pub const fn hear(&mut self) {
         self.was_heard = true;
     }

@@ -1,13 +1,14 @@
-//! The hypervisor's end of a VM port without its socket: what the LAN says, and when a heartbeat is
-//! due.
+//! The hypervisor's end of a VM port without its socket: it decodes the LAN's messages, and says
+//! when a heartbeat is due.
 
 use super::attachment::Attachment;
 use super::client::LanError;
+use super::cutter::{Cutter, Prefix};
 use super::pulse::Pulse;
-use super::wire::{Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
+use super::wire::{MESSAGE_BYTES_MAX, ServerMessage, WireError};
 use vm::OutputId;
 
-/// What comes from the LAN.
+/// A message of the LAN, or a heartbeat that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromLan {
     /// A packet for the guest.
@@ -19,10 +20,10 @@ pub enum FromLan {
     },
     /// All outputs with smaller ids have been carried; they need not be sent again.
     Carried {
-        /// The first that has not.
+        /// The first output that hasn't been carried.
         next_output: OutputId,
     },
-    /// Nothing, but the LAN is to get a heartbeat now: see
+    /// No message: a heartbeat to the LAN is due, see
     /// [`PacketSender::send_heartbeat`](super::client::PacketSender::send_heartbeat).
     HeartbeatDue,
 }
@@ -30,7 +31,7 @@ pub enum FromLan {
 /// The LAN's answer to Attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachAnswer {
-    /// The number of the first packet that will come.
+    /// The number of the first packet that the LAN will send.
     pub first_packet: u64,
     /// All outputs with smaller ids have been carried.
     pub next_output: OutputId,
@@ -44,7 +45,7 @@ pub struct PortSession {
     last: u64,
     pulse: Pulse,
     interval_us: u64,
-    /// When the next heartbeat is due to the LAN, and the LAN's is missed if nothing has come.
+    /// When the next heartbeat to the LAN is due; also the end of an interval for the LAN's.
     heartbeat_due_us: u64,
 }
 
@@ -62,29 +63,29 @@ impl PortSession {
         }
     }
 
-    /// When [`PortSession::look`] has something to say, in microseconds.
+    /// When [`PortSession::look`] must be called next, in microseconds.
     #[must_use]
     pub const fn heartbeat_due_us(&self) -> u64 {
         self.heartbeat_due_us
     }
 
-    /// Where bytes from the LAN are to be put; then say [`PortSession::filled`].
+    /// The space for bytes from the LAN; call [`PortSession::filled`] after writing to it.
     pub fn space(&mut self) -> &mut [u8] {
         self.cutter.space()
     }
 
-    /// So many bytes have come.
+    /// This many bytes were written to [`PortSession::space`].
     pub fn filled(&mut self, bytes: usize) {
         self.cutter.filled(bytes);
         self.pulse.hear();
     }
 
-    /// This side was kept from receiving: what the LAN has sent meanwhile is not missed.
+    /// This side was kept from receiving: the LAN doesn't count as silent for that time.
     pub const fn excuse(&mut self) {
         self.pulse.hear();
     }
 
-    /// Whether a heartbeat is due now.
+    /// Ends an interval if it is over. Returns `true` if a heartbeat is due now.
     ///
     /// # Errors
     /// [`LanError::Silent`] if nothing has come from the LAN for too long.
@@ -96,7 +97,7 @@ impl PortSession {
         if self.pulse.is_silent() { Err(LanError::Silent) } else { Ok(true) }
     }
 
-    /// The answer to Attach, if it has come whole. It is the first that comes.
+    /// The answer to Attach, once it has arrived. It is the first message.
     ///
     /// # Errors
     /// [`LanError`]: the connection is to be closed.
@@ -116,7 +117,7 @@ impl PortSession {
         }
     }
 
-    /// What has come behind the answer, if it is whole.
+    /// The next message after the answer, once it has arrived.
     ///
     /// # Errors
     /// [`LanError`]: the connection is to be closed.
@@ -129,7 +130,7 @@ impl PortSession {
                     Ok(Some(FromLan::Packet { number, packet: packet.to_vec() }))
                 }
                 ServerMessage::Carried { next_output } => Ok(Some(FromLan::Carried { next_output })),
-                // That it has come is all that it says.
+                // A heartbeat only shows that the LAN is alive.
                 ServerMessage::Heartbeat => continue,
                 ServerMessage::Packet { number, .. } => Err(WireError::Order { number, last }.into()),
                 ServerMessage::Fenced { by } => Err(LanError::Fenced { by }),

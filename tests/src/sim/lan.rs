@@ -5,8 +5,9 @@ use super::env::{Env, Event};
 use super::sightings::Sighting;
 use super::wires::{End, Place};
 use hypervisor::lan::LanEvent;
+use hypervisor::lan::cutter::{Cutter, Prefix};
 use hypervisor::lan::fabric::{ConnectionId, Fabric, PortLost};
-use hypervisor::lan::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage};
+use hypervisor::lan::wire::{ClientMessage, MESSAGE_BYTES_MAX, ServerMessage};
 use logchannel::entry::Generation;
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The gateway's ports: from which one the next connection to a guest comes.
+//! The gateway's local ports: which one the next connection to a guest gets.
 //!
 //! A guest that closes first keeps a connection for a minute (TIME-WAIT) and may refuse a new one
 //! from the same port. So a port should come back later than that, also to an `ft-lan` that has
@@ -9,16 +9,17 @@
 
 use std::ops::RangeInclusive;
 
-/// All ports that connections come from: as many as there are without those below 1024.
+/// The ports that connections come from: all but those below 1024.
 const EPHEMERAL_PORTS: RangeInclusive<u16> = 1024..=65535;
-/// How many these are.
+/// The number of [`EPHEMERAL_PORTS`].
 const COUNT: u64 = 64_512;
 
-/// The ports of connections to one place: each such place has a sequence of its own, so that many
-/// connections elsewhere bring no port back sooner.
+/// The local ports of connections to one destination. Each destination has a sequence of its own,
+/// so that many connections elsewhere don't bring a port back sooner.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PortSequence {
-    /// Counts ports and milliseconds, whichever is more.
+    /// The next port's number, counted without wrapping: the ports used, or the milliseconds
+    /// passed, whichever is more.
     next: u64,
 }
 
@@ -36,8 +37,8 @@ mod tests {
     use super::{COUNT, EPHEMERAL_PORTS, PortSequence};
     use std::collections::BTreeMap;
 
-    /// The least time in which a port came back, when connections come at `times_us`;
-    /// `restart_every` of them the sequence is lost.
+    /// The shortest time in which a port came back, when connections are made at `times_us` and the
+    /// sequence is lost after every `restart_every` of them.
     fn comes_back_after_us(times_us: impl Iterator<Item = u64>, restart_every: usize) -> u64 {
         let (mut used_us, mut least_us) = (BTreeMap::new(), u64::MAX);
         let mut sequence = PortSequence::default();
@@ -72,7 +73,7 @@ mod tests {
                 assert!(after_us > MINUTE_US, "{per_s} a second, {restart_every}: after {after_us} us");
             }
         }
-        // In crowds with silence between them.
+        // In bursts with silence between them.
         let crowds_us = (0..40).flat_map(|crowd| (0..2000).map(move |n| crowd * 2_500_000 + n));
         assert!(comes_back_after_us(crowds_us, usize::MAX) > MINUTE_US);
     }

@@ -1,11 +1,11 @@
 //! A learning Ethernet switch: which port a packet goes to.
 //!
-//! It knows ports by name only; queues and connections are elsewhere. There is no ageing by time: a
-//! station that moves is learned anew by its next packet, and a full table forgets the station that
-//! was silent longest.
+//! It knows ports only by their ids; queues and connections are elsewhere. Entries don't age by
+//! time: a station that moves is learned again from its next packet, and a full table forgets the
+//! station that was silent longest.
 
-use crate::lan::wire::PACKET_BYTES_MIN;
 use std::collections::BTreeMap;
+use vm::PACKET_BYTES_MIN;
 
 /// How many stations the switch remembers, pinned ones included.
 pub(in crate::lan) const STATIONS_MAX: usize = 1024;
@@ -18,24 +18,24 @@ pub(in crate::lan) type Mac = [u8; 6];
 pub(in crate::lan) enum Port {
     /// The gateway in this process.
     Gateway,
-    /// A VM, wherever it runs: the port stays when its host is lost.
+    /// A VM; the port stays when the host under the VM is lost.
     Vm(u64),
     /// A QEMU connection.
     Qemu(u64),
 }
 
-/// What becomes of a packet.
+/// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) enum Forwarding {
     /// It goes to this port.
     To(Port),
-    /// It goes to every port but its own.
+    /// It goes to all ports except the one it came from.
     Flood,
-    /// It goes nowhere: malformed, forged, or already where it belongs.
+    /// It is dropped.
     Drop(DropReason),
 }
 
-/// Why a packet goes nowhere.
+/// Why a packet is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) enum DropReason {
     /// Shorter than an Ethernet header, or sent from a group address.
@@ -81,7 +81,7 @@ impl Switch {
         self.stations.retain(|_, station| station.port != port);
     }
 
-    /// Learns where `packet` came from and tells where it goes.
+    /// Learns the port of the packet's sender, and returns where the packet goes.
     pub(in crate::lan) fn forward(&mut self, from: Port, packet: &[u8]) -> Forwarding {
         let Some((&destination, &source)) = packet
             .split_first_chunk::<6>()
@@ -104,7 +104,7 @@ impl Switch {
         }
     }
 
-    /// Whether `source` may send from `port`.
+    /// Learns `source`. Returns `true` if it may send from `port`.
     fn learn(&mut self, source: Mac, port: Port) -> bool {
         match self.stations.get_mut(&source) {
             Some(station) if station.pinned => station.port == port,
@@ -135,7 +135,7 @@ impl Switch {
     }
 }
 
-/// Whether `mac` is a multicast or broadcast address.
+/// `true` if `mac` is a multicast or broadcast address.
 pub(in crate::lan) const fn is_group(mac: Mac) -> bool {
     mac[0] & 1 == 1
 }

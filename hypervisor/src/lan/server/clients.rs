@@ -1,15 +1,16 @@
-//! The clients that have come through forwards, TCP connections or UDP flows: how many there may
-//! be, and when one that does nothing has to go.
+//! The clients of forwards (TCP connections and UDP flows): how many there may be, and when an idle
+//! one is closed.
 //!
-//! A connection gives up its place for a new one only when it has been idle for
+//! A connection is evicted for a new one only when it has been idle for
 //! [`IDLE_BEFORE_EVICTION_US`], the longest idle first. So a client that opens connections and
-//! leaves them alone keeps nobody out for longer, and one that uses its connections keeps them.
+//! leaves them idle doesn't keep others out for longer, and a client that uses its connections
+//! keeps them.
 //!
-//! A flow gives up its place at once, the longest silent first: of its address if that has too
-//! many, else of its forward, else of all. A client of UDP doesn't say when it is done, and one
-//! that loses its flow gets another with its next datagram, and only appears to the guest under
-//! another port. Refusing the new one would let an address that changes its ports, as a resolver
-//! does, be served once in two minutes.
+//! A flow is evicted at once, the longest silent first: of the same address if that has too many,
+//! else of the same forward, else of all. A UDP client doesn't say when it is done. One that loses
+//! its flow gets another with its next datagram, and only appears to the guest under another port.
+//! If the new flow were refused instead, an address that changes its ports, as a resolver does,
+//! would be served once in two minutes.
 
 use crate::lan::server::limits::ClientLimits;
 use std::collections::BTreeMap;
@@ -18,17 +19,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use tokio::sync::Notify;
 
-/// A connection over which nothing passes for so long is closed.
+/// A connection that is idle this long is closed, in microseconds.
 const IDLE_US_MAX: u64 = 24 * 60 * 60 * 1_000_000;
-/// The same for a connection that one side has closed: the other has nothing to say, or nobody is
-/// there to hear it.
+/// The same for a half-closed connection: the other side has nothing more to say, or is gone.
 const HALF_CLOSED_IDLE_US_MAX: u64 = 120 * 1_000_000;
-/// A connection that has been idle for so long may lose its place to a new one.
+/// A connection that has been idle this long may be evicted for a new one.
 const IDLE_BEFORE_EVICTION_US: u64 = 60 * 1_000_000;
 /// A UDP flow that is silent this long both ways loses its port at the gateway.
 const FLOW_IDLE_US_MAX: u64 = 120 * 1_000_000;
 
-/// Names one connection or flow; no two ever have the same.
+/// The id of a connection or flow; never used again for another.
 pub(in crate::lan) type ClientId = u64;
 
 /// A limit of connections or flows.
@@ -44,30 +44,30 @@ impl fmt::Display for Limit {
     }
 }
 
-/// A limit is reached, and nobody has been idle for long.
+/// A limit is reached, and no connection has been idle long enough to be evicted.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the limit of {0} is reached, and all of them are in use")]
 pub(in crate::lan) struct Full(Limit);
 
-/// A client that has been taken in.
+/// A client that was admitted.
 #[derive(Debug)]
 pub(in crate::lan) struct EnteredClient {
-    /// Its name.
+    /// Its id.
     pub(in crate::lan) id: ClientId,
-    /// Wakes it to look at its [`Standing`].
+    /// Wakes its task to look at its [`ClientStatus`].
     pub(in crate::lan) changed: Rc<Notify>,
-    /// The limits for which others lose their places to it, one each.
+    /// The limits for which other clients are evicted, one each.
     pub(in crate::lan) evicted: Vec<Limit>,
 }
 
-/// Why a connection has to end.
+/// Whether a client may stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::lan) enum Standing {
-    /// It hasn't, before this time.
+pub(in crate::lan) enum ClientStatus {
+    /// It may, at least until this time.
     Until(u64),
     /// Nothing has passed over it for too long.
     Idle,
-    /// Its place was given to another one.
+    /// Another client has taken its entry.
     Evicted,
 }
 
@@ -77,11 +77,11 @@ struct Client {
     address: IpAddr,
     used_at_us: u64,
     is_half_closed: bool,
-    /// Tells its task to look at its [`Standing`].
+    /// Tells its task to look at its [`ClientStatus`].
     changed: Rc<Notify>,
 }
 
-/// For how long a client may be idle.
+/// How long a client may be idle.
 #[derive(Clone, Copy, Debug)]
 struct IdleTimes {
     max_us: u64,
@@ -115,7 +115,7 @@ impl Clients {
         Self { clients: BTreeMap::new(), next: 0, limits, idle }
     }
 
-    /// Takes in a client at `address` that came through `forward`.
+    /// Admits a client at `address` that came through `forward`.
     ///
     /// # Errors
     /// [`Full`]
@@ -140,8 +140,8 @@ impl Clients {
         Ok(EnteredClient { id, changed, evicted: evicted.into_iter().flatten().collect() })
     }
 
-    /// Takes the place of the longest idle of those that count towards a limit, if it is reached.
-    /// Returns the limit if somebody has lost a place.
+    /// Evicts the longest idle client among those that count towards a limit, if the limit is
+    /// reached. Returns the limit if a client was evicted.
     fn make_room(
         &mut self,
         limit: Limit,
@@ -176,14 +176,14 @@ impl Clients {
     }
 
     /// Whether a client may stay.
-    pub(in crate::lan) fn standing(&self, id: ClientId, now_us: u64) -> Standing {
-        let Some(client) = self.clients.get(&id) else { return Standing::Evicted };
+    pub(in crate::lan) fn status(&self, id: ClientId, now_us: u64) -> ClientStatus {
+        let Some(client) = self.clients.get(&id) else { return ClientStatus::Evicted };
         let idle_us_max = if client.is_half_closed { self.idle.half_closed_max_us } else { self.idle.max_us };
         let until_us = client.used_at_us.saturating_add(idle_us_max);
-        if until_us <= now_us { Standing::Idle } else { Standing::Until(until_us) }
+        if until_us <= now_us { ClientStatus::Idle } else { ClientStatus::Until(until_us) }
     }
 
-    /// Takes leave of a client.
+    /// Removes a client.
     pub(in crate::lan) fn leave(&mut self, id: ClientId) {
         if let Some(client) = self.clients.remove(&id) {
             client.changed.notify_one();
@@ -201,7 +201,7 @@ mod tests {
 
     const LIMITS: ClientLimits = ClientLimits { total: 12, of_forward: 8, of_address: 6 };
 
-    /// A client's id, and how many have lost their places to it; or the scope of the limit that is
+    /// The admitted client's id and how many were evicted for it; or the scope of the limit that is
     /// reached.
     fn enter(
         clients: &mut Clients,
@@ -236,15 +236,15 @@ mod tests {
         flows.used(ids[0], 7);
         let (seventh, evicted) = enter(&mut flows, 2, 1, 8).unwrap();
         assert_eq!(evicted, ["of one address"]);
-        assert_eq!(flows.standing(ids[1], 8), Standing::Evicted);
-        assert_eq!(flows.standing(other, 8), Standing::Until(FLOW_IDLE_US_MAX), "others keep theirs");
+        assert_eq!(flows.status(ids[1], 8), ClientStatus::Evicted);
+        assert_eq!(flows.status(other, 8), ClientStatus::Until(FLOW_IDLE_US_MAX), "others keep theirs");
         (3..5).for_each(|address| assert_eq!(enter(&mut flows, 1, address, 9).unwrap().1, [""; 0]));
         assert_eq!(enter(&mut flows, 1, 5, 9).unwrap().1, ["of one forward"]);
-        assert_eq!(flows.standing(other, 9), Standing::Evicted);
+        assert_eq!(flows.status(other, 9), ClientStatus::Evicted);
         (0..3).for_each(|address| assert_eq!(enter(&mut flows, 2, 10 + address, 10).unwrap().1, [""; 0]));
         assert_eq!(enter(&mut flows, 3, 20, 11).unwrap().1, ["of all forwards"]);
-        assert_eq!(flows.standing(ids[2], 11), Standing::Evicted);
-        assert_eq!(flows.standing(seventh, 8 + FLOW_IDLE_US_MAX), Standing::Idle);
+        assert_eq!(flows.status(ids[2], 11), ClientStatus::Evicted);
+        assert_eq!(flows.status(seventh, 8 + FLOW_IDLE_US_MAX), ClientStatus::Idle);
     }
 
     #[test]
@@ -254,8 +254,8 @@ mod tests {
         clients.used(ids[0], 5);
         let now_us = IDLE_BEFORE_EVICTION_US;
         assert_eq!(enter(&mut clients, 1, 1, now_us).unwrap().1, ["of one address"]);
-        assert_eq!(clients.standing(ids[1], now_us), Standing::Evicted);
-        assert_eq!(clients.standing(ids[0], now_us), Standing::Until(5 + IDLE_US_MAX));
+        assert_eq!(clients.status(ids[1], now_us), ClientStatus::Evicted);
+        assert_eq!(clients.status(ids[0], now_us), ClientStatus::Until(5 + IDLE_US_MAX));
         ids.iter().for_each(|&id| clients.used(id, now_us));
         assert!(enter(&mut clients, 1, 1, now_us + 1).is_err());
     }
@@ -266,10 +266,10 @@ mod tests {
         let (open, _) = enter(&mut clients, 1, 1, 0).unwrap();
         let (half, _) = enter(&mut clients, 1, 1, 0).unwrap();
         clients.half_closed(half, 7);
-        assert_eq!(clients.standing(half, 7), Standing::Until(7 + HALF_CLOSED_IDLE_US_MAX));
+        assert_eq!(clients.status(half, 7), ClientStatus::Until(7 + HALF_CLOSED_IDLE_US_MAX));
         clients.used(half, 9);
-        assert_eq!(clients.standing(half, 9 + HALF_CLOSED_IDLE_US_MAX), Standing::Idle);
-        assert_eq!(clients.standing(open, 9 + HALF_CLOSED_IDLE_US_MAX), Standing::Until(IDLE_US_MAX));
-        assert_eq!(clients.standing(open, IDLE_US_MAX), Standing::Idle);
+        assert_eq!(clients.status(half, 9 + HALF_CLOSED_IDLE_US_MAX), ClientStatus::Idle);
+        assert_eq!(clients.status(open, 9 + HALF_CLOSED_IDLE_US_MAX), ClientStatus::Until(IDLE_US_MAX));
+        assert_eq!(clients.status(open, IDLE_US_MAX), ClientStatus::Idle);
     }
 }

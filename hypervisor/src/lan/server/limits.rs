@@ -1,10 +1,10 @@
-//! How many connections a LAN has at once.
+//! The limits on a LAN's connections.
 
-/// The most connections to VM ports, those included that have not attached yet: many more than
-/// there can be VMs. One more takes the place of the oldest that hasn't attached, so that nobody is
-/// kept out by connections that say nothing.
+/// The most connections to VM ports, including those that haven't attached yet: many more than
+/// there can be VMs. Beyond it a new connection evicts the oldest that hasn't attached, so that
+/// silent connections keep no VM out.
 const VMS_MAX: usize = 256;
-/// The most connections to QEMU ports, which attach by being there.
+/// The most connections to QEMU ports, which count as attached from the start.
 const QEMUS_MAX: usize = 64;
 /// The most TCP connections through forwards at a time, and the most UDP flows.
 const CLIENTS_MAX: ClientLimits = ClientLimits { total: 512, of_forward: 256, of_address: 192 };
@@ -34,8 +34,8 @@ impl ConnectionLimits {
     /// All connections together, where nothing limits them further.
     pub const ALL: usize = VMS_MAX + QEMUS_MAX + CLIENTS_MAX.total;
 
-    /// The limits of a LAN that may have so many connections in all: each kind has its part, so
-    /// that none takes the descriptors of another.
+    /// The limits of a LAN that may have `connections` in all. Each kind has its share, so that
+    /// none takes the descriptors of another.
     #[must_use]
     pub fn within(connections: usize) -> Self {
         let connections = connections.min(Self::ALL);

@@ -1,11 +1,12 @@
 //! The sockets of the LAN: one thread, no locks, a task for each connection.
 //!
-//! Whatever arrives is taken through the whole LAN at once, by the task that read it; what it leads
-//! to is written by the tasks of the connections concerned, before the thread sleeps again. So a
-//! client's message passes with one wakeup of this process, and so does the guest's answer. A LAN
-//! without VMs has no timer.
+//! Bytes that arrive pass through the whole LAN at once, in the task that read them; the tasks of
+//! the connections that get something write it before the thread sleeps again. So a client's
+//! message passes with one wakeup of this process, and so does the guest's answer. A LAN without
+//! VMs has no timer.
 
 mod clients;
+mod connection;
 mod forward;
 mod limits;
 
@@ -13,18 +14,14 @@ pub use forward::{Forward, ForwardError};
 pub use limits::ConnectionLimits;
 
 use self::clients::Clients;
+use self::connection::{PortKind, accept};
 use self::forward::{ForwardSocket, Protocol};
-use super::attachment::Attachment;
 use super::events::{Dropped, LanEvent};
-use super::fabric::STREAM_PACKET_BYTES_MAX;
-use super::fabric::{ConnectionId, Fabric, PortLost};
-use super::wire::{ClientMessage, Cutter, MESSAGE_BYTES_MAX, Prefix, ServerMessage, WireError};
-use crate::os::accept::AcceptTrouble;
+use super::fabric::{ConnectionId, Fabric};
 use crate::os::address::advice;
 use crate::os::clock;
 use crate::os::rate_limit::{LeftOut, RateLimits};
 use crate::os::report::Reporter;
-use nix::sys::socket::{setsockopt, sockopt};
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -32,27 +29,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-/// How long a connection to a VM port may take to attach.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a fenced connection may take to close.
-const PART_TIMEOUT: Duration = Duration::from_secs(1);
-/// How much is written at once.
-const WRITE_BYTES: usize = 64 << 10;
-
-/// What a LAN consists of.
+/// A LAN's configuration.
 #[derive(Clone, Debug)]
 pub struct LanConfig {
     /// Where VMs attach. Port 0 picks a free one.
     pub listen: SocketAddr,
     /// Where QEMU processes connect.
     pub qemu: Option<SocketAddr>,
-    /// Which ports of guests are reachable from outside.
+    /// The ports of guests to make reachable for clients.
     pub forwards: Vec<Forward>,
     /// How many connections there may be.
     pub limits: ConnectionLimits,
@@ -61,14 +49,14 @@ pub struct LanConfig {
 /// Why a LAN can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address can't be listened at.
+    /// The server can't listen at an address.
     #[error("can't listen at {address} for {purpose}: {source}; {}", advice(source))]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What it is for.
+        /// What the address was for, for people.
         purpose: &'static str,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The host gives no random numbers.
@@ -88,7 +76,7 @@ pub struct LanServer {
 }
 
 impl LanServer {
-    /// Binds everything and tells where.
+    /// Binds all sockets and reports their addresses.
     ///
     /// # Errors
     /// [`StartError`]
@@ -153,7 +141,7 @@ impl LanServer {
             tasks.spawn_local(forward.serve(shared.clone()));
         }
         tasks.run_until(shutdown).await;
-        // Ends every connection, and tells so.
+        // Ends every connection, and reports that.
         drop(tasks);
         shared.tell_end();
     }
@@ -166,7 +154,7 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<(TcpListen
     Ok((listener, bound))
 }
 
-/// What all tasks share. Never borrowed across an await.
+/// The state that all tasks share. Never borrowed across an await.
 #[derive(Debug)]
 pub(in crate::lan) struct ServerState {
     fabric: RefCell<Fabric>,
@@ -183,7 +171,8 @@ pub(in crate::lan) struct ServerState {
     lines: RefCell<RateLimits<PeerLine>>,
 }
 
-/// A line or report that peers can cause as often as they like.
+/// Kinds of lines and reports that peers can cause as often as they like, so that each is
+/// rate-limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::lan) enum PeerLine {
     /// An attachment was refused.
@@ -194,7 +183,7 @@ pub(in crate::lan) enum PeerLine {
     ConnectionClosed,
     /// A client of a forward is beyond a limit.
     ClientRefused,
-    /// A UDP flow has lost its place to another.
+    /// A UDP flow was evicted for another.
     FlowReplaced,
     /// The counters of what was dropped have changed.
     Dropped,
@@ -225,17 +214,18 @@ impl ServerState {
         }
     }
 
-    /// Tells what happened to a forward.
+    /// Reports an event of a forward.
     pub(in crate::lan) fn tell(&self, event: &LanEvent) {
         self.reporter.tell(event);
     }
 
-    /// Whether a line that peers can cause is to be told now.
+    /// Whether a rate-limited line is to be reported now; it then says how many were left out
+    /// before.
     pub(in crate::lan) fn admit(&self, line: PeerLine) -> Option<LeftOut> {
         self.lines.borrow_mut().admit(line, clock::now_ns())
     }
 
-    /// Tells what happened on the LAN.
+    /// Reports an event of the fabric.
     fn tell_happened(&self, mut event: LanEvent) {
         if let LanEvent::Refused { left_out, .. } = &mut event {
             let Some(LeftOut(count)) = self.admit(PeerLine::AttachmentRefused) else { return };
@@ -244,7 +234,7 @@ impl ServerState {
         self.reporter.tell(&event);
     }
 
-    /// Does something with the LAN and sees to everything that it leads to.
+    /// Calls `act` on the fabric, then reports and wakes as [`Fabric::settle`] says.
     pub(in crate::lan) fn drive<R>(&self, act: impl FnOnce(&mut Fabric) -> R) -> R {
         let now_us = clock::now_us();
         let (result, settled, dropped) = {
@@ -270,20 +260,20 @@ impl ServerState {
         result
     }
 
-    /// Looks at the LAN without sending anything through it.
+    /// Calls `look` on the fabric; it must not send anything through it.
     pub(in crate::lan) fn with<R>(&self, look: impl FnOnce(&mut Fabric) -> R) -> R {
         look(&mut self.fabric.borrow_mut())
     }
 
     fn tell_end(&self) {
         let dropped = self.with(|fabric| fabric.dropped());
-        // A program gets the counters in any case, a person only if there is something to say.
+        // The JSON form always has the counters; people see them only if there are any.
         if self.reporter.is_json() || dropped != Dropped::default() {
             self.reporter.tell(&LanEvent::Dropped(dropped));
         }
     }
 
-    /// A new connection and what wakes it, unless there are too many of its kind.
+    /// Enters a new connection, unless there are too many of its kind.
     fn enter(self: &Rc<Self>, kind: PortKind) -> Option<Entered> {
         let mut connections = self.port_connections.borrow_mut();
         let most = match kind {
@@ -292,7 +282,7 @@ impl ServerState {
         };
         if connections.values().filter(|entry| entry.kind == kind).count() >= most {
             let (&oldest, _) = connections.iter().find(|(_, entry)| entry.kind == kind && !entry.attached)?;
-            // Its task, which waits for an Attach, ends by this.
+            // This ends its task, which waits for an Attach.
             connections.remove(&oldest)?.waker.notify_one();
         }
         let id = ConnectionId(self.next_connection.replace(self.next_connection.get() + 1));
@@ -301,23 +291,23 @@ impl ServerState {
         Some(Entered { shared: self.clone(), id, waker })
     }
 
-    /// The connection has attached, and keeps its place. `false` if it has lost it already.
+    /// The connection has attached and can't be evicted any more. `false` if it has been evicted
+    /// already.
     fn keep(&self, id: ConnectionId) -> bool {
         self.port_connections.borrow_mut().get_mut(&id).map(|entry| entry.attached = true).is_some()
     }
 }
 
-/// A connection in the books.
+/// A connection to a VM or QEMU port.
 #[derive(Debug)]
 struct ConnectionEntry {
-    /// Tells an attached connection that there is something to do, and another one that it has to
-    /// go.
+    /// Wakes the connection's task: to fetch its bytes or, if it was evicted, to end.
     waker: Rc<Notify>,
     kind: PortKind,
     attached: bool,
 }
 
-/// A connection's place in the books; leaves when dropped.
+/// A connection's hold on its entry, which is removed when this is dropped.
 struct Entered {
     shared: Rc<ServerState>,
     id: ConnectionId,
@@ -331,7 +321,7 @@ impl Drop for Entered {
     }
 }
 
-/// Calls the gateway when it wants to be called.
+/// Calls [`Fabric::settle`] at each deadline.
 async fn keep_time(shared: Rc<ServerState>) {
     loop {
         let sooner = shared.deadline_sooner.notified();
@@ -347,301 +337,5 @@ async fn keep_time(shared: Rc<ServerState>) {
                 shared.drive(|_| ());
             }
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PortKind {
-    Vm,
-    Qemu,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error("closed by the peer")]
-    Closed,
-    #[error("no Attach within {} s", ATTACH_TIMEOUT.as_secs())]
-    Silent,
-    #[error("no Attach before others needed the place")]
-    Crowded,
-    #[error("refused")]
-    Refused,
-    #[error("its port was taken by a later connection, or it was silent")]
-    PortLost(PortLost),
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// After so many seconds of silence the kernel asks a peer whether it is still there.
-const KEEP_ALIVE_IDLE_S: u32 = 30;
-/// From one of these questions to the next, in seconds.
-const KEEP_ALIVE_INTERVAL_S: u32 = 10;
-/// After so many unanswered questions the connection is closed.
-const KEEP_ALIVE_PROBES: u32 = 3;
-
-/// Lets the kernel find out within a minute that a silent peer's host was lost: it would keep its
-/// place for ever.
-pub(in crate::lan) fn keep_alive(stream: &TcpStream) {
-    let set = setsockopt(stream, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_S))
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL_S))
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &KEEP_ALIVE_PROBES));
-    if let Err(error) = set {
-        tracing::debug!(%error, "a connection has no keep-alive");
-    }
-}
-
-async fn accept(shared: Rc<ServerState>, listener: TcpListener, kind: PortKind) {
-    let mut trouble = AcceptTrouble::default();
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => match shared.enter(kind) {
-                Some(entered) => {
-                    keep_alive(&stream);
-                    tokio::task::spawn_local(async move {
-                        let ended = match kind {
-                            PortKind::Vm => serve_vm(&entered, stream).await,
-                            PortKind::Qemu => serve_qemu(&entered, stream).await,
-                        };
-                        entered.shared.log_end(peer, &ended);
-                    });
-                }
-                None => {
-                    if let Some(left_out) = shared.admit(PeerLine::ConnectionRefused) {
-                        tracing::warn!(%peer, ?kind, "refused: too many connections are open{left_out}");
-                    }
-                }
-            },
-            Err(error) => {
-                let what = match kind {
-                    PortKind::Vm => "the port for VMs can't accept connections",
-                    PortKind::Qemu => "the port for QEMU can't accept connections",
-                };
-                tokio::time::sleep(trouble.failed(what, &error)).await;
-            }
-        }
-        // The connection that has lost its place to this one is closed before the next is accepted.
-        tokio::task::yield_now().await;
-    }
-}
-
-impl ServerState {
-    fn log_end(&self, peer: SocketAddr, ended: &Ended) {
-        match ended {
-            Ended::Wire(_) | Ended::Silent | Ended::Crowded => {
-                if let Some(left_out) = self.admit(PeerLine::ConnectionClosed) {
-                    tracing::warn!(%peer, "connection closed: {ended}{left_out}");
-                }
-            }
-            Ended::Closed | Ended::Refused | Ended::PortLost(_) | Ended::Io(_) => {
-                tracing::debug!(%peer, "connection closed: {ended}");
-            }
-        }
-    }
-}
-
-async fn serve_vm(entered: &Entered, mut stream: TcpStream) -> Ended {
-    let mut outbox = Outbox::default();
-    let mut cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-    let (mut reader, mut writer) = stream.split();
-    let attaching = tokio::time::timeout(ATTACH_TIMEOUT, read_attachment(&mut reader, &mut cutter));
-    let attaching = tokio::select! {
-        attaching = attaching => attaching,
-        () = entered.waker.notified() => return Ended::Crowded,
-    };
-    let attachment = match attaching {
-        Ok(Ok(_)) if !entered.shared.keep(entered.id) => return Ended::Crowded,
-        Ok(Ok(attachment)) => attachment,
-        Ok(Err(error)) => {
-            let reason = error.to_string();
-            ServerMessage::Refused { reason: &reason }.append(&mut outbox.bytes);
-            outbox.write_what_fits(&writer);
-            return error;
-        }
-        Err(_) => return Ended::Silent,
-    };
-    match entered.shared.drive(|fabric| fabric.attach(entered.id, &attachment)) {
-        Ok(answer) => answer.append(&mut outbox.bytes),
-        Err(refusal) => {
-            let reason = refusal.to_string();
-            ServerMessage::Refused { reason: &reason }.append(&mut outbox.bytes);
-            outbox.write_what_fits(&writer);
-            return Ended::Refused;
-        }
-    }
-    let reading = read_messages(&mut reader, &mut cutter, |cutter| {
-        entered.shared.drive(|fabric| {
-            while let Some(message) = cutter.next_message()? {
-                match ClientMessage::decode(message)? {
-                    ClientMessage::Output { id, packet } => {
-                        fabric.output(entered.id, id, packet).map_err(Ended::PortLost)?;
-                    }
-                    ClientMessage::Heartbeat => fabric.hear(entered.id).map_err(Ended::PortLost)?,
-                    ClientMessage::Attach(_) => return Err(WireError::Field("a second Attach").into()),
-                }
-            }
-            Ok(())
-        })
-    });
-    let ended = tokio::select! {
-        ended = reading => ended,
-        ended = write_pending(entered, &mut writer, &mut outbox) => ended,
-    };
-    if let Ended::PortLost(PortLost { fenced_by: Some(by) }) = ended
-        && outbox.is_between_messages()
-    {
-        outbox.clear();
-        ServerMessage::Fenced { by }.append(&mut outbox.bytes);
-        outbox.write_what_fits(&writer);
-        part(&mut reader, &mut writer).await;
-    }
-    ended
-}
-
-async fn serve_qemu(entered: &Entered, mut stream: TcpStream) -> Ended {
-    if let Err(error) = stream.set_nodelay(true) {
-        return error.into();
-    }
-    entered.shared.drive(|fabric| fabric.join_qemu(entered.id));
-    let mut outbox = Outbox::default();
-    let mut cutter = Cutter::new(Prefix::BigEndian, STREAM_PACKET_BYTES_MAX);
-    let (mut reader, mut writer) = stream.split();
-    let reading = read_messages(&mut reader, &mut cutter, |cutter| {
-        entered.shared.drive(|fabric| {
-            while let Some(packet) = cutter.next_message()? {
-                fabric.qemu_packet(entered.id, packet);
-            }
-            Ok(())
-        })
-    });
-    tokio::select! {
-        ended = reading => ended,
-        ended = write_pending(entered, &mut writer, &mut outbox) => ended,
-    }
-}
-
-async fn read_attachment(reader: &mut ReadHalf<'_>, cutter: &mut Cutter) -> Result<Attachment, Ended> {
-    reader.as_ref().set_nodelay(true)?;
-    loop {
-        if let Some(message) = cutter.next_message()? {
-            return match ClientMessage::decode(message)? {
-                ClientMessage::Attach(attachment) => Ok(attachment),
-                ClientMessage::Output { .. } | ClientMessage::Heartbeat => {
-                    Err(WireError::Field("a message before Attach").into())
-                }
-            };
-        }
-        fill(reader, cutter).await?;
-    }
-}
-
-/// Reads until the connection ends; `take` takes the whole messages out of the cutter.
-async fn read_messages(
-    reader: &mut ReadHalf<'_>,
-    cutter: &mut Cutter,
-    mut take: impl FnMut(&mut Cutter) -> Result<(), Ended>,
-) -> Ended {
-    loop {
-        // The bytes after Attach may be there already.
-        if let Err(ended) = take(cutter) {
-            return ended;
-        }
-        if let Err(ended) = fill(reader, cutter).await {
-            return ended;
-        }
-    }
-}
-
-async fn fill(reader: &mut ReadHalf<'_>, cutter: &mut Cutter) -> Result<(), Ended> {
-    match reader.read(cutter.space()).await? {
-        0 => Err(Ended::Closed),
-        bytes => {
-            cutter.filled(bytes);
-            Ok(())
-        }
-    }
-}
-
-/// Lets the peer read the last words: closing with bytes unread would reset the connection and lose
-/// them.
-async fn part(reader: &mut ReadHalf<'_>, writer: &mut WriteHalf<'_>) {
-    let mut ignored = [0; 4096];
-    let drain = async {
-        writer.shutdown().await?;
-        while reader.read(&mut ignored).await? > 0 {}
-        Ok::<_, io::Error>(())
-    };
-    // Whether the peer closes in time or in order doesn't matter any more.
-    let _ = tokio::time::timeout(PART_TIMEOUT, drain).await;
-}
-
-/// Writes what the LAN has for the connection until that ends. A peer that doesn't read holds up
-/// nobody but itself.
-async fn write_pending(entered: &Entered, writer: &mut WriteHalf<'_>, outbox: &mut Outbox) -> Ended {
-    loop {
-        if outbox.is_empty() {
-            outbox.clear();
-        }
-        // Also while the last bytes are unsent: losing the port must be noticed then, too.
-        let room = if outbox.is_empty() { WRITE_BYTES } else { 0 };
-        let taken = entered.shared.with(|fabric| fabric.take_pending(entered.id, &mut outbox.bytes, room));
-        if let Err(lost) = taken {
-            return Ended::PortLost(lost);
-        }
-        if !outbox.is_empty() {
-            match writer.try_write(outbox.unwritten()) {
-                Ok(bytes) => {
-                    outbox.written += bytes;
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return error.into(),
-            }
-        }
-        let unwritten = !outbox.is_empty();
-        tokio::select! {
-            () = entered.waker.notified() => {}
-            writable = writer.writable(), if unwritten => {
-                if let Err(error) = writable {
-                    return error.into();
-                }
-            }
-        }
-    }
-}
-
-/// Messages on their way into a socket.
-#[derive(Debug, Default)]
-struct Outbox {
-    bytes: Vec<u8>,
-    /// So many of them are in the socket.
-    written: usize,
-}
-
-impl Outbox {
-    fn is_empty(&self) -> bool {
-        self.written == self.bytes.len()
-    }
-
-    /// Whether a message that is written next would not begin inside another.
-    fn is_between_messages(&self) -> bool {
-        self.written == 0 || self.is_empty()
-    }
-
-    fn unwritten(&self) -> &[u8] {
-        &self.bytes[self.written..]
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.written = 0;
-    }
-
-    /// Last words: whoever doesn't read them finds the connection closed.
-    fn write_what_fits(&mut self, writer: &WriteHalf<'_>) {
-        let _ = writer.try_write(self.unwritten());
     }
 }

@@ -1,7 +1,7 @@
-//! A client's place among all that came through forwards.
+//! A forward's task for a client holds the client's entry in the table of clients.
 
 use crate::lan::server::ServerState;
-use crate::lan::server::clients::{ClientId, EnteredClient, Full, Limit, Standing};
+use crate::lan::server::clients::{ClientId, ClientStatus, EnteredClient, Full, Limit};
 use crate::lan::server::forward::Protocol;
 use crate::os::clock;
 use std::net::SocketAddr;
@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// A client's place, until it is dropped.
+/// The entry of one client in [`Clients`](crate::lan::server::clients::Clients), removed when
+/// dropped.
 pub(in crate::lan) struct ClientEntry {
     shared: Rc<ServerState>,
     protocol: Protocol,
@@ -17,18 +18,18 @@ pub(in crate::lan) struct ClientEntry {
     changed: Rc<Notify>,
 }
 
-/// Why a client has lost its place.
+/// Why a client has lost its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lan) enum Lost {
     /// Nothing has passed for too long.
     Idle,
-    /// Another client has it.
+    /// Another client has taken its entry.
     Evicted,
 }
 
 impl ClientEntry {
-    /// A place for the client at `peer`, which has come to `listen`; and the limits for which
-    /// others have lost theirs to it.
+    /// Enters the client at `peer`, which has connected to `listen`. Returns the limits for which
+    /// other clients were evicted, too.
     ///
     /// # Errors
     /// [`Full`]
@@ -43,7 +44,7 @@ impl ClientEntry {
         Ok((Self { shared: shared.clone(), protocol, id, changed }, evicted))
     }
 
-    /// Something has passed.
+    /// Bytes have passed.
     pub(in crate::lan) fn used(&self) {
         self.shared.clients(self.protocol).used(self.id, clock::now_us());
     }
@@ -53,20 +54,20 @@ impl ClientEntry {
         self.shared.clients(self.protocol).half_closed(self.id, clock::now_us());
     }
 
-    /// Whether another client has the place.
+    /// `true` if another client has taken the entry.
     pub(in crate::lan) fn is_evicted(&self) -> bool {
-        self.shared.clients(self.protocol).standing(self.id, clock::now_us()) == Standing::Evicted
+        self.shared.clients(self.protocol).status(self.id, clock::now_us()) == ClientStatus::Evicted
     }
 
     /// Waits until the client has to go.
     pub(in crate::lan) async fn lost(&self) -> Lost {
         loop {
             let now_us = clock::now_us();
-            let standing = self.shared.clients(self.protocol).standing(self.id, now_us);
-            let left = match standing {
-                Standing::Until(until_us) => Duration::from_micros(until_us - now_us),
-                Standing::Evicted => return Lost::Evicted,
-                Standing::Idle => return Lost::Idle,
+            let status = self.shared.clients(self.protocol).status(self.id, now_us);
+            let left = match status {
+                ClientStatus::Until(until_us) => Duration::from_micros(until_us - now_us),
+                ClientStatus::Evicted => return Lost::Evicted,
+                ClientStatus::Idle => return Lost::Idle,
             };
             tokio::select! {
                 () = tokio::time::sleep(left) => {}

@@ -1,9 +1,9 @@
-//! Ports of guests made reachable for ordinary clients.
+//! Forwards: ports of guests made reachable for ordinary clients.
 //!
-//! A client's TCP ends in this process, and another one, the gateway's, leads on to the guest. So
-//! the client's connection survives the host under the guest. Bytes pass with flow control both
-//! ways: what the one side doesn't take, the other isn't asked for. Half-close passes as
-//! half-close, a reset as a reset.
+//! A client's TCP connection ends in this process, and a second one, the gateway's, leads on to the
+//! guest. So the client's connection survives the loss of the host under the guest. Bytes pass with
+//! flow control both ways: as long as one side takes no more, no more is read from the other.
+//! Half-close passes as half-close, a reset as a reset.
 
 mod client_entry;
 mod tcp;
@@ -38,7 +38,7 @@ enum Protocols {
     Both,
 }
 
-/// How the clients of one socket come.
+/// The protocol of a forward's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Tcp,
@@ -58,10 +58,10 @@ impl Protocol {
 /// What is wrong with the text of a [`Forward`].
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ForwardError {
-    /// Not of the form.
+    /// The text doesn't have the form of a forward.
     #[error("'{0}' is not of the form [tcp:|udp:]HOST:PORT=GUEST:PORT, for example 127.0.0.1:7007=10.0.2.15:7")]
     Form(String),
-    /// Where clients come can't be found.
+    /// The address to listen at can't be resolved.
     #[error("{0}")]
     Listen(String),
     /// The guest's address is not on the LAN.
@@ -90,7 +90,7 @@ impl FromStr for Forward {
     }
 }
 
-/// Whether a guest may have this address.
+/// `true` if a guest may have this address.
 fn is_guest(ip: Ipv4Addr) -> bool {
     let host_mask = u32::MAX >> PREFIX_BITS;
     let (gateway, guest) = (GATEWAY_IP.to_bits(), ip.to_bits());
@@ -148,12 +148,12 @@ pub(in crate::lan) async fn bind(forward: Forward) -> Result<Vec<ForwardSocket>,
 }
 
 impl ForwardSocket {
-    /// Where clients come.
+    /// The address where clients connect.
     pub(in crate::lan) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What to tell of it.
+    /// The forward as it is reported.
     pub(in crate::lan) fn listening(&self) -> ForwardListening {
         let protocol = match self.socket {
             Socket::Tcp(_) => Protocol::Tcp,

@@ -1,11 +1,12 @@
-//! TCP: a client's connection ends here, and another one leads on to the guest.
+//! TCP forwards: a client's connection ends here, and another one leads on to the guest.
 
 use crate::lan::fabric::Fabric;
 use crate::lan::fabric::GUEST_TIMEOUT;
+use crate::lan::server::connection::keep_alive;
 use crate::lan::server::forward::Protocol;
 use crate::lan::server::forward::client_entry::{ClientEntry, Lost};
 use crate::lan::server::forward::waiting::Waiters;
-use crate::lan::server::{PeerLine, ServerState, keep_alive};
+use crate::lan::server::{PeerLine, ServerState};
 use crate::os::accept::AcceptTrouble;
 use crate::os::clock;
 use smoltcp::iface::SocketHandle;
@@ -19,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How often a half-closed connection asks whether its guest is still there.
+/// How often a half-closed connection probes whether its guest is still there.
 const HALF_CLOSED_PROBE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);
 
 /// One TCP forward.
@@ -55,7 +56,7 @@ impl Forwarded {
                     tokio::time::sleep(trouble.failed(&what, &error)).await;
                 }
             }
-            // A client that has no place is refused before the next is accepted.
+            // Lets the task of a refused client close it before the next one is accepted.
             tokio::task::yield_now().await;
         }
     }
@@ -107,7 +108,7 @@ impl Forwarded {
         Ok(())
     }
 
-    /// A client has lost its place.
+    /// Counts and reports a client that has lost its entry.
     fn lost(&self, lost: Lost) -> Cut {
         match lost {
             Lost::Evicted => Cut::Evicted,
@@ -119,7 +120,7 @@ impl Forwarded {
     }
 }
 
-/// A connection did not end in order.
+/// Why a connection was cut instead of ending in order.
 #[derive(Debug, thiserror::Error)]
 enum Cut {
     #[error("the guest reset it or could not be reached")]
@@ -174,13 +175,13 @@ impl GuestStream {
         Ok(())
     }
 
-    /// Waits until the guest can be sent something.
+    /// Waits until the socket to the guest takes data.
     async fn writable(&self) -> Result<(), Cut> {
         let writable = self.until(|socket| (socket.can_send() || !socket.may_send()).then(|| socket.can_send())).await;
         if writable { Ok(()) } else { Err(Cut::Guest) }
     }
 
-    /// Waits until the guest can't be sent anything any more.
+    /// Waits until nothing can be sent to the guest any more.
     async fn lost(&self) {
         self.until(|socket| (!socket.may_send()).then_some(())).await;
     }
@@ -196,13 +197,13 @@ impl GuestStream {
         .await
     }
 
-    /// Waits until nothing is left to be said.
+    /// Waits until both directions are closed.
     async fn closed(&self) {
         self.until(|socket| matches!(socket.state(), tcp::State::Closed | tcp::State::TimeWait).then_some(())).await;
     }
 
-    /// Moves what the client has sent towards the guest. Returns how much; 0 is its end, `None`
-    /// nothing for now.
+    /// Moves bytes from the client to the guest's socket. Returns how many: 0 at the client's end,
+    /// `None` if there are none now.
     fn read_from(&self, client: &ReadHalf<'_>) -> Result<Option<usize>, Cut> {
         let read =
             self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).send(|space| moved(client.try_read(space))));
@@ -213,7 +214,7 @@ impl GuestStream {
         read
     }
 
-    /// Moves what the guest has sent towards the client.
+    /// Moves bytes from the guest's socket to the client.
     fn write_to(&self, client: &WriteHalf<'_>) -> Result<(), Cut> {
         let written =
             self.shared.drive(|fabric| fabric.gateway().tcp(self.handle).recv(|bytes| moved(client.try_write(bytes))));
@@ -239,7 +240,7 @@ impl GuestStream {
         self.shared.with(|fabric| act(fabric.gateway().tcp(self.handle)))
     }
 
-    /// Waits until `look` sees something; it looks again whenever the socket has changed.
+    /// Waits until `look` returns a value; it is called again whenever the socket has changed.
     async fn until<R>(&self, mut look: impl FnMut(&mut tcp::Socket<'static>) -> Option<R>) -> R {
         poll_fn(|context| {
             self.with(|socket| match look(socket) {
@@ -267,7 +268,7 @@ impl Drop for GuestStream {
     }
 }
 
-/// For smoltcp, how many bytes were moved; for us, the same or why none were.
+/// How many bytes were moved, for smoltcp; and the same, or why none were, for the caller.
 fn moved(result: io::Result<usize>) -> (usize, Result<Option<usize>, Cut>) {
     match result {
         Ok(bytes) => (bytes, Ok(Some(bytes))),

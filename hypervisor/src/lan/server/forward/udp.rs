@@ -1,4 +1,4 @@
-//! UDP: each client has a flow, with a port of its own at the gateway.
+//! UDP forwards: each client has a flow, with a port of its own at the gateway.
 
 use crate::lan::fabric::UDP_PAYLOAD_BYTES_MAX;
 use crate::lan::server::clients::Limit;
@@ -24,7 +24,7 @@ pub(in crate::lan) struct Forwarded {
     shared: Rc<ServerState>,
     listen: SocketAddr,
     guest: SocketAddrV4,
-    /// The flows by client. One that has lost its place may still be here.
+    /// The flows by client. An evicted one may still be here.
     flows: RefCell<BTreeMap<SocketAddr, Rc<Flow>>>,
     waiters: Waiters,
 }
@@ -54,8 +54,7 @@ impl Forwarded {
             let flow = known.unwrap_or_else(|| forwarded.open(client, &socket));
             flow.send(&datagram[..bytes], forwarded.guest);
             if !is_known {
-                // The flow that has lost its place to this one is closed before the next datagram
-                // is taken.
+                // Lets the evicted flow's task close it before the next datagram is taken.
                 tokio::task::yield_now().await;
             }
         }
@@ -80,7 +79,7 @@ impl Forwarded {
         flow
     }
 
-    /// Counts and tells that flows have lost their places to that of `client`.
+    /// Counts and reports flows that were evicted for that of `client`.
     fn tell_replaced(&self, client: SocketAddr, evicted: &[Limit]) {
         let Some(limit) = evicted.first() else { return };
         self.shared.drive(|fabric| fabric.count_replaced_flows(evicted.len() as u64));
@@ -97,7 +96,7 @@ impl Forwarded {
         }
     }
 
-    /// Tells, after a while and then rarely, that datagrams of a flow wait for the guest.
+    /// Reports, after a while and then rarely, that datagrams of a flow wait for the guest.
     async fn tell_waiting(&self, flow: &Flow) -> Infallible {
         loop {
             flow.delayed.notified().await;
@@ -120,7 +119,7 @@ async fn answer(flow: &Flow, socket: &UdpSocket, client: SocketAddr) -> Infallib
     }
 }
 
-/// What the guest sees as one UDP peer.
+/// One client's flow, which the guest sees as one UDP peer.
 struct Flow {
     shared: Rc<ServerState>,
     handle: SocketHandle,
@@ -191,7 +190,7 @@ impl Flow {
 }
 
 impl Drop for Flow {
-    /// Gives the port back.
+    /// Removes the flow's socket, which frees its port.
     fn drop(&mut self) {
         self.shared.with(|fabric| fabric.gateway().remove_udp(self.handle));
     }

@@ -1,4 +1,4 @@
-//! Clients that wait for a guest that isn't there yet: told after a second, and then rarely.
+//! Reports of clients that wait for a guest that isn't there yet: after a second, and then rarely.
 
 use crate::lan::events::LanEvent;
 use crate::lan::server::ServerState;
@@ -11,11 +11,11 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// A client that has waited for its guest for so long is told of.
+/// A client that has waited this long for its guest is reported.
 const TELL_AFTER: Duration = Duration::from_secs(1);
-/// From one word of a forward's waiting clients to the next.
+/// The shortest time between two reports about a forward's waiting clients.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
-/// The same in nanoseconds.
+/// [`TELL_INTERVAL`] in nanoseconds.
 const TELL_INTERVAL_NS: u64 = 60_000_000_000;
 
 /// The waiting clients of one forward.
@@ -24,12 +24,12 @@ pub(in crate::lan) struct Waiters {
     protocol: Protocol,
     listen: SocketAddr,
     guest: SocketAddrV4,
-    /// For all clients of the forward together.
+    /// Limits the reports of all clients of the forward together.
     told: RefCell<RateLimit>,
 }
 
 impl Waiters {
-    /// Nobody waits yet.
+    /// A forward without waiting clients.
     pub(in crate::lan) fn new(
         shared: Rc<ServerState>,
         protocol: Protocol,
@@ -39,7 +39,7 @@ impl Waiters {
         Self { shared, protocol, listen, guest, told: RefCell::new(RateLimit::every(TELL_INTERVAL_NS)) }
     }
 
-    /// For one client that begins to wait now: tells of it, until it is dropped.
+    /// Reports one client that begins to wait now, for as long as the future isn't dropped.
     pub(in crate::lan) async fn tell(&self) -> Infallible {
         tokio::time::sleep(TELL_AFTER).await;
         loop {
