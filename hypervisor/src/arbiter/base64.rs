@@ -1,4 +1,4 @@
-//! Base64 with padding (RFC 4648, §4): how JSON carries bytes.
+//! Base64 with padding (RFC 4648, §4), the encoding of bytes in etcd's JSON.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

@@ -1,9 +1,9 @@
-//! An arbiter whose calls end in time, whatever the one behind it waits for: a file server or a
-//! name server that is gone, a disk that hangs.
+//! An arbiter with bounded calls: they end in time even if the arbiter behind it hangs because a
+//! file server or a name server is gone, or a disk hangs.
 //!
-//! A thread of its own asks. A caller that has waited for long enough is told that there is no
-//! answer, as of any arbiter that can't be reached, and asks again: what became of the request
-//! before, the same claim tells. At most one request is left behind.
+//! A thread of its own makes the calls. A caller that has waited long enough gets "unreachable", as
+//! from any arbiter that doesn't answer, and asks again; the same claim then tells what became of
+//! the first request. At most one request is left behind.
 
 use super::deadline::Deadline;
 use super::{Arbiter, ArbiterError};
@@ -23,12 +23,12 @@ type Question = Box<dyn FnOnce(&dyn Arbiter) + Send>;
 pub struct BoundedArbiter {
     spec: String,
     timeout: Duration,
-    /// Nothing waits in it: what the thread doesn't take at once is taken back.
+    /// A channel without capacity: a question that the thread doesn't take at once is taken back.
     questions: Sender<Question>,
 }
 
 impl BoundedArbiter {
-    /// `arbiter`, which has been opened by `spec`, with calls that take at most `timeout`.
+    /// Bounds the calls of `arbiter`, which was opened by `spec`, to `timeout`.
     ///
     /// # Errors
     /// If the thread can't start.
@@ -97,8 +97,8 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(200);
 
-    /// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone. Without
-    /// the bound this test doesn't end.
+    /// A claim that is a FIFO: reading it blocks, as when a file server is gone. Without the bound
+    /// this test doesn't end.
     #[test]
     fn a_file_system_that_hangs_is_an_arbiter_that_does_not_answer_until_it_does() {
         let directory = tempfile::tempdir().unwrap();

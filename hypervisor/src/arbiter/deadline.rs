@@ -4,7 +4,7 @@ use crate::os::clock;
 use std::io;
 use std::time::Duration;
 
-/// When a call gives up, on the host's monotonic clock.
+/// The time at which a call gives up, on the host's monotonic clock.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline {
     at_us: u64,
@@ -16,7 +16,7 @@ impl Deadline {
         Self { at_us: clock::now_us().saturating_add(timeout_us) }
     }
 
-    /// Never zero, which would mean no timeout at all.
+    /// The time that is left; never zero, which would mean no timeout to the socket.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if it has passed.

@@ -7,15 +7,14 @@
 //! unless it was the last that was seen, and is its predecessor's whole claim. Transactions and
 //! reads are linearizable, so an answer is a majority's, and outlives any minority of the members.
 //!
-//! Members are asked in turn until one answers; asking a second one what the first one may have
-//! done already changes nothing, as the claim is the same. Deliberately absent: TLS and etcd's
-//! users and passwords.
+//! Members are asked in turn until one answers. Asking a second member for what the first one may
+//! have done already changes nothing, because the claim is the same. Deliberately absent: TLS, and
+//! etcd's users and passwords.
 //!
-//! A proxy may stand before etcd, and answers for it while it is away: with a status that says so
-//! (429, 5xx, and some others, whatever the body), or with a page of its own. Neither says whether
-//! etcd has done what was asked, so the same is asked again. Answers that no etcd gives are an
-//! operator's business only as long as no etcd has answered here yet, because then the address is
-//! wrong.
+//! A proxy in front of etcd answers for it while etcd is away: with a status that says so (429,
+//! 5xx, and some others, whatever the body), or with a page of its own. Neither says whether etcd
+//! has done what was asked, so the same is asked again. An answer that can't be etcd's is an error
+//! for the operator only as long as no etcd has answered here yet: then the address is wrong.
 
 use super::deadline::Deadline;
 use super::{Arbiter, ArbiterError, base64, check_claim, record};
@@ -30,16 +29,16 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use ureq::Agent;
 
-/// All keys begin with it.
+/// The prefix of all keys.
 const ROOT: &str = "/ft-arbiter";
 
 /// The longest answer, in bytes: a claim in base64, a key, and numbers.
 const ANSWER_BYTES_MAX: u64 = 16 << 10;
 
-/// How much of what an answer says a message repeats, in characters.
+/// How many characters of an answer an error message quotes.
 const QUOTE_CHARS_MAX: usize = 200;
 
-/// How long a connection may take to be made: a member's host that is down answers nothing.
+/// How long connecting may take: the host of a member that is down doesn't answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// An arbiter that is an etcd cluster.
@@ -48,26 +47,25 @@ pub struct EtcdArbiter {
     members: Vec<String>,
     timeout: Duration,
     agent: Agent,
-    /// Which member answered last: it is asked first.
+    /// The member that answered last; it is asked first.
     preferred: AtomicUsize,
-    /// Of which cluster the first member was that answered. Another one knows nothing of its
-    /// claims.
+    /// The cluster id of the first member that answered. Another cluster doesn't have its claims.
     cluster: OnceLock<String>,
-    /// The last claim that was looked up, by its key: a failover needs one question less.
+    /// The last claim that was looked up, with its key: it saves a failover one request.
     seen: Mutex<Option<KeyValue>>,
 }
 
 /// Why one member gave no answer.
-enum Refusal {
+enum MemberError {
     /// It can't be reached, or says that it can't answer now.
     Unreachable(String),
-    /// It answers that an operator must see to it first.
+    /// It answers with an error that an operator must repair.
     Failed(String),
-    /// What answers is not etcd, as far as is known here, or not of this cluster.
+    /// The answer is not etcd's, as far as is known here, or is of another cluster.
     Protocol(String),
 }
 
-impl Refusal {
+impl MemberError {
     fn reason(&self) -> &str {
         let (Self::Unreachable(reason) | Self::Failed(reason) | Self::Protocol(reason)) = self;
         reason
@@ -105,13 +103,13 @@ enum Operation {
     RequestRange { key: String },
 }
 
-/// A look at one key.
+/// A read of one key.
 #[derive(Serialize)]
 struct KeyRequest<'a> {
     key: &'a str,
 }
 
-/// A look at the last key of a range.
+/// A read of the last key of a range.
 #[derive(Serialize)]
 struct RangeRequest {
     key: String,
@@ -154,7 +152,7 @@ struct Range {
     kvs: Vec<KeyValue>,
 }
 
-/// In base64, both.
+/// A key and its value, both in base64.
 #[derive(Clone, Debug, Deserialize)]
 struct KeyValue {
     key: String,
@@ -162,7 +160,7 @@ struct KeyValue {
     value: String,
 }
 
-/// What an answer with another status than 200 says.
+/// The body of an answer with a status other than 200.
 #[derive(Deserialize)]
 struct Failure {
     /// A gRPC status code.
@@ -171,13 +169,12 @@ struct Failure {
 }
 
 impl EtcdArbiter {
-    /// The arbiter that the etcd cluster of `members` is, each `HOST:PORT` of a client URL: better
-    /// all of them than one, for one that is not named is not asked. Each call takes at most
-    /// `timeout`.
+    /// The arbiter in the etcd cluster of `members`, each the `HOST:PORT` of a client URL. Name all
+    /// of them: a member that isn't named isn't asked. Each call takes at most `timeout`.
     #[must_use]
     pub fn new<'a>(members: impl IntoIterator<Item = &'a str>, timeout: Duration) -> Self {
-        // Members are asked directly, whatever proxy the environment names, and don't send their
-        // clients elsewhere.
+        // Members are asked directly, without the proxy that the environment names, and may not
+        // redirect their clients.
         let config = Agent::config_builder().proxy(None).max_redirects(0).http_status_as_error(false);
         Self {
             members: members.into_iter().map(str::to_owned).collect(),
@@ -192,7 +189,8 @@ impl EtcdArbiter {
     /// Asks the members in turn, the last that answered first, each for its share of the time that
     /// is left.
     ///
-    /// `understand` takes what is wanted out of an answer; `None` if no etcd answers like this.
+    /// `understand` extracts the result from an answer; it returns `None` if etcd gives no such
+    /// answer.
     fn ask<T: DeserializeOwned, U>(
         &self,
         path: &str,
@@ -202,14 +200,14 @@ impl EtcdArbiter {
         let request = serde_json::to_vec(request).expect("texts and numbers can be written as JSON");
         let deadline = Deadline::after(self.timeout);
         let preferred = self.preferred.load(Ordering::Relaxed);
-        let mut refusals = Vec::new();
+        let mut errors = Vec::new();
         for asked in 0..self.members.len() {
             let index = (preferred + asked) % self.members.len();
             let member = &self.members[index];
             let left = u32::try_from(self.members.len() - asked).unwrap_or(u32::MAX);
             let share = deadline.remaining().map(|remaining| remaining / left);
             let answer = share
-                .map_err(|error| Refusal::Unreachable(error.to_string()))
+                .map_err(|error| MemberError::Unreachable(error.to_string()))
                 .and_then(|share| self.ask_member(member, path, &request, share))
                 .and_then(|Answer { header, body }| {
                     let answer = understand(body).ok_or_else(|| self.strange("it answers something else".into()))?;
@@ -221,10 +219,10 @@ impl EtcdArbiter {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(refusal) => refusals.push((member.as_str(), refusal)),
+                Err(refusal) => errors.push((member.as_str(), refusal)),
             }
         }
-        Err(self.no_answer(&refusals))
+        Err(self.no_answer(&errors))
     }
 
     fn ask_member<T: DeserializeOwned>(
@@ -233,14 +231,14 @@ impl EtcdArbiter {
         path: &str,
         request: &[u8],
         timeout: Duration,
-    ) -> Result<Answer<T>, Refusal> {
+    ) -> Result<Answer<T>, MemberError> {
         let call = self.agent.post(format!("http://{member}/v3/kv/{path}")).content_type("application/json");
         let response = call.config().timeout_global(Some(timeout)).build().send(request);
         let mut response = response.map_err(|error| self.unanswered(error))?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
         if status != 200 {
-            // The status says enough if the body can't be read, because it is too long for example.
+            // Without a body, because it is too long for example, the status says enough.
             return Err(self.refused(status, &body.unwrap_or_default()));
         }
         let body = body.map_err(|error| self.unanswered(error))?;
@@ -248,10 +246,10 @@ impl EtcdArbiter {
     }
 
     /// Checks that an answer is of the cluster that answered first.
-    fn check_cluster(&self, found: &str) -> Result<(), Refusal> {
+    fn check_cluster(&self, found: &str) -> Result<(), MemberError> {
         match self.cluster.get_or_init(|| found.to_owned()) {
             cluster if *cluster == found => Ok(()),
-            cluster => Err(Refusal::Protocol(format!(
+            cluster => Err(MemberError::Protocol(format!(
                 "it is of the etcd cluster {}, not of {}",
                 quote(found.as_bytes()),
                 quote(cluster.as_bytes())
@@ -259,14 +257,15 @@ impl EtcdArbiter {
         }
     }
 
-    /// What all the refusals come to: as long as one member may answer later, so may the arbiter.
-    fn no_answer(&self, refusals: &[(&str, Refusal)]) -> ArbiterError {
-        let unreachable = |(_, refusal): &(&str, Refusal)| matches!(refusal, Refusal::Unreachable(_));
-        match refusals {
-            [(_, Refusal::Failed(reason)), others @ ..] if !others.iter().any(unreachable) => {
+    /// The error for all members' errors: as long as one member may answer later, so may the
+    /// arbiter.
+    fn no_answer(&self, errors: &[(&str, MemberError)]) -> ArbiterError {
+        let unreachable = |(_, refusal): &(&str, MemberError)| matches!(refusal, MemberError::Unreachable(_));
+        match errors {
+            [(_, MemberError::Failed(reason)), others @ ..] if !others.iter().any(unreachable) => {
                 ArbiterError::Failed { arbiter: self.spec(), reason: reason.clone() }
             }
-            [(member, Refusal::Protocol(reason)), others @ ..] if !others.iter().any(unreachable) => {
+            [(member, MemberError::Protocol(reason)), others @ ..] if !others.iter().any(unreachable) => {
                 ArbiterError::Protocol { address: (*member).into(), reason: reason.clone() }
             }
             all => {
@@ -279,37 +278,36 @@ impl EtcdArbiter {
     }
 
     /// Why there is no whole answer.
-    fn unanswered(&self, error: ureq::Error) -> Refusal {
+    fn unanswered(&self, error: ureq::Error) -> MemberError {
         use ureq::Error::{BadUri, BodyExceedsLimit, Http, LargeResponseHeader, Protocol};
         if matches!(error, Protocol(_) | LargeResponseHeader(..) | BodyExceedsLimit(_) | Http(_) | BadUri(_)) {
             self.strange(error.to_string())
         } else {
-            Refusal::Unreachable(error.into_io().to_string())
+            MemberError::Unreachable(error.into_io().to_string())
         }
     }
 
-    /// What an answer with an HTTP `status` other than 200 comes to.
-    fn refused(&self, status: u16, body: &[u8]) -> Refusal {
+    /// The refusal in an answer with an HTTP `status` other than 200.
+    fn refused(&self, status: u16, body: &[u8]) -> MemberError {
         let said = serde_json::from_slice::<Failure>(body).ok();
         let reason = said.as_ref().map_or_else(
             || format!("HTTP status {status}, {}", quote(body)),
             |said| format!("it says {}", quote(said.message.as_bytes())),
         );
         match said {
-            _ if is_passing(status) => Refusal::Unreachable(reason),
+            _ if is_passing(status) => MemberError::Unreachable(reason),
             // Invalid argument, not found, permission denied, failed precondition, unimplemented,
             // unauthenticated.
-            Some(Failure { code: 3 | 5 | 7 | 9 | 12 | 16, .. }) => Refusal::Failed(reason),
-            // No leader, timed out, too much to do, no space left: that passes.
-            Some(_) => Refusal::Unreachable(reason),
+            Some(Failure { code: 3 | 5 | 7 | 9 | 12 | 16, .. }) => MemberError::Failed(reason),
+            // No leader, timed out, overloaded, no space left: these pass.
+            Some(_) => MemberError::Unreachable(reason),
             None => self.strange(reason),
         }
     }
 
-    /// An answer that no etcd gives: from something before it, if an etcd has answered here
-    /// already.
-    fn strange(&self, reason: String) -> Refusal {
-        if self.cluster.get().is_some() { Refusal::Unreachable(reason) } else { Refusal::Protocol(reason) }
+    /// An answer that can't be etcd's: it comes from a proxy if an etcd has answered here already.
+    fn strange(&self, reason: String) -> MemberError {
+        if self.cluster.get().is_some() { MemberError::Unreachable(reason) } else { MemberError::Protocol(reason) }
     }
 
     fn spec(&self) -> String {
@@ -367,7 +365,7 @@ impl EtcdArbiter {
     }
 }
 
-/// Who holds a flag and the one before it.
+/// The claims of a flag and of the one before it.
 struct Holders {
     flag: Option<KeyValue>,
     before: Option<KeyValue>,
@@ -400,8 +398,8 @@ impl Arbiter for EtcdArbiter {
         let mut found = None;
         if let Some(before) = before(generation) {
             found = self.look_up(&key_of(before))?;
-            // What was seen last may have been lost since, and replaced; seen once, it is looked up
-            // the second time.
+            // The claim in `seen` may have been lost and replaced since; the second time it is read
+            // from etcd.
             if !is_successor(generation, predecessor, claim_of(found.as_ref(), vm, before)?.as_ref()) {
                 found = self.look_up(&key_of(before))?;
             }
@@ -429,7 +427,7 @@ impl Arbiter for EtcdArbiter {
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
-        // All keys that go on with a digit: ':' is the character after '9'.
+        // All keys that continue with a digit: ':' is the character after '9'.
         let prefix = prefix(vm);
         let request = RangeRequest {
             key: base64::encode(format!("{prefix}0").as_bytes()),
@@ -485,14 +483,13 @@ fn only<T>(values: Vec<T>) -> Option<T> {
     <[T; 1]>::try_from(values).ok().map(|[value]| value)
 }
 
-/// Whether an HTTP status says that etcd can't answer now: too slow a request, too early, too many
-/// of them, or an error of the server's side. Not 501, by which etcd says that it lacks what is
-/// asked for.
+/// `true` for an HTTP status by which etcd can't answer now: a timeout, too early, too many
+/// requests, or a server error. Not 501, by which etcd says that it lacks what is asked for.
 const fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500 | 502..=599)
 }
 
-/// The beginning of what somebody says, fit for a message.
+/// The beginning of a peer's text, fit for an error message.
 fn quote(text: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(text).chars().take(QUOTE_CHARS_MAX).collect::<String>())
 }

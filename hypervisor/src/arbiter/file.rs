@@ -6,9 +6,9 @@
 //! claim before it, which is read first, is still there. Temporary files begin with a dot, end with
 //! their process and mean nothing.
 //!
-//! A link counts when its directory has been synced. Whoever made it may have failed at that, or
-//! died before, so every answer that tells of a claim, also "it is yours already", syncs the
-//! directory first, and the claim is told only if that works.
+//! A link counts once its directory has been synced. The node that made it may have failed to do
+//! that, or died before. So every answer that names a claim, also "it is yours already", syncs the
+//! directory first, and is given only if that works.
 
 use super::{Arbiter, ArbiterError, check_claim, record};
 use crate::os::entropy;
@@ -26,18 +26,21 @@ const CLAIM_SUFFIX: &str = ".claim";
 #[derive(Debug)]
 pub struct FileArbiter {
     directory: PathBuf,
-    /// The directory itself, whatever its path leads to later; also keeps an automounted one
-    /// mounted.
+    /// The open directory, to which the path may not lead later; it also keeps an automounted file
+    /// system mounted.
     opened: File,
-    /// Makes what was created or linked in a directory durable; tests have their own.
+    /// Syncs a directory, which makes what was created or linked in it durable; tests have their
+    /// own.
     sync: fn(&Path) -> io::Result<()>,
 }
 
 impl FileArbiter {
-    /// The arbiter in `directory`, which is made if only it isn't there, and tried.
+    /// The arbiter in `directory`, which is created if only the last part of its path is missing,
+    /// and tried.
     ///
-    /// An empty directory is as good as a new one. So on a shared file system keep it at least two
-    /// levels below the mount point: then a node that starts while that isn't mounted fails here.
+    /// An empty directory counts as new. So keep the directory on a shared file system at least two
+    /// levels below the mount point: then a node that starts while the file system isn't mounted
+    /// fails here.
     ///
     /// # Errors
     /// [`ArbiterError::Directory`] if it can't hold claims.
@@ -54,7 +57,7 @@ impl FileArbiter {
         }
     }
 
-    /// Where the claims are.
+    /// The directory of the claims.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -66,7 +69,7 @@ impl FileArbiter {
 
     /// Checks that the path still leads to the directory that was opened. Where its file system was
     /// unmounted, an empty directory would give away again what has long been won.
-    fn check_place(&self) -> io::Result<()> {
+    fn check_mounted(&self) -> io::Result<()> {
         let (opened, found) = (self.opened.metadata()?, fs::metadata(&self.directory)?);
         if (opened.dev(), opened.ino()) == (found.dev(), found.ino()) {
             Ok(())
@@ -75,28 +78,28 @@ impl FileArbiter {
         }
     }
 
-    /// The directory of a VM's claims, durably there.
+    /// The directory of a VM's claims; durably created.
     fn make_vm_directory(&self, vm: &VmId) -> io::Result<PathBuf> {
-        self.check_place()?;
+        self.check_mounted()?;
         let directory = self.vm_directory(vm);
         match fs::create_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        // Also if another made it: that one may not have come to this yet.
+        // Also if another process created it, which may not have synced it yet.
         (self.sync)(&self.directory)?;
         Ok(directory)
     }
 
-    /// What can go wrong with a directory that was once good is expected to pass: a full disk, a
-    /// server that is down.
+    /// Errors of a directory that was once good are expected to pass: a full disk, a server that is
+    /// down.
     fn unreachable(&self, source: io::Error) -> ArbiterError {
         ArbiterError::Unreachable { arbiter: format!("file:{}", self.directory.display()), source }
     }
 
-    /// The claim of one generation, if there is one; durably so. What is found may have been linked
-    /// a moment ago by a process that hasn't synced the directory yet, so it is synced behind the
-    /// look and not before.
+    /// The durable claim of one generation, if there is one. The claim may have been linked a
+    /// moment ago by a process that hasn't synced the directory yet, so the directory is synced
+    /// after reading and not before.
     fn read(&self, vm: &VmId, generation: Generation) -> Result<Option<Claim>, ArbiterError> {
         let directory = self.vm_directory(vm);
         let path = claim_path(&directory, generation);
@@ -122,14 +125,14 @@ impl FileArbiter {
                 (self.sync)(directory)?;
                 Ok(true)
             }
-            // On NFS also if this very link was made, and the answer to it was lost: whose it is,
-            // its content tells.
+            // On NFS also if this link was made and the answer was lost: the content tells whose it
+            // is.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// As [`FileArbiter::read`], of a generation that was claimed.
+    /// As [`FileArbiter::read`], for a generation that has a claim.
     fn read_claimed(&self, vm: &VmId, generation: Generation) -> Result<Claim, ArbiterError> {
         let vanished = || self.unreachable(io::Error::other("a claim has vanished while it was looked for"));
         self.read(vm, generation)?.ok_or_else(vanished)
@@ -146,8 +149,8 @@ impl Arbiter for FileArbiter {
     ) -> Result<Verdict, ArbiterError> {
         check_claim(claim)?;
         let directory = self.make_vm_directory(vm).map_err(|source| self.unreachable(source))?;
-        // A claim never changes, so what is read here still holds when the link is made: together
-        // they are one step.
+        // A claim never changes, so what is read here still holds when the link is made: the two
+        // act as one step.
         let before = before(generation).map(|before| self.read(vm, before)).transpose()?.flatten();
         if !is_successor(generation, predecessor, before.as_ref()) {
             let decided = self.read(vm, generation)?;
@@ -158,7 +161,7 @@ impl Arbiter for FileArbiter {
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
-        self.check_place().map_err(|source| self.unreachable(source))?;
+        self.check_mounted().map_err(|source| self.unreachable(source))?;
         let generation = match fs::read_dir(self.vm_directory(vm)) {
             Ok(mut names) => {
                 names.try_fold(None, |latest, name| Ok(latest.max(claimed_generation(&name?.file_name()))))
@@ -185,7 +188,7 @@ fn claimed_generation(name: &std::ffi::OsStr) -> Option<Generation> {
     (u64::to_string(&generation) == digits).then_some(Generation(generation))
 }
 
-/// Tries all that a claim needs.
+/// Tries everything that making a claim needs.
 fn probe(directory: &Path) -> io::Result<()> {
     let source = TemporaryFile::create(directory, b"")?;
     let link = TemporaryFile { path: temporary_path(directory) };
@@ -197,11 +200,11 @@ fn temporary_path(directory: &Path) -> PathBuf {
     directory.join(format!(".{}.tmp", entropy::node_id()))
 }
 
-/// Makes `directory` durably: a claim must not go with the directory it is in.
+/// Creates `directory` durably: a claim must not be lost together with its directory.
 ///
-/// Only the last part of its path: where more is missing, the file system that it belongs on may
-/// not be mounted, and an empty directory in its place would give away again what has long been
-/// won.
+/// Creates only the last part of the path: if more is missing, the file system that holds the
+/// claims may not be mounted, and an empty directory instead of it would grant again what has long
+/// been won.
 fn make_directory(directory: &Path, sync: fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -209,8 +212,8 @@ fn make_directory(directory: &Path, sync: fn(&Path) -> io::Result<()>) -> io::Re
     };
     match fs::create_dir(directory) {
         Ok(()) => sync(parent),
-        // Another process may have made it, and not have synced it. One that may not read the
-        // parent didn't make it.
+        // Another process may have created it without syncing it yet. A process that may not read
+        // the parent can't have.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match sync(parent) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             synced => synced,
@@ -228,7 +231,7 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// A durable file that goes with this value.
+/// A durable file that is removed when this is dropped.
 struct TemporaryFile {
     path: PathBuf,
 }

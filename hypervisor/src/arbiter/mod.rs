@@ -37,68 +37,68 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why there is no answer.
+/// Why an arbiter gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ArbiterError {
     /// The spec names no arbiter.
     #[error("`{spec}` is no arbiter: {reason}; use file:DIR, tcp:HOST:PORT or etcd://HOST:PORT[,HOST:PORT...]")]
     BadSpec {
-        /// As given.
+        /// The spec as it was given.
         spec: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The directory can't hold claims.
+    /// The directory isn't fit to hold claims.
     #[error("can't keep claims in {}: {source}; it must be writable and on a file system with hard links", .directory.display())]
     Directory {
-        /// Which directory.
+        /// The directory.
         directory: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A claim is there, but can't be understood: neither may its holder be passed over, nor named.
+    /// A claim can't be read: its holder can neither be ignored nor named.
     #[error("the claim {claim} is unreadable: {reason}; find out who wrote it")]
     BadClaim {
-        /// Which claim.
+        /// The name of the claim.
         claim: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The arbiter over the network answers that it can't decide before an operator has seen to it.
+    /// The arbiter over the network answers that an operator must repair it first.
     #[error("the arbiter {arbiter} can't decide: {reason}")]
     Failed {
-        /// Which arbiter, as in its spec.
+        /// The arbiter, as in its spec.
         arbiter: String,
         /// Its reason.
         reason: String,
     },
-    /// The claim to be made is out of range.
+    /// The claim's address is too long to be recorded.
     #[error("a claim's address of {bytes} bytes; at most {ADDRESS_BYTES_MAX} are allowed")]
     AddressTooLong {
-        /// Its length.
+        /// The length of the address.
         bytes: usize,
     },
-    /// What answers is no arbiter of this version.
+    /// The peer doesn't speak this version of the arbiter's protocol.
     #[error("what listens at {address} is no arbiter for this build: {reason}")]
     Protocol {
-        /// Where.
+        /// The address.
         address: String,
-        /// What it did.
+        /// What it did wrong.
         reason: String,
     },
     /// There is no answer now. The request may or may not have been recorded; asking again, with
     /// the same claim, tells.
     #[error("no answer from the arbiter {arbiter}: {source}")]
     Unreachable {
-        /// Which arbiter, as in its spec.
+        /// The arbiter, as in its spec.
         arbiter: String,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl ArbiterError {
-    /// Whether asking again can help. If not, an operator has to.
+    /// `true` if asking again can help; otherwise an operator must act.
     #[must_use]
     pub const fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
@@ -109,16 +109,16 @@ impl ArbiterError {
 ///
 /// Calls block until the answer is durable, or a timeout has passed.
 pub trait Arbiter: Send + Sync + fmt::Debug {
-    /// Claims `generation` of `vm` if nobody has, and if the flag before it is held by
-    /// `predecessor`; the first flag has none.
+    /// Claims `generation` of `vm`, if it is free and `predecessor` holds the flag before it; the
+    /// first flag has no predecessor.
     ///
-    /// Exactly one node ever wins a generation. It wins again whenever it asks again, as the first
-    /// answer may have been lost on the way; the claim stays as it was made first. The predecessor
-    /// is checked in one step with the test-and-set.
+    /// Exactly one node ever wins a generation. It wins again whenever it asks again, because the
+    /// first answer may have been lost; its first claim stays. The predecessor is checked in one
+    /// step with the test-and-set.
     ///
     /// # Errors
-    /// [`ArbiterError::Unreachable`]: ask again, and go on with nothing until there is an answer.
-    /// All others are for an operator.
+    /// [`ArbiterError::Unreachable`]: the caller asks again, and may not go on before it has an
+    /// answer. All others are for an operator.
     fn test_and_set(
         &self,
         vm: &VmId,
@@ -134,8 +134,8 @@ pub trait Arbiter: Send + Sync + fmt::Debug {
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError>;
 }
 
-/// The arbiter that `spec` names: `file:DIR`, `tcp:HOST:PORT` or `etcd://HOST:PORT[,HOST:PORT...]`.
-/// `timeout` bounds each call to one over the network.
+/// Opens the arbiter that `spec` names: `file:DIR`, `tcp:HOST:PORT` or
+/// `etcd://HOST:PORT[,HOST:PORT...]`. `timeout` bounds each call to an arbiter over the network.
 ///
 /// # Errors
 /// [`ArbiterError::BadSpec`] or [`ArbiterError::Directory`]. An arbiter over the network is not
@@ -167,7 +167,7 @@ fn is_host_and_port(address: &str) -> bool {
     check_form(address).is_ok() && address.rsplit_once(':').is_some_and(|(_, port)| is_port(port))
 }
 
-/// Checks what every arbiter writes down, before it does.
+/// Checks a claim before it is recorded.
 fn check_claim(claim: &Claim) -> Result<(), ArbiterError> {
     match claim.address.as_ref().map_or(0, String::len) {
         bytes if bytes > ADDRESS_BYTES_MAX => Err(ArbiterError::AddressTooLong { bytes }),

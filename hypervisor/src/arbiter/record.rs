@@ -1,5 +1,5 @@
-//! A claim as text: JSON that says of itself what it is the claim of, so that no claim is taken for
-//! another.
+//! A claim as text: JSON that names the VM and flag that it is for, so that a claim is never taken
+//! for another.
 //!
 //! Version 2: the fields of [`Record`]. Version 1 called the flag `generation`, which is the number
 //! of its winner minus one. What is read is checked here.
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The version that this build writes. It reads all up to that.
 const VERSION: u32 = 2;
 
-/// No record is longer, in bytes.
+/// The longest record, in bytes.
 pub(super) const BYTES_MAX: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]

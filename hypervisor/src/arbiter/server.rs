@@ -26,61 +26,61 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// The most connections at once, if the process may have the descriptors. One more takes the place
-/// of that which has been without a request for longest: its client makes a new one when it needs
-/// it, and clients that never ask anything keep nobody out.
+/// The most connections at once, if the process may have as many descriptors. Beyond it a new
+/// connection evicts the one that has been without a request for longest. The client of that one
+/// reconnects when it needs to, and clients that never ask anything keep no one else out.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// How long a new connection may take for its first request: who connects has one.
+/// How long a new connection may take for its first request: a client connects because it has one.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may take from one answer to the whole of the next request. Clients make a
-/// new one when they need it.
+/// How long a connection may be idle between requests. Clients reconnect when they need to.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Requests that wait for the disk at once; more wait for these.
+/// The most requests that wait for the disk at once; others wait for these.
 pub const DISK_THREADS_MAX: usize = 8;
 
-/// How long a request may wait for the disk: clients wait for 5 s. A disk that hangs keeps its
+/// How long a request may wait for the disk; clients wait for 5 s. A disk that hangs occupies its
 /// threads, and nothing else.
 const DISK_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long a client may take for an answer, which is some hundred bytes.
+/// How long a client may take to read an answer, which has some hundred bytes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the arbiter tells about itself.
+/// The reports of the arbiter.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ArbiterEvent {
-    /// Ready.
+    /// The server is ready.
     Listening {
-        /// Where.
+        /// The address.
         listen: SocketAddr,
         /// Where the claims are.
         directory: String,
     },
-    /// A flag was claimed, and the claim decided.
+    /// A claim was decided.
     Claim {
-        /// Of which VM.
+        /// The VM.
         vm: String,
-        /// As which generation its winner owns the VM, if it isn't the VM's end.
+        /// The generation that the winner owns, if the claim isn't for the VM's end.
         generation: u64,
-        /// Which flag: the one before that generation.
+        /// The flag that was claimed: the one before that generation.
         flag: u64,
-        /// Who claimed.
+        /// The node that claimed.
         node: String,
         /// Where that node listens.
         address: Option<String>,
-        /// Whether for the VM's end.
+        /// `true` if the claim is for the VM's end.
         ended: bool,
-        /// Whether it was given.
+        /// `true` if the flag was granted.
         won: bool,
-        /// Whose the flag is; if it was refused, whose the one before is, if anybody's.
+        /// The node that holds the flag; if the claim was refused, the node that holds the flag
+        /// before, if any.
         holder: Option<String>,
         /// Where that node listens.
         holder_address: Option<String>,
-        /// It is free and was refused, because the one before isn't held by the predecessor that
-        /// the claim names.
+        /// The flag is free and was refused, because the flag before it isn't held by the
+        /// predecessor that the claim names.
         refused: bool,
     },
 }
@@ -98,8 +98,8 @@ impl fmt::Display for ArbiterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listening { listen, directory } => write!(f, "listening at {listen}, claims in {directory}"),
-            // Nodes by the first digits of their ids. The address of one that holds a flag was told
-            // when it won that.
+            // Nodes are named by the first digits of their ids. The address of a holder was
+            // reported when it won.
             Self::Claim { vm, generation, node, address, ended, won, holder, refused, .. } => {
                 let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
                 let holder = holder.as_ref().map_or_else(|| "nobody".into(), |holder| format!("node {holder:.8}"));
@@ -131,7 +131,7 @@ pub struct ArbiterServer {
     lines: RefCell<RateLimits<ClientLine>>,
 }
 
-/// A line of the log that clients can cause as often as they like.
+/// Kinds of log lines that clients can cause as often as they like, so that each is rate-limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum ClientLine {
     /// A connection ended by a fault.
@@ -141,9 +141,9 @@ enum ClientLine {
 }
 
 impl ArbiterServer {
-    /// Listens at `listen`, where port 0 picks a free one, and tells so. It has at most
-    /// `connections_max` connections: fewer than the process may have descriptors, as claims need
-    /// some, too.
+    /// Listens at `listen`, where port 0 picks a free port, and reports the address. The server has
+    /// at most `connections_max` connections, which must be fewer than the process's descriptors,
+    /// because claims need some, too.
     ///
     /// # Errors
     /// If the address can't be listened at.
@@ -179,15 +179,14 @@ impl ArbiterServer {
 }
 
 async fn accept(server: Rc<ArbiterServer>) {
-    let places = Rc::new(RefCell::new(Places::default()));
+    let table = Rc::new(RefCell::new(ConnectionTable::default()));
     let mut trouble = AcceptTrouble::default();
     loop {
         match server.listener.accept().await {
             Ok((stream, peer)) => {
-                let place = Place::take(&places, server.connections_max);
-                spawn_local(serve(server.clone(), stream, peer, place));
-                // The connection that has lost its place to this one is closed before the next is
-                // accepted.
+                let entry = ConnectionEntry::take(&table, server.connections_max);
+                spawn_local(serve(server.clone(), stream, peer, entry));
+                // Lets the evicted connection's task close it before the next one is accepted.
                 yield_now().await;
             }
             Err(error) => sleep(trouble.failed("the arbiter can't accept connections", &error)).await,
@@ -195,65 +194,65 @@ async fn accept(server: Rc<ArbiterServer>) {
     }
 }
 
-/// All connections, by when they were last used: the least first.
+/// All connections by when they were last used, the least recent first.
 #[derive(Default)]
-struct Places {
+struct ConnectionTable {
     by_use: BTreeMap<u64, Rc<Notify>>,
     uses: u64,
 }
 
-impl Places {
-    fn enter(&mut self, ousted: Rc<Notify>) -> u64 {
+impl ConnectionTable {
+    fn enter(&mut self, evicted: Rc<Notify>) -> u64 {
         self.uses += 1;
-        self.by_use.insert(self.uses, ousted);
+        self.by_use.insert(self.uses, evicted);
         self.uses
     }
 }
 
-/// One connection's place among all; given up when dropped.
-struct Place {
-    places: Rc<RefCell<Places>>,
+/// One connection's entry in the table, removed when dropped.
+struct ConnectionEntry {
+    table: Rc<RefCell<ConnectionTable>>,
     used: u64,
-    ousted: Rc<Notify>,
+    evicted: Rc<Notify>,
 }
 
-impl Place {
-    /// A place, if need be that of the connection that was used least recently.
-    fn take(places: &Rc<RefCell<Places>>, connections_max: usize) -> Self {
-        let ousted = Rc::new(Notify::new());
-        let mut all = places.borrow_mut();
+impl ConnectionEntry {
+    /// Adds an entry; when the table is full it evicts the connection that was used least recently.
+    fn take(table: &Rc<RefCell<ConnectionTable>>, connections_max: usize) -> Self {
+        let evicted = Rc::new(Notify::new());
+        let mut all = table.borrow_mut();
         if all.by_use.len() >= connections_max
             && let Some((_, oldest)) = all.by_use.pop_first()
         {
             oldest.notify_one();
         }
-        let used = all.enter(ousted.clone());
-        Self { places: places.clone(), used, ousted }
+        let used = all.enter(evicted.clone());
+        Self { table: table.clone(), used, evicted }
     }
 
-    /// The connection has asked something.
+    /// The connection has made a request.
     fn use_again(&mut self) {
-        let mut all = self.places.borrow_mut();
-        // One that has lost its place doesn't come back.
+        let mut all = self.table.borrow_mut();
+        // An evicted connection isn't entered again.
         if all.by_use.remove(&self.used).is_some() {
-            self.used = all.enter(self.ousted.clone());
+            self.used = all.enter(self.evicted.clone());
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionEntry {
     fn drop(&mut self) {
-        self.places.borrow_mut().by_use.remove(&self.used);
+        self.table.borrow_mut().by_use.remove(&self.used);
     }
 }
 
-async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAddr, mut place: Place) {
-    let ousted = place.ousted.clone();
+async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAddr, mut entry: ConnectionEntry) {
+    let evicted = entry.evicted.clone();
     let ended = tokio::select! {
-        ended = answer_all(&server, &mut stream, &mut place) => ended,
-        // Its client comes back when it needs it. Connections that come without end must not fill
+        ended = answer_all(&server, &mut stream, &mut entry) => ended,
+        // The client reconnects when it needs to. Connections that come without end must not fill
         // the log.
-        () = ousted.notified() => return tracing::debug!(%peer, "connection closed: it made room for another one"),
+        () = evicted.notified() => return tracing::debug!(%peer, "connection closed: it made room for another one"),
     };
     if let Err(error) = ended
         && let Some(left_out) = server.admit(ClientLine::Closed)
@@ -264,16 +263,16 @@ async fn serve(server: Rc<ArbiterServer>, mut stream: TcpStream, peer: SocketAdd
 
 /// Answers the requests on one connection, one after the other, until the client leaves or is at
 /// fault.
-async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, place: &mut Place) -> io::Result<()> {
+async fn answer_all(server: &ArbiterServer, stream: &mut TcpStream, entry: &mut ConnectionEntry) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut decoder = FrameDecoder::with_body_limit(BODY_BYTES_MAX);
     let mut answer_bytes = Vec::new();
     let mut patience = FIRST_REQUEST_TIMEOUT;
     loop {
-        // An idle client is no fault: it comes back with a new connection.
+        // An idle client is no fault: it reconnects when it needs to.
         let Ok(request) = timeout(patience, next_request(stream, &mut decoder)).await else { return Ok(()) };
         let Some(request) = request? else { return Ok(()) };
-        place.use_again();
+        entry.use_again();
         let answer = server.answer(request).await?;
         answer_bytes.clear();
         answer.encode(&mut answer_bytes);
@@ -337,8 +336,8 @@ impl ArbiterServer {
 }
 
 impl ArbiterServer {
-    /// Does `work` on a thread that may wait for the disk, in time or not at all. An error beside
-    /// the arbiter's own only if the process is ending.
+    /// Does `work` on a thread that may wait for the disk, within [`DISK_TIMEOUT`]. Beside the
+    /// arbiter's own errors it fails only if the process is ending.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&FileArbiter) -> Result<T, ArbiterError> + Send + 'static,
@@ -369,7 +368,7 @@ fn claim_event(vm: String, flag: Generation, claim: &Claim, verdict: &Verdict) -
     };
     ArbiterEvent::Claim {
         vm,
-        // A request for the last number of all was refused.
+        // A request for the greatest generation was refused.
         generation: flag.0.saturating_add(1),
         flag: flag.0,
         node: claim.node.to_string(),
@@ -388,7 +387,7 @@ mod tests {
     use crate::os::report::on_a_terminal;
     use logchannel::session::NodeId;
 
-    /// What is told of a claim of the second flag, which a pair of generation 1 asks for.
+    /// The report of a claim of the second flag, which a pair of generation 1 asks for.
     fn told(kind: ClaimKind, verdict: &Verdict) -> ArbiterEvent {
         claim_event("vm0".into(), Generation(1), &claim(7, kind), verdict)
     }
@@ -411,7 +410,7 @@ mod tests {
         ];
         for event in events {
             let lines = on_a_terminal("ft-arbiter", &event);
-            // It tells of two arbiters or of lost claims, and says a little more.
+            // A refusal means two arbiters or lost claims, so its line is longer.
             let is_rare = matches!(event, ArbiterEvent::Claim { refused: true, .. });
             assert!(is_rare || lines.len() == 1, "{lines:?}");
             assert!(lines.iter().all(|line| line.len() <= 80), "{lines:?}");

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 /// An arbiter at the other end of a TCP connection.
 ///
-/// The connection is made when it is first needed and kept. A call on a kept connection that fails
-/// is tried once more on a new one, as the server closes connections that were idle for long, and
-/// may have been started anew.
+/// The connection is made when it is first needed, and kept. A call that fails on a kept connection
+/// is tried once more on a new one, because the server closes connections that were idle for long,
+/// and may have been restarted.
 #[derive(Debug)]
 pub struct TcpArbiter {
     address: String,
@@ -53,8 +53,8 @@ impl TcpArbiter {
     fn ask(&self, request: &Request) -> Result<Answer, ArbiterError> {
         let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = Deadline::after(self.timeout);
-        // Taken out: a connection is put back only behind a whole answer, so no answer is taken for
-        // that to a later request.
+        // Taken out: a connection is put back only after a whole answer, so that a late answer is
+        // never taken for that to a later request.
         let first = kept.take().map(|connection| connection.ask(request, deadline));
         let asked = match first {
             Some(Ok(done)) => Ok(done),
@@ -73,7 +73,7 @@ impl TcpArbiter {
         }
     }
 
-    /// Takes the answers apart that are none.
+    /// Turns the answers that are errors into errors.
     fn check(&self, answer: Answer) -> Result<Answer, ArbiterError> {
         match answer {
             Answer::Unreachable(reason) => Err(self.unreachable(io::Error::other(reason))),
@@ -141,7 +141,7 @@ impl Connection {
         Err(failure.into())
     }
 
-    /// Asks, and gives itself back with the answer if it can be asked again.
+    /// Asks, and returns the connection with the answer if it can be used again.
     fn ask(mut self, request: &Request, deadline: Deadline) -> Result<(Self, Answer), CallError> {
         let mut bytes = Vec::new();
         request.encode(&mut bytes);

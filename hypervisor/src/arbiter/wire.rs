@@ -1,4 +1,5 @@
-//! What clients and `ft-arbiter` tell each other: a request a frame, an answer a frame, in order.
+//! The protocol between clients and `ft-arbiter`: a frame for each request and each answer, in
+//! order.
 //!
 //! Frames are those of [`logchannel::frame`].
 //!
@@ -50,11 +51,12 @@ pub(super) enum Answer {
     Won,
     Lost(Claim),
     Latest(Option<(Generation, Claim)>),
-    /// Not now: ask again.
+    /// There is no answer now: ask again.
     Unreachable(String),
-    /// Not before an operator has seen to it.
+    /// There is no answer until an operator has repaired the arbiter.
     Failed(String),
-    /// The flag before isn't the predecessor's.
+    /// The flag before isn't held by the predecessor that the claim names; by this claim instead,
+    /// if by any.
     NotSuccessor(Option<Claim>),
 }
 
@@ -98,7 +100,8 @@ impl Request {
     pub(super) fn decode(frame: Frame<'_>) -> Result<Self, WireError> {
         Ok(match open(frame, REQUEST)? {
             WireRequest::TestAndSet { vm, generation, claim, predecessor } => {
-                // Its winner would own the generation after it, and the next start claim that.
+                // The winner would own the generation after it, and the next start would claim that
+                // one.
                 if generation == u64::MAX {
                     let reason = "there is none after it".into();
                     return Err(CodecError::Invalid { what: "generation", reason }.into());

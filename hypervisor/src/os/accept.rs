@@ -1,17 +1,17 @@
-//! A listener that can't accept: the process has no file descriptors left, as a rule.
+//! What to do when a listener can't accept: usually the process has no file descriptors left.
 
 use super::clock;
 use super::rate_limit::RateLimit;
 use std::io;
 use std::time::Duration;
 
-/// How long to wait before the next try: what is missing comes back when a connection ends.
+/// How long to wait before the next try: descriptors become free when a connection ends.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// From one warning to the next, in nanoseconds.
+/// The shortest time between two warnings, in nanoseconds.
 const WARNING_NS: u64 = 10_000_000_000;
 
-/// Warns of a listener's failures, and not of each.
+/// Warns of a listener's failures at a limited rate.
 #[derive(Debug)]
 pub struct AcceptTrouble {
     warnings: RateLimit,
@@ -24,9 +24,9 @@ impl Default for AcceptTrouble {
 }
 
 impl AcceptTrouble {
-    /// Another connection could not be accepted. `what` says what can't be done, for people.
-    /// Returns how long to wait before the next try: not at all if only this connection has gone
-    /// again, or a signal came.
+    /// A connection couldn't be accepted; `what` names the port's purpose for people. Returns how
+    /// long to wait before the next try: zero if only this connection has gone again, or a signal
+    /// came.
     #[must_use]
     pub fn failed(&mut self, what: &str, error: &io::Error) -> Duration {
         if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// What a text must look like.
+/// The form of an address, for error messages.
 const FORM: &str = "say it as HOST:PORT, like 127.0.0.1:7000, [::1]:7000 or localhost:7000";
 
 /// Checks that `text` has the form of a host, by name or address, and a port.
@@ -43,7 +43,7 @@ pub fn resolve(text: &str) -> Result<SocketAddr, String> {
     found.min_by_key(|address| !address.is_ipv4()).ok_or_else(|| format!("the host of `{text}` has no address"))
 }
 
-/// What to do about an address at which can't be listened.
+/// Advice to an operator for an address that can't be listened at.
 #[must_use]
 pub fn advice(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {

@@ -3,9 +3,8 @@
 use nix::time::{ClockId, clock_gettime};
 use std::fmt;
 
-/// Microseconds of the host's monotonic clock: the same clock in every process of one host, so that
-/// the timelines of a primary, a backup and the program that killed one of them can be laid side by
-/// side.
+/// Microseconds of the host's monotonic clock. All processes of one host share it, so that the
+/// timelines of a primary, a backup and the program that killed one of them can be compared.
 #[must_use]
 pub fn now_us() -> u64 {
     now_ns() / 1000
@@ -29,7 +28,7 @@ pub fn thread_cpu_ns() -> u64 {
     read_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Milliseconds of UTC since 1970: for people who read reports. Nothing is decided by it.
+/// Milliseconds of UTC since 1970, for people who read reports; no decision depends on it.
 ///
 /// # Panics
 /// If the host has no such clock, which no Linux is without.

@@ -13,7 +13,7 @@ pub fn bits() -> u16 {
     u16::from_le_bytes(bytes)
 }
 
-/// A new incarnation's id.
+/// A random id for a new incarnation of a node.
 ///
 /// # Panics
 /// As [`bits`].

@@ -1,5 +1,4 @@
-//! Lines that a peer can cause as often as it likes: told at a limited rate, so that no stranger
-//! fills a log.
+//! A rate limit for lines that a peer can cause as often as it likes, so that no peer fills a log.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +15,14 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// The first line is told, and then at most one in `interval_ns`.
+    /// Lets the first line through, and then at most one in `interval_ns`.
     #[must_use]
     pub const fn every(interval_ns: u64) -> Self {
         Self { interval_ns, told_ns: None, left_out: 0 }
     }
 
-    /// There is another line to tell. `None` if it comes too soon after the last one; otherwise it
-    /// is to be told, with the number of those that were left out since then.
+    /// Asks whether one more line may be told. `None` if it comes too soon after the last one;
+    /// otherwise the number of lines that were left out since then.
     pub fn admit(&mut self, now_ns: u64) -> Option<LeftOut> {
         if self.told_ns.is_some_and(|told_ns| now_ns.saturating_sub(told_ns) < self.interval_ns) {
             self.left_out += 1;

@@ -1,4 +1,4 @@
-//! What a program tells: status lines for a person, or one JSON object a line for a machine.
+//! The reports of a program: status lines for a person, or one JSON object per line for a machine.
 
 use super::{clock, writer};
 use rustix::termios::tcgetwinsize;
@@ -14,20 +14,20 @@ use vm::OutputId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// For who looks for a cause. Only logs have it.
+    /// For a person who looks for a cause. Only logs have it.
     Debug,
     /// The usual course.
     Info,
     /// A change that an operator wants to see: who owns the VM, and whether it is protected.
     Notice,
-    /// Something that shouldn't be; the program goes on.
+    /// Something is wrong; the program goes on.
     Warn,
-    /// The end of something.
+    /// The program, or a part of it, ends because of an error.
     Error,
 }
 
 impl Level {
-    /// The level in a line for a person, and how a terminal shows it.
+    /// The level's name in lines for a person, and its terminal colours.
     const fn looks(self) -> (&'static str, &'static str) {
         match self {
             Self::Debug => ("DEBUG", "\x1b[2m"),
@@ -39,19 +39,20 @@ impl Level {
     }
 }
 
-/// Something that a program tells. Give it `#[serde(tag = "event", rename_all = "snake_case")]`.
+/// A report of a program. Its serialisation needs `#[serde(tag = "event", rename_all =
+/// "snake_case")]`.
 pub trait Report: Serialize + Display {
-    /// How much it matters.
+    /// How much the report matters.
     fn level(&self) -> Level {
         Level::Info
     }
 }
 
-/// Where a program's reports go.
+/// Writes a program's reports.
 ///
-/// For a person they are lines on standard error, so that standard output stays the guest's
+/// Reports for a person are lines on standard error, so that standard output stays the guest's
 /// console. With `--json` they are objects on standard output, each with `at`, the wall-clock time,
-/// and `at_us`: microseconds of the host's monotonic clock.
+/// and `at_us`, microseconds of the host's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Reporter {
     program: &'static str,
@@ -75,18 +76,18 @@ impl Reporter {
         Self { program, json }
     }
 
-    /// Whether reports are for a machine.
+    /// `true` if reports are for a machine.
     #[must_use]
     pub const fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Tells `report`.
+    /// Writes `report` as of now.
     pub fn tell<R: Report>(&self, report: &R) {
         self.tell_at(clock::now_us(), report);
     }
 
-    /// Tells `report` of something that happened at `at_us`.
+    /// Writes `report` of something that happened at `at_us`.
     pub fn tell_at<R: Report>(&self, at_us: u64, report: &R) {
         if self.json {
             writer::stdout().push_line(self.json_line(at_us, report));
@@ -96,7 +97,7 @@ impl Reporter {
         }
     }
 
-    /// Tells a report that is an output of the guest: the writer says when it has left.
+    /// Writes a report that is an output of the guest: the writer says when it has left.
     pub fn tell_output<R: Report>(&self, id: OutputId, report: &R) {
         writer::stdout().push_console(id, self.json_line(clock::now_us(), report));
     }
@@ -123,7 +124,7 @@ impl Display for Grouped {
     }
 }
 
-/// The same with one digit behind the point, for times.
+/// As [`Grouped`], with one digit after the point; for times.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tenths(pub(crate) f64);
 
@@ -131,13 +132,13 @@ impl Display for Tenths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{:.1}", self.0);
         let (whole, tenth) = text.split_once('.').unwrap_or((&text, "0"));
-        // What is negative or no number isn't grouped.
+        // Negative values, infinities and NaN aren't grouped.
         let whole = whole.parse().map_or_else(|_| whole.to_owned(), |whole| Grouped(whole).to_string());
         f.pad_integral(true, "", &format!("{whole}.{tenth}"))
     }
 }
 
-/// How many instructions, for people: millions where the rest is noise.
+/// A number of instructions for people: large ones in millions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instructions(pub(crate) u64);
 
@@ -153,13 +154,14 @@ impl Display for Instructions {
 /// The width of a terminal that doesn't say how wide it is, in columns.
 const COLUMNS: usize = 80;
 
-/// On a terminal that is narrower, in columns, lines are broken by the terminal.
+/// The narrowest terminal, in columns, for which lines are broken here; a narrower one breaks them
+/// itself.
 const COLUMNS_MIN: usize = 40;
 
-/// How lines for a person look.
+/// How lines for a person are laid out.
 #[derive(Clone, Copy, Debug)]
 struct Looks {
-    /// How wide the terminal is, in columns; none if it is no terminal, and lines are read later.
+    /// The terminal's width in columns; `None` if it is no terminal, and lines are read later.
     columns: Option<usize>,
     /// Colours are welcome, as <https://no-color.org> says.
     has_colours: bool,
@@ -185,18 +187,18 @@ impl Looks {
     }
 }
 
-/// A word on standard output, set off as a line of this level is if a terminal shows it.
+/// `word` for standard output, coloured as a line of this level if a terminal shows it.
 pub(crate) fn set_off(word: &str, level: Level) -> String {
     let (_, colour) = level.looks();
     let stdout = io::stdout();
     if Looks::of(&stdout, stdout.is_terminal()).has_colours { format!("{colour}{word}\x1b[0m") } else { word.into() }
 }
 
-/// The terminal's cursor isn't at the beginning of a line: it is behind a prompt of the guest's,
-/// say.
+/// `true` while the terminal's cursor isn't at the beginning of a line, because the guest has
+/// printed a prompt, for example.
 static IS_WITHIN_LINE: AtomicBool = AtomicBool::new(false);
 
-/// The guest's console goes to standard output, as `bytes`.
+/// Notes that these bytes of the guest's console go to standard output.
 pub(crate) fn console_shown(bytes: &[u8]) {
     static IS_TERMINAL: OnceLock<bool> = OnceLock::new();
     if let Some(last) = bytes.last()
@@ -211,8 +213,8 @@ pub(crate) fn key_shown() {
     IS_WITHIN_LINE.store(true, Ordering::Release);
 }
 
-/// A line for a person at standard error; a terminal gets it as a line of its own, whatever was
-/// there before.
+/// A line for a person on standard error; on a terminal it begins on a new line, wherever the
+/// cursor was.
 pub(crate) fn line_for_stderr(program: &str, level: Level, text: &str) -> String {
     let looks = Looks::of_stderr();
     let mut line = line(program, level, text, looks);
@@ -222,12 +224,12 @@ pub(crate) fn line_for_stderr(program: &str, level: Level, text: &str) -> String
     line
 }
 
-/// A line for a person: when, how much it matters, who says it, and what.
+/// A line for a person: time, level, program and text.
 ///
 /// A file is read days later, together with others: it gets the date, every level and the program's
-/// whole name. A terminal is looked at now, and most of its 80 columns are for what is said: it
-/// gets the time of day, the levels of what is wrong in words (the others only in colour), the name
-/// without `ft-`, and what is too long in several lines.
+/// whole name. A terminal is read now, and has 80 columns: it gets the time of day, the names of
+/// the levels from `Warn` on (the others only as colours), the name without `ft-`, and long texts
+/// in several lines.
 fn line(program: &str, level: Level, text: &str, looks: Looks) -> String {
     let at = clock::WallTime(clock::wall_ms()).to_string();
     let (name, colour) = level.looks();
@@ -262,9 +264,9 @@ fn without_error_numbers(text: &str) -> String {
     kept
 }
 
-/// `text` in lines of at most `columns`, broken between words. All begin behind `indent` columns,
-/// which the first line's caller fills. What has no place to break is left whole, so that it can be
-/// copied.
+/// `text` in lines of at most `columns`, broken between words and indented by `indent` columns; the
+/// caller fills the first line's indent. A word that is longer than a line is left whole, so that
+/// it can be copied.
 fn wrapped(text: &str, indent: usize, columns: usize) -> String {
     if columns < COLUMNS_MIN {
         return text.to_owned();

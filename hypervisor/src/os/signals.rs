@@ -1,5 +1,5 @@
-//! What an operator's signals ask of a program; and the limit of file sizes, which is no reason to
-//! die.
+//! The signals by which an operator ends a program, and the one for the limit of file sizes, which
+//! must not kill it.
 
 use super::report;
 use nix::sys::signal::{SigSet, Signal};
@@ -9,9 +9,9 @@ use std::thread;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Termination {
-    /// SIGINT, SIGTERM: end what this program does.
+    /// SIGINT, SIGTERM: end this program's work.
     End,
-    /// SIGHUP, SIGQUIT: end this process; what it does is to go on elsewhere or later, if it can.
+    /// SIGHUP, SIGQUIT: end this process; its work goes on elsewhere or later, if it can.
     Leave,
 }
 
@@ -27,7 +27,7 @@ pub fn on_termination(mut on_signal: impl FnMut(Termination) + Send + 'static) -
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
-    // An ignored signal that is blocked would be taken from its ignorer.
+    // Blocking an ignored signal would undo that it is ignored.
     for signal in [Signal::SIGHUP, Signal::SIGQUIT] {
         if ignored & mask(signal) == 0 {
             signals.add(signal);

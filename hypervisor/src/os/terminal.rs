@@ -10,14 +10,14 @@ use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgr
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// There is one standard input, and whoever ends the process must find it.
+/// The mode of standard input. Global, because every thread that ends the process must restore it.
 static TERMINAL: Mutex<Mode> = Mutex::new(Mode::Untouched);
 
 enum Mode {
     Untouched,
-    /// Keys come as they are typed; it was like this before.
+    /// Keys come as they are typed; these are the settings from before.
     Raw(Termios),
-    /// It is as it was, and stays so: the process ends.
+    /// The terminal is restored, and stays so: the process ends.
     Over,
 }
 
@@ -25,15 +25,15 @@ fn mode() -> MutexGuard<'static, Mode> {
     TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether what is typed is meant for this process: one in the background is stopped by the kernel
+/// `true` if this process is in the terminal's foreground: the kernel stops one in the background
 /// if it reads.
 #[must_use]
 pub fn is_in_foreground() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
 }
 
-/// Makes the terminal hand over every key as it is typed, Ctrl-C too, without echo. Lines that are
-/// put out are ended as before.
+/// Makes the terminal deliver every key as it is typed, Ctrl-C too, without echo. Output lines end
+/// as before.
 ///
 /// # Errors
 /// If standard input is no terminal.
@@ -52,19 +52,18 @@ pub fn make_raw() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the terminal what it was. Call it on every way out of the process; more than once is no
-/// harm.
+/// Restores the terminal. Called on every way out of the process; calling it again does nothing.
 pub fn restore() {
     if let Mode::Raw(before) = std::mem::replace(&mut *mode(), Mode::Over)
         && is_in_foreground()
     {
-        // In the background the kernel would stop this process instead, and the terminal is
-        // another's. A terminal that went away needs nothing.
+        // The kernel would stop a process in the background here, and the terminal is another's
+        // then. A terminal that is gone needs nothing.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }
 }
 
-/// A panic may end the process before anybody else restores the terminal.
+/// A panic may end the process before any other code restores the terminal.
 fn restore_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
 //! Standard output and standard error: written by threads of their own, so that a reader that
-//! doesn't read stops nobody.
+//! doesn't read stops no other thread.
 //!
 //! ```text
 //!   reports, console, tracing, panics ──push──► WriteQueue ──writer thread──► stdout or stderr
@@ -25,8 +25,8 @@ use std::panic::PanicHookInfo;
 use std::thread;
 use std::time::Duration;
 
-/// How long an ending process waits for its last words to be written, and how long for a reader
-/// that takes nothing.
+/// How long an ending process waits for its last output to be written, and for a reader that takes
+/// nothing.
 const DRAIN_NS: u64 = 5_000_000_000;
 const DRAIN_STALL_NS: u64 = 1_000_000_000;
 
@@ -48,8 +48,8 @@ pub fn stderr() -> &'static Stream {
     &STDERR
 }
 
-/// From here on nobody in this process waits for a reader of its output. `reporter` tells what was
-/// dropped.
+/// Starts the writing threads: from here on no other thread of this process waits for a reader of
+/// its output. `reporter` reports what was dropped.
 ///
 /// # Errors
 /// If threads can't be started.
@@ -65,7 +65,7 @@ fn start_threads(reporter: Reporter) -> io::Result<()> {
     let watch = thread::Builder::new().name("output watch".into()).spawn(|| {
         loop {
             let now_ns = clock::now_ns();
-            // Both, not one or the other.
+            // Both streams are watched: no short-circuit.
             if STDOUT.watch(now_ns) | STDERR.watch(now_ns) {
                 thread::park_timeout(WATCH);
             } else {
@@ -79,7 +79,7 @@ fn start_threads(reporter: Reporter) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until what was told is written, for a bounded time: the process ends.
+/// Waits until all output is written, for a bounded time, before the process ends.
 pub fn drain() {
     let end_ns = clock::now_ns() + DRAIN_NS;
     if let Some(Lost { console_bytes, lines }) = STDOUT.drain(end_ns, DRAIN_STALL_NS) {
@@ -89,8 +89,8 @@ pub fn drain() {
     let _ = STDERR.drain(end_ns, DRAIN_STALL_NS);
 }
 
-/// Tells of a panic as the standard library does, but without waiting for a reader of standard
-/// error that doesn't read.
+/// Reports a panic as the standard library does, but without waiting for the reader of standard
+/// error.
 pub fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let backtrace = Backtrace::capture();
@@ -114,8 +114,8 @@ impl io::Write for LogLines {
     }
 }
 
-/// A reader of this process's output took nothing for a while, or its disk was full, and some was
-/// dropped. It is told once something is taken again.
+/// Output was dropped because its reader took nothing for a while, or its disk was full. Reported
+/// once output is taken again.
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "output_dropped")]
 struct OutputDropped {

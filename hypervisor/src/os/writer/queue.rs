@@ -1,27 +1,27 @@
-//! What waits to be written to a stream, and what of it is dropped when nobody reads: decisions
-//! without I/O.
+//! The output that waits to be written to a stream, and what of it is dropped when its reader
+//! stalls: decisions without I/O.
 
 use std::collections::VecDeque;
 use vm::OutputId;
 
-/// A reader that has taken nothing for so long, though there was something, has stalled.
+/// A reader that takes nothing for this long, though output waits, has stalled.
 pub const STALL_NS: u64 = 1_000_000_000;
 
 /// How many bytes of the guest's console are kept for a reader that has stalled.
 pub const CONSOLE_BYTES_KEPT: usize = 128 << 10;
 
-/// When so many bytes of it wait, its producer should wait too.
+/// When this many bytes of console output wait, the guest should wait too.
 const CONSOLE_BYTES_MAX: usize = 2 * CONSOLE_BYTES_KEPT;
 
-/// How many bytes of lines wait at most. Nothing stops their producers, so one more line is
+/// The most bytes of lines that wait. Producers of lines never wait, so beyond it a new line is
 /// dropped, stalled or not.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// The most bytes that are written at once: what a pipe takes whole, so that a slow reader is seen
-/// to get on.
+/// The most bytes written at once: a pipe takes them whole, so that a slow reader is seen to make
+/// progress.
 const PIECE_BYTES: usize = 4096;
 
-/// What an item costs beyond its bytes, so that empty items are bounded too.
+/// The memory that an item counts for beyond its bytes, so that empty items are bounded too.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
 /// What was dropped.
@@ -36,7 +36,7 @@ pub struct Lost {
 #[derive(Debug)]
 struct Item {
     bytes: Vec<u8>,
-    /// Which output of the guest it is; a line of a report is none.
+    /// The id of the guest's output; `None` for a line of a report.
     output: Option<OutputId>,
 }
 
@@ -46,22 +46,22 @@ impl Item {
     }
 }
 
-/// The bounded buffer between those who tell something and the thread that writes it.
+/// The bounded buffer between the threads that write and the thread that passes it to the stream.
 ///
-/// Items are written whole or dropped whole, and what is dropped is the newest. The guest's console
-/// is bounded by the output gate, which stops the guest: a slow reader makes the guest slow and
-/// loses nothing. Only if the reader has taken nothing for [`STALL_NS`], what exceeds
-/// [`CONSOLE_BYTES_KEPT`] is dropped, and the guest goes on.
+/// Items are written whole or dropped whole, the newest first. The guest's console is bounded by
+/// the output gate, which stops the guest: a slow reader slows the guest and loses nothing. Only
+/// when the reader has taken nothing for [`STALL_NS`], console output beyond [`CONSOLE_BYTES_KEPT`]
+/// is dropped, and the guest goes on.
 #[derive(Debug, Default)]
 pub struct WriteQueue {
     items: VecDeque<Item>,
-    /// Bytes of the first item that are written.
+    /// How many bytes of the first item are written.
     written: usize,
     console_bytes: usize,
     line_bytes: usize,
     /// When the reader last took something, or had nothing to take.
     taken_ns: u64,
-    /// All of the guest's console below has come here.
+    /// One past the last console output that was pushed.
     next_console: OutputId,
     /// What was dropped since [`WriteQueue::take_lost`].
     lost: Lost,
@@ -90,7 +90,7 @@ impl WriteQueue {
         if item.output.is_some() { &mut self.console_bytes } else { &mut self.line_bytes }
     }
 
-    /// Drops what nobody is going to read soon, if time has shown so. To be called now and then.
+    /// Drops output for a stalled reader. Called now and then.
     pub fn shed(&mut self, now_ns: u64) {
         while self.line_bytes > LINE_BYTES_MAX && self.drop_newest(false) {}
         if self.is_stalled(now_ns) {
@@ -119,7 +119,7 @@ impl WriteQueue {
         }
     }
 
-    /// Whether the reader takes nothing though there is something.
+    /// `true` if the reader has stalled.
     #[must_use]
     pub fn is_stalled(&self, now_ns: u64) -> bool {
         !self.items.is_empty() && now_ns.saturating_sub(self.taken_ns) >= STALL_NS
@@ -131,30 +131,30 @@ impl WriteQueue {
         self.taken_ns
     }
 
-    /// Whether all is written or dropped.
+    /// `true` if all is written or dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Whether so much console output waits that its producer should wait too.
+    /// `true` if so much console output waits that the guest should wait too.
     #[must_use]
     pub const fn is_console_full(&self) -> bool {
         self.console_bytes >= CONSOLE_BYTES_MAX
     }
 
-    /// What is to be written next: at most what a pipe takes at once.
+    /// The next piece to write: at most what a pipe takes at once.
     #[must_use]
     pub fn next_piece(&self) -> Option<&[u8]> {
         let rest = self.items.front()?.bytes.get(self.written..)?;
         Some(&rest[..rest.len().min(PIECE_BYTES)])
     }
 
-    /// So many bytes of [`WriteQueue::next_piece`] are written.
+    /// This many bytes of [`WriteQueue::next_piece`] were written.
     pub fn wrote(&mut self, now_ns: u64, bytes: usize) {
         self.taken_ns = now_ns;
         self.written += bytes;
-        // Items without bytes, too: an output may have none of its own.
+        // Also items without bytes: an output may be empty.
         while self.items.front().is_some_and(|item| self.written >= item.bytes.len()) {
             self.written = 0;
             if let Some(item) = self.items.pop_front() {
@@ -187,7 +187,7 @@ impl WriteQueue {
         self.items.iter().find_map(|item| item.output).unwrap_or(self.next_console)
     }
 
-    /// What was dropped and not told yet, once the reader takes something again.
+    /// What was dropped and isn't reported yet, once the reader takes output again.
     pub fn take_lost(&mut self, now_ns: u64) -> Option<Lost> {
         if self.lost == Lost::default() || self.is_stalled(now_ns) {
             return None;
@@ -195,7 +195,7 @@ impl WriteQueue {
         Some(std::mem::take(&mut self.lost))
     }
 
-    /// What nobody will have read if nothing is written any more.
+    /// What is lost if nothing more is written.
     #[must_use]
     pub fn not_written(&self) -> Lost {
         let rest = |item: &Item| item.bytes.len() as u64;
@@ -204,7 +204,7 @@ impl WriteQueue {
         Lost { console_bytes: self.lost.console_bytes + console_bytes, lines: self.lost.lines + lines }
     }
 
-    /// Whether something was dropped that is not told yet.
+    /// `true` if something was dropped that isn't reported yet.
     #[must_use]
     pub fn has_lost(&self) -> bool {
         self.lost != Lost::default()

@@ -14,11 +14,10 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 use vm::OutputId;
 
-/// How often an ending process looks whether its reader has stalled.
+/// How often an ending process checks whether its reader has stalled.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
-/// How often a panicking thread tries to get a stream's lock, which may be its own, and how long it
-/// waits in between.
+/// How often a panicking thread tries to lock a stream, which it may have locked itself.
 const PANIC_TRIES: u32 = 50;
 const PANIC_PAUSE: Duration = Duration::from_millis(2);
 
@@ -47,8 +46,8 @@ impl Descriptor {
         }
     }
 
-    /// Writes all of it, however long that takes. A reader that went away must not take the process
-    /// with it.
+    /// Writes all bytes, however long that takes. A reader that has gone is ignored, so that it
+    /// doesn't end the process.
     fn write_all(&self, bytes: &[u8]) {
         let _ = match self {
             Self::Stdout => io::stdout().lock().write_all(bytes).and_then(|()| io::stdout().flush()),
@@ -58,7 +57,7 @@ impl Descriptor {
     }
 }
 
-/// A stream of this process that others read, or don't.
+/// An output stream of this process.
 pub struct Stream {
     descriptor: Descriptor,
     state: Mutex<State>,
@@ -70,16 +69,16 @@ type ConsoleListener = Arc<dyn Fn(OutputId) + Send + Sync>;
 struct State {
     queue: Option<WriteQueue>,
     writer: Option<Writer>,
-    /// Gets the cursor below which the guest's console has left, whenever it moves.
+    /// Called with the cursor below which console output has left, whenever it moves.
     listener: Option<ConsoleListener>,
     console_left: OutputId,
-    /// What was dropped is not told yet.
+    /// Something was dropped that isn't reported yet.
     is_losing: bool,
     /// The last write has failed.
     is_failing: bool,
 }
 
-/// Those who empty the queue.
+/// The threads that empty the queue.
 struct Writer {
     watch: Thread,
     reporter: Reporter,
@@ -151,7 +150,7 @@ impl Stream {
         }
     }
 
-    /// The same for a line of a thread that panics, perhaps while it has this stream's lock.
+    /// As [`Stream::push_line`], for a thread that panics and may have locked this stream.
     pub(super) fn push_in_panic(&self, line: Vec<u8>) {
         for _ in 0..PANIC_TRIES {
             match self.state.try_lock() {
@@ -162,8 +161,8 @@ impl Stream {
         }
     }
 
-    /// `listener` gets the cursor below which the guest's console has left, written or dropped,
-    /// whenever it moves.
+    /// Sets the listener, which gets the cursor below which console output has left (written or
+    /// dropped) whenever it moves.
     pub fn on_console_left(&self, listener: impl Fn(OutputId) + Send + Sync + 'static) {
         self.state().listener = Some(Arc::new(listener));
     }
@@ -175,13 +174,13 @@ impl Stream {
         state.queue.as_ref().map_or(state.console_left, WriteQueue::console_left)
     }
 
-    /// Whether so much console output waits that its producer should wait too.
+    /// `true` if so much console output waits that the guest should wait too.
     #[must_use]
     pub fn is_console_full(&self) -> bool {
         self.state().queue.as_ref().is_some_and(WriteQueue::is_console_full)
     }
 
-    /// Drops what nobody is going to read. `true` if something waits to be written.
+    /// Drops output for a stalled reader. Returns `true` if output waits to be written.
     pub(super) fn watch(&self, now_ns: u64) -> bool {
         let mut state = self.state();
         let Some(queue) = &mut state.queue else { return false };
@@ -191,15 +190,15 @@ impl Stream {
         is_pending
     }
 
-    /// Waits until all is written, at most until `end_ns`, and not for a reader that takes nothing
-    /// for `stall_ns`. Says what is lost if that isn't enough.
+    /// Waits until all is written, until `end_ns` at most, and no longer than `stall_ns` for a
+    /// reader that takes nothing. Returns what is lost if that isn't enough.
     pub(super) fn drain(&self, end_ns: u64, stall_ns: u64) -> Option<Lost> {
         let start_ns = clock::now_ns();
         loop {
             let state = match self.state.try_lock() {
                 Ok(state) => Some(state),
                 Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
-                // Of a thread that panics, or for the moment of another one.
+                // The lock is held by a thread that panics, or for a moment by another one.
                 Err(TryLockError::WouldBlock) => None,
             };
             let now_ns = clock::now_ns();
@@ -259,14 +258,14 @@ impl Stream {
             match rustix::io::write(self.descriptor.as_fd(), piece) {
                 Ok(0) => return Err(Errno::IO),
                 Err(Errno::INTR) => {}
-                // Somebody else who has the same terminal or pipe has made it so.
+                // Another process with the same terminal or pipe has made it non-blocking.
                 Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(&self.descriptor.as_fd(), PollFlags::OUT)], None)),
                 result => return result,
             }
         }
     }
 
-    /// Tells whoever has to know what has become of the queue.
+    /// Tells listener, watch and waiting threads what changed in the queue.
     fn settle(&self, mut state: MutexGuard<'_, State>, now_ns: u64) {
         let Some(queue) = &mut state.queue else { return };
         let left = queue.console_left();
@@ -318,7 +317,7 @@ mod tests {
             // Fails once this test has seen enough.
             let _ = moved.send(next);
         });
-        // More than a pipe takes and than is kept.
+        // More than a pipe takes and the queue keeps.
         let pieces = 400;
         for id in 0..pieces {
             stream.push_console(OutputId(id), vec![b'x'; 1000]);
