@@ -97,6 +97,7 @@ pub struct PacketSender {
 impl PacketSender {
     /// Sends one packet, in one system call.
     ///
+    /// # Errors
     /// If the connection fails: [`PacketReceiver::receive`] then says why. `InvalidInput` if the
     /// packet is no Ethernet frame; the connection is unhurt then.
     pub fn send(&mut self, id: OutputId, packet: &[u8]) -> io::Result<()> {

@@ -129,6 +129,7 @@ impl Fabric {
 
     /// Opens a VM's port for `connection`. Returns the answer, to be sent before anything else.
     ///
+    /// # Errors
     /// [`Refusal`], also reported as an event. The caller sends the reason and closes the
     /// connection.
     pub fn attach(

@@ -62,6 +62,7 @@ impl ReceivedLog {
 
     /// All entries below `consumed` are replayed; the machine stands at `count`.
     ///
+    /// # Panics
     /// If a cursor goes back or passes `received`: the driver's bug.
     pub(super) fn consume(&mut self, consumed: LogSeq, count: InstructionCount) {
         assert!(self.consumed <= consumed, "consumed {consumed} after {}", self.consumed);
