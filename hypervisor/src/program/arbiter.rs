@@ -38,7 +38,7 @@ struct Options {
     json: bool,
 }
 
-/// The whole program.
+/// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
@@ -58,7 +58,7 @@ fn run(options: Options, reporter: Reporter) -> Result<(u8, String), Failure> {
         server.run(stopped).await;
         Ok((exit::OK, "stopped by a signal; the claims stay".into()))
     });
-    // A request whose disk hangs keeps nobody from ending this program.
+    // In the background: a request whose disk hangs must not keep this program from ending.
     runtime.shutdown_background();
     ended
 }

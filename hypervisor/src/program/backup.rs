@@ -30,13 +30,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// From one look for the primary to the next.
+/// The interval at which a backup looks for its primary.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// From a peer that had no place for this side to the next look.
+/// How long to wait after a peer that was no primary, or had a backup already.
 const NO_PLACE_RETRY: Duration = Duration::from_millis(300);
 
-/// From the end of one life to the beginning of the next.
+/// How long to wait before starting over.
 const START_OVER: Duration = Duration::from_secs(1);
 
 /// How long a primary may take to accept a connection.
@@ -90,7 +90,7 @@ fn parse_bit_flip(text: &str) -> Result<BitFlip, String> {
     Ok(BitFlip { count: number(count).map_err(|_| bad())?, address: number(address).map_err(|_| bad())?, bit })
 }
 
-/// The whole program.
+/// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
@@ -110,15 +110,14 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// Becomes a new process image with the same arguments: nothing of the former life, its threads and
-/// sockets, is left, and it is another incarnation to the arbiter. Comes back only if that can't be
-/// done.
+/// Replaces the process image, with the same arguments: nothing of the former life, its threads and
+/// sockets, is left, and it is another incarnation to the arbiter. Returns only if that fails.
 fn start_over() -> io::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "ft-backup".into());
-    // A file that was replaced or removed since has no path any more, but this process still has
-    // it. The new one may speak another version than the other sides of the VM: it is for the
-    // operator to start it.
+    // A file that was replaced or removed has no path any more, but this process still has it. The
+    // new file may speak another version than the VM's other side: the operator decides when to
+    // start it.
     let own = PathBuf::from("/proc/self/exe");
     let executable = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or(own);
     Command::new(executable).arg0(name).args(arguments).exec()
@@ -133,7 +132,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let listener = listen(options.listen)?;
     let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
-    // Others that wait for a primary may come here, and must not take this side for one.
+    // Other backups that wait for a primary may connect here, and must not take this side for one.
     let no_primary_port = NoPrimaryPort::start(listener)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
@@ -144,7 +143,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         let stream = search.find_primary(&node, options.primary)?;
         let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
         match backup::run(&node, role, stream, log, faults)? {
-            // It has had no part in the VM, and is as good a backup as before.
+            // This side has had no part in the VM, so it can go on looking.
             BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
             BackupOutcome::GoLive(succession) => {
@@ -187,7 +186,7 @@ fn go_live(
     })
 }
 
-/// The search for a primary, and what has been told of it: each connection once.
+/// The search for a primary, and which connections were reported: each once.
 #[derive(Debug, Default)]
 struct Search {
     told_connected: Option<SocketAddr>,
@@ -201,7 +200,7 @@ impl Search {
             let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
             let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
                 Ok(stream) => Ok((address, stream)),
-                // Most often nobody listens, which needs no more words.
+                // Usually nothing listens there yet, which needs no report.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     Err(format!("nobody answers at {address}"))
                 }
@@ -225,8 +224,8 @@ impl Search {
     }
 }
 
-/// Where the VM's owner listens, as far as the arbiter knows and can be asked; what is missing if
-/// nobody knows. An owner at this node's own address was an earlier incarnation of it, and is gone.
+/// The address of the VM's owner, as far as the arbiter knows and can be asked; otherwise what is
+/// missing. An owner at this node's own address was an earlier incarnation of it, and is gone.
 fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
     let claim = match node.arbiter.latest(&node.vm) {
         Ok(claim) => claim,

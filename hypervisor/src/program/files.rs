@@ -8,13 +8,13 @@ use std::path::Path;
 
 /// Opens the file at `path` to read it.
 ///
-/// A FIFO is refused, and so is a device that isn't a disk: a program that waits there for a writer
-/// doesn't hear Ctrl-C, and what comes out of a device need not end.
+/// Refuses a FIFO, and a device that isn't a disk: opening a FIFO would wait for a writer, deaf to
+/// Ctrl-C, and reading a device need not end.
 ///
 /// # Errors
-/// If it can't be opened, or is none that can be read to its end at once.
+/// If it can't be opened, or isn't a file that can be read to its end at once.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    // Without the flag, opening a FIFO is what waits. It means nothing for regular files and disks.
+    // Without the flag, opening a FIFO waits. It has no effect on regular files and disks.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_fifo() {
@@ -43,8 +43,8 @@ pub(crate) fn open_stream(path: &Path) -> io::Result<File> {
 /// Opens a device or a pipe at `path` to write to it.
 ///
 /// # Errors
-/// If it can't be opened, or is a FIFO that nobody reads: opening it would wait for a reader, deaf
-/// to Ctrl-C.
+/// If it can't be opened, or is a FIFO without a reader: opening it would wait for one, deaf to
+/// Ctrl-C.
 pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     let file = match OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
@@ -77,7 +77,7 @@ mod tests {
         let refused = open(&fifo).unwrap_err().to_string();
         assert!(refused.contains("FIFO") && refused.contains("into a file"), "{refused}");
         assert!(open_to_write(&fifo).unwrap_err().to_string().contains("FIFO"));
-        // With somebody at the other end it opens, and is one all the same.
+        // With a process at the other end it opens, and is refused all the same.
         let _reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         assert!(open(&fifo).unwrap_err().to_string().contains("FIFO"));
         let file = open_to_write(&fifo).unwrap();

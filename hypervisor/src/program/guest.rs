@@ -1,4 +1,4 @@
-//! Guests: the ones that are built in, and any other files.
+//! Guests: the built-in ones, and those in files.
 
 use super::files;
 use logchannel::session::IMAGE_BYTES_MAX;
@@ -28,15 +28,15 @@ const BUILT_IN: [(&str, &[u8]); 7] = [
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// Neither built in nor a file.
+    /// The name is neither a built-in guest's nor a file's.
     #[error("guest {name}: not a built-in guest ({}), and as a file: {source}", built_in_names())]
     Unknown {
-        /// As asked for.
+        /// The name that was asked for.
         name: String,
         /// Why the file can't be read.
         source: io::Error,
     },
-    /// A file of the guest's can't be read.
+    /// A file of the guest can't be read.
     #[error("can't read the {what} {}: {source}", .path.display())]
     Unreadable {
         /// What it is for.
@@ -54,7 +54,7 @@ pub enum GuestError {
         /// Where it is.
         path: PathBuf,
     },
-    /// More than a log carries.
+    /// The image is larger than a log can carry.
     #[error(
         "the {what} {} is too large: a disk may have {} MiB, and the files of a guest {} MiB together, because a log carries them",
         .path.display(), DISK_BYTES_MAX >> 20, IMAGE_BYTES_MAX >> 20
@@ -90,8 +90,8 @@ impl Guest {
         Ok(Self { name: path.display().to_string(), image: read(what, path, IMAGE_BYTES_MAX)? })
     }
 
-    /// The same guest with an initrd and a disk, as far as they are given. A disk that isn't made
-    /// of whole pages is lengthened with zeros.
+    /// Adds an initrd and a disk, as far as they are given. A disk that isn't a whole number of
+    /// pages is filled up with zeros.
     ///
     /// # Errors
     /// [`GuestError`] if a file can't be read, or they are too large together.
@@ -121,7 +121,7 @@ impl Guest {
     }
 }
 
-/// The contents of a file of at most `bytes_max`; of a longer one, not more than that is read.
+/// The contents of a file. Of a file longer than `bytes_max` only a little more than that is read.
 fn read(what: &'static str, path: &Path, bytes_max: usize) -> Result<Vec<u8>, GuestError> {
     let unreadable = |source| GuestError::Unreadable { what, path: path.into(), source };
     let mut contents = Vec::new();

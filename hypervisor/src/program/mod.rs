@@ -29,17 +29,17 @@ use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What ends a program with a message.
+/// An error that ends a program with its message.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Begins a program whose output is written by threads of its own, so that a reader that doesn't
+/// Sets up a program whose output is written by threads of its own, so that a reader that doesn't
 /// read stops nothing: `ft-primary`, `ft-backup`, `ft-lan`, `ft-arbiter` and `ft-record`. Call it
-/// before anything starts a thread.
+/// before any thread starts.
 fn begin(program: &'static str, json: bool) -> Reporter {
     init_tracing(program);
     let reporter = Reporter::new(program, json);
-    // Both can only fail on a host without memory; the program works without them, as long as
-    // somebody reads.
+    // Both fail only on a host without memory; the program works without them as long as its output
+    // is read.
     if let Err(error) = signals::survive_file_size_limit().and_then(|()| writer::start(reporter)) {
         tracing::warn!("output is written by those who make it: {error}");
     }
@@ -47,7 +47,7 @@ fn begin(program: &'static str, json: bool) -> Reporter {
     reporter
 }
 
-/// Tells how the program ended, and ends it.
+/// Reports how the program ended, and returns its exit code.
 fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode {
     terminal::restore();
     let (exit_code, reason) = result.unwrap_or_else(|error| (exit::FAILURE, error.to_string()));
@@ -56,15 +56,15 @@ fn finish(reporter: Reporter, result: Result<(u8, String), Failure>) -> ExitCode
     ExitCode::from(exit_code)
 }
 
-/// Ends the process at once, because the operator doesn't want to wait for a better end.
+/// Ends the process at once, because the operator doesn't want to wait for an orderly end.
 fn interrupted() -> ! {
     terminal::restore();
     writer::drain();
     std::process::exit(exit::INTERRUPTED.into())
 }
 
-/// Makes a panic on any thread end the process: a side of a pair works or is dead, and then the
-/// other goes on. Call it after [`begin`].
+/// Makes a panic on any thread end the process: a side of a pair either works or is dead, so that
+/// the other side goes on. Call it after [`begin`].
 fn fail_stop() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -86,7 +86,7 @@ pub(crate) fn init_tracing(program: &'static str) {
     let _ = subscriber.try_init();
 }
 
-/// Logs look as reports do.
+/// Formats log lines like reports.
 struct LogLine {
     program: &'static str,
 }

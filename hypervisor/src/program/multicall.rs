@@ -1,16 +1,15 @@
 //! All programs in one executable, chosen by the name it is started under.
 //!
-//! `cargo run --bin ft-demo` builds no other program, and the demo needs four: it starts itself
-//! under their names.
+//! `cargo run --bin ft-demo` builds only that program, and the demo needs four others: it starts
+//! itself under their names.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Runs the program that this process was started as, if it is started under the name of one.
+/// Runs the program whose name this process was started under, if there is one.
 ///
-/// Call it before anything else in `main`; go on with the executable's own program if it gives
-/// `None`.
+/// Call it first in `main`; if it returns `None`, go on with the executable's own program.
 #[must_use]
 pub fn run_as_named() -> Option<ExitCode> {
     let name = std::env::args_os().next()?;

@@ -1,4 +1,4 @@
-//! An arbiter that a start waits for.
+//! A start's arbiter, which is asked until it answers.
 
 use crate::arbiter::{Arbiter, ArbiterError};
 use crate::node::environment::Node;
@@ -9,15 +9,15 @@ use logchannel::session::{NodeId, VmId};
 use std::thread;
 use std::time::Duration;
 
-/// From an unanswered request to the next.
+/// The time from an unanswered request to the next.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// The node's arbiter, asked again until it answers, as a running side does: a service manager may
-/// start both at once.
+/// The node's arbiter, asked again until it answers, because a service manager may start both at
+/// once. A running side does the same.
 ///
-/// Unanswered requests are told ever more rarely. A claim that wasn't answered once may have been
-/// made, so that nothing but an answer ends it: this process would leave a VM behind that nobody
-/// runs.
+/// Unanswered requests are reported ever more rarely. A claim that wasn't answered may have been
+/// made, so only an answer ends the wait: otherwise this process could leave a VM behind that no
+/// node runs.
 #[derive(Debug)]
 pub(super) struct PatientArbiter<'a>(pub(super) &'a Node);
 
@@ -77,7 +77,7 @@ mod tests {
 
     type Answer = fn() -> Result<Verdict, ArbiterError>;
 
-    /// Answers as it was told to.
+    /// An arbiter with scripted answers.
     #[derive(Debug)]
     struct Scripted {
         answers: Mutex<Vec<Answer>>,

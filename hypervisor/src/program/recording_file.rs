@@ -4,9 +4,8 @@
 //! ```text
 //!   NAME.part   locked, being begun       rename       NAME   locked, being written
 //!               image not whole yet    ───────────►           whole up to its last frame at any time
-//! ```
-//! So two recordings under one name don't destroy each other, and one that can't be begun destroys
-//! no older one.
+//! So two recordings under one name don't destroy each other, and a recording that can't begin
+//! destroys no older one.
 
 use super::Failure;
 use super::files;
@@ -20,8 +19,8 @@ use std::io::{self, BufWriter};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Writes a log's head, and gives the writer of its entries. `path` is the file's name then; an
-/// existing one is only replaced if `is_forced`.
+/// Writes a log's head, and returns the writer of its entries. From then on the file is at `path`;
+/// an existing file is replaced only if `is_forced`.
 pub(super) fn create(
     path: &Path,
     is_forced: bool,
@@ -33,11 +32,11 @@ pub(super) fn create(
     let writing = |error: io::Error| format!("writing {name}: {error}");
     let exists = || format!("{name} exists; --force overwrites it, --output names another");
     let begin = |file: File| LogWriter::create(BufWriter::new(file), session, image).map_err(writing);
-    // What a symbolic link names is replaced, and not the link.
+    // Replaces the target of a symbolic link, and not the link.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.into());
     match fs::metadata(path) {
         Ok(_) if !is_forced => return Err(exists().into()),
-        // A device or a pipe can't be written beside.
+        // A device or a pipe has no neighbour `NAME.part`.
         Ok(metadata) if !metadata.is_file() => {
             return Ok(begin(files::open_to_write(path).map_err(unwritable)?)?);
         }
@@ -60,7 +59,7 @@ fn being_written(path: &Path) -> String {
     format!("{} is being written by another process; --output names another", path.display())
 }
 
-/// The file under its first name, which it loses at last when this is dropped.
+/// The file under its first name, which is removed when this is dropped.
 struct Part {
     path: PathBuf,
     file: File,
@@ -85,13 +84,13 @@ impl Part {
         Ok(is_there.then_some(Self { path, file }))
     }
 
-    /// Gives the file its name.
+    /// Renames the file to `path`.
     fn rename(&self, path: &Path, is_forced: bool) -> io::Result<()> {
         if is_forced {
             return fs::rename(&self.path, path);
         }
         match renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
-            // A file system that can't promise it.
+            // A file system without this flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(&self.path, path),
             result => Ok(result?),
         }
@@ -144,7 +143,7 @@ mod tests {
         let path = directory.path().join("log");
         let part = super::Part::open(&path).unwrap().unwrap();
         assert!(begin(&path, false).unwrap_err().contains("is being written by another process"));
-        // The name goes on to another file, as when a recording comes to its end in between.
+        // The name belongs to another file by now, as when a recording ends in between.
         let late = File::open(&part.path).unwrap();
         fs::rename(&part.path, &path).unwrap();
         assert!(begin(&path, false).unwrap_err().contains("exists"));

@@ -1,5 +1,5 @@
-//! What it costs a guest that a backup joins, while it writes its memory faster than that can be
-//! copied.
+//! The benchmark of joining: how long a guest stands still when a backup joins, while it writes its
+//! memory faster than that can be copied.
 
 use crate::os::report::Grouped;
 use crate::program::Failure;
@@ -42,14 +42,14 @@ struct Results {
     longest_stand_p99_us: u64,
 }
 
-/// What a join was like.
+/// The figures of one join.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Join {
     /// From the first page copied to the last.
     took_ms: u64,
-    /// Pages sent, each as often as it was.
+    /// Pages sent; a page that was sent again counts again.
     pages: u64,
-    /// How long of the time the guest stood still, in many short stands.
+    /// How long the guest stood still in all, in many short pauses.
     stood_ms: u64,
     /// The longest time that it stood still at once.
     longest_stand_us: u64,
@@ -102,7 +102,7 @@ fn join(executable: &Executable, common: &[String], primary: &mut Process, nth: 
     backup.wait_for("protected", JOIN_PATIENCE)?;
     let copied = primary.wait_for_nth("memory_copied", nth, PATIENCE)?;
     drop(backup);
-    // It has claimed, and owns the VM alone again.
+    // The primary has claimed, and owns the VM alone again.
     primary.wait_for_nth("owner", nth + 1, PATIENCE)?;
     let field =
         |name: &str| copied[name].as_u64().ok_or_else(|| format!("`memory_copied` has no number {name}: {copied}"));

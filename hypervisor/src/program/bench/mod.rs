@@ -51,7 +51,7 @@ enum Bench {
     Join(join::Options),
 }
 
-/// The whole program.
+/// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();

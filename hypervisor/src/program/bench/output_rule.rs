@@ -1,4 +1,4 @@
-//! How long the Output Rule holds outputs.
+//! The benchmark of the Output Rule: how long it holds outputs.
 
 use super::ping_pong::{PingPong, Waiting};
 use crate::node::distribution::{Distribution, histogram_ns};
@@ -19,19 +19,19 @@ use std::time::Duration;
 /// The length of an echoed message, in bytes.
 const MESSAGE_BYTES: usize = 64;
 
-/// Pause between a round and the next, in microseconds, varied so that no rhythm of the guest's
-/// timer is met.
+/// The pause between two rounds, in microseconds, varied so that rounds don't fall in step with the
+/// guest's timer.
 const PAUSE_US: [u64; 4] = [100, 350, 200, 550];
 
-/// Where primary and backup run, and the two sides of the ping-pong: in use they are on two hosts
-/// and never share a core.
+/// The cores of primary and backup, and of the two sides of the ping-pong: in production they are
+/// on two hosts and never share a core.
 const CORES: [usize; 2] = [0, 1];
 
 /// Rounds before the ones that count.
 const WARM_UP_ROUNDS: usize = 200;
 
-/// Rounds of the spinning ping-pong: it keeps two cores busy by itself, so it can't take turns with
-/// anything.
+/// Rounds of the spinning ping-pong. It occupies two cores by itself, so it can't take turns with
+/// the echoes.
 const SPIN_ROUNDS: usize = 5_000;
 
 /// The longest that the spinning ping-pong may take for them, in nanoseconds.
@@ -50,7 +50,7 @@ struct Results {
     busy: Condition,
 }
 
-/// What was measured under one load.
+/// The figures under one load.
 #[derive(Debug, Serialize)]
 struct Condition {
     /// Production of an output to its release.
@@ -61,7 +61,7 @@ struct Condition {
     spinning_ping_pong: Distribution,
     /// A client's echo through LAN and guest.
     echo: Distribution,
-    /// The same without a backup.
+    /// A client's echo without a backup.
     echo_without_ft: Distribution,
     /// Medians: hold over blocking ping-pong. To reach: at most 1.1 idle, 1.0 busy.
     hold_over_blocking: f64,
@@ -152,7 +152,7 @@ fn take_turns(executable: &Executable, service: SocketAddr, length: Duration) ->
     Ok(rounds)
 }
 
-/// One echo; gives its nanoseconds.
+/// One echo; returns its time in nanoseconds.
 fn echo(client: &UdpSocket, number: u64) -> Result<u64, Failure> {
     let mut message = [0; MESSAGE_BYTES];
     message[..8].copy_from_slice(&number.to_le_bytes());

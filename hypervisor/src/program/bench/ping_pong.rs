@@ -7,10 +7,10 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ExitCode, Stdio};
 
-/// A log frame with a short packet and an output.
+/// The size of a log frame with a short packet and an output.
 const PING_BYTES: usize = 160;
 
-/// An acknowledgement.
+/// The size of an acknowledgement.
 const PONG_BYTES: usize = 16;
 
 /// The name under which an executable answers pings: `ft-pong HOST:PORT block|spin`.
@@ -49,7 +49,7 @@ impl PingPong {
         Ok(Self { stream, pong })
     }
 
-    /// One round; gives its nanoseconds.
+    /// One round; returns its time in nanoseconds.
     pub(super) fn round(&mut self) -> io::Result<u64> {
         let started_ns = clock::now_ns();
         send(&mut self.stream, &[0; PING_BYTES])?;
@@ -65,7 +65,7 @@ impl Drop for PingPong {
     }
 }
 
-/// The whole program of the answering process.
+/// Runs the answering process.
 pub(crate) fn pong_main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, waiting] = arguments.as_slice() else { return ExitCode::FAILURE };
@@ -88,7 +88,7 @@ fn answer(address: &str, spin: bool) -> io::Result<()> {
 }
 
 fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
-    // So few bytes always fit into the socket's buffer, blocking or not.
+    // This few bytes always fit into the socket's buffer, blocking or not.
     stream.write_all(bytes)
 }
 

@@ -4,7 +4,7 @@ use ft::claim::Claim;
 use ft::role::{BackupEnd, PrimaryEnd};
 use vm::StopReason;
 
-/// In order.
+/// The program ended as it should.
 pub const OK: u8 = 0;
 /// An error that the program told on standard error.
 pub const FAILURE: u8 = 1;
@@ -16,17 +16,17 @@ pub const DIVERGED: u8 = 4;
 pub const UNPROTECTED: u8 = 5;
 /// The guest halted, powered off with a failure, or is a test program that ended without a result.
 pub const GUEST_FAILED: u8 = 6;
-/// Nobody reads standard output any more: as of a program that SIGPIPE ends.
+/// Standard output has no reader any more: the code of a program that SIGPIPE ends.
 pub const PIPE_CLOSED: u8 = 141;
 /// Interrupted before there was anything to end in order.
 pub const INTERRUPTED: u8 = 130;
 
-/// The list for `--help`.
+/// The list of exit codes for `--help`.
 const HELP: &str = "Exit codes: 0 in order; 1 error; 2 bad usage; 3 fenced, another node owns the VM; 4 replay \
                         diverged; 5 a backup lost its primary before it was protected; 6 the guest halted, \
                         powered off with a failure or told no result through tohost; 130 interrupted";
 
-/// What `--help` ends with: an example, and what the exit codes mean.
+/// The end of `--help`: an example, and the exit codes.
 #[must_use]
 pub fn help(example: &str) -> String {
     format!("{example}\n\n{HELP}")
@@ -41,7 +41,7 @@ pub const fn of_guest(reason: StopReason) -> u8 {
     }
 }
 
-/// The code and the words of a primary's end.
+/// The exit code and the message for a primary's end.
 #[must_use]
 pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
     match end {
@@ -64,15 +64,15 @@ pub fn of_primary(end: &PrimaryEnd) -> (u8, String) {
     }
 }
 
-/// The words of a side's end that another node, with this claim, has fenced. A node's first digits
-/// are enough for people.
+/// The message of a side that another node, with this claim, has fenced. The first digits of a
+/// node's id are enough for people.
 fn fenced(holder: &Claim) -> String {
     let Claim { node, address, .. } = holder;
     let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
     format!("fenced by node {:.8}{at}", node.to_string())
 }
 
-/// The code and the words of a backup's end.
+/// The exit code and the message for a backup's end.
 #[must_use]
 pub fn of_backup(end: &BackupEnd) -> (u8, String) {
     match end {

@@ -1,4 +1,4 @@
-//! Ctrl-C for programs that start others: they stop waiting, and what they started ends with them.
+//! Ctrl-C for programs that start others: they stop waiting, and their processes end with them.
 
 use super::exit;
 use crate::os::signals;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// What makes the terminal on standard output what it was before this program.
+/// The bytes that restore the terminal on standard output.
 static UNDO: Mutex<&'static [u8]> = Mutex::new(b"");
 
 /// How long the second signal waits for a terminal that takes nothing.
@@ -35,13 +35,13 @@ pub(in crate::program) fn install() -> io::Result<()> {
     })
 }
 
-/// From now on `bytes` make the terminal on standard output what it was before, in case that a
-/// second signal ends the process.
+/// Sets the bytes that restore the terminal on standard output, in case a second signal ends the
+/// process.
 pub(in crate::program) fn set_undo(bytes: &'static [u8]) {
     *UNDO.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
 }
 
-/// Makes the terminal on standard output what it was, also if it has got that already: a key that
+/// Restores the terminal on standard output, even if the bytes were written before: the key that
 /// interrupts makes the kernel drop what the terminal hasn't taken yet.
 fn undo() {
     let bytes = *UNDO.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,11 +49,11 @@ fn undo() {
         return;
     }
     let (done, is_done) = mpsc::channel();
-    // Beside the thread that writes the console, which may hold the stream's lock, or the kernel's
-    // of the terminal.
+    // On another thread than the console's writer, which may hold the stream's lock, or the
+    // kernel's lock of the terminal.
     let written = thread::Builder::new().name("undo".into()).spawn(move || {
         let _ = rustix::io::write(rustix::stdio::stdout(), bytes);
-        // Nobody listens if it took too long.
+        // The receiver is gone if it took too long.
         let _ = done.send(());
     });
     if written.is_ok() {
@@ -61,10 +61,10 @@ fn undo() {
     }
 }
 
-/// Comes to its end at the first SIGINT or SIGTERM; the second ends the process at once. Call it
+/// A future that ends at the first SIGINT or SIGTERM; the second ends the process at once. Call it
 /// before any thread starts.
 ///
-/// It takes no descriptors, so that it can't fail for want of them.
+/// It needs no descriptors, so that it can't fail for lack of them.
 ///
 /// # Errors
 /// If signals can't be blocked.
@@ -76,12 +76,13 @@ pub(in crate::program) fn termination() -> io::Result<impl Future<Output = ()>> 
         None => std::process::exit(exit::INTERRUPTED.into()),
     })?;
     Ok(async {
-        // The end of the sender is the news.
+        // The dropped sender is the signal.
         let _: Result<(), _> = receiver.await;
     })
 }
 
-/// To be asked at least some times a second by whatever takes long.
+/// Fails once the operator has interrupted the program. Every long wait calls it several times a
+/// second.
 ///
 /// # Errors
 /// [`Interrupted`] once the operator has said so.
@@ -89,7 +90,7 @@ pub fn check() -> Result<(), Interrupted> {
     if INTERRUPTED.load(Ordering::Acquire) { Err(Interrupted) } else { Ok(()) }
 }
 
-/// The exit code of a program that failed, perhaps because the operator wanted it to end.
+/// The exit code of a program that failed, which may be because it was interrupted.
 pub(in crate::program) fn exit_code() -> u8 {
     if check().is_err() { exit::INTERRUPTED } else { exit::FAILURE }
 }

@@ -1,4 +1,4 @@
-//! What a program must be allowed by its host before it begins.
+//! The limits that the host must allow a program before it begins.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -12,14 +12,14 @@ pub(in crate::program) const CONNECTIONS: u64 = 64;
 /// what it listens at, and what its threads have open.
 pub(in crate::program) const BESIDE_CONNECTIONS: u64 = 32;
 
-/// Makes sure that this process may have `needed` descriptors, and raises its limit if it may. A
-/// program that goes on with fewer fails at any place, and at worst when it is needed.
+/// Makes sure that this process may have `needed` descriptors, and raises its limit if it may.
+/// Otherwise the program would fail later, at an arbitrary point, and at the worst time.
 pub(in crate::program) fn require_descriptors(needed: u64) -> Result<(), String> {
     raise_descriptors(needed, needed).map(|_| ())
 }
 
-/// How many of `wanted` connections a server may have at once, so that descriptors are left for all
-/// else; the limit of descriptors is raised for them as far as the host allows.
+/// How many of `wanted` connections a server may have at once so that descriptors are left for
+/// everything else. Raises the limit of descriptors for them as far as the host allows.
 pub(in crate::program) fn connections(wanted: usize) -> Result<usize, String> {
     let wanted_descriptors = u64::try_from(wanted).unwrap_or(u64::MAX).saturating_add(BESIDE_CONNECTIONS);
     let allowed = raise_descriptors(CONNECTIONS, wanted_descriptors)?.saturating_sub(BESIDE_CONNECTIONS);
@@ -32,7 +32,7 @@ pub(in crate::program) fn connections(wanted: usize) -> Result<usize, String> {
     Ok(allowed)
 }
 
-/// Raises the limit of descriptors to `wanted`, or as far as the host allows; says what it is then.
+/// Raises the limit of descriptors to `wanted`, or as far as the host allows. Returns the limit.
 fn raise_descriptors(needed: u64, wanted: u64) -> Result<u64, String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let (now, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));

@@ -1,4 +1,4 @@
-//! What the programs have in common towards whoever calls them: options, signals, exit codes.
+//! The command line that the programs share: options, signals, exit codes.
 
 pub mod exit;
 pub mod interrupt;

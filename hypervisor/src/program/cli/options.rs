@@ -28,14 +28,14 @@ use vm::{BootMode, MachineConfig};
 /// and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may take with what no arbiter bounds itself: a host name's look-up, a file
-/// system that hangs.
+/// How long a whole call to an arbiter may take, with what the arbiter's own timeout doesn't bound:
+/// the look-up of a host name, a file system that hangs.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// The guest's RAM unless somebody says how much, in MiB.
+/// The default of the guest's RAM, in MiB.
 const MEMORY_MIB: u64 = 64;
 
-/// The same for an operating system: enough for Linux with a small userland.
+/// The default with `--kernel`, in MiB: enough for Linux with a small userland.
 const MEMORY_MIB_WITH_KERNEL: u64 = 128;
 
 /// Which guest, on which machine.
@@ -90,7 +90,7 @@ fn parse_mac(text: &str) -> Result<Mac, String> {
     }
 }
 
-/// An address of a VM's own, so that two VMs on one LAN don't take it from each other.
+/// An Ethernet address derived from the VM's name, so that two VMs on one LAN have different ones.
 fn mac_of(vm: &VmId) -> [u8; 6] {
     let [a, b, c, ..] = ImageDigest::of(vm.as_str().as_bytes()).0;
     [0x52, 0x54, 0x00, a, b, c]
@@ -110,7 +110,7 @@ impl GuestOptions {
         guest.with_files(self.initrd.as_deref(), self.disk.as_deref())
     }
 
-    /// How what is typed comes to the guest: an operating system has an editor of lines of its own.
+    /// How typed keys reach the guest: an operating system has a line editor of its own.
     #[must_use]
     pub const fn keys(&self) -> Keys {
         if self.kernel.is_some() { Keys::Raw } else { Keys::Lines }
@@ -144,7 +144,7 @@ pub struct NetworkOptions {
 }
 
 impl NetworkOptions {
-    /// Where it is, if there is to be one.
+    /// The network's address, if there is one.
     #[must_use]
     pub fn address(&self) -> Option<NetworkAddress> {
         self.net.clone().or(self.lan.map(NetworkAddress::Lan))
@@ -224,7 +224,7 @@ impl NodeOptions {
     pub fn timing(&self) -> Timing {
         let failure_timeout_ns = self.failure_timeout_ms * 1_000_000;
         let default = Timing::default();
-        // Several heartbeats fit into the timeout, so that one that is late loses nobody.
+        // Several heartbeats fit into the timeout, so that one that is late causes no failover.
         Timing {
             failure_timeout_ns,
             heartbeat_ns: default.heartbeat_ns.min(failure_timeout_ns / 5),
@@ -233,7 +233,7 @@ impl NodeOptions {
         }
     }
 
-    /// The directory for the log, if one is to be kept.
+    /// The options of the log on disk, if one is kept.
     ///
     /// # Errors
     /// [`LogDirectoryError`] if it can't be used.
@@ -242,10 +242,10 @@ impl NodeOptions {
         Ok(Some(DiskLogOptions { directory: LogDirectory::open(path, &self.vm)?, wait: self.log_wait }))
     }
 
-    /// This node, of which backups learn that it listens at `listener`.
+    /// The node with these options, whose claim names the address of `listener` to backups.
     ///
     /// # Errors
-    /// If nobody could know from its address where it listens.
+    /// If backups couldn't connect to that address.
     pub(in crate::program) fn node(
         &self,
         id: NodeId,

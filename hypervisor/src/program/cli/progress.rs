@@ -1,10 +1,10 @@
-//! When to tell that a long run goes on, and how fast.
+//! The progress reports of long runs: when, and how fast.
 
-/// From the start to the first line, in nanoseconds: somebody who waits longer wants to know for
+/// The time before the first line, in nanoseconds: an operator who waits longer wants to know for
 /// what.
 const FIRST_NS: u64 = 2_000_000_000;
 
-/// From one line to the next, in nanoseconds.
+/// The time between two lines, in nanoseconds.
 const PERIOD_NS: u64 = 10_000_000_000;
 
 /// The progress of a guest. Times are the caller's.
@@ -21,14 +21,14 @@ impl Progress {
         Self { next_ns: now_ns + FIRST_NS, told_ns: now_ns, told_count: count }
     }
 
-    /// If it is time to tell: how fast the guest ran since the last time, in millions of steps a
-    /// second.
+    /// How fast the guest ran since the last report, in millions of steps a second, if a report is
+    /// due.
     pub(in crate::program) fn due(&mut self, now_ns: u64, count: u64) -> Option<f64> {
         if now_ns < self.next_ns {
             return None;
         }
         let took_us = std::time::Duration::from_nanos(now_ns - self.told_ns).as_secs_f64() * 1e6;
-        // In units that a float has exactly; nothing runs 2^42 steps between two lines.
+        // Scaled so that a float holds it exactly: no run makes 2^42 steps between two lines.
         let steps =
             f64::from(u32::try_from((count.saturating_sub(self.told_count)) >> 10).unwrap_or(u32::MAX)) * 1024.0;
         *self = Self { next_ns: now_ns + PERIOD_NS, told_ns: now_ns, told_count: count };

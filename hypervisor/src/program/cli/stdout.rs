@@ -1,18 +1,19 @@
-//! Standard output of programs that may wait for its reader: `println!` panics when that has gone.
+//! Standard output of programs that may wait for its reader. `println!` would panic when the reader
+//! has gone.
 
 use super::exit;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Prints a line to standard output, as `println!` does, but gives an error instead of a panic.
+/// Prints a line to standard output, as `println!` does, but returns an error instead of panicking.
 macro_rules! out {
     ($($format:tt)*) => {
         $crate::program::cli::stdout::print(format_args!("{}\n", format_args!($($format)*)))
     };
 }
 
-/// Prints a line to standard error, as `eprintln!` does, but doesn't mind if nobody reads it.
+/// Prints a line to standard error, as `eprintln!` does, but ignores a reader that has gone.
 macro_rules! note {
     ($($format:tt)*) => {
         $crate::program::cli::stdout::print_note(format_args!($($format)*))
@@ -24,7 +25,7 @@ pub(in crate::program) use {note, out};
 /// Why standard output takes no more.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::program) enum StdoutError {
-    /// Nobody reads it any more, as behind `| head`: nobody has to be told.
+    /// Its reader has gone, as behind `| head`: that needs no message.
     #[error("nobody reads standard output any more")]
     ReaderGone,
     /// Another reason.
@@ -45,7 +46,7 @@ pub(in crate::program) fn print(text: fmt::Arguments<'_>) -> Result<(), StdoutEr
     Ok(out.flush()?)
 }
 
-/// Writes a line to standard error, if somebody reads it; use it as [`note!`].
+/// Writes a line to standard error and ignores errors; use it as [`note!`].
 pub(in crate::program) fn print_note(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -21,11 +21,12 @@ use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How long a process that is to end still asks an arbiter that doesn't answer, in nanoseconds.
+/// How long a process that was asked to end still asks an arbiter that doesn't answer, in
+/// nanoseconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
-/// Ends the process in order when it is asked to by a signal: at once as long as it owns no VM, and
-/// at once the second time.
+/// Ends the process in order at the first signal: at once as long as it owns no VM. The second
+/// signal always ends it at once.
 #[derive(Clone, Debug)]
 pub(in crate::program) struct StopSwitch(Arc<Mutex<Life>>);
 
@@ -34,7 +35,7 @@ pub(in crate::program) struct StopSwitch(Arc<Mutex<Life>>);
 pub(in crate::program) enum Origin {
     /// It has just been reset, and hasn't run.
     Boot,
-    /// Its log on disk: whatever happens, the VM is to stay resumable.
+    /// The log on disk: whatever happens, the VM stays resumable.
     Log,
     /// A primary that was lost.
     Primary,
@@ -42,16 +43,16 @@ pub(in crate::program) enum Origin {
 
 #[derive(Debug)]
 enum Life {
-    /// Nothing has to be ended in order.
+    /// The process owns no VM, and may end at once.
     Unburdened,
-    /// The VM belongs to this process, and will run in a moment. Without its end mark nobody could
-    /// start it again.
+    /// The process owns the VM, which will run in a moment. Without an end mark no node could start
+    /// it again.
     Owner,
-    /// The same, and it was asked to end when it was so late.
+    /// As `Owner`, and the process was asked to end by this signal at this time.
     OwnerAskedToStop(Termination, u64),
     /// The VM runs.
     Running(LiveVm),
-    /// It is being ended since then.
+    /// The VM is being ended since this time.
     Ending(u64),
 }
 
@@ -68,7 +69,7 @@ impl StopSwitch {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on the VM may belong to this process.
+    /// From here on this process may own the VM.
     fn owns(&self) {
         let mut life = self.life();
         if matches!(*life, Life::Unburdened) {
@@ -76,8 +77,8 @@ impl StopSwitch {
         }
     }
 
-    /// A claim was refused: as long as no VM runs here, none is this process's, and one that was
-    /// asked to end does.
+    /// A claim was refused. As long as no VM runs here this process owns none, and ends if it was
+    /// asked to.
     fn owns_nothing(&self) {
         let mut life = self.life();
         match &*life {
@@ -87,7 +88,8 @@ impl StopSwitch {
         }
     }
 
-    /// `arbiter`, at which a claim may make the VM this process's.
+    /// Wraps `arbiter`, so that the switch knows of claims that may make this process the VM's
+    /// owner.
     pub(in crate::program) fn guarding(&self, arbiter: Arc<dyn Arbiter>) -> GuardedArbiter {
         GuardedArbiter { arbiter, stop: self.clone() }
     }
@@ -112,8 +114,8 @@ impl StopSwitch {
         };
     }
 
-    /// This process's part in the VM is over, so that nothing has to be ended in order any more.
-    /// `false` if it has been asked to end the process.
+    /// This process has no part in the VM any more, and may end at once. `false` if it has been
+    /// asked to end.
     pub(in crate::program) fn disowns(&self) -> bool {
         let mut life = self.life();
         let is_asked = matches!(*life, Life::OwnerAskedToStop(..) | Life::Ending(_));
@@ -139,7 +141,8 @@ impl StopSwitch {
         *life = next;
     }
 
-    /// The arbiter can't be asked: a process that is to end doesn't wait for it for ever.
+    /// The arbiter can't be asked: a process that was asked to end stops waiting for it after
+    /// [`PATIENCE_NS`].
     fn give_up_if_asked(&self, vm: &VmId, error: &ArbiterError) {
         let since_ns = match &*self.life() {
             Life::Unburdened | Life::Owner | Life::Running(_) => return,
@@ -156,8 +159,8 @@ impl StopSwitch {
     }
 }
 
-/// An arbiter that tells the stop switch of claims: who ends between a claim and its answer may
-/// leave a VM behind that nobody can start again.
+/// An arbiter that tells the stop switch of claims. A process that ended between a claim and its
+/// answer might leave a VM behind that no node could start again.
 #[derive(Debug)]
 pub(in crate::program) struct GuardedArbiter {
     arbiter: Arc<dyn Arbiter>,
@@ -176,7 +179,7 @@ impl Arbiter for GuardedArbiter {
         let answer = self.arbiter.test_and_set(vm, generation, claim, predecessor);
         match &answer {
             Ok(Verdict::Won) => {}
-            // It is known now that this claim has made nothing this process's.
+            // This claim certainly made this process no owner.
             Ok(Verdict::Lost(_) | Verdict::NotSuccessor(_)) => self.stop.owns_nothing(),
             Err(error) => self.stop.give_up_if_asked(vm, error),
         }

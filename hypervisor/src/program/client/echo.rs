@@ -1,5 +1,5 @@
-//! Ordinary clients of an echo service: numbered messages without pause, over the host's own TCP
-//! and UDP, every reply checked.
+//! Clients of an echo service: numbered messages without pause, over the host's own TCP and UDP,
+//! with every reply checked.
 
 use super::{Client, ClientResult, Watch};
 use std::io::{self, Read, Write};
@@ -9,11 +9,11 @@ use std::time::Duration;
 /// The length of every message, in bytes.
 pub const MESSAGE_BYTES: usize = 64;
 
-/// Messages under way at once on the TCP connection.
+/// Messages in flight at once on the TCP connection.
 const TCP_WINDOW: u64 = 4;
 
-/// How long a client waits for a reply before it counts as lost. Nothing may be lost, so there is
-/// no hurry.
+/// How long a client waits for a reply before it counts as lost. No reply may be lost, so a long
+/// timeout costs nothing.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Echoes over one TCP connection to `service`.
@@ -102,7 +102,7 @@ fn echo_udp(socket: &UdpSocket, watch: &Watch, result: &mut ClientResult) -> io:
     Ok(())
 }
 
-/// Whether `reply` is a right one to a message before `number`.
+/// `true` if `reply` is the right one to a message before `number`.
 fn is_earlier(reply: &[u8], number: u64) -> bool {
     reply.first_chunk().is_some_and(|first| {
         let earlier = u64::from_le_bytes(*first);

@@ -1,5 +1,4 @@
-//! Ordinary clients of a guest's service, each at work on a thread of its own, with every reply
-//! checked.
+//! Clients of a guest's service, each on a thread of its own, with every reply checked.
 
 pub mod echo;
 pub mod redis;
@@ -28,12 +27,12 @@ pub struct ClientResult {
     pub changed: u64,
     /// The longest time from one reply to the next, in microseconds.
     pub longest_gap_us: u64,
-    /// What ended it, if that wasn't its order to stop.
+    /// The error that ended it, if it wasn't told to stop.
     pub error: Option<String>,
 }
 
 impl ClientResult {
-    /// Whether every message had its right reply, once and in order.
+    /// `true` if every message had its right reply, once and in order.
     #[must_use]
     pub fn is_perfect(&self) -> bool {
         self.error.is_none()
@@ -54,25 +53,25 @@ impl ClientResult {
     }
 }
 
-/// What can be seen of a client at work.
+/// The figures of a running client, which others can read.
 #[derive(Debug, Default)]
 pub(in crate::program) struct Watch {
     stop: AtomicBool,
     received: AtomicU64,
-    /// Since it was last taken.
+    /// The longest gap since it was last taken.
     longest_gap_us: AtomicU64,
-    /// What ended it before its time.
+    /// The error that ended it early.
     error: OnceLock<String>,
 }
 
 impl Watch {
-    /// Whether the client is to send nothing more.
+    /// `true` if the client is to send nothing more.
     pub(in crate::program) fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// A client at work on a thread of its own.
+/// A client that runs on a thread of its own.
 #[derive(Debug)]
 pub struct Client {
     watch: Arc<Watch>,
@@ -80,8 +79,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Lets `body` work, which counts in the result what it sends, what comes back and what is
-    /// wrong. What it fails with ends the client's work, and is in its result.
+    /// Runs `body` on a new thread. It counts its messages, replies and faults in the result; if it
+    /// fails, its error is in the result.
     ///
     /// # Errors
     /// If there is no thread to be had.
@@ -107,7 +106,7 @@ impl Client {
         self.watch.received.load(Ordering::Relaxed)
     }
 
-    /// What ended it before its time, if anything has.
+    /// The error that ended it early, if one has.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         self.watch.error.get().map(String::as_str)
@@ -119,7 +118,7 @@ impl Client {
         self.watch.longest_gap_us.swap(0, Ordering::Relaxed)
     }
 
-    /// Waits until it has had `count` more right replies; `false` if that takes longer than
+    /// Waits until it has received `count` more right replies; `false` if that takes longer than
     /// `timeout`.
     #[must_use]
     pub fn wait_for_replies(&self, count: u64, timeout: Duration) -> bool {
@@ -133,7 +132,7 @@ impl Client {
         true
     }
 
-    /// Lets it take the replies to what it has sent, and gives what it saw.
+    /// Waits for the replies to the messages sent, and returns the result.
     #[must_use]
     pub fn finish(self) -> ClientResult {
         self.watch.stop.store(true, Ordering::Relaxed);

@@ -7,8 +7,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Commands that the client sends before it reads the first one's reply: a kill finds some on their
-/// way.
+/// Commands that the client sends before it reads the first one's reply, so that a kill finds some
+/// in flight.
 const BATCH: u64 = 16;
 
 /// Keys that the client sets, one after the other, again and again: the guest's memory is small.
@@ -17,13 +17,13 @@ const KEYS: u64 = 500;
 /// The counter that the client increments.
 const COUNTER: &str = "counter";
 
-/// How long a reply may take before it counts as lost. Nothing may be lost, so there is no hurry.
+/// How long a reply may take before it counts as lost. No reply may be lost, so a long timeout
+/// costs nothing.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Works with the redis at `service`, which must be empty, over one connection: it increments a
-/// counter and sets keys, and every reply must be what follows from the ones before it. At its end
-/// it reads everything back: the effect of every command that redis has acknowledged is there,
-/// once.
+/// Runs a client of the redis at `service`, which must be empty, over one connection: it increments
+/// a counter and sets keys, and every reply must follow from the ones before. At its end it reads
+/// everything back: the effect of every acknowledged command is there, once.
 ///
 /// # Errors
 /// If redis can't be connected to.
@@ -41,7 +41,7 @@ pub fn start(service: SocketAddr) -> io::Result<Client> {
 pub enum Reply {
     /// A word, such as `OK`.
     Simple(String),
-    /// It refuses, and says why.
+    /// An error, with its text.
     Error(String),
     /// A number.
     Integer(i64),
@@ -59,7 +59,7 @@ impl Redis {
     /// Connects to the redis at `service`.
     ///
     /// # Errors
-    /// If nobody accepts there.
+    /// If the connection is refused.
     pub fn connect(service: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(service)?;
         stream.set_nodelay(true)?;
@@ -67,7 +67,7 @@ impl Redis {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends one command, its words separated by single spaces, and gives the reply.
+    /// Sends one command, its words separated by single spaces, and returns the reply.
     ///
     /// # Errors
     /// If the connection is lost, or something else than a redis answers.
@@ -76,7 +76,7 @@ impl Redis {
         self.reply()
     }
 
-    /// Sends commands at once. There will be a reply to each.
+    /// Sends several commands at once; a reply comes for each.
     fn send<S: AsRef<str>>(&mut self, commands: impl IntoIterator<Item = S>) -> io::Result<()> {
         let mut text = String::new();
         for command in commands {
@@ -115,11 +115,11 @@ impl Redis {
     }
 }
 
-/// What redis must hold.
+/// The contents that redis must have.
 #[derive(Debug)]
 struct Model {
     counter: i64,
-    /// By key's number: the value that was set last.
+    /// The value that was set last, by the key's number.
     values: Vec<Option<String>>,
 }
 
@@ -134,7 +134,7 @@ impl Model {
         }
     }
 
-    /// The one right reply to command `number`, which is done with it.
+    /// Applies command `number`, and returns its one right reply.
     fn reply(&mut self, number: u64) -> Reply {
         if number.is_multiple_of(4) {
             self.counter += 1;
@@ -145,7 +145,7 @@ impl Model {
         }
     }
 
-    /// Asks redis for all that it must hold.
+    /// Reads everything from redis, and compares it.
     fn read_back(self, redis: &mut Redis) -> io::Result<()> {
         let held = self.values.iter().flatten().count() + usize::from(self.counter > 0);
         let held = Reply::Integer(i64::try_from(held).expect("few keys"));

@@ -1,4 +1,4 @@
-//! The guests that `ft-demo` shows, and who uses them.
+//! The guests that `ft-demo` can show, and their clients.
 
 use crate::os::clock;
 use crate::program::Failure;
@@ -16,12 +16,12 @@ use std::time::Duration;
 /// How long Linux may take from reset to redis: two billion instructions, twice, on a busy machine.
 const LINUX_PATIENCE: Duration = Duration::from_secs(300);
 
-/// Spares Linux' boot two thirds of its instructions: self-tests, entropy of jitter, security
+/// Saves two thirds of the instructions of Linux' boot: self-tests, jitter entropy, security
 /// modules.
 const LINUX_APPEND: &str =
     "console=ttyS0 quiet cryptomgr.notests lsm=capability initcall_blacklist=jent_mod_init,trace_eval_init";
 
-/// Where redis is on the LAN.
+/// The address of redis on the LAN.
 const REDIS_SERVICE: &str = "10.0.2.15:6379";
 
 /// Who serves.
@@ -35,8 +35,8 @@ pub(super) enum DemoGuest {
 }
 
 impl DemoGuest {
-    /// Boots it in lockstep with its backup, and waits until it serves. What takes long shows its
-    /// console, if `show` says so.
+    /// Boots the guest in lockstep with its backup, and waits until it serves. A guest that takes
+    /// long shows its console if `show` says so.
     pub(super) fn boot(
         self,
         executable: &Executable,
@@ -60,7 +60,7 @@ impl DemoGuest {
             console.push_str(piece);
             while let Some(end) = console.find('\n') {
                 let line: String = console.drain(..=end).collect();
-                // The shell asks the terminal for its size.
+                // The shell asks the terminal for its size by this sequence.
                 let line = line.replace("\x1b[6n", "");
                 if show && !line.trim().is_empty() {
                     let line_told = out!("  {}", line.trim_end());
@@ -78,7 +78,7 @@ impl DemoGuest {
         Ok(cluster)
     }
 
-    /// What it does, in words.
+    /// The service, for people.
     pub(super) const fn service(self) -> &'static str {
         match self {
             Self::Echo => "echo guest serves TCP and UDP",
@@ -86,7 +86,7 @@ impl DemoGuest {
         }
     }
 
-    /// Its clients, at work, each with a name.
+    /// Starts its clients, each with a name.
     pub(super) fn clients(self, service: SocketAddr) -> io::Result<Vec<(&'static str, Client)>> {
         Ok(match self {
             Self::Echo => vec![("TCP", echo::tcp(service)?), ("UDP", echo::udp(service)?)],

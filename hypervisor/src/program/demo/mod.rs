@@ -1,4 +1,4 @@
-//! `ft-demo`: the main job in one command.
+//! `ft-demo`: a failover under load in one command.
 
 mod guest;
 
@@ -20,11 +20,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Replies that each client has before the primary is killed, and again after the guest has gone
-/// on.
+/// Replies that each client receives before the primary is killed, and again after the guest has
+/// gone on.
 const REPLIES: u64 = 500;
 
-/// How long clients may take for those.
+/// How long clients may take for these replies.
 const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Shows a guest server outliving its primary, again and again.
@@ -58,7 +58,7 @@ struct Options {
     json: bool,
 }
 
-/// One kill and what came of it. Moments are in microseconds since the kill.
+/// One kill and its effects.
 #[derive(Clone, Debug, Serialize)]
 struct Kill {
     last_entry_received_us: i64,
@@ -72,13 +72,13 @@ struct Kill {
     generation: u64,
     /// The longest time that each client waited for a reply around the kill.
     gaps_us: Vec<u64>,
-    /// From the start of the new backup to the word that the pair is protected.
+    /// From the start of the new backup until the pair is protected.
     rejoin_us: u64,
     /// The longest time that a client waited while the new backup joined.
     rejoin_gap_us: u64,
 }
 
-/// What a client saw from the first kill to the last.
+/// A client's results from the first kill to the last.
 #[derive(Debug, Serialize)]
 struct Witness {
     name: &'static str,
@@ -98,7 +98,7 @@ struct Verdict {
     passed: bool,
 }
 
-/// The whole program.
+/// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
@@ -147,7 +147,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
     Ok(verdict.passed)
 }
 
-/// Kills the primary, lets the clients go on with what was the backup, and gives it a new backup.
+/// Kills the primary, waits until the clients go on with its backup, and starts a new backup.
 fn kill_and_rejoin(cluster: &mut Cluster, clients: &[(&str, Client)]) -> Result<Kill, Failure> {
     wait_for_replies(clients, "before the kill")?;
     take_gaps_us(clients);
@@ -181,7 +181,7 @@ fn kill_and_rejoin(cluster: &mut Cluster, clients: &[(&str, Client)]) -> Result<
     })
 }
 
-/// The longest time that each client waited for a reply since this was last asked.
+/// The longest time that each client waited for a reply since the last call.
 fn take_gaps_us(clients: &[(&str, Client)]) -> Vec<u64> {
     clients.iter().map(|(_, client)| client.take_longest_gap_us()).collect()
 }

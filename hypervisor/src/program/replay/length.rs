@@ -1,8 +1,8 @@
-//! How far logs go, in instructions, so that progress can be told as a part of the whole.
+//! The length of logs in instructions, so that progress can be reported as a percentage.
 //!
-//! Only the entries know: counts are deltas from the first entry on, and a log that was cut off has
-//! no summary at its end. To read them without replaying them takes a small part of the time, and
-//! is done meanwhile.
+//! It is known only from the entries: counts are deltas, and a log that was cut off has no summary
+//! at its end. Reading the entries takes a small part of the time of replaying them, and is done
+//! meanwhile.
 
 use logchannel::file::{LogFileError, LogHead, LogStart};
 use std::fs::{self, File};
@@ -23,13 +23,13 @@ impl Length {
         let measured = length.clone();
         if logs.iter().all(|path| fs::metadata(path).is_ok_and(|metadata| metadata.is_file())) {
             let measure = move || measured.0.set(logs.iter().map(|path| instructions(path)).sum());
-            // Without the thread progress is told without the whole.
+            // Without the thread, progress has no percentage.
             let _ = thread::Builder::new().name("length".into()).spawn(measure);
         }
         length
     }
 
-    /// How many percent of it `done` instructions are; `None` if the length isn't known yet.
+    /// `done` instructions in percent of the length; `None` if it isn't known yet.
     pub(super) fn percent(&self, done: u64) -> Option<u64> {
         self.0.get().map(|&all| percent(done, all))
     }
@@ -39,8 +39,8 @@ fn percent(done: u64, all: u64) -> u64 {
     u128::from(done).saturating_mul(100).checked_div(u128::from(all)).map_or(100, |percent| percent.min(100) as u64)
 }
 
-/// How many instructions the log at `path` has, as far as it can be read: replaying tells what is
-/// wrong with it.
+/// The length of the log at `path`, as far as it can be read: replaying reports what is wrong with
+/// it.
 fn instructions(path: &Path) -> u64 {
     let mut span = Span::default();
     // What was found before an error counts.
@@ -48,7 +48,7 @@ fn instructions(path: &Path) -> u64 {
     span.last.saturating_sub(span.first)
 }
 
-/// The counts between which a log's entries are.
+/// The counts of a log's first and last entries.
 #[derive(Debug, Default)]
 struct Span {
     first: u64,

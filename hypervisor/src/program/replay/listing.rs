@@ -19,7 +19,7 @@ use vm::Event;
 /// The head of the table.
 const HEAD: &str = "       seq      instruction  entry          detail\n";
 
-/// An entry for a machine.
+/// An entry as JSON.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename = "entry")]
 struct Listed {
@@ -29,7 +29,7 @@ struct Listed {
     body: Body,
 }
 
-/// What happened, for a machine.
+/// An entry's body as JSON.
 #[derive(Debug, Serialize)]
 #[serde(tag = "entry", rename_all = "snake_case")]
 enum Body {
@@ -54,7 +54,7 @@ enum Body {
     Digest {
         digest: String,
     },
-    /// Of RAM and the disk only these pages are part of it.
+    /// A digest that covers only these pages of RAM and disk.
     PartDigest {
         first_page: u64,
         end_page: u64,

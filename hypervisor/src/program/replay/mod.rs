@@ -1,4 +1,4 @@
-//! `ft-replay`: does again what a log says, and checks that it comes out the same.
+//! `ft-replay`: replays a log, and checks that the machine does the same again.
 
 mod length;
 mod listing;
@@ -67,19 +67,20 @@ struct Options {
     json: bool,
 }
 
-/// The whole program.
+/// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
     init_tracing("ft-replay");
     let reporter = Reporter::new("ft-replay", options.json);
     match run(&options, reporter) {
-        // The usual code of who writes to a closed pipe; whoever closed it knows.
+        // The usual exit code of a program that writes to a closed pipe, without a message: the
+        // operator closed it.
         Err(error) if matches!(error.downcast_ref(), Some(OutputError::Stdout(StdoutError::ReaderGone))) => {
             ExitCode::from(exit::PIPE_CLOSED)
         }
         Err(error) if error.is::<Interrupted>() => finish(reporter, Ok((exit::INTERRUPTED, error.to_string()))),
-        // Standard output is of no use to tell that it is of no use.
+        // Standard output can't report that it has failed.
         Err(error) if error.is::<OutputError>() => finish(Reporter::new("ft-replay", false), Err(error)),
         Err(error) => finish(reporter, Err(error)),
         Ok(exit_code) => ExitCode::from(exit_code),
@@ -88,10 +89,10 @@ pub fn main() -> ExitCode {
 
 type Log = LogReader<BufReader<File>>;
 
-/// Does what the options say, and tells how it ended.
+/// Does what the options say. Returns the exit code.
 fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
     require_descriptors(FILES)?;
-    // Whatever ends the replay, a terminal is made what it was.
+    // The terminal is restored however the replay ends.
     interrupt::install()?;
     let logs = if options.log.is_dir() { log::segments(&options.log)? } else { vec![options.log.clone()] };
     let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
@@ -99,7 +100,7 @@ fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
         listing::list(&logs, options, &mut output)?
     } else {
         let ended = replay(&logs, options, &mut output);
-        // What the guest has said before an error is shown as well.
+        // The guest's output before an error is shown as well.
         output.finish_console()?;
         ended?
     };

@@ -42,7 +42,7 @@ impl FromStr for ConsoleChoice {
     }
 }
 
-/// Why the program can't tell what it has to tell.
+/// Why output can't be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OutputError {
     /// Standard output takes no more.
@@ -56,7 +56,7 @@ pub(super) enum OutputError {
         /// Why.
         source: io::Error,
     },
-    /// The file for the console is what is replayed.
+    /// The file for the console is the log that is replayed.
     #[error("the console can't go to {}, which is the log that is replayed", .0.display())]
     IsLog(PathBuf),
 }
@@ -67,7 +67,7 @@ impl OutputError {
     }
 }
 
-/// What is written to standard output, or instead of it.
+/// Writes the console, the reports and the list of entries.
 #[derive(Debug)]
 pub(super) struct Output {
     reporter: Reporter,
@@ -85,7 +85,7 @@ enum Console {
 }
 
 impl Output {
-    /// `logs` are what is replayed.
+    /// `logs` are the logs that are replayed.
     pub(super) fn new(
         reporter: Reporter,
         choice: Option<&ConsoleChoice>,
@@ -123,7 +123,7 @@ impl Output {
         self.put(bytes)
     }
 
-    /// Shows what is left of the console, and makes a terminal what it was.
+    /// Writes the rest of the console, and restores the terminal.
     pub(super) fn finish_console(&mut self) -> Result<(), OutputError> {
         let mut rest = Vec::new();
         if let Some(filter) = &mut self.filter {
@@ -153,7 +153,7 @@ impl Output {
         }
     }
 
-    /// Tells `report`: a machine on standard output, a person on standard error.
+    /// Reports on standard output with `--json`, otherwise on standard error.
     pub(super) fn tell(&mut self, report: &NodeReport) -> Result<(), OutputError> {
         if !self.reporter.is_json() {
             self.reporter.tell(report);
@@ -164,7 +164,7 @@ impl Output {
         out.write_all(&line).and_then(|()| out.flush()).map_err(OutputError::of_stdout)
     }
 
-    /// Writes many lines to standard output; `write` gets where they go.
+    /// Lets `write` write many lines to standard output.
     pub(super) fn list<E>(
         &mut self,
         write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), OutputError>) -> Result<u64, E>,

@@ -19,7 +19,7 @@ use std::io::BufReader;
 use std::time::Duration;
 use vm::{Machine, OutputOperation, TIMEBASE_HZ};
 
-/// How many entries are replayed from one look at the clock to the next.
+/// How many entries are replayed between two looks at the clock.
 const ENTRIES_PER_LOOK: u64 = 256;
 
 /// Why a log isn't replayed to its end.
@@ -39,7 +39,7 @@ pub(super) enum PlaybackError {
 #[derive(Debug)]
 pub(super) struct Playback<'a> {
     output: &'a mut Output,
-    /// The last log's; none before the first.
+    /// The replayer of the last log; `None` before the first.
     replayer: Option<Replayer>,
     entries: u64,
     outputs: u64,
@@ -81,8 +81,8 @@ impl<'a> Playback<'a> {
         let Restored { mut machine, log, .. } = restored;
         match self.replayer.take() {
             Some(before) if before.consumed() == log.next_seq() => self.compare(before, &mut machine)?,
-            // A log by itself: what was replayed before is of an earlier life of the VM, or there
-            // is a gap.
+            // This log stands alone: what was replayed before is of an earlier life of the VM, or
+            // there is a gap.
             Some(_) | None => (self.entries, self.outputs, self.digests_checked) = (0, 0, 0),
         }
         self.began_at = machine.instruction_count().0;
@@ -102,8 +102,8 @@ impl<'a> Playback<'a> {
         Ok(())
     }
 
-    /// Compares where a log ends with the machine from which the next goes on: nothing happened in
-    /// between.
+    /// Compares the machine at a log's end with the one from which the next log goes on: they must
+    /// be equal.
     fn compare(&mut self, mut before: Replayer, machine: &mut Machine) -> Result<(), Divergence> {
         let body = EntryBody::Digest(machine.digest());
         before.consume(&LogEntry { count: machine.instruction_count(), body })?;
@@ -132,7 +132,7 @@ impl<'a> Playback<'a> {
         self.output.tell(&NodeReport::Replaying { instruction_count, mips, entries: self.entries, percent })
     }
 
-    /// What it came to; `None` if there was nothing to replay.
+    /// The result; `None` if there was nothing to replay.
     pub(super) fn result(self, took_ns: u64) -> Option<Replayed> {
         let mut machine = self.replayer?.into_machine();
         Some(Replayed {

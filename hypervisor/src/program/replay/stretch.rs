@@ -1,4 +1,4 @@
-//! The part of a segment that the next segment doesn't have.
+//! Limits a segment to the part that the next segment doesn't have.
 
 use super::Log;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
@@ -14,7 +14,7 @@ pub(super) struct Continuation {
     generation: Generation,
 }
 
-/// For each log where the one after it goes on.
+/// For each log, where the next one goes on.
 pub(super) fn continuations(logs: &[PathBuf]) -> Vec<Option<Continuation>> {
     let beginning = |path: &PathBuf| {
         let log = LogReader::open(BufReader::new(File::open(path).ok()?)).ok()?;
@@ -25,8 +25,9 @@ pub(super) fn continuations(logs: &[PathBuf]) -> Vec<Option<Continuation>> {
     continuations
 }
 
-/// A log up to where the next one goes on. A backup's segment has entries beyond, because its log
-/// is ahead of the machine of which the next segment's snapshot is made; that one has them too.
+/// A log up to where the next one goes on. A backup's segment has more entries, because its log is
+/// ahead of the machine of which the next segment's snapshot is made; the next segment has those
+/// entries too.
 #[derive(Debug)]
 pub(super) struct Stretch {
     pub(super) log: Log,

@@ -1,5 +1,5 @@
-//! Where the default arbiter keeps its claims: not where temporary files are cleaned up, and not
-//! where others may write.
+//! The default arbiter's directory: not where temporary files are removed, and not where other
+//! users may write.
 
 use crate::arbiter::{ArbiterError, FileArbiter};
 use std::ffi::OsString;
@@ -8,11 +8,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What a service manager names, where root keeps state, or else where the user does; `None` if no
-/// variable says where.
+/// The directory that a service manager names, else root's state directory, else the user's; `None`
+/// if no variable names one.
 fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    // A service may have several, with colons between them.
+    // A service may have several directories, separated by colons.
     let of_service = set("STATE_DIRECTORY").and_then(|all| {
         let first = all.to_str()?.split(':').next()?;
         Some(PathBuf::from(first))
@@ -23,7 +23,7 @@ fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool)
         .filter(|path| path.is_absolute())
 }
 
-/// The arbiter in the default directory, which is made if it isn't there.
+/// The arbiter in the default directory, which is created if it doesn't exist.
 ///
 /// # Errors
 /// [`ArbiterError::Directory`] if it can't be made, or isn't this user's alone: whoever can write
@@ -41,8 +41,8 @@ pub(in crate::program) fn open_default() -> Result<FileArbiter, ArbiterError> {
     }
 }
 
-/// Warns if others could decide who owns a VM by writing to `directory`, which may be shared on
-/// purpose.
+/// Warns if other users could decide who owns a VM by writing to `directory`, which may be shared
+/// on purpose.
 pub(in crate::program) fn warn_of_others(directory: &Path) {
     if let Ok(found) = fs::symlink_metadata(directory)
         && let Some(reason) = strangers(&found, 0o022)
@@ -71,8 +71,7 @@ fn make_private(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Why others have a say in what is `found`; `mode` are the permissions that only its user may
-/// have.
+/// Why other users can write to `found`; `mode` are the permissions that only its user may have.
 fn strangers(found: &Metadata, mode: u32) -> Option<String> {
     let user = nix::unistd::geteuid().as_raw();
     if found.is_symlink() {

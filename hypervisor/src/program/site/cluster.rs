@@ -8,28 +8,28 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long anything that should happen at once may take on a busy machine.
+/// How long to wait, on a busy machine, for something that should happen at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the built-in guests' service is on the LAN.
 const GUEST_SERVICE: &str = "10.0.2.15:7";
 
-/// What a cluster is made of.
+/// The options of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// The primary's options that say which guest.
+    /// The primary's options for the guest.
     pub guest: Vec<String>,
     /// Where the guest's service is on the LAN, an address and a port.
     pub guest_service: String,
     /// Its boot arguments, as `--append`.
     pub append: String,
-    /// Whether there is a backup; without, the primary runs unprotected.
+    /// `true` for a pair; `false` for an unprotected primary.
     pub protected: bool,
     /// More options for the primary.
     pub primary: Vec<String>,
     /// More options for the backup.
     pub backup: Vec<String>,
-    /// On which cores the primary and the backup run; where the scheduler likes, without.
+    /// The cores of the primary and the backup; `None` leaves them to the scheduler.
     pub cores: Option<[usize; 2]>,
 }
 
@@ -47,7 +47,7 @@ impl Default for ClusterOptions {
     }
 }
 
-/// What a VM needs around it: a LAN that forwards to the guest's service, and an arbiter.
+/// A VM's environment: a LAN that forwards to the guest's service, and an arbiter.
 #[derive(Debug)]
 pub struct Site {
     /// The network.
@@ -69,7 +69,8 @@ impl Site {
         Self::serving(executable, directory, GUEST_SERVICE)
     }
 
-    /// The same for guests whose service is at `guest_service` on the LAN, an address and a port.
+    /// As [`start`](Self::start), for guests whose service is at `guest_service` on the LAN, an
+    /// address and a port.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -119,8 +120,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits until the guest
-    /// says something: that it serves, if it is built in.
+    /// Starts a cluster that keeps the arbiter's claims in `directory`, and waits for the guest's
+    /// first output; a built-in guest prints that it serves.
     ///
     /// # Errors
     /// [`ProcessError`] if a part doesn't come up.
@@ -130,7 +131,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The same, but the guest has only begun to boot.
+    /// As [`start`](Self::start), without waiting for the guest.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -160,7 +161,7 @@ impl Cluster {
         Ok(Self { lan, arbiter, primary, backup, service, executable: executable.clone(), common })
     }
 
-    /// Takes the backup, which has gone live, for the primary that it is now.
+    /// Makes the backup, which has gone live, the cluster's primary.
     ///
     /// # Panics
     /// If there is no backup.
@@ -194,7 +195,7 @@ fn text(value: &serde_json::Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Where the LAN forwards to the guest from.
+/// The address at which the LAN forwards to the guest.
 fn service(lan: &Process, listening: &serde_json::Value) -> Result<SocketAddr, ProcessError> {
     listening["forwards"][0]["listen"].as_str().and_then(|address| address.parse().ok()).ok_or_else(|| {
         ProcessError::Field {

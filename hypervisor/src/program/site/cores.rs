@@ -6,8 +6,8 @@ use nix::unistd::Pid;
 /// The calling thread.
 const SELF: Pid = Pid::from_raw(0);
 
-/// Does `work` with the calling thread on `core`; what it starts stays there. Where the host has no
-/// such core, `work` is done all the same.
+/// Does `work` with the calling thread on `core`; processes that it starts stay there. If the host
+/// has no such core, `work` is done anyway.
 pub fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> T) -> T {
     let before = core.and_then(|core| {
         let before = sched_getaffinity(SELF).ok()?;
@@ -18,7 +18,7 @@ pub fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> T) -> T {
     });
     let result = work();
     if let Some(before) = before {
-        // The same cores as a moment ago.
+        // These are the cores that the thread had a moment ago.
         let _ = sched_setaffinity(SELF, &before);
     }
     result

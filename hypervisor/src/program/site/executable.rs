@@ -10,7 +10,7 @@ use std::process::Command;
 pub struct Executable(PathBuf);
 
 impl Executable {
-    /// The one at `path`.
+    /// The executable at `path`.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(path.into())

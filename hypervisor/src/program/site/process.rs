@@ -1,4 +1,4 @@
-//! A program of ours as a child process that tells what happens in JSON lines.
+//! A program of this project as a child process that reports in JSON lines.
 
 use super::executable::Executable;
 use crate::os::clock;
@@ -16,10 +16,11 @@ use std::time::Duration;
 /// How long a process may take to end when it is asked to, before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From one look whether the operator wants an end to the next.
+/// How often a wait checks whether the operator has interrupted the program.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A running program. Dropping it kills the process: a harness that fails leaves none behind.
+/// A running program. Dropping it kills the process, so that a harness that fails leaves none
+/// behind.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -39,10 +40,10 @@ pub enum ProcessError {
         /// Why.
         source: std::io::Error,
     },
-    /// The operator wants an end.
+    /// The operator has interrupted the wait.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// It ended instead.
+    /// The process ended instead.
     #[error("{name} ended while `{event}` was awaited; it told {seen}")]
     Ended {
         /// Which program.
@@ -113,7 +114,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits until it has told `event`, and gives that report; one that it has told before counts.
+    /// Waits until it has reported `event`, and returns that report; an earlier one counts.
     ///
     /// # Errors
     /// [`ProcessError`] if it ends or takes longer than `timeout`.
@@ -121,7 +122,7 @@ impl Process {
         self.wait_for_nth(event, 1, timeout)
     }
 
-    /// Waits until it has told `event` for the `nth` time since it was started, and gives that
+    /// Waits until it has reported `event` for the `nth` time since its start, and returns that
     /// report.
     ///
     /// # Errors
@@ -139,8 +140,8 @@ impl Process {
         }
     }
 
-    /// Waits until the guest's console, as this process puts it out, has `text` in it; what was
-    /// there before counts. `look` gets the console's text piece by piece.
+    /// Waits until the guest's console, as this process reports it, contains `text`; earlier output
+    /// counts. `look` gets the console's text piece by piece.
     ///
     /// # Errors
     /// [`ProcessError`] if it ends or takes longer than `timeout`.
@@ -167,8 +168,8 @@ impl Process {
         }
     }
 
-    /// Waits a moment for its next report; `false` if `deadline_us` is past. `awaited` is for a
-    /// message.
+    /// Waits a moment for its next report; `false` if `deadline_us` has passed. `awaited` is for
+    /// error messages.
     fn receive(&mut self, awaited: &str, deadline_us: u64) -> Result<bool, ProcessError> {
         interrupt::check()?;
         match self.reports.recv_timeout(LOOK) {
@@ -182,18 +183,18 @@ impl Process {
         Ok(true)
     }
 
-    /// All that it has told so far.
+    /// All reports so far.
     pub fn reports(&mut self) -> &[Value] {
         self.seen.extend(self.reports.try_iter());
         &self.seen
     }
 
-    /// Whether it has told `event`.
+    /// `true` if it has reported `event`.
     pub fn has_told(&mut self, event: &str) -> bool {
         self.reports().iter().any(|report| report["event"] == event)
     }
 
-    /// A number in a report of its own.
+    /// A number in one of its reports.
     ///
     /// # Errors
     /// [`ProcessError::Field`] if it isn't there.
@@ -205,8 +206,7 @@ impl Process {
         })
     }
 
-    /// Kills it with SIGKILL and gives the time of that, in microseconds of the host's monotonic
-    /// clock.
+    /// Kills it with SIGKILL. Returns when, in microseconds of the host's monotonic clock.
     ///
     /// # Errors
     /// [`ProcessError::Io`] if it can't be waited for.
@@ -220,12 +220,13 @@ impl Process {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.pid()) {
-            // Fails only for a process that is gone, and it isn't reaped before it is waited for.
+            // Fails only for a process that is gone. The pid is still its own: it isn't reaped
+            // before it is waited for.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
 
-    /// Asks it to end, by SIGINT, and gives its exit code; `None` if a signal ended it.
+    /// Asks it to end, by SIGINT, and returns its exit code; `None` if a signal ended it.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -234,7 +235,7 @@ impl Process {
         self.wait(END_TIMEOUT)
     }
 
-    /// Waits for it to end, and gives its exit code; `None` if a signal ended it.
+    /// Waits for it to end, and returns its exit code; `None` if a signal ended it.
     ///
     /// # Errors
     /// [`ProcessError::Timeout`] if it takes longer than `timeout`.
@@ -244,7 +245,7 @@ impl Process {
             let status =
                 self.child.try_wait().map_err(|source| ProcessError::Io { name: self.name.clone(), source })?;
             if let Some(status) = status {
-                // The pipe closes with the process; take what is left in it.
+                // The pipe closes with the process: reads what is left in it.
                 while let Ok(report) = self.reports.recv_timeout(END_TIMEOUT) {
                     self.seen.push(report);
                 }
@@ -261,7 +262,7 @@ impl Process {
         ProcessError::Timeout { name: self.name.clone(), event: event.into(), timeout, seen: self.told() }
     }
 
-    /// The last of what it told, for a message.
+    /// Its last reports, for an error message.
     fn told(&mut self) -> String {
         let reports = self.reports();
         let last = &reports[reports.len().saturating_sub(8)..];
@@ -269,7 +270,7 @@ impl Process {
     }
 }
 
-/// When `timeout` from now is over, on the host's monotonic clock.
+/// The time `timeout` from now, on the host's monotonic clock.
 fn deadline_us(timeout: Duration) -> u64 {
     clock::now_us().saturating_add(u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX))
 }

@@ -1,4 +1,4 @@
-//! Our machine, in this process.
+//! Runs of our machine, in this process.
 
 use super::{Run, Took};
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
@@ -17,11 +17,10 @@ use std::io::{self, BufReader, BufWriter};
 use std::path::Path;
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StopReason};
 
-/// The clock of a guest that is alone is its instruction count: a tick of 100 ns is a hundred
-/// steps.
+/// A plain run's clock is its instruction count: one tick of 100 ns is a hundred steps.
 const STEPS_PER_TICK: u64 = 100;
 
-/// Runs the guest with nobody who notes anything, `steps` at a time.
+/// Runs the guest without a log, `steps` at a time.
 pub(super) fn alone(config: &MachineConfig, image: &[u8], steps: u64) -> Result<Run, Failure> {
     let mut machine = Machine::new(config, image)?;
     let mut console = Vec::new();
@@ -104,7 +103,7 @@ fn ended(machine: &Machine, stopwatch: Stopwatch, console: &[u8], reason: StopRe
     Ok(Run { instructions: machine.instruction_count().0, took, console })
 }
 
-/// Takes the time of this thread.
+/// Measures this thread's time.
 #[derive(Clone, Copy)]
 struct Stopwatch {
     cpu_ns: u64,
@@ -121,7 +120,8 @@ impl Stopwatch {
     }
 }
 
-/// The recorder's entries go to a file, and the guest's words to the end of the run.
+/// Writes the recorder's entries to a file, and keeps the guest's console output for the end of the
+/// run.
 struct Sink {
     log: LogWriter<BufWriter<File>>,
     console: Vec<u8>,

@@ -14,10 +14,9 @@ use std::fs;
 use std::path::Path;
 use vm::MachineConfig;
 
-/// Steps from one stop to the next, where it is about stops.
+/// Steps between two stops, in the runs that measure stops.
 const STOP_STEPS: u64 = 10_000;
-/// Steps at a time of a guest that is alone: it gets its timer interrupts in between, a hundred a
-/// second.
+/// Steps at a time of a plain run, which gets its timer interrupts in between: a hundred a second.
 const PLAIN_STEPS: u64 = 1_000_000;
 
 /// The names of the programs.
@@ -46,13 +45,13 @@ pub(super) struct Options {
     no_qemu: bool,
 }
 
-/// Which time counts.
+/// The clock that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Time {
     /// User and system time of the thread that runs our machine, or of QEMU's process.
     Cpu,
-    /// What a clock on the wall says.
+    /// Wall-clock time.
     Wall,
 }
 
@@ -68,7 +67,7 @@ impl Time {
 /// A guest that has come to its end.
 #[derive(Debug)]
 struct Run {
-    /// Steps since reset; 0 where nobody counts them.
+    /// Steps since reset; 0 for QEMU, where they aren't counted.
     instructions: u64,
     /// How long they took.
     took: Took,
@@ -106,7 +105,7 @@ pub(super) fn run(options: &Options, json: bool) -> Result<(), Failure> {
     for name in PROGRAMS.into_iter().filter(is_wanted) {
         match Program::new(name, options, &image) {
             Ok(program) => programs.push(program),
-            // A machine without translation, say, has something to tell nevertheless.
+            // A QEMU without translation still prints its version, for example.
             Err(error) => note!("without {name}, which doesn't run on this machine: {error}"),
         }
     }
@@ -139,18 +138,18 @@ struct Program {
     time: Time,
     /// The steps of our machine from reset to the end with no work.
     idle_instructions: u64,
-    /// The same with all the work; 0 before the first run.
+    /// The steps with all the work; 0 before the first run.
     instructions: u64,
     /// What the guest printed with all the work; every run prints the same.
     checksum: Option<String>,
     /// The best so far, in steps per microsecond.
     mips: BTreeMap<Way, f64>,
-    /// The shortest so far of all the work, and of none, in nanoseconds.
+    /// The shortest times so far with all the work, and with none, in nanoseconds.
     qemu_ns: BTreeMap<Way, (u64, u64)>,
 }
 
 impl Program {
-    /// A program that has shown that it can start and end.
+    /// Runs the program once without work, to check that it starts and ends.
     fn new(name: &'static str, options: &Options, image: &[u8]) -> Result<Self, Failure> {
         let mut program = Self {
             name,
@@ -205,7 +204,7 @@ impl Program {
         Ok(())
     }
 
-    /// Whoever computes something else is not to be compared with.
+    /// Checks that a run printed the same as the runs before: only equal work can be compared.
     fn check(&mut self, way: Way, run: &Run) -> Result<(), Failure> {
         let expected = self.checksum.get_or_insert_with(|| run.console.clone());
         if *expected == run.console && expected.contains("checksum") {
@@ -217,7 +216,7 @@ impl Program {
     fn row(&self) -> Row {
         let mut mips_by_way = self.mips.clone();
         for (way, (all_ns, idle_ns)) in &self.qemu_ns {
-            // Noise that is longer than the work leaves nothing to tell.
+            // If the start-up took longer than the whole run, the noise is greater than the work.
             if let Some(ns) = all_ns.checked_sub(*idle_ns).filter(|ns| *ns > 0) {
                 mips_by_way.insert(*way, mips(self.instructions - self.idle_instructions, ns));
             }

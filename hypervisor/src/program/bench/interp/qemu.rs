@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
-/// From one look whether it has ended to the next: the error of what the wall's clock says.
+/// How often it is checked whether QEMU has ended: the error of its wall-clock time.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// The longest that a run may take, in nanoseconds.
@@ -52,7 +52,7 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
     };
     let took = Took { cpu_ns: children_cpu_ns()?.saturating_sub(before_ns), wall_ns: clock::now_ns() - started_ns };
     let mut printed = Vec::new();
-    // What firmware and guest print fits into the pipe, so that nobody had to read it before.
+    // The pipe holds all that firmware and guest print, so that it needn't be read before.
     if let Some(stdout) = &mut process.0.stdout {
         stdout.read_to_end(&mut printed)?;
     }
@@ -63,19 +63,19 @@ pub(super) fn run(kernel: &Path, boot_arguments: &str, record: Option<&Path>) ->
     Ok(Run { instructions: 0, took, console: line.trim_end().to_owned() })
 }
 
-/// Nanoseconds that all child processes that have ended ran on cores: between two looks only one
-/// does.
+/// CPU time of all child processes that have ended, in nanoseconds: only one ends between two
+/// readings.
 fn children_cpu_ns() -> Result<u64, Failure> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     Ok(u64::try_from(usage.user_time().num_nanoseconds() + usage.system_time().num_nanoseconds())?)
 }
 
-/// A process that doesn't outlive the measurement.
+/// A process that is killed when dropped.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Neither can fail in a way that matters: it has ended, or it does now.
+        // Errors don't matter: it has ended, or does so now.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

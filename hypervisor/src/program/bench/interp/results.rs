@@ -1,4 +1,4 @@
-//! What was measured: as a table, or as JSON.
+//! The results: as a table, or as JSON.
 
 use super::Time;
 use crate::os::report::Grouped;
@@ -10,7 +10,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
-    /// On our machine, with nobody who notes anything.
+    /// On our machine, without a log.
     Plain,
     /// On our machine, recorded to a file.
     Recording,
@@ -108,7 +108,7 @@ impl Row {
     }
 }
 
-/// Everything that a run of the benchmark tells.
+/// All results of the benchmark.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
     /// Units of work of each program.
@@ -117,7 +117,7 @@ pub(super) struct Results {
     time: Time,
     qemu: Option<String>,
     programs: Vec<Row>,
-    /// Of all programs' figures.
+    /// The geometric means over all programs.
     geometric_means: Means,
 }
 
