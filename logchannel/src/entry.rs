@@ -1,9 +1,9 @@
-//! What the log says: at which instruction count, what happened.
+//! Log entries: what happened at which instruction count.
 
 use core::fmt;
 use vm::{Event, InstructionCount, OutputId, PageRange, StateDigest, StopReason};
 
-/// The place of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with
+/// The position of an entry in a VM's log; the first is 0. As a cursor it counts entries: all with
 /// `seq < cursor`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogSeq(pub u64);
@@ -52,7 +52,7 @@ impl fmt::Display for Generation {
 /// One entry: `body` happened when the machine had executed exactly `count` steps.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LogEntry {
-    /// Never less than that of the entry before.
+    /// The machine's instruction count; never less than that of the entry before.
     pub count: InstructionCount,
     /// What happened.
     pub body: EntryBody,
@@ -66,21 +66,21 @@ pub enum EntryBody {
     /// The guest sent something: replaying must produce it too, and the Output Rule waits for this
     /// entry.
     Output {
-        /// Its place in the sequence of outputs.
+        /// Its position among the outputs.
         id: OutputId,
         /// [`vm::OutputOperation::digest`].
         digest: u64,
     },
-    /// Nothing else happened up to here, so that a backup may run this far.
+    /// Nothing else happened up to this count, so the backup may run this far.
     Progress,
-    /// The machine's state: replaying must come to the same.
+    /// A digest of the machine's state: replaying must come to the same.
     Digest(StateDigest),
-    /// As [`Self::Digest`], but of RAM and the disk only these pages are part of the digest: a
-    /// guest that has written much doesn't stand still until all of it is digested.
+    /// As [`Self::Digest`], but the digest covers only these pages of RAM and disk, so that a guest
+    /// that has written much doesn't stand still until all of it is digested.
     PartDigest {
-        /// At least one.
+        /// The pages, at least one.
         pages: PageRange,
-        /// As [`vm::Machine::digest_of`] gives it.
+        /// The digest, as of [`vm::Machine::digest_of`].
         digest: StateDigest,
     },
     /// The guest came to its end by itself; the last entry.

@@ -1,4 +1,4 @@
-//! Frames: how messages are told apart in a stream of bytes, and damage is noticed.
+//! Frames: they separate the messages in a stream of bytes, and show damage.
 //!
 //! ```text
 //!   [body length u32 LE] [CRC-32 of length, kind and body, u32 LE] [kind u8] [body]
@@ -22,7 +22,7 @@ pub const BODY_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_HEADER_BYTES;
 /// The least room that [`FrameDecoder::space`] offers, in bytes.
 const SPACE_BYTES_MIN: usize = 16 << 10;
 
-/// What a frame's body is. 0 is never used, so that a run of zeros is no frame.
+/// The kind of a frame's body. 0 is never used, so that a run of zeros is no frame.
 ///
 /// Kinds below 64 belong to this crate (see [`crate::message`] and [`crate::file`]); other
 /// protocols over the same framing take theirs from 64 up, so that a peer at the wrong port is
@@ -39,7 +39,7 @@ pub struct Frame<'a> {
     pub body: &'a [u8],
 }
 
-/// The bytes are no frames: what follows can't be made sense of.
+/// The bytes are no frames, so nothing after them can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A length beyond the limit.
@@ -57,9 +57,9 @@ pub enum FrameError {
     Checksum {
         /// Where the frame begins in the stream.
         offset: u64,
-        /// As written in the frame.
+        /// The checksum in the frame.
         found: u32,
-        /// As its bytes have.
+        /// The checksum of its bytes.
         computed: u32,
     },
 }
@@ -90,14 +90,15 @@ pub fn append_frame_with(kind: FrameKind, out: &mut Vec<u8>, write_body: impl Fn
     header[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// Finds the frames in a stream of bytes that come in pieces. Does no I/O itself.
+/// Finds the frames in a stream of bytes that arrives in pieces. Does no I/O itself.
 ///
-/// Memory grows with what has come, not with what a header claims, and is bounded by the longest
-/// frame allowed as long as the caller takes all frames before it adds more bytes.
+/// Memory grows with the bytes that have arrived, and not with the length that a header claims. It
+/// is bounded by the longest frame allowed, as long as the caller takes all frames before it adds
+/// more bytes.
 #[derive(Debug)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
-    /// The bytes in `buffer` that have come and not been given out.
+    /// The bytes in `buffer` that have arrived and aren't taken yet.
     unread: Range<usize>,
     /// Where `unread` begins in the stream.
     offset: u64,
@@ -144,14 +145,14 @@ impl FrameDecoder {
         self.offset
     }
 
-    /// What has come and is not yet given out as a frame.
+    /// The bytes that have arrived and aren't taken yet.
     #[must_use]
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.unread.clone()]
     }
 
-    /// How many bytes are at least missing until [`FrameDecoder::next_frame`] has something to say;
-    /// 0 if it has now.
+    /// How many more bytes [`FrameDecoder::next_frame`] needs at least before it can return
+    /// something; 0 if it can now.
     #[must_use]
     pub fn missing(&self) -> usize {
         let unread = self.unread();
@@ -163,7 +164,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Room to read the next bytes into; say with [`FrameDecoder::filled`] how many came.
+    /// Space for the next bytes; call [`FrameDecoder::filled`] after writing to it.
     #[must_use]
     pub fn space(&mut self) -> &mut [u8] {
         if self.unread.is_empty() {
@@ -181,7 +182,7 @@ impl FrameDecoder {
         &mut self.buffer[self.unread.end..]
     }
 
-    /// Takes the first `bytes` of [`FrameDecoder::space`] as come.
+    /// The caller has written `bytes` to the front of [`FrameDecoder::space`].
     ///
     /// # Panics
     /// If there was no room for so many.
@@ -190,7 +191,7 @@ impl FrameDecoder {
         self.unread.end += bytes;
     }
 
-    /// Takes `bytes` as come.
+    /// Adds bytes of the stream.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let space = self.space();
@@ -201,7 +202,7 @@ impl FrameDecoder {
         }
     }
 
-    /// The next frame, or `None` if it hasn't come to its end.
+    /// The next frame, or `None` if it hasn't arrived whole.
     ///
     /// # Errors
     /// [`FrameError`] at bytes that are no frame. The decoder stays there: every further call gives
@@ -220,7 +221,7 @@ impl FrameDecoder {
     }
 }
 
-/// What is wrong with the frame at a place not yet known.
+/// What is wrong with a frame whose offset the caller adds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Damage {
     TooLong { bytes: u32, max: usize },

@@ -1,4 +1,4 @@
-//! What primary and backup tell each other on the logging channel, one message a frame.
+//! The messages between primary and backup on the logging channel, one per frame.
 
 use crate::codec::{self, CodecError, Varint, check_length};
 use crate::entry::{Generation, LogSeq};
@@ -14,7 +14,8 @@ use vm::{InstructionCount, OutputId, OutputOperation};
 /// The longest reason in a message, in bytes; longer ones are cut when they are sent.
 pub const REASON_BYTES_MAX: usize = 1024;
 
-/// The most encoded entries in one batch, in bytes: what a batch decodes to must be bounded too.
+/// The most bytes of encoded entries in one batch: decoded, they take more memory, which must be
+/// bounded too.
 pub const BATCH_BYTES_MAX: usize = 16 << 10;
 
 /// Frame kinds of the channel and of the log file, which also has an end mark.
@@ -46,7 +47,7 @@ pub(crate) mod kind {
 /// Entries of a log that follow each other, encoded against those before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EntryBatch {
-    /// The place of the first.
+    /// The position of the first entry.
     pub first_seq: LogSeq,
     /// Their encoding; at most [`BATCH_BYTES_MAX`].
     pub bytes: Vec<u8>,
@@ -69,7 +70,7 @@ impl Left {
         Self { packets: next, console: next }
     }
 
-    /// Whether this output has left.
+    /// `true` if this output has left.
     #[must_use]
     pub fn has(&self, id: OutputId, operation: &OutputOperation) -> bool {
         id < match operation {
@@ -82,19 +83,19 @@ impl Left {
 /// A message on the logging channel. "p" comes from the primary, "b" from the backup.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// b: wants to be the backup of this VM. Its first message.
+    /// b: asks to be the backup of this VM. Its first message.
     Join {
-        /// Which VM.
+        /// The VM.
         vm: VmId,
-        /// Who the backup is.
+        /// The backup.
         node: NodeId,
     },
-    /// p: there is a backup already: stay, say nothing but heartbeats, and take its place when it
-    /// is free.
+    /// p: there is a backup already. The joiner may stay, sending only heartbeats, until that one
+    /// is gone.
     Wait,
-    /// b, to one that wants to join: this is no primary (yet). Its only message.
+    /// b, to a node that asks to join: this is no primary (yet). Its only message.
     NoPrimary,
-    /// p: what this log is about. Its first message, but for [`Message::Wait`].
+    /// p: the session that the log belongs to. Its first message, but for [`Message::Wait`].
     Session {
         /// The VM, and the generation under which its owner runs it.
         header: SessionHeader,
@@ -105,7 +106,7 @@ pub enum Message {
     /// To the port of a primary, by a node that is about to claim the VM: is its owner alive? The
     /// only message.
     AskOwner {
-        /// Which VM.
+        /// The VM.
         vm: VmId,
     },
     /// p: the answer to [`Message::AskOwner`]; a node that doesn't own that VM refuses.
@@ -121,9 +122,9 @@ pub enum Message {
     UnsentOutput(UnsentOutput),
     /// p: the snapshot is complete with this; entries follow.
     Snapshot(Snapshot),
-    /// b: the machine stands where the snapshot was made.
+    /// b: the machine is restored from the snapshot.
     Accepted,
-    /// Either: this peer can't be paired with. The last message.
+    /// Either: the sender can't form a pair with this peer. The last message.
     Refused {
         /// Why, for a person; at most [`REASON_BYTES_MAX`].
         reason: String,
@@ -132,14 +133,14 @@ pub enum Message {
     Entries(EntryBatch),
     /// b: all entries with `seq < received` are in the backup's log buffer.
     Ack {
-        /// A cursor.
+        /// The cursor.
         received: LogSeq,
     },
     /// b: all entries with `seq < consumed` have been replayed.
     Consumed {
-        /// A cursor.
+        /// The cursor.
         consumed: LogSeq,
-        /// Where the backup's machine stands.
+        /// The instruction count of the backup's machine.
         count: InstructionCount,
     },
     /// p: outputs are held for this backup from now on, so it may claim `generation`.
@@ -147,18 +148,17 @@ pub enum Message {
         /// The generation of the pair.
         generation: Generation,
     },
-    /// p: so many outputs have left, and needn't be sent by the backup when it goes live.
+    /// p: these outputs have left, so that the backup needn't send them when it goes live.
     Released(Left),
-    /// b: still here, and waits for its own disk before it can accept.
+    /// b: a heartbeat of a joining backup that waits for its own disk before it can accept.
     Storing,
-    /// Either: still here.
+    /// Either: a heartbeat.
     Heartbeat,
-    /// p: still here, and this is what the guest's clock reads. A backup that goes live goes on
-    /// from it.
+    /// p: a heartbeat with the guest's clock. A backup that goes live goes on from it.
     Clock {
-        /// In ticks of [`vm::TIMEBASE_HZ`].
+        /// The clock's reading, in ticks of [`vm::TIMEBASE_HZ`].
         ticks: u64,
-        /// It runs; otherwise it stands there.
+        /// `true` if the clock runs, `false` if it stands.
         runs: bool,
     },
     /// Either: leaving in order. The last message.
@@ -168,7 +168,8 @@ pub enum Message {
     },
 }
 
-/// A frame is no message of the logging channel: the peer is faulty or of another kind or version.
+/// A frame that is no message of the logging channel: the peer is faulty, or of another kind or
+/// version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// No message has this kind.
@@ -177,15 +178,15 @@ pub enum MessageError {
     /// The peer speaks another version.
     #[error("the log has format version {found}, this build reads {FORMAT_VERSION}: run both sides from one build")]
     Version {
-        /// As it says.
+        /// The peer's version.
         found: u32,
     },
     /// The body isn't one of its kind.
     #[error("bad {kind} message: {source}")]
     Body {
-        /// Which message.
+        /// The message's name.
         kind: &'static str,
-        /// What is wrong.
+        /// What is wrong with the body.
         source: CodecError,
     },
 }
@@ -307,7 +308,7 @@ fn decode_owner(body: &[u8]) -> Result<Message, CodecError> {
     Ok(Message::Owner { node: NodeId(u128::from_le_bytes(*node)), generation })
 }
 
-/// What stands behind this build's version.
+/// The rest of a body after this build's version.
 fn split_version<'a>(kind: &'static str, body: &'a [u8]) -> Result<&'a [u8], MessageError> {
     let (version, rest) =
         body.split_first_chunk::<4>().ok_or(MessageError::Body { kind, source: CodecError::Truncated })?;
@@ -362,7 +363,7 @@ pub(crate) fn append_entries(first_seq: LogSeq, bytes: &[u8], out: &mut Vec<u8>)
     });
 }
 
-/// The place of the first entry, and the encoded entries.
+/// The position of the first entry, and the encoded entries.
 pub(crate) fn split_entries(mut body: &[u8]) -> Result<(LogSeq, &[u8]), CodecError> {
     let first_seq: Varint = codec::decode_front(&mut body)?;
     check_length("entry batch", body.len(), BATCH_BYTES_MAX)?;

@@ -1,4 +1,4 @@
-//! What a log is about: the first thing in a log file and on a logging channel.
+//! The session header: the first part of a log file, and of the messages on a logging channel.
 
 use crate::entry::Generation;
 use alloc::borrow::ToOwned;
@@ -15,10 +15,10 @@ pub const FORMAT_VERSION: u32 = 4;
 /// The longest VM name, in bytes.
 pub const VM_ID_BYTES_MAX: usize = 64;
 
-/// The largest image, in bytes, that a log or a channel carries: the largest disk, and as much for
-/// a kernel and an initrd.
+/// The largest image that a log or a channel carries, in bytes: the largest disk, and as much again
+/// for a kernel and an initrd.
 ///
-/// Nothing takes memory for an image before its bytes have come.
+/// Memory for an image is only taken as its bytes arrive.
 pub const IMAGE_BYTES_MAX: usize = 2 << 30;
 
 const _: () =
@@ -30,7 +30,7 @@ pub const IMAGE_NAME_BYTES_MAX: usize = 256;
 /// The longest boot arguments, in bytes.
 pub const BOOTARGS_BYTES_MAX: usize = 2048;
 
-/// An image travels in pieces of this many bytes; the last may be shorter, none is empty.
+/// An image is stored in pieces of this many bytes; the last may be shorter, none is empty.
 pub const IMAGE_CHUNK_BYTES: usize = 256 << 10;
 
 /// A VM's name: 1 to [`VM_ID_BYTES_MAX`] characters of `a-z A-Z 0-9 - _ .`, not starting with a
@@ -50,10 +50,10 @@ pub struct ImageDigest(pub [u8; 32]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u128);
 
-/// What a log or a channel is about.
+/// Describes the VM that a log or a channel is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionHeader {
-    /// Which VM.
+    /// The VM.
     pub vm: VmId,
     /// The owner's generation when the log begins.
     pub generation: Generation,
@@ -62,7 +62,7 @@ pub struct SessionHeader {
     pub booted: Generation,
     /// The machine.
     pub config: MachineConfig,
-    /// What the machine does with it: a log replays on a machine of the same behaviour only.
+    /// The version of the machine's behaviour: a log replays only on a machine with the same one.
     pub behaviour: BehaviourVersion,
     /// What kind of image, in a person's words (`echo`, or a path); at most
     /// [`IMAGE_NAME_BYTES_MAX`] bytes. Not compared.
@@ -73,19 +73,19 @@ pub struct SessionHeader {
     pub image_bytes: u64,
 }
 
-/// Why a session can't be described.
+/// Why there can be no session header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     /// The image is too large.
     #[error("the image has {bytes} bytes; a log carries at most {IMAGE_BYTES_MAX}")]
     ImageTooLarge {
-        /// Its length.
+        /// Its length, in bytes.
         bytes: usize,
     },
     /// The boot arguments are too long.
     #[error("the boot arguments have {bytes} bytes; at most {BOOTARGS_BYTES_MAX} are allowed")]
     BootargsTooLong {
-        /// Their length.
+        /// Their length, in bytes.
         bytes: usize,
     },
 }
@@ -111,40 +111,41 @@ pub enum ImageError {
     /// A piece is empty or longer than [`IMAGE_CHUNK_BYTES`].
     #[error("an image piece of {bytes} bytes; 1 to {IMAGE_CHUNK_BYTES} are allowed")]
     BadChunk {
-        /// Its length.
+        /// Its length, in bytes.
         bytes: usize,
     },
-    /// More bytes than the header says.
+    /// The image goes on after the length in the header.
     #[error("the image is longer than the {expected} bytes that the header says")]
     TooLong {
-        /// As the header says.
+        /// The value in the header.
         expected: u64,
     },
-    /// Fewer bytes than the header says.
+    /// The image ends before the length in the header.
     #[error("the image ends after {found} of the {expected} bytes that the header says")]
     TooShort {
-        /// As the header says.
+        /// The value in the header.
         expected: u64,
-        /// As have come.
+        /// How many bytes came.
         found: usize,
     },
     /// The host has no memory for more of it.
     #[error("the host doesn't give the memory for its {bytes} bytes")]
     NoMemory {
-        /// As the header says.
+        /// The value in the header.
         bytes: u64,
     },
-    /// The right number of bytes, but not the right ones.
+    /// The image has the right length, and other contents.
     #[error("the image has digest {found}, the header says {expected}")]
     WrongDigest {
-        /// As the header says.
+        /// The value in the header.
         expected: ImageDigest,
-        /// Of the bytes that came.
+        /// The digest of the bytes that came.
         found: ImageDigest,
     },
 }
 
-/// Puts the pieces of an image together, never holding more than came and the header allows.
+/// Puts the pieces of an image together. It never holds more bytes than have arrived and the header
+/// allows.
 #[derive(Debug)]
 pub struct ImageAssembler {
     bytes: Vec<u8>,
@@ -225,8 +226,8 @@ impl FromStr for NodeId {
 }
 
 impl SessionHeader {
-    /// Describes a session on `image` with the machine of this build, reset as `generation`. A long
-    /// `image_name` is cut, as it is for people only.
+    /// The header of a session that runs `image` on the machine of this build, reset in
+    /// `generation`. A long `image_name` is cut, because it is for people only.
     ///
     /// # Errors
     /// [`SessionError`] if the image or the boot arguments are beyond what a log carries.
@@ -256,7 +257,7 @@ impl SessionHeader {
     }
 }
 
-/// The pieces in which `image` travels.
+/// The pieces in which `image` is stored.
 pub fn image_chunks(image: &[u8]) -> impl Iterator<Item = &[u8]> {
     image.chunks(IMAGE_CHUNK_BYTES)
 }
@@ -268,8 +269,8 @@ impl ImageAssembler {
         Self { bytes: Vec::new(), expected_bytes: header.image_bytes, expected_digest: header.image_digest }
     }
 
-    /// Whether all bytes have come; [`ImageAssembler::finish`] then says whether they are the right
-    /// ones.
+    /// `true` if all bytes have arrived; [`ImageAssembler::finish`] then checks that they are the
+    /// right ones.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.bytes.len() as u64 >= self.expected_bytes

@@ -1,5 +1,5 @@
-//! A machine on its way from one host to another: pages of RAM, outputs that may not have left, and
-//! the rest of its state.
+//! Snapshots: a machine that is copied from one host to another, as pages of RAM, outputs that may
+//! not have left, and the rest of its state.
 //!
 //! ```text
 //!   Pages*  UnsentOutput*  Snapshot      then the entries from `Snapshot::seq` on
@@ -25,18 +25,18 @@ pub struct Pages {
 /// An output that the guest had made before the snapshot and that may not have left its host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UnsentOutput {
-    /// Its place in the sequence of outputs.
+    /// Its position among the outputs.
     pub id: OutputId,
     /// What the guest sent.
     pub operation: OutputOperation,
 }
 
-/// The end of a snapshot: what a machine is beside its RAM.
+/// The end of a snapshot: the machine's state without its memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
-    /// The log goes on from here.
+    /// The position at which the log goes on.
     pub seq: LogSeq,
-    /// Of the whole machine, RAM included: what has been put together must come to the same.
+    /// The digest of the whole machine, RAM included: the restored machine must have the same.
     pub digest: StateDigest,
     /// [`vm::Machine::state`]; at most [`vm::STATE_BYTES_MAX`].
     pub state: Vec<u8>,

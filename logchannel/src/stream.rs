@@ -1,7 +1,7 @@
-//! The log as a stream with acknowledgements. Does no I/O and knows no role.
+//! The log as an acknowledged stream. Does no I/O and knows no role.
 //!
 //! The stream is ordered and gapless (a TCP connection), so nothing is ever sent twice on it: a
-//! backup that lost its connection has lost its place, and joins again from the start.
+//! backup that loses its connection has to join again from the start.
 
 use crate::codec::{CodecError, EntryDecoder, EntryEncoder};
 use crate::entry::{LogEntry, LogSeq};
@@ -15,39 +15,39 @@ pub enum ChannelError {
     /// An acknowledgement of entries that were never sent.
     #[error("the backup acknowledges all entries before {received}, but only those before {sent} were sent")]
     AckAhead {
-        /// As acknowledged.
+        /// The acknowledged position.
         received: LogSeq,
-        /// As sent.
+        /// The position up to which entries were sent.
         sent: LogSeq,
     },
     /// An acknowledgement that takes back an earlier one.
     #[error("the backup acknowledges all entries before {received} after it had acknowledged those before {acked}")]
     AckBackwards {
-        /// As acknowledged.
+        /// The acknowledged position.
         received: LogSeq,
-        /// As acknowledged earlier.
+        /// The earlier acknowledgement.
         acked: LogSeq,
     },
     /// Entries are missing.
     #[error("entries from {expected} up to but not including {found} are missing")]
     Gap {
-        /// The place that should have come.
+        /// The expected position.
         expected: LogSeq,
-        /// The place that came.
+        /// The position that came.
         found: LogSeq,
     },
     /// Entries came twice.
     #[error("entry {found} came again after all before {expected}")]
     Overlap {
-        /// The place that should have come.
+        /// The expected position.
         expected: LogSeq,
-        /// The place that came.
+        /// The position that came.
         found: LogSeq,
     },
     /// A batch without entries.
     #[error("a batch without entries at {at}")]
     EmptyBatch {
-        /// The place it names.
+        /// The position that it names.
         at: LogSeq,
     },
     /// The log would be longer than sequence numbers reach.
@@ -56,9 +56,9 @@ pub enum ChannelError {
     /// An entry can't be read.
     #[error("bad entry {seq}: {source}")]
     BadEntry {
-        /// Its place.
+        /// Its position.
         seq: LogSeq,
-        /// What is wrong.
+        /// Why it can't be read.
         source: CodecError,
     },
 }
@@ -69,12 +69,12 @@ pub enum ChannelError {
 #[derive(Clone, Debug, Hash)]
 pub struct LogSender {
     encoder: EntryEncoder,
-    /// Not yet sent, oldest first; only the last takes more entries.
+    /// Batches that aren't sent yet, oldest first; only the last one takes more entries.
     pending: VecDeque<PendingBatch>,
     pending_bytes: usize,
-    /// The buffer of a batch that was sent, to be used again.
+    /// The buffer of a batch that was sent, for reuse.
     spare: Vec<u8>,
-    /// One encoded entry, before it is known in which batch it goes.
+    /// One encoded entry, until it is known to which batch it goes.
     scratch: Vec<u8>,
     appended: LogSeq,
     sent: LogSeq,
@@ -84,7 +84,7 @@ pub struct LogSender {
 #[derive(Clone, Debug, Hash)]
 struct PendingBatch {
     first: LogSeq,
-    /// The place behind the last.
+    /// One past the last entry.
     end: LogSeq,
     bytes: Vec<u8>,
 }
@@ -105,7 +105,7 @@ impl LogSender {
         }
     }
 
-    /// Appends `entry` to what is to be sent, and says its place.
+    /// Appends `entry` to the stream, and returns its position.
     ///
     /// # Panics
     /// As [`EntryEncoder::encode`] does.
@@ -149,7 +149,7 @@ impl LogSender {
         true
     }
 
-    /// Takes note that all entries before `received` are in the backup's log buffer.
+    /// The backup has acknowledged all entries before `received`: they are in its log buffer.
     ///
     /// # Errors
     /// [`ChannelError::AckAhead`] or [`ChannelError::AckBackwards`]: the backup is faulty; the
@@ -211,7 +211,7 @@ impl LogReceiver {
         Self { decoder: EntryDecoder::new(), received: first }
     }
 
-    /// Appends the entries of `batch` to `out`, and says what may be acknowledged then.
+    /// Appends the entries of `batch` to `out`, and returns the position to acknowledge.
     ///
     /// # Errors
     /// [`ChannelError`] if the batch isn't the next one or isn't entries throughout; nothing has
@@ -228,7 +228,7 @@ impl LogReceiver {
     }
 }
 
-/// Decodes a batch that has to begin at `expected`, and moves `expected` behind it: all or nothing.
+/// Decodes a batch that must begin at `expected`, and moves `expected` past it: all or nothing.
 pub(crate) fn receive_entries(
     decoder: &mut EntryDecoder,
     expected: &mut LogSeq,

@@ -14,7 +14,7 @@ use vm::{
 /// The most console input that one entry carries, in bytes.
 pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
 
-/// No encoded entry is longer, in bytes: the longest content, and tag, count, number and length at
+/// The longest encoded entry, in bytes: the longest content, and tag, count, number and length at
 /// their longest.
 pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 
@@ -45,7 +45,8 @@ impl EntryEncoder {
     /// # Panics
     /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a
     /// packet number or output id that does not go forward, or a packet or console input beyond its
-    /// limit. Whoever makes entries from what a network or a person sent has checked that before.
+    /// limit. Callers that make entries from the bytes of a network or a person have checked them
+    /// before.
     pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
         let mut next = self.previous;
         let wire = next.entry_to_wire(entry);
@@ -64,14 +65,15 @@ impl EntryDecoder {
     /// Decodes the entry at the front of `input` and moves `input` past it.
     ///
     /// # Errors
-    /// [`CodecError`] if no entry stands there; neither the decoder nor `input` has moved.
+    /// [`CodecError`] if `input` doesn't begin with an entry; neither the decoder nor `input` has
+    /// moved.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<LogEntry, CodecError> {
         let mut rest = *input;
         let mut next = self.previous;
         let wire: WireEntry<'_> = decode_front(&mut rest)?;
         // Only tags and the reasons of a stop are bincode's own numbers, and a tag is the first
-        // byte. The rest is checked where it is read, so that frames needn't be encoded again for
-        // this.
+        // byte. All other parts are checked where they are read, so that entries needn't be encoded
+        // again for this check.
         let bytes = &input[..input.len() - rest.len()];
         if bytes[0] > TAG_MAX || matches!(wire.body, WireBody::Stopped { .. }) {
             require_encoding_of(&wire, bytes)?;
@@ -83,15 +85,15 @@ impl EntryDecoder {
     }
 }
 
-/// What the next entry's deltas are against. Only the entries seen so far decide it, so both ends
-/// agree.
+/// The values that the next entry's deltas refer to. They depend only on the entries so far, so
+/// both ends agree.
 #[derive(Clone, Copy, Debug, Default, Hash)]
 struct Previous {
     count: u64,
     ticks: u64,
     /// Number of the last packet; the first is at least 1.
     packet: u64,
-    /// Id of the next output if none is left out.
+    /// The id of the next output if no id is skipped.
     output: u64,
 }
 
@@ -109,7 +111,7 @@ enum WireBody<'a> {
     Packet {
         packet: Bytes<'a>,
     },
-    /// A packet after `skipped` numbers that this VM was not given.
+    /// A packet after `skipped` numbers that this VM didn't get.
     PacketAfterGap {
         skipped: Varint,
         packet: Bytes<'a>,
@@ -319,7 +321,7 @@ impl TryFrom<&WireStop> for StopReason {
     }
 }
 
-/// The delta of an entry that is to be logged.
+/// The delta from `from` to `to`, for an entry that is to be logged.
 fn forward(what: &str, from: u64, to: u64) -> u64 {
     to.checked_sub(from).unwrap_or_else(|| panic!("{what} {to} after {from}: it never goes back in a log"))
 }
@@ -328,7 +330,7 @@ fn advance(what: &'static str, from: u64, by: u64) -> Result<u64, CodecError> {
     from.checked_add(by).ok_or(CodecError::Overflow { what })
 }
 
-/// A digest of no pages says nothing.
+/// Refuses a digest of no pages, which would check nothing.
 fn require_some(pages: Varint) -> Result<u64, CodecError> {
     match pages.0 {
         0 => Err(CodecError::Invalid { what: "pages of a digest", reason: "there are none".into() }),
@@ -336,7 +338,7 @@ fn require_some(pages: Varint) -> Result<u64, CodecError> {
     }
 }
 
-/// A gap of none has its own, shorter tag: one encoding per entry.
+/// Refuses an empty gap, which has a shorter tag of its own: each entry has one encoding.
 fn require_gap(what: &'static str, skipped: Varint) -> Result<u64, CodecError> {
     match skipped.0 {
         0 => Err(CodecError::Invalid { what, reason: "a gap of no numbers".into() }),

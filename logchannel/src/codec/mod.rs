@@ -1,7 +1,7 @@
-//! Values to bytes and back: the one module that knows bincode.
+//! The encoding of values as bytes: the only module that knows bincode.
 //!
-//! Everything here is bounded: a decoder reads from a slice that the framing has already limited,
-//! refuses a length before it allocates for it, and accepts one encoding per value only.
+//! Everything is bounded: a decoder reads from a slice that the framing has already limited,
+//! refuses a length before it allocates for it, and accepts only one encoding per value.
 
 mod entry;
 mod session;
@@ -23,38 +23,38 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint as BincodeVarin
 use bincode::enc::write::Writer;
 use bincode::error::{DecodeError, EncodeError};
 
-/// The bytes are not what they should be: the peer or the file is faulty, or of another version.
+/// The bytes can't be decoded: the peer or the file is faulty, or of another version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// The bytes end inside a value.
     #[error("the bytes end inside a value")]
     Truncated,
-    /// No value is encoded like this.
+    /// The bytes are no value's encoding; the text says why.
     #[error("not an encoded value: {0}")]
     Malformed(String),
-    /// More bytes than the value has.
+    /// This many bytes follow the value.
     #[error("{0} bytes too many after the value")]
     TrailingBytes(usize),
     /// A part is longer than it may be.
     #[error("{what} of {bytes} bytes; at most {max} are allowed")]
     TooLong {
-        /// Which part.
+        /// The part's name.
         what: &'static str,
-        /// Its length.
+        /// Its length, in bytes.
         bytes: usize,
-        /// The limit.
+        /// The limit, in bytes.
         max: usize,
     },
     /// A running number would leave its range.
     #[error("{what} would pass the end of its range")]
     Overflow {
-        /// Which number.
+        /// The number's name.
         what: &'static str,
     },
     /// A part has a value that it can't have.
     #[error("bad {what}: {reason}")]
     Invalid {
-        /// Which part.
+        /// The part's name.
         what: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -71,14 +71,14 @@ impl From<DecodeError> for CodecError {
     }
 }
 
-/// The byte limit is the frame's: no value is larger than the frame it came in.
+/// The byte limit is the frame's: no value is longer than the frame that it came in.
 const CONFIG: Configuration<LittleEndian, BincodeVarint, Limit<BODY_BYTES_MAX>> =
     bincode::config::standard().with_limit::<BODY_BYTES_MAX>();
 
 /// Appends the encoding of `value` to `out`.
 ///
 /// # Panics
-/// If `T` has an encoder of its own that fails, which derived ones don't.
+/// If `T` has an encoder of its own that fails; derived encoders don't.
 pub fn encode_value<T: bincode::Encode>(value: &T, out: &mut Vec<u8>) {
     bincode::encode_into_writer(value, Append(out), CONFIG).expect("encoding into memory does not fail");
 }

@@ -20,7 +20,7 @@ const FIRST_VERSION_WITH_RUN: u32 = 4;
 const BOOT_FIRMWARE: u8 = 0;
 const BOOT_BARE: u8 = 1;
 
-/// What every version has.
+/// The fields of every version.
 #[derive(Encode, Decode)]
 struct WireSession {
     vm: String,
@@ -34,22 +34,22 @@ struct WireSession {
     image_bytes: u64,
 }
 
-/// What stands behind it since version 3: what else the machine is made of.
+/// The fields since version 3, after [`WireSession`]: the rest of the machine's configuration.
 #[derive(Encode, Decode)]
 struct WireMachine {
     boot: u8,
     disk_bytes: u64,
 }
 
-/// What stands behind that since version 4.
+/// The fields since version 4, after [`WireMachine`].
 #[derive(Encode, Decode)]
 struct WireRun {
-    /// Before, the version of the format said it too.
+    /// In earlier versions the format's version implied it.
     behaviour: u32,
     booted: u64,
 }
 
-/// Appends `header` without its version, which stands before it.
+/// Appends `header` without its version, which precedes it.
 pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
     let wire = WireSession {
         vm: header.vm.as_str().to_owned(),
@@ -71,12 +71,12 @@ pub(crate) fn encode_session(header: &SessionHeader, out: &mut Vec<u8>) {
     encode_value(&(wire, machine, run), out);
 }
 
-/// Decodes a header of this version from all of `bytes` and checks every limit but those of the
-/// machine, which [`vm::Machine::new`] checks, and its behaviour, which who wants to replay the log
-/// checks.
+/// Decodes a header of this version from all of `bytes`, and checks every limit except those of the
+/// machine, which [`vm::Machine::new`] checks, and its behaviour, which callers that replay the log
+/// check.
 pub(crate) fn decode_session(bytes: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
-    // Nobody goes on from a log of an older version, so it doesn't matter as what its guest was
-    // booted.
+    // A VM is never resumed from a log of an older version, so the generation of its boot doesn't
+    // matter.
     let run = |wire: &WireSession, behaviour| WireRun { behaviour, booted: wire.generation };
     let (wire, machine, run): (WireSession, WireMachine, WireRun) = if version >= FIRST_VERSION_WITH_RUN {
         decode_value(bytes)?

@@ -1,4 +1,4 @@
-//! The pieces of a snapshot as bytes.
+//! The encoding of a snapshot's pieces.
 
 use super::varint::Bytes;
 use super::{CodecError, Varint, check_length, decode_front, decode_value, encode_value};

@@ -1,4 +1,4 @@
-//! Numbers that are mostly small, and byte strings with such a length.
+//! Variable-length numbers, which are mostly small, and byte strings with such a length.
 //!
 //! bincode's own variable-length integers take three bytes from 251 on. The deltas between log
 //! entries are mostly a few hundred to a few million, where seven bits a byte (LEB128) save a third
@@ -48,7 +48,7 @@ impl<Context> Decode<Context> for Varint {
             }
             value |= bits << (7 * index);
             if byte[0] & 0x80 == 0 {
-                // One encoding per value: what decodes, encodes to the same bytes.
+                // One encoding per value: a decoded value encodes to the same bytes.
                 return if index > 0 && bits == 0 {
                     Err(DecodeError::Other("a number with needless bytes"))
                 } else {

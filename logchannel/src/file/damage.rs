@@ -1,4 +1,4 @@
-//! What can be wrong with a log, and how one ends.
+//! The errors of reading a log, and the ways in which a log ends.
 
 use crate::codec::CodecError;
 use crate::entry::LogSeq;
@@ -14,9 +14,9 @@ pub enum LogFileError {
     /// The file can't be read.
     #[error("reading the log failed at byte {offset}: {source}")]
     Io {
-        /// How far it had been read.
+        /// How many bytes had been read.
         offset: u64,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file doesn't begin like a log.
@@ -25,23 +25,23 @@ pub enum LogFileError {
     /// The log was written by another version.
     #[error("the log has format version {found}, this build reads up to {FORMAT_VERSION}: use the build that wrote it")]
     Version {
-        /// As it says.
+        /// The version in the file.
         found: u32,
     },
-    /// The file ends before its first entry could come.
+    /// The file ends before its first entry.
     #[error("the log ends at byte {offset}, inside its {part}: there is nothing to replay")]
     Truncated {
-        /// Where it ends.
+        /// The length of the file.
         offset: u64,
-        /// What it should have had.
+        /// The part of the log that is missing.
         part: &'static str,
     },
     /// A frame before the first entry is damaged.
     #[error("the log's {part} is damaged: {source}")]
     DamagedHead {
-        /// What is damaged.
+        /// The part of the log that is damaged.
         part: &'static str,
-        /// How.
+        /// The damage.
         source: FrameError,
     },
     /// The session header can't be understood.
@@ -50,17 +50,17 @@ pub enum LogFileError {
     /// The image is not the one that the header names.
     #[error("the log's image is not the one its header names: {0}")]
     Image(#[from] ImageError),
-    /// A frame where it doesn't belong.
+    /// A frame of a kind that doesn't belong in this part of the log.
     #[error("the frame at byte {offset} has kind {}, which does not belong in the log's {part}", .kind.0)]
     UnexpectedFrame {
-        /// Where it begins.
+        /// The offset of the frame.
         offset: u64,
-        /// What it is.
+        /// Its kind.
         kind: FrameKind,
-        /// What was expected.
+        /// The part of the log that was expected.
         part: &'static str,
     },
-    /// A damaged frame with whole ones behind it. It wasn't the writer's end that did this, but the
+    /// A damaged frame is followed by whole ones: not the end of its writer caused that, but the
     /// storage.
     #[error(
         "the log is corrupt at byte {offset}, after entry {before}: whole frames follow from byte {whole_offset}; \
@@ -69,7 +69,7 @@ pub enum LogFileError {
     Corrupt {
         /// Where the damaged frame begins.
         offset: u64,
-        /// All entries before this place are whole.
+        /// All entries before this position are whole.
         before: LogSeq,
         /// Where the next whole frame begins.
         whole_offset: u64,
@@ -77,9 +77,9 @@ pub enum LogFileError {
     /// A whole frame whose content is wrong: whoever wrote it was faulty.
     #[error("the frame at byte {offset} is wrong: {source}")]
     BadFrame {
-        /// Where it begins.
+        /// The offset of the frame.
         offset: u64,
-        /// What is wrong.
+        /// What is wrong with the content.
         source: CodecError,
     },
     /// A whole frame whose entries are wrong: whoever wrote it was faulty.
@@ -87,21 +87,21 @@ pub enum LogFileError {
     BadEntries {
         /// Where their frame begins.
         offset: u64,
-        /// What is wrong.
+        /// What is wrong with the content.
         source: ChannelError,
     },
-    /// The end mark counts other entries than there are.
+    /// The end mark has another number of entries than the log.
     #[error("the log's end mark counts {counted} entries, but there are {found}")]
     WrongEnd {
-        /// As the end mark says.
+        /// The number in the end mark.
         counted: LogSeq,
-        /// As were found.
+        /// The number of entries found.
         found: LogSeq,
     },
     /// Something follows the end.
     #[error("the log goes on after its end mark, at byte {offset}")]
     TrailingBytes {
-        /// Where.
+        /// The offset of the end.
         offset: u64,
     },
 }
@@ -111,19 +111,19 @@ pub enum LogFileError {
 pub enum Ending {
     /// With its end mark: these are all entries.
     Finished,
-    /// Behind a whole frame, without its end mark: its writer was killed, or is still writing.
-    /// Nothing that reached the file is missing.
+    /// After a whole frame, without its end mark: its writer was killed, or is still writing.
+    /// Everything that reached the file can be read.
     Unfinished {
         /// Where its last whole frame ends: the file's length.
         offset: u64,
     },
-    /// Inside a frame, or with a damaged one: what its writer wrote last is lost.
+    /// Inside a frame, or with a damaged one: the last bytes of its writer are lost.
     Torn {
         /// Where its last whole frame ends.
         offset: u64,
-        /// What follows there and is no whole frame.
+        /// How many bytes follow that are no whole frame.
         bytes_dropped: u64,
-        /// How that is known.
+        /// How it is known.
         reason: TornReason,
     },
 }

@@ -1,4 +1,4 @@
-//! The frames of a file, read as far as they are needed.
+//! The frames of a file, read on demand.
 
 use super::LogFileError;
 use crate::frame::{FRAME_HEADER_BYTES, Frame, FrameDecoder, FrameError, FrameKind};
@@ -12,7 +12,7 @@ pub(super) struct FrameSource<R: Read> {
 }
 
 impl<R: Read> FrameSource<R> {
-    /// The frames of `input`; `decoder` knows where it stands.
+    /// The frames of `input`; `decoder` knows the offset at which it begins.
     pub(super) const fn new(input: R, decoder: FrameDecoder) -> Self {
         Self { input, decoder, at_end: false }
     }
@@ -32,8 +32,8 @@ impl<R: Read> FrameSource<R> {
         Ok(self.decoder.unread().get(FRAME_HEADER_BYTES - 1).copied().map(FrameKind))
     }
 
-    /// The body of the next frame, which must be whole and of `kind`: without this `part` of the
-    /// log there is nothing to replay.
+    /// The body of the next frame, which must be whole and of `kind`: without this `part` the log
+    /// can't be replayed.
     pub(super) fn head_frame_of(&mut self, part: &'static str, kind: FrameKind) -> Result<&[u8], LogFileError> {
         let offset = self.decoder.offset();
         while self.decoder.missing() > 0 {
@@ -58,7 +58,7 @@ impl<R: Read> FrameSource<R> {
         Ok(())
     }
 
-    /// Reads to the end of the input, and says how many bytes that were.
+    /// Reads to the end of the input, and returns how many bytes those were.
     pub(super) fn skip_rest(&mut self) -> Result<u64, LogFileError> {
         let offset = self.decoder.offset();
         io::copy(&mut self.input, &mut io::sink()).map_err(|source| LogFileError::Io { offset, source })

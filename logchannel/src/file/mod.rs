@@ -24,19 +24,18 @@ use crate::codec::VARINT_BYTES_MAX;
 use crate::frame::FrameKind;
 use crate::message::BATCH_BYTES_MAX;
 
-/// The first bytes of every log. The line ending shows a transfer in text mode for what it is.
+/// The first bytes of every log. Their line ending shows when a file was transferred in text mode.
 pub const MAGIC: [u8; 8] = *b"FTLOG\0\r\n";
 
-/// A frame is written at the latest when it holds this many bytes of entries, so that not more is
+/// A frame is written at the latest when it holds this many bytes of entries: at most so many are
 /// lost with the writer.
 pub const FLUSH_BYTES: usize = 4096;
 
-/// The most that the outputs from before a snapshot may come to, in bytes, each counted with
-/// [`UNSENT_OUTPUT_BYTES`] more: memory is taken for them.
+/// The limit on the unsent outputs of a snapshot, in bytes, with [`UNSENT_OUTPUT_BYTES`] added for
+/// each: they are held in memory.
 pub const UNSENT_BYTES_MAX: usize = 128 << 20;
 
-/// What an output from before a snapshot counts beyond its bytes, so that empty ones are bounded
-/// too.
+/// What an unsent output counts beyond its bytes, so that empty ones are bounded too.
 pub const UNSENT_OUTPUT_BYTES: usize = 64;
 
 /// A frame kind that only files have: a piece of the image.
@@ -48,5 +47,5 @@ const END: FrameKind = FrameKind(12);
 /// Magic and format version.
 const PREAMBLE_BYTES: usize = MAGIC.len() + 4;
 
-/// The longest body behind the start, in bytes.
+/// The longest body after the start, in bytes.
 const ENTRIES_BODY_BYTES_MAX: usize = VARINT_BYTES_MAX + BATCH_BYTES_MAX;

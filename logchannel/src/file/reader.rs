@@ -1,4 +1,4 @@
-//! Reading a log, whatever has become of it.
+//! Reading a log, whole or damaged.
 
 use super::frames::FrameSource;
 use super::{END, ENTRIES_BODY_BYTES_MAX, Ending, LogFileError, LogHead, TornReason};
@@ -21,9 +21,9 @@ pub struct LogReader<R: Read> {
     frames: FrameSource<R>,
     header: SessionHeader,
     decoder: EntryDecoder,
-    /// The entries of the last frame read that are not yet given out.
+    /// Entries of the last frame that haven't been returned yet.
     entries: VecDeque<LogEntry>,
-    /// All entries before this have been read, given out or not.
+    /// All entries before this have been read, returned or not.
     read: LogSeq,
     frame_offset: u64,
     ending: Option<Ending>,
@@ -55,14 +55,14 @@ impl<R: Read> LogReader<R> {
         }
     }
 
-    /// What the log is about.
+    /// The session header of the log.
     #[must_use]
     pub const fn header(&self) -> &SessionHeader {
         &self.header
     }
 
-    /// The next entry, or `None` behind the last whole one; [`LogReader::ending`] then says whether
-    /// that was all.
+    /// The next entry, or `None` after the last whole one; [`LogReader::ending`] then says whether
+    /// those are all.
     ///
     /// # Errors
     /// [`LogFileError`] if the log can't be read further. All entries given out before were whole.
@@ -73,13 +73,13 @@ impl<R: Read> LogReader<R> {
         Ok(self.entries.pop_front())
     }
 
-    /// The place of the entry that [`LogReader::next_entry`] gives next.
+    /// The position of the entry that [`LogReader::next_entry`] returns next.
     #[must_use]
     pub fn next_seq(&self) -> LogSeq {
         LogSeq(self.read.0 - self.entries.len() as u64)
     }
 
-    /// Where in the file the frame of the entry last given out begins, in bytes.
+    /// The offset in the file of the frame of the last returned entry.
     #[must_use]
     pub const fn frame_offset(&self) -> u64 {
         self.frame_offset
@@ -128,7 +128,8 @@ impl<R: Read> LogReader<R> {
         Ok(())
     }
 
-    /// Ends the log without its end mark, where no whole frame stands, if none follows.
+    /// Ends the log without its end mark, at an offset where no whole frame begins, if none
+    /// follows.
     fn end_without_mark(&mut self, reason: TornReason) -> Result<(), LogFileError> {
         let offset = self.frames.decoder.offset();
         self.frames.fill(SCAN_BYTES)?;
@@ -146,15 +147,15 @@ impl<R: Read> LogReader<R> {
     }
 }
 
-/// Where in `bytes`, which begin with a damaged frame, the next frame of this log begins, if one
-/// does.
+/// The offset in `bytes`, which begin with a damaged frame, of the next frame of this log, if there
+/// is one.
 ///
-/// What a guest was sent can look like a frame of its own log. Then a torn log is taken for a
+/// Bytes that a guest was sent can look like a frame of its own log. Then a torn log is taken for a
 /// corrupt one, which changes the message and no entry.
 fn find_whole_frame(bytes: &[u8], read: LogSeq) -> Option<usize> {
     (1..bytes.len()).find(|&position| {
         let candidate = &bytes[position..];
-        // Most positions are ruled out by the kind, before a checksum is computed.
+        // Most offsets are ruled out by the kind, before a checksum is computed.
         let kind = candidate.get(FRAME_HEADER_BYTES - 1).copied().map(FrameKind);
         if kind != Some(kind::ENTRIES) && kind != Some(END) {
             return false;

@@ -1,4 +1,4 @@
-//! What comes before a log's first entry: a session header, and an image or a snapshot.
+//! The beginning of a log, before its first entry: a session header, and an image or a snapshot.
 
 use super::frames::FrameSource;
 use super::{IMAGE_CHUNK, LogFileError, LogReader, MAGIC, PREAMBLE_BYTES, UNSENT_BYTES_MAX, UNSENT_OUTPUT_BYTES};
@@ -22,13 +22,13 @@ const _: () = assert!(VARINT_BYTES_MAX + 16 + STATE_BYTES_MAX <= START_BODY_BYTE
 /// The first version whose logs may begin with a snapshot.
 const FIRST_VERSION_WITH_SNAPSHOTS: u32 = 2;
 
-/// What a log starts from.
+/// The machine that a log starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogStart {
     /// The reset of a machine with this image. The first entry is 0.
     Image(Vec<u8>),
-    /// A machine that had run before: what it is beside the pages that [`LogHead::next_pages`]
-    /// gave. The first entry is [`Snapshot::seq`].
+    /// A machine that had run before, without the pages that [`LogHead::next_pages`] returned. The
+    /// first entry is [`Snapshot::seq`].
     Snapshot {
         /// The rest of the machine.
         snapshot: Snapshot,
@@ -38,7 +38,7 @@ pub enum LogStart {
 }
 
 impl LogStart {
-    /// The place of the log's first entry.
+    /// The position of the log's first entry.
     #[must_use]
     pub const fn first_seq(&self) -> LogSeq {
         match self {
@@ -51,7 +51,7 @@ impl LogStart {
 /// A log that is read up to its session header: a snapshot's pages come next, if it begins with a
 /// snapshot.
 ///
-/// They are given out piece by piece, as together they may be as large as a machine's RAM.
+/// They are returned piece by piece, because together they may be as large as a machine's RAM.
 #[derive(Debug)]
 pub struct LogHead<R: Read> {
     frames: FrameSource<R>,
@@ -75,7 +75,7 @@ impl<R: Read> LogHead<R> {
         Ok(Self { frames, header, version, has_pages: false })
     }
 
-    /// What the log is about.
+    /// The session header of the log.
     #[must_use]
     pub const fn header(&self) -> &SessionHeader {
         &self.header
@@ -87,8 +87,8 @@ impl<R: Read> LogHead<R> {
         self.version
     }
 
-    /// The next pages of the snapshot, or `None` behind the last and in a log that begins with an
-    /// image. A page may come again; the last counts. Whether they lie in RAM is not checked here.
+    /// The next pages of the snapshot, or `None` after the last and in a log that begins with an
+    /// image. A page may come again; the last counts. Whether pages lie in RAM isn't checked here.
     ///
     /// # Errors
     /// [`LogFileError`] if the log can't be read further: then there is nothing to replay.
@@ -102,8 +102,8 @@ impl<R: Read> LogHead<R> {
         pages.map(Some).map_err(|source| LogFileError::BadFrame { offset, source })
     }
 
-    /// Reads the rest of what comes before the first entry, passing over pages that are left, and
-    /// gives what the log starts from and the reader of what follows.
+    /// Reads the rest of the beginning, skipping pages that are left. Returns the machine that the
+    /// log starts from, and the reader of its entries.
     ///
     /// # Errors
     /// [`LogFileError`] if it isn't whole or not of one kind: then there is nothing to replay.
@@ -119,8 +119,8 @@ impl<R: Read> LogHead<R> {
         Ok((start, log))
     }
 
-    /// The reader of the entries alone, for who has no use for the rest: what comes before the
-    /// first entry is passed over, and an image isn't compared with its digest.
+    /// The reader of the entries, for callers that don't need the rest: the beginning is skipped,
+    /// and an image isn't compared with its digest.
     ///
     /// # Errors
     /// [`LogFileError`] if what comes before isn't whole.
@@ -180,7 +180,7 @@ impl<R: Read> LogHead<R> {
     }
 }
 
-/// The session header, behind its own note of the log's version.
+/// Decodes a session frame: the version again, and the session header.
 fn decode_header(body: &[u8], version: u32) -> Result<SessionHeader, CodecError> {
     let (own_version, header) = body.split_first_chunk().ok_or(CodecError::Truncated)?;
     let own_version = u32::from_le_bytes(*own_version);

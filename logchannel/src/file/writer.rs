@@ -15,9 +15,9 @@ const _: () = assert!(FLUSH_BYTES + ENTRY_BYTES_MAX <= BATCH_BYTES_MAX, "a batch
 
 /// Writes a log.
 ///
-/// Entries are gathered into frames: call [`LogWriter::flush`] where they must be in the file, and
-/// [`LogWriter::finish`] at the end. A writer that is dropped leaves what it has gathered
-/// unwritten, and a torn log.
+/// Entries are gathered into frames: call [`LogWriter::flush`] when they must be in the file, and
+/// [`LogWriter::finish`] at the end. Dropping the writer loses the gathered entries, and leaves the
+/// log without an end mark.
 #[derive(Debug)]
 pub struct LogWriter<W: Write> {
     frames: FrameSink<W>,
@@ -29,7 +29,7 @@ pub struct LogWriter<W: Write> {
 }
 
 impl<W: Write> LogWriter<W> {
-    /// Begins a log at the reset of a machine: writes what comes before the first entry.
+    /// Begins a log at the reset of a machine: writes session header and image.
     ///
     /// # Errors
     /// If `output` fails.
@@ -46,13 +46,13 @@ impl<W: Write> LogWriter<W> {
         Self::begin(frames, LogSeq(0))
     }
 
-    /// A writer of the entries from `first` on, behind what comes before them.
+    /// A writer of the entries from `first` on, after the log's beginning.
     fn begin(mut frames: FrameSink<W>, first: LogSeq) -> io::Result<Self> {
         frames.output.flush()?;
         Ok(Self { frames, encoder: EntryEncoder::new(), pending: Vec::new(), pending_first: first, next: first })
     }
 
-    /// Appends `entry`, and says its place.
+    /// Appends `entry`, and returns its position.
     ///
     /// # Errors
     /// If the output fails, now or earlier: the log is torn and takes no more.
@@ -79,7 +79,7 @@ impl<W: Write> LogWriter<W> {
         self.frames.output.flush()
     }
 
-    /// Writes all entries and the mark that these are all, and gives the output back.
+    /// Writes all entries and the end mark, and returns the output.
     ///
     /// # Errors
     /// As [`LogWriter::append`].
@@ -91,7 +91,7 @@ impl<W: Write> LogWriter<W> {
         Ok(self.frames.output)
     }
 
-    /// The place of the entry that is appended next.
+    /// The position of the entry that is appended next.
     #[must_use]
     pub const fn next_seq(&self) -> LogSeq {
         self.next
@@ -103,7 +103,7 @@ impl<W: Write> LogWriter<W> {
         self.frames.bytes
     }
 
-    /// Where the log goes.
+    /// The output.
     #[must_use]
     pub const fn get_ref(&self) -> &W {
         &self.frames.output
@@ -172,7 +172,7 @@ impl<W: Write> SnapshotWriter<W> {
 #[derive(Debug)]
 struct FrameSink<W: Write> {
     output: W,
-    /// The frame being written; kept for its memory.
+    /// The frame being written; kept to reuse its memory.
     frame: Vec<u8>,
     bytes: u64,
     /// A failed write may have left half a frame behind, and nothing written after that could be
@@ -181,7 +181,7 @@ struct FrameSink<W: Write> {
 }
 
 impl<W: Write> FrameSink<W> {
-    /// Begins a file: what tells it for a log, and the session.
+    /// Begins a file: magic, version and session header.
     fn create(output: W, header: &SessionHeader) -> io::Result<Self> {
         let mut frames = Self { output, frame: Vec::new(), bytes: 0, failed: false };
         frames.write(|out| {
@@ -192,7 +192,7 @@ impl<W: Write> FrameSink<W> {
         Ok(frames)
     }
 
-    /// Writes what `append` appends.
+    /// Writes the bytes that `append` appends.
     fn write(&mut self, append: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         if self.failed {
             return Err(io::Error::other("an earlier write to this log has failed; it ends there"));
