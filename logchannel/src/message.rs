@@ -1,15 +1,15 @@
 //! The messages between primary and backup on the logging channel, one per frame.
 
-use crate::codec::{self, CodecError, Varint, check_length};
+use crate::codec::{self, CodecError, VARINT_BYTES_MAX, Varint, check_length};
 use crate::entry::{Generation, LogSeq};
-use crate::frame::{Frame, FrameKind, append_frame, append_frame_with};
+use crate::frame::{BODY_BYTES_MAX, Frame, FrameKind, append_frame, append_frame_with};
 use crate::session::{FORMAT_VERSION, NodeId, SessionHeader, VmId, cut};
-use crate::snapshot::{Pages, Snapshot, UnsentOutput};
+use crate::snapshot::{PAGES_MAX, Pages, Snapshot, UnsentOutput};
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use vm::{InstructionCount, OutputId, OutputOperation};
+use vm::{InstructionCount, OutputId, OutputOperation, PAGE_BYTES};
 
 /// The longest reason in a message, in bytes; longer ones are cut when they are sent.
 pub const REASON_BYTES_MAX: usize = 1024;
@@ -17,6 +17,10 @@ pub const REASON_BYTES_MAX: usize = 1024;
 /// The most bytes of encoded entries in one batch: decoded, they take more memory, which must be
 /// bounded too.
 pub const BATCH_BYTES_MAX: usize = 16 << 10;
+
+const _: () = assert!(VARINT_BYTES_MAX + BATCH_BYTES_MAX <= BODY_BYTES_MAX, "a batch fits a frame");
+const _: () = assert!(VARINT_BYTES_MAX + PAGES_MAX * PAGE_BYTES <= BODY_BYTES_MAX, "pages fit a frame");
+const _: () = assert!(REASON_BYTES_MAX <= BODY_BYTES_MAX, "a reason fits a frame");
 
 /// Frame kinds of the channel and of the log file, which also has an end mark.
 pub(crate) mod kind {

@@ -395,7 +395,7 @@ fn unsent_outputs_are_bounded() {
             Ok((_, LogStart::Snapshot { unsent, .. })) => assert!(is_read && unsent.len() == most, "{}", unsent.len()),
             Ok((_, LogStart::Image(_))) => panic!("no snapshot"),
             Err(LogFileError::BadFrame { source: CodecError::TooLong { what: "unsent outputs", .. }, .. }) => {
-                assert!(!is_read)
+                assert!(!is_read);
             }
             Err(error) => panic!("{error}"),
         }

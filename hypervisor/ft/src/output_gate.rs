@@ -15,7 +15,7 @@ pub const GATE_BYTES_MAX: usize = 64 << 20;
 
 /// When console output that isn't known to have left comes to this many bytes, the guest stops: a
 /// slow reader of the console slows the guest, so that what waits for it is bounded.
-pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
+pub const CONSOLE_HELD_BYTES_MAX: usize = 256 << 10;
 
 /// The most bytes of packets that are kept after they were taken, until the network has carried
 /// them. Beyond that the gate gives up the oldest, as a network card with its cable out does: it is
@@ -316,12 +316,12 @@ impl OutputGate {
     /// `true` if the guest must stop until outputs have been taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bytes >= GATE_BYTES_MAX || self.console_bytes >= CONSOLE_BYTES_MAX
+        self.bytes >= GATE_BYTES_MAX || self.console_bytes >= CONSOLE_HELD_BYTES_MAX
     }
 }
 
-/// What an output adds to the gate's bytes.
-fn cost(operation: &OutputOperation) -> usize {
+/// How many bytes an output counts for, here and in a backup: its own, and what keeping it costs.
+pub(crate) fn cost(operation: &OutputOperation) -> usize {
     operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }
 
@@ -447,7 +447,7 @@ mod tests {
     fn a_slow_reader_of_the_console_stops_the_guest_until_it_has_read() {
         let mut gate = OutputGate::new(OutputId(0));
         for id in 0..2 {
-            gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Console(vec![b'x'; CONSOLE_BYTES_MAX / 2]));
+            gate.hold(0, LogSeq(id), OutputId(id), OutputOperation::Console(vec![b'x'; CONSOLE_HELD_BYTES_MAX / 2]));
         }
         gate.release(0, LogSeq(2));
         assert_eq!(taken(&mut gate), [0, 1]);

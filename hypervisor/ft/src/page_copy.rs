@@ -29,9 +29,11 @@ pub const REST_PAGES: usize = 256;
 /// run.
 pub const PIECE_PAGES: usize = 16;
 
-/// How many pages a slowed guest may write ahead of the copy. Less than [`REST_PAGES`], or a copy
-/// would not end.
+/// How many pages a slowed guest may write ahead of the copy. Less than [`REST_PAGES`], so that a
+/// copy ends.
 const AHEAD_PAGES: usize = 64;
+
+const _: () = assert!(AHEAD_PAGES < REST_PAGES);
 
 /// The steps of a slowed guest's shortest slice: it writes at most half as many pages, and stands
 /// still until twice as many are copied.

@@ -42,7 +42,7 @@ pub const DISK_THREADS_MAX: usize = 8;
 
 /// How long a request may wait for the disk; clients wait for 5 s. A disk that hangs occupies its
 /// threads, and nothing else.
-const DISK_TIMEOUT: Duration = Duration::from_secs(4);
+pub const DISK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a client may take to read an answer, which has some hundred bytes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

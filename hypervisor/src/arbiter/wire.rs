@@ -16,7 +16,7 @@ use ft::claim::{ADDRESS_BYTES_MAX, Claim, ClaimKind};
 use logchannel::codec::{CodecError, decode_value, encode_value};
 use logchannel::entry::Generation;
 use logchannel::frame::{Frame, FrameKind, append_frame_with};
-use logchannel::session::{NodeId, VmId};
+use logchannel::session::{NodeId, VM_ID_BYTES_MAX, VmId};
 
 /// The longest body, in bytes: a name, an address, a reason, and numbers.
 pub(super) const BODY_BYTES_MAX: usize = 2048;
@@ -26,6 +26,10 @@ const REQUEST: FrameKind = FrameKind(64);
 const ANSWER: FrameKind = FrameKind(65);
 /// The longest reason in an answer, in bytes.
 const REASON_BYTES_MAX: usize = 1024;
+
+// Numbers and lengths take less than 64 bytes.
+const _: () = assert!(64 + VM_ID_BYTES_MAX + ADDRESS_BYTES_MAX <= BODY_BYTES_MAX, "a request fits");
+const _: () = assert!(64 + REASON_BYTES_MAX <= BODY_BYTES_MAX, "an answer fits");
 
 /// A frame that is not of this protocol.
 #[derive(Debug, thiserror::Error)]

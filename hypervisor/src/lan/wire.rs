@@ -40,6 +40,9 @@ pub const REASON_BYTES_MAX: usize = 512;
 /// The longest message, in bytes, without its length: a kind, a number and a packet.
 pub const MESSAGE_BYTES_MAX: usize = 1 + 8 + PACKET_BYTES_MAX;
 
+const _: () = assert!(REASON_BYTES_MAX < MESSAGE_BYTES_MAX, "a refusal fits");
+const _: () = assert!(128 + VM_ID_BYTES_MAX <= MESSAGE_BYTES_MAX, "an Attach fits");
+
 const MAGIC: [u8; 5] = *b"FTLAN";
 const ATTACH: u8 = 1;
 const OUTPUT: u8 = 2;

@@ -18,6 +18,8 @@ pub const CONSOLE_INPUT_BYTES_MAX: usize = 4096;
 /// their longest.
 pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 
+const _: () = assert!(PACKET_BYTES_MAX <= CONSOLE_INPUT_BYTES_MAX, "console input is the longest content");
+
 /// The greatest first byte of an entry: the tag of [`WireBody::PartDigest`].
 const TAG_MAX: u8 = 12;
 

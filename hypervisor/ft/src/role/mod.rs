@@ -102,19 +102,25 @@ pub struct Timing {
     pub look_ns: u64,
 }
 
+// One heartbeat that is late causes no failover.
+const _: () = assert!(Timing::DEFAULT.heartbeat_ns * 5 <= Timing::DEFAULT.failure_timeout_ns);
+
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            heartbeat_ns: 50_000_000,
-            failure_timeout_ns: 1_000_000_000,
-            claim_retry_ns: 100_000_000,
-            lag_bound_ns: 100_000_000,
-            look_ns: 5_000_000_000,
-        }
+        Self::DEFAULT
     }
 }
 
 impl Timing {
+    /// The timing of a side without options; also the defaults of its options.
+    pub const DEFAULT: Self = Self {
+        heartbeat_ns: 50_000_000,
+        failure_timeout_ns: 1_000_000_000,
+        claim_retry_ns: 100_000_000,
+        lag_bound_ns: 100_000_000,
+        look_ns: 5_000_000_000,
+    };
+
     /// How long a backup that is heard may make no progress, in nanoseconds: restoring the machine,
     /// or with its log buffer full.
     const fn progress_timeout_ns(&self) -> u64 {

@@ -14,6 +14,8 @@ const EPHEMERAL_PORTS: RangeInclusive<u16> = 1024..=65535;
 /// The number of [`EPHEMERAL_PORTS`].
 const COUNT: u64 = 64_512;
 
+const _: () = assert!(COUNT == *EPHEMERAL_PORTS.end() as u64 - *EPHEMERAL_PORTS.start() as u64 + 1);
+
 /// The local ports of connections to one destination. Each destination has a sequence of its own,
 /// so that many connections elsewhere don't bring a port back sooner.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +36,7 @@ impl PortSequence {
 
 #[cfg(test)]
 mod tests {
-    use super::{COUNT, EPHEMERAL_PORTS, PortSequence};
+    use super::{COUNT, PortSequence};
     use std::collections::BTreeMap;
 
     /// The shortest time in which a port came back, when connections are made at `times_us` and the
@@ -55,7 +57,6 @@ mod tests {
 
     #[test]
     fn all_ports_are_used_before_one_comes_back() {
-        assert_eq!(u64::from(EPHEMERAL_PORTS.end() - EPHEMERAL_PORTS.start()) + 1, COUNT);
         let mut sequence = PortSequence::default();
         let ports: std::collections::BTreeSet<_> = (0..COUNT).map(|_| sequence.take(7_000_000)).collect();
         assert_eq!(ports.len() as u64, COUNT);

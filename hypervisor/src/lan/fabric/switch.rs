@@ -4,11 +4,15 @@
 //! time: a station that moves is learned again from its next packet, and a full table forgets the
 //! station that was silent longest.
 
+use super::VMS_MAX;
 use std::collections::BTreeMap;
 use vm::PACKET_BYTES_MIN;
 
 /// How many stations the switch remembers, pinned ones included.
 pub(in crate::lan) const STATIONS_MAX: usize = 1024;
+
+// Not all stations can be pinned: each VM and the gateway pin one.
+const _: () = assert!(VMS_MAX + 1 < STATIONS_MAX);
 
 /// An Ethernet address.
 pub(in crate::lan) type Mac = [u8; 6];

@@ -21,7 +21,7 @@ use ft::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::VecDeque;
-use vm::OutputId;
+use vm::{OutputId, PACKET_BYTES_MAX};
 
 /// The most packets that a port keeps for a VM.
 pub(in crate::lan) const KEPT_PACKETS_MAX: usize = 4096;
@@ -29,6 +29,8 @@ pub(in crate::lan) const KEPT_PACKETS_MAX: usize = 4096;
 pub(in crate::lan) const KEPT_BYTES_MAX: usize = 8 << 20;
 /// The memory that a kept packet takes beyond its bytes, roughly.
 const PACKET_OVERHEAD_BYTES: usize = 32;
+
+const _: () = assert!(PACKET_BYTES_MAX + PACKET_OVERHEAD_BYTES <= KEPT_BYTES_MAX, "any packet can be kept");
 
 /// The greatest packet number that an attachment may name; there are enough numbers after it for
 /// any VM.

@@ -1,9 +1,14 @@
 //! The limits on a LAN's connections.
 
+use crate::lan::fabric;
+
 /// The most connections to VM ports, including those that haven't attached yet: many more than
 /// there can be VMs. Beyond it a new connection evicts the oldest that hasn't attached, so that
 /// silent connections keep no VM out.
 const VMS_MAX: usize = 256;
+
+const _: () = assert!(VMS_MAX > fabric::VMS_MAX, "each VM can connect, also while its former connection lasts");
+
 /// The most connections to QEMU ports, which count as attached from the start.
 const QEMUS_MAX: usize = 64;
 /// The most TCP connections through forwards at a time, and the most UDP flows.

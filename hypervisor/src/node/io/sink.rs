@@ -8,13 +8,13 @@ use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
 use crate::os::report::{self, Reporter};
 use crate::os::writer;
-use ft::output_gate::{CONSOLE_BYTES_MAX, Released};
+use ft::output_gate::{CONSOLE_HELD_BYTES_MAX, Released};
 use hdrhistogram::Histogram;
 use std::io;
 use vm::{OutputId, OutputOperation};
 
 // A gate that is full for a reader that has stalled has room again when the rest is dropped.
-const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_BYTES_MAX, "dropping lets the guest go on");
+const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_HELD_BYTES_MAX, "dropping lets the guest go on");
 
 /// Sends packets to the network that a VM is attached to.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ pub const STALL_NS: u64 = 1_000_000_000;
 pub const CONSOLE_BYTES_KEPT: usize = 128 << 10;
 
 /// When this many bytes of console output wait, the guest should wait too.
-const CONSOLE_BYTES_MAX: usize = 2 * CONSOLE_BYTES_KEPT;
+const CONSOLE_BYTES_FULL: usize = 2 * CONSOLE_BYTES_KEPT;
 
 /// The most bytes of lines that wait. Producers of lines never wait, so beyond it a new line is
 /// dropped, stalled or not.
@@ -140,7 +140,7 @@ impl WriteQueue {
     /// `true` if so much console output waits that the guest should wait too.
     #[must_use]
     pub const fn is_console_full(&self) -> bool {
-        self.console_bytes >= CONSOLE_BYTES_MAX
+        self.console_bytes >= CONSOLE_BYTES_FULL
     }
 
     /// The next piece to write: at most what a pipe takes at once.

@@ -1,6 +1,7 @@
 //! Options that several programs share.
 
 use crate::arbiter;
+use crate::arbiter::server::DISK_TIMEOUT;
 use crate::arbiter::{Arbiter, BoundedArbiter};
 use crate::node::environment::Node;
 use crate::node::io::console::Keys;
@@ -31,6 +32,13 @@ const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole call to an arbiter may take, with what the arbiter's own timeout doesn't bound:
 /// the look-up of a host name, a file system that hangs.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
+
+// A server whose disk hangs says so before its client gives up, and the client before its call is
+// given up.
+const _: () = assert!(DISK_TIMEOUT.as_secs() < ARBITER_TIMEOUT.as_secs());
+const _: () = assert!(ARBITER_TIMEOUT.as_secs() < CALL_TIMEOUT.as_secs());
+
+const NS_PER_MS: u64 = 1_000_000;
 
 /// The default of the guest's RAM, in MiB.
 const MEMORY_MIB: u64 = 64;
@@ -166,11 +174,13 @@ pub struct NodeOptions {
     #[command(flatten)]
     pub network: NetworkOptions,
     /// Silence after which the other side counts as lost, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    #[arg(long, value_name = "MS", default_value_t = Timing::DEFAULT.failure_timeout_ns / NS_PER_MS,
+          value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub failure_timeout_ms: u64,
     /// How far the backup's replay may be behind before the guest is slowed, in milliseconds; at
     /// four times that it stops
-    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    #[arg(long, value_name = "MS", default_value_t = Timing::DEFAULT.lag_bound_ns / NS_PER_MS,
+          value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub lag_bound_ms: u64,
     /// Steps of the guest from one state digest to the next
     #[arg(long, value_name = "STEPS", default_value_t = Intervals::default().digest_steps,
@@ -222,13 +232,13 @@ impl NodeOptions {
     /// How long to wait for what.
     #[must_use]
     pub fn timing(&self) -> Timing {
-        let failure_timeout_ns = self.failure_timeout_ms * 1_000_000;
-        let default = Timing::default();
+        let failure_timeout_ns = self.failure_timeout_ms * NS_PER_MS;
+        let default = Timing::DEFAULT;
         // Several heartbeats fit into the timeout, so that one that is late causes no failover.
         Timing {
             failure_timeout_ns,
             heartbeat_ns: default.heartbeat_ns.min(failure_timeout_ns / 5),
-            lag_bound_ns: self.lag_bound_ms * 1_000_000,
+            lag_bound_ns: self.lag_bound_ms * NS_PER_MS,
             ..default
         }
     }

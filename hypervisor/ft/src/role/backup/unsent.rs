@@ -1,6 +1,7 @@
 //! Outputs that the primary may not have sent when it is lost.
 
 use crate::mutation::{Mutation, mutated};
+use crate::output_gate::{GATE_BYTES_MAX, cost};
 use alloc::collections::VecDeque;
 use logchannel::message::Left;
 use vm::{OutputId, OutputOperation};
@@ -9,8 +10,8 @@ use vm::{OutputId, OutputOperation};
 /// left, so that it can drop them; beyond this limit it drops the oldest and counts it.
 const UNSENT_BYTES_MAX: usize = 64 << 20;
 
-/// What an output costs beyond its bytes.
-const OUTPUT_OVERHEAD_BYTES: usize = 64;
+// A backup keeps all that its primary's gate can hold.
+const _: () = assert!(UNSENT_BYTES_MAX >= GATE_BYTES_MAX);
 
 /// The outputs that this backup has to send first if it goes live.
 #[derive(Clone, Debug, Hash)]
@@ -89,9 +90,4 @@ impl UnsentOutputs {
     pub(super) const fn set_next(&mut self, next: OutputId) {
         self.next = next;
     }
-}
-
-/// How many bytes an output counts for.
-fn cost(operation: &OutputOperation) -> usize {
-    operation.bytes().len() + OUTPUT_OVERHEAD_BYTES
 }

@@ -1,7 +1,6 @@
 //! The port of one VM.
 
 use super::*;
-use vm::PACKET_BYTES_MAX;
 
 fn attachment(generation: u64, node: u128, next_output: u64, last_packet: u64) -> Attachment {
     Attachment {

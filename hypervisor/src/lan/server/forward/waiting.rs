@@ -16,7 +16,7 @@ const TELL_AFTER: Duration = Duration::from_secs(1);
 /// The shortest time between two reports about a forward's waiting clients.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// [`TELL_INTERVAL`] in nanoseconds.
-const TELL_INTERVAL_NS: u64 = 60_000_000_000;
+const TELL_INTERVAL_NS: u64 = TELL_INTERVAL.as_secs() * 1_000_000_000;
 
 /// The waiting clients of one forward.
 pub(in crate::lan) struct Waiters {
