@@ -6,16 +6,21 @@
 use ft::guest_clock::GuestClock;
 use ft::output_gate::OutputGate;
 use hypervisor::lan::client::{LanError, attach};
+use hypervisor::lan::port::PortSender;
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
+use hypervisor::node::host::{Host, Listener};
 use hypervisor::node::io::inbox::HostEventSource;
-use hypervisor::node::io::network::{Network, NetworkAddress, NetworkEvents};
+use hypervisor::node::io::lan::{Attaching, Given, LanUser};
+use hypervisor::node::io::network;
 use hypervisor::node::io::sink::NetworkAndConsole;
+use hypervisor::node::process::ProcessHost;
+use hypervisor::node::reports::NodeReport;
 use hypervisor::os::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,7 +75,7 @@ fn start_faulty_link(lan: SocketAddr, seed: u64, cuts: Arc<AtomicU64>) -> Socket
                 if cuts.load(Ordering::SeqCst) < CUTS { 100 + random(&mut state) % 8000 } else { u64::MAX };
             let lan = TcpStream::connect(lan).unwrap();
             let (mut answers, mut back) = (lan.try_clone().unwrap(), client.try_clone().unwrap());
-            thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            thread::spawn(move || io::copy(&mut answers, &mut back));
             pass(client, lan, bytes_left);
             cuts.fetch_add(1, Ordering::SeqCst);
         }
@@ -97,6 +102,7 @@ fn pass(mut client: TcpStream, mut lan: TcpStream, mut bytes_left: u64) {
 struct Owner {
     gate: Mutex<OutputGate>,
     sink: Arc<Mutex<NetworkAndConsole>>,
+    host: ProcessHost,
 }
 
 impl Owner {
@@ -120,18 +126,45 @@ impl Owner {
     }
 }
 
-impl NetworkEvents for Owner {
+impl LanUser for Owner {
+    type Connection = TcpStream;
+
+    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
+        self.host.connect(Listener::Lan(lan))
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.host.now_ns()
+    }
+
+    fn report(&self, report: &NodeReport) {
+        self.host.report(report);
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
     fn owner(&self) -> (Generation, Range<OutputId>) {
         let gate = self.gate.lock().unwrap();
         (Generation(0), gate.next_to_leave()..gate.end())
     }
 
-    fn attached(&self, next_output: OutputId) {
-        self.gate.lock().unwrap().send_again(next_output);
+    fn attached(&self, sender: PortSender<TcpStream>, next_output: OutputId) {
+        {
+            let mut sink = self.sink.lock().unwrap();
+            self.gate.lock().unwrap().send_again(next_output);
+            sink.lan().set(Some(sender));
+        }
+        self.write();
     }
 
-    fn ready(&self) {
-        self.write();
+    fn detached(&self) {
+        self.sink.lock().unwrap().lan().set(None);
+    }
+
+    fn send_heartbeat(&self) {
+        self.sink.lock().unwrap().lan().send_heartbeat(self.host.now_ns());
     }
 
     fn refused(&self) {}
@@ -139,26 +172,23 @@ impl NetworkEvents for Owner {
     fn carried(&self, next_output: OutputId) {
         self.gate.lock().unwrap().carried(next_output);
     }
+
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
+        self.host.give_packet(number, packet)
+    }
 }
 
 /// An owner whose network is at `lan`.
 fn plug_in(lan: SocketAddr) -> Arc<Owner> {
     let reporter = Reporter::new("lan-test", true);
     let sink = Arc::new(Mutex::new(NetworkAndConsole::new(reporter, true)));
-    let owner = Arc::new(Owner { gate: Mutex::new(OutputGate::new(OutputId(0))), sink: sink.clone() });
     let (_source, inbox) = HostEventSource::new(GuestClock::standing(0)).unwrap();
-    let network = Network {
-        address: NetworkAddress::Lan(lan),
-        vm: "vm".parse().unwrap(),
-        node: NodeId(1),
-        booted: Generation(0),
-        mac: GUEST_MAC,
-        reporter,
-        inbox,
-        sink,
-        over: Arc::default(),
-    };
-    network.start(0, owner.clone()).unwrap();
+    let host = ProcessHost::with_guest(reporter, inbox);
+    let gate = Mutex::new(OutputGate::new(OutputId(0)));
+    let owner = Arc::new(Owner { gate, sink, host: host.clone() });
+    let (node, booted, mac) = (NodeId(1), Generation(0), GUEST_MAC);
+    let whose = Attaching { vm: "vm".parse().unwrap(), node, booted, mac, lan };
+    network::start_lan(&host, network::attachment(whose, 0), owner.clone()).unwrap();
     owner
 }
 
@@ -174,7 +204,7 @@ fn next_number(qemu: &mut TcpStream) -> u64 {
 }
 
 #[test]
-fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
+fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     let seed = std::env::var("FT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     println!("FT_SEED={seed}");
     let (listen, qemu) = start_lan();
@@ -209,7 +239,7 @@ fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
         assert_eq!(next_number(&mut qemu), expected);
         expected += 1;
     }
-    println!("{expected} frames over {CUTS} connections that died");
+    println!("{expected} packets over {CUTS} connections that died");
     // What was carried is forgotten: the LAN tells so.
     wait_until_carried(&owner, expected);
 }
@@ -225,7 +255,7 @@ fn wait_until_carried(owner: &Owner, next_output: u64) {
 /// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first
 /// connection here is never answered.
 #[test]
-fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
+fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (listen, qemu) = start_lan();
     let mut qemu = TcpStream::connect(qemu).unwrap();
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -239,7 +269,7 @@ fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (client, _) = listener.accept().unwrap();
     let lan = TcpStream::connect(listen).unwrap();
     let (mut answers, mut back) = (lan.try_clone().unwrap(), client.try_clone().unwrap());
-    thread::spawn(move || std::io::copy(&mut answers, &mut back));
+    thread::spawn(move || io::copy(&mut answers, &mut back));
     thread::spawn(move || pass(client, lan, u64::MAX));
     for id in 0..100 {
         assert_eq!(next_number(&mut qemu), id);

@@ -10,12 +10,14 @@ use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
 use ft::record::Intervals;
 use ft::role::{BackupEnd, BackupRole, DiskLogState, Expectation, Inheritance, PrimaryEnd, PrimaryRole, Timing};
 use hypervisor::arbiter::{Arbiter, ArbiterError};
+use hypervisor::lan::port::PortTiming;
 use hypervisor::lan::wire::ServerMessage;
+use hypervisor::node::arbiter_desk::ProcessDesk;
 use hypervisor::node::backup;
 use hypervisor::node::backup::{BackupOutcome, FaultInjection, Succession};
 use hypervisor::node::environment::Node;
 use hypervisor::node::io::console::Keys;
-use hypervisor::node::io::network::{ATTACH_TIMEOUT, NetworkAddress};
+use hypervisor::node::io::network::NetworkAddress;
 use hypervisor::node::primary::{LiveEnd, LiveVm};
 use hypervisor::os::clock;
 use hypervisor::os::report::Reporter;
@@ -107,7 +109,7 @@ fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     Node {
         vm: vm(),
         id: NodeId(id),
-        arbiter: arbiter.clone(),
+        arbiter: ProcessDesk::new(arbiter.clone(), "test", None).unwrap(),
         network: None,
         mac: [0; 6],
         address: "127.0.0.1:1".into(),
@@ -228,7 +230,7 @@ fn run_faulty_backup(
     let primary = thread::spawn(move || primary(Peer::new(accepted)));
     let node = node(9, arbiter);
     let role = backup_role(&node);
-    let outcome = backup::run(&node, role, stream, None, faults).unwrap();
+    let outcome = backup::run(&node, role, Arc::new(stream), None, faults).unwrap();
     primary.join().unwrap();
     outcome
 }
@@ -246,7 +248,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (running, started) = mpsc::channel();
         let thread = thread::spawn(move || {
-            LiveVm::run(node, role, machine, None, listener, |live| running.send(live).unwrap()).unwrap()
+            LiveVm::run(&node, role, machine, None, listener, |live| running.send(live).unwrap()).unwrap()
         });
         Self { live: started.recv_timeout(TIMEOUT).unwrap(), address, thread }
     }
@@ -521,7 +523,7 @@ fn real_backup(id: u128, arbiter: &Arc<Claims>, address: SocketAddr) -> (Link, t
     let node = node(id, arbiter);
     let thread = thread::spawn(move || {
         let role = backup_role(&node);
-        backup::run(&node, role, stream, None, FaultInjection::default()).unwrap()
+        backup::run(&node, role, Arc::new(stream), None, FaultInjection::default()).unwrap()
     });
     link.wait_for_protection();
     (link, thread)
@@ -647,7 +649,8 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
         // On a host that is busy with other things once may be slow; if the VM waits for the LAN,
         // all are.
         let times: Vec<_> = (0..5).map(time_to_protection).collect();
-        assert!(times.iter().any(|&time| time < ATTACH_TIMEOUT), "{times:?}");
+        let answer_time = Duration::from_nanos(PortTiming::default().answer_ns);
+        assert!(times.iter().any(|&time| time < answer_time), "{times:?}");
     }
 }
 

@@ -5,6 +5,7 @@
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
 use hypervisor::node::io::inbox::HostEventSource;
+use hypervisor::node::io::lan::Given;
 use hypervisor::os::clock;
 use hypervisor::program::guest::Guest;
 use std::thread;
@@ -30,7 +31,7 @@ fn packets_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_cons
         let sender = sender.clone();
         // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
         thread::spawn(move || {
-            (1..=10_000).take_while(|number| sender.send_packet(*number, vec![0; 60], PATIENCE).is_ok()).count()
+            (1..=10_000).take_while(|number| sender.give_packet(*number, vec![0; 60], PATIENCE) == Given::Taken).count()
         })
     };
     assert!(sender.send_console(b"ls\n".to_vec()));

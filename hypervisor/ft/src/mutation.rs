@@ -62,6 +62,30 @@ pub enum Mutation {
     ServeOlderGeneration,
     /// The LAN keeps a port whose connection has fallen silent.
     TrustSilentPort,
+    /// A claim that wasn't answered counts as won.
+    UnansweredClaimIsWon,
+    /// The late answer to a question that was given up is taken for that to the next.
+    LateReplyCounts,
+    /// A backup for which there was no place doesn't look for one again.
+    SpareGivesUp,
+    /// What a backup doesn't take at once is never sent.
+    ChannelRestForgotten,
+    /// A packet for which the guest has no room is dropped.
+    PacketForgotten,
+    /// What a lost connection to the LAN had on it isn't sent again.
+    NothingSentAgain,
+    /// A side whose guest has ended doesn't wait until its network has carried the last words.
+    NoLastWords,
+    /// A `--resume` doesn't look again when a dead owner's claim has arrived meanwhile.
+    ResumeLooksOnce,
+    /// A backup may say that it has consumed what it hasn't received.
+    ConsumedUnbounded,
+    /// What a LAN doesn't take at once is never sent.
+    LanRestForgotten,
+    /// A primary whose LAN is lost never attaches again.
+    NeverAttachAgain,
+    /// A primary that its LAN refuses doesn't ask the arbiter who owns the VM.
+    RefusalNotAsked,
     /// A backup accepts a primary whose generation its arbiter knows, but as another node's.
     OwnerNodeNotCompared,
     /// A backup that can't reach its arbiter counts that as a passed check of the owner.
@@ -95,12 +119,16 @@ impl Mutation {
     /// `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
 
+    /// The mutations of rules that no process of the simulator comes to:
+    /// `tests/tests/simulation/mutations.rs` must catch them.
+    pub const OF_DRIVERS: [Self; 2] = [Self::ResumeLooksOnce, Self::ConsumedUnbounded];
+
     /// The mutations of rules that matter only in orders of events which the simulator reaches too
     /// rarely: the model must catch them.
     pub const OF_RARE_ORDERS: [Self; 3] = [Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// The mutations that the simulator must catch.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 33] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -121,6 +149,16 @@ impl Mutation {
         Self::CarryTwice,
         Self::ServeOlderGeneration,
         Self::TrustSilentPort,
+        Self::ChannelRestForgotten,
+        Self::PacketForgotten,
+        Self::NothingSentAgain,
+        Self::NoLastWords,
+        Self::UnansweredClaimIsWon,
+        Self::LateReplyCounts,
+        Self::SpareGivesUp,
+        Self::LanRestForgotten,
+        Self::NeverAttachAgain,
+        Self::RefusalNotAsked,
         Self::OwnerNodeNotCompared,
         Self::UnreachableCountsAsChecked,
         Self::FencedByAbsence,

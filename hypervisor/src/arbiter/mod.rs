@@ -14,7 +14,6 @@
 //! Source: Scales et al. 2010, §2.3 "Detecting and Responding to Failure".
 
 mod base64;
-mod bounded;
 mod deadline;
 mod etcd;
 mod file;
@@ -23,7 +22,6 @@ pub mod server;
 mod tcp;
 mod wire;
 
-pub use bounded::BoundedArbiter;
 pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
 pub use tcp::TcpArbiter;

@@ -1,51 +1,30 @@
-//! The hypervisor's end of a VM port, with blocking calls: one thread sends, another receives.
+//! A VM port for a caller that waits: connecting, the answer, and what comes next.
 
 use super::attachment::Attachment;
-use super::pulse::INTERVAL_US;
-pub use super::session::FromLan;
-use super::session::{AttachAnswer, PortSession};
-use super::wire::{ClientMessage, WireError, is_packet_length};
+pub use super::port::{FromLan, LanError};
+use super::port::{PortEvent, PortReader, PortSender, PortTiming, open};
+use super::session::AttachAnswer;
 use crate::os::clock;
-use logchannel::entry::Generation;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 use vm::OutputId;
 
-/// How long a LAN may take no bytes before the port is given up. Much shorter than the failure
-/// timeout, because the thread that sends packets also sends acknowledgements and heartbeats.
-const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
+/// From one look whether the LAN takes more to the next.
+const ROOM_LOOK: Duration = Duration::from_millis(1);
 
-/// Why a port couldn't be opened, or was closed.
-#[derive(Debug, thiserror::Error)]
-pub enum LanError {
-    /// The LAN refuses this attachment; asking again won't help.
-    #[error("the LAN refuses the port: {reason}")]
-    Refused {
-        /// The LAN's reason.
-        reason: String,
-    },
-    /// A newer generation owns the VM: this process must send nothing more.
-    #[error("fenced by the LAN: generation {by} owns the VM now")]
-    Fenced {
-        /// The owner's generation.
-        by: Generation,
-    },
-    /// The LAN went away; attach again.
-    #[error("the LAN closed the connection")]
-    Closed,
-    /// Nothing has come from the LAN for so long that the connection must be dead; attach again.
-    #[error("the LAN has sent no heartbeat for 1.5 s")]
-    Silent,
-    /// The LAN has taken the connection, and hasn't answered in time; attach again.
-    #[error("the LAN doesn't answer")]
-    NoAnswer,
-    /// The LAN can't be reached; attach again.
-    #[error("connection to the LAN: {0}")]
-    Io(#[from] io::Error),
-    /// The LAN sent something that isn't the protocol.
-    #[error("from the LAN: {0}")]
-    Protocol(#[from] WireError),
+/// Connects to the LAN at `address`, whose answers a reader then waits for, for a heartbeat's
+/// interval at most. `timeout` bounds connecting.
+///
+/// # Errors
+/// Of the connection.
+pub fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_micros(PortTiming::default().heartbeat_us)))?;
+    Ok(stream)
 }
 
 /// An open port.
@@ -59,94 +38,74 @@ pub struct Attached {
     pub next_output: OutputId,
 }
 
-/// Attaches to the LAN at `address`. `timeout` bounds connecting and the whole answer, each.
+/// Attaches to the LAN at `address`, and waits for the answer. `timeout` bounds connecting and the
+/// whole answer, each.
 ///
 /// # Errors
-/// [`LanError`]; of these, only `Closed`, `Silent` and `Io` are worth asking again at once.
+/// [`LanError`]
 pub fn attach(address: SocketAddr, attachment: &Attachment, timeout: Duration) -> Result<Attached, LanError> {
-    let stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let mut request = Vec::new();
-    ClientMessage::Attach(attachment.clone()).append(&mut request);
-    (&stream).write_all(&request)?;
-
-    let session = PortSession::new(attachment, clock::now_us(), INTERVAL_US);
-    let mut receiver = PacketReceiver { stream: stream.try_clone()?, session };
-    let AttachAnswer { first_packet, next_output } = receiver.answer(timeout)?;
-    stream.set_read_timeout(Some(Duration::from_micros(INTERVAL_US)))?;
-    if first_packet > attachment.last_packet.saturating_add(1) {
-        tracing::warn!(
-            first_packet,
-            last_packet = attachment.last_packet,
-            "the LAN no longer keeps all missing frames"
-        );
+    let stream = Arc::new(connect(address, timeout)?);
+    let answer_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+    let timing = PortTiming { answer_ns, ..PortTiming::default() };
+    let (mut reader, sender) = open(stream, attachment, &timing, clock::now_ns())?;
+    loop {
+        if let PortEvent::Attached(AttachAnswer { next_output, .. }) = reader.receive(clock::now_ns())? {
+            return Ok(Attached { sender: PacketSender(sender), receiver: PacketReceiver(reader), next_output });
+        }
     }
-    Ok(Attached { sender: PacketSender { stream, buffer: Vec::new() }, receiver, next_output })
 }
 
 /// Sends the guest's packets.
 #[derive(Debug)]
-pub struct PacketSender {
-    stream: TcpStream,
-    /// Messages of the current call; kept to reuse its memory.
-    buffer: Vec<u8>,
-}
+pub struct PacketSender(PortSender<TcpStream>);
 
 impl PacketSender {
-    /// Sends one packet, in one system call.
+    /// Sends one packet.
     ///
     /// # Errors
-    /// If the connection fails: [`PacketReceiver::receive`] then says why. `InvalidInput` if the
-    /// packet is no Ethernet frame; the connection is unhurt then.
+    /// As [`PortSender::send`].
     pub fn send(&mut self, id: OutputId, packet: &[u8]) -> io::Result<()> {
         self.send_batch(&[(id, packet)])
     }
 
-    /// Sends several packets, in one system call.
+    /// Sends several packets, and waits until the LAN has taken them.
     ///
     /// # Errors
-    /// As [`PacketSender::send`]; nothing is sent if one of the packets is invalid.
+    /// As [`PortSender::send`].
     pub fn send_batch(&mut self, packets: &[(OutputId, &[u8])]) -> io::Result<()> {
-        self.buffer.clear();
-        for &(id, packet) in packets {
-            if !is_packet_length(packet.len()) {
-                return Err(io::Error::new(ErrorKind::InvalidInput, WireError::Packet(packet.len())));
-            }
-            ClientMessage::Output { id, packet }.append(&mut self.buffer);
+        self.0.send(clock::now_ns(), packets)?;
+        while !self.0.has_room() {
+            thread::sleep(ROOM_LOOK);
+            self.0.flush(clock::now_ns())?;
         }
-        (&self.stream).write_all(&self.buffer)
+        Ok(())
     }
 
     /// Tells the LAN that this side is alive.
     ///
     /// # Errors
-    /// As [`PacketSender::send`].
+    /// As [`PortSender::send`].
     pub fn send_heartbeat(&mut self) -> io::Result<()> {
-        self.buffer.clear();
-        ClientMessage::Heartbeat.append(&mut self.buffer);
-        (&self.stream).write_all(&self.buffer)
+        self.0.send_heartbeat(clock::now_ns())
     }
 
     /// Closes the port in both directions; a blocked [`PacketReceiver::receive`] returns.
     pub fn shutdown(&self) {
-        // Fails only if the connection is gone already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.0.cut();
     }
 }
 
 /// Receives the packets for the guest, and the reports of how many of its outputs were carried.
 #[derive(Debug)]
-pub struct PacketReceiver {
-    stream: TcpStream,
-    session: PortSession,
-}
+pub struct PacketReceiver(PortReader<TcpStream>);
 
 impl PacketReceiver {
-    /// The caller was kept from receiving: the LAN doesn't count as silent for that time.
-    pub const fn excuse(&mut self) {
-        self.session.excuse();
+    /// The caller was kept from receiving: what the LAN has sent meanwhile is not missed.
+    ///
+    /// # Errors
+    /// As [`PacketReceiver::receive`].
+    pub fn excuse(&mut self) -> Result<(), LanError> {
+        self.0.excuse(clock::now_ns()).map(|_| ())
     }
 
     /// Waits for the next message.
@@ -155,51 +114,9 @@ impl PacketReceiver {
     /// [`LanError`]; the port is closed after that.
     pub fn receive(&mut self) -> Result<FromLan, LanError> {
         loop {
-            if let Some(received) = self.session.received()? {
+            if let PortEvent::FromLan(received) = self.0.receive(clock::now_ns())? {
                 return Ok(received);
             }
-            if self.session.look(clock::now_us())? {
-                return Ok(FromLan::HeartbeatDue);
-            }
-            match self.fill() {
-                // A read timeout only ends the interval.
-                Err(LanError::Io(error)) if is_timeout(&error) => {}
-                filled => filled?,
-            }
         }
     }
-
-    /// Waits for the answer to Attach.
-    fn answer(&mut self, timeout: Duration) -> Result<AttachAnswer, LanError> {
-        let begin_us = clock::now_us();
-        loop {
-            if let Some(answer) = self.session.answer()? {
-                return Ok(answer);
-            }
-            // Checked after each read, because single bytes now and then are no answer.
-            if u128::from(clock::now_us() - begin_us) >= timeout.as_micros() {
-                return Err(LanError::NoAnswer);
-            }
-            match self.fill() {
-                Err(LanError::Io(error)) if is_timeout(&error) => return Err(LanError::NoAnswer),
-                filled => filled?,
-            }
-        }
-    }
-
-    /// Reads the bytes that have arrived, or waits for some.
-    fn fill(&mut self) -> Result<(), LanError> {
-        match (&self.stream).read(self.session.space()) {
-            Ok(0) => return Err(LanError::Closed),
-            Ok(bytes) => self.session.filled(bytes),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-}
-
-/// `true` if a read ended by its timeout.
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

@@ -27,6 +27,7 @@ pub mod client;
 pub mod cutter;
 mod events;
 pub mod fabric;
+pub mod port;
 pub mod pulse;
 pub mod server;
 pub mod session;

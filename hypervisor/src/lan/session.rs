@@ -2,8 +2,8 @@
 //! when a heartbeat is due.
 
 use super::attachment::Attachment;
-use super::client::LanError;
 use super::cutter::{Cutter, Prefix};
+use super::port::LanError;
 use super::pulse::Pulse;
 use super::wire::{MESSAGE_BYTES_MAX, ServerMessage, WireError};
 use vm::OutputId;
@@ -24,7 +24,7 @@ pub enum FromLan {
         next_output: OutputId,
     },
     /// No message: a heartbeat to the LAN is due, see
-    /// [`PacketSender::send_heartbeat`](super::client::PacketSender::send_heartbeat).
+    /// [`PortSender::send_heartbeat`](super::port::PortSender::send_heartbeat).
     HeartbeatDue,
 }
 

@@ -5,16 +5,20 @@
 //! calls it, and on which thread, is for the host. The process and the simulator call the same
 //! steps.
 
+use super::io::lan::{Given, LanWay};
 use super::log::{DiskLogSteps, Storage};
 use super::reports::NodeReport;
+pub use crate::os::connection::Connection;
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
-use ft::output_gate::Released;
+use ft::output_gate::{OutputGate, Released};
 use ft::role::{ClaimAnswer, ClaimRequest, LatestAnswer};
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use vm::{Machine, OutputId};
 
 /// What a side runs on.
@@ -24,7 +28,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Where a running guest's events come from.
     type Source: GuestInput;
     /// Where a running guest's outputs go.
-    type Sink: OutputSink;
+    type Sink: OutputSink<Connection = Self::Connection>;
     /// Where logs on disk are.
     type Storage: Storage;
 
@@ -33,6 +37,16 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// Tells an operator something. It doesn't wait for who reads it.
     fn report(&self, report: &NodeReport);
+
+    /// Connects to another program. A host that has a thread for this waits, but not for long.
+    ///
+    /// # Errors
+    /// Of the connection.
+    fn connect(&self, to: Listener) -> io::Result<Arc<Self::Connection>>;
+
+    /// Gives the guest that runs here a packet, if there is room for it. A host that has a thread
+    /// for this waits for room, but not for longer than a heartbeat's interval.
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
 
     /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
     fn wake(&self, step: StepKind);
@@ -60,30 +74,13 @@ pub trait Host: Clone + Send + Sync + 'static {
     }
 }
 
-/// A connection to the other side of a VM: bytes in order, as TCP carries them.
-pub trait Connection: Send + Sync + 'static {
-    /// Reads what has arrived; 0 if nothing more will come. A host that has a thread for this waits
-    /// until something has.
-    ///
-    /// # Errors
-    /// `WouldBlock` or `Interrupted` if nothing has arrived; others end the connection.
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
-
-    /// The same, without waiting.
-    ///
-    /// # Errors
-    /// As [`Connection::receive`].
-    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize>;
-
-    /// Sends as many of these bytes as the connection takes now.
-    ///
-    /// # Errors
-    /// `WouldBlock` or `Interrupted` if it takes none now; others mean that nothing can be sent any
-    /// more.
-    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
-
-    /// Ends the connection: whoever reads or writes it finds that out at once.
-    fn cut(&self);
+/// Who listens where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// A LAN.
+    Lan(SocketAddr),
+    /// A primary, as far as is known.
+    Primary(SocketAddr),
 }
 
 /// A source of events whose guest's clock stands while its VM is paused.
@@ -101,23 +98,84 @@ pub trait GuestInput: EventSource {
 /// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
 /// released comes here.
 pub trait OutputSink: Send + 'static {
-    /// Puts out a batch, in order. Frames without a network go nowhere, as on a network card
+    /// A connection to a LAN.
+    type Connection: Connection;
+
+    /// Puts out a batch, in order. Packets without a network go nowhere, as on a network card
     /// without its cable.
     ///
     /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
     /// only a LAN tells.
     fn write(&mut self, outputs: &[Released]) -> bool;
+
+    /// The way to a LAN, which [`OutputSink::write`] takes.
+    fn lan(&mut self) -> &mut LanWay<Self::Connection>;
 }
 
-/// The steps of a side that wait for something.
+/// The steps of a side. A process has a thread for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepKind {
+    /// What a backup's primary says is heard, and acknowledged.
+    Receive,
     /// A backup's machine is put together, and replays.
     Replay,
+    /// Time passes: heartbeats, timeouts, and what another step had to leave.
+    Timers,
     /// A guest runs.
     Vcpu,
     /// What takes time is done: questions to the arbiter, and the end.
     Control,
+    /// Who has come to the port is heard, and sent the guest's memory.
+    Pending,
+    /// A LAN is attached to and read.
+    Lan,
+    /// The log on disk is written.
+    DiskWrite,
+    /// What was written of it is made durable.
+    DiskSync,
+}
+
+/// How soon a step has to be called once it has something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// At once, before any vCPU: it does little.
+    Urgent,
+    /// Like all others.
+    Normal,
+}
+
+impl StepKind {
+    /// Its priority.
+    #[must_use]
+    pub const fn priority(self) -> Priority {
+        match self {
+            // Outputs wait for the acknowledgement, and for the timers if the vCPU's thread isn't
+            // let run.
+            Self::Receive | Self::Timers => Priority::Urgent,
+            Self::Replay
+            | Self::Vcpu
+            | Self::Control
+            | Self::Pending
+            | Self::Lan
+            | Self::DiskWrite
+            | Self::DiskSync => Priority::Normal,
+        }
+    }
+
+    /// The name of its thread.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Receive => "log",
+            Self::Replay | Self::Vcpu => "vcpu",
+            Self::Timers => "ticks",
+            Self::Control => "control",
+            Self::Pending => "pending",
+            Self::Lan => "lan",
+            Self::DiskWrite => "disk log",
+            Self::DiskSync => "disk sync",
+        }
+    }
 }
 
 /// When a step is to be called again.
@@ -131,8 +189,12 @@ pub enum Next {
         /// When at the latest.
         until_ns: u64,
     },
-    /// Not before this time, in nanoseconds, or before [`Host::wake`] if the step has a
-    /// [`StepKind`].
+    /// When the guest has room for what has come for it, or at this time, in nanoseconds.
+    Room {
+        /// When at the latest.
+        until_ns: u64,
+    },
+    /// Not before this time, in nanoseconds, or before [`Host::wake`].
     Wait {
         /// Until when.
         until_ns: u64,
@@ -172,4 +234,7 @@ pub enum Observation<'a> {
     Appended(LogSeq, &'a LogEntry),
     /// This side owns the VM alone as this generation from now on.
     Owns(Generation),
+    /// The LAN is there, and has carried all outputs below; what of the gate is in flight and hasn't
+    /// been is sent again.
+    Attached(OutputId, &'a OutputGate),
 }

@@ -8,6 +8,8 @@
 //!               │   timer ──────────────────────┘
 //! ```
 
+pub mod arbiter_desk;
+pub mod arbiter_line;
 pub mod backup;
 pub mod channel;
 pub mod distribution;
@@ -20,5 +22,6 @@ pub mod primary;
 pub mod process;
 pub mod reports;
 pub mod restart;
+pub mod search;
 pub mod start;
 pub mod waiting;

@@ -1,11 +1,14 @@
 //! A process as the host of a side: a thread for each step.
 
 use super::channel::lock;
-use super::host::{GuestInput, Host, Next, OutputSink, StepKind};
+use super::host::{GuestInput, Host, Listener, Next, OutputSink, Priority, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
+use super::io::lan::{Given, LanWay};
+use super::io::network;
 use super::io::sink::NetworkAndConsole;
 use super::log::{DiskLogSteps, HostDirectory};
 use super::reports::NodeReport;
+use crate::lan::pulse;
 use crate::os::clock;
 use crate::os::priority;
 use crate::os::report::Reporter;
@@ -19,6 +22,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Duration;
 use vm::{Machine, OutputId};
+
+/// How long a primary may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a packet for the guest waits for room before a heartbeat may be due.
+const ROOM_TIMEOUT: Duration = Duration::from_micros(pulse::INTERVAL_US);
 
 /// This process.
 #[derive(Clone, Debug)]
@@ -47,53 +56,37 @@ impl ProcessHost {
     ///
     /// # Errors
     /// If the thread can't be started.
-    pub fn spawn(&self, name: &str, step: impl FnMut() -> Next + Send + 'static) -> io::Result<()> {
+    pub fn spawn(&self, kind: StepKind, step: impl FnMut() -> Next + Send + 'static) -> io::Result<()> {
         let host = self.clone();
-        thread::Builder::new().name(name.into()).spawn(move || host.run(None, step))?;
-        Ok(())
-    }
-
-    /// The same in a thread that runs as soon as it has something to do.
-    ///
-    /// # Errors
-    /// If the thread can't be started.
-    pub fn spawn_urgent(&self, name: &str, step: impl FnMut() -> Next + Send + 'static) -> io::Result<()> {
-        let host = self.clone();
-        thread::Builder::new().name(name.into()).spawn(move || {
-            priority::raise();
-            host.run(None, step);
-        })?;
+        thread::Builder::new().name(kind.name().into()).spawn(move || host.run(kind, step))?;
         Ok(())
     }
 
     /// Calls `step` in this thread until it is done. [`Host::wake`] with its kind ends a wait.
-    pub fn run(&self, kind: Option<StepKind>, mut step: impl FnMut() -> Next) {
-        if let Some(kind) = kind {
-            self.is_run_here(kind);
-        }
-        while self.wait(kind, &step()) {}
+    pub fn run(&self, kind: StepKind, mut step: impl FnMut() -> Next) {
+        self.is_run_here(kind);
+        while wait(&step()) {}
     }
 
     /// Steps of this kind are called in this thread.
     pub fn is_run_here(&self, kind: StepKind) {
+        if kind.priority() == Priority::Urgent {
+            priority::raise();
+        }
         lock(&self.threads).insert(kind, thread::current());
     }
+}
 
-    /// Waits as a step says; `false` if it is done.
-    pub fn wait(&self, kind: Option<StepKind>, next: &Next) -> bool {
-        match next {
-            // Whoever reads a connection waits in it.
-            Next::Now | Next::Arrival { .. } => true,
-            Next::Wait { until_ns } => {
-                let duration = Duration::from_nanos(until_ns.saturating_sub(clock::now_ns()));
-                match kind {
-                    None => thread::sleep(duration),
-                    Some(_) => thread::park_timeout(duration),
-                }
-                true
-            }
-            Next::Done => false,
+/// Waits as a step says; `false` if it is done.
+pub fn wait(next: &Next) -> bool {
+    match next {
+        // Whoever reads a connection waits in it, and whoever gives the guest something there.
+        Next::Now | Next::Arrival { .. } | Next::Room { .. } => true,
+        Next::Wait { until_ns } => {
+            thread::park_timeout(Duration::from_nanos(until_ns.saturating_sub(clock::now_ns())));
+            true
         }
+        Next::Done => false,
     }
 }
 
@@ -107,16 +100,31 @@ impl Host for ProcessHost {
         clock::now_ns()
     }
 
+    fn connect(&self, to: Listener) -> io::Result<Arc<TcpStream>> {
+        match to {
+            Listener::Lan(address) => network::connect(address),
+            Listener::Primary(address) => {
+                let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+                stream.set_nodelay(true)?;
+                Ok(Arc::new(stream))
+            }
+        }
+    }
+
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
+        self.inbox.as_ref().map_or(Given::Gone, |inbox| inbox.give_packet(number, packet, ROOM_TIMEOUT))
+    }
+
     fn report(&self, report: &NodeReport) {
         self.reporter.tell(report);
     }
 
     fn run_disk_log(&self, DiskLogSteps { mut writer, mut sync }: DiskLogSteps<HostDirectory>) -> io::Result<()> {
-        self.spawn("disk log", move || {
+        self.spawn(StepKind::DiskWrite, move || {
             writer.wait();
             writer.step(clock::now_ns())
         })?;
-        self.spawn("disk sync", move || {
+        self.spawn(StepKind::DiskSync, move || {
             sync.wait();
             sync.step(clock::now_ns())
         })
@@ -150,6 +158,12 @@ impl GuestInput for HostEventSource {
 }
 
 impl OutputSink for NetworkAndConsole {
+    type Connection = TcpStream;
+
+    fn lan(&mut self) -> &mut LanWay<TcpStream> {
+        self.lan()
+    }
+
     fn write(&mut self, outputs: &[Released]) -> bool {
         self.write(outputs)
     }

@@ -2,6 +2,7 @@
 
 use crate::arbiter::{Arbiter, ArbiterError};
 use ft::claim::{Claim, ClaimKind};
+use ft::mutation::{Mutation, mutated};
 use ft::start::{ResumeClaim, StartError, judge_start, owned_by_verdict, refuse_if_alive};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
@@ -93,7 +94,9 @@ pub fn claim_resume(
     loop {
         match claim_flag(arbiter, vm, judged.free, claimed, Some(judged.holder.node)) {
             Ok(generation) => return Ok((generation, judged)),
-            Err(ClaimError::Start(StartError::Owned { holder, .. })) if log_nodes.contains(&holder.node) => {
+            Err(ClaimError::Start(StartError::Owned { holder, .. }))
+                if log_nodes.contains(&holder.node) && !mutated(Mutation::ResumeLooksOnce) =>
+            {
                 judged = judge()?;
             }
             Err(ClaimError::Start(StartError::Owned { vm, generation, holder, .. })) => {

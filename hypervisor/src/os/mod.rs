@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod address;
 pub mod clock;
+pub mod connection;
 pub mod entropy;
 pub mod priority;
 pub mod rate_limit;

@@ -7,19 +7,19 @@ use super::cli::stop::{Origin, StopSwitch};
 use super::guest::Guest;
 use super::primary::run_live;
 use super::{Failure, begin, fail_stop, finish};
+use crate::node::arbiter_desk::ProcessDesk;
 use crate::node::backup;
 use crate::node::backup::no_primary_port::NoPrimaryPort;
 use crate::node::backup::{BackupOutcome, BitFlip, FaultInjection, Succession};
 use crate::node::environment::Node;
 use crate::node::primary::LiveVm;
-use crate::node::process::ProcessHost;
+use crate::node::process::{ProcessHost, wait};
 use crate::node::reports::NodeReport;
-use crate::node::waiting::Waiting;
+use crate::node::search::{Search, SearchStep, SearchTiming};
 use crate::os::address::resolve;
 use crate::os::{clock, entropy, writer};
 use clap::Parser;
-use ft::claim::ClaimKind;
-use ft::role::{BackupEnd, BackupRole, Expectation, Timing};
+use ft::role::{BackupRole, Expectation, Timing};
 use logchannel::session::ImageDigest;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -30,17 +30,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// The interval at which a backup looks for its primary.
-const RETRY: Duration = Duration::from_millis(100);
-
-/// How long to wait after a peer that was no primary, or had a backup already.
-const NO_PLACE_RETRY: Duration = Duration::from_millis(300);
-
 /// How long to wait before starting over.
 const START_OVER: Duration = Duration::from_secs(1);
-
-/// How long a primary may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Replays a VM in lockstep with its primary, and goes on with it when the primary is lost.
 ///
@@ -130,25 +121,26 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         None => None,
     };
     let listener = listen(options.listen)?;
-    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
+    let arbiter = options.node.arbiter(Arc::new(stop.clone()))?;
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-backup")?;
     // Other backups that wait for a primary may connect here, and must not take this side for one.
     let no_primary_port = NoPrimaryPort::start(listener)?;
     let timing = options.node.timing();
     let faults = FaultInjection { flip: options.inject_bit_flip, slowdown: options.inject_slowdown };
     let expectation = Expectation { vm: node.vm.clone(), image };
-    let mut search = Search::default();
+    let host = ProcessHost::new(node.reporter);
+    let own_address = node.address.clone();
+    let mut search = Search::new(node.line(), node.vm.clone(), own_address, options.primary, SearchTiming::default());
     loop {
         let log = options.node.disk_log()?;
-        let stream = search.find_primary(&node, options.primary)?;
+        let connection = find_primary(&host, &mut search)?;
         let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
-        match backup::run(&node, role, stream, log, faults)? {
-            // This side has had no part in the VM, so it can go on looking.
-            BackupOutcome::End(BackupEnd::NoPlace { .. }) => thread::sleep(NO_PLACE_RETRY),
+        match backup::run(&node, role, connection, log, faults)? {
+            BackupOutcome::End(end) if search.looks_again(clock::now_ns(), &end) => {}
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
             BackupOutcome::GoLive(succession) => {
                 node.mac = succession.session.config.mac;
-                return go_live(node, *succession, timing, no_primary_port.stop()?, |running| {
+                return go_live(&node, *succession, timing, no_primary_port.stop()?, |running| {
                     stop.runs(running, Origin::Primary);
                 });
             }
@@ -156,8 +148,19 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     }
 }
 
+/// Connects to the primary, as soon as there is one.
+fn find_primary(host: &ProcessHost, search: &mut Search<ProcessDesk>) -> Result<Arc<TcpStream>, Failure> {
+    loop {
+        match search.step(host) {
+            SearchStep::Next(next) => _ = wait(&next),
+            SearchStep::Found(connection) => return Ok(connection),
+            SearchStep::Failed(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn go_live(
-    node: Node,
+    node: &Node,
     succession: Succession<ProcessHost>,
     timing: Timing,
     listener: TcpListener,
@@ -183,64 +186,5 @@ fn go_live(
             tail_dropped,
         });
         on_start(running);
-    })
-}
-
-/// The search for a primary, and which connections were reported: each once.
-#[derive(Debug, Default)]
-struct Search {
-    told_connected: Option<SocketAddr>,
-}
-
-impl Search {
-    /// Connects to the primary, as soon as there is one.
-    fn find_primary(&mut self, node: &Node, primary: Option<SocketAddr>) -> Result<TcpStream, Failure> {
-        let mut waiting = Waiting::since(clock::now_ns());
-        loop {
-            let address = primary.map_or_else(|| owner_address(node), |address| Ok(Ok(address)))?;
-            let connected = address.and_then(|address| match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(stream) => Ok((address, stream)),
-                // Usually nothing listens there yet, which needs no report.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    Err(format!("nobody answers at {address}"))
-                }
-                Err(error) => Err(format!("nobody answers at {address} ({error})")),
-            });
-            match connected {
-                Ok((address, stream)) => {
-                    if self.told_connected.replace(address) != Some(address) {
-                        node.reporter.tell(&NodeReport::PrimaryConnected { address: address.to_string() });
-                    }
-                    return Ok(stream);
-                }
-                Err(reason) => {
-                    if let Some(seconds) = waiting.due(clock::now_ns()) {
-                        node.reporter.tell(&NodeReport::Waiting { vm: node.vm.to_string(), reason, seconds });
-                    }
-                }
-            }
-            thread::sleep(RETRY);
-        }
-    }
-}
-
-/// The address of the VM's owner, as far as the arbiter knows and can be asked; otherwise what is
-/// missing. An owner at this node's own address was an earlier incarnation of it, and is gone.
-fn owner_address(node: &Node) -> Result<Result<SocketAddr, String>, Failure> {
-    let claim = match node.arbiter.latest(&node.vm) {
-        Ok(claim) => claim,
-        Err(error) if error.is_unreachable() => return Ok(Err(error.to_string())),
-        Err(error) => return Err(error.into()),
-    };
-    let Some((generation, claim)) = claim else {
-        return Ok(Err("the arbiter knows no VM of this name".into()));
-    };
-    Ok(match claim.address {
-        Some(address) if claim.kind == ClaimKind::Ended => Err(format!("the VM was ended at {address}")),
-        Some(address) if address == node.address => {
-            Err(format!("the VM's owner was here, at {address}, and is gone: only its backup can go on, or --resume"))
-        }
-        Some(address) => resolve(&address).map_err(|error| format!("the VM's owner can't be found: {error}")),
-        None => Err(format!("the VM's owner of generation {} has told no address", generation.next())),
     })
 }

@@ -1,8 +1,12 @@
 //! A start's arbiter, which is asked until it answers.
 
 use crate::arbiter::{Arbiter, ArbiterError};
+use crate::node::arbiter_desk::ProcessDesk;
+use crate::node::arbiter_line::{ArbiterCall, ArbiterLine, ArbiterReply};
 use crate::node::environment::Node;
-use crate::node::reports::NodeReport;
+use crate::node::host::Next;
+use crate::node::process::wait;
+use crate::os::clock;
 use ft::claim::{Claim, Verdict};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
@@ -22,23 +26,29 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(super) struct PatientArbiter<'a>(pub(super) &'a Node);
 
 impl PatientArbiter<'_> {
-    fn ask<T>(
+    fn ask(
         &self,
-        ask: impl Fn() -> Result<T, ArbiterError>,
+        call: &ArbiterCall,
         is_final: impl Fn(&ArbiterError, u32) -> bool,
-    ) -> Result<T, ArbiterError> {
+    ) -> Result<ArbiterReply, ArbiterError> {
+        let mut line = self.0.line();
         let mut unanswered = 0_u32;
         loop {
-            match ask() {
-                Err(error) if !is_final(&error, unanswered) => {
-                    unanswered = unanswered.saturating_add(1);
-                    if unanswered.is_power_of_two() {
-                        self.0.reporter.tell(&NodeReport::ArbiterUnreachable { reason: error.to_string() });
-                    }
-                }
+            match self.wait(&mut line, call.clone()) {
+                Err(error) if !is_final(&error, unanswered) => unanswered = unanswered.saturating_add(1),
                 answer => return answer,
             }
             thread::sleep(RETRY);
+        }
+    }
+
+    fn wait(&self, line: &mut ArbiterLine<ProcessDesk>, call: ArbiterCall) -> Result<ArbiterReply, ArbiterError> {
+        line.call(clock::now_ns(), call);
+        loop {
+            if let Some(answer) = line.poll(clock::now_ns(), |report| self.0.reporter.tell(report)) {
+                return answer;
+            }
+            wait(&Next::Wait { until_ns: line.due_ns() });
         }
     }
 }
@@ -51,18 +61,26 @@ impl Arbiter for PatientArbiter<'_> {
         claim: &Claim,
         predecessor: Option<NodeId>,
     ) -> Result<Verdict, ArbiterError> {
-        let ask = || self.0.arbiter.test_and_set(vm, generation, claim, predecessor);
-        self.ask(ask, |error, unanswered| unanswered == 0 && !error.is_unreachable())
+        debug_assert_eq!(*vm, self.0.vm, "a node asks about its own VM");
+        let call = ArbiterCall::Claim { generation, claim: claim.clone(), predecessor };
+        match self.ask(&call, |error, unanswered| unanswered == 0 && !error.is_unreachable())? {
+            ArbiterReply::Verdict(verdict) => Ok(verdict),
+            ArbiterReply::Latest(_) => unreachable!("a claim is answered by a verdict"),
+        }
     }
 
     fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
-        self.ask(|| self.0.arbiter.latest(vm), |error, _| !error.is_unreachable())
+        debug_assert_eq!(*vm, self.0.vm, "a node asks about its own VM");
+        match self.ask(&ArbiterCall::Latest, |error, _| !error.is_unreachable())? {
+            ArbiterReply::Latest(latest) => Ok(latest),
+            ArbiterReply::Verdict(_) => unreachable!("a look is answered by the latest claim"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::PatientArbiter;
+    use super::{PatientArbiter, ProcessDesk};
     use crate::arbiter::{Arbiter, ArbiterError};
     use crate::node::environment::Node;
     use crate::node::io::console::Keys;
@@ -113,7 +131,7 @@ mod tests {
         let node = Node {
             vm: VmId::new("vm0").unwrap(),
             id: NodeId(1),
-            arbiter: arbiter.clone(),
+            arbiter: ProcessDesk::new(arbiter.clone(), "tcp:x", None).unwrap(),
             network: None,
             mac: [0; 6],
             address: "127.0.0.1:1".into(),

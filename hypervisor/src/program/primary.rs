@@ -94,7 +94,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let machine = Machine::new(&config, &guest.image)
         .map_err(|error| format!("guest {} can't be started: {error}", guest.name))?;
     let listener = listen(options.listen)?;
-    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
+    let arbiter = options.node.arbiter(Arc::new(stop.clone()))?;
     let mut node = options.node.node(entropy::node_id(), arbiter, config.mac, &listener, "ft-primary")?;
     node.keys = options.node.keys.unwrap_or_else(|| options.guest.keys());
     let log = options.node.disk_log()?;
@@ -115,7 +115,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
     let session = SessionHeader::new(node.vm.clone(), generation, config, &guest.name, &guest.image);
     let started = session
         .map_err(Failure::from)
-        .and_then(|session| start(options, node.clone(), session, machine, log, listener, &stop));
+        .and_then(|session| start(options, &node, session, machine, log, listener, &stop));
     started.inspect_err(|_| {
         // Everything that can fail comes before the guest's first step.
         let ended = end_unstarted(&PatientArbiter(&node), &node.vm, generation, node.id, &node.address);
@@ -128,7 +128,7 @@ fn run(options: &Options) -> Result<(u8, String), Failure> {
 /// Starts a guest that hasn't run, and runs it to its end.
 fn start(
     options: &Options,
-    node: Node,
+    node: &Node,
     session: SessionHeader,
     machine: Machine,
     log: Option<DiskLogOptions<HostDirectory>>,
@@ -143,7 +143,7 @@ fn start(
         PrimaryRole::awaiting_backup(node.id, session, timing)
     };
     let role = role.with_disk_log(disk_log);
-    let disk_log = begin_log(log, &role, &node)?;
+    let disk_log = begin_log(log, &role, node)?;
     run_live(node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Boot))
 }
 
@@ -155,7 +155,7 @@ fn start(
 fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let directory = LogDirectory::open_existing(directory, &options.node.vm)?;
     let listener = listen(options.listen)?;
-    let arbiter = Arc::new(stop.guarding(options.node.arbiter()?));
+    let arbiter = options.node.arbiter(Arc::new(stop.clone()))?;
     let mut node = options.node.node(entropy::node_id(), arbiter, [0; 6], &listener, "ft-primary")?;
     let mut restart = Restart::survey(directory, &node.vm)?;
     for (segment, reason) in &restart.survey.skipped {
@@ -188,7 +188,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
     let (role, machine, directory) = continuation.take_over(node.id, options.node.timing());
     let log = DiskLogOptions { directory, wait: options.node.log_wait };
     let disk_log = begin_log(Some(log), &role, &node)?;
-    run_live(node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Log))
+    run_live(&node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Log))
 }
 
 /// Replays a log, and tells how far it is: a long one takes as long as the guest took to compute
@@ -225,7 +225,7 @@ fn begin_log(
 
 /// Runs a VM live to its end.
 pub(super) fn run_live(
-    node: Node,
+    node: &Node,
     role: PrimaryRole,
     machine: Machine,
     disk_log: Option<SideDiskLog<ProcessHost>>,

@@ -6,11 +6,15 @@ use super::cli::options::{GuestOptions, NetworkOptions};
 use super::cli::progress::Progress;
 use super::recording_file;
 use super::{Failure, begin, finish, interrupted};
+use crate::lan::port::PortSender;
 use crate::node::channel::lock;
+use crate::node::host::{Host, Listener};
 use crate::node::io::console;
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
-use crate::node::io::network::{Network, NetworkAddress, NetworkEvents};
+use crate::node::io::lan::{Attaching, Given, LanUser};
+use crate::node::io::network::{self, NetworkAddress, TapAttachment};
 use crate::node::io::sink::NetworkAndConsole;
+use crate::node::process::ProcessHost;
 use crate::node::reports::{NodeReport, Recorded, frames_dropped};
 use crate::os::report::Reporter;
 use crate::os::{clock, entropy, signals, writer};
@@ -24,6 +28,7 @@ use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,8 +42,9 @@ use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 /// in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
 
-/// How often a guest whose console is read slowly looks whether it may go on.
-const CONSOLE_PAUSE: Duration = Duration::from_millis(1);
+/// How often a guest whose console is read slowly, or whose LAN takes nothing, looks whether it may
+/// go on.
+const OUTPUT_PAUSE: Duration = Duration::from_millis(1);
 
 /// Runs a guest and records every input with its instruction count, so that ft-replay does it all
 /// again.
@@ -107,23 +113,9 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let address = options.network.address();
     let outputs =
         Arc::new(Mutex::new(NetworkAndConsole::new(reporter, matches!(address, Some(NetworkAddress::Lan(_))))));
-    if let Some(address) = address {
-        let started_us = clock::now_us();
-        let network = Network {
-            address: address.clone(),
-            vm: options.vm.clone(),
-            node: entropy::node_id(),
-            booted: Generation(started_us),
-            mac: config.mac,
-            reporter,
-            inbox: inbox.clone(),
-            sink: outputs.clone(),
-            over: over.clone(),
-        };
-        if let Some(reason) = network.start_attached(Arc::new(Recording { started_us }))? {
-            return Err(format!("the LAN at {address} refuses this guest: {reason}").into());
-        }
-    }
+    let host = ProcessHost::with_guest(reporter, inbox.clone());
+    let owner = Recording { started_us: clock::now_us(), host, outputs: outputs.clone(), over: over.clone() };
+    attach(address, owner, &options.vm, config.mac)?;
     console::start(inbox, options.guest.keys(), reporter)?;
     let mut sink = FileSink {
         log: recording_file::create(&options.output, options.force, &session, &guest.image)?,
@@ -138,9 +130,9 @@ fn run(options: &Options, reporter: Reporter) -> Result<(u8, String), Failure> {
     let reboots_after_panic = reboots_after_panic(&config.bootargs);
     let (recorder, end) = record(recorder, &mut sink, options.limit, reboots_after_panic, &over, reporter)
         .map_err(|error| format!("writing {}: {error}; the log ends there", options.output.display()))?;
-    over.store(true, Ordering::Release);
     let entries = sink.log.next_seq().0;
-    lock(&sink.outputs).finish_console();
+    sink.finish();
+    over.store(true, Ordering::Release);
     sink.log.finish()?.into_inner()?.sync_all()?;
     reporter.tell(&NodeReport::Recorded(Recorded {
         log: options.output.display().to_string(),
@@ -197,26 +189,82 @@ fn words(reason: StopReason, has_tohost: bool) -> String {
     }
 }
 
+/// Attaches a guest that has just been reset, and whose packets are not kept to be sent again, before
+/// it runs, if its network answers.
+fn attach(address: Option<NetworkAddress>, owner: Recording, vm: &VmId, mac: [u8; 6]) -> Result<(), Failure> {
+    match address {
+        None => Ok(()),
+        Some(NetworkAddress::Lan(lan)) => {
+            let booted = Generation(owner.started_us);
+            let whose = Attaching { vm: vm.clone(), node: entropy::node_id(), booted, mac, lan };
+            let mut attachment = network::attachment(whose, 0);
+            if let Err(reason) = attachment.try_once(&owner) {
+                return Err(format!("the LAN at {lan} refuses this guest: {reason}").into());
+            }
+            Ok(network::start_lan(&owner.host.clone(), attachment, Arc::new(owner))?)
+        }
+        Some(NetworkAddress::Tap(name)) => {
+            let Recording { host, outputs: sink, over, .. } = owner;
+            Ok(TapAttachment { name, mac, sink, over, host }.start(0, false)?)
+        }
+    }
+}
+
 /// The owner of a guest that is recorded: nothing that it sends is sent again.
 struct Recording {
     started_us: u64,
+    host: ProcessHost,
+    outputs: Arc<Mutex<NetworkAndConsole>>,
+    over: Arc<AtomicBool>,
 }
 
-impl NetworkEvents for Recording {
+impl LanUser for Recording {
+    type Connection = TcpStream;
+
+    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
+        self.host.connect(Listener::Lan(lan))
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.host.now_ns()
+    }
+
+    fn report(&self, report: &NodeReport) {
+        self.host.report(report);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
     fn owner(&self) -> (Generation, Range<OutputId>) {
         // No arbiter numbers recordings; for the LAN, a later one takes the port of an earlier one
         // over.
         (Generation(self.started_us), OutputId(0)..OutputId(u64::MAX))
     }
 
-    fn attached(&self, _: OutputId) {}
+    fn attached(&self, sender: PortSender<TcpStream>, _: OutputId) {
+        lock(&self.outputs).lan().set(Some(sender));
+    }
 
-    fn ready(&self) {}
+    fn detached(&self) {
+        lock(&self.outputs).lan().set(None);
+    }
+
+    fn send_heartbeat(&self) {
+        if let Ok(mut outputs) = self.outputs.try_lock() {
+            outputs.lan().send_heartbeat(clock::now_ns());
+        }
+    }
 
     /// Told with the others' words; nobody else runs a recording.
     fn refused(&self) {}
 
     fn carried(&self, _: OutputId) {}
+
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
+        self.host.give_packet(number, packet)
+    }
 }
 
 /// Why a recording ends.
@@ -253,9 +301,9 @@ fn record(
         if recorder.machine().instruction_count() >= limit {
             break RecordingEnd::Limit(limit);
         }
-        if writer::stdout().is_console_full() {
-            // A slow reader makes the guest slow.
-            thread::sleep(CONSOLE_PAUSE);
+        if writer::stdout().is_console_full() || !sink.write() {
+            // A slow reader makes the guest slow, and a slow LAN.
+            thread::sleep(OUTPUT_PAUSE);
             continue;
         }
         let now_ns = clock::now_ns();
@@ -303,6 +351,28 @@ struct FileSink {
     has_spoken: bool,
 }
 
+impl FileSink {
+    /// Puts out what is released, unless the LAN has not taken yet what was put out before; `false`
+    /// then.
+    fn write(&mut self) -> bool {
+        let mut outputs = lock(&self.outputs);
+        outputs.lan().flush(clock::now_ns());
+        if outputs.lan().has_room() {
+            outputs.write(&self.released);
+            self.released.clear();
+        }
+        outputs.lan().has_room()
+    }
+
+    /// Puts out the guest's last words. It ends: a LAN that takes nothing is given up.
+    fn finish(&mut self) {
+        while !self.write() {
+            thread::sleep(OUTPUT_PAUSE);
+        }
+        lock(&self.outputs).finish_console();
+    }
+}
+
 impl LogSink for FileSink {
     type Error = io::Error;
 
@@ -315,8 +385,7 @@ impl LogSink for FileSink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.log.flush()?;
-        lock(&self.outputs).write(&self.released);
-        self.released.clear();
+        self.write();
         Ok(())
     }
 }

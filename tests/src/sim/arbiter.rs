@@ -1,8 +1,8 @@
 //! The arbiter, and the way to it: questions and answers are late, lost, and heard twice.
 
 use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
-use ft::role::ClaimRequest;
 use hypervisor::arbiter::{Arbiter, ArbiterError};
+use hypervisor::node::arbiter_line::{ArbiterCall, ArbiterReply};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::BTreeMap;
@@ -30,10 +30,12 @@ impl SimArbiter {
     }
 
     /// Answers a question.
-    pub(super) fn hear(&self, ask: &Ask) -> Answer {
-        match ask {
-            Ask::Latest => Answer::Latest(self.last()),
-            Ask::Claim(request, claim) => Answer::Claim(self.claim(request.generation, claim, request.predecessor)),
+    pub(super) fn hear(&self, call: &ArbiterCall) -> ArbiterReply {
+        match call {
+            ArbiterCall::Latest => ArbiterReply::Latest(self.last()),
+            ArbiterCall::Claim { generation, claim, predecessor } => {
+                ArbiterReply::Verdict(self.claim(*generation, claim, *predecessor))
+            }
         }
     }
 
@@ -82,27 +84,21 @@ impl Arbiter for SimArbiter {
     }
 }
 
-/// What a process asks.
+/// What the arbiter says.
 #[derive(Clone, Debug)]
-pub(super) enum Ask {
-    Latest,
-    Claim(ClaimRequest, Claim),
-}
-
-/// What it is told.
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Latest(Option<(Generation, Claim)>),
-    Claim(Verdict),
+pub(super) enum Said {
+    Reply(ArbiterReply),
+    /// An operator has to see to it first.
+    CantDecide,
 }
 
 /// A question on its way.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) host: usize,
+    pub(super) node: NodeId,
     pub(super) is_mistaken: bool,
-    pub(super) ask: Ask,
-    /// Given by the arbiter, and on its way back.
-    pub(super) answer: Option<Answer>,
-    pub(super) has_arrived: bool,
+    pub(super) call: ArbiterCall,
+    /// Said by the arbiter, and on its way back.
+    pub(super) answer: Option<Said>,
 }

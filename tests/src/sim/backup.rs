@@ -1,15 +1,12 @@
 //! A process that backs the VM up: the production side, called step by step.
 
-use super::claims::{Asked, Claims};
 use super::env::Env;
-use super::host::{Part, SimHost};
+use super::host::{Part, SimConnection, SimHost};
 use super::process::Me;
 use super::sightings::Sighting;
-use super::wires::End;
-use ft::claim::Verdict;
-use ft::role::{BackupEnd, BackupRole, ClaimAnswer, Expectation, PrimaryRole};
-use hypervisor::node::backup::{BackupSide, Control, FaultInjection, Replay, Succession};
-use hypervisor::node::host::{Answer, Next, Question, StepKind};
+use ft::role::{BackupEnd, BackupRole, Expectation, PrimaryRole};
+use hypervisor::node::backup::{BackupControl, BackupSide, Control, FaultInjection, Replay, Succession};
+use hypervisor::node::host::{Next, StepKind};
 use logchannel::entry::Generation;
 use std::sync::Arc;
 use vm::Machine;
@@ -26,7 +23,7 @@ pub(super) struct Backup {
     host: SimHost,
     side: Arc<BackupSide<SimHost>>,
     replay: Replay<SimHost>,
-    claims: Claims,
+    control: BackupControl<SimHost>,
     /// When each step is due that says so itself.
     timers_ns: u64,
     receive_ns: u64,
@@ -47,14 +44,15 @@ pub(super) enum Ended {
 
 impl Backup {
     /// A backup that has connected to a primary.
-    pub(super) fn new(env: &mut Env, me: Me, end: End) -> Self {
+    pub(super) fn new(env: &mut Env, process: &SimHost, connection: Arc<SimConnection>) -> Self {
+        let me = process.me().clone();
         let expectation = Expectation { vm: me.setup.vm.clone(), image: None };
         let role = BackupRole::new(env.now_ns, me.node, expectation, me.setup.timing);
-        let host = SimHost::new(me.clone(), Part::Backup);
-        let side = host
-            .call(env, || Arc::new(BackupSide::new(host.clone(), role, host.connection(end), None, BUFFER_BYTES_MAX)));
+        let host = process.become_part(Part::Backup);
+        let side = host.call(env, || Arc::new(BackupSide::new(host.clone(), role, connection, None, BUFFER_BYTES_MAX)));
+        let control = BackupControl::new(me.setup.line(&host));
         Self {
-            claims: Claims::new(me.clone()),
+            control,
             me,
             host,
             side,
@@ -74,7 +72,7 @@ impl Backup {
     }
 
     pub(super) const fn is_asking(&self) -> bool {
-        self.claims.is_asking()
+        self.control.is_asking()
     }
 
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
@@ -97,7 +95,7 @@ impl Backup {
             control_ns = env.now_ns + 10_000;
         }
         let replay_ns = if self.has_replay_to_do { self.replay_due_ns(env).max(env.now_ns + 1) } else { u64::MAX };
-        Ok(replay_ns.min(self.timers_ns).min(self.receive_ns).min(self.claims.due_ns()).min(control_ns))
+        Ok(replay_ns.min(self.timers_ns).min(self.receive_ns).min(control_ns))
     }
 
     fn receive(&mut self, env: &mut Env) {
@@ -109,7 +107,7 @@ impl Backup {
                 }
                 self.receive_ns = until_ns;
             }
-            Next::Arrival { until_ns } => self.receive_ns = until_ns,
+            Next::Arrival { until_ns } | Next::Room { until_ns } => self.receive_ns = until_ns,
             Next::Done => self.receive_ns = u64::MAX,
         }
     }
@@ -148,36 +146,31 @@ impl Backup {
 
     /// Does what takes time. Returns when there is more of it.
     fn control(&mut self, env: &mut Env) -> Result<u64, Ended> {
-        if let Some(asked) = self.claims.answer(env) {
-            let (received, consumed) = self.side.role().cursors();
-            if consumed < received && matches!(asked, Asked::Claim(ClaimAnswer::Decided(Verdict::Won))) {
-                env.saw(Sighting::DrainedAfterWin);
-            }
-            let answer = match asked {
-                Asked::Claim(answer) => Answer::Claim(answer),
-                Asked::Latest(latest) => Answer::Latest(latest),
-            };
-            self.host.call(env, || self.side.handle_answer(answer));
-        }
-        while !self.claims.is_asking() {
-            match self.host.call(env, || self.side.step_control()) {
-                Control::Next(next) => return Ok(due_ns(env, &next)),
-                Control::Ask(Question::Claim(request)) => self.claims.ask(env, request),
-                Control::Ask(Question::Latest) => self.claims.look(env),
-                Control::GoLive(generation) => {
-                    self.host.call(env, || self.side.finish(true));
-                    return Err(self.go_live(env, generation));
+        loop {
+            let step = self.host.call(env, || self.side.step_control(&mut self.control));
+            if self.host.take_won() {
+                let (received, consumed) = self.side.role().cursors();
+                if consumed < received {
+                    env.saw(Sighting::DrainedAfterWin);
                 }
+            }
+            match step {
+                Control::Next(Next::Now) => {}
+                Control::Next(next) => return Ok(due_ns(env, &next)),
+                Control::GoLive(generation) => return Err(self.go_live(env, generation)),
                 Control::End(end) => {
-                    if matches!(end, BackupEnd::Fenced { .. }) {
-                        env.saw(Sighting::BackupFenced);
+                    match &end {
+                        BackupEnd::Fenced { .. } => env.saw(Sighting::BackupFenced),
+                        BackupEnd::NoPlace { .. } => env.saw(Sighting::NoPrimaryThere),
+                        BackupEnd::GuestStopped(_)
+                        | BackupEnd::Diverged
+                        | BackupEnd::Unprotected { .. }
+                        | BackupEnd::Refused { .. } => {}
                     }
-                    self.host.call(env, || self.side.finish(false));
                     return Err(Ended::Over(end));
                 }
             }
         }
-        Ok(u64::MAX)
     }
 
     fn go_live(&mut self, env: &mut Env, generation: Generation) -> Ended {
@@ -205,7 +198,7 @@ impl Backup {
 fn due_ns(env: &Env, next: &Next) -> u64 {
     match next {
         Next::Now => env.now_ns,
-        Next::Wait { until_ns } | Next::Arrival { until_ns } => *until_ns,
+        Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns } => *until_ns,
         Next::Done => u64::MAX,
     }
 }

@@ -1,16 +1,17 @@
 //! What surrounds the processes: time, connections, the arbiter, and the judge who sees everything.
 
-use super::arbiter::{Answer, Ask, Question, SimArbiter};
+use super::arbiter::{Question, Said, SimArbiter};
 use super::judge::Judge;
 use super::process::Me;
 use super::sightings::{Sighting, Sightings};
 use super::trace::Trace;
 use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
+use hypervisor::node::arbiter_line::ArbiterCall;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 /// Something that happens at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +28,8 @@ pub(super) enum Event {
     Answer(u64),
     /// Something goes wrong.
     Fault,
+    /// The connections to the LAN are cut.
+    LanCut,
     /// Somebody looks how the run goes.
     Look,
 }
@@ -68,6 +71,8 @@ pub(super) struct Env {
     pub(super) is_faulty: bool,
     questions: BTreeMap<u64, Question>,
     next_question: u64,
+    /// Answers that have come to who asked.
+    answers: BTreeMap<NodeId, VecDeque<(u64, Said)>>,
     /// The last packet that any host had from the LAN.
     last_packet: u64,
     /// Who asked last for which flag.
@@ -95,6 +100,7 @@ impl Env {
             is_faulty: true,
             questions: BTreeMap::new(),
             next_question: 0,
+            answers: BTreeMap::new(),
             last_packet: 0,
             last_asked: None,
             judge: Judge::default(),
@@ -163,6 +169,11 @@ impl Env {
         self.send_from_lan(end, bytes);
     }
 
+    /// Whether a connection takes less just now than there is to be sent.
+    pub(super) fn is_short_of_room(&mut self) -> bool {
+        self.is_faulty && self.random.one_in(24)
+    }
+
     /// Whether `host` has sent its last.
     pub(super) fn is_dying(&self, host: usize) -> bool {
         self.dies_after_sends.get(&host) == Some(&0)
@@ -221,13 +232,16 @@ impl Env {
         self.wires.sweep();
     }
 
-    /// Asks the arbiter; [`Env::answer`] has the answer, if one ever comes.
-    pub(super) fn ask(&mut self, me: &Me, ask: Ask) -> u64 {
-        let host = me.host;
-        let number = self.next_question;
+    /// A number for a question.
+    pub(super) const fn next_question(&mut self) -> u64 {
         self.next_question += 1;
-        self.questions
-            .insert(number, Question { host, is_mistaken: me.is_mistaken, ask, answer: None, has_arrived: false });
+        self.next_question
+    }
+
+    /// Asks the arbiter; [`Env::take_answer`] has the answer, if one ever comes.
+    pub(super) fn ask(&mut self, me: &Me, number: u64, call: ArbiterCall) {
+        let Me { host, node, is_mistaken, .. } = *me;
+        self.questions.insert(number, Question { host, node, is_mistaken, call, answer: None });
         if !self.is_lost() {
             let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
             self.at(at_ns, Event::Question(number));
@@ -236,7 +250,6 @@ impl Env {
                 self.at(again_ns, Event::Question(number));
             }
         }
-        number
     }
 
     /// The arbiter loses all its claims.
@@ -258,7 +271,9 @@ impl Env {
         let Some(question) = self.questions.get_mut(&number) else { return };
         let before = self.arbiter.last().map(|(generation, _)| generation);
         let arbiter = if question.is_mistaken { &self.other_arbiter } else { &self.arbiter };
-        question.answer = Some(arbiter.hear(&question.ask));
+        // One that an operator has to see to decides nothing.
+        let is_unwell = self.is_faulty && self.random.one_in(300);
+        question.answer = Some(if is_unwell { Said::CantDecide } else { Said::Reply(arbiter.hear(&question.call)) });
         let host = question.host;
         if self.arbiter.last().map(|(generation, _)| generation) != before {
             self.note("arbiter: a flag is claimed by host", &[host as u64]);
@@ -275,9 +290,14 @@ impl Env {
 
     /// An answer has arrived: its asker is to be woken.
     pub(super) fn answer_arrived(&mut self, number: u64) -> Option<usize> {
-        let question = self.questions.get_mut(&number)?;
-        question.has_arrived = true;
-        Some(question.host)
+        let Question { host, node, answer, .. } = self.questions.get(&number)?.clone();
+        self.answers.entry(node).or_default().push_back((number, answer?));
+        Some(host)
+    }
+
+    /// The next answer that has come to `node`, with the number of its question.
+    pub(super) fn take_answer(&mut self, node: NodeId) -> Option<(u64, Said)> {
+        self.answers.get_mut(&node)?.pop_front()
     }
 
     /// A host has packet `number` for the guest.
@@ -294,10 +314,5 @@ impl Env {
             self.saw(Sighting::BothClaimed);
         }
         self.last_asked = Some((generation, node));
-    }
-
-    /// The answer to question `number`, once it has arrived.
-    pub(super) fn answer(&mut self, number: u64) -> Option<Answer> {
-        self.questions.get(&number).filter(|question| question.has_arrived)?.answer.clone()
     }
 }

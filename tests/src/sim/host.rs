@@ -1,22 +1,30 @@
 //! A simulated process as the host of the production sides: its calls reach the simulated
 //! environment.
 
+use super::arbiter::Said;
 use super::env::Env;
 use super::process::Me;
 use super::sightings::Sighting;
 use super::sink::SimSink;
 use super::source::SimSource;
-use super::wires::End;
+use super::wires::{End, Place};
 use crate::random::Random;
-use hypervisor::node::host::{Connection, Host, Observation, StepKind};
+use ft::claim::Verdict;
+use hypervisor::arbiter::ArbiterError;
+use hypervisor::lan::client::LanError;
+use hypervisor::node::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterReply};
+use hypervisor::node::host::{Connection, Host, Listener, Observation, StepKind};
+use hypervisor::node::io::lan::Given;
 use hypervisor::node::log::{DiskLogSteps, HostDirectory};
 use hypervisor::node::reports::NodeReport;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
-use std::collections::{BTreeMap, BTreeSet};
+use logchannel::session::VmId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm::OutputId;
 
@@ -45,6 +53,28 @@ impl Lent {
     }
 }
 
+/// Frames that wait for the guest before no more are read.
+const PACKETS_MAX: usize = 64;
+
+/// The port at which everything listens.
+const PORT: u16 = 7200;
+
+/// Where the LAN listens.
+pub(super) const LAN_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), PORT);
+
+/// Where the process on a host listens.
+pub(super) fn address(host: usize) -> SocketAddr {
+    let [.., high, low] = host.to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(10, 0, high, low), PORT))
+}
+
+/// The host at an address.
+fn host_at(address: SocketAddr) -> usize {
+    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("no host is at {address}") };
+    let [.., high, low] = ip.octets();
+    usize::from(u16::from_be_bytes([high, low]))
+}
+
 /// A simulated process.
 #[derive(Clone)]
 pub(super) struct SimHost {
@@ -57,6 +87,8 @@ pub(super) struct SimHost {
 /// What a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
+    /// It looks for a primary.
+    Seeking,
     Backup,
     /// It owns the VM as this generation.
     Primary(Generation),
@@ -76,17 +108,37 @@ struct Seen {
     has_lost_backup: bool,
     /// All console output below is written.
     console_left: OutputId,
+    /// Outputs below were sent to the LAN, or would have been.
+    sent_below: OutputId,
+    /// Frames that wait for the guest.
+    packets: VecDeque<(u64, Vec<u8>)>,
     /// A VM comes here, and doesn't count on this side yet.
     is_joining: bool,
+    /// This flag was won already when it was asked for last, and nobody heard.
+    lost_reply: Option<Generation>,
+    /// It has just been told that it has won a flag.
+    has_won: bool,
+}
+
+impl fmt::Debug for SimHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SimHost").field(&self.me.host).finish()
+    }
 }
 
 impl SimHost {
-    pub(super) fn new(me: Me, part: Part) -> Self {
+    pub(super) fn new(me: Me) -> Self {
+        Self { me, env: Lent::new(), part: Part::Seeking, seen: Arc::default() }
+    }
+
+    /// The same process, which has become this.
+    pub(super) fn become_part(&self, part: Part) -> Self {
         let generation = match part {
             Part::Primary(generation) => generation,
-            Part::Backup => Generation(0),
+            Part::Backup | Part::Seeking => Generation(0),
         };
-        Self { me, env: Lent::new(), part, seen: Arc::new(Mutex::new(Seen { generation, ..Seen::default() })) }
+        *self.seen() = Seen { generation, ..Seen::default() };
+        Self { part, ..self.clone() }
     }
 
     pub(super) const fn me(&self) -> &Me {
@@ -131,9 +183,35 @@ impl SimHost {
         self.seen().has_run
     }
 
+    /// Whether it has been told that it has won a flag since this was last asked.
+    pub(super) fn take_won(&self) -> bool {
+        std::mem::take(&mut self.seen().has_won)
+    }
+
     /// All console output below `next` is written.
     pub(super) fn set_console_left(&self, next: OutputId) {
         self.seen().console_left = next;
+    }
+
+    /// Outputs below were sent to the LAN, or would have been.
+    pub(super) fn sent_below(&self) -> OutputId {
+        self.seen().sent_below
+    }
+
+    /// Outputs below are sent to the LAN, if it is there.
+    pub(super) fn has_sent(&self, next: OutputId) {
+        let mut seen = self.seen();
+        seen.sent_below = seen.sent_below.max(next);
+    }
+
+    /// Whether a frame waits for the guest.
+    pub(super) fn has_packet(&self) -> bool {
+        !self.seen().packets.is_empty()
+    }
+
+    /// The next frame for the guest.
+    pub(super) fn take_packet(&self) -> Option<(u64, Vec<u8>)> {
+        self.seen().packets.pop_front()
     }
 
     /// Whether it has begun to receive a VM and isn't told yet that it protects it.
@@ -147,7 +225,11 @@ impl SimHost {
 
     /// This process's end of a connection to another side.
     pub(super) fn connection(&self, end: End) -> Arc<SimConnection> {
-        Arc::new(SimConnection { host: self.clone(), end, state: Mutex::default() })
+        Arc::new(self.end_of(end, true))
+    }
+
+    fn end_of(&self, end: End, is_channel: bool) -> SimConnection {
+        SimConnection { host: self.clone(), end, is_channel, state: Mutex::default() }
     }
 }
 
@@ -163,6 +245,26 @@ impl Host for SimHost {
 
     fn now_ns(&self) -> u64 {
         self.env.get().now_ns
+    }
+
+    fn connect(&self, to: Listener) -> io::Result<Arc<SimConnection>> {
+        let place = match to {
+            Listener::Lan(_) => Place::Lan,
+            Listener::Primary(address) => Place::Host(host_at(address)),
+        };
+        let end = self.env.get().dial(Place::Host(self.me.host), place);
+        Ok(Arc::new(self.end_of(end, place != Place::Lan)))
+    }
+
+    fn give_packet(&self, number: u64, frame: Vec<u8>) -> Given {
+        let mut seen = self.seen();
+        if seen.packets.len() >= PACKETS_MAX {
+            return Given::Full(frame);
+        }
+        seen.packets.push_back((number, frame));
+        drop(seen);
+        self.env.get().packet_arrives(number);
+        Given::Taken
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "most reports are nothing to a judge")]
@@ -186,7 +288,7 @@ impl Host for SimHost {
                 env.saw(Sighting::BackupLost);
                 self.seen().has_lost_backup = true;
             }
-            NodeReport::Protected { generation, .. } if self.part != Part::Backup => {
+            NodeReport::Protected { generation, .. } if matches!(self.part, Part::Primary(_)) => {
                 env.note("primary: protected as generation, on host", &[*generation, self.me.host as u64]);
                 if *generation > 1 {
                     env.saw(Sighting::Rejoin);
@@ -194,6 +296,12 @@ impl Host for SimHost {
                         env.saw(Sighting::JoinedSuccessor);
                     }
                 }
+            }
+            NodeReport::LanLost { reason } if *reason == LanError::Silent.to_string() => {
+                env.saw(Sighting::LanSilent);
+            }
+            NodeReport::LanLost { reason } if reason.contains("the arbiter is asked") => {
+                env.saw(Sighting::FencedByLan);
             }
             NodeReport::Diverged { reason } => panic!("a backup diverges: {reason}"),
             _ => {}
@@ -234,6 +342,16 @@ impl Host for SimHost {
                 judge.owns(arbiter, *has_forgotten, node, generation);
                 self.seen().generation = generation;
             }
+            Observation::Attached(next, gate) => {
+                let sent_below = self.seen().sent_below;
+                for (id, _) in gate.unsent() {
+                    if id < next {
+                        env.saw(Sighting::UnsentOutputAlreadyCarried);
+                    } else if sent_below > id {
+                        env.saw(Sighting::SentAgain);
+                    }
+                }
+            }
             Observation::Received(entries) => env.judge.receives(node, entries.iter().cloned()),
             Observation::Told(generation) => {
                 self.seen().is_joining = false;
@@ -243,10 +361,66 @@ impl Host for SimHost {
     }
 }
 
+impl ArbiterDesk for SimHost {
+    fn next_number(&self) -> u64 {
+        self.env.get().next_question()
+    }
+
+    fn send(&self, number: u64, _: &VmId, call: &ArbiterCall) -> bool {
+        self.env.get().ask(&self.me, number, call.clone());
+        true
+    }
+
+    fn take_reply(&self) -> Option<(u64, Result<ArbiterReply, ArbiterError>)> {
+        let (number, said) = self.env.get().take_answer(self.me.node)?;
+        Some(match said {
+            Said::Reply(reply) => (number, Ok(reply)),
+            Said::CantDecide => {
+                (number, Err(ArbiterError::Failed { arbiter: self.spec().into(), reason: "no space".into() }))
+            }
+        })
+    }
+
+    fn spec(&self) -> &str {
+        "tcp:arbiter"
+    }
+
+    fn asks(&self, call: &ArbiterCall) {
+        if let ArbiterCall::Claim { generation, .. } = call {
+            let mut env = self.env.get();
+            env.note("a flag is asked for, by host", &[generation.0, self.me.host as u64]);
+            env.flag_asked(self.me.node, *generation);
+        }
+    }
+
+    fn settled(&self, _: &VmId, call: &ArbiterCall, outcome: Result<&ArbiterReply, &ArbiterError>) {
+        let (mut env, mut seen) = (self.env.get(), self.seen());
+        match (call, outcome) {
+            (ArbiterCall::Claim { generation, .. }, Ok(reply)) => {
+                seen.has_won = *reply == ArbiterReply::Verdict(Verdict::Won);
+                if seen.has_won && seen.lost_reply == Some(*generation) {
+                    env.saw(Sighting::LostReplyAskedAgain);
+                }
+            }
+            (ArbiterCall::Claim { generation, .. }, Err(_)) => {
+                env.saw(Sighting::ArbiterUnreachable);
+                if env.arbiter.holder(*generation) == Some(self.me.node) {
+                    seen.lost_reply = Some(*generation);
+                }
+            }
+            (ArbiterCall::Latest, Err(error)) if error.is_unreachable() => env.saw(Sighting::LookUnanswered),
+            (ArbiterCall::Latest, Err(_)) => env.saw(Sighting::ArbiterUnwell),
+            (ArbiterCall::Latest, Ok(_)) => {}
+        }
+    }
+}
+
 /// A process's end of a connection.
 pub(super) struct SimConnection {
     host: SimHost,
     end: End,
+    /// It leads to another side of the VM.
+    is_channel: bool,
     state: Mutex<ConnectionState>,
 }
 
@@ -305,7 +479,9 @@ impl Connection for SimConnection {
         if state.arrived.is_empty() && !state.has_ended {
             let mut env = self.host.env.get();
             let received = env.receive(self.end);
-            self.read_along(&mut env, &mut state.tap, &received.bytes, received.has_ended);
+            if self.is_channel {
+                self.read_along(&mut env, &mut state.tap, &received.bytes, received.has_ended);
+            }
             state.arrived = received.bytes;
             state.has_ended = received.has_ended;
         }
@@ -323,16 +499,27 @@ impl Connection for SimConnection {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let mut env = self.host.env.get();
-        if !env.wires.has_room(self.end) {
+        if !env.wires.has_room(self.end) || env.is_short_of_room() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        env.send(self.host.me.host, self.end, bytes);
-        Ok(bytes.len())
+        let length = if env.is_short_of_room() { 1 + env.random.index(bytes.len()) } else { bytes.len() };
+        env.send(self.host.me.host, self.end, &bytes[..length]);
+        Ok(length)
     }
 
     fn cut(&self) {
         if !std::mem::replace(&mut self.state().is_cut, true) {
             self.host.env.get().close(self.end);
+        }
+    }
+}
+
+/// As a process's descriptor, it is closed when nobody has it any more.
+impl Drop for SimConnection {
+    fn drop(&mut self) {
+        let is_cut = self.state.get_mut().is_ok_and(|state| state.is_cut);
+        if !is_cut && let Ok(mut env) = self.host.env.0.try_lock() {
+            env.close(self.end);
         }
     }
 }

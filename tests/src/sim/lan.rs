@@ -10,6 +10,7 @@ use hypervisor::lan::fabric::{ConnectionId, Fabric, PortLost};
 use hypervisor::lan::wire::{ClientMessage, MESSAGE_BYTES_MAX, ServerMessage};
 use logchannel::entry::Generation;
 use std::collections::BTreeMap;
+use vm::OutputId;
 
 /// Connection numbers of stations begin here.
 const STATIONS: u64 = 1 << 32;
@@ -116,7 +117,7 @@ impl Lan {
                     env.judge.attaches(attachment.generation);
                     connection.attached = Some(attachment.generation);
                     let mut bytes = Vec::new();
-                    answer.append(&mut bytes);
+                    said_less(env, answer).append(&mut bytes);
                     env.send_from_lan(connection.end, &bytes);
                 }
                 Ok(ClientMessage::Output { id: output, packet }) => {
@@ -225,4 +226,14 @@ impl Lan {
             }
         }
     }
+}
+
+/// Now and then the answer of a LAN that doesn't say how far it has got: it drops what comes twice.
+fn said_less<'a>(env: &mut Env, mut answer: ServerMessage<'a>) -> ServerMessage<'a> {
+    if let ServerMessage::Attached { next_output, .. } = &mut answer
+        && env.random.one_in(4)
+    {
+        *next_output = OutputId(0);
+    }
+    answer
 }

@@ -18,9 +18,7 @@
 //! frames' checksums are for those).
 
 mod arbiter;
-mod attachment;
 mod backup;
-mod claims;
 mod client;
 mod env;
 mod guest_time;

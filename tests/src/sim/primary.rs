@@ -1,9 +1,7 @@
 //! A process that runs the VM: the production side, called step by step.
 
-use super::attachment::{AttachmentEvent, LanAttachment};
-use super::claims::{Asked, Claims};
 use super::env::Env;
-use super::host::{Part, SimHost};
+use super::host::{LAN_ADDRESS, Part, SimConnection, SimHost, address};
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
 use super::sink::SimSink;
@@ -11,13 +9,13 @@ use super::source::SimSource;
 use super::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
-use hypervisor::node::host::{Answer, GuestInput, Next, Question, StepKind};
-use hypervisor::node::io::network::NetworkEvents;
+use hypervisor::node::host::{GuestInput, Next, StepKind};
+use hypervisor::node::io::lan::{Attaching, LanAttachment};
 use hypervisor::node::primary::{
     Identity, LiveEnd, PendingConnection, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext,
 };
 use std::sync::{Arc, MutexGuard};
-use vm::{Machine, OutputId};
+use vm::Machine;
 
 /// What copying a piece of the guest's memory costs.
 const COPY_NS: u64 = 20_000;
@@ -31,8 +29,9 @@ pub(super) struct Primary {
     host: SimHost,
     side: Arc<PrimarySide<SimHost>>,
     vcpu: Vcpu<SimHost>,
-    control: PrimaryControl,
-    claims: Claims,
+    control: PrimaryControl<SimHost>,
+    lan: LanAttachment<SimConnection>,
+    lan_ns: u64,
     /// Each with when it is due.
     pending: Vec<(PendingConnection<SimHost>, u64)>,
     timers_ns: u64,
@@ -49,7 +48,7 @@ pub(super) struct Primary {
 /// What a process does in a step, in an order that nobody knows.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    Attachment,
+    Lan,
     Control,
     Print,
     Timers,
@@ -59,29 +58,38 @@ enum Job {
 
 impl Primary {
     /// Runs `machine` as `role` says: both are fresh, or of a backup that goes live.
-    pub(super) fn new(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine) -> Self {
+    pub(super) fn new(env: &mut Env, process: &SimHost, role: PrimaryRole, machine: Machine) -> Self {
+        let me = process.me().clone();
         env.judge.takes_over(me.node, role.appended());
         env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
         env.note(
             "primary: owns as generation, at entry, of host",
             &[role.generation().0, role.appended().0, me.host as u64],
         );
-        let host = SimHost::new(me.clone(), Part::Primary(role.generation()));
-        let attachment = LanAttachment::new(machine.last_packet_number(), role.session().booted);
+        let host = process.become_part(Part::Primary(role.generation()));
+        let whose = Attaching {
+            vm: me.setup.vm.clone(),
+            node: me.node,
+            booted: role.session().booted,
+            mac: me.setup.config.mac,
+            lan: LAN_ADDRESS,
+        };
+        let lan = LanAttachment::new(whose, me.setup.attachment, machine.last_packet_number());
         let source = SimSource::new(host.clone(), *role.clock(), env);
-        let sink = SimSink::new(host.clone(), attachment);
-        let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: me.host.to_string() };
+        let sink = SimSink::new(host.clone());
+        let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: address(me.host).to_string() };
         let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         let (control, vcpu) = host.call(env, || {
             let vcpu = side.vcpu(machine, source, me.setup.intervals, None, me.setup.slice_steps);
-            (side.control(None), vcpu)
+            (side.control(me.setup.line(&host), None), vcpu)
         });
         Self {
             host,
             side,
             vcpu,
             control,
-            claims: Claims::new(me.clone()),
+            lan,
+            lan_ns: env.now_ns,
             me,
             pending: Vec::new(),
             timers_ns: env.now_ns,
@@ -98,7 +106,7 @@ impl Primary {
     }
 
     pub(super) const fn is_asking(&self) -> bool {
-        self.claims.is_asking()
+        self.control.is_asking()
     }
 
     /// The operator wants this process to end.
@@ -109,17 +117,17 @@ impl Primary {
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
     /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let mut jobs = [Job::Attachment, Job::Control, Job::Print, Job::Timers, Job::Pending, Job::Vcpu];
+        let mut jobs = [Job::Lan, Job::Control, Job::Print, Job::Timers, Job::Pending, Job::Vcpu];
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
         for job in jobs {
             match job {
-                Job::Attachment => self.step_attachment(env),
+                Job::Lan => self.attach(env),
                 Job::Control => self.control(env)?,
                 Job::Print => self.print(env),
                 Job::Timers => self.look_at_timers(env),
-                Job::Pending => self.step_pending(env),
+                Job::Pending => self.receive_pending(env),
                 Job::Vcpu => self.run_guest(env),
             }
         }
@@ -129,43 +137,24 @@ impl Primary {
     fn due_ns(&self, env: &Env) -> u64 {
         let vcpu_ns = if self.host.was_woken(StepKind::Vcpu) { env.now_ns + 1 } else { self.vcpu_ns };
         let control_ns = if self.host.was_woken(StepKind::Control) { env.now_ns + 10_000 } else { self.control_ns };
-        let control_ns = if self.claims.is_asking() { self.claims.due_ns() } else { control_ns };
         let pending_ns = self.pending.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
-        let sink_ns = self.side.sink().due_ns();
-        vcpu_ns.min(control_ns).min(self.timers_ns).min(pending_ns).min(sink_ns)
+        let outlets_ns = self.side.sink().due_ns();
+        vcpu_ns.min(control_ns).min(self.timers_ns).min(pending_ns).min(outlets_ns).min(self.lan_ns)
     }
 
-    /// Keeps attached to the LAN, and gives the side what it says.
-    fn step_attachment(&mut self, env: &mut Env) {
-        let owner = self.side.owner();
-        let events = self.side.sink().attachment.step(env, &self.me, owner);
-        for event in events {
-            match event {
-                AttachmentEvent::Attached(next) => self.attached(env, next),
-                AttachmentEvent::Carried(next) => self.side.carried(next),
-                AttachmentEvent::Refused => self.host.call(env, || self.side.refused()),
-            }
+    /// Attaches to the LAN, and takes what comes from it.
+    fn attach(&mut self, env: &mut Env) {
+        loop {
+            self.lan_ns = match self.host.call(env, || self.lan.step(&*self.side)) {
+                Next::Now => continue,
+                Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns } => until_ns,
+                Next::Done => u64::MAX,
+            };
+            break;
         }
-        self.host.call(env, || self.side.ready());
-        let packets = std::mem::take(&mut self.side.sink().attachment.packets);
-        if !packets.is_empty() && self.is_waiting {
+        if self.is_waiting && self.host.has_packet() {
             self.vcpu_ns = env.now_ns;
         }
-        self.vcpu.source_mut().packets.extend(packets);
-    }
-
-    fn attached(&self, env: &mut Env, next: OutputId) {
-        let role = self.side.role();
-        if role.gate().unsent().any(|(id, _)| id < next) {
-            env.saw(Sighting::UnsentOutputAlreadyCarried);
-        }
-        let sent_below = self.side.sink().sent_below;
-        if role.gate().unsent().any(|(id, _)| id >= next && sent_below > id) {
-            env.saw(Sighting::SentAgain);
-        }
-        drop(role);
-        // Now and then as if the LAN had not said how far it has got: it drops what comes twice.
-        self.side.attached(if env.random.one_in(4) { OutputId(0) } else { next });
     }
 
     /// Writes what its reader takes of the console's queue.
@@ -184,16 +173,18 @@ impl Primary {
         }
     }
 
-    /// Hears what pending connections want.
-    fn step_pending(&mut self, env: &mut Env) {
+    /// Hears what pending want.
+    fn receive_pending(&mut self, env: &mut Env) {
         while let Some(end) = env.accept(Place::Host(self.me.host)) {
             let connection = self.host.connection(end);
             self.pending.push((PendingConnection::new(connection, "a host".into(), env.now_ns), env.now_ns));
         }
-        for (mut pending, _) in std::mem::take(&mut self.pending) {
-            match self.host.call(env, || self.side.step_pending(&mut pending)) {
-                Next::Now => self.pending.push((pending, env.now_ns + 1_000)),
-                Next::Wait { until_ns } | Next::Arrival { until_ns } => self.pending.push((pending, until_ns)),
+        for (mut connection, _) in std::mem::take(&mut self.pending) {
+            match self.host.call(env, || self.side.step_pending(&mut connection)) {
+                Next::Now => self.pending.push((connection, env.now_ns + 1_000)),
+                Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns } => {
+                    self.pending.push((connection, until_ns));
+                }
                 Next::Done => {}
             }
         }
@@ -201,29 +192,19 @@ impl Primary {
 
     /// Does what takes time.
     fn control(&mut self, env: &mut Env) -> Result<(), Exit> {
-        if let Some(asked) = self.claims.answer(env) {
-            let answer = match asked {
-                Asked::Claim(answer) => Answer::Claim(answer),
-                Asked::Latest(latest) => Answer::Latest(latest),
-            };
-            self.host.call(env, || self.side.handle_answer(&self.control, answer));
-        }
-        while !self.claims.is_asking() {
+        loop {
             match self.host.call(env, || self.side.step_control(&mut self.control)) {
-                PrimaryStep::Next(Next::Wait { until_ns } | Next::Arrival { until_ns }) => {
+                PrimaryStep::Next(Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns }) => {
                     self.control_ns = until_ns;
                     return Ok(());
                 }
                 PrimaryStep::Next(Next::Now | Next::Done) => {}
-                PrimaryStep::Ask(Question::Claim(request)) => self.claims.ask(env, request),
-                PrimaryStep::Ask(Question::Latest) => self.claims.look(env),
                 PrimaryStep::End(end) => {
                     self.host.call(env, || self.side.end());
                     return Err(self.end(env, &end));
                 }
             }
         }
-        Ok(())
     }
 
     fn end(&mut self, env: &mut Env, end: &LiveEnd) -> Exit {
@@ -248,7 +229,7 @@ impl Primary {
             LiveEnd::Role(PrimaryEnd::Fenced { holder }) => {
                 env.judge.is_fenced(self.me.node, self.side.role().generation(), holder.node);
                 env.saw(Sighting::PrimaryFenced);
-                if self.host.made_below() > self.side.sink().sent_below {
+                if self.host.made_below() > self.host.sent_below() {
                     env.saw(Sighting::HeldOutputsDiscarded);
                 }
                 Exit::Fenced

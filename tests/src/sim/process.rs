@@ -1,21 +1,24 @@
 //! A process on a host: it looks for a primary, backs it up, and becomes one.
 
-use super::arbiter::{Answer, Ask};
 use super::backup::{Backup, Ended};
-use super::claims::ARBITER_TIMEOUT_NS;
 use super::env::Env;
+use super::host::{SimConnection, SimHost, address};
 use super::primary::Primary;
 use super::sightings::Sighting;
 use super::wires::Place;
-use ft::claim::{Claim, ClaimKind};
 use ft::record::Intervals;
-use ft::role::{BackupEnd, Timing};
+use ft::role::{BackupEnd, PrimaryRole, Timing};
+use hypervisor::node::arbiter_line::ArbiterLine;
+use hypervisor::node::backup::no_primary_port::NoPrimaryAnswers;
+use hypervisor::node::host::Next;
+use hypervisor::node::io::lan::AttachmentTiming;
+use hypervisor::node::search::{Search, SearchStep, SearchTiming};
 use logchannel::session::{NodeId, VmId};
 use std::sync::Arc;
-use vm::MachineConfig;
+use vm::{Machine, MachineConfig};
 
-/// From one look for the primary to the next.
-const RETRY_NS: u64 = 20_000_000;
+/// How long an answer of the arbiter is waited for.
+const ANSWER_NS: u64 = 40_000_000;
 
 /// What all processes of a run have in common.
 #[derive(Debug)]
@@ -23,12 +26,22 @@ pub(super) struct Setup {
     pub(super) vm: VmId,
     pub(super) config: MachineConfig,
     pub(super) timing: Timing,
+    pub(super) attachment: AttachmentTiming,
+    pub(super) search: SearchTiming,
     pub(super) intervals: Intervals,
     /// Steps that the guest runs at once while nothing is held.
     pub(super) slice_steps: u64,
     pub(super) ns_per_step: u64,
     /// How many times slower replay is while there are faults.
     pub(super) replay_factor: u64,
+}
+
+impl Setup {
+    /// The way of the process on `host` to the arbiter.
+    pub(super) fn line(&self, host: &SimHost) -> ArbiterLine<SimHost> {
+        let own_address = address(host.me().host).to_string();
+        ArbiterLine::new(host.clone(), self.vm.clone(), own_address, ANSWER_NS)
+    }
 }
 
 /// Who a process is.
@@ -49,57 +62,66 @@ pub(super) enum Exit {
     Fenced,
     /// It has the wrong arbiter, and its operator is told so.
     Mistaken,
+    /// Its part in the VM is over, and it is to have another one.
+    StartsOver,
 }
 
 enum Kind {
-    Seeking(Seeking),
-    Backup(Box<Backup>),
+    Seeking(Box<Search<SimHost>>),
+    Backup(Box<Search<SimHost>>, Box<Backup>),
     Primary(Box<Primary>),
-}
-
-/// Asks the arbiter where the primary is.
-struct Seeking {
-    /// The question, and when it is given up.
-    asked: Option<(u64, u64)>,
-    next_ns: u64,
+    /// It is becoming another one.
+    Between,
 }
 
 /// A process.
 pub(super) struct Process {
     pub(super) me: Me,
+    host: SimHost,
     kind: Kind,
+    no_primary: NoPrimaryAnswers<SimConnection>,
 }
 
 impl Process {
     /// A process that wants to back the VM up.
-    pub(super) const fn seeking(me: Me) -> Self {
-        Self { me, kind: Kind::Seeking(Seeking { asked: None, next_ns: 0 }) }
+    pub(super) fn seeking(me: Me) -> Self {
+        let host = SimHost::new(me.clone());
+        let (vm, own_address) = (me.setup.vm.clone(), address(me.host).to_string());
+        let search = Search::new(me.setup.line(&host), vm, own_address, None, me.setup.search);
+        Self { me, host, kind: Kind::Seeking(Box::new(search)), no_primary: NoPrimaryAnswers::default() }
     }
 
     /// A process that runs the VM.
-    pub(super) fn running(me: Me, primary: Primary) -> Self {
-        Self { me, kind: Kind::Primary(Box::new(primary)) }
+    pub(super) fn running(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine) -> Self {
+        let host = SimHost::new(me.clone());
+        let primary = Primary::new(env, &host, role, machine);
+        Self { me, host, kind: Kind::Primary(Box::new(primary)), no_primary: NoPrimaryAnswers::default() }
     }
 
     pub(super) const fn primary(&mut self) -> Option<&mut Primary> {
         match &mut self.kind {
             Kind::Primary(primary) => Some(primary),
-            Kind::Seeking(_) | Kind::Backup(_) => None,
+            Kind::Seeking(_) | Kind::Backup(..) | Kind::Between => None,
         }
     }
 
     pub(super) const fn backup(&self) -> Option<&Backup> {
         match &self.kind {
-            Kind::Backup(backup) => Some(backup),
-            Kind::Seeking(_) | Kind::Primary(_) => None,
+            Kind::Backup(_, backup) => Some(backup),
+            Kind::Seeking(_) | Kind::Primary(_) | Kind::Between => None,
         }
+    }
+
+    /// Whether it looks for a primary.
+    pub(super) const fn is_seeking(&self) -> bool {
+        matches!(self.kind, Kind::Seeking(_))
     }
 
     /// Whether a backup joins here, on either side.
     pub(super) fn is_joining(&self) -> bool {
         match &self.kind {
-            Kind::Seeking(_) => false,
-            Kind::Backup(backup) => backup.is_joining(),
+            Kind::Seeking(_) | Kind::Between => false,
+            Kind::Backup(_, backup) => backup.is_joining(),
             Kind::Primary(primary) => primary.role().is_copying(),
         }
     }
@@ -107,8 +129,8 @@ impl Process {
     /// Whether it asks for a flag.
     pub(super) const fn is_asking(&self) -> bool {
         match &self.kind {
-            Kind::Seeking(_) => false,
-            Kind::Backup(backup) => backup.is_asking(),
+            Kind::Seeking(_) | Kind::Between => false,
+            Kind::Backup(_, backup) => backup.is_asking(),
             Kind::Primary(primary) => primary.is_asking(),
         }
     }
@@ -116,23 +138,67 @@ impl Process {
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
     /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        match &mut self.kind {
-            Kind::Seeking(_) => self.seek(env),
-            Kind::Primary(primary) => primary.step(env),
-            Kind::Backup(backup) => match backup.step(env) {
-                Ok(next_ns) => Ok(next_ns),
-                Err(Ended::Live(role, machine)) => {
-                    let primary = Primary::new(env, self.me.clone(), *role, *machine);
-                    self.kind = Kind::Primary(Box::new(primary));
-                    Ok(env.now_ns)
-                }
-                Err(Ended::Over(end)) => self.backup_over(env, &end),
-            },
+        let (kind, next) = match std::mem::replace(&mut self.kind, Kind::Between) {
+            Kind::Primary(mut primary) => {
+                let next = primary.step(env);
+                (Kind::Primary(primary), next)
+            }
+            Kind::Seeking(search) => self.seek(env, search),
+            Kind::Between => unreachable!("a step ends as something"),
+            Kind::Backup(search, backup) => self.back_up(env, search, backup),
+        };
+        self.kind = kind;
+        next
+    }
+
+    /// Who comes to the port of a node that is no primary is told so.
+    fn answer_at_door(&mut self, env: &mut Env) {
+        while let Some(end) = env.accept(Place::Host(self.me.host)) {
+            let connection = self.host.connection(end);
+            self.host.call(env, || self.no_primary.answer(connection));
         }
     }
 
-    fn backup_over(&mut self, env: &mut Env, end: &BackupEnd) -> Result<u64, Exit> {
-        match end {
+    fn seek(&mut self, env: &mut Env, mut search: Box<Search<SimHost>>) -> (Kind, Result<u64, Exit>) {
+        if self.me.is_mistaken && !env.is_faulty {
+            return (Kind::Seeking(search), Err(Exit::Mistaken));
+        }
+        self.answer_at_door(env);
+        loop {
+            match self.host.call(env, || search.step(&self.host)) {
+                SearchStep::Next(Next::Now | Next::Done) => {}
+                SearchStep::Next(Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns }) => {
+                    return (Kind::Seeking(search), Ok(until_ns));
+                }
+                SearchStep::Found(connection) => {
+                    let backup = Backup::new(env, &self.host, connection);
+                    return (Kind::Backup(search, Box::new(backup)), Ok(env.now_ns));
+                }
+                SearchStep::Failed(_) => {
+                    env.saw(Sighting::ArbiterUnwell);
+                    return (Kind::Seeking(search), Err(Exit::StartsOver));
+                }
+            }
+        }
+    }
+
+    fn back_up(
+        &mut self,
+        env: &mut Env,
+        mut search: Box<Search<SimHost>>,
+        mut backup: Box<Backup>,
+    ) -> (Kind, Result<u64, Exit>) {
+        self.answer_at_door(env);
+        let end = match backup.step(env) {
+            Ok(next_ns) => return (Kind::Backup(search, backup), Ok(next_ns)),
+            Err(Ended::Live(role, machine)) => {
+                let primary = Primary::new(env, &self.host, *role, *machine);
+                return (Kind::Primary(Box::new(primary)), Ok(env.now_ns));
+            }
+            Err(Ended::Over(end)) => end,
+        };
+        let looks_again = search.looks_again(env.now_ns, &end);
+        let next = match end {
             BackupEnd::GuestStopped(_) => Err(Exit::GuestEnded),
             BackupEnd::Fenced { .. } => Err(Exit::Fenced),
             BackupEnd::Diverged => panic!("a backup diverges"),
@@ -140,43 +206,13 @@ impl Process {
                 env.saw(Sighting::MistakenRefused);
                 Err(Exit::Mistaken)
             }
-            // `ft-backup --keep` looks for a primary again.
-            BackupEnd::Unprotected { .. } | BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } => {
-                let next_ns = env.now_ns + RETRY_NS;
-                self.kind = Kind::Seeking(Seeking { asked: None, next_ns });
-                Ok(next_ns)
-            }
-        }
-    }
-
-    fn seek(&mut self, env: &mut Env) -> Result<u64, Exit> {
-        let Kind::Seeking(seeking) = &mut self.kind else { return Ok(env.now_ns) };
-        if self.me.is_mistaken && !env.is_faulty {
-            return Err(Exit::Mistaken);
-        }
-        let Some((number, until_ns)) = seeking.asked else {
-            if seeking.next_ns <= env.now_ns {
-                seeking.next_ns = env.now_ns + RETRY_NS;
-                seeking.asked = Some((env.ask(&self.me, Ask::Latest), env.now_ns + ARBITER_TIMEOUT_NS));
-            }
-            return Ok(seeking.next_ns);
-        };
-        let latest = match env.answer(number) {
-            Some(Answer::Latest(latest)) => latest,
-            Some(Answer::Claim(_)) => panic!("the arbiter answers another question"),
-            None if env.now_ns < until_ns => return Ok(until_ns),
-            None => None,
-        };
-        seeking.asked = None;
-        match latest {
-            Some((_, Claim { kind: ClaimKind::Ended, .. })) => Err(Exit::GuestEnded),
-            Some((_, Claim { address: Some(address), .. })) => {
-                let host = address.parse().unwrap_or_else(|error| panic!("address {address}: {error}"));
-                let end = env.dial(Place::Host(self.me.host), Place::Host(host));
-                self.kind = Kind::Backup(Box::new(Backup::new(env, self.me.clone(), end)));
+            BackupEnd::NoPlace { .. } => {
+                assert!(looks_again, "a backup that was never used doesn't look for a place again");
                 Ok(env.now_ns)
             }
-            Some((_, Claim { address: None, .. })) | None => Ok(seeking.next_ns.max(env.now_ns + 1)),
-        }
+            // `ft-backup --keep` starts over.
+            BackupEnd::Unprotected { .. } | BackupEnd::Refused { .. } => Err(Exit::StartsOver),
+        };
+        (Kind::Seeking(search), next)
     }
 }

@@ -112,6 +112,10 @@ sightings! {
     BackupSlow,
     /// A look at the latest claim was not answered.
     LookUnanswered,
+    /// An arbiter couldn't say what the latest claim is before its operator had seen to it.
+    ArbiterUnwell,
+    /// Somebody who looked for a primary was told that there is none.
+    NoPrimaryThere,
     /// A backup with another arbiter than its primary's was refused.
     MistakenRefused,
     /// An owner found its claim missing at the arbiter.

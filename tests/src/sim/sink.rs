@@ -1,12 +1,11 @@
-//! Where a simulated process's outputs go: its attachment to the LAN, and a console whose reader is
-//! slow now and then.
+//! Where a simulated process's outputs go: its LAN, and a console whose reader is slow now and then.
 
-use super::attachment::LanAttachment;
 use super::env::Env;
-use super::host::SimHost;
+use super::host::{SimConnection, SimHost};
 use super::sightings::Sighting;
 use ft::output_gate::Released;
-use hypervisor::node::host::OutputSink;
+use hypervisor::node::host::{Host, OutputSink};
+use hypervisor::node::io::lan::LanWay;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
@@ -16,25 +15,22 @@ const SLOW_READER_NS: u32 = 30_000_000;
 /// Held for longer than this, an output counts as held.
 const HELD_NS: u64 = 1_000_000;
 
-/// A process's output sink.
+/// A process's sink.
 pub(super) struct SimSink {
     host: SimHost,
-    pub(super) attachment: LanAttachment,
-    /// Outputs below were sent to the LAN, or would have been.
-    pub(super) sent_below: OutputId,
+    lan: LanWay<SimConnection>,
     /// Console output that waits for its reader, who takes it at this time.
     console: VecDeque<(u64, OutputId, u64)>,
 }
 
 impl SimSink {
-    pub(super) const fn new(host: SimHost, attachment: LanAttachment) -> Self {
-        Self { host, attachment, sent_below: OutputId(0), console: VecDeque::new() }
+    pub(super) fn new(host: SimHost) -> Self {
+        Self { host, lan: LanWay::default(), console: VecDeque::new() }
     }
 
     /// When there is something to do that no arrival announces.
     pub(super) fn due_ns(&self) -> u64 {
-        let console_ns = self.console.front().map_or(u64::MAX, |(due_ns, ..)| *due_ns);
-        self.attachment.due_ns().min(console_ns)
+        self.console.front().map_or(u64::MAX, |(due_ns, ..)| *due_ns)
     }
 
     /// The reader takes all that waits.
@@ -55,11 +51,12 @@ impl SimSink {
         next
     }
 
-    fn leave(&mut self, env: &mut Env, outputs: &[Released]) {
+    /// Lets outputs leave; `false` if this process has sent its last.
+    fn leave(&mut self, env: &mut Env, outputs: &[Released]) -> bool {
         let node = self.host.me().node;
         for Released { id, operation, held_ns } in outputs {
             if env.is_dying(self.host.me().host) {
-                return;
+                return false;
             }
             let digest = operation.digest();
             env.judge.leaves(node, self.host.generation(), self.host.place_of(*id), (*id, digest));
@@ -72,16 +69,34 @@ impl SimSink {
                 self.console.push_back((due_ns, *id, digest));
             }
         }
-        let packets: Vec<_> = outputs.iter().map(|released| (released.id, &*released.operation)).collect();
-        self.attachment.send(env, self.host.me(), &packets);
-        self.sent_below = outputs.last().map_or(self.sent_below, |last| self.sent_below.max(last.id.next()));
+        if let Some(last) = outputs.last() {
+            self.host.has_sent(last.id.next());
+        }
+        true
     }
 }
 
 impl OutputSink for SimSink {
+    type Connection = SimConnection;
+
     fn write(&mut self, outputs: &[Released]) -> bool {
         let host = self.host.clone();
-        self.leave(&mut host.env(), outputs);
+        if self.leave(&mut host.env(), outputs) {
+            let packets: Vec<_> = outputs
+                .iter()
+                .filter_map(|released| match &*released.operation {
+                    OutputOperation::Packet(packet) => Some((released.id, &packet[..])),
+                    OutputOperation::Console(_) => None,
+                })
+                .collect();
+            if !packets.is_empty() {
+                self.lan.send(host.now_ns(), &packets);
+            }
+        }
         false
+    }
+
+    fn lan(&mut self) -> &mut LanWay<SimConnection> {
+        &mut self.lan
     }
 }

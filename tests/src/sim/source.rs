@@ -6,21 +6,19 @@ use crate::random::Random;
 use ft::event_source::EventSource;
 use ft::guest_clock::{GuestClock, WatchedClock};
 use hypervisor::node::host::{GuestInput, Host};
-use std::collections::VecDeque;
 use vm::{Event, Machine};
 
 /// The guest's events, as the host makes them.
 pub(super) struct SimSource {
     host: SimHost,
     clock: WatchedClock,
-    pub(super) packets: VecDeque<(u64, Vec<u8>)>,
     random: Random,
 }
 
 impl SimSource {
     pub(super) fn new(host: SimHost, clock: GuestClock, env: &mut Env) -> Self {
         let clock = WatchedClock::new(clock, env.now_ns);
-        Self { host, clock, packets: VecDeque::new(), random: Random::new(env.random.next_u64()) }
+        Self { host, clock, random: Random::new(env.random.next_u64()) }
     }
 }
 
@@ -34,7 +32,7 @@ impl GuestInput for SimSource {
     }
 
     fn has_input(&self, machine: &Machine) -> bool {
-        !self.packets.is_empty() && machine.can_receive_packet()
+        self.host.has_packet() && machine.can_receive_packet()
     }
 }
 
@@ -60,6 +58,6 @@ impl EventSource for SimSource {
         if !machine.can_receive_packet() {
             return None;
         }
-        self.packets.pop_front().map(|(number, packet)| Event::Packet { number, packet })
+        self.host.take_packet().map(|(number, packet)| Event::Packet { number, packet })
     }
 }

@@ -4,14 +4,17 @@
 #![cfg(feature = "mutations")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use ft::claim::Verdict;
+use ft::claim::{Claim, ClaimKind, Verdict};
 use ft::mutation::{Mutation, activate};
 use ft::output_gate::OutputGate;
 use ft::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
+use ft::start::{LogIdentity, ResumeConsent, judge_resume};
+use hypervisor::arbiter::{Arbiter, FileArbiter};
+use hypervisor::node::start::{claim_resume, latest};
 use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
-use logchannel::session::{NodeId, SessionHeader};
+use logchannel::session::{NodeId, SessionHeader, VmId};
 use std::panic;
 use tests::sim;
 use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
@@ -153,4 +156,54 @@ fn the_mutation_of_replay_stops_a_guest_for_ever() {
     let runs = guest_of_a_stuck_backup_runs_again();
     activate(None);
     assert!(!runs);
+}
+
+/// Whether a resume goes on though a claim that the dead owner had sent arrives during its replay.
+fn a_late_claim_of_the_dead_owner_is_no_other_node() -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiter = FileArbiter::open(directory.path().join("claims")).unwrap();
+    let vm: VmId = "vm0".parse().unwrap();
+    let owner = |node| Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None };
+    let nodes = [NodeId(1)];
+    let judge = || {
+        let log = LogIdentity { generation: Generation(1), nodes: &nodes, is_owners: true };
+        Ok(judge_resume(&vm, latest(&arbiter, &vm)?, log, |_| Vec::new(), ResumeConsent::default())?)
+    };
+    let set = |flag, before| arbiter.test_and_set(&vm, Generation(flag), &owner(1), before).unwrap();
+    assert_eq!(set(0, None), Verdict::Won);
+    let judged = judge().unwrap();
+    assert_eq!(set(1, Some(NodeId(1))), Verdict::Won, "it arrives");
+    claim_resume(&arbiter, &vm, &owner(2), judged, &nodes, judge).is_ok()
+}
+
+/// Whether a backup that says it has consumed what it hasn't received is taken for a faulty one.
+fn nobody_consumes_what_it_has_not_received() -> bool {
+    let guest = Guest::load("hello").unwrap();
+    let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
+    let session = SessionHeader::new("vm0".parse().unwrap(), Generation(1), config.clone(), "hello", &guest.image);
+    let mut machine = Machine::new(&config, &guest.image).unwrap();
+    let mut role = PrimaryRole::alone(NodeId(1), session.unwrap(), Timing::default());
+    role.handle_join(0, &"vm0".parse().unwrap()).unwrap();
+    let mut sent = Vec::new();
+    while role.is_copying() {
+        role.copy_snapshot(0, &mut machine);
+        role.poll_outgoing(&mut sent);
+    }
+    role.handle_message(0, Message::Accepted);
+    let consumed = LogSeq(role.appended().0 + 1000);
+    role.handle_message(1, Message::Consumed { consumed, count: InstructionCount(0) });
+    std::iter::from_fn(|| role.poll_action()).any(|action| matches!(action, PrimaryAction::CloseChannel { .. }))
+}
+
+#[test]
+fn the_mutations_of_drivers_are_seen() {
+    let rules: [fn() -> bool; 2] =
+        [a_late_claim_of_the_dead_owner_is_no_other_node, nobody_consumes_what_it_has_not_received];
+    for (mutation, is_kept) in Mutation::OF_DRIVERS.into_iter().zip(rules) {
+        assert!(is_kept(), "{mutation:?}");
+        activate(Some(mutation));
+        let is_kept = is_kept();
+        activate(None);
+        assert!(!is_kept, "{mutation:?}");
+    }
 }

@@ -7,12 +7,12 @@ mod replay;
 mod side;
 
 pub use replay::{Following, Replay};
-pub use side::{BackupSide, Control};
+pub use side::{BackupControl, BackupSide, Control};
 
 use super::environment::Node;
 use super::host::{Host, StepKind};
 use super::log::{DiskLogOptions, HostDirectory, SideDiskLog};
-use super::process::ProcessHost;
+use super::process::{ProcessHost, wait};
 use crate::os::clock;
 use ft::guest_clock::GuestClock;
 use ft::role::{BackupEnd, BackupMoments, BackupRole, DiskLogState, Inheritance, PrimaryRole, Timing};
@@ -23,17 +23,11 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 use vm::{Machine, OutputId, OutputOperation};
 
 /// Bytes of memory and entries that may wait to be put in place or replayed before this side stops
 /// reading its channel, and by that stops the primary.
 pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
-
-/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds,
-/// and from one look to the next.
-const PARTING_NS: u64 = 1_000_000_000;
-const PARTING_LOOK: Duration = Duration::from_millis(1);
 
 /// One bit of RAM to flip behind the guest's back, to see the divergence found.
 #[derive(Clone, Copy, Debug)]
@@ -125,65 +119,47 @@ impl<H: Host> Succession<H> {
     }
 }
 
-/// Backs up the VM whose primary is at the other end of `stream`, in the calling thread, until this
+/// Backs up the VM whose primary is at the other end of `connection`, in the calling thread, until this
 /// node goes live or is over.
 ///
 /// # Errors
-/// If the socket or a thread can't be set up.
+/// If a thread can't be started.
 pub fn run(
     node: &Node,
     role: BackupRole,
-    stream: TcpStream,
+    connection: Arc<TcpStream>,
     log: Option<DiskLogOptions<HostDirectory>>,
     faults: FaultInjection,
 ) -> io::Result<BackupOutcome> {
-    stream.set_nodelay(true)?;
     let host = ProcessHost::new(node.reporter);
     let log = log.map(|options| (node.id, options));
-    let side = Arc::new(BackupSide::new(host.clone(), role, Arc::new(stream), log, LOG_BUFFER_BYTES_MAX));
-    host.spawn_urgent("log", {
+    let side = Arc::new(BackupSide::new(host.clone(), role, connection, log, LOG_BUFFER_BYTES_MAX));
+    host.spawn(StepKind::Receive, {
         let side = side.clone();
         move || side.step_receive()
     })?;
-    host.spawn("ticks", {
+    host.spawn(StepKind::Timers, {
         let side = side.clone();
         move || side.step_timers()
     })?;
     let replay = {
         let (side, mut replay) = (side.clone(), Replay::new(faults));
         let host = host.clone();
-        thread::Builder::new().name("vcpu".into()).spawn(move || {
-            host.run(Some(StepKind::Replay), || side.step_replay(&mut replay));
+        thread::Builder::new().name(StepKind::Replay.name().into()).spawn(move || {
+            host.run(StepKind::Replay, || side.step_replay(&mut replay));
             replay
         })?
     };
-    let end = conduct(node, &host, &side);
-    side.finish(end.is_ok());
-    let generation = match end {
-        Err(end) => return Ok(BackupOutcome::End(end)),
-        Ok(generation) => generation,
+    let mut control = BackupControl::new(node.line());
+    host.is_run_here(StepKind::Control);
+    let generation = loop {
+        match side.step_control(&mut control) {
+            Control::Next(next) => _ = wait(&next),
+            Control::GoLive(generation) => break generation,
+            Control::End(end) => return Ok(BackupOutcome::End(end)),
+        }
     };
     let replayed = replay.join().map_err(|_| io::Error::other("the replaying thread panicked"))?;
     let following = replayed.into_finished().ok_or_else(|| io::Error::other("no machine to go live with"))?;
     Ok(BackupOutcome::GoLive(Box::new(Succession::new(&mut side.role(), following, generation, clock::now_ns()))))
-}
-
-/// Does what takes time, until the end. `Ok` if this node goes live.
-fn conduct(node: &Node, host: &ProcessHost, side: &Arc<BackupSide<ProcessHost>>) -> Result<Generation, BackupEnd> {
-    let mut failed_claims = 0;
-    host.is_run_here(StepKind::Control);
-    loop {
-        match side.step_control() {
-            Control::Next(next) => _ = host.wait(Some(StepKind::Control), &next),
-            Control::Ask(question) => side.handle_answer(node.ask(question, &mut failed_claims)),
-            Control::GoLive(generation) => return Ok(generation),
-            Control::End(end) => {
-                let until_ns = clock::now_ns() + PARTING_NS;
-                while side.has_more_to_say() && clock::now_ns() < until_ns {
-                    thread::sleep(PARTING_LOOK);
-                }
-                return Err(end);
-            }
-        }
-    }
 }

@@ -6,12 +6,13 @@
 //! queue when this side has gone live.
 
 use crate::node::channel::say;
+use crate::node::host::Connection;
 use crate::os::accept::AcceptTrouble;
 use logchannel::message::Message;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ impl NoPrimaryPort {
 }
 
 fn answer(listener: &TcpListener, stop: &EventFd) {
-    let mut answered = VecDeque::new();
+    let mut answers = NoPrimaryAnswers::default();
     let mut trouble = AcceptTrouble::default();
     loop {
         let mut waited_for =
@@ -77,7 +78,7 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
         // Not all who come: those behind are answered by the next owner of the port, or in the next
         // round.
         for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener, &mut trouble)) {
-            refuse(stream, &mut answered);
+            answers.answer(Arc::new(stream));
         }
         if is_over {
             return;
@@ -99,15 +100,29 @@ fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStre
     }
 }
 
-fn refuse(stream: TcpStream, answered: &mut VecDeque<TcpStream>) {
-    // So that the read below waits for nobody.
-    if stream.set_nonblocking(true).is_ok() && say(&stream, &Message::NoPrimary).is_ok() {
-        answered.push_back(stream);
+/// What a node does that is no primary (yet) with those who come to its port.
+#[derive(Debug)]
+pub struct NoPrimaryAnswers<C> {
+    answered: VecDeque<Arc<C>>,
+}
+
+impl<C> Default for NoPrimaryAnswers<C> {
+    fn default() -> Self {
+        Self { answered: VecDeque::new() }
     }
-    if answered.len() > KEPT_MAX
-        && let Some(mut oldest) = answered.pop_front()
-    {
-        let _ = oldest.read(&mut [0; 1024]);
+}
+
+impl<C: Connection> NoPrimaryAnswers<C> {
+    /// Says that there is no primary here. Nobody is waited for.
+    pub fn answer(&mut self, connection: Arc<C>) {
+        if say(&*connection, &Message::NoPrimary).is_ok() {
+            self.answered.push_back(connection);
+        }
+        if self.answered.len() > KEPT_MAX
+            && let Some(oldest) = self.answered.pop_front()
+        {
+            let _ = oldest.receive_now(&mut [0; 1024]);
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //! wait.
 
 use super::replay::Work;
-use crate::node::channel::{Arrived, Channel, ChannelReader, lock};
+use crate::node::arbiter_line::{ArbiterDesk, ArbiterLine};
+use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use crate::node::host::{Answer, Host, Next, Observation, Question, StepKind};
 use crate::node::log::{DiskLogOptions, JoiningLog, SideDiskLog};
 use crate::node::reports::NodeReport;
@@ -23,6 +24,11 @@ const WATCH_NS: u64 = 50_000_000;
 /// How long a side that can't take more of its channel waits before it looks again, in nanoseconds.
 const FULL_NS: u64 = 1_000_000;
 
+/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds,
+/// and from one look to the next.
+const PARTING_NS: u64 = 1_000_000_000;
+const PARTING_LOOK_NS: u64 = 1_000_000;
+
 /// Where and how the log on disk is kept, and by which incarnation.
 type LogOptions<H> = (NodeId, DiskLogOptions<<H as Host>::Storage>);
 
@@ -40,12 +46,33 @@ enum Task {
 pub enum Control {
     /// Nothing for now.
     Next(Next),
-    /// The arbiter is to be asked this, and [`BackupSide::handle_answer`] to be told its answer.
-    Ask(Question),
     /// This node owns the VM as this generation, and goes live.
     GoLive(Generation),
     /// This side is over.
     End(BackupEnd),
+}
+
+/// What the step that does what takes time remembers.
+#[derive(Debug)]
+pub struct BackupControl<D> {
+    line: ArbiterLine<D>,
+    /// How it ends once its last words are heard, and until when that is waited for.
+    parting: Option<(BackupEnd, u64)>,
+}
+
+impl<D> BackupControl<D> {
+    /// Begins with what takes time; the arbiter is asked over `line`.
+    pub const fn new(line: ArbiterLine<D>) -> Self {
+        Self { line, parting: None }
+    }
+}
+
+impl<D: ArbiterDesk> BackupControl<D> {
+    /// Whether an answer of the arbiter is waited for.
+    #[must_use]
+    pub const fn is_asking(&self) -> bool {
+        self.line.is_asking()
+    }
 }
 
 /// A backup.
@@ -62,6 +89,10 @@ pub struct BackupSide<H: Host> {
     log_options: Mutex<Option<LogOptions<H>>>,
     /// From then on: the log on disk, which takes what is received.
     joining_log: OnceLock<JoiningLog>,
+    /// What the role wants done, in its order.
+    actions: Mutex<VecDeque<BackupAction>>,
+    /// Held by the thread that does it.
+    acting: Mutex<()>,
     tasks: Mutex<VecDeque<Task>>,
     over: AtomicBool,
     pub(super) goes_live: AtomicBool,
@@ -95,6 +126,8 @@ impl<H: Host> BackupSide<H> {
             buffer_bytes_max,
             log_options: Mutex::new(log_options),
             joining_log: OnceLock::new(),
+            actions: Mutex::default(),
+            acting: Mutex::default(),
             tasks: Mutex::default(),
             over: AtomicBool::new(false),
             goes_live: AtomicBool::new(false),
@@ -119,14 +152,14 @@ impl<H: Host> BackupSide<H> {
     }
 
     /// Whether the primary has not been sent all that there was to say.
-    pub fn has_more_to_say(&self) -> bool {
+    fn has_more_to_say(&self) -> bool {
         self.send_outgoing();
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 
     /// Ends this side's steps. One that goes live has its machine from the replay, which stands
     /// behind the last entry: the role doesn't go live before.
-    pub fn finish(&self, goes_live: bool) {
+    fn finish(&self, goes_live: bool) {
         // Before the end is announced: a replay that sees the end alone gives its machine up.
         self.goes_live.store(goes_live, Ordering::Release);
         self.over.store(true, Ordering::Release);
@@ -195,37 +228,63 @@ impl<H: Host> BackupSide<H> {
         Next::Wait { until_ns: self.host.now_ns() + TICK_NS }
     }
 
-    /// Says what is to be done next of what takes time.
-    pub fn step_control(self: &Arc<Self>) -> Control {
+    /// Does what is to be done next of what takes time.
+    pub fn step_control<D: ArbiterDesk>(self: &Arc<Self>, control: &mut BackupControl<D>) -> Control {
+        let now_ns = self.host.now_ns();
+        if let Some((end, until_ns)) = control.parting.take() {
+            if self.has_more_to_say() && now_ns < until_ns {
+                control.parting = Some((end, until_ns));
+                return Control::Next(Next::Wait { until_ns: now_ns + PARTING_LOOK_NS });
+            }
+            self.finish(false);
+            return Control::End(end);
+        }
+        if control.line.is_asking() {
+            let Some(answer) = control.line.poll_answer(now_ns, |report| self.host.report(report)) else {
+                return Control::Next(Next::Wait { until_ns: control.line.due_ns() });
+            };
+            self.drive(|role, now_ns| match answer {
+                Answer::Claim(answer) => role.handle_claim(now_ns, answer),
+                Answer::Latest(answer) => role.handle_owner(now_ns, answer),
+            });
+            return Control::Next(Next::Now);
+        }
         let Some(task) = lock(&self.tasks).pop_front() else {
-            return Control::Next(Next::Wait { until_ns: self.host.now_ns() + WATCH_NS });
+            return Control::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
         };
         match task {
-            Task::CheckOwner => Control::Ask(Question::Latest),
-            Task::Claim(request) => Control::Ask(Question::Claim(request)),
-            Task::GoLive(generation) => Control::GoLive(generation),
-            Task::End(end) => Control::End(end),
+            Task::CheckOwner => control.line.ask(now_ns, Question::Latest),
+            Task::Claim(request) => control.line.ask(now_ns, Question::Claim(request)),
+            Task::GoLive(generation) => {
+                self.finish(true);
+                return Control::GoLive(generation);
+            }
+            Task::End(end) => control.parting = Some((end, now_ns + PARTING_NS)),
         }
-    }
-
-    /// The arbiter has answered what [`BackupSide::step_control`] asked, or couldn't be asked.
-    pub fn handle_answer(self: &Arc<Self>, answer: Answer) {
-        self.drive(|role, now_ns| match answer {
-            Answer::Claim(answer) => role.handle_claim(now_ns, answer),
-            Answer::Latest(answer) => role.handle_owner(now_ns, answer),
-        });
+        Control::Next(Next::Now)
     }
 
     /// Gives the role an input, and does what it says.
     pub(super) fn drive<T>(self: &Arc<Self>, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
-        let (actions, result) = {
+        let result = {
             let mut role = lock(&self.role);
             let result = input(&mut role, self.host.now_ns());
-            (std::iter::from_fn(|| role.poll_action()).collect::<Vec<_>>(), result)
+            // Handed on before another thread can give the role the next input.
+            lock(&self.actions).extend(std::iter::from_fn(|| role.poll_action()));
+            result
         };
         // Acknowledgements leave before anything else is done.
         self.send_outgoing();
-        actions.into_iter().for_each(|action| self.act(action));
+        // By one thread at a time, in the order in which the role says it. What is done may drive
+        // the role again: what that brings comes behind.
+        serve(
+            &self.acting,
+            || !lock(&self.actions).is_empty(),
+            |()| {
+                let action = lock(&self.actions).pop_front();
+                action.into_iter().for_each(|action| self.act(action));
+            },
+        );
         result
     }
 

@@ -1,5 +1,6 @@
 //! What flows into the vCPU thread, and the event source that the host makes of it.
 
+use super::lan::Given;
 use crate::os::{clock, entropy};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use ft::event_source::EventSource;
@@ -64,18 +65,16 @@ impl InboxSender {
     }
 
     /// Sends a packet, if there is room for it within `timeout`, and wakes the vCPU.
-    ///
-    /// # Errors
-    /// Gives the packet back if there is no room, and says if the guest is gone.
-    pub fn send_packet(
-        &self,
-        number: u64,
-        packet: Vec<u8>,
-        timeout: Duration,
-    ) -> Result<(), SendTimeoutError<(u64, Vec<u8>)>> {
-        self.packets.send_timeout((number, packet), timeout)?;
-        self.wake_sleeper();
-        Ok(())
+    #[must_use]
+    pub fn give_packet(&self, number: u64, packet: Vec<u8>, timeout: Duration) -> Given {
+        match self.packets.send_timeout((number, packet), timeout) {
+            Ok(()) => {
+                self.wake_sleeper();
+                Given::Taken
+            }
+            Err(SendTimeoutError::Timeout((_, packet))) => Given::Full(packet),
+            Err(SendTimeoutError::Disconnected(_)) => Given::Gone,
+        }
     }
 
     /// Wakes the vCPU thread to look around.

@@ -5,6 +5,7 @@ pub mod console;
 pub mod console_filter;
 pub mod console_text;
 pub mod inbox;
+pub mod lan;
 pub mod network;
 pub mod sink;
 pub mod tap;

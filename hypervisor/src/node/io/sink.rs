@@ -2,55 +2,20 @@
 
 use super::announce::Station;
 use super::console_text::ConsoleText;
+use super::lan::LanWay;
 use super::tap::TapSender;
-use crate::lan::client::PacketSender;
 use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
+use crate::os::clock;
 use crate::os::report::{self, Reporter};
 use crate::os::writer;
 use ft::output_gate::{CONSOLE_HELD_BYTES_MAX, Released};
 use hdrhistogram::Histogram;
-use std::io;
+use std::net::TcpStream;
 use vm::{OutputId, OutputOperation};
 
 // A gate that is full for a reader that has stalled has room again when the rest is dropped.
 const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_HELD_BYTES_MAX, "dropping lets the guest go on");
-
-/// Sends packets to the network that a VM is attached to.
-#[derive(Debug)]
-pub enum NetworkSender {
-    /// To a LAN, which tells what it has carried.
-    Lan(PacketSender),
-    /// To an interface of this host.
-    Tap {
-        /// The interface.
-        sender: TapSender,
-        /// What of the guest can be told there.
-        station: Station,
-    },
-}
-
-impl NetworkSender {
-    /// Sends packets, in order. Returns how many were lost on the way.
-    fn send(&mut self, packets: &[(OutputId, &[u8])]) -> io::Result<u64> {
-        match self {
-            Self::Lan(sender) => sender.send_batch(packets).map(|()| 0),
-            Self::Tap { sender, station } => {
-                packets.iter().for_each(|(_, packet)| station.learn(packet));
-                sender.send(packets.iter().map(|(_, packet)| *packet))
-            }
-        }
-    }
-
-    /// Makes whoever receives from the network attach again.
-    fn shutdown(&self) {
-        match self {
-            Self::Lan(sender) => sender.shutdown(),
-            // Its receiver finds out by itself.
-            Self::Tap { .. } => {}
-        }
-    }
-}
 
 /// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
 /// released comes here.
@@ -58,7 +23,9 @@ impl NetworkSender {
 pub struct NetworkAndConsole {
     reporter: Reporter,
     is_on_lan: bool,
-    network: Option<NetworkSender>,
+    lan: LanWay<TcpStream>,
+    /// An interface of this host, and what of the guest can be told there.
+    tap: Option<(TapSender, Station)>,
     packets: u64,
     packets_without_lan: u64,
     hold_time: Histogram<u64>,
@@ -77,7 +44,8 @@ impl NetworkAndConsole {
         Self {
             reporter,
             is_on_lan,
-            network: None,
+            lan: LanWay::default(),
+            tap: None,
             packets: 0,
             packets_without_lan: 0,
             hold_time: histogram_ns(),
@@ -87,18 +55,14 @@ impl NetworkAndConsole {
         }
     }
 
-    /// Connects or disconnects the network.
-    pub fn set_network(&mut self, network: Option<NetworkSender>) {
-        self.network = network;
+    /// Connects or disconnects an interface of this host.
+    pub fn set_tap(&mut self, tap: Option<(TapSender, Station)>) {
+        self.tap = tap;
     }
 
-    /// Sends a LAN the heartbeat that is due.
-    pub fn send_heartbeat(&mut self) {
-        if let Some(NetworkSender::Lan(sender)) = &mut self.network
-            && let Err(error) = sender.send_heartbeat()
-        {
-            self.lose_network(&error);
-        }
+    /// The way to a LAN.
+    pub const fn lan(&mut self) -> &mut LanWay<TcpStream> {
+        &mut self.lan
     }
 
     /// Puts out a batch, in order. Packets without a network go nowhere, as on a network card
@@ -124,7 +88,7 @@ impl NetworkAndConsole {
     /// Tells everybody on the network where the guest is. Only for a network that isn't told
     /// otherwise.
     pub fn announce(&self) {
-        if let Some(NetworkSender::Tap { sender, station }) = &self.network {
+        if let Some((sender, station)) = &self.tap {
             // An interface that is gone is reported by its receiver.
             let _ = sender.send(station.announcement().iter().map(Vec::as_slice));
         }
@@ -152,27 +116,19 @@ impl NetworkAndConsole {
 
     fn put_on_network(&mut self, packets: &[(OutputId, &[u8])]) {
         self.packets += packets.len() as u64;
-        let Some(network) = &mut self.network else {
-            self.packets_without_lan += packets.len() as u64;
-            return;
-        };
-        match network.send(packets) {
-            Ok(lost) => self.packets_without_lan += lost,
-            Err(error) => {
-                self.packets_without_lan += packets.len() as u64;
-                return self.lose_network(&error);
+        let lost = match &mut self.tap {
+            None if self.lan.send(clock::now_ns(), packets) => 0,
+            None => packets.len() as u64,
+            Some((sender, station)) => {
+                packets.iter().for_each(|(_, packet)| station.learn(packet));
+                // An interface that is gone is reported by its receiver.
+                sender.send(packets.iter().map(|(_, packet)| *packet)).unwrap_or(packets.len() as u64)
             }
-        }
-        if !self.first_output_told {
+        };
+        self.packets_without_lan += lost;
+        if lost < packets.len() as u64 && !self.first_output_told {
             self.first_output_told = true;
             self.reporter.tell(&NodeReport::FirstOutput);
-        }
-    }
-
-    fn lose_network(&mut self, error: &io::Error) {
-        tracing::warn!("the network took nothing: {error}");
-        if let Some(network) = self.network.take() {
-            network.shutdown();
         }
     }
 

@@ -2,11 +2,13 @@
 
 use super::LiveEnd;
 use super::side::PrimarySide;
+use crate::node::arbiter_line::{ArbiterDesk, ArbiterLine};
 use crate::node::channel::lock;
 use crate::node::host::{Answer, Host, Next, Question, StepKind};
 use crate::node::log::DiskWatch;
 use crate::node::reports::NodeReport;
 use crate::node::waiting::Waiting;
+use ft::mutation::{Mutation, mutated};
 use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::Generation;
 use std::sync::atomic::Ordering;
@@ -29,8 +31,6 @@ const PARTING_NS: u64 = 1_000_000_000;
 pub enum PrimaryStep {
     /// Nothing for now.
     Next(Next),
-    /// The arbiter is to be asked this, and [`PrimarySide::handle_answer`] to be told its answer.
-    Ask(Question),
     /// This side is over.
     End(LiveEnd),
 }
@@ -47,7 +47,8 @@ struct Parting {
 
 /// What the step that does what takes time remembers.
 #[derive(Debug)]
-pub struct PrimaryControl {
+pub struct PrimaryControl<D> {
+    line: ArbiterLine<D>,
     /// For the first backup.
     waiting: Waiting,
     was_alone: bool,
@@ -57,28 +58,37 @@ pub struct PrimaryControl {
     parting: Option<Parting>,
 }
 
+impl<D: ArbiterDesk> PrimaryControl<D> {
+    /// Whether an answer of the arbiter is waited for.
+    #[must_use]
+    pub const fn is_asking(&self) -> bool {
+        self.line.is_asking()
+    }
+}
+
 impl<H: Host> PrimarySide<H> {
-    /// Begins with what takes time; `disk` looks at the log on disk, if one is kept.
-    pub fn control(&self, disk: Option<DiskWatch>) -> PrimaryControl {
+    /// Begins with what takes time; the arbiter is asked over `line`, and `disk` looks at the log on
+    /// disk, if one is kept.
+    pub fn control<D: ArbiterDesk>(&self, line: ArbiterLine<D>, disk: Option<DiskWatch>) -> PrimaryControl<D> {
         // A guest that runs from the start has been without a backup before it gets one.
         let was_alone = !lock(&self.role).is_awaiting_backup();
         if was_alone {
             self.tell_alone();
         }
         let waiting = Waiting::since(self.host.now_ns());
-        PrimaryControl { waiting, was_alone, disk, is_refilling: false, parting: None }
+        PrimaryControl { line, waiting, was_alone, disk, is_refilling: false, parting: None }
     }
 
     /// Does what is to be done next of what takes time.
-    pub fn step_control(&self, control: &mut PrimaryControl) -> PrimaryStep {
+    pub fn step_control<D: ArbiterDesk>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         if control.parting.is_some() {
             return self.part(control);
         }
+        if control.line.is_asking() {
+            return PrimaryStep::Next(self.wait_for_answer(control));
+        }
         let action = lock(&self.actions).pop_front();
         let Some(action) = action else {
-            // The thread that ticks may be busy with a network that is slow; the backup must hear
-            // of this side meanwhile.
-            self.drive_without_outputs(PrimaryRole::handle_tick);
             let now_ns = self.host.now_ns();
             self.tell_waiting(&mut control.waiting);
             if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
@@ -89,13 +99,13 @@ impl<H: Host> PrimarySide<H> {
         match action {
             PrimaryAction::Claim(request) => {
                 control.is_refilling = false;
-                return PrimaryStep::Ask(Question::Claim(request));
+                control.line.ask(self.host.now_ns(), Question::Claim(request));
             }
             PrimaryAction::Refill(request) => {
                 control.is_refilling = true;
-                return PrimaryStep::Ask(Question::Claim(request));
+                control.line.ask(self.host.now_ns(), Question::Claim(request));
             }
-            PrimaryAction::Look => return PrimaryStep::Ask(Question::Latest),
+            PrimaryAction::Look => control.line.ask(self.host.now_ns(), Question::Latest),
             PrimaryAction::HandOver => return self.begin_parting(control, LiveEnd::HandedOver),
             PrimaryAction::End(end) => return self.begin_parting(control, LiveEnd::Role(end)),
             PrimaryAction::ClaimsLost { latest } => self.host.report(&NodeReport::ClaimsLost {
@@ -129,8 +139,12 @@ impl<H: Host> PrimarySide<H> {
         PrimaryStep::Next(Next::Now)
     }
 
-    /// The arbiter has answered what [`PrimarySide::step_control`] asked, or couldn't be asked.
-    pub fn handle_answer(&self, control: &PrimaryControl, answer: Answer) {
+    /// Gives the role the arbiter's answer, once it has come or is given up.
+    fn wait_for_answer<D: ArbiterDesk>(&self, control: &mut PrimaryControl<D>) -> Next {
+        let now_ns = self.host.now_ns();
+        let Some(answer) = control.line.poll_answer(now_ns, |report| self.host.report(report)) else {
+            return Next::Wait { until_ns: control.line.due_ns() };
+        };
         let is_refilling = control.is_refilling;
         self.drive(|role: &mut PrimaryRole, now_ns| match answer {
             Answer::Claim(answer) if is_refilling => role.handle_refill(now_ns, answer),
@@ -138,21 +152,23 @@ impl<H: Host> PrimarySide<H> {
             Answer::Latest(answer) => role.handle_latest(now_ns, answer),
         });
         self.host.wake(StepKind::Vcpu);
+        Next::Now
     }
 
-    fn begin_parting(&self, control: &mut PrimaryControl, end: LiveEnd) -> PrimaryStep {
+    fn begin_parting<D>(&self, control: &mut PrimaryControl<D>, end: LiveEnd) -> PrimaryStep {
         let now_ns = self.host.now_ns();
         // Nobody else will send what the network hasn't carried yet.
         let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
-        let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
+        let words_until_ns =
+            if has_last_words && !mutated(Mutation::NoLastWords) { now_ns + LAST_WORDS_NS } else { now_ns };
         control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
-        self.write_released();
         self.part(control)
     }
 
     /// Waits, not for long, until the last words are heard.
-    fn part(&self, control: &mut PrimaryControl) -> PrimaryStep {
+    fn part<D>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         self.write_outgoing();
+        self.write_released();
         let now_ns = self.host.now_ns();
         let has_left = lock(&self.role).gate().has_all_left();
         let waits = |parting: &Parting| {

@@ -16,11 +16,12 @@ use super::distribution::Distribution;
 use super::environment::Node;
 use super::host::StepKind;
 use super::io::console;
-use super::io::inbox::{HostEventSource, InboxSender, SLICE_STEPS};
-use super::io::network::{Network, NetworkAddress};
+use super::io::inbox::{HostEventSource, SLICE_STEPS};
+use super::io::lan::Attaching;
+use super::io::network::{self, NetworkAddress, TapAttachment};
 use super::io::sink::NetworkAndConsole;
 use super::log::SideDiskLog;
-use super::process::ProcessHost;
+use super::process::{ProcessHost, wait};
 use super::reports::{Figures, NodeReport, frames_dropped};
 use crate::os::accept::AcceptTrouble;
 use crate::os::clock;
@@ -62,7 +63,7 @@ impl LiveVm {
     /// # Errors
     /// If threads can't be started.
     pub fn run(
-        node: Node,
+        node: &Node,
         role: PrimaryRole,
         machine: Machine,
         disk_log: Option<SideDiskLog<ProcessHost>>,
@@ -74,9 +75,9 @@ impl LiveVm {
         let sink = NetworkAndConsole::new(node.reporter, matches!(node.network, Some(NetworkAddress::Lan(_))));
         let identity = Identity { vm: node.vm.clone(), node: node.id, address: node.address.clone() };
         let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
-        start_network(&side, &node, &inbox, &machine)?;
+        start_network(&side, &host, node, &machine)?;
         on_start(Self { side: side.clone() });
-        host.spawn_urgent("ticks", {
+        host.spawn(StepKind::Timers, {
             let side = side.clone();
             move || side.step_timers()
         })?;
@@ -88,19 +89,31 @@ impl LiveVm {
                 side.console_left(next);
             }
         });
-        let control = side.control(disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
+        let mut control = side.control(node.line(), disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
         if let Some(log) = &disk_log {
             let side = side.clone();
             log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
         }
         let intervals = node.intervals;
         let reporter = node.reporter;
-        let control = thread::Builder::new().name("control".into()).spawn({
+        let controlled = thread::Builder::new().name(StepKind::Control.name().into()).spawn({
             let side = side.clone();
-            move || conduct(&node, &host, &side, control)
+            move || {
+                host.is_run_here(StepKind::Control);
+                loop {
+                    match side.step_control(&mut control) {
+                        PrimaryStep::Next(next) => _ = wait(&next),
+                        PrimaryStep::End(end) => {
+                            side.sink().finish_console();
+                            side.end();
+                            return end;
+                        }
+                    }
+                }
+            }
         })?;
         let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, disk_log, SLICE_STEPS));
-        let end = control.join().map_err(|_| io::Error::other("the control thread panicked"))?;
+        let end = controlled.join().map_err(|_| io::Error::other("the control thread panicked"))?;
         // What is released is the guest's last word, if another thread was busy with the words
         // before it.
         side.write_outputs(&mut side.sink());
@@ -110,38 +123,39 @@ impl LiveVm {
 
     /// The operator wants this process to end, and a VM without backup too.
     pub fn retire(&self) {
-        self.side.drive_without_outputs(PrimaryRole::handle_retire);
+        self.side.drive(PrimaryRole::handle_retire);
     }
 
     /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
     pub fn leave(&self) {
-        self.side.drive_without_outputs(PrimaryRole::handle_leave);
+        self.side.drive(PrimaryRole::handle_leave);
     }
 }
 
 fn start_network(
     side: &Arc<PrimarySide<ProcessHost>>,
+    host: &ProcessHost,
     node: &Node,
-    inbox: &InboxSender,
     machine: &Machine,
 ) -> io::Result<()> {
-    let Some(address) = node.network.clone() else { return Ok(()) };
-    let network = Network {
-        address,
-        vm: node.vm.clone(),
-        node: node.id,
-        booted: side.role().session().booted,
-        mac: node.mac,
-        reporter: node.reporter,
-        inbox: inbox.clone(),
-        sink: side.sink.clone(),
-        over: side.over.clone(),
-    };
-    network.start(machine.last_packet_number(), side.clone())
+    let booted = side.role().session().booted;
+    let last_packet = machine.last_packet_number();
+    match node.network.clone() {
+        None => Ok(()),
+        Some(NetworkAddress::Lan(lan)) => {
+            let whose = Attaching { vm: node.vm.clone(), node: node.id, booted, mac: node.mac, lan };
+            network::start_lan(host, network::attachment(whose, last_packet), side.clone())
+        }
+        Some(NetworkAddress::Tap(name)) => {
+            let (sink, over) = (side.sink.clone(), side.over.clone());
+            let has_moved = side.role().generation() > booted;
+            TapAttachment { name, mac: node.mac, sink, over, host: host.clone() }.start(last_packet, has_moved)
+        }
+    }
 }
 
-/// Listens for backups for as long as the process lives. A pending connection that says nothing
-/// keeps nobody else out.
+/// Listens for backups for as long as the process lives. A pending connection that says nothing keeps nobody
+/// else out.
 fn accept_connections(
     side: &Arc<PrimarySide<ProcessHost>>,
     host: &ProcessHost,
@@ -186,8 +200,8 @@ fn start_pending(
     stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS)))?;
     let mut pending = PendingConnection::new(Arc::new(stream), address.to_string(), clock::now_ns());
     let (side, host, pending_count) = (side.clone(), host.clone(), pending_count.clone());
-    thread::Builder::new().name("pending".into()).spawn(move || {
-        host.run(None, || side.step_pending(&mut pending));
+    thread::Builder::new().name(StepKind::Pending.name().into()).spawn(move || {
+        host.run(StepKind::Pending, || side.step_pending(&mut pending));
         pending_count.fetch_sub(1, Ordering::AcqRel);
     })?;
     Ok(())
@@ -208,23 +222,6 @@ fn run_vcpu(side: &PrimarySide<ProcessHost>, mut vcpu: Vcpu<ProcessHost>) -> Mac
                 vcpu.source().sleep(machine, channel.as_ref().map(|stream| stream.as_fd()), until_ns);
             }
             VcpuNext::Done => return vcpu.into_machine(),
-        }
-    }
-}
-
-/// Does what takes time, until the end.
-fn conduct(node: &Node, host: &ProcessHost, side: &PrimarySide<ProcessHost>, mut control: PrimaryControl) -> LiveEnd {
-    let mut failed_claims = 0;
-    host.is_run_here(StepKind::Control);
-    loop {
-        match side.step_control(&mut control) {
-            PrimaryStep::Next(next) => _ = host.wait(Some(StepKind::Control), &next),
-            PrimaryStep::Ask(question) => side.handle_answer(&control, node.ask(question, &mut failed_claims)),
-            PrimaryStep::End(end) => {
-                side.sink().finish_console();
-                side.end();
-                return end;
-            }
         }
     }
 }

@@ -2,15 +2,20 @@
 //! steps that never wait.
 
 use super::pending::PendingLine;
+use crate::lan::port::PortSender;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
-use crate::node::host::{Host, Next, Observation, OutputSink, StepKind};
-use crate::node::io::network::NetworkEvents;
+use crate::node::host::{Host, Listener, Next, Observation, OutputSink, StepKind};
+use crate::node::io::lan::{Given, LanUser};
+use crate::node::reports::NodeReport;
 use crate::os::rate_limit::RateLimits;
+use ft::mutation::{Mutation, mutated};
 use ft::role::{FULL_SHARE, PrimaryAction, PrimaryRole};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -60,6 +65,8 @@ pub struct PrimarySide<H: Host> {
     pub(super) sending_memory: AtomicBool,
     /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
+    /// The LAN hasn't taken all that was put out: the rest is put out later.
+    is_lan_full: AtomicBool,
     pub(super) over: Arc<AtomicBool>,
     /// What takes time, or ends this side.
     pub(super) actions: Mutex<VecDeque<PrimaryAction>>,
@@ -88,6 +95,7 @@ impl<H: Host> PrimarySide<H> {
             spares: AtomicUsize::new(0),
             taking: Mutex::default(),
             pending_lines: Mutex::default(),
+            is_lan_full: AtomicBool::new(false),
             over: Arc::default(),
             actions: Mutex::default(),
             identity,
@@ -128,17 +136,20 @@ impl<H: Host> PrimarySide<H> {
         Next::Wait { until_ns: self.host.now_ns() + tick_ns }
     }
 
-    /// Gives the role an input, and does what it says.
+    /// Gives the role an input, and does what it says: what it has for the backup first, and outputs
+    /// last, so that who waits for an answer doesn't wait for them.
     pub fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
-        let actions = self.give(input);
-        self.carry_out(actions);
+        self.give(input);
+        self.send_outgoing();
+        self.write_released();
     }
 
-    /// Gives the role an input; what it wants done has to be carried out next.
+    /// Gives the role an input. What it has to be sent and put out is for the caller.
     ///
-    /// A connection is cut at once, before the role can take the next backup, whose connection it
-    /// would be.
-    pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) -> Vec<PrimaryAction> {
+    /// What it wants done is handed on before another thread can give it the next input: things are
+    /// done and reported in the order in which the role says them. A connection is cut at once,
+    /// before the role can take the next backup, whose connection it would be.
+    pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         let mut role = lock(&self.role);
         let now_ns = self.host.now_ns();
         input(&mut role, now_ns);
@@ -151,9 +162,8 @@ impl<H: Host> PrimarySide<H> {
         self.generation.store(role.generation().0, Ordering::Relaxed);
         self.copying.store(role.is_copying(), Ordering::Release);
         self.share.store(role.share(), Ordering::Relaxed);
-        let actions: Vec<_> = std::iter::from_fn(|| role.poll_action()).collect();
-        for action in &actions {
-            match action {
+        while let Some(action) = role.poll_action() {
+            match &action {
                 PrimaryAction::CloseChannel { .. } => self.channel.cut(),
                 // Before anything leaves in the new generation.
                 PrimaryAction::Owner(generation) => self.host.observe(Observation::Owns(*generation)),
@@ -168,28 +178,7 @@ impl<H: Host> PrimarySide<H> {
                 | PrimaryAction::HandOver
                 | PrimaryAction::End(_) => {}
             }
-        }
-        actions
-    }
-
-    /// Gives the role an input, and does what it says but for its outputs: for those who must not
-    /// wait for the network, which takes a batch as fast as it can.
-    pub fn drive_without_outputs(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
-        let actions = self.give(input);
-        self.send_outgoing();
-        self.pass_on(actions);
-    }
-
-    /// A question to the arbiter doesn't wait for the network either.
-    fn carry_out(&self, actions: Vec<PrimaryAction>) {
-        self.send_outgoing();
-        self.pass_on(actions);
-        self.write_released();
-    }
-
-    pub(super) fn pass_on(&self, actions: Vec<PrimaryAction>) {
-        if !actions.is_empty() {
-            lock(&self.actions).extend(actions);
+            lock(&self.actions).push_back(action);
             self.host.wake(StepKind::Control);
         }
     }
@@ -207,9 +196,19 @@ impl<H: Host> PrimarySide<H> {
         self.channel.send(|| lock(&self.role).has_outgoing(), |buffer| lock(&self.role).poll_outgoing(buffer));
     }
 
-    /// Puts out what is released, unless another thread does.
+    /// Puts out what is released, unless another thread does, or the LAN has not taken yet what was
+    /// put out before.
     pub fn write_released(&self) {
-        serve(&self.sink, || lock(&self.role).gate().has_released(), |sink| self.write_outputs(sink));
+        let is_full = || self.is_lan_full.load(Ordering::SeqCst);
+        let mut tries_rest = is_full();
+        let is_pending = || std::mem::take(&mut tries_rest) || (!is_full() && lock(&self.role).gate().has_released());
+        serve(&self.sink, is_pending, |sink| {
+            sink.lan().flush(self.host.now_ns());
+            if sink.lan().has_room() {
+                self.write_outputs(sink);
+            }
+            self.is_lan_full.store(!sink.lan().has_room(), Ordering::SeqCst);
+        });
     }
 
     pub(super) fn write_outputs(&self, sink: &mut H::Sink) {
@@ -233,7 +232,7 @@ impl<H: Host> PrimarySide<H> {
     /// stop the guest may not any more.
     pub fn console_left(&self, next: OutputId) {
         // Whoever writes to the console must not wait for the network.
-        self.pass_on(self.give(|role, _| role.handle_console_left(next)));
+        self.give(|role, _| role.handle_console_left(next));
     }
 
     /// Gives the role what the backup has said, unless another thread is doing it. Messages reach
@@ -254,28 +253,69 @@ impl<H: Host> PrimarySide<H> {
                 role.handle_disconnect(reason);
             }
         };
-        let actions = self.give(input);
+        self.give(input);
         if end.is_some() {
             *reader = None;
             // Whoever waits for this connection would wake up at once, for ever.
             self.channel.cut();
         }
         drop(reader);
-        self.carry_out(actions);
+        self.send_outgoing();
+        self.write_released();
     }
 }
 
-impl<H: Host> NetworkEvents for PrimarySide<H> {
+impl<H: Host> LanUser for PrimarySide<H> {
+    type Connection = H::Connection;
+
+    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<H::Connection>> {
+        self.host.connect(Listener::Lan(lan))
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.host.now_ns()
+    }
+
+    fn report(&self, report: &NodeReport) {
+        self.host.report(report);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over()
+    }
+
     fn owner(&self) -> (Generation, Range<OutputId>) {
         let role = lock(&self.role);
         (role.generation(), role.gate().next_to_leave()..role.gate().end())
     }
 
-    fn attached(&self, next_output: OutputId) {
-        lock(&self.role).handle_attachment(next_output);
+    fn attached(&self, sender: PortSender<H::Connection>, next_output: OutputId) {
+        {
+            // Locked until the role knows, so that nothing overtakes what is to be sent again.
+            let mut sink = lock(&self.sink);
+            let mut role = lock(&self.role);
+            self.host.observe(Observation::Attached(next_output, role.gate()));
+            if !mutated(Mutation::NothingSentAgain) {
+                role.handle_attachment(next_output);
+            }
+            drop(role);
+            sink.lan().set(Some(sender));
+            self.is_lan_full.store(false, Ordering::SeqCst);
+        }
+        self.write_released();
     }
 
-    fn ready(&self) {
+    fn detached(&self) {
+        lock(&self.sink).lan().set(None);
+        self.write_released();
+    }
+
+    fn send_heartbeat(&self) {
+        // If another thread holds the output sink, it is sending packets, which say as much.
+        if let Ok(mut sink) = self.sink.try_lock() {
+            sink.lan().send_heartbeat(self.host.now_ns());
+        }
+        // What was released meanwhile found the output sink taken.
         self.write_released();
     }
 
@@ -285,5 +325,9 @@ impl<H: Host> NetworkEvents for PrimarySide<H> {
 
     fn carried(&self, next_output: OutputId) {
         lock(&self.role).handle_carried(next_output);
+    }
+
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
+        self.host.give_packet(number, packet)
     }
 }

@@ -304,8 +304,7 @@ impl<H: Host> PrimarySide<H> {
         vcpu.figures.copied(&copy);
         // The bytes are sent by the pending connection that joins: the guest doesn't wait for the
         // channel.
-        let actions = self.give(|role, now_ns| role.handle_copy(now_ns, copy));
-        self.pass_on(actions);
+        self.give(|role, now_ns| role.handle_copy(now_ns, copy));
     }
 
     /// Lets the log on disk copy memory and hand over what has come.

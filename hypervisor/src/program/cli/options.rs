@@ -1,9 +1,10 @@
 //! Options that several programs share.
 
 use crate::arbiter;
+use crate::arbiter::Arbiter;
 use crate::arbiter::server::DISK_TIMEOUT;
-use crate::arbiter::{Arbiter, BoundedArbiter};
-use crate::node::environment::Node;
+use crate::node::arbiter_desk::{ClaimWatch, ProcessDesk};
+use crate::node::environment::{ANSWER_NS, Node};
 use crate::node::io::console::Keys;
 use crate::node::io::network::NetworkAddress;
 use crate::node::log::{DiskLogOptions, HostDirectory, LogDirectory, LogDirectoryError, LogWait};
@@ -29,14 +30,10 @@ use vm::{BootMode, MachineConfig};
 /// and then.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a whole call to an arbiter may take, with what the arbiter's own timeout doesn't bound:
-/// the look-up of a host name, a file system that hangs.
-const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-
 // A server whose disk hangs says so before its client gives up, and the client before its call is
 // given up.
 const _: () = assert!(DISK_TIMEOUT.as_secs() < ARBITER_TIMEOUT.as_secs());
-const _: () = assert!(ARBITER_TIMEOUT.as_secs() < CALL_TIMEOUT.as_secs());
+const _: () = assert!(ARBITER_TIMEOUT.as_secs() < ANSWER_NS / 1_000_000_000);
 
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -207,11 +204,11 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// The arbiter.
+    /// The way to the arbiter; `watch` is told of claims.
     ///
     /// # Errors
     /// If the spec names none, or a thread can't be started.
-    pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, Failure> {
+    pub fn arbiter(&self, watch: Arc<dyn ClaimWatch>) -> Result<ProcessDesk, Failure> {
         let (arbiter, spec): (Arc<dyn Arbiter>, _) = match &self.arbiter {
             None => {
                 let arbiter = open_default()?;
@@ -226,7 +223,7 @@ impl NodeOptions {
                 (arbiter.into(), spec.clone())
             }
         };
-        Ok(Arc::new(BoundedArbiter::new(arbiter, spec, CALL_TIMEOUT)?))
+        Ok(ProcessDesk::new(arbiter, &spec, Some(watch))?)
     }
 
     /// How long to wait for what.
@@ -259,7 +256,7 @@ impl NodeOptions {
     pub(in crate::program) fn node(
         &self,
         id: NodeId,
-        arbiter: Arc<dyn Arbiter>,
+        arbiter: ProcessDesk,
         mac: [u8; 6],
         listener: &TcpListener,
         program: &'static str,

@@ -10,15 +10,15 @@
 //!
 //! The second signal ends the process at once, whatever it does.
 
-use crate::arbiter::{Arbiter, ArbiterError};
+use crate::arbiter::ArbiterError;
+use crate::node::arbiter_desk::ClaimWatch;
 use crate::node::primary::LiveVm;
 use crate::os::clock;
 use crate::os::signals;
 use crate::os::signals::Termination;
 use crate::program::{Failure, interrupted};
-use ft::claim::{Claim, Verdict};
-use logchannel::entry::Generation;
-use logchannel::session::{NodeId, VmId};
+use ft::claim::Verdict;
+use logchannel::session::VmId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How long a process that was asked to end still asks an arbiter that doesn't answer, in
@@ -88,12 +88,6 @@ impl StopSwitch {
         }
     }
 
-    /// Wraps `arbiter`, so that the switch knows of claims that may make this process the VM's
-    /// owner.
-    pub(in crate::program) fn guarding(&self, arbiter: Arc<dyn Arbiter>) -> GuardedArbiter {
-        GuardedArbiter { arbiter, stop: self.clone() }
-    }
-
     /// The VM runs, as `running`.
     pub(in crate::program) fn runs(&self, running: LiveVm, origin: Origin) {
         let mut life = self.life();
@@ -159,34 +153,17 @@ impl StopSwitch {
     }
 }
 
-/// An arbiter that tells the stop switch of claims. A process that ended between a claim and its
-/// answer might leave a VM behind that no node could start again.
-#[derive(Debug)]
-pub(in crate::program) struct GuardedArbiter {
-    arbiter: Arc<dyn Arbiter>,
-    stop: StopSwitch,
-}
-
-impl Arbiter for GuardedArbiter {
-    fn test_and_set(
-        &self,
-        vm: &VmId,
-        generation: Generation,
-        claim: &Claim,
-        predecessor: Option<NodeId>,
-    ) -> Result<Verdict, ArbiterError> {
-        self.stop.owns();
-        let answer = self.arbiter.test_and_set(vm, generation, claim, predecessor);
-        match &answer {
-            Ok(Verdict::Won) => {}
-            // This claim certainly made this process no owner.
-            Ok(Verdict::Lost(_) | Verdict::NotSuccessor(_)) => self.stop.owns_nothing(),
-            Err(error) => self.stop.give_up_if_asked(vm, error),
-        }
-        answer
+impl ClaimWatch for StopSwitch {
+    fn claims(&self) {
+        self.owns();
     }
 
-    fn latest(&self, vm: &VmId) -> Result<Option<(Generation, Claim)>, ArbiterError> {
-        self.arbiter.latest(vm)
+    fn settled(&self, vm: &VmId, outcome: Result<&Verdict, &ArbiterError>) {
+        match outcome {
+            Ok(Verdict::Won) => {}
+            // It is known now that this claim has made nothing this process's.
+            Ok(Verdict::Lost(_) | Verdict::NotSuccessor(_)) => self.owns_nothing(),
+            Err(error) => self.give_up_if_asked(vm, error),
+        }
     }
 }

@@ -166,6 +166,16 @@ impl World {
         }
     }
 
+    /// The connections of all hosts to the LAN are cut.
+    pub(super) fn cut_lan(&mut self) {
+        for host in 0..self.hosts.len() {
+            for wire in self.env.wires.between(Place::Host(host), Place::Lan) {
+                self.env.note("fault: the LAN's connection is cut", &[wire.0]);
+                self.env.cut(wire);
+            }
+        }
+    }
+
     /// An operator stops a protected primary.
     fn retire(&mut self) {
         for index in 0..self.hosts.len() {

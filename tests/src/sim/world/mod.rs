@@ -3,13 +3,16 @@
 mod faults;
 
 use super::env::{Death, Env, Event};
-use super::lan::Lan;
-use super::primary::Primary;
+use super::host::address;
+use super::lan::{HEARTBEAT_US, Lan};
 use super::process::{Exit, Me, Process, Setup};
 use super::sightings::{Sighting, Sightings};
 use crate::random::Random;
 use ft::record::Intervals;
 use ft::role::{PrimaryRole, Timing};
+use hypervisor::lan::port::PortTiming;
+use hypervisor::node::io::lan::AttachmentTiming;
+use hypervisor::node::search::SearchTiming;
 use hypervisor::node::start::claim_start;
 use hypervisor::program::guest::Guest;
 use logchannel::session::{NodeId, SessionHeader};
@@ -89,6 +92,13 @@ impl World {
             vm: "tally".parse().unwrap_or_else(|error| panic!("{error}")),
             config,
             timing,
+            attachment: AttachmentTiming {
+                port: PortTiming { heartbeat_us: HEARTBEAT_US, answer_ns: 60 * MS, stuck_ns: 30 * MS },
+                retry_ns: 20 * MS,
+                retry_refused_ns: 200 * MS,
+                full_ns: MS,
+            },
+            search: SearchTiming { retry_ns: 20 * MS, no_place_ns: 30 * MS },
             intervals: Intervals { digest_steps: 200_000, digest_ns: 200 * MS, progress_ns: 2 * MS },
             slice_steps: random.pick(&[300, 1_000, 5_000, 20_000]),
             ns_per_step: 7,
@@ -129,7 +139,7 @@ impl World {
     fn start(&mut self) {
         let me = self.me(0);
         let vm = &self.setup.vm;
-        let generation = claim_start(&self.env.arbiter, vm, me.node, "0", false, |_| None)
+        let generation = claim_start(&self.env.arbiter, vm, me.node, &address(0).to_string(), false, |_| None)
             .unwrap_or_else(|error| panic!("the VM can't be started: {error}"));
         let guest = guest();
         let session = SessionHeader::new(vm.clone(), generation, self.setup.config.clone(), &guest.name, &guest.image)
@@ -140,8 +150,7 @@ impl World {
             PrimaryRole::awaiting_backup(me.node, session, self.setup.timing)
         };
         let machine = self.machine();
-        let primary = Primary::new(&mut self.env, me.clone(), role, machine);
-        self.hosts[0].process = Some(Process::running(me, primary));
+        self.hosts[0].process = Some(Process::running(&mut self.env, me, role, machine));
         for host in 0..self.hosts.len() {
             self.env.at(0, Event::Host(host));
         }
@@ -177,6 +186,7 @@ impl World {
                     }
                 }
                 Some(Event::Fault) => self.fault(),
+                Some(Event::LanCut) => self.cut_lan(),
                 Some(Event::Look) => self.look(),
                 None => panic!("nothing will ever happen again"),
             }
@@ -275,6 +285,11 @@ impl World {
         primaries.any(|primary| primary.role().is_protected())
     }
 
+    /// Whether nobody has a part in the VM any more.
+    fn is_everybody_gone(&self) -> bool {
+        self.hosts.iter().all(|host| host.process.as_ref().is_none_or(Process::is_seeking))
+    }
+
     /// Whether everybody waits for an operator, as happens when the arbiter loses its claims at the
     /// wrong moment: safe, and not available.
     fn is_stuck(&mut self) -> bool {
@@ -316,7 +331,7 @@ impl World {
                 assert!(now_ns < until_ns, "requests are not answered");
                 self.phase
             }
-            Phase::PoweringOff { .. } if self.hosts.iter().all(|host| host.process.is_none()) => {
+            Phase::PoweringOff { .. } if self.is_everybody_gone() => {
                 assert!(self.env.judge.guest_has_ended(), "everybody is gone and the guest has not ended");
                 Phase::Leaving { until_ns: now_ns + 20 * MS }
             }
@@ -332,6 +347,11 @@ impl World {
     fn power_off(&mut self) -> Phase {
         let packet = self.lan.stations[0].power_off();
         self.lan.station_sends(&mut self.env, 0, &packet);
+        if self.env.random.one_in(2) {
+            // The guest's last words are on a connection that breaks.
+            let at_ns = self.env.now_ns + u64::from(self.env.random.below(2_000_000));
+            self.env.at(at_ns, Event::LanCut);
+        }
         Phase::PoweringOff { until_ns: self.env.now_ns + 500 * MS }
     }
 }
@@ -342,6 +362,7 @@ const fn exit_name(exit: Exit) -> &'static str {
         Exit::GuestEnded => "host: the guest has ended",
         Exit::Fenced => "host: fenced",
         Exit::Mistaken => "host: has the wrong arbiter",
+        Exit::StartsOver => "host: starts over",
     }
 }
 

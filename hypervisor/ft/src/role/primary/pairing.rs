@@ -214,7 +214,7 @@ impl PrimaryRole {
     fn consumed(&mut self, consumed: LogSeq) {
         let Some((stream, _)) = self.mode.stream_mut() else { return };
         let (before, acked) = (stream.lag.consumed(), stream.acked());
-        if !(before..=acked).contains(&consumed) {
+        if !(before..=acked).contains(&consumed) && !mutated(Mutation::ConsumedUnbounded) {
             return self.lose_backup(LossReason::BadLog(format!(
                 "the backup has consumed all entries before {consumed}, after those before {before}, and has acknowledged \
                  those before {acked}"

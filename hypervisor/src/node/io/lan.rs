@@ -1,0 +1,382 @@
+//! A VM's attachment to its LAN: when it attaches, what it does with what comes, and when it
+//! attaches anew.
+
+use crate::lan::Attachment;
+use crate::lan::client::LanError;
+use crate::lan::port::{FromLan, PortEvent, PortReader, PortSender, PortTiming, open};
+use crate::lan::session::AttachAnswer;
+use crate::node::host::{Connection, Next};
+use crate::node::reports::NodeReport;
+use ft::mutation::{Mutation, mutated};
+use logchannel::entry::Generation;
+use logchannel::session::{NodeId, VmId};
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use vm::OutputId;
+
+/// How long what may take.
+#[derive(Clone, Copy, Debug)]
+pub struct AttachmentTiming {
+    /// On the connection.
+    pub port: PortTiming,
+    /// From one try to attach to a network that is away to the next, in nanoseconds.
+    pub retry_ns: u64,
+    /// The same with a LAN that refuses this side, as it serves another owner of the VM.
+    pub retry_refused_ns: u64,
+    /// From one look whether the guest takes packets again to the next, in nanoseconds.
+    pub full_ns: u64,
+}
+
+impl Default for AttachmentTiming {
+    fn default() -> Self {
+        Self { port: PortTiming::default(), retry_ns: 50_000_000, retry_refused_ns: 1_000_000_000, full_ns: 1_000_000 }
+    }
+}
+
+/// Whose attachment it is.
+#[derive(Clone, Debug)]
+pub struct Attaching {
+    /// Which VM's.
+    pub vm: VmId,
+    /// Which incarnation's.
+    pub node: NodeId,
+    /// In which generation the guest was reset.
+    pub booted: Generation,
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Where the LAN is.
+    pub lan: SocketAddr,
+}
+
+/// What became of a packet for the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Given {
+    /// It waits for the guest.
+    Taken,
+    /// There is no room for it yet.
+    Full(Vec<u8>),
+    /// The guest is gone.
+    Gone,
+}
+
+/// The owner of a VM, whose packets go over a LAN: what its attachment asks and tells.
+pub trait LanUser {
+    /// A connection to the LAN.
+    type Connection: Connection;
+
+    /// Connects to the LAN at this address. A host that has a thread for this waits, but not for long.
+    ///
+    /// # Errors
+    /// Of the connection.
+    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<Self::Connection>>;
+
+    /// The time, in nanoseconds.
+    fn now_ns(&self) -> u64;
+
+    /// Tells an operator something.
+    fn report(&self, report: &NodeReport);
+
+    /// Whether the guest is gone.
+    fn is_over(&self) -> bool;
+
+    /// As which generation the VM runs here, and which of its outputs may come to a network that
+    /// doesn't know the VM: the first, and the one behind those made so far.
+    fn owner(&self) -> (Generation, Range<OutputId>);
+
+    /// The LAN is there, and has carried all outputs with smaller ids than `next_output`. Those
+    /// that were sent and not carried are to be sent again by `sender`, before any other.
+    fn attached(&self, sender: PortSender<Self::Connection>, next_output: OutputId);
+
+    /// The LAN is away: what is sent is lost until it is there again, and sent again then.
+    fn detached(&self);
+
+    /// A heartbeat is due to the LAN.
+    fn send_heartbeat(&self);
+
+    /// A LAN refuses this owner of the VM. That may be because there is another one, which is for
+    /// the arbiter to say, or a mistake of the LAN's operator.
+    fn refused(&self);
+
+    /// The network has carried all outputs with smaller ids than `next_output`.
+    fn carried(&self, next_output: OutputId);
+
+    /// Gives the guest a packet, if there is room for it. A host that has a thread for this waits
+    /// for room, but not for longer than a heartbeat's interval.
+    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
+}
+
+/// The way to a LAN, for who sends.
+#[derive(Debug)]
+pub struct LanWay<C> {
+    sender: Option<PortSender<C>>,
+}
+
+impl<C> Default for LanWay<C> {
+    fn default() -> Self {
+        Self { sender: None }
+    }
+}
+
+impl<C: Connection> LanWay<C> {
+    /// The LAN is there, or away.
+    pub fn set(&mut self, sender: Option<PortSender<C>>) {
+        self.sender = sender;
+    }
+
+    /// Whether all that was sent has been taken: more may be sent. A LAN that is away takes
+    /// everything, and all of it is sent again when it is there.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.sender.as_ref().is_none_or(PortSender::has_room)
+    }
+
+    /// Sends packets; `false` if the LAN is away.
+    pub fn send(&mut self, now_ns: u64, packets: &[(OutputId, &[u8])]) -> bool {
+        self.with_sender(|sender| sender.send(now_ns, packets))
+    }
+
+    /// Sends the heartbeat that is due.
+    pub fn send_heartbeat(&mut self, now_ns: u64) {
+        self.with_sender(|sender| sender.send_heartbeat(now_ns));
+    }
+
+    /// Sends what the LAN hasn't taken yet, and gives up one that takes nothing for too long.
+    pub fn flush(&mut self, now_ns: u64) {
+        self.with_sender(|sender| sender.flush(now_ns));
+    }
+
+    fn with_sender(&mut self, send: impl FnOnce(&mut PortSender<C>) -> io::Result<()>) -> bool {
+        let Some(sender) = &mut self.sender else { return false };
+        let Err(error) = send(sender) else { return true };
+        tracing::warn!("the network took nothing: {error}");
+        // Whoever reads finds it out, and attaches again.
+        sender.cut();
+        self.sender = None;
+        false
+    }
+}
+
+/// Which losses of a network are told.
+#[derive(Debug, Default)]
+pub struct LossReports {
+    told: Option<String>,
+}
+
+impl LossReports {
+    /// What is to be told of a network that was lost, or couldn't be attached to: of tries that
+    /// fail one after the other only the first, and one that a LAN refuses.
+    pub fn report(&mut self, reason: String, was_attached: bool, is_refusal: bool) -> Option<NodeReport> {
+        let is_news = was_attached || self.told.is_none() || (is_refusal && self.told.as_ref() != Some(&reason));
+        is_news.then(|| {
+            self.told = Some(reason.clone());
+            NodeReport::LanLost { reason }
+        })
+    }
+}
+
+#[derive(Debug)]
+enum State<C> {
+    /// It tries to attach at this time.
+    Away { until_ns: u64 },
+    /// The LAN has been asked for the port.
+    Asking { reader: PortReader<C>, sender: PortSender<C> },
+    /// The port is open, and perhaps the guest has no room for this packet.
+    Attached { reader: PortReader<C>, waiting: Option<(u64, Vec<u8>)> },
+}
+
+/// An attachment.
+#[derive(Debug)]
+pub struct LanAttachment<C> {
+    whose: Attaching,
+    timing: AttachmentTiming,
+    state: State<C>,
+    /// The number of the last packet that the guest has had.
+    last_packet: u64,
+    losses: LossReports,
+}
+
+/// Why this step is the last.
+enum Lost {
+    Guest,
+    Lan(LanError),
+}
+
+impl From<LanError> for Lost {
+    fn from(error: LanError) -> Self {
+        Self::Lan(error)
+    }
+}
+
+impl<C: Connection> LanAttachment<C> {
+    /// An attachment that is to be made. `last_packet` is the number of the last packet that the
+    /// guest has had.
+    #[must_use]
+    pub fn new(whose: Attaching, timing: AttachmentTiming, last_packet: u64) -> Self {
+        Self { whose, timing, state: State::Away { until_ns: 0 }, last_packet, losses: LossReports::default() }
+    }
+
+    /// Whether the port is open.
+    #[must_use]
+    pub const fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached { .. })
+    }
+
+    /// Attaches when it is time to, passes on what has come, and gives up a LAN that is silent.
+    pub fn step(&mut self, user: &impl LanUser<Connection = C>) -> Next {
+        match self.try_step(user) {
+            Ok(next) => next,
+            Err(Lost::Guest) => self.leave(),
+            Err(Lost::Lan(_)) if user.is_over() => self.leave(),
+            Err(Lost::Lan(error)) => self.lose(user, &error),
+        }
+    }
+
+    /// Makes one try to attach, for a guest that is to be attached before it runs: steps until it
+    /// has come to an end.
+    ///
+    /// # Errors
+    /// The LAN's words, if it refuses.
+    pub fn try_once(&mut self, user: &impl LanUser<Connection = C>) -> Result<(), String> {
+        loop {
+            match self.try_step(user) {
+                Ok(_) if matches!(self.state, State::Asking { .. }) => {}
+                Ok(_) | Err(Lost::Guest) => return Ok(()),
+                Err(Lost::Lan(error)) => {
+                    let refusal = error.is_refusal().then(|| error.to_string());
+                    self.lose(user, &error);
+                    return refusal.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    fn try_step(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, Lost> {
+        if user.is_over() {
+            return Err(Lost::Guest);
+        }
+        let now_ns = user.now_ns();
+        match &mut self.state {
+            State::Away { until_ns } if now_ns < *until_ns => Ok(Next::Wait { until_ns: *until_ns }),
+            State::Away { .. } => self.attach(user),
+            State::Asking { reader, sender } => {
+                let event = reader.receive(now_ns)?;
+                sender.flush(now_ns).map_err(LanError::from)?;
+                match event {
+                    PortEvent::Attached(answer) => self.become_attached(user, answer),
+                    PortEvent::Nothing => return Ok(Next::Arrival { until_ns: reader.due_ns() }),
+                    PortEvent::Part | PortEvent::FromLan(_) => {}
+                }
+                Ok(Next::Now)
+            }
+            State::Attached { reader, waiting } => {
+                if let Some((number, packet)) = waiting.take() {
+                    return self.give(user, number, packet);
+                }
+                match reader.receive(now_ns)? {
+                    PortEvent::FromLan(FromLan::Packet { number, packet }) => return self.give(user, number, packet),
+                    PortEvent::FromLan(FromLan::Carried { next_output }) => user.carried(next_output),
+                    PortEvent::FromLan(FromLan::HeartbeatDue) => user.send_heartbeat(),
+                    PortEvent::Attached(_) | PortEvent::Part => {}
+                    PortEvent::Nothing => return Ok(Next::Arrival { until_ns: reader.due_ns() }),
+                }
+                Ok(Next::Now)
+            }
+        }
+    }
+
+    fn attach(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, Lost> {
+        let (generation, outputs) = user.owner();
+        let Attaching { vm, node, booted, mac, .. } = self.whose.clone();
+        let attachment = Attachment {
+            vm,
+            node,
+            generation,
+            mac,
+            next_output: outputs.start,
+            output_end: outputs.end,
+            last_packet: self.last_packet,
+            booted,
+        };
+        let connection = user.connect(self.whose.lan).map_err(LanError::from)?;
+        let (reader, sender) =
+            open(connection, &attachment, &self.timing.port, user.now_ns()).map_err(LanError::from)?;
+        let until_ns = reader.due_ns();
+        self.state = State::Asking { reader, sender };
+        Ok(Next::Arrival { until_ns })
+    }
+
+    fn become_attached(&mut self, user: &impl LanUser<Connection = C>, answer: AttachAnswer) {
+        let AttachAnswer { first_packet, next_output } = answer;
+        if first_packet > self.last_packet.saturating_add(1) {
+            tracing::warn!(first_packet, last_packet = self.last_packet, "the LAN no longer keeps all missing packets");
+        }
+        let state = std::mem::replace(&mut self.state, State::Away { until_ns: 0 });
+        if let State::Asking { reader, sender } = state {
+            self.state = State::Attached { reader, waiting: None };
+            user.report(&NodeReport::LanAttached { lan: self.whose.lan.to_string() });
+            user.attached(sender, next_output);
+        }
+    }
+
+    /// Gives the guest a packet, however long it takes none: the LAN hears that this side is alive.
+    fn give(&mut self, user: &impl LanUser<Connection = C>, number: u64, packet: Vec<u8>) -> Result<Next, Lost> {
+        let State::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
+        match user.give_packet(number, packet) {
+            Given::Taken => {
+                self.last_packet = number;
+                Ok(Next::Now)
+            }
+            Given::Gone => Err(Lost::Guest),
+            Given::Full(_) if mutated(Mutation::PacketForgotten) => Ok(Next::Now),
+            Given::Full(packet) => {
+                *waiting = Some((number, packet));
+                let now_ns = user.now_ns();
+                if reader.excuse(now_ns)? {
+                    user.send_heartbeat();
+                }
+                Ok(Next::Room { until_ns: now_ns + self.timing.full_ns })
+            }
+        }
+    }
+
+    fn leave(&mut self) -> Next {
+        self.state = State::Away { until_ns: u64::MAX };
+        Next::Done
+    }
+
+    fn lose(&mut self, user: &impl LanUser<Connection = C>, error: &LanError) -> Next {
+        let was_attached = self.is_attached();
+        if was_attached {
+            user.detached();
+        }
+        let is_refusal = error.is_refusal();
+        let reason = match is_refusal {
+            true => format!("{error}; the arbiter is asked who owns the VM, and the LAN again every second"),
+            false => error.to_string(),
+        };
+        if let Some(report) = self.losses.report(reason, was_attached, is_refusal) {
+            user.report(&report);
+        }
+        let now_ns = user.now_ns();
+        let until_ns = match (is_refusal, was_attached) {
+            (true, _) => now_ns + self.timing.retry_refused_ns,
+            // A LAN that was there is, as a rule.
+            (false, true) => now_ns,
+            (false, false) => now_ns + self.timing.retry_ns,
+        };
+        if let State::Asking { reader, .. } | State::Attached { reader, .. } =
+            std::mem::replace(&mut self.state, State::Away { until_ns })
+        {
+            reader.cut();
+        }
+        if mutated(Mutation::NeverAttachAgain) {
+            self.state = State::Away { until_ns: u64::MAX };
+        }
+        if is_refusal && !mutated(Mutation::RefusalNotAsked) {
+            user.refused();
+        }
+        Next::Wait { until_ns }
+    }
+}

@@ -1,0 +1,144 @@
+//! A backup's search for its primary: where it looks, how often, and what it tells meanwhile.
+
+use super::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterLine, ArbiterReply};
+use super::host::{Host, Listener, Next};
+use super::reports::NodeReport;
+use super::waiting::Waiting;
+use crate::arbiter::ArbiterError;
+use crate::os::address::resolve;
+use ft::claim::{Claim, ClaimKind};
+use ft::mutation::{Mutation, mutated};
+use ft::role::BackupEnd;
+use logchannel::entry::Generation;
+use logchannel::session::VmId;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// How long a search waits for what, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct SearchTiming {
+    /// From one look for the primary to the next.
+    pub retry_ns: u64,
+    /// From a peer that had no place for this side to the next look.
+    pub no_place_ns: u64,
+}
+
+impl Default for SearchTiming {
+    fn default() -> Self {
+        Self { retry_ns: 100_000_000, no_place_ns: 300_000_000 }
+    }
+}
+
+/// A search.
+#[derive(Debug)]
+pub struct Search<D> {
+    line: ArbiterLine<D>,
+    vm: VmId,
+    /// Where this node accepts a backup itself, as told to others.
+    own_address: String,
+    /// Where the primary is, if the operator says so.
+    primary: Option<SocketAddr>,
+    timing: SearchTiming,
+    /// Not before this time, in nanoseconds.
+    next_ns: u64,
+    waiting: Option<Waiting>,
+    /// Each connection is told of once.
+    told: Option<SocketAddr>,
+}
+
+/// What a step of a search comes to.
+#[derive(Debug)]
+pub enum SearchStep<C> {
+    /// Nothing yet.
+    Next(Next),
+    /// Somebody answers where the primary should be.
+    Found(Arc<C>),
+    /// The arbiter can't be asked before an operator has seen to it.
+    Failed(ArbiterError),
+}
+
+impl<D: ArbiterDesk> Search<D> {
+    /// A search for the primary of `vm` at `primary` or, if nobody says where it is, where the
+    /// arbiter says that the VM's owner listens.
+    pub const fn new(
+        line: ArbiterLine<D>,
+        vm: VmId,
+        own_address: String,
+        primary: Option<SocketAddr>,
+        timing: SearchTiming,
+    ) -> Self {
+        Self { line, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
+    }
+
+    /// Whether a backup that has ended so looks for a primary again: one that has had no part in the
+    /// VM is as good a backup as before.
+    pub fn looks_again(&mut self, now_ns: u64, end: &BackupEnd) -> bool {
+        let is_unused = matches!(end, BackupEnd::NoPlace { .. });
+        if is_unused {
+            self.next_ns = now_ns + self.timing.no_place_ns;
+        }
+        is_unused && !mutated(Mutation::SpareGivesUp)
+    }
+
+    /// Looks for the primary, when it is time to.
+    pub fn step<H: Host>(&mut self, host: &H) -> SearchStep<H::Connection> {
+        let now_ns = host.now_ns();
+        self.waiting.get_or_insert(Waiting::since(now_ns));
+        let found = if self.line.is_asking() {
+            match self.line.poll(now_ns, |_| ()) {
+                None => return SearchStep::Next(Next::Wait { until_ns: self.line.due_ns() }),
+                Some(Ok(ArbiterReply::Latest(latest))) => self.owner_address(latest),
+                Some(Ok(ArbiterReply::Verdict(_))) => unreachable!("a look is answered by the latest claim"),
+                Some(Err(error)) if error.is_unreachable() => Err(error.to_string()),
+                Some(Err(error)) => return SearchStep::Failed(error),
+            }
+        } else if now_ns < self.next_ns {
+            return SearchStep::Next(Next::Wait { until_ns: self.next_ns });
+        } else if let Some(address) = self.primary {
+            Ok(address)
+        } else {
+            self.line.call(now_ns, ArbiterCall::Latest);
+            return SearchStep::Next(Next::Now);
+        };
+        match found.and_then(|address| connect(host, address)) {
+            Ok((address, connection)) => {
+                if self.told.replace(address) != Some(address) {
+                    host.report(&NodeReport::PrimaryConnected { address: address.to_string() });
+                }
+                self.waiting = None;
+                SearchStep::Found(connection)
+            }
+            Err(reason) => {
+                if let Some(seconds) = self.waiting.as_mut().and_then(|waiting| waiting.due(now_ns)) {
+                    host.report(&NodeReport::Waiting { vm: self.vm.to_string(), reason, seconds });
+                }
+                self.next_ns = host.now_ns() + self.timing.retry_ns;
+                SearchStep::Next(Next::Wait { until_ns: self.next_ns })
+            }
+        }
+    }
+
+    /// Where the VM's owner listens, as far as the arbiter knows; what is missing if it doesn't. An
+    /// owner at this node's own address was an earlier incarnation of it, and is gone.
+    fn owner_address(&self, latest: Option<(Generation, Claim)>) -> Result<SocketAddr, String> {
+        let Some((generation, claim)) = latest else { return Err("the arbiter knows no VM of this name".into()) };
+        match claim.address {
+            Some(address) if claim.kind == ClaimKind::Ended => Err(format!("the VM was ended at {address}")),
+            Some(address) if address == self.own_address => Err(format!(
+                "the VM's owner was here, at {address}, and is gone: only its backup can go on, or --resume"
+            )),
+            Some(address) => resolve(&address).map_err(|error| format!("the VM's owner can't be found: {error}")),
+            None => Err(format!("the VM's owner of generation {} has told no address", generation.next())),
+        }
+    }
+}
+
+fn connect<H: Host>(host: &H, address: SocketAddr) -> Result<(SocketAddr, Arc<H::Connection>), String> {
+    match host.connect(Listener::Primary(address)) {
+        Ok(connection) => Ok((address, connection)),
+        // Most often nobody listens, which needs no more words.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(format!("nobody answers at {address}")),
+        Err(error) => Err(format!("nobody answers at {address} ({error})")),
+    }
+}
