@@ -196,8 +196,8 @@ impl<C: Connection> PortSender<C> {
     ///
     /// # Errors
     /// Of the connection, which is of no use then; [`PortReader::receive`] tells so too.
-    /// `InvalidInput` for a packet that is no Ethernet packet: nothing is sent, and the connection is
-    /// unhurt.
+    /// `InvalidInput` for a packet that is no Ethernet packet: nothing is sent, and the connection
+    /// is unhurt.
     pub fn send(&mut self, now_ns: u64, packets: &[(OutputId, &[u8])]) -> io::Result<()> {
         if let Some((_, packet)) = packets.iter().find(|(_, packet)| !is_packet_length(packet.len())) {
             return Err(io::Error::new(ErrorKind::InvalidInput, WireError::Packet(packet.len())));

@@ -1,5 +1,6 @@
-//! The way to the arbiter of a process: a thread of its own asks, so that nobody else waits for what
-//! the arbiter waits for, be it a file server or a name server that is gone, or a disk that hangs.
+//! The way to the arbiter of a process: a thread of its own asks, so that nobody else waits for
+//! what the arbiter waits for, be it a file server or a name server that is gone, or a disk that
+//! hangs.
 
 use super::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterReply};
 use super::channel::lock;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 
-/// Somebody who has to know of claims: who ends between a claim and its answer may leave a VM behind
-/// that nobody can start again.
+/// Somebody who has to know of claims: who ends between a claim and its answer may leave a VM
+/// behind that nobody can start again.
 pub trait ClaimWatch: Send + Sync {
     /// A claim is about to be made.
     fn claims(&self);

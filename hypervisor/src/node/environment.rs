@@ -31,8 +31,8 @@ pub struct Node {
     pub keys: Keys,
 }
 
-/// How long the arbiter may take to answer, in nanoseconds: a busy disk takes seconds to make a claim
-/// durable, now and then, and a name server that is gone seconds to be given up.
+/// How long the arbiter may take to answer, in nanoseconds: a busy disk takes seconds to make a
+/// claim durable, now and then, and a name server that is gone seconds to be given up.
 pub const ANSWER_NS: u64 = 6_000_000_000;
 
 impl Node {

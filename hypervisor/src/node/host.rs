@@ -234,7 +234,7 @@ pub enum Observation<'a> {
     Appended(LogSeq, &'a LogEntry),
     /// This side owns the VM alone as this generation from now on.
     Owns(Generation),
-    /// The LAN is there, and has carried all outputs below; what of the gate is in flight and hasn't
-    /// been is sent again.
+    /// The LAN is there, and has carried all outputs below; what of the gate is in flight and
+    /// hasn't been is sent again.
     Attached(OutputId, &'a OutputGate),
 }

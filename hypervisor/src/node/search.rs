@@ -71,8 +71,8 @@ impl<D: ArbiterDesk> Search<D> {
         Self { line, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
     }
 
-    /// Whether a backup that has ended so looks for a primary again: one that has had no part in the
-    /// VM is as good a backup as before.
+    /// Whether a backup that has ended so looks for a primary again: one that has had no part in
+    /// the VM is as good a backup as before.
     pub fn looks_again(&mut self, now_ns: u64, end: &BackupEnd) -> bool {
         let is_unused = matches!(end, BackupEnd::NoPlace { .. });
         if is_unused {

@@ -189,8 +189,8 @@ fn words(reason: StopReason, has_tohost: bool) -> String {
     }
 }
 
-/// Attaches a guest that has just been reset, and whose packets are not kept to be sent again, before
-/// it runs, if its network answers.
+/// Attaches a guest that has just been reset, and whose packets are not kept to be sent again,
+/// before it runs, if its network answers.
 fn attach(address: Option<NetworkAddress>, owner: Recording, vm: &VmId, mac: [u8; 6]) -> Result<(), Failure> {
     match address {
         None => Ok(()),

@@ -1,4 +1,5 @@
-//! Where a simulated process's outputs go: its LAN, and a console whose reader is slow now and then.
+//! Where a simulated process's outputs go: its LAN, and a console whose reader is slow now and
+//! then.
 
 use super::env::Env;
 use super::host::{SimConnection, SimHost};

@@ -119,8 +119,8 @@ impl<H: Host> Succession<H> {
     }
 }
 
-/// Backs up the VM whose primary is at the other end of `connection`, in the calling thread, until this
-/// node goes live or is over.
+/// Backs up the VM whose primary is at the other end of `connection`, in the calling thread, until
+/// this node goes live or is over.
 ///
 /// # Errors
 /// If a thread can't be started.

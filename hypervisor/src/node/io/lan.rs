@@ -66,7 +66,8 @@ pub trait LanUser {
     /// A connection to the LAN.
     type Connection: Connection;
 
-    /// Connects to the LAN at this address. A host that has a thread for this waits, but not for long.
+    /// Connects to the LAN at this address. A host that has a thread for this waits, but not for
+    /// long.
     ///
     /// # Errors
     /// Of the connection.

@@ -67,8 +67,8 @@ impl<D: ArbiterDesk> PrimaryControl<D> {
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Begins with what takes time; the arbiter is asked over `line`, and `disk` looks at the log on
-    /// disk, if one is kept.
+    /// Begins with what takes time; the arbiter is asked over `line`, and `disk` looks at the log
+    /// on disk, if one is kept.
     pub fn control<D: ArbiterDesk>(&self, line: ArbiterLine<D>, disk: Option<DiskWatch>) -> PrimaryControl<D> {
         // A guest that runs from the start has been without a backup before it gets one.
         let was_alone = !lock(&self.role).is_awaiting_backup();

@@ -154,8 +154,8 @@ fn start_network(
     }
 }
 
-/// Listens for backups for as long as the process lives. A pending connection that says nothing keeps nobody
-/// else out.
+/// Listens for backups for as long as the process lives. A pending connection that says nothing
+/// keeps nobody else out.
 fn accept_connections(
     side: &Arc<PrimarySide<ProcessHost>>,
     host: &ProcessHost,

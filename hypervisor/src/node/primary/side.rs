@@ -136,8 +136,8 @@ impl<H: Host> PrimarySide<H> {
         Next::Wait { until_ns: self.host.now_ns() + tick_ns }
     }
 
-    /// Gives the role an input, and does what it says: what it has for the backup first, and outputs
-    /// last, so that who waits for an answer doesn't wait for them.
+    /// Gives the role an input, and does what it says: what it has for the backup first, and
+    /// outputs last, so that who waits for an answer doesn't wait for them.
     pub fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         self.give(input);
         self.send_outgoing();
