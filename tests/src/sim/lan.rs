@@ -231,6 +231,7 @@ impl Lan {
 /// Now and then the answer of a LAN that doesn't say how far it has got: it drops what comes twice.
 fn said_less<'a>(env: &mut Env, mut answer: ServerMessage<'a>) -> ServerMessage<'a> {
     if let ServerMessage::Attached { next_output, .. } = &mut answer
+        && env.is_faulty
         && env.random.one_in(4)
     {
         *next_output = OutputId(0);
