@@ -204,7 +204,7 @@ fn next_number(qemu: &mut TcpStream) -> u64 {
 }
 
 #[test]
-fn frames_that_die_with_a_connection_are_sent_again_and_arrive_once() {
+fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
     let seed = std::env::var("FT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     println!("FT_SEED={seed}");
     let (listen, qemu) = start_lan();
@@ -255,7 +255,7 @@ fn wait_until_carried(owner: &Owner, next_output: u64) {
 /// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first
 /// connection here is never answered.
 #[test]
-fn frames_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
+fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (listen, qemu) = start_lan();
     let mut qemu = TcpStream::connect(qemu).unwrap();
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();
