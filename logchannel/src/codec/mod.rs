@@ -11,7 +11,6 @@ mod varint;
 pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
 pub(crate) use session::{decode_session, encode_session};
 pub(crate) use snapshot::{decode_pages, decode_snapshot, decode_unsent, encode_pages, encode_snapshot, encode_unsent};
-#[cfg(feature = "std")]
 pub(crate) use varint::VARINT_BYTES_MAX;
 pub(crate) use varint::Varint;
 
