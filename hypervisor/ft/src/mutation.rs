@@ -52,6 +52,9 @@ pub enum Mutation {
     ReleaseBeforeDisk,
     /// A backup is accepted though its log on disk is only promised.
     AcceptOnPromise,
+    /// A restart from the log of a backup that won the VM's flag, and died before it was the owner
+    /// in its log, needs no consent.
+    TrustLogOfWinner,
     /// An interrupted `--resume` leaves an end mark.
     EndResumedOnPromise,
     /// The LAN gives a new owner again the last packet that its predecessor had logged.
@@ -125,7 +128,8 @@ impl Mutation {
 
     /// The mutations of rules that matter only in orders of events which the simulator reaches too
     /// rarely: the model must catch them.
-    pub const OF_RARE_ORDERS: [Self; 3] = [Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
+    pub const OF_RARE_ORDERS: [Self; 4] =
+        [Self::TrustLogOfWinner, Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// The mutations that the simulator must catch.
     pub const ALL: [Self; 33] = [

@@ -1,6 +1,7 @@
 //! The rules for starting a VM and for resuming it from a log, by what the arbiter knows of it.
 
 use crate::claim::{Claim, ClaimKind, Verdict};
+use crate::mutation::{Mutation, mutated};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -201,6 +202,28 @@ pub struct LogIdentity<'a> {
     pub nodes: &'a [NodeId],
     /// `true` if the log is an owner's, `false` if it is a backup's.
     pub is_owners: bool,
+}
+
+/// What kind of writer a log on disk is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogWriterKind {
+    /// It owned the VM: outputs waited for this log.
+    Owner,
+    /// It joined, and wasn't told that it protects the VM: no output waited for it.
+    Joining,
+    /// It protected the VM: outputs waited for its receiving the entries, and not for their being
+    /// in this log.
+    Backup,
+}
+
+impl LogWriterKind {
+    /// Whether a log of this kind may lack entries of outputs that have left. A backup acknowledges
+    /// entries before its own disk has them. So its log may lack some even if it won the VM's flag:
+    /// the node may have died before that, and all that it had received, was in its log.
+    #[must_use]
+    pub fn may_lack_outputs(self) -> bool {
+        self != Self::Owner && !mutated(Mutation::TrustLogOfWinner)
+    }
 }
 
 /// What an operator consents to when the log isn't the last owner's whole log.

@@ -37,6 +37,15 @@ pub enum Action {
     Restored(usize),
     /// A backup replays the oldest batch of entries.
     Replay(usize),
+    /// The writer of a node's log on disk carries out its next order.
+    WriteLog(usize),
+    /// The VM goes on from the log of the first of these nodes, which is dead, as the second.
+    Restart {
+        /// Whose log.
+        log: usize,
+        /// The vacant node.
+        node: usize,
+    },
     /// A message arrives at a backup.
     AtBackup(usize, usize),
     /// A message of this backup arrives at its primary.
@@ -77,11 +86,14 @@ impl State {
                 Node::Spare => self.spare_actions(model, index, actions),
                 Node::Backup(_) => self.backup_actions(index, actions),
                 Node::Owner(_) => self.owner_actions(index, actions),
-                Node::Gone(_) => continue,
+                Node::Vacant | Node::Gone(_) => continue,
             }
             if node.is_looking() {
                 actions.push(Action::Latest(index));
                 actions.push(Action::NoLatest(index));
+            }
+            if self.disks.get(index).is_some_and(|disk| disk.has_orders()) {
+                actions.push(Action::WriteLog(index));
             }
             if let Some(request) = node.asking() {
                 let decided = self.arbiter_of(index).answer(index, request).is_some();
@@ -99,6 +111,7 @@ impl State {
                 actions.push(Action::Crash(index));
             }
         }
+        self.restarts(actions);
         actions.extend((0..self.arbiter.late.len()).map(Action::DecideLate));
         if self.faults.vanishings > 0 {
             actions.push(Action::Forget);
@@ -108,6 +121,14 @@ impl State {
         }
         if self.faults.cuts > 0 && self.lan.is_attached() {
             actions.push(Action::CutCable);
+        }
+    }
+
+    /// An operator goes on from a log once nothing of the VM is alive.
+    fn restarts(&self, actions: &mut Vec<Action>) {
+        let Some(node) = self.nodes.iter().position(|node| matches!(**node, Node::Vacant)) else { return };
+        if self.faults.restarts > 0 && self.is_dead() {
+            actions.extend((0..node).filter(|log| self.may_restart(*log)).map(|log| Action::Restart { log, node }));
         }
     }
 
@@ -186,6 +207,8 @@ impl State {
             | Action::Copy(_)
             | Action::Restored(_)
             | Action::Replay(_)
+            | Action::WriteLog(_)
+            | Action::Restart { .. }
             | Action::SuspectPrimary(_)
             | Action::SuspectBackup(_)
             | Action::Decide(_)

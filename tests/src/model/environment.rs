@@ -123,8 +123,12 @@ impl Arbiter {
 
     /// The latest claim, as a node is told.
     pub(super) fn latest_answer(&self) -> LatestAnswer {
-        let claim = |(flag, holder, kind): &(u64, usize, ClaimKind)| (Generation(*flag), claim(*holder, *kind));
-        LatestAnswer::Known(self.claims.last().map(claim))
+        LatestAnswer::Known(self.latest_claim())
+    }
+
+    /// The latest claim and its flag.
+    pub(super) fn latest_claim(&self) -> Option<(Generation, Claim)> {
+        self.claims.last().map(|(flag, holder, kind)| (Generation(*flag), claim(*holder, *kind)))
     }
 
     /// All claims are lost.

@@ -17,10 +17,12 @@
 //! need time).
 
 mod actions;
+mod disk;
 mod environment;
 mod guest;
 mod node;
 mod properties;
+mod restart;
 mod shared;
 mod state;
 
@@ -52,6 +54,9 @@ pub struct Cluster {
     pub retirements: u8,
     /// How often the arbiter loses its claims.
     pub vanishings: u8,
+    /// Both sides keep logs on disk, and so often the VM goes on from one of them on the host of the
+    /// last node, on which nothing else runs.
+    pub restarts: u8,
     /// The last node has another arbiter, which knows a stranger as the VM's owner of the same
     /// generation.
     pub is_last_mistaken: bool,
@@ -74,6 +79,7 @@ impl Cluster {
             cuts: 0,
             retirements: 0,
             vanishings: 0,
+            restarts: 0,
             is_last_mistaken: false,
             #[cfg(feature = "mutations")]
             mutation: None,
@@ -97,6 +103,23 @@ impl Cluster {
     #[must_use]
     pub const fn lost_claims() -> Self {
         Self { outputs: 1, powers_off: false, vanishings: 1, ..Self::pair() }
+    }
+
+    /// An owner alone and a backup that joins it, both with logs on disk; when both are dead, the VM
+    /// goes on from one of the logs.
+    #[must_use]
+    pub const fn logs() -> Self {
+        Self {
+            nodes: 3,
+            is_protected: false,
+            last_pair: Generation(1),
+            outputs: 1,
+            powers_off: false,
+            crashes: 2,
+            retirements: 1,
+            restarts: 1,
+            ..Self::pair()
+        }
     }
 
     /// An owner alone, and a backup with another arbiter that wants to join it.

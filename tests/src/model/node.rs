@@ -11,6 +11,8 @@ use vm::{Machine, MachineConfig, OutputId};
 /// What a host runs.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Node {
+    /// Nothing yet: a restart from a log on disk may begin here.
+    Vacant,
     /// A backup that looks for a primary.
     Spare,
     /// A backup with a primary.
@@ -101,14 +103,15 @@ impl Owner {
         self.role.may_run() && !self.must_flush && !self.has_logged_end && !self.guest.sleeps()
     }
 
-    /// The guest does its next step.
-    pub(super) fn run_guest(&mut self, entropy: u8) {
+    /// The guest does its next step; the result is the entry of it.
+    pub(super) fn run_guest(&mut self, entropy: u8) -> LogEntry {
         self.has_logged_end = self.guest.is_over();
         let (entry, output) = self.guest.step(entropy);
         self.must_flush = output.is_some() || self.has_logged_end;
         self.entries.extend(output.iter().map(|(id, _)| (*id, self.role.appended())));
         self.role.handle_entry(NOW_NS, &entry, output);
         self.note_if_alone();
+        entry
     }
 
     /// What is in the log of a node alone by a won claim needs no acknowledgement.
@@ -143,7 +146,7 @@ impl Node {
         match self {
             Self::Backup(backup) => backup.asking,
             Self::Owner(owner) => owner.asking,
-            Self::Spare | Self::Gone(_) => None,
+            Self::Vacant | Self::Spare | Self::Gone(_) => None,
         }
     }
 
@@ -152,7 +155,7 @@ impl Node {
         match self {
             Self::Backup(backup) => backup.is_looking,
             Self::Owner(owner) => owner.is_looking,
-            Self::Spare | Self::Gone(_) => false,
+            Self::Vacant | Self::Spare | Self::Gone(_) => false,
         }
     }
 
@@ -160,14 +163,14 @@ impl Node {
     pub(super) const fn owner(&self) -> Option<&Owner> {
         match self {
             Self::Owner(owner) => Some(owner),
-            Self::Spare | Self::Backup(_) | Self::Gone(_) => None,
+            Self::Vacant | Self::Spare | Self::Backup(_) | Self::Gone(_) => None,
         }
     }
 
     pub(super) const fn backup(&self) -> Option<&Backup> {
         match self {
             Self::Backup(backup) => Some(backup),
-            Self::Spare | Self::Owner(_) | Self::Gone(_) => None,
+            Self::Vacant | Self::Spare | Self::Owner(_) | Self::Gone(_) => None,
         }
     }
 }

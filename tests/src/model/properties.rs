@@ -29,6 +29,14 @@ fn safety() -> Vec<Property<Cluster>> {
         Property::always("a pair has one arbiter", |_, state: &State| state.broken != Some(Rule::OneArbiter)),
         Property::always("absence fences nobody", |_, state: &State| state.broken != Some(Rule::FencedByNobody)),
         Property::always("virtual lockstep", |_, state: &State| state.broken != Some(Rule::Lockstep)),
+        Property::always("what has left is in the log on disk", |_, state: &State| state.broken != Some(Rule::Promise)),
+        Property::always("an interrupted restart ends no VM", |_, state: &State| {
+            state.broken != Some(Rule::Interrupted)
+        }),
+        Property::always("what has been seen is in a log that isn't refused for good", |_, state: &State| {
+            !state.can_restart_be_needed()
+                || (0..state.nodes.len()).any(|log| state.may_restart(log) || state.is_operators_to_decide(log))
+        }),
         Property::always("the owner has all that the LAN hasn't carried", |_, state: &State| {
             state.rightful_owner().is_none_or(|owner| owner.role.gate().next_to_leave() <= state.lan.next_output())
         }),
@@ -77,6 +85,10 @@ fn sightings() -> Vec<Property<Cluster>> {
         }),
         Property::sometimes("a primary stands still", |_, state: &State| {
             state.owners().any(|(_, owner)| owner.role.is_stranded())
+        }),
+        Property::sometimes("gone on from a log", |_, state: &State| state.has_restarted()),
+        Property::sometimes("gone on from a log, and told the world", |_, state: &State| {
+            state.has_restarted() && state.lan.carried.iter().any(|bytes| bytes.last() == Some(&2))
         }),
         Property::sometimes("a dead node won", |_, state: &State| {
             let latest = state.arbiter.latest().and_then(|(generation, _)| state.arbiter.claim_of(generation));

@@ -2,6 +2,7 @@
 
 use super::Cluster;
 use super::actions::Action;
+use super::disk::Disk;
 use super::environment::{Arbiter, Channel, Lan, messages, node_id};
 use super::guest::Guest;
 use super::node::{Backup, End, LOOKING, NOW_NS, Node, Owner, TIMING, config};
@@ -12,6 +13,7 @@ use ft::role::{
     BackupAction, BackupEnd, BackupRole, ClaimAnswer, ClaimRequest, DiskLogState, Expectation, Inheritance,
     LatestAnswer, PrimaryAction, PrimaryEnd, PrimaryRole,
 };
+use ft::start::LogWriterKind;
 use logchannel::entry::Generation;
 use logchannel::message::Message;
 use logchannel::session::{SessionHeader, VmId};
@@ -24,6 +26,8 @@ pub struct State {
     pub(super) nodes: Vec<Shared<Node>>,
     /// By the index of the backup.
     pub(super) channels: Vec<Shared<Channel>>,
+    /// The logs on disk, by the index of the node; none if none are kept.
+    pub(super) disks: Vec<Shared<Disk>>,
     pub(super) arbiter: Arbiter,
     /// Another one, which knows a VM of this name too.
     pub(super) other_arbiter: Shared<Arbiter>,
@@ -40,6 +44,7 @@ pub(super) struct Faults {
     pub(super) cuts: u8,
     pub(super) retirements: u8,
     pub(super) vanishings: u8,
+    pub(super) restarts: u8,
     /// The last node has another arbiter than the rest.
     pub(super) is_last_mistaken: bool,
     /// The greatest generation that any node has owned.
@@ -66,6 +71,10 @@ pub enum Rule {
     NoGap,
     /// A backup's replay does something else than its log says.
     Lockstep,
+    /// An output leaves of which a restart from its node's log doesn't know.
+    Promise,
+    /// A restart that is interrupted before it has a log of its own leaves an end mark.
+    Interrupted,
 }
 
 impl State {
@@ -73,9 +82,19 @@ impl State {
     pub(super) fn initial(model: &Cluster) -> Self {
         let guest = Guest::new(model.outputs, model.powers_off);
         let timing = if model.vanishings > 0 { LOOKING } else { TIMING };
-        let role = PrimaryRole::alone(node_id(0), session(), timing);
+        let has_logs = model.restarts > 0;
+        let disk_log = if has_logs { DiskLogState::Promised } else { DiskLogState::None };
+        let role = PrimaryRole::alone(node_id(0), session(), timing).with_disk_log(disk_log);
         let mut nodes = vec![Shared::new(Node::Spare); model.nodes];
         let appended = role.appended();
+        let mut disks = Vec::new();
+        if has_logs {
+            nodes[model.nodes - 1] = Shared::new(Node::Vacant);
+            let mut disk = Disk::default();
+            disk.begin(node_id(0), (appended, guest.clone()), Generation(1), LogWriterKind::Owner);
+            disks = vec![Shared::new(Disk::default()); model.nodes];
+            disks[0] = Shared::new(disk);
+        }
         nodes[0] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, appended))));
         let mut arbiter = Arbiter::default();
         let first =
@@ -86,6 +105,7 @@ impl State {
         let mut state = Self {
             channels: vec![Shared::new(Channel::default()); nodes.len()],
             nodes,
+            disks,
             arbiter,
             other_arbiter: Shared::new(other_arbiter),
             lan: Shared::new(Lan::new(0)),
@@ -94,6 +114,7 @@ impl State {
                 cuts: model.cuts,
                 retirements: model.retirements,
                 vanishings: model.vanishings,
+                restarts: model.restarts,
                 is_last_mistaken: model.is_last_mistaken,
                 latest_owned: 1,
             },
@@ -119,7 +140,9 @@ impl State {
     pub(super) fn after(&self, action: Action) -> Option<Self> {
         let mut next = self.clone();
         match action {
-            Action::GuestRuns(node) => next.drive_owner(node, |owner| owner.run_guest(entropy_of(node))),
+            Action::GuestRuns(node) => next.run_guest(node),
+            Action::WriteLog(node) => next.write_log(node),
+            Action::Restart { log, node } => next.restart(log, node),
             Action::Flush(node) => next.drive_owner(node, |owner| {
                 owner.must_flush = false;
                 owner.role.handle_flush(NOW_NS);
@@ -227,7 +250,7 @@ impl State {
                 backup.role.handle_owner(NOW_NS, answer.clone());
                 backup.role.handle_tick(NOW_NS);
             }),
-            Node::Spare | Node::Gone(_) => None,
+            Node::Vacant | Node::Spare | Node::Gone(_) => None,
         }
     }
 
@@ -251,7 +274,7 @@ impl State {
     }
 
     /// Gives an owner an input, and does what its role says then.
-    fn drive_owner(&mut self, node: usize, input: impl FnOnce(&mut Owner)) -> Option<()> {
+    pub(super) fn drive_owner(&mut self, node: usize, input: impl FnOnce(&mut Owner)) -> Option<()> {
         let mut owner = self.nodes[node].owner()?.clone();
         input(&mut owner);
         self.settle_owner(node, owner);
@@ -293,10 +316,13 @@ impl State {
                     }
                     owner.end = Some(End::PrimaryFenced);
                 }
-                PrimaryAction::End(PrimaryEnd::Interrupted) => unreachable!("no log is resumed here"),
+                PrimaryAction::End(PrimaryEnd::Interrupted) => owner.end = Some(End::Retired),
                 PrimaryAction::End(PrimaryEnd::Stranded) => owner.end = Some(End::Retired),
                 PrimaryAction::End(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired | PrimaryEnd::Left) => {
                     owner.end = Some(End::GuestOver);
+                    if self.disks.get(node).is_some_and(|disk| disk.is_anothers()) {
+                        self.broke(Rule::Interrupted);
+                    }
                     // Alone by the claim that is its end mark.
                     self.check_claim(node, owner.role.generation());
                     owner.free = owner.role.appended();
@@ -341,7 +367,7 @@ impl State {
         result
     }
 
-    fn check_claim(&mut self, node: usize, generation: Generation) {
+    pub(super) fn check_claim(&mut self, node: usize, generation: Generation) {
         let claim = generation.0.checked_sub(1).and_then(|flag| self.arbiter_of(node).claim_of(flag));
         // One that was won may be lost before its holder hears of it.
         let is_won = claim.map_or(self.arbiter.has_forgotten, |(holder, _)| holder == node);
@@ -365,6 +391,7 @@ impl State {
         if self.nodes[node].backup().is_some() {
             self.edit_channel(node, Channel::close_at_backup);
         }
+        self.edit_disk(node, Disk::lose_orders);
         self.nodes[node] = Shared::new(successor);
     }
 
@@ -377,6 +404,10 @@ impl State {
         }
         if owner.has_lost {
             self.broke(Rule::Fencing);
+        }
+        // The end mark says that there is nothing to go on with.
+        if owner.end.is_none() && self.disks.get(node).is_some_and(|disk| !disk.has_output(id)) {
+            self.broke(Rule::Promise);
         }
         if self.lan.serves(node) {
             self.lan = edit(&self.lan, |lan| lan.wire.push_back((id, operation.bytes().to_vec())));
@@ -411,6 +442,9 @@ impl State {
         self.nodes[primary].owner()?.role.can_take_backup(&vm).ok()?;
         let expectation = Expectation { vm: vm.clone(), image: None };
         let mut role = BackupRole::new(NOW_NS, node_id(backup), expectation, TIMING);
+        if !self.disks.is_empty() {
+            role = role.with_disk_log(DiskLogState::Promised);
+        }
         // The wish to join.
         role.poll_outgoing(&mut Vec::new());
         let joining =
@@ -434,7 +468,7 @@ impl State {
     }
 
     /// Gives a backup an input, and does what its role says then.
-    fn drive_backup(&mut self, node: usize, input: impl FnOnce(&mut Backup)) -> Option<()> {
+    pub(super) fn drive_backup(&mut self, node: usize, input: impl FnOnce(&mut Backup)) -> Option<()> {
         let mut backup = self.nodes[node].backup()?.clone();
         input(&mut backup);
         self.settle_backup(node, backup);
@@ -457,15 +491,24 @@ impl State {
                 BackupAction::Begin(session) => backup.session = Some(session),
                 BackupAction::CheckOwner => backup.is_looking = true,
                 BackupAction::Protected(_) if self.is_mistaken(node) => self.broke(Rule::OneArbiter),
-                BackupAction::Waits
-                | BackupAction::Pages(_)
-                | BackupAction::Joined
-                | BackupAction::ClaimsLost(_)
-                | BackupAction::Protected(_) => {}
+                BackupAction::Protected(generation) => {
+                    self.edit_disk(node, |disk| disk.become_kind(LogWriterKind::Backup, generation));
+                }
+                BackupAction::Waits | BackupAction::Pages(_) | BackupAction::Joined | BackupAction::ClaimsLost(_) => {}
                 BackupAction::Restore(snapshot) => {
                     backup.guest = Guest::restore(&snapshot.state).map(|guest| (guest, false));
+                    if let (Some((guest, _)), Some(session)) = (&backup.guest, &backup.session) {
+                        let begin = (snapshot.seq, guest.clone());
+                        let generation = session.generation;
+                        self.edit_disk(node, |disk| {
+                            disk.begin(node_id(node), begin, generation, LogWriterKind::Joining);
+                        });
+                    }
                 }
-                BackupAction::Consume(entries) => backup.work.push_back(entries),
+                BackupAction::Consume(entries) => {
+                    self.edit_disk(node, |disk| disk.append(entries.iter().cloned()));
+                    backup.work.push_back(entries);
+                }
                 BackupAction::Lost { .. } => self.edit_channel(node, Channel::close_at_backup),
                 BackupAction::Claim(request) => backup.asking = Some(request),
                 BackupAction::GoLive(generation) => return self.go_live(node, backup, generation),
@@ -487,7 +530,9 @@ impl State {
         let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
         let clock = backup.role.take_over_clock(NOW_NS, 0);
         let next_output = backup.role.next_output();
-        let inheritance = Inheritance { clock, first, next_output, unsent, disk_log: DiskLogState::None };
+        self.edit_disk(node, |disk| disk.become_kind(LogWriterKind::Owner, generation));
+        let disk_log = self.disks.get(node).map_or(DiskLogState::None, |disk| disk.state());
+        let inheritance = Inheritance { clock, first, next_output, unsent, disk_log };
         let role = PrimaryRole::gone_live(node_id(node), session, timing, inheritance);
         self.nodes[node] = Shared::new(Node::Owner(Box::new(Owner::alone(role, guest, first))));
     }
@@ -551,7 +596,7 @@ impl State {
                 backup.role.handle_claim(NOW_NS, answer.clone());
                 backup.role.handle_tick(NOW_NS);
             }),
-            Node::Spare | Node::Gone(_) => None,
+            Node::Vacant | Node::Spare | Node::Gone(_) => None,
         }
     }
 }
@@ -573,14 +618,14 @@ fn edit(lan: &Shared<Lan>, change: impl FnOnce(&mut Lan)) -> Shared<Lan> {
 }
 
 /// What a guest reads on a node.
-fn entropy_of(node: usize) -> u8 {
+pub(super) fn entropy_of(node: usize) -> u8 {
     u8::try_from(node).unwrap_or(u8::MAX)
 }
 
-fn vm_id() -> VmId {
+pub(super) fn vm_id() -> VmId {
     VmId::new("vm").expect("a VM name")
 }
 
-fn session() -> SessionHeader {
+pub(super) fn session() -> SessionHeader {
     SessionHeader::new(vm_id(), Generation(1), config(), "", &[]).expect("a session without image")
 }

@@ -6,6 +6,8 @@ use tests::model::{Cluster, story};
 /// Goes through all of `cluster` and returns how many states it has. Everything interesting is seen
 /// but `absent`.
 fn go_through(cluster: Cluster, absent: &[&str]) -> usize {
+    let restarts: &[&str] = if cluster.restarts == 0 { &RESTARTS } else { &[] };
+    let absent = [absent, restarts].concat();
     let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let mut discoveries = checker.discoveries();
     for Property { expectation, name, .. } in checker.model().properties() {
@@ -19,6 +21,9 @@ fn go_through(cluster: Cluster, absent: &[&str]) -> usize {
     println!("{} states, {} steps between them", checker.unique_state_count(), checker.state_count());
     checker.unique_state_count()
 }
+
+/// What only logs on disk show.
+const RESTARTS: [&str; 2] = ["gone on from a log", "gone on from a log, and told the world"];
 
 /// What only an arbiter that loses its claims shows.
 const LOST_CLAIMS: [&str; 3] =
@@ -53,6 +58,12 @@ fn no_order_of_events_pairs_two_nodes_with_different_arbiters() {
 }
 
 #[test]
+fn no_order_of_events_takes_back_what_was_seen_when_both_sides_die() {
+    let absent = [&["redundancy restored"], &LOST_CLAIMS[..]].concat();
+    assert!(go_through(Cluster::logs(), &absent) > 500_000);
+}
+
+#[test]
 fn no_order_of_events_breaks_a_backup_that_joins() {
     let absent = [&["second failover", "redundancy restored"], &LOST_CLAIMS[..]].concat();
     assert!(go_through(Cluster::joining(), &absent) > 300_000);
@@ -71,7 +82,7 @@ mod mutations {
 
     /// Those of the roles that break a rule without a machine's memory; `SnapshotTooEarly` costs
     /// redundancy, not safety.
-    const FOUND: [Mutation; 18] = [
+    const FOUND: [Mutation; 23] = [
         Mutation::SkipOutputRule,
         Mutation::ReleaseOnSend,
         Mutation::AckBeforeReceive,
@@ -90,6 +101,11 @@ mod mutations {
         Mutation::ClaimInDoubt,
         Mutation::FencedByAbsence,
         Mutation::RefillUnderOwnName,
+        Mutation::ReleaseOnPromise,
+        Mutation::ReleaseBeforeDisk,
+        Mutation::AcceptOnPromise,
+        Mutation::EndResumedOnPromise,
+        Mutation::TrustLogOfWinner,
     ];
 
     /// Where to look for what `mutation` breaks, smallest first.
@@ -97,6 +113,9 @@ mod mutations {
         // It takes a backup that joins: the clusters without one would be gone through for nothing.
         if matches!(mutation, Mutation::ClaimUntold | Mutation::TellBeforeHolding | Mutation::ForgetUnsentInSnapshot) {
             return vec![Cluster::joining()];
+        }
+        if Mutation::OF_DISK_LOGS.contains(&mutation) || mutation == Mutation::TrustLogOfWinner {
+            return vec![Cluster::logs()];
         }
         vec![Cluster::two_arbiters(), Cluster::lost_claims(), Cluster::pair(), Cluster::joining(), Cluster::chain()]
     }

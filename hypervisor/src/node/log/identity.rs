@@ -10,6 +10,7 @@ use super::storage::{Storage, remove_if_there, replace, replace_durably, write_s
 use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note};
 use clap::ValueEnum;
 use ft::start::LogIdentity;
+pub use ft::start::LogWriterKind;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use std::fmt;
@@ -21,21 +22,9 @@ const WRITER: &str = "kept";
 /// began.
 const NODES_MAX: usize = 1000;
 
-/// What kind of writer a directory's newest segment is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogWriterKind {
-    /// It owned the VM: outputs waited for this log.
-    Owner,
-    /// It joined, and wasn't told that it protects the VM: no output waited for it.
-    Joining,
-    /// It protected the VM: outputs waited for its receiving the entries, and not for their being
-    /// in this log.
-    Backup,
-}
-
-impl LogWriterKind {
-    const ALL: [(Self, &str); 3] = [(Self::Owner, "owner"), (Self::Joining, "joining"), (Self::Backup, "backup")];
-}
+/// How a directory names the kinds of writers.
+const KINDS: [(LogWriterKind, &str); 3] =
+    [(LogWriterKind::Owner, "owner"), (LogWriterKind::Joining, "joining"), (LogWriterKind::Backup, "backup")];
 
 /// Why a log may lack what clients have seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,13 +95,10 @@ impl LogProvenance {
         if self.nodes.is_empty() {
             return vec![PossibleLoss::HadFailed];
         }
-        // Also if this side has won the flag since: its predecessor let outputs out because of what
-        // this side acknowledged, and only an owner's log is known to have all of that.
-        let of_kind = match writer.kind {
-            LogWriterKind::Owner => None,
-            LogWriterKind::Joining => Some(PossibleLoss::OfJoiningBackup),
-            LogWriterKind::Backup => Some(PossibleLoss::OfBackup),
-        };
+        let of_kind = writer.kind.may_lack_outputs().then_some(match writer.kind {
+            LogWriterKind::Joining => PossibleLoss::OfJoiningBackup,
+            LogWriterKind::Owner | LogWriterKind::Backup => PossibleLoss::OfBackup,
+        });
         let of_waiting = match writer.wait {
             LogWait::No => Some(PossibleLoss::NothingWaited),
             LogWait::Written if writer.boot != self.boot => Some(PossibleLoss::HostStartedAgain),
@@ -135,7 +121,7 @@ pub(super) struct WriterNote {
 
 impl WriterNote {
     fn text(&self) -> String {
-        let (_, kind) = LogWriterKind::ALL.iter().find(|(kind, _)| *kind == self.kind).expect("all are there");
+        let (_, kind) = KINDS.iter().find(|(kind, _)| *kind == self.kind).expect("all are there");
         let wait = self.wait.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         format!("{kind} {wait} {}", self.boot)
     }
@@ -143,7 +129,7 @@ impl WriterNote {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let kind = words.next()?;
-        let (kind, _) = LogWriterKind::ALL.iter().find(|(_, name)| *name == kind)?;
+        let (kind, _) = KINDS.iter().find(|(_, name)| *name == kind)?;
         let wait = LogWait::from_str(words.next()?, false).ok()?;
         Some(Self { kind: *kind, wait, boot: words.next().unwrap_or_default().into() })
     }
