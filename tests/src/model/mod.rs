@@ -54,8 +54,8 @@ pub struct Cluster {
     pub retirements: u8,
     /// How often the arbiter loses its claims.
     pub vanishings: u8,
-    /// Both sides keep logs on disk, and so often the VM goes on from one of them on the host of the
-    /// last node, on which nothing else runs.
+    /// Both sides keep logs on disk, and so often the VM goes on from one of them on the host of
+    /// the last node, on which nothing else runs.
     pub restarts: u8,
     /// The last node has another arbiter, which knows a stranger as the VM's owner of the same
     /// generation.
@@ -105,8 +105,8 @@ impl Cluster {
         Self { outputs: 1, powers_off: false, vanishings: 1, ..Self::pair() }
     }
 
-    /// An owner alone and a backup that joins it, both with logs on disk; when both are dead, the VM
-    /// goes on from one of the logs.
+    /// An owner alone and a backup that joins it, both with logs on disk; when both are dead, the
+    /// VM goes on from one of the logs.
     #[must_use]
     pub const fn logs() -> Self {
         Self {
