@@ -4,8 +4,10 @@
 //! takes accesses of any alignment; devices only naturally aligned ones, and each says which widths
 //! it takes. Everything else is an access fault.
 
+use crate::config::BootMode;
+use crate::device::clint::Clint;
 use crate::device::finisher;
-use crate::device::plic::Plic;
+use crate::device::plic::{Context, Plic};
 use crate::device::uart::Uart;
 use crate::device::virtio::blk::Blk;
 use crate::device::virtio::net::Net;
@@ -13,6 +15,7 @@ use crate::device::virtio::{BadRing, mmio};
 use crate::exit::StopReason;
 use crate::fault::{DeviceFault, VirtioDevice};
 use crate::isa::address::GuestPhysAddr;
+use crate::isa::trap::Interrupt;
 use crate::output::Outputs;
 use crate::ram::Ram;
 use crate::ram::disk::Disk;
@@ -35,20 +38,54 @@ impl Region {
 
 /// The test finisher's registers.
 pub(crate) const FINISHER: Region = Region { base: 0x0010_0000, bytes: 0x1000 };
+/// The core-local interruptor's registers: timer and software interrupts of M-mode.
+pub(crate) const CLINT: Region = Region { base: 0x0200_0000, bytes: 0x1_0000 };
 /// The interrupt controller's registers.
 pub(crate) const PLIC: Region = Region { base: 0x0c00_0000, bytes: 0x0060_0000 };
 /// The console's registers.
 pub(crate) const UART: Region = Region { base: 0x1000_0000, bytes: 0x100 };
-/// The network device's registers.
-pub(crate) const NET: Region = Region { base: 0x1000_1000, bytes: 0x1000 };
+/// The virtio-mmio transports: [`SLOTS`] of them, each with [`SLOT_BYTES`] of registers. Those
+/// without a device say so.
+const VIRTIO: Region = Region { base: 0x1000_1000, bytes: SLOTS * SLOT_BYTES };
+const SLOTS: u64 = 8;
+const SLOT_BYTES: u64 = 0x1000;
 
-/// The disk's registers; without a disk, those of a virtio-mmio slot without a device.
-pub(crate) const BLK: Region = Region { base: 0x1000_2000, bytes: 0x1000 };
+/// A virtio-mmio slot, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(u64);
 
-/// The network device's interrupt source at the PLIC.
-pub(crate) const NET_IRQ: u32 = 1;
-/// The disk's interrupt source at the PLIC.
-pub(crate) const BLK_IRQ: u32 = 2;
+impl Slot {
+    /// Its registers.
+    pub(crate) const fn region(self) -> Region {
+        Region { base: VIRTIO.base + self.0 * SLOT_BYTES, bytes: SLOT_BYTES }
+    }
+
+    /// Its interrupt source at the PLIC.
+    #[expect(clippy::cast_possible_truncation, reason = "there are eight slots")]
+    pub(crate) const fn interrupt(self) -> u32 {
+        self.0 as u32 + 1
+    }
+}
+
+/// The slots of the virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slots {
+    pub(crate) net: Slot,
+    pub(crate) disk: Option<Slot>,
+}
+
+impl Slots {
+    /// The network device is in the first slot and the disk in the second. Without firmware it is
+    /// the other way round: kernels for M-mode expect their disk where QEMU puts `bus=virtio-mmio-bus.0`.
+    pub(crate) const fn of(boot: BootMode, has_disk: bool) -> Self {
+        match (boot, has_disk) {
+            (_, false) => Self { net: Slot(0), disk: None },
+            (BootMode::Firmware, true) => Self { net: Slot(0), disk: Some(Slot(1)) },
+            (BootMode::Bare, true) => Self { net: Slot(1), disk: Some(Slot(0)) },
+        }
+    }
+}
+
 /// The console's interrupt source at the PLIC.
 pub(crate) const UART_IRQ: u32 = 10;
 
@@ -60,6 +97,9 @@ pub(crate) struct Bus {
     pub(crate) net: Net,
     pub(crate) outputs: Outputs,
     blk: Option<Blk>,
+    /// Not state.
+    slots: Slots,
+    clint: Clint,
     plic: Plic,
     stop: Option<StopReason>,
     /// The last driver's mistake, until [`Self::take_fault`]. Not state.
@@ -73,21 +113,26 @@ pub(crate) struct Bus {
 #[derive(Clone, Copy, Debug)]
 enum Target {
     Finisher(u64),
+    Clint(u64),
     Plic(u64),
     Uart(u64),
     Net(u64),
     Blk(u64),
+    /// A slot without a device.
+    Vacant(u64),
 }
 
 impl Bus {
     /// A bus with its devices as after reset.
-    pub(crate) fn new(ram: Ram, disk: Option<Disk>, mac: [u8; 6]) -> Self {
+    pub(crate) fn new(ram: Ram, disk: Option<Disk>, mac: [u8; 6], boot: BootMode) -> Self {
         Self {
+            slots: Slots::of(boot, disk.is_some()),
             ram,
             uart: Uart::new(),
             net: Net::new(mac),
             outputs: Outputs::default(),
             blk: disk.map(Blk::new),
+            clint: Clint::new(),
             plic: Plic::new(),
             stop: None,
             fault: None,
@@ -128,17 +173,35 @@ impl Bus {
         self.touched = true;
     }
 
-    /// Sets the interrupt lines as the devices want them and flushes console output that is due at
-    /// `count`. Returns the level of the hart's external interrupt line.
-    pub(crate) fn settle(&mut self, count: u64) -> bool {
+    /// `true` if a load of `width` bytes at `address` reads the clock, register `mtime`.
+    #[inline]
+    pub(crate) fn is_clock(address: GuestPhysAddr, width: usize) -> bool {
+        CLINT.offset(address.0).is_some_and(|offset| Clint::is_clock(offset, width))
+    }
+
+    /// The deadline of M-mode's timer, register `mtimecmp`, in clock ticks.
+    pub(crate) const fn machine_timer(&self) -> u64 {
+        self.clint.timecmp()
+    }
+
+    /// Updates the interrupt lines and flushes console output that is due at `count`. `ticks` is
+    /// the latest clock value that the guest can know. Returns the hart's interrupt lines, as bits
+    /// of `mip`.
+    pub(crate) fn settle(&mut self, count: u64, ticks: u64) -> u64 {
         self.touched = false;
         self.plic.set_level(UART_IRQ, self.uart.interrupts());
-        self.plic.set_level(NET_IRQ, self.net.interrupts());
-        if let Some(blk) = &self.blk {
-            self.plic.set_level(BLK_IRQ, blk.interrupts());
+        self.plic.set_level(self.slots.net.interrupt(), self.net.interrupts());
+        if let (Some(blk), Some(slot)) = (&self.blk, self.slots.disk) {
+            self.plic.set_level(slot.interrupt(), blk.interrupts());
         }
         self.outputs.settle(count);
-        self.plic.notifies()
+        let lines = [
+            (Interrupt::MachineExternal, self.plic.notifies(Context::Machine)),
+            (Interrupt::SupervisorExternal, self.plic.notifies(Context::Supervisor)),
+            (Interrupt::MachineTimer, ticks >= self.clint.timecmp()),
+            (Interrupt::MachineSoftware, self.clint.software()),
+        ];
+        lines.into_iter().fold(0, |lines, (interrupt, level)| if level { lines | interrupt.mask() } else { lines })
     }
 
     /// Stops the guest for `reason`. If it has stopped already, the first reason stays.
@@ -203,7 +266,7 @@ impl Bus {
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // `touched` is false whenever the machine is at rest.
-        let Self { ram, uart, net, outputs, blk, plic, stop, fault: _, touched: _ } = self;
+        let Self { ram, uart, net, outputs, blk, slots: _, clint, plic, stop, fault: _, touched: _ } = self;
         writer.u64(ram.end());
         writer.u64(self.disk().map_or(0, Disk::length));
         uart.write_to(writer);
@@ -212,6 +275,7 @@ impl Bus {
         if let Some(blk) = blk {
             blk.write_to(writer);
         }
+        clint.write_to(writer);
         plic.write_to(writer);
         writer.bool(stop.is_some());
         if let Some(reason) = stop {
@@ -226,6 +290,7 @@ impl Bus {
         ram: Ram,
         disk: Option<Disk>,
         mac: [u8; 6],
+        boot: BootMode,
         count: u64,
     ) -> Result<Self, RestoreError> {
         let end = reader.u64()?;
@@ -233,11 +298,13 @@ impl Bus {
         let length = reader.u64()?;
         reader.require(length == disk.as_ref().map_or(0, Disk::length), "the disk has another size")?;
         Ok(Self {
+            slots: Slots::of(boot, disk.is_some()),
             ram,
             uart: Uart::read_from(reader)?,
             net: Net::read_from(reader, mac)?,
             outputs: Outputs::read_from(reader, count)?,
             blk: disk.map(|disk| Blk::read_from(reader, disk)).transpose()?,
+            clint: Clint::read_from(reader)?,
             plic: Plic::read_from(reader)?,
             stop: if reader.bool()? { Some(StopReason::read_from(reader)?) } else { None },
             fault: None,
@@ -246,41 +313,55 @@ impl Bus {
     }
 
     /// The device at `address`; `None` if there is none or the access isn't naturally aligned.
-    fn target(address: u64, width: usize) -> Option<Target> {
+    fn target(&self, address: u64, width: usize) -> Option<Target> {
         if !address.is_multiple_of(width as u64) {
             return None;
         }
         let plic = PLIC.offset(address).map(Target::Plic);
         plic.or_else(|| UART.offset(address).map(Target::Uart))
-            .or_else(|| NET.offset(address).map(Target::Net))
-            .or_else(|| BLK.offset(address).map(Target::Blk))
+            .or_else(|| VIRTIO.offset(address).map(|offset| self.virtio_target(offset)))
+            .or_else(|| CLINT.offset(address).map(Target::Clint))
             .or_else(|| FINISHER.offset(address).map(Target::Finisher))
+    }
+
+    /// The device in the slot at `offset` from the first one.
+    fn virtio_target(&self, offset: u64) -> Target {
+        let (slot, offset) = (Slot(offset / SLOT_BYTES), offset % SLOT_BYTES);
+        if slot == self.slots.net {
+            Target::Net(offset)
+        } else if self.slots.disk == Some(slot) {
+            Target::Blk(offset)
+        } else {
+            Target::Vacant(offset)
+        }
     }
 
     #[cold]
     fn load_device(&mut self, address: u64, width: usize) -> Option<u64> {
-        let target = Self::target(address, width)?;
+        let target = self.target(address, width)?;
         self.touched = true;
         match target {
+            Target::Clint(offset) => self.clint.load(offset, width),
             Target::Plic(offset) => self.plic.load(offset, width).map(u64::from),
             Target::Uart(offset) => self.uart.load(offset, width).map(u64::from),
             Target::Net(offset) => self.net.load(offset, width).map(u64::from),
-            Target::Blk(offset) => match &self.blk {
-                Some(blk) => blk.load(offset, width),
-                None => mmio::load_vacant(offset, width),
-            }
-            .map(u64::from),
+            Target::Blk(offset) => self.blk.as_ref()?.load(offset, width).map(u64::from),
+            Target::Vacant(offset) => mmio::load_vacant(offset, width).map(u64::from),
             Target::Finisher(offset) => finisher::load(offset, width).map(u64::from),
         }
     }
 
     #[cold]
     fn store_device(&mut self, address: u64, value: u64, width: usize) -> Option<()> {
-        let target = Self::target(address, width)?;
-        // No device has a register wider than this.
-        let value = u32::try_from(value).ok()?;
+        let target = self.target(address, width)?;
         self.touched = true;
+        if let Target::Clint(offset) = target {
+            return self.clint.store(offset, value, width);
+        }
+        // No other device has a register wider than this.
+        let value = u32::try_from(value).ok()?;
         match target {
+            Target::Clint(_) => unreachable!("it has been dealt with above"),
             Target::Plic(offset) => self.plic.store(offset, value, width),
             Target::Uart(offset) => {
                 if let Some(sent) = self.uart.store(offset, value, width)? {
@@ -293,14 +374,12 @@ impl Bus {
                 self.note(VirtioDevice::Net, done);
                 Some(())
             }
-            Target::Blk(offset) => match &mut self.blk {
-                Some(blk) => {
-                    let done = blk.store(offset, value, width, &mut self.ram)?;
-                    self.note(VirtioDevice::Disk, done);
-                    Some(())
-                }
-                None => mmio::store_vacant(width),
-            },
+            Target::Blk(offset) => {
+                let done = self.blk.as_mut()?.store(offset, value, width, &mut self.ram)?;
+                self.note(VirtioDevice::Disk, done);
+                Some(())
+            }
+            Target::Vacant(_) => mmio::store_vacant(width),
             Target::Finisher(offset) => {
                 if let Some(reason) = finisher::store(offset, value, width)? {
                     self.stop(reason);

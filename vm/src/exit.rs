@@ -205,8 +205,6 @@ impl fmt::Display for Cause {
 
 impl fmt::Display for FirstTrap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Addresses of the CLINT on other boards: timer and software interrupts.
-        const CLINT: core::ops::Range<u64> = 0x0200_0000..0x0201_0000;
         let Self { cause, epc, tval, instruction, lacks } = *self;
         write!(f, "{} at {epc:#x} (tval {tval:#x}", Cause(cause))?;
         if instruction != 0 {
@@ -215,9 +213,6 @@ impl fmt::Display for FirstTrap {
         f.write_str(")")?;
         match lacks {
             Some(Lack::Csr(csr)) => write!(f, "; this machine has no CSR {csr:#x}"),
-            Some(Lack::Address) if CLINT.contains(&tval) => {
-                write!(f, "; {tval:#x} is an address of the CLINT, which this machine doesn't have")
-            }
             Some(Lack::Address) => write!(f, "; this machine has nothing at {tval:#x}"),
             None => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
 use crate::boot::loader::{self, LoadError, Loaded};
-use crate::boot::sbi::Firmware;
+use crate::boot::sbi;
 use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::count::InstructionCount;
@@ -80,8 +80,6 @@ pub struct DroppedPackets {
 pub struct Machine {
     hart: Hart,
     pub(crate) bus: Bus,
-    firmware: Firmware,
-    last_ticks: u64,
     last_packet_number: u64,
     /// Not state.
     fast: Fast,
@@ -109,9 +107,7 @@ impl Machine {
         let Loaded { ram, disk, entry, device_tree, host_port } = loader::load(config, image)?;
         Ok(Self {
             hart: Hart::new(config.boot, entry, device_tree, host_port),
-            bus: Bus::new(ram, disk, config.mac),
-            firmware: Firmware::default(),
-            last_ticks: 0,
+            bus: Bus::new(ram, disk, config.mac, config.boot),
             last_packet_number: 0,
             fast: Fast::new(),
         })
@@ -168,7 +164,7 @@ impl Machine {
                 Some(Pause::DeviceTouched) => self.hart.drop_reservation(),
                 Some(Pause::Awaits(AwaitedRead::Clock)) => return Exit::ClockRead,
                 Some(Pause::Awaits(AwaitedRead::Seed)) => return Exit::SeedRead,
-                Some(Pause::FirmwareCall) => self.firmware.call(&mut self.hart, &mut self.bus),
+                Some(Pause::FirmwareCall) => sbi::call(&mut self.hart, &mut self.bus),
                 // Console bytes don't wait for the rest of their line while the guest sleeps.
                 Some(Pause::Waiting) => self.bus.outputs.flush_console(),
                 Some(Pause::DoubleTrap { pc, cause }) => {
@@ -231,9 +227,8 @@ impl Machine {
             Event::ClockRead { ticks } => self.answer_clock_read(*ticks)?,
             Event::Entropy { bits } => self.answer_seed_read(*bits)?,
             Event::TimerInterrupt => {
-                let deadline = self.firmware.timer_deadline().ok_or(ApplyError::NoTimer)?;
-                self.firmware.expire_timer(&mut self.hart);
-                self.last_ticks = self.last_ticks.max(deadline);
+                let deadline = self.timer_deadline().ok_or(ApplyError::NoTimer)?;
+                self.hart.set_ticks(deadline);
             }
             Event::Packet { number, packet } => self.receive_packet(*number, packet)?,
             Event::ConsoleInput { bytes } => {
@@ -269,7 +264,7 @@ impl Machine {
     /// of its last timer interrupt if that is later. A new primary's clock goes on from here.
     #[must_use]
     pub const fn last_ticks(&self) -> u64 {
-        self.last_ticks
+        self.hart.ticks()
     }
 
     /// The number of the last packet applied; 0 if there was none.
@@ -278,19 +273,32 @@ impl Machine {
         self.last_packet_number
     }
 
-    /// The deadline of the guest's timer in clock ticks; `None` if no timer is set, or its
-    /// interrupt has been delivered.
+    /// The clock value at which the guest wants its next timer interrupt, in ticks; `None` if no
+    /// timer is set, or the guest can know that all deadlines have passed.
     #[must_use]
-    pub const fn timer_deadline(&self) -> Option<u64> {
-        self.firmware.timer_deadline()
+    pub fn timer_deadline(&self) -> Option<u64> {
+        self.deadlines().map(|(_, deadline)| deadline).min()
     }
 
-    /// `true` if the guest waits in WFI and no event can wake it: it has enabled neither an
-    /// external interrupt nor a timer that is set.
+    /// The timers whose deadline is still to come: that of the supervisor, which the firmware sets
+    /// too, and that of M-mode at the CLINT.
+    fn deadlines(&self) -> impl Iterator<Item = (Interrupt, u64)> {
+        let supervisor = self.hart.supervisor_timer().map(|deadline| (Interrupt::SupervisorTimer, deadline));
+        let machine = (Interrupt::MachineTimer, self.bus.machine_timer());
+        let ticks = self.hart.ticks();
+        // The greatest deadline means none.
+        let is_ahead = move |(_, deadline): &(Interrupt, u64)| *deadline > ticks && *deadline != u64::MAX;
+        supervisor.into_iter().chain([machine]).filter(is_ahead)
+    }
+
+    /// `true` if the guest waits in WFI and no event can wake it: it has enabled neither an external
+    /// interrupt nor a timer that is set.
     #[must_use]
-    pub const fn sleeps_for_good(&self) -> bool {
-        let timer_wakes = self.timer_deadline().is_some() && self.hart.is_woken_by(Interrupt::SupervisorTimer);
-        self.hart.is_waiting() && !timer_wakes && !self.hart.is_woken_by(Interrupt::SupervisorExternal)
+    pub fn sleeps_for_good(&self) -> bool {
+        let timer_wakes = self.deadlines().any(|(interrupt, _)| self.hart.is_woken_by(interrupt));
+        let external = [Interrupt::SupervisorExternal, Interrupt::MachineExternal];
+        let device_wakes = external.into_iter().any(|interrupt| self.hart.is_woken_by(interrupt));
+        self.hart.is_waiting() && !timer_wakes && !device_wakes
     }
 
     /// `true` if the image has a symbol `tohost`, by which it reports its result.
@@ -417,11 +425,9 @@ impl Machine {
 
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { hart, bus, firmware, last_ticks, last_packet_number, fast: _ } = self;
+        let Self { hart, bus, last_packet_number, fast: _ } = self;
         hart.write_to(writer);
         bus.write_to(writer);
-        firmware.write_to(writer);
-        writer.u64(*last_ticks);
         writer.u64(*last_packet_number);
     }
 
@@ -434,11 +440,9 @@ impl Machine {
     ) -> Result<Self, RestoreError> {
         let mut reader = StateReader::new(state);
         let hart = Hart::read_from(&mut reader, config.boot)?;
-        let bus = Bus::read_from(&mut reader, ram, disk, config.mac, hart.count())?;
+        let bus = Bus::read_from(&mut reader, ram, disk, config.mac, config.boot, hart.count())?;
         reader.require(!(hart.is_waiting() && bus.is_busy()), "the hart sleeps while a device has work left")?;
-        let firmware = Firmware::read_from(&mut reader)?;
-        let (last_ticks, last_packet_number) = (reader.u64()?, reader.u64()?);
-        let mut machine = Self { hart, bus, firmware, last_ticks, last_packet_number, fast: Fast::new() };
+        let mut machine = Self { hart, bus, last_packet_number: reader.u64()?, fast: Fast::new() };
         reader.finish()?;
         // Checks what no component can check alone: a machine at rest doesn't change when it
         // settles.
@@ -452,11 +456,12 @@ impl Machine {
         if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Clock) {
             return Err(ApplyError::NotRead("clock"));
         }
-        if ticks < self.last_ticks {
-            return Err(ApplyError::ClockWentBack { ticks, last: self.last_ticks });
+        let last = self.last_ticks();
+        if ticks < last {
+            return Err(ApplyError::ClockWentBack { ticks, last });
         }
-        self.last_ticks = ticks;
         self.hart.complete_read(&mut self.bus, ticks);
+        self.hart.set_ticks(ticks);
         Ok(())
     }
 
@@ -485,7 +490,7 @@ impl Machine {
 
     /// Draws the consequences of a step or an event: sets interrupt lines, queues outputs.
     fn settle(&mut self) {
-        let external = self.bus.settle(self.hart.count());
-        self.hart.set_external_line(external);
+        let lines = self.bus.settle(self.hart.count(), self.hart.ticks());
+        self.hart.set_device_lines(lines);
     }
 }

@@ -331,7 +331,7 @@ fn without_a_disk_there_is_a_place_for_a_device() {
     assert_eq!(machine.registers()[10..=15], [0x7472_6976, 2, 0, 0, 0, 0], "virtio, version 2, no device");
     assert_eq!(machine.pc(), RAM + 4 * code.len() as u64, "no access has trapped");
     assert_eq!(machine.disk(0, 0), None);
-    for (address, width) in [(BLK, 3), (BLK + 0x1000, 2), (NET + 0x2000, 2)] {
+    for (address, width) in [(BLK, 3), (NET + 0x8000, 2)] {
         let handler =
             [li(5, RAM + 0x800), vec![common::csrrw(0, STVEC, 5)], li(5, address), vec![load(width, 10, 5, 0)]];
         let mut machine = Machine::new(&small_config(), &elf(&handler.concat())).unwrap();

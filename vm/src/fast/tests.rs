@@ -62,7 +62,7 @@ struct Pair {
 impl Pair {
     /// With `code` at offsets in RAM, and registers.
     fn new(pages: usize, code: &[(u64, &[u32])], registers: &[(usize, u64)]) -> Self {
-        let mut bus = Bus::new(Ram::new(pages * PAGE_BYTES), None, [2, 0, 0, 0, 0, 1]);
+        let mut bus = Bus::new(Ram::new(pages * PAGE_BYTES), None, [2, 0, 0, 0, 0, 1], BootMode::Bare);
         for (offset, words) in code {
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             bus.ram.write(GuestPhysAddr(RAM_BASE + offset), &bytes).expect("code is in RAM");

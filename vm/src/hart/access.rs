@@ -5,12 +5,13 @@
 //! before anything is done, and is for RAM alone: devices take only aligned accesses, which never
 //! reach into a second page.
 
-use super::Hart;
 use super::csr::Status;
 use super::mmu::{Access, Accessor, Mark, Translation};
+use super::{AwaitedRead, Hart, Unretired};
 use crate::bus::Bus;
 use crate::isa::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::isa::decode;
+use crate::isa::instruction::{LoadKind, Register};
 use crate::isa::privilege::Privilege;
 use crate::isa::trap::Trap;
 use crate::ram::Ram;
@@ -25,6 +26,12 @@ pub(super) struct Fetched {
 }
 
 impl Fetched {
+    /// `true` if executing the instruction sets accessed bits.
+    #[inline]
+    pub(super) const fn has_marks(&self) -> bool {
+        self.marks[0].is_some() || self.marks[1].is_some()
+    }
+
     /// Sets the accessed bits in the page table: the instruction is going to be executed.
     #[inline]
     pub(super) fn put_marks(&self, ram: &mut Ram) {
@@ -34,7 +41,28 @@ impl Fetched {
     }
 }
 
+/// A load of the clock at the CLINT.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClockLoad {
+    pub(super) kind: LoadKind,
+    pub(super) address: GuestPhysAddr,
+    /// To be put when the load is completed.
+    pub(super) mark: Option<Mark>,
+}
+
 impl Hart {
+    /// The load of the clock that a load instruction with these fields is here, if it is one.
+    pub(super) fn clock_load(&self, ram: &Ram, kind: LoadKind, rs1: Register, offset: i32) -> Option<ClockLoad> {
+        let address = self.effective(rs1, offset);
+        let width = kind.bytes();
+        if bytes_to_page_end(address) < width as u64 {
+            return None;
+        }
+        let translation = self.walk(ram, address, Access::Load).ok()?;
+        let load = ClockLoad { kind, address: translation.physical, mark: translation.mark };
+        Bus::is_clock(translation.physical, width).then_some(load)
+    }
+
     /// Fetches the instruction at pc, without changing anything, in the page table neither.
     ///
     /// # Errors
@@ -70,13 +98,20 @@ impl Hart {
     ///
     /// # Errors
     /// The trap of the first part that can't be read; its `tval` is the first address of that part.
+    /// [`Unretired::Awaits`] if this reads the clock at the CLINT, and nothing has changed.
     #[inline]
-    pub(super) fn load<const N: usize>(&mut self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Trap> {
+    pub(super) fn load<const N: usize>(&mut self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Unretired> {
         if bytes_to_page_end(address) < N as u64 {
-            return self.load_across(bus, address);
+            return Ok(self.load_across(bus, address)?);
         }
-        let physical = self.translate(bus, address, Access::Load)?;
-        bus.load(physical).ok_or(Access::Load.fault(address))
+        let translation = self.walk(&bus.ram, address, Access::Load)?;
+        if Bus::is_clock(translation.physical, N) {
+            return Err(Unretired::Awaits(AwaitedRead::Clock));
+        }
+        if let Some(mark) = translation.mark {
+            mark.put(&mut bus.ram);
+        }
+        bus.load(translation.physical).ok_or(Access::Load.fault(address).into())
     }
 
     /// Writes `N` bytes, 1, 2, 4 or 8, at an address of any alignment.
@@ -154,6 +189,12 @@ impl Hart {
             mark.put(&mut bus.ram);
         }
         Ok(Parts { first: first.physical, first_bytes, second: second.physical })
+    }
+
+    /// Loads a doubleword at a virtual address for the firmware, with the rights of its caller;
+    /// `None` if that traps.
+    pub(crate) fn load_for_firmware(&mut self, bus: &mut Bus, address: u64) -> Option<u64> {
+        self.load(bus, GuestVirtAddr(address)).ok().map(u64::from_le_bytes)
     }
 
     #[inline]

@@ -88,12 +88,12 @@ impl Hart {
     }
 
     #[inline]
-    const fn effective(&self, rs1: Register, offset: i32) -> GuestVirtAddr {
+    pub(super) const fn effective(&self, rs1: Register, offset: i32) -> GuestVirtAddr {
         GuestVirtAddr(self.register(rs1).wrapping_add(sign_extended(offset)))
     }
 
     #[inline]
-    fn load_integer(&mut self, bus: &mut Bus, kind: LoadKind, address: GuestVirtAddr) -> Result<u64, Trap> {
+    fn load_integer(&mut self, bus: &mut Bus, kind: LoadKind, address: GuestVirtAddr) -> Result<u64, Unretired> {
         Ok(match kind {
             LoadKind::Byte => sign_extended(i8::from_le_bytes(self.load(bus, address)?).into()),
             LoadKind::Half => sign_extended(i16::from_le_bytes(self.load(bus, address)?).into()),
@@ -193,6 +193,20 @@ impl Hart {
             Access::Store => Exception::StoreAddressMisaligned,
         };
         Err(Trap { exception, tval: address.0 })
+    }
+}
+
+/// The register value of a load of this kind from the low bytes of `value`.
+#[expect(clippy::cast_possible_truncation, reason = "a narrow load takes the low bytes")]
+pub(super) const fn loaded(kind: LoadKind, value: u64) -> u64 {
+    match kind {
+        LoadKind::Byte => sign_extended((value as u8).cast_signed() as i32),
+        LoadKind::Half => sign_extended((value as u16).cast_signed() as i32),
+        LoadKind::Word => sign_extended((value as u32).cast_signed()),
+        LoadKind::Double => value,
+        LoadKind::ByteUnsigned => value as u8 as u64,
+        LoadKind::HalfUnsigned => value as u16 as u64,
+        LoadKind::WordUnsigned => value as u32 as u64,
     }
 }
 

@@ -28,8 +28,9 @@ use crate::isa::privilege::Privilege;
 use crate::isa::trap::{Exception, Interrupt, Trap};
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
-use access::Fetched;
+use access::{ClockLoad, Fetched};
 use csr::Csrs;
+use execute::loaded;
 use float::FloatState;
 use mmu::Mmu;
 pub(crate) use tohost::HostPort;
@@ -193,32 +194,64 @@ impl Hart {
     /// A function of the state alone, so that a recorder, whose run has just stopped there, and a
     /// replayer, whose run has stopped because the log said so, get the same.
     pub(crate) fn next_awaited_read(&self, bus: &Bus) -> Option<AwaitedRead> {
-        self.next_csr_read(&bus.ram).map(|(read, ..)| read)
+        self.next_awaited_step(&bus.ram).map(|step| step.read)
     }
 
     /// Completes the read that the hart stands at; it must stand at one.
     pub(crate) fn complete_read(&mut self, bus: &mut Bus, value: u64) {
-        let (_, rd, fetched) =
-            self.next_csr_read(&bus.ram).expect("the caller has seen that the hart stands at a read");
+        let AwaitedStep { rd, load, fetched, .. } =
+            self.next_awaited_step(&bus.ram).expect("the caller has seen that the hart stands at a read");
         fetched.put_marks(&mut bus.ram);
+        let value = match load {
+            Some(ClockLoad { kind, address, mark }) => {
+                if let Some(mark) = mark {
+                    mark.put(&mut bus.ram);
+                }
+                loaded(kind, value >> (8 * (address.0 % 8)))
+            }
+            None => value,
+        };
         self.set_register(rd, value);
-        self.pc = self.pc.wrapping_add(4);
+        self.pc = self.pc.wrapping_add(decode::length(fetched.bits));
         self.count += 1;
     }
 
-    /// Makes the supervisor's timer interrupt pending or not, for the firmware; see
-    /// [`Self::set_external_line`].
-    pub(crate) const fn set_timer_pending(&mut self, pending: bool) {
-        self.csrs.set_timer_pending(pending);
+    /// The latest clock value that the guest can know.
+    pub(crate) const fn ticks(&self) -> u64 {
+        self.csrs.ticks()
+    }
+
+    /// The clock has come to `ticks`, and the guest can know it: ends a WFI that waits for the
+    /// supervisor's timer.
+    pub(crate) const fn set_ticks(&mut self, ticks: u64) {
+        self.csrs.set_ticks(ticks);
         self.wake();
     }
 
-    /// Sets the level of the external interrupt line, and ends a WFI that waits for it.
+    /// The deadline of the supervisor's timer in clock ticks; `None` if it has no timer.
+    pub(crate) const fn supervisor_timer(&self) -> Option<u64> {
+        self.csrs.supervisor_timer()
+    }
+
+    /// Sets the deadline of the supervisor's timer, for the firmware.
+    pub(crate) const fn set_supervisor_timer(&mut self, deadline: u64) {
+        self.csrs.set_supervisor_timer(deadline);
+        self.wake();
+    }
+
+    /// Makes the supervisor's software interrupt pending or not, for the firmware.
+    pub(crate) const fn set_software_pending(&mut self, pending: bool) {
+        self.csrs.set_software_pending(pending);
+        self.wake();
+    }
+
+    /// Sets the interrupt lines of devices, as bits of `mip`, and ends a WFI that waits for one of
+    /// them.
     ///
     /// It ends here and not when the hart next runs, so that the state doesn't depend on whether
     /// the hart has been run since.
-    pub(crate) const fn set_external_line(&mut self, level: bool) {
-        self.csrs.set_external_line(level);
+    pub(crate) const fn set_device_lines(&mut self, lines: u64) {
+        self.csrs.set_device_lines(lines);
         self.wake();
     }
 
@@ -291,8 +324,6 @@ impl Hart {
         let reservation = reader.optional_u64()?;
         reader.require(reservation.unwrap_or(0).is_multiple_of(4), "the reservation is not aligned")?;
         let waiting = reader.bool()?;
-        reader
-            .require(!waiting || csrs.pending_interrupts() == 0, "the hart waits for an interrupt that is pending")?;
         let reservation = reservation.map(GuestPhysAddr);
         let (tohost, fromhost) = (reader.optional_u64()?, reader.optional_u64()?.map(GuestPhysAddr));
         reader.require(tohost.is_some() || fromhost.is_none(), "there is `fromhost`, but not `tohost`")?;
@@ -319,7 +350,7 @@ impl Hart {
         let instruction = decode::decode(fetched.bits);
         // An instruction that waits for its value is no step yet and must not change memory: a
         // replayer that has only reached its count hasn't fetched it.
-        if self.awaited_by(instruction).is_none() {
+        if fetched.has_marks() && self.awaited_by(&bus.ram, instruction, fetched).is_none() {
             fetched.put_marks(&mut bus.ram);
         }
         self.execute(bus, instruction, decode::length(fetched.bits)).map_err(|unretired| (unretired, fetched.bits))
@@ -358,22 +389,37 @@ impl Hart {
         self.csrs.leave_step_out();
     }
 
-    /// The read of a value from outside that the next step is, its destination, and its
-    /// instruction.
-    fn next_csr_read(&self, ram: &Ram) -> Option<(AwaitedRead, Register, Fetched)> {
+    /// The read of a value from outside that the next step is.
+    fn next_awaited_step(&self, ram: &Ram) -> Option<AwaitedStep> {
         if self.waiting || self.deliverable_interrupt().is_some() {
             return None;
         }
         let fetched = self.fetch(ram).ok()?;
-        let (read, rd) = self.awaited_by(decode::decode(fetched.bits))?;
-        Some((read, rd, fetched))
+        self.awaited_by(ram, decode::decode(fetched.bits), fetched)
     }
 
-    /// The value from outside that `instruction` reads here, and its destination.
-    #[inline]
-    fn awaited_by(&self, instruction: Instruction) -> Option<(AwaitedRead, Register)> {
-        let Instruction::Csr(instruction) = instruction else { return None };
-        let read = self.awaited_read(instruction).ok()??;
-        Some((read, instruction.rd))
+    /// The read of a value from outside that `instruction` is here.
+    fn awaited_by(&self, ram: &Ram, instruction: Instruction, fetched: Fetched) -> Option<AwaitedStep> {
+        match instruction {
+            Instruction::Csr(instruction) => {
+                let read = self.awaited_read(instruction).ok()??;
+                Some(AwaitedStep { read, rd: instruction.rd, load: None, fetched })
+            }
+            Instruction::Load { kind, rd, rs1, offset } => {
+                let load = self.clock_load(ram, kind, rs1, offset)?;
+                Some(AwaitedStep { read: AwaitedRead::Clock, rd, load: Some(load), fetched })
+            }
+            _ => None,
+        }
     }
+}
+
+/// An instruction that reads a value from outside.
+#[derive(Clone, Copy, Debug)]
+struct AwaitedStep {
+    read: AwaitedRead,
+    rd: Register,
+    /// Of the clock at the CLINT; `None` if the instruction reads a CSR.
+    load: Option<ClockLoad>,
+    fetched: Fetched,
 }

@@ -154,7 +154,7 @@ mod tests {
 
     /// A hart that stores x6 with `word`, x5 being `TOHOST + offset`, and what it pauses for.
     fn stored(word: u32, offset: u64, value: u64) -> (Bus, Option<Pause>) {
-        stored_in(Bus::new(Ram::new(4 << 12), None, [0; 6]), word, offset, value)
+        stored_in(Bus::new(Ram::new(4 << 12), None, [0; 6], BootMode::Bare), word, offset, value)
     }
 
     /// As [`stored`], on this bus.
@@ -204,13 +204,13 @@ mod tests {
         assert_eq!(pause, Some(Pause::DeviceTouched));
         assert_eq!(bus.stopped(), None);
         assert_eq!(bus.ram.load(GuestPhysAddr(TOHOST)), Some([0; 8]));
-        bus.settle(1);
+        bus.settle(1, 0);
         assert_eq!(bus.outputs.take().map(|(_, output)| output), Some(OutputOperation::Console(b"\n".to_vec())));
     }
 
     /// Makes a system call.
     fn called(number: u64, arguments: [u64; 3]) -> (Bus, Option<Pause>) {
-        let mut bus = Bus::new(Ram::new(4 << 12), None, [0; 6]);
+        let mut bus = Bus::new(Ram::new(4 << 12), None, [0; 6], BootMode::Bare);
         bus.ram.write(GuestPhysAddr(TEXT), b"dear diary").unwrap();
         for (word, value) in [number].into_iter().chain(arguments).enumerate() {
             bus.ram.store(GuestPhysAddr(CALL + 8 * word as u64), value.to_le_bytes()).unwrap();
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_one_call_writes_is_bounded() {
-        let mut bus = Bus::new(Ram::new(64 << 12), None, [0; 6]);
+        let mut bus = Bus::new(Ram::new(64 << 12), None, [0; 6], BootMode::Bare);
         for (word, value) in [64, 1, RAM_BASE, 100 << 10].into_iter().enumerate() {
             bus.ram.store(GuestPhysAddr(CALL + 8 * word as u64), u64::to_le_bytes(value)).unwrap();
         }

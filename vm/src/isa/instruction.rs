@@ -86,6 +86,18 @@ pub(crate) enum LoadKind {
     WordUnsigned,
 }
 
+impl LoadKind {
+    /// The width in bytes.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::Byte | Self::ByteUnsigned => 1,
+            Self::Half | Self::HalfUnsigned => 2,
+            Self::Word | Self::WordUnsigned => 4,
+            Self::Double => 8,
+        }
+    }
+}
+
 /// The width of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreKind {

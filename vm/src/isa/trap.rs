@@ -26,8 +26,6 @@ pub(crate) enum Exception {
 
 /// An interrupt; the discriminant is its bit in `mip` and `mie`, and its code in `scause` and
 /// `mcause`.
-///
-/// This board has no source of those of the machine level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Interrupt {

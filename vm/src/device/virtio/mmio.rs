@@ -14,8 +14,8 @@ pub(crate) const CONFIG: u64 = 0x100;
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
-/// "FTVM"
-const VENDOR: u32 = 0x4d56_5446;
+/// "QEMU", which some kernels insist on.
+const VENDOR: u32 = 0x554d_4551;
 
 const STATUS_FEATURES_OK: u32 = 1 << 3;
 const STATUS_DRIVER_OK: u32 = 1 << 2;

@@ -2,7 +2,7 @@
 
 use super::counters::Counter;
 use super::{
-    COUNTEREN_MASK, Csrs, DELEGABLE_EXCEPTIONS, ENVCFG_MASK, EPC_MASK, INTERRUPTS, SUPERVISOR_INTERRUPTS, TVEC_MASK,
+    COUNTEREN_MASK, Csrs, DELEGABLE_EXCEPTIONS, EPC_MASK, INTERRUPTS, SENVCFG_MASK, SUPERVISOR_INTERRUPTS, TVEC_MASK,
     address,
 };
 use crate::isa::trap::Interrupt;
@@ -33,6 +33,7 @@ impl Csrs {
             address::SCAUSE => supervisor.cause,
             address::STVAL => supervisor.tval,
             address::SIP => self.pending() & self.mideleg,
+            address::STIMECMP => self.stimecmp,
             address::MISA => MISA,
             address::MEDELEG => self.medeleg,
             address::MIDELEG => self.mideleg,
@@ -68,25 +69,26 @@ impl Csrs {
             address::SIE => self.mie = merged(self.mie, value, self.mideleg),
             address::STVEC => supervisor.tvec = value & TVEC_MASK,
             address::SCOUNTEREN => self.scounteren = value & COUNTEREN_MASK,
-            address::SENVCFG => self.senvcfg = value & ENVCFG_MASK,
+            address::SENVCFG => self.senvcfg = value & SENVCFG_MASK,
             address::SSCRATCH => supervisor.scratch = value,
             address::SEPC => supervisor.epc = value & EPC_MASK,
             address::SCAUSE => supervisor.cause = value,
             address::STVAL => supervisor.tval = value,
-            // STIP is the firmware's to write, and SEIP the interrupt controller's.
+            // STIP is the timer's or M-mode's to write, and SEIP the interrupt controller's.
             address::SIP => self.mip = merged(self.mip, value, self.mideleg & Interrupt::SupervisorSoftware.mask()),
+            address::STIMECMP => self.set_supervisor_timer(value),
             address::MEDELEG => self.medeleg = value & DELEGABLE_EXCEPTIONS,
             address::MIDELEG => self.mideleg = value & SUPERVISOR_INTERRUPTS,
             address::MIE => self.mie = value & INTERRUPTS,
             address::MTVEC => machine.tvec = value & TVEC_MASK,
             address::MCOUNTEREN => self.mcounteren = value & COUNTEREN_MASK,
-            address::MENVCFG => self.menvcfg = value & ENVCFG_MASK,
+            address::MENVCFG => self.set_menvcfg(value),
             address::MCOUNTINHIBIT => self.counters.set_inhibit(value, count),
             address::MSCRATCH => machine.scratch = value,
             address::MEPC => machine.epc = value & EPC_MASK,
             address::MCAUSE => machine.cause = value,
             address::MTVAL => machine.tval = value,
-            address::MIP => self.mip = value & SUPERVISOR_INTERRUPTS,
+            address::MIP => self.mip = value & self.software_interrupts(),
             address::PMPCFG0 => self.pmp.set_configs(0, value),
             address::PMPCFG2 => self.pmp.set_configs(8, value),
             address::PMPADDR0..=address::PMPADDR15 => {

@@ -15,6 +15,7 @@ pub(super) const SEPC: u16 = 0x141;
 pub(super) const SCAUSE: u16 = 0x142;
 pub(super) const STVAL: u16 = 0x143;
 pub(super) const SIP: u16 = 0x144;
+pub(super) const STIMECMP: u16 = 0x14d;
 pub(super) const SATP: u16 = 0x180;
 
 pub(super) const MSTATUS: u16 = 0x300;

@@ -76,6 +76,11 @@ impl Hart {
                 let trapped = self.privilege == Privilege::Supervisor && self.csrs.status.has(Status::TVM);
                 by_number && !trapped
             }
+            address::STIMECMP => {
+                let time = address::TIME - address::CYCLE;
+                let has_timer = self.csrs.supervisor_timer().is_some() && self.csrs.mcounteren >> time & 1 == 1;
+                by_number && (self.privilege == Privilege::Machine || has_timer)
+            }
             address::CYCLE..=address::HPMCOUNTER31 => by_number && self.counter_enabled(csr - address::CYCLE),
             _ => by_number,
         }

@@ -23,8 +23,14 @@ pub(super) use status::Status;
 /// Bits of `scounteren` and `mcounteren` that exist: cycle, time, instret.
 const COUNTEREN_MASK: u64 = 0b111;
 
-/// Bits of `senvcfg` and `menvcfg` that exist: FIOM.
-const ENVCFG_MASK: u64 = 1;
+/// Bits of `senvcfg` that exist: FIOM.
+const SENVCFG_MASK: u64 = 1;
+
+/// `menvcfg.STCE`: the supervisor has its timer, CSR `stimecmp`.
+const STCE: u64 = 1 << 63;
+
+/// Bits of `menvcfg` that exist: FIOM and STCE.
+const MENVCFG_MASK: u64 = 1 | STCE;
 
 /// Interrupts of the supervisor: they can be delegated, and M-mode can make them pending.
 const SUPERVISOR_INTERRUPTS: u64 =
@@ -95,8 +101,13 @@ pub(super) struct Csrs {
     mie: u64,
     /// The bits of `mip` that software has set.
     mip: u64,
-    /// The level of the interrupt controller's line; `mip.SEIP` is this or what software has set.
-    external_line: bool,
+    /// The interrupt lines of devices and of the supervisor's timer, as bits of `mip`, which shows
+    /// these and what software has set. Not state: it follows from the devices, `ticks` and
+    /// `stimecmp`.
+    lines: u64,
+    /// The latest clock value that the guest can know.
+    ticks: u64,
+    stimecmp: u64,
     scounteren: u64,
     mcounteren: u64,
     senvcfg: u64,
@@ -111,9 +122,9 @@ impl Csrs {
     ///
     /// `scounteren` lets user programs read the clock: Linux relies on its firmware for that.
     pub(super) const fn new(boot: BootMode) -> Self {
-        let (medeleg, mideleg, mcounteren) = match boot {
-            BootMode::Firmware => (DELEGABLE_EXCEPTIONS, SUPERVISOR_INTERRUPTS, COUNTEREN_MASK),
-            BootMode::Bare => (0, 0, 0),
+        let (medeleg, mideleg, mcounteren, menvcfg) = match boot {
+            BootMode::Firmware => (DELEGABLE_EXCEPTIONS, SUPERVISOR_INTERRUPTS, COUNTEREN_MASK, STCE),
+            BootMode::Bare => (0, 0, 0, 0),
         };
         Self {
             status: Status::new(),
@@ -123,11 +134,13 @@ impl Csrs {
             mideleg,
             mie: 0,
             mip: 0,
-            external_line: false,
+            lines: 0,
+            ticks: 0,
+            stimecmp: u64::MAX,
             scounteren: COUNTEREN_MASK,
             mcounteren,
             senvcfg: 0,
-            menvcfg: 0,
+            menvcfg,
             counters: Counters::new(),
             pmp: Pmp::new(),
         }
@@ -146,7 +159,7 @@ impl Csrs {
 
     /// CSR `mip`.
     const fn pending(&self) -> u64 {
-        self.mip | if self.external_line { Interrupt::SupervisorExternal.mask() } else { 0 }
+        self.mip | self.lines
     }
 
     /// CSR `medeleg`.
@@ -178,19 +191,65 @@ impl Csrs {
         self.counters.leave_step_out();
     }
 
-    /// Sets or clears the supervisor's timer interrupt, for the firmware.
-    pub(super) const fn set_timer_pending(&mut self, pending: bool) {
-        let mask = Interrupt::SupervisorTimer.mask();
+    /// The latest clock value that the guest can know.
+    pub(super) const fn ticks(&self) -> u64 {
+        self.ticks
+    }
+
+    /// The clock has come to `ticks`, and the guest can know it.
+    pub(super) const fn set_ticks(&mut self, ticks: u64) {
+        self.ticks = ticks;
+        self.update_supervisor_timer();
+    }
+
+    /// The deadline of the supervisor's timer in clock ticks; `None` if it has no timer.
+    pub(super) const fn supervisor_timer(&self) -> Option<u64> {
+        if self.menvcfg & STCE == 0 { None } else { Some(self.stimecmp) }
+    }
+
+    /// Sets the deadline of the supervisor's timer.
+    pub(super) const fn set_supervisor_timer(&mut self, deadline: u64) {
+        self.stimecmp = deadline;
+        self.update_supervisor_timer();
+    }
+
+    /// Sets the lines of devices, as bits of `mip`.
+    pub(super) const fn set_device_lines(&mut self, lines: u64) {
+        self.lines = lines;
+        self.update_supervisor_timer();
+    }
+
+    /// Makes the supervisor's software interrupt pending or not, for the firmware.
+    pub(super) const fn set_software_pending(&mut self, pending: bool) {
+        let mask = Interrupt::SupervisorSoftware.mask();
         self.mip = if pending { self.mip | mask } else { self.mip & !mask };
     }
 
-    /// Sets the level of the interrupt controller's line.
-    pub(super) const fn set_external_line(&mut self, level: bool) {
-        self.external_line = level;
+    /// `menvcfg` has been written. While the supervisor has a timer, STIP is its line and not
+    /// software's.
+    const fn set_menvcfg(&mut self, value: u64) {
+        self.menvcfg = value & MENVCFG_MASK;
+        self.mip &= self.software_interrupts();
+        self.update_supervisor_timer();
+    }
+
+    /// The bits of `mip` that M-mode can write.
+    const fn software_interrupts(&self) -> u64 {
+        if self.menvcfg & STCE == 0 {
+            SUPERVISOR_INTERRUPTS
+        } else {
+            SUPERVISOR_INTERRUPTS & !Interrupt::SupervisorTimer.mask()
+        }
+    }
+
+    const fn update_supervisor_timer(&mut self) {
+        let mask = Interrupt::SupervisorTimer.mask();
+        let is_due = self.menvcfg & STCE != 0 && self.ticks >= self.stimecmp;
+        self.lines = if is_due { self.lines | mask } else { self.lines & !mask };
     }
 
     pub(super) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { status, supervisor, machine, medeleg, mideleg, mie, mip, external_line, .. } = self;
+        let Self { status, supervisor, machine, medeleg, mideleg, mie, mip, lines: _, ticks, stimecmp, .. } = self;
         let Self { scounteren, mcounteren, senvcfg, menvcfg, counters, pmp, .. } = self;
         writer.u64(status.bits());
         supervisor.write_to(writer);
@@ -198,7 +257,9 @@ impl Csrs {
         for csr in [medeleg, mideleg, mie, mip] {
             writer.u64(*csr);
         }
-        writer.bool(*external_line);
+        for register in [ticks, stimecmp] {
+            writer.u64(*register);
+        }
         for csr in [scounteren, mcounteren, senvcfg, menvcfg] {
             writer.u64(*csr);
         }
@@ -208,7 +269,7 @@ impl Csrs {
 
     pub(super) fn read_from(reader: &mut StateReader<'_>) -> Result<Self, RestoreError> {
         let status = Status::from_bits(reader.u64()?);
-        Ok(Self {
+        let mut csrs = Self {
             status: status.ok_or_else(|| reader.impossible("mstatus has a value that it can't have"))?,
             supervisor: TrapCsrs::read_from(reader)?,
             machine: TrapCsrs::read_from(reader)?,
@@ -216,14 +277,20 @@ impl Csrs {
             mideleg: masked(reader, SUPERVISOR_INTERRUPTS)?,
             mie: masked(reader, INTERRUPTS)?,
             mip: masked(reader, SUPERVISOR_INTERRUPTS)?,
-            external_line: reader.bool()?,
+            lines: 0,
+            ticks: reader.u64()?,
+            stimecmp: reader.u64()?,
             scounteren: masked(reader, COUNTEREN_MASK)?,
             mcounteren: masked(reader, COUNTEREN_MASK)?,
-            senvcfg: masked(reader, ENVCFG_MASK)?,
-            menvcfg: masked(reader, ENVCFG_MASK)?,
+            senvcfg: masked(reader, SENVCFG_MASK)?,
+            menvcfg: masked(reader, MENVCFG_MASK)?,
             counters: Counters::read_from(reader)?,
             pmp: Pmp::read_from(reader)?,
-        })
+        };
+        let is_software = csrs.mip & !csrs.software_interrupts() == 0;
+        reader.require(is_software, "software has set the interrupt of the supervisor's timer")?;
+        csrs.update_supervisor_timer();
+        Ok(csrs)
     }
 }
 

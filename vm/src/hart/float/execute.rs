@@ -4,6 +4,7 @@ use super::format::{Double, Format, Single};
 use super::soft::{self, Context};
 use super::{FloatStatus, compare, convert, native};
 use crate::bus::Bus;
+use crate::hart::mmu::Access;
 use crate::hart::{Hart, Unretired};
 use crate::isa::address::GuestVirtAddr;
 use crate::isa::float::{FloatFormat, FloatInstruction, FloatOperation, FloatRegister, Fused, Rounding, RoundingField};
@@ -37,11 +38,13 @@ impl Hart {
         self.require_float()?;
         match format {
             FloatFormat::Single => {
-                let bits = u32::from_le_bytes(self.load(bus, address)?);
+                let bits =
+                    u32::from_le_bytes(self.load(bus, address).map_err(|unretired| not_the_clock(unretired, address))?);
                 self.set_float::<Single>(rd, bits.into());
             }
             FloatFormat::Double => {
-                let bits = u64::from_le_bytes(self.load(bus, address)?);
+                let bits =
+                    u64::from_le_bytes(self.load(bus, address).map_err(|unretired| not_the_clock(unretired, address))?);
                 self.set_float::<Double>(rd, bits);
             }
         }
@@ -193,5 +196,13 @@ impl Hart {
             self.float.fcsr |= flags;
             self.float.status = FloatStatus::Dirty;
         }
+    }
+}
+
+/// Floating-point loads don't read the clock: at the CLINT they fault.
+fn not_the_clock(unretired: Unretired, address: GuestVirtAddr) -> Unretired {
+    match unretired {
+        Unretired::Awaits(_) => Access::Load.fault(address).into(),
+        other => other,
     }
 }
