@@ -76,7 +76,8 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// The network device is in the first slot and the disk in the second. Without firmware it is
-    /// the other way round: kernels for M-mode expect their disk where QEMU puts `bus=virtio-mmio-bus.0`.
+    /// the other way round: kernels for M-mode expect their disk in the first, which QEMU calls
+    /// `virtio-mmio-bus.0`.
     pub(crate) const fn of(boot: BootMode, has_disk: bool) -> Self {
         match (boot, has_disk) {
             (_, false) => Self { net: Slot(0), disk: None },

@@ -291,8 +291,8 @@ impl Machine {
         supervisor.into_iter().chain([machine]).filter(is_ahead)
     }
 
-    /// `true` if the guest waits in WFI and no event can wake it: it has enabled neither an external
-    /// interrupt nor a timer that is set.
+    /// `true` if the guest waits in WFI and no event can wake it: it has enabled neither an
+    /// external interrupt nor a timer that is set.
     #[must_use]
     pub fn sleeps_for_good(&self) -> bool {
         let timer_wakes = self.deadlines().any(|(interrupt, _)| self.hart.is_woken_by(interrupt));

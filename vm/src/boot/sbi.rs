@@ -1,7 +1,7 @@
 //! The firmware: SBI calls, which the guest makes by an ECALL from S-mode.
 //!
-//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy calls; every other call returns that it isn't
-//! supported. A call is one step and completes at once.
+//! Base, TIME, SRST and DBCN of SBI 2.0, and the legacy calls; every other call returns that it
+//! isn't supported. A call is one step and completes at once.
 
 use crate::bus::Bus;
 use crate::event::CONSOLE_BYTES_MAX;

@@ -8,6 +8,7 @@ use vm::{Event, MachineConfig, PACKET_BYTES_MAX};
 
 const RAM_END: u64 = RAM + (4 << 20);
 const PLIC: u64 = 0x0c00_0000;
+const CLINT: u64 = 0x200_0000;
 /// The queues: two of the network device, and the disk's.
 const QUEUES: [(u64, u64); 3] = [(NET, 0), (NET, 1), (BLK, 0)];
 /// Descriptor table, available ring and used ring of each queue, as far as the guest keeps to them.
@@ -73,6 +74,9 @@ impl Random {
             BLK + 0x1000,
             PLIC,
             PLIC + 0x60_0000,
+            CLINT,
+            CLINT + 0x4000,
+            CLINT + 0xbff8,
         ]);
         match self.below(6) {
             0 => self.next(),

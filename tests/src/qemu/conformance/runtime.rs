@@ -161,8 +161,7 @@ fn write(code: &mut Assembler, programs: usize) {
     code.jump(0, here);
 }
 
-/// QEMU's board has a timer of M-mode that is due from the start; ours has none there, and comes
-/// back by a trap.
+/// QEMU's timer of M-mode is due from the start, ours isn't.
 fn quieten_timer(code: &mut Assembler) {
     let behind = code.label();
     code.address(5, behind);
