@@ -400,17 +400,13 @@ impl Hart {
 
     /// The read of a value from outside that `instruction` is here.
     fn awaited_by(&self, ram: &Ram, instruction: Instruction, fetched: Fetched) -> Option<AwaitedStep> {
-        match instruction {
-            Instruction::Csr(instruction) => {
-                let read = self.awaited_read(instruction).ok()??;
-                Some(AwaitedStep { read, rd: instruction.rd, load: None, fetched })
-            }
-            Instruction::Load { kind, rd, rs1, offset } => {
-                let load = self.clock_load(ram, kind, rs1, offset)?;
-                Some(AwaitedStep { read: AwaitedRead::Clock, rd, load: Some(load), fetched })
-            }
-            _ => None,
+        if let Instruction::Csr(instruction) = instruction {
+            let read = self.awaited_read(instruction).ok()??;
+            return Some(AwaitedStep { read, rd: instruction.rd, load: None, fetched });
         }
+        let Instruction::Load { kind, rd, rs1, offset } = instruction else { return None };
+        let load = self.clock_load(ram, kind, rs1, offset)?;
+        Some(AwaitedStep { read: AwaitedRead::Clock, rd, load: Some(load), fetched })
     }
 }
 

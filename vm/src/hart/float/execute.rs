@@ -201,8 +201,5 @@ impl Hart {
 
 /// Floating-point loads don't read the clock: at the CLINT they fault.
 fn not_the_clock(unretired: Unretired, address: GuestVirtAddr) -> Unretired {
-    match unretired {
-        Unretired::Awaits(_) => Access::Load.fault(address).into(),
-        other => other,
-    }
+    if let Unretired::Awaits(_) = unretired { Access::Load.fault(address).into() } else { unretired }
 }
