@@ -29,11 +29,11 @@ impl Table {
 
     /// The slot of `key`, which may be new.
     fn entry(&mut self, key: u64) -> &mut Slot {
-        let mut place = index(mix(key), SLOTS);
-        while self.slots[place].key != key && self.slots[place].key != 0 {
-            place = (place + 1) % SLOTS;
+        let mut slot_index = index(mix(key), SLOTS);
+        while self.slots[slot_index].key != key && self.slots[slot_index].key != 0 {
+            slot_index = (slot_index + 1) % SLOTS;
         }
-        let slot = &mut self.slots[place];
+        let slot = &mut self.slots[slot_index];
         slot.key = key;
         slot
     }

@@ -35,26 +35,26 @@ fn base_primes() -> Vec<usize> {
     primes
 }
 
-/// How many odd primes are in a segment, and the sum of their places there. 1 counts as one.
+/// How many odd primes are in a segment, and the sum of their indices there. 1 counts as one.
 fn sieve(base: &[usize], segment: &mut [bool], number: u64) -> (u64, u64) {
     segment.fill(true);
-    // Place p of the segment is the odd number 2 * (start + p) + 1.
+    // Index p of the segment is the odd number 2 * (start + p) + 1.
     let start = usize::try_from(number).unwrap_or_default() * SEGMENT;
     for prime in base {
-        // The place of the prime's square in the first segment; from there on, every prime-th place
+        // The index of the prime's square in the first segment; from there on, every prime-th index
         // is a multiple.
         let square = prime * prime / 2;
-        let mut place = if square >= start { square - start } else { (prime - (start - square) % prime) % prime };
-        while place < SEGMENT {
-            segment[place] = false;
-            place += prime;
+        let mut index = if square >= start { square - start } else { (prime - (start - square) % prime) % prime };
+        while index < SEGMENT {
+            segment[index] = false;
+            index += prime;
         }
     }
     let (mut primes, mut sum) = (0, 0);
-    for (place, is_prime) in segment.iter().enumerate() {
+    for (index, is_prime) in segment.iter().enumerate() {
         if *is_prime {
             primes += 1;
-            sum += place as u64;
+            sum += index as u64;
         }
     }
     (primes, sum)

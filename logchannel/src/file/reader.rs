@@ -163,11 +163,11 @@ fn find_whole_frame(bytes: &[u8], read: LogSeq) -> Option<usize> {
         let Ok(Some(frame)) = parse_frame(candidate, ENTRIES_BODY_BYTES_MAX) else {
             return false;
         };
-        let place = match frame.kind {
+        let position = match frame.kind {
             END => decode_end(frame.body),
             _ => split_entries(frame.body).map(|(first, _)| first),
         };
-        place.is_ok_and(|place| place >= read)
+        position.is_ok_and(|position| position >= read)
     })
 }
 

@@ -1,5 +1,5 @@
-//! What every driver of the roles does here, whatever else it does: the order of the roles'
-//! contract, and what needs no time.
+//! The parts that all drivers of the roles in these tests share: the order of the roles' contract,
+//! and the actions that take no time.
 
 use crate::world::Arbiter;
 use ft::role::{BackupAction, BackupRole, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -8,7 +8,7 @@ use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
 use vm::{Machine, OutputId, Restoration};
 
-/// What a primary wants done after an input. A connection to close is closed first.
+/// A primary's actions after an input. A connection to close is closed first.
 pub(crate) fn actions_of(role: &mut PrimaryRole, close: impl FnOnce()) -> Vec<PrimaryAction> {
     let actions: Vec<_> = std::iter::from_fn(|| role.poll_action()).collect();
     if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. })) {
@@ -31,7 +31,7 @@ impl OutputRule {
         Self { protected_from: LogSeq(u64::MAX) }
     }
 
-    /// Nothing more can be said of a backup that isn't the role.
+    /// Stops checking: the backup is no role any more, so what it has received isn't known.
     pub(crate) const fn suspend(&mut self) {
         *self = Self::new();
     }
@@ -73,7 +73,7 @@ pub(crate) struct BackupHost {
 }
 
 impl BackupHost {
-    /// Does what needs no time and concerns nobody else. Anything else comes back.
+    /// Does the actions that take no time and concern only this side, and returns the others.
     pub(crate) fn act(
         &mut self,
         role: &mut BackupRole,
@@ -121,7 +121,7 @@ impl BackupHost {
         Some((seq, machine))
     }
 
-    /// Whether a machine waits to be put together.
+    /// `true` if a machine waits to be restored.
     pub(crate) const fn is_restoring(&self) -> bool {
         self.restoring.is_some()
     }

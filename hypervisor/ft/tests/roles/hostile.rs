@@ -17,7 +17,7 @@ use vm::{InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 const RUNS: u64 = 1000;
 const STEPS: u32 = 60;
 
-/// Mostly small, and otherwise at an end of the range.
+/// A number that is mostly small, and otherwise at an end of the range.
 fn number(random: &mut Random) -> u64 {
     const ENDS: [u64; 6] = [u64::MAX / 2 - 1, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX - 2, u64::MAX - 1, u64::MAX];
     if random.chance(3) { ENDS[usize::try_from(random.below(6)).unwrap()] } else { random.below(6) }
@@ -94,7 +94,7 @@ impl Backup {
         Self { role, host: BackupHost::default(), now_ns: 0, live: false }
     }
 
-    /// What comes next in order, so that runs get far.
+    /// The message that is next in order, so that runs get far.
     fn next_in_order(&self, random: &mut Random, at: u32) -> Message {
         match at {
             0 => Message::Session { header: session(), owner: PRIMARY },
@@ -107,7 +107,7 @@ impl Backup {
 
     fn settle(&mut self, random: &mut Random, arbiter: &Arbiter) {
         while let Some(action) = self.role.poll_action() {
-            // Whatever the state says, the machine stands.
+            // Restoring always succeeds here, whatever the state is.
             if matches!(action, BackupAction::Restore(_)) {
                 self.role.handle_restored(self.now_ns, OutputId(number(random)));
                 continue;

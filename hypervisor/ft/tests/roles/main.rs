@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod clock;
+mod copying;
 mod disk_log;
 mod exhaustion;
 mod failover;

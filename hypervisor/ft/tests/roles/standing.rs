@@ -7,14 +7,14 @@ use ft::role::{BackupAction, BackupEnd, ClaimRequest, LatestAnswer, PrimaryActio
 use logchannel::entry::{EntryBody, Generation};
 use logchannel::session::NodeId;
 
-/// Another node, which starts where the arbiter knows of nobody.
+/// Another node, which starts while the arbiter has no claims.
 const STRANGER: NodeId = NodeId(77);
 
 fn claim_of(node: NodeId) -> Claim {
     Claim { node, kind: ClaimKind::Owner, address: None }
 }
 
-/// As whom the primary makes flags before its own again.
+/// The name under which the primary refills flags before its own.
 const STAND_IN: NodeId = NodeId(!PRIMARY.0);
 
 fn refill(node: NodeId, flag: u64, predecessor: Option<NodeId>) -> PrimaryAction {

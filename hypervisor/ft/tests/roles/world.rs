@@ -1,4 +1,4 @@
-//! What is around the roles: a guest, wires, an arbiter and a LAN, in memory.
+//! The environment of the roles, in memory: a guest, wires, an arbiter and a LAN.
 
 use crate::roles_image::image;
 use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
@@ -57,8 +57,7 @@ pub(crate) fn machine(image: &[u8]) -> Machine {
     Machine::new(&config(), image).unwrap()
 }
 
-/// What the guest sends as its output `id` while `maker` runs it. Two makers of one output would be
-/// seen.
+/// The guest's output `id` while `maker` runs it. Two makers of one output would be noticed.
 pub(crate) fn operation(maker: NodeId, id: OutputId) -> OutputOperation {
     OutputOperation::Packet([id.0.to_le_bytes(), maker.0.to_le_bytes()[..8].try_into().unwrap()].concat().repeat(4))
 }
@@ -93,7 +92,7 @@ impl Random {
         self.below(one_in) == 0
     }
 
-    /// So many bytes that messages arrive cut anywhere, but arrive.
+    /// A number of bytes such that messages arrive cut anywhere, but arrive.
     pub(crate) fn bytes(&mut self) -> usize {
         let bound = [60, 6000, 1 << 20][usize::try_from(self.below(3)).unwrap()];
         usize::try_from(self.below(bound)).unwrap()
@@ -136,7 +135,7 @@ impl Wire {
         }
     }
 
-    /// What is under way from `bytes` on never arrives.
+    /// Loses the bytes in flight from `bytes` on.
     pub(crate) fn lose_behind(&mut self, bytes: usize) {
         self.bytes.truncate(bytes);
     }
@@ -148,7 +147,7 @@ pub(crate) struct Arbiter {
     pub(crate) claims: BTreeMap<u64, Claim>,
     /// Requests don't arrive.
     pub(crate) is_unreachable: bool,
-    /// So many requests arrive whose answers don't.
+    /// How many requests arrive whose answers are lost.
     pub(crate) lost_replies: u32,
 }
 
@@ -192,7 +191,7 @@ impl Arbiter {
 #[derive(Debug, Default)]
 pub(crate) struct Lan {
     generation: Generation,
-    /// What it has carried; the index is the output's id.
+    /// The carried outputs; the index is the output's id.
     pub(crate) carried: Vec<OutputOperation>,
     /// Packets that it had carried already.
     pub(crate) dropped: u32,

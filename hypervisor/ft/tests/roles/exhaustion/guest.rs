@@ -7,7 +7,7 @@ use logchannel::session::NodeId;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use vm::{Event, Machine, OutputId, OutputOperation, StopReason};
 
-/// How the guest lives, apart from telling under whom: so many steps, then its end.
+/// The number of the guest's steps, after which it ends.
 pub(super) const STEPS: usize = 240;
 
 /// Pages that it writes: a copy of them takes more than one piece.
@@ -25,19 +25,19 @@ enum Step {
     Digest,
 }
 
-/// What it does again and again.
+/// The steps that it repeats.
 const ROUND: [Step; 15] = {
     use Step::{Clock, Digest, Entropy, PacketIn as In, PacketOut as Out, Progress, Timer, Word};
     [In, Out, Clock, Word, In, Progress, Out, Out, Timer, Word, Digest, Word, In, Entropy, Out]
 };
 
-/// What a log has come to.
+/// The guest's history, as the log has it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Story {
     /// Digests of the log up to each of its entries, that one included.
     log: Vec<u64>,
     steps: usize,
-    /// Of each output the place of its entry, and its digest.
+    /// For each output the position of its entry, and its digest.
     outputs: Vec<(usize, u64)>,
     /// How many of them are packets.
     packets: u64,
@@ -63,11 +63,11 @@ impl Story {
         OutputId(self.outputs.len() as u64)
     }
 
-    /// The place of an output's entry.
-    pub(super) fn place_of(&self, id: OutputId, digest: u64) -> usize {
-        let (place, expected) = self.outputs[usize::try_from(id.0).unwrap()];
+    /// The position of an output's entry.
+    pub(super) fn position_of(&self, id: OutputId, digest: u64) -> usize {
+        let (position, expected) = self.outputs[usize::try_from(id.0).unwrap()];
         assert_eq!(digest, expected, "output {} isn't the guest's, or another on its way", id.0);
-        place
+        position
     }
 
     /// The digest of the first `entries` entries.
@@ -79,12 +79,11 @@ impl Story {
         ROUND[self.steps % ROUND.len()]
     }
 
-    /// What the guest sends if this is where it sends something: its place among its kind, and all
-    /// that it is a function of.
+    /// The guest's output at this step: its index among its kind, and a digest of the log so far.
     fn output(&self) -> OutputOperation {
         let is_packet = self.step() == Step::PacketOut;
-        let place = if is_packet { self.packets } else { self.outputs.len() as u64 - self.packets };
-        let bytes = [place.to_le_bytes(), self.digest(self.log.len()).to_le_bytes()].concat();
+        let position = if is_packet { self.packets } else { self.outputs.len() as u64 - self.packets };
+        let bytes = [position.to_le_bytes(), self.digest(self.log.len()).to_le_bytes()].concat();
         if is_packet { OutputOperation::Packet(bytes) } else { OutputOperation::Console(bytes) }
     }
 
@@ -141,7 +140,7 @@ impl Guest {
         packet: Option<u64>,
     ) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
         self.machine.run(self.machine.instruction_count().plus(STEPS_PER_PAGE));
-        let place = self.story.log.len() as u64;
+        let position = self.story.log.len() as u64;
         let by_owner = u64::try_from(owner.0).unwrap();
         let body = match (self.story.step(), packet) {
             _ if self.story.steps == STEPS => EntryBody::Stopped(StopReason::PowerOff { code: 0 }),
@@ -150,10 +149,11 @@ impl Guest {
             (Step::PacketOut | Step::Word, _) => {
                 EntryBody::Output { id: self.story.next_output(), digest: self.story.output().digest() }
             }
-            // What is no function of the guest's state is no function of the place in the log.
-            (Step::Clock, _) => EntryBody::Event(Event::ClockRead { ticks: place << 8 | by_owner }),
+            // Inputs differ by owner and position, because they are no function of the guest's
+            // state.
+            (Step::Clock, _) => EntryBody::Event(Event::ClockRead { ticks: position << 8 | by_owner }),
             (Step::Entropy, _) => {
-                EntryBody::Event(Event::Entropy { bits: u16::try_from((place << 4 | by_owner) & 0xffff).unwrap() })
+                EntryBody::Event(Event::Entropy { bits: u16::try_from((position << 4 | by_owner) & 0xffff).unwrap() })
             }
             (Step::Timer, _) => EntryBody::Event(Event::TimerInterrupt),
             (Step::Digest, _) => EntryBody::Digest(self.machine.digest()),

@@ -1,5 +1,5 @@
-//! What is around both sides and outlives them: the LAN, the console's reader, the arbiter; and
-//! what they have seen.
+//! The environment of both sides, which outlives them: the LAN, the console's reader, the arbiter;
+//! and what they have seen.
 
 use super::guest::Story;
 use super::points::Points;
@@ -17,7 +17,7 @@ pub(super) const PACKETS: u64 = 36;
 /// A packet on its way to the LAN, on the port of a generation.
 pub(super) type PacketUnderWay = (Generation, OutputId, Arc<OutputOperation>);
 
-/// What the sides share.
+/// The state that the sides share.
 #[derive(Debug)]
 pub(super) struct Outside {
     pub(super) now_ns: u64,
@@ -32,8 +32,7 @@ pub(super) struct Outside {
     has_left: Vec<bool>,
     /// What backups were told to have left.
     told: Left,
-    /// So many entries of the log, with this digest, have become known by what they made the guest
-    /// send.
+    /// How many entries of the log are known from the outputs that have left, and their digest.
     known: (usize, u64),
     pub(super) owners: BTreeMap<Generation, NodeId>,
 }
@@ -69,27 +68,27 @@ impl Outside {
         assert_eq!(story.digest(entries), digest, "the owner's log is another than what is known of");
     }
 
-    /// An output whose entry is at `place` leaves its owner.
-    pub(super) fn learn(&mut self, story: &Story, place: usize) {
-        if place >= self.known.0 {
+    /// An output whose entry is at `index` leaves its owner.
+    pub(super) fn learn(&mut self, story: &Story, index: usize) {
+        if index >= self.known.0 {
             self.check_known(story);
-            self.known = (place + 1, story.digest(place + 1));
+            self.known = (index + 1, story.digest(index + 1));
         }
     }
 
     /// A word is written to the console. Each is read at least once; again only when a successor
     /// that hadn't heard that it had left writes it, and it is the same then.
     pub(super) fn write(&mut self, writer: NodeId, id: OutputId, word: &OutputOperation) {
-        let place = place(word);
-        match self.console.get_mut(place) {
+        let index = index_of(word);
+        match self.console.get_mut(index) {
             Some((before, last_writer)) => {
-                assert_eq!(before, word, "word {place} is written again, and is another");
-                assert_ne!(*last_writer, writer, "word {place} is written twice by {writer}");
+                assert_eq!(before, word, "word {index} is written again, and is another");
+                assert_ne!(*last_writer, writer, "word {index} is written twice by {writer}");
                 *last_writer = writer;
                 self.words_again += 1;
             }
             None => {
-                assert_eq!(place, self.console.len(), "words before this one are written by nobody");
+                assert_eq!(index, self.console.len(), "words before this one are written by nobody");
                 self.console.push((word.clone(), writer));
             }
         }
@@ -103,14 +102,14 @@ impl Outside {
             self.lan.refused += 1;
             return;
         }
-        let place = place(&packet);
-        match self.lan.carried.get(place) {
+        let index = index_of(&packet);
+        match self.lan.carried.get(index) {
             Some(before) => {
-                assert_eq!(before, &*packet, "frame {place} comes again, and is another");
+                assert_eq!(before, &*packet, "frame {index} comes again, and is another");
                 self.lan.dropped += 1;
             }
             None => {
-                assert_eq!(place, self.lan.carried.len(), "frames before this one are sent by nobody");
+                assert_eq!(index, self.lan.carried.len(), "frames before this one are sent by nobody");
                 self.lan.carried.push((*packet).clone());
                 self.lan.next_output = id.next();
                 self.left(id, &packet);
@@ -154,8 +153,8 @@ impl Outside {
     }
 }
 
-/// The place of an output among its kind, as the guest wrote it there.
-fn place(output: &OutputOperation) -> usize {
+/// The index of an output among its kind, as the guest wrote it there.
+fn index_of(output: &OutputOperation) -> usize {
     usize::from(output.bytes()[0]) | usize::from(output.bytes()[1]) << 8
 }
 

@@ -1,4 +1,4 @@
-//! The places in a run at which a side can die.
+//! The points in a run at which a side can die.
 
 use logchannel::message::Message;
 use std::collections::VecDeque;
@@ -137,7 +137,7 @@ pub(super) enum Moment {
     After,
 }
 
-/// A place in a run, and who lives there.
+/// A point in a run, and which sides live there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Point {
     pub(super) kind: Kind,
@@ -164,7 +164,7 @@ pub(super) struct Crash {
     pub(super) fate: Fate,
 }
 
-/// Whoever was doing something is dead, and does nothing more.
+/// The acting side is dead, and does nothing more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Died;
 
@@ -185,7 +185,7 @@ impl Points {
         Self { crashes: crashes.iter().copied().collect(), ..Self::default() }
     }
 
-    /// Whether nobody will die any more.
+    /// `true` if no death is left.
     pub(super) fn are_calm(&self) -> bool {
         self.crashes.is_empty() && self.dying.is_empty()
     }

@@ -217,11 +217,11 @@ impl Primary {
             else {
                 return Ok(());
             };
-            let place = self.story().place_of(id, output.digest());
-            let seq = LogSeq(place as u64);
+            let position = self.story().position_of(id, output.digest());
+            let seq = LogSeq(position as u64);
             self.output_rule.check(id, seq, link.received);
             self.op(outside, Kind::WriteReleased, |primary, outside| {
-                outside.learn(primary.story(), place);
+                outside.learn(primary.story(), position);
                 match (&*output, primary.port) {
                     (OutputOperation::Console(_), _) => {
                         assert!(

@@ -1,4 +1,4 @@
-//! What the two sides want of an arbiter, and how they end.
+//! The two sides' claims at the arbiter, and how they end.
 
 use super::Pair;
 use crate::world::{G, PRIMARY};
@@ -71,7 +71,7 @@ impl Pair {
         self.succeeded(generation, next_backup)
     }
 
-    /// How the primary ended, as its last word.
+    /// The primary's end, if that is its last action.
     pub(crate) fn primary_end(&mut self) -> Option<PrimaryEnd> {
         match self.primary_actions.pop_back() {
             Some(PrimaryAction::End(end)) => Some(end),
@@ -79,7 +79,7 @@ impl Pair {
         }
     }
 
-    /// How the backup ended, as its last word.
+    /// The backup's end, if that is its last action.
     pub(crate) fn backup_end(&mut self) -> Option<BackupEnd> {
         match self.backup_actions.pop_back() {
             Some(BackupAction::End(end)) => Some(end),

@@ -73,7 +73,7 @@ impl Pair {
         Self::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation())
     }
 
-    /// The same of a primary that runs without backup.
+    /// A primary that runs without a backup.
     pub(crate) fn alone() -> Self {
         Self::with(PrimaryRole::alone(PRIMARY, session(), Timing::default()), expectation())
     }
@@ -110,7 +110,7 @@ impl Pair {
         }
     }
 
-    /// The same, with a guest that writes to so many pages (a power of 2) in turn, and has done so.
+    /// Gives the guest so many pages (a power of 2) that it writes in turn, and has written.
     pub(crate) fn with_memory(mut self, pages: u32) -> Self {
         self.machine = machine(&writing_guest(pages));
         self.write_pages(u64::from(pages) + 1);
@@ -212,9 +212,9 @@ impl Pair {
         self.collect();
     }
 
-    /// Takes what both roles have to say and do. The drivers' own parts are done at once: memory is
-    /// put in place, entries queued for replay, connections closed. Only restoring takes time: say
-    /// [`Pair::restore`].
+    /// Takes the actions and bytes of both roles. The drivers' own parts are done at once: memory
+    /// is put in place, entries queued for replay, connections closed. Only restoring takes time:
+    /// call [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
         if !self.is_primary_killed {
             self.collect_primary();
@@ -262,7 +262,7 @@ impl Pair {
         }
     }
 
-    /// What both roles have to say gets under way.
+    /// Moves the bytes of both roles to the wires.
     fn send(&mut self) {
         let mut bytes = Vec::new();
         if !self.is_primary_killed {
@@ -374,7 +374,7 @@ impl Pair {
         self.collect();
     }
 
-    /// What the guest sends next when it stands at `seq`.
+    /// The guest's next output when it stands at `seq`.
     fn next_output_at(&self, seq: LogSeq) -> OutputId {
         let before = self.history.iter().take(index(seq));
         OutputId(before.filter(|(_, output)| output.is_some()).count() as u64)
