@@ -77,8 +77,6 @@ pub enum Mutation {
     PacketForgotten,
     /// What a lost connection to the LAN had on it isn't sent again.
     NothingSentAgain,
-    /// A side whose guest has ended doesn't wait until its network has carried the last words.
-    NoLastWords,
     /// A `--resume` doesn't look again when a dead owner's claim has arrived meanwhile.
     ResumeLooksOnce,
     /// A backup may say that it has consumed what it hasn't received.
@@ -87,8 +85,6 @@ pub enum Mutation {
     LanRestForgotten,
     /// A primary whose LAN is lost never attaches again.
     NeverAttachAgain,
-    /// A primary that its LAN refuses doesn't ask the arbiter who owns the VM.
-    RefusalNotAsked,
     /// A backup accepts a primary whose generation its arbiter knows, but as another node's.
     OwnerNodeNotCompared,
     /// A backup that can't reach its arbiter counts that as a passed check of the owner.
@@ -132,7 +128,7 @@ impl Mutation {
         [Self::TrustLogOfWinner, Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// The mutations that the simulator must catch.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 31] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -156,13 +152,11 @@ impl Mutation {
         Self::ChannelRestForgotten,
         Self::PacketForgotten,
         Self::NothingSentAgain,
-        Self::NoLastWords,
         Self::UnansweredClaimIsWon,
         Self::LateReplyCounts,
         Self::SpareGivesUp,
         Self::LanRestForgotten,
         Self::NeverAttachAgain,
-        Self::RefusalNotAsked,
         Self::OwnerNodeNotCompared,
         Self::UnreachableCountsAsChecked,
         Self::FencedByAbsence,

@@ -22,10 +22,15 @@ use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PA
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
 
+/// The same for a rule of a rare event: the host of a primary without a backup stands still for
+/// long.
+const SEEDS_OF_PAUSES: u64 = 2_000;
+
 /// The first seed that shows the bug, and what it breaks.
 fn caught(mutation: Mutation) -> Option<sim::Failure> {
+    let seeds = if mutation == Mutation::ClockRunsInPause { SEEDS_OF_PAUSES } else { SEEDS };
     activate(Some(mutation));
-    let failure = (0..SEEDS).find_map(|seed| sim::run(seed, false).err());
+    let failure = (0..seeds).find_map(|seed| sim::run(seed, false).err());
     activate(None);
     failure
 }
@@ -43,7 +48,7 @@ fn every_mutation_is_caught() {
         }
     }
     panic::set_hook(hook);
-    assert!(missed.is_empty(), "nothing in {SEEDS} seeds catches {missed:?}");
+    assert!(missed.is_empty(), "no seed catches {missed:?}");
 }
 
 /// Copies a guest that writes pages as fast as it may while a backup joins; `false` if that has no

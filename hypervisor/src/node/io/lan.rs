@@ -375,7 +375,7 @@ impl<C: Connection> LanAttachment<C> {
         if mutated(Mutation::NeverAttachAgain) {
             self.state = State::Away { until_ns: u64::MAX };
         }
-        if is_refusal && !mutated(Mutation::RefusalNotAsked) {
+        if is_refusal {
             user.refused();
         }
         Next::Wait { until_ns }

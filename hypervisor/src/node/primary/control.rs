@@ -8,7 +8,6 @@ use crate::node::host::{Answer, Host, Next, Question, StepKind};
 use crate::node::log::DiskWatch;
 use crate::node::reports::NodeReport;
 use crate::node::waiting::Waiting;
-use ft::mutation::{Mutation, mutated};
 use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::Generation;
 use std::sync::atomic::Ordering;
@@ -159,8 +158,7 @@ impl<H: Host> PrimarySide<H> {
         let now_ns = self.host.now_ns();
         // Nobody else will send what the network hasn't carried yet.
         let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
-        let words_until_ns =
-            if has_last_words && !mutated(Mutation::NoLastWords) { now_ns + LAST_WORDS_NS } else { now_ns };
+        let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
         control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
         self.part(control)
     }
