@@ -68,11 +68,11 @@ impl Outside {
         assert_eq!(story.digest(entries), digest, "the owner's log is another than what is known of");
     }
 
-    /// An output whose entry is at `index` leaves its owner.
-    pub(super) fn learn(&mut self, story: &Story, index: usize) {
-        if index >= self.known.0 {
+    /// An output whose entry is at `position` leaves its owner.
+    pub(super) fn learn(&mut self, story: &Story, position: usize) {
+        if position >= self.known.0 {
             self.check_known(story);
-            self.known = (index + 1, story.digest(index + 1));
+            self.known = (position + 1, story.digest(position + 1));
         }
     }
 
