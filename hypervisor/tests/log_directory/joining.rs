@@ -4,7 +4,7 @@ use super::found::{copy_of, index, open, resume};
 use super::replay::ft_replay;
 use super::vm::{NODE, TIMEOUT, Vm, config, finish, limits, run, session};
 use ft::replay::Replayer;
-use hypervisor::node::log::{DiskLimits, DiskLog, JoiningLog, LogDirectory, segments};
+use hypervisor::node::log::{DiskLimits, DiskLog, JoiningLog, LogDirectory, PossibleLoss, segments};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::file::LogReader;
 use logchannel::snapshot::{Pages, Snapshot};
@@ -90,7 +90,7 @@ fn the_stream_with_which_a_backup_joins_is_its_first_segment() {
     assert_eq!((index(resumed.next_seq), resumed.entries_replayed), (vm.sink.entries.len(), 0));
     assert_eq!(resumed.machine.digest(), vm.recorder.machine_mut().digest());
     assert_eq!(resumed.nodes, [NODE], "its claim is known before it makes it");
-    assert!(resumed.losses.is_empty(), "it is this node that has claimed");
+    assert_eq!(resumed.losses, [PossibleLoss::OfJoiningBackup], "it was never told that it protects the VM");
 }
 
 #[test]

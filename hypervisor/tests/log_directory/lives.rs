@@ -89,6 +89,9 @@ fn a_log_that_may_lack_something_says_why() {
     assert_eq!(lost(&kept("owner written an-earlier-boot")), [PossibleLoss::HostStartedAgain]);
     assert_eq!(lost(&kept("owner durable an-earlier-boot")), []);
     assert_eq!(lost(&kept("owner no an-earlier-boot")), [PossibleLoss::NothingWaited]);
+    // As a loss of power may leave it.
+    assert_eq!(lost(&kept("")), [PossibleLoss::WriterUnknown]);
+    assert_eq!(lost(&kept("own")), [PossibleLoss::WriterUnknown]);
     assert_eq!(lost(&of_other("backup")), [PossibleLoss::OfBackup]);
     // It has won the flag and died before its log had all that it had acknowledged.
     assert_eq!(lost(&kept("backup written an-earlier-boot")), [PossibleLoss::OfBackup, PossibleLoss::HostStartedAgain]);

@@ -41,6 +41,8 @@ pub enum PossibleLoss {
     NewestUnreadable,
     /// It had failed, and its VM went on without it.
     HadFailed,
+    /// The note of what its writer was is damaged.
+    WriterUnknown,
 }
 
 impl fmt::Display for PossibleLoss {
@@ -56,6 +58,9 @@ impl fmt::Display for PossibleLoss {
                 "its host has been started again since, and with --log-wait written a loss of power takes the last entries"
             }
             Self::HadFailed => "it had failed, and its VM went on without it",
+            Self::WriterUnknown => {
+                "the file `kept` in it, which says what outputs waited for, is damaged, as by a loss of power"
+            }
             Self::NewestUnreadable => "its newest segment can't be read, and what it held is lost",
         })
     }
@@ -71,7 +76,7 @@ pub struct LogProvenance {
     /// that resumed from it and died before they had a segment of their own. Oldest first.
     pub nodes: Vec<NodeId>,
     pub(super) newest_is_unreadable: bool,
-    pub(super) writer: Option<WriterNote>,
+    pub(super) writer: WriterSaid,
     /// The present boot of the host.
     pub(super) boot: String,
 }
@@ -80,7 +85,7 @@ impl LogProvenance {
     /// Whose log this is.
     #[must_use]
     pub fn identity(&self) -> LogIdentity<'_> {
-        let is_owners = self.writer.as_ref().is_some_and(|writer| writer.kind == LogWriterKind::Owner);
+        let is_owners = matches!(&self.writer, WriterSaid::Note(writer) if writer.kind == LogWriterKind::Owner);
         LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
     }
 
@@ -88,9 +93,12 @@ impl LogProvenance {
     /// a directory of an earlier release, which doesn't say what its writer was.
     #[must_use]
     pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
-        let Some(writer) = &self.writer else {
-            // Of an earlier release, which named nobody but the segment's writer.
-            return if self.nodes.contains(&owner) { Vec::new() } else { vec![PossibleLoss::OfBackup] };
+        let writer = match &self.writer {
+            WriterSaid::Note(writer) => writer,
+            WriterSaid::Damaged => return vec![PossibleLoss::WriterUnknown],
+            // An earlier release named nobody but the segment's writer.
+            WriterSaid::Nothing if self.nodes.contains(&owner) => return Vec::new(),
+            WriterSaid::Nothing => return vec![PossibleLoss::OfBackup],
         };
         if self.nodes.is_empty() {
             return vec![PossibleLoss::HadFailed];
@@ -107,6 +115,17 @@ impl LogProvenance {
         let of_reading = self.newest_is_unreadable.then_some(PossibleLoss::NewestUnreadable);
         [of_kind, of_waiting, of_reading].into_iter().flatten().collect()
     }
+}
+
+/// What a directory has of the note of its newest segment's writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum WriterSaid {
+    /// No note: the directory is of an earlier release.
+    Nothing,
+    /// One that can't be read, as a loss of power may leave it.
+    Damaged,
+    /// This note.
+    Note(WriterNote),
 }
 
 /// What a directory says of its newest segment's writer.
@@ -177,13 +196,17 @@ fn write_nodes(storage: &impl Storage, nodes: &[NodeId]) -> Result<(), LogDirect
     replace_durably(storage, NODES, &text).map_err(failed("writing", &storage.path_of(NODES)))
 }
 
-/// What is said of the newest segment's writer; `None` in a directory of an earlier release.
-pub(super) fn read_writer(storage: &impl Storage) -> Result<Option<WriterNote>, LogDirectoryError> {
-    Ok(read_note(storage, WRITER)?.and_then(|text| WriterNote::parse(&text)))
+/// What is said of the newest segment's writer.
+pub(super) fn read_writer(storage: &impl Storage) -> Result<WriterSaid, LogDirectoryError> {
+    let note = read_note(storage, WRITER)?;
+    Ok(note.map_or(WriterSaid::Nothing, |text| WriterNote::parse(&text).map_or(WriterSaid::Damaged, WriterSaid::Note)))
 }
 
-/// Says what the newest segment's writer is. It isn't made durable, because outputs wait for the
-/// step that writes it: a loss of power may leave an earlier kind, which promises less.
+/// Says what the newest segment's writer is. The name isn't made durable, because outputs wait for
+/// the step that writes it: a loss of power may leave an earlier kind, which promises less. The
+/// content is if outputs wait for the disk; otherwise a loss of power may leave a damaged note, which
+/// promises nothing.
 pub(super) fn write_writer(storage: &impl Storage, writer: &WriterNote) -> Result<(), LogDirectoryError> {
-    replace(storage, WRITER, &writer.text()).map_err(failed("writing", &storage.path_of(WRITER)))
+    let is_synced = writer.wait == LogWait::Durable;
+    replace(storage, WRITER, &writer.text(), is_synced).map_err(failed("writing", &storage.path_of(WRITER)))
 }

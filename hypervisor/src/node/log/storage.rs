@@ -90,18 +90,21 @@ pub(super) fn write_synced(storage: &impl Storage, name: &str, text: &str) -> io
     file.sync()
 }
 
-/// Replaces a small file, in the page cache: readers find its old text or its new one.
-pub(super) fn replace(storage: &impl Storage, name: &str, text: &str) -> io::Result<()> {
+/// Replaces a small file: readers find its old text or its new one. So they do after a loss of power
+/// if the content `is_synced`.
+pub(super) fn replace(storage: &impl Storage, name: &str, text: &str, is_synced: bool) -> io::Result<()> {
     let new = format!("{name}.new");
-    storage.create(&new)?.write_all(text.as_bytes())?;
+    if is_synced {
+        write_synced(storage, &new, text)?;
+    } else {
+        storage.create(&new)?.write_all(text.as_bytes())?;
+    }
     storage.rename(&new, name)
 }
 
 /// The same, durably: after a crash it has its old text or its new one.
 pub(super) fn replace_durably(storage: &impl Storage, name: &str, text: &str) -> io::Result<()> {
-    let new = format!("{name}.new");
-    write_synced(storage, &new, text)?;
-    storage.rename(&new, name)?;
+    replace(storage, name, text, true)?;
     storage.sync_directory()
 }
 
