@@ -23,6 +23,8 @@ sightings! {
     Failover,
     /// A primary went on alone because its backup was lost.
     BackupLost,
+    /// Something was typed at the console of a primary.
+    Typed,
     /// Both sides of a pair asked for its flag.
     BothClaimed,
     /// A side asked for a flag and got no answer.

@@ -1,14 +1,14 @@
 //! What flows into the vCPU thread, and the event source that the host makes of it.
 
+use super::guest_inputs::{GuestInputs, InputQueues};
 use super::lan::Given;
 use crate::os::{clock, entropy};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use ft::event_source::EventSource;
-use ft::guest_clock::{GuestClock, WatchedClock};
+use ft::guest_clock::GuestClock;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -22,9 +22,6 @@ const PACKETS_MAX: usize = 1024;
 /// Pieces of console input that may wait. They don't wait behind packets, which a guest without a
 /// driver never takes.
 const CONSOLE_PIECES_MAX: usize = 64;
-
-/// The longest piece of console input in one event, in bytes.
-const CONSOLE_BYTES_MAX: usize = 256;
 
 /// How many steps the guest runs before the host's events are looked at again. At some 150 million
 /// steps a second this bounds what a busy guest adds to an event's latency to about 30
@@ -93,12 +90,33 @@ impl InboxSender {
 /// The event source that takes its events from the host.
 #[derive(Debug)]
 pub struct HostEventSource {
+    inputs: GuestInputs<Queues>,
+    waker: Arc<Waker>,
+}
+
+/// What a process's threads have sent.
+#[derive(Debug)]
+struct Queues {
     packets: Receiver<(u64, Vec<u8>)>,
     console: Receiver<Vec<u8>>,
-    /// What is left of the last piece of console input.
-    typed: VecDeque<u8>,
-    waker: Arc<Waker>,
-    clock: WatchedClock,
+}
+
+impl InputQueues for Queues {
+    fn has_packet(&self) -> bool {
+        !self.packets.is_empty()
+    }
+
+    fn take_packet(&mut self) -> Option<(u64, Vec<u8>)> {
+        self.packets.try_recv().ok()
+    }
+
+    fn has_typed(&self) -> bool {
+        !self.console.is_empty()
+    }
+
+    fn take_typed(&mut self) -> Option<Vec<u8>> {
+        self.console.try_recv().ok()
+    }
 }
 
 impl HostEventSource {
@@ -111,32 +129,26 @@ impl HostEventSource {
         let (console_sender, console) = bounded(CONSOLE_PIECES_MAX);
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let waker = Arc::new(Waker { event, asleep: AtomicBool::new(false) });
-        let source = Self {
-            packets,
-            console,
-            typed: VecDeque::new(),
-            waker: waker.clone(),
-            clock: WatchedClock::new(clock, clock::now_ns()),
-        };
+        let inputs = GuestInputs::new(Queues { packets, console }, clock, clock::now_ns());
+        let source = Self { inputs, waker: waker.clone() };
         Ok((source, InboxSender { packets: packet_sender, console: console_sender, waker }))
     }
 
     /// The guest's clock, as of the last look at it.
     #[must_use]
     pub const fn clock(&self) -> &GuestClock {
-        self.clock.clock()
+        self.inputs.clock()
     }
 
     /// Makes the guest's clock run or stand from now on.
     pub fn set_clock_running(&mut self, runs: bool) {
-        self.clock.set_running(clock::now_ns(), runs);
+        self.inputs.set_clock_running(clock::now_ns(), runs);
     }
 
     /// Whether something has arrived that the guest can take now.
     #[must_use]
     pub fn has_input(&self, machine: &Machine) -> bool {
-        let has_packet = !self.packets.is_empty() && machine.can_receive_packet();
-        has_packet || (!(self.typed.is_empty() && self.console.is_empty()) && machine.console_room() > 0)
+        self.inputs.has_input(machine)
     }
 
     /// Sleeps until something arrives on `socket`, somebody calls [`InboxSender::wake`], or it is
@@ -162,12 +174,12 @@ impl HostEventSource {
 impl EventSource for HostEventSource {
     fn now_ns(&mut self) -> u64 {
         let now_ns = clock::now_ns();
-        self.clock.look(now_ns);
+        self.inputs.look(now_ns);
         now_ns
     }
 
     fn ticks(&mut self) -> u64 {
-        self.clock.look(clock::now_ns())
+        self.inputs.look(clock::now_ns())
     }
 
     fn entropy(&mut self) -> u16 {
@@ -175,24 +187,6 @@ impl EventSource for HostEventSource {
     }
 
     fn poll(&mut self, machine: &Machine) -> Option<Event> {
-        if machine.timer_deadline().is_some_and(|deadline| deadline <= self.ticks()) {
-            return Some(Event::TimerInterrupt);
-        }
-        if !self.packets.is_empty()
-            && machine.can_receive_packet()
-            && let Ok((number, packet)) = self.packets.try_recv()
-        {
-            return Some(Event::Packet { number, packet });
-        }
-        if self.typed.is_empty()
-            && let Ok(bytes) = self.console.try_recv()
-        {
-            self.typed.extend(bytes);
-        }
-        let room = machine.console_room().min(CONSOLE_BYTES_MAX).min(self.typed.len());
-        if room > 0 {
-            return Some(Event::ConsoleInput { bytes: self.typed.drain(..room).collect() });
-        }
-        None
+        self.inputs.poll(machine, clock::now_ns())
     }
 }
