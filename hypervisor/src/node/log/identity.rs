@@ -204,8 +204,8 @@ pub(super) fn read_writer(storage: &impl Storage) -> Result<WriterSaid, LogDirec
 
 /// Says what the newest segment's writer is. The name isn't made durable, because outputs wait for
 /// the step that writes it: a loss of power may leave an earlier kind, which promises less. The
-/// content is if outputs wait for the disk; otherwise a loss of power may leave a damaged note, which
-/// promises nothing.
+/// content is made durable if outputs wait for the disk; otherwise a loss of power may leave a
+/// damaged note, which promises nothing.
 pub(super) fn write_writer(storage: &impl Storage, writer: &WriterNote) -> Result<(), LogDirectoryError> {
     let is_synced = writer.wait == LogWait::Durable;
     replace(storage, WRITER, &writer.text(), is_synced).map_err(failed("writing", &storage.path_of(WRITER)))

@@ -90,8 +90,8 @@ pub(super) fn write_synced(storage: &impl Storage, name: &str, text: &str) -> io
     file.sync()
 }
 
-/// Replaces a small file: readers find its old text or its new one. So they do after a loss of power
-/// if the content `is_synced`.
+/// Replaces a small file: readers find its old text or its new one; after a loss of power too, if
+/// the content `is_synced`.
 pub(super) fn replace(storage: &impl Storage, name: &str, text: &str, is_synced: bool) -> io::Result<()> {
     let new = format!("{name}.new");
     if is_synced {
