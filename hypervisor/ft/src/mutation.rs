@@ -57,6 +57,26 @@ pub enum Mutation {
     TrustLogOfWinner,
     /// An interrupted `--resume` leaves an end mark.
     EndResumedOnPromise,
+    /// A log counts as written while its entries wait in the process.
+    WrittenBeforeFlush,
+    /// A log counts as durable without having been synced.
+    DurableBeforeSync,
+    /// A segment's name isn't made durable.
+    SegmentNameNotSynced,
+    /// A segment begins at its snapshot, without the entries that were received before it was made.
+    SegmentWithoutReceivedEntries,
+    /// A log's writer isn't named in its directory.
+    WriterNotNamed,
+    /// A node that resumes a VM is named in the directory only after its claim.
+    ClaimBeforeName,
+    /// A log of an older owner is taken for the last owner's.
+    OlderLogTaken,
+    /// What a log may lack isn't asked.
+    LossesNotAsked,
+    /// A resumed VM doesn't send again what may not have left.
+    ResumeWithoutUnsent,
+    /// The last whole entry of a log isn't replayed.
+    ResumeBeforeLastEntry,
     /// The LAN gives a new owner again the last packet that its predecessor had logged.
     RedeliverLoggedPacket,
     /// The LAN carries an output again.
@@ -101,7 +121,7 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// The mutations of rules about logs on disk, which the simulator doesn't have:
+    /// The mutations of rules about logs on disk that the simulator reaches too rarely:
     /// `tests/src/both_die.rs` must catch them.
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
@@ -128,7 +148,7 @@ impl Mutation {
         [Self::TrustLogOfWinner, Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// The mutations that the simulator must catch.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 41] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -160,6 +180,16 @@ impl Mutation {
         Self::OwnerNodeNotCompared,
         Self::UnreachableCountsAsChecked,
         Self::FencedByAbsence,
+        Self::WrittenBeforeFlush,
+        Self::DurableBeforeSync,
+        Self::SegmentNameNotSynced,
+        Self::SegmentWithoutReceivedEntries,
+        Self::WriterNotNamed,
+        Self::ClaimBeforeName,
+        Self::OlderLogTaken,
+        Self::LossesNotAsked,
+        Self::ResumeWithoutUnsent,
+        Self::ResumeBeforeLastEntry,
     ];
 }
 

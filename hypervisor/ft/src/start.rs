@@ -267,8 +267,9 @@ pub fn judge_resume(
     // The writer of the log may have died between winning a claim and logging it; so may a node
     // that resumed from it. The owner of a generation is named in its own log; a backup's log names
     // another node.
-    let is_of_latest =
-        log.nodes.contains(&holder.node) || owner == log.generation && (!log.is_owners || log.nodes.is_empty());
+    let is_of_latest = log.nodes.contains(&holder.node)
+        || owner == log.generation && (!log.is_owners || log.nodes.is_empty())
+        || mutated(Mutation::OlderLogTaken);
     match consent.give_up {
         None if log.generation > owner => {
             return Err(StartError::NewerLog { vm: vm.clone(), logged: log.generation, owner });

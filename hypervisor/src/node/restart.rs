@@ -13,6 +13,7 @@ use super::start::{ClaimError, claim_resume, latest};
 use crate::arbiter::Arbiter;
 use ft::claim::Claim;
 use ft::guest_clock::GuestClock;
+use ft::mutation::{Mutation, mutated};
 use ft::role::{DiskLogState, Inheritance, PrimaryRole, Timing};
 use ft::start::{ResumeClaim, ResumeConsent, judge_resume, refuse_if_alive};
 use logchannel::entry::Generation;
@@ -131,11 +132,16 @@ impl<S: Storage> Replayed<S> {
     pub fn claim(self, restarter: &Restarter<'_>) -> Result<Continuation<S>, RestartError> {
         let Self { directory, provenance, judged, resumed } = self;
         let judged = judged.map_or_else(|| restarter.judge(&provenance), Ok)?;
-        directory.add_node(restarter.claim.node)?;
+        if !mutated(Mutation::ClaimBeforeName) {
+            directory.add_node(restarter.claim.node)?;
+        }
         let (generation, claimed) =
             claim_resume(restarter.arbiter, restarter.vm, &restarter.claim, judged, &provenance.nodes, || {
                 restarter.judge(&provenance)
             })?;
+        if mutated(Mutation::ClaimBeforeName) {
+            directory.add_node(restarter.claim.node)?;
+        }
         let may_lack = claimed.is_fork || !provenance.possible_losses(claimed.holder.node).is_empty();
         Ok(Continuation { directory, generation, may_lack, resumed })
     }
@@ -162,6 +168,9 @@ impl<S: Storage> Continuation<S> {
         // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't
         // put there again.
         let mut unsent = resumed.unsent;
+        if mutated(Mutation::ResumeWithoutUnsent) {
+            unsent.clear();
+        }
         unsent.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
         let inheritance = Inheritance {
             // The time since the log's last clock read was a pause.

@@ -186,7 +186,7 @@ fn resume(options: &Options, directory: &Path, stop: &StopSwitch) -> Result<(u8,
         may_lack: continuation.may_lack,
     });
     let (role, machine, directory) = continuation.take_over(node.id, options.node.timing());
-    let log = DiskLogOptions { directory, wait: options.node.log_wait };
+    let log = DiskLogOptions::new(directory, options.node.log_wait);
     let disk_log = begin_log(Some(log), &role, &node)?;
     run_live(&node, role, machine, disk_log, listener, |running| stop.runs(running, Origin::Log))
 }

@@ -1,12 +1,15 @@
 //! A process that backs the VM up: the production side, called step by step.
 
+use super::disk::SimDisk;
 use super::env::Env;
 use super::host::{Part, SimConnection, SimHost};
+use super::log::{LogOfOwner, LogWork};
 use super::process::Me;
 use super::sightings::Sighting;
 use ft::role::{BackupEnd, BackupRole, Expectation, PrimaryRole};
 use hypervisor::node::backup::{BackupControl, BackupSide, Control, FaultInjection, Replay, Succession};
 use hypervisor::node::host::{Next, StepKind};
+use hypervisor::node::log::DiskLogOptions;
 use logchannel::entry::Generation;
 use std::sync::Arc;
 use vm::Machine;
@@ -24,6 +27,7 @@ pub(super) struct Backup {
     side: Arc<BackupSide<SimHost>>,
     replay: Replay<SimHost>,
     control: BackupControl<SimHost>,
+    log_work: Option<LogWork>,
     /// When each step is due that says so itself.
     timers_ns: u64,
     receive_ns: u64,
@@ -38,21 +42,37 @@ pub(super) struct Backup {
 /// How a backup's time as a backup ends.
 pub(super) enum Ended {
     /// It goes on as the primary that this role is.
-    Live(Box<PrimaryRole>, Box<Machine>),
+    Live(Box<Live>),
     Over(BackupEnd),
+}
+
+/// What a backup goes on with as the VM's owner.
+pub(super) struct Live {
+    pub(super) role: PrimaryRole,
+    pub(super) machine: Machine,
+    pub(super) log: (LogOfOwner, Option<LogWork>),
 }
 
 impl Backup {
     /// A backup that has connected to a primary.
-    pub(super) fn new(env: &mut Env, process: &SimHost, connection: Arc<SimConnection>) -> Self {
+    pub(super) fn new(
+        env: &mut Env,
+        process: &SimHost,
+        connection: Arc<SimConnection>,
+        log: Option<DiskLogOptions<SimDisk>>,
+    ) -> Self {
         let me = process.me().clone();
         let expectation = Expectation { vm: me.setup.vm.clone(), image: None };
         let role = BackupRole::new(env.now_ns, me.node, expectation, me.setup.timing);
         let host = process.become_part(Part::Backup);
-        let side = host.call(env, || Arc::new(BackupSide::new(host.clone(), role, connection, None, BUFFER_BYTES_MAX)));
+        let side = host.call(env, || {
+            let log = log.map(|options| (me.node, options));
+            Arc::new(BackupSide::new(host.clone(), role, connection, log, BUFFER_BYTES_MAX))
+        });
         let control = BackupControl::new(me.setup.line(&host));
         Self {
             control,
+            log_work: None,
             me,
             host,
             side,
@@ -82,7 +102,12 @@ impl Backup {
         self.step_ns = env.now_ns;
         let mut control_ns = u64::MAX;
         let first = env.random.index(4);
+        self.step_log(env);
         for job in 0..4 {
+            // A process that has died within a call to its disk.
+            if env.has_died_writing(self.me.host) {
+                break;
+            }
             match (first + job) % 4 {
                 0 => self.receive(env),
                 1 => control_ns = self.control(env)?,
@@ -95,7 +120,15 @@ impl Backup {
             control_ns = env.now_ns + 10_000;
         }
         let replay_ns = if self.has_replay_to_do { self.replay_due_ns(env).max(env.now_ns + 1) } else { u64::MAX };
-        Ok(replay_ns.min(self.timers_ns).min(self.receive_ns).min(control_ns))
+        self.log_work = self.host.take_log_work().or(self.log_work.take());
+        let log_ns = self.log_work.as_ref().map_or(u64::MAX, |work| work.due_ns(env, &self.host));
+        Ok(replay_ns.min(log_ns).min(self.timers_ns).min(self.receive_ns).min(control_ns))
+    }
+
+    fn step_log(&mut self, env: &mut Env) {
+        if let Some(work) = &mut self.log_work {
+            work.step(env, &self.host);
+        }
     }
 
     fn receive(&mut self, env: &mut Env) {
@@ -189,8 +222,10 @@ impl Backup {
         }
         let moments = succession.moments;
         env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
-        let (role, machine, _) = succession.take_over(self.me.node, self.me.setup.timing);
-        Ended::Live(Box::new(role), Box::new(machine))
+        let (role, machine, log) = succession.take_over(self.me.node, self.me.setup.timing);
+        let log = log.map_or(LogOfOwner::None, |log| LogOfOwner::GoesOn(Box::new(log)));
+        let log = (log, self.log_work.take());
+        Ended::Live(Box::new(Live { role, machine, log }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What surrounds the processes: time, connections, the arbiter, and the judge who sees everything.
 
 use super::arbiter::{Question, Said, SimArbiter};
+use super::disk::SimDisk;
 use super::judge::Judge;
 use super::process::Me;
 use super::sightings::{Sighting, Sightings};
@@ -9,7 +10,7 @@ use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
 use hypervisor::node::arbiter_line::ArbiterCall;
 use logchannel::entry::Generation;
-use logchannel::session::NodeId;
+use logchannel::session::{NodeId, VmId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
@@ -77,6 +78,13 @@ pub(super) struct Env {
     last_packet: u64,
     /// Who asked last for which flag.
     last_asked: Option<(Generation, NodeId)>,
+    pub(super) vm: VmId,
+    /// The hosts' disks.
+    pub(super) disks: Vec<SimDisk>,
+    /// Disks take long for everything, while there are faults.
+    pub(super) has_slow_disks: bool,
+    /// Until when a host's disk does nothing.
+    pub(super) disks_hang_until_ns: BTreeMap<usize, u64>,
     pub(super) judge: Judge,
     pub(super) sightings: Sightings,
     pub(super) trace: Trace,
@@ -103,6 +111,10 @@ impl Env {
             answers: BTreeMap::new(),
             last_packet: 0,
             last_asked: None,
+            vm: VmId::new("tally").unwrap_or_else(|error| panic!("{error}")),
+            disks: Vec::new(),
+            has_slow_disks: false,
+            disks_hang_until_ns: BTreeMap::new(),
             judge: Judge::default(),
             sightings: Sightings::default(),
             trace: Trace::new(is_trace_printed),
@@ -111,6 +123,11 @@ impl Env {
 
     pub(super) fn note(&mut self, what: &str, numbers: &[u64]) {
         self.trace.note(self.now_ns, what, numbers, String::new);
+    }
+
+    /// The same with words that say nothing that isn't in the run already.
+    pub(super) fn note_words(&mut self, what: &str, numbers: &[u64], words: &str) {
+        self.trace.note(self.now_ns, what, numbers, || words.to_owned());
     }
 
     pub(super) fn saw(&mut self, sighting: Sighting) {
@@ -160,6 +177,9 @@ impl Env {
 
     /// Sends, unless the sender's time has come.
     pub(super) fn send(&mut self, from: usize, end: End, bytes: &[u8]) {
+        if self.has_died_writing(from) {
+            return;
+        }
         if let Some(left) = self.dies_after_sends.get_mut(&from) {
             if *left == 0 {
                 return;
@@ -174,9 +194,25 @@ impl Env {
         self.is_faulty && self.random.one_in(24)
     }
 
-    /// Whether `host` has sent its last.
+    /// Whether `host` has sent its last, or died within a call to its disk.
     pub(super) fn is_dying(&self, host: usize) -> bool {
-        self.dies_after_sends.get(&host) == Some(&0)
+        self.dies_after_sends.get(&host) == Some(&0) || self.has_died_writing(host)
+    }
+
+    /// Whether the process on `host` has died within a call to its disk: nothing that its step
+    /// still does has an effect.
+    pub(super) fn has_died_writing(&self, host: usize) -> bool {
+        self.disks.get(host).is_some_and(SimDisk::is_dead)
+    }
+
+    /// Whether disks take long for everything.
+    pub(super) const fn disks_are_slow(&self) -> bool {
+        self.has_slow_disks && self.is_faulty
+    }
+
+    /// Until when a host's disk does nothing.
+    pub(super) fn disk_hangs_until_ns(&self, host: usize) -> u64 {
+        if self.is_faulty { self.disks_hang_until_ns.get(&host).copied().unwrap_or_default() } else { 0 }
     }
 
     pub(super) fn send_from_lan(&mut self, end: End, bytes: &[u8]) {
@@ -213,6 +249,12 @@ impl Env {
     pub(super) fn end_process(&mut self, host: usize, death: Death) {
         self.down.insert(host);
         self.dies_after_sends.remove(&host);
+        if let Some(disk) = self.disks.get(host) {
+            disk.process_ends();
+            if death == Death::PowerCut && disk.lose_power() {
+                self.sightings.saw(Sighting::UnsyncedLost);
+            }
+        }
         self.dialled.remove(&Place::Host(host));
         for end in self.wires.ends_at(Place::Host(host)) {
             match death {
@@ -241,6 +283,9 @@ impl Env {
     /// Asks the arbiter; [`Env::take_answer`] has the answer, if one ever comes.
     pub(super) fn ask(&mut self, me: &Me, number: u64, call: ArbiterCall) {
         let Me { host, node, is_mistaken, .. } = *me;
+        if self.has_died_writing(host) {
+            return;
+        }
         self.questions.insert(number, Question { host, node, is_mistaken, call, answer: None });
         if !self.is_lost() {
             let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);

@@ -82,6 +82,11 @@ impl GuestTime {
         self.unheard_ns += i128::from(pause_ns);
     }
 
+    /// The VM goes on from a log: since the log's last read its clock has stood.
+    pub(super) fn restarts(&mut self) {
+        *self = Self::default();
+    }
+
     /// A backup becomes the VM's owner.
     pub(super) fn goes_live(&mut self, node: NodeId) {
         let delay_ns = self.delays.remove(&node).unwrap_or_default();

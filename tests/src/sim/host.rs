@@ -2,7 +2,9 @@
 //! environment.
 
 use super::arbiter::Said;
+use super::disk::SimDisk;
 use super::env::Env;
+use super::log::LogWork;
 use super::process::Me;
 use super::sightings::Sighting;
 use super::sink::SimSink;
@@ -15,7 +17,7 @@ use hypervisor::lan::client::LanError;
 use hypervisor::node::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterReply};
 use hypervisor::node::host::{Connection, Host, Listener, Observation, StepKind};
 use hypervisor::node::io::lan::Given;
-use hypervisor::node::log::{DiskLogSteps, HostDirectory};
+use hypervisor::node::log::DiskLogSteps;
 use hypervisor::node::reports::NodeReport;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
 use logchannel::frame::FrameDecoder;
@@ -118,6 +120,8 @@ struct Seen {
     lost_reply: Option<Generation>,
     /// It has just been told that it has won a flag.
     has_won: bool,
+    /// The steps of a log on disk that has just been begun.
+    log_work: Option<LogWork>,
 }
 
 impl fmt::Debug for SimHost {
@@ -139,6 +143,11 @@ impl SimHost {
         };
         *self.seen() = Seen { generation, ..Seen::default() };
         Self { part, ..self.clone() }
+    }
+
+    /// The steps of a log on disk, if one has been begun since this was last asked.
+    pub(super) fn take_log_work(&self) -> Option<LogWork> {
+        self.seen().log_work.take()
     }
 
     pub(super) const fn me(&self) -> &Me {
@@ -237,10 +246,11 @@ impl Host for SimHost {
     type Connection = SimConnection;
     type Source = SimSource;
     type Sink = SimSink;
-    type Storage = HostDirectory;
+    type Storage = SimDisk;
 
-    fn run_disk_log(&self, _: DiskLogSteps<HostDirectory>) -> io::Result<()> {
-        Err(ErrorKind::Unsupported.into())
+    fn run_disk_log(&self, steps: DiskLogSteps<SimDisk>) -> io::Result<()> {
+        self.seen().log_work = Some(LogWork::new(steps));
+        Ok(())
     }
 
     fn now_ns(&self) -> u64 {
@@ -280,6 +290,8 @@ impl Host for SimHost {
             NodeReport::OwnerConfirmed { .. } => env.saw(Sighting::OwnerConfirmed),
             NodeReport::BackupRefused { .. } => env.saw(Sighting::JoinRefused),
             NodeReport::SpareWaits { .. } => env.saw(Sighting::SpareWaits),
+            NodeReport::LogUsable { .. } => env.saw(Sighting::LogUsable),
+            NodeReport::LogLost { .. } => env.saw(Sighting::LogFailed),
             NodeReport::BackupConnected { .. } => {
                 env.note("primary: a backup joins on host", &[self.me.host as u64]);
             }

@@ -14,19 +14,26 @@
 //! leaves; the log and all that left the hosts equal one machine's run; the stations' replies are
 //! one machine's history; after the faults, service and protection are back in bounded time.
 //!
-//! What the simulator doesn't show: two steps at once, logs on disk, and damaged bytes (TCP and the
-//! frames' checksums are for those).
+//! In half of the runs each side keeps a log on its host's disk (`disk.rs`), the hosts lose their
+//! power with it, and after the death of both sides an operator resumes the VM from one of the
+//! logs.
+//!
+//! What the simulator doesn't show: two steps at once, and damaged bytes (TCP and the frames'
+//! checksums are for those).
 
 mod arbiter;
 mod backup;
 mod client;
+mod disk;
 mod env;
 mod guest_time;
 mod host;
 mod judge;
 mod lan;
+mod log;
 mod primary;
 mod process;
+mod restart;
 mod sightings;
 mod sink;
 mod source;

@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::host::{LAN_ADDRESS, Part, SimConnection, SimHost, address};
+use super::log::{LogOfOwner, LogWork};
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
 use super::sink::SimSink;
@@ -9,8 +10,9 @@ use super::source::SimSource;
 use super::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
-use hypervisor::node::host::{GuestInput, Next, StepKind};
+use hypervisor::node::host::{GuestInput, Host, Next, StepKind};
 use hypervisor::node::io::lan::{Attaching, LanAttachment};
+use hypervisor::node::log::SideDiskLog;
 use hypervisor::node::primary::{
     Identity, LiveEnd, PendingConnection, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext,
 };
@@ -32,6 +34,7 @@ pub(super) struct Primary {
     control: PrimaryControl<SimHost>,
     lan: LanAttachment<SimConnection>,
     lan_ns: u64,
+    log_work: Option<LogWork>,
     /// Each with when it is due.
     pending: Vec<(PendingConnection<SimHost>, u64)>,
     timers_ns: u64,
@@ -43,6 +46,8 @@ pub(super) struct Primary {
     is_waiting: bool,
     /// When the guest's clock was looked at last.
     looked_ns: u64,
+    /// It waits for its log to end before it ends itself.
+    exit: Option<Exit>,
 }
 
 /// What a process does in a step, in an order that nobody knows.
@@ -58,7 +63,14 @@ enum Job {
 
 impl Primary {
     /// Runs `machine` as `role` says: both are fresh, or of a backup that goes live.
-    pub(super) fn new(env: &mut Env, process: &SimHost, role: PrimaryRole, machine: Machine) -> Self {
+    /// Its log on disk, if one is kept, is `log`; `log_work` are the steps of one that goes on.
+    pub(super) fn new(
+        env: &mut Env,
+        process: &SimHost,
+        role: PrimaryRole,
+        machine: Machine,
+        (log, log_work): (LogOfOwner, Option<LogWork>),
+    ) -> Self {
         let me = process.me().clone();
         env.judge.takes_over(me.node, role.appended());
         env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
@@ -67,21 +79,36 @@ impl Primary {
             &[role.generation().0, role.appended().0, me.host as u64],
         );
         let host = process.become_part(Part::Primary(role.generation()));
+        let session = role.session().clone();
         let whose = Attaching {
             vm: me.setup.vm.clone(),
             node: me.node,
-            booted: role.session().booted,
+            booted: session.booted,
             mac: me.setup.config.mac,
             lan: LAN_ADDRESS,
         };
         let lan = LanAttachment::new(whose, me.setup.attachment, machine.last_packet_number());
         let source = SimSource::new(host.clone(), *role.clock(), env);
         let sink = SimSink::new(host.clone());
+        let disk_log = match log {
+            LogOfOwner::None => None,
+            LogOfOwner::GoesOn(log) => Some(*log),
+            LogOfOwner::Begins(options) => {
+                let begun = host.call(env, || SideDiskLog::begin(&host, options, session, me.node));
+                Some(begun.unwrap_or_else(|error| panic!("{error}")))
+            }
+        };
+        let log_work = host.take_log_work().or(log_work);
         let identity = Identity { vm: me.setup.vm.clone(), node: me.node, address: address(me.host).to_string() };
         let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         let (control, vcpu) = host.call(env, || {
-            let vcpu = side.vcpu(machine, source, me.setup.intervals, None, me.setup.slice_steps);
-            (side.control(me.setup.line(&host), None), vcpu)
+            let watch = disk_log.as_ref().map(|log| log.disk_watch(host.now_ns()));
+            let control = side.control(me.setup.line(&host), watch);
+            if let Some(log) = &disk_log {
+                let side = side.clone();
+                log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+            }
+            (control, side.vcpu(machine, source, me.setup.intervals, disk_log, me.setup.slice_steps))
         });
         Self {
             host,
@@ -90,6 +117,7 @@ impl Primary {
             control,
             lan,
             lan_ns: env.now_ns,
+            log_work,
             me,
             pending: Vec::new(),
             timers_ns: env.now_ns,
@@ -98,6 +126,7 @@ impl Primary {
             hears_backup: false,
             is_waiting: false,
             looked_ns: env.now_ns,
+            exit: None,
         }
     }
 
@@ -121,14 +150,21 @@ impl Primary {
         for last in (1..jobs.len()).rev() {
             jobs.swap(last, env.random.index(last + 1));
         }
+        if let Some(work) = &mut self.log_work {
+            work.step(env, &self.host);
+        }
         for job in jobs {
+            // A process that has died within a call to its disk.
+            if env.has_died_writing(self.me.host) {
+                break;
+            }
             match job {
                 Job::Lan => self.attach(env),
                 Job::Control => self.control(env)?,
                 Job::Print => self.print(env),
                 Job::Timers => self.look_at_timers(env),
                 Job::Pending => self.receive_pending(env),
-                Job::Vcpu => self.run_guest(env),
+                Job::Vcpu => self.run_guest(env)?,
             }
         }
         Ok(self.due_ns(env))
@@ -139,7 +175,11 @@ impl Primary {
         let control_ns = if self.host.was_woken(StepKind::Control) { env.now_ns + 10_000 } else { self.control_ns };
         let pending_ns = self.pending.iter().map(|(_, due_ns)| *due_ns).min().unwrap_or(u64::MAX);
         let outlets_ns = self.side.sink().due_ns();
-        vcpu_ns.min(control_ns).min(self.timers_ns).min(pending_ns).min(outlets_ns).min(self.lan_ns)
+        let log_ns = self.log_work.as_ref().map_or(u64::MAX, |work| work.due_ns(env, &self.host));
+        if self.exit.is_some() {
+            return log_ns.min(self.vcpu_ns);
+        }
+        log_ns.min(vcpu_ns).min(control_ns).min(self.timers_ns).min(pending_ns).min(outlets_ns).min(self.lan_ns)
     }
 
     /// Attaches to the LAN, and takes what comes from it.
@@ -192,6 +232,9 @@ impl Primary {
 
     /// Does what takes time.
     fn control(&mut self, env: &mut Env) -> Result<(), Exit> {
+        if self.exit.is_some() {
+            return Ok(());
+        }
         loop {
             match self.host.call(env, || self.side.step_control(&mut self.control)) {
                 PrimaryStep::Next(Next::Wait { until_ns } | Next::Arrival { until_ns } | Next::Room { until_ns }) => {
@@ -201,7 +244,13 @@ impl Primary {
                 PrimaryStep::Next(Next::Now | Next::Done) => {}
                 PrimaryStep::End(end) => {
                     self.host.call(env, || self.side.end());
-                    return Err(self.end(env, &end));
+                    let exit = self.end(env, &end);
+                    if self.log_work.is_none() {
+                        return Err(exit);
+                    }
+                    self.exit = Some(exit);
+                    (self.control_ns, self.vcpu_ns) = (u64::MAX, env.now_ns);
+                    return Ok(());
                 }
             }
         }
@@ -224,7 +273,7 @@ impl Primary {
                 Exit::GuestEnded
             }
             LiveEnd::Role(PrimaryEnd::Retired | PrimaryEnd::Left) => Exit::GuestEnded,
-            LiveEnd::Role(PrimaryEnd::Interrupted) => unreachable!("no log is resumed here"),
+            LiveEnd::Role(PrimaryEnd::Interrupted) => Exit::Interrupted,
             LiveEnd::Role(PrimaryEnd::Stranded) => panic!("no operator ends a primary that stands still"),
             LiveEnd::Role(PrimaryEnd::Fenced { holder }) => {
                 env.judge.is_fenced(self.me.node, self.side.role().generation(), holder.node);
@@ -237,9 +286,9 @@ impl Primary {
         }
     }
 
-    fn run_guest(&mut self, env: &mut Env) {
+    fn run_guest(&mut self, env: &mut Env) -> Result<(), Exit> {
         if self.vcpu_ns > env.now_ns && !self.hears_backup && !self.host.was_woken(StepKind::Vcpu) {
-            return;
+            return Ok(());
         }
         self.look_at_clock(env);
         let before = self.vcpu.machine().instruction_count();
@@ -264,8 +313,13 @@ impl Primary {
                 let timer_ns = timer.map_or(u64::MAX, |ticks| self.vcpu.source().clock().ns_of(ticks));
                 timer_ns.min(until_ns).max(busy_ns)
             }
-            VcpuNext::Done => u64::MAX,
+            // Its log has ended too.
+            VcpuNext::Done => match self.exit {
+                Some(exit) => return Err(exit),
+                None => u64::MAX,
+            },
         };
+        Ok(())
     }
 
     /// What the judge has to know before the vCPU looks at the guest's clock again.

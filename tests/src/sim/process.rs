@@ -1,9 +1,11 @@
 //! A process on a host: it looks for a primary, backs it up, and becomes one.
 
-use super::backup::{Backup, Ended};
+use super::backup::{Backup, Ended, Live};
 use super::env::Env;
 use super::host::{SimConnection, SimHost, address};
+use super::log::{LogOfOwner, LogWork, log_options, options};
 use super::primary::Primary;
+use super::restart::{Resuming, Resumption};
 use super::sightings::Sighting;
 use super::wires::Place;
 use ft::record::Intervals;
@@ -12,6 +14,7 @@ use hypervisor::node::arbiter_line::ArbiterLine;
 use hypervisor::node::backup::no_primary_port::NoPrimaryAnswers;
 use hypervisor::node::host::Next;
 use hypervisor::node::io::lan::AttachmentTiming;
+use hypervisor::node::log::LogWait;
 use hypervisor::node::search::{Search, SearchStep, SearchTiming};
 use logchannel::session::{NodeId, VmId};
 use std::sync::Arc;
@@ -34,6 +37,8 @@ pub(super) struct Setup {
     pub(super) ns_per_step: u64,
     /// How many times slower replay is while there are faults.
     pub(super) replay_factor: u64,
+    /// What outputs wait for in the logs on disk, if logs are kept.
+    pub(super) log_wait: Option<LogWait>,
 }
 
 impl Setup {
@@ -64,12 +69,19 @@ pub(super) enum Exit {
     Mistaken,
     /// Its part in the VM is over, and it is to have another one.
     StartsOver,
+    /// Its host's log is none to go on from, or can't be kept.
+    NoLog,
+    /// Its host's log is that of a backup to its end, and may lack what clients have seen.
+    LogOfBackup,
+    /// It was ended before its resumed VM had a log of its own.
+    Interrupted,
 }
 
 enum Kind {
     Seeking(Box<Search<SimHost>>),
     Backup(Box<Search<SimHost>>, Box<Backup>),
     Primary(Box<Primary>),
+    Resuming(Box<Resuming>),
     /// It is becoming another one.
     Between,
 }
@@ -91,24 +103,42 @@ impl Process {
         Self { me, host, kind: Kind::Seeking(Box::new(search)), no_primary: NoPrimaryAnswers::default() }
     }
 
-    /// A process that runs the VM.
-    pub(super) fn running(env: &mut Env, me: Me, role: PrimaryRole, machine: Machine) -> Self {
+    /// A process that goes on with the VM from its host's log.
+    pub(super) fn resuming(me: Me, now_ns: u64, accept_loss: bool) -> Self {
         let host = SimHost::new(me.clone());
-        let primary = Primary::new(env, &host, role, machine);
+        let resuming = Box::new(Resuming::new(now_ns, accept_loss));
+        Self { me, host, kind: Kind::Resuming(resuming), no_primary: NoPrimaryAnswers::default() }
+    }
+
+    /// Whether it goes on with the VM from its host's log, and doesn't run it yet.
+    pub(super) const fn is_resuming(&self) -> bool {
+        matches!(self.kind, Kind::Resuming(_))
+    }
+
+    /// A process that runs the VM.
+    pub(super) fn running(
+        env: &mut Env,
+        me: Me,
+        role: PrimaryRole,
+        machine: Machine,
+        log: (LogOfOwner, Option<LogWork>),
+    ) -> Self {
+        let host = SimHost::new(me.clone());
+        let primary = Primary::new(env, &host, role, machine, log);
         Self { me, host, kind: Kind::Primary(Box::new(primary)), no_primary: NoPrimaryAnswers::default() }
     }
 
     pub(super) const fn primary(&mut self) -> Option<&mut Primary> {
         match &mut self.kind {
             Kind::Primary(primary) => Some(primary),
-            Kind::Seeking(_) | Kind::Backup(..) | Kind::Between => None,
+            Kind::Seeking(_) | Kind::Backup(..) | Kind::Resuming(_) | Kind::Between => None,
         }
     }
 
     pub(super) const fn backup(&self) -> Option<&Backup> {
         match &self.kind {
             Kind::Backup(_, backup) => Some(backup),
-            Kind::Seeking(_) | Kind::Primary(_) | Kind::Between => None,
+            Kind::Seeking(_) | Kind::Primary(_) | Kind::Resuming(_) | Kind::Between => None,
         }
     }
 
@@ -120,7 +150,7 @@ impl Process {
     /// Whether a backup joins here, on either side.
     pub(super) fn is_joining(&self) -> bool {
         match &self.kind {
-            Kind::Seeking(_) | Kind::Between => false,
+            Kind::Seeking(_) | Kind::Resuming(_) | Kind::Between => false,
             Kind::Backup(_, backup) => backup.is_joining(),
             Kind::Primary(primary) => primary.role().is_copying(),
         }
@@ -129,7 +159,7 @@ impl Process {
     /// Whether it asks for a flag.
     pub(super) const fn is_asking(&self) -> bool {
         match &self.kind {
-            Kind::Seeking(_) | Kind::Between => false,
+            Kind::Seeking(_) | Kind::Resuming(_) | Kind::Between => false,
             Kind::Backup(_, backup) => backup.is_asking(),
             Kind::Primary(primary) => primary.is_asking(),
         }
@@ -146,9 +176,32 @@ impl Process {
             Kind::Seeking(search) => self.seek(env, search),
             Kind::Between => unreachable!("a step ends as something"),
             Kind::Backup(search, backup) => self.back_up(env, search, backup),
+            Kind::Resuming(resuming) => self.resume(env, resuming),
         };
         self.kind = kind;
         next
+    }
+
+    /// Goes on with `--resume`.
+    fn resume(&mut self, env: &mut Env, mut resuming: Box<Resuming>) -> (Kind, Result<u64, Exit>) {
+        match resuming.step(env, &self.me) {
+            Resumption::Goes(next_ns) => (Kind::Resuming(resuming), Ok(next_ns)),
+            Resumption::Refused { reason, is_backups } => {
+                env.note_words("host: its log is refused", &[self.me.host as u64], &reason);
+                (Kind::Resuming(resuming), Err(if is_backups { Exit::LogOfBackup } else { Exit::NoLog }))
+            }
+            Resumption::Owns(continuation) => {
+                let node = self.me.node;
+                let (entries, may_lack) = (continuation.resumed.next_seq, continuation.may_lack);
+                env.judge.resumes(node, entries, may_lack);
+                env.saw(if may_lack { Sighting::ResumedWithLoss } else { Sighting::Resumed });
+                let (role, machine, directory) = continuation.take_over(node, self.me.setup.timing);
+                let wait = self.me.setup.log_wait.unwrap_or(LogWait::Written);
+                let log = LogOfOwner::Begins(log_options(directory, wait));
+                let primary = Primary::new(env, &self.host, role, machine, (log, None));
+                (Kind::Primary(Box::new(primary)), Ok(env.now_ns))
+            }
+        }
     }
 
     /// Who comes to the port of a node that is no primary is told so.
@@ -171,7 +224,10 @@ impl Process {
                     return (Kind::Seeking(search), Ok(until_ns));
                 }
                 SearchStep::Found(connection) => {
-                    let backup = Backup::new(env, &self.host, connection);
+                    let Some(log) = options(env, self.me.host, self.me.setup.log_wait) else {
+                        return (Kind::Seeking(search), Err(Exit::NoLog));
+                    };
+                    let backup = Backup::new(env, &self.host, connection, log);
                     return (Kind::Backup(search, Box::new(backup)), Ok(env.now_ns));
                 }
                 SearchStep::Failed(_) => {
@@ -191,8 +247,9 @@ impl Process {
         self.answer_at_door(env);
         let end = match backup.step(env) {
             Ok(next_ns) => return (Kind::Backup(search, backup), Ok(next_ns)),
-            Err(Ended::Live(role, machine)) => {
-                let primary = Primary::new(env, &self.host, *role, *machine);
+            Err(Ended::Live(live)) => {
+                let Live { role, machine, log } = *live;
+                let primary = Primary::new(env, &self.host, role, machine, log);
                 return (Kind::Primary(Box::new(primary)), Ok(env.now_ns));
             }
             Err(Ended::Over(end)) => end,

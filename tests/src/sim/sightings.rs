@@ -129,6 +129,28 @@ sightings! {
     Stranded,
     /// A backup that lost its primary waited, because the arbiter had lost the primary's claim.
     BackupWaitsForClaim,
+    /// A log on disk could be resumed.
+    LogUsable,
+    /// A log on disk failed, and its VM went on without it.
+    LogFailed,
+    /// A disk did nothing for a while.
+    DiskHangs,
+    /// A loss of power took something that wasn't synced.
+    UnsyncedLost,
+    /// A process died within a call to its disk.
+    KilledWriting,
+    /// A segment could not be read, and the one before was taken.
+    SegmentSkipped,
+    /// A VM went on from a log on disk after the death of both sides.
+    Resumed,
+    /// It did a second time in one run.
+    ResumedAgain,
+    /// An operator accepted that what clients have seen may be missing.
+    ResumedWithLoss,
+    /// A process was killed while it resumed a VM.
+    KilledWhileResuming,
+    /// A log was refused because its VM had gone on elsewhere, or because it may lack something.
+    LogRefused,
     /// A guest got less time because its backup was behind.
     GuestSlowed,
 }

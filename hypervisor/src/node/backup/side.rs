@@ -342,8 +342,13 @@ impl<H: Host> BackupSide<H> {
             None => None,
             Some(Ok((log, joining))) => {
                 let _ = self.joining_log.set(joining);
-                let side = self.clone();
-                log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
+                // The log is one of this side's own parts.
+                let side = Arc::downgrade(self);
+                log.listen(move |state| {
+                    if let Some(side) = side.upgrade() {
+                        side.drive(|role, now_ns| role.handle_disk_log(now_ns, state));
+                    }
+                });
                 Some(Box::new(log))
             }
             Some(Err(error)) => {

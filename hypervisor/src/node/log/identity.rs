@@ -9,6 +9,7 @@ use super::side_log::LogWait;
 use super::storage::{Storage, remove_if_there, replace, replace_durably, write_synced};
 use super::{LogDirectory, LogDirectoryError, STOPPED, failed, read_note};
 use clap::ValueEnum;
+use ft::mutation::{Mutation, mutated};
 use ft::start::LogIdentity;
 pub use ft::start::LogWriterKind;
 use logchannel::entry::Generation;
@@ -94,6 +95,7 @@ impl LogProvenance {
     #[must_use]
     pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
         let writer = match &self.writer {
+            _ if mutated(Mutation::LossesNotAsked) => return Vec::new(),
             WriterSaid::Note(writer) => writer,
             WriterSaid::Damaged => return vec![PossibleLoss::WriterUnknown],
             // An earlier release named nobody but the segment's writer.

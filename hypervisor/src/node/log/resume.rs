@@ -4,6 +4,7 @@ use super::identity::{LogProvenance, read_nodes, read_writer};
 use super::restore::{RestoreError, Restored, restore};
 use super::storage::Storage;
 use super::{HostDirectory, LogDirectory, LogDirectoryError, STOPPED, failed, read_note, segment_names};
+use ft::mutation::{Mutation, mutated};
 use ft::replay::{Consumed, Replayer};
 use logchannel::entry::{EntryBody, LogSeq};
 use logchannel::file::{Ending, LogFileError, LogHead, LogReader, UNSENT_OUTPUT_BYTES};
@@ -199,6 +200,9 @@ impl<S: Storage> Survey<S> {
         let unreadable = |source| LogDirectoryError::Log { path: segment.clone(), source };
         let first = log.next_seq();
         while let Some(entry) = log.next_entry().map_err(unreadable)? {
+            if mutated(Mutation::ResumeBeforeLastEntry) && log.next_seq().0 == first.0 + entries_all {
+                break;
+            }
             match replayer.consume(&entry) {
                 Ok(Consumed::Nothing | Consumed::Stopped(_)) => {}
                 Ok(Consumed::Output(id, operation)) => {

@@ -52,18 +52,21 @@ impl<H: Host> fmt::Debug for SideDiskLog<H> {
 pub struct DiskLogOptions<S: Storage> {
     /// The directory, which is this process's.
     pub directory: LogDirectory<S>,
-    /// What outputs wait for.
-    pub wait: LogWait,
+    /// When what is done, and what outputs wait for.
+    pub limits: DiskLimits,
 }
 
 impl<S: Storage> DiskLogOptions<S> {
-    fn limits(&self) -> DiskLimits {
-        let default = DiskLimits { wait: self.wait, ..DiskLimits::default() };
-        match self.wait {
+    /// A log in `directory`, for which outputs wait as `wait` says.
+    #[must_use]
+    pub fn new(directory: LogDirectory<S>, wait: LogWait) -> Self {
+        let default = DiskLimits { wait, ..DiskLimits::default() };
+        let limits = match wait {
             LogWait::No => default,
             LogWait::Written => DiskLimits { gather: Duration::ZERO, ..default },
             LogWait::Durable => DiskLimits { gather: Duration::ZERO, sync_interval: Duration::ZERO, ..default },
-        }
+        };
+        Self { directory, limits }
     }
 }
 
@@ -79,7 +82,7 @@ impl<H: Host> SideDiskLog<H> {
         session: SessionHeader,
         node: NodeId,
     ) -> io::Result<Self> {
-        let (limits, wait) = (options.limits(), options.wait);
+        let (limits, wait) = (options.limits, options.limits.wait);
         let directory = options.directory.path().to_owned();
         let (mut log, steps) = options.directory.begin(session, node, limits);
         log.stand_until_begun();
@@ -98,7 +101,7 @@ impl<H: Host> SideDiskLog<H> {
         session: SessionHeader,
         node: NodeId,
     ) -> io::Result<(Self, JoiningLog)> {
-        let (limits, wait) = (options.limits(), options.wait);
+        let (limits, wait) = (options.limits, options.limits.wait);
         let directory = options.directory.path().to_owned();
         let (log, joining, steps) = options.directory.begin_joining(session, node, limits);
         host.run_disk_log(steps)?;

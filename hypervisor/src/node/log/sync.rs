@@ -6,6 +6,7 @@ use super::storage::{Storage, StorageFile, remove_if_there};
 use super::{LogDirectoryError, PART, STOPPED, failed, segment_names};
 use crate::node::channel::lock;
 use crate::node::host::Next;
+use ft::mutation::{Mutation, mutated};
 use logchannel::entry::LogSeq;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
@@ -137,9 +138,13 @@ impl<S: Storage> SyncStep<S> {
     fn sync(&mut self, written: &Written<S>) -> Result<(), LogDirectoryError> {
         let Self { storage, progress, .. } = self;
         if let Some((file, name, end)) = &written.segment {
-            file.sync().map_err(failed("syncing", &storage.path_of(name)))?;
+            if !mutated(Mutation::DurableBeforeSync) {
+                file.sync().map_err(failed("syncing", &storage.path_of(name)))?;
+            }
             if self.safe.as_ref() != Some(name) {
-                storage.sync_directory().map_err(failed("syncing", storage.path()))?;
+                if !mutated(Mutation::SegmentNameNotSynced) {
+                    storage.sync_directory().map_err(failed("syncing", storage.path()))?;
+                }
                 if self.safe.is_none() {
                     remove(storage, STOPPED)?;
                 }

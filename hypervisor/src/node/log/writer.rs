@@ -2,11 +2,13 @@
 
 use super::identity::{LogWriterKind, WriterNote, mark_failed, replace_nodes, write_writer};
 use super::progress::Progress;
-use super::storage::Storage;
+use super::side_log::LogWait;
+use super::storage::{Storage, StorageFile};
 use super::sync::Unsynced;
 use super::{LogDirectoryError, PART, failed, segment_name};
 use crate::node::host::Next;
 use crossbeam_channel::{Receiver, TryRecvError};
+use ft::mutation::{Mutation, mutated};
 use logchannel::entry::{Generation, LogEntry, LogSeq};
 use logchannel::file::{LogWriter, SnapshotWriter};
 use logchannel::session::{NodeId, SessionHeader};
@@ -177,7 +179,9 @@ impl<S: Storage> WriterStep<S> {
         let part = self.part.as_ref().map(|part| part.file.clone());
         let mut written = None;
         if let Some(Segment { log, file, name }) = &mut self.segment {
-            log.flush().map_err(failed_at("writing", &self.storage, name))?;
+            if !mutated(Mutation::WrittenBeforeFlush) {
+                log.flush().map_err(failed_at("writing", &self.storage, name))?;
+            }
             self.progress.set_in_cache(log.next_seq());
             written = Some((file.clone(), name.clone(), log.next_seq()));
         }
@@ -232,10 +236,16 @@ impl<S: Storage> WriterStep<S> {
         let mut log = writer.finish(snapshot).map_err(&part_failed)?;
         let name = segment_name(generation, snapshot.seq);
         if let Some(old) = &self.segment {
-            for entry in self.entries_from(snapshot.seq, old.log.next_seq()) {
+            let end = old.log.next_seq();
+            let from = if mutated(Mutation::SegmentWithoutReceivedEntries) { end } else { snapshot.seq };
+            for entry in self.entries_from(from, end) {
                 log.append(entry).map_err(&part_failed)?;
             }
-            log.flush().map_err(&part_failed)?;
+        }
+        // Its name makes it the newest segment, which a restart must be able to read.
+        log.flush().map_err(&part_failed)?;
+        if self.note.wait == LogWait::Durable {
+            file.sync().map_err(failed_at("syncing", &self.storage, PART))?;
         }
         self.storage.rename(PART, &name).map_err(failed_at("naming", &self.storage, &name))?;
         self.progress.snapshots.fetch_add(1, Ordering::AcqRel);
@@ -247,7 +257,7 @@ impl<S: Storage> WriterStep<S> {
             // would say that they let out nothing that isn't in them.
             None => {
                 write_writer(&self.storage, &self.note)?;
-                replace_nodes(&self.storage, self.node)
+                if mutated(Mutation::WriterNotNamed) { Ok(()) } else { replace_nodes(&self.storage, self.node) }
             }
         }
     }

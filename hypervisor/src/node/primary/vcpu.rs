@@ -199,8 +199,6 @@ impl<H: Host> PrimarySide<H> {
         }
         self.end_pause(vcpu);
         if self.spins(vcpu) {
-            // A vCPU thread that runs reads the clock: what is between two readings may be a pause.
-            vcpu.recorder.source_mut().ticks();
             return VcpuNext::Spin;
         }
         // The log is one that can be resumed before the guest runs, and before its clock does,
@@ -326,6 +324,10 @@ impl<H: Host> PrimarySide<H> {
     fn steps_allowed(&self, steps: u64, vcpu: &Vcpu<H>) -> Option<u64> {
         let is_joining = self.copying.load(Ordering::Acquire);
         let machine = vcpu.machine();
+        // Outputs that its predecessor had not logged come first: no copy gets on before.
+        if machine.has_output() {
+            return Some(1);
+        }
         let allowed = if is_joining { lock(&self.role).steps_allowed(steps, machine)? } else { steps };
         vcpu.disk_log.as_ref().map_or(Some(allowed), |log| log.steps_allowed(allowed, machine))
     }

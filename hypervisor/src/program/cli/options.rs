@@ -246,7 +246,7 @@ impl NodeOptions {
     /// [`LogDirectoryError`] if it can't be used.
     pub fn disk_log(&self) -> Result<Option<DiskLogOptions<HostDirectory>>, LogDirectoryError> {
         let Some(path) = &self.log else { return Ok(None) };
-        Ok(Some(DiskLogOptions { directory: LogDirectory::open(path, &self.vm)?, wait: self.log_wait }))
+        Ok(Some(DiskLogOptions::new(LogDirectory::open(path, &self.vm)?, self.log_wait)))
     }
 
     /// The node with these options, whose claim names the address of `listener` to backups.

@@ -18,6 +18,7 @@ impl World {
         if self.env.now_ns >= until_ns {
             return self.heal();
         }
+        self.disk_fault();
         let host = self.env.random.index(self.hosts.len());
         match self.env.random.below(20) {
             0..=4 => self.kill_if_survived(host),
@@ -38,7 +39,7 @@ impl World {
     }
 
     /// Whether the VM goes on without the process on `index` and those that are to die anyway.
-    fn survives_without(&self, index: usize) -> bool {
+    pub(super) fn survives_without(&self, index: usize) -> bool {
         let doomed = self.env.dies_after_sends.keys().copied().chain([index]);
         let dead: Vec<_> = doomed.filter_map(|host| Some(self.hosts[host].process.as_ref()?.me.node)).collect();
         self.env.judge.survives(&self.env.arbiter, &dead)
@@ -46,7 +47,9 @@ impl World {
 
     /// Kills a process, mostly one without which the VM goes on.
     fn kill_if_survived(&mut self, index: usize) {
-        if self.hosts[index].process.is_none() || (!self.survives_without(index) && !self.env.random.one_in(100)) {
+        // With logs on disk the death of both sides isn't the VM's.
+        let odds = if self.setup.log_wait.is_some() { 3 } else { 100 };
+        if self.hosts[index].process.is_none() || (!self.survives_without(index) && !self.env.random.one_in(odds)) {
             return;
         }
         if self.env.random.one_in(2) {
@@ -93,7 +96,13 @@ impl World {
         let Some(process) = self.hosts[index].process.take() else { return };
         self.env.note("fault: killed", &[index as u64, u64::from(death == Death::PowerCut)]);
         self.see_killed(&process);
+        if death == Death::PowerCut {
+            self.unpowered.insert(index);
+        }
         self.env.judge.process_ends(process.me.node);
+        // What it had buffered for its disk is lost with it.
+        self.env.disks[index].die_after(0);
+        drop(process);
         self.env.end_process(index, death);
         let restart_ns = self.env.now_ns + u64::from(5 + self.env.random.below(150)) * MS;
         let host = &mut self.hosts[index];
@@ -108,6 +117,9 @@ impl World {
         }
         if process.is_asking() {
             self.env.saw(Sighting::KilledWhileClaiming);
+        }
+        if process.is_resuming() {
+            self.env.saw(Sighting::KilledWhileResuming);
         }
     }
 
@@ -203,6 +215,9 @@ impl World {
         self.env.wires.heal(by_ns);
         self.env.at(by_ns, Event::Lan);
         self.env.dies_after_sends.clear();
+        for disk in &self.env.disks {
+            disk.heal();
+        }
         for host in &mut self.hosts {
             host.paused_until_ns = host.paused_until_ns.min(self.env.now_ns);
         }

@@ -1,21 +1,27 @@
 //! One run: hosts with processes, the LAN, and all that goes wrong, by a seed.
 
 mod faults;
+mod operator;
 
+use super::disk::SimDisk;
 use super::env::{Death, Env, Event};
 use super::host::address;
 use super::lan::{HEARTBEAT_US, Lan};
+use super::log::{LogOfOwner, options};
 use super::process::{Exit, Me, Process, Setup};
 use super::sightings::{Sighting, Sightings};
 use crate::random::Random;
 use ft::record::Intervals;
-use ft::role::{PrimaryRole, Timing};
+use ft::role::{DiskLogState, PrimaryRole, Timing};
 use hypervisor::lan::port::PortTiming;
 use hypervisor::node::io::lan::AttachmentTiming;
+use hypervisor::node::log::LogWait;
 use hypervisor::node::search::SearchTiming;
 use hypervisor::node::start::claim_start;
 use hypervisor::program::guest::Guest;
 use logchannel::session::{NodeId, SessionHeader};
+use operator::Operator;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use vm::{Machine, MachineConfig};
 
@@ -54,6 +60,18 @@ enum Phase {
     Over { is_settled: bool },
 }
 
+impl Phase {
+    /// The same, with all its time left: the VM has been dead.
+    const fn again(self, now_ns: u64, answered: u32) -> Self {
+        match self {
+            Self::Recovery { .. } | Self::Draining { .. } => {
+                Self::Recovery { until_ns: now_ns + RECOVERY_NS, answered }
+            }
+            Self::Faults { .. } | Self::PoweringOff { .. } | Self::Leaving { .. } | Self::Over { .. } => self,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Host {
     process: Option<Process>,
@@ -74,11 +92,23 @@ pub(super) struct World {
     nodes: u128,
     /// Since when no owner has gone on with the VM.
     stuck_since_ns: Option<u64>,
+    /// Who goes on from logs on disk, while nobody owns the VM.
+    operator: Option<Operator>,
+    /// Hosts that have lost their power, with what wasn't synced.
+    unpowered: BTreeSet<usize>,
+    resumed: u32,
+    /// What goes wrong with disks: its own numbers, so that the runs without logs are what they
+    /// were.
+    disk_random: Random,
+    has_disk_faults: bool,
 }
 
 impl World {
     pub(super) fn new(seed: u64, is_trace_printed: bool) -> Self {
         let mut random = Random::new(seed);
+        let mut disk_random = Random::new(!seed);
+        let waits = [LogWait::Written, LogWait::Durable, LogWait::Written, LogWait::Durable, LogWait::No];
+        let log_wait = if disk_random.one_in(2) { Some(disk_random.pick(&waits)) } else { None };
         let timing = Timing {
             heartbeat_ns: 10 * MS,
             failure_timeout_ns: (50 + 10 * u64::from(random.below(10))) * MS,
@@ -103,12 +133,15 @@ impl World {
             slice_steps: random.pick(&[300, 1_000, 5_000, 20_000]),
             ns_per_step: 7,
             replay_factor: random.pick(&[1, 1, 1, 1, 1, 1, 20, 300]),
+            log_wait,
         });
         let stations = 1 + random.below(3);
         let hosts = 2 + random.index(2);
         let faults_ns = u64::from(400 + random.below(1_200)) * MS;
         let lan = Lan::new(random.next_u64(), stations);
-        let env = Env::new(random, is_trace_printed);
+        let mut env = Env::new(random, is_trace_printed);
+        env.disks = (0..hosts).map(|host| SimDisk::new(host, Random::new(disk_random.next_u64()))).collect();
+        env.has_slow_disks = disk_random.one_in(6);
         let mut world = Self {
             env,
             lan,
@@ -117,6 +150,11 @@ impl World {
             phase: Phase::Faults { until_ns: faults_ns },
             nodes: 0,
             stuck_since_ns: None,
+            operator: None,
+            unpowered: BTreeSet::new(),
+            resumed: 0,
+            has_disk_faults: disk_random.one_in(3),
+            disk_random,
         };
         world.start();
         world
@@ -139,6 +177,10 @@ impl World {
     fn start(&mut self) {
         let me = self.me(0);
         let vm = &self.setup.vm;
+        let log = options(&self.env, 0, self.setup.log_wait).flatten();
+        if let Some(log) = &log {
+            log.directory.prepare_start(me.node).unwrap_or_else(|error| panic!("{error}"));
+        }
         let generation = claim_start(&self.env.arbiter, vm, me.node, &address(0).to_string(), false, |_| None)
             .unwrap_or_else(|error| panic!("the VM can't be started: {error}"));
         let guest = guest();
@@ -150,7 +192,11 @@ impl World {
             PrimaryRole::awaiting_backup(me.node, session, self.setup.timing)
         };
         let machine = self.machine();
-        self.hosts[0].process = Some(Process::running(&mut self.env, me, role, machine));
+        let (log, role) = match log {
+            Some(options) => (LogOfOwner::Begins(options), role.with_disk_log(DiskLogState::Promised)),
+            None => (LogOfOwner::None, role),
+        };
+        self.hosts[0].process = Some(Process::running(&mut self.env, me, role, machine, (log, None)));
         for host in 0..self.hosts.len() {
             self.env.at(0, Event::Host(host));
         }
@@ -191,7 +237,9 @@ impl World {
                 None => panic!("nothing will ever happen again"),
             }
         };
-        self.env.judge.compare_with_one_machine(self.machine(), is_settled);
+        if !self.env.judge.has_accepted_loss() {
+            self.env.judge.compare_with_one_machine(self.machine(), is_settled);
+        }
         (self.env.trace.hash(), self.env.now_ns, self.env.sightings)
     }
 
@@ -206,14 +254,19 @@ impl World {
             return self.schedule(index, until_ns);
         }
         let Some(mut process) = host.process.take() else { return self.restart(index) };
+        let was_resuming = process.is_resuming();
         let stepped = process.step(&mut self.env);
         if self.env.is_dying(index) {
-            self.env.saw(Sighting::KilledBetweenSends);
+            let is_writing = self.env.has_died_writing(index);
+            self.env.saw(if is_writing { Sighting::KilledWriting } else { Sighting::KilledBetweenSends });
             self.hosts[index].process = Some(process);
             return self.kill(index, Death::Kill);
         }
         match stepped {
             Ok(next_ns) => {
+                if was_resuming && !process.is_resuming() {
+                    self.has_resumed();
+                }
                 let is_joining = process.is_joining();
                 let is_asking = process.is_asking();
                 self.hosts[index].process = Some(process);
@@ -238,6 +291,10 @@ impl World {
         self.env.end_process(index, Death::Exit);
         if exit == Exit::Fenced && self.hosts[index].was_paused_long {
             self.env.saw(Sighting::FencedAfterPause);
+        }
+        if process.is_resuming() && matches!(exit, Exit::NoLog | Exit::LogOfBackup) {
+            self.env.saw(Sighting::LogRefused);
+            self.log_is_refused(index, exit);
         }
         let is_over = exit == Exit::GuestEnded;
         let host = &mut self.hosts[index];
@@ -308,7 +365,9 @@ impl World {
         self.env.at(self.env.now_ns + LOOK_NS, Event::Look);
         let now_ns = self.env.now_ns;
         let is_lost = !self.env.judge.survives(&self.env.arbiter, &[]) || self.is_stuck();
-        self.phase = match self.phase {
+        let phase = self.phase;
+        self.phase = match phase {
+            _ if is_lost && self.operate() => phase.again(now_ns, self.answered()),
             Phase::Faults { .. } | Phase::Recovery { .. } | Phase::Draining { .. } if is_lost => {
                 self.env.note("the VM is lost", &[]);
                 self.env.saw(Sighting::VmLost);
@@ -363,6 +422,9 @@ const fn exit_name(exit: Exit) -> &'static str {
         Exit::Fenced => "host: fenced",
         Exit::Mistaken => "host: has the wrong arbiter",
         Exit::StartsOver => "host: starts over",
+        Exit::NoLog => "host: has no log",
+        Exit::LogOfBackup => "host: has a backup's log",
+        Exit::Interrupted => "host: interrupted before its log began",
     }
 }
 
