@@ -199,6 +199,8 @@ impl<H: Host> PrimarySide<H> {
         }
         self.end_pause(vcpu);
         if self.spins(vcpu) {
+            // A vCPU thread that runs reads the clock: what is between two readings may be a pause.
+            vcpu.recorder.source_mut().ticks();
             return VcpuNext::Spin;
         }
         // The log is one that can be resumed before the guest runs, and before its clock does,
