@@ -193,7 +193,9 @@ impl Process {
             Resumption::Owns(continuation) => {
                 let node = self.me.node;
                 let (entries, may_lack) = (continuation.resumed.next_seq, continuation.may_lack);
-                env.judge.resumes(node, entries, may_lack);
+                // A disk that can't sync can't keep the mark of a failed log over a loss of power.
+                let is_unreliable = env.disks[self.me.host].has_failed();
+                env.judge.resumes(node, entries, may_lack || is_unreliable);
                 env.saw(if may_lack { Sighting::ResumedWithLoss } else { Sighting::Resumed });
                 let (role, machine, directory) = continuation.take_over(node, self.me.setup.timing);
                 let wait = self.me.setup.log_wait.unwrap_or(LogWait::Written);

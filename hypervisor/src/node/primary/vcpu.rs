@@ -336,7 +336,9 @@ impl<H: Host> PrimarySide<H> {
 
     /// A guest that has written as many pages as it may waits for the channel or the disk, if they
     /// are what the copying waits for.
-    fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
+    fn wait_for_copy(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
+        // As in a spin: this thread runs, and no pause of the guest's clock begins here.
+        vcpu.recorder.source_mut().ticks();
         let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
         if wants_copy || vcpu.disk_log.as_ref().is_some_and(SideDiskLog::wants_copy) {
             VcpuNext::Now
