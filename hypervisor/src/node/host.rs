@@ -95,7 +95,7 @@ pub trait GuestInput: EventSource {
     fn has_input(&self, machine: &Machine) -> bool;
 }
 
-/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
+/// The host's side of the one way out. Only what an [`OutputGate`]
 /// released comes here.
 pub trait OutputSink: Send + 'static {
     /// A connection to a LAN.
