@@ -4,7 +4,6 @@
 //! Every process is ended when its handle is dropped, every directory removed, and nothing leaves
 //! the loopback interface.
 
-pub mod both_die;
 pub mod client;
 pub mod etcd;
 pub mod http_proxy;

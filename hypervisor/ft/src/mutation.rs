@@ -121,8 +121,8 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// The mutations of rules about logs on disk that the simulator reaches too rarely:
-    /// `tests/src/both_die.rs` must catch them.
+    /// The mutations of rules about logs on disk that the simulator reaches too rarely: the model
+    /// must catch them.
     pub const OF_DISK_LOGS: [Self; 4] =
         [Self::ReleaseOnPromise, Self::ReleaseBeforeDisk, Self::AcceptOnPromise, Self::EndResumedOnPromise];
 

@@ -1,7 +1,6 @@
 //! Roles and drivers without processes: seeded runs of the simulator, every order of events of the
 //! model, and the mutations that both must find.
 
-mod both_die;
 mod model;
 mod mutations;
 mod seeds;
