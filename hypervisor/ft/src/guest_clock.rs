@@ -201,8 +201,8 @@ mod tests {
         assert_eq!(GuestClock::running(u64::MAX - 1, 0).ticks(S), u64::MAX, "a guest's clock of any value saturates");
     }
 
-    /// Seed 994 of the simulator: a vCPU thread that had run between was taken for one that the host
-    /// had not run.
+    /// Seed 994 of the simulator: a vCPU thread that had run between was taken for one that
+    /// the host had not run.
     #[test]
     fn letting_the_clock_run_on_is_a_look_at_it() {
         let mut watched = WatchedClock::new(GuestClock::running(0, 0), 0);
