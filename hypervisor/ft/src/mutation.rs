@@ -65,6 +65,8 @@ pub enum Mutation {
     SegmentNameNotSynced,
     /// A segment begins at its snapshot, without the entries that were received before it was made.
     SegmentWithoutReceivedEntries,
+    /// A segment gets its name before its snapshot is synced, though outputs wait for the disk.
+    SegmentNamedBeforeSync,
     /// A log's writer isn't named in its directory.
     WriterNotNamed,
     /// A node that resumes a VM is named in the directory only after its claim.
@@ -148,7 +150,7 @@ impl Mutation {
         [Self::TrustLogOfWinner, Self::PredecessorNotCompared, Self::ClaimInDoubt, Self::RefillUnderOwnName];
 
     /// The mutations that the simulator must catch.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::SkipOutputRule,
         Self::ReleaseOnSend,
         Self::AckBeforeReceive,
@@ -184,6 +186,7 @@ impl Mutation {
         Self::DurableBeforeSync,
         Self::SegmentNameNotSynced,
         Self::SegmentWithoutReceivedEntries,
+        Self::SegmentNamedBeforeSync,
         Self::WriterNotNamed,
         Self::ClaimBeforeName,
         Self::OlderLogTaken,

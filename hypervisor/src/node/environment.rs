@@ -1,7 +1,7 @@
 //! One side of a VM, as its process knows itself.
 
-use super::arbiter_desk::ProcessDesk;
-use super::arbiter_line::ArbiterLine;
+use super::arbiter_client::ArbiterClient;
+use super::arbiter_thread::ArbiterThread;
 use super::io::console::Keys;
 use super::io::network::NetworkAddress;
 use crate::os::report::Reporter;
@@ -16,7 +16,7 @@ pub struct Node {
     /// This incarnation.
     pub id: NodeId,
     /// Who decides which side lives.
-    pub arbiter: ProcessDesk,
+    pub arbiter: ArbiterThread,
     /// Where frames go; without one they go nowhere.
     pub network: Option<NetworkAddress>,
     /// The network device's address, as the network knows it.
@@ -38,7 +38,7 @@ pub const ANSWER_NS: u64 = 6_000_000_000;
 impl Node {
     /// A way to the arbiter.
     #[must_use]
-    pub fn line(&self) -> ArbiterLine<ProcessDesk> {
-        ArbiterLine::new(self.arbiter.clone(), self.vm.clone(), self.address.clone(), ANSWER_NS)
+    pub fn arbiter_client(&self) -> ArbiterClient<ArbiterThread> {
+        ArbiterClient::new(self.arbiter.clone(), self.vm.clone(), self.address.clone(), ANSWER_NS)
     }
 }

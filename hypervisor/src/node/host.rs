@@ -5,7 +5,7 @@
 //! calls it, and on which thread, is for the host. The process and the simulator call the same
 //! steps.
 
-use super::io::lan::{Given, LanWay};
+use super::io::lan::{Given, LanOutput};
 use super::log::{DiskLogSteps, Storage};
 use super::reports::NodeReport;
 pub use crate::os::connection::Connection;
@@ -109,7 +109,7 @@ pub trait OutputSink: Send + 'static {
     fn write(&mut self, outputs: &[Released]) -> bool;
 
     /// The way to a LAN, which [`OutputSink::write`] takes.
-    fn lan(&mut self) -> &mut LanWay<Self::Connection>;
+    fn lan(&mut self) -> &mut LanOutput<Self::Connection>;
 }
 
 /// The steps of a side. A process has a thread for each.

@@ -8,8 +8,8 @@
 //!               │   timer ──────────────────────┘
 //! ```
 
-pub mod arbiter_desk;
-pub mod arbiter_line;
+pub mod arbiter_client;
+pub mod arbiter_thread;
 pub mod backup;
 pub mod channel;
 pub mod distribution;

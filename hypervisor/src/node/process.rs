@@ -3,7 +3,7 @@
 use super::channel::lock;
 use super::host::{GuestInput, Host, Listener, Next, OutputSink, Priority, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
-use super::io::lan::{Given, LanWay};
+use super::io::lan::{Given, LanOutput};
 use super::io::network;
 use super::io::sink::NetworkAndConsole;
 use super::log::{DiskLogSteps, HostDirectory};
@@ -160,7 +160,7 @@ impl GuestInput for HostEventSource {
 impl OutputSink for NetworkAndConsole {
     type Connection = TcpStream;
 
-    fn lan(&mut self) -> &mut LanWay<TcpStream> {
+    fn lan(&mut self) -> &mut LanOutput<TcpStream> {
         self.lan()
     }
 

@@ -1,6 +1,6 @@
 //! A backup's search for its primary: where it looks, how often, and what it tells meanwhile.
 
-use super::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterLine, ArbiterReply};
+use super::arbiter_client::{ArbiterCall, ArbiterClient, ArbiterReply, ArbiterTransport};
 use super::host::{Host, Listener, Next};
 use super::reports::NodeReport;
 use super::waiting::Waiting;
@@ -33,7 +33,7 @@ impl Default for SearchTiming {
 /// A search.
 #[derive(Debug)]
 pub struct Search<D> {
-    line: ArbiterLine<D>,
+    arbiter: ArbiterClient<D>,
     vm: VmId,
     /// Where this node accepts a backup itself, as told to others.
     own_address: String,
@@ -58,17 +58,17 @@ pub enum SearchStep<C> {
     Failed(ArbiterError),
 }
 
-impl<D: ArbiterDesk> Search<D> {
+impl<D: ArbiterTransport> Search<D> {
     /// A search for the primary of `vm` at `primary` or, if nobody says where it is, where the
     /// arbiter says that the VM's owner listens.
     pub const fn new(
-        line: ArbiterLine<D>,
+        arbiter: ArbiterClient<D>,
         vm: VmId,
         own_address: String,
         primary: Option<SocketAddr>,
         timing: SearchTiming,
     ) -> Self {
-        Self { line, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
+        Self { arbiter, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
     }
 
     /// Whether a backup that has ended so looks for a primary again: one that has had no part in
@@ -85,9 +85,9 @@ impl<D: ArbiterDesk> Search<D> {
     pub fn step<H: Host>(&mut self, host: &H) -> SearchStep<H::Connection> {
         let now_ns = host.now_ns();
         self.waiting.get_or_insert(Waiting::since(now_ns));
-        let found = if self.line.is_asking() {
-            match self.line.poll(now_ns, |_| ()) {
-                None => return SearchStep::Next(Next::Wait { until_ns: self.line.due_ns() }),
+        let found = if self.arbiter.is_asking() {
+            match self.arbiter.poll(now_ns, |_| ()) {
+                None => return SearchStep::Next(Next::Wait { until_ns: self.arbiter.due_ns() }),
                 Some(Ok(ArbiterReply::Latest(latest))) => self.owner_address(latest),
                 Some(Ok(ArbiterReply::Verdict(_))) => unreachable!("a look is answered by the latest claim"),
                 Some(Err(error)) if error.is_unreachable() => Err(error.to_string()),
@@ -98,7 +98,7 @@ impl<D: ArbiterDesk> Search<D> {
         } else if let Some(address) = self.primary {
             Ok(address)
         } else {
-            self.line.call(now_ns, ArbiterCall::Latest);
+            self.arbiter.call(now_ns, ArbiterCall::Latest);
             return SearchStep::Next(Next::Now);
         };
         match found.and_then(|address| connect(host, address)) {

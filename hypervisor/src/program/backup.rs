@@ -7,7 +7,7 @@ use super::cli::stop::{Origin, StopSwitch};
 use super::guest::Guest;
 use super::primary::run_live;
 use super::{Failure, begin, fail_stop, finish};
-use crate::node::arbiter_desk::ProcessDesk;
+use crate::node::arbiter_thread::ArbiterThread;
 use crate::node::backup;
 use crate::node::backup::no_primary_port::NoPrimaryPort;
 use crate::node::backup::{BackupOutcome, BitFlip, FaultInjection, Succession};
@@ -130,7 +130,8 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
     let expectation = Expectation { vm: node.vm.clone(), image };
     let host = ProcessHost::new(node.reporter);
     let own_address = node.address.clone();
-    let mut search = Search::new(node.line(), node.vm.clone(), own_address, options.primary, SearchTiming::default());
+    let mut search =
+        Search::new(node.arbiter_client(), node.vm.clone(), own_address, options.primary, SearchTiming::default());
     loop {
         let log = options.node.disk_log()?;
         let connection = find_primary(&host, &mut search)?;
@@ -149,7 +150,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
 }
 
 /// Connects to the primary, as soon as there is one.
-fn find_primary(host: &ProcessHost, search: &mut Search<ProcessDesk>) -> Result<Arc<TcpStream>, Failure> {
+fn find_primary(host: &ProcessHost, search: &mut Search<ArbiterThread>) -> Result<Arc<TcpStream>, Failure> {
     loop {
         match search.step(host) {
             SearchStep::Next(next) => _ = wait(&next),

@@ -1,8 +1,8 @@
 //! A start's arbiter, which is asked until it answers.
 
 use crate::arbiter::{Arbiter, ArbiterError};
-use crate::node::arbiter_desk::ProcessDesk;
-use crate::node::arbiter_line::{ArbiterCall, ArbiterLine, ArbiterReply};
+use crate::node::arbiter_client::{ArbiterCall, ArbiterClient, ArbiterReply};
+use crate::node::arbiter_thread::ArbiterThread;
 use crate::node::environment::Node;
 use crate::node::host::Next;
 use crate::node::process::wait;
@@ -31,10 +31,10 @@ impl PatientArbiter<'_> {
         call: &ArbiterCall,
         is_final: impl Fn(&ArbiterError, u32) -> bool,
     ) -> Result<ArbiterReply, ArbiterError> {
-        let mut line = self.0.line();
+        let mut client = self.0.arbiter_client();
         let mut unanswered = 0_u32;
         loop {
-            match self.wait(&mut line, call.clone()) {
+            match self.wait(&mut client, call.clone()) {
                 Err(error) if !is_final(&error, unanswered) => unanswered = unanswered.saturating_add(1),
                 answer => return answer,
             }
@@ -42,13 +42,13 @@ impl PatientArbiter<'_> {
         }
     }
 
-    fn wait(&self, line: &mut ArbiterLine<ProcessDesk>, call: ArbiterCall) -> Result<ArbiterReply, ArbiterError> {
-        line.call(clock::now_ns(), call);
+    fn wait(&self, client: &mut ArbiterClient<ArbiterThread>, call: ArbiterCall) -> Result<ArbiterReply, ArbiterError> {
+        client.call(clock::now_ns(), call);
         loop {
-            if let Some(answer) = line.poll(clock::now_ns(), |report| self.0.reporter.tell(report)) {
+            if let Some(answer) = client.poll(clock::now_ns(), |report| self.0.reporter.tell(report)) {
                 return answer;
             }
-            wait(&Next::Wait { until_ns: line.due_ns() });
+            wait(&Next::Wait { until_ns: client.due_ns() });
         }
     }
 }
@@ -80,7 +80,7 @@ impl Arbiter for PatientArbiter<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{PatientArbiter, ProcessDesk};
+    use super::{ArbiterThread, PatientArbiter};
     use crate::arbiter::{Arbiter, ArbiterError};
     use crate::node::environment::Node;
     use crate::node::io::console::Keys;
@@ -131,7 +131,7 @@ mod tests {
         let node = Node {
             vm: VmId::new("vm0").unwrap(),
             id: NodeId(1),
-            arbiter: ProcessDesk::new(arbiter.clone(), "tcp:x", None).unwrap(),
+            arbiter: ArbiterThread::new(arbiter.clone(), "tcp:x", None).unwrap(),
             network: None,
             mac: [0; 6],
             address: "127.0.0.1:1".into(),

@@ -6,7 +6,7 @@ use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
 use ft::record::Intervals;
 use ft::role::{BackupRole, Expectation, PrimaryRole, Timing};
 use hypervisor::arbiter::{Arbiter, ArbiterError};
-use hypervisor::node::arbiter_desk::ProcessDesk;
+use hypervisor::node::arbiter_thread::ArbiterThread;
 use hypervisor::node::backup;
 use hypervisor::node::backup::{BackupOutcome, FaultInjection};
 use hypervisor::node::environment::Node;
@@ -98,7 +98,7 @@ pub(crate) fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     Node {
         vm: vm(),
         id: NodeId(id),
-        arbiter: ProcessDesk::new(arbiter.clone(), "test", None).unwrap(),
+        arbiter: ArbiterThread::new(arbiter.clone(), "test", None).unwrap(),
         network: None,
         mac: [0; 6],
         address: "127.0.0.1:1".into(),

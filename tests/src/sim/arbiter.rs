@@ -2,7 +2,7 @@
 
 use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
 use hypervisor::arbiter::{Arbiter, ArbiterError};
-use hypervisor::node::arbiter_line::{ArbiterCall, ArbiterReply};
+use hypervisor::node::arbiter_client::{ArbiterCall, ArbiterReply};
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::BTreeMap;

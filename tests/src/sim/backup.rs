@@ -69,7 +69,7 @@ impl Backup {
             let log = log.map(|options| (me.node, options));
             Arc::new(BackupSide::new(host.clone(), role, connection, log, BUFFER_BYTES_MAX))
         });
-        let control = BackupControl::new(me.setup.line(&host));
+        let control = BackupControl::new(me.setup.arbiter_client(&host));
         Self {
             control,
             log_work: None,

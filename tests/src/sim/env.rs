@@ -8,7 +8,7 @@ use super::sightings::{Sighting, Sightings};
 use super::trace::Trace;
 use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
-use hypervisor::node::arbiter_line::ArbiterCall;
+use hypervisor::node::arbiter_client::ArbiterCall;
 use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::cmp::Reverse;

@@ -14,7 +14,7 @@ use crate::random::Random;
 use ft::claim::Verdict;
 use hypervisor::arbiter::ArbiterError;
 use hypervisor::lan::client::LanError;
-use hypervisor::node::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterReply};
+use hypervisor::node::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
 use hypervisor::node::host::{Connection, Host, Listener, Observation, StepKind};
 use hypervisor::node::io::lan::Given;
 use hypervisor::node::log::DiskLogSteps;
@@ -373,7 +373,7 @@ impl Host for SimHost {
     }
 }
 
-impl ArbiterDesk for SimHost {
+impl ArbiterTransport for SimHost {
     fn next_number(&self) -> u64 {
         self.env.get().next_question()
     }

@@ -103,7 +103,7 @@ impl Primary {
         let side = Arc::new(PrimarySide::new(host.clone(), identity, role, sink));
         let (control, vcpu) = host.call(env, || {
             let watch = disk_log.as_ref().map(|log| log.disk_watch(host.now_ns()));
-            let control = side.control(me.setup.line(&host), watch);
+            let control = side.control(me.setup.arbiter_client(&host), watch);
             if let Some(log) = &disk_log {
                 let side = side.clone();
                 log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));

@@ -10,7 +10,7 @@ use super::sightings::Sighting;
 use super::wires::Place;
 use ft::record::Intervals;
 use ft::role::{BackupEnd, PrimaryRole, Timing};
-use hypervisor::node::arbiter_line::ArbiterLine;
+use hypervisor::node::arbiter_client::ArbiterClient;
 use hypervisor::node::backup::no_primary_port::NoPrimaryAnswers;
 use hypervisor::node::host::Next;
 use hypervisor::node::io::lan::AttachmentTiming;
@@ -43,9 +43,9 @@ pub(super) struct Setup {
 
 impl Setup {
     /// The way of the process on `host` to the arbiter.
-    pub(super) fn line(&self, host: &SimHost) -> ArbiterLine<SimHost> {
+    pub(super) fn arbiter_client(&self, host: &SimHost) -> ArbiterClient<SimHost> {
         let own_address = address(host.me().host).to_string();
-        ArbiterLine::new(host.clone(), self.vm.clone(), own_address, ANSWER_NS)
+        ArbiterClient::new(host.clone(), self.vm.clone(), own_address, ANSWER_NS)
     }
 }
 
@@ -99,7 +99,7 @@ impl Process {
     pub(super) fn seeking(me: Me) -> Self {
         let host = SimHost::new(me.clone());
         let (vm, own_address) = (me.setup.vm.clone(), address(me.host).to_string());
-        let search = Search::new(me.setup.line(&host), vm, own_address, None, me.setup.search);
+        let search = Search::new(me.setup.arbiter_client(&host), vm, own_address, None, me.setup.search);
         Self { me, host, kind: Kind::Seeking(Box::new(search)), no_primary: NoPrimaryAnswers::default() }
     }
 

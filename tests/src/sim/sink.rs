@@ -6,7 +6,7 @@ use super::host::{SimConnection, SimHost};
 use super::sightings::Sighting;
 use ft::output_gate::Released;
 use hypervisor::node::host::{Host, OutputSink};
-use hypervisor::node::io::lan::LanWay;
+use hypervisor::node::io::lan::LanOutput;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
@@ -19,14 +19,14 @@ const HELD_NS: u64 = 1_000_000;
 /// A process's sink.
 pub(super) struct SimSink {
     host: SimHost,
-    lan: LanWay<SimConnection>,
+    lan: LanOutput<SimConnection>,
     /// Console output that waits for its reader, who takes it at this time.
     console: VecDeque<(u64, OutputId, u64)>,
 }
 
 impl SimSink {
     pub(super) fn new(host: SimHost) -> Self {
-        Self { host, lan: LanWay::default(), console: VecDeque::new() }
+        Self { host, lan: LanOutput::default(), console: VecDeque::new() }
     }
 
     /// When there is something to do that no arrival announces.
@@ -97,7 +97,7 @@ impl OutputSink for SimSink {
         false
     }
 
-    fn lan(&mut self) -> &mut LanWay<SimConnection> {
+    fn lan(&mut self) -> &mut LanOutput<SimConnection> {
         &mut self.lan
     }
 }

@@ -355,3 +355,16 @@ fn names_are_told_by_their_form() {
     }
     assert!(tests(&texts).contains("names_are_told_by_their_form"));
 }
+
+/// A rule that a mutation takes away is a promise's, and the protocol's last table says whose.
+#[test]
+fn every_mutation_stands_beside_its_promise() {
+    let read = |path: &str| fs::read_to_string(workspace().join(path)).unwrap();
+    let (code, protocol) = (read("hypervisor/ft/src/mutation.rs"), read("hypervisor/PROTOCOL.md"));
+    let variants = code.split_once("pub enum Mutation {").unwrap().1.split_once("\n}").unwrap().0;
+    let names = variants.lines().filter_map(|line| line.trim().strip_suffix(','));
+    let names: Vec<_> = names.filter(|name| name.chars().all(char::is_alphanumeric)).collect();
+    assert!(names.len() > 40, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !protocol.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "PROTOCOL.md says nothing of {missing:?}");
+}

@@ -150,7 +150,7 @@ pub fn run(
             replay
         })?
     };
-    let mut control = BackupControl::new(node.line());
+    let mut control = BackupControl::new(node.arbiter_client());
     host.is_run_here(StepKind::Control);
     let generation = loop {
         match side.step_control(&mut control) {

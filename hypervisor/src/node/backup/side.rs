@@ -2,7 +2,7 @@
 //! wait.
 
 use super::replay::Work;
-use crate::node::arbiter_line::{ArbiterDesk, ArbiterLine};
+use crate::node::arbiter_client::{ArbiterClient, ArbiterTransport};
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use crate::node::host::{Answer, Host, Next, Observation, Question, StepKind};
 use crate::node::log::{DiskLogOptions, JoiningLog, SideDiskLog};
@@ -55,23 +55,23 @@ pub enum Control {
 /// What the step that does what takes time remembers.
 #[derive(Debug)]
 pub struct BackupControl<D> {
-    line: ArbiterLine<D>,
+    arbiter: ArbiterClient<D>,
     /// How it ends once its last words are heard, and until when that is waited for.
     parting: Option<(BackupEnd, u64)>,
 }
 
 impl<D> BackupControl<D> {
     /// Begins with what takes time; the arbiter is asked over `line`.
-    pub const fn new(line: ArbiterLine<D>) -> Self {
-        Self { line, parting: None }
+    pub const fn new(arbiter: ArbiterClient<D>) -> Self {
+        Self { arbiter, parting: None }
     }
 }
 
-impl<D: ArbiterDesk> BackupControl<D> {
+impl<D: ArbiterTransport> BackupControl<D> {
     /// Whether an answer of the arbiter is waited for.
     #[must_use]
     pub const fn is_asking(&self) -> bool {
-        self.line.is_asking()
+        self.arbiter.is_asking()
     }
 }
 
@@ -229,7 +229,7 @@ impl<H: Host> BackupSide<H> {
     }
 
     /// Does what is to be done next of what takes time.
-    pub fn step_control<D: ArbiterDesk>(self: &Arc<Self>, control: &mut BackupControl<D>) -> Control {
+    pub fn step_control<D: ArbiterTransport>(self: &Arc<Self>, control: &mut BackupControl<D>) -> Control {
         let now_ns = self.host.now_ns();
         if let Some((end, until_ns)) = control.parting.take() {
             if self.has_more_to_say() && now_ns < until_ns {
@@ -239,9 +239,9 @@ impl<H: Host> BackupSide<H> {
             self.finish(false);
             return Control::End(end);
         }
-        if control.line.is_asking() {
-            let Some(answer) = control.line.poll_answer(now_ns, |report| self.host.report(report)) else {
-                return Control::Next(Next::Wait { until_ns: control.line.due_ns() });
+        if control.arbiter.is_asking() {
+            let Some(answer) = control.arbiter.poll_answer(now_ns, |report| self.host.report(report)) else {
+                return Control::Next(Next::Wait { until_ns: control.arbiter.due_ns() });
             };
             self.drive(|role, now_ns| match answer {
                 Answer::Claim(answer) => role.handle_claim(now_ns, answer),
@@ -253,8 +253,8 @@ impl<H: Host> BackupSide<H> {
             return Control::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
         };
         match task {
-            Task::CheckOwner => control.line.ask(now_ns, Question::Latest),
-            Task::Claim(request) => control.line.ask(now_ns, Question::Claim(request)),
+            Task::CheckOwner => control.arbiter.ask(now_ns, Question::Latest),
+            Task::Claim(request) => control.arbiter.ask(now_ns, Question::Claim(request)),
             Task::GoLive(generation) => {
                 self.finish(true);
                 return Control::GoLive(generation);

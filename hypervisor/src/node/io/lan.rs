@@ -108,19 +108,19 @@ pub trait LanUser {
     fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
 }
 
-/// The way to a LAN, for who sends.
+/// The sending end of a VM's attachment to its LAN.
 #[derive(Debug)]
-pub struct LanWay<C> {
+pub struct LanOutput<C> {
     sender: Option<PortSender<C>>,
 }
 
-impl<C> Default for LanWay<C> {
+impl<C> Default for LanOutput<C> {
     fn default() -> Self {
         Self { sender: None }
     }
 }
 
-impl<C: Connection> LanWay<C> {
+impl<C: Connection> LanOutput<C> {
     /// The LAN is there, or away.
     pub fn set(&mut self, sender: Option<PortSender<C>>) {
         self.sender = sender;

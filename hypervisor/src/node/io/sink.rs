@@ -2,7 +2,7 @@
 
 use super::announce::Station;
 use super::console_text::ConsoleText;
-use super::lan::LanWay;
+use super::lan::LanOutput;
 use super::tap::TapSender;
 use crate::node::distribution::histogram_ns;
 use crate::node::reports::NodeReport;
@@ -23,7 +23,7 @@ const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_HELD_BYTES_MAX, "drop
 pub struct NetworkAndConsole {
     reporter: Reporter,
     is_on_lan: bool,
-    lan: LanWay<TcpStream>,
+    lan: LanOutput<TcpStream>,
     /// An interface of this host, and what of the guest can be told there.
     tap: Option<(TapSender, Station)>,
     packets: u64,
@@ -44,7 +44,7 @@ impl NetworkAndConsole {
         Self {
             reporter,
             is_on_lan,
-            lan: LanWay::default(),
+            lan: LanOutput::default(),
             tap: None,
             packets: 0,
             packets_without_lan: 0,
@@ -61,7 +61,7 @@ impl NetworkAndConsole {
     }
 
     /// The way to a LAN.
-    pub const fn lan(&mut self) -> &mut LanWay<TcpStream> {
+    pub const fn lan(&mut self) -> &mut LanOutput<TcpStream> {
         &mut self.lan
     }
 

@@ -113,7 +113,8 @@ impl<S: Storage> WriterStep<S> {
         }
     }
 
-    /// Carries out what has gathered in the queue; it takes as long as the page cache does.
+    /// Carries out what has gathered in the queue. It takes as long as the page cache does; with
+    /// `--log-wait durable` also as long as the disk takes for what is left of a new snapshot.
     /// [`Next::Arrival`] is when there is more ([`WriterStep::has_work`]). Done behind the last
     /// order, or when something has failed.
     pub fn step(&mut self, now_ns: u64) -> Next {
@@ -164,6 +165,7 @@ impl<S: Storage> WriterStep<S> {
             self.next = self.queue.recv().ok();
         }
     }
+
     /// Carries out `batch` and what else has gathered, and lets it all reach the page cache.
     fn carry_out_all(&mut self, batch: Batch) -> Result<(), LogDirectoryError> {
         let gathered = self.queue.len();
@@ -244,7 +246,7 @@ impl<S: Storage> WriterStep<S> {
         }
         // Its name makes it the newest segment, which a restart must be able to read.
         log.flush().map_err(&part_failed)?;
-        if self.note.wait == LogWait::Durable {
+        if self.note.wait == LogWait::Durable && !mutated(Mutation::SegmentNamedBeforeSync) {
             file.sync().map_err(failed_at("syncing", &self.storage, PART))?;
         }
         self.storage.rename(PART, &name).map_err(failed_at("naming", &self.storage, &name))?;

@@ -2,7 +2,7 @@
 
 use super::LiveEnd;
 use super::side::PrimarySide;
-use crate::node::arbiter_line::{ArbiterDesk, ArbiterLine};
+use crate::node::arbiter_client::{ArbiterClient, ArbiterTransport};
 use crate::node::channel::lock;
 use crate::node::host::{Answer, Host, Next, Question, StepKind};
 use crate::node::log::DiskWatch;
@@ -47,7 +47,7 @@ struct Parting {
 /// What the step that does what takes time remembers.
 #[derive(Debug)]
 pub struct PrimaryControl<D> {
-    line: ArbiterLine<D>,
+    arbiter: ArbiterClient<D>,
     /// For the first backup.
     waiting: Waiting,
     was_alone: bool,
@@ -57,33 +57,37 @@ pub struct PrimaryControl<D> {
     parting: Option<Parting>,
 }
 
-impl<D: ArbiterDesk> PrimaryControl<D> {
+impl<D: ArbiterTransport> PrimaryControl<D> {
     /// Whether an answer of the arbiter is waited for.
     #[must_use]
     pub const fn is_asking(&self) -> bool {
-        self.line.is_asking()
+        self.arbiter.is_asking()
     }
 }
 
 impl<H: Host> PrimarySide<H> {
     /// Begins with what takes time; the arbiter is asked over `line`, and `disk` looks at the log
     /// on disk, if one is kept.
-    pub fn control<D: ArbiterDesk>(&self, line: ArbiterLine<D>, disk: Option<DiskWatch>) -> PrimaryControl<D> {
+    pub fn control<D: ArbiterTransport>(
+        &self,
+        arbiter: ArbiterClient<D>,
+        disk: Option<DiskWatch>,
+    ) -> PrimaryControl<D> {
         // A guest that runs from the start has been without a backup before it gets one.
         let was_alone = !lock(&self.role).is_awaiting_backup();
         if was_alone {
             self.tell_alone();
         }
         let waiting = Waiting::since(self.host.now_ns());
-        PrimaryControl { line, waiting, was_alone, disk, is_refilling: false, parting: None }
+        PrimaryControl { arbiter, waiting, was_alone, disk, is_refilling: false, parting: None }
     }
 
     /// Does what is to be done next of what takes time.
-    pub fn step_control<D: ArbiterDesk>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
+    pub fn step_control<D: ArbiterTransport>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         if control.parting.is_some() {
             return self.part(control);
         }
-        if control.line.is_asking() {
+        if control.arbiter.is_asking() {
             return PrimaryStep::Next(self.wait_for_answer(control));
         }
         let action = lock(&self.actions).pop_front();
@@ -98,13 +102,13 @@ impl<H: Host> PrimarySide<H> {
         match action {
             PrimaryAction::Claim(request) => {
                 control.is_refilling = false;
-                control.line.ask(self.host.now_ns(), Question::Claim(request));
+                control.arbiter.ask(self.host.now_ns(), Question::Claim(request));
             }
             PrimaryAction::Refill(request) => {
                 control.is_refilling = true;
-                control.line.ask(self.host.now_ns(), Question::Claim(request));
+                control.arbiter.ask(self.host.now_ns(), Question::Claim(request));
             }
-            PrimaryAction::Look => control.line.ask(self.host.now_ns(), Question::Latest),
+            PrimaryAction::Look => control.arbiter.ask(self.host.now_ns(), Question::Latest),
             PrimaryAction::HandOver => return self.begin_parting(control, LiveEnd::HandedOver),
             PrimaryAction::End(end) => return self.begin_parting(control, LiveEnd::Role(end)),
             PrimaryAction::ClaimsLost { latest } => self.host.report(&NodeReport::ClaimsLost {
@@ -139,10 +143,10 @@ impl<H: Host> PrimarySide<H> {
     }
 
     /// Gives the role the arbiter's answer, once it has come or is given up.
-    fn wait_for_answer<D: ArbiterDesk>(&self, control: &mut PrimaryControl<D>) -> Next {
+    fn wait_for_answer<D: ArbiterTransport>(&self, control: &mut PrimaryControl<D>) -> Next {
         let now_ns = self.host.now_ns();
-        let Some(answer) = control.line.poll_answer(now_ns, |report| self.host.report(report)) else {
-            return Next::Wait { until_ns: control.line.due_ns() };
+        let Some(answer) = control.arbiter.poll_answer(now_ns, |report| self.host.report(report)) else {
+            return Next::Wait { until_ns: control.arbiter.due_ns() };
         };
         let is_refilling = control.is_refilling;
         self.drive(|role: &mut PrimaryRole, now_ns| match answer {

@@ -89,7 +89,8 @@ impl LiveVm {
                 side.console_left(next);
             }
         });
-        let mut control = side.control(node.line(), disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
+        let mut control =
+            side.control(node.arbiter_client(), disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
         if let Some(log) = &disk_log {
             let side = side.clone();
             log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));

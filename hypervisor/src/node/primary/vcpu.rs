@@ -197,10 +197,11 @@ impl<H: Host> PrimarySide<H> {
         if vcpu.has_slept {
             self.hear_backup();
         }
+        // Each step reads the guest's clock, whatever else it does: a gap between two readings is a
+        // pause, in which the host didn't run this thread.
+        vcpu.recorder.source_mut().ticks();
         self.end_pause(vcpu);
         if self.spins(vcpu) {
-            // A vCPU thread that runs reads the clock: what is between two readings may be a pause.
-            vcpu.recorder.source_mut().ticks();
             return VcpuNext::Spin;
         }
         // The log is one that can be resumed before the guest runs, and before its clock does,
@@ -336,9 +337,7 @@ impl<H: Host> PrimarySide<H> {
 
     /// A guest that has written as many pages as it may waits for the channel or the disk, if they
     /// are what the copying waits for.
-    fn wait_for_copy(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
-        // As in a spin: this thread runs, and no pause of the guest's clock begins here.
-        vcpu.recorder.source_mut().ticks();
+    fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
         let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
         if wants_copy || vcpu.disk_log.as_ref().is_some_and(SideDiskLog::wants_copy) {
             VcpuNext::Now

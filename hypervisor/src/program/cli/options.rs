@@ -3,7 +3,7 @@
 use crate::arbiter;
 use crate::arbiter::Arbiter;
 use crate::arbiter::server::DISK_TIMEOUT;
-use crate::node::arbiter_desk::{ClaimWatch, ProcessDesk};
+use crate::node::arbiter_thread::{ArbiterThread, ClaimWatch};
 use crate::node::environment::{ANSWER_NS, Node};
 use crate::node::io::console::Keys;
 use crate::node::io::network::NetworkAddress;
@@ -208,7 +208,7 @@ impl NodeOptions {
     ///
     /// # Errors
     /// If the spec names none, or a thread can't be started.
-    pub fn arbiter(&self, watch: Arc<dyn ClaimWatch>) -> Result<ProcessDesk, Failure> {
+    pub fn arbiter(&self, watch: Arc<dyn ClaimWatch>) -> Result<ArbiterThread, Failure> {
         let (arbiter, spec): (Arc<dyn Arbiter>, _) = match &self.arbiter {
             None => {
                 let arbiter = open_default()?;
@@ -223,7 +223,7 @@ impl NodeOptions {
                 (arbiter.into(), spec.clone())
             }
         };
-        Ok(ProcessDesk::new(arbiter, &spec, Some(watch))?)
+        Ok(ArbiterThread::new(arbiter, &spec, Some(watch))?)
     }
 
     /// How long to wait for what.
@@ -256,7 +256,7 @@ impl NodeOptions {
     pub(in crate::program) fn node(
         &self,
         id: NodeId,
-        arbiter: ProcessDesk,
+        arbiter: ArbiterThread,
         mac: [u8; 6],
         listener: &TcpListener,
         program: &'static str,

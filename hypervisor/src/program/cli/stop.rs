@@ -11,7 +11,7 @@
 //! The second signal ends the process at once, whatever it does.
 
 use crate::arbiter::ArbiterError;
-use crate::node::arbiter_desk::ClaimWatch;
+use crate::node::arbiter_thread::ClaimWatch;
 use crate::node::primary::LiveVm;
 use crate::os::clock;
 use crate::os::signals;

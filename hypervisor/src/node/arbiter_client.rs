@@ -1,5 +1,5 @@
-//! The way to the arbiter: one question at a time, given up when it takes too long, and told
-//! rarely.
+//! A client of the arbiter without I/O: one question at a time, which is given up when it takes too
+//! long; failures are reported rarely.
 
 use super::host::{Answer, Question};
 use super::reports::NodeReport;
@@ -37,8 +37,8 @@ pub enum ArbiterReply {
     Latest(Option<(Generation, Claim)>),
 }
 
-/// Whoever takes questions to the arbiter and brings its answers back, without making anybody wait.
-pub trait ArbiterDesk {
+/// Carries questions to the arbiter and its answers back. No call waits.
+pub trait ArbiterTransport {
     /// A number that no other question has.
     fn next_number(&self) -> u64;
 
@@ -69,8 +69,8 @@ struct Pending {
 
 /// The way of one VM's side to the arbiter.
 #[derive(Debug)]
-pub struct ArbiterLine<D> {
-    desk: D,
+pub struct ArbiterClient<D> {
+    transport: D,
     vm: VmId,
     /// Where this node accepts a backup, as its claims say.
     address: String,
@@ -83,15 +83,15 @@ pub struct ArbiterLine<D> {
     unanswered: u32,
 }
 
-impl<D: ArbiterDesk> ArbiterLine<D> {
-    /// A way over `desk` on which an answer is waited for `timeout_ns` nanoseconds.
-    pub const fn new(desk: D, vm: VmId, address: String, timeout_ns: u64) -> Self {
-        Self { desk, vm, address, timeout_ns, number: 0, pending: None, unanswered: 0 }
+impl<D: ArbiterTransport> ArbiterClient<D> {
+    /// A way over `transport` on which an answer is waited for `timeout_ns` nanoseconds.
+    pub const fn new(transport: D, vm: VmId, address: String, timeout_ns: u64) -> Self {
+        Self { transport, vm, address, timeout_ns, number: 0, pending: None, unanswered: 0 }
     }
 
     /// What it asks over.
-    pub const fn desk(&self) -> &D {
-        &self.desk
+    pub const fn transport(&self) -> &D {
+        &self.transport
     }
 
     /// Whether an answer is waited for.
@@ -106,7 +106,7 @@ impl<D: ArbiterDesk> ArbiterLine<D> {
         self.pending.as_ref().map_or(u64::MAX, |pending| pending.until_ns)
     }
 
-    /// Asks what a role wants to know; [`ArbiterLine::poll_answer`] has the answer.
+    /// Asks what a role wants to know; [`ArbiterClient::poll_answer`] has the answer.
     pub fn ask(&mut self, now_ns: u64, question: Question) {
         let call = match question {
             Question::Latest => ArbiterCall::Latest,
@@ -137,11 +137,11 @@ impl<D: ArbiterDesk> ArbiterLine<D> {
         })
     }
 
-    /// Asks this; [`ArbiterLine::poll`] has the answer.
+    /// Asks this; [`ArbiterClient::poll`] has the answer.
     pub fn call(&mut self, now_ns: u64, call: ArbiterCall) {
-        self.number = self.desk.next_number();
-        self.desk.asks(&call);
-        let is_sent = self.desk.send(self.number, &self.vm, &call);
+        self.number = self.transport.next_number();
+        self.transport.asks(&call);
+        let is_sent = self.transport.send(self.number, &self.vm, &call);
         self.pending = Some(Pending { call, until_ns: now_ns + self.timeout_ns, is_sent });
     }
 
@@ -150,14 +150,14 @@ impl<D: ArbiterDesk> ArbiterLine<D> {
     pub fn poll(&mut self, now_ns: u64, report: impl Fn(&NodeReport)) -> Option<Result<ArbiterReply, ArbiterError>> {
         let pending = self.pending.as_mut()?;
         let mut outcome = None;
-        while let Some((number, reply)) = self.desk.take_reply() {
+        while let Some((number, reply)) = self.transport.take_reply() {
             // That of a question that was given up says nothing of this one.
             if number == self.number || mutated(Mutation::LateReplyCounts) {
                 outcome = Some(reply);
             }
         }
         if !pending.is_sent {
-            pending.is_sent = self.desk.send(self.number, &self.vm, &pending.call);
+            pending.is_sent = self.transport.send(self.number, &self.vm, &pending.call);
         }
         let outcome = match outcome {
             Some(outcome) => outcome,
@@ -167,10 +167,10 @@ impl<D: ArbiterDesk> ArbiterLine<D> {
                 let seconds = Duration::from_nanos(self.timeout_ns).as_secs_f32();
                 let text = format!("{reason} (more than {seconds} s)");
                 let source = io::Error::new(io::ErrorKind::TimedOut, text);
-                Err(ArbiterError::Unreachable { arbiter: self.desk.spec().to_owned(), source })
+                Err(ArbiterError::Unreachable { arbiter: self.transport.spec().to_owned(), source })
             }
         };
-        self.desk.settled(&self.vm, &pending.call, outcome.as_ref());
+        self.transport.settled(&self.vm, &pending.call, outcome.as_ref());
         self.pending = None;
         match &outcome {
             Ok(_) => self.unanswered = 0,

@@ -1,8 +1,7 @@
-//! The way to the arbiter of a process: a thread of its own asks, so that nobody else waits for
-//! what the arbiter waits for, be it a file server or a name server that is gone, or a disk that
-//! hangs.
+//! The thread of a process that asks the arbiter. No other thread waits for what the arbiter waits
+//! for: a file server or a name server that is gone, or a disk that hangs.
 
-use super::arbiter_line::{ArbiterCall, ArbiterDesk, ArbiterReply};
+use super::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
 use super::channel::lock;
 use crate::arbiter::{Arbiter, ArbiterError};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -14,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 
-/// Somebody who has to know of claims: who ends between a claim and its answer may leave a VM
-/// behind that nobody can start again.
+/// Is told of claims: a process that ends between a claim and its answer may leave a VM behind that
+/// can't be started again.
 pub trait ClaimWatch: Send + Sync {
     /// A claim is about to be made.
     fn claims(&self);
@@ -35,9 +34,9 @@ struct Shared {
     asker: Mutex<Option<Thread>>,
 }
 
-/// A process's way to the arbiter.
+/// The handle of a process's arbiter thread.
 #[derive(Clone)]
-pub struct ProcessDesk {
+pub struct ArbiterThread {
     spec: Arc<str>,
     shared: Arc<Shared>,
     questions: Sender<(u64, VmId, ArbiterCall)>,
@@ -45,13 +44,13 @@ pub struct ProcessDesk {
     watch: Option<Arc<dyn ClaimWatch>>,
 }
 
-impl fmt::Debug for ProcessDesk {
+impl fmt::Debug for ArbiterThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ProcessDesk").field(&self.spec).finish()
+        f.debug_tuple("ArbiterThread").field(&self.spec).finish()
     }
 }
 
-impl ProcessDesk {
+impl ArbiterThread {
     /// A way to `arbiter`, which its operator names `spec`. `watch` is told of claims.
     ///
     /// # Errors
@@ -88,7 +87,7 @@ fn ask(arbiter: &dyn Arbiter, vm: &VmId, call: &ArbiterCall) -> Result<ArbiterRe
     }
 }
 
-impl ArbiterDesk for ProcessDesk {
+impl ArbiterTransport for ArbiterThread {
     fn next_number(&self) -> u64 {
         self.shared.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -129,7 +128,7 @@ impl ArbiterDesk for ProcessDesk {
 mod tests {
     use super::*;
     use crate::arbiter::FileArbiter;
-    use crate::node::arbiter_line::ArbiterLine;
+    use crate::node::arbiter_client::ArbiterClient;
     use crate::os::clock;
     use ft::claim::{Claim, ClaimKind};
     use logchannel::entry::Generation;
@@ -141,10 +140,10 @@ mod tests {
 
     const TIMEOUT_NS: u64 = 200_000_000;
 
-    fn wait(line: &mut ArbiterLine<ProcessDesk>, call: ArbiterCall) -> Result<ArbiterReply, ArbiterError> {
-        line.call(clock::now_ns(), call);
+    fn wait(client: &mut ArbiterClient<ArbiterThread>, call: ArbiterCall) -> Result<ArbiterReply, ArbiterError> {
+        client.call(clock::now_ns(), call);
         loop {
-            if let Some(outcome) = line.poll(clock::now_ns(), |_| ()) {
+            if let Some(outcome) = client.poll(clock::now_ns(), |_| ()) {
                 return outcome;
             }
             thread::park_timeout(Duration::from_millis(5));
@@ -162,27 +161,27 @@ mod tests {
         let hung = claims.join("0.claim");
         mkfifo(&hung, Mode::S_IRWXU).unwrap();
         let arbiter = Arc::new(FileArbiter::open(directory.path()).unwrap());
-        let desk = ProcessDesk::new(arbiter, "file:x", None).unwrap();
-        let mut line = ArbiterLine::new(desk, vm, "127.0.0.1:1".into(), TIMEOUT_NS);
+        let transport = ArbiterThread::new(arbiter, "file:x", None).unwrap();
+        let mut client = ArbiterClient::new(transport, vm, "127.0.0.1:1".into(), TIMEOUT_NS);
         for reason in ["takes too long", "an earlier request"] {
-            let error = wait(&mut line, ArbiterCall::Latest).unwrap_err();
+            let error = wait(&mut client, ArbiterCall::Latest).unwrap_err();
             assert!(error.is_unreachable() && error.to_string().contains(reason), "{error}");
         }
         let claim = Claim { node: NodeId(1), kind: ClaimKind::Owner, address: None };
         let set = |generation, predecessor| ArbiterCall::Claim { generation, claim: claim.clone(), predecessor };
-        let error = wait(&mut line, set(Generation(1), Some(NodeId(1)))).unwrap_err();
+        let error = wait(&mut client, set(Generation(1), Some(NodeId(1)))).unwrap_err();
         assert!(error.is_unreachable(), "{error}");
         fs::rename(&hung, claims.join("moved")).unwrap();
         drop(OpenOptions::new().write(true).open(claims.join("moved")).unwrap());
         let won = loop {
-            match wait(&mut line, set(Generation(0), None)) {
+            match wait(&mut client, set(Generation(0), None)) {
                 Err(error) if error.is_unreachable() => {}
                 answer => break answer.unwrap(),
             }
         };
         assert_eq!(won, ArbiterReply::Verdict(Verdict::Won));
         assert_eq!(
-            wait(&mut line, ArbiterCall::Latest).unwrap(),
+            wait(&mut client, ArbiterCall::Latest).unwrap(),
             ArbiterReply::Latest(Some((Generation(0), claim.clone())))
         );
     }
