@@ -118,6 +118,23 @@ impl Load {
         self.tcp.iter().map(Client::received).sum::<u64>() + self.udp.answered()
     }
 
+    /// Waits until nothing reaches the clients any more: outputs that were released before the
+    /// guest stopped may still be on their way through the LAN. Gives how many replies they have
+    /// had then.
+    ///
+    /// # Panics
+    /// If replies still arrive after [`PATIENCE`]: somebody serves the clients.
+    #[track_caller]
+    #[must_use]
+    pub fn comes_to_rest(&self) -> u64 {
+        let mut received = self.received();
+        crate::stage::wait_until("the clients' replies to end", || {
+            thread::sleep(LINGER);
+            received == std::mem::replace(&mut received, self.received())
+        });
+        received
+    }
+
     /// Waits until every client has had [`REPLIES`](Self::REPLIES) more.
     ///
     /// # Panics

@@ -34,7 +34,7 @@ fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
     for side in &mut *sides {
         side.told("arbiter_unreachable");
     }
-    let before = load.received();
+    let before = load.comes_to_rest();
     for side in sides {
         wait_until("unanswered claims", || side.count("arbiter_unreachable") >= REPORTS);
         assert!(!side.has_told("live") && !side.has_told("end"), "{:?}", side.reports().last());
