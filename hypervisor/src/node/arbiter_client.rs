@@ -1,5 +1,4 @@
-//! A client of the arbiter without I/O: one question at a time, which is given up when it takes too
-//! long; failures are reported rarely.
+//! Asks the arbiter, without I/O: one question at a time, given up when its answer takes too long.
 
 use super::host::{Answer, Question};
 use super::reports::NodeReport;
@@ -12,54 +11,55 @@ use logchannel::session::{NodeId, VmId};
 use std::io;
 use std::time::Duration;
 
-/// What an arbiter is asked.
+/// A question to the arbiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArbiterCall {
     /// A test-and-set.
     Claim {
-        /// Of this generation's flag.
+        /// The generation whose flag is claimed.
         generation: Generation,
-        /// For this node.
+        /// The claim to make.
         claim: Claim,
-        /// Behind this holder of the flag before.
+        /// The node that holds the flag before, as far as the claimer knows.
         predecessor: Option<NodeId>,
     },
     /// The VM's latest claim.
     Latest,
 }
 
-/// What an arbiter answers.
+/// The arbiter's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArbiterReply {
-    /// To a test-and-set.
+    /// The result of a test-and-set.
     Verdict(Verdict),
-    /// To the question for the latest claim.
+    /// The latest claim and its generation; `None` if the VM was never claimed.
     Latest(Option<(Generation, Claim)>),
 }
 
-/// Carries questions to the arbiter and its answers back. No call waits.
+/// Carries questions to the arbiter and replies back, without waiting.
 pub trait ArbiterTransport {
-    /// A number that no other question has.
+    /// A number that identifies the next question.
     fn next_number(&self) -> u64;
 
-    /// Asks about `vm`. `false` if it can't now, because an earlier question isn't back yet.
+    /// Sends a question about `vm`. `false` if it must be sent again later, because an earlier
+    /// question has no reply yet.
     fn send(&self, number: u64, vm: &VmId, call: &ArbiterCall) -> bool;
 
-    /// The next answer that has come, with the number of its question. Whoever asks is woken when
-    /// there is one.
+    /// The next reply that has arrived, with the number of its question. The thread that sent the
+    /// question is woken when a reply arrives.
     fn take_reply(&self) -> Option<(u64, Result<ArbiterReply, ArbiterError>)>;
 
-    /// The arbiter, as its operator names it.
+    /// The arbiter as the operator wrote it, for messages.
     fn spec(&self) -> &str;
 
-    /// This is about to be asked.
+    /// A question is about to be sent.
     fn asks(&self, call: &ArbiterCall);
 
-    /// This is what became of a question.
+    /// A question was answered, or given up.
     fn settled(&self, vm: &VmId, call: &ArbiterCall, outcome: Result<&ArbiterReply, &ArbiterError>);
 }
 
-/// A question that is under way.
+/// A question without a reply yet.
 #[derive(Debug)]
 struct Pending {
     call: ArbiterCall,
@@ -67,46 +67,46 @@ struct Pending {
     is_sent: bool,
 }
 
-/// The way of one VM's side to the arbiter.
+/// A side's client of the arbiter.
 #[derive(Debug)]
 pub struct ArbiterClient<D> {
     transport: D,
     vm: VmId,
-    /// Where this node accepts a backup, as its claims say.
+    /// `HOST:PORT` where this node accepts a backup; part of its claims.
     address: String,
-    /// How long an answer may take, in nanoseconds.
+    /// How long a reply may take, in nanoseconds.
     timeout_ns: u64,
-    /// The number of the question asked last.
+    /// The number of the last question.
     number: u64,
     pending: Option<Pending>,
-    /// How many questions in a row were not answered.
+    /// The number of questions in a row without a reply, which makes reports of it rare.
     unanswered: u32,
 }
 
 impl<D: ArbiterTransport> ArbiterClient<D> {
-    /// A way over `transport` on which an answer is waited for `timeout_ns` nanoseconds.
+    /// A client over `transport` that gives a question up after `timeout_ns` nanoseconds.
     pub const fn new(transport: D, vm: VmId, address: String, timeout_ns: u64) -> Self {
         Self { transport, vm, address, timeout_ns, number: 0, pending: None, unanswered: 0 }
     }
 
-    /// What it asks over.
+    /// What carries the questions.
     pub const fn transport(&self) -> &D {
         &self.transport
     }
 
-    /// Whether an answer is waited for.
+    /// `true` while a question has no reply.
     #[must_use]
     pub const fn is_asking(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Until when the answer is waited for, in nanoseconds.
+    /// When the pending question is given up, in nanoseconds; `u64::MAX` without one.
     #[must_use]
     pub fn due_ns(&self) -> u64 {
         self.pending.as_ref().map_or(u64::MAX, |pending| pending.until_ns)
     }
 
-    /// Asks what a role wants to know; [`ArbiterClient::poll_answer`] has the answer.
+    /// Asks a role's question; [`ArbiterClient::poll_answer`] returns the answer.
     pub fn ask(&mut self, now_ns: u64, question: Question) {
         let call = match question {
             Question::Latest => ArbiterCall::Latest,
@@ -119,10 +119,11 @@ impl<D: ArbiterTransport> ArbiterClient<D> {
         self.call(now_ns, call);
     }
 
-    /// The answer for the role, once there is one, or once it is known that there is none.
+    /// The answer for the role, once the question is answered or given up.
     ///
-    /// A claim that isn't answered may have been made, whatever the reason: it is asked for again.
-    /// Only of a look is it told that an operator has to see to the arbiter first.
+    /// A claim without an answer may have been made, whatever the error is, so the role asks again.
+    /// Only the question for the latest claim tells apart an arbiter that an operator has to
+    /// repair.
     pub fn poll_answer(&mut self, now_ns: u64, report: impl Fn(&NodeReport)) -> Option<Answer> {
         let is_claim = matches!(self.pending.as_ref()?.call, ArbiterCall::Claim { .. });
         Some(match self.poll(now_ns, report)? {
@@ -137,7 +138,7 @@ impl<D: ArbiterTransport> ArbiterClient<D> {
         })
     }
 
-    /// Asks this; [`ArbiterClient::poll`] has the answer.
+    /// Asks a question; [`ArbiterClient::poll`] returns the reply.
     pub fn call(&mut self, now_ns: u64, call: ArbiterCall) {
         self.number = self.transport.next_number();
         self.transport.asks(&call);
@@ -145,13 +146,13 @@ impl<D: ArbiterTransport> ArbiterClient<D> {
         self.pending = Some(Pending { call, until_ns: now_ns + self.timeout_ns, is_sent });
     }
 
-    /// The answer, once there is one, or why there is none. What can't be asked is told, ever more
-    /// rarely.
+    /// The reply, or why the question was given up; `None` while it is pending. Questions without a
+    /// reply are reported at ever longer intervals.
     pub fn poll(&mut self, now_ns: u64, report: impl Fn(&NodeReport)) -> Option<Result<ArbiterReply, ArbiterError>> {
         let pending = self.pending.as_mut()?;
         let mut outcome = None;
         while let Some((number, reply)) = self.transport.take_reply() {
-            // That of a question that was given up says nothing of this one.
+            // A late reply to a question that was given up is ignored.
             if number == self.number || mutated(Mutation::LateReplyCounts) {
                 outcome = Some(reply);
             }

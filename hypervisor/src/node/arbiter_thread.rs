@@ -1,5 +1,5 @@
-//! The thread of a process that asks the arbiter. No other thread waits for what the arbiter waits
-//! for: a file server or a name server that is gone, or a disk that hangs.
+//! The process's thread for the arbiter. It may hang with a file server, a name server or a disk;
+//! no other thread waits for it.
 
 use super::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
 use super::channel::lock;
@@ -13,28 +13,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 
-/// Is told of claims: a process that ends between a claim and its answer may leave a VM behind that
-/// can't be started again.
+/// Observes claims: a process that ends between a claim and its answer may leave behind a VM that
+/// nobody can start again.
 pub trait ClaimWatch: Send + Sync {
-    /// A claim is about to be made.
+    /// A claim is about to be sent.
     fn claims(&self);
 
-    /// This became of it.
+    /// The claim was decided, or given up.
     fn settled(&self, vm: &VmId, outcome: Result<&Verdict, &ArbiterError>);
 }
 
 type Reply = (u64, Result<ArbiterReply, ArbiterError>);
 
-/// What its users and its thread share.
+/// What the handles share with the thread.
 struct Shared {
     next: AtomicU64,
-    /// A question isn't back yet.
+    /// A question has no reply yet.
     is_busy: AtomicBool,
-    /// Who is woken by an answer.
+    /// The thread to wake when a reply arrives.
     asker: Mutex<Option<Thread>>,
 }
 
-/// The handle of a process's arbiter thread.
+/// A handle of the process's arbiter thread.
 #[derive(Clone)]
 pub struct ArbiterThread {
     spec: Arc<str>,
@@ -51,7 +51,7 @@ impl fmt::Debug for ArbiterThread {
 }
 
 impl ArbiterThread {
-    /// A way to `arbiter`, which its operator names `spec`. `watch` is told of claims.
+    /// Starts the thread. `spec` is the arbiter as the operator wrote it.
     ///
     /// # Errors
     /// If the thread can't start.
@@ -66,7 +66,7 @@ impl ArbiterThread {
                 for (number, vm, call) in asked {
                     let reply = ask(&*arbiter, &vm, &call);
                     shared.is_busy.store(false, Ordering::Release);
-                    // Fails if nobody is interested any more.
+                    // Fails if all handles are gone; then the reply doesn't matter.
                     drop(answer.send((number, reply)));
                     if let Some(asker) = &*lock(&shared.asker) {
                         asker.unpark();
@@ -150,8 +150,8 @@ mod tests {
         }
     }
 
-    /// A claim that is a FIFO: whoever reads it waits, as for a file server that is gone. Without
-    /// the deadline this test doesn't end.
+    /// The claim's file is a FIFO, so reading it blocks like reading from a file server that is
+    /// down. Without the deadline this test doesn't end.
     #[test]
     fn a_file_system_that_hangs_is_an_arbiter_that_does_not_answer_until_it_does() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The logging channel: any thread may read or write it, one at a time, and nobody waits for a
-//! stuck peer.
+//! The logging channel of a process. Any thread may read or write it, one at a time, and no thread
+//! waits for a peer that doesn't read.
 
 use crate::os::connection::{Connection, is_idle};
 use ft::mutation::{Mutation, mutated};
@@ -10,18 +10,17 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Bytes read from the connection in one call.
+/// The most bytes that one call reads from the connection.
 const READ_BYTES: usize = 64 << 10;
 
-/// Locks a mutex whose data stays whole even if a holder panicked: a panic ends the process soon
-/// enough.
+/// Locks a mutex and ignores poisoning: after a panic the process ends anyway.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does a job with `resource`, by one thread at a time, without any thread waiting for another: a
-/// thread that finds it taken goes on, because whoever has it looks again, by `is_pending`, after
-/// giving it back.
+/// Runs `job` on `resource` while `is_pending`, on one thread at a time and without waiting. A
+/// thread that finds the resource locked returns: its holder checks `is_pending` again after
+/// unlocking it.
 pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool, mut job: impl FnMut(&mut T)) {
     while is_pending() {
         match resource.try_lock() {
@@ -32,12 +31,11 @@ pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool
     }
 }
 
-/// Says something short on a connection that is no logging channel (yet). A peer that doesn't read
-/// isn't waited for.
+/// Sends a short message on a connection that is no logging channel (yet). Never waits for the
+/// peer.
 ///
 /// # Errors
-/// Of the connection; `WouldBlock` if it is full, as its peer has read nothing of what was said
-/// before.
+/// Of the connection; `WouldBlock` if it is full, because the peer has read nothing so far.
 pub(crate) fn say<C: Connection>(connection: &C, message: &Message) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
@@ -45,20 +43,20 @@ pub(crate) fn say<C: Connection>(connection: &C, message: &Message) -> io::Resul
     if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
 }
 
-/// The writing side of a logging channel, for the thread that has it at the moment.
+/// The writing end of a logging channel.
 #[derive(Debug)]
 pub(crate) struct ChannelWriter<C> {
     connection: Option<Arc<C>>,
     buffer: Vec<u8>,
-    /// How much of the buffer has been sent.
+    /// The bytes of `buffer` that have been sent.
     sent: usize,
 }
 
 impl<C: Connection> ChannelWriter<C> {
-    /// Sends what the connection has not taken yet. `true` if there is nothing left of it.
+    /// Sends the rest of the buffer. `true` if nothing is left.
     ///
-    /// That a peer is gone is noticed by whoever reads the connection, after all that the peer has
-    /// sent.
+    /// An error of the connection isn't reported here: its reader finds it, after everything that
+    /// the peer has sent.
     fn send_rest(&mut self, count: &AtomicU64) -> bool {
         while let Some(connection) = &self.connection
             && self.sent < self.buffer.len()
@@ -76,8 +74,8 @@ impl<C: Connection> ChannelWriter<C> {
         true
     }
 
-    /// Sends what `fill` gives, as [`ChannelWriter::send_rest`]. Without a connection the bytes go
-    /// nowhere: their reader is lost.
+    /// Sends the bytes that `fill` writes, as [`ChannelWriter::send_rest`]. Without a connection
+    /// they are dropped.
     fn send(&mut self, count: &AtomicU64, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.buffer.clear();
         self.sent = 0;
@@ -86,21 +84,21 @@ impl<C: Connection> ChannelWriter<C> {
     }
 }
 
-/// What a look at the channel brought.
+/// The result of reading the channel once.
 #[derive(Debug)]
 pub enum Arrived {
     /// Whole messages, perhaps none.
     Messages(Vec<Message>),
-    /// Whole messages, and then the end of the connection.
+    /// The connection has ended.
     Last {
-        /// Perhaps none.
+        /// The whole messages before the end, perhaps none.
         messages: Vec<Message>,
-        /// Why it ended.
+        /// Why it ended, for people.
         reason: String,
     },
 }
 
-/// The reading side of a logging channel.
+/// The reading end of a logging channel: bytes into messages.
 #[derive(Debug)]
 pub struct ChannelReader<C> {
     connection: Arc<C>,
@@ -109,25 +107,25 @@ pub struct ChannelReader<C> {
 }
 
 impl<C: Connection> ChannelReader<C> {
-    /// A reader of `connection`.
+    /// A reader at the beginning of `connection`.
     #[must_use]
     pub fn new(connection: Arc<C>) -> Self {
         Self { connection, decoder: FrameDecoder::new(), buffer: vec![0; READ_BYTES] }
     }
 
-    /// What it reads.
+    /// The connection that it reads.
     #[must_use]
     pub fn connection(&self) -> Arc<C> {
         self.connection.clone()
     }
 
-    /// Takes what has arrived; a host that has a thread for this waits until something has.
+    /// Reads what has arrived. With a blocking connection it waits for the first bytes.
     pub fn wait(&mut self) -> Arrived {
         let received = self.connection.receive(&mut self.buffer);
         self.decode(received)
     }
 
-    /// Takes what has arrived already.
+    /// Reads what has arrived, without waiting.
     pub fn take(&mut self) -> Arrived {
         let received = self.connection.receive_now(&mut self.buffer);
         self.decode(received)
@@ -160,17 +158,17 @@ impl<C: Connection> ChannelReader<C> {
     }
 }
 
-/// A logging channel that may be connected, cut, and connected again.
+/// A logging channel: its connection can be cut, and replaced by another.
 #[derive(Debug)]
 pub struct Channel<C> {
     writer: Mutex<ChannelWriter<C>>,
-    /// Gone once its connection has ended.
+    /// `None` once the connection has ended.
     pub(crate) reader: Mutex<Option<ChannelReader<C>>>,
-    /// The connection, so that it can be waited for, and cut.
+    /// The connection, to wait for messages and to cut it.
     connection: Mutex<Option<Arc<C>>>,
-    /// The connection has not taken all that was to be sent.
+    /// The connection was full, and a rest is still to be sent.
     is_clogged: AtomicBool,
-    /// Bytes sent so far.
+    /// Bytes sent, over all connections.
     sent: AtomicU64,
 }
 
@@ -187,9 +185,8 @@ impl<C> Default for Channel<C> {
 }
 
 impl<C: Connection> Channel<C> {
-    /// Connects the channel. The reader of an earlier connection is gone, so that nothing it still
-    /// had is taken for a word of the new peer, and so is what the earlier connection had not
-    /// taken.
+    /// Connects the channel. What the previous connection had not sent or decoded yet is dropped,
+    /// so that no byte of one peer is taken for the other's.
     pub fn connect(&self, connection: Arc<C>) {
         *lock(&self.reader) = None;
         *lock(&self.connection) = Some(connection.clone());
@@ -199,38 +196,36 @@ impl<C: Connection> Channel<C> {
         self.is_clogged.store(false, Ordering::SeqCst);
     }
 
-    /// The connection, to wait for what arrives on it; none once it has ended.
+    /// The connection, to wait for messages; `None` once it has been cut.
     #[must_use]
     pub fn connection(&self) -> Option<Arc<C>> {
         lock(&self.connection).clone()
     }
 
-    /// Bytes sent so far, over all connections.
+    /// The bytes sent so far, over all connections.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection has not taken all that was to be sent. [`Channel::send`] is to be
-    /// called again soon then.
+    /// `true` if the connection was full, so that [`Channel::send`] must be called again soon.
     #[must_use]
     pub fn is_clogged(&self) -> bool {
         self.is_clogged.load(Ordering::SeqCst)
     }
 
-    /// Whether all that was given to [`Channel::send`] has been sent.
+    /// `true` if everything given to [`Channel::send`] has been sent.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         !self.is_clogged() && !matches!(self.writer.try_lock(), Err(TryLockError::WouldBlock))
     }
 
-    /// Sends the rest of what the connection had not taken and then, as long as `has_more`, what
-    /// `fill` gives. If the connection takes no more now, or another thread sends already, this
-    /// returns at once.
+    /// Sends the rest that the connection had not taken, and then what `fill` writes for as long as
+    /// `has_more`. Returns at once if the connection is full or another thread is sending.
     pub fn send(&self, has_more: impl Fn() -> bool, mut fill: impl FnMut(&mut Vec<u8>)) {
         let mut tries_again = self.is_clogged();
         while std::mem::take(&mut tries_again) || (has_more() && !self.is_clogged()) {
-            // Whoever sends looks for more after giving the writer back.
+            // The thread that holds the writer checks for more after unlocking it.
             let mut writer = match self.writer.try_lock() {
                 Ok(writer) => writer,
                 Err(TryLockError::Poisoned(writer)) => writer.into_inner(),
@@ -244,7 +239,7 @@ impl<C: Connection> Channel<C> {
         }
     }
 
-    /// Cuts the connection: whoever reads or writes it gets an error at once.
+    /// Cuts the connection. Reading and writing it fail at once, on all threads.
     pub fn cut(&self) {
         if let Some(connection) = lock(&self.connection).take() {
             connection.cut();
@@ -268,7 +263,7 @@ mod tests {
         let _deaf = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         let (tell, told) = mpsc::channel();
-        // A thread of its own, which ends with the test however long it waits.
+        // On a thread of its own, so that the test can fail by a timeout.
         let sender = move || {
             let reason = "a".repeat(4000);
             let error = loop {

@@ -4,13 +4,13 @@ use crate::os::report::{Grouped, Tenths};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// The longest time that is told apart from longer ones, in nanoseconds.
+/// The longest time that the histogram tells apart, in nanoseconds.
 const NS_MAX: u64 = 60_000_000_000;
 
 /// A distribution of times, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// How many.
+    /// The number of measured times.
     pub samples: u64,
     /// Median.
     pub p50_us: f64,
@@ -20,11 +20,11 @@ pub struct Distribution {
     pub p99_us: f64,
     /// 99.9th percentile.
     pub p99_9_us: f64,
-    /// Longest.
+    /// Maximum.
     pub max_us: f64,
 }
 
-/// An empty histogram of nanoseconds, up to a minute, with three digits.
+/// An empty histogram for times in nanoseconds: up to a minute, with three significant digits.
 ///
 /// # Panics
 /// Never: its bounds are constants in range.
@@ -34,11 +34,11 @@ pub fn histogram_ns() -> Histogram<u64> {
 }
 
 impl Distribution {
-    /// The head of a table of distributions, which leaves 21 of a terminal's 80 columns to the
-    /// names.
+    /// The head of a table of [`Distribution::row`]s; it leaves 21 of a terminal's 80 columns to
+    /// the names.
     pub const HEAD: &str = "samples       p50       p90       p99     p99.9         max";
 
-    /// From a histogram of nanoseconds.
+    /// Computes the percentiles of a histogram of nanoseconds.
     #[must_use]
     pub fn of(histogram_ns: &Histogram<u64>) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "times up to a minute are below 2^53 nanoseconds")]
@@ -54,7 +54,7 @@ impl Distribution {
         }
     }
 
-    /// A line of a table.
+    /// A row of a table, under [`Distribution::HEAD`].
     #[must_use]
     pub fn row(&self) -> String {
         format!(

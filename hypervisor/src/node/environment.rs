@@ -1,4 +1,4 @@
-//! One side of a VM, as its process knows itself.
+//! The environment of a side: its identity, arbiter, network and options, as its process has them.
 
 use super::arbiter_client::ArbiterClient;
 use super::arbiter_thread::ArbiterThread;
@@ -8,35 +8,35 @@ use crate::os::report::Reporter;
 use ft::record::Intervals;
 use logchannel::session::{NodeId, VmId};
 
-/// Who this process is and what it works with.
+/// A node: one process as a side of a VM.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Which VM.
+    /// The VM of which it is a side.
     pub vm: VmId,
-    /// This incarnation.
+    /// The id of this incarnation, which no other process has.
     pub id: NodeId,
-    /// Who decides which side lives.
+    /// The VM's arbiter.
     pub arbiter: ArbiterThread,
-    /// Where frames go; without one they go nowhere.
+    /// Where the guest's packets go; `None` drops them.
     pub network: Option<NetworkAddress>,
-    /// The network device's address, as the network knows it.
+    /// The MAC address of the guest's network device.
     pub mac: [u8; 6],
-    /// Where this node accepts a backup, as told to others.
+    /// `HOST:PORT` where this node accepts a backup, as its claims tell others.
     pub address: String,
-    /// Where this node tells what happens.
+    /// Where this node reports what happens.
     pub reporter: Reporter,
-    /// When to log what no event asks for.
+    /// How often the recorder logs digests and clock values that no event causes.
     pub intervals: Intervals,
-    /// How what is typed here comes to the guest.
+    /// How standard input reaches the guest.
     pub keys: Keys,
 }
 
-/// How long the arbiter may take to answer, in nanoseconds: a busy disk takes seconds to make a
-/// claim durable, now and then, and a name server that is gone seconds to be given up.
+/// How long an answer of the arbiter may take, in nanoseconds. A busy disk may take seconds to make
+/// a claim durable, and so does giving up a name server that is down.
 pub const ANSWER_NS: u64 = 6_000_000_000;
 
 impl Node {
-    /// A way to the arbiter.
+    /// A client of the arbiter for a role of this node.
     #[must_use]
     pub fn arbiter_client(&self) -> ArbiterClient<ArbiterThread> {
         ArbiterClient::new(self.arbiter.clone(), self.vm.clone(), self.address.clone(), ANSWER_NS)

@@ -1,9 +1,8 @@
-//! What a side of a VM needs of whatever it runs on: a process with threads and sockets, or a
-//! simulator.
+//! The host of a side: what the side needs from what runs it, which is a process with threads and
+//! sockets, or the simulator.
 //!
-//! A side is driven by *steps* that never wait. A step says when it is to be called again; who
-//! calls it, and on which thread, is for the host. The process and the simulator call the same
-//! steps.
+//! A side consists of *steps* that never wait. Each returns when it must be called again; the host
+//! decides by whom and on which thread. The process and the simulator call the same steps.
 
 use super::io::lan::{Given, LanOutput};
 use super::log::{DiskLogSteps, Storage};
@@ -21,136 +20,137 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use vm::{Machine, OutputId};
 
-/// What a side runs on.
+/// What runs a side.
 pub trait Host: Clone + Send + Sync + 'static {
-    /// A connection to the other side.
+    /// A connection to another program.
     type Connection: Connection;
-    /// Where a running guest's events come from.
+    /// Where the events of a running guest come from.
     type Source: GuestInput;
-    /// Where a running guest's outputs go.
+    /// Where the outputs of a running guest go.
     type Sink: OutputSink<Connection = Self::Connection>;
-    /// Where logs on disk are.
+    /// Where the log on disk is.
     type Storage: Storage;
 
-    /// The time for the roles, in nanoseconds; never goes back.
+    /// The roles' clock, in nanoseconds; it never goes back.
     fn now_ns(&self) -> u64;
 
-    /// Tells an operator something. It doesn't wait for who reads it.
+    /// Reports something to the operator. Never waits for a reader.
     fn report(&self, report: &NodeReport);
 
-    /// Connects to another program. A host that has a thread for this waits, but not for long.
+    /// Connects to another program. May wait, for a bounded time, on a host with a thread for it.
     ///
     /// # Errors
     /// Of the connection.
     fn connect(&self, to: Listener) -> io::Result<Arc<Self::Connection>>;
 
-    /// Gives the guest that runs here a packet, if there is room for it. A host that has a thread
-    /// for this waits for room, but not for longer than a heartbeat's interval.
+    /// Gives the running guest a packet, if its inbox has room. May wait for room on a host with a
+    /// thread for it, at most a heartbeat's interval.
     fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
 
-    /// A step that waits has something to do. A wake that comes before the step waits isn't lost.
+    /// Makes a waiting step be called. If the step doesn't wait yet, its next wait ends at once.
     fn wake(&self, step: StepKind);
 
-    /// Calls the steps of a log on disk until they are done. They take as long as the disk does,
-    /// and no other step waits for them.
+    /// Calls the steps of a log on disk until they are done. They may wait for the disk, and no
+    /// other step waits for them.
     ///
     /// # Errors
     /// If the host can't run them.
     fn run_disk_log(&self, steps: DiskLogSteps<Self::Storage>) -> io::Result<()>;
 
-    /// All console output below this has been written, or dropped because nobody reads it.
+    /// One past the last output such that it and all console outputs before it have been written,
+    /// or dropped because their reader stalls.
     fn console_left(&self) -> OutputId;
 
-    /// How long the guest has run since `began_ns`, in which it has executed so many `steps`, in
-    /// nanoseconds.
+    /// How long the guest has run since `began_ns`, in nanoseconds. A simulator computes it from
+    /// the `steps` that the guest has executed.
     fn guest_time_ns(&self, began_ns: u64, steps: u64) -> u64 {
         let _ = steps;
         self.now_ns() - began_ns
     }
 
-    /// Something has happened inside this side. Only a simulator's judge wants to know.
+    /// Tells the simulator's checkers of an event inside the side; a process ignores it.
     fn observe(&self, observation: Observation<'_>) {
         let _ = observation;
     }
 }
 
-/// Who listens where.
+/// The address of another program, and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
     /// A LAN.
     Lan(SocketAddr),
-    /// A primary, as far as is known.
+    /// A VM's primary, as far as is known.
     Primary(SocketAddr),
 }
 
-/// A source of events whose guest's clock stands while its VM is paused.
+/// The events of a guest whose clock can be stopped.
 pub trait GuestInput: EventSource {
-    /// The guest's clock, as of the last look at it.
+    /// The guest's clock as of its last reading.
     fn clock(&self) -> &GuestClock;
 
-    /// Makes the guest's clock run or stand from now on.
+    /// Starts or stops the guest's clock.
     fn set_clock_running(&mut self, runs: bool);
 
-    /// Whether something has arrived that the guest can take now.
+    /// `true` if an event has arrived that the guest can take now.
     fn has_input(&self, machine: &Machine) -> bool;
 }
 
-/// The host's side of the one way out. Only what an [`OutputGate`]
-/// released comes here.
+/// The host's end of the one way out: it gets only what an [`OutputGate`] has released.
 pub trait OutputSink: Send + 'static {
     /// A connection to a LAN.
     type Connection: Connection;
 
-    /// Puts out a batch, in order. Packets without a network go nowhere, as on a network card
+    /// Writes outputs, in order. Without a network, packets are dropped as by a network card
     /// without its cable.
     ///
-    /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
-    /// only a LAN tells.
+    /// `true` if no report will follow of what has become of them, so that they count as carried:
+    /// only a LAN reports that.
     fn write(&mut self, outputs: &[Released]) -> bool;
 
-    /// The way to a LAN, which [`OutputSink::write`] takes.
+    /// The packets' way to the LAN, which [`OutputSink::write`] uses.
     fn lan(&mut self) -> &mut LanOutput<Self::Connection>;
 }
 
 /// The steps of a side. A process has a thread for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepKind {
-    /// What a backup's primary says is heard, and acknowledged.
+    /// Backup: reads the channel, and acknowledges.
     Receive,
-    /// A backup's machine is put together, and replays.
+    /// Backup: restores the machine, then replays.
     Replay,
-    /// Time passes: heartbeats, timeouts, and what another step had to leave.
+    /// Heartbeats, timeouts, and what another step could not send.
     Timers,
-    /// A guest runs.
+    /// Primary: runs the guest.
     Vcpu,
-    /// What takes time is done: questions to the arbiter, and the end.
+    /// Questions to the arbiter, reports, and the end.
     Control,
-    /// Who has come to the port is heard, and sent the guest's memory.
+    /// Primary: reads what a pending connection wants, and sends a joining backup the guest's
+    /// memory.
     Pending,
-    /// A LAN is attached to and read.
+    /// Attaches to the LAN, and reads its packets.
     Lan,
-    /// The log on disk is written.
+    /// Writes the log on disk.
     DiskWrite,
-    /// What was written of it is made durable.
+    /// Makes the written log durable.
     DiskSync,
 }
 
-/// How soon a step has to be called once it has something to do.
+/// How soon a step must be called once it has something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// At once, before any vCPU: it does little.
+    /// Before any vCPU; for steps that do little.
     Urgent,
-    /// Like all others.
+    /// Like any other thread.
     Normal,
 }
 
 impl StepKind {
-    /// Its priority.
+    /// The step's priority.
     #[must_use]
     pub const fn priority(self) -> Priority {
         match self {
-            // Outputs wait for the acknowledgement, and for the timers if the vCPU's thread isn't
-            // let run.
+            // Outputs wait for the backup's acknowledgement, and for the timer step if the host
+            // doesn't schedule the vCPU thread.
             Self::Receive | Self::Timers => Priority::Urgent,
             Self::Replay
             | Self::Vcpu
@@ -162,7 +162,7 @@ impl StepKind {
         }
     }
 
-    /// The name of its thread.
+    /// The name of the step's thread.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -178,32 +178,31 @@ impl StepKind {
     }
 }
 
-/// When a step is to be called again.
+/// When to call a step again. Times are in nanoseconds of [`Host::now_ns`].
 #[derive(Debug)]
 pub enum Next {
     /// At once.
     Now,
-    /// When something has arrived on the connection or in the queue that it reads, or at this time,
-    /// in nanoseconds.
+    /// When something has arrived on the connection or the queue that the step reads.
     Arrival {
-        /// When at the latest.
+        /// The latest time.
         until_ns: u64,
     },
-    /// When the guest has room for what has come for it, or at this time, in nanoseconds.
+    /// When the guest's inbox has room.
     Room {
-        /// When at the latest.
+        /// The latest time.
         until_ns: u64,
     },
-    /// Not before this time, in nanoseconds, or before [`Host::wake`].
+    /// At a fixed time, or earlier after [`Host::wake`].
     Wait {
-        /// Until when.
+        /// The latest time.
         until_ns: u64,
     },
     /// Never: the step is done.
     Done,
 }
 
-/// What a side asks its arbiter.
+/// A role's question to the arbiter.
 #[derive(Clone, Copy, Debug)]
 pub enum Question {
     /// A test-and-set.
@@ -212,29 +211,29 @@ pub enum Question {
     Latest,
 }
 
-/// What became of a question.
+/// The answer for the role.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// Of a test-and-set.
+    /// To a test-and-set.
     Claim(ClaimAnswer),
-    /// Of the question for the latest claim.
+    /// To the question for the latest claim.
     Latest(LatestAnswer),
 }
 
-/// What happens inside a side, for who judges it.
+/// An event inside a side, for the simulator's checkers.
 #[derive(Debug)]
 pub enum Observation<'a> {
-    /// A backup has all of a snapshot.
+    /// A backup has received a whole snapshot.
     Snapshot(&'a Snapshot),
-    /// Entries have come into a backup's log buffer.
+    /// These entries are in a backup's log buffer.
     Received(&'a VecDeque<LogEntry>),
-    /// A backup was told that it protects the VM in this generation.
+    /// A backup was told that it protects the VM in this generation, so it may claim.
     Told(Generation),
-    /// A primary has appended an entry to its log, in this place.
+    /// A primary has appended an entry to its log, at this position.
     Appended(LogSeq, &'a LogEntry),
-    /// This side owns the VM alone as this generation from now on.
+    /// This side owns the VM alone from now on, under this generation.
     Owns(Generation),
-    /// The LAN is there, and has carried all outputs below; what of the gate is in flight and
-    /// hasn't been is sent again.
+    /// The side has attached to the LAN, which has carried all outputs before this id. Outputs in
+    /// flight that it hasn't carried are sent again.
     Attached(OutputId, &'a OutputGate),
 }

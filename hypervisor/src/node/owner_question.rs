@@ -1,4 +1,4 @@
-//! Asking a node whether it owns a VM, before that VM is claimed over its head.
+//! Asks the last owner of a VM whether it still runs, before another node claims that VM.
 
 use crate::os::clock;
 use logchannel::entry::Generation;
@@ -9,11 +9,11 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-/// How long an owner may take to answer, in nanoseconds. One that lives answers at once.
+/// How long the owner may take to answer, in nanoseconds; a live one answers at once.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
-/// The node that answers at `address`, `HOST:PORT`, that it owns `vm`, and its generation; `None`
-/// if none does within a second.
+/// Asks at `address`, `HOST:PORT`, for the owner of `vm`. Returns its node and generation, or
+/// `None` without such an answer within a second.
 #[must_use]
 pub fn ask_owner(address: &str, vm: &VmId) -> Option<(NodeId, Generation)> {
     let until_ns = clock::now_ns() + PATIENCE_NS;

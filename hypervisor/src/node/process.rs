@@ -23,36 +23,37 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 use vm::{Machine, OutputId};
 
-/// How long a primary may take to accept a connection.
+/// How long connecting to a primary may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a packet for the guest waits for room before a heartbeat may be due.
+/// How long a packet waits for room in the guest's inbox: no longer than until the LAN's next
+/// heartbeat is due.
 const ROOM_TIMEOUT: Duration = Duration::from_micros(pulse::INTERVAL_US);
 
-/// This process.
+/// The host that this process is.
 #[derive(Clone, Debug)]
 pub struct ProcessHost {
     reporter: Reporter,
-    /// What flows into the guest that runs here, if one does: its vCPU sleeps there.
+    /// The inbox of the guest that runs here, where its vCPU thread sleeps.
     inbox: Option<InboxSender>,
-    /// The threads of steps that can be woken.
+    /// The threads of the steps, to wake them.
     threads: Arc<Mutex<BTreeMap<StepKind, Thread>>>,
 }
 
 impl ProcessHost {
-    /// This process, which tells what happens by `reporter`.
+    /// A process in which no guest runs live: a backup's.
     #[must_use]
     pub fn new(reporter: Reporter) -> Self {
         Self { reporter, inbox: None, threads: Arc::default() }
     }
 
-    /// The same with a guest that runs here, into which `inbox` leads.
+    /// A process whose live guest has this inbox.
     #[must_use]
     pub fn with_guest(reporter: Reporter, inbox: InboxSender) -> Self {
         Self { inbox: Some(inbox), ..Self::new(reporter) }
     }
 
-    /// Calls `step` in a thread of its own until it is done.
+    /// Calls `step` on a thread of its own until it is done.
     ///
     /// # Errors
     /// If the thread can't be started.
@@ -62,13 +63,14 @@ impl ProcessHost {
         Ok(())
     }
 
-    /// Calls `step` in this thread until it is done. [`Host::wake`] with its kind ends a wait.
+    /// Calls `step` on this thread until it is done. [`Host::wake`] with `kind` ends its waits.
     pub fn run(&self, kind: StepKind, mut step: impl FnMut() -> Next) {
         self.is_run_here(kind);
         while wait(&step()) {}
     }
 
-    /// Steps of this kind are called in this thread.
+    /// Makes this thread the one that runs steps of this kind: gives it their priority, and the
+    /// wakes for them.
     pub fn is_run_here(&self, kind: StepKind) {
         if kind.priority() == Priority::Urgent {
             priority::raise();
@@ -77,10 +79,11 @@ impl ProcessHost {
     }
 }
 
-/// Waits as a step says; `false` if it is done.
+/// Waits as a step asked for; `false` if the step is done.
 pub fn wait(next: &Next) -> bool {
     match next {
-        // Whoever reads a connection waits in it, and whoever gives the guest something there.
+        // These steps wait by themselves: in reading the connection, or in giving the guest a
+        // packet.
         Next::Now | Next::Arrival { .. } | Next::Room { .. } => true,
         Next::Wait { until_ns } => {
             thread::park_timeout(Duration::from_nanos(until_ns.saturating_sub(clock::now_ns())));

@@ -1,12 +1,13 @@
-//! Going on from a log on disk after the death of both sides, in the order in which it can be
-//! killed at any moment and made again from the same directory.
+//! Cold restart: going on from a log on disk after both sides have died. The order of the phases
+//! allows a process that restarts to be killed at any moment, and started again from the same
+//! directory.
 //!
 //! ```text
 //!   Restart::survey ─► Restart::judge ─► Restart::replay ─► Replayed::claim ─► Continuation
 //!   reads the log      asks the arbiter    runs the guest    lists the node     role and machine
 //!                                                            and claims
 //! ```
-//! Nothing here leaves an end mark, and nothing but the list of nodes is written.
+//! Nothing here sets an end mark, and nothing is written but the list of nodes.
 
 use super::log::{LogDirectory, LogDirectoryError, LogProvenance, ResumeProgress, Resumed, Storage, Survey};
 use super::start::{ClaimError, claim_resume, latest};
@@ -21,36 +22,36 @@ use logchannel::session::{NodeId, SessionHeader, VmId};
 use std::fmt;
 use vm::{Machine, OutputOperation, StopReason};
 
-/// Why a VM doesn't go on from a log.
+/// Why a VM can't go on from a log.
 #[derive(Debug, thiserror::Error)]
 pub enum RestartError {
     /// The log can't be used.
     #[error(transparent)]
     Log(#[from] LogDirectoryError),
-    /// The VM may not go on from it, or the arbiter can't be asked.
+    /// The VM may not go on from this log, or the arbiter can't be asked.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// The guest had come to its end.
+    /// The guest had ended.
     #[error("the guest of VM {vm} had come to its end: {reason}; start it afresh")]
     GuestEnded {
-        /// Which VM.
+        /// The VM.
         vm: VmId,
-        /// How.
+        /// How it ended.
         reason: StopReason,
     },
 }
 
-/// Who goes on, and what its operator allows.
+/// The node that wants to go on, and what its operator allows.
 pub struct Restarter<'a> {
-    /// Which VM.
+    /// The VM.
     pub vm: &'a VmId,
-    /// Who decides.
+    /// The arbiter that decides.
     pub arbiter: &'a dyn Arbiter,
-    /// The claim to be made.
+    /// The claim to make.
     pub claim: Claim,
-    /// What the operator allows.
+    /// Which losses the operator accepts.
     pub consent: ResumeConsent,
-    /// Asks the node at an address whether it owns the VM.
+    /// Asks the node at this address whether it owns the VM.
     pub ask_owner: &'a dyn Fn(&str) -> Option<(NodeId, Generation)>,
 }
 
@@ -71,17 +72,17 @@ impl Restarter<'_> {
     }
 }
 
-/// A log from which a VM may go on.
+/// A log that may be resumed.
 #[derive(Debug)]
 pub struct Restart<S: Storage> {
     directory: LogDirectory<S>,
-    /// What the directory has.
+    /// What the directory holds.
     pub survey: Survey<S>,
     judged: Option<ResumeClaim>,
 }
 
 impl<S: Storage> Restart<S> {
-    /// Looks what `directory` has of `vm`.
+    /// Surveys what `directory` holds of `vm`.
     ///
     /// # Errors
     /// [`RestartError::Log`]; [`RestartError::GuestEnded`].
@@ -93,8 +94,8 @@ impl<S: Storage> Restart<S> {
         Ok(Self { directory, survey, judged: None })
     }
 
-    /// Asks the arbiter whether the log is the one to go on from: before it is replayed, which may
-    /// take long.
+    /// Asks the arbiter whether the VM may go on from this log. Optional: [`Replayed::claim`] asks
+    /// if this hasn't, but replaying a log that may not be used would take long for nothing.
     ///
     /// # Errors
     /// [`RestartError::Claim`].
@@ -103,7 +104,7 @@ impl<S: Storage> Restart<S> {
         Ok(())
     }
 
-    /// Replays the log, and calls `progress` now and then.
+    /// Replays the log, and calls `progress` periodically.
     ///
     /// # Errors
     /// [`RestartError::Log`].
@@ -114,7 +115,7 @@ impl<S: Storage> Restart<S> {
     }
 }
 
-/// A VM that has been replayed and isn't claimed.
+/// A VM that has been replayed and isn't claimed yet.
 #[derive(Debug)]
 pub struct Replayed<S: Storage> {
     directory: LogDirectory<S>,
@@ -124,10 +125,11 @@ pub struct Replayed<S: Storage> {
 }
 
 impl<S: Storage> Replayed<S> {
-    /// Claims the VM. That this node may have claimed it is in the directory before it does.
+    /// Claims the VM. The directory's list names this node before: if it is killed after the claim,
+    /// the list shows that the claim is of one of the log's nodes.
     ///
     /// # Errors
-    /// [`RestartError`]: nothing is claimed, or nobody knows whether it is. In both cases the same
+    /// [`RestartError`]: nothing is claimed, or it isn't known whether. In both cases the same
     /// directory can be resumed again.
     pub fn claim(self, restarter: &Restarter<'_>) -> Result<Continuation<S>, RestartError> {
         let Self { directory, provenance, judged, resumed } = self;
@@ -147,15 +149,15 @@ impl<S: Storage> Replayed<S> {
     }
 }
 
-/// A VM that this node owns now and goes on with.
+/// A VM that this node owns now, and goes on with.
 #[derive(Debug)]
 pub struct Continuation<S: Storage> {
     directory: LogDirectory<S>,
-    /// As which generation.
+    /// The generation under which this node owns it.
     pub generation: Generation,
-    /// What clients have seen last may be missing.
+    /// Outputs that clients saw last may be missing from the log.
     pub may_lack: bool,
-    /// The VM.
+    /// The replayed VM.
     pub resumed: Resumed,
 }
 
@@ -165,15 +167,15 @@ impl<S: Storage> Continuation<S> {
     pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, LogDirectory<S>) {
         let Self { directory, generation, resumed, .. } = self;
         let session = SessionHeader { generation, ..resumed.session };
-        // A LAN knows what it has carried. What was on the console is there, as a rule, and isn't
-        // put there again.
+        // The LAN knows which packets it has carried. Console output isn't repeated: it was most
+        // probably written.
         let mut unsent = resumed.unsent;
         if mutated(Mutation::ResumeWithoutUnsent) {
             unsent.clear();
         }
         unsent.retain(|(_, output)| matches!(output, OutputOperation::Packet(_)));
         let inheritance = Inheritance {
-            // The time since the log's last clock read was a pause.
+            // The time since the log's last clock value counts as a pause.
             clock: GuestClock::standing(resumed.machine.last_ticks()),
             first: resumed.next_seq,
             next_output: resumed.next_output,
@@ -185,8 +187,9 @@ impl<S: Storage> Continuation<S> {
 }
 
 impl<S: Storage> LogDirectory<S> {
-    /// Says whose log this will be, before `node` claims the VM for a new start. A directory with
-    /// segments of an earlier life keeps its list: they are none of this node's.
+    /// Enters `node` into the list of nodes whose log this directory holds, before `node` claims
+    /// the VM for a new start. A directory with segments of an earlier life keeps its list: they
+    /// aren't this node's.
     ///
     /// # Errors
     /// If the list can't be written.

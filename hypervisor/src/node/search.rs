@@ -1,4 +1,4 @@
-//! A backup's search for its primary: where it looks, how often, and what it tells meanwhile.
+//! A backup's search for its primary.
 
 use super::arbiter_client::{ArbiterCall, ArbiterClient, ArbiterReply, ArbiterTransport};
 use super::host::{Host, Listener, Next};
@@ -15,12 +15,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// How long a search waits for what, in nanoseconds.
+/// Intervals of a search, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchTiming {
-    /// From one look for the primary to the next.
+    /// The time between two attempts to connect.
     pub retry_ns: u64,
-    /// From a peer that had no place for this side to the next look.
+    /// The time to the next attempt after a primary that had no room for this backup.
     pub no_place_ns: u64,
 }
 
@@ -30,37 +30,37 @@ impl Default for SearchTiming {
     }
 }
 
-/// A search.
+/// The state of a search.
 #[derive(Debug)]
 pub struct Search<D> {
     arbiter: ArbiterClient<D>,
     vm: VmId,
-    /// Where this node accepts a backup itself, as told to others.
+    /// `HOST:PORT` where this node itself accepts a backup.
     own_address: String,
-    /// Where the primary is, if the operator says so.
+    /// The primary's address, if the operator names it.
     primary: Option<SocketAddr>,
     timing: SearchTiming,
-    /// Not before this time, in nanoseconds.
+    /// The time of the next attempt, in nanoseconds.
     next_ns: u64,
     waiting: Option<Waiting>,
-    /// Each connection is told of once.
+    /// The last address whose connection was reported.
     told: Option<SocketAddr>,
 }
 
-/// What a step of a search comes to.
+/// The result of a step.
 #[derive(Debug)]
 pub enum SearchStep<C> {
-    /// Nothing yet.
+    /// The search goes on; when to call the step again.
     Next(Next),
-    /// Somebody answers where the primary should be.
+    /// A connection to the address where the primary should be.
     Found(Arc<C>),
-    /// The arbiter can't be asked before an operator has seen to it.
+    /// The arbiter can't answer until an operator has repaired it.
     Failed(ArbiterError),
 }
 
 impl<D: ArbiterTransport> Search<D> {
-    /// A search for the primary of `vm` at `primary` or, if nobody says where it is, where the
-    /// arbiter says that the VM's owner listens.
+    /// A search for the primary of `vm` at `primary`, or at the address of the owner that the
+    /// arbiter knows.
     pub const fn new(
         arbiter: ArbiterClient<D>,
         vm: VmId,
@@ -71,8 +71,8 @@ impl<D: ArbiterTransport> Search<D> {
         Self { arbiter, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
     }
 
-    /// Whether a backup that has ended so looks for a primary again: one that has had no part in
-    /// the VM is as good a backup as before.
+    /// `true` if a backup that has ended in this way searches again: one that was refused has had
+    /// no part in the VM, and is as good a backup as before.
     pub fn looks_again(&mut self, now_ns: u64, end: &BackupEnd) -> bool {
         let is_unused = matches!(end, BackupEnd::NoPlace { .. });
         if is_unused {
@@ -81,7 +81,7 @@ impl<D: ArbiterTransport> Search<D> {
         is_unused && !mutated(Mutation::SpareGivesUp)
     }
 
-    /// Looks for the primary, when it is time to.
+    /// Asks the arbiter or connects, when an attempt is due.
     pub fn step<H: Host>(&mut self, host: &H) -> SearchStep<H::Connection> {
         let now_ns = host.now_ns();
         self.waiting.get_or_insert(Waiting::since(now_ns));
@@ -119,8 +119,8 @@ impl<D: ArbiterTransport> Search<D> {
         }
     }
 
-    /// Where the VM's owner listens, as far as the arbiter knows; what is missing if it doesn't. An
-    /// owner at this node's own address was an earlier incarnation of it, and is gone.
+    /// The owner's address, as the arbiter knows it, or what is missing. An owner at this node's
+    /// own address was an earlier process here, which is dead.
     fn owner_address(&self, latest: Option<(Generation, Claim)>) -> Result<SocketAddr, String> {
         let Some((generation, claim)) = latest else { return Err("the arbiter knows no VM of this name".into()) };
         match claim.address {
@@ -137,7 +137,7 @@ impl<D: ArbiterTransport> Search<D> {
 fn connect<H: Host>(host: &H, address: SocketAddr) -> Result<(SocketAddr, Arc<H::Connection>), String> {
     match host.connect(Listener::Primary(address)) {
         Ok(connection) => Ok((address, connection)),
-        // Most often nobody listens, which needs no more words.
+        // The usual reason, nothing listening, needs no details.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(format!("nobody answers at {address}")),
         Err(error) => Err(format!("nobody answers at {address} ({error})")),
     }

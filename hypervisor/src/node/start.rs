@@ -1,4 +1,4 @@
-//! Claiming a VM at its start: [`ft::start`] decides, and the arbiter is asked here.
+//! Claims a VM when it starts or resumes: asks the arbiter, and [`ft::start`] decides.
 
 use crate::arbiter::{Arbiter, ArbiterError};
 use ft::claim::{Claim, ClaimKind};
@@ -8,25 +8,25 @@ use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::path::Path;
 
-/// Why a VM is not this node's.
+/// Why this node may not run a VM.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// It may not be.
+    /// The VM's claims don't allow it.
     #[error(transparent)]
     Start(#[from] StartError),
     /// The arbiter can't be asked.
     #[error("VM {vm} is not started: {source}")]
     Arbiter {
-        /// Which VM.
+        /// The VM.
         vm: VmId,
-        /// Why.
+        /// The arbiter's error.
         source: ArbiterError,
     },
 }
 
 impl ClaimError {
-    /// The same, told by one who knows of a log in `directory` from which a restart is possible:
-    /// what it holds isn't offered to be given up.
+    /// Adds to the error that the VM can be resumed from the log in `directory`, so that its advice
+    /// doesn't discard that log.
     #[must_use]
     pub fn with_known_log(self, directory: &Path) -> Self {
         match self {
@@ -36,8 +36,8 @@ impl ClaimError {
     }
 }
 
-/// Claims a VM for a new start and says as which generation it runs; `force_new` and `ask_owner`
-/// are as for [`judge_start`] and [`refuse_if_alive`].
+/// Claims a VM for a new start. Returns the generation under which it runs. `force_new` and
+/// `ask_owner` are as for [`judge_start`] and [`refuse_if_alive`].
 ///
 /// # Errors
 /// [`ClaimError`]; nothing is claimed then.
@@ -57,12 +57,11 @@ pub fn claim_start(
     claim_flag(arbiter, vm, free, &claim, last.map(|last| last.node))
 }
 
-/// Sets the end mark of a VM that was claimed as `generation` and whose guest never ran, because
-/// its start failed: without it the VM would stay owned by a process that is gone. Never for a
-/// guest that has run anywhere.
+/// Sets the end mark of a VM whose start has failed after it was claimed as `generation`. Otherwise
+/// a process that is gone would own it. Only for a guest that has run nowhere.
 ///
 /// # Errors
-/// [`ClaimError`]: the VM stays owned.
+/// [`ClaimError`]; the VM stays owned.
 pub fn end_unstarted(
     arbiter: &dyn Arbiter,
     vm: &VmId,
@@ -74,14 +73,15 @@ pub fn end_unstarted(
     claim_flag(arbiter, vm, generation, &claim, Some(node)).map(|_| ())
 }
 
-/// Claims a VM as `judged` says, which is what [`judge_resume`](ft::start::judge_resume) has found.
-/// Says as which generation it goes on from the log, and whose place it has taken.
+/// Claims a VM to resume it, as [`judge_resume`](ft::start::judge_resume) has judged. Returns the
+/// generation under which it goes on, and the judgement that held in the end.
 ///
-/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. It is one
-/// of `log_nodes` then, and `judge` looks again.
+/// A claim that the dead owner had sent may reach the arbiter while its log is replayed. The claim
+/// is then of one of `log_nodes`, and this calls `judge` again.
 ///
 /// # Errors
-/// [`StartError::ClaimedMeanwhile`] if another node has; [`ClaimError::Arbiter`]; those of `judge`.
+/// [`StartError::ClaimedMeanwhile`] if another node has claimed the VM; [`ClaimError::Arbiter`];
+/// those of `judge`.
 pub fn claim_resume(
     arbiter: &dyn Arbiter,
     vm: &VmId,
@@ -90,7 +90,7 @@ pub fn claim_resume(
     log_nodes: &[NodeId],
     judge: impl Fn() -> Result<ResumeClaim, ClaimError>,
 ) -> Result<(Generation, ResumeClaim), ClaimError> {
-    // It ends: each further round takes one more claim of a node that has died.
+    // Ends: each further round takes another claim of a dead node.
     loop {
         match claim_flag(arbiter, vm, judged.free, claimed, Some(judged.holder.node)) {
             Ok(generation) => return Ok((generation, judged)),
@@ -107,7 +107,7 @@ pub fn claim_resume(
     }
 }
 
-/// What the arbiter knows of a VM last.
+/// The VM's latest claim at the arbiter, with its generation.
 ///
 /// # Errors
 /// [`ClaimError::Arbiter`].
@@ -134,7 +134,7 @@ mod tests {
     use ft::claim::Verdict;
     use ft::start::{LogIdentity, ResumeConsent, judge_resume};
 
-    /// Without it, nobody could start the VM again but by `--force-new`.
+    /// Otherwise only `--force-new` could start the VM again.
     #[test]
     fn a_vm_whose_start_failed_after_its_claim_can_be_started_again_and_only_its_claimer_ends_it() {
         let directory = tempfile::tempdir().unwrap();
@@ -144,7 +144,7 @@ mod tests {
         assert!(matches!(start(2), Err(ClaimError::Start(StartError::Owned { .. }))));
         end_unstarted(&arbiter, &vm, Generation(1), NodeId(1), "127.0.0.1:1").unwrap();
         assert_eq!(start(2).unwrap(), Generation(3), "the end mark uses up a generation");
-        // Another one has won the flag that would be the end mark.
+        // Another node has won the flag that the end mark would take.
         let refused = end_unstarted(&arbiter, &vm, Generation(2), NodeId(1), "127.0.0.1:1");
         assert!(matches!(refused, Err(ClaimError::Start(StartError::Owned { .. }))), "{refused:?}");
         assert!(matches!(start(3), Err(ClaimError::Start(StartError::Owned { .. }))));
@@ -154,7 +154,7 @@ mod tests {
         Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
     }
 
-    /// A primary that was killed may have asked for a claim that the arbiter has not yet decided.
+    /// A killed primary may have sent a claim that the arbiter hasn't decided yet.
     #[test]
     fn a_claim_of_the_dead_owners_that_arrives_during_the_replay_is_no_other_node() {
         let directory = tempfile::tempdir().unwrap();
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(set(1, &owner(1), Some(NodeId(1))), Verdict::Won, "it arrives");
         let (generation, _) = claim_resume(&arbiter, &vm, &owner(2), judged.clone(), &nodes, judge).unwrap();
         assert_eq!(generation, Generation(3));
-        // Any other node's claim is one.
+        // A claim of any other node counts.
         let refused = claim_resume(&arbiter, &vm, &owner(3), judged, &[], judge).unwrap_err();
         assert!(matches!(refused, ClaimError::Start(StartError::ClaimedMeanwhile { .. })), "{refused:?}");
     }

@@ -1,9 +1,9 @@
-//! When something that waits says so: after a second, and then ever more rarely.
+//! When a wait is reported: after a second, and then ever more rarely.
 
-/// After how many seconds of waiting it is told; after the last, each time as many seconds again.
+/// The seconds after which a wait is reported; from the last on, once every so many seconds.
 const TELL_AFTER_S: [u64; 4] = [1, 10, 60, 600];
 
-/// One who waits. Times are the caller's.
+/// A wait whose reports become rarer. Times are the caller's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     since_ns: u64,
@@ -11,13 +11,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Begins to wait.
+    /// A wait that begins now.
     #[must_use]
     pub const fn since(now_ns: u64) -> Self {
         Self { since_ns: now_ns, next_s: TELL_AFTER_S[0] }
     }
 
-    /// If it is time to say what is waited for: for how many seconds it has been.
+    /// The seconds waited, if a report is due.
     pub fn due(&mut self, now_ns: u64) -> Option<u64> {
         let waited_s = now_ns.saturating_sub(self.since_ns) / 1_000_000_000;
         if waited_s < self.next_s {

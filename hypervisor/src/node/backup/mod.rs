@@ -1,6 +1,6 @@
 //! A backup as a process: a thread for each of its steps.
 //!
-//! The thread that reads the channel acknowledges; the thread that replays never delays it.
+//! The thread that reads the channel acknowledges, so that replay never delays an acknowledgement.
 
 pub mod no_primary_port;
 mod replay;
@@ -25,68 +25,68 @@ use std::sync::Arc;
 use std::thread;
 use vm::{Machine, OutputId, OutputOperation};
 
-/// Bytes of memory and entries that may wait to be put in place or replayed before this side stops
-/// reading its channel, and by that stops the primary.
+/// The log buffer's limit, in bytes of entries and memory pages. Beyond it the backup stops reading
+/// the channel, which stops the primary.
 pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
 
-/// One bit of RAM to flip behind the guest's back, to see the divergence found.
+/// A bit of RAM to flip in the backup's machine, to test that the divergence is found.
 #[derive(Clone, Copy, Debug)]
 pub struct BitFlip {
-    /// At the first entry with at least this instruction count.
+    /// The flip happens before the first entry with at least this instruction count.
     pub count: u64,
-    /// Guest-physical address.
+    /// The guest-physical address.
     pub address: u64,
-    /// 0 to 7.
+    /// The bit of the byte, 0 to 7.
     pub bit: u8,
 }
 
-/// What is done to a backup on purpose, to see what comes of it.
+/// Faults injected into a backup, for tests and demonstrations.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FaultInjection {
-    /// Its memory is damaged.
+    /// Corrupts its memory.
     pub flip: Option<BitFlip>,
-    /// It replays so many times slower than it could; 0 and 1 change nothing.
+    /// Makes replay this many times slower; 0 and 1 don't.
     pub slowdown: u32,
 }
 
-/// How a backup's time as a backup ends.
+/// How a backup's process ends its role as backup.
 #[derive(Debug)]
 pub enum BackupOutcome {
-    /// It owns the VM and has to run it.
+    /// It owns the VM, and goes live.
     GoLive(Box<Succession<ProcessHost>>),
-    /// It is over.
+    /// It ends.
     End(BackupEnd),
 }
 
-/// All that a backup brings along when it goes live.
+/// Everything that a backup takes along when it goes live.
 #[derive(Debug)]
 pub struct Succession<H: Host> {
-    /// The machine, standing behind the last entry.
+    /// The machine, after the last entry.
     pub machine: Machine,
-    /// The guest's clock, going on from its primary's.
+    /// The guest's clock, which continues the primary's.
     pub clock: GuestClock,
-    /// What the VM is, of the generation that this node now owns.
+    /// The session of the generation that this node owns now.
     pub session: SessionHeader,
-    /// Its log on disk, if one is kept.
+    /// The log on disk, if there is one.
     pub disk_log: Option<SideDiskLog<H>>,
-    /// How many entries the log has.
+    /// One past the last entry of the log.
     pub entries: LogSeq,
-    /// How many state digests were compared, and equal.
+    /// The number of state digests that were compared with the primary's.
     pub digests_checked: u64,
-    /// Outputs that the predecessor may not have sent.
+    /// Outputs that the lost primary may not have sent.
     pub unsent: VecDeque<(OutputId, OutputOperation)>,
-    /// How many of them were dropped because there were too many.
+    /// The number of unsent outputs that were dropped because there were too many.
     pub unsent_dropped: u64,
-    /// The output behind them. The machine may be further by some that the last entries don't tell
-    /// of.
+    /// One past the last output of the log. The machine may have produced more, which the last
+    /// entries don't have.
     pub next_output: OutputId,
-    /// When the steps of the failover happened.
+    /// The times of the failover's phases.
     pub moments: BackupMoments,
 }
 
 impl<H: Host> Succession<H> {
-    /// What the backup of `role` brings along, which owns the VM as `generation` and whose machine
-    /// is `following`.
+    /// What the backup of `role` takes along, with the machine of `following`. It owns the VM as
+    /// `generation`.
     pub fn new(role: &mut BackupRole, following: Following<H>, generation: Generation, now_ns: u64) -> Self {
         let Following { session, replayer, disk_log } = following;
         Self {
@@ -103,13 +103,12 @@ impl<H: Host> Succession<H> {
         }
     }
 
-    /// Makes the owner that `node` is now of what it has: its role, the machine, and the log on
-    /// disk.
+    /// Makes the primary that `node` is from now on: its role, the machine, and the log on disk.
     #[must_use]
     pub fn take_over(self, node: NodeId, timing: Timing) -> (PrimaryRole, Machine, Option<SideDiskLog<H>>) {
         let Self { machine, clock, session, mut disk_log, entries, unsent, next_output, .. } = self;
-        // A log that has failed is waited for by nobody; one that hasn't is whole, or this side
-        // would not have been accepted.
+        // Outputs don't wait for a log that has failed. Any other has its first segment, because
+        // the backup waits for that before it accepts.
         let state = disk_log.as_ref().map_or(DiskLogState::None, SideDiskLog::state);
         if let Some(log) = &mut disk_log {
             log.owns();
@@ -119,8 +118,8 @@ impl<H: Host> Succession<H> {
     }
 }
 
-/// Backs up the VM whose primary is at the other end of `connection`, in the calling thread, until
-/// this node goes live or is over.
+/// Runs the backup of the primary at the other end of `connection`, in the calling thread, until
+/// this node goes live or ends.
 ///
 /// # Errors
 /// If a thread can't be started.

@@ -1,9 +1,8 @@
-//! The port of a node that is no primary (yet).
+//! The port of a backup: it answers connections that there is no primary here (yet).
 //!
-//! Backups that wait find it where the arbiter says that a primary was, or where the operator says
-//! that one will be. They are told at once that there is none here. Without an answer they would
-//! take this side for a primary that doesn't speak, and the connection would still stand in the
-//! queue when this side has gone live.
+//! Other backups connect here because a primary was here, as the arbiter says, or will be, as the
+//! operator says. Without an answer they would take this node for a primary that doesn't respond,
+//! and their connections would still be in the accept queue when this node has gone live.
 
 use crate::node::channel::say;
 use crate::node::host::Connection;
@@ -18,15 +17,15 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// How many connections are kept until their peers have read the answer; the oldest is closed for
-/// one more. One that is closed with something unread in it would take the answer back.
+/// The most answered connections that stay open until their peers have read the answer; the oldest
+/// is closed for a new one. Closing a socket with unread bytes in it would discard the answer.
 const KEPT_MAX: usize = 16;
 
-/// How many are answered before it is looked whether to stop: going live waits for that, however
-/// fast others come.
+/// The most connections that are answered before the thread checks for the stop, so that a flood of
+/// them doesn't delay going live.
 const ANSWERED_AT_ONCE_MAX: usize = 64;
 
-/// Answers at a port for as long as this node has no other use for it.
+/// A thread that answers at the port until the node needs the port itself.
 #[derive(Debug)]
 pub struct NoPrimaryPort {
     stop: Arc<EventFd>,
@@ -34,7 +33,7 @@ pub struct NoPrimaryPort {
 }
 
 impl NoPrimaryPort {
-    /// Begins to answer at `listener`.
+    /// Starts to answer connections to `listener`.
     ///
     /// # Errors
     /// If the host has no descriptor or thread left.
@@ -51,7 +50,8 @@ impl NoPrimaryPort {
         Ok(Self { stop, thread })
     }
 
-    /// Stops answering, and gives the listener back. Who has come until then has an answer.
+    /// Stops the thread and returns the listener. Connections from before this call have been
+    /// answered, up to the limit of a round.
     ///
     /// # Errors
     /// If the listener can't be made to block again.
@@ -72,11 +72,11 @@ fn answer(listener: &TcpListener, stop: &EventFd) {
     loop {
         let mut waited_for =
             [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        // A signal, or no memory: it is looked again.
+        // Fails by a signal, or without memory; then the loop just runs once more.
         let _ = poll(&mut waited_for, PollTimeout::NONE);
         let is_over = waited_for[0].any().unwrap_or(false);
-        // Not all who come: those behind are answered by the next owner of the port, or in the next
-        // round.
+        // The connections beyond the limit are answered in the next round, or by the port's next
+        // user.
         for stream in (0..ANSWERED_AT_ONCE_MAX).map_while(|_| accept(listener, &mut trouble)) {
             answers.answer(Arc::new(stream));
         }
@@ -91,8 +91,7 @@ fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStre
         Ok((stream, _)) => Some(stream),
         Err(error) => {
             if error.kind() != io::ErrorKind::WouldBlock {
-                // No descriptors left: the oldest connections will be closed, and others wait that
-                // long.
+                // No descriptors are left: this waits until old connections have been closed.
                 thread::sleep(trouble.failed("this side can't answer those who look for a primary", &error));
             }
             None
@@ -100,7 +99,7 @@ fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> Option<TcpStre
     }
 }
 
-/// What a node does that is no primary (yet) with those who come to its port.
+/// Answers connections to a port without a primary, and keeps them open for a while.
 #[derive(Debug)]
 pub struct NoPrimaryAnswers<C> {
     answered: VecDeque<Arc<C>>,
@@ -113,7 +112,7 @@ impl<C> Default for NoPrimaryAnswers<C> {
 }
 
 impl<C: Connection> NoPrimaryAnswers<C> {
-    /// Says that there is no primary here. Nobody is waited for.
+    /// Tells the peer that there is no primary here, without waiting for it.
     pub fn answer(&mut self, connection: Arc<C>) {
         if say(&*connection, &Message::NoPrimary).is_ok() {
             self.answered.push_back(connection);
@@ -152,7 +151,7 @@ mod tests {
                 Arrived::Last { messages, .. } => assert_eq!(messages, [Message::NoPrimary]),
             }
         }
-        // Those that say nothing are told as well, more of them than are kept.
+        // Connections that send nothing are answered too, also when there are more than stay open.
         let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
         let silent: Vec<_> = silent.into_iter().map(Arc::new).collect();
         for stream in &silent {

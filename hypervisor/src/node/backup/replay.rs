@@ -1,4 +1,5 @@
-//! A backup's machine: put together from a snapshot, and then replaying in lockstep.
+//! The backup's replay step: restores the machine from a snapshot, then replays the log in
+//! lockstep.
 
 use super::side::BackupSide;
 use super::{BitFlip, FaultInjection};
@@ -15,11 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm::{Event, OutputId, OutputOperation, Restoration};
 
-/// How long a replay that has nothing to do waits before it looks again, in nanoseconds. Work wakes
-/// it.
+/// How often an idle replay checks for work, in nanoseconds; new work wakes it earlier.
 const IDLE_NS: u64 = 5_000_000;
 
-/// What the replay has to do.
+/// Work for the replay step, in the order of the channel.
 #[derive(Debug)]
 pub(super) enum Work<H: Host> {
     Begin(SessionHeader, Option<Box<SideDiskLog<H>>>),
@@ -29,7 +29,7 @@ pub(super) enum Work<H: Host> {
 }
 
 impl<H: Host> Work<H> {
-    /// What it occupies until it is done.
+    /// The bytes in the log buffer until the work is done.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.bytes.len(),
@@ -39,7 +39,7 @@ impl<H: Host> Work<H> {
     }
 }
 
-/// What an entry occupies in the log buffer.
+/// The bytes of an entry in the log buffer.
 fn buffered_bytes(entry: &LogEntry) -> usize {
     let content = match &entry.body {
         EntryBody::Event(Event::Packet { packet: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
@@ -54,7 +54,7 @@ fn buffered_bytes(entry: &LogEntry) -> usize {
     size_of::<LogEntry>() + content
 }
 
-/// A machine that is being put together.
+/// A machine of which not all memory has been received.
 #[derive(Debug)]
 struct Restoring<H: Host> {
     session: SessionHeader,
@@ -64,30 +64,30 @@ struct Restoring<H: Host> {
     snapshot_bytes: u64,
 }
 
-/// A machine in lockstep.
+/// A machine that replays in lockstep.
 #[derive(Debug)]
 pub struct Following<H: Host> {
-    /// What the VM is.
+    /// The VM's session.
     pub session: SessionHeader,
     /// The machine.
     pub replayer: Replayer,
-    /// Its log on disk, if one is kept.
+    /// The log on disk, if there is one.
     pub disk_log: Option<Box<SideDiskLog<H>>>,
 }
 
-/// The machine, as far as it has come.
+/// How far the machine has got.
 #[derive(Debug)]
 enum Stage<H: Host> {
     Nothing,
     Restoring(Box<Restoring<H>>),
     Following(Box<Following<H>>),
-    /// This side goes live with it.
+    /// All entries are consumed, and this side goes live with the machine.
     Finished(Box<Following<H>>),
-    /// It must not go live.
+    /// The machine must not go live.
     GivenUp,
 }
 
-/// A batch that is replayed, and counts as replayed at this time.
+/// A batch that has been replayed, but counts as replayed only at `due_ns`.
 #[derive(Debug)]
 struct Replayed {
     due_ns: u64,
@@ -95,17 +95,17 @@ struct Replayed {
     outputs: Vec<(OutputId, OutputOperation)>,
 }
 
-/// A backup's machine.
+/// The state of the replay step.
 #[derive(Debug)]
 pub struct Replay<H: Host> {
     stage: Stage<H>,
-    /// Of a backup that is slow on purpose.
+    /// The last batch of a backup that is slowed on purpose.
     replayed: Option<Replayed>,
     faults: FaultInjection,
 }
 
 impl<H: Host> Replay<H> {
-    /// A machine of which nothing has come yet.
+    /// A replay that has received nothing yet.
     #[must_use]
     pub const fn new(faults: FaultInjection) -> Self {
         Self { stage: Stage::Nothing, replayed: None, faults }
@@ -129,7 +129,7 @@ impl<H: Host> Replay<H> {
         };
     }
 
-    /// The machine in lockstep, to look at it.
+    /// The machine, once it is restored.
     #[must_use]
     pub const fn replayer(&self) -> Option<&Replayer> {
         match &self.stage {
@@ -140,8 +140,7 @@ impl<H: Host> Replay<H> {
 }
 
 impl<H: Host> BackupSide<H> {
-    /// Does one piece of what the machine has to do. Done when this side goes live with it, or must
-    /// not.
+    /// Does one piece of work. Done when this side goes live, or has ended.
     pub fn step_replay(self: &Arc<Self>, replay: &mut Replay<H>) -> Next {
         if self.is_over() {
             replay.end(self.goes_live.load(Ordering::Acquire));
@@ -182,7 +181,7 @@ impl<H: Host> BackupSide<H> {
         };
     }
 
-    /// Puts a piece of the machine in place.
+    /// Restores a part of the machine.
     fn restore(self: &Arc<Self>, work: Work<H>, stage: Stage<H>) -> Result<Stage<H>, String> {
         match (work, stage) {
             (Work::Begin(session, disk_log), _) => {
@@ -213,7 +212,7 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Replays a batch.
+    /// Replays a batch of entries.
     fn replay(self: &Arc<Self>, replay: &mut Replay<H>, mut following: Box<Following<H>>, entries: VecDeque<LogEntry>) {
         let began_ns = self.host.now_ns();
         let Some(outputs) = self.replay_batch(&mut following.replayer, &entries, &mut replay.faults.flip) else {
@@ -230,7 +229,7 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Tells the role, and the log on disk, what has been replayed.
+    /// Reports a replayed batch to the role and to the log on disk.
     fn tell_replayed(self: &Arc<Self>, replay: &mut Replay<H>, Replayed { entries, outputs, .. }: Replayed) {
         let Stage::Following(following) = &mut replay.stage else { return };
         let Following { replayer, disk_log, .. } = &mut **following;
@@ -247,10 +246,11 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Lets the log on disk, which has the entries, copy the machine's memory for its next
-    /// snapshot.
+    /// Gives the log on disk its turn: it copies memory for its next snapshot, and hands entries
+    /// on.
     fn serve_log(&self, log: &mut SideDiskLog<H>, replayer: &mut Replayer) {
-        // A snapshot is of a machine at rest; the entries to come take what the guest sent.
+        // A snapshot can't have outputs that the log doesn't have yet: the next entries take them
+        // first.
         if replayer.machine().has_output() {
             return;
         }
@@ -259,8 +259,9 @@ impl<H: Host> BackupSide<H> {
         log.serve(replayer.machine_mut(), next, unsent);
     }
 
-    /// Replay writes memory faster than it is copied: if it has to wait for the copy, copies a
-    /// piece and says when to go on.
+    /// `Some` if the replay must wait for a copy of the memory for the log on disk, because it
+    /// writes pages faster than they are copied. Copies a piece, and says when to call the step
+    /// again.
     fn copy_for_log(&self, following: &mut Following<H>) -> Option<Next> {
         let Following { replayer, disk_log, .. } = following;
         let log = disk_log.as_mut()?;
@@ -272,7 +273,7 @@ impl<H: Host> BackupSide<H> {
         Some(next)
     }
 
-    /// Replays `entries`, and gives what the guest sent meanwhile; `None` after a divergence.
+    /// Replays `entries`. Returns the guest's outputs, or `None` after a divergence.
     fn replay_batch(
         self: &Arc<Self>,
         replayer: &mut Replayer,

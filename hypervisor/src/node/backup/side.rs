@@ -1,4 +1,4 @@
-//! A backup without its threads: the role, its connection and its log on disk, in steps that never
+//! The backup without its threads: the role, its channel and its log on disk, and steps that never
 //! wait.
 
 use super::replay::Work;
@@ -15,24 +15,24 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-/// From one look at heartbeats and timeouts to the next, in nanoseconds.
+/// How often the role's timers are checked, in nanoseconds.
 const TICK_NS: u64 = 5_000_000;
 
-/// The same of the step that claims, whose thread may be busy with the arbiter.
+/// How often the control step looks for a task, in nanoseconds; a new task wakes it earlier.
 const WATCH_NS: u64 = 50_000_000;
 
-/// How long a side that can't take more of its channel waits before it looks again, in nanoseconds.
+/// How often a side that can't take more from its channel checks for room, in nanoseconds.
 const FULL_NS: u64 = 1_000_000;
 
-/// How long a side that ends waits for its primary to read the last words to it, in nanoseconds,
-/// and from one look to the next.
+/// How long an ending side waits for its primary to read the last messages, in nanoseconds, and how
+/// often it checks.
 const PARTING_NS: u64 = 1_000_000_000;
 const PARTING_LOOK_NS: u64 = 1_000_000;
 
-/// Where and how the log on disk is kept, and by which incarnation.
+/// The node that writes the log on disk, and the log's options.
 type LogOptions<H> = (NodeId, DiskLogOptions<<H as Host>::Storage>);
 
-/// What takes time, or ends this side.
+/// A task for the control step: those that may take long, and the end.
 #[derive(Debug)]
 enum Task {
     CheckOwner,
@@ -41,57 +41,58 @@ enum Task {
     End(BackupEnd),
 }
 
-/// What the step that does what takes time comes to.
+/// The result of a control step.
 #[derive(Debug)]
 pub enum Control {
-    /// Nothing for now.
+    /// The side goes on; when to call the step again.
     Next(Next),
-    /// This node owns the VM as this generation, and goes live.
+    /// This node owns the VM under this generation, and goes live.
     GoLive(Generation),
-    /// This side is over.
+    /// The side has ended.
     End(BackupEnd),
 }
 
-/// What the step that does what takes time remembers.
+/// The state of the control step.
 #[derive(Debug)]
 pub struct BackupControl<D> {
     arbiter: ArbiterClient<D>,
-    /// How it ends once its last words are heard, and until when that is waited for.
+    /// An end that waits until the last messages have left: how the side ends, and until when it
+    /// waits at most, in nanoseconds.
     parting: Option<(BackupEnd, u64)>,
 }
 
 impl<D> BackupControl<D> {
-    /// Begins with what takes time; the arbiter is asked over `line`.
+    /// The control step's initial state.
     pub const fn new(arbiter: ArbiterClient<D>) -> Self {
         Self { arbiter, parting: None }
     }
 }
 
 impl<D: ArbiterTransport> BackupControl<D> {
-    /// Whether an answer of the arbiter is waited for.
+    /// `true` while a question to the arbiter is unanswered.
     #[must_use]
     pub const fn is_asking(&self) -> bool {
         self.arbiter.is_asking()
     }
 }
 
-/// A backup.
+/// A VM's backup.
 pub struct BackupSide<H: Host> {
     pub(super) host: H,
     pub(super) role: Mutex<BackupRole>,
     channel: Channel<H::Connection>,
     pub(super) work: Mutex<VecDeque<Work<H>>>,
-    /// Bytes of work not yet done.
+    /// Bytes in the log buffer: received, and not yet restored or replayed.
     pub(super) waiting_bytes: AtomicUsize,
-    /// How many of them stop the reading of the channel, and by that the primary.
+    /// The log buffer's limit, beyond which the channel isn't read.
     buffer_bytes_max: usize,
-    /// Until the session comes: what the log on disk is begun with.
+    /// With which options the log on disk begins; taken when the session arrives.
     log_options: Mutex<Option<LogOptions<H>>>,
-    /// From then on: the log on disk, which takes what is received.
+    /// The log on disk, which gets everything that is received from the session on.
     joining_log: OnceLock<JoiningLog>,
-    /// What the role wants done, in its order.
+    /// The role's actions, in its order.
     actions: Mutex<VecDeque<BackupAction>>,
-    /// Held by the thread that does it.
+    /// Held by the thread that does the actions.
     acting: Mutex<()>,
     tasks: Mutex<VecDeque<Task>>,
     over: AtomicBool,
@@ -107,8 +108,8 @@ impl<H: Host> fmt::Debug for BackupSide<H> {
 }
 
 impl<H: Host> BackupSide<H> {
-    /// A backup whose primary is at the other end of `connection`. Reading stops while more than
-    /// `buffer_bytes_max` bytes wait to be put in place or replayed.
+    /// A backup of the primary at the other end of `connection`. It stops reading the channel while
+    /// more than `buffer_bytes_max` bytes wait to be restored or replayed.
     pub fn new(
         host: H,
         role: BackupRole,
@@ -135,42 +136,42 @@ impl<H: Host> BackupSide<H> {
         };
         side.channel.connect(connection.clone());
         *lock(&side.channel.reader) = Some(ChannelReader::new(connection));
-        // The wish to join.
+        // The request to join.
         side.send_outgoing();
         side
     }
 
-    /// The role, to look at it.
+    /// Locks the role.
     pub fn role(&self) -> MutexGuard<'_, BackupRole> {
         lock(&self.role)
     }
 
-    /// Whether this side is over: its steps are done.
+    /// `true` once the side has ended: all its steps return [`Next::Done`].
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Whether the primary has not been sent all that there was to say.
+    /// `true` if the primary hasn't been sent everything yet.
     fn has_more_to_say(&self) -> bool {
         self.send_outgoing();
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 
-    /// Ends this side's steps. One that goes live has its machine from the replay, which stands
-    /// behind the last entry: the role doesn't go live before.
+    /// Ends the steps. If the side goes live, its machine comes from the replay, which has consumed
+    /// every entry: the role doesn't go live before.
     fn finish(&self, goes_live: bool) {
-        // Before the end is announced: a replay that sees the end alone gives its machine up.
+        // Stored before the end: a replay that sees only the end gives its machine up.
         self.goes_live.store(goes_live, Ordering::Release);
         self.over.store(true, Ordering::Release);
         self.channel.cut();
-        // The directory of a log that never began is free again.
+        // Unlocks the directory of a log that never began.
         drop(lock(&self.log_options).take());
         self.host.wake(StepKind::Replay);
     }
 
-    /// Gives the role what the primary says, and stops reading while too much waits. Done when the
-    /// connection has ended.
+    /// Gives the role the primary's messages. Doesn't read while the log buffer or the disk is
+    /// full. Done when the connection has ended.
     pub fn step_receive(self: &Arc<Self>) -> Next {
         if self.is_over() {
             return Next::Done;
@@ -186,7 +187,7 @@ impl<H: Host> BackupSide<H> {
             return Next::Wait { until_ns: now_ns + FULL_NS };
         }
         if self.channel.is_clogged() {
-            // A primary that doesn't read its acknowledgements makes no more of them. Its silence
+            // A primary that doesn't read acknowledgements causes no more of them. Its silence
             // isn't excused by that.
             return Next::Wait { until_ns: self.host.now_ns() + FULL_NS };
         }
@@ -216,7 +217,7 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Tells the role that time has passed.
+    /// Checks the role's timers.
     pub fn step_timers(self: &Arc<Self>) -> Next {
         if self.is_over() {
             return Next::Done;
@@ -228,7 +229,7 @@ impl<H: Host> BackupSide<H> {
         Next::Wait { until_ns: self.host.now_ns() + TICK_NS }
     }
 
-    /// Does what is to be done next of what takes time.
+    /// Handles the arbiter's answer or the next task.
     pub fn step_control<D: ArbiterTransport>(self: &Arc<Self>, control: &mut BackupControl<D>) -> Control {
         let now_ns = self.host.now_ns();
         if let Some((end, until_ns)) = control.parting.take() {
@@ -264,19 +265,19 @@ impl<H: Host> BackupSide<H> {
         Control::Next(Next::Now)
     }
 
-    /// Gives the role an input, and does what it says.
+    /// Gives the role an input, sends its messages, and does its actions.
     pub(super) fn drive<T>(self: &Arc<Self>, input: impl FnOnce(&mut BackupRole, u64) -> T) -> T {
         let result = {
             let mut role = lock(&self.role);
             let result = input(&mut role, self.host.now_ns());
-            // Handed on before another thread can give the role the next input.
+            // Queued under the role's lock, before another thread can give it the next input.
             lock(&self.actions).extend(std::iter::from_fn(|| role.poll_action()));
             result
         };
-        // Acknowledgements leave before anything else is done.
+        // Acknowledgements leave before any action.
         self.send_outgoing();
-        // By one thread at a time, in the order in which the role says it. What is done may drive
-        // the role again: what that brings comes behind.
+        // One thread at a time does the actions, in the role's order. An action may drive the role
+        // again; the actions from that are queued behind.
         serve(
             &self.acting,
             || !lock(&self.actions).is_empty(),
@@ -302,7 +303,7 @@ impl<H: Host> BackupSide<H> {
             BackupAction::ClaimsLost(generation) => {
                 self.host.report(&NodeReport::PrimaryClaimLost { generation: generation.0 });
             }
-            // The log on disk gets what has come before the machine does.
+            // The log on disk gets each piece before the machine does.
             BackupAction::Pages(pages) => {
                 self.log(|log| log.pages(&pages));
                 self.give_work(Work::Pages(pages));
@@ -333,7 +334,7 @@ impl<H: Host> BackupSide<H> {
         }
     }
 
-    /// Begins to put the machine together, and to log what is received.
+    /// Begins to restore the machine, and to write the log on disk.
     fn begin(self: &Arc<Self>, session: SessionHeader) {
         let options = lock(&self.log_options).take();
         let begun =
@@ -342,7 +343,7 @@ impl<H: Host> BackupSide<H> {
             None => None,
             Some(Ok((log, joining))) => {
                 let _ = self.joining_log.set(joining);
-                // The log is one of this side's own parts.
+                // Weak, because the side owns the log.
                 let side = Arc::downgrade(self);
                 log.listen(move |state| {
                     if let Some(side) = side.upgrade() {
@@ -359,14 +360,14 @@ impl<H: Host> BackupSide<H> {
         self.give_work(Work::Begin(session, disk_log));
     }
 
-    /// Gives the log on disk something, if one is kept.
+    /// Gives the log on disk something, if there is one.
     fn log(&self, give: impl FnOnce(&JoiningLog)) {
         if let Some(log) = self.joining_log.get() {
             give(log);
         }
     }
 
-    /// Tells the role that this side waits for its disk.
+    /// Tells the role that this side waits for its disk, and how much the disk has taken so far.
     fn wait_for_disk(self: &Arc<Self>) {
         let taken = self.joining_log.get().map_or(0, JoiningLog::taken);
         self.drive(|role, now_ns| role.handle_disk_wait(now_ns, taken));

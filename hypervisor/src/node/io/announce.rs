@@ -1,10 +1,10 @@
-//! What tells an Ethernet that a station has moved: for networks that don't know that they carry a
+//! Announces to an Ethernet where the guest is now, for networks that don't know that they carry a
 //! VM.
 //!
-//! Switches learn from any packet where its sender is; a reverse ARP request, which nobody answers
-//! any more, is what hypervisors send after moving a VM whose addresses they don't know. Hosts that
-//! have lost track of the guest's IPv4 address learn from a gratuitous ARP request, for which the
-//! address must be known: it is read off what the guest sends.
+//! Switches learn a station's port from the source of any packet. A reverse ARP request, which
+//! nothing answers any more, is what hypervisors send after moving a VM whose IP addresses they
+//! don't know. Hosts refresh their ARP caches from a gratuitous ARP request. That needs the guest's
+//! IPv4 address, which is learned from the packets that it sends.
 
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address, Ipv4Packet,
@@ -13,14 +13,14 @@ use smoltcp::wire::{
 /// Ethernet's number for reverse ARP (RFC 903).
 const RARP: EthernetProtocol = EthernetProtocol::Unknown(0x8035);
 
-/// The shortest Ethernet frame without its checksum.
+/// The shortest Ethernet frame, without its checksum.
 const PACKET_BYTES: usize = 60;
 
-/// The hop limits that senders start with. A packet with another one may have been forwarded by the
-/// guest, and its source be anybody's.
+/// The initial hop limits in use. A packet with another one may have been forwarded by the guest,
+/// so its source may be another host's address.
 const INITIAL_HOP_LIMITS: [u8; 3] = [64, 128, 255];
 
-/// A guest's addresses, as far as its packets have told.
+/// The guest's addresses, as far as its packets show them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Station {
     mac: EthernetAddress,
@@ -28,18 +28,18 @@ pub struct Station {
 }
 
 impl Station {
-    /// A station of whose IP address nothing is known.
+    /// A station whose IP address isn't known yet.
     #[must_use]
     pub const fn new(mac: [u8; 6]) -> Self {
         Self { mac: EthernetAddress(mac), ip: None }
     }
 
-    /// Learns from a packet that the guest sent.
+    /// Learns the IPv4 address from a packet that the guest sends.
     pub fn learn(&mut self, packet: &[u8]) {
         self.ip = self.sender_of(packet).or(self.ip);
     }
 
-    /// The packets that tell where the station is.
+    /// The packets that announce the station.
     #[must_use]
     pub fn announcement(&self) -> Vec<Vec<u8>> {
         let unknown = Ipv4Address::UNSPECIFIED;
@@ -49,7 +49,7 @@ impl Station {
         [reverse].into_iter().chain(gratuitous).collect()
     }
 
-    /// The IPv4 address that the guest itself sent this packet from.
+    /// The packet's source address, if the guest itself is the source.
     fn sender_of(&self, packet: &[u8]) -> Option<Ipv4Address> {
         let packet = EthernetFrame::new_checked(packet).ok().filter(|packet| packet.src_addr() == self.mac)?;
         let address = if packet.ethertype() == EthernetProtocol::Arp {
@@ -65,7 +65,7 @@ impl Station {
         } else {
             None
         };
-        // An ARP probe (RFC 5227) and DHCP have no address yet.
+        // ARP probes (RFC 5227) and DHCP requests come from no address.
         address.filter(|ip| !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback()))
     }
 

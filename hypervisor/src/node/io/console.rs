@@ -1,4 +1,4 @@
-//! Standard input, as the guest's console input.
+//! Standard input as the guest's console input.
 
 use super::inbox::InboxSender;
 use crate::node::reports::NodeReport;
@@ -10,25 +10,24 @@ use std::io::{self, IsTerminal, Read};
 use std::thread;
 use std::time::Duration;
 
-/// From one look whether the terminal is this process's to the next.
+/// How often a process in the background checks whether it is in the foreground.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What of Ctrl-A is typed before a key that is for us.
+/// The escape key.
 const CTRL_A: u8 = 0x01;
 
-/// How the keys of a terminal come to the guest. What isn't typed, but comes from a file or a pipe,
-/// comes as it is.
+/// How a terminal's keys reach the guest. Input from a file or a pipe is passed on as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Keys {
-    /// In lines, which the terminal edits; Ctrl-C is for us.
+    /// In lines, which the terminal edits; Ctrl-C is for this program.
     #[default]
     Lines,
-    /// One by one, Ctrl-C too: for a guest that edits lines itself. Ctrl-A x is for us.
+    /// One by one, with Ctrl-C, for a guest that edits lines itself; Ctrl-A x is for this program.
     Raw,
 }
 
-/// Sends what is typed to the guest, until standard input or the guest ends. A process in the
-/// background waits until it is in the foreground.
+/// Starts the thread that passes input to the guest, until standard input or the guest ends. A
+/// process in the background waits until it is in the foreground.
 ///
 /// # Errors
 /// If the thread can't start.
@@ -38,7 +37,8 @@ pub fn start(inbox: InboxSender, keys: Keys, reporter: Reporter) -> io::Result<(
         while is_terminal && !terminal::is_in_foreground() {
             thread::sleep(LOOK);
         }
-        // Reports for a machine don't go to a terminal that somebody types at.
+        // The terminal stays as it is when reports are in JSON: they are for a program, not for who
+        // types.
         let is_raw = is_terminal && keys == Keys::Raw && !reporter.is_json() && terminal::make_raw().is_ok();
         if is_raw {
             reporter.tell(&NodeReport::RawConsole);
@@ -55,7 +55,7 @@ pub fn start(inbox: InboxSender, keys: Keys, reporter: Reporter) -> io::Result<(
                 return;
             }
             if asks_for_end {
-                // To the process, not to this thread: another one waits for it.
+                // Sent to the process, because another thread waits for the signal.
                 let _ = kill(getpid(), Signal::SIGTERM);
             }
         }
@@ -63,7 +63,7 @@ pub fn start(inbox: InboxSender, keys: Keys, reporter: Reporter) -> io::Result<(
     Ok(())
 }
 
-/// Tells keys that are for us from the guest's.
+/// Separates the keys for this program from the guest's.
 #[derive(Debug, Default)]
 struct Escapes {
     /// The last key was Ctrl-A.
@@ -71,8 +71,8 @@ struct Escapes {
 }
 
 impl Escapes {
-    /// The guest's part of what was typed, and whether an end was asked for. Ctrl-A twice is one
-    /// for the guest; before a key that means nothing to us both are the guest's.
+    /// The keys for the guest, and whether the user asked for the end. Ctrl-A twice gives the guest
+    /// one; Ctrl-A before any other key gives it both.
     fn take_out(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let mut asks_for_end = false;
         let mut for_guest = Vec::with_capacity(typed.len() + 1);

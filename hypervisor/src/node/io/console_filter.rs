@@ -1,19 +1,19 @@
-//! Which of a guest's console output a terminal may see that shows a recording.
+//! Filters a guest's recorded console output for the terminal that shows it.
 //!
-//! A live terminal answers some of the sequences that it gets: where the cursor is, what it is,
-//! what a colour is. The guest that asked is not there in a replay, so the answer would be typed
-//! into the shell that comes next. Other sequences make a terminal send what nobody typed (mouse,
-//! focus), change what its keys send, or set the clipboard. So only sequences that are known to
-//! draw get through; all others are dropped.
+//! A terminal answers some sequences: where the cursor is, what the terminal is, what a colour is.
+//! During a replay the guest that asked doesn't run, so the answer would be typed into the next
+//! shell. Other sequences make a terminal send what was never typed (mouse, focus), change what its
+//! keys send, or set the clipboard. Therefore only sequences that are known to draw are passed on;
+//! all others are dropped.
 //!
 //! ```text
 //!            ESC            [                0x40..0x7e
-//!   Ground ──────► Escape ─────► Control ────────────────► Ground     sequence passed on or dropped, whole
+//!   Ground ──────► Escape ─────► Control ────────────────► Ground     sequence passed on or dropped
 //!                    │ P X ] ^ _
 //!                    └────────► String ── BEL, ST, CAN ──► Ground     always dropped
 //! ```
-//! The terminal only gets whole sequences, so its own parser is in its ground state after each, and
-//! can't understand them otherwise than this one. The terminal's encoding is taken to be UTF-8.
+//! The terminal gets whole sequences only, so its own parser is in the ground state after each, and
+//! parses them as this one does. The terminal's encoding is assumed to be UTF-8.
 //!
 //! Source: ECMA-48, §5.4; DEC STD 070, §3.5.4; Xterm Control Sequences, "Control Sequences by
 //! Category".
@@ -27,30 +27,30 @@ const ESC: u8 = 0x1b;
 /// The longest sequence that is passed on, in bytes.
 const SEQUENCE_BYTES_MAX: usize = 128;
 
-/// What the terminal shows for what is no character.
+/// Replaces invalid UTF-8, as a terminal shows it.
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
-/// Private modes that only change what is drawn: reverse video, origin, wrapping, the cursor's
-/// looks, the alternate screen, margins, synchronized output.
+/// Private modes that only change drawing: reverse video, origin, wrapping, the cursor's style, the
+/// alternate screen, margins, synchronized output.
 const PRIVATE_MODES: [&str; 11] = ["5", "6", "7", "12", "25", "47", "69", "1047", "1048", "1049", "2026"];
 
-/// The private modes that show the alternate screen.
+/// Private modes that show the alternate screen.
 const ALTERNATE_SCREEN: [&str; 3] = ["47", "1047", "1049"];
 
-/// Modes that only change what is drawn: insertion.
+/// Modes that only change drawing: insertion.
 const MODES: [&str; 1] = ["4"];
 
-/// Passes on what draws.
+/// The filter's state.
 #[derive(Debug, Default)]
 pub struct ConsoleFilter {
     state: State,
-    /// The sequence so far, from its ESC on.
+    /// The current sequence, including its ESC.
     sequence: Vec<u8>,
-    /// The first bytes of a character.
+    /// The first bytes of an incomplete character.
     character: Vec<u8>,
     /// The terminal shows its alternate screen.
     is_alternate: bool,
-    /// The terminal has got a sequence, so that its state may be other than it was.
+    /// A sequence was passed on, so the terminal's state may have changed.
     has_changed: bool,
 }
 
@@ -60,24 +60,23 @@ enum State {
     Ground,
     Escape,
     Control,
-    /// Up to a string's end.
+    /// Inside a control string.
     String {
-        /// A BEL is an end too.
+        /// A BEL ends it too.
         ends_with_bel: bool,
     },
 }
 
 impl ConsoleFilter {
-    /// Appends to `out` what a terminal may see of `bytes`. A sequence or a character that isn't
-    /// whole yet waits for its rest.
+    /// Appends the part of `bytes` to `out` that a terminal may get. An incomplete sequence or
+    /// character is kept until its rest arrives.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         for &byte in bytes {
             self.decode(byte, out);
         }
     }
 
-    /// Appends to `out` what makes the terminal usable again after all that it has seen. Call it at
-    /// the end.
+    /// Appends what resets the terminal after everything that it has got. Call it at the end.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         if !self.character.is_empty() && self.state == State::Ground {
             out.extend_from_slice(REPLACEMENT);
@@ -86,10 +85,11 @@ impl ConsoleFilter {
         *self = Self::default();
     }
 
-    /// What makes the terminal usable again after all that it has seen so far.
+    /// What resets the terminal after everything that it has got so far.
     #[must_use]
     pub const fn undo(&self) -> &'static [u8] {
-        // Soft reset (modes, margins, character sets); a terminal that has none takes the others.
+        // Soft reset (modes, margins, character sets), and the important parts of it for terminals
+        // without.
         match (self.is_alternate, self.has_changed) {
             (true, _) => b"\x1b[?1049l\x1b[!p\x1b[?7h\x1b[?25h\x1b[m\x0f",
             (false, true) => b"\x1b[!p\x1b[?7h\x1b[?25h\x1b[m\x0f",
@@ -97,8 +97,8 @@ impl ConsoleFilter {
         }
     }
 
-    /// Tells characters from controls. The controls from 0x80 to 0x9f come as such, or as
-    /// characters of two bytes.
+    /// Separates characters from controls. C1 controls, 0x80 to 0x9f, may be single bytes or
+    /// characters of two.
     fn decode(&mut self, byte: u8, out: &mut Vec<u8>) {
         if self.character.is_empty() {
             match byte {
@@ -118,7 +118,7 @@ impl ConsoleFilter {
                 let is_alone = self.character.len() == 1;
                 self.character.clear();
                 self.text(REPLACEMENT, out);
-                // What ended a character before its time is something by itself.
+                // The byte that cut the character short is decoded by itself.
                 if !is_alone {
                     self.decode(byte, out);
                 }
@@ -126,13 +126,13 @@ impl ConsoleFilter {
         }
     }
 
-    /// A control from 0x80 to 0x9f is ESC and the byte that is less by 0x40.
+    /// A C1 control means ESC and the byte less 0x40.
     fn c1(&mut self, byte: u8, out: &mut Vec<u8>) {
         self.control_or_ascii(ESC, out);
         self.control_or_ascii(byte - 0x40, out);
     }
 
-    /// A character beyond ASCII.
+    /// Handles a character beyond ASCII.
     fn text(&mut self, character: &[u8], out: &mut Vec<u8>) {
         match self.state {
             State::String { .. } => {}
@@ -154,7 +154,7 @@ impl ConsoleFilter {
             (_, CAN | SUB) => self.state = State::Ground,
             (State::String { ends_with_bel: true }, BEL) => self.state = State::Ground,
             (State::String { .. }, _) | (_, ENQ) => {}
-            // A terminal obeys these in the middle of a sequence, too.
+            // A terminal executes C0 controls also in the middle of a sequence.
             (State::Ground, _) | (_, 0x00..=0x1f) => out.push(byte),
             (State::Escape, _) => self.escape(byte, out),
             (State::Control, 0x40..=0x7e) => {
@@ -165,11 +165,11 @@ impl ConsoleFilter {
         }
     }
 
-    /// A printable byte behind ESC.
+    /// Handles a printable byte after ESC.
     fn escape(&mut self, byte: u8, out: &mut Vec<u8>) {
         self.collect(byte);
         self.state = match byte {
-            // Something is between ESC and its end.
+            // An intermediate byte.
             0x20..=0x2f => return,
             0x7f => return,
             b'[' if self.sequence.len() == 2 => State::Control,
@@ -182,7 +182,7 @@ impl ConsoleFilter {
         }
     }
 
-    /// The end of a control sequence.
+    /// Handles the final byte of a control sequence.
     fn end_control(&mut self, end: u8, out: &mut Vec<u8>) {
         self.collect(end);
         if self.sequence.len() >= SEQUENCE_BYTES_MAX {
@@ -207,7 +207,7 @@ impl ConsoleFilter {
         }
     }
 
-    /// Passes on the modes of a sequence that are `allowed`.
+    /// Passes on a mode sequence with those modes that are `allowed`.
     fn pass_modes(&mut self, marker: &str, parameters: &str, allowed: &[&str], end: u8, out: &mut Vec<u8>) {
         let modes: Vec<_> = parameters.split(';').filter(|mode| allowed.contains(mode)).collect();
         if modes.is_empty() {
@@ -232,11 +232,11 @@ impl ConsoleFilter {
     }
 }
 
-/// Whether a sequence that is `ESC` and `rest` only changes what is drawn.
+/// `true` if the sequence of `ESC` and `rest` only changes drawing.
 fn escape_draws(rest: &[u8]) -> bool {
     match rest {
         // Save and restore the cursor, index, tabs, single shifts, full reset, locking shifts, back
-        // and forward.
+        // and forward index.
         [
             b'7' | b'8' | b'D' | b'E' | b'H' | b'M' | b'N' | b'O' | b'c' | b'n' | b'o' | b'|' | b'}' | b'~' | b'6'
             | b'9',
@@ -249,14 +249,15 @@ fn escape_draws(rest: &[u8]) -> bool {
     }
 }
 
-/// Whether a control sequence that sets no modes only changes what is drawn.
+/// `true` if a control sequence that sets no modes only changes drawing.
 fn control_draws(marker: Option<u8>, parameters: &str, between: &[u8], end: u8) -> bool {
     match (marker, between) {
         // With more than one parameter it tracks the mouse.
         (None, b"") if end == b'T' => !parameters.contains(';'),
-        // Cursor, erasing, inserting, deleting, scrolling, tabs, looks, margins, lights.
+        // Cursor, erasing, inserting, deleting, scrolling, tabs, attributes, margins, keyboard
+        // lights.
         (None, b"") => b"@ABCDEFGHIJKLMPSXZ`abdefgmqrsu".contains(&end),
-        // Scrolling sideways, the cursor's looks.
+        // Scrolling sideways, the cursor's style.
         (None, b" ") => b"@Aq".contains(&end),
         // Soft reset.
         (None, b"!") => end == b'p',
@@ -264,7 +265,7 @@ fn control_draws(marker: Option<u8>, parameters: &str, between: &[u8], end: u8) 
         (None, b"\"") => end == b'q',
         // Rectangles.
         (None, b"$") => b"rtvxz{".contains(&end),
-        // Erasing what isn't protected.
+        // Erasing unprotected characters.
         (Some(b'?'), b"") => b"JK".contains(&end),
         _ => false,
     }

@@ -1,7 +1,6 @@
 use super::ConsoleFilter;
 
-/// What comes through if `bytes` come in pieces of `piece_bytes`, without what makes the terminal
-/// usable at the end.
+/// Filters `bytes` in pieces of `piece_bytes`, without the reset at the end.
 fn filtered_in(bytes: &[u8], piece_bytes: usize) -> Vec<u8> {
     let mut filter = ConsoleFilter::default();
     let mut out = Vec::new();
@@ -9,7 +8,7 @@ fn filtered_in(bytes: &[u8], piece_bytes: usize) -> Vec<u8> {
     out
 }
 
-/// The same for every way to cut `bytes`.
+/// Filters `bytes`, and checks that pieces of any size give the same.
 #[track_caller]
 fn filtered(bytes: &[u8]) -> String {
     let whole = filtered_in(bytes, bytes.len().max(1));
@@ -88,7 +87,7 @@ fn questions_are_found_in_every_disguise() {
     for disguise in disguises {
         assert_eq!(filtered(disguise), "ab", "{:?}", disguise.escape_ascii().to_string());
     }
-    // A terminal obeys a control in the middle of a sequence; here it comes first.
+    // A terminal executes a control in the middle of a sequence; here it comes first.
     assert_eq!(filtered(b"\x1b[3\r\n1mred"), "\r\n\x1b[31mred");
     assert_eq!(filtered(b"\x1b[\x056nb"), "b");
 }
@@ -106,7 +105,7 @@ fn what_changes_keys_mouse_or_clipboard_is_dropped_and_the_rest_of_its_sequence_
 fn what_is_no_utf_8_is_shown_as_a_terminal_would() {
     assert_eq!(filtered(b"a\xffb\xe2\x86c\xc3\xa9"), "a\u{fffd}b\u{fffd}c\u{e9}");
     assert_eq!(filtered(b"\xe2\x1b[6nx"), "\u{fffd}x");
-    // A character that has the byte of a control in it.
+    // A character that contains the byte of a control.
     assert_eq!(filtered("\u{6db}\u{671c}6n".as_bytes()), "\u{6db}\u{671c}6n");
 }
 
@@ -139,7 +138,7 @@ fn the_terminal_is_usable_afterwards() {
     assert!(!restored(b"\x1b[?1049h~\x1b[?1049l").contains("1049"));
 }
 
-/// Nothing but what is on the list comes through, whatever a guest writes.
+/// Only listed sequences are passed on, whatever a guest writes.
 #[test]
 fn random_output_never_brings_a_question_through() {
     let alphabet = b"\x1b\x1b\x1b[[[]P_X^Z?>=<;:0156 $!\"'*#%cnxthlpqymu\x05\x07\x18\x7f\x9b\x90\x9c\xc2\xe2\x86\\a\r";
@@ -153,7 +152,7 @@ fn random_output_never_brings_a_question_through() {
             .collect();
         let shown = String::from_utf8(filtered_in(&bytes, 5)).expect("a terminal gets UTF-8 only");
         assert!(!shown.contains(['\x05', '\u{9b}', '\u{90}', '\u{9d}', '\x18']), "{bytes:?}: {shown:?}");
-        // Whatever comes through passes again: it is whole, and on the list.
+        // The output passes the filter unchanged: its sequences are whole, and listed.
         assert_eq!(String::from_utf8(filtered_in(shown.as_bytes(), 3)).unwrap(), shown, "{bytes:?}");
         for sequence in shown.split('\x1b').skip(1) {
             let control = sequence.strip_prefix('[').unwrap_or_default();

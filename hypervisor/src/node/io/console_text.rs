@@ -1,4 +1,4 @@
-//! Console output as text in JSON: whole characters, and nothing lost.
+//! Console output as text in JSON: whole characters, and no byte lost.
 
 use serde::Serialize;
 use std::fmt::Write;
@@ -6,44 +6,44 @@ use std::fmt::Write;
 /// A piece of console output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Piece {
-    /// The text, with U+FFFD for what isn't UTF-8.
+    /// The text, with U+FFFD for invalid UTF-8.
     pub text: String,
-    /// All bytes of the piece, in hexadecimal; only if the text doesn't have them all.
+    /// All bytes of the piece in hexadecimal, if the text doesn't have them all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hex: Option<String>,
 }
 
-/// Makes pieces of text out of console output, which comes in pieces that end anywhere.
+/// Makes text of console output that arrives in pieces of any size.
 ///
-/// A character that isn't whole yet waits for its rest, at most three bytes.
+/// The bytes of an incomplete character, at most three, are kept until its rest arrives.
 #[derive(Debug, Default)]
 pub struct ConsoleText {
-    /// The first bytes of a character.
+    /// The first bytes of an incomplete character.
     begun: Vec<u8>,
 }
 
 impl ConsoleText {
-    /// Nothing yet.
+    /// No output yet.
     #[must_use]
     pub const fn new() -> Self {
         Self { begun: Vec::new() }
     }
 
-    /// The text that `bytes` complete; `None` if they are but a part of a character.
+    /// The text that `bytes` complete; `None` if they only continue an incomplete character.
     pub fn push(&mut self, bytes: &[u8]) -> Option<Piece> {
         self.begun.extend_from_slice(bytes);
         let rest = self.begun.split_off(self.begun.len() - begun_bytes(&self.begun));
         Piece::of(&std::mem::replace(&mut self.begun, rest))
     }
 
-    /// What is left of a character whose rest never came. Call it at the end.
+    /// The bytes of an incomplete character. Call it at the end of the output.
     pub fn finish(&mut self) -> Option<Piece> {
         Piece::of(&std::mem::take(&mut self.begun))
     }
 }
 
 impl Piece {
-    /// `bytes` as a piece of their own; `None` if there are none.
+    /// A piece of `bytes` alone; `None` if there are none.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
         if bytes.is_empty() {
@@ -56,7 +56,7 @@ impl Piece {
     }
 }
 
-/// `bytes` in hexadecimal.
+/// `bytes` as hexadecimal digits, two for each byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
@@ -65,10 +65,10 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// How many bytes at the end of `bytes` are the beginning of a character.
+/// How many bytes at the end of `bytes` are an incomplete character.
 fn begun_bytes(bytes: &[u8]) -> usize {
     let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
-    // What can't become a character, whatever follows, is known by its length.
+    // A sequence that no further byte can make valid has an error length.
     match std::str::from_utf8(last) {
         Err(error) if error.error_len().is_none() => last.len(),
         Ok(_) | Err(_) => 0,
@@ -79,7 +79,7 @@ fn begun_bytes(bytes: &[u8]) -> usize {
 mod tests {
     use super::{ConsoleText, Piece};
 
-    /// The pieces that `bytes` make, pushed in two parts at every place and byte by byte.
+    /// The pieces that result if `parts` are pushed one after the other.
     fn pieces(parts: &[&[u8]]) -> Vec<Piece> {
         let mut text = ConsoleText::default();
         let mut pieces: Vec<_> = parts.iter().filter_map(|part| text.push(part)).collect();
@@ -87,7 +87,7 @@ mod tests {
         pieces
     }
 
-    /// The bytes that pieces stand for.
+    /// The bytes of all pieces.
     fn bytes(pieces: &[Piece]) -> Vec<u8> {
         let one = |piece: &Piece| match &piece.hex {
             None => piece.text.clone().into_bytes(),

@@ -1,62 +1,62 @@
-//! Which event a running guest gets next, of those that wait for it.
+//! The order of a live guest's inputs: which event it gets next.
 
 use ft::guest_clock::{GuestClock, WatchedClock};
 use std::collections::VecDeque;
 use vm::{Event, Machine};
 
-/// The longest piece of console input in one event, in bytes.
+/// The longest console input in one event, in bytes.
 const CONSOLE_BYTES_MAX: usize = 256;
 
-/// What waits for a guest: the queues of a process, or those of a simulator.
+/// Queues of inputs: a process's or the simulator's.
 pub trait InputQueues {
-    /// Whether a packet waits.
+    /// `true` if a packet is queued.
     fn has_packet(&self) -> bool;
 
-    /// Takes the oldest packet, and its number if the LAN gave it one.
+    /// Takes the oldest packet, with its number.
     fn take_packet(&mut self) -> Option<(u64, Vec<u8>)>;
 
-    /// Whether something typed waits.
+    /// `true` if console input is queued.
     fn has_typed(&self) -> bool;
 
-    /// Takes the oldest piece of what was typed.
+    /// Takes the oldest piece of console input.
     fn take_typed(&mut self) -> Option<Vec<u8>>;
 }
 
-/// A running guest's inputs, and its clock.
+/// A live guest's inputs and clock.
 ///
-/// A timer that is due comes first, because the guest has waited for it; then packets; then what
-/// was typed, as much as the guest's console has room for.
+/// A due timer comes first, because the guest has waited for it; then packets; then console input,
+/// as much as the guest has room for.
 #[derive(Debug)]
 pub struct GuestInputs<Q> {
     queues: Q,
-    /// What is left of the last piece of console input.
+    /// The rest of the last piece of console input.
     typed: VecDeque<u8>,
     clock: WatchedClock,
 }
 
 impl<Q: InputQueues> GuestInputs<Q> {
-    /// The inputs of a guest whose clock goes on as `clock`, as of `now_ns`.
+    /// The inputs of a guest whose clock continues as `clock`, at `now_ns`.
     pub const fn new(queues: Q, clock: GuestClock, now_ns: u64) -> Self {
         Self { queues, typed: VecDeque::new(), clock: WatchedClock::new(clock, now_ns) }
     }
 
-    /// The guest's clock, as of the last look at it.
+    /// The guest's clock as of its last reading.
     #[must_use]
     pub const fn clock(&self) -> &GuestClock {
         self.clock.clock()
     }
 
-    /// Makes the guest's clock run or stand from now on.
+    /// Starts or stops the guest's clock.
     pub fn set_clock_running(&mut self, now_ns: u64, runs: bool) {
         self.clock.set_running(now_ns, runs);
     }
 
-    /// Looks at the guest's clock, and returns its ticks.
+    /// Reads the guest's clock and returns its ticks.
     pub fn look(&mut self, now_ns: u64) -> u64 {
         self.clock.look(now_ns)
     }
 
-    /// Whether something waits that the guest can take now.
+    /// `true` if an input is queued that the guest can take now.
     #[must_use]
     pub fn has_input(&self, machine: &Machine) -> bool {
         let has_packet = self.queues.has_packet() && machine.can_receive_packet();
@@ -64,7 +64,7 @@ impl<Q: InputQueues> GuestInputs<Q> {
         has_packet || (has_typed && machine.console_room() > 0)
     }
 
-    /// The event that the guest gets next, if there is one that it can take at `now_ns`.
+    /// The guest's next event, if there is one that it can take now.
     pub fn poll(&mut self, machine: &Machine, now_ns: u64) -> Option<Event> {
         if let Some(deadline) = machine.timer_deadline()
             && deadline <= self.look(now_ns)

@@ -1,4 +1,5 @@
-//! What flows into the vCPU thread, and the event source that the host makes of it.
+//! The vCPU thread's inbox: queues of packets and console input, and the event source that reads
+//! them.
 
 use super::guest_inputs::{GuestInputs, InputQueues};
 use super::lan::Given;
@@ -16,20 +17,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm::{Event, Machine};
 
-/// Packets that may wait for the guest; beyond them the LAN's reader waits, and TCP tells the LAN.
+/// The most packets in the inbox. When it is full the LAN's reader stops reading.
 const PACKETS_MAX: usize = 1024;
 
-/// Pieces of console input that may wait. They don't wait behind packets, which a guest without a
-/// driver never takes.
+/// The most pieces of console input in the inbox. They have a queue of their own, because a guest
+/// without a network driver never takes packets.
 const CONSOLE_PIECES_MAX: usize = 64;
 
-/// How many steps the guest runs before the host's events are looked at again. At some 150 million
-/// steps a second this bounds what a busy guest adds to an event's latency to about 30
-/// microseconds.
+/// The guest's steps in one slice, after which inputs are checked. At about 150 million steps a
+/// second they add at most about 30 microseconds to an input's latency.
 pub const SLICE_STEPS: u64 = 5_000;
 
-/// Wakes the vCPU thread out of its sleep, which is in the kernel because it also waits for a
-/// socket there.
+/// Wakes the vCPU thread, which sleeps in the kernel because it also waits for a socket.
 #[derive(Debug)]
 struct Waker {
     event: EventFd,
@@ -38,12 +37,12 @@ struct Waker {
 
 impl Waker {
     fn wake(&self) {
-        // Fails only when the counter is full, and then the sleeper is awake anyway.
+        // Fails only when the counter is full, and then the sleeper wakes anyway.
         let _ = self.event.write(1);
     }
 }
 
-/// The sending side; any number of threads have one.
+/// The sending end of the inbox, which any number of threads may have.
 #[derive(Clone, Debug)]
 pub struct InboxSender {
     packets: Sender<(u64, Vec<u8>)>,
@@ -52,8 +51,7 @@ pub struct InboxSender {
 }
 
 impl InboxSender {
-    /// Sends typed bytes, once there is room for them, and wakes the vCPU. `false` if the guest is
-    /// gone.
+    /// Sends console input and wakes the vCPU; waits for room. `false` if the guest has ended.
     #[must_use]
     pub fn send_console(&self, bytes: Vec<u8>) -> bool {
         let sent = self.console.send(bytes).is_ok();
@@ -61,7 +59,7 @@ impl InboxSender {
         sent
     }
 
-    /// Sends a packet, if there is room for it within `timeout`, and wakes the vCPU.
+    /// Sends a packet, waiting up to `timeout` for room, and wakes the vCPU.
     #[must_use]
     pub fn give_packet(&self, number: u64, packet: Vec<u8>, timeout: Duration) -> Given {
         match self.packets.send_timeout((number, packet), timeout) {
@@ -74,12 +72,12 @@ impl InboxSender {
         }
     }
 
-    /// Wakes the vCPU thread to look around.
+    /// Wakes the vCPU thread from any sleep.
     pub fn wake(&self) {
         self.waker.wake();
     }
 
-    /// A vCPU that is awake looks here before it sleeps.
+    /// Wakes the vCPU thread if the guest sleeps; otherwise it checks the inbox before it sleeps.
     fn wake_sleeper(&self) {
         if self.waker.asleep.swap(false, Ordering::SeqCst) {
             self.waker.wake();
@@ -87,14 +85,14 @@ impl InboxSender {
     }
 }
 
-/// The event source that takes its events from the host.
+/// The event source of a live guest in a process.
 #[derive(Debug)]
 pub struct HostEventSource {
     inputs: GuestInputs<Queues>,
     waker: Arc<Waker>,
 }
 
-/// What a process's threads have sent.
+/// The receiving ends of the inbox.
 #[derive(Debug)]
 struct Queues {
     packets: Receiver<(u64, Vec<u8>)>,
@@ -120,7 +118,7 @@ impl InputQueues for Queues {
 }
 
 impl HostEventSource {
-    /// A source whose guest's clock goes on as `clock`, and the way to send to it.
+    /// The event source of a guest whose clock continues as `clock`, and the inbox's sending end.
     ///
     /// # Errors
     /// If the host has no file descriptor left.
@@ -134,26 +132,26 @@ impl HostEventSource {
         Ok((source, InboxSender { packets: packet_sender, console: console_sender, waker }))
     }
 
-    /// The guest's clock, as of the last look at it.
+    /// The guest's clock as of its last reading.
     #[must_use]
     pub const fn clock(&self) -> &GuestClock {
         self.inputs.clock()
     }
 
-    /// Makes the guest's clock run or stand from now on.
+    /// Starts or stops the guest's clock.
     pub fn set_clock_running(&mut self, runs: bool) {
         self.inputs.set_clock_running(clock::now_ns(), runs);
     }
 
-    /// Whether something has arrived that the guest can take now.
+    /// `true` if an input is queued that the guest can take now.
     #[must_use]
     pub fn has_input(&self, machine: &Machine) -> bool {
         self.inputs.has_input(machine)
     }
 
-    /// Sleeps until something arrives on `socket`, somebody calls [`InboxSender::wake`], or it is
-    /// `until_ns`, whichever is first. If the guest may run, and `machine` is there, an input for
-    /// it and its due timer end the sleep too; nothing else would take them away.
+    /// Sleeps until `until_ns`, until `socket` is readable, or until [`InboxSender::wake`]. If the
+    /// guest may run, `machine` is `Some`, and its inputs and its timer end the sleep too. A
+    /// stopped guest takes none of them, so they would wake its thread again and again.
     pub fn sleep(&self, machine: Option<&Machine>, socket: Option<BorrowedFd<'_>>, until_ns: u64) {
         let timer = machine.and_then(Machine::timer_deadline);
         let timer_ns = timer.map_or(u64::MAX, |ticks| self.clock().ns_of(ticks));
@@ -162,11 +160,11 @@ impl HostEventSource {
         if wait_ns > 0 && !machine.is_some_and(|machine| self.has_input(machine)) {
             let mut files = vec![PollFd::new(self.waker.event.as_fd(), PollFlags::POLLIN)];
             files.extend(socket.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
-            // A signal, the only way to fail, ends the sleep as well as anything.
+            // Fails only by a signal, which may end the sleep.
             let _ = ppoll(&mut files, Some(TimeSpec::from_duration(Duration::from_nanos(wait_ns))), None);
         }
         self.waker.asleep.store(false, Ordering::SeqCst);
-        // Fails if nobody called.
+        // Fails if there was no wake.
         let _ = self.waker.event.read();
     }
 }

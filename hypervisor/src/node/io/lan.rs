@@ -1,5 +1,4 @@
-//! A VM's attachment to its LAN: when it attaches, what it does with what comes, and when it
-//! attaches anew.
+//! A VM's attachment to its LAN: attaches, passes packets on, and attaches again after a loss.
 
 use crate::lan::Attachment;
 use crate::lan::client::LanError;
@@ -16,16 +15,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use vm::OutputId;
 
-/// How long what may take.
+/// The attachment's intervals and timeouts.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachmentTiming {
-    /// On the connection.
+    /// The connection's.
     pub port: PortTiming,
-    /// From one try to attach to a network that is away to the next, in nanoseconds.
+    /// The time until the next try to attach to a network that is away, in nanoseconds.
     pub retry_ns: u64,
-    /// The same with a LAN that refuses this side, as it serves another owner of the VM.
+    /// The time until the next try with a LAN that refuses this side because it serves another
+    /// owner of the VM, in nanoseconds.
     pub retry_refused_ns: u64,
-    /// From one look whether the guest takes packets again to the next, in nanoseconds.
+    /// How often a full inbox is checked for room, in nanoseconds.
     pub full_ns: u64,
 }
 
@@ -35,39 +35,38 @@ impl Default for AttachmentTiming {
     }
 }
 
-/// Whose attachment it is.
+/// What attaches, and where.
 #[derive(Clone, Debug)]
 pub struct Attaching {
-    /// Which VM's.
+    /// The VM.
     pub vm: VmId,
-    /// Which incarnation's.
+    /// The VM's owner.
     pub node: NodeId,
-    /// In which generation the guest was reset.
+    /// The generation in which the guest was reset.
     pub booted: Generation,
-    /// The guest's address.
+    /// The MAC address of the guest's network device.
     pub mac: [u8; 6],
-    /// Where the LAN is.
+    /// The LAN's address.
     pub lan: SocketAddr,
 }
 
-/// What became of a packet for the guest.
+/// The result of giving the guest a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Given {
-    /// It waits for the guest.
+    /// The packet is in the inbox.
     Taken,
-    /// There is no room for it yet.
+    /// The inbox is full; the packet is returned.
     Full(Vec<u8>),
-    /// The guest is gone.
+    /// The guest has ended.
     Gone,
 }
 
-/// The owner of a VM, whose packets go over a LAN: what its attachment asks and tells.
+/// The owner of a VM on a LAN: what the attachment needs from it.
 pub trait LanUser {
     /// A connection to the LAN.
     type Connection: Connection;
 
-    /// Connects to the LAN at this address. A host that has a thread for this waits, but not for
-    /// long.
+    /// Connects to the LAN. May wait, for a bounded time, on a host with a thread for it.
     ///
     /// # Errors
     /// Of the connection.
@@ -76,35 +75,35 @@ pub trait LanUser {
     /// The time, in nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// Tells an operator something.
+    /// Reports something to the operator.
     fn report(&self, report: &NodeReport);
 
-    /// Whether the guest is gone.
+    /// `true` once the guest has ended.
     fn is_over(&self) -> bool;
 
-    /// As which generation the VM runs here, and which of its outputs may come to a network that
-    /// doesn't know the VM: the first, and the one behind those made so far.
+    /// The generation under which the VM runs here, and the outputs that may be sent to a LAN that
+    /// doesn't know the VM: from the first that hasn't left to one past the last produced.
     fn owner(&self) -> (Generation, Range<OutputId>);
 
-    /// The LAN is there, and has carried all outputs with smaller ids than `next_output`. Those
-    /// that were sent and not carried are to be sent again by `sender`, before any other.
+    /// The LAN has accepted the attachment, and has carried all outputs before `next_output`. Those
+    /// in flight that it hasn't carried must be sent by `sender` before any other.
     fn attached(&self, sender: PortSender<Self::Connection>, next_output: OutputId);
 
-    /// The LAN is away: what is sent is lost until it is there again, and sent again then.
+    /// The LAN is lost. Outputs stay in flight until it is attached again, and are sent then.
     fn detached(&self);
 
-    /// A heartbeat is due to the LAN.
+    /// A heartbeat to the LAN is due.
     fn send_heartbeat(&self);
 
-    /// A LAN refuses this owner of the VM. That may be because there is another one, which is for
-    /// the arbiter to say, or a mistake of the LAN's operator.
+    /// The LAN refuses this owner. Either the VM has another owner, which the arbiter knows, or the
+    /// LAN's operator made a mistake.
     fn refused(&self);
 
-    /// The network has carried all outputs with smaller ids than `next_output`.
+    /// The LAN has carried all outputs before `next_output`.
     fn carried(&self, next_output: OutputId);
 
-    /// Gives the guest a packet, if there is room for it. A host that has a thread for this waits
-    /// for room, but not for longer than a heartbeat's interval.
+    /// Gives the guest a packet, if its inbox has room. May wait for room on a host with a thread
+    /// for it, at most a heartbeat's interval.
     fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
 }
 
@@ -121,13 +120,13 @@ impl<C> Default for LanOutput<C> {
 }
 
 impl<C: Connection> LanOutput<C> {
-    /// The LAN is there, or away.
+    /// Sets the connection's sender; `None` while the LAN is away.
     pub fn set(&mut self, sender: Option<PortSender<C>>) {
         self.sender = sender;
     }
 
-    /// Whether all that was sent has been taken: more may be sent. A LAN that is away takes
-    /// everything, and all of it is sent again when it is there.
+    /// `true` if more packets may be sent: the connection has taken all earlier ones. A LAN that is
+    /// away "takes" everything, because all of it is sent again when it is attached.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.sender.as_ref().is_none_or(PortSender::has_room)
@@ -138,12 +137,12 @@ impl<C: Connection> LanOutput<C> {
         self.with_sender(|sender| sender.send(now_ns, packets))
     }
 
-    /// Sends the heartbeat that is due.
+    /// Sends a heartbeat if one is due.
     pub fn send_heartbeat(&mut self, now_ns: u64) {
         self.with_sender(|sender| sender.send_heartbeat(now_ns));
     }
 
-    /// Sends what the LAN hasn't taken yet, and gives up one that takes nothing for too long.
+    /// Sends what the connection hadn't taken. Gives up a LAN that has taken nothing for too long.
     pub fn flush(&mut self, now_ns: u64) {
         self.with_sender(|sender| sender.flush(now_ns));
     }
@@ -152,22 +151,22 @@ impl<C: Connection> LanOutput<C> {
         let Some(sender) = &mut self.sender else { return false };
         let Err(error) = send(sender) else { return true };
         tracing::warn!("the network took nothing: {error}");
-        // Whoever reads finds it out, and attaches again.
+        // The reader of the connection notices, and attaches again.
         sender.cut();
         self.sender = None;
         false
     }
 }
 
-/// Which losses of a network are told.
+/// Decides which losses of a network are reported.
 #[derive(Debug, Default)]
 pub struct LossReports {
     told: Option<String>,
 }
 
 impl LossReports {
-    /// What is to be told of a network that was lost, or couldn't be attached to: of tries that
-    /// fail one after the other only the first, and one that a LAN refuses.
+    /// The report of a lost network or a failed attempt to attach. Of successive failed attempts
+    /// only the first is reported, and each new refusal.
     pub fn report(&mut self, reason: String, was_attached: bool, is_refusal: bool) -> Option<NodeReport> {
         let is_news = was_attached || self.told.is_none() || (is_refusal && self.told.as_ref() != Some(&reason));
         is_news.then(|| {
@@ -179,26 +178,26 @@ impl LossReports {
 
 #[derive(Debug)]
 enum State<C> {
-    /// It tries to attach at this time.
+    /// No connection; the next attempt is at this time.
     Away { until_ns: u64 },
-    /// The LAN has been asked for the port.
+    /// The LAN has been sent Attach.
     Asking { reader: PortReader<C>, sender: PortSender<C> },
-    /// The port is open, and perhaps the guest has no room for this packet.
+    /// The port is open; `waiting` is a packet that the inbox had no room for.
     Attached { reader: PortReader<C>, waiting: Option<(u64, Vec<u8>)> },
 }
 
-/// An attachment.
+/// A VM's attachment to a LAN.
 #[derive(Debug)]
 pub struct LanAttachment<C> {
     whose: Attaching,
     timing: AttachmentTiming,
     state: State<C>,
-    /// The number of the last packet that the guest has had.
+    /// The number of the last packet that the guest got.
     last_packet: u64,
     losses: LossReports,
 }
 
-/// Why this step is the last.
+/// Why an attachment can't go on.
 enum Lost {
     Guest,
     Lan(LanError),
@@ -211,20 +210,21 @@ impl From<LanError> for Lost {
 }
 
 impl<C: Connection> LanAttachment<C> {
-    /// An attachment that is to be made. `last_packet` is the number of the last packet that the
-    /// guest has had.
+    /// An attachment that hasn't been tried yet. `last_packet` is the number of the last packet
+    /// that the guest got.
     #[must_use]
     pub fn new(whose: Attaching, timing: AttachmentTiming, last_packet: u64) -> Self {
         Self { whose, timing, state: State::Away { until_ns: 0 }, last_packet, losses: LossReports::default() }
     }
 
-    /// Whether the port is open.
+    /// `true` while the port is open.
     #[must_use]
     pub const fn is_attached(&self) -> bool {
         matches!(self.state, State::Attached { .. })
     }
 
-    /// Attaches when it is time to, passes on what has come, and gives up a LAN that is silent.
+    /// Attaches when an attempt is due, passes on what has arrived, and gives up a LAN that is
+    /// silent.
     pub fn step(&mut self, user: &impl LanUser<Connection = C>) -> Next {
         match self.try_step(user) {
             Ok(next) => next,
@@ -234,11 +234,11 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    /// Makes one try to attach, for a guest that is to be attached before it runs: steps until it
-    /// has come to an end.
+    /// Makes one attempt to attach and returns when it has succeeded or failed, for a guest that
+    /// must not run before.
     ///
     /// # Errors
-    /// The LAN's words, if it refuses.
+    /// The LAN's reason, if it refuses.
     pub fn try_once(&mut self, user: &impl LanUser<Connection = C>) -> Result<(), String> {
         loop {
             match self.try_step(user) {
@@ -321,7 +321,7 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    /// Gives the guest a packet, however long it takes none: the LAN hears that this side is alive.
+    /// Gives the guest a packet. While the inbox is full, heartbeats to the LAN go on.
     fn give(&mut self, user: &impl LanUser<Connection = C>, number: u64, packet: Vec<u8>) -> Result<Next, Lost> {
         let State::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
         match user.give_packet(number, packet) {
@@ -363,7 +363,7 @@ impl<C: Connection> LanAttachment<C> {
         let now_ns = user.now_ns();
         let until_ns = match (is_refusal, was_attached) {
             (true, _) => now_ns + self.timing.retry_refused_ns,
-            // A LAN that was there is, as a rule.
+            // A LAN that was attached is most probably still there.
             (false, true) => now_ns,
             (false, false) => now_ns + self.timing.retry_ns,
         };

@@ -1,4 +1,4 @@
-//! What comes into a guest from outside, and what leaves it.
+//! A guest's inputs and outputs.
 
 pub mod announce;
 pub mod console;

@@ -1,5 +1,4 @@
-//! A VM's network as a process has it: a thread that keeps attached to it for as long as the VM
-//! runs here.
+//! A VM's network in a process: a thread keeps the VM attached to a LAN or a TAP interface.
 
 use super::announce::Station;
 use super::lan::{Attaching, AttachmentTiming, Given, LanAttachment, LanUser, LossReports};
@@ -25,17 +24,16 @@ use std::time::Duration;
 /// How long connecting to a LAN may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When a guest that has moved is announced, from one time to the next: a switch may be slow to
-/// enable a port.
+/// The times between the announcements of a guest that has moved: a switch may be slow to enable a
+/// port.
 const ANNOUNCEMENT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)];
 
 /// Where a VM's packets go: `lan=HOST:PORT` or `tap=NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkAddress {
-    /// A LAN, which carries each packet once, whichever side of the VM is lost.
+    /// A LAN. It carries each packet once, whichever side of the VM is lost.
     Lan(SocketAddr),
-    /// An interface of this host, where a failover may double packets or lose them, as on any
-    /// Ethernet.
+    /// A TAP interface of this host. A failover may duplicate or lose packets, as any Ethernet may.
     Tap(TapName),
 }
 
@@ -60,7 +58,7 @@ impl fmt::Display for NetworkAddress {
     }
 }
 
-/// Connects to a LAN, which somebody waits for in a thread of its own.
+/// Connects to a LAN, and waits until the connection is made.
 ///
 /// # Errors
 /// Of the connection.
@@ -68,11 +66,11 @@ pub fn connect(lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
     client::connect(lan, CONNECT_TIMEOUT).map(Arc::new)
 }
 
-/// An attachment to a LAN of a process.
+/// A process's attachment to a LAN.
 pub type TcpAttachment = LanAttachment<TcpStream>;
 
-/// Keeps a VM attached to a LAN in a thread of its own, until it is over. The guest doesn't wait:
-/// what it sends before the LAN is attached stays in its output gate, in flight, and is sent then.
+/// Starts the thread that keeps a VM attached to a LAN until the side ends. The guest doesn't wait
+/// for it: outputs stay in flight in its gate until the LAN is attached.
 ///
 /// # Errors
 /// If the thread can't start.
@@ -84,34 +82,35 @@ pub fn start_lan(
     host.spawn(StepKind::Lan, move || attachment.step(&*user))
 }
 
-/// A LAN of a VM that runs here, which `last_packet` is the number of the last packet of.
+/// An attachment with the usual timing. `last_packet` is the number of the last packet that the
+/// guest got.
 #[must_use]
 pub fn attachment(whose: Attaching, last_packet: u64) -> TcpAttachment {
     LanAttachment::new(whose, AttachmentTiming::default(), last_packet)
 }
 
-/// An interface of this host that a VM is attached to.
+/// A VM's attachment to a TAP interface.
 #[derive(Debug)]
 pub struct TapAttachment {
-    /// Which.
+    /// The interface.
     pub name: TapName,
-    /// The guest's address.
+    /// The MAC address of the guest's network device.
     pub mac: [u8; 6],
-    /// Where the way to the interface is needed.
+    /// The sink whose packets go to the interface.
     pub sink: Arc<Mutex<NetworkAndConsole>>,
-    /// When to stop.
+    /// `true` once the side has ended.
     pub over: Arc<AtomicBool>,
-    /// What its packets go to, and who is told of it.
+    /// The process, which gets packets for the guest and reports.
     pub host: ProcessHost,
 }
 
 impl TapAttachment {
-    /// Keeps attached in a thread of its own, until it is over. The interface is opened before this
-    /// returns, because that takes no time, and what is sent before it is open would be lost.
+    /// Opens the interface, and starts the thread that keeps the VM attached until the side ends.
+    /// Opening it takes no time, and outputs from before would be lost.
     ///
-    /// `last_packet` is the number of the last packet that the guest has had. A guest that
-    /// `has_moved`, as it wasn't reset by this owner, is announced: the network can't know where it
-    /// is now.
+    /// `last_packet` is the number of the last packet that the guest got. `has_moved` says that the
+    /// guest wasn't reset by this owner: it is announced then, because the network can't know where
+    /// it is.
     ///
     /// # Errors
     /// If a thread can't start.
@@ -140,8 +139,8 @@ impl TapAttachment {
         })
     }
 
-    /// Passes on what comes until nothing comes any more; says why, or nothing if the guest is
-    /// gone.
+    /// Gives the guest the packets that arrive. Returns why the interface was lost, or `None` if
+    /// the guest has ended.
     fn receive(&self, mut receiver: TapReceiver, last_packet: &mut u64) -> Option<TapError> {
         loop {
             match receiver.receive() {
@@ -168,7 +167,7 @@ impl TapAttachment {
         Ok(receiver)
     }
 
-    /// Tells everybody on the interface, some times, that the guest is here.
+    /// Announces the guest several times, on a thread of its own.
     fn announce(&self) -> io::Result<()> {
         let (sink, over) = (self.sink.clone(), self.over.clone());
         thread::Builder::new().name("announcement".into()).spawn(move || {

@@ -1,4 +1,4 @@
-//! Where released outputs go: the network and the console.
+//! The output sink of a process: the network and the console.
 
 use super::announce::Station;
 use super::console_text::ConsoleText;
@@ -14,31 +14,30 @@ use hdrhistogram::Histogram;
 use std::net::TcpStream;
 use vm::{OutputId, OutputOperation};
 
-// A gate that is full for a reader that has stalled has room again when the rest is dropped.
+// A gate that is full because of a stalled reader has room again once the excess is dropped.
 const _: () = assert!(writer::CONSOLE_BYTES_KEPT < CONSOLE_HELD_BYTES_MAX, "dropping lets the guest go on");
 
-/// The host's side of the one way out. Only what an [`OutputGate`](ft::output_gate::OutputGate)
-/// released comes here.
+/// The host's end of the one way out: it gets only what an
+/// [`OutputGate`](ft::output_gate::OutputGate) has released.
 #[derive(Debug)]
 pub struct NetworkAndConsole {
     reporter: Reporter,
     is_on_lan: bool,
     lan: LanOutput<TcpStream>,
-    /// An interface of this host, and what of the guest can be told there.
+    /// The TAP interface, and the guest's addresses to announce there.
     tap: Option<(TapSender, Station)>,
     packets: u64,
     packets_without_lan: u64,
     hold_time: Histogram<u64>,
     first_output_told: bool,
-    /// The console as text, for reports.
+    /// Console output as text, for reports.
     text: ConsoleText,
-    /// The last output of the console, which may only have begun a character.
+    /// The last console output, which may have ended inside a character.
     last_console: OutputId,
 }
 
 impl NetworkAndConsole {
-    /// A sink whose network, if there is to be one, isn't connected yet. `is_on_lan` says that it
-    /// is to be a LAN.
+    /// A sink without a connection to its network yet. `is_on_lan` if that will be a LAN.
     #[must_use]
     pub fn new(reporter: Reporter, is_on_lan: bool) -> Self {
         Self {
@@ -55,21 +54,21 @@ impl NetworkAndConsole {
         }
     }
 
-    /// Connects or disconnects an interface of this host.
+    /// Connects the sink to a TAP interface, or disconnects it.
     pub fn set_tap(&mut self, tap: Option<(TapSender, Station)>) {
         self.tap = tap;
     }
 
-    /// The way to a LAN.
+    /// The packets' way to the LAN.
     pub const fn lan(&mut self) -> &mut LanOutput<TcpStream> {
         &mut self.lan
     }
 
-    /// Puts out a batch, in order. Packets without a network go nowhere, as on a network card
+    /// Writes outputs, in order. Without a network, packets are dropped as by a network card
     /// without its cable.
     ///
-    /// `true` if nobody will ever tell what became of them, so that they are as good as carried:
-    /// only a LAN tells.
+    /// `true` if no report will follow of what has become of them, so that they count as carried:
+    /// only a LAN reports that.
     pub fn write(&mut self, outputs: &[Released]) -> bool {
         let mut packets: Vec<(OutputId, &[u8])> = Vec::with_capacity(outputs.len());
         for Released { id, operation, held_ns } in outputs {
@@ -85,29 +84,27 @@ impl NetworkAndConsole {
         !self.is_on_lan
     }
 
-    /// Tells everybody on the network where the guest is. Only for a network that isn't told
-    /// otherwise.
+    /// Announces the guest on a TAP interface; a LAN knows where the guest is.
     pub fn announce(&self) {
         if let Some((sender, station)) = &self.tap {
-            // An interface that is gone is reported by its receiver.
+            // The interface's receiver reports its loss.
             let _ = sender.send(station.announcement().iter().map(Vec::as_slice));
         }
     }
 
-    /// Packets put out, and how many of them found no network.
+    /// The number of packets written, and how many of them were dropped without a network.
     #[must_use]
     pub const fn packets(&self) -> (u64, u64) {
         (self.packets, self.packets_without_lan)
     }
 
-    /// How long the outputs had been held that were put out, in nanoseconds.
+    /// How long the written outputs had been held, in nanoseconds.
     #[must_use]
     pub const fn hold_time_ns(&self) -> &Histogram<u64> {
         &self.hold_time
     }
 
-    /// Puts out what is left of a character that the guest has not completed. Call it when the
-    /// guest writes no more.
+    /// Writes the rest of an incomplete character. Call it after the guest's last output.
     pub fn finish_console(&mut self) {
         if let Some(piece) = self.text.finish() {
             self.reporter.tell_output(self.last_console, &NodeReport::Console(piece));
@@ -121,7 +118,7 @@ impl NetworkAndConsole {
             None => packets.len() as u64,
             Some((sender, station)) => {
                 packets.iter().for_each(|(_, packet)| station.learn(packet));
-                // An interface that is gone is reported by its receiver.
+                // The interface's receiver reports its loss.
                 sender.send(packets.iter().map(|(_, packet)| *packet)).unwrap_or(packets.len() as u64)
             }
         };
@@ -132,11 +129,11 @@ impl NetworkAndConsole {
         }
     }
 
-    /// When it has left, the writer of standard output says.
+    /// Queues console output; the writer of standard output reports when it has left.
     fn put_on_console(&mut self, id: OutputId, bytes: &[u8]) {
         self.last_console = id;
         if self.reporter.is_json() {
-            // A character that is only begun has left when the line with its rest is written.
+            // An incomplete character has left when the line with its rest is written.
             if let Some(piece) = self.text.push(bytes) {
                 self.reporter.tell_output(id, &NodeReport::Console(piece));
             }

@@ -1,11 +1,11 @@
-//! A TAP interface of the host's kernel: a network that keeps and numbers nothing.
+//! A TAP interface of the host's kernel: a network that neither retains nor numbers packets.
 //!
-//! It has to be there already, so that running a VM needs no privilege: `ip tuntap add dev NAME
-//! mode tap user USER`. One process has it at a time; a primary and a backup on one host have one
-//! each, on a bridge.
+//! The interface must exist, so that running a VM needs no privilege:
+//! `ip tuntap add dev NAME mode tap user USER`. It can be opened by one process at a time, so a
+//! primary and a backup on one host have one each, on a bridge.
 //!
-//! Packets come numbered like those of a LAN, by this side alone. What the interface doesn't take
-//! is lost, as on an unplugged cable, and what is sent again comes twice.
+//! Packets from it get numbers like those of a LAN, from this side alone. What the interface
+//! doesn't take is lost, as on an unplugged cable, and what is sent again arrives twice.
 
 use crate::lan::client::FromLan;
 use crate::os::clock;
@@ -23,28 +23,28 @@ use std::str::FromStr;
 use std::sync::Arc;
 use vm::PACKET_BYTES_MAX;
 
-/// The device from which a process gets an interface.
+/// The device that opens TAP interfaces.
 const DEVICE: &str = "/dev/net/tun";
 
-/// The longest interface name, in bytes, without the zero behind it.
+/// The longest interface name, in bytes, without the terminating zero.
 const NAME_BYTES_MAX: usize = 15;
 
-/// The longest packet that an interface can be set to give, and then some.
+/// Longer than the longest packet that an interface can be configured for, in bytes.
 const READ_BYTES: usize = 66 << 10;
 
-/// Ethernet frames (`IFF_TAP`) and nothing in front of them (`IFF_NO_PI`).
+/// Ethernet frames (`IFF_TAP`) without a header before them (`IFF_NO_PI`).
 const FLAGS: i16 = 0x1002;
 
 /// Why a TAP interface can't be used, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// This host makes no TAP interfaces.
+    /// This host has no TAP interfaces.
     #[error("{DEVICE} can't be opened: {0}; load the kernel module (modprobe tun), or give this container the device")]
     Device(io::Error),
-    /// No interface has the name.
+    /// No interface has this name.
     #[error("there is no interface {0}; make it: ip tuntap add dev {0} mode tap user USER && ip link set {0} up")]
     Missing(TapName),
-    /// The interface is another user's.
+    /// The interface belongs to another user.
     #[error("interface {0} may not be used by this user; give it to them (ip tuntap add dev {0} mode tap user USER)")]
     Permission(TapName),
     /// Another process has the interface.
@@ -53,12 +53,12 @@ pub enum TapError {
     /// The interface is of another kind.
     #[error("interface {0} is no TAP interface with one queue: {1}")]
     Kind(TapName, Errno),
-    /// The interface doesn't work any more.
+    /// The interface has stopped working.
     #[error("interface {0} was lost: {1}")]
     Lost(TapName, io::Error),
 }
 
-/// Name of an interface, as the kernel allows it.
+/// The name of an interface, as the kernel allows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapName(String);
 
@@ -92,17 +92,18 @@ struct InterfaceRequest {
 mod request {
     use super::{InterfaceRequest, c_int};
 
-    // TUNSETIFF: its number says that it takes an int, and it reads a `struct ifreq`.
+    // TUNSETIFF's number is that of an ioctl on an int, but it reads a `struct ifreq`.
     nix::ioctl_write_ptr_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), InterfaceRequest);
 }
 
-/// Opens the interface: gives the ends to send to it and to receive from it. `last_packet` is the
-/// number of the last packet that the guest has had.
+/// Opens the interface; returns its sending and its receiving end. `last_packet` is the number of
+/// the last packet that the guest got.
 ///
 /// # Errors
 /// [`TapError`]
 pub fn open(name: &TapName, last_packet: u64) -> Result<(TapSender, TapReceiver), TapError> {
-    // A user who may make interfaces would get a new one of this name, which is on no bridge.
+    // TUNSETIFF would create a missing interface for a privileged user, but not connect it to a
+    // bridge.
     if_nametoindex(name.0.as_str()).map_err(|_| TapError::Missing(name.clone()))?;
     let file = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(DEVICE);
     let file = Arc::new(file.map_err(TapError::Device)?);
@@ -138,11 +139,11 @@ pub struct TapSender {
 }
 
 impl TapSender {
-    /// Sends packets, in order. Returns how many were lost, because the interface is down or its
-    /// queue full.
+    /// Sends packets, in order. Returns how many were lost because the interface is down or its
+    /// queue is full.
     ///
     /// # Errors
-    /// If the interface is gone; [`TapReceiver::receive`] tells so, too.
+    /// If the interface is gone; [`TapReceiver::receive`] fails then too.
     pub fn send<'a>(&self, packets: impl IntoIterator<Item = &'a [u8]>) -> io::Result<u64> {
         let mut lost = 0;
         for packet in packets {
@@ -156,7 +157,7 @@ impl TapSender {
     }
 }
 
-/// Whether the error says that the packet was lost, and the next one may not be.
+/// `true` if the error only means that this packet was lost.
 fn is_unplugged(error: Errno) -> bool {
     // EIO: the interface is down.
     matches!(error, Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR | Errno::EIO | Errno::EINVAL)
@@ -167,14 +168,14 @@ fn is_unplugged(error: Errno) -> bool {
 pub struct TapReceiver {
     file: Arc<File>,
     name: TapName,
-    /// Number of the last packet.
+    /// The number of the last packet.
     last: u64,
     buffer: Box<[u8]>,
     too_long: RateLimit,
 }
 
 impl TapReceiver {
-    /// Waits for the next packet that is not longer than the guest's network device takes.
+    /// Waits for the next packet that isn't too long for the guest's network device.
     ///
     /// # Errors
     /// [`TapError::Lost`] if the interface is gone.
@@ -203,7 +204,7 @@ impl TapReceiver {
 
     /// Waits until there is something to read, or an error.
     fn wait(&self) {
-        // A signal, the only way to fail, makes the caller look again.
+        // Fails only by a signal; then the caller reads again.
         let _ = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
     }
 }

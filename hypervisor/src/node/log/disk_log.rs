@@ -1,5 +1,5 @@
-//! The vCPU thread's end of the log on disk: it hands entries and memory over, and never waits for
-//! the disk.
+//! The vCPU thread's end of the log on disk: passes entries and memory to the writer, and never
+//! waits for the disk.
 
 use super::identity::{LogWriterKind, WriterNote};
 use super::joining::JoiningLog;
@@ -19,35 +19,35 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vm::{Event, InstructionCount, Machine, OutputId, OutputOperation, PAGE_BYTES, PageCopy};
 
-/// Bytes that wait for the writer before no more memory is copied.
+/// The limit of the queue to the writer, in bytes, beyond which no more memory is copied.
 const COPY_AHEAD_BYTES: usize = 4 << 20;
 
-/// What an entry takes in a segment beyond its payload, in bytes, roughly.
+/// About what a segment's entry takes beyond its payload, in bytes.
 const ENTRY_BYTES: usize = 6;
 
-/// Pieces of memory that are copied at one call for a guest that stands until its first snapshot is
-/// made: a megabyte.
+/// The pieces of memory that one call copies for a guest that stands still until its first snapshot
+/// is complete: a megabyte.
 const PIECES_AT_ONCE: usize = 16;
 
-/// Steps of a log: its writer, and what syncs.
+/// The steps of one log: its writer's, and the sync.
 const STEPS: usize = 2;
 
-/// When what is done; the default is for use, others for tests.
+/// Limits and intervals of a log on disk. The default is for production; tests use others.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskLimits {
-    /// Bytes of entries after which a new segment is begun, if they are more than the last snapshot
-    /// had.
+    /// A new segment begins after this many bytes of entries, and no earlier than after as many
+    /// bytes as the last snapshot had.
     pub segment_bytes: u64,
-    /// Steps of the guest after which a new segment is begun: resuming has to do them again.
+    /// A new segment begins after this many steps of the guest, which bounds the work of a restart.
     pub segment_steps: u64,
-    /// Bytes that wait for the disk before the guest has to.
+    /// The limit of the queue to the disk, in bytes, beyond which the guest must not run.
     pub queue_bytes_max: usize,
-    /// From one sync of what is written to the next.
+    /// The time between the beginnings of two syncs.
     pub sync_interval: Duration,
-    /// How long the writer lets entries gather: it needn't be woken for each, which costs the vCPU
-    /// thread some microseconds.
+    /// How long the writer lets entries collect, because waking it for each costs the vCPU thread
+    /// some microseconds.
     pub gather: Duration,
-    /// What outputs wait for, as the directory is to say it.
+    /// What outputs wait for; the directory records it.
     pub wait: LogWait,
     /// How long an ending process waits for a disk that takes nothing.
     pub patience: Duration,
@@ -67,14 +67,14 @@ impl Default for DiskLimits {
     }
 }
 
-/// Keeps the log of a live VM in a directory. What that is worth is said in [`super`].
+/// The log of a live VM in a directory. [`super`] says what it guarantees.
 ///
-/// The entries of a backup come from the thread that receives them ([`JoiningLog`]); this end
-/// follows the machine that consumes them, of which the next snapshots are made.
+/// A backup's entries come from its receiving thread ([`JoiningLog`]); this end follows the machine
+/// that consumes them, of which later snapshots are made.
 ///
-/// A failure ends the logging and nothing else: [`DiskLog::take_failure`] tells it once, and from
-/// then on everything here does nothing. The directory is marked, so that nobody goes on from it
-/// unawares.
+/// A failure ends only the logging: [`DiskLog::take_failure`] returns it once, and all other
+/// methods do nothing from then on. The directory is marked, because it lacks what the VM does
+/// afterwards.
 #[derive(Debug)]
 pub struct DiskLog<S: Storage = HostDirectory> {
     session: SessionHeader,
@@ -82,24 +82,23 @@ pub struct DiskLog<S: Storage = HostDirectory> {
     orders: crossbeam_channel::Sender<Batch>,
     progress: Arc<Progress>,
     directory: LogDirectory<S>,
-    /// Not yet handed over.
+    /// Orders that the writer hasn't been sent yet.
     pending: Vec<Order>,
     pending_bytes: usize,
-    /// The snapshot that is on its way.
+    /// The snapshot in progress.
     copying: Option<PageCopying>,
-    /// The first snapshot is to be whole before the guest runs.
+    /// The guest doesn't run until the first snapshot is complete.
     is_beginning: bool,
-    /// The segment that takes the entries; none before the first snapshot is complete.
+    /// The current segment; `None` before the first snapshot is complete.
     segment: Option<Segment>,
-    /// Bytes of the last snapshot's memory.
+    /// The last snapshot's memory, in bytes.
     snapshot_bytes: u64,
-    /// Snapshots that were handed over whole.
+    /// The number of complete snapshots sent to the writer.
     snapshots: u64,
     entries_lost: u64,
 }
 
-/// What does the work of a log: to be called until they are done, by threads that may wait for a
-/// disk.
+/// The two steps of a log, which the host calls until they are done. They may wait for the disk.
 #[derive(Debug)]
 pub struct DiskLogSteps<S: Storage> {
     /// Writes.
@@ -111,21 +110,21 @@ pub struct DiskLogSteps<S: Storage> {
 #[derive(Debug)]
 struct Segment {
     start: InstructionCount,
-    /// Of its entries, roughly.
+    /// The bytes of its entries, about.
     bytes: u64,
 }
 
 impl<S: Storage> LogDirectory<S> {
-    /// Begins to log a VM: with its first snapshot, which [`DiskLog::serve`] makes while the guest
-    /// runs, or before if [`DiskLog::stand_until_begun`] says so. `node` is this incarnation; the
-    /// session's generation is that of the VM's owner.
+    /// Begins the log of a VM with its first snapshot. [`DiskLog::serve`] makes that while the
+    /// guest runs, or before, after [`DiskLog::stand_until_begun`]. `node` writes the log; the
+    /// session's generation is the owner's.
     #[must_use]
     pub fn begin(self, session: SessionHeader, node: NodeId, limits: DiskLimits) -> (DiskLog<S>, DiskLogSteps<S>) {
         self.begin_as(LogWriterKind::Owner, session, node, limits)
     }
 
-    /// Begins to log a VM that a backup joins. The stream with which it joins is the first segment:
-    /// what is received goes to the [`JoiningLog`], and what becomes of the machine to the
+    /// Begins the log of a VM that a backup joins. The channel's stream from the session on is the
+    /// first segment: what is received goes to the [`JoiningLog`], what the machine consumes to the
     /// [`DiskLog`].
     #[must_use]
     pub fn begin_joining(
@@ -147,7 +146,7 @@ impl<S: Storage> LogDirectory<S> {
         limits: DiskLimits,
     ) -> (DiskLog<S>, DiskLogSteps<S>) {
         let (progress, unsynced) = (Arc::new(Progress::new()), Arc::new(Unsynced::new()));
-        // Its length is bounded by `queue_bytes_max`, which the caller keeps.
+        // Unbounded, because the callers keep to `queue_bytes_max`.
         let (orders, queue) = crossbeam_channel::unbounded();
         let note = WriterNote { kind, wait: limits.wait, boot: self.storage.boot() };
         let storage = &self.storage;
@@ -181,27 +180,27 @@ impl<S: Storage> LogDirectory<S> {
 }
 
 impl<S: Storage> DiskLog<S> {
-    /// Says that the guest stands until the first snapshot is handed over whole: while
+    /// Makes the guest stand still until the first snapshot is complete: while
     /// [`DiskLog::is_beginning`], [`DiskLog::serve`] copies memory as fast as the queue takes it.
     pub const fn stand_until_begun(&mut self) {
         self.is_beginning = true;
     }
 
-    /// Whether the guest must not run yet, because the first snapshot isn't made.
+    /// `true` while the guest must not run because the first snapshot isn't complete.
     #[must_use]
     pub fn is_beginning(&self) -> bool {
         self.is_beginning && !self.has_failed()
     }
 
-    /// Takes an entry: each one from the first call of [`DiskLog::serve`] on, in order. It costs no
-    /// system call; the next [`DiskLog::serve`] hands it over.
+    /// Takes an entry: every one since the first call of [`DiskLog::serve`], in order. Costs no
+    /// system call; the next [`DiskLog::serve`] passes it to the writer.
     pub fn on_entry(&mut self, entry: &LogEntry) {
         if self.has_failed() {
             self.entries_lost += 1;
             return;
         }
         self.on_consumed(entry);
-        // What came before the first snapshot is in it.
+        // The first snapshot has the effects of entries before it.
         if self.segment.is_some() {
             self.push(Order::Entry(entry.clone()), payload_bytes(entry));
         }
@@ -211,8 +210,8 @@ impl<S: Storage> DiskLog<S> {
     pub fn on_consumed(&mut self, entry: &LogEntry) {
         if let EntryBody::Generation(generation) = entry.body {
             self.session.generation = generation;
-            // A snapshot on its way names the generation before, and the entry that says otherwise
-            // comes before its end.
+            // A snapshot in progress names the generation before this entry but would end after it,
+            // so it is begun anew.
             self.copying = None;
         }
         if let Some(segment) = &mut self.segment {
@@ -220,25 +219,26 @@ impl<S: Storage> DiskLog<S> {
         }
     }
 
-    /// A backup's machine stands where the snapshot was made whose memory came to `snapshot_bytes`.
+    /// A backup's machine has been restored from the snapshot that begins the log. Its memory had
+    /// `snapshot_bytes` bytes.
     pub const fn on_restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
         self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
         (self.snapshot_bytes, self.snapshots) = (snapshot_bytes, 1);
     }
 
-    /// From now on the log is one of this kind, as the directory says.
+    /// Makes the directory record that its writer is of this kind now.
     pub fn become_kind(&mut self, kind: LogWriterKind) {
         self.push(Order::Become(kind), 0);
         self.hand_over();
     }
 
-    /// Hands over what has come, and copies a piece of the guest's memory if a segment is being
-    /// begun. To be called between slices of the guest, after what the slice sent to the backup: it
-    /// may wake a thread.
+    /// Passes entries to the writer. Also copies a piece of the guest's memory if a segment is
+    /// beginning. Call it between slices of the guest, after sending their entries to the backup,
+    /// because it may wake a thread.
     ///
-    /// `machine` stands at `next_seq`, the place of the next entry, and its outputs have been
-    /// taken. `unsent` gives all outputs below that may not have left, held ones too, in the order
-    /// of their ids; it is asked for when a snapshot is complete.
+    /// `machine` stands at `next_seq`, the position of the next entry, and its outputs have been
+    /// taken. `unsent` returns all earlier outputs that may not have left, also held ones, ordered
+    /// by id; it is called when a snapshot is complete.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -252,67 +252,67 @@ impl<S: Storage> DiskLog<S> {
             self.begin_snapshot(machine);
         }
         self.copy_some(machine, next_seq, unsent);
-        // A snapshot that the writer hasn't completed needs the entries behind it.
+        // While the writer has an incomplete snapshot, it must remember the entries after that
+        // one's position.
         if self.progress.snapshots.load(Ordering::Acquire) == self.snapshots {
             self.progress.remember_from.store(next_seq.0, Ordering::Release);
         }
         self.hand_over();
     }
 
-    /// Whether a segment is being begun: the caller should come to [`DiskLog::serve`] again soon,
-    /// though the guest sleeps.
+    /// `true` while a segment is beginning, so that [`DiskLog::serve`] should be called soon also
+    /// if the guest sleeps.
     #[must_use]
     pub const fn is_copying(&self) -> bool {
         self.copying.is_some()
     }
 
-    /// Whether [`DiskLog::serve`] would copy memory now.
+    /// `true` if [`DiskLog::serve`] would copy memory now.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.copying.is_some() && self.progress.queued_bytes.load(Ordering::Acquire) < COPY_AHEAD_BYTES
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is
-    /// concerned: `None` if it has to stand still until more is copied.
+    /// How many of `steps` the guest may run now while its memory is copied; `None` if it must
+    /// stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         if self.has_failed() { Some(steps) } else { page_copy::steps_allowed(steps, machine, self.copying.as_ref()) }
     }
 
-    /// Whether so much waits for the disk that the guest must not run on.
+    /// `true` while the queue to the disk is full, so that the guest must not run.
     #[must_use]
     pub fn is_full(&self) -> bool {
         !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.limits.queue_bytes_max
     }
 
-    /// All entries before this would survive the death of this process; `None` before the first
-    /// snapshot is written.
+    /// One past the last entry in the page cache, which survives the death of this process; `None`
+    /// before the first snapshot is written.
     #[must_use]
     pub fn in_cache(&self) -> Option<LogSeq> {
         self.progress.in_cache()
     }
 
-    /// All entries before this would survive the host's loss of power; `None` before the first
-    /// snapshot is on disk.
+    /// One past the last entry on disk, which survives the host's loss of power; `None` before the
+    /// first snapshot is on disk.
     #[must_use]
     pub fn durable(&self) -> Option<LogSeq> {
         self.progress.durable()
     }
 
-    /// Why logging has ended, told once; the VM goes on without it.
+    /// Why logging has failed; returned once. The VM goes on without its log.
     #[must_use]
     pub fn take_failure(&mut self) -> Option<LogDirectoryError> {
         if self.has_failed() { self.progress.take_failure() } else { None }
     }
 
-    /// How many entries came after a failure.
+    /// The number of entries after a failure.
     #[must_use]
     pub const fn entries_lost(&self) -> u64 {
         self.entries_lost
     }
 
-    /// Writes what has come and the end mark, and makes it durable: [`FinishingLog::step`] says
-    /// when that is done.
+    /// Ends the log with an end mark. [`FinishingLog::step`] returns when it is durable.
     #[must_use]
     pub fn finish(mut self) -> FinishingLog<S> {
         self.push(Order::Finish, 0);
@@ -321,13 +321,13 @@ impl<S: Storage> DiskLog<S> {
         FinishingLog { directory: Some(directory), progress, patience: limits.patience, stuck: None }
     }
 
-    /// Calls `listener` now, whenever [`DiskLog::in_cache`] or [`DiskLog::durable`] has grown, and
-    /// when logging has failed, within the steps that do it.
+    /// Calls `listener` now, and from the log's steps whenever [`DiskLog::in_cache`] or
+    /// [`DiskLog::durable`] has changed or logging has failed.
     pub fn listen(&self, listener: impl Fn() + Send + 'static) {
         self.progress.listen(Box::new(listener));
     }
 
-    /// A look at how far it is, for other threads.
+    /// A handle for other threads to watch the log's progress.
     #[must_use]
     pub fn watch(&self) -> DiskLogWatch {
         DiskLogWatch(self.progress.clone())
@@ -350,8 +350,8 @@ impl<S: Storage> DiskLog<S> {
         self.push(Order::Begin(Box::new(self.session.clone())), 0);
     }
 
-    /// Copies a piece of the memory, or several for a guest that stands, as far as the queue takes
-    /// them.
+    /// Copies a piece of the memory, or several for a guest that stands still, while the queue has
+    /// room.
     fn copy_some(
         &mut self,
         machine: &mut Machine,
@@ -372,7 +372,7 @@ impl<S: Storage> DiskLog<S> {
         }
     }
 
-    /// The memory is copied: what else belongs to the snapshot.
+    /// Completes the snapshot once the memory is copied.
     fn complete(&mut self, machine: &mut Machine, seq: LogSeq, unsent: Vec<(OutputId, Arc<OutputOperation>)>) {
         for (id, operation) in unsent {
             let bytes = operation.bytes().len();
@@ -397,7 +397,7 @@ impl<S: Storage> DiskLog<S> {
         self.pending.push(order);
     }
 
-    /// Hands over what has come: outputs wait for it.
+    /// Passes all pending orders to the writer; outputs may wait for their entries.
     pub fn hand_over(&mut self) {
         if self.pending.is_empty() {
             return;
@@ -405,15 +405,15 @@ impl<S: Storage> DiskLog<S> {
         let bytes = std::mem::take(&mut self.pending_bytes);
         self.progress.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
         let orders = std::mem::take(&mut self.pending);
-        // Fails only when logging has failed.
+        // Fails only after logging has failed.
         let _ = self.orders.send(Batch { orders, bytes });
     }
 }
 
-/// A log that ends.
+/// A log that is ending.
 #[derive(Debug)]
 pub struct FinishingLog<S: Storage = HostDirectory> {
-    /// Given back at the end.
+    /// Returned at the end.
     directory: Option<LogDirectory<S>>,
     progress: Arc<Progress>,
     patience: Duration,
@@ -421,12 +421,12 @@ pub struct FinishingLog<S: Storage = HostDirectory> {
 }
 
 impl<S: Storage> FinishingLog<S> {
-    /// The directory, once all is durable; `None` while that isn't so.
+    /// The directory, once the log is durable; `None` before.
     ///
     /// # Errors
-    /// If writing fails or logging had failed before, unless [`DiskLog::take_failure`] has told it;
-    /// [`LogDirectoryError::Stuck`] if the disk takes nothing for [`DiskLimits::patience`]: then
-    /// the log's steps are left behind.
+    /// If writing fails. If logging had failed before, unless [`DiskLog::take_failure`] has
+    /// returned that. [`LogDirectoryError::Stuck`] if the disk takes nothing for
+    /// [`DiskLimits::patience`]; the log's steps are left running then.
     pub fn step(&mut self, now_ns: u64) -> Option<Result<LogDirectory<S>, LogDirectoryError>> {
         let stuck = self.stuck.get_or_insert(StuckDisk::since(now_ns));
         let stuck_ns = stuck.look(now_ns, self.progress.done.load(Ordering::Relaxed), true);

@@ -1,4 +1,4 @@
-//! A log directory on this host's disk.
+//! A log directory in this host's file system.
 
 use super::storage::{Storage, StorageFile};
 use std::fs::{self, File, TryLockError};
@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where Linux names the present boot of the host.
+/// Where Linux names the host's current boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The longest name of a boot, in bytes.
@@ -18,15 +18,15 @@ const BOOT_BYTES_MAX: u64 = 256;
 pub struct HostDirectory(Arc<PathBuf>);
 
 impl HostDirectory {
-    /// The directory at `path`, which need not be there.
+    /// The directory at `path`, which may not exist.
     #[must_use]
     pub fn at(path: &Path) -> Self {
         Self(Arc::new(path.into()))
     }
 
-    /// Makes the directory, and those that it lies in, if there is none.
+    /// Creates the directory and its parents, if they don't exist.
     pub(super) fn make(&self) -> io::Result<()> {
-        // The guest's memory will be in it.
+        // For the user alone, because the guest's memory will be in it.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&*self.0)
     }
 }
@@ -44,7 +44,7 @@ impl Storage for HostDirectory {
         let mut names = Vec::new();
         for entry in fs::read_dir(&*self.0)? {
             let entry = entry?;
-            // A pipe would never end. A name that is no text is none of ours.
+            // Reading a pipe would never end. A name that isn't text is none of this log's.
             if entry.path().is_file()
                 && let Ok(name) = entry.file_name().into_string()
             {

@@ -1,8 +1,8 @@
-//! Whose log a directory is: what a restart from it must know beside the log itself.
+//! A log directory's notes on its writer: what a restart must know beside the log itself.
 //!
 //! ```text
-//!   DIR/node    the incarnations that are known to have let out nothing that the directory lacks, one a line
-//!   DIR/kept    what kind of writer the newest segment is of, what outputs waited for, and under which boot of the host
+//!   DIR/node    the nodes known to have sent no outputs that the directory lacks, one a line
+//!   DIR/kept    the newest segment's writer: its kind, what outputs waited for, the host's boot
 //! ```
 
 use super::side_log::LogWait;
@@ -19,30 +19,29 @@ use std::fmt;
 const NODES: &str = "node";
 const WRITER: &str = "kept";
 
-/// The most incarnations in a directory's list: each is a `--resume` that was killed before its log
-/// began.
+/// The most nodes in a directory's list. Each is a `--resume` that was killed before its log began.
 const NODES_MAX: usize = 1000;
 
-/// How a directory names the kinds of writers.
+/// The names of the writers' kinds in a directory.
 const KINDS: [(LogWriterKind, &str); 3] =
     [(LogWriterKind::Owner, "owner"), (LogWriterKind::Joining, "joining"), (LogWriterKind::Backup, "backup")];
 
-/// Why a log may lack what clients have seen.
+/// Why a log may lack outputs that clients have seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PossibleLoss {
     /// It is a backup's.
     OfBackup,
     /// It is a backup's that was never told that it protects the VM.
     OfJoiningBackup,
-    /// Outputs didn't wait for it.
+    /// Outputs didn't wait for the log.
     NothingWaited,
-    /// The host has been started again, and outputs waited only for its memory.
+    /// Outputs waited for the page cache only, and the host has been restarted.
     HostStartedAgain,
     /// The newest segment can't be read.
     NewestUnreadable,
-    /// It had failed, and its VM went on without it.
+    /// Logging had failed, and the VM went on without it.
     HadFailed,
-    /// The note of what its writer was is damaged.
+    /// The note on its writer is damaged.
     WriterUnknown,
 }
 
@@ -67,18 +66,18 @@ impl fmt::Display for PossibleLoss {
     }
 }
 
-/// Whose log a directory's newest whole segment is, and what it may lack.
+/// The provenance of a directory's newest whole segment: whose log it is, and what it may lack.
 #[derive(Clone, Debug)]
 pub struct LogProvenance {
-    /// As which generation the VM last ran in this log. If the arbiter knows a later one, another
-    /// node has run it since, unless that node is one of [`LogProvenance::nodes`].
+    /// The generation under which the VM last ran in this log. If the arbiter knows a later one,
+    /// another node has run the VM since, unless it is one of [`LogProvenance::nodes`].
     pub generation: Generation,
-    /// Incarnations that have let out nothing that this log lacks: the segment's writer, and those
-    /// that resumed from it and died before they had a segment of their own. Oldest first.
+    /// The nodes that have sent no outputs that this log lacks, oldest first: the segment's writer,
+    /// and those that resumed from it and died before they had a segment of their own.
     pub nodes: Vec<NodeId>,
     pub(super) newest_is_unreadable: bool,
     pub(super) writer: WriterSaid,
-    /// The present boot of the host.
+    /// The host's current boot.
     pub(super) boot: String,
 }
 
@@ -90,15 +89,15 @@ impl LogProvenance {
         LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
     }
 
-    /// Why this log may lack what clients have seen. `owner` is the VM's last owner: it matters for
-    /// a directory of an earlier release, which doesn't say what its writer was.
+    /// Why this log may lack outputs that clients have seen. `owner`, the VM's last owner, matters
+    /// only for a directory of an earlier release, which has no note on its writer.
     #[must_use]
     pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
         let writer = match &self.writer {
             _ if mutated(Mutation::LossesNotAsked) => return Vec::new(),
             WriterSaid::Note(writer) => writer,
             WriterSaid::Damaged => return vec![PossibleLoss::WriterUnknown],
-            // An earlier release named nobody but the segment's writer.
+            // An earlier release listed only the segment's writer.
             WriterSaid::Nothing if self.nodes.contains(&owner) => return Vec::new(),
             WriterSaid::Nothing => return vec![PossibleLoss::OfBackup],
         };
@@ -119,24 +118,24 @@ impl LogProvenance {
     }
 }
 
-/// What a directory has of the note of its newest segment's writer.
+/// A directory's note on its newest segment's writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum WriterSaid {
     /// No note: the directory is of an earlier release.
     Nothing,
-    /// One that can't be read, as a loss of power may leave it.
+    /// The note can't be read, as a loss of power may leave it.
     Damaged,
-    /// This note.
+    /// The note.
     Note(WriterNote),
 }
 
-/// What a directory says of its newest segment's writer.
+/// What a directory records of its newest segment's writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct WriterNote {
     pub(super) kind: LogWriterKind,
     /// What outputs waited for.
     pub(super) wait: LogWait,
-    /// The boot of the host under which it was written; empty where the host doesn't tell.
+    /// The host's boot when it was written; empty if the host doesn't name its boots.
     pub(super) boot: String,
 }
 
@@ -157,8 +156,8 @@ impl WriterNote {
 }
 
 impl<S: Storage> LogDirectory<S> {
-    /// Adds `node` to the list, durably: before it claims the VM, so that the claim is known here
-    /// if it dies before it has a log.
+    /// Adds `node` to the list, durably. Call it before that node claims the VM, so that the list
+    /// has the claim's node if it dies before its log begins.
     ///
     /// # Errors
     /// If the list can't be written, or is too long.
@@ -173,7 +172,7 @@ impl<S: Storage> LogDirectory<S> {
     }
 }
 
-/// The incarnations in the list, oldest first.
+/// The nodes in the list, oldest first.
 pub(super) fn read_nodes(storage: &impl Storage) -> Result<Vec<NodeId>, LogDirectoryError> {
     let text = read_note(storage, NODES)?.unwrap_or_default();
     Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
@@ -184,8 +183,8 @@ pub(super) fn replace_nodes(storage: &impl Storage, node: NodeId) -> Result<(), 
     write_nodes(storage, &[node])
 }
 
-/// Says in the directory that its log has failed, and empties the list of nodes, as far as the disk
-/// lets it: outputs leave from now on that the directory lacks.
+/// Marks the directory's log as failed and empties its list of nodes, if the disk allows it: from
+/// now on outputs leave that the directory lacks.
 pub(super) fn mark_failed(storage: &impl Storage, error: &LogDirectoryError) {
     let _ = write_synced(storage, STOPPED, &error.to_string());
     // A full disk still removes files.
@@ -198,16 +197,16 @@ fn write_nodes(storage: &impl Storage, nodes: &[NodeId]) -> Result<(), LogDirect
     replace_durably(storage, NODES, &text).map_err(failed("writing", &storage.path_of(NODES)))
 }
 
-/// What is said of the newest segment's writer.
+/// Reads the note on the newest segment's writer.
 pub(super) fn read_writer(storage: &impl Storage) -> Result<WriterSaid, LogDirectoryError> {
     let note = read_note(storage, WRITER)?;
     Ok(note.map_or(WriterSaid::Nothing, |text| WriterNote::parse(&text).map_or(WriterSaid::Damaged, WriterSaid::Note)))
 }
 
-/// Says what the newest segment's writer is. The name isn't made durable, because outputs wait for
-/// the step that writes it: a loss of power may leave an earlier kind, which promises less. The
-/// content is made durable if outputs wait for the disk; otherwise a loss of power may leave a
-/// damaged note, which promises nothing.
+/// Writes the note on the newest segment's writer. The name isn't made durable, because outputs
+/// wait for the step that writes it: a loss of power may leave the previous note, which promises
+/// less. The content is made durable if outputs wait for the disk; otherwise a loss of power may
+/// leave a damaged note, which promises nothing.
 pub(super) fn write_writer(storage: &impl Storage, writer: &WriterNote) -> Result<(), LogDirectoryError> {
     let is_synced = writer.wait == LogWait::Durable;
     replace(storage, WRITER, &writer.text(), is_synced).map_err(failed("writing", &storage.path_of(WRITER)))

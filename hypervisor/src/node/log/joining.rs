@@ -1,5 +1,5 @@
-//! The receiving thread's end of a backup's log on disk: the stream with which it joins is the
-//! log's first segment.
+//! The receiving thread's end of a backup's log on disk: the stream with which the backup joins is
+//! the log's first segment.
 
 use super::disk_log::payload_bytes;
 use super::identity::LogWriterKind;
@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm::{OutputId, OutputOperation};
 
-/// Hands over what a backup receives, in the order in which it came, before the machine gets it.
+/// Passes everything that a backup receives to the log's writer, in order, before the machine gets
+/// it.
 ///
-/// So the log is behind by what the disk hasn't taken, and not by what the machine hasn't consumed.
+/// So the log lags behind the channel by what the disk hasn't taken, however far replay is behind.
 #[derive(Debug)]
 pub struct JoiningLog {
     orders: crossbeam_channel::Sender<Batch>,
@@ -34,12 +35,12 @@ impl JoiningLog {
         log
     }
 
-    /// Memory of the snapshot.
+    /// Memory pages of the snapshot.
     pub fn pages(&self, pages: &Pages) {
         self.give(vec![Order::Pages(pages.clone())], pages.bytes.len());
     }
 
-    /// The snapshot is complete with these outputs, which may not have left, and this.
+    /// Completes the snapshot, with the outputs that may not have left.
     pub fn complete(&self, unsent: impl Iterator<Item = (OutputId, OutputOperation)>, snapshot: &Snapshot) {
         let mut bytes = snapshot.state.len();
         let unsent = unsent.map(|(id, operation)| {
@@ -62,18 +63,18 @@ impl JoiningLog {
         self.give(orders, bytes);
     }
 
-    /// The primary holds its outputs for this backup now.
+    /// The primary holds its outputs for this backup from now on.
     pub fn protects(&self) {
         self.give(vec![Order::Become(LogWriterKind::Backup)], 0);
     }
 
-    /// Whether so much waits for the disk that no more may be received.
+    /// `true` while the queue to the disk is full, so that nothing more may be received.
     #[must_use]
     pub fn is_full(&self) -> bool {
         !self.has_failed() && self.progress.queued_bytes.load(Ordering::Acquire) >= self.queue_bytes_max
     }
 
-    /// What the disk has taken so far: a number that grows as long as it gets on.
+    /// What the disk has taken so far: a number that grows while the disk makes progress.
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.progress.done.load(Ordering::Relaxed)
@@ -89,7 +90,7 @@ impl JoiningLog {
         }
         let bytes = payload_bytes + orders.len() * size_of::<Order>();
         self.progress.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
-        // Fails only when logging has failed.
+        // Fails only after logging has failed.
         let _ = self.orders.send(Batch { orders, bytes });
     }
 }

@@ -1,33 +1,33 @@
-//! The log of a live VM on disk, from which it goes on after the death of both sides.
+//! The log of a live VM on disk, from which the VM can go on after both sides have died.
 //!
 //! ```text
-//!   DIR/vm                              the VM's name; who uses the directory holds a lock on this file
-//!   DIR/node                            incarnations that have let out nothing that is not in the segments: the writer's, and
-//!                                       those that resumed from here and died before they had a segment
-//!   DIR/kept                            what the newest segment's writer was, and what outputs waited for
-//!   DIR/<generation>-<first seq>.ftlog  segments: logs that begin with a snapshot, each replayable by itself
-//!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied to it
-//!   DIR/stopped                         logging has failed, and how: the VM went on without
+//!   DIR/vm                              the VM's name; a process that uses the directory locks this file
+//!   DIR/node                            the nodes that have sent no outputs that the segments lack: the
+//!                                       writer, and those that resumed and died before their first segment
+//!   DIR/kept                            the newest segment's writer, and what outputs waited for
+//!   DIR/<generation>-<first seq>.ftlog  segments: logs that begin with a snapshot and replay on their own
+//!   DIR/snapshot.part                   the beginning of the next segment, while memory is copied
+//!   DIR/stopped                         why logging has failed: the VM went on without its log
 //! ```
-//! The newest segment is enough to go on from; the one before is kept until there is a newer one,
-//! in case the newest snapshot can't be read. Names sort by age: a later owner has a greater
-//! generation.
+//! The newest segment is enough for a restart. The one before is retained until there is a newer
+//! one, in case the newest snapshot can't be read. Names sort by age, because a later owner has a
+//! greater generation.
 //!
 //! # What is durable
-//! The log reaches the host's page cache within a millisecond or so, and the disk within
-//! [`DiskLimits::sync_interval`] and the time that the disk takes. [`DiskLog::in_cache`] and
-//! [`DiskLog::durable`] say how far it is, so that outputs can wait
-//! for it ([`LogWait`]).
+//! The log reaches the host's page cache within about a millisecond, and the disk within
+//! [`DiskLimits::sync_interval`] plus the time that the disk takes. [`DiskLog::in_cache`] and
+//! [`DiskLog::durable`] are the positions that it has reached, for which outputs can wait
+//! ([`LogWait`]).
 //!
-//! # Who does what
+//! # The steps
 //! ```text
 //!   vCPU or replay ─ DiskLog ────┐
 //!                                ├─► queue ─► WriterStep ─► page cache ─► SyncStep ─► disk
 //!   receiver ────── JoiningLog ──┘
 //! ```
-//! The ends on the left hand over and never wait. The two steps on the right do what may take time.
+//! The ends on the left never wait; the two steps on the right may wait for the disk.
 //! [`Host::run_disk_log`](crate::node::host::Host::run_disk_log) gets them: a process has a thread
-//! for each, the simulator calls them when it likes. Files are reached by [`Storage`] alone.
+//! for each, the simulator calls them when it likes. Only a [`Storage`] reaches files.
 
 mod disk_log;
 mod files;
@@ -67,78 +67,78 @@ const PART: &str = "snapshot.part";
 const STOPPED: &str = "stopped";
 const SEGMENT_EXTENSION: &str = "ftlog";
 
-/// The longest of the small files, in bytes.
+/// The most bytes that are read of each small file.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why a VM's log on disk can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LogDirectoryError {
-    /// The host refuses.
+    /// The host's file system fails.
     #[error("{action} {}: {source}", .path.display())]
     Io {
         /// What was tried.
         action: &'static str,
-        /// With which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The host's error.
         source: io::Error,
     },
-    /// Somebody has it.
+    /// Another process has locked the directory.
     #[error("the log directory {} is in use by another process; each side of a VM needs its own", .0.display())]
     InUse(PathBuf),
-    /// It is not for this VM.
+    /// The directory is another VM's.
     #[error(
         "the log directory {} belongs to VM {found}, not {wanted}; name another directory, or that VM (--vm {found})",
         .path.display()
     )]
     OtherVm {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The VM whose it is.
         found: String,
-        /// Whose it should be.
+        /// The VM that is to use it.
         wanted: VmId,
     },
-    /// There is none to go on from.
+    /// There is no directory to resume from.
     #[error(
         "there is no log directory {}: --resume goes on from a directory that a side of the VM has named with --log, and makes \
          none", .0.display()
     )]
     Missing(PathBuf),
-    /// It is no directory.
+    /// The path isn't a directory.
     #[error("{} is {what}, and the log of a VM that runs is a directory; {advice}", .path.display())]
     NoDirectory {
-        /// What was named.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// What is there instead.
         what: &'static str,
-        /// What to do.
+        /// What the operator can do.
         advice: String,
     },
-    /// It is a directory of something else.
+    /// The directory isn't a log directory.
     #[error(
         "{} is no log directory of a VM: it has no file `{VM}`. Name the one that a side of the VM has named with --log",
         .0.display()
     )]
     NotOurs(PathBuf),
-    /// The log in it has ended before its VM.
+    /// The log ended before its VM did.
     #[error(
         "the log in {} had failed ({reason}), and its VM went on without it: going on from there gives up what came \
          after. If that is what you want, remove {STOPPED} in it first", .path.display()
     )]
     Stopped {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
-        /// How the log had failed.
+        /// How logging had failed.
         reason: String,
     },
-    /// Nothing to go on from.
+    /// No segment can be resumed from.
     #[error("the log directory {} has no segment with a whole snapshot: there is nothing to resume{}",
             .path.display(), .skipped.iter().map(|(path, why)| format!("; {}: {why}", path.display())).collect::<String>())]
     NoSegment {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
-        /// The segments in it, and what is wrong with each.
+        /// The segments in it, and why each is unusable.
         skipped: Vec<(PathBuf, RestoreError)>,
     },
     /// The disk takes too long.
@@ -147,30 +147,30 @@ pub enum LogDirectoryError {
         .path.display()
     )]
     Stuck {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long the process waited.
         seconds: u64,
     },
     /// A segment can't be read to its end.
     #[error("{}: {source}", .path.display())]
     Log {
-        /// Which segment.
+        /// The segment.
         path: PathBuf,
-        /// Why.
+        /// The reader's error.
         source: LogFileError,
     },
-    /// A segment's replay differs from it.
+    /// The replay of a segment differs from it.
     #[error("{}: {divergence}", .path.display())]
     Diverged {
-        /// Which segment.
+        /// The segment.
         path: PathBuf,
-        /// How.
+        /// Where and how.
         divergence: Box<Divergence>,
     },
 }
 
-/// A directory for the log of one VM, locked for this process as long as this lives.
+/// A directory for the log of one VM, locked by this process while this value lives.
 #[derive(Debug)]
 pub struct LogDirectory<S: Storage = HostDirectory> {
     storage: S,
@@ -179,7 +179,7 @@ pub struct LogDirectory<S: Storage = HostDirectory> {
 }
 
 impl LogDirectory {
-    /// Opens the directory of `vm` at `path`; makes it if there is none.
+    /// Opens the directory of `vm` at `path`, and creates it if it doesn't exist.
     ///
     /// # Errors
     /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`],
@@ -191,7 +191,7 @@ impl LogDirectory {
         Self::take(directory, vm)
     }
 
-    /// Opens the directory of `vm` to go on from the log in it, and makes nothing.
+    /// Opens the directory of `vm` to resume from the log in it; creates nothing.
     ///
     /// # Errors
     /// As [`LogDirectory::open`]; [`LogDirectoryError::Missing`], [`LogDirectoryError::NotOurs`].
@@ -206,7 +206,7 @@ impl LogDirectory {
 }
 
 impl<S: Storage> LogDirectory<S> {
-    /// Takes a directory for the log of `vm` and for this process.
+    /// Locks a directory for the log of `vm`, and names the VM in it.
     ///
     /// # Errors
     /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
@@ -215,7 +215,7 @@ impl<S: Storage> LogDirectory<S> {
         Self::locked(storage, vm, lock)
     }
 
-    /// The same, to go on from the log in it.
+    /// Locks the directory of `vm` to resume from the log in it; creates nothing.
     ///
     /// # Errors
     /// As [`LogDirectory::take`]; [`LogDirectoryError::NotOurs`].
@@ -229,7 +229,7 @@ impl<S: Storage> LogDirectory<S> {
         }
     }
 
-    /// The directory whose lock was taken, if it is of `vm`.
+    /// Checks that a locked directory is of `vm`, or names the VM in it if it is new.
     fn locked(storage: S, vm: &VmId, lock: Option<S::Lock>) -> Result<Self, LogDirectoryError> {
         let Some(lock) = lock else { return Err(LogDirectoryError::InUse(storage.path().into())) };
         let path = storage.path_of(VM);
@@ -246,14 +246,14 @@ impl<S: Storage> LogDirectory<S> {
         Ok(Self { storage, vm: vm.clone(), _lock: lock })
     }
 
-    /// Where it is.
+    /// The directory's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.storage.path()
     }
 }
 
-/// Refuses what is there and no directory, and says what it is.
+/// Refuses a path to anything else than a directory, and says what is there.
 fn refuse_other_files(path: &Path) -> Result<(), LogDirectoryError> {
     let Ok(found) = fs::metadata(path) else { return Ok(()) };
     if found.is_dir() {
@@ -273,7 +273,7 @@ fn refuse_other_files(path: &Path) -> Result<(), LogDirectoryError> {
     }
 }
 
-/// The segments in a directory of this host, oldest first. Their writer may be at work there.
+/// The segments in a directory of this host, oldest first. Their writer may be running.
 ///
 /// # Errors
 /// [`LogDirectoryError::Io`].
@@ -294,7 +294,7 @@ fn segment_name(generation: Generation, first: LogSeq) -> String {
     format!("{:020}-{:020}.{SEGMENT_EXTENSION}", generation.0, first.0)
 }
 
-/// A small file's text, if there is such a file.
+/// The text of a small file; `None` if there is no such file.
 fn read_note(storage: &impl Storage, name: &str) -> Result<Option<String>, LogDirectoryError> {
     let mut text = Vec::new();
     match storage.read(name).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut text)) {

@@ -1,5 +1,4 @@
-//! How far a log on disk is: what the ends that hand over and the steps that write know of each
-//! other.
+//! The progress of a log on disk, shared by the threads that log and the steps that write.
 
 use super::LogDirectoryError;
 use crate::node::channel::lock;
@@ -8,30 +7,30 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Without a segment no entry is in one.
+/// The value of a position before there is a segment.
 const NOTHING: u64 = u64::MAX;
 
-/// Called when something is written or durable, or when logging has failed.
+/// Called when a position has changed, or logging has failed.
 type Listener = Box<dyn Fn() + Send>;
 
 /// The progress of one log.
 pub(super) struct Progress {
-    /// Orders carried out, in bytes, and syncs: it grows as long as the disk gets on.
+    /// Bytes of orders done, plus syncs: it grows while the disk makes progress.
     pub(super) done: AtomicU64,
-    /// Snapshots completed.
+    /// The number of complete snapshots.
     pub(super) snapshots: AtomicU64,
-    /// No later snapshot stands before this entry: those below needn't be remembered.
+    /// No later snapshot is at an earlier position, so the writer can forget the entries before.
     pub(super) remember_from: AtomicU64,
-    /// Of orders not yet carried out.
+    /// Bytes of orders that the writer hasn't done yet.
     pub(super) queued_bytes: AtomicUsize,
     failed: AtomicBool,
     failure: Mutex<Option<LogDirectoryError>>,
-    /// All entries before this are in the page cache: a [`LogSeq`], or [`NOTHING`].
+    /// One past the last entry in the page cache: a [`LogSeq`], or [`NOTHING`].
     in_cache: AtomicU64,
-    /// The same on disk.
+    /// One past the last entry on disk, likewise.
     durable: AtomicU64,
     listener: Mutex<Option<Listener>>,
-    /// Steps that are done.
+    /// The number of steps that are done.
     pub(super) steps_done: AtomicUsize,
 }
 
@@ -81,8 +80,8 @@ impl Progress {
         self.tell();
     }
 
-    /// Logging has failed. Whoever says so has marked the directory: outputs leave from here on
-    /// that the log doesn't have.
+    /// Logging has failed. The caller has marked the directory before, because outputs that the log
+    /// lacks leave from now on.
     pub(super) fn fail(&self, error: LogDirectoryError) {
         if !self.failed.swap(true, Ordering::AcqRel) {
             *lock(&self.failure) = Some(error);
@@ -105,12 +104,12 @@ impl Progress {
     }
 }
 
-/// One past the last entry, if there is a segment.
+/// A position; `None` before there is a segment.
 fn end(seq: &AtomicU64) -> Option<LogSeq> {
     Some(seq.load(Ordering::Acquire)).filter(|seq| *seq != NOTHING).map(LogSeq)
 }
 
-/// How far a log on disk is, for threads that give it nothing.
+/// Watches the progress of a log on disk, on threads that don't log.
 #[derive(Clone, Debug)]
 pub struct DiskLogWatch(pub(super) Arc<Progress>);
 
@@ -127,26 +126,26 @@ impl DiskLogWatch {
         self.0.durable()
     }
 
-    /// Whether logging has failed.
+    /// `true` once logging has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.0.has_failed()
     }
 
-    /// What the disk has taken so far: a number that grows as long as it gets on.
+    /// What the disk has taken so far: a number that grows while the disk makes progress.
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
     }
 
-    /// Whether something has been handed over that isn't written yet.
+    /// `true` while something waits to be written.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         !self.has_failed() && self.0.queued_bytes.load(Ordering::Acquire) > 0
     }
 }
 
-/// Finds out that a disk doesn't get on. Times are the caller's.
+/// Detects a disk that makes no progress. Times are the caller's.
 #[derive(Clone, Copy, Debug)]
 pub struct StuckDisk {
     moved_ns: u64,
@@ -154,14 +153,14 @@ pub struct StuckDisk {
 }
 
 impl StuckDisk {
-    /// A disk that gets on at `now_ns`.
+    /// A disk that makes progress at `now_ns`.
     #[must_use]
     pub const fn since(now_ns: u64) -> Self {
         Self { moved_ns: now_ns, taken: 0 }
     }
 
-    /// For how long it has taken nothing though there is something: `taken` grows as long as it
-    /// gets on.
+    /// For how many nanoseconds the disk has taken nothing, though something is pending. `taken`
+    /// grows while it makes progress.
     pub const fn look(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
         if taken != self.taken || !is_pending {
             *self = Self { moved_ns: now_ns, taken };

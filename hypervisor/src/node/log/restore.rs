@@ -1,4 +1,4 @@
-//! A machine that stands where a log begins.
+//! Restores the machine at the start of a log.
 
 use logchannel::file::{LogFileError, LogHead, LogReader, LogStart};
 use logchannel::snapshot::UnsentOutput;
@@ -19,53 +19,53 @@ pub enum RestoreError {
     OtherMachine {
         /// The version of the log's format.
         format: u32,
-        /// Which machine it is of.
+        /// The log's machine, and which releases have it.
         source: OtherBehaviour,
     },
-    /// The log's image or configuration is none of this machine.
+    /// The log's image or configuration doesn't fit this machine.
     #[error("its guest {image} can't be started: {source}")]
     Load {
         /// The image's name.
         image: String,
-        /// Why.
+        /// The machine's error.
         source: LoadError,
     },
-    /// The snapshot is none of this machine.
+    /// The snapshot doesn't fit this machine.
     #[error("its snapshot can't be restored: {0}")]
     Snapshot(#[from] vm::RestoreError),
-    /// The snapshot's parts don't make up the machine that it was made of.
+    /// The restored state isn't the one of which the snapshot was made.
     #[error("its snapshot has state {found}, and was made of {expected}: its writer was faulty")]
     Digest {
-        /// As the snapshot says.
+        /// The digest in the snapshot.
         expected: StateDigest,
-        /// As the machine has.
+        /// The restored machine's digest.
         found: StateDigest,
     },
 }
 
-/// A machine, and the log that goes on from where it stands.
+/// A machine at a log's start, and the log from there on.
 #[derive(Debug)]
 pub struct Restored<R: Read> {
     /// The machine.
     pub machine: Machine,
-    /// Outputs from before that may not have left, oldest first.
+    /// Earlier outputs that may not have left, oldest first.
     pub unsent: Vec<UnsentOutput>,
     /// The log, at its first entry.
     pub log: LogReader<R>,
 }
 
-/// Builds the machine from which a log goes on.
+/// Restores the machine at a log's start.
 ///
 /// # Errors
-/// [`RestoreError`] if the log has no whole start, or one of which this build makes no machine.
+/// [`RestoreError`] if the log's start isn't whole, or this build has no such machine.
 pub fn restore<R: Read>(mut head: LogHead<R>) -> Result<Restored<R>, RestoreError> {
     let format = head.version();
     head.header().behaviour.check().map_err(|source| RestoreError::OtherMachine { format, source })?;
     let config = head.header().config.clone();
     let image = head.header().image_name.clone();
     let unloadable = |source| RestoreError::Load { image: image.clone(), source };
-    // Memory that is never written is never taken from the host: this costs nothing if the log
-    // begins with an image.
+    // Costs nothing if the log begins with an image: memory is taken from the host when it is
+    // written.
     let mut restoration = Restoration::new(&config).map_err(unloadable)?;
     while let Some(pages) = head.next_pages()? {
         restoration.put_pages(pages.first, &pages.bytes)?;

@@ -1,4 +1,4 @@
-//! Going on from a log on disk: what is in it, and its replay.
+//! Resuming from a log on disk: the survey of its directory, and its replay.
 
 use super::identity::{LogProvenance, read_nodes, read_writer};
 use super::restore::{RestoreError, Restored, restore};
@@ -15,31 +15,31 @@ use std::io::BufReader;
 use std::path::PathBuf;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
-/// The most bytes of outputs that are kept for going on, as by a backup for its going live.
+/// The most bytes of outputs that are retained to be sent after a restart, as by a backup that goes
+/// live.
 const UNSENT_BYTES_MAX: usize = 64 << 20;
 
-/// How many entries are replayed from one call of the caller's to the next.
+/// The entries between two reports of progress.
 const ENTRIES_PER_LOOK: u64 = 256;
 
 /// A machine at the start of a segment, and the rest of the segment.
 type RestoredFrom<S> = Restored<BufReader<<S as Storage>::Reader>>;
 
-/// What a log directory has, before it is replayed.
+/// What a log directory holds, before it is replayed.
 pub struct Survey<S: Storage = HostDirectory> {
-    /// What the newest whole segment is about.
+    /// The session of the newest whole segment.
     pub session: SessionHeader,
     /// That segment.
     pub segment: PathBuf,
     /// Whose log this is, and what it may lack.
     pub provenance: LogProvenance,
-    /// How the guest had come to its end, if it had.
+    /// How the guest ended, if it did.
     pub stopped: Option<StopReason>,
-    /// Newer segments that could not be used, newest first, and why. What they held is lost, if
-    /// they held anything.
+    /// Newer segments that can't be used, newest first, and why. What they held is lost.
     pub skipped: Vec<(PathBuf, RestoreError)>,
-    /// Entries to replay.
+    /// The entries to replay.
     pub entries: u64,
-    /// Where the guest stands at the last of them.
+    /// The guest's instruction count at the last entry.
     pub end_count: InstructionCount,
     restored: RestoredFrom<S>,
 }
@@ -50,35 +50,35 @@ impl<S: Storage> fmt::Debug for Survey<S> {
     }
 }
 
-/// How far a replay is.
+/// The progress of a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct ResumeProgress {
     /// Entries replayed.
     pub entries: u64,
-    /// Of how many.
+    /// Entries in the segment.
     pub entries_all: u64,
-    /// Where the guest stands.
+    /// The guest's instruction count.
     pub count: InstructionCount,
 }
 
 /// A VM as its log on disk has it.
 #[derive(Debug)]
 pub struct Resumed {
-    /// What the newest segment is about.
+    /// The session of the newest segment.
     pub session: SessionHeader,
-    /// The machine behind the last whole entry. It may have outputs that were not logged: take them
+    /// The machine after the last whole entry. It may have outputs that weren't logged: take them
     /// before anything else.
     pub machine: Machine,
-    /// The place of the next entry.
+    /// The position of the next entry.
     pub next_seq: LogSeq,
-    /// The outputs that may not have left, oldest first: all since the segment's snapshot, as no
-    /// log says which have left.
+    /// The outputs that may not have left, oldest first: all since the segment's snapshot, because
+    /// no log records which have left.
     pub unsent: VecDeque<(OutputId, OutputOperation)>,
-    /// How many older ones were dropped because there were more than 64 MiB.
+    /// The number of older outputs that were dropped because there were more than 64 MiB.
     pub unsent_dropped: u64,
-    /// The output behind all that the log tells of.
+    /// One past the last output in the log.
     pub next_output: OutputId,
-    /// The segment that was replayed.
+    /// The replayed segment.
     pub segment: PathBuf,
     /// Entries replayed.
     pub entries_replayed: u64,
@@ -87,8 +87,7 @@ pub struct Resumed {
 }
 
 impl<S: Storage> LogDirectory<S> {
-    /// Looks what there is to resume: the newest segment whose snapshot is whole, up to its last
-    /// whole entry.
+    /// Finds the newest segment whose snapshot is whole, and reads it up to its last whole entry.
     ///
     /// # Errors
     /// [`LogDirectoryError::Stopped`] if logging had failed; [`LogDirectoryError::NoSegment`];
@@ -96,7 +95,7 @@ impl<S: Storage> LogDirectory<S> {
     /// [`LogDirectoryError::Io`].
     pub fn survey(&self) -> Result<Survey<S>, LogDirectoryError> {
         if let Some(reason) = read_note(&self.storage, STOPPED)? {
-            // On a full disk there was room for the file, but not for what is in it.
+            // A full disk may have had room for the file, but not for its content.
             let reason =
                 if reason.is_empty() { "why couldn't be written: the disk may have been full".into() } else { reason };
             return Err(LogDirectoryError::Stopped { path: self.path().into(), reason });
@@ -111,7 +110,7 @@ impl<S: Storage> LogDirectory<S> {
         Err(LogDirectoryError::NoSegment { path: self.path().into(), skipped })
     }
 
-    /// Whether there is a segment from which a restart is possible, as far as its beginning tells.
+    /// `true` if there is a segment whose snapshot seems to be whole.
     #[must_use]
     pub fn has_whole_segment(&self) -> bool {
         let is_whole =
@@ -119,7 +118,8 @@ impl<S: Storage> LogDirectory<S> {
         segment_names(&self.storage).is_ok_and(|names| names.iter().any(is_whole))
     }
 
-    /// The machine at a segment's start. The inner error means that it has no whole one.
+    /// The machine at a segment's start. The inner error means that the segment has no whole
+    /// snapshot.
     fn open_segment(&self, name: &str) -> Result<Result<RestoredFrom<S>, RestoreError>, LogDirectoryError> {
         let path = self.storage.path_of(name);
         let file = self.storage.read(name).map_err(failed("reading", &path))?;
@@ -129,7 +129,7 @@ impl<S: Storage> LogDirectory<S> {
                 found: restored.log.header().vm.to_string(),
                 wanted: self.vm.clone(),
             }),
-            // A disk that doesn't read now may do so later: nothing is given up for that.
+            // An error of the disk may be temporary: no older segment is used because of it.
             Err(RestoreError::Log(source @ LogFileError::Io { .. })) => Err(LogDirectoryError::Log { path, source }),
             restored => Ok(restored),
         }
@@ -180,13 +180,13 @@ impl<S: Storage> LogDirectory<S> {
 }
 
 impl<S: Storage> Survey<S> {
-    /// Where the guest stands before the replay.
+    /// The guest's instruction count before the replay.
     #[must_use]
     pub fn begin_count(&self) -> InstructionCount {
         self.restored.machine.instruction_count()
     }
 
-    /// Replays the segment, and calls `progress` now and then.
+    /// Replays the segment, and calls `progress` periodically.
     ///
     /// # Errors
     /// [`LogDirectoryError::Diverged`]; [`LogDirectoryError::Log`].
@@ -232,7 +232,7 @@ impl<S: Storage> Survey<S> {
     }
 }
 
-/// The newest outputs, as many as are kept.
+/// The newest outputs, up to [`UNSENT_BYTES_MAX`].
 #[derive(Default)]
 struct Unsent {
     outputs: VecDeque<(OutputId, OutputOperation)>,

@@ -1,4 +1,4 @@
-//! The log on disk of one side of a VM: what its outputs wait for, and what its operator is told.
+//! A side's log on disk: what outputs wait for, and what the operator is told.
 
 use super::{
     DiskLimits, DiskLog, DiskLogWatch, FinishingLog, JoiningLog, LogDirectory, LogWriterKind, Storage, StuckDisk,
@@ -18,7 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm::{Machine, OutputId, OutputOperation};
 
-/// For what in the log on disk outputs wait, beside the backup's acknowledgement.
+/// What in the log on disk outputs wait for, in addition to the backup's acknowledgement. The
+/// variants' documentation is the option's help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogWait {
     /// Nothing: after the death of both sides clients may have seen what the resumed VM doesn't
@@ -37,7 +38,7 @@ pub struct SideDiskLog<H: Host> {
     directory: PathBuf,
     wait: LogWait,
     host: H,
-    /// That a restart is possible has been reported.
+    /// It has been reported that a restart from the log is possible.
     usable_told: Arc<AtomicBool>,
 }
 
@@ -47,17 +48,17 @@ impl<H: Host> fmt::Debug for SideDiskLog<H> {
     }
 }
 
-/// Where and how a side keeps its log.
+/// Where and how a side logs.
 #[derive(Debug)]
 pub struct DiskLogOptions<S: Storage> {
-    /// The directory, which is this process's.
+    /// The directory, locked by this process.
     pub directory: LogDirectory<S>,
-    /// When what is done, and what outputs wait for.
+    /// Limits, intervals, and what outputs wait for.
     pub limits: DiskLimits,
 }
 
 impl<S: Storage> DiskLogOptions<S> {
-    /// A log in `directory`, for which outputs wait as `wait` says.
+    /// A log in `directory`; outputs wait as `wait` says.
     #[must_use]
     pub fn new(directory: LogDirectory<S>, wait: LogWait) -> Self {
         let default = DiskLimits { wait, ..DiskLimits::default() };
@@ -71,8 +72,7 @@ impl<S: Storage> DiskLogOptions<S> {
 }
 
 impl<H: Host> SideDiskLog<H> {
-    /// Begins to log a VM of `session`, of which this node is the owner: with a snapshot that is
-    /// made before the guest runs.
+    /// Begins the owner's log of a VM, with a snapshot that is complete before the guest runs.
     ///
     /// # Errors
     /// If the host can't run the log's steps.
@@ -90,8 +90,8 @@ impl<H: Host> SideDiskLog<H> {
         Ok(Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() })
     }
 
-    /// Begins to log a VM of `session`, whose primary this node joins as a backup: the second of
-    /// the two takes what is received, the first goes with the machine.
+    /// Begins the log of a backup that joins. The [`JoiningLog`] takes what is received; the other
+    /// end follows the machine.
     ///
     /// # Errors
     /// If the host can't run the log's steps.
@@ -108,13 +108,14 @@ impl<H: Host> SideDiskLog<H> {
         Ok((Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() }, joining))
     }
 
-    /// A function that says how far the log is.
+    /// A function that returns the log's state.
     fn states(&self) -> impl Fn() -> DiskLogState + Send + 'static {
         let (watch, wait) = (self.log.watch(), self.wait);
         move || {
             let whole = match wait {
                 _ if watch.has_failed() => return DiskLogState::Failed,
-                // Outputs wait for a segment from which a restart is possible, and for no entry.
+                // Outputs wait for the first segment, from which a restart is possible, and for no
+                // entry.
                 LogWait::No => watch.in_cache().map(|_| LogSeq(u64::MAX)),
                 LogWait::Written => watch.in_cache(),
                 LogWait::Durable => watch.durable(),
@@ -123,21 +124,20 @@ impl<H: Host> SideDiskLog<H> {
         }
     }
 
-    /// How far the log is, for the role.
+    /// The log's state for the role.
     #[must_use]
     pub fn state(&self) -> DiskLogState {
         self.states()()
     }
 
-    /// Calls `tell` with the log's state now and whenever it has changed, within the steps that
-    /// change it, and reports when a restart from it is first possible. `tell` takes the place of
-    /// the one before.
+    /// Calls `tell` with the log's state now, and from the log's steps whenever it has changed.
+    /// Reports when a restart from the log is first possible. Replaces the previous listener.
     pub fn listen(&self, tell: impl Fn(DiskLogState) + Send + 'static) {
         let (state, usable_told) = (self.states(), self.usable_told.clone());
         let (directory, host) = (self.directory.display().to_string(), self.host.clone());
         self.log.listen(move || {
             let state = state();
-            // The role first: whoever has read the report may count on it.
+            // The role first: a reader of the report may rely on the state.
             tell(state);
             if matches!(state, DiskLogState::UpTo(_)) && !usable_told.swap(true, Ordering::AcqRel) {
                 host.report(&NodeReport::LogUsable { directory: directory.clone() });
@@ -145,7 +145,7 @@ impl<H: Host> SideDiskLog<H> {
         });
     }
 
-    /// A look at a disk that may hang, for the step that tells of it.
+    /// Watches for a disk that makes no progress, for the control step.
     #[must_use]
     pub fn disk_watch(&self, now_ns: u64) -> DiskWatch {
         DiskWatch {
@@ -157,7 +157,8 @@ impl<H: Host> SideDiskLog<H> {
         }
     }
 
-    /// A backup's machine stands where the snapshot was made whose memory came to `snapshot_bytes`.
+    /// A backup's machine has been restored from the snapshot that begins the log. Its memory had
+    /// `snapshot_bytes` bytes.
     pub const fn restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
         self.log.on_restored(machine, snapshot_bytes);
     }
@@ -167,7 +168,7 @@ impl<H: Host> SideDiskLog<H> {
         self.log.on_consumed(entry);
     }
 
-    /// This node owns the VM now: outputs wait for this log.
+    /// This node owns the VM now, so outputs wait for this log.
     pub fn owns(&mut self) {
         self.log.become_kind(LogWriterKind::Owner);
     }
@@ -177,15 +178,14 @@ impl<H: Host> SideDiskLog<H> {
         self.log.on_entry(entry);
     }
 
-    /// Outputs wait for the entries that have come.
+    /// Passes entries to the writer at once if outputs wait for them.
     pub fn flush(&mut self) {
         if self.wait != LogWait::No {
             self.log.hand_over();
         }
     }
 
-    /// To be called between slices of the guest, as [`DiskLog::serve`]; tells if logging has
-    /// failed.
+    /// As [`DiskLog::serve`], between slices of the guest. Reports a failure of logging.
     pub fn serve(
         &mut self,
         machine: &mut Machine,
@@ -198,48 +198,48 @@ impl<H: Host> SideDiskLog<H> {
         }
     }
 
-    /// Whether the guest must not run yet, because the first snapshot isn't made: call
-    /// [`SideDiskLog::serve`] until it is.
+    /// `true` while the guest must not run because the first snapshot isn't complete; call
+    /// [`SideDiskLog::serve`] meanwhile.
     #[must_use]
     pub fn is_beginning(&self) -> bool {
         self.log.is_beginning()
     }
 
-    /// Whether memory is being copied, so that [`SideDiskLog::serve`] should be called soon.
+    /// `true` while memory is being copied, so that [`SideDiskLog::serve`] should be called soon.
     #[must_use]
     pub const fn is_copying(&self) -> bool {
         self.log.is_copying()
     }
 
-    /// How many of `steps` steps the guest may run now, as far as the copy of its memory is
-    /// concerned: `None` if it has to stand still until more is copied.
+    /// How many of `steps` the guest may run now while its memory is copied; `None` if it must
+    /// stand still until more is copied.
     #[must_use]
     pub fn steps_allowed(&self, steps: u64, machine: &Machine) -> Option<u64> {
         self.log.steps_allowed(steps, machine)
     }
 
-    /// Whether [`SideDiskLog::serve`] would copy memory now.
+    /// `true` if [`SideDiskLog::serve`] would copy memory now.
     #[must_use]
     pub fn wants_copy(&self) -> bool {
         self.log.wants_copy()
     }
 
-    /// Whether the guest must wait for the disk.
+    /// `true` while the queue to the disk is full, so that the guest must not run.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.log.is_full()
     }
 
-    /// Ends the log, if anything can be resumed from it.
+    /// Ends the log, if it can be resumed from.
     #[must_use]
     pub fn finish(self) -> Option<FinishingLog<H::Storage>> {
-        // From one that is only promised nothing can be resumed, and nothing has left that would be
-        // missing: its disk isn't waited for.
+        // Nothing can be resumed from a log without a segment, and no output has left yet: there is
+        // no reason to wait for its disk.
         (!self.state().is_promised()).then(|| self.log.finish())
     }
 }
 
-/// Finds out that outputs wait for a disk that doesn't get on.
+/// Detects that outputs wait for a disk that makes no progress.
 #[derive(Debug)]
 pub struct DiskWatch {
     log: DiskLogWatch,
@@ -250,7 +250,7 @@ pub struct DiskWatch {
 }
 
 impl DiskWatch {
-    /// What to tell, after a second without progress and then rarely.
+    /// The report, after a second without progress and then ever more rarely.
     pub fn look(&mut self, now_ns: u64) -> Option<NodeReport> {
         let is_unsynced = self.wait == LogWait::Durable && self.log.durable() != self.log.in_cache();
         let is_pending = self.log.is_pending() || is_unsynced;

@@ -1,4 +1,4 @@
-//! The step that makes a log durable, so that the writer never waits for the disk.
+//! The sync step: makes a log durable, so that its writer never waits for the disk.
 
 use super::identity::mark_failed;
 use super::progress::Progress;
@@ -12,23 +12,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-/// What the writer has for the step that syncs.
+/// What the writer has written and the sync step has to make durable.
 #[derive(Debug)]
 pub(super) struct Unsynced<S: Storage> {
     written: Mutex<Written<S>>,
     changed: Condvar,
 }
 
-/// What is to be made durable.
+/// The files to make durable.
 #[derive(Clone, Debug)]
 pub(super) struct Written<S: Storage> {
-    /// There is something new.
+    /// Something was written since the last sync.
     is_new: bool,
-    /// The segment, its name, and one past its last entry.
+    /// The current segment's file and name, and one past its last entry.
     pub(super) segment: Option<(S::File, String, LogSeq)>,
-    /// The part of the next one.
+    /// The incomplete next segment.
     pub(super) part: Option<S::File>,
-    /// No more will come.
+    /// The writer is done.
     is_over: bool,
 }
 
@@ -58,7 +58,7 @@ impl<S: Storage> Unsynced<S> {
         written.is_new || written.is_over
     }
 
-    /// What there is, if it is more than before.
+    /// The files, if something was written since the last call, or the writer is done.
     fn take(&self) -> Option<Written<S>> {
         let mut written = lock(&self.written);
         if !written.is_new && !written.is_over {
@@ -77,15 +77,15 @@ impl<S: Storage> Unsynced<S> {
     }
 }
 
-/// Makes durable what is written.
+/// Makes durable what the writer has written.
 #[derive(Debug)]
 pub struct SyncStep<S: Storage> {
     storage: S,
     progress: Arc<Progress>,
     unsynced: Arc<Unsynced<S>>,
-    /// From the beginning of one sync to that of the next.
+    /// The time between the beginnings of two syncs.
     interval: Duration,
-    /// The name of the newest segment whose snapshot is durable.
+    /// The name of the newest segment with a durable snapshot.
     safe: Option<String>,
     is_done: bool,
 }
@@ -100,8 +100,8 @@ impl<S: Storage> SyncStep<S> {
         Self { storage, progress, unsynced, interval, safe: None, is_done: false }
     }
 
-    /// Syncs what was written since the last call; it takes as long as the disk does.
-    /// [`Next::Arrival`] is when the writer has more ([`SyncStep::has_work`]).
+    /// Syncs what was written since the last call; may wait for the disk. [`Next::Arrival`] means
+    /// that the step has nothing to do until [`SyncStep::has_work`].
     pub fn step(&mut self, now_ns: u64) -> Next {
         if self.is_done {
             return Next::Done;
@@ -122,13 +122,13 @@ impl<S: Storage> SyncStep<S> {
         Next::Wait { until_ns: now_ns.saturating_add(interval_ns) }
     }
 
-    /// Whether there is something to be done, for a host that calls the step again then.
+    /// `true` if the step must be called again after [`Next::Arrival`].
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.is_done && self.unsynced.has_news()
     }
 
-    /// Waits until there is, in a thread of its own.
+    /// Waits until [`SyncStep::has_work`], for a host with a thread for it.
     pub fn wait(&self) {
         if !self.is_done {
             self.unsynced.wait();
@@ -160,7 +160,7 @@ impl<S: Storage> SyncStep<S> {
     }
 }
 
-/// Removes all segments but `newest` and the one before.
+/// Removes all segments except `newest` and the one before it.
 fn remove_older(storage: &impl Storage, newest: &str) -> Result<(), LogDirectoryError> {
     let mut older = segment_names(storage)?;
     older.retain(|name| name.as_str() < newest);

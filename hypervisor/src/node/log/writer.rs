@@ -1,4 +1,4 @@
-//! The step that writes a log's files, as far as the page cache.
+//! The writer step: writes a log's files as far as the page cache.
 
 use super::identity::{LogWriterKind, WriterNote, mark_failed, replace_nodes, write_writer};
 use super::progress::Progress;
@@ -21,27 +21,27 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vm::{OutputId, OutputOperation};
 
-/// What the writer is to do, in order.
+/// An order to the writer.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Write this to the segment.
+    /// Write an entry to the segment.
     Entry(LogEntry),
-    /// Begin the snapshot of the next segment.
+    /// Begin the next segment's snapshot.
     Begin(Box<SessionHeader>),
     /// Memory of the snapshot.
     Pages(Pages),
     /// An output that may not have left when the snapshot was made.
     UnsentOutput(OutputId, Arc<OutputOperation>),
-    /// The snapshot ends with this, and entries go to its segment from here on; those behind it
-    /// that came before this order go there too.
+    /// Complete the snapshot: its segment takes the entries from here on, and also the earlier ones
+    /// after the snapshot's position.
     Complete(Snapshot),
-    /// The directory is from now on that of a writer of this kind.
+    /// The directory's writer is of this kind from now on.
     Become(LogWriterKind),
-    /// No more will come.
+    /// End the log.
     Finish,
 }
 
-/// Orders, and what they count for in the queue.
+/// Orders, and their bytes in the queue.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) orders: Vec<Order>,
@@ -50,22 +50,22 @@ pub(super) struct Batch {
 
 type SegmentFile<S> = BufWriter<<S as Storage>::File>;
 
-/// Carries out orders.
+/// Does the orders.
 pub struct WriterStep<S: Storage> {
     storage: S,
     node: NodeId,
     note: WriterNote,
     queue: Receiver<Batch>,
-    /// The next batch, if it has been taken from the queue already.
+    /// The next batch, if [`WriterStep::wait`] has taken it from the queue.
     next: Option<Batch>,
     progress: Arc<Progress>,
     unsynced: Arc<Unsynced<S>>,
     gather: Duration,
     segment: Option<Segment<S>>,
     part: Option<Part<S>>,
-    /// The last entries that the segment has, from [`Progress::remember_from`] on. A backup's log
-    /// has entries that its machine, of which the next snapshot is made, hasn't consumed: they
-    /// belong to the next segment too.
+    /// The segment's last entries, from [`Progress::remember_from`] on. A backup's log has entries
+    /// that its machine hasn't consumed: they belong to the next segment too, whose snapshot is of
+    /// that machine.
     recent: VecDeque<LogEntry>,
     is_done: bool,
 }
@@ -113,10 +113,9 @@ impl<S: Storage> WriterStep<S> {
         }
     }
 
-    /// Carries out what has gathered in the queue. It takes as long as the page cache does; with
-    /// `--log-wait durable` also as long as the disk takes for what is left of a new snapshot.
-    /// [`Next::Arrival`] is when there is more ([`WriterStep::has_work`]). Done behind the last
-    /// order, or when something has failed.
+    /// Does all queued orders. May wait for the page cache and, with `--log-wait durable`, for the
+    /// disk to take the rest of a new snapshot. [`Next::Arrival`] means that the step has nothing
+    /// to do until [`WriterStep::has_work`]. Done after the last order, or a failure.
     pub fn step(&mut self, now_ns: u64) -> Next {
         if self.is_done {
             return Next::Done;
@@ -126,7 +125,7 @@ impl<S: Storage> WriterStep<S> {
             Err(TryRecvError::Empty) if !self.progress.has_failed() => {
                 return Next::Arrival { until_ns: u64::MAX };
             }
-            // Nobody will give more, or the log has failed.
+            // The senders are gone, or logging has failed.
             Ok(_) | Err(TryRecvError::Empty | TryRecvError::Disconnected) => return self.end(),
         };
         match self.carry_out_all(batch) {
@@ -137,7 +136,7 @@ impl<S: Storage> WriterStep<S> {
                 Next::Wait { until_ns: now_ns.saturating_add(gather_ns) }
             }
             Err(error) => {
-                // Before outputs leave that the log doesn't have.
+                // Marked before outputs leave that the log lacks.
                 mark_failed(&self.storage, &error);
                 self.progress.fail(error);
                 self.end()
@@ -152,21 +151,21 @@ impl<S: Storage> WriterStep<S> {
         Next::Done
     }
 
-    /// Whether there is something to be done, for a host that calls the step again then.
+    /// `true` if the step must be called again after [`Next::Arrival`].
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.is_done && (self.next.is_some() || !self.queue.is_empty())
     }
 
-    /// Waits until there is, in a thread of its own.
+    /// Waits until [`WriterStep::has_work`], for a host with a thread for it.
     pub fn wait(&mut self) {
         if !self.is_done && self.next.is_none() {
-            // An error means that nobody will give more, which the step finds out too.
+            // Fails if the senders are gone, which the step notices too.
             self.next = self.queue.recv().ok();
         }
     }
 
-    /// Carries out `batch` and what else has gathered, and lets it all reach the page cache.
+    /// Does the orders of `batch` and of all queued batches, and flushes them to the page cache.
     fn carry_out_all(&mut self, batch: Batch) -> Result<(), LogDirectoryError> {
         let gathered = self.queue.len();
         let queue = self.queue.clone();
@@ -204,8 +203,8 @@ impl<S: Storage> WriterStep<S> {
                 Ok(())
             }
             Order::Become(kind) => {
-                // An owner's log has all that it acknowledged as a backup: entries come before the
-                // note that says so.
+                // Flushed before the note is written: an owner's log must have everything that it
+                // acknowledged as a backup.
                 if let Some(Segment { log, name, .. }) = segment {
                     log.flush().map_err(failed_at("writing", storage, name))?;
                 }
@@ -213,7 +212,8 @@ impl<S: Storage> WriterStep<S> {
                 write_writer(storage, &self.note)
             }
             Order::Begin(session) => {
-                // One that was given up writes what it has buffered when it is dropped.
+                // Dropped before the file is created anew, because an abandoned part writes its
+                // buffer when it is dropped.
                 *part = None;
                 *part = Some(begin_part(storage, &session).map_err(failed_at("writing", storage, PART))?);
                 Ok(())
@@ -230,7 +230,7 @@ impl<S: Storage> WriterStep<S> {
         }
     }
 
-    /// Makes the part the segment that takes the entries.
+    /// Completes the part, which becomes the current segment.
     fn complete(&mut self, snapshot: &Snapshot) -> Result<(), LogDirectoryError> {
         let part_failed = failed_at("writing", &self.storage, PART);
         let Part { snapshot: writer, file, generation } =
@@ -244,7 +244,8 @@ impl<S: Storage> WriterStep<S> {
                 log.append(entry).map_err(&part_failed)?;
             }
         }
-        // Its name makes it the newest segment, which a restart must be able to read.
+        // Flushed before the rename, which makes it the newest segment: a restart must be able to
+        // read it.
         log.flush().map_err(&part_failed)?;
         if self.note.wait == LogWait::Durable && !mutated(Mutation::SegmentNamedBeforeSync) {
             file.sync().map_err(failed_at("syncing", &self.storage, PART))?;
@@ -255,8 +256,8 @@ impl<S: Storage> WriterStep<S> {
             Some(Segment { log, name, .. }) => {
                 log.finish().map(|_| ()).map_err(failed_at("writing", &self.storage, &name))
             }
-            // From here on this incarnation is who the segments are of: its predecessors' names
-            // would say that they let out nothing that isn't in them.
+            // From here on the directory's segments are this node's. Earlier nodes in its list
+            // would be taken for nodes that sent nothing that the segments lack.
             None => {
                 write_writer(&self.storage, &self.note)?;
                 if mutated(Mutation::WriterNotNamed) { Ok(()) } else { replace_nodes(&self.storage, self.node) }
@@ -264,7 +265,7 @@ impl<S: Storage> WriterStep<S> {
         }
     }
 
-    /// The entries from `from` on of a segment that ends before `end`.
+    /// The segment's entries from `from` on; `end` is one past its last.
     fn entries_from(&self, from: LogSeq, end: LogSeq) -> impl Iterator<Item = &LogEntry> {
         let first = end.0 - self.recent.len() as u64;
         assert!(first <= from.0 && from <= end, "a snapshot at {from}, entries {first} to {end}");
@@ -280,7 +281,7 @@ impl<S: Storage> WriterStep<S> {
         self.recent.drain(..old);
     }
 
-    /// No more will come.
+    /// Ends the current segment with an end mark.
     fn finish(&mut self) -> Result<(), LogDirectoryError> {
         self.is_done = true;
         let Some(Segment { log, file, name }) = self.segment.take() else { return Ok(()) };

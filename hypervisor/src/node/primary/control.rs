@@ -1,4 +1,5 @@
-//! What takes time at a primary: questions to the arbiter, reports, and the end.
+//! The primary's control step: questions to the arbiter, reports to the operator, and the end of
+//! this side. These may take long, so no other step does them.
 
 use super::LiveEnd;
 use super::side::PrimarySide;
@@ -12,53 +13,54 @@ use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::Generation;
 use std::sync::atomic::Ordering;
 
-/// From one look at what waits to the next, in nanoseconds.
+/// How often the control step checks whether the guest still waits for its first backup and whether
+/// the disk stalls, in nanoseconds.
 const WATCH_NS: u64 = 50_000_000;
 
-/// From one look at what a side that ends waits for to the next, in nanoseconds.
+/// How often an ending side checks whether its last outputs and messages have left, in nanoseconds.
 const PARTING_LOOK_NS: u64 = 1_000_000;
 
-/// How long a VM that has ended waits for its network to carry the guest's last words, in
-/// nanoseconds.
+/// How long an ended VM waits for the network to carry the guest's last outputs, in nanoseconds.
 const LAST_WORDS_NS: u64 = 500_000_000;
 
-/// How long a side that ends waits for its backup to read the last words to it, in nanoseconds.
+/// How long an ending side waits for its backup to read the last messages, in nanoseconds; counted
+/// from the end of the wait for outputs.
 const PARTING_NS: u64 = 1_000_000_000;
 
-/// What the step that does what takes time comes to.
+/// The result of a control step.
 #[derive(Debug)]
 pub enum PrimaryStep {
-    /// Nothing for now.
+    /// The side goes on; when to call the step again.
     Next(Next),
-    /// This side is over.
+    /// The side has ended.
     End(LiveEnd),
 }
 
-/// What a side waits for before it ends, and until when at most.
+/// An end that waits, for a bounded time, until the last outputs and messages have left.
 #[derive(Debug)]
 struct Parting {
     end: LiveEnd,
-    /// The network is to carry the guest's last words.
+    /// Until when it waits for the network to carry the guest's last outputs.
     words_until_ns: u64,
-    /// The backup is to read what was said to it last.
+    /// Until when it waits for the backup to read the last messages.
     backup_until_ns: u64,
 }
 
-/// What the step that does what takes time remembers.
+/// The state of the control step.
 #[derive(Debug)]
 pub struct PrimaryControl<D> {
     arbiter: ArbiterClient<D>,
-    /// For the first backup.
+    /// The wait for the first backup.
     waiting: Waiting,
     was_alone: bool,
     disk: Option<DiskWatch>,
-    /// What was asked is a flag that the arbiter has lost.
+    /// The pending question is about a flag that the arbiter has lost and the owner claims again.
     is_refilling: bool,
     parting: Option<Parting>,
 }
 
 impl<D: ArbiterTransport> PrimaryControl<D> {
-    /// Whether an answer of the arbiter is waited for.
+    /// `true` while a question to the arbiter is unanswered.
     #[must_use]
     pub const fn is_asking(&self) -> bool {
         self.arbiter.is_asking()
@@ -66,8 +68,7 @@ impl<D: ArbiterTransport> PrimaryControl<D> {
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Begins with what takes time; the arbiter is asked over `line`, and `disk` looks at the log
-    /// on disk, if one is kept.
+    /// The control step's initial state. `disk` watches the log on disk, if there is one.
     pub fn control<D: ArbiterTransport>(
         &self,
         arbiter: ArbiterClient<D>,
@@ -82,7 +83,8 @@ impl<H: Host> PrimarySide<H> {
         PrimaryControl { arbiter, waiting, was_alone, disk, is_refilling: false, parting: None }
     }
 
-    /// Does what is to be done next of what takes time.
+    /// Handles the arbiter's answer or the role's next action. Without either it checks the waits
+    /// that an operator has to be told of.
     pub fn step_control<D: ArbiterTransport>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         if control.parting.is_some() {
             return self.part(control);
@@ -142,7 +144,7 @@ impl<H: Host> PrimarySide<H> {
         PrimaryStep::Next(Next::Now)
     }
 
-    /// Gives the role the arbiter's answer, once it has come or is given up.
+    /// Gives the role the arbiter's answer, once it has arrived or has been given up.
     fn wait_for_answer<D: ArbiterTransport>(&self, control: &mut PrimaryControl<D>) -> Next {
         let now_ns = self.host.now_ns();
         let Some(answer) = control.arbiter.poll_answer(now_ns, |report| self.host.report(report)) else {
@@ -160,14 +162,14 @@ impl<H: Host> PrimarySide<H> {
 
     fn begin_parting<D>(&self, control: &mut PrimaryControl<D>, end: LiveEnd) -> PrimaryStep {
         let now_ns = self.host.now_ns();
-        // Nobody else will send what the network hasn't carried yet.
+        // After these ends there is no backup to send outputs that the network hasn't carried yet.
         let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
         let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
         control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
         self.part(control)
     }
 
-    /// Waits, not for long, until the last words are heard.
+    /// Ends the side once its last outputs and messages have left, or the time for that is over.
     fn part<D>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         self.write_outgoing();
         self.write_released();
@@ -187,7 +189,8 @@ impl<H: Host> PrimarySide<H> {
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 
-    /// Tells an operator who wonders why the guest doesn't run.
+    /// Reports that the guest waits for its first backup: at first after a second, then ever more
+    /// rarely.
     fn tell_waiting(&self, waiting: &mut Waiting) {
         if !lock(&self.role).is_awaiting_backup() {
             return;

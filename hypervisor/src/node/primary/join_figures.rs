@@ -1,14 +1,14 @@
-//! What it costs the guest that a backup joins: how long it stood still, in figures.
+//! How long the guest stood still while its memory was copied for a joining backup.
 
 use crate::node::reports::NodeReport;
 use ft::role::SnapshotCopy;
 
-/// The figures of a backup's joining, from its first page to the first slice of the guest behind
-/// the last one.
+/// The measurements of one join, from the first page copied to the first slice that the guest runs
+/// after the last page.
 #[derive(Debug, Default)]
 pub(in crate::node) struct JoinFigures {
     began_ns: Option<u64>,
-    /// The guest stands still since then, and would run if no memory were copied.
+    /// Since when the guest has stood still only because memory is copied.
     stands_since_ns: Option<u64>,
     stood_ns: u64,
     longest_stand_ns: u64,
@@ -17,18 +17,18 @@ pub(in crate::node) struct JoinFigures {
 }
 
 impl JoinFigures {
-    /// The guest stands still because memory is to be copied.
+    /// The guest stands still so that memory can be copied.
     pub(in crate::node) fn guest_stands(&mut self, now_ns: u64) {
         self.began_ns.get_or_insert(now_ns);
         self.stands_since_ns.get_or_insert(now_ns);
     }
 
-    /// The guest stands still for another reason.
+    /// The guest stands still for another reason, which isn't counted.
     pub(in crate::node) const fn guest_waits(&mut self) {
         self.stands_since_ns = None;
     }
 
-    /// The guest runs on.
+    /// The guest runs on; `now_ns` is read only if it stood still.
     pub(in crate::node) fn guest_runs(&mut self, now_ns: impl FnOnce() -> u64) {
         if let Some(since_ns) = self.stands_since_ns.take() {
             let stood_ns = now_ns() - since_ns;
@@ -37,14 +37,14 @@ impl JoinFigures {
         }
     }
 
-    /// A piece of memory has been copied, perhaps the last.
+    /// A piece of memory has been copied.
     pub(in crate::node) fn copied(&mut self, copy: &SnapshotCopy) {
         self.pages = copy.pages_copied();
         self.is_complete |= copy.is_complete();
     }
 
-    /// Nothing is copied (any more): what to tell, if a backup has got all of the memory since the
-    /// last time.
+    /// Resets the figures when no memory is being copied. Returns the report of a copy that was
+    /// completed since the last call.
     pub(in crate::node) fn take_report(&mut self, now_ns: impl FnOnce() -> u64) -> Option<NodeReport> {
         let figures = std::mem::take(self);
         let began_ns = figures.began_ns.filter(|_| figures.is_complete)?;

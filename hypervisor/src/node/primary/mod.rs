@@ -1,4 +1,4 @@
-//! A VM that runs live as a process: a thread for each of its steps.
+//! The primary as a process: a thread for each of its steps.
 
 mod control;
 mod join_figures;
@@ -36,32 +36,32 @@ use std::thread;
 use std::time::Duration;
 use vm::Machine;
 
-/// How many pending connections are listened to at once; others are sent away.
+/// The most connections that may be pending at once, each with its thread; others are refused.
 const PENDING_MAX: usize = 32;
 
-/// How a live VM's process ends.
+/// Why the process of a live VM ends.
 #[derive(Debug)]
 pub enum LiveEnd {
-    /// As the role says.
+    /// The role has ended.
     Role(PrimaryEnd),
-    /// The operator stopped a protected primary: its backup goes on.
+    /// The operator stopped a protected primary, and its backup goes on.
     HandedOver,
 }
 
-/// A VM running live, and the way to stop it from another thread.
+/// A running VM, as a handle with which other threads stop it.
 #[derive(Clone, Debug)]
 pub struct LiveVm {
     side: Arc<PrimarySide<ProcessHost>>,
 }
 
 impl LiveVm {
-    /// Runs `machine` in the calling thread until the VM or this node's part in it is over;
-    /// `disk_log` is its log on disk, if one is kept. `listener` is where backups come to.
+    /// Runs `machine` in the calling thread until the VM, or this node's part in it, ends. Backups
+    /// connect to `listener`; `disk_log` is the log on disk, if there is one.
     ///
-    /// `on_start` gets the running VM before the guest does anything.
+    /// `on_start` gets the handle before the guest runs.
     ///
     /// # Errors
-    /// If threads can't be started.
+    /// If a thread can't be started.
     pub fn run(
         node: &Node,
         role: PrimaryRole,
@@ -115,19 +115,20 @@ impl LiveVm {
         })?;
         let machine = run_vcpu(&side, side.vcpu(machine, source, intervals, disk_log, SLICE_STEPS));
         let end = controlled.join().map_err(|_| io::Error::other("the control thread panicked"))?;
-        // What is released is the guest's last word, if another thread was busy with the words
-        // before it.
+        // Outputs released while another thread held the sink, the guest's last ones among them,
+        // may still be there.
         side.write_outputs(&mut side.sink());
         reporter.tell(&NodeReport::Figures(figures(&side, &machine)));
         Ok(end)
     }
 
-    /// The operator wants this process to end, and a VM without backup too.
+    /// Ends this process at the operator's request. A VM without a backup ends with it.
     pub fn retire(&self) {
         self.side.drive(PrimaryRole::handle_retire);
     }
 
-    /// The operator wants this process to end, and the VM not, if it can go on elsewhere or later.
+    /// Ends this process at the operator's request, but not the VM, if that can go on at its backup
+    /// or later from its log.
     pub fn leave(&self) {
         self.side.drive(PrimaryRole::handle_leave);
     }
@@ -155,8 +156,8 @@ fn start_network(
     }
 }
 
-/// Listens for backups for as long as the process lives. A pending connection that says nothing
-/// keeps nobody else out.
+/// Accepts connections for as long as the process lives. Each has its own thread, so that one that
+/// sends nothing keeps no other out.
 fn accept_connections(
     side: &Arc<PrimarySide<ProcessHost>>,
     host: &ProcessHost,
@@ -197,7 +198,7 @@ fn start_pending(
     pending_count: &Arc<AtomicUsize>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    // Only the first word is waited for in the socket; who says nothing is looked at again then.
+    // A read waits for the first message only, and no longer than the step's own deadline for it.
     stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS)))?;
     let mut pending = PendingConnection::new(Arc::new(stream), address.to_string(), clock::now_ns());
     let (side, host, pending_count) = (side.clone(), host.clone(), pending_count.clone());
@@ -208,7 +209,7 @@ fn start_pending(
     Ok(())
 }
 
-/// Runs the guest until this node's part in it is over.
+/// Calls the vCPU step until this side ends.
 fn run_vcpu(side: &PrimarySide<ProcessHost>, mut vcpu: Vcpu<ProcessHost>) -> Machine {
     loop {
         match side.step_vcpu(&mut vcpu) {

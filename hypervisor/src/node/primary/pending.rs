@@ -1,4 +1,5 @@
-//! Who comes to a primary's port: backups that want to join, and others.
+//! Pending connections: those to the primary's port that have not said yet what they want, joining
+//! backups, and spares.
 
 use super::side::PrimarySide;
 use crate::node::channel::{Arrived, ChannelReader, lock, say};
@@ -11,35 +12,35 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many backups may wait for the place of the one that there is; others are sent away.
+/// The most spares: backups that wait for the current one's place. Others are refused.
 const SPARES_MAX: usize = 8;
 
-/// How long a pending connection may take to say what it wants, in nanoseconds.
+/// How long a pending connection may take until its first message, in nanoseconds.
 pub(in crate::node) const PATIENCE_NS: u64 = 2_000_000_000;
 
-/// From one look at what should come soon to the next, in nanoseconds.
+/// How often a spare is checked, for messages and for a free place, in nanoseconds.
 const RETRY_NS: u64 = 5_000_000;
 
-/// From one look for memory to send to a joining backup to the next, in nanoseconds.
+/// How often new memory is sent to a joining backup, in nanoseconds.
 const SEND_NS: u64 = 200_000;
 
-/// A line that pending connections can cause as often as they like.
+/// Log lines whose rate is limited, because pending connections can cause any number of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::node) enum PendingLine {
-    /// One was refused.
+    /// A connection was refused.
     Refused,
-    /// One waits for the place of the backup that there is.
+    /// A spare waits.
     Waits,
-    /// The host has no thread for one.
+    /// The host has no thread for a connection.
     NoThread,
 }
 
-/// Somebody who has connected.
+/// A connection to the primary's port that isn't the logging channel (yet).
 pub struct PendingConnection<H: Host> {
-    /// Gone once it is the channel's.
+    /// `None` once the logging channel has it.
     reader: Option<ChannelReader<H::Connection>>,
     connection: Arc<H::Connection>,
-    /// Where it came from, for people.
+    /// The peer's address, for messages.
     address: String,
     stage: Stage,
 }
@@ -54,46 +55,47 @@ impl<H: Host> fmt::Debug for PendingConnection<H> {
 }
 
 impl<H: Host> PendingConnection<H> {
-    /// Somebody who came from `address` at `now_ns`.
+    /// A connection that was accepted from `address` at `now_ns`.
     pub fn new(connection: Arc<H::Connection>, address: String, now_ns: u64) -> Self {
         let reader = Some(ChannelReader::new(connection.clone()));
         Self { reader, connection, address, stage: Stage::Silent { until_ns: now_ns + PATIENCE_NS } }
     }
 }
 
-/// How far somebody has got.
+/// How far a pending connection has got.
 #[derive(Debug)]
 enum Stage {
-    /// It hasn't said what it wants, which it may until then.
+    /// It has sent nothing yet, which it may until then.
     Silent { until_ns: u64 },
-    /// It wants to join this VM, and has said more than that.
+    /// It asks to join this VM. `said` are the messages after its `Join`.
     Asks { vm: VmId, said: Vec<Message> },
-    /// It waits for the place of the backup that there is.
+    /// It is a spare: it waits for the current backup's place.
     Waits { vm: VmId, said: Vec<Message>, heard_ns: u64, spoke_ns: u64 },
-    /// It is the backup, and gets the guest's memory from here.
+    /// It is the backup, and this step sends it the guest's memory.
     Joins,
 }
 
-/// What becomes of a pending connection.
+/// What the step does with a pending connection.
 enum Fate {
-    /// It stays.
+    /// Goes on with it.
     Stays(Stage, Next),
-    /// It leaves, with nothing to be told.
+    /// Closes it without a report.
     Leaves,
-    /// It is sent away, for this reason.
+    /// Tells the peer that it is refused, and why, and reports it.
     Refused(String),
-    /// It can't be spoken to, for this reason.
+    /// Closes it and reports why; the peer isn't told.
     Lost(String),
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Whether a line that pending connections can cause is to be told now.
+    /// `Some` if a line of this kind may be logged now, with the number of lines left out before
+    /// it.
     pub(in crate::node) fn admit(&self, line: PendingLine) -> Option<LeftOut> {
         lock(&self.pending_lines).admit(line, self.host.now_ns())
     }
 
-    /// Hears what a pending connection wants, takes it as the backup if the role does, and sends it
-    /// the guest's memory.
+    /// Reads what a pending connection asks for. A backup is admitted if the role takes it; then
+    /// this step sends it the guest's memory.
     pub fn step_pending(&self, pending: &mut PendingConnection<H>) -> Next {
         let stage = std::mem::replace(&mut pending.stage, Stage::Joins);
         let fate = match stage {
@@ -145,16 +147,16 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Takes a pending connection as the backup, or lets it wait for the place of the one that
-    /// there is.
+    /// Admits a pending connection as the backup, or makes it a spare while there is another
+    /// backup.
     fn admit_backup(&self, pending: &mut PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
         let Some(reader) = &mut pending.reader else { return Fate::Leaves };
-        // One that has gone meanwhile must not take the place of one that is here.
+        // A connection that has closed meanwhile must not take the place of one that is open.
         if let Arrived::Last { reason, .. } = reader.take() {
             return Fate::Lost(reason);
         }
-        // One at a time: the connection of the one that is taken must be the channel's before the
-        // role speaks to it.
+        // The admitted connection must be the channel's before the role sends anything to it, so no
+        // other may be admitted in between.
         let _one_at_a_time = lock(&self.taking);
         let refusal = lock(&self.role).can_take_backup(&vm).err();
         match refusal {
@@ -181,7 +183,7 @@ impl<H: Host> PrimarySide<H> {
             self.channel.cut();
             return Fate::Lost(reason);
         }
-        // What the backup says is heard from here on: not before the role knows that there is one.
+        // Messages are read from here on: the role must know its backup before it gets them.
         *lock(&self.channel.reader) = pending.reader.take();
         self.host.wake(StepKind::Vcpu);
         Fate::Stays(Stage::Joins, Next::Now)
@@ -201,8 +203,7 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Keeps a backup that came too late until the place is free: it says nothing but heartbeats,
-    /// and so does this side.
+    /// Makes a backup a spare. Only heartbeats go in both directions until it is admitted.
     fn begin_to_wait(&self, pending: &PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
         if !take_slot(&self.spares, SPARES_MAX) {
             return Fate::Refused("enough backups wait here already".into());
@@ -249,15 +250,14 @@ impl<H: Host> PrimarySide<H> {
         Fate::Stays(Stage::Waits { vm, said, heard_ns, spoke_ns }, Next::Wait { until_ns: now_ns + RETRY_NS })
     }
 
-    /// Sends the guest's memory as the vCPU copies it, and the log behind it, until nothing is left
-    /// to be sent.
+    /// Sends the guest's memory while the vCPU thread copies it, and the log entries after it.
     fn send_memory(&self) -> Next {
         self.write_outgoing();
         if self.copying.load(Ordering::Acquire) && !self.is_over() {
             return Next::Wait { until_ns: self.host.now_ns() + SEND_NS };
         }
         self.sending_memory.store(false, Ordering::SeqCst);
-        // What has come since then, before others could send it.
+        // What the role has added since `write_outgoing`, and others had left to this step.
         self.send_outgoing();
         Next::Done
     }
@@ -268,7 +268,7 @@ fn take_slot(taken: &AtomicUsize, max: usize) -> bool {
     taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1)).is_ok()
 }
 
-/// Tells a pending connection why it can't join, as far as it listens.
+/// Tells a pending connection why it is refused, if it still reads.
 pub(in crate::node) fn refuse(connection: &impl Connection, reason: &str) {
     let _ = say(connection, &Message::Refused { reason: reason.into() });
 }

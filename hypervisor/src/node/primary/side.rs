@@ -1,5 +1,5 @@
-//! A VM that runs live, without its threads: the primary's role, its connection and its outputs, in
-//! steps that never wait.
+//! The primary without its threads: the role, its channel and its outputs, and steps that never
+//! wait.
 
 use super::pending::PendingLine;
 use crate::lan::port::PortSender;
@@ -21,54 +21,57 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard};
 use vm::{OutputId, OutputOperation};
 
-/// From one look at heartbeats, timeouts and waiting entries to the next, in nanoseconds.
+/// How often the role's timers are checked, in nanoseconds.
 const TICK_NS: u64 = 5_000_000;
 
-/// The same while outputs are held: a vCPU thread that the host doesn't let run must not hold them
-/// for long.
+/// How often they are checked while outputs are held, in nanoseconds. The timer step also reads
+/// acknowledgements, so this bounds the delay of outputs if the host doesn't schedule the vCPU
+/// thread.
 const TICK_WHILE_HOLDING_NS: u64 = 1_000_000;
 
-/// Who this side is.
+/// Which VM this side runs, and as which node.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Which VM it runs.
+    /// The VM.
     pub vm: VmId,
-    /// Which incarnation.
+    /// The node: this incarnation of the side.
     pub node: NodeId,
-    /// Where it accepts a backup, as told to others.
+    /// `HOST:PORT` where this side accepts a backup, as its claims tell others.
     pub address: String,
 }
 
-/// A VM that runs live.
+/// A VM that runs live. The atomics are copies of what the role says, readable without its lock.
 pub struct PrimarySide<H: Host> {
     pub(super) host: H,
     pub(super) identity: Identity,
     pub(super) role: Mutex<PrimaryRole>,
     pub(super) channel: Channel<H::Connection>,
-    /// How many backups wait for the place of the one that there is.
+    /// The number of spares.
     pub(super) spares: AtomicUsize,
-    /// For whoever takes a backup.
+    /// Held while a backup is admitted, so that the channel is connected before the role speaks to
+    /// it.
     pub(super) taking: Mutex<()>,
-    /// How often lines about pending connections are told.
+    /// Rate limits of the lines about pending connections.
     pub(super) pending_lines: Mutex<RateLimits<PendingLine>>,
     pub(super) sink: Arc<Mutex<H::Sink>>,
     pub(super) may_run: AtomicBool,
-    /// The guest's clock stands, because the VM is paused.
+    /// The guest's clock stands still because the VM is paused.
     pub(super) clock_stands: AtomicBool,
-    /// Outputs wait for the backup.
+    /// Outputs are held until the backup acknowledges them or the log is on disk.
     pub(super) holding: AtomicBool,
-    /// As which this node owns the VM.
+    /// The generation under which this node owns the VM.
     pub(super) generation: AtomicU64,
-    /// A backup that joins gets the guest's memory.
+    /// A backup is joining and doesn't have the guest's memory yet.
     pub(super) copying: AtomicBool,
-    /// The pending connection that joins sends everything that goes to it: there may be much.
+    /// The pending step sends everything for the joining backup, so that a full channel doesn't
+    /// stop the vCPU thread.
     pub(super) sending_memory: AtomicBool,
-    /// The guest's part of the vCPU's time, of [`FULL_SHARE`].
+    /// The guest's share of the vCPU's time, in parts of [`FULL_SHARE`].
     pub(super) share: AtomicU32,
-    /// The LAN hasn't taken all that was put out: the rest is put out later.
+    /// The LAN's connection was full: a rest of earlier outputs is still to be written.
     is_lan_full: AtomicBool,
     pub(super) over: Arc<AtomicBool>,
-    /// What takes time, or ends this side.
+    /// The role's actions that the control step has yet to do.
     pub(super) actions: Mutex<VecDeque<PrimaryAction>>,
 }
 
@@ -79,7 +82,7 @@ impl<H: Host> fmt::Debug for PrimarySide<H> {
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// A side that runs the VM as `role` says.
+    /// A side that runs `role` and writes its outputs to `sink`.
     pub fn new(host: H, identity: Identity, role: PrimaryRole, sink: H::Sink) -> Self {
         Self {
             sink: Arc::new(Mutex::new(sink)),
@@ -103,29 +106,29 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// The role, to look at it.
+    /// Locks the role.
     pub fn role(&self) -> MutexGuard<'_, PrimaryRole> {
         lock(&self.role)
     }
 
-    /// The output sink.
+    /// Locks the output sink.
     pub fn sink(&self) -> MutexGuard<'_, H::Sink> {
         lock(&self.sink)
     }
 
-    /// Whether this side is over: its steps are done.
+    /// `true` once the side has ended: all its steps return [`Next::Done`].
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Ends this side's steps.
+    /// Ends the side: each step finishes at its next call.
     pub fn end(&self) {
         self.over.store(true, Ordering::Release);
         self.host.wake(StepKind::Vcpu);
     }
 
-    /// Tells the role that time has passed.
+    /// Reads the backup's messages and checks the role's timers.
     pub fn step_timers(&self) -> Next {
         if self.is_over() {
             return Next::Done;
@@ -136,19 +139,19 @@ impl<H: Host> PrimarySide<H> {
         Next::Wait { until_ns: self.host.now_ns() + tick_ns }
     }
 
-    /// Gives the role an input, and does what it says: what it has for the backup first, and
-    /// outputs last, so that who waits for an answer doesn't wait for them.
+    /// Gives the role an input and sends what follows from it: first the messages to the backup,
+    /// which an acknowledgement depends on, and then the released outputs.
     pub fn drive(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         self.give(input);
         self.send_outgoing();
         self.write_released();
     }
 
-    /// Gives the role an input. What it has to be sent and put out is for the caller.
+    /// Gives the role an input; the caller sends messages and outputs.
     ///
-    /// What it wants done is handed on before another thread can give it the next input: things are
-    /// done and reported in the order in which the role says them. A connection is cut at once,
-    /// before the role can take the next backup, whose connection it would be.
+    /// The role's actions are queued under its lock, so they are done and reported in the order in
+    /// which the role decided them. A lost backup's connection is cut at once, before the role can
+    /// admit the next backup, whose connection would be cut instead.
     pub(super) fn give(&self, input: impl FnOnce(&mut PrimaryRole, u64)) {
         let mut role = lock(&self.role);
         let now_ns = self.host.now_ns();
@@ -165,7 +168,7 @@ impl<H: Host> PrimarySide<H> {
         while let Some(action) = role.poll_action() {
             match &action {
                 PrimaryAction::CloseChannel { .. } => self.channel.cut(),
-                // Before anything leaves in the new generation.
+                // Must be observed before any output leaves in the new generation.
                 PrimaryAction::Owner(generation) => self.host.observe(Observation::Owns(*generation)),
                 PrimaryAction::Claim(_)
                 | PrimaryAction::Look
@@ -183,21 +186,21 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Sends what the role has for the backup, unless the pending connection that joins does: the
-    /// guest doesn't wait for the channel while a backup joins.
+    /// Sends what the role has for the backup, unless the pending step does that for a joining one:
+    /// the guest must not wait for a full channel then.
     pub(super) fn send_outgoing(&self) {
         if !self.sending_memory.load(Ordering::SeqCst) {
             self.write_outgoing();
         }
     }
 
-    /// The same, whoever sends.
+    /// Sends what the role has for the backup.
     pub(super) fn write_outgoing(&self) {
         self.channel.send(|| lock(&self.role).has_outgoing(), |buffer| lock(&self.role).poll_outgoing(buffer));
     }
 
-    /// Puts out what is released, unless another thread does, or the LAN has not taken yet what was
-    /// put out before.
+    /// Writes the released outputs, unless another thread is writing, or the LAN hasn't taken the
+    /// rest of earlier ones.
     pub fn write_released(&self) {
         let is_full = || self.is_lan_full.load(Ordering::SeqCst);
         let mut tries_rest = is_full();
@@ -222,21 +225,22 @@ impl<H: Host> PrimarySide<H> {
             lock(&self.role).handle_carried(next);
         }
         if batch.iter().any(|released| matches!(*released.operation, OutputOperation::Console(_))) {
-            // Some may have been written or dropped at once; of the rest the host tells.
+            // Some lines may have been written or dropped at once; the host reports the others
+            // later.
             let left = self.host.console_left();
             lock(&self.role).handle_console_left(left);
         }
     }
 
-    /// All console output below `next` is written, or dropped because nobody reads it: what had to
-    /// stop the guest may not any more.
+    /// All console output below `next` has been written, or dropped because its reader stalls. The
+    /// guest may run again if it was stopped for that output.
     pub fn console_left(&self, next: OutputId) {
-        // Whoever writes to the console must not wait for the network.
+        // This is the console writer's thread, which must not wait for the network.
         self.give(|role, _| role.handle_console_left(next));
     }
 
-    /// Gives the role what the backup has said, unless another thread is doing it. Messages reach
-    /// the role in their order because the reader is kept until they have.
+    /// Gives the role the backup's messages, unless another thread is doing it. The reader stays
+    /// locked until the role has them, which keeps them in order.
     pub fn hear_backup(&self) {
         let Ok(mut reader) = self.channel.reader.try_lock() else { return };
         let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
@@ -256,7 +260,7 @@ impl<H: Host> PrimarySide<H> {
         self.give(input);
         if end.is_some() {
             *reader = None;
-            // Whoever waits for this connection would wake up at once, for ever.
+            // Threads that wait for this connection would otherwise wake up again and again.
             self.channel.cut();
         }
         drop(reader);
@@ -291,7 +295,8 @@ impl<H: Host> LanUser for PrimarySide<H> {
 
     fn attached(&self, sender: PortSender<H::Connection>, next_output: OutputId) {
         {
-            // Locked until the role knows, so that nothing overtakes what is to be sent again.
+            // Both stay locked until the role has taken back what was in flight: no newer output
+            // may overtake it.
             let mut sink = lock(&self.sink);
             let mut role = lock(&self.role);
             self.host.observe(Observation::Attached(next_output, role.gate()));
@@ -311,11 +316,12 @@ impl<H: Host> LanUser for PrimarySide<H> {
     }
 
     fn send_heartbeat(&self) {
-        // If another thread holds the output sink, it is sending packets, which say as much.
+        // If another thread holds the output sink, it is sending packets, which count as
+        // heartbeats.
         if let Ok(mut sink) = self.sink.try_lock() {
             sink.lan().send_heartbeat(self.host.now_ns());
         }
-        // What was released meanwhile found the output sink taken.
+        // A thread that had outputs to write meanwhile found the sink locked and went on.
         self.write_released();
     }
 

@@ -1,5 +1,5 @@
-//! The vCPU of a VM that runs live: it runs the guest, sends its log, hears acknowledgements, and
-//! copies the guest's memory for a backup that joins.
+//! The vCPU step: runs the guest, sends its log, reads acknowledgements, and copies the guest's
+//! memory for a joining backup.
 
 use super::join_figures::JoinFigures;
 use super::side::PrimarySide;
@@ -18,91 +18,90 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation};
 
-/// How many steps the guest runs from one look for acknowledgements to the next while outputs are
-/// held: some 2 microseconds.
+/// The guest's steps between two checks for acknowledgements while outputs are held: about 2
+/// microseconds.
 const SLICE_STEPS_WHILE_HOLDING: u64 = 300;
 
-/// How long a vCPU that has nothing to run spins for the acknowledgement of held outputs before it
-/// sleeps, in nanoseconds: longer than a prompt backup takes, and not enough to matter to whoever
-/// else wants the core.
+/// How long an idle vCPU spins for the acknowledgement of held outputs before it sleeps, in
+/// nanoseconds. A prompt backup answers sooner, and other users of the core hardly notice it.
 const SPIN_NS: u64 = 200_000;
 
-/// After spinning for nothing, how many times the vCPU sleeps at once: on a crowded host the time
-/// is the backup's.
+/// How many sleeps without spinning follow a spin that brought no acknowledgement: on a crowded
+/// host the backup needs the CPU.
 const SPIN_REST: u32 = 32;
 
-/// The longest that the vCPU sleeps before it looks around, in nanoseconds.
+/// The longest sleep of the vCPU, in nanoseconds.
 const SLEEP_NS_MAX: u64 = 100_000_000;
 
-/// The same while a backup waits for the guest's memory.
+/// The longest sleep while memory is to be copied, in nanoseconds.
 const SLEEP_NS_MAX_WHILE_COPYING: u64 = 200_000;
 
-/// How long a guest that may not write more pages waits before it is looked whether more can be
-/// copied, in nanoseconds.
+/// How long a guest that has written all the pages it may waits until it is checked again, in
+/// nanoseconds.
 const COPY_WAIT_NS: u64 = 50_000;
 
-/// From one look whether the log on disk has ended to the next, in nanoseconds.
+/// How often an ended side checks whether its log on disk is finished, in nanoseconds.
 const LOG_END_NS: u64 = 1_000_000;
 
-/// A slowed guest gives its time back in pieces of this, in nanoseconds. It never owes more than
-/// two: what a very slow time left over would make the faster one after it slow.
+/// The length of a slowed guest's pauses, in nanoseconds. It owes two of them at most, so that a
+/// very slow phase doesn't slow the guest after it is over.
 const YIELD_NS: u64 = 1_000_000;
 
 /// Why the vCPU sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sleeper {
-    /// The guest waits for an interrupt, and takes what comes.
+    /// The guest waits for an interrupt: an input or its timer ends the sleep.
     Waiting,
-    /// The guest may not run, or has ended: it takes nothing.
+    /// The guest may not run, or has ended: no input ends the sleep.
     Stopped,
 }
 
-/// When the vCPU's step is to be called again.
+/// When to call the vCPU step again.
 #[derive(Clone, Copy, Debug)]
 pub enum VcpuNext {
     /// At once.
     Now,
-    /// Very soon: the backup that is waited for may be about to answer, perhaps on this very core.
+    /// At once, but other threads may run before: perhaps the backup, on this very core.
     Spin,
-    /// At this time, in nanoseconds.
+    /// At a fixed time.
     Pause {
-        /// When.
+        /// In nanoseconds of [`Host::now_ns`].
         until_ns: u64,
     },
-    /// At this time, in nanoseconds, or before if something ends the sleep.
+    /// At this time, or when something ends the sleep.
     Sleep {
-        /// When.
+        /// In nanoseconds of [`Host::now_ns`].
         until_ns: u64,
-        /// Who sleeps. An input and the due timer of a guest that waits end its sleep.
+        /// Whether the guest's inputs and its timer end the sleep.
         sleeper: Sleeper,
-        /// A word of the backup's ends the sleep.
+        /// Whether a message of the backup ends the sleep.
         hears_backup: bool,
     },
-    /// Never: this side is over.
+    /// Never: the side has ended.
     Done,
 }
 
-/// A guest that runs live.
+/// A live guest and its vCPU step's state.
 pub struct Vcpu<H: Host> {
     recorder: Recorder<H::Source>,
     disk_log: Option<SideDiskLog<H>>,
-    /// The log on disk, once this side is over.
+    /// The log on disk, once the side has ended.
     ending_log: Option<FinishingLog<H::Storage>>,
     watch: Watch,
     figures: JoinFigures,
-    /// How many steps the guest runs at once while nothing is held.
+    /// The guest's steps in one slice while no outputs are held.
     slice_steps: u64,
     logged_generation: Option<u64>,
     told_clock: GuestClock,
-    /// Sleeps without spinning that are left after a time when spinning didn't help.
+    /// How many sleeps without spinning are left.
     rest: u32,
     spins_until_ns: Option<u64>,
-    /// Time that a slowed guest still has to give back, and since when it does.
+    /// The time that a slowed guest has still to pause.
     owed_ns: u64,
     pauses_since_ns: Option<u64>,
-    /// The last step said that it was to be called later.
+    /// The last call returned something else than [`VcpuNext::Now`].
     has_slept: bool,
-    /// The role takes no entries any more: the machine is no longer where the log ends.
+    /// The role takes no more entries, so the machine is ahead of its log and must not be copied.
     has_ended: bool,
 }
 
@@ -113,24 +112,24 @@ impl<H: Host> fmt::Debug for Vcpu<H> {
 }
 
 impl<H: Host> Vcpu<H> {
-    /// The machine.
+    /// The guest's machine.
     #[must_use]
     pub fn machine(&self) -> &Machine {
         self.recorder.machine()
     }
 
-    /// The source of the guest's events.
+    /// Where the guest's events come from.
     #[must_use]
     pub const fn source(&self) -> &H::Source {
         self.recorder.source()
     }
 
-    /// The same, to give it something.
+    /// Where the guest's events come from, to add some.
     pub const fn source_mut(&mut self) -> &mut H::Source {
         self.recorder.source_mut()
     }
 
-    /// The machine, of a side that is over.
+    /// The machine of an ended side.
     #[must_use]
     pub fn into_machine(self) -> Machine {
         self.recorder.into_machine()
@@ -144,17 +143,17 @@ impl<H: Host> Vcpu<H> {
         self.disk_log.as_ref().is_some_and(|log| log.is_copying() || log.is_full())
     }
 
-    /// Whether the guest stands because its log on disk isn't one yet from which it could be
-    /// resumed. Outputs left over by a predecessor that had logged only some of a step's are logged
-    /// first, as a snapshot can't have them.
+    /// `true` while the guest stands still because its log on disk can't be resumed yet. A
+    /// predecessor may have logged only some of a step's outputs: the others are logged first,
+    /// because a snapshot can't have them.
     fn is_log_beginning(&self) -> bool {
         self.disk_log.as_ref().is_some_and(SideDiskLog::is_beginning) && !self.machine().has_output()
     }
 }
 
 impl<H: Host> PrimarySide<H> {
-    /// Begins to run `machine` on the events of `source`; `disk_log` is its log on disk, if one is
-    /// kept.
+    /// The state of a vCPU that runs `machine` on the events of `source`, `slice_steps` steps at a
+    /// time. `disk_log` is the log on disk, if there is one.
     pub fn vcpu(
         &self,
         machine: Machine,
@@ -183,7 +182,7 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Runs the guest for a slice, as far as it may run.
+    /// Runs the guest for one slice, if it may run.
     pub fn step_vcpu(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
         let next = self.run_vcpu(vcpu);
         vcpu.has_slept = !matches!(next, VcpuNext::Now);
@@ -197,15 +196,15 @@ impl<H: Host> PrimarySide<H> {
         if vcpu.has_slept {
             self.hear_backup();
         }
-        // Each step reads the guest's clock, whatever else it does: a gap between two readings is a
-        // pause, in which the host didn't run this thread.
+        // Every call reads the guest's clock, whatever else it does: a gap between two readings
+        // counts as a pause, in which the host didn't run this thread.
         vcpu.recorder.source_mut().ticks();
         self.end_pause(vcpu);
         if self.spins(vcpu) {
             return VcpuNext::Spin;
         }
-        // The log is one that can be resumed before the guest runs, and before its clock does,
-        // though it may wait for its backup first.
+        // Neither the guest nor its clock runs until the log on disk can be resumed. The guest may
+        // have to wait for its first backup after that.
         self.serve_log(vcpu);
         if vcpu.is_log_beginning() {
             return self.wait_for_copy(vcpu);
@@ -252,7 +251,7 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Ends the log on disk of a side that is over.
+    /// Finishes the log on disk of an ended side.
     fn end_log(&self, vcpu: &mut Vcpu<H>) -> VcpuNext {
         if let Some(log) = vcpu.disk_log.take() {
             vcpu.ending_log = log.finish();
@@ -276,8 +275,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Lets the guest's clock run or stand as the role says, and tells the role when the clock has
-    /// changed its course.
+    /// Starts or stops the guest's clock as the role says, and tells the role what the clock's
+    /// state is now.
     fn keep_time(&self, vcpu: &mut Vcpu<H>) {
         let source = vcpu.recorder.source_mut();
         source.set_clock_running(!self.clock_stands.load(Ordering::Acquire));
@@ -287,8 +286,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// Copies a piece of the guest's memory if a backup that joins has room for it. The role isn't
-    /// locked meanwhile: heartbeats go on.
+    /// Copies a piece of the guest's memory if the channel to a joining backup has room. The role
+    /// isn't locked during the copy, so that heartbeats go on.
     fn copy_for_join(&self, vcpu: &mut Vcpu<H>) {
         if !self.copying.load(Ordering::Acquire) {
             if let Some(report) = vcpu.figures.take_report(|| self.host.now_ns()) {
@@ -297,24 +296,22 @@ impl<H: Host> PrimarySide<H> {
             return;
         }
         vcpu.figures.guest_stands(self.host.now_ns());
-        // Left over by a predecessor that had logged only some of a step's outputs: they are logged
-        // first.
+        // Outputs that a predecessor hadn't logged are logged first.
         if vcpu.machine().has_output() {
             return;
         }
         let Some(mut copy) = lock(&self.role).poll_copy() else { return };
         copy.copy_piece(vcpu.recorder.machine_mut());
         vcpu.figures.copied(&copy);
-        // The bytes are sent by the pending connection that joins: the guest doesn't wait for the
-        // channel.
+        // The pending step sends the bytes: the guest doesn't wait for the channel.
         self.give(|role, now_ns| role.handle_copy(now_ns, copy));
     }
 
-    /// Lets the log on disk copy memory and hand over what has come.
+    /// Gives the log on disk its turn: it copies memory for a snapshot, and hands entries to its
+    /// writer.
     fn serve_log(&self, vcpu: &mut Vcpu<H>) {
         let Some(log) = vcpu.disk_log.as_mut().filter(|_| !vcpu.has_ended) else { return };
-        // Left over by a predecessor that had logged only some of a step's outputs: a snapshot
-        // can't have them.
+        // Outputs that a predecessor hadn't logged come first: a snapshot can't have them.
         if vcpu.recorder.machine().has_output() {
             return;
         }
@@ -323,11 +320,12 @@ impl<H: Host> PrimarySide<H> {
         log.serve(vcpu.recorder.machine_mut(), next, unsent);
     }
 
-    /// How many of `steps` the guest may run as far as copies of its memory are concerned.
+    /// How many of `steps` the guest may run while its memory is copied; `None` if it must stand
+    /// still.
     fn steps_allowed(&self, steps: u64, vcpu: &Vcpu<H>) -> Option<u64> {
         let is_joining = self.copying.load(Ordering::Acquire);
         let machine = vcpu.machine();
-        // Outputs that its predecessor had not logged come first: no copy gets on before.
+        // Outputs that a predecessor hadn't logged come first: until then no copy advances.
         if machine.has_output() {
             return Some(1);
         }
@@ -335,8 +333,8 @@ impl<H: Host> PrimarySide<H> {
         vcpu.disk_log.as_ref().map_or(Some(allowed), |log| log.steps_allowed(allowed, machine))
     }
 
-    /// A guest that has written as many pages as it may waits for the channel or the disk, if they
-    /// are what the copying waits for.
+    /// Holds a guest that has written as many pages as it may. If a copy can go on, the step is
+    /// called at once; otherwise it waits for the channel or the disk.
     fn wait_for_copy(&self, vcpu: &Vcpu<H>) -> VcpuNext {
         let wants_copy = self.copying.load(Ordering::Acquire) && lock(&self.role).wants_copy();
         if wants_copy || vcpu.disk_log.as_ref().is_some_and(SideDiskLog::wants_copy) {
@@ -346,7 +344,7 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// A slowed guest owes time for what it has run.
+    /// Makes a slowed guest pause in proportion to the time it has run.
     fn slow(&self, vcpu: &mut Vcpu<H>, share: u32, began_ns: u64, began_at: InstructionCount) -> VcpuNext {
         let steps = vcpu.machine().instruction_count().since(began_at);
         let ran_ns = self.host.guest_time_ns(began_ns, steps);
@@ -365,8 +363,8 @@ impl<H: Host> PrimarySide<H> {
         }
     }
 
-    /// While outputs are held and the guest has nothing to do, nothing is faster than to ask again
-    /// and again, as long as the backup answers soon.
+    /// Begins to spin if outputs are held and the last spin wasn't in vain. A prompt
+    /// acknowledgement is noticed sooner by polling than by a wake-up.
     fn begins_to_spin(&self, vcpu: &mut Vcpu<H>) -> bool {
         if !self.holding.load(Ordering::Acquire) {
             return false;
@@ -379,7 +377,7 @@ impl<H: Host> PrimarySide<H> {
         self.spins(vcpu)
     }
 
-    /// Whether the vCPU goes on spinning.
+    /// `true` while the vCPU is to go on spinning.
     fn spins(&self, vcpu: &mut Vcpu<H>) -> bool {
         let Some(until_ns) = vcpu.spins_until_ns else { return false };
         let is_late = self.host.now_ns() >= until_ns;
@@ -391,25 +389,25 @@ impl<H: Host> PrimarySide<H> {
         goes_on
     }
 
-    /// Sleeps until a guest that waits has something to do or the backup something to say that
-    /// matters now; not for long while there is memory to be copied for the log on disk, or the
-    /// disk is waited for.
+    /// Sleeps until the guest has something to do, or until the backup's next message if that can
+    /// release outputs or let the guest run. The sleep is short while memory is to be copied, or
+    /// while the disk is full.
     fn sleep(&self, vcpu: &mut Vcpu<H>, sleeper: Sleeper) -> VcpuNext {
         let hears_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let is_joining = self.copying.load(Ordering::Acquire);
         if is_joining && !vcpu.machine().has_output() && lock(&self.role).wants_copy() {
-            // Nothing is faster than to copy while the guest has nothing to do.
+            // While the guest is idle, the step copies at full speed.
             return VcpuNext::Pause { until_ns: 0 };
         }
         let is_copying = is_joining || vcpu.is_log_busy();
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
-        // The time spent stopped passes in sleeps that are short enough to be no pause.
+        // A stopped guest's sleeps must be short enough not to count as pauses of the host.
         let until_ns = vcpu.recorder.source_mut().now_ns() + sleep_ns;
         VcpuNext::Sleep { until_ns, sleeper, hears_backup }
     }
 }
 
-/// The recorder's entries go to the role, and to the log on disk.
+/// Where the recorder's entries go: to the role, and to the log on disk.
 struct RoleSink<'a, H: Host> {
     side: &'a PrimarySide<H>,
     disk_log: Option<&'a mut SideDiskLog<H>>,

@@ -1,4 +1,5 @@
-//! What `ft-primary`, `ft-backup` and `ft-record` tell while they run.
+//! The reports of `ft-primary`, `ft-backup` and `ft-record` while they run. Their variants' and
+//! fields' names are those of the JSON form.
 
 #[cfg(test)]
 mod tests;
@@ -11,108 +12,108 @@ use ft::trouble::Trouble;
 use serde::Serialize;
 use vm::{DeviceFault, DroppedPackets, Machine};
 
-/// One thing that happened on one side of a VM.
+/// An event on one side of a VM.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum NodeReport {
     /// This node owns the VM.
     Owner {
-        /// Which VM.
+        /// The VM.
         vm: String,
-        /// As which generation.
+        /// The generation under which the node owns it.
         generation: u64,
-        /// This incarnation.
+        /// The node's id.
         node: String,
     },
-    /// A backup may connect here.
+    /// A backup may connect.
     Listening {
-        /// Host and port.
+        /// The logging channel's `HOST:PORT`.
         channel: String,
     },
-    /// Packets flow.
+    /// The network carries packets.
     LanAttached {
-        /// The LAN's address.
+        /// The LAN's address, or the interface.
         lan: String,
     },
-    /// Packets don't flow.
+    /// The network carries no packets.
     LanLost {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A backup is connected, and the session goes to it.
+    /// A backup has connected and is sent the session.
     BackupConnected {
-        /// Its address.
+        /// The backup's address.
         address: String,
     },
-    /// A backup was turned away.
+    /// A pending connection was refused.
     BackupRefused {
-        /// How many refusals before this one were not told.
+        /// How many refusals before this one weren't reported.
         left_out: u64,
-        /// Its address.
+        /// The peer's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Another backup waits here for the place of the one that there is.
+    /// A spare waits for the current backup's place.
     SpareWaits {
-        /// How many before this one were not told.
+        /// How many before this one weren't reported.
         left_out: u64,
-        /// Its address.
+        /// The spare's address.
         address: String,
     },
     /// The primary has a backup, and this side waits for its place.
     WaitsForPlace,
-    /// There is no primary to connect to yet. Told after a second, and then rarely.
+    /// There is no primary to connect to yet. Reported after a second, and then ever more rarely.
     Waiting {
-        /// Of which VM.
+        /// The VM.
         vm: String,
         /// What is missing.
         reason: String,
-        /// How long it has been waited for.
+        /// How long the search has lasted.
         seconds: u64,
     },
-    /// The guest doesn't run yet, as its first backup hasn't joined. Told after a second, and then
-    /// rarely.
+    /// The guest doesn't run yet, because its first backup hasn't joined. Reported after a second,
+    /// and then ever more rarely.
     GuestWaits {
-        /// Where the backup is waited for.
+        /// Where the backup may connect.
         channel: String,
-        /// How long it has been waited for.
+        /// How long the guest has waited.
         seconds: u64,
     },
-    /// The guest runs without a backup: the death of this host is its end.
+    /// The guest runs without a backup: if this host dies, the VM does.
     Alone {
-        /// As which generation this node owns the VM.
+        /// The generation under which this node owns the VM.
         generation: u64,
     },
-    /// This backup is connected to a primary.
+    /// This backup has connected to a primary.
     PrimaryConnected {
-        /// Its address.
+        /// The primary's address.
         address: String,
     },
-    /// The backup has the guest's image and has built its machine.
+    /// The backup has the session and builds its machine.
     Joined {
         /// The image's name.
         image: String,
     },
-    /// A backup that joins has been sent all of the guest's memory.
+    /// A joining backup has been sent all of the guest's memory.
     MemoryCopied {
-        /// Pages sent, each as often as it was.
+        /// Pages sent; a page that was sent twice counts twice.
         pages: u64,
-        /// How long it took.
+        /// The duration of the copy.
         took_ms: u64,
-        /// How long of that the guest stood still, in many short stands.
+        /// The total time that the guest stood still for it.
         stood_ms: u64,
         /// The longest time that it stood still at once.
         longest_stand_us: u64,
     },
-    /// Outputs wait for the backup's acknowledgement from here on; either side may be lost.
+    /// Outputs are held for the backup's acknowledgement from here on: the VM survives either side.
     Protected {
         /// The pair's generation.
         generation: u64,
         /// The guest ran without a backup before.
         again: bool,
     },
-    /// The primary has lost its backup, and asks for the flag.
+    /// The primary has lost its backup. A protected one asks for the flag.
     BackupLost {
         /// How.
         reason: String,
@@ -122,121 +123,121 @@ pub enum NodeReport {
         /// How.
         reason: String,
     },
-    /// From now on the VM can be resumed from its log on disk.
+    /// The VM can be resumed from its log on disk from now on.
     LogUsable {
         /// The log's directory.
         directory: String,
     },
-    /// The log can't be kept on disk any more; the VM goes on without.
+    /// Logging to disk has failed; the VM goes on without it.
     LogLost {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The disk of the log takes nothing, so that outputs wait. Told after a second, and then
-    /// rarely.
+    /// Outputs wait because the log's disk takes nothing. Reported after a second, and then ever
+    /// more rarely.
     DiskWaits {
         /// The log's directory.
         directory: String,
-        /// How long it has been waited for.
+        /// How long the disk has taken nothing.
         seconds: u64,
     },
-    /// A VM goes on from its log on disk.
+    /// A VM was resumed from its log on disk.
     Resumed {
-        /// The segment that was replayed.
+        /// The replayed segment.
         segment: String,
-        /// How it ends.
+        /// How the segment ends.
         ending: String,
         /// Entries replayed.
         entries: u64,
-        /// Where the guest stands.
+        /// The guest's instruction count.
         instruction_count: u64,
-        /// Outputs that the LAN is asked whether it has carried.
+        /// Outputs that may not have left: the LAN says which it has carried.
         tail_outputs: usize,
-        /// The operator has accepted that what clients have seen last may be missing.
+        /// The operator has accepted that outputs that clients saw last may be missing.
         may_lack: bool,
     },
-    /// The arbiter could not be asked; nobody goes on until it can.
+    /// The arbiter doesn't answer. Neither side starts or takes over the VM until it does.
     ArbiterUnreachable {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The arbiter doesn't know this owner's claim any more. The owner runs on and claims the
-    /// missing flags again.
+    /// The arbiter has lost this owner's claim. The owner runs on and claims the missing flags
+    /// again.
     ClaimsLost {
-        /// Which VM.
+        /// The VM.
         vm: String,
-        /// As which generation this node owns it.
+        /// The generation under which this node owns it.
         generation: u64,
-        /// As which generation the arbiter knows an owner, if it knows any.
+        /// The generation of the latest owner that the arbiter knows, if it knows any.
         latest: Option<u64>,
     },
-    /// The arbiter says that this node owns the VM, though a LAN refuses it.
+    /// The arbiter confirms that this node owns the VM, though a LAN refuses it.
     OwnerConfirmed {
-        /// As which generation.
+        /// The owner's generation.
         generation: u64,
     },
-    /// The arbiter knows this owner again.
+    /// The arbiter has this owner's claim again.
     ClaimsRestored {
-        /// As which generation.
+        /// The owner's generation.
         generation: u64,
     },
-    /// The pair has broken after the arbiter had lost its claims: the VM may run on its backup, so
-    /// this primary stands still.
+    /// The pair broke after the arbiter had lost its claims. The backup may own the VM, so this
+    /// primary stands still.
     Stranded {
         /// The pair's generation.
         generation: u64,
     },
-    /// The backup has lost its primary, whose claim the arbiter has lost: the backup waits.
+    /// The backup has lost its primary, whose claim the arbiter has lost, so the backup waits.
     PrimaryClaimLost {
         /// The pair's generation.
         generation: u64,
     },
-    /// The backup has become the primary. All times in microseconds of the host's monotonic clock.
+    /// The backup has gone live. Times are those of the host's monotonic clock.
     Live {
-        /// As which generation.
+        /// The generation under which it owns the VM.
         generation: u64,
-        /// The last log entry arrived.
+        /// When the last log entry was received.
         last_entry_received_us: u64,
-        /// The primary was noticed to be lost.
+        /// When the loss of the primary was noticed.
         loss_noticed_us: u64,
-        /// The test-and-set was won.
+        /// When the test-and-set was won.
         test_and_set_won_us: u64,
-        /// The last log entry was consumed.
+        /// When the last log entry was consumed.
         last_entry_consumed_us: u64,
-        /// The guest runs on the host's events.
+        /// When the guest ran live.
         live_us: u64,
         /// Entries consumed as a backup.
         entries: u64,
-        /// State digests compared, and equal.
+        /// State digests that were compared with the primary's; all were equal.
         digests_checked: u64,
-        /// Outputs that the predecessor may not have sent.
+        /// Unsent outputs: the primary may not have sent them.
         tail_outputs: usize,
-        /// How many more there were, and were dropped because there were too many.
+        /// The number of further unsent outputs, which were dropped because there were too many.
         tail_dropped: u64,
     },
     /// The first packet has left this node.
     FirstOutput,
-    /// What is typed goes to the guest key by key.
+    /// The terminal is in raw mode: each key goes to the guest.
     RawConsole,
     /// The guest wrote to its console.
     Console(Piece),
-    /// A driver of the guest has made a mistake; its device does nothing until the driver has reset
-    /// it. The VM goes on.
+    /// A driver of the guest misused its device, which does nothing until the driver resets it. The
+    /// VM goes on.
     DeviceFailed {
-        /// Which device: `virtio-net` or `virtio-blk`.
+        /// The device: `virtio-net` or `virtio-blk`.
         device: String,
-        /// In which of its queues.
+        /// The index of its queue.
         queue: u16,
-        /// The descriptor at fault; none if it is the ring.
+        /// The bad descriptor; `None` if it is the ring.
         descriptor: Option<u16>,
-        /// How many mistakes the guest's drivers have made since this program runs it.
+        /// The number of such errors since this program runs the guest.
         times: u64,
     },
     /// The guest's kernel has panicked.
     GuestPanicked {
-        /// Why, as the kernel says in its log.
+        /// The reason, from the kernel's log.
         reason: String,
-        /// It has a console to say so.
+        /// The kernel has a console on which it printed the reason.
         has_console: bool,
     },
     /// Replay differs from the log: this side halts and never goes live.
@@ -244,38 +245,37 @@ pub enum NodeReport {
         /// Where and how.
         reason: String,
     },
-    /// The figures of a run.
+    /// The figures of a run, at its end.
     Figures(Figures),
-    /// A recording goes on.
+    /// A recording makes progress.
     Recording {
         /// Steps so far.
         instruction_count: u64,
-        /// Millions of steps a second of late.
+        /// Recent millions of steps a second.
         mips: f64,
         /// Entries so far.
         entries: u64,
-        /// The guest has said nothing on its console yet.
+        /// The guest has written nothing to its console yet.
         is_booting: bool,
     },
     /// A recording is complete.
     Recorded(Recorded),
-    /// A replay goes on.
+    /// A replay makes progress.
     Replaying {
         /// Steps so far.
         instruction_count: u64,
-        /// Millions of steps a second of late.
+        /// Recent millions of steps a second.
         mips: f64,
         /// Entries so far.
         entries: u64,
-        /// How many percent of the log's instructions that are; none as long as nobody knows how
-        /// many there are.
+        /// Progress in percent of the log's instructions; `None` while their number isn't known.
         percent: Option<u64>,
     },
-    /// A replay has come to the log's end without a difference.
+    /// A replay has reached the log's end without a divergence.
     Replayed(Replayed),
-    /// The node is over.
+    /// The node ends.
     End {
-        /// Why.
+        /// The reason.
         reason: String,
         /// The process's exit code.
         exit_code: u8,
@@ -285,72 +285,73 @@ pub enum NodeReport {
 /// The figures of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
-    /// Steps the guest has executed since reset.
+    /// The guest's steps since reset.
     pub instruction_count: u64,
     /// Entries appended to the log.
     pub entries: u64,
     /// Bytes sent on the logging channel.
     pub channel_bytes: u64,
-    /// Packets put out.
+    /// Packets written to the network.
     pub frames: u64,
-    /// Packets that found no LAN.
+    /// Packets dropped because no LAN was attached.
     pub frames_without_lan: u64,
-    /// How long outputs were held: production to release.
+    /// How long outputs were held, from production to release.
     pub hold_time: Distribution,
-    /// How far the backup's replay was behind at the end, in microseconds.
+    /// The execution lag at the end, in microseconds.
     pub lag_us: u64,
-    /// How far it was behind at most, in microseconds.
+    /// The greatest execution lag, in microseconds.
     pub lag_max_us: u64,
-    /// Frames that the guest's network card dropped, either way: into no buffer, or one that is too
-    /// short.
+    /// Packets that the guest's network card dropped, in both directions, because there was no
+    /// buffer or it was too short.
     pub frames_dropped: u64,
     /// Outputs that the network didn't carry and that were given up when their buffer was full.
     pub outputs_given_up: u64,
 }
 
-/// What a recording came to.
+/// The result of a recording.
 #[derive(Clone, Debug, Serialize)]
 pub struct Recorded {
-    /// Where the log is.
+    /// The log's path.
     pub log: String,
-    /// Its size, with the image.
+    /// The log's size, including the image.
     pub log_bytes: u64,
-    /// Entries in it.
+    /// Entries in the log.
     pub entries: u64,
-    /// Steps the guest has executed.
+    /// The guest's steps.
     pub instruction_count: u64,
-    /// Frames and pieces of console output.
+    /// Output operations: packets and pieces of console output.
     pub outputs: u64,
-    /// Frames that the guest's network card dropped.
+    /// Packets that the guest's network card dropped.
     pub frames_dropped: u64,
-    /// How long it took.
+    /// The duration of the recording.
     pub seconds: f64,
 }
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Clone, Debug, Serialize)]
 pub struct Replayed {
     /// Entries consumed.
     pub entries: u64,
-    /// Steps the guest has executed.
+    /// The guest's steps.
     pub instruction_count: u64,
-    /// Frames and pieces of console output, all equal to the recorded ones.
+    /// Output operations, all equal to the recorded ones.
     pub outputs: u64,
-    /// Frames that the guest's network card dropped.
+    /// Packets that the guest's network card dropped.
     pub frames_dropped: u64,
     /// State digests compared, all equal to the recorded ones.
     pub digests_checked: u64,
-    /// The digest of the state at the end.
+    /// The digest of the final state.
     pub state_digest: String,
-    /// How long it took.
+    /// The duration of the replay.
     pub seconds: f64,
-    /// The guest's clock at the end: how long the recording ran, sleep included.
+    /// The guest's clock at the end: how long the recording ran, with the time that the guest
+    /// slept.
     pub guest_seconds: f64,
     /// How the log ends.
     pub ending: String,
 }
 
-/// How many frames the guest's network card has dropped, either way.
+/// The number of packets that the guest's network card has dropped, in both directions.
 #[must_use]
 pub const fn frames_dropped(machine: &Machine) -> u64 {
     let DroppedPackets { received, transmitted } = machine.dropped_packets();

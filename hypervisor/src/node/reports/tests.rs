@@ -1,4 +1,4 @@
-//! How reports look on a terminal of 80 columns.
+//! Reports must fit a terminal of 80 columns.
 
 use super::{Figures, NodeReport, Recorded, Replayed};
 use crate::node::distribution::Distribution;
@@ -8,8 +8,8 @@ use ft::role::{LossReason, LostSide};
 
 const ADDRESS: &str = "192.168.1.17:7201";
 
-/// The reports of a VM's usual life, from its start to its end, a failover and a join between, with
-/// values as they usually are.
+/// The usual reports of a VM, from its start to its end with a failover and a join, and with usual
+/// values.
 fn usual_of_a_node() -> Vec<NodeReport> {
     let address = || ADDRESS.to_owned();
     vec![
@@ -101,7 +101,7 @@ fn usual_of_a_replay() -> Vec<NodeReport> {
     ]
 }
 
-/// What may be longer than a line, because it says what an operator should know and do.
+/// Reports that may be longer than a line, because they tell an operator what to do.
 fn longer() -> Vec<NodeReport> {
     let why = || "something that takes a whole sentence to tell, and then some more words".to_owned();
     vec![
@@ -151,8 +151,8 @@ fn end(reason: &str, exit_code: u8) -> NodeReport {
     NodeReport::End { reason: reason.into(), exit_code }
 }
 
-/// Whether a report may be longer than a line, whatever it says. A new report is to be decided on
-/// here, and to be put into one of the lists above.
+/// `true` if a report may be longer than a line. A new report must be added here, and to one of the
+/// lists above.
 const fn may_be_longer(report: &NodeReport) -> bool {
     match report {
         NodeReport::BackupRefused { .. }

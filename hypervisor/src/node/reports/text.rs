@@ -1,5 +1,5 @@
-//! Reports in words for a person: one line on a terminal of 80 columns, where that is enough. JSON
-//! has all that is left out here.
+//! The human form of reports: one line on a terminal of 80 columns, where that is enough. The JSON
+//! form has everything that is left out here.
 
 use super::{Figures, NodeReport, Recorded, Replayed};
 use crate::os::rate_limit::LeftOut;
@@ -40,7 +40,7 @@ impl fmt::Display for NodeReport {
                 Grouped(*took_ms),
                 Grouped(*longest_stand_us)
             ),
-            // One that hadn't joined yet costs no claim.
+            // Doesn't mention the flag, because a backup that was still joining costs no claim.
             Self::BackupLost { reason } => write!(f, "backup lost: {reason}"),
             Self::PrimaryLost { reason } => write!(f, "primary lost: {reason}"),
             Self::LogUsable { directory } => write!(f, "log whole, to go on with --resume {directory}"),
@@ -133,7 +133,7 @@ impl fmt::Display for NodeReport {
                 }
             }
             Self::Replayed(replayed) => replayed.fmt(f),
-            // The usual codes say no more than the level.
+            // Exit codes 0 and 1 add nothing to the level.
             Self::End { reason, exit_code: 0 | 1 } => f.write_str(reason),
             Self::End { reason, exit_code } => write!(f, "{reason} (exit code {exit_code})"),
         }
@@ -143,7 +143,7 @@ impl fmt::Display for NodeReport {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} frames", Instructions(self.instruction_count), Grouped(self.frames))?;
-        // How long frames were held matters if they went anywhere.
+        // The hold time is of interest only if packets were carried.
         if self.frames_without_lan > 0 {
             write!(f, ", {} without LAN", Grouped(self.frames_without_lan))?;
         } else if self.hold_time.samples > 0 {
@@ -173,7 +173,7 @@ impl fmt::Display for Replayed {
     }
 }
 
-/// A duration, with the digits that matter.
+/// A duration in seconds, with few digits.
 struct Seconds(f64);
 
 impl fmt::Display for Seconds {
@@ -183,12 +183,12 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// Tells of them, if there are any.
+/// Appends the number of dropped packets, unless it is 0.
 fn dropped(f: &mut fmt::Formatter<'_>, frames: u64) -> fmt::Result {
     if frames == 0 { Ok(()) } else { write!(f, "; its network card dropped {} frames", Grouped(frames)) }
 }
 
-/// Outputs that a full buffer cost, if there are any.
+/// Appends the number of lost outputs, unless it is 0.
 fn lost(f: &mut fmt::Formatter<'_>, outputs: u64, how: &str) -> fmt::Result {
     if outputs == 0 { Ok(()) } else { write!(f, "; {} outputs {how}", Grouped(outputs)) }
 }
