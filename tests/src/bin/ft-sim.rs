@@ -54,7 +54,12 @@ fn main() -> ExitCode {
 }
 
 fn run_one(seed: u64, is_trace_printed: bool) -> Summary {
-    match sim::run(seed, is_trace_printed) {
+    let (result, events) = sim::run_kept(seed);
+    for event in events.iter().filter(|_| is_trace_printed) {
+        let (ms, us) = (event.at_ns / 1_000_000, event.at_ns / 1000 % 1000);
+        eprintln!("{ms:6}.{us:03} ms  {:8}  {}", event.lane.to_string(), event.text);
+    }
+    match result {
         Ok(outcome) => {
             eprintln!("trace hash {:016x}", outcome.trace_hash);
             Summary { runs: 1, sightings: outcome.sightings, virtual_ns: outcome.virtual_ns, failure: None }

@@ -5,7 +5,7 @@ use super::disk::SimDisk;
 use super::judge::Judge;
 use super::process::Me;
 use super::sightings::{Sighting, Sightings};
-use super::trace::Trace;
+use super::trace::{Kind, Lane, Note, Recorder, State, Trace, question, said};
 use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
 use hypervisor::node::arbiter_client::ArbiterCall;
@@ -91,7 +91,7 @@ pub(super) struct Env {
 }
 
 impl Env {
-    pub(super) fn new(mut random: Random, is_trace_printed: bool) -> Self {
+    pub(super) fn new(mut random: Random, recorder: Option<Recorder>) -> Self {
         Self {
             now_ns: 0,
             queue: BinaryHeap::new(),
@@ -117,17 +117,27 @@ impl Env {
             disks_hang_until_ns: BTreeMap::new(),
             judge: Judge::default(),
             sightings: Sightings::default(),
-            trace: Trace::new(is_trace_printed),
+            trace: Trace::new(recorder),
         }
     }
 
-    pub(super) fn note(&mut self, what: &str, numbers: &[u64]) {
-        self.trace.note(self.now_ns, what, numbers, String::new);
+    /// Notes that something happens: see [`Note::new`].
+    pub(super) fn note(&mut self, lane: Lane, kind: Kind, what: &'static str, numbers: &[u64]) {
+        self.tell(Note::new(lane, kind, what, numbers));
     }
 
-    /// The same with words that say nothing that isn't in the run already.
-    pub(super) fn note_words(&mut self, what: &str, numbers: &[u64], words: &str) {
-        self.trace.note(self.now_ns, what, numbers, || words.to_owned());
+    /// Notes that something goes wrong.
+    pub(super) fn note_fault(&mut self, lane: Lane, what: &'static str, numbers: &[u64]) {
+        self.note(lane, Kind::Fault, what, numbers);
+    }
+
+    /// Notes that the process on `host` becomes something.
+    pub(super) fn note_role(&mut self, host: usize, state: State, what: &'static str, numbers: &[u64]) {
+        self.tell(Note::new(Lane::Host(host), Kind::Role, what, numbers).becomes(state));
+    }
+
+    pub(super) fn tell(&mut self, note: Note<'_>) {
+        self.trace.note(self.now_ns, note);
     }
 
     pub(super) fn saw(&mut self, sighting: Sighting) {
@@ -287,19 +297,21 @@ impl Env {
             return;
         }
         self.questions.insert(number, Question { host, node, is_mistaken, call, answer: None });
-        if !self.is_lost() {
-            let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
-            self.at(at_ns, Event::Question(number));
-            if self.is_faulty && self.random.one_in(20) {
-                let again_ns = at_ns + u64::from(self.random.below(100_000_000));
-                self.at(again_ns, Event::Question(number));
-            }
+        if self.is_lost() {
+            self.note_fault(Lane::Host(host), "its question to the arbiter is lost", &[]);
+            return;
+        }
+        let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
+        self.at(at_ns, Event::Question(number));
+        if self.is_faulty && self.random.one_in(20) {
+            let again_ns = at_ns + u64::from(self.random.below(100_000_000));
+            self.at(again_ns, Event::Question(number));
         }
     }
 
     /// The arbiter loses all its claims.
     pub(super) fn forget_claims(&mut self) {
-        self.note("fault: the arbiter loses its claims", &[]);
+        self.note_fault(Lane::Arbiter, "loses its claims", &[]);
         self.has_forgotten = true;
         self.arbiter.forget();
     }
@@ -313,30 +325,39 @@ impl Env {
         if self.now_ns < self.arbiter_down_until_ns {
             return;
         }
-        let Some(question) = self.questions.get_mut(&number) else { return };
+        let Some(asked) = self.questions.get_mut(&number) else { return };
         let before = self.arbiter.last().map(|(generation, _)| generation);
-        let arbiter = if question.is_mistaken { &self.other_arbiter } else { &self.arbiter };
+        let arbiter = if asked.is_mistaken { &self.other_arbiter } else { &self.arbiter };
         // One that an operator has to see to decides nothing.
         let is_unwell = self.is_faulty && self.random.one_in(300);
-        question.answer = Some(if is_unwell { Said::CantDecide } else { Said::Reply(arbiter.hear(&question.call)) });
-        let host = question.host;
+        let answer = if is_unwell { Said::CantDecide } else { Said::Reply(arbiter.hear(&asked.call)) };
+        let (host, is_mistaken) = (asked.host, asked.is_mistaken);
+        let (asks, says) = (question(&asked.call), said(&asked.call, &answer));
+        asked.answer = Some(answer);
+        let which = if is_mistaken { ", of another arbiter: " } else { ": " };
+        let words = format!("{which}{}", Note::new(Lane::Arbiter, says.0, says.1, &says.2).text());
+        self.tell(Note::new(Lane::Arbiter, says.0, asks.1, &asks.2).from(Place::Host(host)).words(&words));
         if self.arbiter.last().map(|(generation, _)| generation) != before {
-            self.note("arbiter: a flag is claimed by host", &[host as u64]);
             // Its answer is on its way.
             if self.is_faulty && self.random.one_in(60) {
                 self.forget_claims();
             }
         }
-        if !self.is_lost() {
-            let at_ns = self.wires.arrival_ns(self.now_ns, Place::Arbiter, Place::Host(host));
-            self.at(at_ns, Event::Answer(number));
+        if self.is_lost() {
+            self.note_fault(Lane::Arbiter, "its answer to host {} is lost", &[host as u64]);
+            return;
         }
+        let at_ns = self.wires.arrival_ns(self.now_ns, Place::Arbiter, Place::Host(host));
+        self.at(at_ns, Event::Answer(number));
     }
 
     /// An answer has arrived: its asker is to be woken.
     pub(super) fn answer_arrived(&mut self, number: u64) -> Option<usize> {
-        let Question { host, node, answer, .. } = self.questions.get(&number)?.clone();
-        self.answers.entry(node).or_default().push_back((number, answer?));
+        let Question { host, node, call, answer, .. } = self.questions.get(&number)?.clone();
+        let answer = answer?;
+        let (kind, what, numbers) = said(&call, &answer);
+        self.tell(Note::new(Lane::Host(host), kind, what, &numbers).from(Place::Arbiter));
+        self.answers.entry(node).or_default().push_back((number, answer));
         Some(host)
     }
 

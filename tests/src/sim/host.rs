@@ -9,6 +9,7 @@ use super::process::Me;
 use super::sightings::Sighting;
 use super::sink::SimSink;
 use super::source::SimSource;
+use super::trace::{Kind, Lane, Note, State, channel_message};
 use super::wires::{End, Place};
 use crate::random::Random;
 use ft::claim::Verdict;
@@ -19,6 +20,7 @@ use hypervisor::node::host::{Connection, Host, Listener, Observation, StepKind};
 use hypervisor::node::io::lan::Given;
 use hypervisor::node::log::DiskLogSteps;
 use hypervisor::node::reports::NodeReport;
+use hypervisor::os::report::Report;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
 use logchannel::frame::FrameDecoder;
 use logchannel::message::Message;
@@ -39,7 +41,7 @@ struct Lent(Arc<Mutex<Env>>);
 
 impl Lent {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Env::new(Random::new(0), false))))
+        Self(Arc::new(Mutex::new(Env::new(Random::new(0), None))))
     }
 
     fn swap(&self, env: &mut Env) {
@@ -280,9 +282,9 @@ impl Host for SimHost {
     #[expect(clippy::wildcard_enum_match_arm, reason = "most reports are nothing to a judge")]
     fn report(&self, report: &NodeReport) {
         let mut env = self.env.get();
+        let kind = Kind::Report(report.level());
+        env.tell(Note::new(Lane::Host(self.me.host), kind, "", &[]).words(&report.to_string()));
         match report {
-            NodeReport::Joined { .. } => env.note("backup: accepts, on host", &[self.me.host as u64]),
-            NodeReport::PrimaryLost { .. } => env.note("backup: the primary is lost, on host", &[self.me.host as u64]),
             NodeReport::PrimaryClaimLost { .. } => env.saw(Sighting::BackupWaitsForClaim),
             NodeReport::ClaimsLost { .. } => env.saw(Sighting::ClaimsLost),
             NodeReport::ClaimsRestored { .. } => env.saw(Sighting::ClaimsRestored),
@@ -292,16 +294,13 @@ impl Host for SimHost {
             NodeReport::SpareWaits { .. } => env.saw(Sighting::SpareWaits),
             NodeReport::LogUsable { .. } => env.saw(Sighting::LogUsable),
             NodeReport::LogLost { .. } => env.saw(Sighting::LogFailed),
-            NodeReport::BackupConnected { .. } => {
-                env.note("primary: a backup joins on host", &[self.me.host as u64]);
-            }
             NodeReport::Owner { generation, .. } => {
-                env.note("primary: goes on alone as generation, on host", &[*generation, self.me.host as u64]);
+                let what = "goes on alone as generation {}";
+                env.note_role(self.me.host, State::Primary(*generation), what, &[*generation]);
                 env.saw(Sighting::BackupLost);
                 self.seen().has_lost_backup = true;
             }
             NodeReport::Protected { generation, .. } if matches!(self.part, Part::Primary(_)) => {
-                env.note("primary: protected as generation, on host", &[*generation, self.me.host as u64]);
                 if *generation > 1 {
                     env.saw(Sighting::Rejoin);
                     if !self.seen().has_lost_backup {
@@ -338,7 +337,7 @@ impl Host for SimHost {
         match observation {
             Observation::Snapshot(snapshot) => {
                 env.judge.joins(node, snapshot.seq);
-                env.note("backup: has a snapshot of entry, on host", &[snapshot.seq.0, self.me.host as u64]);
+                env.note_role(self.me.host, State::Joining, "is joining, from entry {} on", &[snapshot.seq.0]);
             }
             Observation::Appended(place, entry) => {
                 let now_ns = env.now_ns;
@@ -346,6 +345,8 @@ impl Host for SimHost {
                 let mut seen = self.seen();
                 seen.has_run = true;
                 if let EntryBody::Output { id, .. } = entry.body {
+                    let numbers = [id.0, place.0];
+                    env.note(Lane::Host(self.me.host), Kind::Detail, "output {} is entry {} of the log", &numbers);
                     seen.places.insert(id, place);
                 }
             }
@@ -367,6 +368,8 @@ impl Host for SimHost {
             Observation::Received(entries) => env.judge.receives(node, entries.iter().cloned()),
             Observation::Told(generation) => {
                 self.seen().is_joining = false;
+                let what = "BACKUP of generation {}: told that outputs are held for it";
+                env.note_role(self.me.host, State::Backup(generation.0), what, &[generation.0]);
                 env.judge.is_told(node, generation);
             }
         }
@@ -400,7 +403,7 @@ impl ArbiterTransport for SimHost {
     fn asks(&self, call: &ArbiterCall) {
         if let ArbiterCall::Claim { generation, .. } = call {
             let mut env = self.env.get();
-            env.note("a flag is asked for, by host", &[generation.0, self.me.host as u64]);
+            env.note(Lane::Host(self.me.host), Kind::Claim, "asks the arbiter for flag {}", &[generation.0]);
             env.flag_asked(self.me.node, *generation);
         }
     }
@@ -460,9 +463,16 @@ impl SimConnection {
     /// Tells the judge what this side now knows.
     fn read_along(&self, env: &mut Env, tap: &mut FrameDecoder, bytes: &[u8], has_ended: bool) {
         tap.push(bytes);
+        let peer = env.wires.peer(self.end);
         while let Some(frame) = tap.next_frame().unwrap_or_else(|error| panic!("a bad frame on a cut channel: {error}"))
         {
-            match Message::decode(frame) {
+            let message = Message::decode(frame);
+            if let Ok(message) = &message {
+                let (kind, what, numbers) = channel_message(message);
+                let note = Note::new(Lane::Host(self.host.me.host), kind, what, &numbers);
+                env.tell(peer.map_or(note, |peer| note.from(peer)));
+            }
+            match message {
                 Ok(Message::Clock { ticks, .. }) => {
                     let now_ns = env.now_ns;
                     env.judge.guest_time.is_told(now_ns, self.host.me.node, ticks);

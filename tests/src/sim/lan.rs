@@ -3,6 +3,7 @@
 use super::client::Station;
 use super::env::{Env, Event};
 use super::sightings::Sighting;
+use super::trace::{Kind, Lane, Note};
 use super::wires::{End, Place};
 use hypervisor::lan::LanEvent;
 use hypervisor::lan::cutter::{Cutter, Prefix};
@@ -24,6 +25,7 @@ const WRITE_BYTES: usize = 64 << 10;
 /// A host's connection.
 struct HostConnection {
     end: End,
+    from: Option<Place>,
     cutter: Cutter,
     /// As whose port it serves, once it does.
     attached: Option<Generation>,
@@ -32,6 +34,11 @@ struct HostConnection {
 impl HostConnection {
     fn id(&self) -> ConnectionId {
         ConnectionId(self.end.wire.0)
+    }
+
+    /// Notes what the LAN does with something that has come over this connection.
+    fn note(&self, env: &mut Env, kind: Kind, what: &'static str, numbers: &[u64], words: &str) {
+        note(env, self.from, Note::new(Lane::Lan, kind, what, numbers).words(words));
     }
 }
 
@@ -70,7 +77,10 @@ impl Lan {
     pub(super) fn step(&mut self, env: &mut Env) {
         while let Some(end) = env.accept(Place::Lan) {
             let cutter = Cutter::new(Prefix::LittleEndian, MESSAGE_BYTES_MAX);
-            self.connections.insert(ConnectionId(end.wire.0), HostConnection { end, cutter, attached: None });
+            self.connections.insert(
+                ConnectionId(end.wire.0),
+                HostConnection { end, from: env.wires.peer(end), cutter, attached: None },
+            );
         }
         let ids: Vec<_> = self.connections.keys().copied().collect();
         for id in ids {
@@ -112,10 +122,12 @@ impl Lan {
             };
             match ClientMessage::decode(message) {
                 Ok(ClientMessage::Attach(attachment)) => {
+                    let generation = attachment.generation;
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
-                    env.judge.attaches(attachment.generation);
-                    connection.attached = Some(attachment.generation);
+                    connection.note(env, Kind::Message, "serves generation {}", &[generation.0], "");
+                    env.judge.attaches(generation);
+                    connection.attached = Some(generation);
                     let mut bytes = Vec::new();
                     said_less(env, answer).append(&mut bytes);
                     env.send_from_lan(connection.end, &bytes);
@@ -125,8 +137,14 @@ impl Lan {
                     self.fabric.output(id, output, packet).map_err(Ended::Lost)?;
                     if self.fabric.dropped().duplicates > duplicates {
                         env.saw(Sighting::OutputDroppedByLan);
+                        let what = "drops output {}, which it has carried";
+                        note(env, connection.from, Note::new(Lane::Lan, Kind::Detail, what, &[output.0]));
                     } else {
-                        env.note("lan: carries output of connection", &[output.0, id.0]);
+                        note(
+                            env,
+                            connection.from,
+                            Note::new(Lane::Lan, Kind::Detail, "carries output {}", &[output.0]),
+                        );
                         env.judge.carries(connection.attached, output, packet);
                     }
                     // Packets for several stations come to them in the order in which they were
@@ -142,9 +160,18 @@ impl Lan {
     fn end(&mut self, env: &mut Env, connection: &HostConnection, ended: &Ended) {
         let mut bytes = Vec::new();
         match ended {
-            Ended::Closed | Ended::Lost(PortLost { fenced_by: None }) => {}
-            Ended::Refused(reason) => ServerMessage::Refused { reason }.append(&mut bytes),
-            Ended::Lost(PortLost { fenced_by: Some(by) }) => ServerMessage::Fenced { by: *by }.append(&mut bytes),
+            Ended::Closed => {}
+            Ended::Lost(PortLost { fenced_by: None }) => {
+                connection.note(env, Kind::Message, "a silent port loses its place", &[], "");
+            }
+            Ended::Refused(reason) => {
+                connection.note(env, Kind::Message, "refuses the port: ", &[], reason);
+                ServerMessage::Refused { reason }.append(&mut bytes);
+            }
+            Ended::Lost(PortLost { fenced_by: Some(by) }) => {
+                connection.note(env, Kind::Message, "fences this port for generation {}", &[by.0], "");
+                ServerMessage::Fenced { by: *by }.append(&mut bytes);
+            }
         }
         env.send_from_lan(connection.end, &bytes);
         env.close(connection.end);
@@ -226,6 +253,11 @@ impl Lan {
             }
         }
     }
+}
+
+/// Notes what the LAN does with something that has come from there.
+fn note(env: &mut Env, from: Option<Place>, note: Note<'_>) {
+    env.tell(from.map_or(note, |from| note.from(from)));
 }
 
 /// Now and then the answer of a LAN that doesn't say how far it has got: it drops what comes twice.

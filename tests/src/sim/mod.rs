@@ -42,12 +42,14 @@ mod wires;
 mod world;
 
 pub use sightings::{Sighting, Sightings};
+pub use trace::{Event, Kind, Lane, State};
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use trace::Recorder;
 use world::World;
 
 /// A run in which no rule was broken.
@@ -70,12 +72,24 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// Runs one seed; with `is_trace_printed` it tells what happens on standard error.
+/// Runs one seed.
 ///
 /// # Errors
 /// [`Failure`] if a rule was broken.
-pub fn run(seed: u64, is_trace_printed: bool) -> Result<Outcome, Failure> {
-    let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, is_trace_printed).run()));
+pub fn run(seed: u64) -> Result<Outcome, Failure> {
+    run_with(seed, None)
+}
+
+/// Runs one seed, and keeps what happened.
+pub fn run_kept(seed: u64) -> (Result<Outcome, Failure>, Vec<Event>) {
+    let recorder = Recorder::default();
+    let result = run_with(seed, Some(recorder.clone()));
+    let events = std::mem::take(&mut *recorder.lock().unwrap_or_else(PoisonError::into_inner));
+    (result, events)
+}
+
+fn run_with(seed: u64, recorder: Option<Recorder>) -> Result<Outcome, Failure> {
+    let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, recorder).run()));
     match result {
         Ok((trace_hash, virtual_ns, sightings)) => Ok(Outcome { trace_hash, virtual_ns, sightings }),
         Err(payload) => Err(Failure { seed, reason: reason(&*payload) }),
@@ -113,7 +127,7 @@ pub fn run_many(from: u64, seeds: u64, threads: usize, progress: &(dyn Fn(u64) +
             if offset >= seeds {
                 return;
             }
-            let result = run(from.wrapping_add(offset), false);
+            let result = run(from.wrapping_add(offset));
             let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(outcome) => {

@@ -7,6 +7,7 @@ use super::process::{Exit, Me};
 use super::sightings::Sighting;
 use super::sink::SimSink;
 use super::source::SimSource;
+use super::trace::State;
 use super::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
@@ -74,10 +75,9 @@ impl Primary {
         let me = process.me().clone();
         env.judge.takes_over(me.node, role.appended());
         env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
-        env.note(
-            "primary: owns as generation, at entry, of host",
-            &[role.generation().0, role.appended().0, me.host as u64],
-        );
+        let (generation, entries) = (role.generation().0, role.appended().0);
+        let what = "PRIMARY of generation {}, with a log of {} entries";
+        env.note_role(me.host, State::Primary(generation), what, &[generation, entries]);
         let host = process.become_part(Part::Primary(role.generation()));
         let session = role.session().clone();
         let whose = Attaching {

@@ -7,6 +7,7 @@ use super::log::{LogOfOwner, LogWork, log_options, options};
 use super::primary::Primary;
 use super::restart::{Resuming, Resumption};
 use super::sightings::Sighting;
+use super::trace::{self, Lane, Note};
 use super::wires::Place;
 use ft::record::Intervals;
 use ft::role::{BackupEnd, PrimaryRole, Timing};
@@ -16,6 +17,7 @@ use hypervisor::node::host::Next;
 use hypervisor::node::io::lan::AttachmentTiming;
 use hypervisor::node::log::LogWait;
 use hypervisor::node::search::{Search, SearchStep, SearchTiming};
+use hypervisor::os::report::Level;
 use logchannel::session::{NodeId, VmId};
 use std::sync::Arc;
 use vm::{Machine, MachineConfig};
@@ -187,7 +189,9 @@ impl Process {
         match resuming.step(env, &self.me) {
             Resumption::Goes(next_ns) => (Kind::Resuming(resuming), Ok(next_ns)),
             Resumption::Refused { reason, is_backups } => {
-                env.note_words("host: its log is refused", &[self.me.host as u64], &reason);
+                let note =
+                    Note::new(Lane::Host(self.me.host), trace::Kind::Report(Level::Error), "--resume says: ", &[]);
+                env.tell(note.words(&reason));
                 (Kind::Resuming(resuming), Err(if is_backups { Exit::LogOfBackup } else { Exit::NoLog }))
             }
             Resumption::Owns(continuation) => {

@@ -4,6 +4,7 @@
 use super::env::Env;
 use super::host::{SimConnection, SimHost};
 use super::sightings::Sighting;
+use super::trace::{Kind, Lane};
 use ft::output_gate::Released;
 use hypervisor::node::host::{Host, OutputSink};
 use hypervisor::node::io::lan::LanOutput;
@@ -60,6 +61,7 @@ impl SimSink {
                 return false;
             }
             let digest = operation.digest();
+            env.note(Lane::Host(self.host.me().host), Kind::Detail, "output {} leaves the gate", &[id.0]);
             env.judge.leaves(node, self.host.generation(), self.host.place_of(*id), (*id, digest));
             if *held_ns > Some(HELD_NS) {
                 env.saw(Sighting::OutputHeld);

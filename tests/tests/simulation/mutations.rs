@@ -25,7 +25,7 @@ const SEEDS: u64 = 200;
 /// The first seed that shows the bug, and what it breaks.
 fn caught(mutation: Mutation) -> Option<sim::Failure> {
     activate(Some(mutation));
-    let failure = (0..SEEDS).find_map(|seed| sim::run(seed, false).err());
+    let failure = (0..SEEDS).find_map(|seed| sim::run(seed).err());
     activate(None);
     failure
 }

@@ -23,7 +23,7 @@ fn nothing_is_lost_or_doubled_whatever_goes_wrong() {
 #[test]
 fn a_seed_is_a_run() {
     for seed in 0..8 {
-        let hash = || sim::run(seed, false).map(|outcome| outcome.trace_hash).map_err(|failure| describe(&failure));
+        let hash = || sim::run(seed).map(|outcome| outcome.trace_hash).map_err(|failure| describe(&failure));
         assert_eq!(hash(), hash(), "seed {seed} is not the same twice");
     }
 }

@@ -4,6 +4,7 @@ use super::{MS, Phase, RECOVERY_NS, World};
 use crate::sim::env::{Death, Event};
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
+use crate::sim::trace::{Kind, Lane, Note, State};
 use crate::sim::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 
@@ -28,7 +29,7 @@ impl World {
             14..=15 => self.cut_cable(host),
             16..=17 => {
                 let pause_ns = u64::from(self.env.random.below(150)) * MS;
-                self.env.note("fault: the arbiter is down for ns", &[pause_ns]);
+                self.env.note_fault(Lane::Arbiter, "is down for {ms}", &[pause_ns]);
                 self.env.arbiter_down_until_ns = self.env.now_ns + pause_ns;
             }
             18 if self.env.random.one_in(6) => self.env.forget_claims(),
@@ -54,7 +55,7 @@ impl World {
         }
         if self.env.random.one_in(2) {
             let sends = self.env.random.below(12);
-            self.env.note("fault: dies after sends", &[index as u64, sends.into()]);
+            self.env.note_fault(Lane::Host(index), "is to die after {} more sends", &[sends.into()]);
             // It dies when it would send once more.
             self.env.dies_after_sends.insert(index, sends + 1);
         } else {
@@ -86,6 +87,7 @@ impl World {
                 self.part_from(index, Place::Lan);
                 let sends = 5 + self.env.random.below(40);
                 if self.survives_without(index) || (is_joining && self.env.random.one_in(3)) {
+                    self.env.note_fault(Lane::Host(index), "is to die after {} more sends", &[sends.into()]);
                     self.env.dies_after_sends.insert(index, sends);
                 }
             }
@@ -94,7 +96,8 @@ impl World {
 
     pub(super) fn kill(&mut self, index: usize, death: Death) {
         let Some(process) = self.hosts[index].process.take() else { return };
-        self.env.note("fault: killed", &[index as u64, u64::from(death == Death::PowerCut)]);
+        let what = if death == Death::PowerCut { "LOSES ITS POWER" } else { "KILLED" };
+        self.env.tell(Note::new(Lane::Host(index), Kind::Fault, what, &[]).becomes(State::Down));
         self.see_killed(&process);
         if death == Death::PowerCut {
             self.unpowered.insert(index);
@@ -129,7 +132,7 @@ impl World {
         if primary.is_some_and(|primary| !primary.role().is_protected()) && self.env.random.one_in(2) {
             pause_ns += PAUSE_NS;
         }
-        self.env.note("fault: stands still for ns", &[index as u64, pause_ns]);
+        self.env.note_fault(Lane::Host(index), "the process stands still for {ms}", &[pause_ns]);
         let host = &mut self.hosts[index];
         if pause_ns > self.setup.timing.failure_timeout_ns {
             host.was_paused_long = true;
@@ -149,7 +152,14 @@ impl World {
 
     fn part_from(&mut self, index: usize, other: Place) {
         let pause_ns = u64::from(1 + self.env.random.below(300)) * MS;
-        self.env.note("fault: parted for ns", &[index as u64, pause_ns]);
+        let what = match other {
+            Place::Lan => "can't reach the LAN for {ms}",
+            Place::Arbiter => "can't reach the arbiter for {ms}",
+            Place::Host(_) => "can't reach another host for {ms}: host {}",
+        };
+        let peer = if let Place::Host(host) = other { Some(host as u64) } else { None };
+        let numbers: Vec<_> = [pause_ns].into_iter().chain(peer).collect();
+        self.env.note_fault(Lane::Host(index), what, &numbers);
         self.env.saw(Sighting::Partition);
         self.env.wires.part(Place::Host(index), other, self.env.now_ns + pause_ns);
     }
@@ -157,7 +167,7 @@ impl World {
     fn cut_channel(&mut self, index: usize) {
         for other in (0..self.hosts.len()).filter(|other| *other != index) {
             for wire in self.env.wires.between(Place::Host(index), Place::Host(other)) {
-                self.env.note("fault: channel cut", &[wire.0]);
+                self.env.note_fault(Lane::Host(index), "its channel to host {} is cut", &[other as u64]);
                 self.env.saw(Sighting::ChannelCut);
                 self.env.cut(wire);
             }
@@ -167,12 +177,12 @@ impl World {
     fn cut_cable(&mut self, index: usize) {
         for wire in self.env.wires.between(Place::Host(index), Place::Lan) {
             if self.env.random.one_in(3) {
-                self.env.note("fault: cable dead", &[wire.0]);
+                self.env.note_fault(Lane::Host(index), "its connection to the LAN falls silent", &[]);
                 self.env.saw(Sighting::CableDead);
                 self.env.wires.kill(wire);
                 continue;
             }
-            self.env.note("fault: cable cut", &[wire.0]);
+            self.env.note_fault(Lane::Host(index), "its connection to the LAN is cut", &[]);
             self.env.saw(Sighting::CableCut);
             self.env.cut(wire);
         }
@@ -182,7 +192,7 @@ impl World {
     pub(super) fn cut_lan(&mut self) {
         for host in 0..self.hosts.len() {
             for wire in self.env.wires.between(Place::Host(host), Place::Lan) {
-                self.env.note("fault: the LAN's connection is cut", &[wire.0]);
+                self.env.note_fault(Lane::Host(host), "its connection to the LAN is cut, as all are", &[]);
                 self.env.cut(wire);
             }
         }
@@ -198,7 +208,7 @@ impl World {
                 && let Some(primary) = host.process.as_mut().and_then(Process::primary)
                 && primary.role().is_protected()
             {
-                self.env.note("fault: the operator stops a primary", &[index as u64]);
+                self.env.note(Lane::Host(index), Kind::Course, "the operator ends this primary", &[]);
                 primary.retire(&mut self.env);
                 let now_ns = self.env.now_ns;
                 self.schedule(index, now_ns);
@@ -208,7 +218,7 @@ impl World {
 
     /// From now on everything works.
     fn heal(&mut self) {
-        self.env.note("everything works again", &[]);
+        self.env.note(Lane::World, Kind::Course, "everything works again", &[]);
         self.env.is_faulty = false;
         self.env.arbiter_down_until_ns = 0;
         let by_ns = self.env.now_ns + 5 * MS;

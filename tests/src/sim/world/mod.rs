@@ -10,6 +10,7 @@ use super::lan::{HEARTBEAT_US, Lan};
 use super::log::{LogOfOwner, options};
 use super::process::{Exit, Me, Process, Setup};
 use super::sightings::{Sighting, Sightings};
+use super::trace::{Kind, Lane, Recorder, State};
 use crate::random::Random;
 use ft::record::Intervals;
 use ft::role::{DiskLogState, PrimaryRole, Timing};
@@ -104,7 +105,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, is_trace_printed: bool) -> Self {
+    pub(super) fn new(seed: u64, recorder: Option<Recorder>) -> Self {
         let mut random = Random::new(seed);
         let mut disk_random = Random::new(!seed);
         let waits = [LogWait::Written, LogWait::Durable, LogWait::Written, LogWait::Durable, LogWait::No];
@@ -139,7 +140,7 @@ impl World {
         let hosts = 2 + random.index(2);
         let faults_ns = u64::from(400 + random.below(1_200)) * MS;
         let lan = Lan::new(random.next_u64(), stations);
-        let mut env = Env::new(random, is_trace_printed);
+        let mut env = Env::new(random, recorder);
         env.disks = (0..hosts).map(|host| SimDisk::new(host, Random::new(disk_random.next_u64()))).collect();
         env.has_slow_disks = disk_random.one_in(6);
         let mut world = Self {
@@ -286,7 +287,7 @@ impl World {
     }
 
     fn process_exits(&mut self, index: usize, process: &Process, exit: Exit) {
-        self.env.note(exit_name(exit), &[index as u64]);
+        self.env.note_role(index, State::Down, exit_name(exit), &[]);
         self.env.judge.process_ends(process.me.node);
         self.env.end_process(index, Death::Exit);
         if exit == Exit::Fenced && self.hosts[index].was_paused_long {
@@ -311,7 +312,8 @@ impl World {
             return self.schedule(index, restart_ns);
         }
         let me = self.me(index);
-        self.env.note("host: a process starts", &[index as u64]);
+        let what = if me.is_mistaken { "a process starts, with another arbiter" } else { "a process starts" };
+        self.env.note_role(index, State::Seeking, what, &[]);
         self.hosts[index].process = Some(Process::seeking(me));
         self.schedule(index, self.env.now_ns);
     }
@@ -369,14 +371,14 @@ impl World {
         self.phase = match phase {
             _ if is_lost && self.operate() => phase.again(now_ns, self.answered()),
             Phase::Faults { .. } | Phase::Recovery { .. } | Phase::Draining { .. } if is_lost => {
-                self.env.note("the VM is lost", &[]);
+                self.env.note(Lane::World, Kind::Course, "the VM is lost: nobody can go on", &[]);
                 self.env.saw(Sighting::VmLost);
                 Phase::Over { is_settled: false }
             }
             Phase::Recovery { until_ns, answered } => {
                 let serves = self.answered() > answered + 20;
                 if serves && self.is_protected() {
-                    self.env.note("service has resumed", &[]);
+                    self.env.note(Lane::World, Kind::Course, "clients are served again, and the VM is protected", &[]);
                     Phase::Draining { until_ns: now_ns + 200 * MS, powers_off: self.env.random.one_in(2) }
                 } else {
                     let protected = self.is_protected();
@@ -417,14 +419,14 @@ impl World {
 
 const fn exit_name(exit: Exit) -> &'static str {
     match exit {
-        Exit::HandedOver => "host: handed over",
-        Exit::GuestEnded => "host: the guest has ended",
-        Exit::Fenced => "host: fenced",
-        Exit::Mistaken => "host: has the wrong arbiter",
-        Exit::StartsOver => "host: starts over",
-        Exit::NoLog => "host: has no log",
-        Exit::LogOfBackup => "host: has a backup's log",
-        Exit::Interrupted => "host: interrupted before its log began",
+        Exit::HandedOver => "ends: it has handed the VM over",
+        Exit::GuestEnded => "ends: the guest has ended",
+        Exit::Fenced => "ends: FENCED",
+        Exit::Mistaken => "ends: it has another arbiter than the primary",
+        Exit::StartsOver => "ends, to start over",
+        Exit::NoLog => "ends: its log is none to go on from",
+        Exit::LogOfBackup => "ends: its log is a backup's, and may lack something",
+        Exit::Interrupted => "ends: interrupted before its log began",
     }
 }
 

@@ -7,6 +7,7 @@ use crate::sim::env::Death;
 use crate::sim::host::address;
 use crate::sim::process::{Exit, Process};
 use crate::sim::sightings::Sighting;
+use crate::sim::trace::{Lane, State};
 use hypervisor::node::log::LogWait;
 
 /// How an operator goes about it.
@@ -54,12 +55,14 @@ impl World {
         }
         let mut me = self.me(host);
         me.is_mistaken = false;
-        self.env.note("operator: resumes on host", &[host as u64]);
+        let what = if accepts_loss { "the operator says --resume --accept-loss" } else { "the operator says --resume" };
+        self.env.note_role(host, State::Resuming, what, &[]);
         let now_ns = self.env.now_ns;
         self.hosts[host].paused_until_ns = 0;
         self.hosts[host].process = Some(Process::resuming(me, now_ns, accepts_loss));
         if matches!(self.phase, Phase::Faults { .. }) && self.disk_random.one_in(3) {
             let calls = self.disk_random.below(40);
+            self.env.note_fault(Lane::Host(host), "is to die within call {} to its disk", &[calls.into()]);
             self.env.disks[host].die_after(calls);
         }
         self.schedule(host, now_ns);
@@ -132,13 +135,13 @@ impl World {
                 let calls = self.disk_random.below(60);
                 let survives = self.survives_without(host) || self.disk_random.one_in(3);
                 if survives && self.hosts[host].process.is_some() {
-                    self.env.note("fault: dies after calls to its disk", &[host as u64, calls.into()]);
+                    self.env.note_fault(Lane::Host(host), "is to die within call {} to its disk", &[calls.into()]);
                     self.env.disks[host].die_after(calls);
                 }
             }
             2 => {
                 let pause_ns = u64::from(self.disk_random.below(300)) * MS;
-                self.env.note("fault: a disk hangs for ns", &[host as u64, pause_ns]);
+                self.env.note_fault(Lane::Host(host), "the disk does nothing for {ms}", &[pause_ns]);
                 self.env.disks_hang_until_ns.insert(host, self.env.now_ns + pause_ns);
             }
             3 if self.disk_random.one_in(3) => {
@@ -147,10 +150,15 @@ impl World {
                     self.kill(host, Death::PowerCut);
                 }
             }
-            9 => self.env.disks[host].set_fault(Some(DiskFault::Full)),
-            10 => self.env.disks[host].set_fault(Some(DiskFault::SyncFails)),
-            11 => self.env.disks[host].set_fault(None),
+            9 => self.set_disk_fault(host, Some(DiskFault::Full), "the disk is full"),
+            10 => self.set_disk_fault(host, Some(DiskFault::SyncFails), "the disk can't sync any more"),
+            11 => self.set_disk_fault(host, None, "the disk has room and syncs"),
             _ => {}
         }
+    }
+
+    fn set_disk_fault(&mut self, host: usize, fault: Option<DiskFault>, what: &'static str) {
+        self.env.note_fault(Lane::Host(host), what, &[]);
+        self.env.disks[host].set_fault(fault);
     }
 }
