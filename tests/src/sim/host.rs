@@ -300,12 +300,10 @@ impl Host for SimHost {
                 env.saw(Sighting::BackupLost);
                 self.seen().has_lost_backup = true;
             }
-            NodeReport::Protected { generation, .. } if matches!(self.part, Part::Primary(_)) => {
-                if *generation > 1 {
-                    env.saw(Sighting::Rejoin);
-                    if !self.seen().has_lost_backup {
-                        env.saw(Sighting::JoinedSuccessor);
-                    }
+            NodeReport::Protected { generation: 2.., .. } if matches!(self.part, Part::Primary(_)) => {
+                env.saw(Sighting::Rejoin);
+                if !self.seen().has_lost_backup {
+                    env.saw(Sighting::JoinedSuccessor);
                 }
             }
             NodeReport::LanLost { reason } if *reason == LanError::Silent.to_string() => {

@@ -18,7 +18,7 @@ pub(in crate::sim) fn channel_message(message: &Message) -> Words {
         Message::Session { header, .. } => (Kind::Message, "the session of generation {}", vec![header.generation.0]),
         Message::AskOwner { .. } => (Kind::Message, "do you own the VM?", vec![]),
         Message::Owner { generation, .. } => (Kind::Message, "owns the VM as generation {}", vec![generation.0]),
-        Message::Pages(pages) => (Kind::Detail, "pages of memory from {}", vec![pages.first.into()]),
+        Message::Pages(pages) => (Kind::Detail, "pages of memory from {}", vec![pages.first]),
         Message::UnsentOutput(unsent) => {
             (Kind::Message, "output {} may not have left before the snapshot", vec![unsent.id.0])
         }
