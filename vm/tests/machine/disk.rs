@@ -1,12 +1,8 @@
 //! The disk is part of the machine: what a guest writes is in the digest, in snapshots, and the
 //! same on every replica.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, WFI, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on,
+use crate::common::{
+    self, BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, WFI, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on,
     small_config, store,
 };
 use vm::{

@@ -1,11 +1,7 @@
 //! CSRs, traps, interrupts, WFI, firmware calls, and what each costs in steps.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    CYCLE, EBREAK, ECALL, FINISHER, LI, NOP, RAM, SATP, SCAUSE, SCOUNTEREN, SEED, SEPC, SIE, SIP, SRET, SSCRATCH,
+use crate::common::{
+    self, CYCLE, EBREAK, ECALL, FINISHER, LI, NOP, RAM, SATP, SCAUSE, SCOUNTEREN, SEED, SEPC, SIE, SIP, SRET, SSCRATCH,
     SSTATUS, STVAL, STVEC, TIME, WFI, addi, amo, csr, csrrs, csrrw, jal, jalr, li, load, machine, ran, run_by, run_on,
     store,
 };

@@ -1,11 +1,7 @@
 //! What instructions compute: RV64I, M, A, C.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    LI, RAM, addi, amo, auipc, branch, i_type, jal, jalr, li, load, lui, machine, r_type, ran, run_by, store,
+use crate::common::{
+    self, LI, RAM, addi, amo, auipc, branch, i_type, jal, jalr, li, load, lui, machine, r_type, ran, run_by, store,
 };
 use vm::{Event, Exit};
 

@@ -3,11 +3,7 @@
 //!
 //! What arithmetic computes is tested where it is done.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{NOP, RAM, SSTATUS, STVEC, csrrs, csrrw, jal, li, ran};
+use crate::common::{self, NOP, RAM, SSTATUS, STVEC, csrrs, csrrw, jal, li, ran};
 
 const FCSR: u32 = 0x003;
 const FS_CLEAN: u64 = 2 << 13;

@@ -1,11 +1,7 @@
 //! What is in RAM at reset: Linux kernels, initrds, and what is refused, with what to do about it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::hostile::Random;
-use common::{NOP, RAM, elf, elf_of_bytes, run_by, small_config};
+use crate::common::hostile::Random;
+use crate::common::{NOP, RAM, elf, elf_of_bytes, run_by, small_config};
 use vm::{BootMode, Exit, Image, LoadError, Machine, MachineConfig};
 
 const TEXT_OFFSET: u64 = 0x20_0000;

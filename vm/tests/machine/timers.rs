@@ -1,12 +1,8 @@
 //! Timers and the clock: the CLINT of M-mode, `stimecmp` of S-mode, and the interrupts of both.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    ECALL, LI, MCOUNTEREN, MIE, MIE_BIT, MIP, MTVEC, RAM, SIE, SIP, SUPERVISOR, TIME, WFI, addi, bare_config, change,
-    csrrs, csrrw, elf, go, li, load, run_by, run_on, small_config, store,
+use crate::common::{
+    self, ECALL, LI, MCOUNTEREN, MIE, MIE_BIT, MIP, MTVEC, RAM, SIE, SIP, SUPERVISOR, TIME, WFI, addi, bare_config,
+    change, csrrs, csrrw, elf, go, li, load, run_by, run_on, small_config, store,
 };
 use vm::{ApplyError, Event, Exit, Machine, MachineConfig, PageCopy, Restoration};
 

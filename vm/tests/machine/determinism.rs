@@ -1,11 +1,7 @@
 //! The digest, independence from how the machine is driven, and guests that are pure noise.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    LI, NOP, RAM, UART, WFI, addi, branch, csrrs, drive, jal, li, machine, run_by, run_on, small_config, store,
+use crate::common::{
+    self, LI, NOP, RAM, UART, WFI, addi, branch, csrrs, drive, jal, li, machine, run_by, run_on, small_config, store,
 };
 use vm::{ApplyError, Event, Exit, InstructionCount, LoadError, Machine, MachineConfig, OutputOperation};
 

@@ -1,12 +1,8 @@
 //! Sv39: what is mapped where, who may use it, accesses of two pages, and what a fault leaves
 //! behind.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::paged::{BEGIN, HANDLER, PAGED_SATP, Paged};
-use common::{
+use crate::common::paged::{BEGIN, HANDLER, PAGED_SATP, Paged};
+use crate::common::{
     EBREAK, LI, MPP_SHIFT, MPRV_BIT, MSTATUS, MTVEC, MXR_BIT, NOP, RAM, SATP, SEPC, SPP_BIT, SRET, SSTATUS, STVEC,
     SUM_BIT, SUPERVISOR, TIME, USER, addi, amo, bare_config, change, csrrs, csrrw, jalr, li, load, run_by, run_on,
     small_config, store,

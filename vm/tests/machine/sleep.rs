@@ -1,10 +1,6 @@
 //! Which sleeping guests anything can wake.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{ECALL, LI, MIE, SIE, WFI, bare_config, csrrs, elf, li, run_on, small_config};
+use crate::common::{ECALL, LI, MIE, SIE, WFI, bare_config, csrrs, elf, li, run_on, small_config};
 use vm::{Exit, Machine, MachineConfig};
 
 const SOFTWARE: u64 = 1 << 1;
