@@ -1,8 +1,9 @@
 //! A process that backs the VM up: the production side, called step by step.
 
+use super::connection::SimConnection;
 use super::disk::SimDisk;
 use super::env::Env;
-use super::host::{Part, SimConnection, SimHost};
+use super::host::{Part, SimHost};
 use super::log::{LogOfOwner, LogWork};
 use super::process::Me;
 use super::sightings::Sighting;
@@ -98,8 +99,8 @@ impl Backup {
     /// Does what is due. Returns when there is more to do if nothing arrives before, or how it
     /// ended.
     pub(super) fn step(&mut self, env: &mut Env) -> Result<u64, Ended> {
-        env.judge.guest_time.waits(self.me.node, env.now_ns - self.step_ns);
-        self.step_ns = env.now_ns;
+        let waited_ns = env.now_ns - std::mem::replace(&mut self.step_ns, env.now_ns);
+        env.judge_of(self.me.host).guest_time.waits(self.me.node, waited_ns);
         let mut control_ns = u64::MAX;
         let first = env.random.index(4);
         self.step_log(env);
@@ -217,11 +218,16 @@ impl Backup {
         } else {
             Sighting::Failover
         });
+        if env.is_other_joining(self.me.host) {
+            env.saw(Sighting::FailoverWhileOtherJoins);
+        }
         if !succession.unsent.is_empty() {
             env.saw(Sighting::UnsentOutputsAtGoLive);
         }
         let moments = succession.moments;
-        env.judge.guest_time.waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
+        env.judge_of(self.me.host)
+            .guest_time
+            .waits(self.me.node, moments.test_and_set_won_ns.saturating_sub(moments.loss_noticed_ns));
         let (role, machine, log) = succession.take_over(self.me.node, self.me.setup.timing);
         let log = log.map_or(LogOfOwner::None, |log| LogOfOwner::GoesOn(Box::new(log)));
         let log = (log, self.log_work.take());

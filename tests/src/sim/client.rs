@@ -5,8 +5,11 @@
 
 use crate::random::Random;
 
-/// The guest's Ethernet address.
-pub(super) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The Ethernet address of the guest of a VM.
+pub(super) fn guest_mac(vm: usize) -> [u8; 6] {
+    let [.., last] = (vm + 1).to_be_bytes();
+    [2, 0, 0, 0, 0, last]
+}
 
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const HEADER_BYTES: usize = 14;
@@ -69,14 +72,21 @@ impl Reply {
 /// A station.
 #[derive(Debug)]
 pub(super) struct Station {
+    /// Which VM's guest it asks.
+    vm: usize,
     client: u32,
     asked: u32,
     answered: u32,
 }
 
 impl Station {
-    pub(super) const fn new(client: u32) -> Self {
-        Self { client, asked: 0, answered: 0 }
+    pub(super) const fn new(vm: usize, client: u32) -> Self {
+        Self { vm, client, asked: 0, answered: 0 }
+    }
+
+    /// Which VM's guest it asks.
+    pub(super) const fn vm(&self) -> usize {
+        self.vm
     }
 
     /// The next request, unless too many are open.
@@ -99,7 +109,7 @@ impl Station {
 
     fn request(&mut self, operation: u8, argument: u32) -> Vec<u8> {
         self.asked += 1;
-        let mut packet = [&GUEST_MAC[..], &self.mac(), &ETHERTYPE, &[operation]].concat();
+        let mut packet = [&guest_mac(self.vm)[..], &self.mac(), &ETHERTYPE, &[operation]].concat();
         for word in [self.client, self.asked, argument] {
             packet.extend_from_slice(&word.to_be_bytes());
         }

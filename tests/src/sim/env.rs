@@ -1,15 +1,15 @@
 //! What surrounds the processes: time, connections, the arbiter, and the judge who sees everything.
 
-use super::arbiter::{Question, Said, SimArbiter};
+use super::arbiter::{Question, Said};
 use super::disk::SimDisk;
 use super::judge::Judge;
 use super::process::Me;
 use super::sightings::{Sighting, Sightings};
 use super::trace::{Kind, Lane, Note, Recorder, State, Trace, question, said};
+use super::vm::SimVm;
 use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
 use hypervisor::node::arbiter_client::ArbiterCall;
-use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -59,33 +59,27 @@ pub(super) struct Env {
     pub(super) wires: Wires,
     /// Connections that their listeners haven't accepted.
     dialled: BTreeMap<Place, Vec<(u64, End)>>,
+    /// Hosts on which a backup joins.
+    pub(super) joining: BTreeSet<usize>,
     /// Hosts on which nothing runs.
     pub(super) down: BTreeSet<usize>,
     /// After how many more sends a host's process dies.
     pub(super) dies_after_sends: BTreeMap<usize, u32>,
-    pub(super) arbiter: SimArbiter,
-    /// Another one, which has a VM of this name too: that of the mistaken.
-    pub(super) other_arbiter: SimArbiter,
-    /// The arbiter has lost its claims once.
-    pub(super) has_forgotten: bool,
+    pub(super) vms: Vec<SimVm>,
+    /// Which VM's each host is.
+    pub(super) vm_of_host: Vec<usize>,
     pub(super) arbiter_down_until_ns: u64,
     pub(super) is_faulty: bool,
     questions: BTreeMap<u64, Question>,
     next_question: u64,
     /// Answers that have come to who asked.
     answers: BTreeMap<NodeId, VecDeque<(u64, Said)>>,
-    /// The last packet that any host had from the LAN.
-    last_packet: u64,
-    /// Who asked last for which flag.
-    last_asked: Option<(Generation, NodeId)>,
-    pub(super) vm: VmId,
     /// The hosts' disks.
     pub(super) disks: Vec<SimDisk>,
     /// Disks take long for everything, while there are faults.
     pub(super) has_slow_disks: bool,
     /// Until when a host's disk does nothing.
     pub(super) disks_hang_until_ns: BTreeMap<usize, u64>,
-    pub(super) judge: Judge,
     pub(super) sightings: Sightings,
     pub(super) trace: Trace,
 }
@@ -99,23 +93,19 @@ impl Env {
             wires: Wires::new(Random::new(random.next_u64())),
             random,
             dialled: BTreeMap::new(),
+            joining: BTreeSet::new(),
             down: BTreeSet::new(),
             dies_after_sends: BTreeMap::new(),
-            arbiter: SimArbiter::default(),
-            other_arbiter: SimArbiter::default(),
-            has_forgotten: false,
+            vms: Vec::new(),
+            vm_of_host: Vec::new(),
             arbiter_down_until_ns: 0,
             is_faulty: true,
             questions: BTreeMap::new(),
             next_question: 0,
             answers: BTreeMap::new(),
-            last_packet: 0,
-            last_asked: None,
-            vm: VmId::new("tally").unwrap_or_else(|error| panic!("{error}")),
             disks: Vec::new(),
             has_slow_disks: false,
             disks_hang_until_ns: BTreeMap::new(),
-            judge: Judge::default(),
             sightings: Sightings::default(),
             trace: Trace::new(recorder),
         }
@@ -258,6 +248,7 @@ impl Env {
     /// Ends the process on `host`, and with it its connections.
     pub(super) fn end_process(&mut self, host: usize, death: Death) {
         self.down.insert(host);
+        self.joining.remove(&host);
         self.dies_after_sends.remove(&host);
         if let Some(disk) = self.disks.get(host) {
             disk.process_ends();
@@ -309,11 +300,33 @@ impl Env {
         }
     }
 
+    /// Which VM of the run has this name.
+    pub(super) fn index_of(&self, id: &VmId) -> usize {
+        self.vms.iter().position(|vm| vm.id == *id).unwrap_or_else(|| panic!("no VM is named {id}"))
+    }
+
+    /// The VM of a host.
+    pub(super) fn vm_of(&mut self, host: usize) -> &mut SimVm {
+        &mut self.vms[self.vm_of_host[host]]
+    }
+
+    /// Whether a backup of another VM than that of `host` joins.
+    pub(super) fn is_other_joining(&self, host: usize) -> bool {
+        self.joining.iter().any(|other| self.vm_of_host[*other] != self.vm_of_host[host])
+    }
+
+    /// The judge of the VM of a host.
+    pub(super) fn judge_of(&mut self, host: usize) -> &mut Judge {
+        &mut self.vm_of(host).judge
+    }
+
     /// The arbiter loses all its claims.
     pub(super) fn forget_claims(&mut self) {
         self.note_fault(Lane::Arbiter, "loses its claims", &[]);
-        self.has_forgotten = true;
-        self.arbiter.forget();
+        for vm in &mut self.vms {
+            vm.has_forgotten = true;
+            vm.arbiter.forget();
+        }
     }
 
     fn is_lost(&mut self) -> bool {
@@ -326,8 +339,9 @@ impl Env {
             return;
         }
         let Some(asked) = self.questions.get_mut(&number) else { return };
-        let before = self.arbiter.last().map(|(generation, _)| generation);
-        let arbiter = if asked.is_mistaken { &self.other_arbiter } else { &self.arbiter };
+        let vm = &self.vms[self.vm_of_host[asked.host]];
+        let before = vm.arbiter.last().map(|(generation, _)| generation);
+        let arbiter = if asked.is_mistaken { &vm.other_arbiter } else { &vm.arbiter };
         // One that an operator has to see to decides nothing.
         let is_unwell = self.is_faulty && self.random.one_in(300);
         let answer = if is_unwell { Said::CantDecide } else { Said::Reply(arbiter.hear(&asked.call)) };
@@ -337,7 +351,7 @@ impl Env {
         let which = if is_mistaken { ", of another arbiter: " } else { ": " };
         let words = format!("{which}{}", Note::new(Lane::Arbiter, says.0, says.1, &says.2).text());
         self.tell(Note::new(Lane::Arbiter, says.0, asks.1, &asks.2).from(Place::Host(host)).words(&words));
-        if self.arbiter.last().map(|(generation, _)| generation) != before {
+        if self.vms[self.vm_of_host[host]].arbiter.last().map(|(generation, _)| generation) != before {
             // Its answer is on its way.
             if self.is_faulty && self.random.one_in(60) {
                 self.forget_claims();
@@ -364,21 +378,5 @@ impl Env {
     /// The next answer that has come to `node`, with the number of its question.
     pub(super) fn take_answer(&mut self, node: NodeId) -> Option<(u64, Said)> {
         self.answers.get_mut(&node)?.pop_front()
-    }
-
-    /// A host has packet `number` for the guest.
-    pub(super) fn packet_arrives(&mut self, number: u64) {
-        if number <= self.last_packet {
-            self.saw(Sighting::PacketDeliveredAgain);
-        }
-        self.last_packet = self.last_packet.max(number);
-    }
-
-    /// A node asks for the flag of `generation`.
-    pub(super) fn flag_asked(&mut self, node: NodeId, generation: Generation) {
-        if self.last_asked.is_some_and(|(flag, other)| flag == generation && other != node) {
-            self.saw(Sighting::BothClaimed);
-        }
-        self.last_asked = Some((generation, node));
     }
 }

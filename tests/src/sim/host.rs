@@ -2,6 +2,7 @@
 //! environment.
 
 use super::arbiter::Said;
+use super::connection::SimConnection;
 use super::disk::SimDisk;
 use super::env::Env;
 use super::log::LogWork;
@@ -9,25 +10,23 @@ use super::process::Me;
 use super::sightings::Sighting;
 use super::sink::SimSink;
 use super::source::SimSource;
-use super::trace::{Kind, Lane, Note, State, channel_message};
+use super::trace::{Kind, Lane, Note, State};
 use super::wires::{End, Place};
 use crate::random::Random;
 use ft::claim::Verdict;
 use hypervisor::arbiter::ArbiterError;
 use hypervisor::lan::client::LanError;
 use hypervisor::node::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
-use hypervisor::node::host::{Connection, Host, Listener, Observation, StepKind};
+use hypervisor::node::host::{Host, Listener, Observation, StepKind};
 use hypervisor::node::io::lan::Given;
 use hypervisor::node::log::DiskLogSteps;
 use hypervisor::node::reports::NodeReport;
 use hypervisor::os::report::Report;
 use logchannel::entry::{EntryBody, Generation, LogSeq};
-use logchannel::frame::FrameDecoder;
-use logchannel::message::Message;
 use logchannel::session::VmId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm::OutputId;
@@ -161,6 +160,11 @@ impl SimHost {
         self.env.get()
     }
 
+    /// The environment, if a step is being called.
+    pub(super) fn try_env(&self) -> Option<MutexGuard<'_, Env>> {
+        self.env.0.try_lock().ok()
+    }
+
     /// Calls a step of this process.
     pub(super) fn call<T>(&self, env: &mut Env, step: impl FnOnce() -> T) -> T {
         self.env.swap(env);
@@ -230,6 +234,11 @@ impl SimHost {
         self.seen().is_joining
     }
 
+    /// A VM comes here.
+    pub(super) fn joins(&self) {
+        self.seen().is_joining = true;
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,7 +249,7 @@ impl SimHost {
     }
 
     fn end_of(&self, end: End, is_channel: bool) -> SimConnection {
-        SimConnection { host: self.clone(), end, is_channel, state: Mutex::default() }
+        SimConnection::new(self.clone(), end, is_channel)
     }
 }
 
@@ -275,7 +284,10 @@ impl Host for SimHost {
         }
         seen.packets.push_back((number, frame));
         drop(seen);
-        self.env.get().packet_arrives(number);
+        let mut env = self.env.get();
+        if env.vm_of(self.me.host).packet_arrives(number) {
+            env.saw(Sighting::PacketDeliveredAgain);
+        }
         Given::Taken
     }
 
@@ -334,12 +346,12 @@ impl Host for SimHost {
         let node = self.me.node;
         match observation {
             Observation::Snapshot(snapshot) => {
-                env.judge.joins(node, snapshot.seq);
+                env.judge_of(self.me.host).joins(node, snapshot.seq);
                 env.note_role(self.me.host, State::Joining, "is joining, from entry {} on", &[snapshot.seq.0]);
             }
             Observation::Appended(place, entry) => {
                 let now_ns = env.now_ns;
-                env.judge.appends(now_ns, node, place, entry);
+                env.judge_of(self.me.host).appends(now_ns, node, place, entry);
                 let mut seen = self.seen();
                 seen.has_run = true;
                 if let EntryBody::Output { id, .. } = entry.body {
@@ -349,8 +361,7 @@ impl Host for SimHost {
                 }
             }
             Observation::Owns(generation) => {
-                let Env { judge, arbiter, has_forgotten, .. } = &mut *env;
-                judge.owns(arbiter, *has_forgotten, node, generation);
+                env.vm_of(self.me.host).owns(node, generation);
                 self.seen().generation = generation;
             }
             Observation::Attached(next, gate) => {
@@ -363,12 +374,12 @@ impl Host for SimHost {
                     }
                 }
             }
-            Observation::Received(entries) => env.judge.receives(node, entries.iter().cloned()),
+            Observation::Received(entries) => env.judge_of(self.me.host).receives(node, entries.iter().cloned()),
             Observation::Told(generation) => {
                 self.seen().is_joining = false;
                 let what = "BACKUP of generation {}: told that outputs are held for it";
                 env.note_role(self.me.host, State::Backup(generation.0), what, &[generation.0]);
-                env.judge.is_told(node, generation);
+                env.judge_of(self.me.host).is_told(node, generation);
             }
         }
     }
@@ -402,7 +413,9 @@ impl ArbiterTransport for SimHost {
         if let ArbiterCall::Claim { generation, .. } = call {
             let mut env = self.env.get();
             env.note(Lane::Host(self.me.host), Kind::Claim, "asks the arbiter for flag {}", &[generation.0]);
-            env.flag_asked(self.me.node, *generation);
+            if env.vm_of(self.me.host).flag_asked(self.me.node, *generation) {
+                env.saw(Sighting::BothClaimed);
+            }
         }
     }
 
@@ -417,129 +430,13 @@ impl ArbiterTransport for SimHost {
             }
             (ArbiterCall::Claim { generation, .. }, Err(_)) => {
                 env.saw(Sighting::ArbiterUnreachable);
-                if env.arbiter.holder(*generation) == Some(self.me.node) {
+                if env.vm_of(self.me.host).arbiter.holder(*generation) == Some(self.me.node) {
                     seen.lost_reply = Some(*generation);
                 }
             }
             (ArbiterCall::Latest, Err(error)) if error.is_unreachable() => env.saw(Sighting::LookUnanswered),
             (ArbiterCall::Latest, Err(_)) => env.saw(Sighting::ArbiterUnwell),
             (ArbiterCall::Latest, Ok(_)) => {}
-        }
-    }
-}
-
-/// A process's end of a connection.
-pub(super) struct SimConnection {
-    host: SimHost,
-    end: End,
-    /// It leads to another side of the VM.
-    is_channel: bool,
-    state: Mutex<ConnectionState>,
-}
-
-#[derive(Default)]
-struct ConnectionState {
-    /// What has arrived and wasn't read yet.
-    arrived: Vec<u8>,
-    has_ended: bool,
-    is_cut: bool,
-    /// The judge reads along.
-    tap: FrameDecoder,
-}
-
-impl fmt::Debug for SimConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SimConnection").field(&self.end).finish()
-    }
-}
-
-impl SimConnection {
-    fn state(&self) -> MutexGuard<'_, ConnectionState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the judge what this side now knows.
-    fn read_along(&self, env: &mut Env, tap: &mut FrameDecoder, bytes: &[u8], has_ended: bool) {
-        tap.push(bytes);
-        let peer = env.wires.peer(self.end);
-        while let Some(frame) = tap.next_frame().unwrap_or_else(|error| panic!("a bad frame on a cut channel: {error}"))
-        {
-            let message = Message::decode(frame);
-            if let Ok(message) = &message {
-                let (kind, what, numbers) = channel_message(message);
-                let note = Note::new(Lane::Host(self.host.me.host), kind, what, &numbers);
-                env.tell(peer.map_or(note, |peer| note.from(peer)));
-            }
-            match message {
-                Ok(Message::Clock { ticks, .. }) => {
-                    let now_ns = env.now_ns;
-                    env.judge.guest_time.is_told(now_ns, self.host.me.node, ticks);
-                }
-                Ok(Message::Session { .. }) => self.host.seen().is_joining = true,
-                Ok(_) => {}
-                Err(error) => panic!("a bad message on a channel that only cuts: {error}"),
-            }
-        }
-        if has_ended && !tap.unread().is_empty() {
-            env.saw(Sighting::TornFrame);
-        }
-    }
-}
-
-impl Connection for SimConnection {
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.receive_now(buffer)
-    }
-
-    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut state = self.state();
-        if state.is_cut {
-            return Ok(0);
-        }
-        if state.arrived.is_empty() && !state.has_ended {
-            let mut env = self.host.env.get();
-            let received = env.receive(self.end);
-            if self.is_channel {
-                self.read_along(&mut env, &mut state.tap, &received.bytes, received.has_ended);
-            }
-            state.arrived = received.bytes;
-            state.has_ended = received.has_ended;
-        }
-        if state.arrived.is_empty() {
-            return if state.has_ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
-        }
-        let length = state.arrived.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&state.arrived[..length]);
-        state.arrived.drain(..length);
-        Ok(length)
-    }
-
-    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        if self.state().is_cut {
-            return Err(ErrorKind::BrokenPipe.into());
-        }
-        let mut env = self.host.env.get();
-        if !env.wires.has_room(self.end) || env.is_short_of_room() {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        let length = if env.is_short_of_room() { 1 + env.random.index(bytes.len()) } else { bytes.len() };
-        env.send(self.host.me.host, self.end, &bytes[..length]);
-        Ok(length)
-    }
-
-    fn cut(&self) {
-        if !std::mem::replace(&mut self.state().is_cut, true) {
-            self.host.env.get().close(self.end);
-        }
-    }
-}
-
-/// As a process's descriptor, it is closed when nobody has it any more.
-impl Drop for SimConnection {
-    fn drop(&mut self) {
-        let is_cut = self.state.get_mut().is_ok_and(|state| state.is_cut);
-        if !is_cut && let Ok(mut env) = self.host.env.0.try_lock() {
-            env.close(self.end);
         }
     }
 }

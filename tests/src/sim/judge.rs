@@ -234,8 +234,8 @@ impl Judge {
     }
 
     /// The LAN carries an output of the port's owner for the first time.
-    pub(super) fn carries(&mut self, owner: Option<Generation>, id: OutputId, packet: &[u8]) {
-        assert_eq!(owner, Some(self.attached), "the LAN carries an output of a generation that it has fenced");
+    pub(super) fn carries(&mut self, owner: Generation, id: OutputId, packet: &[u8]) {
+        assert_eq!(owner, self.attached, "the LAN carries an output of a generation that it has fenced");
         let digest = OutputOperation::Packet(packet.to_vec()).digest();
         assert!(self.carried.last().is_none_or(|(last, _)| *last < id), "output {} is carried out of order", id.0);
         self.carried.push((id, digest));

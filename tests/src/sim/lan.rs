@@ -27,8 +27,8 @@ struct HostConnection {
     end: End,
     from: Option<Place>,
     cutter: Cutter,
-    /// As whose port it serves, once it does.
-    attached: Option<Generation>,
+    /// Which VM's port it serves, and as which generation's, once it does.
+    attached: Option<(usize, Generation)>,
 }
 
 impl HostConnection {
@@ -57,13 +57,12 @@ enum Ended {
 }
 
 impl Lan {
-    pub(super) fn new(seed: u64, stations: u32) -> Self {
+    pub(super) fn new(seed: u64, stations: Vec<Station>) -> Self {
         let mut fabric = Fabric::new(seed, 0).with_heartbeat_us(HEARTBEAT_US);
-        for index in 0..u64::from(stations) {
+        for index in 0..stations.len() as u64 {
             fabric.join_qemu(ConnectionId(STATIONS + index));
         }
         fabric.settle(0);
-        let stations = (1..=stations).map(Station::new).collect();
         Self { fabric, connections: BTreeMap::new(), stations }
     }
 
@@ -126,8 +125,9 @@ impl Lan {
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
                     connection.note(env, Kind::Message, "serves generation {}", &[generation.0], "");
-                    env.judge.attaches(generation);
-                    connection.attached = Some(generation);
+                    let vm = env.index_of(&attachment.vm);
+                    env.vms[vm].judge.attaches(generation);
+                    connection.attached = Some((vm, generation));
                     let mut bytes = Vec::new();
                     said_less(env, answer).append(&mut bytes);
                     env.send_from_lan(connection.end, &bytes);
@@ -145,7 +145,8 @@ impl Lan {
                             connection.from,
                             Note::new(Lane::Lan, Kind::Detail, "carries output {}", &[output.0]),
                         );
-                        env.judge.carries(connection.attached, output, packet);
+                        let Some((vm, owner)) = connection.attached else { panic!("an output without a port") };
+                        env.vms[vm].judge.carries(owner, output, packet);
                     }
                     // Packets for several stations come to them in the order in which they were
                     // carried.
@@ -249,7 +250,7 @@ impl Lan {
                 if reply.parts > 1 {
                     env.saw(Sighting::Burst);
                 }
-                env.judge.replies(&reply);
+                env.vms[self.stations[index].vm()].judge.replies(&reply);
             }
         }
     }

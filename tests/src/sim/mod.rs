@@ -24,6 +24,7 @@
 mod arbiter;
 mod backup;
 mod client;
+mod connection;
 mod disk;
 mod env;
 mod guest_time;
@@ -38,6 +39,7 @@ mod sightings;
 mod sink;
 mod source;
 mod trace;
+mod vm;
 mod wires;
 mod world;
 

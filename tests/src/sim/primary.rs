@@ -1,7 +1,8 @@
 //! A process that runs the VM: the production side, called step by step.
 
+use super::connection::SimConnection;
 use super::env::Env;
-use super::host::{LAN_ADDRESS, Part, SimConnection, SimHost, address};
+use super::host::{LAN_ADDRESS, Part, SimHost, address};
 use super::log::{LogOfOwner, LogWork};
 use super::process::{Exit, Me};
 use super::sightings::Sighting;
@@ -73,8 +74,8 @@ impl Primary {
         (log, log_work): (LogOfOwner, Option<LogWork>),
     ) -> Self {
         let me = process.me().clone();
-        env.judge.takes_over(me.node, role.appended());
-        env.judge.owns(&env.arbiter, env.has_forgotten, me.node, role.generation());
+        env.judge_of(me.host).takes_over(me.node, role.appended());
+        env.vm_of(me.host).owns(me.node, role.generation());
         let (generation, entries) = (role.generation().0, role.appended().0);
         let what = "PRIMARY of generation {}, with a log of {} entries";
         env.note_role(me.host, State::Primary(generation), what, &[generation, entries]);
@@ -276,7 +277,7 @@ impl Primary {
             LiveEnd::Role(PrimaryEnd::Interrupted) => Exit::Interrupted,
             LiveEnd::Role(PrimaryEnd::Stranded) => panic!("no operator ends a primary that stands still"),
             LiveEnd::Role(PrimaryEnd::Fenced { holder }) => {
-                env.judge.is_fenced(self.me.node, self.side.role().generation(), holder.node);
+                env.judge_of(self.me.host).is_fenced(self.me.node, self.side.role().generation(), holder.node);
                 env.saw(Sighting::PrimaryFenced);
                 if self.host.made_below() > self.host.sent_below() {
                     env.saw(Sighting::HeldOutputsDiscarded);
@@ -328,7 +329,7 @@ impl Primary {
         let has_stood = !self.vcpu.source().clock().is_running();
         if self.host.has_run() && (gap_ns > PAUSE_NS || has_stood) {
             env.saw(if has_stood { Sighting::ClockStood } else { Sighting::PauseLeftOut });
-            env.judge.pauses(self.me.node, gap_ns);
+            env.judge_of(self.me.host).pauses(self.me.node, gap_ns);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A process on a host: it looks for a primary, backs it up, and becomes one.
 
 use super::backup::{Backup, Ended, Live};
+use super::connection::SimConnection;
 use super::env::Env;
-use super::host::{SimConnection, SimHost, address};
+use super::host::{SimHost, address};
 use super::log::{LogOfOwner, LogWork, log_options, options};
 use super::primary::Primary;
 use super::restart::{Resuming, Resumption};
@@ -26,7 +27,7 @@ use vm::{Machine, MachineConfig};
 const ANSWER_NS: u64 = 40_000_000;
 
 /// What all processes of a run have in common.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Setup {
     pub(super) vm: VmId,
     pub(super) config: MachineConfig,
@@ -199,7 +200,7 @@ impl Process {
                 let (entries, may_lack) = (continuation.resumed.next_seq, continuation.may_lack);
                 // A disk that can't sync can't keep the mark of a failed log over a loss of power.
                 let is_unreliable = env.disks[self.me.host].has_failed();
-                env.judge.resumes(node, entries, may_lack || is_unreliable);
+                env.judge_of(self.me.host).resumes(node, entries, may_lack || is_unreliable);
                 env.saw(if may_lack { Sighting::ResumedWithLoss } else { Sighting::Resumed });
                 let (role, machine, directory) = continuation.take_over(node, self.me.setup.timing);
                 let wait = self.me.setup.log_wait.unwrap_or(LogWait::Written);

@@ -114,7 +114,7 @@ impl Resuming {
     /// Takes the next step.
     fn advance(&self, env: &mut Env, me: &Me, stage: Stage) -> Result<Stage, RestartError> {
         let disk = env.disks[me.host].clone();
-        let arbiter = Link { arbiter: &env.arbiter, disk: &disk };
+        let arbiter = Link { arbiter: &env.vms[env.vm_of_host[me.host]].arbiter, disk: &disk };
         let restarter = Restarter {
             vm: &me.setup.vm,
             arbiter: &arbiter,

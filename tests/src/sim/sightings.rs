@@ -37,6 +37,8 @@ sightings! {
     BackupFenced,
     /// The LAN told a primary that it is fenced.
     FencedByLan,
+    /// A backup went live while one of another VM joined.
+    FailoverWhileOtherJoins,
     /// A pair was protected again after a loss.
     Rejoin,
     /// A joining backup died before the pair was protected.

@@ -1,8 +1,9 @@
 //! Where a simulated process's outputs go: its LAN, and a console whose reader is slow now and
 //! then.
 
+use super::connection::SimConnection;
 use super::env::Env;
-use super::host::{SimConnection, SimHost};
+use super::host::SimHost;
 use super::sightings::Sighting;
 use super::trace::{Kind, Lane};
 use ft::output_gate::Released;
@@ -47,7 +48,7 @@ impl SimSink {
             if env.is_dying(self.host.me().host) {
                 return next;
             }
-            env.judge.prints(self.host.me().node, id, digest);
+            env.judge_of(self.host.me().host).prints(self.host.me().node, id, digest);
             next = Some(id.next());
         }
         next
@@ -62,7 +63,12 @@ impl SimSink {
             }
             let digest = operation.digest();
             env.note(Lane::Host(self.host.me().host), Kind::Detail, "output {} leaves the gate", &[id.0]);
-            env.judge.leaves(node, self.host.generation(), self.host.place_of(*id), (*id, digest));
+            env.judge_of(self.host.me().host).leaves(
+                node,
+                self.host.generation(),
+                self.host.place_of(*id),
+                (*id, digest),
+            );
             if *held_ns > Some(HELD_NS) {
                 env.saw(Sighting::OutputHeld);
             }

@@ -1,6 +1,7 @@
 //! What goes wrong in a run, and when.
 
-use super::{MS, Phase, RECOVERY_NS, World};
+use super::course::Phase;
+use super::{MS, RECOVERY_NS, World};
 use crate::sim::env::{Death, Event};
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
@@ -40,16 +41,16 @@ impl World {
     }
 
     /// Whether the VM goes on without the process on `index` and those that are to die anyway.
-    pub(super) fn survives_without(&self, index: usize) -> bool {
+    pub(super) fn survives_without(&mut self, index: usize) -> bool {
         let doomed = self.env.dies_after_sends.keys().copied().chain([index]);
         let dead: Vec<_> = doomed.filter_map(|host| Some(self.hosts[host].process.as_ref()?.me.node)).collect();
-        self.env.judge.survives(&self.env.arbiter, &dead)
+        self.env.vm_of(index).survives(&dead)
     }
 
     /// Kills a process, mostly one without which the VM goes on.
     fn kill_if_survived(&mut self, index: usize) {
         // With logs on disk the death of both sides isn't the VM's.
-        let odds = if self.setup.log_wait.is_some() { 3 } else { 100 };
+        let odds = if self.setup_of(index).log_wait.is_some() { 3 } else { 100 };
         if self.hosts[index].process.is_none() || (!self.survives_without(index) && !self.env.random.one_in(odds)) {
             return;
         }
@@ -102,7 +103,7 @@ impl World {
         if death == Death::PowerCut {
             self.unpowered.insert(index);
         }
-        self.env.judge.process_ends(process.me.node);
+        self.env.judge_of(index).process_ends(process.me.node);
         // What it had buffered for its disk is lost with it.
         self.env.disks[index].die_after(0);
         drop(process);
@@ -133,8 +134,9 @@ impl World {
             pause_ns += PAUSE_NS;
         }
         self.env.note_fault(Lane::Host(index), "the process stands still for {ms}", &[pause_ns]);
+        let is_long = pause_ns > self.setup_of(index).timing.failure_timeout_ns;
         let host = &mut self.hosts[index];
-        if pause_ns > self.setup.timing.failure_timeout_ns {
+        if is_long {
             host.was_paused_long = true;
             self.env.saw(Sighting::LongPause);
         }
@@ -235,6 +237,9 @@ impl World {
             self.env.at(self.env.now_ns, Event::Host(index));
             self.env.at(by_ns, Event::Host(index));
         }
-        self.phase = Phase::Recovery { until_ns: self.env.now_ns + RECOVERY_NS, answered: self.answered() };
+        for vm in self.vms_left() {
+            self.vms[vm].answered_before = self.answered(vm);
+        }
+        self.phase = Phase::Recovery { until_ns: self.env.now_ns + RECOVERY_NS };
     }
 }

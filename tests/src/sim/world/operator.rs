@@ -1,13 +1,15 @@
 //! The operator, who goes on from a log on disk when both sides are dead, and what goes wrong with
 //! disks.
 
-use super::{MS, Phase, World};
+use super::course::Phase;
+use super::{MS, World};
 use crate::sim::disk::DiskFault;
 use crate::sim::env::Death;
 use crate::sim::host::address;
 use crate::sim::process::{Exit, Process};
 use crate::sim::sightings::Sighting;
 use crate::sim::trace::{Lane, State};
+use crate::sim::vm::SimVm;
 use hypervisor::node::log::LogWait;
 
 /// How an operator goes about it.
@@ -22,15 +24,18 @@ pub(super) struct Operator {
 
 impl World {
     /// Nobody owns the VM: has an operator resume it. `false` if that can't be done.
-    pub(super) fn operate(&mut self) -> bool {
-        if self.setup.log_wait.is_none() || self.env.has_forgotten || self.env.judge.guest_has_ended() {
+    pub(super) fn operate(&mut self, vm: usize) -> bool {
+        let SimVm { has_forgotten, judge, .. } = &self.env.vms[vm];
+        if self.vms[vm].setup.log_wait.is_none() || *has_forgotten || judge.guest_has_ended() {
             return false;
         }
-        let hosts = self.hosts.len();
+        let hosts: Vec<_> = self.hosts_of(vm).collect();
         let random = &mut self.disk_random;
-        let operator = self.operator.get_or_insert_with(|| {
-            let first = random.index(hosts);
-            Operator { left: (0..hosts).map(|host| (first + host) % hosts).collect(), tries: None, accepts_loss: false }
+        let operator = self.vms[vm].operator.get_or_insert_with(|| {
+            let first = random.index(hosts.len());
+            let mut left = hosts;
+            left.rotate_left(first);
+            Operator { left, tries: None, accepts_loss: false }
         });
         if let Some(host) = operator.tries
             && self.hosts[host].process.as_ref().is_some_and(Process::is_resuming)
@@ -39,7 +44,7 @@ impl World {
         }
         // One that was killed is tried again.
         let next = operator.tries.or_else(|| operator.left.pop());
-        let Some(host) = next else { return self.nothing_is_left() };
+        let Some(host) = next else { return self.nothing_is_left(vm) };
         operator.tries = Some(host);
         let accepts_loss = operator.accepts_loss;
         self.start_resuming(host, accepts_loss);
@@ -49,7 +54,7 @@ impl World {
     fn start_resuming(&mut self, host: usize, accepts_loss: bool) {
         // Its directory may be in use.
         if let Some(process) = self.hosts[host].process.take() {
-            self.env.judge.process_ends(process.me.node);
+            self.env.judge_of(host).process_ends(process.me.node);
             drop(process);
             self.env.end_process(host, Death::Exit);
         }
@@ -75,7 +80,7 @@ impl World {
         if exit != Exit::LogOfBackup {
             self.check_promise(host);
         }
-        if let Some(operator) = &mut self.operator
+        if let Some(operator) = &mut self.vms[self.hosts[host].vm].operator
             && operator.tries == Some(host)
         {
             operator.tries = None;
@@ -83,29 +88,31 @@ impl World {
     }
 
     /// The VM goes on.
-    pub(super) fn has_resumed(&mut self) {
-        self.operator = None;
-        self.resumed += 1;
-        // What was seen is undone: nothing that comes can be compared with it.
-        if self.env.judge.has_accepted_loss() {
-            self.phase = Phase::Over { is_settled: false };
-        }
-        if self.resumed == 2 {
+    pub(super) fn has_resumed(&mut self, vm: usize) {
+        let run = &mut self.vms[vm];
+        run.operator = None;
+        run.resumed += 1;
+        if run.resumed == 2 {
             self.env.saw(Sighting::ResumedAgain);
+        }
+        // What was seen is undone: nothing that comes can be compared with it.
+        if self.env.vms[vm].judge.has_accepted_loss() {
+            self.vm_is_over(vm);
         }
     }
 
     /// What `--log-wait` promised of the last owner's log: it is one to go on from. Whether it has
     /// all that was seen is looked at when it does.
     fn check_promise(&self, host: usize) {
-        let Some((flag, owner)) = self.env.arbiter.last() else { return };
+        let vm = &self.env.vms[self.hosts[host].vm];
+        let Some((flag, owner)) = vm.arbiter.last() else { return };
         let is_owners = owner.address.as_deref() == Some(&*address(host).to_string());
-        let survives = match self.setup.log_wait {
+        let survives = match self.setup_of(host).log_wait {
             Some(LogWait::Durable) => true,
             Some(LogWait::Written) => !self.unpowered.contains(&host),
             Some(LogWait::No) | None => false,
         };
-        let was_seen = self.env.judge.last_seen().is_some();
+        let was_seen = vm.judge.last_seen().is_some();
         assert!(
             !is_owners || !survives || !was_seen || self.env.disks[host].has_failed(),
             "the log of the VM's last owner, of flag {flag} on host {host}, is refused"
@@ -113,20 +120,20 @@ impl World {
     }
 
     /// All logs have been refused.
-    fn nothing_is_left(&mut self) -> bool {
-        let Some(operator) = &mut self.operator else { return false };
+    fn nothing_is_left(&mut self, vm: usize) -> bool {
+        let hosts = self.hosts_of(vm).collect();
+        let Some(operator) = &mut self.vms[vm].operator else { return false };
         if operator.accepts_loss || self.disk_random.one_in(2) {
             return false;
         }
-        let hosts = self.hosts.len();
         operator.accepts_loss = true;
-        operator.left = (0..hosts).collect();
+        operator.left = hosts;
         true
     }
 
     /// Something happens to a disk.
     pub(super) fn disk_fault(&mut self) {
-        if self.setup.log_wait.is_none() {
+        if self.vms.iter().all(|run| run.setup.log_wait.is_none()) {
             return;
         }
         let host = self.disk_random.index(self.hosts.len());
