@@ -11,7 +11,7 @@ pub use pending::PendingConnection;
 pub use side::{Identity, PrimarySide};
 pub use vcpu::{Sleeper, Vcpu, VcpuNext};
 
-use self::pending::{PATIENCE_NS, PendingLine, refuse};
+use self::pending::{FIRST_MESSAGE_TIMEOUT_NS, PendingLine, refuse};
 use super::distribution::Distribution;
 use super::environment::Node;
 use super::host::StepKind;
@@ -199,7 +199,7 @@ fn start_pending(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // A read waits for the first message only, and no longer than the step's own deadline for it.
-    stream.set_read_timeout(Some(Duration::from_nanos(PATIENCE_NS)))?;
+    stream.set_read_timeout(Some(Duration::from_nanos(FIRST_MESSAGE_TIMEOUT_NS)))?;
     let mut pending = PendingConnection::new(Arc::new(stream), address.to_string(), clock::now_ns());
     let (side, host, pending_count) = (side.clone(), host.clone(), pending_count.clone());
     thread::Builder::new().name(StepKind::Pending.name().into()).spawn(move || {

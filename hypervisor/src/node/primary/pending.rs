@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const SPARES_MAX: usize = 8;
 
 /// How long a pending connection may take until its first message, in nanoseconds.
-pub(in crate::node) const PATIENCE_NS: u64 = 2_000_000_000;
+pub(in crate::node) const FIRST_MESSAGE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// How often a spare is checked, for messages and for a free place, in nanoseconds.
-const RETRY_NS: u64 = 5_000_000;
+const SPARE_CHECK_NS: u64 = 5_000_000;
 
 /// How often new memory is sent to a joining backup, in nanoseconds.
-const SEND_NS: u64 = 200_000;
+const MEMORY_SEND_NS: u64 = 200_000;
 
 /// Log lines whose rate is limited, because pending connections can cause any number of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub struct PendingConnection<H: Host> {
     connection: Arc<H::Connection>,
     /// The peer's address, for messages.
     address: String,
-    stage: Stage,
+    stage: PendingStage,
 }
 
 impl<H: Host> fmt::Debug for PendingConnection<H> {
@@ -58,33 +58,38 @@ impl<H: Host> PendingConnection<H> {
     /// A connection that was accepted from `address` at `now_ns`.
     pub fn new(connection: Arc<H::Connection>, address: String, now_ns: u64) -> Self {
         let reader = Some(ChannelReader::new(connection.clone()));
-        Self { reader, connection, address, stage: Stage::Silent { until_ns: now_ns + PATIENCE_NS } }
+        Self {
+            reader,
+            connection,
+            address,
+            stage: PendingStage::Silent { until_ns: now_ns + FIRST_MESSAGE_TIMEOUT_NS },
+        }
     }
 }
 
 /// How far a pending connection has got.
 #[derive(Debug)]
-enum Stage {
+enum PendingStage {
     /// It has sent nothing yet, which it may until then.
     Silent { until_ns: u64 },
-    /// It asks to join this VM. `said` are the messages after its `Join`.
-    Asks { vm: VmId, said: Vec<Message> },
+    /// It asks to join this VM. `messages` are the messages after its `Join`.
+    Asking { vm: VmId, messages: Vec<Message> },
     /// It is a spare: it waits for the current backup's place.
-    Waits { vm: VmId, said: Vec<Message>, heard_ns: u64, spoke_ns: u64 },
+    Spare { vm: VmId, messages: Vec<Message>, heard_ns: u64, sent_ns: u64 },
     /// It is the backup, and this step sends it the guest's memory.
-    Joins,
+    Joining,
 }
 
 /// What the step does with a pending connection.
-enum Fate {
+enum PendingOutcome {
     /// Goes on with it.
-    Stays(Stage, Next),
+    Continue(PendingStage, Next),
     /// Closes it without a report.
-    Leaves,
+    Close,
     /// Tells the peer that it is refused, and why, and reports it.
-    Refused(String),
+    Refuse(String),
     /// Closes it and reports why; the peer isn't told.
-    Lost(String),
+    Fail(String),
 }
 
 impl<H: Host> PrimarySide<H> {
@@ -97,30 +102,30 @@ impl<H: Host> PrimarySide<H> {
     /// Reads what a pending connection asks for. A backup is admitted if the role takes it; then
     /// this step sends it the guest's memory.
     pub fn step_pending(&self, pending: &mut PendingConnection<H>) -> Next {
-        let stage = std::mem::replace(&mut pending.stage, Stage::Joins);
-        let fate = match stage {
-            Stage::Silent { until_ns } => self.hear_wish(pending, until_ns),
-            Stage::Asks { vm, said } => self.admit_backup(pending, vm, said),
-            Stage::Waits { vm, said, heard_ns, spoke_ns } => {
-                let fate = self.keep_waiting(pending, vm, said, (heard_ns, spoke_ns));
-                if !matches!(fate, Fate::Stays(Stage::Waits { .. }, _)) {
+        let stage = std::mem::replace(&mut pending.stage, PendingStage::Joining);
+        let outcome = match stage {
+            PendingStage::Silent { until_ns } => self.read_request(pending, until_ns),
+            PendingStage::Asking { vm, messages } => self.admit_backup(pending, vm, messages),
+            PendingStage::Spare { vm, messages, heard_ns, sent_ns } => {
+                let outcome = self.check_spare(pending, vm, messages, (heard_ns, sent_ns));
+                if !matches!(outcome, PendingOutcome::Continue(PendingStage::Spare { .. }, _)) {
                     self.spares.fetch_sub(1, Ordering::AcqRel);
                 }
-                fate
+                outcome
             }
-            Stage::Joins => return self.send_memory(),
+            PendingStage::Joining => return self.send_memory(),
         };
-        let reason = match fate {
-            Fate::Stays(stage, next) => {
+        let reason = match outcome {
+            PendingOutcome::Continue(stage, next) => {
                 pending.stage = stage;
                 return next;
             }
-            Fate::Leaves => return Next::Done,
-            Fate::Refused(reason) => {
+            PendingOutcome::Close => return Next::Done,
+            PendingOutcome::Refuse(reason) => {
                 refuse(&*pending.connection, &reason);
                 reason
             }
-            Fate::Lost(reason) => reason,
+            PendingOutcome::Fail(reason) => reason,
         };
         if let Some(LeftOut(left_out)) = self.admit(PendingLine::Refused) {
             self.host.report(&NodeReport::BackupRefused { address: pending.address.clone(), reason, left_out });
@@ -128,133 +133,138 @@ impl<H: Host> PrimarySide<H> {
         Next::Done
     }
 
-    fn hear_wish(&self, pending: &mut PendingConnection<H>, until_ns: u64) -> Fate {
-        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
-        let mut said = match reader.wait() {
+    fn read_request(&self, pending: &mut PendingConnection<H>, until_ns: u64) -> PendingOutcome {
+        let Some(reader) = &mut pending.reader else { return PendingOutcome::Close };
+        let mut messages = match reader.wait() {
             Arrived::Messages(messages) if messages.is_empty() && self.host.now_ns() >= until_ns => {
-                return Fate::Lost("it says nothing".into());
+                return PendingOutcome::Fail("it says nothing".into());
             }
             Arrived::Messages(messages) if messages.is_empty() => {
-                return Fate::Stays(Stage::Silent { until_ns }, Next::Arrival { until_ns });
+                return PendingOutcome::Continue(PendingStage::Silent { until_ns }, Next::Arrival { until_ns });
             }
             Arrived::Messages(messages) => messages.into_iter(),
-            Arrived::Last { reason, .. } => return Fate::Lost(reason),
+            Arrived::Last { reason, .. } => return PendingOutcome::Fail(reason),
         };
-        match said.next() {
-            Some(Message::Join { vm, .. }) => Fate::Stays(Stage::Asks { vm, said: said.collect() }, Next::Now),
+        match messages.next() {
+            Some(Message::Join { vm, .. }) => {
+                PendingOutcome::Continue(PendingStage::Asking { vm, messages: messages.collect() }, Next::Now)
+            }
             Some(Message::AskOwner { vm }) => self.answer_owner(pending, &vm),
-            _ => Fate::Lost("it doesn't ask to join".into()),
+            _ => PendingOutcome::Fail("it doesn't ask to join".into()),
         }
     }
 
     /// Admits a pending connection as the backup, or makes it a spare while there is another
     /// backup.
-    fn admit_backup(&self, pending: &mut PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
-        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
+    fn admit_backup(&self, pending: &mut PendingConnection<H>, vm: VmId, messages: Vec<Message>) -> PendingOutcome {
+        let Some(reader) = &mut pending.reader else { return PendingOutcome::Close };
         // A connection that has closed meanwhile must not take the place of one that is open.
         if let Arrived::Last { reason, .. } = reader.take() {
-            return Fate::Lost(reason);
+            return PendingOutcome::Fail(reason);
         }
         // The admitted connection must be the channel's before the role sends anything to it, so no
         // other may be admitted in between.
-        let _one_at_a_time = lock(&self.taking);
+        let _admission = lock(&self.admission);
         let refusal = lock(&self.role).can_take_backup(&vm).err();
         match refusal {
-            None => self.take_backup(pending, &vm, said),
-            Some(reason) if !lock(&self.role).may_take_backup_later(&vm) => Fate::Refused(reason),
-            Some(_) => self.begin_to_wait(pending, vm, said),
+            None => self.accept_backup(pending, &vm, messages),
+            Some(reason) if !lock(&self.role).may_take_backup_later(&vm) => PendingOutcome::Refuse(reason),
+            Some(_) => self.admit_spare(pending, vm, messages),
         }
     }
 
-    fn take_backup(&self, pending: &mut PendingConnection<H>, vm: &VmId, said: Vec<Message>) -> Fate {
+    fn accept_backup(&self, pending: &mut PendingConnection<H>, vm: &VmId, messages: Vec<Message>) -> PendingOutcome {
         self.channel.connect(pending.connection.clone());
         self.host.report(&NodeReport::BackupConnected { address: pending.address.clone() });
         self.sending_memory.store(true, Ordering::SeqCst);
-        let mut taken = Ok(());
+        let mut joined = Ok(());
         self.drive(|role, now_ns| {
-            taken = role.handle_join(now_ns, vm);
-            if taken.is_ok() {
-                said.into_iter().for_each(|message| role.handle_message(now_ns, message));
+            joined = role.handle_join(now_ns, vm);
+            if joined.is_ok() {
+                messages.into_iter().for_each(|message| role.handle_message(now_ns, message));
             }
         });
-        if let Err(reason) = taken {
+        if let Err(reason) = joined {
             self.sending_memory.store(false, Ordering::SeqCst);
             refuse(&*pending.connection, &reason);
             self.channel.cut();
-            return Fate::Lost(reason);
+            return PendingOutcome::Fail(reason);
         }
         // Messages are read from here on: the role must know its backup before it gets them.
         *lock(&self.channel.reader) = pending.reader.take();
         self.host.wake(StepKind::Vcpu);
-        Fate::Stays(Stage::Joins, Next::Now)
+        PendingOutcome::Continue(PendingStage::Joining, Next::Now)
     }
 
     /// Tells a node that is about to claim the VM who owns it.
-    fn answer_owner(&self, pending: &PendingConnection<H>, vm: &VmId) -> Fate {
+    fn answer_owner(&self, pending: &PendingConnection<H>, vm: &VmId) -> PendingOutcome {
         let own = &self.identity.vm;
         if vm != own {
             refuse(&*pending.connection, &format!("this is a side of VM {own}, not of {vm}"));
-            return Fate::Leaves;
+            return PendingOutcome::Close;
         }
         let generation = lock(&self.role).generation();
         match say(&*pending.connection, &Message::Owner { node: self.identity.node, generation }) {
-            Ok(()) => Fate::Leaves,
-            Err(error) => Fate::Lost(error.to_string()),
+            Ok(()) => PendingOutcome::Close,
+            Err(error) => PendingOutcome::Fail(error.to_string()),
         }
     }
 
     /// Makes a backup a spare. Only heartbeats go in both directions until it is admitted.
-    fn begin_to_wait(&self, pending: &PendingConnection<H>, vm: VmId, said: Vec<Message>) -> Fate {
+    fn admit_spare(&self, pending: &PendingConnection<H>, vm: VmId, messages: Vec<Message>) -> PendingOutcome {
         if !take_slot(&self.spares, SPARES_MAX) {
-            return Fate::Refused("enough backups wait here already".into());
+            return PendingOutcome::Refuse("enough backups wait here already".into());
         }
         if let Err(error) = say(&*pending.connection, &Message::Wait) {
             self.spares.fetch_sub(1, Ordering::AcqRel);
-            return Fate::Lost(error.to_string());
+            return PendingOutcome::Fail(error.to_string());
         }
         if let Some(LeftOut(left_out)) = self.admit(PendingLine::Waits) {
             self.host.report(&NodeReport::SpareWaits { address: pending.address.clone(), left_out });
         }
         let now_ns = self.host.now_ns();
-        let stage = Stage::Waits { vm, said, heard_ns: now_ns, spoke_ns: now_ns };
-        Fate::Stays(stage, Next::Wait { until_ns: now_ns + RETRY_NS })
+        let stage = PendingStage::Spare { vm, messages, heard_ns: now_ns, sent_ns: now_ns };
+        PendingOutcome::Continue(stage, Next::Wait { until_ns: now_ns + SPARE_CHECK_NS })
     }
 
-    fn keep_waiting(
+    fn check_spare(
         &self,
         pending: &mut PendingConnection<H>,
         vm: VmId,
-        said: Vec<Message>,
-        (mut heard_ns, mut spoke_ns): (u64, u64),
-    ) -> Fate {
-        let Some(reader) = &mut pending.reader else { return Fate::Leaves };
+        messages: Vec<Message>,
+        (mut heard_ns, mut sent_ns): (u64, u64),
+    ) -> PendingOutcome {
+        let Some(reader) = &mut pending.reader else { return PendingOutcome::Close };
         if self.is_over() || lock(&self.role).can_take_backup(&vm).is_ok() {
-            return Fate::Stays(Stage::Asks { vm, said }, Next::Now);
+            return PendingOutcome::Continue(PendingStage::Asking { vm, messages }, Next::Now);
         }
         let timing = *lock(&self.role).timing();
         let now_ns = self.host.now_ns();
         match reader.take() {
             Arrived::Messages(messages) if messages.is_empty() => {}
             Arrived::Messages(_) => heard_ns = now_ns,
-            Arrived::Last { reason, .. } => return Fate::Lost(reason),
+            Arrived::Last { reason, .. } => return PendingOutcome::Fail(reason),
         }
         if now_ns.saturating_sub(heard_ns) >= timing.failure_timeout_ns {
-            return Fate::Refused("it was silent for too long".into());
+            return PendingOutcome::Refuse("it was silent for too long".into());
         }
-        if now_ns.saturating_sub(spoke_ns) >= timing.heartbeat_ns {
+        if now_ns.saturating_sub(sent_ns) >= timing.heartbeat_ns {
             if let Err(error) = say(&*pending.connection, &Message::Heartbeat) {
-                return Fate::Lost(error.to_string());
+                return PendingOutcome::Fail(error.to_string());
             }
-            spoke_ns = now_ns;
+            sent_ns = now_ns;
         }
-        Fate::Stays(Stage::Waits { vm, said, heard_ns, spoke_ns }, Next::Wait { until_ns: now_ns + RETRY_NS })
+        PendingOutcome::Continue(
+            PendingStage::Spare { vm, messages, heard_ns, sent_ns },
+            Next::Wait { until_ns: now_ns + SPARE_CHECK_NS },
+        )
     }
 
     /// Sends the guest's memory while the vCPU thread copies it, and the log entries after it.
     fn send_memory(&self) -> Next {
         self.write_outgoing();
         if self.copying.load(Ordering::Acquire) && !self.is_over() {
-            return Next::Wait { until_ns: self.host.now_ns() + SEND_NS };
+            return Next::Wait { until_ns: self.host.now_ns() + MEMORY_SEND_NS };
         }
         self.sending_memory.store(false, Ordering::SeqCst);
         // What the role has added since `write_outgoing`, and others had left to this step.

@@ -50,7 +50,7 @@ pub struct PrimarySide<H: Host> {
     pub(super) spares: AtomicUsize,
     /// Held while a backup is admitted, so that the channel is connected before the role speaks to
     /// it.
-    pub(super) taking: Mutex<()>,
+    pub(super) admission: Mutex<()>,
     /// Rate limits of the lines about pending connections.
     pub(super) pending_lines: Mutex<RateLimits<PendingLine>>,
     pub(super) sink: Arc<Mutex<H::Sink>>,
@@ -96,7 +96,7 @@ impl<H: Host> PrimarySide<H> {
             sending_memory: AtomicBool::new(false),
             share: AtomicU32::new(FULL_SHARE),
             spares: AtomicUsize::new(0),
-            taking: Mutex::default(),
+            admission: Mutex::default(),
             pending_lines: Mutex::default(),
             is_lan_full: AtomicBool::new(false),
             over: Arc::default(),
