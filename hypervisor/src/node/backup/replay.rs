@@ -19,16 +19,16 @@ use vm::{Event, OutputId, OutputOperation, Restoration};
 /// How often an idle replay checks for work, in nanoseconds; new work wakes it earlier.
 const IDLE_NS: u64 = 5_000_000;
 
-/// Work for the replay step, in the order of the channel.
+/// ReplayWork for the replay step, in the order of the channel.
 #[derive(Debug)]
-pub(super) enum Work<H: Host> {
+pub(super) enum ReplayWork<H: Host> {
     Begin(SessionHeader, Option<Box<SideDiskLog<H>>>),
     Pages(Pages),
     Restore(Snapshot),
     Replay(VecDeque<LogEntry>),
 }
 
-impl<H: Host> Work<H> {
+impl<H: Host> ReplayWork<H> {
     /// The bytes in the log buffer until the work is done.
     pub(super) fn bytes(&self) -> usize {
         match self {
@@ -77,7 +77,7 @@ pub struct Following<H: Host> {
 
 /// How far the machine has got.
 #[derive(Debug)]
-enum Stage<H: Host> {
+enum ReplayStage<H: Host> {
     Nothing,
     Restoring(Box<Restoring<H>>),
     Following(Box<Following<H>>),
@@ -89,7 +89,7 @@ enum Stage<H: Host> {
 
 /// A batch that has been replayed, but counts as replayed only at `due_ns`.
 #[derive(Debug)]
-struct Replayed {
+struct ReplayedBatch {
     due_ns: u64,
     entries: VecDeque<LogEntry>,
     outputs: Vec<(OutputId, OutputOperation)>,
@@ -98,9 +98,9 @@ struct Replayed {
 /// The state of the replay step.
 #[derive(Debug)]
 pub struct Replay<H: Host> {
-    stage: Stage<H>,
+    stage: ReplayStage<H>,
     /// The last batch of a backup that is slowed on purpose.
-    replayed: Option<Replayed>,
+    replayed: Option<ReplayedBatch>,
     faults: FaultInjection,
 }
 
@@ -108,24 +108,26 @@ impl<H: Host> Replay<H> {
     /// A replay that has received nothing yet.
     #[must_use]
     pub const fn new(faults: FaultInjection) -> Self {
-        Self { stage: Stage::Nothing, replayed: None, faults }
+        Self { stage: ReplayStage::Nothing, replayed: None, faults }
     }
 
     /// The machine, if this side goes live with it.
     #[must_use]
     pub fn into_finished(self) -> Option<Following<H>> {
         match self.stage {
-            Stage::Finished(following) => Some(*following),
-            Stage::Nothing | Stage::Restoring(_) | Stage::Following(_) | Stage::GivenUp => None,
+            ReplayStage::Finished(following) => Some(*following),
+            ReplayStage::Nothing | ReplayStage::Restoring(_) | ReplayStage::Following(_) | ReplayStage::GivenUp => None,
         }
     }
 
     fn end(&mut self, goes_live: bool) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::GivenUp) {
-            Stage::Following(following) if goes_live => Stage::Finished(following),
-            Stage::Nothing | Stage::Restoring(_) | Stage::Following(_) | Stage::Finished(_) | Stage::GivenUp => {
-                Stage::GivenUp
-            }
+        self.stage = match std::mem::replace(&mut self.stage, ReplayStage::GivenUp) {
+            ReplayStage::Following(following) if goes_live => ReplayStage::Finished(following),
+            ReplayStage::Nothing
+            | ReplayStage::Restoring(_)
+            | ReplayStage::Following(_)
+            | ReplayStage::Finished(_)
+            | ReplayStage::GivenUp => ReplayStage::GivenUp,
         };
     }
 
@@ -133,8 +135,8 @@ impl<H: Host> Replay<H> {
     #[must_use]
     pub const fn replayer(&self) -> Option<&Replayer> {
         match &self.stage {
-            Stage::Following(following) | Stage::Finished(following) => Some(&following.replayer),
-            Stage::Nothing | Stage::Restoring(_) | Stage::GivenUp => None,
+            ReplayStage::Following(following) | ReplayStage::Finished(following) => Some(&following.replayer),
+            ReplayStage::Nothing | ReplayStage::Restoring(_) | ReplayStage::GivenUp => None,
         }
     }
 }
@@ -148,13 +150,13 @@ impl<H: Host> BackupSide<H> {
         }
         let now_ns = self.host.now_ns();
         if let Some(replayed) = replay.replayed.take_if(|replayed| replayed.due_ns <= now_ns) {
-            self.tell_replayed(replay, replayed);
+            self.report_replayed(replay, replayed);
             return Next::Now;
         }
-        if let Some(Replayed { due_ns, .. }) = replay.replayed {
+        if let Some(ReplayedBatch { due_ns, .. }) = replay.replayed {
             return Next::Wait { until_ns: due_ns };
         }
-        if let Stage::Following(following) = &mut replay.stage
+        if let ReplayStage::Following(following) = &mut replay.stage
             && let Some(next) = self.copy_for_log(following)
         {
             return next;
@@ -163,37 +165,37 @@ impl<H: Host> BackupSide<H> {
             return Next::Wait { until_ns: now_ns + IDLE_NS };
         };
         let bytes = work.bytes();
-        self.do_work(replay, work);
+        self.run_work(replay, work);
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if matches!(replay.stage, Stage::GivenUp) { Next::Done } else { Next::Now }
+        if matches!(replay.stage, ReplayStage::GivenUp) { Next::Done } else { Next::Now }
     }
 
-    fn do_work(self: &Arc<Self>, replay: &mut Replay<H>, work: Work<H>) {
-        let stage = std::mem::replace(&mut replay.stage, Stage::GivenUp);
+    fn run_work(self: &Arc<Self>, replay: &mut Replay<H>, work: ReplayWork<H>) {
+        let stage = std::mem::replace(&mut replay.stage, ReplayStage::GivenUp);
         replay.stage = match (work, stage) {
-            (Work::Replay(entries), Stage::Following(following)) => {
+            (ReplayWork::Replay(entries), ReplayStage::Following(following)) => {
                 return self.replay(replay, following, entries);
             }
             (work, stage) => self.restore(work, stage).unwrap_or_else(|reason| {
                 self.drive(|role, _| role.handle_restore_failure(&reason));
-                Stage::GivenUp
+                ReplayStage::GivenUp
             }),
         };
     }
 
     /// Restores a part of the machine.
-    fn restore(self: &Arc<Self>, work: Work<H>, stage: Stage<H>) -> Result<Stage<H>, String> {
+    fn restore(self: &Arc<Self>, work: ReplayWork<H>, stage: ReplayStage<H>) -> Result<ReplayStage<H>, String> {
         match (work, stage) {
-            (Work::Begin(session, disk_log), _) => {
+            (ReplayWork::Begin(session, disk_log), _) => {
                 let restoration = Restoration::new(&session.config).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(Box::new(Restoring { session, restoration, disk_log, snapshot_bytes: 0 })))
+                Ok(ReplayStage::Restoring(Box::new(Restoring { session, restoration, disk_log, snapshot_bytes: 0 })))
             }
-            (Work::Pages(pages), Stage::Restoring(mut restoring)) => {
+            (ReplayWork::Pages(pages), ReplayStage::Restoring(mut restoring)) => {
                 restoring.snapshot_bytes += pages.bytes.len() as u64;
                 restoring.restoration.put_pages(pages.first, &pages.bytes).map_err(|error| error.to_string())?;
-                Ok(Stage::Restoring(restoring))
+                Ok(ReplayStage::Restoring(restoring))
             }
-            (Work::Restore(snapshot), Stage::Restoring(restoring)) => {
+            (ReplayWork::Restore(snapshot), ReplayStage::Restoring(restoring)) => {
                 let Restoring { session, restoration, mut disk_log, snapshot_bytes } = *restoring;
                 let mut machine = restoration.finish(&snapshot.state).map_err(|error| error.to_string())?;
                 let found = machine.digest();
@@ -206,7 +208,7 @@ impl<H: Host> BackupSide<H> {
                     log.restored(&machine, snapshot_bytes);
                 }
                 let replayer = Replayer::new(machine, snapshot.seq);
-                Ok(Stage::Following(Box::new(Following { session, replayer, disk_log })))
+                Ok(ReplayStage::Following(Box::new(Following { session, replayer, disk_log })))
             }
             (_, stage) => Ok(stage),
         }
@@ -218,20 +220,24 @@ impl<H: Host> BackupSide<H> {
         let Some(outputs) = self.replay_batch(&mut following.replayer, &entries, &mut replay.faults.flip) else {
             return;
         };
-        replay.stage = Stage::Following(following);
+        replay.stage = ReplayStage::Following(following);
         let now_ns = self.host.now_ns();
         let slowdown = u64::from(replay.faults.slowdown.max(1));
-        let replayed = Replayed { due_ns: now_ns + (now_ns - began_ns) * (slowdown - 1), entries, outputs };
+        let replayed = ReplayedBatch { due_ns: now_ns + (now_ns - began_ns) * (slowdown - 1), entries, outputs };
         if replayed.due_ns <= now_ns {
-            self.tell_replayed(replay, replayed);
+            self.report_replayed(replay, replayed);
         } else {
             replay.replayed = Some(replayed);
         }
     }
 
     /// Reports a replayed batch to the role and to the log on disk.
-    fn tell_replayed(self: &Arc<Self>, replay: &mut Replay<H>, Replayed { entries, outputs, .. }: Replayed) {
-        let Stage::Following(following) = &mut replay.stage else { return };
+    fn report_replayed(
+        self: &Arc<Self>,
+        replay: &mut Replay<H>,
+        ReplayedBatch { entries, outputs, .. }: ReplayedBatch,
+    ) {
+        let ReplayStage::Following(following) = &mut replay.stage else { return };
         let Following { replayer, disk_log, .. } = &mut **following;
         let count = replayer.machine().instruction_count();
         self.drive(|role, now_ns| {

@@ -1,7 +1,7 @@
 //! The backup without its threads: the role, its channel and its log on disk, and steps that never
 //! wait.
 
-use super::replay::Work;
+use super::replay::ReplayWork;
 use crate::node::arbiter_client::{ArbiterClient, ArbiterTransport};
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use crate::node::host::{Answer, Host, Next, Observation, Question, StepKind};
@@ -34,7 +34,7 @@ type LogOptions<H> = (NodeId, DiskLogOptions<<H as Host>::Storage>);
 
 /// A task for the control step: those that may take long, and the end.
 #[derive(Debug)]
-enum Task {
+enum ControlTask {
     CheckOwner,
     Claim(ClaimRequest),
     GoLive(Generation),
@@ -81,7 +81,7 @@ pub struct BackupSide<H: Host> {
     pub(super) host: H,
     pub(super) role: Mutex<BackupRole>,
     channel: Channel<H::Connection>,
-    pub(super) work: Mutex<VecDeque<Work<H>>>,
+    pub(super) work: Mutex<VecDeque<ReplayWork<H>>>,
     /// Bytes in the log buffer: received, and not yet restored or replayed.
     pub(super) waiting_bytes: AtomicUsize,
     /// The log buffer's limit, beyond which the channel isn't read.
@@ -94,7 +94,7 @@ pub struct BackupSide<H: Host> {
     actions: Mutex<VecDeque<BackupAction>>,
     /// Held by the thread that does the actions.
     acting: Mutex<()>,
-    tasks: Mutex<VecDeque<Task>>,
+    tasks: Mutex<VecDeque<ControlTask>>,
     over: AtomicBool,
     pub(super) goes_live: AtomicBool,
     /// The name of the guest's image.
@@ -254,13 +254,13 @@ impl<H: Host> BackupSide<H> {
             return Control::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
         };
         match task {
-            Task::CheckOwner => control.arbiter.ask(now_ns, Question::Latest),
-            Task::Claim(request) => control.arbiter.ask(now_ns, Question::Claim(request)),
-            Task::GoLive(generation) => {
+            ControlTask::CheckOwner => control.arbiter.ask(now_ns, Question::Latest),
+            ControlTask::Claim(request) => control.arbiter.ask(now_ns, Question::Claim(request)),
+            ControlTask::GoLive(generation) => {
                 self.finish(true);
                 return Control::GoLive(generation);
             }
-            Task::End(end) => control.parting = Some((end, now_ns + PARTING_NS)),
+            ControlTask::End(end) => control.parting = Some((end, now_ns + PARTING_NS)),
         }
         Control::Next(Next::Now)
     }
@@ -306,17 +306,17 @@ impl<H: Host> BackupSide<H> {
             // The log on disk gets each piece before the machine does.
             BackupAction::Pages(pages) => {
                 self.log(|log| log.pages(&pages));
-                self.give_work(Work::Pages(pages));
+                self.push_work(ReplayWork::Pages(pages));
             }
             BackupAction::Restore(snapshot) => {
                 self.host.observe(Observation::Snapshot(&snapshot));
                 self.log(|log| log.complete(lock(&self.role).unsent().cloned(), &snapshot));
-                self.give_work(Work::Restore(snapshot));
+                self.push_work(ReplayWork::Restore(snapshot));
             }
             BackupAction::Consume(entries) => {
                 self.host.observe(Observation::Received(&entries));
                 self.log(|log| log.entries(entries.iter()));
-                self.give_work(Work::Replay(entries));
+                self.push_work(ReplayWork::Replay(entries));
             }
             BackupAction::Protected(generation) => {
                 self.host.observe(Observation::Told(generation));
@@ -327,10 +327,10 @@ impl<H: Host> BackupSide<H> {
                 self.channel.cut();
                 self.host.report(&NodeReport::PrimaryLost { reason: reason.to_string() });
             }
-            BackupAction::CheckOwner => self.give_task(Task::CheckOwner),
-            BackupAction::Claim(request) => self.give_task(Task::Claim(request)),
-            BackupAction::GoLive(generation) => self.give_task(Task::GoLive(generation)),
-            BackupAction::End(end) => self.give_task(Task::End(end)),
+            BackupAction::CheckOwner => self.push_task(ControlTask::CheckOwner),
+            BackupAction::Claim(request) => self.push_task(ControlTask::Claim(request)),
+            BackupAction::GoLive(generation) => self.push_task(ControlTask::GoLive(generation)),
+            BackupAction::End(end) => self.push_task(ControlTask::End(end)),
         }
     }
 
@@ -357,7 +357,7 @@ impl<H: Host> BackupSide<H> {
                 return self.drive(|role, _| role.handle_restore_failure(&reason));
             }
         };
-        self.give_work(Work::Begin(session, disk_log));
+        self.push_work(ReplayWork::Begin(session, disk_log));
     }
 
     /// Gives the log on disk something, if there is one.
@@ -377,12 +377,12 @@ impl<H: Host> BackupSide<H> {
         self.channel.send(|| lock(&self.role).has_outgoing(), |buffer| lock(&self.role).poll_outgoing(buffer));
     }
 
-    fn give_task(&self, task: Task) {
+    fn push_task(&self, task: ControlTask) {
         lock(&self.tasks).push_back(task);
         self.host.wake(StepKind::Control);
     }
 
-    fn give_work(&self, work: Work<H>) {
+    fn push_work(&self, work: ReplayWork<H>) {
         self.waiting_bytes.fetch_add(work.bytes(), Ordering::Relaxed);
         lock(&self.work).push_back(work);
         self.host.wake(StepKind::Replay);
