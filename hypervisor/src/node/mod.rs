@@ -24,4 +24,4 @@ pub mod reports;
 pub mod restart;
 pub mod search;
 pub mod start;
-pub mod waiting;
+pub mod wait_reports;

@@ -3,7 +3,7 @@
 use super::arbiter_client::{ArbiterCall, ArbiterClient, ArbiterReply, ArbiterTransport};
 use super::host::{Host, Listener, Next};
 use super::reports::NodeReport;
-use super::waiting::Waiting;
+use super::wait_reports::WaitReports;
 use crate::arbiter::ArbiterError;
 use crate::os::address::resolve;
 use ft::claim::{Claim, ClaimKind};
@@ -42,7 +42,7 @@ pub struct Search<D> {
     timing: SearchTiming,
     /// The time of the next attempt, in nanoseconds.
     next_ns: u64,
-    waiting: Option<Waiting>,
+    wait: Option<WaitReports>,
     /// The last address whose connection was reported.
     told: Option<SocketAddr>,
 }
@@ -68,7 +68,7 @@ impl<D: ArbiterTransport> Search<D> {
         primary: Option<SocketAddr>,
         timing: SearchTiming,
     ) -> Self {
-        Self { arbiter, vm, own_address, primary, timing, next_ns: 0, waiting: None, told: None }
+        Self { arbiter, vm, own_address, primary, timing, next_ns: 0, wait: None, told: None }
     }
 
     /// `true` if a backup that has ended in this way searches again: one that was refused has had
@@ -84,7 +84,7 @@ impl<D: ArbiterTransport> Search<D> {
     /// Asks the arbiter or connects, when an attempt is due.
     pub fn step<H: Host>(&mut self, host: &H) -> SearchStep<H::Connection> {
         let now_ns = host.now_ns();
-        self.waiting.get_or_insert(Waiting::since(now_ns));
+        self.wait.get_or_insert(WaitReports::since(now_ns));
         let found = if self.arbiter.is_asking() {
             match self.arbiter.poll(now_ns, |_| ()) {
                 None => return SearchStep::Next(Next::Wait { until_ns: self.arbiter.due_ns() }),
@@ -106,11 +106,11 @@ impl<D: ArbiterTransport> Search<D> {
                 if self.told.replace(address) != Some(address) {
                     host.report(&NodeReport::PrimaryConnected { address: address.to_string() });
                 }
-                self.waiting = None;
+                self.wait = None;
                 SearchStep::Found(connection)
             }
             Err(reason) => {
-                if let Some(seconds) = self.waiting.as_mut().and_then(|waiting| waiting.due(now_ns)) {
+                if let Some(seconds) = self.wait.as_mut().and_then(|wait| wait.due(now_ns)) {
                     host.report(&NodeReport::Waiting { vm: self.vm.to_string(), reason, seconds });
                 }
                 self.next_ns = host.now_ns() + self.timing.retry_ns;

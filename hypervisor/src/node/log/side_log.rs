@@ -5,7 +5,7 @@ use super::{
 };
 use crate::node::host::Host;
 use crate::node::reports::NodeReport;
-use crate::node::waiting::Waiting;
+use crate::node::wait_reports::WaitReports;
 use clap::ValueEnum;
 use ft::role::DiskLogState;
 use logchannel::entry::{LogEntry, LogSeq};
@@ -153,7 +153,7 @@ impl<H: Host> SideDiskLog<H> {
             wait: self.wait,
             directory: self.directory.display().to_string(),
             stuck: StuckDisk::since(now_ns),
-            told: Waiting::since(now_ns),
+            told: WaitReports::since(now_ns),
         }
     }
 
@@ -246,7 +246,7 @@ pub struct DiskWatch {
     wait: LogWait,
     directory: String,
     stuck: StuckDisk,
-    told: Waiting,
+    told: WaitReports,
 }
 
 impl DiskWatch {
@@ -255,7 +255,7 @@ impl DiskWatch {
         let is_unsynced = self.wait == LogWait::Durable && self.log.durable() != self.log.in_cache();
         let is_pending = self.log.is_pending() || is_unsynced;
         if self.stuck.look(now_ns, self.log.taken(), is_pending) == 0 {
-            self.told = Waiting::since(now_ns);
+            self.told = WaitReports::since(now_ns);
         }
         let seconds = self.told.due(now_ns)?;
         Some(NodeReport::DiskWaits { directory: self.directory.clone(), seconds })

@@ -8,7 +8,7 @@ use crate::node::channel::lock;
 use crate::node::host::{Answer, Host, Next, Question, StepKind};
 use crate::node::log::DiskWatch;
 use crate::node::reports::NodeReport;
-use crate::node::waiting::Waiting;
+use crate::node::wait_reports::WaitReports;
 use ft::role::{PrimaryAction, PrimaryEnd, PrimaryRole};
 use logchannel::entry::Generation;
 use std::sync::atomic::Ordering;
@@ -51,7 +51,7 @@ struct Parting {
 pub struct PrimaryControl<D> {
     arbiter: ArbiterClient<D>,
     /// The wait for the first backup.
-    waiting: Waiting,
+    first_backup_wait: WaitReports,
     was_alone: bool,
     disk: Option<DiskWatch>,
     /// The pending question is about a flag that the arbiter has lost and the owner claims again.
@@ -77,10 +77,10 @@ impl<H: Host> PrimarySide<H> {
         // A guest that runs from the start has been without a backup before it gets one.
         let was_alone = !lock(&self.role).is_awaiting_backup();
         if was_alone {
-            self.tell_alone();
+            self.report_alone();
         }
-        let waiting = Waiting::since(self.host.now_ns());
-        PrimaryControl { arbiter, waiting, was_alone, disk, is_refilling: false, parting: None }
+        let first_backup_wait = WaitReports::since(self.host.now_ns());
+        PrimaryControl { arbiter, first_backup_wait, was_alone, disk, is_refilling: false, parting: None }
     }
 
     /// Handles the arbiter's answer or the role's next action. Without either it checks the waits
@@ -95,7 +95,7 @@ impl<H: Host> PrimarySide<H> {
         let action = lock(&self.actions).pop_front();
         let Some(action) = action else {
             let now_ns = self.host.now_ns();
-            self.tell_waiting(&mut control.waiting);
+            self.report_waiting(&mut control.first_backup_wait);
             if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
                 self.host.report(&report);
             }
@@ -131,8 +131,8 @@ impl<H: Host> PrimarySide<H> {
                 self.host.report(&NodeReport::BackupLost { reason: reason.to_string() });
             }
             PrimaryAction::Owner(generation) => {
-                self.tell_owner(generation);
-                self.tell_alone();
+                self.report_owner(generation);
+                self.report_alone();
                 control.was_alone = true;
             }
             PrimaryAction::Protected(generation) => {
@@ -191,22 +191,22 @@ impl<H: Host> PrimarySide<H> {
 
     /// Reports that the guest waits for its first backup: at first after a second, then ever more
     /// rarely.
-    fn tell_waiting(&self, waiting: &mut Waiting) {
+    fn report_waiting(&self, first_backup_wait: &mut WaitReports) {
         if !lock(&self.role).is_awaiting_backup() {
             return;
         }
-        if let Some(seconds) = waiting.due(self.host.now_ns()) {
+        if let Some(seconds) = first_backup_wait.due(self.host.now_ns()) {
             let channel = self.identity.address.clone();
             self.host.report(&NodeReport::GuestWaits { channel, seconds });
         }
     }
 
-    fn tell_alone(&self) {
+    fn report_alone(&self) {
         let generation = self.generation.load(Ordering::Relaxed);
         self.host.report(&NodeReport::Alone { generation });
     }
 
-    fn tell_owner(&self, generation: Generation) {
+    fn report_owner(&self, generation: Generation) {
         self.host.report(&NodeReport::Owner {
             vm: self.identity.vm.to_string(),
             generation: generation.0,

@@ -1,6 +1,6 @@
 //! The benchmark of the Output Rule: how long it holds outputs.
 
-use super::ping_pong::{PingPong, Waiting};
+use super::ping_pong::{PingPong, PingWait};
 use crate::node::distribution::{Distribution, histogram_ns};
 use crate::os::clock;
 use crate::program::Failure;
@@ -129,7 +129,7 @@ struct Rounds {
 
 /// An echo, a round of ping-pong, a pause, and again.
 fn take_turns(executable: &Executable, service: SocketAddr, length: Duration) -> Result<Rounds, Failure> {
-    let mut ping_pong = PingPong::start(executable, Waiting::Block, CORES[1])?;
+    let mut ping_pong = PingPong::start(executable, PingWait::Block, CORES[1])?;
     let client = UdpSocket::bind("127.0.0.1:0")?;
     client.connect(service)?;
     client.set_read_timeout(Some(PATIENCE))?;
@@ -168,7 +168,7 @@ fn echo(client: &UdpSocket, number: u64) -> Result<u64, Failure> {
 }
 
 fn spin(executable: &Executable) -> Result<Histogram<u64>, Failure> {
-    let mut ping_pong = PingPong::start(executable, Waiting::Spin, CORES[1])?;
+    let mut ping_pong = PingPong::start(executable, PingWait::Spin, CORES[1])?;
     let mut rounds = histogram_ns();
     let end_ns = clock::now_ns() + SPIN_NS_MAX;
     for number in 0..WARM_UP_ROUNDS + SPIN_ROUNDS {

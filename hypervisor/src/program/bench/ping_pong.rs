@@ -18,7 +18,7 @@ pub(super) const PONG: &str = "ft-pong";
 
 /// How both sides wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
+pub(super) enum PingWait {
     /// In the kernel.
     Block,
     /// By asking again and again.
@@ -34,18 +34,18 @@ pub(super) struct PingPong {
 
 impl PingPong {
     /// Starts the process that answers, on `core`.
-    pub(super) fn start(executable: &Executable, waiting: Waiting, core: usize) -> io::Result<Self> {
+    pub(super) fn start(executable: &Executable, waiting: PingWait, core: usize) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let word = match waiting {
-            Waiting::Block => "block",
-            Waiting::Spin => "spin",
+            PingWait::Block => "block",
+            PingWait::Spin => "spin",
         };
         let mut command = executable.command(PONG);
         command.args([&listener.local_addr()?.to_string(), word]).stdin(Stdio::null());
         let pong = on_core(Some(core), || command.spawn())?;
         let (stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
-        stream.set_nonblocking(waiting == Waiting::Spin)?;
+        stream.set_nonblocking(waiting == PingWait::Spin)?;
         Ok(Self { stream, pong })
     }
 
