@@ -364,7 +364,7 @@ impl FileSink {
         outputs.lan().has_room()
     }
 
-    /// Puts out the guest's last words. It ends: a LAN that takes nothing is given up.
+    /// Writes the guest's last outputs. Ends, because a LAN that takes nothing is given up.
     fn finish(&mut self) {
         while !self.write() {
             thread::sleep(OUTPUT_PAUSE);

@@ -97,7 +97,7 @@ impl State {
             }
             if let Some(request) = node.asking() {
                 let decided = self.arbiter_of(index).answer(index, request).is_some();
-                // The guest's last words go before its end mark.
+                // The guest's last outputs go before its end mark.
                 let has_words_left = request.kind == ClaimKind::Ended
                     && node.owner().is_some_and(|owner| owner.role.gate().has_released());
                 if decided {

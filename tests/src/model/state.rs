@@ -332,7 +332,7 @@ impl State {
         self.put_back(node, owner);
     }
 
-    /// An owner that is over stays until the guest's last words have left.
+    /// An owner that is over stays until the guest's last outputs have left.
     fn put_back(&mut self, node: usize, mut owner: Owner) {
         match owner.end {
             Some(end) if !owner.role.gate().has_released() => self.leave(node, Node::Gone(end)),

@@ -23,7 +23,7 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
 }
 
-/// A backup that finds the mark sends nothing: until they have left, the last words are safer
+/// A backup that finds the mark sends nothing: until they have left, the last outputs are safer
 /// without it.
 #[test]
 fn the_end_mark_waits_for_the_last_words_but_not_for_ever() {
@@ -79,7 +79,7 @@ fn a_primary_that_dies_before_it_marks_the_guests_end_is_succeeded() {
     assert_eq!(request, owner_claim(BACKUP));
     pair.answer_backup(request);
     assert_eq!(pair.backup_actions, [BackupAction::GoLive(NEXT)], "somebody has to set the end mark");
-    assert_eq!(pair.unsent(), [0], "and to send the guest's last words");
+    assert_eq!(pair.unsent(), [0], "and to send the guest's last outputs");
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_primary_that_loses_its_backup_at_the_guests_end_leaves_the_end_mark_by_itse
     assert_eq!(request, end_claim(G, PRIMARY));
     assert_eq!(pair.out, [0_u64; 0]);
     pair.answer_primary(request);
-    assert_eq!(pair.out, [0], "the last words of the guest");
+    assert_eq!(pair.out, [0], "the last outputs of the guest");
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::GuestStopped(reason)));
 }
 

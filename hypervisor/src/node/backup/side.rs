@@ -19,15 +19,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 const TICK_NS: u64 = 5_000_000;
 
 /// How often the control step looks for a task, in nanoseconds; a new task wakes it earlier.
-const WATCH_NS: u64 = 50_000_000;
+const IDLE_CHECK_NS: u64 = 50_000_000;
 
 /// How often a side that can't take more from its channel checks for room, in nanoseconds.
-const FULL_NS: u64 = 1_000_000;
+const FULL_CHECK_NS: u64 = 1_000_000;
 
 /// How long an ending side waits for its primary to read the last messages, in nanoseconds, and how
 /// often it checks.
-const PARTING_NS: u64 = 1_000_000_000;
-const PARTING_LOOK_NS: u64 = 1_000_000;
+const LAST_MESSAGES_NS: u64 = 1_000_000_000;
+const END_CHECK_NS: u64 = 1_000_000;
 
 /// The node that writes the log on disk, and the log's options.
 type LogOptions<H> = (NodeId, DiskLogOptions<<H as Host>::Storage>);
@@ -58,13 +58,13 @@ pub struct BackupControl<D> {
     arbiter: ArbiterClient<D>,
     /// An end that waits until the last messages have left: how the side ends, and until when it
     /// waits at most, in nanoseconds.
-    parting: Option<(BackupEnd, u64)>,
+    ending: Option<(BackupEnd, u64)>,
 }
 
 impl<D> BackupControl<D> {
     /// The control step's initial state.
     pub const fn new(arbiter: ArbiterClient<D>) -> Self {
-        Self { arbiter, parting: None }
+        Self { arbiter, ending: None }
     }
 }
 
@@ -153,7 +153,7 @@ impl<H: Host> BackupSide<H> {
     }
 
     /// `true` if the primary hasn't been sent everything yet.
-    fn has_more_to_say(&self) -> bool {
+    fn has_unsent_messages(&self) -> bool {
         self.send_outgoing();
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
@@ -184,12 +184,12 @@ impl<H: Host> BackupSide<H> {
             if is_disk_full {
                 self.wait_for_disk();
             }
-            return Next::Wait { until_ns: now_ns + FULL_NS };
+            return Next::Wait { until_ns: now_ns + FULL_CHECK_NS };
         }
         if self.channel.is_clogged() {
             // A primary that doesn't read acknowledgements causes no more of them. Its silence
             // isn't excused by that.
-            return Next::Wait { until_ns: self.host.now_ns() + FULL_NS };
+            return Next::Wait { until_ns: self.host.now_ns() + FULL_CHECK_NS };
         }
         let mut reader = lock(&self.channel.reader);
         let Some(arrived) = reader.as_mut().map(ChannelReader::wait) else { return Next::Done };
@@ -232,10 +232,10 @@ impl<H: Host> BackupSide<H> {
     /// Handles the arbiter's answer or the next task.
     pub fn step_control<D: ArbiterTransport>(self: &Arc<Self>, control: &mut BackupControl<D>) -> Control {
         let now_ns = self.host.now_ns();
-        if let Some((end, until_ns)) = control.parting.take() {
-            if self.has_more_to_say() && now_ns < until_ns {
-                control.parting = Some((end, until_ns));
-                return Control::Next(Next::Wait { until_ns: now_ns + PARTING_LOOK_NS });
+        if let Some((end, until_ns)) = control.ending.take() {
+            if self.has_unsent_messages() && now_ns < until_ns {
+                control.ending = Some((end, until_ns));
+                return Control::Next(Next::Wait { until_ns: now_ns + END_CHECK_NS });
             }
             self.finish(false);
             return Control::End(end);
@@ -251,7 +251,7 @@ impl<H: Host> BackupSide<H> {
             return Control::Next(Next::Now);
         }
         let Some(task) = lock(&self.tasks).pop_front() else {
-            return Control::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
+            return Control::Next(Next::Wait { until_ns: now_ns + IDLE_CHECK_NS });
         };
         match task {
             ControlTask::CheckOwner => control.arbiter.ask(now_ns, Question::Latest),
@@ -260,7 +260,7 @@ impl<H: Host> BackupSide<H> {
                 self.finish(true);
                 return Control::GoLive(generation);
             }
-            ControlTask::End(end) => control.parting = Some((end, now_ns + PARTING_NS)),
+            ControlTask::End(end) => control.ending = Some((end, now_ns + LAST_MESSAGES_NS)),
         }
         Control::Next(Next::Now)
     }

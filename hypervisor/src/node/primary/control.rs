@@ -15,17 +15,17 @@ use std::sync::atomic::Ordering;
 
 /// How often the control step checks whether the guest still waits for its first backup and whether
 /// the disk stalls, in nanoseconds.
-const WATCH_NS: u64 = 50_000_000;
+const IDLE_CHECK_NS: u64 = 50_000_000;
 
 /// How often an ending side checks whether its last outputs and messages have left, in nanoseconds.
-const PARTING_LOOK_NS: u64 = 1_000_000;
+const END_CHECK_NS: u64 = 1_000_000;
 
 /// How long an ended VM waits for the network to carry the guest's last outputs, in nanoseconds.
-const LAST_WORDS_NS: u64 = 500_000_000;
+const LAST_OUTPUTS_NS: u64 = 500_000_000;
 
 /// How long an ending side waits for its backup to read the last messages, in nanoseconds; counted
 /// from the end of the wait for outputs.
-const PARTING_NS: u64 = 1_000_000_000;
+const LAST_MESSAGES_NS: u64 = 1_000_000_000;
 
 /// The result of a control step.
 #[derive(Debug)]
@@ -38,12 +38,12 @@ pub enum PrimaryStep {
 
 /// An end that waits, for a bounded time, until the last outputs and messages have left.
 #[derive(Debug)]
-struct Parting {
+struct PrimaryEnding {
     end: LiveEnd,
     /// Until when it waits for the network to carry the guest's last outputs.
-    words_until_ns: u64,
+    outputs_until_ns: u64,
     /// Until when it waits for the backup to read the last messages.
-    backup_until_ns: u64,
+    messages_until_ns: u64,
 }
 
 /// The state of the control step.
@@ -56,7 +56,7 @@ pub struct PrimaryControl<D> {
     disk: Option<DiskWatch>,
     /// The pending question is about a flag that the arbiter has lost and the owner claims again.
     is_refilling: bool,
-    parting: Option<Parting>,
+    ending: Option<PrimaryEnding>,
 }
 
 impl<D: ArbiterTransport> PrimaryControl<D> {
@@ -80,14 +80,14 @@ impl<H: Host> PrimarySide<H> {
             self.report_alone();
         }
         let first_backup_wait = WaitReports::since(self.host.now_ns());
-        PrimaryControl { arbiter, first_backup_wait, was_alone, disk, is_refilling: false, parting: None }
+        PrimaryControl { arbiter, first_backup_wait, was_alone, disk, is_refilling: false, ending: None }
     }
 
     /// Handles the arbiter's answer or the role's next action. Without either it checks the waits
     /// that an operator has to be told of.
     pub fn step_control<D: ArbiterTransport>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
-        if control.parting.is_some() {
-            return self.part(control);
+        if control.ending.is_some() {
+            return self.step_ending(control);
         }
         if control.arbiter.is_asking() {
             return PrimaryStep::Next(self.wait_for_answer(control));
@@ -99,7 +99,7 @@ impl<H: Host> PrimarySide<H> {
             if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
                 self.host.report(&report);
             }
-            return PrimaryStep::Next(Next::Wait { until_ns: now_ns + WATCH_NS });
+            return PrimaryStep::Next(Next::Wait { until_ns: now_ns + IDLE_CHECK_NS });
         };
         match action {
             PrimaryAction::Claim(request) => {
@@ -111,8 +111,8 @@ impl<H: Host> PrimarySide<H> {
                 control.arbiter.ask(self.host.now_ns(), Question::Claim(request));
             }
             PrimaryAction::Look => control.arbiter.ask(self.host.now_ns(), Question::Latest),
-            PrimaryAction::HandOver => return self.begin_parting(control, LiveEnd::HandedOver),
-            PrimaryAction::End(end) => return self.begin_parting(control, LiveEnd::Role(end)),
+            PrimaryAction::HandOver => return self.begin_ending(control, LiveEnd::HandedOver),
+            PrimaryAction::End(end) => return self.begin_ending(control, LiveEnd::Role(end)),
             PrimaryAction::ClaimsLost { latest } => self.host.report(&NodeReport::ClaimsLost {
                 vm: self.identity.vm.to_string(),
                 generation: self.generation.load(Ordering::Relaxed),
@@ -160,32 +160,33 @@ impl<H: Host> PrimarySide<H> {
         Next::Now
     }
 
-    fn begin_parting<D>(&self, control: &mut PrimaryControl<D>, end: LiveEnd) -> PrimaryStep {
+    fn begin_ending<D>(&self, control: &mut PrimaryControl<D>, end: LiveEnd) -> PrimaryStep {
         let now_ns = self.host.now_ns();
         // After these ends there is no backup to send outputs that the network hasn't carried yet.
-        let has_last_words = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
-        let words_until_ns = if has_last_words { now_ns + LAST_WORDS_NS } else { now_ns };
-        control.parting = Some(Parting { end, words_until_ns, backup_until_ns: words_until_ns + PARTING_NS });
-        self.part(control)
+        let has_last_outputs = matches!(end, LiveEnd::Role(PrimaryEnd::GuestStopped(_) | PrimaryEnd::Retired));
+        let outputs_until_ns = if has_last_outputs { now_ns + LAST_OUTPUTS_NS } else { now_ns };
+        control.ending =
+            Some(PrimaryEnding { end, outputs_until_ns, messages_until_ns: outputs_until_ns + LAST_MESSAGES_NS });
+        self.step_ending(control)
     }
 
     /// Ends the side once its last outputs and messages have left, or the time for that is over.
-    fn part<D>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
+    fn step_ending<D>(&self, control: &mut PrimaryControl<D>) -> PrimaryStep {
         self.write_outgoing();
         self.write_released();
         let now_ns = self.host.now_ns();
         let has_left = lock(&self.role).gate().has_all_left();
-        let waits = |parting: &Parting| {
-            (!has_left && now_ns < parting.words_until_ns)
-                || (self.has_more_to_say() && now_ns < parting.backup_until_ns)
+        let waits = |ending: &PrimaryEnding| {
+            (!has_left && now_ns < ending.outputs_until_ns)
+                || (self.has_unsent_messages() && now_ns < ending.messages_until_ns)
         };
-        match control.parting.take_if(|parting| !waits(parting)) {
-            Some(Parting { end, .. }) => PrimaryStep::End(end),
-            None => PrimaryStep::Next(Next::Wait { until_ns: now_ns + PARTING_LOOK_NS }),
+        match control.ending.take_if(|ending| !waits(ending)) {
+            Some(PrimaryEnding { end, .. }) => PrimaryStep::End(end),
+            None => PrimaryStep::Next(Next::Wait { until_ns: now_ns + END_CHECK_NS }),
         }
     }
 
-    fn has_more_to_say(&self) -> bool {
+    fn has_unsent_messages(&self) -> bool {
         lock(&self.role).has_outgoing() || !self.channel.is_idle()
     }
 

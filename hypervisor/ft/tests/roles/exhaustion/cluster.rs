@@ -232,7 +232,7 @@ impl Cluster {
         self.log_entries = primary.story().entries();
         match primary.end.clone() {
             None => {}
-            // The process ends when the last words have left.
+            // The process ends when the last outputs have left.
             Some(PrimaryEnd::GuestStopped(_)) if primary.role.gate().next_to_leave() < primary.role.gate().end() => {}
             Some(PrimaryEnd::GuestStopped(_)) => {
                 let claims = &self.outside.arbiter.claims;
