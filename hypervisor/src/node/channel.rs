@@ -36,7 +36,7 @@ pub(crate) fn serve<T>(resource: &Mutex<T>, mut is_pending: impl FnMut() -> bool
 ///
 /// # Errors
 /// Of the connection; `WouldBlock` if it is full, because the peer has read nothing so far.
-pub(crate) fn say<C: Connection>(connection: &C, message: &Message) -> io::Result<()> {
+pub(crate) fn send_message<C: Connection>(connection: &C, message: &Message) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     let sent = connection.send(&bytes)?;
@@ -167,7 +167,7 @@ pub struct Channel<C> {
     /// The connection, to wait for messages and to cut it.
     connection: Mutex<Option<Arc<C>>>,
     /// The connection was full, and a rest is still to be sent.
-    is_clogged: AtomicBool,
+    is_blocked: AtomicBool,
     /// Bytes sent, over all connections.
     sent: AtomicU64,
 }
@@ -178,7 +178,7 @@ impl<C> Default for Channel<C> {
             writer: Mutex::new(ChannelWriter { connection: None, buffer: Vec::new(), sent: 0 }),
             reader: Mutex::default(),
             connection: Mutex::default(),
-            is_clogged: AtomicBool::default(),
+            is_blocked: AtomicBool::default(),
             sent: AtomicU64::default(),
         }
     }
@@ -193,7 +193,7 @@ impl<C: Connection> Channel<C> {
         let mut writer = lock(&self.writer);
         *writer = ChannelWriter { connection: Some(connection), buffer: std::mem::take(&mut writer.buffer), sent: 0 };
         writer.buffer.clear();
-        self.is_clogged.store(false, Ordering::SeqCst);
+        self.is_blocked.store(false, Ordering::SeqCst);
     }
 
     /// The connection, to wait for messages; `None` once it has been cut.
@@ -210,21 +210,21 @@ impl<C: Connection> Channel<C> {
 
     /// `true` if the connection was full, so that [`Channel::send`] must be called again soon.
     #[must_use]
-    pub fn is_clogged(&self) -> bool {
-        self.is_clogged.load(Ordering::SeqCst)
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::SeqCst)
     }
 
     /// `true` if everything given to [`Channel::send`] has been sent.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        !self.is_clogged() && !matches!(self.writer.try_lock(), Err(TryLockError::WouldBlock))
+        !self.is_blocked() && !matches!(self.writer.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Sends the rest that the connection had not taken, and then what `fill` writes for as long as
     /// `has_more`. Returns at once if the connection is full or another thread is sending.
     pub fn send(&self, has_more: impl Fn() -> bool, mut fill: impl FnMut(&mut Vec<u8>)) {
-        let mut tries_again = self.is_clogged();
-        while std::mem::take(&mut tries_again) || (has_more() && !self.is_clogged()) {
+        let mut tries_again = self.is_blocked();
+        while std::mem::take(&mut tries_again) || (has_more() && !self.is_blocked()) {
             // The thread that holds the writer checks for more after unlocking it.
             let mut writer = match self.writer.try_lock() {
                 Ok(writer) => writer,
@@ -235,7 +235,7 @@ impl<C: Connection> Channel<C> {
             while is_free && has_more() {
                 is_free = writer.send(&self.sent, &mut fill);
             }
-            self.is_clogged.store(!is_free, Ordering::SeqCst);
+            self.is_blocked.store(!is_free, Ordering::SeqCst);
         }
     }
 
@@ -249,7 +249,7 @@ impl<C: Connection> Channel<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::say;
+    use super::send_message;
     use logchannel::message::Message;
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};
@@ -267,7 +267,7 @@ mod tests {
         let sender = move || {
             let reason = "a".repeat(4000);
             let error = loop {
-                if let Err(error) = say(&stream, &Message::Refused { reason: reason.clone() }) {
+                if let Err(error) = send_message(&stream, &Message::Refused { reason: reason.clone() }) {
                     break error;
                 }
             };

@@ -65,13 +65,13 @@ impl ProcessHost {
 
     /// Calls `step` on this thread until it is done. [`Host::wake`] with `kind` ends its waits.
     pub fn run(&self, kind: StepKind, mut step: impl FnMut() -> Next) {
-        self.is_run_here(kind);
+        self.register_thread(kind);
         while wait(&step()) {}
     }
 
     /// Makes this thread the one that runs steps of this kind: gives it their priority, and the
     /// wakes for them.
-    pub fn is_run_here(&self, kind: StepKind) {
+    pub fn register_thread(&self, kind: StepKind) {
         if kind.priority() == Priority::Urgent {
             priority::raise();
         }

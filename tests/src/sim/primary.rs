@@ -43,7 +43,7 @@ pub(super) struct Primary {
     control_ns: u64,
     vcpu_ns: u64,
     /// A word of the backup's is taken up at once.
-    hears_backup: bool,
+    wakes_for_backup: bool,
     /// The guest sleeps until a packet comes.
     is_waiting: bool,
     /// When the guest's clock was looked at last.
@@ -124,7 +124,7 @@ impl Primary {
             timers_ns: env.now_ns,
             control_ns: env.now_ns,
             vcpu_ns: env.now_ns,
-            hears_backup: false,
+            wakes_for_backup: false,
             is_waiting: false,
             looked_ns: env.now_ns,
             exit: None,
@@ -288,7 +288,7 @@ impl Primary {
     }
 
     fn run_guest(&mut self, env: &mut Env) -> Result<(), Exit> {
-        if self.vcpu_ns > env.now_ns && !self.hears_backup && !self.host.was_woken(StepKind::Vcpu) {
+        if self.vcpu_ns > env.now_ns && !self.wakes_for_backup && !self.host.was_woken(StepKind::Vcpu) {
             return Ok(());
         }
         self.look_at_clock(env);
@@ -302,13 +302,13 @@ impl Primary {
         }
         let copy_ns = if is_copying { COPY_NS } else { 0 };
         let busy_ns = env.now_ns + 1_000 + copy_ns + ran * self.me.setup.ns_per_step;
-        (self.hears_backup, self.is_waiting) = (false, false);
+        (self.wakes_for_backup, self.is_waiting) = (false, false);
         self.vcpu_ns = match next {
             VcpuNext::Now => busy_ns,
             VcpuNext::Spin => busy_ns + SPIN_NS,
             VcpuNext::Pause { until_ns } => until_ns.max(busy_ns),
-            VcpuNext::Sleep { until_ns, sleeper, hears_backup } => {
-                self.hears_backup = hears_backup;
+            VcpuNext::Sleep { until_ns, sleeper, wakes_for_backup } => {
+                self.wakes_for_backup = wakes_for_backup;
                 self.is_waiting = sleeper == Sleeper::Waiting;
                 let timer = self.vcpu.machine().timer_deadline().filter(|_| self.is_waiting);
                 let timer_ns = timer.map_or(u64::MAX, |ticks| self.vcpu.source().clock().ns_of(ticks));

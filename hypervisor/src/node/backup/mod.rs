@@ -150,7 +150,7 @@ pub fn run(
         })?
     };
     let mut control = BackupControl::new(node.arbiter_client());
-    host.is_run_here(StepKind::Control);
+    host.register_thread(StepKind::Control);
     let generation = loop {
         match side.step_control(&mut control) {
             Control::Next(next) => _ = wait(&next),

@@ -4,7 +4,7 @@
 //! operator says. Without an answer they would take this node for a primary that doesn't respond,
 //! and their connections would still be in the accept queue when this node has gone live.
 
-use crate::node::channel::say;
+use crate::node::channel::send_message;
 use crate::node::host::Connection;
 use crate::os::accept::AcceptTrouble;
 use logchannel::message::Message;
@@ -114,7 +114,7 @@ impl<C> Default for NoPrimaryAnswers<C> {
 impl<C: Connection> NoPrimaryAnswers<C> {
     /// Tells the peer that there is no primary here, without waiting for it.
     pub fn answer(&mut self, connection: Arc<C>) {
-        if say(&*connection, &Message::NoPrimary).is_ok() {
+        if send_message(&*connection, &Message::NoPrimary).is_ok() {
             self.answered.push_back(connection);
         }
         if self.answered.len() > KEPT_MAX

@@ -186,7 +186,7 @@ impl<H: Host> BackupSide<H> {
             }
             return Next::Wait { until_ns: now_ns + FULL_CHECK_NS };
         }
-        if self.channel.is_clogged() {
+        if self.channel.is_blocked() {
             // A primary that doesn't read acknowledgements causes no more of them. Its silence
             // isn't excused by that.
             return Next::Wait { until_ns: self.host.now_ns() + FULL_CHECK_NS };

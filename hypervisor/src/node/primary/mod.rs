@@ -100,7 +100,7 @@ impl LiveVm {
         let controlled = thread::Builder::new().name(StepKind::Control.name().into()).spawn({
             let side = side.clone();
             move || {
-                host.is_run_here(StepKind::Control);
+                host.register_thread(StepKind::Control);
                 loop {
                     match side.step_control(&mut control) {
                         PrimaryStep::Next(next) => _ = wait(&next),
@@ -218,8 +218,8 @@ fn run_vcpu(side: &PrimarySide<ProcessHost>, mut vcpu: Vcpu<ProcessHost>) -> Mac
             VcpuNext::Pause { until_ns } => {
                 thread::sleep(Duration::from_nanos(until_ns.saturating_sub(clock::now_ns())));
             }
-            VcpuNext::Sleep { until_ns, sleeper, hears_backup } => {
-                let channel = if hears_backup { side.channel.connection() } else { None };
+            VcpuNext::Sleep { until_ns, sleeper, wakes_for_backup } => {
+                let channel = if wakes_for_backup { side.channel.connection() } else { None };
                 let machine = (sleeper == Sleeper::Waiting).then(|| vcpu.machine());
                 vcpu.source().sleep(machine, channel.as_ref().map(|stream| stream.as_fd()), until_ns);
             }

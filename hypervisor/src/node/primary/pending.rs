@@ -2,7 +2,7 @@
 //! backups, and spares.
 
 use super::side::PrimarySide;
-use crate::node::channel::{Arrived, ChannelReader, lock, say};
+use crate::node::channel::{Arrived, ChannelReader, lock, send_message};
 use crate::node::host::{Connection, Host, Next, StepKind};
 use crate::node::reports::NodeReport;
 use crate::os::rate_limit::LeftOut;
@@ -75,7 +75,7 @@ enum PendingStage {
     /// It asks to join this VM. `messages` are the messages after its `Join`.
     Asking { vm: VmId, messages: Vec<Message> },
     /// It is a spare: it waits for the current backup's place.
-    Spare { vm: VmId, messages: Vec<Message>, heard_ns: u64, sent_ns: u64 },
+    Spare { vm: VmId, messages: Vec<Message>, received_ns: u64, sent_ns: u64 },
     /// It is the backup, and this step sends it the guest's memory.
     Joining,
 }
@@ -106,8 +106,8 @@ impl<H: Host> PrimarySide<H> {
         let outcome = match stage {
             PendingStage::Silent { until_ns } => self.read_request(pending, until_ns),
             PendingStage::Asking { vm, messages } => self.admit_backup(pending, vm, messages),
-            PendingStage::Spare { vm, messages, heard_ns, sent_ns } => {
-                let outcome = self.check_spare(pending, vm, messages, (heard_ns, sent_ns));
+            PendingStage::Spare { vm, messages, received_ns, sent_ns } => {
+                let outcome = self.check_spare(pending, vm, messages, (received_ns, sent_ns));
                 if !matches!(outcome, PendingOutcome::Continue(PendingStage::Spare { .. }, _)) {
                     self.spares.fetch_sub(1, Ordering::AcqRel);
                 }
@@ -204,7 +204,7 @@ impl<H: Host> PrimarySide<H> {
             return PendingOutcome::Close;
         }
         let generation = lock(&self.role).generation();
-        match say(&*pending.connection, &Message::Owner { node: self.identity.node, generation }) {
+        match send_message(&*pending.connection, &Message::Owner { node: self.identity.node, generation }) {
             Ok(()) => PendingOutcome::Close,
             Err(error) => PendingOutcome::Fail(error.to_string()),
         }
@@ -215,7 +215,7 @@ impl<H: Host> PrimarySide<H> {
         if !take_slot(&self.spares, SPARES_MAX) {
             return PendingOutcome::Refuse("enough backups wait here already".into());
         }
-        if let Err(error) = say(&*pending.connection, &Message::Wait) {
+        if let Err(error) = send_message(&*pending.connection, &Message::Wait) {
             self.spares.fetch_sub(1, Ordering::AcqRel);
             return PendingOutcome::Fail(error.to_string());
         }
@@ -223,7 +223,7 @@ impl<H: Host> PrimarySide<H> {
             self.host.report(&NodeReport::SpareWaits { address: pending.address.clone(), left_out });
         }
         let now_ns = self.host.now_ns();
-        let stage = PendingStage::Spare { vm, messages, heard_ns: now_ns, sent_ns: now_ns };
+        let stage = PendingStage::Spare { vm, messages, received_ns: now_ns, sent_ns: now_ns };
         PendingOutcome::Continue(stage, Next::Wait { until_ns: now_ns + SPARE_CHECK_NS })
     }
 
@@ -232,7 +232,7 @@ impl<H: Host> PrimarySide<H> {
         pending: &mut PendingConnection<H>,
         vm: VmId,
         messages: Vec<Message>,
-        (mut heard_ns, mut sent_ns): (u64, u64),
+        (mut received_ns, mut sent_ns): (u64, u64),
     ) -> PendingOutcome {
         let Some(reader) = &mut pending.reader else { return PendingOutcome::Close };
         if self.is_over() || lock(&self.role).can_take_backup(&vm).is_ok() {
@@ -242,20 +242,20 @@ impl<H: Host> PrimarySide<H> {
         let now_ns = self.host.now_ns();
         match reader.take() {
             Arrived::Messages(messages) if messages.is_empty() => {}
-            Arrived::Messages(_) => heard_ns = now_ns,
+            Arrived::Messages(_) => received_ns = now_ns,
             Arrived::Last { reason, .. } => return PendingOutcome::Fail(reason),
         }
-        if now_ns.saturating_sub(heard_ns) >= timing.failure_timeout_ns {
+        if now_ns.saturating_sub(received_ns) >= timing.failure_timeout_ns {
             return PendingOutcome::Refuse("it was silent for too long".into());
         }
         if now_ns.saturating_sub(sent_ns) >= timing.heartbeat_ns {
-            if let Err(error) = say(&*pending.connection, &Message::Heartbeat) {
+            if let Err(error) = send_message(&*pending.connection, &Message::Heartbeat) {
                 return PendingOutcome::Fail(error.to_string());
             }
             sent_ns = now_ns;
         }
         PendingOutcome::Continue(
-            PendingStage::Spare { vm, messages, heard_ns, sent_ns },
+            PendingStage::Spare { vm, messages, received_ns, sent_ns },
             Next::Wait { until_ns: now_ns + SPARE_CHECK_NS },
         )
     }
@@ -280,5 +280,5 @@ fn take_slot(taken: &AtomicUsize, max: usize) -> bool {
 
 /// Tells a pending connection why it is refused, if it still reads.
 pub(in crate::node) fn refuse(connection: &impl Connection, reason: &str) {
-    let _ = say(connection, &Message::Refused { reason: reason.into() });
+    let _ = send_message(connection, &Message::Refused { reason: reason.into() });
 }

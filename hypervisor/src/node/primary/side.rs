@@ -133,7 +133,7 @@ impl<H: Host> PrimarySide<H> {
         if self.is_over() {
             return Next::Done;
         }
-        self.hear_backup();
+        self.receive_messages();
         self.drive(PrimaryRole::handle_tick);
         let tick_ns = if self.holding.load(Ordering::Acquire) { TICK_WHILE_HOLDING_NS } else { TICK_NS };
         Next::Wait { until_ns: self.host.now_ns() + tick_ns }
@@ -241,7 +241,7 @@ impl<H: Host> PrimarySide<H> {
 
     /// Gives the role the backup's messages, unless another thread is doing it. The reader stays
     /// locked until the role has them, which keeps them in order.
-    pub fn hear_backup(&self) {
+    pub fn receive_messages(&self) {
         let Ok(mut reader) = self.channel.reader.try_lock() else { return };
         let Some(arrived) = reader.as_mut().map(ChannelReader::take) else { return };
         let (messages, end) = match arrived {

@@ -75,7 +75,7 @@ pub enum VcpuNext {
         /// Whether the guest's inputs and its timer end the sleep.
         sleeper: Sleeper,
         /// Whether a message of the backup ends the sleep.
-        hears_backup: bool,
+        wakes_for_backup: bool,
     },
     /// Never: the side has ended.
     Done,
@@ -194,7 +194,7 @@ impl<H: Host> PrimarySide<H> {
             return self.end_log(vcpu);
         }
         if vcpu.has_slept {
-            self.hear_backup();
+            self.receive_messages();
         }
         // Every call reads the guest's clock, whatever else it does: a gap between two readings
         // counts as a pause, in which the host didn't run this thread.
@@ -234,7 +234,7 @@ impl<H: Host> PrimarySide<H> {
             self.host.report(&NodeReport::from(trouble));
         }
         if holding {
-            self.hear_backup();
+            self.receive_messages();
         }
         match slice {
             Slice::Ran if share < FULL_SHARE => self.slow(vcpu, share, began_ns, began_at),
@@ -393,7 +393,7 @@ impl<H: Host> PrimarySide<H> {
     /// release outputs or let the guest run. The sleep is short while memory is to be copied, or
     /// while the disk is full.
     fn sleep(&self, vcpu: &mut Vcpu<H>, sleeper: Sleeper) -> VcpuNext {
-        let hears_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
+        let wakes_for_backup = self.holding.load(Ordering::Acquire) || !self.may_run.load(Ordering::Acquire);
         let is_joining = self.copying.load(Ordering::Acquire);
         if is_joining && !vcpu.machine().has_output() && lock(&self.role).wants_copy() {
             // While the guest is idle, the step copies at full speed.
@@ -403,7 +403,7 @@ impl<H: Host> PrimarySide<H> {
         let sleep_ns = if is_copying { SLEEP_NS_MAX_WHILE_COPYING } else { SLEEP_NS_MAX };
         // A stopped guest's sleeps must be short enough not to count as pauses of the host.
         let until_ns = vcpu.recorder.source_mut().now_ns() + sleep_ns;
-        VcpuNext::Sleep { until_ns, sleeper, hears_backup }
+        VcpuNext::Sleep { until_ns, sleeper, wakes_for_backup }
     }
 }
 
