@@ -441,7 +441,7 @@ fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
         let machine = Machine::new(&session.config, &image).unwrap();
         let node = Node { network: Some(network), ..node(1, &arbiter) };
         // It doesn't look by itself within this test.
-        let timing = Timing { look_ns: 600_000_000_000, ..patient() };
+        let timing = Timing { claim_check_ns: 600_000_000_000, ..patient() };
         let primary = Running::start(node, PrimaryRole::alone(NodeId(1), session, timing), machine);
         refused.recv_timeout(TIMEOUT).unwrap();
         // Seen by the look after this refusal, or by that after the next.

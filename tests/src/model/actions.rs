@@ -66,8 +66,8 @@ pub enum Action {
     Latest(usize),
     /// A node asks for the latest claim and is told nothing.
     NoLatest(usize),
-    /// An owner looks after its claim.
-    Look(usize),
+    /// An owner checks its claim at the arbiter.
+    CheckClaim(usize),
     /// An owner claims a flag again that the arbiter has lost, and is told how that went.
     Refill(usize),
     /// The arbiter loses its claims.
@@ -88,7 +88,7 @@ impl State {
                 Node::Owner(_) => self.owner_actions(index, actions),
                 Node::Vacant | Node::Gone(_) => continue,
             }
-            if node.is_looking() {
+            if node.is_checking() {
                 actions.push(Action::Latest(index));
                 actions.push(Action::NoLatest(index));
             }
@@ -163,9 +163,9 @@ impl State {
         }
         if owner.refilling.is_some() {
             actions.push(Action::Refill(index));
-        } else if self.arbiter.has_forgotten && !owner.is_looking {
+        } else if self.arbiter.has_forgotten && !owner.is_checking {
             // Before, it finds what it expects.
-            actions.push(Action::Look(index));
+            actions.push(Action::CheckClaim(index));
         }
         if owner.may_run() {
             actions.push(Action::GuestRuns(index));
@@ -217,7 +217,7 @@ impl State {
             | Action::DecideLate(_)
             | Action::Latest(_)
             | Action::NoLatest(_)
-            | Action::Look(_)
+            | Action::CheckClaim(_)
             | Action::Refill(_)
             | Action::Forget
             | Action::Crash(_)

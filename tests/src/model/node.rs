@@ -45,7 +45,7 @@ pub(super) struct Backup {
     pub(super) work: VecDeque<VecDeque<LogEntry>>,
     pub(super) asking: Option<ClaimRequest>,
     /// It asks for the latest claim.
-    pub(super) is_looking: bool,
+    pub(super) is_checking: bool,
 }
 
 /// A primary and its driver.
@@ -60,7 +60,7 @@ pub(super) struct Owner {
     pub(super) must_flush: bool,
     pub(super) asking: Option<ClaimRequest>,
     /// It asks for the latest claim.
-    pub(super) is_looking: bool,
+    pub(super) is_checking: bool,
     /// It asks for a flag that the arbiter has lost.
     pub(super) refilling: Option<ClaimRequest>,
     /// Whose connection it listens to.
@@ -87,7 +87,7 @@ impl Owner {
             has_logged_end: false,
             must_flush: false,
             asking: None,
-            is_looking: false,
+            is_checking: false,
             refilling: None,
             backup: None,
             end: None,
@@ -151,10 +151,10 @@ impl Node {
     }
 
     /// It asks for the latest claim.
-    pub(super) const fn is_looking(&self) -> bool {
+    pub(super) const fn is_checking(&self) -> bool {
         match self {
-            Self::Backup(backup) => backup.is_looking,
-            Self::Owner(owner) => owner.is_looking,
+            Self::Backup(backup) => backup.is_checking,
+            Self::Owner(owner) => owner.is_checking,
             Self::Vacant | Self::Spare | Self::Gone(_) => false,
         }
     }
@@ -184,11 +184,11 @@ pub(super) const TIMING: Timing = Timing {
     failure_timeout_ns: u64::MAX,
     claim_retry_ns: 0,
     lag_bound_ns: u64::MAX / 4,
-    look_ns: u64::MAX,
+    claim_check_ns: u64::MAX,
 };
 
-/// The same, of owners that look after their claims.
-pub(super) const LOOKING: Timing = Timing { look_ns: 0, ..TIMING };
+/// The timing of owners that check their claims.
+pub(super) const CHECKING_CLAIMS: Timing = Timing { claim_check_ns: 0, ..TIMING };
 
 /// A small machine.
 pub(super) fn config() -> MachineConfig {

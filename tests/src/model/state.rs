@@ -5,7 +5,7 @@ use super::actions::Action;
 use super::disk::Disk;
 use super::environment::{Arbiter, Channel, Lan, messages, node_id};
 use super::guest::Guest;
-use super::node::{Backup, End, LOOKING, NOW_NS, Node, Owner, TIMING, config};
+use super::node::{Backup, CHECKING_CLAIMS, End, NOW_NS, Node, Owner, TIMING, config};
 use super::shared::Shared;
 use ft::claim::{ClaimKind, Verdict};
 use ft::output_gate::Released;
@@ -81,7 +81,7 @@ impl State {
     /// An owner that has just started, alone or with a backup that protects it.
     pub(super) fn initial(model: &Cluster) -> Self {
         let guest = Guest::new(model.outputs, model.powers_off);
-        let timing = if model.vanishings > 0 { LOOKING } else { TIMING };
+        let timing = if model.vanishings > 0 { CHECKING_CLAIMS } else { TIMING };
         let has_logs = model.restarts > 0;
         let disk_log = if has_logs { DiskLogState::Promised } else { DiskLogState::None };
         let role = PrimaryRole::alone(node_id(0), session(), timing).with_disk_log(disk_log);
@@ -184,7 +184,7 @@ impl State {
                 next.handle_latest(node, &latest)
             }
             Action::NoLatest(node) => next.handle_latest(node, &LatestAnswer::Unreachable),
-            Action::Look(node) => next.drive_owner(node, |owner| owner.role.handle_tick(NOW_NS)),
+            Action::CheckClaim(node) => next.drive_owner(node, |owner| owner.role.handle_tick(NOW_NS)),
             Action::Refill(node) => {
                 let request = next.nodes[node].owner()?.refilling?;
                 next.decide(node, request);
@@ -242,11 +242,11 @@ impl State {
     fn handle_latest(&mut self, node: usize, answer: &LatestAnswer) -> Option<()> {
         match &*self.nodes[node] {
             Node::Owner(_) => self.drive_owner(node, |owner| {
-                owner.is_looking = false;
+                owner.is_checking = false;
                 owner.role.handle_latest(NOW_NS, answer.clone());
             }),
             Node::Backup(_) => self.drive_backup(node, |backup| {
-                backup.is_looking = false;
+                backup.is_checking = false;
                 backup.role.handle_owner(NOW_NS, answer.clone());
                 backup.role.handle_tick(NOW_NS);
             }),
@@ -296,7 +296,7 @@ impl State {
         for action in actions {
             match action {
                 PrimaryAction::Claim(request) => owner.asking = Some(request),
-                PrimaryAction::Look => owner.is_looking = true,
+                PrimaryAction::CheckClaim => owner.is_checking = true,
                 PrimaryAction::Refill(request) => owner.refilling = Some(request),
                 PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)
@@ -448,7 +448,7 @@ impl State {
         // The wish to join.
         role.poll_outgoing(&mut Vec::new());
         let joining =
-            Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None, is_looking: false };
+            Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None, is_checking: false };
         self.nodes[backup] = Shared::new(Node::Backup(Box::new(joining)));
         self.channels[backup] = Shared::new(Channel::open(primary));
         let mut taken = Ok(());
@@ -489,7 +489,7 @@ impl State {
         while let Some(action) = backup.role.poll_action() {
             match action {
                 BackupAction::Begin(session) => backup.session = Some(session),
-                BackupAction::CheckOwner => backup.is_looking = true,
+                BackupAction::CheckOwner => backup.is_checking = true,
                 BackupAction::Protected(_) if self.is_mistaken(node) => self.broke(Rule::OneArbiter),
                 BackupAction::Protected(generation) => {
                     self.edit_disk(node, |disk| disk.become_kind(LogWriterKind::Backup, generation));
@@ -527,7 +527,7 @@ impl State {
         session.generation = generation;
         let (_, first) = backup.role.cursors();
         let unsent = backup.role.take_unsent();
-        let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { LOOKING } else { TIMING };
+        let timing = if self.faults.vanishings > 0 || self.arbiter.has_forgotten { CHECKING_CLAIMS } else { TIMING };
         let clock = backup.role.take_over_clock(NOW_NS, 0);
         let next_output = backup.role.next_output();
         self.edit_disk(node, |disk| disk.become_kind(LogWriterKind::Owner, generation));

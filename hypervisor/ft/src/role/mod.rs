@@ -58,15 +58,15 @@
 //! `handle_tick` comes at least every few milliseconds, because all timeouts depend on it. Messages
 //! come in the order in which they were sent, and `handle_disconnect` after the last.
 //!
-//! Each claim, look and check that a role asks for is answered once; if the arbiter can't be asked,
+//! Each claim and check that a role asks for is answered once; if the arbiter can't be asked,
 //! that is the answer, and the role asks again when it is time to.
 //!
 //! The roles assert the order of their cursors where they change, in release builds too: a bug of
 //! ours must not cost the Output Rule. Numbers that a peer says are checked before they get so far.
 //!
 //! A backup accepts only when its own arbiter knows the primary, by its node, as the owner of the
-//! pair's generation. An owner looks after its claim now and then, and makes it again if the
-//! arbiter has lost it ([`PrimaryAction::Look`]).
+//! pair's generation. An owner checks its claim periodically, and makes it again if the
+//! arbiter has lost it ([`PrimaryAction::CheckClaim`]).
 
 mod backup;
 mod disk_log;
@@ -99,7 +99,7 @@ pub struct Timing {
     pub lag_bound_ns: u64,
     /// The interval at which the owner checks its claim at the arbiter, in nanoseconds; `u64::MAX`
     /// for never.
-    pub look_ns: u64,
+    pub claim_check_ns: u64,
 }
 
 // One heartbeat that is late causes no failover.
@@ -118,7 +118,7 @@ impl Timing {
         failure_timeout_ns: 1_000_000_000,
         claim_retry_ns: 100_000_000,
         lag_bound_ns: 100_000_000,
-        look_ns: 5_000_000_000,
+        claim_check_ns: 5_000_000_000,
     };
 
     /// How long a backup that is heard may make no progress, in nanoseconds: restoring the machine,
@@ -207,7 +207,7 @@ impl Claiming {
     }
 
     /// Time has passed.
-    fn look(&mut self, now_ns: u64) {
+    fn pass_time(&mut self, now_ns: u64) {
         self.since_ns.get_or_insert(now_ns);
     }
 

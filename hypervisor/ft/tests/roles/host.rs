@@ -44,7 +44,7 @@ impl OutputRule {
                 self.suspend();
             }
             PrimaryAction::CloseChannel { .. }
-            | PrimaryAction::Look
+            | PrimaryAction::CheckClaim
             | PrimaryAction::Claim(_)
             | PrimaryAction::Refill(_)
             | PrimaryAction::ClaimsLost { .. }

@@ -27,8 +27,8 @@ impl Pair {
     }
 
     /// The owner looks after its claim. Nobody is lost meanwhile.
-    fn look(&mut self) {
-        for _ in 0..=Timing::default().look_ns / (100 * MS) {
+    fn check_claim(&mut self) {
+        for _ in 0..=Timing::default().claim_check_ns / (100 * MS) {
             self.now_ns += 100 * MS;
             self.primary.handle_tick(self.now_ns);
             if self.is_joined {
@@ -64,7 +64,7 @@ impl Pair {
 fn a_lone_owner_claims_lost_flags_again_from_the_first_on_and_can_be_protected_again() {
     let mut pair = Pair::alone();
     pair.arbiter_forgets();
-    pair.look();
+    pair.check_claim();
     assert_eq!(pair.primary_actions.pop_front(), Some(PrimaryAction::ClaimsLost { latest: None }));
     assert_eq!(
         pair.primary_actions.front(),
@@ -90,7 +90,7 @@ fn an_arbiter_that_was_restored_to_an_older_state_gets_the_newer_flags_again() {
     let mut pair = Pair::alone();
     pair.arbiter_forgets();
     pair.arbiter.borrow_mut().claims.insert(0, claim_of(STRANGER));
-    pair.look();
+    pair.check_claim();
     let told = PrimaryAction::ClaimsLost { latest: Some(Generation(0)) };
     assert_eq!(pair.primary_actions.pop_front(), Some(told), "told loudly");
     assert_eq!(pair.primary_actions.front(), Some(&refill(STAND_IN, 1, Some(STRANGER))));
@@ -104,7 +104,7 @@ fn a_lost_flag_that_another_node_gets_first_fences_only_if_it_is_the_owners() {
     for taken in 0..G.0 {
         let mut pair = Pair::alone();
         pair.arbiter_forgets();
-        pair.look();
+        pair.check_claim();
         let mut told = pair.answer_refills(usize::try_from(taken).unwrap());
         assert_eq!(told.remove(0), PrimaryAction::ClaimsLost { latest: None });
         pair.arbiter.borrow_mut().claims.insert(taken, claim_of(STRANGER));
@@ -124,7 +124,7 @@ fn an_owner_whose_flag_is_another_nodes_is_fenced_at_its_look_and_lets_nothing_o
     for flag in [G.0 - 1, G.0, G.0 + 5] {
         let mut pair = Pair::alone();
         pair.arbiter.borrow_mut().claims.insert(flag, claim_of(STRANGER));
-        pair.look();
+        pair.check_claim();
         assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(STRANGER) }), "flag {flag}");
         pair.output();
         assert_eq!(pair.out, [0_u64; 0]);
@@ -135,8 +135,8 @@ fn an_owner_whose_flag_is_another_nodes_is_fenced_at_its_look_and_lets_nothing_o
 fn an_arbiter_that_can_not_be_asked_says_nothing_about_a_claim() {
     let mut pair = Pair::protected();
     pair.arbiter.borrow_mut().is_unreachable = true;
-    pair.look();
-    pair.look();
+    pair.check_claim();
+    pair.check_claim();
     assert!(pair.primary_actions.is_empty(), "{:?}", pair.primary_actions);
     assert!(pair.primary.is_protected());
 }
@@ -155,12 +155,12 @@ fn a_pair_that_breaks_before_its_backup_has_acknowledged_anything_new_stands_sti
     assert_eq!(told, expected);
     assert!(pair.primary.is_stranded() && !pair.primary.may_run());
     pair.output();
-    pair.look();
+    pair.check_claim();
     assert!(pair.primary_actions.is_empty(), "it doesn't claim: {:?}", pair.primary_actions);
     assert_eq!(pair.out, [0_u64; 0]);
     // The backup looks after its own claim, which is behind this owner's.
     pair.arbiter.borrow_mut().claims.insert(G.0, claim_of(BACKUP));
-    pair.look();
+    pair.check_claim();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
 }
 
@@ -183,7 +183,7 @@ fn a_backup_that_acknowledges_what_came_after_the_refill_has_won_nothing_before(
     for acknowledges in [false, true] {
         let mut pair = Pair::protected();
         pair.arbiter_forgets();
-        pair.look();
+        pair.check_claim();
         let told = pair.answer_refills(usize::MAX);
         assert_eq!(told, [PrimaryAction::ClaimsLost { latest: None }, PrimaryAction::ClaimsRestored(G)]);
         pair.log(EntryBody::Progress, None);
@@ -245,7 +245,7 @@ fn a_primary_is_accepted_only_by_a_backup_whose_arbiter_knows_its_node_as_the_ow
         (0, None),
     ] {
         // It doesn't look after its own claim here, and so isn't fenced by it.
-        let timing = Timing { look_ns: u64::MAX, ..Timing::default() };
+        let timing = Timing { claim_check_ns: u64::MAX, ..Timing::default() };
         let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session(), timing), expectation());
         pair.arbiter.borrow_mut().claims = known.map(|claim| (flag, claim)).into_iter().collect();
         pair.connect();
@@ -281,7 +281,7 @@ fn an_owner_that_a_lan_refuses_is_confirmed_by_the_arbiter_or_fenced() {
     let mut pair = Pair::alone();
     let refused = |pair: &mut Pair, answer: LatestAnswer| {
         pair.primary.handle_refusal();
-        assert_eq!(pair.primary.poll_action(), Some(PrimaryAction::Look));
+        assert_eq!(pair.primary.poll_action(), Some(PrimaryAction::CheckClaim));
         pair.primary.handle_latest(pair.now_ns, answer);
         pair.now_ns += 1000 * MS;
         pair.primary.poll_action()

@@ -110,7 +110,7 @@ impl<H: Host> PrimarySide<H> {
                 control.is_refilling = true;
                 control.arbiter.ask(self.host.now_ns(), Question::Claim(request));
             }
-            PrimaryAction::Look => control.arbiter.ask(self.host.now_ns(), Question::Latest),
+            PrimaryAction::CheckClaim => control.arbiter.ask(self.host.now_ns(), Question::Latest),
             PrimaryAction::HandOver => return self.begin_ending(control, LiveEnd::HandedOver),
             PrimaryAction::End(end) => return self.begin_ending(control, LiveEnd::Role(end)),
             PrimaryAction::ClaimsLost { latest } => self.host.report(&NodeReport::ClaimsLost {

@@ -171,7 +171,7 @@ impl<H: Host> PrimarySide<H> {
                 // Must be observed before any output leaves in the new generation.
                 PrimaryAction::Owner(generation) => self.host.observe(Observation::Owns(*generation)),
                 PrimaryAction::Claim(_)
-                | PrimaryAction::Look
+                | PrimaryAction::CheckClaim
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)

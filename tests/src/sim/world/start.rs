@@ -146,7 +146,7 @@ fn setup(random: &mut Random, disk_random: &mut Random) -> Setup {
         claim_retry_ns: 15 * MS,
         // With the longer one the full log buffer stops the guest, and not its slowness.
         lag_bound_ns: random.pick(&[50, 50, 50, 4_000]) * MS,
-        look_ns: 40 * MS,
+        claim_check_ns: 40 * MS,
     };
     Setup {
         vm: VMS[0].parse().unwrap_or_else(|error| panic!("{error}")),

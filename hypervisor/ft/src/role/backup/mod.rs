@@ -341,7 +341,7 @@ impl BackupRole {
         match &mut self.mode {
             Mode::Listening(_) => self.keep_in_touch(now_ns),
             Mode::Claiming(TakeOver { claiming, .. }) => {
-                claiming.look(now_ns);
+                claiming.pass_time(now_ns);
                 let request = claiming.poll(now_ns);
                 self.actions.extend(request.map(BackupAction::Claim));
             }

@@ -150,7 +150,7 @@ impl PrimaryRole {
     /// Asks for the flag again, if it may be claimed and it is time to.
     pub(super) fn ask_again_if_due(&mut self, now_ns: u64) {
         let Some(claiming) = self.mode.claiming_mut() else { return };
-        claiming.look(now_ns);
+        claiming.pass_time(now_ns);
         if self.standing.may_claim() {
             let request = claiming.poll(now_ns);
             self.actions.extend(request.map(PrimaryAction::Claim));

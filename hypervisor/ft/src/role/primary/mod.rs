@@ -39,7 +39,7 @@ pub enum PrimaryAction {
     Claim(ClaimRequest),
     /// Ask the arbiter for the VM's latest claim, and pass the answer to
     /// [`PrimaryRole::handle_latest`].
-    Look,
+    CheckClaim,
     /// Do a test-and-set of a flag that the arbiter has lost, and pass the answer to
     /// [`PrimaryRole::handle_refill`].
     Refill(ClaimRequest),
@@ -356,7 +356,7 @@ impl PrimaryRole {
     /// Time has passed: heartbeats, timeouts, entries that have waited long enough.
     pub fn handle_tick(&mut self, now_ns: u64) {
         self.lose_overdue_backup(now_ns);
-        self.look_if_due(now_ns);
+        self.check_claim_if_due(now_ns);
         self.ask_again_if_due(now_ns);
         self.flush_if_due(now_ns);
         // Not only with heartbeats: under load there are none, and a backup that goes live sends

@@ -60,7 +60,7 @@ impl PrimaryRole {
             *joiner = Some(Box::new(Joiner { link, join: Join::asked() }));
         }
         // The backup asks its arbiter the same question: a lost claim should be found here first.
-        self.look();
+        self.check_claim();
         Ok(())
     }
 

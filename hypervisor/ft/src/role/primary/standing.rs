@@ -37,7 +37,7 @@ const CONFIRMED_INTERVAL_NS: u64 = 60_000_000_000;
 /// What the owner knows of its claim.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Standing {
-    look: Look,
+    check: ClaimCheck,
     /// The own claim was found missing, and hasn't been made again yet.
     pub(super) is_lost: bool,
     /// The flag that is being claimed again.
@@ -53,7 +53,7 @@ pub(super) struct Standing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Look {
+enum ClaimCheck {
     /// Not planned yet, because the role hasn't been told the time.
     New,
     /// At this time.
@@ -81,7 +81,7 @@ pub const fn stand_in(node: NodeId) -> NodeId {
 impl Standing {
     pub(super) const fn new() -> Self {
         Self {
-            look: Look::New,
+            check: ClaimCheck::New,
             is_lost: false,
             refill: None,
             is_backup_told: false,
@@ -118,20 +118,21 @@ impl PrimaryRole {
     }
 
     /// Checks the claim when it is time to.
-    pub(super) fn look_if_due(&mut self, now_ns: u64) {
-        match self.standing.look {
-            Look::New => self.standing.look = Look::At(now_ns.saturating_add(self.timing.look_ns)),
-            Look::At(at_ns) if now_ns >= at_ns => self.look(),
-            Look::At(_) | Look::Asked => {}
+    pub(super) fn check_claim_if_due(&mut self, now_ns: u64) {
+        match self.standing.check {
+            ClaimCheck::New => self.standing.check = ClaimCheck::At(now_ns.saturating_add(self.timing.claim_check_ns)),
+            ClaimCheck::At(at_ns) if now_ns >= at_ns => self.check_claim(),
+            ClaimCheck::At(_) | ClaimCheck::Asked => {}
         }
     }
 
     /// Asks for the latest claim, unless the driver is asking already or this owner never looks.
-    pub(super) fn look(&mut self) {
-        let is_busy = self.standing.look == Look::Asked || self.standing.refill.is_some() || self.is_claim_asked();
-        if !is_busy && self.timing.look_ns < u64::MAX && !matches!(self.mode, Mode::Ended(_)) {
-            self.standing.look = Look::Asked;
-            self.actions.push_back(PrimaryAction::Look);
+    pub(super) fn check_claim(&mut self) {
+        let is_busy =
+            self.standing.check == ClaimCheck::Asked || self.standing.refill.is_some() || self.is_claim_asked();
+        if !is_busy && self.timing.claim_check_ns < u64::MAX && !matches!(self.mode, Mode::Ended(_)) {
+            self.standing.check = ClaimCheck::Asked;
+            self.actions.push_back(PrimaryAction::CheckClaim);
         }
     }
 
@@ -140,15 +141,15 @@ impl PrimaryRole {
     /// wrong then.
     pub fn handle_refusal(&mut self) {
         self.standing.is_questioned = true;
-        self.look();
+        self.check_claim();
     }
 
-    /// The answer to [`PrimaryAction::Look`].
+    /// The answer to [`PrimaryAction::CheckClaim`].
     pub fn handle_latest(&mut self, now_ns: u64, answer: LatestAnswer) {
-        if self.standing.look != Look::Asked || matches!(self.mode, Mode::Ended(_)) {
+        if self.standing.check != ClaimCheck::Asked || matches!(self.mode, Mode::Ended(_)) {
             return;
         }
-        self.look_again(now_ns, self.timing.look_ns);
+        self.plan_check(now_ns, self.timing.claim_check_ns);
         // An arbiter that can't be asked tells nothing about the claim.
         let LatestAnswer::Known(latest) = answer else { return };
         let is_questioned = core::mem::take(&mut self.standing.is_questioned);
@@ -188,8 +189,8 @@ impl PrimaryRole {
         self.mode.claiming().is_some_and(Claiming::is_asked)
     }
 
-    const fn look_again(&mut self, now_ns: u64, after_ns: u64) {
-        self.standing.look = Look::At(now_ns.saturating_add(after_ns));
+    const fn plan_check(&mut self, now_ns: u64, after_ns: u64) {
+        self.standing.check = ClaimCheck::At(now_ns.saturating_add(after_ns));
     }
 
     /// The arbiter has lost this owner's claim: begins to refill the flags.
@@ -228,7 +229,7 @@ impl PrimaryRole {
             ClaimAnswer::Decided(Verdict::Lost(holder)) => holder,
             // Looks again which flag is the first missing one.
             ClaimAnswer::Unreachable | ClaimAnswer::Decided(Verdict::NotSuccessor(_)) => {
-                return self.look_again(now_ns, self.timing.claim_retry_ns);
+                return self.plan_check(now_ns, self.timing.claim_retry_ns);
             }
         };
         if flag < self.own_flag() {
@@ -246,7 +247,7 @@ impl PrimaryRole {
         if self.standing.doubt.is_some() {
             self.standing.doubt = Some(Doubt::Until(self.appended));
         }
-        self.look_again(now_ns, self.timing.look_ns);
+        self.plan_check(now_ns, self.timing.claim_check_ns);
         self.actions.push_back(PrimaryAction::ClaimsRestored(self.session.generation));
         if let Some(claiming) = self.mode.claiming_mut() {
             claiming.retry(now_ns, &self.timing);
@@ -263,7 +264,7 @@ impl PrimaryRole {
             claiming.retry(now_ns, &self.timing);
         }
         self.lose_claims(None);
-        self.look();
+        self.check_claim();
     }
 
     /// Reports it if the pair has broken and its flag may not be claimed.

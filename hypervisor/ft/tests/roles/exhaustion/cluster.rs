@@ -21,7 +21,7 @@ const TIMING: Timing = Timing {
     failure_timeout_ns: 30 * MS,
     claim_retry_ns: 6 * MS,
     lag_bound_ns: 100 * MS,
-    look_ns: u64::MAX,
+    claim_check_ns: u64::MAX,
 };
 
 /// What one round takes.

@@ -190,7 +190,7 @@ impl Primary {
                 PrimaryAction::Owner(generation) => outside.owns(*generation, self.node, self.story()),
                 PrimaryAction::End(end) => self.end = Some(end.clone()),
                 PrimaryAction::CloseChannel { .. } | PrimaryAction::Claim(_) => {}
-                other @ (PrimaryAction::Look
+                other @ (PrimaryAction::CheckClaim
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)

@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
     fn new(seed: u64, sometimes: &'a mut Sometimes) -> Self {
         let mut random = Random(seed | 1);
         let lag_bound_ns = [20 * MS, Timing::default().lag_bound_ns][usize::from(random.chance(2))];
-        let timing = Timing { lag_bound_ns, look_ns: u64::MAX, ..Timing::default() };
+        let timing = Timing { lag_bound_ns, claim_check_ns: u64::MAX, ..Timing::default() };
         let primary = if random.chance(2) {
             PrimaryRole::awaiting_backup(PRIMARY, session(), timing)
         } else {
@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
                 side.is_primary_over = true;
             }
             PrimaryAction::CloseChannel { .. } => {}
-            other @ (PrimaryAction::Look
+            other @ (PrimaryAction::CheckClaim
             | PrimaryAction::Refill(_)
             | PrimaryAction::ClaimsLost { .. }
             | PrimaryAction::ClaimsRestored(_)

@@ -16,7 +16,7 @@ impl Pair {
                 PrimaryAction::Claim(request) => return Some(request),
                 PrimaryAction::CloseChannel { .. } => {}
                 other @ (PrimaryAction::Owner(_)
-                | PrimaryAction::Look
+                | PrimaryAction::CheckClaim
                 | PrimaryAction::Refill(_)
                 | PrimaryAction::ClaimsLost { .. }
                 | PrimaryAction::ClaimsRestored(_)

@@ -234,7 +234,7 @@ impl Pair {
             if matches!(action, PrimaryAction::Protected(_)) {
                 self.told_from = self.primary.appended();
             }
-            if matches!(action, PrimaryAction::Look) {
+            if matches!(action, PrimaryAction::CheckClaim) {
                 let latest = self.arbiter.borrow().latest();
                 self.primary.handle_latest(self.now_ns, latest);
                 self.collect_primary();
