@@ -110,7 +110,7 @@ impl WatchedClock {
     }
 
     /// Reads the clock, in ticks, and leaves out a pause since the last reading.
-    pub fn look(&mut self, now_ns: u64) -> u64 {
+    pub fn read(&mut self, now_ns: u64) -> u64 {
         let gap_ns = now_ns.saturating_sub(self.seen_ns);
         if gap_ns > PAUSE_NS && !mutated(Mutation::ClockRunsInPause) {
             self.clock.skip(gap_ns);
@@ -122,7 +122,7 @@ impl WatchedClock {
     /// Starts or stops the clock at `now_ns`.
     pub fn set_running(&mut self, now_ns: u64, runs: bool) {
         if runs != self.clock.is_running() {
-            self.look(now_ns);
+            self.read(now_ns);
             self.clock.set_running(now_ns, runs);
         }
     }
@@ -156,7 +156,7 @@ impl PrimaryClock {
             return;
         }
         let ticks = told.ticks(now_ns);
-        let own = self.estimate.look(now_ns);
+        let own = self.estimate.read(now_ns);
         let drift = now_ns.saturating_sub(self.heard_ns) / NS_PER_TICK / DRIFT;
         let is_late = own.saturating_sub(ticks) <= LATE_TICKS_MAX;
         let best = if is_late { ticks.max(own.saturating_sub(drift)) } else { ticks };
@@ -165,7 +165,7 @@ impl PrimaryClock {
 
     /// Lets time pass. It doesn't count while `is_paused`: neither side may run the guest then.
     pub fn pass(&mut self, now_ns: u64, is_paused: bool) {
-        self.estimate.look(now_ns);
+        self.estimate.read(now_ns);
         self.estimate.set_running(now_ns, self.runs && !is_paused);
     }
 
@@ -173,7 +173,7 @@ impl PrimaryClock {
     /// the primary's clock, and never below what is logged.
     #[must_use]
     pub fn take_over(&mut self, now_ns: u64, last_ticks: u64) -> GuestClock {
-        let ticks = self.estimate.look(now_ns);
+        let ticks = self.estimate.read(now_ns);
         if mutated(Mutation::ClockOfLastEntry) {
             return GuestClock::running(last_ticks, now_ns);
         }
@@ -204,11 +204,11 @@ mod tests {
     #[test]
     fn a_gap_of_more_than_a_second_between_two_looks_does_not_count() {
         let mut watched = WatchedClock::new(GuestClock::running(0, 0), 0);
-        assert_eq!(watched.look(PAUSE_NS), PAUSE_NS / NS_PER_TICK, "a host that is only busy");
+        assert_eq!(watched.read(PAUSE_NS), PAUSE_NS / NS_PER_TICK, "a host that is only busy");
         let course = *watched.clock();
-        assert_eq!(watched.look(PAUSE_NS + 30 * S), PAUSE_NS / NS_PER_TICK);
+        assert_eq!(watched.read(PAUSE_NS + 30 * S), PAUSE_NS / NS_PER_TICK);
         assert_ne!(*watched.clock(), course, "the driver sees that the clock has changed its course");
-        assert_eq!(watched.look(PAUSE_NS + 30 * S + MS), (PAUSE_NS + MS) / NS_PER_TICK);
+        assert_eq!(watched.read(PAUSE_NS + 30 * S + MS), (PAUSE_NS + MS) / NS_PER_TICK);
         assert_eq!(
             watched.clock().ns_of((PAUSE_NS + MS) / NS_PER_TICK),
             PAUSE_NS + 30 * S + MS,
@@ -216,9 +216,9 @@ mod tests {
         );
         // A clock that stands has nothing to leave out, and goes on from where it stood.
         watched.set_running(40 * S, false);
-        let stands_at = watched.look(40 * S);
+        let stands_at = watched.read(40 * S);
         watched.set_running(90 * S, true);
-        assert_eq!((watched.look(90 * S), watched.look(91 * S)), (stands_at, stands_at + S / NS_PER_TICK));
+        assert_eq!((watched.read(90 * S), watched.read(91 * S)), (stands_at, stands_at + S / NS_PER_TICK));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Watch {
     }
 
     /// The next fault of `machine` to report. The time is asked for only if it matters.
-    pub fn look(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl Fn() -> u64) -> Option<Trouble> {
+    pub fn check(&mut self, machine: &mut Machine, sleeps: bool, now_ns: impl Fn() -> u64) -> Option<Trouble> {
         if let Some(fault) = machine.take_device_fault() {
             self.faults += 1;
             if self.faults.is_power_of_two() {

@@ -74,7 +74,7 @@ impl LanError {
     }
 }
 
-/// What a look at a port brought.
+/// The result of reading a port once.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PortEvent {
     /// The LAN has answered: the port is open.
@@ -162,7 +162,7 @@ impl<C: Connection> PortReader<C> {
         if let Some(received) = self.session.received()? {
             return Ok(Some(PortEvent::FromLan(received)));
         }
-        let is_due = self.session.look(now_ns / 1000)?;
+        let is_due = self.session.check_interval(now_ns / 1000)?;
         Ok(is_due.then_some(PortEvent::FromLan(FromLan::HeartbeatDue)))
     }
 
@@ -173,7 +173,7 @@ impl<C: Connection> PortReader<C> {
     /// As [`PortReader::receive`].
     pub fn excuse(&mut self, now_ns: u64) -> Result<bool, LanError> {
         self.session.excuse();
-        self.session.look(now_ns / 1000)
+        self.session.check_interval(now_ns / 1000)
     }
 }
 

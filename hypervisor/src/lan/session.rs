@@ -63,7 +63,7 @@ impl PortSession {
         }
     }
 
-    /// When [`PortSession::look`] must be called next, in microseconds.
+    /// When [`PortSession::check_interval`] must be called next, in microseconds.
     #[must_use]
     pub const fn heartbeat_due_us(&self) -> u64 {
         self.heartbeat_due_us
@@ -89,7 +89,7 @@ impl PortSession {
     ///
     /// # Errors
     /// [`LanError::Silent`] if nothing has come from the LAN for too long.
-    pub fn look(&mut self, now_us: u64) -> Result<bool, LanError> {
+    pub fn check_interval(&mut self, now_us: u64) -> Result<bool, LanError> {
         if now_us < self.heartbeat_due_us {
             return Ok(false);
         }

@@ -44,7 +44,7 @@ pub struct Search<D> {
     next_ns: u64,
     wait: Option<WaitReports>,
     /// The last address whose connection was reported.
-    told: Option<SocketAddr>,
+    reported: Option<SocketAddr>,
 }
 
 /// The result of a step.
@@ -68,12 +68,12 @@ impl<D: ArbiterTransport> Search<D> {
         primary: Option<SocketAddr>,
         timing: SearchTiming,
     ) -> Self {
-        Self { arbiter, vm, own_address, primary, timing, next_ns: 0, wait: None, told: None }
+        Self { arbiter, vm, own_address, primary, timing, next_ns: 0, wait: None, reported: None }
     }
 
     /// `true` if a backup that has ended in this way searches again: one that was refused has had
     /// no part in the VM, and is as good a backup as before.
-    pub fn looks_again(&mut self, now_ns: u64, end: &BackupEnd) -> bool {
+    pub fn searches_again(&mut self, now_ns: u64, end: &BackupEnd) -> bool {
         let is_unused = matches!(end, BackupEnd::NoPlace { .. });
         if is_unused {
             self.next_ns = now_ns + self.timing.no_place_ns;
@@ -103,7 +103,7 @@ impl<D: ArbiterTransport> Search<D> {
         };
         match found.and_then(|address| connect(host, address)) {
             Ok((address, connection)) => {
-                if self.told.replace(address) != Some(address) {
+                if self.reported.replace(address) != Some(address) {
                     host.report(&NodeReport::PrimaryConnected { address: address.to_string() });
                 }
                 self.wait = None;

@@ -137,7 +137,7 @@ fn run(options: &Options, stop: &StopSwitch) -> Result<(u8, String), Failure> {
         let connection = find_primary(&host, &mut search)?;
         let role = BackupRole::new(clock::now_ns(), node.id, expectation.clone(), timing);
         match backup::run(&node, role, connection, log, faults)? {
-            BackupOutcome::End(end) if search.looks_again(clock::now_ns(), &end) => {}
+            BackupOutcome::End(end) if search.searches_again(clock::now_ns(), &end) => {}
             BackupOutcome::End(end) => return Ok(exit::of_backup(&end)),
             BackupOutcome::GoLive(succession) => {
                 node.mac = succession.session.config.mac;

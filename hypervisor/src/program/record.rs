@@ -315,7 +315,7 @@ fn record(
             reporter.tell(&NodeReport::Recording { instruction_count, mips, entries, is_booting });
         }
         let slice = recorder.run_slice(sink, SLICE_STEPS)?;
-        if let Some(trouble) = watch.look(recorder.machine_mut(), slice == Slice::Waiting, clock::now_ns) {
+        if let Some(trouble) = watch.check(recorder.machine_mut(), slice == Slice::Waiting, clock::now_ns) {
             reporter.tell(&NodeReport::from(trouble.clone()));
             if let Trouble::Panic { reason, .. } = trouble
                 && !reboots_after_panic

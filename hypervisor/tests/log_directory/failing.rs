@@ -10,8 +10,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vm::Machine;
 
-/// The disk fails under a VM that is logged: it is told once, the VM runs on, and the directory
-/// says it.
+/// Lets the disk fail under a VM with a log: the failure is returned once, the VM runs on, and the
+/// directory is marked.
 fn fails(path: &Path, mut vm: Vm) {
     let mut failure = None;
     vm.run_until("failure", |vm| {
@@ -59,8 +59,8 @@ fn a_directory_that_goes_away_ends_the_logging_and_not_the_vm() {
     fails(&path, vm);
 }
 
-/// The part of a snapshot is a FIFO that nobody reads: whoever opens it waits, as for a disk that
-/// hangs. Without the bounds this test doesn't end.
+/// The snapshot's file is a FIFO without a reader: opening it blocks, as a disk that hangs does.
+/// Without the bounds this test doesn't end.
 #[test]
 fn a_process_that_ends_does_not_wait_for_a_disk_that_hangs() {
     let directory = TempDir::new().unwrap();
@@ -79,7 +79,7 @@ fn a_process_that_ends_does_not_wait_for_a_disk_that_hangs() {
 #[test]
 fn a_disk_is_stuck_while_it_takes_nothing_of_what_there_is() {
     let mut disk = StuckDisk::since(100);
-    let looks = [(200, 0, true), (300, 1, true), (400, 1, true), (500, 1, false), (600, 1, true), (650, 1, true)];
-    let stuck = looks.map(|(now_ns, taken, is_pending)| disk.look(now_ns, taken, is_pending));
+    let updates = [(200, 0, true), (300, 1, true), (400, 1, true), (500, 1, false), (600, 1, true), (650, 1, true)];
+    let stuck = updates.map(|(now_ns, taken, is_pending)| disk.update(now_ns, taken, is_pending));
     assert_eq!(stuck, [100, 0, 100, 0, 100, 150]);
 }

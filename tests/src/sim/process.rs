@@ -261,7 +261,7 @@ impl Process {
             }
             Err(Ended::Over(end)) => end,
         };
-        let looks_again = search.looks_again(env.now_ns, &end);
+        let searches_again = search.searches_again(env.now_ns, &end);
         let next = match end {
             BackupEnd::GuestStopped(_) => Err(Exit::GuestEnded),
             BackupEnd::Fenced { .. } => Err(Exit::Fenced),
@@ -271,7 +271,7 @@ impl Process {
                 Err(Exit::Mistaken)
             }
             BackupEnd::NoPlace { .. } => {
-                assert!(looks_again, "a backup that was never used doesn't look for a place again");
+                assert!(searches_again, "a backup that was never used doesn't look for a place again");
                 Ok(env.now_ns)
             }
             // `ft-backup --keep` starts over.

@@ -72,12 +72,12 @@ impl GuestInput for SimSource {
 impl EventSource for SimSource {
     fn now_ns(&mut self) -> u64 {
         let now_ns = self.host.now_ns();
-        self.inputs.look(now_ns);
+        self.inputs.read_clock(now_ns);
         now_ns
     }
 
     fn ticks(&mut self) -> u64 {
-        self.inputs.look(self.host.now_ns())
+        self.inputs.read_clock(self.host.now_ns())
     }
 
     fn entropy(&mut self) -> u16 {

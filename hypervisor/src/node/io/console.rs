@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How often a process in the background checks whether it is in the foreground.
-const LOOK: Duration = Duration::from_millis(500);
+const FOREGROUND_CHECK: Duration = Duration::from_millis(500);
 
 /// The escape key.
 const CTRL_A: u8 = 0x01;
@@ -35,7 +35,7 @@ pub fn start(inbox: InboxSender, keys: Keys, reporter: Reporter) -> io::Result<(
     thread::Builder::new().name("console".into()).spawn(move || {
         let is_terminal = io::stdin().is_terminal();
         while is_terminal && !terminal::is_in_foreground() {
-            thread::sleep(LOOK);
+            thread::sleep(FOREGROUND_CHECK);
         }
         // The terminal stays as it is when reports are in JSON: they are for a program, not for who
         // types.

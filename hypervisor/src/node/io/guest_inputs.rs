@@ -52,8 +52,8 @@ impl<Q: InputQueues> GuestInputs<Q> {
     }
 
     /// Reads the guest's clock and returns its ticks.
-    pub fn look(&mut self, now_ns: u64) -> u64 {
-        self.clock.look(now_ns)
+    pub fn read_clock(&mut self, now_ns: u64) -> u64 {
+        self.clock.read(now_ns)
     }
 
     /// `true` if an input is queued that the guest can take now.
@@ -67,7 +67,7 @@ impl<Q: InputQueues> GuestInputs<Q> {
     /// The guest's next event, if there is one that it can take now.
     pub fn poll(&mut self, machine: &Machine, now_ns: u64) -> Option<Event> {
         if let Some(deadline) = machine.timer_deadline()
-            && deadline <= self.look(now_ns)
+            && deadline <= self.read_clock(now_ns)
         {
             return Some(Event::TimerInterrupt);
         }

@@ -172,12 +172,12 @@ impl HostEventSource {
 impl EventSource for HostEventSource {
     fn now_ns(&mut self) -> u64 {
         let now_ns = clock::now_ns();
-        self.inputs.look(now_ns);
+        self.inputs.read_clock(now_ns);
         now_ns
     }
 
     fn ticks(&mut self) -> u64 {
-        self.inputs.look(clock::now_ns())
+        self.inputs.read_clock(clock::now_ns())
     }
 
     fn entropy(&mut self) -> u16 {

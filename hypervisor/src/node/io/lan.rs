@@ -161,16 +161,16 @@ impl<C: Connection> LanOutput<C> {
 /// Decides which losses of a network are reported.
 #[derive(Debug, Default)]
 pub struct LossReports {
-    told: Option<String>,
+    reported: Option<String>,
 }
 
 impl LossReports {
     /// The report of a lost network or a failed attempt to attach. Of successive failed attempts
     /// only the first is reported, and each new refusal.
     pub fn report(&mut self, reason: String, was_attached: bool, is_refusal: bool) -> Option<NodeReport> {
-        let is_news = was_attached || self.told.is_none() || (is_refusal && self.told.as_ref() != Some(&reason));
-        is_news.then(|| {
-            self.told = Some(reason.clone());
+        let is_new = was_attached || self.reported.is_none() || (is_refusal && self.reported.as_ref() != Some(&reason));
+        is_new.then(|| {
+            self.reported = Some(reason.clone());
             NodeReport::LanLost { reason }
         })
     }

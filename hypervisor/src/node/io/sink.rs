@@ -29,7 +29,7 @@ pub struct NetworkAndConsole {
     packets: u64,
     packets_without_lan: u64,
     hold_time: Histogram<u64>,
-    first_output_told: bool,
+    first_output_reported: bool,
     /// Console output as text, for reports.
     text: ConsoleText,
     /// The last console output, which may have ended inside a character.
@@ -48,7 +48,7 @@ impl NetworkAndConsole {
             packets: 0,
             packets_without_lan: 0,
             hold_time: histogram_ns(),
-            first_output_told: false,
+            first_output_reported: false,
             text: ConsoleText::new(),
             last_console: OutputId(0),
         }
@@ -75,11 +75,11 @@ impl NetworkAndConsole {
             held_ns.iter().for_each(|ns| self.hold_time.saturating_record(*ns));
             match &**operation {
                 OutputOperation::Packet(packet) => packets.push((*id, packet)),
-                OutputOperation::Console(bytes) => self.put_on_console(*id, bytes),
+                OutputOperation::Console(bytes) => self.write_console(*id, bytes),
             }
         }
         if !packets.is_empty() {
-            self.put_on_network(&packets);
+            self.write_packets(&packets);
         }
         !self.is_on_lan
     }
@@ -111,7 +111,7 @@ impl NetworkAndConsole {
         }
     }
 
-    fn put_on_network(&mut self, packets: &[(OutputId, &[u8])]) {
+    fn write_packets(&mut self, packets: &[(OutputId, &[u8])]) {
         self.packets += packets.len() as u64;
         let lost = match &mut self.tap {
             None if self.lan.send(clock::now_ns(), packets) => 0,
@@ -123,14 +123,14 @@ impl NetworkAndConsole {
             }
         };
         self.packets_without_lan += lost;
-        if lost < packets.len() as u64 && !self.first_output_told {
-            self.first_output_told = true;
+        if lost < packets.len() as u64 && !self.first_output_reported {
+            self.first_output_reported = true;
             self.reporter.tell(&NodeReport::FirstOutput);
         }
     }
 
     /// Queues console output; the writer of standard output reports when it has left.
-    fn put_on_console(&mut self, id: OutputId, bytes: &[u8]) {
+    fn write_console(&mut self, id: OutputId, bytes: &[u8]) {
         self.last_console = id;
         if self.reporter.is_json() {
             // An incomplete character has left when the line with its rest is written.

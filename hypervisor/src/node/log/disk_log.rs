@@ -429,7 +429,7 @@ impl<S: Storage> FinishingLog<S> {
     /// [`DiskLimits::patience`]; the log's steps are left running then.
     pub fn step(&mut self, now_ns: u64) -> Option<Result<LogDirectory<S>, LogDirectoryError>> {
         let stuck = self.stuck.get_or_insert(StuckDisk::since(now_ns));
-        let stuck_ns = stuck.look(now_ns, self.progress.done.load(Ordering::Relaxed), true);
+        let stuck_ns = stuck.update(now_ns, self.progress.done.load(Ordering::Relaxed), true);
         let is_stuck = u128::from(stuck_ns) >= self.patience.as_nanos();
         let is_done = self.progress.steps_done.load(Ordering::Acquire) == STEPS;
         if !is_done && !is_stuck {

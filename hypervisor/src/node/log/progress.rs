@@ -71,13 +71,13 @@ impl Progress {
     /// All entries before `end` are in the page cache.
     pub(super) fn set_in_cache(&self, end: LogSeq) {
         self.in_cache.store(end.0, Ordering::Release);
-        self.tell();
+        self.notify();
     }
 
     /// All entries before `end` are on disk.
     pub(super) fn set_durable(&self, end: LogSeq) {
         self.durable.store(end.0, Ordering::Release);
-        self.tell();
+        self.notify();
     }
 
     /// Logging has failed. The caller has marked the directory before, because outputs that the log
@@ -85,7 +85,7 @@ impl Progress {
     pub(super) fn fail(&self, error: LogDirectoryError) {
         if !self.failed.swap(true, Ordering::AcqRel) {
             *lock(&self.failure) = Some(error);
-            self.tell();
+            self.notify();
         }
     }
 
@@ -97,7 +97,7 @@ impl Progress {
         lock(&self.listener).insert(listener)();
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         if let Some(listener) = &*lock(&self.listener) {
             listener();
         }
@@ -161,7 +161,7 @@ impl StuckDisk {
 
     /// For how many nanoseconds the disk has taken nothing, though something is pending. `taken`
     /// grows while it makes progress.
-    pub const fn look(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
+    pub const fn update(&mut self, now_ns: u64, taken: u64, is_pending: bool) -> u64 {
         if taken != self.taken || !is_pending {
             *self = Self { moved_ns: now_ns, taken };
         }

@@ -20,7 +20,7 @@ use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 const UNSENT_BYTES_MAX: usize = 64 << 20;
 
 /// The entries between two reports of progress.
-const ENTRIES_PER_LOOK: u64 = 256;
+const ENTRIES_PER_REPORT: u64 = 256;
 
 /// A machine at the start of a segment, and the rest of the segment.
 type RestoredFrom<S> = Restored<BufReader<<S as Storage>::Reader>>;
@@ -103,7 +103,7 @@ impl<S: Storage> LogDirectory<S> {
         let mut skipped = Vec::new();
         for name in segment_names(&self.storage)?.into_iter().rev() {
             match self.open_segment(&name)? {
-                Ok(restored) => return self.look_through(&name, restored, skipped),
+                Ok(restored) => return self.scan(&name, restored, skipped),
                 Err(error) => skipped.push((self.storage.path_of(&name), error)),
             }
         }
@@ -136,7 +136,7 @@ impl<S: Storage> LogDirectory<S> {
     }
 
     /// Reads a segment's entries without replaying them.
-    fn look_through(
+    fn scan(
         &self,
         name: &str,
         restored: RestoredFrom<S>,
@@ -214,7 +214,7 @@ impl<S: Storage> Survey<S> {
                 }
             }
             let entries = replayer.consumed().0 - first.0;
-            if entries.is_multiple_of(ENTRIES_PER_LOOK) || matches!(entry.body, EntryBody::Digest(_)) {
+            if entries.is_multiple_of(ENTRIES_PER_REPORT) || matches!(entry.body, EntryBody::Digest(_)) {
                 progress(ResumeProgress { entries, entries_all, count: entry.count });
             }
         }

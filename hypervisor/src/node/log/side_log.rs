@@ -39,7 +39,7 @@ pub struct SideDiskLog<H: Host> {
     wait: LogWait,
     host: H,
     /// It has been reported that a restart from the log is possible.
-    usable_told: Arc<AtomicBool>,
+    usable_reported: Arc<AtomicBool>,
 }
 
 impl<H: Host> fmt::Debug for SideDiskLog<H> {
@@ -87,7 +87,7 @@ impl<H: Host> SideDiskLog<H> {
         let (mut log, steps) = options.directory.begin(session, node, limits);
         log.stand_until_begun();
         host.run_disk_log(steps)?;
-        Ok(Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() })
+        Ok(Self { log, directory, wait, host: host.clone(), usable_reported: Arc::default() })
     }
 
     /// Begins the log of a backup that joins. The [`JoiningLog`] takes what is received; the other
@@ -105,7 +105,7 @@ impl<H: Host> SideDiskLog<H> {
         let directory = options.directory.path().to_owned();
         let (log, joining, steps) = options.directory.begin_joining(session, node, limits);
         host.run_disk_log(steps)?;
-        Ok((Self { log, directory, wait, host: host.clone(), usable_told: Arc::default() }, joining))
+        Ok((Self { log, directory, wait, host: host.clone(), usable_reported: Arc::default() }, joining))
     }
 
     /// A function that returns the log's state.
@@ -130,16 +130,16 @@ impl<H: Host> SideDiskLog<H> {
         self.states()()
     }
 
-    /// Calls `tell` with the log's state now, and from the log's steps whenever it has changed.
+    /// Calls `notify` with the log's state now, and from the log's steps whenever it has changed.
     /// Reports when a restart from the log is first possible. Replaces the previous listener.
-    pub fn listen(&self, tell: impl Fn(DiskLogState) + Send + 'static) {
-        let (state, usable_told) = (self.states(), self.usable_told.clone());
+    pub fn listen(&self, notify: impl Fn(DiskLogState) + Send + 'static) {
+        let (state, usable_reported) = (self.states(), self.usable_reported.clone());
         let (directory, host) = (self.directory.display().to_string(), self.host.clone());
         self.log.listen(move || {
             let state = state();
             // The role first: a reader of the report may rely on the state.
-            tell(state);
-            if matches!(state, DiskLogState::UpTo(_)) && !usable_told.swap(true, Ordering::AcqRel) {
+            notify(state);
+            if matches!(state, DiskLogState::UpTo(_)) && !usable_reported.swap(true, Ordering::AcqRel) {
                 host.report(&NodeReport::LogUsable { directory: directory.clone() });
             }
         });
@@ -153,7 +153,7 @@ impl<H: Host> SideDiskLog<H> {
             wait: self.wait,
             directory: self.directory.display().to_string(),
             stuck: StuckDisk::since(now_ns),
-            told: WaitReports::since(now_ns),
+            reports: WaitReports::since(now_ns),
         }
     }
 
@@ -246,18 +246,18 @@ pub struct DiskWatch {
     wait: LogWait,
     directory: String,
     stuck: StuckDisk,
-    told: WaitReports,
+    reports: WaitReports,
 }
 
 impl DiskWatch {
     /// The report, after a second without progress and then ever more rarely.
-    pub fn look(&mut self, now_ns: u64) -> Option<NodeReport> {
+    pub fn poll_report(&mut self, now_ns: u64) -> Option<NodeReport> {
         let is_unsynced = self.wait == LogWait::Durable && self.log.durable() != self.log.in_cache();
         let is_pending = self.log.is_pending() || is_unsynced;
-        if self.stuck.look(now_ns, self.log.taken(), is_pending) == 0 {
-            self.told = WaitReports::since(now_ns);
+        if self.stuck.update(now_ns, self.log.taken(), is_pending) == 0 {
+            self.reports = WaitReports::since(now_ns);
         }
-        let seconds = self.told.due(now_ns)?;
+        let seconds = self.reports.due(now_ns)?;
         Some(NodeReport::DiskWaits { directory: self.directory.clone(), seconds })
     }
 }

@@ -53,7 +53,7 @@ impl<S: Storage> Unsynced<S> {
         self.changed.notify_one();
     }
 
-    fn has_news(&self) -> bool {
+    fn has_changes(&self) -> bool {
         let written = lock(&self.written);
         written.is_new || written.is_over
     }
@@ -125,7 +125,7 @@ impl<S: Storage> SyncStep<S> {
     /// `true` if the step must be called again after [`Next::Arrival`].
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.is_done && self.unsynced.has_news()
+        !self.is_done && self.unsynced.has_changes()
     }
 
     /// Waits until [`SyncStep::has_work`], for a host with a thread for it.

@@ -96,7 +96,7 @@ impl<H: Host> PrimarySide<H> {
         let Some(action) = action else {
             let now_ns = self.host.now_ns();
             self.report_waiting(&mut control.first_backup_wait);
-            if let Some(report) = control.disk.as_mut().and_then(|disk| disk.look(now_ns)) {
+            if let Some(report) = control.disk.as_mut().and_then(|disk| disk.poll_report(now_ns)) {
                 self.host.report(&report);
             }
             return PrimaryStep::Next(Next::Wait { until_ns: now_ns + IDLE_CHECK_NS });

@@ -92,7 +92,7 @@ pub struct Vcpu<H: Host> {
     /// The guest's steps in one slice while no outputs are held.
     slice_steps: u64,
     logged_generation: Option<u64>,
-    told_clock: GuestClock,
+    reported_clock: GuestClock,
     /// How many sleeps without spinning are left.
     rest: u32,
     spins_until_ns: Option<u64>,
@@ -163,7 +163,7 @@ impl<H: Host> PrimarySide<H> {
         slice_steps: u64,
     ) -> Vcpu<H> {
         self.drive(|_, _| ());
-        let told_clock = *source.clock();
+        let reported_clock = *source.clock();
         Vcpu {
             recorder: Recorder::new(machine, source, intervals),
             disk_log,
@@ -172,7 +172,7 @@ impl<H: Host> PrimarySide<H> {
             figures: JoinFigures::default(),
             slice_steps,
             logged_generation: None,
-            told_clock,
+            reported_clock,
             rest: 0,
             spins_until_ns: None,
             owed_ns: 0,
@@ -230,7 +230,7 @@ impl<H: Host> PrimarySide<H> {
         let mut sink = RoleSink { side: self, disk_log: vcpu.disk_log.as_mut(), has_ended: &mut vcpu.has_ended };
         let Ok(slice) = vcpu.recorder.run_slice(&mut sink, steps);
         let sleeps = slice == Slice::Waiting;
-        if let Some(trouble) = vcpu.watch.look(vcpu.recorder.machine_mut(), sleeps, || self.host.now_ns()) {
+        if let Some(trouble) = vcpu.watch.check(vcpu.recorder.machine_mut(), sleeps, || self.host.now_ns()) {
             self.host.report(&NodeReport::from(trouble));
         }
         if holding {
@@ -281,7 +281,7 @@ impl<H: Host> PrimarySide<H> {
         let source = vcpu.recorder.source_mut();
         source.set_clock_running(!self.clock_stands.load(Ordering::Acquire));
         let clock = *source.clock();
-        if std::mem::replace(&mut vcpu.told_clock, clock) != clock {
+        if std::mem::replace(&mut vcpu.reported_clock, clock) != clock {
             self.drive(|role, _| role.handle_clock(clock));
         }
     }

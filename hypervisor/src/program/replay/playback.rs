@@ -114,7 +114,7 @@ impl<'a> Playback<'a> {
     fn consume(&mut self, replayer: &mut Replayer, entry: &LogEntry) -> Result<(), PlaybackError> {
         self.entries += 1;
         let consumed = replayer.consume(entry)?;
-        if let Some(trouble) = self.watch.look(replayer.machine_mut(), true, clock::now_ns) {
+        if let Some(trouble) = self.watch.check(replayer.machine_mut(), true, clock::now_ns) {
             self.output.tell(&NodeReport::from(trouble))?;
         }
         if let Consumed::Output(_, output) = consumed {
