@@ -1,5 +1,5 @@
-//! The arbiter as its users see it: in a directory, over the network, as a program, with everybody
-//! asking at once.
+//! The arbiters as a node uses them: a directory, a server over the network, and the program, with
+//! nodes that claim at the same time.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
@@ -17,7 +17,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-/// Long enough for a busy machine; no test waits for it to pass.
+/// Long enough for a busy host; no test waits until it has passed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn vm() -> VmId {
@@ -28,7 +28,7 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: Some(format!("10.0.0.{node}:7200")) }
 }
 
-/// An `ft-arbiter`, killed when dropped.
+/// An `ft-arbiter` process, killed when dropped.
 struct Server {
     process: Child,
     address: SocketAddr,
@@ -53,7 +53,7 @@ impl Server {
         let event: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(event["event"], "listening", "{line}");
         let address = event["listen"].as_str().unwrap().parse().unwrap();
-        // Whatever else it tells must not fill the pipe.
+        // The rest of its output is read, so that it doesn't fill the pipe.
         thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         Self { process, address }
     }
@@ -70,7 +70,7 @@ impl Drop for Server {
     }
 }
 
-/// Who has the flag of which `node` was told this.
+/// The node that has the flag, by the verdict that `node` got.
 fn winner(verdict: &Verdict, node: NodeId) -> NodeId {
     match verdict {
         Verdict::Won => node,
@@ -79,8 +79,8 @@ fn winner(verdict: &Verdict, node: NodeId) -> NodeId {
     }
 }
 
-/// Lets every arbiter's node claim the same generations at the same moment: each must be won once,
-/// and all losers must name the winner.
+/// Makes every arbiter's node claim the same generations at the same moment. Each must be won once,
+/// and all losers must get the winner's name.
 fn race(arbiters: &[Box<dyn Arbiter>]) {
     const GENERATIONS: u64 = 20;
     let barrier = Barrier::new(arbiters.len());
@@ -173,7 +173,8 @@ fn asking_again_changes_nothing_over_the_network() {
     asking_again_changes_nothing(&Server::start(directory.path()).client());
 }
 
-/// DESIGN "Predecessor": two arbiters that agree on a number, but not on the node, are two worlds.
+/// DESIGN "Predecessor": two arbiters that agree on a number, but not on the node, have two
+/// histories.
 fn a_flag_is_granted_only_behind_its_predecessor(arbiter: &dyn Arbiter) {
     let flag = |flag, node, predecessor: Option<u128>| {
         arbiter.test_and_set(&vm(), Generation(flag), &claim(node), predecessor.map(NodeId)).unwrap()
@@ -320,7 +321,7 @@ fn hostile_bytes_cost_their_own_connection_only() {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(hostile).unwrap();
         let mut answer = Vec::new();
-        // Closed, in order or with a reset; never an answer, and never silence.
+        // The connection is closed, in order or by a reset, without an answer.
         match stream.read_to_end(&mut answer) {
             Ok(_) => assert!(answer.is_empty(), "{hostile:02x?} was answered {answer:02x?}"),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{hostile:02x?}"),
@@ -336,7 +337,7 @@ fn silent_connections_make_room_for_one_that_asks() {
     let client = server.client();
     assert_eq!(client.latest(&vm()).unwrap(), None);
     let mut silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    // On a new connection: the kept one has made room, too.
+    // On a new connection, because the first one was evicted too.
     assert_eq!(client.latest(&vm()).unwrap(), None);
     assert_eq!(server.client().latest(&vm()).unwrap(), None);
     silent[0].set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -414,7 +415,7 @@ fn the_program_says_how_it_ends() {
     assert_eq!(server.process.wait().unwrap().code(), Some(0));
 }
 
-/// A claim that is a FIFO: whoever reads it waits, as for a disk that hangs.
+/// A claim's file is a FIFO: reading it blocks, as reading a disk that hangs does.
 #[test]
 fn a_disk_that_hangs_is_told_costs_a_bounded_number_of_threads_and_keeps_nobody_from_ending() {
     const CLIENTS: usize = 12;

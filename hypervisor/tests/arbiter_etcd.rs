@@ -1,5 +1,5 @@
-//! What an etcd arbiter makes of members that are silent, strange or hostile. The answers of a real
-//! one are in `tests/`.
+//! The etcd arbiter with members that are silent, strange or hostile. The tests with a real etcd
+//! are in `tests/`.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
@@ -13,13 +13,13 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-/// Long enough for a busy machine; no test waits for it to pass.
+/// Long enough for a busy host; no test waits until it has passed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An etcd's answer to a claim that was won.
+/// etcd's answer to a claim that was won.
 const WON: &str = r#"{"header":{"cluster_id":"1","revision":"2"},"succeeded":true,"responses":[{"response_put":{}}]}"#;
 
-/// The keys of VM alpha's generations 0 and 1, and a foreign one behind them, as answers have them.
+/// The keys of VM alpha's generations 0 and 1, and a foreign key after them, in answers' encoding.
 const KEY_0: &str = "L2Z0LWFyYml0ZXIvYWxwaGEvMDAwMDAwMDAwMDAwMDAwMDAwMDA=";
 const KEY_1: &str = "L2Z0LWFyYml0ZXIvYWxwaGEvMDAwMDAwMDAwMDAwMDAwMDAwMDE=";
 const KEY_7: &str = "L2Z0LWFyYml0ZXIvYWxwaGEvNw==";
@@ -32,14 +32,14 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
 }
 
-/// Listens at a port of its own and gives each connection one of `answers`, whatever it is asked.
+/// A member that gives its connections `answers`, one after the other, whatever the request is.
 fn member(answers: Vec<Vec<u8>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
         for answer in answers {
             let (mut stream, _) = listener.accept().unwrap();
-            // A request ends with the end of its JSON. Unread bytes would make the close a reset.
+            // A request ends with its JSON. Unread bytes would make the close a reset.
             let mut request = Vec::new();
             while !request.ends_with(b"}") {
                 let mut bytes = [0; 4096];
@@ -48,7 +48,7 @@ fn member(answers: Vec<Vec<u8>>) -> String {
                     Ok(0) | Err(_) => break,
                 }
             }
-            // A client that has heard enough may be gone.
+            // A client that has read enough may be gone.
             let _ = stream.write_all(&answer);
         }
     });
@@ -64,7 +64,7 @@ fn ask(answer: Vec<u8>) -> Result<Verdict, ArbiterError> {
     EtcdArbiter::new([member.as_str()], TIMEOUT).test_and_set(&vm(), Generation(0), &claim(1), None)
 }
 
-/// An answer to a claim that was lost, with these keys and values.
+/// The answer to a claim that was lost, with these keys and values.
 fn lost(kvs: &[(&str, &str)]) -> Vec<u8> {
     let kvs: Vec<_> = kvs.iter().map(|(key, value)| serde_json::json!({"key": key, "value": value})).collect();
     let answer = serde_json::json!({
@@ -135,8 +135,7 @@ fn what_etcd_says_is_passed_on() {
     );
 }
 
-/// What proxies answer for an etcd that is away or too slow: in a language of their own, and at any
-/// length.
+/// Answers of proxies whose etcd is down or too slow: not etcd's JSON, and of any length.
 fn proxy_answers() -> Vec<Vec<u8>> {
     let statuses = [
         "408 Request Timeout",
@@ -148,8 +147,8 @@ fn proxy_answers() -> Vec<Vec<u8>> {
         "522 Connection Timed Out",
     ];
     let page = "<html><body><h1>nobody is there</h1></body></html>";
-    // The last is that of a proxy which takes itself for etcd's gateway: what it says isn't about
-    // the claim.
+    // The last is from a proxy that takes itself for etcd's gateway: its error isn't about the
+    // claim.
     let bodies = ["", page, &page.repeat(1000), r#"{"code":5,"message":"no such backend"}"#];
     statuses.iter().flat_map(|status| bodies.map(|body| http(status, body))).collect()
 }
@@ -193,7 +192,7 @@ fn an_etcd_that_has_answered_is_only_away_when_something_else_answers_in_its_pla
 
 #[test]
 fn an_unreadable_claim_is_neither_passed_over_nor_asked_for_again() {
-    // No base64; empty; `{}`; a newer version.
+    // Not base64; empty; `{}`; a newer version.
     for value in ["*", "", "e30=", "eyJ2ZXJzaW9uIjozfQ=="] {
         let error = ask(lost(&[(KEY_0, value)])).unwrap_err();
         assert!(matches!(error, ArbiterError::BadClaim { .. }), "{value}: {error}");
@@ -221,7 +220,7 @@ fn a_member_of_another_cluster_is_not_believed() {
 
 #[test]
 fn a_member_that_does_not_answer_costs_its_share_of_the_time_and_only_once() {
-    // Connections to it are made, by the kernel, and nobody reads them.
+    // The kernel accepts connections to it, but no process reads them.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_address = silent.local_addr().unwrap().to_string();
     let good = member(vec![http("200 OK", WON), http("200 OK", WON)]);
@@ -233,7 +232,7 @@ fn a_member_that_does_not_answer_costs_its_share_of_the_time_and_only_once() {
     assert!(silent.accept().is_ok());
     assert!(silent.accept().is_err(), "the one that answered is asked first");
 
-    // All are gone but the silent one: as it may answer later, so may the arbiter.
+    // Only the silent member is left: it may answer later, so the arbiter may too.
     let error = arbiter.latest(&vm()).unwrap_err();
     assert!(error.is_unreachable() && error.to_string().contains(&silent_address), "{error}");
 }

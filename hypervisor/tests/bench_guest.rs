@@ -1,4 +1,4 @@
-//! The guest `bench` computes on the machine what the same code computes on the host.
+//! The guest `bench` must compute the same on the machine as its code does on the host.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -6,13 +6,13 @@ use guest_programs::bench::Program;
 use hypervisor::program::guest::Guest;
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 
-/// Steps at a time; the guest has its timer interrupts in between.
+/// The steps of a slice; the guest gets its timer interrupts between slices.
 const SLICE_STEPS: u64 = 100_000;
 
-/// The most steps of a run here.
+/// The most steps of a run in these tests.
 const STEPS_MAX: u64 = 20_000_000;
 
-/// What the guest prints, how it ends, and after how many steps.
+/// Runs the guest. Returns its console output, why it stopped, and its steps.
 fn run(bootargs: &str) -> (String, StopReason, u64) {
     let config = MachineConfig { bootargs: bootargs.into(), ..MachineConfig::default() };
     let mut machine = Machine::new(&config, &Guest::load("bench").unwrap().image).unwrap();
@@ -52,7 +52,7 @@ fn checksums_are_the_hosts() {
     }
 }
 
-/// So that sizes mean the same for all programs, and the means over them are of like things.
+/// Sizes must mean the same for all programs, because their means are compared.
 #[test]
 fn unit_of_work_is_about_a_million_instructions() {
     for program in Program::ALL {

@@ -1,9 +1,9 @@
-//! The LAN over real sockets: a server, clients that come through forwards, and VMs that are
+//! The LAN over real sockets: a server, clients that connect through forwards, and VMs that are
 //! smoltcp echo servers.
 //!
-//! The "VM" here keeps what a backup would have: the state of its TCP, how far its outputs went,
-//! which packet it had last. So it can be cut from its host and attached again as the next
-//! generation, as a failover does.
+//! The "VM" here retains what a backup would have: its TCP state, which outputs it has sent, and
+//! its last packet. So it can be cut from its host and attached again as the next generation, as in
+//! a failover.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -30,7 +30,7 @@ fn a_client_comes_through_a_forward_and_closes_in_order() {
     for _ in 0..3 {
         let mut stream = client(lan.forwards[0]);
         echo(&stream, &pattern(300_000), |_| ());
-        // Half-close: the guest still answers what came before, then closes too.
+        // Half-close: the guest still echoes what was sent before, then closes too.
         stream.write_all(b"last words").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
@@ -51,7 +51,7 @@ fn a_connection_survives_its_hosts_with_no_byte_lost_or_doubled() {
         if returned > (generation + 1) * (bytes.len() / 6) {
             generation += 1;
             let guest = host.take().unwrap().kill();
-            // The successor isn't sure of the last ones and sends them again.
+            // The successor doesn't know whether the last outputs have left, and sends them again.
             let next_output = guest.released.saturating_sub(20);
             host = Some(Host::run(lan.listen, guest, generation as u64, next_output));
         }
@@ -84,7 +84,7 @@ fn datagrams_that_come_while_the_host_is_away_are_answered_once() {
         let length = socket.recv(&mut buffer).unwrap();
         assert_eq!(String::from_utf8_lossy(&buffer[..length]), format!("datagram {n}"));
     }
-    // Had an answer been doubled, it would come before this one.
+    // A duplicate answer would arrive before this one.
     socket.send(b"the end").unwrap();
     let length = socket.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"the end");
@@ -104,8 +104,8 @@ fn older_owners_are_fenced_and_refused() {
     let refused = attach(lan.listen, &rival, PATIENCE);
     assert!(matches!(&refused, Err(LanError::Refused { reason }) if reason.contains("another process")), "{refused:?}");
 
-    // What the fenced one still sends goes nowhere: the next packet that arrives is the successor's
-    // own test packet.
+    // The LAN drops what the fenced owner still sends: the next packet to arrive is the successor's
+    // own.
     let _ = old.sender.send(OutputId(0), &[&[0xff; 6][..], &GUEST_MAC, &[0x88, 0xb5, 1]].concat());
     let mut qemu = TcpStream::connect(lan.qemu).unwrap();
     let packet = [&GUEST_MAC[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5, 2]].concat();
@@ -114,7 +114,7 @@ fn older_owners_are_fenced_and_refused() {
     assert_eq!(new.receiver.receive().unwrap(), FromLan::Packet { number: 1, packet });
 }
 
-/// A packet that nobody on the LAN is.
+/// A packet to an address that no port of the LAN has.
 fn to_nobody() -> Vec<u8> {
     [&[2, 8, 8, 8, 8, 8][..], &GUEST_MAC, &[0x88, 0xb5], &[0; 46]].concat()
 }
@@ -147,7 +147,7 @@ fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
     let flood = vec![0; vm::PACKET_BYTES_MAX];
     let mut qemu = client(lan.qemu);
     let lost = loop {
-        // More for the one that doesn't read than its connection takes.
+        // More packets for the port that doesn't read than its connection takes.
         let packet = [&other.mac[..], &[2, 9, 9, 9, 9, 9], &[0x88, 0xb5], &flood[14..]].concat();
         for _ in 0..100 {
             let length = u32::try_from(packet.len()).unwrap().to_be_bytes();
@@ -159,7 +159,7 @@ fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
         }
     };
     assert!(matches!(lost, LanError::Closed | LanError::Io(_)), "{lost}");
-    // It is still there, and has room for what it has to say.
+    // It is still attached, and its outputs are carried.
     deaf.sender.send(OutputId(0), &to_nobody()).unwrap();
     while deaf.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(1) }) {}
 }
@@ -171,10 +171,10 @@ fn whoever_attaches_again_learns_which_outputs_died_on_the_way() {
     let packet = to_nobody();
     (0..7).for_each(|id| port.sender.send(OutputId(id), &packet).unwrap());
     while port.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(7) }) {}
-    // The connection dies with what is on it; its owner can't know how far it came.
+    // The connection ends with packets on it; its owner can't know which have been carried.
     port.sender.shutdown();
     assert_eq!(attach(lan.listen, &attachment(0), PATIENCE).unwrap().next_output, OutputId(7));
-    // Another LAN knows nothing of the VM and believes it.
+    // Another LAN doesn't know the VM, so it accepts what the VM says of its outputs.
     let other = Lan::start(&[]);
     let attachment = Attachment { next_output: OutputId(5), ..attachment(0) };
     assert_eq!(attach(other.listen, &attachment, PATIENCE).unwrap().next_output, OutputId(5));
@@ -209,7 +209,7 @@ fn garbage_closes_its_own_connection_and_no_other() {
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[0xff; 64], &[5, 0, 0, 0, 1, b'F', b'T', b'L', b'A']] {
         for address in [lan.listen, lan.qemu] {
             let mut stream = client(address);
-            // The LAN may have closed before all was written.
+            // The LAN may have closed the connection before everything was written.
             let _ = stream.write_all(garbage);
             let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
@@ -246,9 +246,9 @@ fn datagrams_of_many_clients_keep_no_other_client_out() {
     host.kill();
 }
 
-/// One address that sends from ever new ports gets as many flows as one address may have, and takes
-/// none of another's: all these datagrams wait for a guest, and a flow that has lost its place has
-/// lost its datagram.
+/// A client with ever new ports gets as many flows as one address may have, and takes none of
+/// another client's. All these datagrams wait for a guest, and an evicted flow would lose its
+/// datagram.
 #[test]
 fn a_client_that_opens_flows_without_end_takes_only_its_own() {
     let lan = Lan::start(&["udp:127.0.0.1:0=10.0.2.15:7"]);
@@ -261,7 +261,7 @@ fn a_client_that_opens_flows_without_end_takes_only_its_own() {
     let other = send(Ipv4Addr::new(127, 0, 0, 2));
     let many: Vec<_> = (0..300)
         .map(|n| {
-            // No more at a time than the socket of the forward takes.
+            // Not faster than the forward's socket can take them.
             thread::sleep(Duration::from_millis(u64::from(n % 50 == 49) * 50));
             send(Ipv4Addr::LOCALHOST)
         })
@@ -294,8 +294,8 @@ fn datagrams_of_every_length_pass_both_ways() {
     host.kill();
 }
 
-/// smoltcp asks who has the guest's address, and if nobody answers it says nothing for a second; a
-/// guest that comes meanwhile has to be found sooner.
+/// smoltcp asks for the guest's address, and without an answer sends nothing for a second. A guest
+/// that attaches in that second must be found sooner.
 #[test]
 fn a_client_that_comes_before_its_guest_is_served_as_soon_as_the_guest_is_there() {
     let waited = (0..5).map(|_| {
@@ -317,7 +317,7 @@ fn a_client_that_comes_before_its_guest_is_served_as_soon_as_the_guest_is_there(
     assert!(waited.iter().any(|&waited| waited < Duration::from_millis(500)), "{waited:?}");
 }
 
-/// Connects from an address of this host's own.
+/// Connects from one of this host's own addresses.
 fn client_from(address: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -329,8 +329,7 @@ fn client_from(address: Ipv4Addr, to: SocketAddr) -> TcpStream {
     })
 }
 
-/// True if the LAN has turned this client away. It may do so before the client's `connect` has
-/// returned.
+/// `true` if the LAN has refused this client, perhaps before the client's `connect` has returned.
 fn is_reset(client: &io::Result<TcpStream>, patience: Duration) -> bool {
     let turned_away = |error: &io::Error| error.kind() == ErrorKind::ConnectionReset;
     match client {
@@ -343,8 +342,8 @@ fn is_reset(client: &io::Result<TcpStream>, patience: Duration) -> bool {
     }
 }
 
-/// A client that opens connections and leaves them alone gets as many as one address may have;
-/// others come through, by the same forward and by others. All of these wait for a guest.
+/// A client with many idle connections gets as many as one address may have. Other clients are
+/// served, by the same forward and by others. All of these wait for a guest.
 #[test]
 fn a_client_that_takes_all_it_can_keeps_no_other_out() {
     let lan = Lan::start(&["tcp:127.0.0.1:0=10.0.2.15:7", "tcp:127.0.0.1:0=10.0.2.15:9"]);

@@ -1,5 +1,5 @@
-//! Connections to the LAN die with packets on them; the packets are sent again and arrive once, in
-//! order.
+//! Connections to the LAN break with packets on them. The packets must be sent again, and arrive
+//! once and in order.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -31,16 +31,16 @@ use std::time::Duration;
 use vm::{OutputId, OutputOperation};
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x15];
-/// Connections that die before one is left alone.
+/// The connections that break before one stays.
 const CUTS: u64 = 12;
-/// Bounds every wait; no test waits that long.
+/// Bounds every wait; no test waits so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-/// Starts a LAN that runs as long as the test; tells where VMs and QEMU processes connect.
+/// Starts a LAN for the time of the test; returns where VMs and QEMU processes connect.
 fn start_lan() -> (SocketAddr, SocketAddr) {
     let config =
         LanConfig { listen: loopback(), qemu: Some(loopback()), forwards: vec![], limits: ConnectionLimits::default() };
@@ -63,8 +63,8 @@ fn random(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 27)
 }
 
-/// A way to the LAN whose first connections die after some bytes, at any place in a message, and
-/// take with them what was under way.
+/// A link to the LAN whose first connections break after some bytes, anywhere in a message, and
+/// lose what was in flight.
 fn start_faulty_link(lan: SocketAddr, seed: u64, cuts: Arc<AtomicU64>) -> SocketAddr {
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -83,7 +83,7 @@ fn start_faulty_link(lan: SocketAddr, seed: u64, cuts: Arc<AtomicU64>) -> Socket
     address
 }
 
-/// Passes so many bytes on, and then cuts.
+/// Forwards `bytes_left` bytes, and then cuts both connections.
 fn pass(mut client: TcpStream, mut lan: TcpStream, mut bytes_left: u64) {
     let mut buffer = [0; 4096];
     while bytes_left > 0 {
@@ -98,7 +98,7 @@ fn pass(mut client: TcpStream, mut lan: TcpStream, mut bytes_left: u64) {
     let _ = lan.shutdown(Shutdown::Both);
 }
 
-/// An owner of a VM, reduced to its output gate.
+/// An owner of a VM that has only its output gate.
 struct Owner {
     gate: Mutex<OutputGate>,
     sink: Arc<Mutex<NetworkAndConsole>>,
@@ -106,7 +106,7 @@ struct Owner {
 }
 
 impl Owner {
-    /// Puts out what is released, as a live VM does.
+    /// Writes the released outputs, as a live VM does.
     fn write(&self) {
         let mut sink = self.sink.lock().unwrap();
         let batch: Vec<_> = {
@@ -196,7 +196,7 @@ fn numbered_packet(number: u64) -> Vec<u8> {
     [&[2, 9, 9, 9, 9, 9][..], &GUEST_MAC, &[0x88, 0xb5], &number.to_be_bytes(), &[0; 38]].concat()
 }
 
-/// The number in the next packet that comes out of the LAN.
+/// The number in the next packet from the LAN.
 fn next_number(qemu: &mut TcpStream) -> u64 {
     let mut packet = [0; 4 + 60];
     qemu.read_exact(&mut packet).unwrap();
@@ -215,14 +215,14 @@ fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
 
     let owner = plug_in(link);
 
-    // Known when all cuts are done, and well before it is reached.
+    // Known once all cuts are done, well before the test gets there.
     let end = Arc::new(AtomicU64::new(u64::MAX));
     let (producer, ends_at) = (owner.clone(), end.clone());
     thread::spawn(move || {
         let mut produced = 0;
         while produced < ends_at.load(Ordering::SeqCst) {
-            // Some at once, so that a cut comes into a batch; not more in all than a QEMU port
-            // keeps for its peer.
+            // Several at once, so that a cut falls into a batch; fewer in total than a QEMU port
+            // retains for its peer.
             for _ in 0..=produced % 5 {
                 producer.produce(produced);
                 produced += 1;
@@ -240,7 +240,7 @@ fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
         expected += 1;
     }
     println!("{expected} packets over {CUTS} connections that died");
-    // What was carried is forgotten: the LAN tells so.
+    // The LAN says what it has carried, and the gate forgets that.
     wait_until_carried(&owner, expected);
 }
 
@@ -252,8 +252,8 @@ fn wait_until_carried(owner: &Owner, next_output: u64) {
     }
 }
 
-/// The guest of a VM that goes live runs at once; what it sends waits for the LAN, whose first
-/// connection here is never answered.
+/// The guest of a VM that goes live runs at once. Its packets wait for the LAN, which never answers
+/// its first connection here.
 #[test]
 fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     let (listen, qemu) = start_lan();
@@ -276,14 +276,14 @@ fn packets_that_are_sent_before_the_lan_answers_arrive_once_it_does() {
     }
 }
 
-/// Which way of a connection nothing passes any more, though it isn't closed.
+/// The direction in which a dead connection passes nothing, though it isn't closed.
 #[derive(Clone, Copy, Debug)]
 struct Dead {
     to_lan: bool,
     from_lan: bool,
 }
 
-/// A way to the LAN whose first connection goes dead when told so. The next one is as good as new.
+/// A link to the LAN whose first connection goes dead when the test says so; the next one works.
 fn start_mortal_link(lan: SocketAddr, dead: Dead, is_dead: Arc<AtomicBool>) -> SocketAddr {
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -310,8 +310,8 @@ fn start_mortal_link(lan: SocketAddr, dead: Dead, is_dead: Arc<AtomicBool>) -> S
     address
 }
 
-/// The power of one side's host fails, a firewall forgets the connection: nobody is told, and an
-/// idle guest would be out of reach for ever.
+/// When the other host loses its power, or a firewall forgets the connection, no end of the
+/// connection arrives. An idle guest would be unreachable for ever.
 #[test]
 fn a_connection_that_is_dead_and_not_closed_is_replaced() {
     let both = Dead { to_lan: true, from_lan: true };
@@ -327,19 +327,19 @@ fn a_connection_that_is_dead_and_not_closed_is_replaced() {
         assert_eq!(next_number(&mut qemu), 0);
         wait_until_carried(&owner, 1);
         is_dead.store(true, Ordering::SeqCst);
-        // These are lost with the connection, or what the LAN says of them; they come once.
+        // Lost with the connection, or the LAN's report of them is; they must arrive once.
         (1..20).for_each(|id| {
             owner.produce(id);
             owner.write();
         });
         (1..20).for_each(|id| assert_eq!(next_number(&mut qemu), id));
-        // What the LAN says comes too.
+        // The LAN's report arrives too.
         wait_until_carried(&owner, 20);
     }
 }
 
-/// A LAN that says a byte now and then must not keep a VM from attaching to one that works: without
-/// a bound this takes a minute.
+/// A LAN that sends its answer byte by byte must not keep a VM from attaching to one that works.
+/// Without the bound this takes a minute.
 #[test]
 fn a_lan_whose_answer_comes_byte_by_byte_is_given_up() {
     let listener = TcpListener::bind(loopback()).unwrap();

@@ -1,5 +1,5 @@
-//! Each side with its real threads and a real socket. The other side is only a socket, or real too,
-//! behind a wire that the test can cut.
+//! Each side with its real threads and a real socket. The other side is either played by the test,
+//! or real as well, behind a link that the test can cut.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -49,7 +49,7 @@ fn a_backup_that_wins_always_goes_live() {
             while log.take_frame(&mut bytes) {}
             peer.stream.write_all(&bytes).unwrap();
             peer.hear(|message| *message == Message::Ack { received: entries });
-            // Dies here. Sometimes replay is done by then, sometimes not.
+            // The primary dies here. In some rounds replay is done by then, in others not.
             thread::sleep(Duration::from_micros(round * 20));
         });
         let BackupOutcome::GoLive(succession) = outcome else { panic!("round {round}: {outcome:?}") };
@@ -86,8 +86,8 @@ fn a_primary_that_this_sides_arbiter_does_not_know_is_refused() {
     }
 }
 
-/// A backup that was accepted may be told the next moment that it protects the VM: it must know
-/// better by then, however much sooner than the arbiter's answer the guest is there.
+/// A backup that has accepted may be told at once that it protects the VM. So it must have checked
+/// the owner before, even if the guest is restored long before the arbiter answers.
 #[test]
 fn a_guest_that_is_restored_before_the_arbiter_answers_is_not_accepted() {
     let slow_stranger = Arc::new(Claims { hesitation: Duration::from_millis(300), ..Claims::default() });
@@ -115,7 +115,7 @@ fn a_primary_that_sends_garbage_is_lost_and_the_log_before_it_counts() {
         log.take_frame(&mut bytes);
         bytes.extend([0xff; 64]);
         peer.stream.write_all(&bytes).unwrap();
-        // The connection stays: it is the backup that gives this primary up.
+        // The connection stays open: the backup must give this primary up.
         let _ = peer.stream.read_to_end(&mut Vec::new());
     });
     let BackupOutcome::GoLive(succession) = outcome else { panic!("{outcome:?}") };
@@ -126,12 +126,12 @@ fn a_primary_that_sends_garbage_is_lost_and_the_log_before_it_counts() {
 #[test]
 fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
     let arbiter = Claims::owned();
-    // A guest that fills every buffer between the two within moments.
+    // This guest fills every buffer between the two at once.
     let primary = Running::awaiting_backup(&arbiter, READ_CLOCK, Timing::default());
     let mut backup = Peer::connect(primary.address);
     backup.become_protected();
-    // It stays connected and says nothing more, as a stopped process does, until the primary has
-    // given it up.
+    // The connection stays open but silent, as that of a stopped process, until the primary gives
+    // the backup up.
     wait_until("the primary asks for the flag", || arbiter.holder(G).is_some());
     assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
     assert_eq!(arbiter.holder(G).unwrap().kind, ClaimKind::Owner);
@@ -144,7 +144,7 @@ fn visitors_that_say_nothing_keep_nobody_out() {
         visitor.set_nonblocking(true).unwrap();
         visitor.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     };
-    // On a host so busy that the visitors were sent away meanwhile, it shows nothing.
+    // On a host so busy that the connections were refused meanwhile, a try shows nothing.
     let shown = (0..10).any(|_| {
         let primary = Running::awaiting_backup(&Claims::owned(), NOP, patient());
         let silent: Vec<_> = (0..7).map(|_| TcpStream::connect(primary.address).unwrap()).collect();
@@ -162,7 +162,7 @@ fn a_visitor_that_dribbles_is_sent_away() {
     let arbiter = Claims::owned();
     let primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut visitor = TcpStream::connect(primary.address).unwrap();
-    // A frame that is in order as far as it comes, and would take hours.
+    // The beginning of a valid frame, which would take hours.
     let mut bytes = Vec::new();
     append_frame(FrameKind(13), &[0; 100_000], &mut bytes);
     visitor.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -211,7 +211,7 @@ fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
     for _ in 0..5 {
         assert_eq!(spare.next(), Some(Message::Heartbeat), "a spare knows that its primary is there");
     }
-    // One that has gone doesn't take the place from one that is here.
+    // The closed connection doesn't take the place of the open one.
     drop(gone);
     drop(backup);
     spare.hear(|message| matches!(message, Message::Session { header, .. } if header.vm == vm()));
@@ -221,7 +221,7 @@ fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
     assert!(matches!(primary.retire(), LiveEnd::HandedOver));
 }
 
-/// A connection between a backup and its primary that can be cut, and that tells when the backup is
+/// A connection between a backup and its primary that can be cut. It reports when the backup is
 /// told that it may claim.
 struct Link {
     ends: [TcpStream; 2],
@@ -229,7 +229,7 @@ struct Link {
 }
 
 impl Link {
-    /// To the primary at `address`; the backup's end.
+    /// Connects to the primary at `address`; returns the backup's end.
     fn to(address: SocketAddr) -> (Self, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -264,7 +264,7 @@ impl Link {
     }
 }
 
-/// Passes bytes on until one of the two is gone.
+/// Forwards bytes until one end closes.
 fn pump((mut from, mut to): (TcpStream, TcpStream), mut see: impl FnMut(&[u8])) {
     let mut buffer = vec![0; 65_536];
     while let Ok(length @ 1..) = from.read(&mut buffer)
@@ -296,7 +296,7 @@ fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
         let generation = Generation(G.0 + round);
         let id = 10 + u128::from(round);
         let (link, backup) = real_backup(id, &arbiter, primary.address);
-        // In turn the backup is lost and the primary.
+        // The backup and the primary are lost by turns.
         let survivor = if round % 2 == 0 { owner } else { id };
         arbiter.favour(NodeId(survivor));
         link.cut();
@@ -330,7 +330,7 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
     const FRAME_BYTES: usize = 1500;
     /// A quarter more than the buffer holds.
     const PACKETS: u64 = (backup::LOG_BUFFER_BYTES_MAX / FRAME_BYTES * 5 / 4) as u64;
-    /// As many as it holds, but for what an entry takes beside its frame and what is on its way.
+    /// About as many as the buffer holds, without an entry's overhead and what is in flight.
     const FULL: u64 = (backup::LOG_BUFFER_BYTES_MAX / (FRAME_BYTES + 200)) as u64;
     let arbiter = Claims::owned();
     let faults = FaultInjection { slowdown: 50, ..FaultInjection::default() };
@@ -370,8 +370,7 @@ fn a_backup_whose_log_buffer_is_full_stops_reading_and_goes_on_when_there_is_roo
     assert_eq!(succession.machine.last_packet_number(), PACKETS);
 }
 
-/// A LAN that takes connections and says nothing, and one that can't even be connected to: its
-/// queue of connections is full.
+/// A LAN that accepts connections and sends nothing, and one whose accept queue is full.
 fn silent_lans() -> [(TcpListener, Vec<TcpStream>); 2] {
     let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
     let full = listener();
@@ -397,22 +396,21 @@ fn a_lan_that_does_not_answer_holds_up_neither_guest_nor_backup() {
             let primary = Running::start(node, PrimaryRole::alone(NodeId(id), session, patient()), machine);
             let mut backup = Peer::connect(primary.address);
             backup.become_protected();
-            // The guest runs: its log comes, or a heartbeat.
+            // The guest runs: its log arrives, or a heartbeat.
             assert!(backup.next().is_some());
             drop(backup);
             let time = started.elapsed();
             primary.retire();
             time
         };
-        // On a host that is busy with other things once may be slow; if the VM waits for the LAN,
-        // all are.
+        // A single slow time may be the host's; if the VM waits for the LAN, all are slow.
         let times: Vec<_> = (0..5).map(time_to_protection).collect();
         let answer_time = Duration::from_nanos(PortTiming::default().answer_ns);
         assert!(times.iter().any(|&time| time < answer_time), "{times:?}");
     }
 }
 
-/// A LAN that refuses everybody, and tells whenever it does.
+/// A LAN that refuses every owner, and reports each refusal.
 fn refusing_lan() -> (NetworkAddress, mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -430,7 +428,7 @@ fn refusing_lan() -> (NetworkAddress, mpsc::Receiver<()>) {
     (NetworkAddress::Lan(address), told)
 }
 
-/// A LAN alone never ends a VM: it may be wrong. The arbiter's word counts.
+/// A LAN alone never ends a VM, because it may be wrong; only the arbiter's answer does.
 #[test]
 fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
     for is_fenced in [false, true] {
@@ -440,13 +438,13 @@ fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
         let session = session(4 << 20, &image);
         let machine = Machine::new(&session.config, &image).unwrap();
         let node = Node { network: Some(network), ..node(1, &arbiter) };
-        // It doesn't look by itself within this test.
+        // The owner makes no periodic check within this test.
         let timing = Timing { claim_check_ns: 600_000_000_000, ..patient() };
         let primary = Running::start(node, PrimaryRole::alone(NodeId(1), session, timing), machine);
         refused.recv_timeout(TIMEOUT).unwrap();
-        // Seen by the look after this refusal, or by that after the next.
+        // The check after this refusal notices it, or the one after the next.
         match is_fenced.then(|| arbiter.hold(G, NodeId(7))) {
-            // It goes on, and keeps trying.
+            // It runs on, and tries again.
             None => {
                 (0..2).for_each(|_| refused.recv_timeout(TIMEOUT).unwrap());
                 assert!(matches!(primary.retire(), LiveEnd::Role(PrimaryEnd::Retired)));
@@ -459,7 +457,7 @@ fn an_owner_that_its_lan_refuses_asks_the_arbiter_who_owns_the_vm() {
     }
 }
 
-/// Fills the other end of `stream`, which is in this process too, until it takes nothing more.
+/// Fills the other end of `stream`, which is in this process, until it takes nothing more.
 fn fill_other_end(stream: &TcpStream) {
     let here = stream.local_addr().unwrap();
     let is_other_end =
@@ -473,9 +471,9 @@ fn fill_other_end(stream: &TcpStream) {
     }
 }
 
-/// Whoever hears the signal writes the last words, and must not wait for the backup: it also hears
-/// the next signal. Here no other thread is stuck in the channel already, as the guest sleeps and
-/// no heartbeat is due.
+/// The thread that gets the signal writes the last messages. It must not wait for the backup,
+/// because it also gets the next signal. No other thread writes here: the guest sleeps and no
+/// heartbeat is due.
 #[test]
 fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
     let timing = Timing { heartbeat_ns: 59_000_000_000, ..patient() };
@@ -483,7 +481,7 @@ fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
     let mut backup = Peer::connect(primary.address);
     setsockopt(&backup.stream, sockopt::RcvBuf, &4096).unwrap();
     backup.become_protected();
-    // The log of the guest's first moments is written by then.
+    // The log of the guest's first steps has been written by then.
     thread::sleep(Duration::from_millis(500));
     fill_other_end(&backup.stream);
     let (ended, ends) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! The event source that the host makes: what waits for the guest, and what doesn't have to.
+//! The inbox as an event source: what waits for the guest, and what doesn't.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,8 +15,7 @@ use vm::{Event, Machine, MachineConfig};
 /// Bounds every wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A machine that has just been reset: its console takes input, its network device has no driver
-/// yet.
+/// A machine at its reset: its console takes input, and its network device has no driver yet.
 fn machine() -> Machine {
     let machine = Machine::new(&MachineConfig::default(), &Guest::load("hello").unwrap().image).unwrap();
     assert!(!machine.can_receive_packet() && machine.console_room() > 0);
@@ -29,7 +28,7 @@ fn packets_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_cons
     let (mut source, sender) = HostEventSource::new(GuestClock::standing(0)).unwrap();
     let network = {
         let sender = sender.clone();
-        // Far more than may wait: the LAN's reader has to wait itself, until the source is gone.
+        // Many more than the inbox holds, so this waits until the source is dropped.
         thread::spawn(move || {
             (1..=10_000).take_while(|number| sender.give_packet(*number, vec![0; 60], PATIENCE) == Given::Taken).count()
         })
@@ -51,7 +50,7 @@ fn console_input_beyond_the_machines_room_waits_for_it_in_order() {
     for piece in text.chunks(700) {
         assert!(sender.send_console(piece.to_vec()));
     }
-    // Nothing is applied, so the room stays what it is.
+    // No event is applied, so the room stays the same.
     let mut found = Vec::new();
     while let Some(Event::ConsoleInput { bytes }) = source.poll(&machine) {
         assert!(!bytes.is_empty() && bytes.len() <= machine.console_room());
@@ -73,8 +72,8 @@ fn a_clock_taken_over_goes_on_from_where_it_was_and_saturates() {
     assert_eq!(source.ticks(), u64::MAX);
 }
 
-/// Nothing would take the input or the due timer away: the vCPU thread would spin as long as its
-/// guest may not run.
+/// A stopped guest takes neither the input nor the due timer: its vCPU thread would wake again and
+/// again.
 #[test]
 fn a_guest_that_may_not_run_is_not_woken_by_input_or_timers() {
     let machine = machine();
@@ -85,10 +84,10 @@ fn a_guest_that_may_not_run_is_not_woken_by_input_or_timers() {
         let began_ns = clock::now_ns();
         source.sleep(None, None, began_ns + sleeps_ns);
         assert!(clock::now_ns() - began_ns >= sleeps_ns, "it comes back at once");
-        // Input that comes meanwhile is no reason to look either.
+        // Input that arrives meanwhile doesn't wake it either.
         assert!(sender.send_console(b"x".to_vec()));
     }
-    // A guest that may run takes it at once, and a call is heard in any case.
+    // A guest that may run takes the input at once, and a wake ends the sleep in both cases.
     source.sleep(Some(&machine), None, u64::MAX);
     sender.wake();
     source.sleep(None, None, u64::MAX);

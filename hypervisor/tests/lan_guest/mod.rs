@@ -1,4 +1,4 @@
-//! A LAN on real sockets, guests that are smoltcp echo servers, and the hosts under them.
+//! A LAN on real sockets, guests that are smoltcp echo servers, and their hosts.
 
 use hypervisor::lan::client::{Attached, FromLan, PacketReceiver, PacketSender, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
@@ -24,15 +24,15 @@ use vm::OutputId;
 
 pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x15];
 pub(crate) const ECHO_PORT: u16 = 7;
-/// Bounds every wait, so that a broken LAN fails the test instead of hanging it; no test waits that
+/// Bounds every wait, so that a broken LAN fails the test instead of hanging it; no test waits so
 /// long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A LAN in a thread of its own; ends when dropped.
+/// A LAN on a thread of its own, ended when dropped.
 pub(crate) struct Lan {
     pub listen: SocketAddr,
     pub qemu: SocketAddr,
-    /// One for each forward.
+    /// The address of each forward.
     pub forwards: Vec<SocketAddr>,
     pub stop: Option<oneshot::Sender<()>>,
     pub thread: Option<JoinHandle<()>>,
@@ -91,16 +91,16 @@ pub(crate) fn client(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The guest: an echo server for TCP and UDP, with its outputs numbered.
+/// The guest: an echo server for TCP and UDP that numbers its outputs.
 pub(crate) struct Guest {
     pub interface: Interface,
     pub sockets: SocketSet<'static>,
     pub wire: Wire,
     pub tcp: SocketHandle,
     pub udp: SocketHandle,
-    /// Everything it has ever sent; an output's id is its index.
+    /// Every output so far; an output's id is its index.
     pub outputs: Vec<Vec<u8>>,
-    /// So many of them have been given to the LAN.
+    /// The number of outputs that the LAN was sent.
     pub released: usize,
     pub last_packet: u64,
 }
@@ -171,7 +171,7 @@ impl Guest {
         Instant::from_micros(i64::try_from(hypervisor::os::clock::now_us()).unwrap())
     }
 
-    /// Runs until there is nothing to do; what it sent is appended to `outputs`.
+    /// Runs until the guest is idle; its new outputs are appended to `outputs`.
     pub(crate) fn run(&mut self) {
         loop {
             self.interface.poll(Self::now(), &mut self.wire, &mut self.sockets);
@@ -210,15 +210,15 @@ impl Guest {
     }
 }
 
-/// The host under a guest: attaches it and moves its packets, until killed.
+/// The host of a guest: attaches it and moves its packets, until killed.
 pub(crate) struct Host {
     pub killed: Arc<AtomicBool>,
     pub thread: JoinHandle<Guest>,
 }
 
 impl Host {
-    /// Attaches `guest` as `generation`, sending its outputs from `next_output` on, again if need
-    /// be.
+    /// Attaches `guest` under `generation`, and sends its outputs from `next_output` on, perhaps
+    /// again.
     pub(crate) fn run(lan: SocketAddr, mut guest: Guest, generation: u64, next_output: usize) -> Self {
         guest.released = next_output;
         let attachment = Attachment {
@@ -237,9 +237,8 @@ impl Host {
         Self { killed, thread }
     }
 
-    /// Kills the host: packets that it has received and not given to the guest die with it, and so
-    /// do outputs that the guest has produced and the host not sent. The guest comes back as a
-    /// backup would have it.
+    /// Kills the host. Packets that the guest hasn't been given are lost, and so are outputs that
+    /// haven't been sent. Returns the guest as a backup would have it.
     pub(crate) fn kill(self) -> Guest {
         self.killed.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
@@ -277,14 +276,14 @@ pub(crate) fn serve(
             guest.last_packet = number;
             guest.wire.received.push_back(packet);
         } else {
-            // More than are due. The connection may be gone, as its receiver finds out.
+            // More often than is due. The connection may be closed, which its receiver notices.
             let _ = sender.send_heartbeat();
         }
     }
 }
 
-/// Sends `bytes` and asserts that they come back; `each` is called now and then with how many are
-/// back.
+/// Sends `bytes` and checks that they are echoed; `each` is called periodically with how many have
+/// been.
 pub(crate) fn echo(stream: &TcpStream, bytes: &[u8], mut each: impl FnMut(usize)) {
     thread::scope(|scope| {
         scope.spawn(|| (&*stream).write_all(bytes).unwrap());

@@ -72,8 +72,8 @@ fn a_damaged_snapshot_falls_back_to_the_segment_before() {
     assert!(error.to_string().contains("nothing to resume"), "{error}");
 }
 
-/// Not the writer's end did this, but the storage: to go on from before it would give up what
-/// follows unseen.
+/// The storage has damaged it, not a writer that was killed: resuming from before the damage would
+/// discard the rest unnoticed.
 #[test]
 fn a_log_that_is_damaged_before_its_end_is_not_resumed() {
     let directory = TempDir::new().unwrap();

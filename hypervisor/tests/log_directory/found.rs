@@ -1,4 +1,4 @@
-//! What a directory has.
+//! What a restart finds in a directory.
 
 use super::vm::{NODE, Vm, limits, vm_id};
 use hypervisor::node::log::restore::RestoreError;
@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use vm::StopReason;
 
 pub(super) fn open(path: &Path) -> LogDirectory {
-    // A process that another test is just starting may have inherited the lock, until it is another
-    // program.
+    // A process that another test is just starting may have inherited the lock, until its exec
+    // closes it.
     for _ in 0..100 {
         match LogDirectory::open(path, &vm_id()) {
             Err(LogDirectoryError::InUse(_)) => std::thread::sleep(Duration::from_millis(10)),
@@ -24,7 +24,7 @@ pub(super) fn open(path: &Path) -> LogDirectory {
     panic!("{} stays in use", path.display())
 }
 
-/// A VM as a directory has it, and what was found before its replay.
+/// A VM resumed from a directory, and what its survey found.
 pub(super) struct Found {
     pub(super) session: SessionHeader,
     pub(super) generation: Generation,
@@ -74,7 +74,7 @@ pub(super) fn index(seq: LogSeq) -> usize {
     usize::try_from(seq.0).unwrap()
 }
 
-/// A VM that has begun its third segment at least, and whose log ended in order.
+/// A VM that has begun at least its third segment, and whose log has ended in order.
 pub(super) fn vm_of_many_segments(path: &Path) -> Vm {
     let mut vm = Vm::logged(open(path), 1, limits(0));
     let mut seen = Vec::new();
@@ -87,14 +87,14 @@ pub(super) fn vm_of_many_segments(path: &Path) -> Vm {
     });
     for _ in 0..8 {
         vm.run_slice();
-        // So that each slice comes to a frame of its own.
+        // So that each slice gets a frame of its own.
         std::thread::sleep(Duration::from_millis(5));
     }
     vm.finish().unwrap();
     vm
 }
 
-/// Copies a directory as it is.
+/// A copy of a directory.
 pub(super) fn copy_of(path: &Path) -> TempDir {
     let copy = TempDir::new().unwrap();
     for entry in fs::read_dir(path).unwrap() {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vm::{PageCopy, Restoration};
 
-/// A backup's log: what is received goes to `joining`, and `machine` follows behind.
+/// A backup's log: `joining` takes what is received, and `machine` consumes it later.
 struct Following {
     disk: DiskLog,
     joining: JoiningLog,
@@ -22,7 +22,7 @@ struct Following {
 }
 
 impl Following {
-    /// Joins `vm` where it stands, by the stream that a primary sends.
+    /// Joins `vm` at its present state, by the stream that a primary sends.
     fn join(vm: &mut Vm, directory: LogDirectory, limits: DiskLimits) -> Self {
         let (mut disk, joining, steps) = directory.begin_joining(session(1), NODE, limits);
         run(steps);
@@ -44,7 +44,7 @@ impl Following {
         Self { disk, joining, replayer: Replayer::new(machine, seq), received: index(seq) }
     }
 
-    /// Receives what `vm` has logged, and consumes it but for the last `behind` entries.
+    /// Receives what `vm` has logged, and consumes all of it except the last `behind` entries.
     fn follow(&mut self, vm: &Vm, behind: usize) {
         self.joining.entries(vm.sink.entries[self.received..].iter());
         self.received = vm.sink.entries.len();
@@ -53,7 +53,7 @@ impl Following {
             let entry = &vm.sink.entries[index(self.replayer.consumed())];
             self.replayer.consume(entry).unwrap();
             self.disk.on_consumed(entry);
-            // A machine in the middle of a step's outputs is none for a snapshot.
+            // No snapshot can be made while a step's outputs aren't all logged.
             if !self.replayer.machine().has_output() {
                 let next = self.replayer.consumed();
                 self.disk.serve(self.replayer.machine_mut(), next, Vec::new);
@@ -128,7 +128,8 @@ fn a_backups_next_segment_has_the_entries_that_were_received_before_its_snapshot
     assert_eq!(index(resumed.next_seq), vm.sink.entries.len());
     assert!(resumed.entries_replayed >= 7);
     assert_eq!(resumed.machine.digest(), vm.state_at(resumed.next_seq, &resumed.machine));
-    // The segment before goes beyond the snapshot; its replay ends where the next begins.
+    // The segment before has entries beyond the snapshot; its replay ends where the next segment
+    // begins.
     let kept = segments(directory.path()).unwrap();
     let [before, newest] =
         [0, 1].map(|segment: usize| LogReader::open(fs::File::open(&kept[segment]).unwrap()).unwrap());

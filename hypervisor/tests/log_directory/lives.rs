@@ -1,4 +1,4 @@
-//! One directory through a VM's lives, and what it says of them.
+//! A directory through several lives of a VM, and what its notes say.
 
 use super::found::{index, open, resume, vm_of_many_segments};
 use super::vm::{NODE, Vm, begin, limits, session};
@@ -93,7 +93,7 @@ fn a_log_that_may_lack_something_says_why() {
     assert_eq!(lost(&kept("")), [PossibleLoss::WriterUnknown]);
     assert_eq!(lost(&kept("own")), [PossibleLoss::WriterUnknown]);
     assert_eq!(lost(&of_other("backup")), [PossibleLoss::OfBackup]);
-    // It has won the flag and died before its log had all that it had acknowledged.
+    // The backup has won the flag, and died before its log had everything that it had acknowledged.
     assert_eq!(lost(&kept("backup written an-earlier-boot")), [PossibleLoss::OfBackup, PossibleLoss::HostStartedAgain]);
     assert_eq!(lost(&of_other("joining")), [PossibleLoss::OfJoiningBackup]);
     assert_eq!(lost(&|path| fs::remove_file(path.join("node")).unwrap()), [PossibleLoss::HadFailed]);

@@ -1,4 +1,4 @@
-//! A VM's log on disk: segments, going on from them wherever they were cut, and disks that fail.
+//! The log on disk: segments, resuming wherever they were cut, and disks that fail.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../../ft/tests/roles_image/mod.rs"]

@@ -14,7 +14,7 @@ pub(super) fn ft_replay(path: &Path, more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ft-replay")).arg(path).args(more).output().unwrap()
 }
 
-/// Segments of one VM, as many as a test wants.
+/// A VM with several segments.
 fn chain(path: &Path) -> (Vm, Vec<PathBuf>) {
     let vm = vm_of_many_segments(path);
     (vm, segments(path).unwrap())
@@ -40,7 +40,7 @@ pub(super) fn ft_replay_takes_segments_and_directories_of_them() {
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), has_head + entries);
     }
 
-    // The newest snapshot is torn: what comes before it is replayed, and the rest named.
+    // The newest snapshot is torn: the segments before it are replayed, and it is named.
     let bytes = fs::read(&kept[1]).unwrap();
     fs::write(&kept[1], &bytes[..bytes.len() / 3]).unwrap();
     let output = ft_replay(directory.path(), &[]);
@@ -49,7 +49,7 @@ pub(super) fn ft_replay_takes_segments_and_directories_of_them() {
     assert!(text.contains("skipped") && text.contains(&*kept[1].to_string_lossy()), "{text}");
 }
 
-/// The next segment's snapshot must be the state that the segment before ends with.
+/// The next segment's snapshot must be the state with which the segment before ends.
 #[test]
 pub(super) fn ft_replay_compares_the_state_between_segments() {
     let directory = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Segments, and what is in them.
+//! The segments of a log, and their content.
 
 use super::found::{copy_of, index, open, resume, vm_of_many_segments};
 use super::vm::{HELD, NODE, Vm, config, guest, limits, session, vm_id};
@@ -93,7 +93,7 @@ fn entries_become_durable_and_a_full_queue_is_told_until_it_is_written() {
     vm.run_until("durable entries", |vm| vm.disk().durable() >= Some(end) && !vm.disk().is_full());
 }
 
-/// A killed process leaves what it has written.
+/// What a killed process has written is in its log.
 #[test]
 fn what_was_written_is_there_without_an_end() {
     let directory = TempDir::new().unwrap();

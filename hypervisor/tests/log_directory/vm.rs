@@ -1,4 +1,4 @@
-//! A VM whose log is kept on disk.
+//! A VM with a log on disk.
 
 use super::found::index;
 use super::roles_image::image;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use vm::{Event, Machine, MachineConfig, OutputId, OutputOperation, StateDigest};
 
 pub(super) const NODE: NodeId = NodeId(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
-/// Longer than anything here takes on a machine that works.
+/// Longer than anything here takes on a working host.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const STEPS: u64 = 200;
 
@@ -38,13 +38,12 @@ pub(super) const fn add(rd: u32, rs1: u32, rs2: u32) -> u32 {
     rs2 << 20 | rs1 << 15 | rd << 7 | 0x33
 }
 
-/// A guest that reads the clock, writes it to one page of 64 after the other, and prints a line,
-/// for ever.
+/// A guest that forever reads the clock, writes it to the next of 64 pages, and prints a line.
 pub(super) fn guest() -> Vec<u8> {
     guest_of(64)
 }
 
-/// The same with so many pages, a power of 2.
+/// The guest with this many pages, a power of 2.
 pub(super) fn guest_of(pages: u32) -> Vec<u8> {
     const RDTIME_T2: u32 = 0xc010_23f3;
     const SW_T2_S0: u32 = 0x0074_2023;
@@ -88,7 +87,7 @@ pub(super) fn limits(segment_bytes: u64) -> DiskLimits {
     DiskLimits { segment_bytes, sync_interval: Duration::from_millis(1), ..DiskLimits::default() }
 }
 
-/// A clock that a wall would be surprised by, and no other events.
+/// A source without events, whose clock takes odd steps.
 pub(super) struct Source(u64);
 
 impl EventSource for Source {
@@ -110,7 +109,7 @@ impl EventSource for Source {
     }
 }
 
-/// All of a VM's log, and what of it goes to disk.
+/// The sink of a VM's whole log, which passes a part of it to the log on disk.
 pub(super) struct Sink {
     pub(super) disk: Option<DiskLog>,
     pub(super) entries: Vec<LogEntry>,
@@ -134,7 +133,7 @@ impl LogSink for Sink {
     }
 }
 
-/// How many outputs this VM's primary hasn't let out.
+/// The number of last outputs that the VM's primary still holds.
 pub(super) const HELD: usize = 3;
 
 pub(super) struct Vm {
@@ -144,7 +143,7 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    /// A guest at its reset.
+    /// A VM whose guest was just reset.
     pub(super) fn new() -> Self {
         Self::of(Machine::new(&config(), &guest()).unwrap(), Vec::new(), 1)
     }
@@ -155,14 +154,14 @@ impl Vm {
         Self { image: guest(), recorder, sink: Sink { disk: None, entries, outputs: Vec::new() } }
     }
 
-    /// One whose memory doesn't fit into the rest of a copy.
+    /// A VM with more memory than the rest of a copy may be.
     pub(super) fn large() -> Self {
         let image = guest_of(512);
         let vm = Self::of(Machine::new(&config(), &image).unwrap(), Vec::new(), 1);
         Self { image, ..vm }
     }
 
-    /// A guest at its reset, logged from there on.
+    /// A VM whose log begins at the guest's reset.
     pub(super) fn logged(directory: LogDirectory, generation: u64, limits: DiskLimits) -> Self {
         let mut vm = Self::new();
         vm.sink.disk = Some(begin(directory, session(generation), NODE, limits));
@@ -170,13 +169,13 @@ impl Vm {
         vm
     }
 
-    /// Makes the first snapshot, as for a guest that doesn't run yet.
+    /// Makes the first snapshot, as for a guest that doesn't run before.
     pub(super) fn snapshot_now(&mut self) {
         let seq = LogSeq(self.sink.entries.len() as u64);
         self.snapshot_at(seq);
     }
 
-    /// The same, as if the log had come to `seq`.
+    /// Makes the first snapshot, as if the log had reached `seq`.
     pub(super) fn snapshot_at(&mut self, seq: LogSeq) {
         let Sink { disk, outputs, .. } = &mut self.sink;
         let disk = disk.as_mut().unwrap();
@@ -204,7 +203,7 @@ impl Vm {
         self.sink.disk.as_mut().unwrap()
     }
 
-    /// Runs, as fast as the disk takes it, until `is_done`.
+    /// Runs at the disk's speed until `is_done`.
     pub(super) fn run_until(&mut self, what: &str, mut is_done: impl FnMut(&mut Self) -> bool) {
         let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
         while !is_done(self) {
@@ -218,7 +217,8 @@ impl Vm {
         finish(self.sink.disk.take().unwrap())
     }
 
-    /// The state at a place of the log, where the machine stands at the count of `machine`.
+    /// The state at a position of the log at which the guest's instruction count is that of
+    /// `machine`.
     pub(super) fn state_at(&self, seq: LogSeq, machine: &Machine) -> StateDigest {
         let mut replayer = Replayer::new(Machine::new(&config(), &self.image).unwrap(), LogSeq(0));
         let rest = LogEntry { count: machine.instruction_count(), body: EntryBody::Progress };
@@ -228,7 +228,7 @@ impl Vm {
         replayer.machine_mut().digest()
     }
 
-    /// The state behind every entry.
+    /// The state after each entry.
     pub(super) fn states(&self) -> Vec<StateDigest> {
         let mut replayer = Replayer::new(Machine::new(&config(), &guest()).unwrap(), LogSeq(0));
         let mut states = vec![replayer.machine_mut().digest()];
@@ -240,7 +240,7 @@ impl Vm {
     }
 }
 
-/// Begins a log whose steps have threads, as in a process.
+/// Begins a log whose steps run on threads, as in a process.
 pub(super) fn begin(directory: LogDirectory, session: SessionHeader, node: NodeId, limits: DiskLimits) -> DiskLog {
     let (log, steps) = directory.begin(session, node, limits);
     run(steps);

@@ -32,18 +32,18 @@ pub(crate) const NOP: u32 = 0x13;
 pub(crate) const READ_CLOCK: u32 = 0xc010_22f3;
 pub(crate) const WAIT_FOR_INTERRUPT: u32 = 0x1050_0073;
 
-/// The first who asks for a generation wins it. If there is a favourite, nobody else is answered
-/// before it has asked.
+/// The first node that claims a generation wins it. If there is a favourite, the others wait for an
+/// answer until it has claimed.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     pub holders: Mutex<BTreeMap<Generation, Claim>>,
     pub favourite: Mutex<Option<NodeId>>,
-    /// How long it takes to tell who owns the VM.
+    /// How long the answer about the owner takes.
     pub hesitation: Duration,
 }
 
 impl Claims {
-    /// Generation [`G`] is owned by node 1.
+    /// An arbiter at which node 1 owns generation [`G`].
     pub(crate) fn owned() -> Arc<Self> {
         let claims = Self::default();
         claims.hold(Generation(G.0 - 1), NodeId(1));
@@ -108,8 +108,8 @@ pub(crate) fn node(id: u128, arbiter: &Arc<Claims>) -> Node {
     }
 }
 
-/// Silence loses nobody: the host may stop either side for a while, and a connection that is closed
-/// needs no timeout.
+/// Silence loses no side, because the host may stop either for a while; a closed connection needs
+/// no timeout.
 pub(crate) fn patient() -> Timing {
     Timing { failure_timeout_ns: 60_000_000_000, ..Timing::default() }
 }
@@ -160,7 +160,7 @@ impl Peer {
         }
     }
 
-    /// Reads until `wanted` says that a message is the one.
+    /// Reads messages until one is `wanted`.
     pub(crate) fn hear(&mut self, wanted: impl Fn(&Message) -> bool) {
         loop {
             let message = self.next().expect("the other side closed the connection");
@@ -171,7 +171,7 @@ impl Peer {
         }
     }
 
-    /// Gives a backup all of a guest that has just been reset.
+    /// Sends a backup the whole state of a guest that was just reset.
     pub(crate) fn send_guest(&mut self, image: &[u8]) {
         let session = session(16 << 20, image);
         let mut machine = Machine::new(&session.config, image).unwrap();
@@ -186,7 +186,7 @@ impl Peer {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    /// Pairs with a backup, as a primary whose guest has just been reset.
+    /// Pairs with a backup, as a primary whose guest was just reset.
     pub(crate) fn protect(&mut self, image: &[u8]) {
         self.send_guest(image);
         self.hear(|message| *message == Message::Accepted);
@@ -203,7 +203,8 @@ impl Peer {
     }
 }
 
-/// Runs a backup against `primary`, which gets the accepted connection; gives how the backup ends.
+/// Runs a backup whose primary is `primary`, which gets the accepted connection. Returns how the
+/// backup ends.
 pub(crate) fn run_backup(arbiter: &Arc<Claims>, primary: impl FnOnce(Peer) + Send + 'static) -> BackupOutcome {
     run_faulty_backup(arbiter, FaultInjection::default(), primary)
 }
@@ -224,7 +225,7 @@ pub(crate) fn run_faulty_backup(
     outcome
 }
 
-/// A VM that runs live in a thread of its own.
+/// A live VM, running on a thread of its own.
 pub(crate) struct Running {
     pub live: LiveVm,
     pub address: SocketAddr,
@@ -242,7 +243,7 @@ impl Running {
         Self { live: started.recv_timeout(TIMEOUT).unwrap(), address, thread }
     }
 
-    /// A guest of two instructions in an endless loop, whose primary waits for its backup.
+    /// A guest that loops over two instructions, whose primary waits for its first backup.
     pub(crate) fn awaiting_backup(arbiter: &Arc<Claims>, instruction: u32, timing: Timing) -> Self {
         let image = image(&[instruction, JUMP_BACK_ONE]);
         let session = session(4 << 20, &image);
@@ -256,7 +257,7 @@ impl Running {
     }
 }
 
-/// Waits for something that another thread does.
+/// Waits for a condition that another thread will make true.
 pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + TIMEOUT;
     while !is_so() {
