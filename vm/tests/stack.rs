@@ -1,6 +1,6 @@
-//! Handlers that returned instead of going on to the next would need a frame of the stack for each
-//! instruction. That they don't is only asked of optimised builds: others go from one to the next
-//! in a loop. CI runs this in both.
+//! The fast interpreter's handlers call the next one in tail position, so a run of any length needs
+//! no stack. Only optimised builds rely on that: others go from one handler to the next in a loop.
+//! CI runs this in both.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;
@@ -9,13 +9,13 @@ use common::{RAM, addi, amo, bare_config, branch, csrrs, elf, i_type, jal, li, l
 use vm::{Exit, InstructionCount, Machine};
 
 const MSTATUS: u32 = 0x300;
-/// Kinds of loops, several of each.
+/// How many random loops are run; each kind of instruction has several.
 const LOOPS: u64 = 60;
 const STACK_BYTES: usize = 64 << 10;
-/// Every instruction of a loop is executed more often than the stack has room for return addresses.
+/// Executes each instruction of a loop more often than the stack has room for return addresses.
 const STEPS: u64 = 25 * STACK_BYTES as u64 / 8 * 2;
 
-/// An endless loop of instructions of one kind, which the seed chooses with all else.
+/// An endless loop of instructions of one kind, which the seed chooses.
 fn random_loop(seed: u64) -> Machine {
     const LENGTH: u64 = 24;
     let mut state = seed;

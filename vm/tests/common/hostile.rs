@@ -1,4 +1,4 @@
-//! Guests that do everything wrong, at devices above all, and a world that does the same to them.
+//! Hostile guests, whose drivers break the rules of their devices, and inputs at any time.
 
 use super::{
     BLK, ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
@@ -9,21 +9,21 @@ use vm::{Event, MachineConfig, PACKET_BYTES_MAX};
 const RAM_END: u64 = RAM + (4 << 20);
 const PLIC: u64 = 0x0c00_0000;
 const CLINT: u64 = 0x200_0000;
-/// The queues: two of the network device, and the disk's.
+/// (device, number) of each queue: two of the network device, one of the disk.
 const QUEUES: [(u64, u64); 3] = [(NET, 0), (NET, 1), (BLK, 0)];
-/// Descriptor table, available ring and used ring of each queue, as far as the guest keeps to them.
+/// Offsets of descriptor table, available and used ring of each queue, which a guest mostly uses.
 const RINGS: [[u64; 3]; 3] =
     [[0x3_0000, 0x3_2000, 0x3_3000], [0x3_1000, 0x3_2800, 0x3_4000], [0x3_5000, 0x3_6000, 0x3_7000]];
-/// The headers of requests to the disk.
+/// Offset of the headers of requests to the disk.
 const HEADERS: u64 = 0x3_8000;
 const HEADERS_END: u64 = HEADERS + 16 * 256;
 pub(crate) const DISK_BYTES: u64 = 32 << 10;
 const DATA: u64 = RAM + 0x10_0000;
 
-/// SplitMix64, so that a seed means the same for ever.
+/// SplitMix64, written out so that a seed gives the same guest in every release.
 pub(crate) struct Random {
     pub(crate) state: u64,
-    /// How rarely a guest breaks its own rings: one that always does doesn't come far.
+    /// How rarely a guest breaks its own rings: one that always does stops early.
     pub(crate) care: u64,
 }
 
@@ -60,7 +60,7 @@ impl Random {
         (0..length).map(|_| self.next().to_le_bytes()[0]).collect()
     }
 
-    /// An address that something should go wrong at.
+    /// An address that is likely to make an access or a request fail.
     fn address(&mut self) -> u64 {
         let edge = self.pick(&[
             RAM,
@@ -97,7 +97,7 @@ impl Random {
     }
 }
 
-/// The guest: code, and rings of which most descriptors are plausible.
+/// A guest under construction: its code, and how many buffers each queue has been offered.
 struct Guest<'a> {
     random: &'a mut Random,
     code: Vec<u32>,
@@ -113,7 +113,7 @@ impl Guest<'_> {
         self.write(device + register, value, 2);
     }
 
-    /// Sets a queue up, mostly as a driver would.
+    /// Sets a queue up, mostly as a correct driver would.
     fn queue(&mut self, queue: usize) {
         let (device, number) = QUEUES[queue];
         self.register(device, 0x30, number);
@@ -131,7 +131,7 @@ impl Guest<'_> {
         self.register(device, 0x44, 1);
     }
 
-    /// Sets a device up, mostly as a driver would.
+    /// Sets a device up, mostly as a correct driver would.
     fn device(&mut self, device: u64) {
         for (register, value) in [(0x70, 0), (0x24, 1), (0x20, 1), (0x70, 11)] {
             self.register(device, register, value);
@@ -154,7 +154,7 @@ impl Guest<'_> {
         self.write(RAM + RINGS[queue][1] + 2, self.available[queue] & 0xffff, 1);
     }
 
-    /// Makes as many requests to the disk as there are descriptors for.
+    /// Offers a few requests to the disk and notifies it.
     fn disk_requests(&mut self) {
         let more = if self.random.slips(60) { self.random.below(10) } else { self.random.below(3) };
         self.offer_more(2, more);
@@ -241,14 +241,14 @@ impl Guest<'_> {
     }
 }
 
-/// A descriptor of a request: three of them are a header, data, and a status.
+/// A descriptor of a request to the disk, which has three: header, data, status.
 fn disk_descriptor(random: &mut Random, index: u64) -> [u8; 16] {
     let data = DATA + random.below(0x8000);
     let length = random.pick(&[512, 512, 1024, 4096, 20, 0]);
     let (address, bytes, flags) = match index % 3 {
         0 => (RAM + HEADERS + 16 * index, 16, 1),
         1 if random.one_in(2) => (data, length, 3),
-        // The code: everywhere else there is little to write.
+        // Writes code to the disk: other memory is mostly zero.
         1 => (RAM + random.below(0x8000), length, 1),
         _ => (data, 1, 2),
     };
@@ -268,7 +268,7 @@ fn packed(address: u64, bytes: u32, flags: u16, next: u16) -> [u8; 16] {
     descriptor
 }
 
-/// The header of a request to the disk: its kind and the sector.
+/// The header of a request to the disk: kind and sector.
 fn header(random: &mut Random) -> [u8; 16] {
     let kind: u32 = random.pick(&[0, 0, 0, 1, 1, 1, 1, 4, 8, u32::MAX]);
     let sector = if random.one_in(8) { random.next() } else { random.below(DISK_BYTES / 512 + 1) };
@@ -289,14 +289,14 @@ fn descriptor(random: &mut Random, queue: usize, index: u64) -> [u8; 16] {
     packed(address, bytes, direction | chained, next)
 }
 
-/// What such a guest runs on: its devices, and a small disk.
+/// The configuration for hostile guests, with a small disk.
 pub(crate) fn config() -> MachineConfig {
     MachineConfig { disk_bytes: DISK_BYTES, ..small_config() }
 }
 
-/// An image of such a guest.
+/// The image of a hostile guest.
 pub(crate) fn image(random: &mut Random) -> Vec<u8> {
-    // The handler goes on behind whatever trapped.
+    // The handler skips the instruction that trapped.
     let handler = [csrrs(30, SEPC, 0), addi(30, 30, 4), csrrw(0, SEPC, 30), SRET];
     let set_up = [li(31, RAM + 4), vec![csrrw(0, STVEC, 31)]].concat();
     let mut guest =
@@ -327,7 +327,7 @@ pub(crate) fn image(random: &mut Random) -> Vec<u8> {
     elf_of_bytes(&bytes)
 }
 
-/// What the world does at fixed counts.
+/// Events for a hostile guest, each with its instruction count.
 pub(crate) fn events(random: &mut Random, limit: u64) -> Vec<(u64, Event)> {
     let (mut count, mut number) = (0, 0);
     let mut events = Vec::new();

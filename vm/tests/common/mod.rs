@@ -1,4 +1,4 @@
-//! A small assembler and the means to run what it makes.
+//! A small assembler, machines for its code, and ways to run and copy them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
@@ -6,7 +6,10 @@ pub(crate) mod differential;
 pub(crate) mod hostile;
 pub(crate) mod paged;
 
-use vm::{BootMode, Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
+use vm::{
+    BootMode, Event, Exit, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, PageCopy,
+    Restoration,
+};
 
 pub(crate) const RAM: u64 = 0x8000_0000;
 pub(crate) const UART: u64 = 0x1000_0000;
@@ -138,8 +141,8 @@ pub(crate) fn csrrs(rd: u32, number: u32, rs1: u32) -> u32 {
     csr(2, rd, number, rs1)
 }
 
-/// Instructions that put `value` into `rd`: always [`LI`] of them, so that offsets are easy to
-/// count.
+/// Instructions that put `value` into `rd`. Their number is always [`LI`], so that offsets are easy
+/// to compute.
 pub(crate) fn li(rd: u32, value: u64) -> Vec<u32> {
     let chunk = |from: u32, width: u32| i32::try_from(value >> from & ((1 << width) - 1)).unwrap();
     let shift = |amount| i_type(0x13, 1, rd, rd, amount);
@@ -152,7 +155,7 @@ pub(crate) fn li(rd: u32, value: u64) -> Vec<u32> {
     code
 }
 
-/// How many instructions [`li`] is.
+/// The number of instructions of [`li`].
 pub(crate) const LI: u64 = 11;
 
 /// An ELF executable with one segment of `code` at the start of RAM.
@@ -184,7 +187,7 @@ pub(crate) fn elf(code: &[u32]) -> Vec<u8> {
     elf_of_bytes(&bytes)
 }
 
-/// How many pages of RAM [`small_config`] has.
+/// The number of RAM pages of [`small_config`].
 pub(crate) const RAM_PAGES: u64 = (4 << 20) / PAGE_BYTES as u64;
 
 pub(crate) fn small_config() -> MachineConfig {
@@ -204,45 +207,76 @@ pub(crate) fn bare_config() -> MachineConfig {
     MachineConfig { boot: BootMode::Bare, ..small_config() }
 }
 
-/// Instructions that set the bits `set` of a CSR after they have cleared the bits `clear`, by way
-/// of x30: [`CHANGE`] of them.
+/// Instructions that clear the bits `clear` of a CSR and then set the bits `set`. They use x30.
 pub(crate) fn change(number: u32, clear: u64, set: u64) -> Vec<u32> {
     [li(30, clear), vec![csr(3, 0, number, 30)], li(30, set), vec![csrrs(0, number, 30)]].concat()
 }
 
-/// How many instructions [`change`] is.
+/// The number of instructions of [`change`].
 pub(crate) const CHANGE: u64 = 2 * (LI + 1);
 
-/// Instructions that go from M-mode to what follows them in another mode, by way of x30: [`GO`] of
-/// them.
+/// Instructions of M-mode after which the following ones run in `mode`. They use x30.
 pub(crate) fn go(mode: u64) -> Vec<u32> {
     let status = change(MSTATUS, 3 << MPP_SHIFT, mode << MPP_SHIFT);
     [status, vec![auipc(30, 0), addi(30, 30, 16), csrrw(0, MEPC, 30), MRET]].concat()
 }
 
-/// How many instructions [`go`] is.
+/// The number of instructions of [`go`].
 pub(crate) const GO: u64 = CHANGE + 4;
 
-/// Runs `code` to its end, one step per instruction, and gives the machine.
+/// The machine after `code`, which is executed once, one step per instruction.
 pub(crate) fn ran(code: &[u32]) -> Machine {
     let mut machine = machine(code);
     assert_eq!(run_by(&mut machine, code.len() as u64), Exit::LimitReached);
     machine
 }
 
-/// Runs `steps` further.
+/// Runs at most `steps` more steps.
 pub(crate) fn run_by(machine: &mut Machine, steps: u64) -> Exit {
     let limit = machine.instruction_count().plus(steps);
     machine.run(limit)
 }
 
-/// Runs without bound; the answer is not `LimitReached`.
+/// Takes all pages of a copy; returns their indices in order.
+pub(crate) fn take_pages(machine: &mut Machine, copy: PageCopy) -> Vec<u64> {
+    let mut from = 0;
+    core::iter::from_fn(|| {
+        let (index, _) = machine.take_page(copy, from)?;
+        from = index + 1;
+        Some(index)
+    })
+    .collect()
+}
+
+/// A machine that is restored from a snapshot of `machine`, which has this configuration.
+pub(crate) fn restored(config: &MachineConfig, machine: &mut Machine) -> Machine {
+    let mut restoration = Restoration::new(config).unwrap();
+    machine.begin_copy(PageCopy::Backup);
+    while let Some((index, page)) = machine.take_page(PageCopy::Backup, 0) {
+        restoration.put_pages(index, page).unwrap();
+    }
+    restoration.finish(&machine.state()).unwrap()
+}
+
+/// Calls `run` with every seed below `count`, or with the one in `FT_SEED` alone, and prints before
+/// each the command that runs it again. Returns whether all seeds were run: a test's sightings
+/// prove nothing otherwise.
+pub(crate) fn for_each_seed(test: &str, count: u64, mut run: impl FnMut(u64)) -> bool {
+    let only: Option<u64> = std::env::var("FT_SEED").ok().map(|text| text.parse().expect("FT_SEED is a number"));
+    for seed in only.map_or(0..count, |seed| seed..seed + 1) {
+        println!("seed {seed}; again with FT_SEED={seed} cargo test -p vm --test {test}");
+        run(seed);
+    }
+    only.is_none()
+}
+
+/// Runs without a limit.
 pub(crate) fn run_on(machine: &mut Machine) -> Exit {
     machine.run(InstructionCount(u64::MAX))
 }
 
-/// Answers everything deterministically, until the guest stops or waits, or the count is `limit`.
-/// Takes steps of `slice`.
+/// Runs in slices of `slice` steps until the guest stops or sleeps, or the count is `limit`. Clock
+/// and entropy reads get answers that depend on the count alone; outputs are returned.
 pub(crate) fn drive(
     machine: &mut Machine,
     limit: u64,

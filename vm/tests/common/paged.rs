@@ -1,4 +1,4 @@
-//! An image with page tables in it, for guests in S-mode that turn paging on first.
+//! Images with page tables, for guests that turn paging on.
 
 use super::{
     LI, MCAUSE, MEPC, MTVAL, NOP, RAM, SATP, SCAUSE, SEPC, STVAL, STVEC, csrrs, csrrw, elf_of_bytes, jal, li,
@@ -6,11 +6,11 @@ use super::{
 };
 use vm::{Machine, MachineConfig};
 
-/// Where the trap handler is, which reads cause, epc and tval into x20 to x22, those of M-mode into
-/// x23 to x25, and then loops.
+/// Address of the trap handler, which reads cause, epc and tval of S-mode into x20 to x22, those of
+/// M-mode into x23 to x25, and then loops.
 pub(crate) const HANDLER: u64 = RAM + 0x800;
 
-/// How many instructions come before the code: `stvec` and `satp` are set.
+/// The number of instructions before a test's code, which set `stvec` and `satp`.
 pub(crate) const BEGIN: u64 = 2 * (LI + 1);
 
 /// `satp` of [`Paged`]'s tables.
@@ -20,10 +20,10 @@ const ROOT: u64 = RAM + 0x4000;
 const MIDDLE: u64 = RAM + 0x5000;
 const LAST: u64 = RAM + 0x6000;
 
-/// Everything but U, with A and D set.
+/// Flags of a supervisor's page with all permissions, and A and D set.
 const ALL: u64 = 0xcf;
 
-/// Tables that map RAM to itself and to [`Self::UPPER`], and, below 4 MiB, what a test wants.
+/// Page tables that map RAM to itself and to [`Self::UPPER`]; a test adds mappings below 4 MiB.
 #[derive(Clone)]
 pub(crate) struct Paged {
     memory: Vec<u8>,
@@ -43,7 +43,7 @@ impl Paged {
         paged
     }
 
-    /// Where the entry of the page of 4 KiB at `address`, below 2 MiB, is.
+    /// Address of the page-table entry of the 4 KiB page at `address`, below 2 MiB.
     pub(crate) const fn entry(address: u64) -> u64 {
         LAST + 8 * (address >> 12)
     }
@@ -69,14 +69,14 @@ impl Paged {
         self.memory[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// A machine that turns paging on, in S-mode, and goes on with `code`.
+    /// A machine in S-mode that turns paging on and then runs `code`.
     pub(crate) fn machine(&self, code: &[u32]) -> Machine {
         let set_up = [li(31, HANDLER), vec![csrrw(0, STVEC, 31)], li(31, PAGED_SATP), vec![csrrw(0, SATP, 31)]];
         self.plain_machine(&small_config(), &[set_up.concat(), code.to_vec()].concat())
     }
 
-    /// A machine that begins with `code`, with these tables in memory; code that is long enough
-    /// brings its own handler.
+    /// A machine that runs `code` with these tables in memory. Code that reaches [`HANDLER`] has
+    /// its own handler there.
     pub(crate) fn plain_machine(&self, config: &MachineConfig, code: &[u32]) -> Machine {
         let mut all = code.to_vec();
         if all.len() <= 0x200 {

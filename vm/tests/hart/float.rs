@@ -1,7 +1,7 @@
 //! Floating-point instructions as a guest sees them: decoding, registers and boxing, rounding
 //! modes, flags, FS.
 //!
-//! What arithmetic computes is tested where it is done.
+//! What arithmetic computes is tested beside its implementation.
 
 use crate::common::{self, NOP, RAM, SSTATUS, STVEC, csrrs, csrrw, jal, li, ran};
 
@@ -13,7 +13,7 @@ const FS: u64 = 3 << 13 | 1 << 63;
 const BOX: u64 = 0xffff_ffff_0000_0000;
 const NAN_BOXED: u64 = BOX | 0x7fc0_0000;
 
-/// 1.5, 2.5 and 0.25 in both formats.
+/// Operands that singles and doubles hold exactly.
 const A: f64 = 1.5;
 const B: f64 = 2.5;
 const C: f64 = 0.25;
@@ -34,11 +34,12 @@ fn fmv_x_d(rd: u32, rs1: u32) -> u32 {
     0xe200_0053 | rs1 << 15 | rd << 7
 }
 
-/// What an instruction has left.
+/// Registers and flags after one instruction.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
-    /// Registers x10 and f10; both were 7.
+    /// x10, which was 7 before.
     integer: u64,
+    /// f10, which was 7 before.
     float: u64,
     fcsr: u64,
     dirty: bool,
@@ -55,10 +56,10 @@ fn outcome(instruction: u32, integer: u64, operands: [u64; 3], fcsr: u64, status
     }
     code.extend([li(5, fcsr), vec![csrrw(0, FCSR, 5)], li(10, 7), li(11, integer)].concat());
     code.extend([li(5, status), vec![csrrw(0, SSTATUS, 5)], li(6, FS_DIRTY)].concat());
-    // What follows is skipped by a trap, so x21 tells.
+    // A trap skips what follows, so x21 shows whether there was one.
     code.extend([vec![instruction], li(21, 1)].concat());
     code.resize(0x200, NOP);
-    // The status is read before the unit is turned on to read the rest.
+    // sstatus is read before FS is changed to read f10 and fcsr.
     code.extend([csrrs(20, SSTATUS, 0), csrrs(0, SSTATUS, 6), fmv_x_d(22, 10), csrrs(23, FCSR, 0), jal(0, 0)]);
     let machine = ran(&code);
     let x = machine.registers();
@@ -71,8 +72,8 @@ fn instructions_with_a_floating_point_result() {
     let (single_operands, double_operands) = ([1.5, 2.5, 0.25].map(single), [A, B, C].map(double));
     #[rustfmt::skip]
     let cases: &[(u32, bool, u64, u64)] = &[
-        // Instruction, whether its operands are singles, result, flags; operands 1.5, 2.5, 0.25,
-        // and -3 in x11.
+        // (instruction, whether its operands are singles, result, flags); the operands are 1.5, 2.5
+        // and 0.25, and -3 in x11.
         (0x00c5_8553, true, single(4.0), 0),            // fadd.s fa0, fa1, fa2, rne
         (0x08c5_9553, true, single(-1.0), 0),           // fsub.s fa0, fa1, fa2, rtz
         (0x12c5_a553, false, double(3.75), 0),          // fmul.d fa0, fa1, fa2, rdn
@@ -165,7 +166,7 @@ fn rounding_modes_that_do_not_exist_are_illegal() {
             assert_eq!(illegal(instruction | 7 << 12, mode.into()), mode >= 5, "{instruction:#010x} with frm {mode}");
         }
     }
-    // Those without a rounding mode don't care: fsgnj.d, feq.d, fclass.d, fmv.x.d.
+    // Instructions without a rounding mode ignore frm: fsgnj.d, feq.d, fclass.d, fmv.x.d.
     for instruction in [0x22c5_8553, 0xa2c5_a553, 0xe205_9553, 0xe205_8553] {
         assert!(!illegal(instruction, 7), "{instruction:#010x}");
     }
@@ -173,7 +174,7 @@ fn rounding_modes_that_do_not_exist_are_illegal() {
 
 #[test]
 fn the_dynamic_rounding_mode_is_frm() {
-    // 1 / 3, and its neighbours; fcsr keeps the mode.
+    // 1 / 3 rounds to one of two neighbours, depending on frm, which fcsr keeps.
     let operands = [double(1.0), double(3.0), 0];
     for (frm, result) in [(0, 0x5555_u64), (1, 0x5555), (2, 0x5555), (3, 0x5556), (4, 0x5555)] {
         let outcome = outcome(0x1ac5_f553, 0, operands, frm << 5, FS_CLEAN);
@@ -213,8 +214,8 @@ fn reserved_encodings_are_illegal() {
 
 #[test]
 fn everything_is_illegal_while_the_unit_is_off() {
-    // Operations, loads and stores (of a0, an address that exists), compressed ones, and access to
-    // fcsr.
+    // Operations, loads and stores (at a0, a valid address), compressed instructions, and accesses
+    // to fcsr.
     for instruction in [
         0x02c5_f553,
         0x22c5_8553,
@@ -247,7 +248,7 @@ fn singles_are_boxed() {
     assert_eq!(integer(0xe005_9553), 1 << 9, "fclass.s");
     assert_eq!(integer(0xa0c5_a553), 0, "feq.s");
     assert_eq!(integer(0xc005_9553), 0x7fff_ffff, "fcvt.w.s");
-    // Moves don't look.
+    // Moves to integer registers don't check the boxing.
     assert_eq!(integer(0xe005_8553), u64::from(1.5_f32.to_bits()), "fmv.x.w");
 }
 
@@ -261,7 +262,8 @@ fn loads_and_stores() {
         let code = [
             [li(5, FS_CLEAN), vec![csrrw(0, SSTATUS, 5)], li(5, value), vec![fmv_d_x(11, 5)]].concat(),
             [li(11, address), vec![0x00b5_b427, instruction, fmv_x_d(20, 10)]].concat(),
-            // One step more than words, if the instruction is a compressed one.
+            // A compressed instruction comes with a c.nop, which is one step more: the NOP makes
+            // room for it.
             vec![csrrs(21, SSTATUS, 0), NOP],
         ]
         .concat();
@@ -296,7 +298,7 @@ fn stores_write_their_width_and_dirty_nothing() {
 
 #[test]
 fn a_load_that_faults_changes_nothing() {
-    // fld fa0, 0(a1) of an address where nothing is.
+    // fld fa0, 0(a1) from an address with neither RAM nor a device.
     let outcome = outcome(0x0005_b507, 0x4000_0000, [0; 3], 0, FS_CLEAN);
     assert_eq!(outcome, Outcome { integer: 7, float: 7, fcsr: 0, dirty: false, trapped: true });
 }

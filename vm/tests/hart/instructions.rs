@@ -8,7 +8,7 @@ use vm::{Event, Exit};
 const MINUS_ONE: u64 = u64::MAX;
 const MOST_NEGATIVE: u64 = 1 << 63;
 
-/// The result of a register-register instruction.
+/// The result of a register-register instruction on `a` and `b`.
 fn computed(opcode: u32, funct3: u32, funct7: u32, a: u64, b: u64) -> u64 {
     let code = [li(5, a), li(6, b), vec![r_type(opcode, funct3, funct7, 7, 5, 6)]].concat();
     ran(&code).registers()[7]
@@ -125,7 +125,7 @@ fn jumps_link() {
 fn loads_extend_and_may_be_misaligned() {
     let word = 0x8899_aabb_ccdd_eeff_u64;
     let code = [
-        li(5, RAM + 0x1ffd), // across a page
+        li(5, RAM + 0x1ffd), // across a page boundary
         li(6, word),
         vec![store(3, 6, 5, 0), store(0, 6, 5, 16), store(1, 6, 5, 19), store(2, 6, 5, 23)],
         (0..7).map(|funct3| load(funct3, 10 + funct3, 5, 0)).collect(),
@@ -136,7 +136,7 @@ fn loads_extend_and_may_be_misaligned() {
     assert_eq!(
         machine.registers()[10..17],
         [
-            MINUS_ONE, // ff
+            MINUS_ONE, // the byte 0xff, extended
             0xffff_ffff_ffff_eeff,
             0xffff_ffff_ccdd_eeff,
             word,
@@ -154,7 +154,7 @@ fn loads_extend_and_may_be_misaligned() {
 fn stores_of_every_width_may_be_misaligned() {
     const VALUE: u64 = 0x1122_3344_5566_7788;
     for funct3 in 0..4 {
-        // The last byte of a page: all but the byte store go over its edge.
+        // At the last byte of a page all but the byte store cross into the next page.
         let code = [li(5, RAM + 0x1fff), li(6, VALUE), vec![store(funct3, 6, 5, 0)]].concat();
         let mut expected = [0; 10];
         let bytes = 1 << funct3;
@@ -167,7 +167,7 @@ fn stores_of_every_width_may_be_misaligned() {
 fn atomics_return_the_old_value_and_combine() {
     const WORD: u64 = 0xffff_ffff_8000_0001;
     const CASES: &[(u32, u64, u64, u64)] = &[
-        // funct5, memory, operand, memory afterwards (of 64 bits)
+        // funct5, memory, operand, memory afterwards (64 bits)
         (0x01, 5, 7, 7),
         (0x00, 5, MINUS_ONE, 4),
         (0x04, 0b1100, 0b1010, 0b0110),
@@ -204,14 +204,14 @@ fn store_conditional_needs_the_reservation() {
         li(5, RAM + 0x1000),
         li(6, 42),
         vec![
-            amo(SC, 3, 10, 5, 6), // none yet
+            amo(SC, 3, 10, 5, 6), // no reservation: fails
             amo(LR, 3, 11, 5, 0),
-            amo(SC, 3, 12, 5, 6), // good
-            amo(SC, 3, 13, 5, 6), // used up
+            amo(SC, 3, 12, 5, 6), // succeeds
+            amo(SC, 3, 13, 5, 6), // the reservation is used up: fails
             amo(LR, 2, 14, 5, 0),
             addi(7, 5, 8),
-            amo(SC, 2, 15, 7, 6), // elsewhere
-            amo(SC, 2, 16, 5, 6), // and given up by that
+            amo(SC, 2, 15, 7, 6), // another address: fails
+            amo(SC, 2, 16, 5, 6), // that gave the reservation up: fails
         ],
     ]
     .concat();

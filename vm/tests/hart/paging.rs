@@ -1,5 +1,4 @@
-//! Sv39: what is mapped where, who may use it, accesses of two pages, and what a fault leaves
-//! behind.
+//! Sv39: mappings, permissions, accesses across two pages, faults and their side effects.
 
 use crate::common::paged::{BEGIN, HANDLER, PAGED_SATP, Paged};
 use crate::common::{
@@ -20,11 +19,11 @@ const DIRTY: u64 = 1 << 7;
 const RW: u64 = VALID | READ | WRITE;
 const RWX: u64 = RW | EXECUTE;
 
-/// Physical pages that tests map as they like; nothing else is there.
+/// Physical pages for the tests to map; nothing else uses them.
 const DATA: u64 = RAM + 0x10_0000;
 
-/// The trap of the last instruction of `code`, run in S-mode with paging on: cause, its offset,
-/// tval.
+/// (cause, offset, tval) of the trap of the last instruction of `code`, run in S-mode with paging
+/// on.
 fn trap_of(paged: &Paged, code: &[u32]) -> (u64, u64, u64) {
     trap_in(&mut paged.machine(code), code)
 }
@@ -37,7 +36,7 @@ fn trap_in(machine: &mut Machine, code: &[u32]) -> (u64, u64, u64) {
     (x[20], x[21].wrapping_sub(RAM + 4 * BEGIN), x[22])
 }
 
-/// Runs `code`, one step per instruction.
+/// The machine after `code`, none of whose instructions traps.
 fn ran(paged: &Paged, code: &[u32]) -> Machine {
     let mut machine = paged.machine(code);
     run_by(&mut machine, BEGIN + code.len() as u64);
@@ -45,8 +44,8 @@ fn ran(paged: &Paged, code: &[u32]) -> Machine {
     machine
 }
 
-/// `number` pages from virtual address `at` on, which are in physical memory in the opposite order,
-/// from [`DATA`] on.
+/// Maps `number` pages from virtual address `at` on to pages from [`DATA`] on, in reverse order, so
+/// that neighbours in virtual memory aren't neighbours in RAM.
 fn reversed(at: u64, number: u64, flags: u64) -> Paged {
     let mut paged = Paged::new();
     for page in 0..number {
@@ -66,7 +65,7 @@ fn pages_of_every_size_are_where_their_entries_say() {
     paged.map_mega(0x20_0000, RAM, RW);
     let through = |address| [li(5, address), vec![load(3, 7, 5, 0), store(3, 6, 5, 8)]].concat();
     let value = 0x1122_3344_5566_7788;
-    // Gigapages: Paged maps the RAM to itself so, and at an address of the upper half.
+    // The last two are gigapages: `Paged` maps RAM to itself and to the upper half.
     for address in [0x5010, 0x30_0010, DATA + 0x10, Paged::UPPER + DATA - RAM + 0x10] {
         paged.put(DATA + 0x10, value);
         let machine = ran(&paged, &[li(6, 99), through(address)].concat());
@@ -76,7 +75,7 @@ fn pages_of_every_size_are_where_their_entries_say() {
 }
 
 #[test]
-fn what_is_not_mapped_or_not_allowed_is_a_page_fault() {
+fn an_unmapped_or_forbidden_access_is_a_page_fault() {
     for (flags, loads, stores, fetches) in
         [(0, false, false, false), (VALID | READ, true, false, false), (RW, true, true, false), (RWX, true, true, true)]
     {
@@ -112,7 +111,7 @@ fn what_is_not_mapped_or_not_allowed_is_a_page_fault() {
 #[test]
 fn sum_and_mxr_open_pages_for_data_as_mprv_makes_them() {
     let execute_only = VALID | EXECUTE;
-    // Flags, mode, bits of mstatus: whether a load and a store are allowed.
+    // (flags, mode, bits of mstatus, whether a load is allowed, whether a store is allowed)
     let cases = [
         (RW, SUPERVISOR, 0, true, true),
         (RW, USER, 0, false, false),
@@ -134,7 +133,7 @@ fn sum_and_mxr_open_pages_for_data_as_mprv_makes_them() {
             let set_up =
                 [li(5, HANDLER), vec![csrrw(0, MTVEC, 5)], li(5, PAGED_SATP), vec![csrrw(0, SATP, 5)]].concat();
             let modify = change(MSTATUS, 3 << MPP_SHIFT, MPRV_BIT | bits | mode << MPP_SHIFT);
-            // M-mode itself is not translated: its code is where it is.
+            // M-mode's fetches aren't translated, so the code runs at its physical address.
             let code = [set_up, modify, li(5, 0x5000), vec![word]].concat();
             let mut machine = paged.plain_machine(&bare_config(), &code);
             run_by(&mut machine, code.len() as u64);
@@ -150,7 +149,7 @@ fn sum_and_mxr_open_pages_for_data_as_mprv_makes_them() {
 }
 
 #[test]
-fn nobody_executes_the_other_modes_pages() {
+fn a_mode_executes_only_its_own_pages() {
     for (user_page, mode, sum, allowed) in [
         (true, USER, 0, true),
         (false, USER, SUM_BIT, false),
@@ -189,18 +188,18 @@ fn accesses_set_accessed_and_dirty_bits_in_memory() {
             assert_eq!(doubleword(&machine, Paged::entry(0x5000)), DATA >> 2 | RWX | ACCESSED, "fetch");
         }
     }
-    // What is refused leaves no mark.
+    // A refused access sets no bit.
     let paged = reversed(0x5000, 1, VALID | READ);
     let mut machine = paged.machine(&code(store(3, 6, 5, 0)));
     trap_in(&mut machine, &code(store(3, 6, 5, 0)));
     assert_eq!(doubleword(&machine, Paged::entry(0x5000)), DATA >> 2 | VALID | READ);
 }
 
-/// The widths of a load and a store of the same size, and that size.
+/// (funct3 of a load and a store, bytes accessed)
 const WIDTHS: [(u32, u64); 3] = [(1, 2), (2, 4), (3, 8)];
 
 #[test]
-fn loads_and_stores_reach_into_a_second_page_wherever_that_is() {
+fn loads_and_stores_cross_into_a_second_page_anywhere_in_ram() {
     let value = 0x0102_0304_0506_0708_u64;
     for (width, bytes) in WIDTHS {
         for before in 1..bytes {
@@ -223,12 +222,12 @@ fn loads_and_stores_reach_into_a_second_page_wherever_that_is() {
 }
 
 #[test]
-fn an_access_of_which_one_page_is_missing_does_nothing() {
+fn an_access_across_pages_of_which_one_is_missing_has_no_effect() {
     const DEVICE: u64 = 0x1000_0000;
     for (width, bytes) in WIDTHS {
         for before in 1..bytes {
             let at = 0x6000 - before;
-            // Which page is changed, to what, and the causes of a load and a store.
+            // (page to remap, its new address, its flags, cause of a load, cause of a store)
             for (page, to, flags, load_cause, store_cause) in [
                 (0x5000, 0, 0, Some(13), 15),
                 (0x6000, 0, 0, Some(13), 15),
@@ -256,8 +255,8 @@ fn an_access_of_which_one_page_is_missing_does_nothing() {
     }
 }
 
-/// Puts the instruction `word` at the last two bytes of page 0x5000 of [`reversed`] and the first
-/// two of the next.
+/// Puts the instruction `word` into the last two bytes of page 0x5000 of [`reversed`] and the first
+/// two of the next page.
 fn straddling(word: u32) -> Paged {
     let mut paged = reversed(0x5000, 2, RWX);
     let [b0, b1, b2, b3] = word.to_le_bytes();
@@ -279,7 +278,7 @@ fn an_instruction_in_two_pages_is_fetched_from_both() {
     without_second.map(0x6000, 0, 0);
     let mut machine = without_second.machine(&jump);
     run_by(&mut machine, steps + 1 + 3);
-    assert_eq!(machine.registers()[20..23], [12, 0x5ffe, 0x6000], "the half that faults");
+    assert_eq!(machine.registers()[20..23], [12, 0x5ffe, 0x6000], "tval is the address of the half that faults");
     assert_eq!(doubleword(&machine, Paged::entry(0x5000)) & ACCESSED, 0);
 
     let mut without_first = paged;
@@ -288,7 +287,7 @@ fn an_instruction_in_two_pages_is_fetched_from_both() {
     run_by(&mut machine, steps + 1 + 3);
     assert_eq!(machine.registers()[20..23], [12, 0x5ffe, 0x5ffe]);
 
-    // A compressed one there doesn't need the second page.
+    // A compressed instruction there doesn't need the second page.
     let mut compressed = without_second;
     compressed.put_bytes(DATA + 0x1ffe, &0x4295_u16.to_le_bytes()); // c.li t0, 5
     let mut machine = compressed.machine(&jump);
@@ -297,14 +296,14 @@ fn an_instruction_in_two_pages_is_fetched_from_both() {
 }
 
 #[test]
-fn a_read_from_outside_leaves_no_mark_until_it_is_answered() {
+fn a_clock_read_sets_no_accessed_bit_until_it_is_answered() {
     let jump = [li(6, 0x5ffe), vec![jalr(1, 6, 0)]].concat();
     let steps = BEGIN + jump.len() as u64;
     let paged = straddling(csrrs(5, TIME, 0));
     let (mut recorder, mut replayer) = (paged.machine(&jump), paged.machine(&jump));
     assert_eq!(run_on(&mut recorder), Exit::ClockRead);
     assert_eq!(replayer.run(InstructionCount(steps)), Exit::LimitReached);
-    assert_eq!(recorder.digest(), replayer.digest(), "whoever has fetched it is in no other state");
+    assert_eq!(recorder.digest(), replayer.digest(), "a fetch whose instruction waits for its answer changes no state");
     for machine in [&mut recorder, &mut replayer] {
         machine.apply(&Event::ClockRead { ticks: 7 }).unwrap();
         assert_eq!((machine.registers()[5], machine.pc()), (7, 0x6002));
@@ -316,11 +315,11 @@ fn a_read_from_outside_leaves_no_mark_until_it_is_answered() {
 }
 
 #[test]
-fn a_changed_page_table_counts_at_once() {
+fn a_changed_page_table_takes_effect_at_once() {
     let mut paged = reversed(0x5000, 2, RW);
     paged.put(DATA, 1);
     paged.put(DATA + 0x1000, 2);
-    // The page at 0x5000 moves from the second page to the first, without a fence.
+    // 0x5000 is remapped from the second page to the first, without an SFENCE.VMA.
     let look = vec![load(3, 7, 5, 0)];
     let code = [li(5, 0x5000), look, li(6, Paged::entry(0x5000)), li(8, DATA >> 2 | RW)].concat();
     let machine = ran(&paged, &[code, vec![store(3, 8, 6, 0), load(3, 9, 5, 0)]].concat());
@@ -352,9 +351,13 @@ fn a_handler_in_a_missing_page_is_a_double_trap() {
     else {
         panic!("no double trap");
     };
-    assert_eq!((first.cause, first.instruction, first.lacks), (3, 0, None), "where it lies is not known");
+    assert_eq!(
+        (first.cause, first.instruction, first.lacks),
+        (3, 0, None),
+        "the instruction at a virtual address isn't looked up"
+    );
     assert_eq!(machine.instruction_count().0, BEGIN + code.len() as u64 + 1);
-    // Half of its first instruction is not enough.
+    // A handler whose second instruction straddles into a missing page can still be entered.
     let mut paged = straddling(NOP);
     paged.map(0x6000, 0, 0);
     let code = [li(5, 0x5ffc), vec![csrrw(0, STVEC, 5), EBREAK]].concat();

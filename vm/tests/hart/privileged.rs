@@ -7,11 +7,11 @@ use crate::common::{
 };
 use vm::{ApplyError, Event, Exit, FirstTrap, HaltReason, InstructionCount, Machine, OutputOperation, StopReason};
 
-/// Where trap handlers are in these tests.
+/// Address of the trap handler.
 const HANDLER: u64 = RAM + 0x800;
 
-/// `code` with `stvec` set to a handler that reads cause, epc, tval and status into x20 to x23 and
-/// then loops.
+/// A program that sets `stvec` to a handler, which reads cause, epc, tval and status into x20 to
+/// x23 and then loops, and runs `code`.
 fn trapping(code: &[u32]) -> Vec<u32> {
     let mut all = [li(31, HANDLER), vec![csrrw(0, STVEC, 31)], code.to_vec()].concat();
     assert!(all.len() <= 0x200);
@@ -20,11 +20,10 @@ fn trapping(code: &[u32]) -> Vec<u32> {
     all
 }
 
-/// Where the `code` of [`trapping`] begins, and at which count.
+/// Address at which the `code` of [`trapping`] begins.
 const START: u64 = RAM + 4 * (LI + 1);
 
-/// Runs `code`, whose last instruction traps: cause, offset of the trapping instruction from
-/// `code`, tval.
+/// (cause, offset of the trapping instruction in `code`, tval) of the trap of its last instruction.
 fn trap_of(code: &[u32]) -> (u64, u64, u64) {
     let mut machine = machine(&trapping(code));
     run_by(&mut machine, LI + 1 + code.len() as u64);
@@ -34,7 +33,7 @@ fn trap_of(code: &[u32]) -> (u64, u64, u64) {
     (x[20], x[21] - START, x[22])
 }
 
-/// Instructions that go to U-mode at what follows them.
+/// Instructions after which the following ones run in U-mode.
 fn to_user() -> Vec<u32> {
     let mut code = vec![common::auipc(30, 0), addi(30, 30, 16), csrrw(0, SEPC, 30), SRET];
     assert_eq!(code.len(), 4);
@@ -83,11 +82,11 @@ fn user_mode_is_kept_out() {
 
 #[test]
 fn trap_entry_and_sret_move_the_status_fields() {
-    // SIE set, then a trap from S: SPP and SPIE tell where it came from.
+    // A trap from S-mode with SIE set: SPP and SPIE keep mode and SIE.
     let mut machine = machine(&trapping(&[csr(6, 0, SSTATUS, 2), EBREAK]));
     run_by(&mut machine, LI + 1 + 2 + 4);
     assert_eq!(machine.registers()[23], 2 << 32 | 1 << 8 | 1 << 5);
-    // From U: SPP is 0.
+    // A trap from U-mode: SPP is 0.
     let mut machine = common::machine(&trapping(&[to_user(), vec![ECALL]].concat()));
     run_by(&mut machine, LI + 1 + 5 + 4);
     assert_eq!(machine.registers()[23] & (1 << 8), 0);
@@ -137,7 +136,7 @@ fn csrs_that_do_not_exist_or_are_read_only_are_illegal() {
         csrrw(5, CYCLE, 0),
         csrrw(5, TIME, 0),
         csrrs(5, TIME, 6),
-        csrrs(5, SEED, 0), // entropy is read by writing
+        csrrs(5, SEED, 0), // `seed` is read by CSRRW only
         csr(6, 5, SEED, 0),
     ];
     for word in illegal {
@@ -192,7 +191,7 @@ fn seed_gives_sixteen_bits() {
     assert_eq!(machine.registers()[5], 0x8000_beef);
 }
 
-/// Sets a timer for tick 1000 and enables its interrupt in `sie`: [`TIMER`] steps.
+/// Sets a timer for tick 1000 and enables its interrupt in `sie`, in [`TIMER`] steps.
 fn timer() -> Vec<u32> {
     let call = [li(17, 0x5449_4d45), vec![addi(16, 0, 0), addi(10, 0, 1000), ECALL]];
     [call.concat(), vec![addi(5, 0, 0x20), csrrs(0, SIE, 5)]].concat()
@@ -206,7 +205,7 @@ fn wfi_sleeps_without_counting_and_wakes_whatever_sie_says() {
     assert_eq!(run_on(&mut machine), Exit::WaitForInterrupt);
     assert_eq!(machine.instruction_count().0, TIMER + 1, "WFI itself is a step");
     assert_eq!(run_on(&mut machine), Exit::WaitForInterrupt);
-    assert_eq!(machine.instruction_count().0, TIMER + 1, "waiting is none");
+    assert_eq!(machine.instruction_count().0, TIMER + 1, "waiting isn't a step");
     assert_eq!(machine.timer_deadline(), Some(1000));
     machine.apply(&Event::TimerInterrupt).unwrap();
     assert_eq!((machine.timer_deadline(), machine.last_ticks()), (None, 1000));
@@ -229,7 +228,7 @@ fn taking_an_interrupt_is_a_step_of_its_own() {
     assert_eq!(run_by(&mut machine, LI + 1 + TIMER + 10), Exit::LimitReached);
     let (count, pc) = (machine.instruction_count(), machine.pc());
     machine.apply(&Event::TimerInterrupt).unwrap();
-    assert_eq!(machine.instruction_count(), count, "the event is none");
+    assert_eq!(machine.instruction_count(), count, "an event isn't a step");
     assert_eq!(run_by(&mut machine, 1), Exit::LimitReached);
     assert_eq!((machine.pc(), machine.instruction_count()), (HANDLER, count.plus(1)));
     run_by(&mut machine, 4);
@@ -267,7 +266,7 @@ fn a_handler_that_cannot_be_fetched_is_a_double_trap() {
     assert!(matches!(refused, Err(ApplyError::Stopped(_))));
 }
 
-/// Calls the firmware with `a0`, `a1`: [`CALL`] steps.
+/// Calls the firmware with `a0` and `a1`, in `5 * LI + 1` steps.
 fn call(extension: u64, function: u64, a0: u64, a1: u64) -> Vec<u32> {
     [li(17, extension), li(16, function), li(10, a0), li(11, a1), li(12, 0), vec![ECALL]].concat()
 }
@@ -280,7 +279,7 @@ fn called(extension: u64, function: u64, a0: u64, a1: u64) -> (Machine, i64, u64
 }
 
 #[test]
-fn firmware_base_and_absence() {
+fn the_firmware_tells_which_extensions_it_has() {
     assert_eq!((called(0x10, 0, 0, 0).1, called(0x10, 0, 0, 0).2), (0, 2 << 24));
     for (extension, present) in [(0x10, 1), (0x5449_4d45, 1), (0x5352_5354, 1), (0x4442_434e, 1), (0x735049, 0)] {
         let (_, error, value) = called(0x10, 3, extension, 0);
@@ -292,7 +291,7 @@ fn firmware_base_and_absence() {
 }
 
 #[test]
-fn firmware_timer_never_is_none() {
+fn a_firmware_timer_for_the_largest_tick_is_no_timer() {
     assert_eq!(called(0x5449_4d45, 0, 5, 0).0.timer_deadline(), Some(5));
     assert_eq!(called(0x5449_4d45, 0, u64::MAX, 0).0.timer_deadline(), None);
     assert_eq!(called(0x00, 9, 6, 0).0.timer_deadline(), Some(6), "legacy");

@@ -1,9 +1,9 @@
-//! The disk is part of the machine: what a guest writes is in the digest, in snapshots, and the
-//! same on every replica.
+//! The disk as machine state: a guest's writes are in digests and snapshots, and the same on every
+//! replica.
 
 use crate::common::{
-    self, BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, WFI, drive, elf, elf_of_bytes, li, load, machine, run_by, run_on,
-    small_config, store,
+    self, BLK, FINISHER, NET, RAM, RAM_PAGES, STVEC, WFI, drive, elf, elf_of_bytes, li, load, machine, restored,
+    run_by, run_on, small_config, store, take_pages,
 };
 use vm::{
     DeviceFault, Exit, Image, InstructionCount, LoadError, Machine, MachineConfig, PAGE_BYTES, PageCopy, Restoration,
@@ -17,8 +17,8 @@ const DISK_PAGES: u64 = DISK_BYTES / PAGE_BYTES as u64;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 
-/// Descriptor table, available and used ring, headers and statuses of requests, and their data,
-/// relative to RAM.
+/// Offsets in RAM of the descriptor table, the available and the used ring, and the requests'
+/// headers, statuses and data.
 const TABLE: u64 = 0x1_0000;
 const AVAILABLE: u64 = 0x1_1000;
 const USED: u64 = 0x1_2000;
@@ -27,7 +27,7 @@ const STATUSES: u64 = 0x1_4000;
 const DATA: u64 = 0x2_0000;
 const DATA_BYTES: u64 = 0x1_0000;
 
-/// Read or write; the first sector; where in [`DATA`]; how many bytes.
+/// ([`IN`] or [`OUT`], first sector, offset of the data in [`DATA`], bytes)
 type Request = (u32, u64, u64, u32);
 
 fn config() -> MachineConfig {
@@ -57,7 +57,7 @@ fn image(requests: &[Request]) -> Vec<u8> {
     image_with(requests, &[])
 }
 
-/// As [`image`], with `then` behind the last request.
+/// Like [`image`], and executes `then` after the last request.
 fn image_with(requests: &[Request], then: &[u32]) -> Vec<u8> {
     let mut code = [blk(0x70, 3), blk(0x24, 1), blk(0x20, 1), blk(0x70, 11), blk(0x38, 256)].concat();
     for (register, part) in [(0x80, TABLE), (0x90, AVAILABLE), (0xa0, USED)] {
@@ -102,8 +102,8 @@ fn guest(requests: &[Request]) -> Machine {
     Machine::new(&config(), &image(requests)).unwrap()
 }
 
-/// Writes in the first, the second and the last page, a read of nothing ever written, one of what
-/// was, one out of range.
+/// Writes to the first, the second and the last page, a read of sectors never written, a read of
+/// written ones, and a write out of range.
 const REQUESTS: [Request; 6] = [
     (OUT, 1, 0x100, 1024),
     (OUT, 7, 0x3000, 1024),
@@ -127,32 +127,6 @@ fn run_to_end(machine: &mut Machine) {
     assert_eq!(run_on(machine), Exit::Stopped(StopReason::PowerOff { code: 0 }));
 }
 
-/// The indices of the pages that are to be taken, which are taken.
-fn taken(machine: &mut Machine, copy: PageCopy) -> Vec<u64> {
-    let mut from = 0;
-    core::iter::from_fn(|| {
-        let (index, _) = machine.take_page(copy, from)?;
-        from = index + 1;
-        Some(index)
-    })
-    .collect()
-}
-
-/// The machine, made again of its pages and its state.
-fn copied(machine: &mut Machine) -> Machine {
-    copied_of(&config(), machine)
-}
-
-/// As [`copied`], of a machine of this configuration.
-fn copied_of(config: &MachineConfig, machine: &mut Machine) -> Machine {
-    let mut restoration = Restoration::new(config).unwrap();
-    machine.begin_copy(PageCopy::Backup);
-    while let Some((index, page)) = machine.take_page(PageCopy::Backup, 0) {
-        restoration.put_pages(index, page).unwrap();
-    }
-    restoration.finish(&machine.state()).unwrap()
-}
-
 #[test]
 fn a_guest_reads_what_it_wrote() {
     let mut machine = guest(&REQUESTS);
@@ -174,7 +148,7 @@ fn a_disk_begins_with_what_the_image_has_for_it() {
     let packed = Image { kernel: &kernel, initrd: None, disk: Some(&contents) }.pack();
     let mut machine = Machine::new(&config(), &packed).unwrap();
     assert_ne!(machine.digest(), Machine::new(&config(), &kernel).unwrap().digest());
-    assert_eq!(copied(&mut machine).digest(), machine.digest());
+    assert_eq!(restored(&config(), &mut machine).digest(), machine.digest());
     run_to_end(&mut machine);
     assert_eq!(machine.memory(RAM + DATA, 4096), Some(&[&contents[..], &[0; 1096]].concat()[..]));
     assert_eq!(machine.disk(0, 3000), Some(&[&patterns(0x1000, 512), &contents[512..]].concat()[..]));
@@ -211,7 +185,7 @@ fn a_snapshot_anywhere_has_the_disk() {
     for at in (0..=original.instruction_count().0).step_by(3) {
         let mut snapshotted = guest(requests);
         drive(&mut snapshotted, at, u64::MAX);
-        let mut restored = copied(&mut snapshotted);
+        let mut restored = restored(&config(), &mut snapshotted);
         assert_eq!(restored.digest(), snapshotted.digest(), "at {at}");
         assert_eq!(restored.disk(0, DISK_BYTES), snapshotted.disk(0, DISK_BYTES), "at {at}");
         run_to_end(&mut restored);
@@ -220,11 +194,11 @@ fn a_snapshot_anywhere_has_the_disk() {
 }
 
 #[test]
-fn pages_of_the_disk_come_behind_those_of_ram_and_again_when_written() {
+fn pages_of_the_disk_follow_those_of_ram_and_are_taken_again_when_written() {
     let mut machine = guest(&REQUESTS);
     machine.begin_copy(PageCopy::Backup);
     machine.begin_copy(PageCopy::Log);
-    assert!(taken(&mut machine, PageCopy::Backup).iter().all(|page| *page < RAM_PAGES), "the disk is empty");
+    assert!(take_pages(&mut machine, PageCopy::Backup).iter().all(|page| *page < RAM_PAGES), "the disk is empty");
     run_to_end(&mut machine);
     let on_disk = |pages: Vec<u64>| -> Vec<u64> { pages.into_iter().filter(|page| *page >= RAM_PAGES).collect() };
     let written = [RAM_PAGES, RAM_PAGES + 1, RAM_PAGES + DISK_PAGES - 1];
@@ -232,11 +206,15 @@ fn pages_of_the_disk_come_behind_those_of_ram_and_again_when_written() {
     let page = page.to_vec();
     assert_eq!((index, Some(&page[..])), (RAM_PAGES, machine.disk(0, 4096)));
     let left = machine.pages_to_take(PageCopy::Backup);
-    let taken_then = taken(&mut machine, PageCopy::Backup);
+    let taken_then = take_pages(&mut machine, PageCopy::Backup);
     assert_eq!((taken_then.len(), on_disk(taken_then)), (left, written[1..].to_vec()));
-    assert_eq!(on_disk(taken(&mut machine, PageCopy::Log)), written, "one copy doesn't take the pages of another");
+    assert_eq!(on_disk(take_pages(&mut machine, PageCopy::Log)), written, "one copy doesn't take the pages of another");
     machine.begin_copy(PageCopy::Log);
-    assert_eq!(on_disk(taken(&mut machine, PageCopy::Log)), written, "what isn't zero is taken from the beginning on");
+    assert_eq!(
+        on_disk(take_pages(&mut machine, PageCopy::Log)),
+        written,
+        "what isn't zero is taken from the beginning on"
+    );
     assert_eq!(machine.take_page(PageCopy::Backup, RAM_PAGES + DISK_PAGES), None);
 }
 
@@ -249,7 +227,7 @@ fn the_digest_sees_the_disk() {
     while let Some((index, page)) = machine.take_page(PageCopy::Backup, 0) {
         pages.push((index, page.to_vec()));
     }
-    // One bit of the disk is another, or a page of it never came, or lies somewhere else.
+    // Restores the machine with its pages changed, left out (`None`) or moved by `change`.
     let restored = |change: &dyn Fn(u64, &mut Vec<u8>) -> Option<u64>| {
         let mut restoration = Restoration::new(&config()).unwrap();
         for (index, page) in &pages {
@@ -309,7 +287,7 @@ fn a_state_with_another_disk_is_refused() {
 }
 
 #[test]
-fn without_a_disk_there_is_a_place_for_a_device() {
+fn without_a_disk_its_slot_holds_no_device() {
     let read = |offset: i32, rd| vec![load(2, rd, 5, offset)];
     let code = [
         li(5, BLK),
@@ -336,23 +314,23 @@ fn without_a_disk_there_is_a_place_for_a_device() {
     }
 }
 
-/// The data of the first request is outside RAM: the driver's mistake costs it its disk.
+/// The first request's data is outside RAM: the device stops until its driver resets it.
 #[test]
-fn a_drivers_mistake_is_told_once_and_the_guest_goes_on() {
+fn a_drivers_mistake_is_reported_once_and_the_guest_goes_on() {
     let mut guest = guest(&[(IN, 0, 0x4000_0000, 512), (OUT, 0, 0, 512)]);
     run_to_end(&mut guest);
     let fault = DeviceFault { device: VirtioDevice::Disk, queue: 0, descriptor: Some(1) };
     assert_eq!((guest.take_device_fault(), guest.take_device_fault()), (Some(fault), None));
     assert_eq!(fault.to_string(), "virtio-blk queue 0: bad descriptor 1");
-    assert_eq!(guest.memory(RAM + STATUSES, 2), Some(&[0xee; 2][..]), "nothing is done any more");
+    assert_eq!(guest.memory(RAM + STATUSES, 2), Some(&[0xee; 2][..]), "no request is served any more");
     assert_eq!(guest.registers()[20], 2, "the configuration interrupt");
-    let mut restored = copied(&mut guest);
+    let mut restored = restored(&config(), &mut guest);
     assert_eq!((restored.digest(), restored.take_device_fault()), (guest.digest(), None));
 }
 
-/// A read of two megabytes and a half behind a short write, and the machine that it needs.
+/// A read of 2.5 MiB behind a short write, for a machine of [`long_config`].
 const LONG: [Request; 2] = [(OUT, 0, 0x100, 1024), (IN, 0, 0xe_0000, 5 << 19)];
-/// Where it goes.
+/// Where the read's data goes.
 const LONG_DATA: u64 = RAM + DATA + 0xe_0000;
 
 fn long_config() -> MachineConfig {
@@ -378,14 +356,14 @@ fn a_long_request_is_done_over_steps_however_the_machine_is_run() {
     assert_eq!(plain.run_plain(InstructionCount(u64::MAX)), Exit::Stopped(StopReason::PowerOff { code: 0 }));
     assert_eq!(plain.digest(), whole.digest());
 
-    // Step by step, and from a snapshot after each step in which the request is being served.
+    // Runs step by step, and restores a snapshot after each step with the read in service.
     let mut stepped = long_guest(&[]);
     let mut in_service = 0;
     while seen(&stepped) != (0, pattern(0x100)) {
         assert_eq!(run_by(&mut stepped, 1), Exit::LimitReached);
         if seen(&stepped) == (0xee, pattern(0x100)) {
             in_service += 1;
-            let mut restored = copied_of(&long_config(), &mut stepped);
+            let mut restored = restored(&long_config(), &mut stepped);
             assert_eq!(restored.digest(), stepped.digest());
             run_to_end(&mut restored);
             assert_eq!(restored.digest(), whole.digest());
@@ -403,12 +381,12 @@ fn a_long_request_is_done_over_steps_however_the_machine_is_run() {
     assert_eq!(about.digest(), whole.digest());
 }
 
-/// The count stands still in sleep, so a device that has work left keeps its guest awake.
+/// Sleep doesn't advance the count, so a device with work left keeps its guest awake.
 #[test]
-fn no_request_is_left_behind_in_sleep() {
+fn a_guest_does_not_sleep_while_a_request_is_in_service() {
     let mut machine = long_guest(&[WFI, WFI]);
     assert_eq!(run_on(&mut machine), Exit::WaitForInterrupt);
     assert_eq!(seen(&machine).0, 0, "done");
-    let restored = copied_of(&long_config(), &mut machine).digest();
+    let restored = restored(&long_config(), &mut machine).digest();
     assert_eq!(restored, machine.digest());
 }

@@ -1,17 +1,17 @@
-//! What is in RAM at reset: Linux kernels, initrds, and what is refused, with what to do about it.
+//! The loader: Linux kernels, initrds, ELF programs, and errors that tell what to do.
 
 use crate::common::hostile::Random;
 use crate::common::{NOP, RAM, elf, elf_of_bytes, run_by, small_config};
 use vm::{BootMode, Exit, Image, LoadError, Machine, MachineConfig};
 
 const TEXT_OFFSET: u64 = 0x20_0000;
-/// What the kernels here say that they take: more than the file has.
+/// `image_size` in the kernels' headers, which is more than the file has.
 const IMAGE_SIZE: u64 = 0x3000;
 
-/// A kernel in Linux's format of instructions that do nothing.
+/// A kernel in Linux's Image format, all of whose instructions are NOPs.
 fn linux(text_offset: u64, image_size: u64) -> Vec<u8> {
     let mut kernel: Vec<u8> = [NOP; 0x100].iter().flat_map(|word| word.to_le_bytes()).collect();
-    // Two instructions of which the first is "MZ" too, as in a kernel that EFI can start.
+    // Two instructions, of which the first is also "MZ", as in a kernel that EFI can start.
     kernel[..8].copy_from_slice(&[0x4d, 0x5a, 0x6f, 0x00, 0xc0, 0x03, 0x01, 0x00]);
     kernel[8..16].copy_from_slice(&text_offset.to_le_bytes());
     kernel[16..24].copy_from_slice(&image_size.to_le_bytes());
@@ -37,8 +37,8 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
     kernel
 }
 
-/// The value of a property of 64 bits in the machine's device tree, by its bytes: length 8, the
-/// name's place, the value.
+/// Values of the 64-bit properties in the machine's device tree, which are found by their bytes:
+/// token 3, length 8, offset of the name, value.
 fn tree_words(machine: &Machine) -> Vec<u64> {
     let tree = machine.registers()[11];
     let header = machine.memory(tree, 8).unwrap();
@@ -78,14 +78,14 @@ fn an_initrd_lies_as_high_as_it_fits_and_the_device_tree_says_where() {
     }
     let machine = new(&Image::of_kernel(&kernel)).unwrap();
     assert_eq!(tree_words(&machine), []);
-    // Any kernel may have one.
+    // An ELF program may have an initrd too.
     let initrd = [9; 10];
     let machine = new(&Image { kernel: &elf(&[NOP]), initrd: Some(&initrd), disk: None }).unwrap();
     assert_eq!(machine.pc(), RAM);
     assert_eq!(machine.memory(tree_words(&machine)[0], 10), Some(&initrd[..]));
 }
 
-/// As much as fits exactly, and a byte more, of everything that takes room.
+/// Each part that takes room is tried with the size that just fits, and with a byte more.
 #[test]
 fn kernel_and_initrd_never_overlap() {
     let config = small_config();
@@ -96,7 +96,7 @@ fn kernel_and_initrd_never_overlap() {
     let error = refused(&linux(TEXT_OFFSET, room + 1));
     assert!(matches!(error, LoadError::NoRoom { what: "kernel", .. }), "{error}");
     assert!(error.to_string().contains("--memory"), "{error}");
-    // The file counts, whatever its header says.
+    // The file's own length counts, even if `image_size` is smaller.
     let mut long = linux(TEXT_OFFSET, 0);
     long.resize(usize::try_from(room).unwrap(), 1);
     assert!(new(&Image::of_kernel(&long)).is_ok());
@@ -106,7 +106,7 @@ fn kernel_and_initrd_never_overlap() {
     let packed = |kernel: &[u8], initrd_bytes: u64| {
         Image { kernel, initrd: Some(&vec![1; usize::try_from(initrd_bytes).unwrap()]), disk: None }.pack()
     };
-    // With an initrd the tree is a little longer, but not by a page.
+    // An initrd makes the device tree longer, but not by a page.
     let initrd_room = room - IMAGE_SIZE;
     assert!(Machine::new(&config, &packed(&plain, initrd_room)).is_ok());
     let error = Machine::new(&config, &packed(&plain, initrd_room + 1)).unwrap_err();
@@ -180,8 +180,7 @@ fn compressed_kernels_are_refused_with_what_to_do() {
     assert!(matches!(refused(&zboot), LoadError::Zboot { .. }), "lengths of no file");
 }
 
-/// Linux as the linker left it: virtual entry, physical addresses from 0 on, its header at the
-/// first.
+/// A vmlinux has a virtual entry address and physical addresses from 0 on, where its header is.
 #[test]
 fn a_vmlinux_goes_where_its_header_says() {
     let kernel = linux(TEXT_OFFSET, IMAGE_SIZE);

@@ -1,4 +1,4 @@
-//! Which sleeping guests anything can wake.
+//! Sleeping guests: which of them an event can still wake.
 
 use crate::common::{ECALL, LI, MIE, SIE, WFI, bare_config, csrrs, elf, li, run_on, small_config};
 use vm::{Exit, Machine, MachineConfig};
@@ -6,7 +6,7 @@ use vm::{Exit, Machine, MachineConfig};
 const SOFTWARE: u64 = 1 << 1;
 const TIMER: u64 = 1 << 5;
 const EXTERNAL: u64 = 1 << 9;
-/// Those of M-mode that no event brings: software's, and a timer that isn't set.
+/// Interrupts of M-mode that no event raises: software's, and that of a timer that isn't set.
 const OF_MACHINE: u64 = 1 << 3 | 1 << 7;
 const MACHINE_EXTERNAL: u64 = 1 << 11;
 
@@ -33,7 +33,7 @@ fn without_firmware_only_a_device_wakes() {
 
 #[test]
 fn with_firmware_a_timer_wakes_that_is_set_and_enabled() {
-    // SBI TIME: a0 is when.
+    // SBI TIME: a0 is the deadline.
     let set_timer = [li(10, 1000), li(16, 0), li(17, 0x5449_4d45), vec![ECALL]].concat();
     for (enabled, code, for_good) in [
         (0, &[][..], true),

@@ -27,12 +27,12 @@ fn with_firmware(code: &[u32]) -> Machine {
     Machine::new(&small_config(), &elf(code)).unwrap()
 }
 
-/// Stores `value` at `address`: `2 * LI + 1` steps.
+/// Stores `value` at `address`, in `2 * LI + 1` steps.
 fn put(address: u64, value: u64, width: u32) -> Vec<u32> {
     [li(5, address), li(6, value), vec![store(width, 6, 5, 0)]].concat()
 }
 
-/// Loads from `address` into x7 and goes on: [`LI`] steps before the load.
+/// Loads from `address` into x7, after [`LI`] steps.
 fn get(address: u64, kind: u32) -> Vec<u32> {
     [li(5, address), vec![load(kind, 7, 5, 0), addi(0, 0, 0)]].concat()
 }
@@ -182,7 +182,7 @@ fn stimecmp_is_the_machines_to_give_to_the_supervisor() {
         run_by(&mut machine, code.len() as u64 + 1);
         assert_eq!(machine.pc() != handler, legal, "{menvcfg:#x} {mcounteren}");
     }
-    // While the supervisor has a timer, software can't write its bit; it can without.
+    // Software can't write STIP while S-mode has a timer of its own, and can otherwise.
     for (menvcfg, pending) in [(STCE, 0), (0, STIP)] {
         let code = [li(5, menvcfg), vec![csrrw(0, MENVCFG, 5)], li(6, STIP), vec![csrrs(0, MIP, 6), csrrs(7, MIP, 0)]];
         let code = code.concat();
@@ -195,7 +195,7 @@ fn stimecmp_is_the_machines_to_give_to_the_supervisor() {
 #[test]
 fn the_plic_interrupts_the_machine_by_context_0() {
     const EXTERNAL: u64 = 1 << 11;
-    // Priority, enable in context 0, and the UART's own enable of received data.
+    // The PLIC's priority and enable bit of context 0, and the UART's interrupt for received data.
     let devices = [put(0xc00_0028, 1, SW), put(0xc00_2000, 1 << 10, SW), put(common::UART + 1, 1, 0)].concat();
     let wait = [li(6, EXTERNAL), vec![csrrs(0, MIE, 6), WFI, csrrs(8, MIP, 0)]].concat();
     let serve = [get(0xc20_0004, 2), vec![addi(9, 7, 0)], get(common::UART, 4), vec![csrrs(10, MIP, 0), WFI]].concat();
@@ -208,7 +208,7 @@ fn the_plic_interrupts_the_machine_by_context_0() {
     assert_eq!((machine.registers()[7], machine.registers()[10]), (b'x'.into(), 0));
 }
 
-/// Magic number and device id of the virtio-mmio slots.
+/// Magic number, version and device id of each virtio-mmio slot.
 fn slots(config: &MachineConfig) -> Vec<(u64, u64, u64)> {
     let ids = (0..8).map(|slot| {
         let code = [li(5, 0x1000_1000 + 0x1000 * slot), vec![load(6, 7, 5, 0), load(6, 8, 5, 8), load(6, 9, 5, 12)]];
@@ -232,7 +232,7 @@ fn eight_virtio_slots_answer_and_the_vacant_ones_say_so() {
     }
 }
 
-/// Makes a legacy call and returns the machine, and a0.
+/// Makes a legacy SBI call; returns the machine and a0.
 fn legacy(extension: u64, a0: u64, before: &[u32]) -> (Machine, i64) {
     let code = [before.to_vec(), li(17, extension), li(10, a0), vec![ECALL, csrrs(6, SIP, 0)]].concat();
     let mut machine = with_firmware(&code);

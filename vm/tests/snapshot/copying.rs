@@ -1,7 +1,9 @@
-//! A machine that is copied at any instruction, or while it runs, goes on like its copies.
+//! Copies of a machine, made at any instruction or while it runs, go on like the original.
 
 use crate::common::hostile::{self, Random};
-use crate::common::{FINISHER, RAM_PAGES, UART, WFI, bare_config, drive, li, machine, run_on, small_config, store};
+use crate::common::{
+    FINISHER, RAM_PAGES, UART, WFI, bare_config, drive, for_each_seed, li, machine, run_on, small_config, store,
+};
 use crate::guests::{Outcome, advance, busy_guest, play, privileged_guest};
 use std::collections::BTreeSet;
 use vm::{
@@ -9,7 +11,7 @@ use vm::{
     StopReason,
 };
 
-/// A copy of RAM that is being made, and where it is made.
+/// A copy in progress: which of the machine's copies it is, and the restoration its pages go to.
 struct Copying {
     copy: PageCopy,
     pages: Restoration,
@@ -24,7 +26,7 @@ impl Copying {
         Self { copy, pages, taken: BTreeSet::new(), taken_again: 0 }
     }
 
-    /// Takes up to `count` pages from page `from` on; says how many there were.
+    /// Takes up to `count` pages from page `from` on; returns how many it took.
     fn take(&mut self, machine: &mut Machine, mut from: u64, count: usize) -> usize {
         for taken in 0..count {
             let Some((index, page)) = machine.take_page(self.copy, from) else { return taken };
@@ -36,7 +38,7 @@ impl Copying {
         count
     }
 
-    /// The machine as it is now.
+    /// Takes the remaining pages and restores the machine as it is now.
     fn finish(mut self, machine: &mut Machine) -> Machine {
         let left = machine.pages_to_take(self.copy);
         assert_eq!(self.take(machine, 0, usize::MAX), left);
@@ -94,7 +96,7 @@ fn a_snapshot_without_firmware_and_with_paging_goes_on_exactly_alike() {
 }
 
 #[test]
-fn a_snapshot_of_a_sleeping_or_ended_machine_sleeps_or_has_ended() {
+fn a_snapshot_of_a_sleeping_or_stopped_machine_sleeps_or_is_stopped() {
     let mut sleeping = machine(&[WFI]);
     assert_eq!(run_on(&mut sleeping), Exit::WaitForInterrupt);
     let mut restored = copied(&mut sleeping);
@@ -108,7 +110,7 @@ fn a_snapshot_of_a_sleeping_or_ended_machine_sleeps_or_has_ended() {
     assert_eq!(restored.apply(&Event::TimerInterrupt), Err(ApplyError::Stopped(reason)));
 }
 
-/// How often what is interesting happened to a machine that had been restored.
+/// How often the cases that this test is for occurred on restored machines.
 #[derive(Debug, Default)]
 struct Seen {
     snapshots: usize,
@@ -119,7 +121,7 @@ struct Seen {
     asleep: usize,
 }
 
-/// Runs a guest, copies it while it runs, and runs all of its copies along with it.
+/// Runs a guest, copies it meanwhile, and runs all copies along with it.
 fn copy_while_running(random: &mut Random, seen: &mut Seen) {
     const STEPS: u64 = 15_000;
     const COPIES_MAX: usize = 5;
@@ -137,12 +139,12 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
             seen.packets += outputs.iter().filter(is_packet).count();
             seen.received += usize::from(applied.is_ok() && matches!(event, Event::Packet { .. }));
         }
-        // An event may have stopped the machine, and with that sent the rest of a line.
+        // An event that stops the machine flushes an unfinished line of its console.
         let (_, rest) = drive(&mut machines[0], 0, u64::MAX);
         for other in &mut machines[1..] {
             assert_eq!(drive(other, 0, u64::MAX).1, rest, "at {at}");
         }
-        // The newest copy is the one that is copied on, as in a chain of failovers.
+        // The newest copy is the one that is copied next, as in a chain of failovers.
         let newest = machines.last_mut().unwrap();
         match random.below(40) {
             0..20 => {
@@ -172,13 +174,14 @@ fn copy_while_running(random: &mut Random, seen: &mut Seen) {
 #[test]
 fn hostile_guests_copied_while_they_run_go_on_exactly_alike() {
     const SEEDS: u64 = 150;
-    let first = std::env::var("FT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut seen = Seen::default();
-    for seed in first..first + SEEDS {
-        println!("seed {seed}; again with FT_SEED={seed} cargo test -p vm --test snapshot");
+    let all_seeds = for_each_seed("snapshot", SEEDS, |seed| {
         copy_while_running(&mut Random { state: seed, care: if seed % 3 == 0 { 1 } else { 30 } }, &mut seen);
-    }
+    });
     println!("{seen:?}");
+    if !all_seeds {
+        return;
+    }
     let Seen { snapshots, pages_taken_again, packets, received, disks_written, asleep } = seen;
     let least = [snapshots, pages_taken_again, packets, received, disks_written, asleep].into_iter().min().unwrap();
     assert!(least > 10, "too tame a run: {seen:?}");

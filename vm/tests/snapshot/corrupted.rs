@@ -1,4 +1,4 @@
-//! States that are corrupted, cut, or of another configuration: refused, or a machine that runs.
+//! States that are corrupted, cut or of another configuration: refused, or a machine that runs.
 
 use crate::common::hostile::{self, Random};
 use crate::common::{ECALL, FINISHER, NOP, RAM, UART, amo, drive, elf, li, run_by, run_on, store};
@@ -6,14 +6,13 @@ use crate::guests::{TIMER_EXTENSION, advance, busy_guest, play};
 use std::collections::BTreeSet;
 use vm::{BootMode, Event, Exit, InstructionCount, Machine, MachineConfig, PageCopy, Restoration, RestoreError};
 
-/// So much RAM that an allocator gets it from its host, who has it zeroed already: a hundred
-/// thousand machines are made.
+/// RAM so large that the allocator maps zeroed pages instead of clearing memory: these tests make a
+/// hundred thousand machines.
 fn roomy_config() -> MachineConfig {
     MachineConfig { ram_bytes: 40 << 20, ..hostile::config() }
 }
 
-/// A machine whose network device is at work, unless this seed's guest has brought itself to an end
-/// before that.
+/// A machine whose guest has received a packet; `None` if this seed's guest stops or receives none.
 fn networked_machine(seed: u64) -> Option<Machine> {
     let mut random = Random { state: seed, care: 1000 };
     let mut machine = Machine::new(&roomy_config(), &hostile::image(&mut random)).unwrap();
@@ -29,9 +28,9 @@ fn networked_machine(seed: u64) -> Option<Machine> {
     (machine.dropped_packets().received < packets).then_some(machine)
 }
 
-/// States with something in every part: the busy guest in its middle, with input pending; a machine
-/// with a timer set, a line begun and a reservation; one whose network device is at work; one that
-/// has ended, and one that has halted.
+/// Machines whose states together use every field: the busy guest in its middle, with input
+/// pending; one with a timer, an unfinished line and a reservation; one whose network device works;
+/// one that has powered off, and one that has halted.
 fn eventful_machines() -> Vec<Machine> {
     let roomy = |code: &[u32]| Machine::new(&roomy_config(), &elf(code)).unwrap();
     let mut busy = roomy(&busy_guest());
@@ -51,19 +50,19 @@ fn eventful_machines() -> Vec<Machine> {
     vec![busy, expectant, networked, ended, halted]
 }
 
-/// A machine with this state and RAM that is zero, or what is wrong with the state.
+/// Restores `state` with all of RAM and disk zero.
 fn hollow(state: &[u8]) -> Result<Machine, RestoreError> {
     Restoration::new(&roomy_config()).unwrap().finish(state)
 }
 
-/// The pages that aren't zero.
+/// The pages of a machine that aren't zero, with their indices.
 fn contents(machine: &mut Machine) -> Vec<(u64, Vec<u8>)> {
     machine.begin_copy(PageCopy::Log);
     core::iter::from_fn(|| machine.take_page(PageCopy::Log, 0).map(|(index, page)| (index, page.to_vec()))).collect()
 }
 
-/// Does everything to a machine that can be done to one from outside, for a while.
-fn use_up(machine: &mut Machine) {
+/// Runs a machine for a while and applies every kind of event to it.
+fn exercise(machine: &mut Machine) {
     for round in 1..6 {
         drive(machine, machine.instruction_count().0 + 60, u64::MAX);
         let number = machine.last_packet_number().saturating_add(round);
@@ -75,7 +74,7 @@ fn use_up(machine: &mut Machine) {
             Event::ClockRead { ticks: u64::MAX },
             Event::Entropy { bits: 1 },
         ] {
-            // Whether it is taken depends on the state; that it comes to an end is what counts.
+            // The state decides whether the event is taken. This only checks that `apply` returns.
             let _ = machine.apply(&event);
         }
         let _ = machine.can_receive_packet();
@@ -83,7 +82,7 @@ fn use_up(machine: &mut Machine) {
     machine.digest();
 }
 
-/// States that differ from `state` in one place: a byte, or a field of two, four, eight or sixteen.
+/// States that differ from `state` in one byte, or in a field of 2, 4, 8 or 16 bytes.
 fn corrupted(state: &[u8], random: &mut Random) -> Vec<Vec<u8>> {
     let with = |offset: usize, bytes: &[u8]| {
         let mut state = state.to_vec();
@@ -116,12 +115,12 @@ fn a_corrupted_state_is_refused_or_gives_a_machine_that_runs() {
         for corrupted in corrupted(&state, &mut random) {
             match hollow(&corrupted) {
                 Ok(machine) => {
-                    assert_eq!(machine.state(), corrupted, "what was taken is what was given");
+                    assert_eq!(machine.state(), corrupted, "a restored state is kept as it was");
                     let mut pages = Restoration::new(&roomy_config()).unwrap();
                     for (first, page) in &contents {
                         pages.put_pages(*first, page).unwrap();
                     }
-                    use_up(&mut pages.finish(&corrupted).unwrap());
+                    exercise(&mut pages.finish(&corrupted).unwrap());
                     taken += 1;
                 }
                 Err(RestoreError::Impossible { what, offset }) => {
@@ -136,13 +135,13 @@ fn a_corrupted_state_is_refused_or_gives_a_machine_that_runs() {
     }
     println!("{taken} taken, {contradictory} contradictory, {impossible:#?}");
     assert!(taken > 1000 && contradictory > 0, "{taken} taken, {contradictory} contradictory");
-    // One for every check there is.
+    // One for each check of the restoring code: none of them is untested.
     assert_eq!(impossible.len(), 36, "{impossible:#?}");
 }
 
 #[test]
 fn a_count_that_would_overflow_is_refused() {
-    /// Behind 32 registers and the pc.
+    /// The count follows 32 registers and the pc.
     const OFFSET: usize = 33 * 8;
     const END: u64 = 1 << 62;
     let with_count = |count: u64| {

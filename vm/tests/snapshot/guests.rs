@@ -11,8 +11,8 @@ use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOpe
 
 pub(super) const TIMER_EXTENSION: u64 = 0x5449_4d45;
 
-/// A guest that uses everything there is beside the network: traps, both interrupts, reservations,
-/// clock, entropy, the console in every way, sleep.
+/// A guest that uses all of the machine but its network and disk: traps, timer and external
+/// interrupts, reservations, clock, entropy, the console by UART and by SBI, sleep.
 pub(super) fn busy_guest() -> Vec<u32> {
     const HANDLER: u64 = RAM + 0xa00;
     const PLIC_CLAIM: u64 = 0x0c20_1004;
@@ -44,7 +44,7 @@ pub(super) fn busy_guest() -> Vec<u32> {
             [li(20, PLIC_CLAIM), vec![load(2, 21, 20, 0)], li(22, UART), vec![load(4, 23, 22, 0), NOP]].concat(),
             vec![store(2, 21, 20, 0)],
             call(TIMER_EXTENSION, u64::MAX, 0),
-            // After the illegal instruction it goes on behind it.
+            // An illegal instruction is skipped.
             [vec![csrrs(24, SCAUSE, 0), addi(25, 0, 2), branch(1, 24, 25, 16)]].concat(),
             vec![csrrs(26, SEPC, 0), addi(26, 26, 4), csrrw(0, SEPC, 26), SRET],
         ]
@@ -53,9 +53,9 @@ pub(super) fn busy_guest() -> Vec<u32> {
     code
 }
 
-/// A guest that uses what a machine without firmware has besides: every register of M-mode,
-/// counters set and stopped, locked protection entries, and paging, with faults on pages that it
-/// then maps.
+/// A guest that uses what a machine without firmware adds: the CSRs of M-mode, counters that are
+/// set and stopped, locked PMP entries, and paging, with faults on pages that its handler then
+/// maps.
 pub(super) fn privileged_guest() -> Machine {
     const MACHINE_HANDLER: u64 = RAM + 0x800;
     let write = |number, value| [li(5, value), vec![csrrw(0, number, 5)]].concat();
@@ -67,13 +67,13 @@ pub(super) fn privileged_guest() -> Machine {
         [write(PMPADDR0, 0x55), write(PMPCFG0, 0x8f), write(SATP, PAGED_SATP), write(MSTATUS, 3 << 13)].concat(),
         [write(MIE, 0x22), write(MIP, 0x22), go(SUPERVISOR)].concat(),
         vec![csrrs(18, TIME, 0), csrrs(19, CYCLE, 0)],
-        put(0x5ffc, u64::MAX), // faults twice, and is done in the end
+        put(0x5ffc, u64::MAX), // crosses into a second page: faults twice before it succeeds
         vec![ECALL, NOP, NOP],
     ];
     let mut all = code.concat();
     assert!(all.len() <= 0x200, "{}", all.len());
     all.resize(0x200, NOP);
-    // M-mode: whatever it was, it doesn't come again, and a call ends the guest.
+    // The handler of M-mode clears pending interrupts; an environment call powers off.
     all.extend([
         csrrw(0, MIP, 0),
         csrrs(8, MCAUSE, 0),
@@ -83,15 +83,14 @@ pub(super) fn privileged_guest() -> Machine {
     all.extend([li(5, FINISHER), li(6, 0x5555), vec![store(2, 6, 5, 0)]].concat());
     all.push(MRET);
     all.resize(0x240, NOP);
-    // S-mode: maps the page of the fault.
+    // The handler of S-mode maps the page that faulted.
     let entry = [li(10, Paged::entry(0)), vec![csrrs(11, STVAL, 0), i_type(0x13, 5, 11, 11, 12)]].concat();
     let place = vec![i_type(0x13, 1, 11, 11, 3), r_type(0x33, 0, 0, 11, 11, 10)];
     all.extend([entry, place, li(12, (RAM + 0x10_0000) >> 2 | 7), vec![store(3, 12, 11, 0), SRET]].concat());
     paged.plain_machine(&bare_config(), &all)
 }
 
-/// Runs the busy guest until the count is `limit` or it has stopped, and wakes it whenever it
-/// sleeps.
+/// Runs the machine until it stops or the count is `limit`, and wakes it whenever it sleeps.
 pub(super) fn play(machine: &mut Machine, limit: u64) -> (Exit, Vec<(InstructionCount, OutputId, OutputOperation)>) {
     let mut outputs = Vec::new();
     loop {
@@ -106,7 +105,7 @@ pub(super) fn play(machine: &mut Machine, limit: u64) -> (Exit, Vec<(Instruction
     }
 }
 
-/// What one event came to.
+/// How a machine ran up to an event, its outputs, and whether it took the event.
 pub(super) type Outcome = (Exit, Vec<(InstructionCount, OutputId, OutputOperation)>, Result<(), ApplyError>);
 
 pub(super) fn advance(machine: &mut Machine, at: u64, event: &Event) -> Outcome {

@@ -1,18 +1,7 @@
-//! Which pages a copy takes, in which order, and how taking them and digests go together.
+//! Pages of a copy: which are taken, in which order, and what digests have to do with it.
 
-use crate::common::{NOP, RAM, RAM_PAGES, elf, machine, small_config};
+use crate::common::{NOP, RAM, RAM_PAGES, elf, machine, small_config, take_pages};
 use vm::{LoadError, Machine, MachineConfig, PAGE_BYTES, PageCopy, PageRange, Restoration, RestoreError};
-
-/// The pages there are to take, in order.
-fn taken(machine: &mut Machine, copy: PageCopy) -> Vec<u64> {
-    let mut from = 0;
-    core::iter::from_fn(|| {
-        let (index, _) = machine.take_page(copy, from)?;
-        from = index + 1;
-        Some(index)
-    })
-    .collect()
-}
 
 #[test]
 fn a_copy_begins_with_the_pages_that_are_not_zero() {
@@ -21,20 +10,19 @@ fn a_copy_begins_with_the_pages_that_are_not_zero() {
     for _ in 0..2 {
         machine.begin_copy(PageCopy::Backup);
         assert_eq!(machine.pages_to_take(PageCopy::Backup), 2);
-        assert_eq!(taken(&mut machine, PageCopy::Backup), [0, tree], "code and device tree");
-        assert_eq!(taken(&mut machine, PageCopy::Backup), []);
+        assert_eq!(take_pages(&mut machine, PageCopy::Backup), [0, tree], "code and device tree");
+        assert_eq!(take_pages(&mut machine, PageCopy::Backup), []);
     }
-    // A page that was written and is zero again needn't be copied to where it is zero, unless it
-    // was copied before.
+    // A page that was written and is zero again must be copied only if it was copied before.
     assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
     machine.begin_copy(PageCopy::Backup);
-    assert_eq!(taken(&mut machine, PageCopy::Backup), [0, 5, tree]);
+    assert_eq!(take_pages(&mut machine, PageCopy::Backup), [0, 5, tree]);
     assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
     assert_eq!(machine.pages_to_take(PageCopy::Backup), 1);
     let (index, page) = machine.take_page(PageCopy::Backup, 0).unwrap();
     assert_eq!((index, page), (5, &[0; PAGE_BYTES][..]));
-    // Only the digest tells without looking that a page is zero, and the guest doesn't stand still
-    // for looking.
+    // Only a digest finds that a written page is zero again. Beginning a copy doesn't look, because
+    // the guest waits for that.
     for (digest_looks, expected) in [(false, &[0, 5, tree][..]), (true, &[0, tree])] {
         for _ in 0..2 {
             assert!(machine.flip_ram_bit(RAM + 0x5000, 3));
@@ -44,12 +32,12 @@ fn a_copy_begins_with_the_pages_that_are_not_zero() {
         }
         machine.begin_copy(PageCopy::Backup);
         assert_eq!(machine.pages_to_take(PageCopy::Backup), expected.len());
-        assert_eq!(taken(&mut machine, PageCopy::Backup), expected);
+        assert_eq!(take_pages(&mut machine, PageCopy::Backup), expected);
     }
 }
 
 #[test]
-fn digests_of_parts_see_what_is_in_them_and_end_after_so_many_written_pages() {
+fn a_partial_digest_covers_its_range_and_ends_after_a_number_of_written_pages() {
     let mut machine = machine(&[NOP]);
     let (whole, digest) = machine.digest_some(0, usize::MAX);
     assert_eq!((whole, digest), (PageRange { first: 0, end: RAM_PAGES }, machine.digest()));
@@ -83,9 +71,8 @@ fn a_page_that_is_taken_is_digested_too() {
         assert!(machine.flip_ram_bit(RAM + page * PAGE_BYTES as u64, 0));
     }
     machine.begin_copy(PageCopy::Log);
-    taken(&mut machine, PageCopy::Log);
-    // Nothing is left for the digest to look at, so that it takes no time where the guest stands
-    // still for it.
+    take_pages(&mut machine, PageCopy::Log);
+    // The guest waits for a digest: taking pages digests them, so that nothing is left to do then.
     let (range, digest) = machine.digest_some(0, 1);
     assert_eq!((range, digest), (PageRange { first: 0, end: RAM_PAGES }, machine.digest()));
     assert!(machine.flip_ram_bit(RAM + 3 * PAGE_BYTES as u64, 0));
@@ -93,10 +80,10 @@ fn a_page_that_is_taken_is_digested_too() {
 }
 
 #[test]
-fn pages_are_taken_from_where_one_asks_and_again_when_written() {
+fn pages_are_taken_from_a_given_index_and_again_when_written() {
     let mut machine = machine(&[NOP]);
     machine.begin_copy(PageCopy::Log);
-    taken(&mut machine, PageCopy::Log);
+    take_pages(&mut machine, PageCopy::Log);
     for page in [3, 64, 65, 700] {
         assert!(machine.flip_ram_bit(RAM + page * PAGE_BYTES as u64, 0));
     }
@@ -106,24 +93,24 @@ fn pages_are_taken_from_where_one_asks_and_again_when_written() {
 }
 
 #[test]
-fn copies_and_digests_do_not_take_each_others_pages() {
+fn copies_and_digests_mark_written_pages_independently() {
     let mut machine = machine(&[NOP]);
     machine.begin_copy(PageCopy::Backup);
     machine.begin_copy(PageCopy::Log);
-    assert_eq!(taken(&mut machine, PageCopy::Backup).len(), 2);
+    assert_eq!(take_pages(&mut machine, PageCopy::Backup).len(), 2);
     assert_eq!(machine.pages_to_take(PageCopy::Log), 2);
-    assert_eq!(taken(&mut machine, PageCopy::Log).len(), 2);
+    assert_eq!(take_pages(&mut machine, PageCopy::Log).len(), 2);
     let before = machine.digest();
     assert!(machine.flip_ram_bit(RAM + 0x9000, 0));
-    assert_eq!(taken(&mut machine, PageCopy::Log), [9]);
+    assert_eq!(take_pages(&mut machine, PageCopy::Log), [9]);
     machine.begin_copy(PageCopy::Log);
     assert_eq!(machine.pages_to_take(PageCopy::Backup), 1);
     assert_ne!(machine.digest(), before);
-    assert_eq!(taken(&mut machine, PageCopy::Backup), [9]);
+    assert_eq!(take_pages(&mut machine, PageCopy::Backup), [9]);
 }
 
 #[test]
-fn pages_that_do_not_fit_and_configurations_out_of_range_are_refused() {
+fn pages_outside_the_machine_and_configurations_out_of_range_are_refused() {
     let mut restoration = Restoration::new(&small_config()).unwrap();
     let page = [1; PAGE_BYTES];
     for bytes in [1, PAGE_BYTES - 1, PAGE_BYTES + 1] {
@@ -151,7 +138,7 @@ fn pages_that_do_not_fit_and_configurations_out_of_range_are_refused() {
 }
 
 #[test]
-fn the_last_contents_of_a_page_count_and_a_missing_page_shows_in_the_digest() {
+fn the_last_copy_of_a_page_wins_and_a_missing_page_shows_in_the_digest() {
     let mut original = machine(&[NOP]);
     original.begin_copy(PageCopy::Backup);
     let (index, page) = original.take_page(PageCopy::Backup, 0).unwrap();

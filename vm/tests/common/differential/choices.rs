@@ -1,8 +1,7 @@
-//! Where random programs come from: a seed, or the bytes of a fuzzer.
+//! Choices of random programs, made from a seed or from the bytes of a fuzzer.
 
-/// A sequence of choices. Bytes that were given decide as long as there are any, so that whoever
-/// changes one of them changes one choice; then SplitMix64 goes on, so that a seed means the same
-/// for ever.
+/// A sequence of choices. A fuzzer's bytes are used first, so that changing one byte changes one
+/// choice. Then SplitMix64 goes on, so that a seed gives the same program in every release.
 pub(crate) struct Choices<'a> {
     bytes: &'a [u8],
     state: u64,
@@ -39,7 +38,7 @@ impl<'a> Choices<'a> {
         u32::try_from(self.take(4)).unwrap()
     }
 
-    /// Less than `end`.
+    /// A number less than `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         let bytes = match end {
             0..=0xff => 1,
@@ -49,7 +48,7 @@ impl<'a> Choices<'a> {
         self.take(bytes) % end
     }
 
-    /// From `from` on, and less than `end`.
+    /// A number in `from..end`.
     pub(crate) fn within(&mut self, from: i32, end: i32) -> i32 {
         from + i32::try_from(self.below(u64::try_from(end - from).unwrap())).unwrap()
     }

@@ -1,4 +1,4 @@
-//! Random instructions, most of them valid, about whatever the fast path might get wrong.
+//! Random instructions, mostly valid, that stress the fast interpreter's caches and fusions.
 
 use super::super::{
     CYCLE, EBREAK, ECALL, MCAUSE, MEDELEG, MEPC, MIDELEG, MIE, MIP, MRET, MSCRATCH, MSTATUS, MTVEC, SATP, SCAUSE, SEED,
@@ -8,7 +8,7 @@ use super::super::{
 use super::choices::Choices;
 use vm::BootMode;
 
-/// Registers that hold addresses. Traps set them again.
+/// Registers that hold addresses, which the trap handlers restore.
 pub(crate) const STACK_POINTER: u32 = 2;
 pub(crate) const DATA_POINTER: u32 = 8;
 pub(crate) const CODE_POINTER: u32 = 9;
@@ -16,9 +16,9 @@ pub(crate) const TABLE_POINTER: u32 = 10;
 pub(crate) const PAGE_END_POINTER: u32 = 11;
 pub(crate) const ALIAS_POINTER: u32 = 12;
 pub(crate) const DEVICE_POINTER: u32 = 13;
-/// How far the same code is away in the other half.
+/// The distance from code to its second mapping, in the upper half of the address space.
 pub(crate) const TO_OTHER_HALF: u32 = 4;
-/// Counts accesses of two pages.
+/// Counts accesses that cross a page boundary.
 pub(crate) const ACROSS_COUNTER: u32 = 3;
 const LOOP_COUNTER: u32 = 7;
 
@@ -28,7 +28,7 @@ const SUPERVISOR_CSRS: [u32; 11] = [SSTATUS, SSTATUS, STVEC, SATP, SIE, SIP, SEP
 const MACHINE_CSRS: [u32; 11] = [MSTATUS, MSTATUS, MEDELEG, MIDELEG, MIE, MIP, MTVEC, MEPC, MCAUSE, MSCRATCH, SATP];
 const FLOAT_CSRS: [u32; 3] = [0x001, 0x002, 0x003];
 
-/// A sequence of instructions.
+/// A sequence of random instructions under construction.
 pub(crate) struct CodeWriter<'c, 'b> {
     choices: &'c mut Choices<'b>,
     halves: Vec<u16>,
@@ -36,7 +36,7 @@ pub(crate) struct CodeWriter<'c, 'b> {
 }
 
 impl<'c, 'b> CodeWriter<'c, 'b> {
-    /// At least `halves` halfwords of code, for a machine that boots in this way.
+    /// At least `halves` halfwords of code for a machine with this boot mode.
     pub(crate) fn code(choices: &'c mut Choices<'b>, boot: BootMode, halves: usize) -> Vec<u8> {
         let mut writer = Self { choices, halves: Vec::new(), boot };
         while writer.halves.len() < halves {
@@ -53,7 +53,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         }
     }
 
-    /// A register to write: seldom one that something depends on.
+    /// A register to write, seldom one that holds a pointer or a counter.
     fn target(&mut self) -> u32 {
         match self.choices.below(24) {
             0 => 0,
@@ -147,13 +147,13 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         self.put(word);
     }
 
-    /// Any compressed instruction, but jumps that lead far away only now and then.
+    /// Any compressed instruction; jumps are rare, as most lead far away.
     fn compressed(&mut self) {
         let mut half = self.choices.word() & 0xffff;
         if half & 3 == 3 {
             half ^= 1 + self.choices.word() % 3;
         }
-        // Quadrant 0 has loads and stores, whose base may be x8 to x15; only the first five are
+        // Loads and stores of quadrant 0 have x8 to x15 as base, of which only x8 to x12 are
         // pointers.
         if half & 3 == 0 {
             half &= !(1 << 9 | u32::from(half >> 7 & 3 == 3) << 7);
@@ -174,7 +174,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         self.put(word);
     }
 
-    /// Copies an instruction over another, mostly a near one.
+    /// Overwrites an instruction, with another one or with a constant.
     fn modify_code(&mut self) {
         let (from, to) = (2 * self.choices.within(-1024, 1024), 2 * self.choices.within(-1024, 1024));
         let width = self.choices.pick(&[1, 2, 2, 3]);
@@ -183,7 +183,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
             self.put(load(width, rd, CODE_POINTER, from));
             self.put(store(width, rd, CODE_POINTER, to));
         } else {
-            // What follows at once.
+            // An instruction that is executed soon.
             let distance = self.choices.within(4, 40) & !1;
             self.put(auipc(rd, 0));
             let rs2 = 28 + self.source() % 4;
@@ -200,7 +200,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         self.put(load(3, 22, 21, entry));
         match self.choices.below(4) {
             0 => {
-                // Two entries change places.
+                // Swaps two entries.
                 self.put(load(3, 23, 21, other));
                 self.put(store(3, 22, 21, other));
                 self.put(store(3, 23, 21, entry));
@@ -209,7 +209,7 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
                 self.put(addi(23, 0, bits));
                 self.put(r_type(0x33, 4, 0, 23, 23, 22));
                 self.put(store(3, 23, 21, entry));
-                // And back, so that the guest lives on.
+                // Restores the entry after a few accesses, so that the guest can go on.
                 self.load_any();
                 self.store_any();
                 self.put(store(3, 22, 21, entry));
@@ -269,8 +269,8 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         self.put(word);
     }
 
-    /// Goes on with the next instruction in the other half, by way of other tables, which have been
-    /// and will be written; and back, a few times.
+    /// Jumps to the next instruction in its other mapping and back, a few times, and writes a table
+    /// entry before and after each jump.
     fn go_on_elsewhere(&mut self) {
         let entry = 8 * self.choices.within(1, 5);
         let page = self.choices.pick(&[0, 4, 4]);
@@ -308,13 +308,13 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
             _ => self.choices.pick(&SUPERVISOR_CSRS),
         };
         let funct3 = self.choices.pick(&[1, 2, 2, 2, 3, 3, 5, 6, 7]);
-        // Trap vectors, tables and modes that a register happens to hold are the end of most
-        // guests.
+        // Random values in trap vectors, satp or the modes to return to end most guests, so they
+        // are rare.
         let fragile = matches!(number, STVEC | MTVEC | SATP | SSTATUS | MSTATUS | MEDELEG) && !self.choices.one_in(8);
         let (funct3, rs1) = if fragile { (2, 0) } else { (funct3, self.source()) };
         let rd = self.target();
         if matches!(number, SSTATUS | MSTATUS) && fragile {
-            // SUM, MXR, and the mode to go back to, one at a time.
+            // Changes SUM, MXR, SPP, MPP, MPRV or SPIE alone.
             let bit = self.choices.pick(&[18, 19, 8, 11, 17, 5]);
             self.put(addi(rd, 0, 1));
             self.put(i_type(0x13, 1, rd, rd, bit));
@@ -358,13 +358,13 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         match self.choices.below(6) {
             0 | 1 => self.put(store(0, rs2, DEVICE_POINTER, 0)),
             2 => {
-                // The network device is to send.
+                // Notifies the network device's transmit queue.
                 self.put(addi(21, 0, 1));
                 self.put(lui(22, 0x1_0001));
                 self.put(store(2, 21, 22, 0x50));
             }
             3 => {
-                // A line on the console.
+                // Ends a line on the console.
                 self.put(lui(22, 0x1_0000));
                 self.put(addi(21, 0, 10));
                 self.put(store(0, 21, 22, 0));

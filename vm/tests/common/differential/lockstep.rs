@@ -1,11 +1,12 @@
-//! Three machines with the same guest and the same inputs, which have to stay alike.
+//! Three machines with the same guest and the same inputs, which must stay equal.
 
+use super::super::restored;
 use super::choices::Choices;
 use super::code::{ACROSS_COUNTER, CodeWriter};
 use super::program::{CODE, CODE_BYTES, COUNTERS, Program, TABLES, TABLES_BYTES};
-use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, PageCopy, Restoration};
+use vm::{ApplyError, Event, Exit, InstructionCount, Machine, OutputId, OutputOperation};
 
-/// What happened, so that a run in which nothing did doesn't count.
+/// How often the cases this test is for occurred: a run without them proves nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     pub(crate) steps: u64,
@@ -13,10 +14,10 @@ pub(crate) struct Sightings {
     pub(crate) other_exceptions: u64,
     /// Slices in which code was written.
     pub(crate) code_writes: u64,
-    /// Of lines that had been executed before, and were again.
+    /// Lines that were executed, then written, then executed again.
     pub(crate) modified_code_executed: u64,
     pub(crate) tables_changed: u64,
-    /// A and D bits alone.
+    /// Slices in which tables changed in their A and D bits only.
     pub(crate) tables_marked: u64,
     pub(crate) accesses_across_pages: u64,
     pub(crate) instructions_across_pages: u64,
@@ -28,24 +29,24 @@ pub(crate) struct Sightings {
     pub(crate) ends: u64,
 }
 
-/// The machines.
+/// The machines, and which code they have executed.
 struct Lockstep<'p> {
     program: &'p Program,
     fast: Machine,
     plain: Machine,
-    /// One with caches of another age: made from a snapshot of the fast one now and then.
+    /// A fast machine whose caches differ in age: it is replaced by a snapshot of `fast` at times.
     cold: Machine,
     packets: u64,
-    /// A bit for each line of code that was.
+    /// A bit for each line of code that was executed.
     executed: u64,
-    /// Those of them that were written since.
+    /// A bit for each executed line that was written since.
     modified: u64,
 }
 
-/// The unit in which executed code is looked at, in bytes.
+/// The bytes of code for which one bit is kept.
 const LINE: usize = 256;
 
-/// A and D bits of all entries of a table.
+/// The A and D bits of a page-table entry.
 const MARKS: [u8; 8] = [0xc0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Runs the guest about `steps` steps, and fails if the machines differ.
@@ -87,7 +88,7 @@ pub(crate) fn run(program: &Program, choices: &mut Choices<'_>, steps: u64, seen
 }
 
 impl Lockstep<'_> {
-    /// Runs all three to the same count.
+    /// Runs all three machines to the same count and compares them.
     fn run(&mut self, choices: &mut Choices<'_>, seen: &mut Sightings) -> Exit {
         let length = match choices.below(8) {
             0 => 1,
@@ -115,7 +116,7 @@ impl Lockstep<'_> {
         if choices.one_in(6) {
             self.compare_states();
         }
-        // A machine that was looked at has to go on like one that wasn't.
+        // Digests and snapshots must not change how a machine goes on.
         match choices.below(24) {
             0 => _ = self.fast.digest(),
             1 => _ = self.cold.digest(),
@@ -161,20 +162,13 @@ impl Lockstep<'_> {
         seen.outputs += plain.len() as u64;
     }
 
-    /// Replaces the cold machine by one that was restored from a snapshot of the fast one.
+    /// Replaces the cold machine by a snapshot of the fast one.
     fn thaw(&mut self, seen: &mut Sightings) {
-        let mut restoration = Restoration::new(&self.program.config).unwrap();
-        self.fast.begin_copy(PageCopy::Backup);
-        let mut from = 0;
-        while let Some((index, page)) = self.fast.take_page(PageCopy::Backup, from) {
-            restoration.put_pages(index, page).unwrap();
-            from = index + 1;
-        }
-        self.cold = restoration.finish(&self.fast.state()).unwrap();
+        self.cold = restored(&self.program.config, &mut self.fast);
         seen.snapshots += 1;
     }
 
-    /// Something comes from outside, or nothing.
+    /// Applies a random event, or none.
     fn disturb(&mut self, choices: &mut Choices<'_>, seen: &mut Sightings) {
         let event = match choices.below(12) {
             0..=2 => {
@@ -194,22 +188,22 @@ impl Lockstep<'_> {
             _ => return,
         };
         let before = self.watched();
-        // What can't happen now is refused by all.
+        // An event that isn't possible now is refused by all three.
         let _ = self.apply(&event);
         seen.packets_into_code_or_tables += u64::from(self.watched() != before);
         self.compare_states();
     }
 
-    /// Code and tables.
+    /// The guest's code and page tables.
     fn watched(&self) -> (Vec<u8>, Vec<u8>) {
         let memory = |from, bytes| self.plain.memory(from, bytes).unwrap().to_vec();
         (memory(CODE, CODE_BYTES), memory(TABLES, TABLES_BYTES))
     }
 
-    /// Runs the plain machine step by step, and looks where it goes.
+    /// Runs the plain machine step by step and notes which code it executes.
     fn walk(&mut self, limit: InstructionCount, seen: &mut Sightings) -> Exit {
         loop {
-            self.notice_place(seen);
+            self.note_executed(seen);
             let exit = self.plain.run_plain(self.plain.instruction_count().plus(1).min(limit));
             if exit != Exit::LimitReached || self.plain.instruction_count() == limit {
                 return exit;
@@ -217,7 +211,7 @@ impl Lockstep<'_> {
         }
     }
 
-    fn notice_place(&mut self, seen: &mut Sightings) {
+    fn note_executed(&mut self, seen: &mut Sightings) {
         let pc = self.plain.pc();
         let offset = (pc % (1 << 16)).wrapping_sub(CODE % (1 << 16));
         if offset < CODE_BYTES {

@@ -1,4 +1,4 @@
-//! Random guests on the fast path against the same on the plain interpreter.
+//! Random guests, run on the fast interpreter and on the plain one.
 
 pub(crate) mod choices;
 mod code;

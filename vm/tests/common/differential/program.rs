@@ -1,4 +1,4 @@
-//! Random guests: set-up, trap handlers that keep them alive, code, page tables and queues.
+//! Random guests: set-up, trap handlers that let them go on, code, page tables and queues.
 //!
 //! ```text
 //!   page   0         1 .. 4   5     6, 8, 10   7, 9, 11      12, 13  14     15
@@ -41,16 +41,16 @@ const CONSTANTS: u64 = COUNTERS + 0x800;
 const SUPERVISOR_HANDLER: u64 = RAM + 0x100;
 const MACHINE_HANDLER: u64 = RAM + 0x200;
 const SET_UP: u64 = RAM + 0x300;
-/// From an address to the same place in the user's window.
+/// The distance from an address down to its mapping for U-mode.
 const TO_USER: u64 = 1 << 30;
-/// Everything but U, with A and D set.
+/// Flags of a supervisor's page with all permissions, and A and D set.
 const ALL: u64 = 0xcf;
-/// Where RAM begins in the upper half.
+/// The address of RAM's mapping in the upper half.
 const UPPER: u64 = 0xffff_ffc0_0000_0000;
 const USER_BIT: u64 = 1 << 4;
 const QUEUE_SIZE: u64 = 32;
 
-/// Where the registers point that traps set again.
+/// (register, address) of the pointers that the trap handlers restore.
 const POINTERS: [(u32, u64); 5] = [
     (STACK_POINTER, DATA + 0x900),
     (DATA_POINTER, DATA + 0x800),
@@ -59,13 +59,13 @@ const POINTERS: [(u32, u64); 5] = [
     (PAGE_END_POINTER, DATA + PAGE),
 ];
 
-/// A guest, and what it runs on.
+/// A guest's image and the configuration of its machine.
 pub(crate) struct Program {
     pub(crate) config: MachineConfig,
     pub(crate) image: Vec<u8>,
 }
 
-/// Code at an address.
+/// Code under construction at an address.
 struct Assembly {
     at: u64,
     words: Vec<u32>,
@@ -76,7 +76,7 @@ impl Assembly {
         self.words.extend(words);
     }
 
-    /// Puts the address `target`, as it is seen from here, into `rd`.
+    /// Puts the address `target` into `rd`, relative to the pc: in the mapping that is in use.
     fn near(&mut self, rd: u32, target: u64) {
         let distance =
             i32::try_from((target - self.at).cast_signed()).unwrap() - 4 * i32::try_from(self.words.len()).unwrap();
@@ -85,8 +85,7 @@ impl Assembly {
         self.put(&[auipc(rd, high), addi(rd, rd, low)]);
     }
 
-    /// Writes a register of a device whose registers begin where x5 says. `value` is below 2 GiB,
-    /// or in RAM.
+    /// Writes a register of the device whose base is in x5. `value` is below 4 GiB.
     fn register(&mut self, register: i32, value: u64) {
         let value = u32::try_from(value).unwrap().cast_signed();
         let low = (value << 20) >> 20;
@@ -101,13 +100,13 @@ struct TrapRegisters {
     epc: u32,
     enable: u32,
     status: u32,
-    /// Where in `status` the previous mode is zero for the user.
+    /// The bit of `status` that is 0 if the trap came from U-mode.
     previous: i32,
     back: u32,
 }
 
-/// Counts the trap, goes on behind what trapped, or somewhere else if it can't be fetched, and sets
-/// the pointers again.
+/// A trap handler: counts the trap, restores the pointers, and returns behind the instruction that
+/// trapped, or to a random place of the code if that can't be fetched.
 fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     let shift_left = |rd, amount| i_type(0x13, 1, rd, rd, amount);
     let shift_right = |rd, amount| i_type(0x13, 5, rd, rd, amount);
@@ -116,20 +115,20 @@ fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     code.put(&[csrrs(26, registers.cause, 0), i_type(0x13, 7, 25, 26, 31), shift_left(25, 3)]);
     code.near(27, COUNTERS);
     code.put(&[add(27, 27, 25), load(3, 25, 27, 0), addi(25, 25, 1), store(3, 25, 27, 0)]);
-    // x24 goes through all values; x27 is the way to the user's window, if that is where the trap
-    // came from, and sometimes if it isn't.
+    // x24 is a sequence of random numbers. x27 is the distance to the mapping for U-mode if the
+    // trap came from there, and sometimes if it didn't.
     code.put(&[addi(27, 24, 0), shift_left(24, 2), add(24, 24, 27), addi(24, 24, 0x2b7)]);
     code.put(&[csrrs(27, registers.status, 0), shift_right(27, registers.previous), i_type(0x13, 7, 27, 27, 1)]);
     code.put(&[i_type(0x13, 4, 27, 27, 1), i_type(0x13, 5, 25, 24, 14), i_type(0x13, 7, 25, 25, 7)]);
     code.put(&[i_type(0x13, 3, 25, 25, 1), r_type(0x33, 4, 0, 27, 27, 25), shift_left(27, 30)]);
-    // An interrupt comes once, and interrupts nothing.
+    // An interrupt disables those of its mode, and skips no instruction.
     code.put(&[branch(5, 26, 0, 12), csrrw(0, registers.enable, 0)]);
     let pointers = jal(0, 0);
     code.put(&[pointers]);
     let from_interrupt = code.words.len() - 1;
     code.put(&[csrrs(25, registers.epc, 0), addi(25, 25, 4)]);
-    // Instruction faults are 0, 1 and 12. Others lead elsewhere now and then, because the way may
-    // lead through zeros.
+    // Instruction faults have causes 0, 1 and 12. Other traps lead to a random place sometimes too,
+    // because the code may have been overwritten with zeros.
     code.put(&[i_type(0x13, 3, 28, 26, 2), addi(26, 26, -12), branch(0, 26, 0, 20), branch(1, 28, 0, 16)]);
     code.put(&[i_type(0x13, 5, 28, 24, 9), i_type(0x13, 7, 28, 28, 3), branch(1, 28, 0, 4 * 8)]);
     code.near(25, CODE);
@@ -152,7 +151,7 @@ fn handler(at: u64, registers: &TrapRegisters) -> Vec<u32> {
     code.words
 }
 
-/// Memory that a guest begins with.
+/// The memory of a guest's image.
 struct Memory(Vec<u8>);
 
 impl Memory {
@@ -192,7 +191,7 @@ impl Memory {
         }
     }
 
-    /// Buffers for packets to land in: in code and tables too.
+    /// Descriptors of the network queues; receive buffers lie in code and page tables too.
     fn rings(&mut self, choices: &mut Choices<'_>) {
         for index in 0..QUEUE_SIZE {
             let base =
@@ -214,7 +213,7 @@ impl Memory {
     }
 }
 
-/// Sets the network device up, as a driver would.
+/// Sets the network device up, as a correct driver would.
 fn network(code: &mut Assembly) {
     code.put(&li(5, NET));
     for (register, value) in [(0x70, 0), (0x24, 1), (0x20, 1), (0x70, 11)] {
@@ -230,14 +229,14 @@ fn network(code: &mut Assembly) {
         code.register(0x44, 1);
     }
     code.register(0x70, 15);
-    // Its interrupt, to the supervisor.
+    // Enables its interrupt for S-mode.
     for (address, value) in [(0x0c00_0004, 1), (0x0c00_2080, 2), (0x0c20_1000, 0)] {
         code.put(&li(5, address));
         code.register(0, value);
     }
 }
 
-/// Registers, devices and CSRs, and then into the code in some mode.
+/// Set-up code: devices, CSRs and registers, and a jump into the random code in some mode.
 fn set_up(choices: &mut Choices<'_>, boot: BootMode) -> Vec<u32> {
     let mut code = Assembly { at: SET_UP, words: Vec::new() };
     if choices.one_in(2) {
@@ -293,7 +292,7 @@ impl Program {
         memory.tables(choices);
         memory.rings(choices);
         memory.constants(choices, boot);
-        // Short code is executed often.
+        // Short code is repeated, so that it is executed often.
         let length = usize::try_from(choices.pick(&[0x40, 0x200, 0x800, 0x2000])).unwrap();
         let code = CodeWriter::code(choices, boot, length);
         let all: Vec<u8> = code.iter().copied().cycle().take(usize::try_from(CODE_BYTES).unwrap()).collect();
@@ -303,7 +302,7 @@ impl Program {
 }
 
 impl Memory {
-    /// What the set-up puts into CSRs and registers, and data.
+    /// Constants that the set-up code loads into CSRs and registers, and the data page.
     fn constants(&mut self, choices: &mut Choices<'_>, boot: BootMode) {
         let user = choices.one_in(2);
         let status = 3 << 13 // FS
@@ -329,7 +328,7 @@ impl Memory {
         for _ in 0..6 {
             constants.push(choices.any());
         }
-        // Something to write over instructions.
+        // Instructions to overwrite others with.
         for _ in 0..8 {
             let [b0, b1, b2, b3, b4, b5, b6, b7] = *CodeWriter::code(choices, boot, 4).first_chunk().unwrap();
             constants.push(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]));

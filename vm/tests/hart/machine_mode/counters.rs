@@ -9,7 +9,7 @@ use crate::common::{
 use vm::{Exit, InstructionCount, Machine};
 
 #[test]
-fn counters_are_read_below_as_far_as_both_levels_allow() {
+fn lower_modes_read_counters_as_mcounteren_and_scounteren_allow() {
     for (machine, supervisor, mode, allowed) in [
         (0, 7, SUPERVISOR, false),
         (1, 0, SUPERVISOR, true),
@@ -22,7 +22,7 @@ fn counters_are_read_below_as_far_as_both_levels_allow() {
         run_by(&mut guest, BEGIN + 2 * CHANGE + GO + 1);
         assert_eq!(guest.pc() != MACHINE_HANDLER, allowed, "{machine} {supervisor} in mode {mode}");
     }
-    // The clock goes by the same rule, and is always M-mode's to read.
+    // `time` follows the same rule, and M-mode may always read it.
     let set = change(MCOUNTEREN, 7, 5);
     assert_eq!(trap_in(SUPERVISOR, &set, csrrs(5, TIME, 0)), (MACHINE, 2));
     assert_eq!(run_on(&mut bare(&[set, vec![csrrs(5, TIME, 0)]].concat())), Exit::ClockRead);
@@ -32,7 +32,7 @@ fn counters_are_read_below_as_far_as_both_levels_allow() {
 }
 
 #[test]
-fn counters_of_the_machine_go_on_from_what_is_written_and_can_be_stopped() {
+fn mcycle_and_minstret_continue_from_a_written_value_and_can_be_stopped() {
     for counter in [MCYCLE, MINSTRET] {
         let machine = ran(&[
             li(5, 1000),
@@ -52,13 +52,13 @@ fn counters_of_the_machine_go_on_from_what_is_written_and_can_be_stopped() {
         assert_eq!((x[5], x[6]), (BEGIN + 1, BEGIN + 1), "it stands still");
         assert_eq!((x[8], x[9], x[12]), (77, 77, 78));
     }
-    // One can be stopped without the other.
+    // Each can be stopped without the other.
     let machine = ran(&[csr(5, 0, MCOUNTINHIBIT, 1), NOP, csrrs(5, MCYCLE, 0), csrrs(6, MINSTRET, 0)]);
     assert_eq!(machine.registers()[5..7], [BEGIN + 1, BEGIN + 3]);
 }
 
-/// What `minstret` and `mcycle` have grown by over `word`, a trap whose handler has four
-/// instructions, after `before`.
+/// How far `minstret` and `mcycle` advance over `word`, which traps to a handler of four
+/// instructions. `before` is executed first.
 fn counted_over_a_trap(before: &[u32], word: u32, is_plain: bool) -> (u64, u64) {
     let handler = [csrrs(5, MEPC, 0), addi(5, 5, 4), csrrw(0, MEPC, 5), MRET];
     let reads = |rd| [csrrs(rd, MINSTRET, 0), csrrs(rd + 1, MCYCLE, 0)];
@@ -75,23 +75,23 @@ fn counted_over_a_trap(before: &[u32], word: u32, is_plain: bool) -> (u64, u64) 
     (x[8] - x[6], x[9] - x[7])
 }
 
-/// Privileged specification, §3.3.1: ECALL and EBREAK are not considered to retire, and neither
-/// does what traps.
+/// Privileged specification, §3.3.1: ECALL and EBREAK don't retire, and neither does any other
+/// instruction that traps.
 #[test]
-fn minstret_leaves_out_what_does_not_retire() {
+fn minstret_leaves_out_instructions_that_do_not_retire() {
     let raise = [li(5, 2), vec![csrrs(0, MIP, 5)]].concat();
-    // A load from an address that nothing answers at.
+    // A load from an address with neither RAM nor a device.
     let absent_load = i_type(0x03, 3, 0, 0, 8);
     for is_plain in [false, true] {
         for word in [ECALL, EBREAK, 0, absent_load, csrrs(0, 0x5c0, 0)] {
-            // Both reads, and the handler; the step that traps is one for mcycle alone.
+            // The two reads and the handler retire; the step that traps counts for mcycle only.
             assert_eq!(counted_over_a_trap(&[], word, is_plain), (6, 7), "{word:#x}");
         }
         let stopped = counted_over_a_trap(&[csr(5, 0, MCOUNTINHIBIT, 4)], ECALL, is_plain);
-        assert_eq!(stopped, (0, 7), "what is stopped doesn't go back");
+        assert_eq!(stopped, (0, 7), "a stopped counter doesn't go back");
     }
     for is_plain in [false, true] {
-        // The interrupt is taken before the second read; its handler takes it back.
+        // The interrupt is taken before the second read; its handler clears it.
         let handler = [csr(7, 0, MIP, 2), NOP, MRET];
         let body =
             [raise.clone(), vec![csrrs(6, MINSTRET, 0), csr(6, 0, MSTATUS, 8), csrrs(8, MINSTRET, 0), jal(0, 0)]];
@@ -101,16 +101,16 @@ fn minstret_leaves_out_what_does_not_retire() {
         code.resize(0x200, NOP);
         code.extend(handler);
         let mut machine = Machine::new(&bare_config(), &elf(&code)).unwrap();
-        // With the step in which the interrupt is taken.
+        // The step that takes the interrupt is counted in place of the final jump.
         let limit = InstructionCount((set_up.len() + handler.len()) as u64);
         assert_eq!(if is_plain { machine.run_plain(limit) } else { machine.run(limit) }, Exit::LimitReached);
         assert_eq!(machine.pc(), RAM + 4 * (set_up.len() as u64 - 1), "the interrupt was handled");
         let x = machine.registers();
-        assert_eq!(x[8] - x[6], 5, "both reads' distance, and the handler");
+        assert_eq!(x[8] - x[6], 5, "the instructions between the reads, and the handler");
     }
 }
 
-/// A call of the firmware is an ECALL like any other, and the firmware retires nothing that counts.
+/// A firmware call is an ECALL, which doesn't retire, and the firmware itself retires nothing.
 #[test]
 fn instret_leaves_out_calls_of_the_firmware() {
     const INSTRET: u32 = 0xc02;

@@ -7,7 +7,7 @@ use crate::common::{
 };
 use vm::{Event, Exit};
 
-/// Makes `pending` pending and enables all interrupts one by one.
+/// Makes `pending` pending, delegates `delegated`, and enables every interrupt in `mie`.
 fn raise(pending: u64, delegated: u64) -> Vec<u32> {
     [change(MIDELEG, 0, delegated), change(MIP, 0, pending), change(MIE, 0, 0x222)].concat()
 }
@@ -22,14 +22,14 @@ fn interrupts_are_taken_in_the_order_of_their_priority() {
             assert_eq!((seen.epc, seen.tval), (4 * (code.len() as u64 - 1), 0));
         }
     }
-    // Whatever its number, the machine's comes first.
+    // An interrupt for M-mode goes before delegated ones, whatever its number.
     let seen = trap_of(&[raise(0x222, 0x202), change(MSTATUS, 0, SIE_BIT), go(SUPERVISOR), vec![NOP]].concat());
     assert_eq!((seen.level, seen.cause), (MACHINE, 1 << 63 | 5));
 }
 
 #[test]
-fn interrupts_of_a_higher_mode_are_always_enabled_and_of_a_lower_one_never() {
-    // (delegated, SIE, MIE, mode): the level that takes it.
+fn interrupts_for_a_higher_mode_are_always_enabled_and_for_a_lower_one_never() {
+    // (delegated, SIE, MIE, mode, mode that takes the interrupt)
     let cases = [
         (0, 0, 0, SUPERVISOR, Some(MACHINE)),
         (0, 0, 0, USER, Some(MACHINE)),
@@ -56,7 +56,7 @@ fn interrupts_of_a_higher_mode_are_always_enabled_and_of_a_lower_one_never() {
 }
 
 #[test]
-fn vectored_interrupts_go_to_their_own_entry_of_the_machines_table() {
+fn vectored_interrupts_go_to_their_own_entry_of_m_modes_table() {
     let vectored = [li(5, MACHINE_HANDLER | 1), vec![csrrw(0, MTVEC, 5)]].concat();
     let code = [vectored.clone(), raise(0x20, 0), go(SUPERVISOR), vec![NOP]].concat();
     let mut machine = bare(&code);
@@ -66,14 +66,14 @@ fn vectored_interrupts_go_to_their_own_entry_of_the_machines_table() {
 }
 
 #[test]
-fn the_external_interrupt_is_the_line_or_what_software_says() {
+fn the_external_interrupt_is_pending_by_the_line_or_by_software() {
     let write = |address, value, funct3| [li(5, address), li(6, value), vec![store(funct3, 6, 5, 0)]].concat();
     let read = |address, funct3| [li(5, address), vec![load(funct3, 6, 5, 0)]].concat();
-    // Priority, enable, and the UART's own enable of received data.
+    // The PLIC's priority and enable bit, and the UART's interrupt for received data.
     let devices = [write(0x0c00_0028, 1, 2), write(0x0c00_2080, 1 << 10, 2), write(UART + 1, 1, 0)].concat();
     let clear = [li(7, 0x200), vec![csr(3, 8, MIP, 7), csrrs(9, MIP, 0)]].concat();
-    // What sets another bit must not make the line software's: when the device has been served,
-    // SEIP is gone.
+    // Setting another bit of mip must not turn the line's level into software's SEIP: SEIP is clear
+    // once the device has been served.
     let set_another = vec![csr(6, 12, MIP, 2)];
     let serve = [read(0x0c20_1004, 2), read(UART, 4), vec![csrrs(13, MIP, 0)]].concat();
     let code = [devices, clear, set_another, serve].concat();
@@ -88,7 +88,7 @@ fn the_external_interrupt_is_the_line_or_what_software_says() {
 }
 
 #[test]
-fn wfi_wakes_for_an_interrupt_that_is_enabled_one_by_one() {
+fn wfi_wakes_only_for_an_interrupt_that_mie_enables() {
     for (mie, sleeps) in [(0, true), (0x20, false)] {
         let code = [change(MIP, 0, 0x20), change(MIE, 0, mie), vec![WFI, NOP, jal(0, 0)]].concat();
         let mut machine = bare(&code);

@@ -11,18 +11,18 @@ use crate::common::{
 };
 use vm::Machine;
 
-/// Where the handlers of both levels are.
+/// Addresses of the trap handlers of M-mode and S-mode.
 const MACHINE_HANDLER: u64 = RAM + 0x800;
 
 const SUPERVISOR_HANDLER: u64 = RAM + 0xa00;
 
-/// Where the `code` of [`program`] begins, and at which count.
+/// Instruction count and address at which the `code` of [`program`] begins.
 const BEGIN: u64 = 2 * (LI + 1);
 
 const START: u64 = RAM + 4 * BEGIN;
 
-/// `code` in M-mode, with handlers that read cause, epc, tval and status into x20 to x23 and then
-/// loop.
+/// A program that runs `code` in M-mode. Its handlers read cause, epc, tval and status into x20 to
+/// x23 and then loop.
 fn program(code: &[u32]) -> Vec<u32> {
     let handlers = [(MTVEC, MACHINE_HANDLER), (STVEC, SUPERVISOR_HANDLER)];
     let set_up = handlers.map(|(number, address)| [li(31, address), vec![csrrw(0, number, 31)]].concat()).concat();
@@ -39,7 +39,7 @@ fn bare(code: &[u32]) -> Machine {
     Machine::new(&bare_config(), &elf(&program(code))).unwrap()
 }
 
-/// A trap as its handler sees it; `epc` from [`START`] on.
+/// A trap as its handler sees it; `epc` is relative to [`START`].
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     level: u64,
@@ -49,7 +49,7 @@ struct Seen {
     status: u64,
 }
 
-/// Runs `code`, which enters a handler with its last step, and there are `steps` of them.
+/// The trap that the last of `steps` steps of `code` takes.
 fn trap_after(code: &[u32], steps: u64) -> Seen {
     let mut machine = bare(code);
     run_by(&mut machine, BEGIN + steps);
@@ -63,19 +63,19 @@ fn trap_after(code: &[u32], steps: u64) -> Seen {
     Seen { level, cause: x[20], epc: x[21].wrapping_sub(START), tval: x[22], status: x[23] }
 }
 
-/// Runs `code`, whose last instruction traps.
+/// The trap of the last instruction of `code`.
 fn trap_of(code: &[u32]) -> Seen {
     trap_after(code, code.len() as u64)
 }
 
-/// The level that handles it, and the cause, of the trap of `word` in `mode` after `before` in
+/// (mode that handles it, cause) of the trap of `word`, executed in `mode` after `before` in
 /// M-mode.
 fn trap_in(mode: u64, before: &[u32], word: u32) -> (u64, u64) {
     let Seen { level, cause, .. } = trap_of(&[before.to_vec(), go(mode), vec![word]].concat());
     (level, cause)
 }
 
-/// Runs `code`, one step per instruction.
+/// The machine after `code`, none of whose instructions traps.
 fn ran(code: &[u32]) -> Machine {
     let mut machine = bare(code);
     run_by(&mut machine, BEGIN + code.len() as u64);

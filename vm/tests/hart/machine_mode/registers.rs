@@ -25,7 +25,7 @@ fn a_machine_without_firmware_starts_in_machine_mode() {
 }
 
 #[test]
-fn csr_fields_hold_what_exists() {
+fn csrs_hold_only_the_fields_that_exist() {
     const WIDTHS: u64 = 2 << 32 | 2 << 34;
     let status = WIDTHS | 1 << 63 | 0x7e_6000 | MIE_BIT | SIE_BIT | SPIE_BIT | MPIE_BIT | SPP_BIT | 3 << MPP_SHIFT;
     let cases = [
@@ -59,13 +59,13 @@ fn csr_fields_hold_what_exists() {
 }
 
 #[test]
-fn supervisor_registers_are_views_of_those_of_the_machine() {
+fn csrs_of_s_mode_are_views_of_those_of_m_mode() {
     let all = [li(5, u64::MAX), vec![csrrw(0, MSTATUS, 5), csrrs(6, SSTATUS, 0)]].concat();
     assert_eq!(ran(&all).registers()[6], 1 << 63 | 2 << 32 | 0xc_6000 | SIE_BIT | SPIE_BIT | SPP_BIT);
-    // A write of sstatus leaves the fields of the machine alone.
+    // A write of sstatus leaves the fields of M-mode unchanged.
     let status = [li(5, TW_BIT | MPIE_BIT), vec![csrrw(0, MSTATUS, 5), csrrw(0, SSTATUS, 0), csrrs(6, MSTATUS, 0)]];
     assert_eq!(ran(&status.concat()).registers()[6], 10 << 32 | TW_BIT | MPIE_BIT);
-    // sie and sip show the delegated interrupts and no others.
+    // sie and sip show delegated interrupts only.
     let set = [li(5, u64::MAX), vec![csrrw(0, MIE, 5), csrrw(0, MIP, 5), addi(6, 0, 0x20), csrrw(0, MIDELEG, 6)]];
     let read = vec![csrrs(7, SIE, 0), csrrs(8, SIP, 0), csrrw(0, SIE, 0), csrrw(0, SIP, 0)];
     let after = vec![csrrs(9, MIE, 0), csrrs(12, MIP, 0)];
@@ -75,7 +75,7 @@ fn supervisor_registers_are_views_of_those_of_the_machine() {
 }
 
 #[test]
-fn registers_of_the_machine_are_out_of_reach_below() {
+fn csrs_of_m_mode_are_illegal_in_lower_modes() {
     for word in
         [csrrs(5, MSTATUS, 0), csrrw(0, MSCRATCH, 0), csrrs(5, 0xf14, 0), csrrs(5, MCYCLE, 0), csrrw(0, 0x7a0, 0)]
     {
@@ -97,8 +97,8 @@ fn protection_entries_keep_what_is_written_until_they_are_locked() {
     assert_eq!(ran(&all.concat()).registers()[6..8], [(1 << 54) - 1, 0x1f]);
     let write_only = [write(PMPCFG0, 0x0602), vec![csrrs(6, PMPCFG0, 0)]].concat();
     assert_eq!(ran(&write_only).registers()[6], 0x0400, "writable and not readable is reserved");
-    // Entry 9 is locked and a range that begins at address 8: both addresses are locked, and 10
-    // isn't.
+    // Entry 9 is locked and in TOR mode, so its range begins at pmpaddr8: both address registers
+    // are locked, and pmpaddr10 isn't.
     let addresses = [8, 9, 10].map(|index| write(PMPADDR0 + index, u64::from(index)));
     let lock = write(CFG2, 0x8900);
     let again = [8, 9, 10].map(|index| write(PMPADDR0 + index, 0x55)).concat();
@@ -106,7 +106,7 @@ fn protection_entries_keep_what_is_written_until_they_are_locked() {
     let machine =
         ran(&[addresses.concat(), lock, again, write(CFG2, 0x07_0707), read, vec![csrrs(9, CFG2, 0)]].concat());
     assert_eq!(machine.registers()[6..10], [8, 9, 0x55, 0x07_8907]);
-    // They protect nothing: with every entry off, S-mode still has all of RAM.
+    // PMP isn't enforced: with every entry off, S-mode still reaches all of RAM.
     assert_eq!(trap_in(SUPERVISOR, &[], ECALL), (MACHINE, 9));
 }
 

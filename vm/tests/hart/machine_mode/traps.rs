@@ -9,7 +9,7 @@ use crate::common::{
 use vm::{Exit, FirstTrap, HaltReason, Lack, StopReason};
 
 #[test]
-fn environment_calls_of_every_mode_go_to_the_machine_unless_delegated() {
+fn environment_calls_of_every_mode_trap_to_m_mode_unless_delegated() {
     for (mode, cause) in [(USER, 8), (SUPERVISOR, 9), (MACHINE, 11)] {
         let seen = trap_of(&[go(mode), vec![ECALL]].concat());
         assert_eq!((seen.level, seen.cause, seen.epc, seen.tval), (MACHINE, cause, 4 * GO, 0), "mode {mode}");
@@ -21,7 +21,7 @@ fn environment_calls_of_every_mode_go_to_the_machine_unless_delegated() {
 }
 
 #[test]
-fn a_delegated_exception_is_the_supervisors_and_leaves_the_machines_registers_alone() {
+fn a_delegated_exception_traps_to_s_mode_and_leaves_m_modes_csrs_unchanged() {
     for (cause, word, tval) in [(2, 0xffff_ffff_u32, 0xffff_ffff), (3, EBREAK, START + 4 * (CHANGE + GO))] {
         let delegate = change(MEDELEG, 0, 1 << cause);
         let seen = trap_of(&[delegate.clone(), go(USER), vec![word]].concat());
@@ -36,7 +36,7 @@ fn a_delegated_exception_is_the_supervisors_and_leaves_the_machines_registers_al
 }
 
 #[test]
-fn mret_goes_where_mpp_says_and_puts_the_fields_back() {
+fn mret_returns_to_the_mode_in_mpp_and_restores_mie() {
     let before = change(MSTATUS, 3 << MPP_SHIFT, MACHINE << MPP_SHIFT | MPIE_BIT);
     let code = [before, vec![auipc(30, 0), addi(30, 30, 16), csrrw(0, MEPC, 30), MRET], vec![csrrs(5, MSTATUS, 0)]];
     assert_eq!(ran(&code.concat()).registers()[5], 10 << 32 | MIE_BIT | MPIE_BIT, "MIE gets MPIE, MPP becomes U");
@@ -47,12 +47,12 @@ fn mret_goes_where_mpp_says_and_puts_the_fields_back() {
 }
 
 #[test]
-fn mprv_ends_when_the_machine_is_left() {
+fn mprv_is_cleared_by_a_return_to_a_lower_mode() {
     for (mode, kept) in [(USER, 0), (SUPERVISOR, 0), (MACHINE, MPRV_BIT)] {
         let seen = trap_of(&[change(MSTATUS, 0, MPRV_BIT), go(mode), vec![ECALL]].concat());
         assert_eq!(seen.status & MPRV_BIT, kept, "MRET to mode {mode}");
     }
-    // SRET from M-mode, to S or U, ends it, too.
+    // SRET from M-mode clears MPRV too.
     for spp in [0, SPP_BIT] {
         let set = change(MSTATUS, 0, MPRV_BIT | spp);
         let back = vec![auipc(30, 0), addi(30, 30, 16), csrrw(0, SEPC, 30), SRET, ECALL];
@@ -62,7 +62,7 @@ fn mprv_ends_when_the_machine_is_left() {
 }
 
 #[test]
-fn tvm_tw_and_tsr_keep_instructions_from_the_supervisor() {
+fn tvm_tw_and_tsr_make_instructions_illegal_in_s_mode() {
     let cases = [
         (TVM_BIT, csrrs(5, SATP, 0)),
         (TVM_BIT, csrrw(0, SATP, 5)),
@@ -76,7 +76,7 @@ fn tvm_tw_and_tsr_keep_instructions_from_the_supervisor() {
         let mut machine = bare(&[others, go(SUPERVISOR), vec![word]].concat());
         run_by(&mut machine, BEGIN + CHANGE + GO + 1);
         assert_ne!(machine.pc(), MACHINE_HANDLER, "{word:#x} needs only its own bit clear");
-        // They are for the supervisor alone: M-mode may, U-mode never.
+        // The bits concern S-mode only: M-mode may always execute these, U-mode never.
         let mut machine = bare(&[change(MSTATUS, 0, bit), vec![word]].concat());
         run_by(&mut machine, BEGIN + CHANGE + 1);
         assert_ne!(machine.pc(), MACHINE_HANDLER, "{word:#x} in M-mode");
@@ -84,8 +84,8 @@ fn tvm_tw_and_tsr_keep_instructions_from_the_supervisor() {
     }
 }
 
-/// Runs `code` to a double trap at this address for want of an instruction there, and gives the
-/// trap before.
+/// Runs `code` to a double trap because the handler at `at` can't be fetched; returns the first
+/// trap.
 fn double_trap(code: &[u32], at: u64) -> FirstTrap {
     let mut machine = bare(code);
     let exit = run_on(&mut machine);
@@ -97,13 +97,13 @@ fn double_trap(code: &[u32], at: u64) -> FirstTrap {
 }
 
 #[test]
-fn a_handler_of_the_machine_that_cannot_be_fetched_is_a_double_trap() {
+fn a_handler_of_m_mode_that_cannot_be_fetched_is_a_double_trap() {
     let absent = 0x4000_0000;
     let code = [li(5, absent), vec![csrrw(0, MTVEC, 5), ECALL]].concat();
     let epc = START + 4 * (LI + 1);
     let first = FirstTrap { cause: 11, epc, tval: 0, instruction: ECALL, lacks: None };
     assert_eq!(double_trap(&code, absent), first);
-    // The supervisor's is another matter as long as the machine's handler gets to know.
+    // A handler of S-mode that can't be fetched traps to M-mode, unless that trap is delegated too.
     let stvec = [li(5, absent), vec![csrrw(0, STVEC, 5)], change(MEDELEG, 0, 1 << 9), go(SUPERVISOR), vec![ECALL]];
     let seen = trap_after(&stvec.concat(), LI + 1 + CHANGE + GO + 2);
     assert_eq!((seen.level, seen.cause, seen.tval), (MACHINE, 1, absent));
@@ -112,13 +112,13 @@ fn a_handler_of_the_machine_that_cannot_be_fetched_is_a_double_trap() {
 }
 
 #[test]
-fn a_double_trap_tells_what_the_machine_lacks() {
+fn a_double_trap_names_the_csr_or_address_that_the_machine_lacks() {
     let no_handler = || vec![csrrw(0, MTVEC, 0)];
     let told = |code: Vec<u32>| {
         let first = double_trap(&[no_handler(), code].concat(), 0);
         (first.lacks, first.to_string())
     };
-    // mnscratch, as test programs of other machines set it first of all.
+    // mnscratch, which test programs for other machines write at their start.
     let (lacks, words) = told(vec![csrrw(0, 0x740, 0)]);
     assert_eq!(lacks, Some(Lack::Csr(0x740)));
     assert_eq!(
@@ -128,7 +128,7 @@ fn a_double_trap_tells_what_the_machine_lacks() {
             START + 4
         )
     );
-    // An address of a board with another UART.
+    // The UART of another board.
     let (lacks, words) = told([li(5, 0x1001_0008), vec![i_type(0x03, 3, 6, 5, 0)]].concat());
     assert_eq!(lacks, Some(Lack::Address));
     for part in
@@ -143,7 +143,7 @@ fn a_double_trap_tells_what_the_machine_lacks() {
     );
     assert_eq!(told(vec![0]).0, None, "an instruction that is none");
     assert_eq!(told(vec![csrrw(0, 0xf11, 0)]).0, None, "there is such a CSR, and it can't be written");
-    // A guest that jumps to where its handler would be has had no trap.
+    // A jump to the missing handler's address is no trap, so there is no first trap to report.
     let exit = run_on(&mut bare(&[no_handler(), vec![jalr(0, 0, 0)]].concat()));
     let reason = HaltReason::DoubleTrap { pc: 0, cause: 1, first: None };
     assert_eq!(exit, Exit::Stopped(StopReason::Halt(reason)));
