@@ -1,12 +1,12 @@
-//! An interpreter for a small bytecode, and a quicksort for it to interpret.
+//! The `bytecode` program: an interpreter of a small bytecode, and a quicksort in it.
 
 use super::{Random, mix};
 use alloc::{vec, vec::Vec};
 use core::hint::black_box;
 
-/// Words that a unit sorts.
+/// Words that one unit of work sorts.
 const WORDS: usize = 512;
-/// Room behind them for return addresses and saved registers.
+/// Words after them for return addresses and saved registers.
 const STACK_WORDS: usize = 3 * WORDS;
 const REGISTERS: usize = 8;
 
@@ -15,7 +15,7 @@ type Register = u8;
 /// An index into the bytecode.
 type Target = u8;
 
-/// The bytecode. All values are unsigned words of 64 bits.
+/// An instruction of the bytecode. All values are unsigned 64-bit words.
 #[derive(Clone, Copy, Debug)]
 enum Op {
     /// Copies the second register to the first.
@@ -24,20 +24,20 @@ enum Op {
     Add(Register, Register, i8),
     /// Loads the first register from the memory word whose index is in the second.
     Load(Register, Register),
-    /// Stores the first register there.
+    /// Stores the first register to the memory word whose index is in the second.
     Store(Register, Register),
     /// Goes to the target if the first register is less than the second.
     JumpIfLess(Register, Register, Target),
     Jump(Target),
-    /// Pushes where to go on, and goes to the target.
+    /// Pushes the index of the next instruction and goes to the target.
     Call(Target),
-    /// Pops where to go on. With nothing pushed it is the end.
+    /// Pops the index of the next instruction; with nothing pushed the program ends.
     Return,
     Push(Register),
     Pop(Register),
 }
 
-/// The first word to be sorted, and the one behind the last.
+/// The first word to sort, and one past the last.
 const LOW: Register = 0;
 const END: Register = 1;
 const LAST: Register = 2;
@@ -69,7 +69,7 @@ const QUICKSORT: [Op; 28] = [
     // LOOP
     Op::JumpIfLess(AT, LAST, COMPARE),
     Op::Jump(RECURSE),
-    // COMPARE: a word less than the pivot changes places with the middle one.
+    // COMPARE: swaps a word that is less than the pivot with the middle one.
     Op::Load(X, AT),
     Op::JumpIfLess(PIVOT, X, NEXT),
     Op::Load(Y, MIDDLE),
@@ -79,7 +79,7 @@ const QUICKSORT: [Op; 28] = [
     // NEXT
     Op::Add(AT, AT, 1),
     Op::Jump(LOOP),
-    // RECURSE: the pivot to the middle, then what is left of it, then what is right of it.
+    // RECURSE: moves the pivot to the middle, then sorts what is left and what is right of it.
     Op::Load(Y, MIDDLE),
     Op::Store(PIVOT, MIDDLE),
     Op::Store(Y, LAST),
@@ -93,9 +93,9 @@ const QUICKSORT: [Op; 28] = [
     Op::Jump(SORT),
 ];
 
-/// Interprets from the start to the last return; gives the number of operations.
+/// Interprets `code` from its start to the last return; returns the number of operations.
 ///
-/// The stack is `memory` from `stack` on.
+/// The stack begins at index `stack` of `memory`.
 fn interpret(code: &[Op], registers: &mut [u64; REGISTERS], memory: &mut [u64], stack: usize) -> u64 {
     let mut next = 0;
     let mut top = stack;
@@ -145,14 +145,14 @@ fn slot(register: Register) -> usize {
     usize::from(register) % REGISTERS
 }
 
-/// One that is too large for the host is too large for any memory, too.
+/// An index into memory; one that is no `usize` is out of range for any memory.
 fn word_index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// A sort of new words for each unit.
+/// Sorts new words for each unit of work.
 pub(super) fn run(size: u64) -> u64 {
-    // Or the compiler might interpret it, and leave only the sort.
+    // Hidden from the compiler, which might otherwise evaluate the interpreter away.
     let code: &[Op] = black_box(&QUICKSORT);
     let mut random = Random(3);
     let mut memory: Vec<u64> = vec![0; WORDS + STACK_WORDS];
@@ -177,7 +177,7 @@ mod tests {
     use super::{QUICKSORT, Random, STACK_WORDS, WORDS, sort};
     use alloc::{vec, vec::Vec};
 
-    /// Already sorted words are the deepest recursion, which the stack has room for.
+    /// Sorted words need the deepest recursion, for which the stack must have room.
     #[test]
     fn sorts() {
         let mut random = Random(17);

@@ -1,21 +1,21 @@
-//! Calls: functions that call themselves, and functions out of a table.
+//! The `calls` program: recursive calls, and calls through a table of functions.
 
 use super::{Random, index, mix};
 use core::hint::black_box;
 
-/// How deep the naive Fibonacci recursion of a unit is: 28656 calls.
+/// The index whose Fibonacci number one unit computes by recursion, in 28656 calls.
 const DEPTH: u64 = 21;
-/// Calls through the table in a unit.
+/// Calls through the table in one unit of work.
 const INDIRECT_CALLS: u64 = 16_000;
 
 type Operation = fn(u64, u64) -> u64;
 
-/// As many as there are kinds of operation: which one comes next isn't known before.
+/// The functions of the table, of which the next one depends on the result of the last.
 const OPERATIONS: [Operation; 8] = [add, subtract, exclusive_or, rotate, multiply, either, spread, count];
 
-/// A recursion and a walk through the table for each unit.
+/// Does a recursion and a walk through the table for each unit of work.
 pub(super) fn run(size: u64) -> u64 {
-    // Or the compiler would make of the table what it likes.
+    // Hidden from the compiler, which might otherwise inline the functions.
     let operations: &[Operation; 8] = black_box(&OPERATIONS);
     let mut random = Random(1);
     let mut checksum = 1;

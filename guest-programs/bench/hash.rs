@@ -1,16 +1,16 @@
-//! A hash table with open addressing, and a walk through it that nobody can foresee.
+//! The `hash` program: a hash table with open addressing, and an unpredictable walk through it.
 
 use super::{Random, index, mix};
 use alloc::{vec, vec::Vec};
 
-/// Slots of the table; 16 bytes each, two mebibytes together.
+/// Slots of the table: 16 bytes each, 2 MiB together.
 const SLOTS: usize = 1 << 17;
-/// Different keys: more than half of the slots get used.
+/// The number of different keys, which use more than half of the slots.
 const KEYS: u64 = 80_000;
-/// Steps of the walk in a unit.
+/// Steps of the walk in one unit of work.
 const STEPS: u64 = 22_000;
 
-/// A key and what is known of it. Key 0 is an empty slot.
+/// A key and its value. Key 0 marks an empty slot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     key: u64,
@@ -27,7 +27,7 @@ impl Table {
         Self { slots: vec![Slot::default(); SLOTS] }
     }
 
-    /// The slot of `key`, which may be new.
+    /// The slot of `key`, which is added if it is new.
     fn entry(&mut self, key: u64) -> &mut Slot {
         let mut slot_index = index(mix(key), SLOTS);
         while self.slots[slot_index].key != key && self.slots[slot_index].key != 0 {
@@ -39,7 +39,7 @@ impl Table {
     }
 }
 
-/// A stretch of the walk for each unit.
+/// Walks a number of steps for each unit of work.
 pub(super) fn run(size: u64) -> u64 {
     let mut table = Table::new();
     let mut random = Random(2);
@@ -50,7 +50,7 @@ pub(super) fn run(size: u64) -> u64 {
     checksum
 }
 
-/// Where it goes next depends on what it finds.
+/// Walks through the table; each step's key depends on the value that the last one found.
 fn walk(table: &mut Table, random: &mut Random, from: u64) -> u64 {
     let mut at = from;
     for _ in 0..STEPS {

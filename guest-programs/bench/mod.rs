@@ -1,51 +1,49 @@
-//! Programs to measure a machine's speed by: each does work of a size that it is told, and ends
-//! with a checksum.
+//! Benchmark programs: each does work of a given size and returns a checksum of it.
 //!
-//! | program | what it strains |
+//! | program | measures |
 //! |---|---|
 //! | `sieve` | stores and branches of short loops |
 //! | `calls` | calls and returns, direct, recursive and through a table |
 //! | `bytecode` | the indirect jumps of an interpreter, here one that sorts |
 //! | `hash` | loads that depend on each other, all over two mebibytes |
 //!
-//! A program knows neither machine nor host, so the same code says on a host what the checksum must
-//! be.
+//! The programs depend on neither machine nor host, so a host computes the expected checksum with
+//! the same code.
 
 mod bytecode;
 mod calls;
 mod hash;
 mod sieve;
 
-/// The programs, by name.
+/// A benchmark program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
-    /// Finds primes.
+    /// Finds primes with the sieve of Eratosthenes.
     Sieve,
     /// Calls functions.
     Calls,
-    /// Interprets a sort.
+    /// Interprets a bytecode that sorts.
     Bytecode,
     /// Walks through a hash table.
     Hash,
 }
 
-/// What the boot arguments ask for.
+/// A benchmark run, as the boot arguments describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// Which program.
+    /// The program to run.
     pub program: Program,
-    /// How much of it: a unit is about a million instructions. With 0 there is nothing but the
-    /// program's start.
+    /// Units of work, each of about a million instructions. 0 measures the program's start alone.
     pub size: u64,
-    /// With Sv39 translation by pages of 4 KiB, and with timer interrupts.
+    /// `true` to run with Sv39 translation by 4 KiB pages, and with timer interrupts.
     pub paged: bool,
 }
 
 impl Program {
-    /// All of them.
+    /// All programs.
     pub const ALL: [Self; 4] = [Self::Sieve, Self::Calls, Self::Bytecode, Self::Hash];
 
-    /// As in the boot arguments.
+    /// The program's name in the boot arguments.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +54,7 @@ impl Program {
         }
     }
 
-    /// Does work of `size` units, and gives its checksum.
+    /// Does `size` units of work; returns a checksum of the results.
     #[must_use]
     pub fn run(self, size: u64) -> u64 {
         match self {
@@ -69,8 +67,8 @@ impl Program {
 }
 
 impl Task {
-    /// Reads a command line like `program=sieve size=100 paged`; `None` if it names no program, or
-    /// a size that is none.
+    /// Parses a command line like `program=sieve size=100 paged`; `None` if the program or the size
+    /// is missing or invalid.
     #[must_use]
     pub fn parse(command_line: &str) -> Option<Self> {
         let value =
@@ -84,7 +82,7 @@ impl Task {
     }
 }
 
-/// SplitMix64: numbers that are the same everywhere.
+/// SplitMix64, written out so that host and guest get the same numbers.
 #[derive(Debug)]
 struct Random(u64);
 
@@ -95,9 +93,9 @@ impl Random {
     }
 }
 
-/// One of `0..end`, by the value's remainder.
+/// An index in `0..end`: the remainder of `value`.
 fn index(value: u64, end: usize) -> usize {
-    // What is less than a `usize` is one.
+    // The remainder is less than a `usize`, so the conversion can't fail.
     usize::try_from(value % end as u64).unwrap_or_default()
 }
 
@@ -127,7 +125,7 @@ mod tests {
         }
     }
 
-    /// The work is a function of the size, and all of it counts.
+    /// No unit of work can be skipped without changing the checksum.
     #[test]
     fn every_unit_of_work_changes_the_checksum() {
         for program in Program::ALL {

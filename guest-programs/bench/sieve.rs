@@ -1,16 +1,16 @@
-//! The sieve of Eratosthenes, a segment at a time.
+//! The `sieve` program: the sieve of Eratosthenes, one segment at a time.
 
 use super::mix;
 use alloc::{vec, vec::Vec};
 
-/// Odd numbers in a segment; a byte each.
+/// Odd numbers in a segment, one byte each.
 const SEGMENT: usize = 1 << 16;
-/// Segments after which the sieve starts over: the base primes reach no further.
+/// Segments after which the sieve starts over, because the base primes reach no further.
 const SEGMENTS: u64 = 128;
-/// Numbers below this are enough to sieve with: its square is the end of the last segment.
+/// End of the base primes: its square is the end of the last segment.
 const BASE_END: usize = 4096;
 
-/// A segment for each unit.
+/// Sieves one segment for each unit of work.
 pub(super) fn run(size: u64) -> u64 {
     let base = base_primes();
     let mut segment = vec![true; SEGMENT];
@@ -35,7 +35,7 @@ fn base_primes() -> Vec<usize> {
     primes
 }
 
-/// How many odd primes are in a segment, and the sum of their indices there. 1 counts as one.
+/// The number of odd primes in a segment, and the sum of their indices. 1 is counted as a prime.
 fn sieve(base: &[usize], segment: &mut [bool], number: u64) -> (u64, u64) {
     segment.fill(true);
     // Index p of the segment is the odd number 2 * (start + p) + 1.
@@ -65,8 +65,8 @@ mod tests {
     use super::{SEGMENT, base_primes, sieve};
     use alloc::vec;
 
-    /// The numbers of primes below 2^17, and from there to 2^18, are known: 12251 and 10749. 2
-    /// isn't odd, and 1 counts.
+    /// There are 12251 primes below 2^17, and 10749 more below 2^18. The sieve leaves out 2 and
+    /// counts 1.
     #[test]
     fn finds_all_primes() {
         let base = base_primes();
@@ -74,7 +74,7 @@ mod tests {
         let mut segment = vec![false; SEGMENT];
         assert_eq!(sieve(&base, &mut segment, 0).0, 12251);
         assert_eq!(sieve(&base, &mut segment, 1).0, 10749);
-        // The last segment ends at 2^24: there are 1077871 primes below.
+        // The last segment ends at 2^24, below which there are 1077871 primes.
         let primes: u64 = (0..super::SEGMENTS).map(|number| sieve(&base, &mut segment, number).0).sum();
         assert_eq!(primes, 1_077_871);
     }

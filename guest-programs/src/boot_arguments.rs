@@ -1,6 +1,6 @@
 //! The boot arguments: `/chosen/bootargs` of the device tree.
 
-/// What a guest can be told at its start.
+/// Options that a guest takes from its boot arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BootArguments {
     /// `busy`: compute instead of sleeping, so that the virtual CPU never idles.

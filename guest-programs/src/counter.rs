@@ -1,4 +1,4 @@
-//! A count that anyone may ask for over UDP.
+//! The counter: it counts for ever and answers each UDP datagram with its count.
 
 use crate::network::Service;
 use crate::workload::Workload;
@@ -6,13 +6,13 @@ use alloc::{format, string::String, vec};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::udp;
 
-/// The UDP port that tells the count.
+/// The UDP port that answers with the count.
 pub const PORT: u16 = 7;
 
 const DATAGRAMS_MAX: usize = 16;
 const REQUEST_BYTES_MAX: usize = 1472;
 
-/// Computes, and answers every datagram with how far it has come.
+/// Does a [`Workload`], and answers every datagram with the steps done so far.
 #[derive(Debug)]
 pub struct Counter {
     workload: Workload,
@@ -31,13 +31,13 @@ impl Counter {
         Self { workload: Workload::new(), udp: sockets.add(socket) }
     }
 
-    /// Counts one further.
+    /// Does one more step of the workload.
     pub fn advance(&mut self) {
         self.workload.advance();
     }
 
-    /// The count, and the state of the [`Workload`] after that many steps, by which the count can
-    /// be checked: `count 17 state 0123456789abcdef`.
+    /// The count, and the [`Workload`]'s state after that many steps, by which a client can check
+    /// the count: `count 17 state 0123456789abcdef`.
     #[must_use]
     pub fn text(&self) -> String {
         format!("count {} state {:016x}", self.workload.chunks(), self.workload.state())
@@ -50,7 +50,7 @@ impl Service for Counter {
         while socket.can_send() {
             let Ok((_, metadata)) = socket.recv() else { break };
             if metadata.endpoint.port != PORT {
-                // With no room left the answer is lost, as datagrams may be.
+                // Without room the answer is dropped, as datagrams may be.
                 let _ = socket.send_slice(format!("{}\n", self.text()).as_bytes(), metadata.endpoint);
             }
         }

@@ -8,21 +8,21 @@ use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Duration;
 use smoltcp::wire::IpEndpoint;
 
-/// The port that echoes, of TCP and of UDP.
+/// The TCP and UDP port of the echo server.
 pub const PORT: u16 = 7;
-/// How many TCP connections there can be at once; a further one is refused.
+/// The most TCP connections at once; a further one is refused.
 pub const CONNECTIONS_MAX: usize = 64;
 
 const TCP_BUFFER_BYTES: usize = 16 * 1024;
 const UDP_BUFFER_BYTES: usize = 128 * 1024;
 const UDP_DATAGRAMS_MAX: usize = 64;
 
-/// A peer that has vanished without a word is asked after this time, ...
+/// The silence after which TCP probes a peer.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// ... and given up after this, so that it doesn't hold its socket for ever.
+/// The silence after which a peer is given up, so that it doesn't hold its socket for ever.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What happened to a TCP connection.
+/// An event of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionEvent {
     /// A peer has connected.
@@ -42,25 +42,24 @@ impl fmt::Display for ConnectionEvent {
 
 /// The echo server.
 ///
-/// All TCP sockets listen until a peer connects and listen again when it has gone, so the free ones
-/// are the backlog.
+/// Each TCP socket listens until a peer connects, and listens again after the peer has gone, so the
+/// free sockets are the backlog.
 pub struct EchoServer<F> {
     connections: Vec<Connection>,
     udp: SocketHandle,
-    /// On its way from a socket's receive buffer to its send buffer.
+    /// Bytes on their way from a socket's receive buffer to its send buffer.
     scratch: Box<[u8]>,
     report: F,
 }
 
 struct Connection {
     socket: SocketHandle,
-    /// The peer from the report of its coming to that of its going.
+    /// The connected peer, from its `Accepted` to its `Closed` event.
     peer: Option<IpEndpoint>,
 }
 
 impl<F: FnMut(ConnectionEvent)> EchoServer<F> {
-    /// Adds the server's sockets to `sockets`; `report` is told of every connection that comes and
-    /// goes.
+    /// Adds the server's sockets to `sockets`. `report` gets every connection's events.
     pub fn new(sockets: &mut SocketSet<'static>, report: F) -> Self {
         let connections =
             (0..CONNECTIONS_MAX).map(|_| Connection { socket: sockets.add(tcp_socket()), peer: None }).collect();
@@ -92,10 +91,9 @@ impl<F> fmt::Debug for EchoServer<F> {
 }
 
 impl Connection {
-    /// Tells of a change of peer. Both may have happened since the last look: one gone, and a next
-    /// one come.
+    /// Reports a change of peer since the last call: one may have gone, and another one come.
     fn report_changes(&mut self, socket: &tcp::Socket<'_>, report: &mut impl FnMut(ConnectionEvent)) {
-        // A peer that has only sent its SYN is none yet: it may be a forged address.
+        // A SYN alone is no peer yet, as its address may be forged.
         let peer = socket.remote_endpoint().filter(|_| socket.is_open() && socket.state() != tcp::State::SynReceived);
         if peer == self.peer {
             return;
@@ -113,8 +111,7 @@ impl Connection {
 fn tcp_socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
-    // An answer goes out at once, and an acknowledgement with it: waiting for more to send would
-    // only add latency.
+    // Without Nagle's algorithm an answer leaves at once, and an acknowledgement with it.
     socket.set_nagle_enabled(false);
     socket.set_ack_delay(None);
     socket.set_keep_alive(Some(KEEP_ALIVE));
@@ -130,7 +127,7 @@ fn udp_socket() -> udp::Socket<'static> {
     socket
 }
 
-/// Sends back what has arrived, as far as there is room; what isn't read closes the peer's window.
+/// Echoes received bytes while the send buffer has room; unread bytes close the peer's window.
 fn echo_stream(socket: &mut tcp::Socket<'_>, scratch: &mut [u8]) {
     while socket.can_recv() && socket.can_send() {
         let room = (socket.send_capacity() - socket.send_queue()).min(scratch.len());
@@ -145,11 +142,11 @@ fn echo_stream(socket: &mut tcp::Socket<'_>, scratch: &mut [u8]) {
 
 fn echo_datagrams(socket: &mut udp::Socket<'_>, scratch: &mut [u8]) {
     while socket.can_send() {
-        // A datagram is never longer than the scratch buffer: it came in one Ethernet frame.
+        // A datagram fits the scratch buffer, because it came in one Ethernet frame.
         let Ok((length, metadata)) = socket.recv_slice(scratch) else { break };
-        // Two echo servers would go on for ever (RFC 862 leaves that open; everyone closes it).
+        // Not to another echo server: the two would echo for ever.
         if metadata.endpoint.port != PORT {
-            // With no room left the datagram is lost, as datagrams may be.
+            // Without room the datagram is dropped, as datagrams may be.
             let _ = socket.send_slice(&scratch[..length], metadata.endpoint);
         }
     }
@@ -198,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_nobody_reads_closes_the_window_and_is_kept() {
+    fn unread_data_closes_the_window_and_is_kept() {
         let (mut network, _) = network();
         let connection = network.connect(1000);
         let data = data(256 * 1024);
@@ -322,7 +319,7 @@ mod tests {
     fn datagrams_of_all_lengths_come_back() {
         let (mut network, _) = network();
         let socket = network.bind(1000);
-        // The first datagram only makes the stacks resolve each other's addresses.
+        // The first datagram is for address resolution only.
         network.ask(socket, b"");
         for length in [0, 1, 2, 17, 18, 512, 1471, 1472] {
             assert_eq!(network.ask(socket, &data(length)), Some(data(length)), "{length} bytes");

@@ -1,20 +1,20 @@
-//! Rust guests for the fault-tolerant machine, and what they share.
+//! Rust guests for the fault-tolerant machine, and the code they share.
 //!
 //! | guest | does |
 //! |---|---|
 //! | `hello` | prints a few lines and powers off |
 //! | `echo` | TCP and UDP echo on port 7; with the boot argument `busy` it computes instead of sleeping |
-//! | `counter` | computes for ever, prints its count every second, tells it to whoever asks over UDP port 7 |
-//! | `bench` | does as much work as its boot arguments say, to measure a machine by |
-//! | `tally` | counts requests in raw packets; its answers show the history of the machine that gave them |
-//! | `suite` | checks the machine's instruction set, traps and translation, and prints what it sees |
+//! | `counter` | computes for ever, prints its count every second, answers datagrams to UDP port 7 with it |
+//! | `bench` | runs the benchmark that its boot arguments describe |
+//! | `tally` | counts requests in raw packets and answers each with a hash of its whole history |
+//! | `suite` | checks the machine's instruction set, traps and translation, and prints the results |
 //!
 //! The guests need an RV64IMAC hart in S-mode, SBI firmware, and QEMU's `virt` memory map as the
-//! device tree tells it; they run unchanged on QEMU, which is therefore an independent oracle for
-//! this project's machine.
+//! device tree describes it. They run unchanged on QEMU, which makes it an independent oracle for
+//! this project's machine. For the same reason they share no code with the machine.
 //!
 //! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`],
-//! [`workload`]) knows no hardware: time and device are arguments, so it is tested on the host.
+//! [`workload`]) has no access to hardware: time and device are arguments, so the host can test it.
 //! Only `platform` and `suite` need the target.
 #![no_std]
 

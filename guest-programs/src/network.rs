@@ -1,8 +1,8 @@
 //! The guests' TCP/IP stack: smoltcp with an address, and the order in which it is polled.
 //!
-//! One poll is: take in what has arrived, let the service answer, send. smoltcp's own `poll` sends
-//! before the service has seen what arrived, so that every request costs a bare acknowledgement and
-//! then an answer; in this order the answer carries the acknowledgement, one packet instead of two.
+//! A poll receives, lets the service answer, and then sends. smoltcp's own `poll` sends before the
+//! service has seen what arrived, so that every request costs a bare acknowledgement and then an
+//! answer; in this order the answer carries the acknowledgement, one packet instead of two.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,14 +17,17 @@ pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const PREFIX_BITS: u8 = 24;
 
-/// Packets taken in before the service is asked and answers are sent: a full receive queue at most,
-/// so that a flood delays an answer by a bounded time.
+/// The longest packet in bytes: an Ethernet frame without its frame check sequence. The machine's
+/// network device has the same limit, which it can't share with its guests: both follow Ethernet.
+pub const PACKET_BYTES_MAX: usize = 1514;
+
+/// The most packets received before the service answers: a full receive queue, so that a flood
+/// delays an answer by a bounded time.
 const INGRESS_PACKETS_MAX: usize = 64;
 
-/// What a guest does with its sockets.
+/// A service on a guest's sockets.
 pub trait Service {
-    /// Does everything that can be done without waiting: reads what has arrived, writes what is
-    /// due.
+    /// Reads and writes as much as possible without waiting.
     fn serve(&mut self, sockets: &mut SocketSet<'static>);
 }
 
@@ -37,8 +40,8 @@ pub struct Stack {
 impl Stack {
     /// A stack without sockets.
     ///
-    /// `random_seed` decides initial sequence numbers; the same seed on the same input gives the
-    /// same packets.
+    /// `random_seed` decides the initial sequence numbers. The same seed and inputs give the same
+    /// packets.
     pub fn new(device: &mut (impl Device + ?Sized), mac: [u8; 6], random_seed: u64, now: Instant) -> Self {
         let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = random_seed;
@@ -55,10 +58,11 @@ impl Stack {
         &mut self.sockets
     }
 
-    /// Takes in packets, serves, sends; returns when to poll again if no packet arrives before,
-    /// `None` if there's no need to.
+    /// Receives packets, serves and sends. Returns when to poll again if no packet arrives before;
+    /// `None` if only a packet makes that necessary.
     ///
-    /// Takes in at most a queue full of packets: the caller polls again while its device has more.
+    /// At most a full queue of packets is received: the caller polls again while its device has
+    /// more.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -70,8 +74,7 @@ impl Stack {
         service.serve(&mut self.sockets);
         while self.interface.poll_egress(now, device, &mut self.sockets) == PollResult::SocketStateChanged {}
         if !took_packets {
-            // The poll was due to a timer, and that may have ended a connection: its socket is free
-            // again.
+            // A timer may have ended a connection, whose socket the service can use again.
             service.serve(&mut self.sockets);
         }
         self.interface.poll_at(now, &self.sockets)

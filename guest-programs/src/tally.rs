@@ -1,13 +1,13 @@
-//! Counts requests in raw Ethernet frames, and answers each with so much of its state that the
-//! answers alone show whether one machine gave them all.
+//! The tally: it counts requests in raw Ethernet frames, and answers each with enough of its state
+//! that the answers alone show whether one machine gave them all.
 //!
 //! Request, after the Ethernet header (numbers big-endian): operation (1), client (4), number (4),
 //! argument (4). Answer: operation | 0x80 (1), client (4), number (4), part (2), parts (2), count
 //! (8), clock (8), noise (8), hash (8).
 //!
-//! `count` is that of all requests so far. `hash` is [`mix`] of the hash before with everything
-//! else in the answer but the parts, so a count that is left out, comes twice or belongs to another
-//! history shows in every hash after it.
+//! `count` is the number of requests so far. `hash` is [`mix`] of the last hash with all other
+//! fields of the answer but `part` and `parts`, so that a count that is skipped, repeated or of
+//! another history changes every later hash.
 
 /// The packets' type: "local experimental" (IEEE 802).
 pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -18,30 +18,30 @@ pub const ANSWER_BYTES: usize = 60;
 /// The most answers to one request.
 pub const PARTS_MAX: u16 = 32;
 
-/// The most steps that a request can make the guest compute, in thousands.
+/// The most steps, in thousands, that a request can make the guest compute.
 const COMPUTE_THOUSANDS_MAX: u32 = 1000;
 
 const ETHERNET_HEADER_BYTES: usize = 14;
 const REQUEST_BYTES: usize = 13;
 const ANSWER_FLAG: u8 = 0x80;
 
-/// What a request asks for, beyond being counted.
+/// The operation of a request, besides counting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// One answer.
     Count,
-    /// As many answers as the argument says, at one go; at most [`PARTS_MAX`].
+    /// As many answers at once as the argument says, at most [`PARTS_MAX`].
     Burst(u16),
-    /// An answer after some thousands of steps.
+    /// An answer after computing as many thousand steps as the argument says.
     Compute(u32),
-    /// An answer, and then the guest's end.
+    /// An answer, after which the guest powers off.
     PowerOff,
 }
 
-/// A request that has been counted.
+/// The answer to a request that was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What was asked for.
+    /// The request's operation.
     pub operation: Operation,
     station: [u8; 6],
     identity: [u8; 9],
@@ -59,7 +59,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// How many requests came so far.
+    /// The number of requests so far.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
@@ -71,8 +71,8 @@ impl Tally {
         self.hash
     }
 
-    /// Counts the request in `packet`; `None` if there is none. `read` gives a clock and a noise
-    /// value.
+    /// Counts the request in `packet` and returns its answer; `None` if `packet` is no request.
+    /// `read` returns a clock value and a noise value.
     pub fn take(&mut self, packet: &[u8], read: impl FnOnce() -> (u64, u64)) -> Option<Answer> {
         let (header, body) = packet.split_first_chunk::<ETHERNET_HEADER_BYTES>()?;
         let request = body.first_chunk::<REQUEST_BYTES>()?;
@@ -106,7 +106,7 @@ impl Tally {
 }
 
 impl Answer {
-    /// How many packets this answer is.
+    /// The number of packets of this answer.
     #[must_use]
     pub fn parts(&self) -> u16 {
         match self.operation {
@@ -137,13 +137,13 @@ impl Answer {
     }
 }
 
-/// A word that depends on all of its inputs and their order.
+/// A hash of all inputs and their order.
 #[must_use]
 pub fn mix(hash: u64, words: [u64; 4]) -> u64 {
     words.iter().fold(hash, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
 }
 
-/// Computes for about so many thousand steps.
+/// Computes for about this many thousand steps.
 fn compute(thousands: u32, mut noise: u64) -> u64 {
     /// A round is about ten instructions.
     const ROUNDS_PER_THOUSAND: u32 = 100;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_not_counted() {
+    fn packets_that_are_no_requests_are_not_counted() {
         let mut tally = Tally::default();
         let mut foreign = request(1, 1, 1, 0);
         foreign[13] = 0;

@@ -1,7 +1,7 @@
-//! A network of two for tests: the guest's stack and a client, a wire between them that can lose
-//! packets, and a clock that the test moves.
+//! A test network: the guest's stack and a client, a wire between them that can lose packets, and a
+//! clock that the test advances.
 
-use crate::network::{ADDRESS, GATEWAY, Service, Stack};
+use crate::network::{ADDRESS, GATEWAY, PACKET_BYTES_MAX, Service, Stack};
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -52,28 +52,28 @@ impl Device for Port {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
+        capabilities.max_transmission_unit = PACKET_BYTES_MAX;
         capabilities
     }
 }
 
-/// Decides over a packet.
+/// Decides whether a packet is lost.
 pub(crate) type Loses = dyn FnMut(&[u8]) -> bool;
 
-/// The guest under test, its client, and all between them.
+/// The guest under test, its client, and the wire between them.
 pub(crate) struct TestNetwork<S> {
     now: Instant,
     guest: Stack,
     guest_port: Port,
     pub(crate) service: S,
-    /// When the guest wants to be polled, as it said.
+    /// The time at which the guest asked to be polled.
     pub(crate) next_poll: Option<Instant>,
     client: Interface,
     client_port: Port,
     client_sockets: SocketSet<'static>,
-    /// Packets from the guest so far, lost ones too.
+    /// The number of packets from the guest so far, including lost ones.
     pub(crate) guest_packets: usize,
-    /// Whether the wire loses a packet from the guest.
+    /// Decides which packets from the guest the wire loses.
     pub(crate) loses: Box<Loses>,
 }
 
@@ -102,7 +102,7 @@ impl<S: Service> TestNetwork<S> {
         network
     }
 
-    /// Exchanges packets until both sides are silent, without time passing.
+    /// Exchanges packets until both sides are silent. Time doesn't pass.
     pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
             self.client.poll(self.now, &mut self.client_port, &mut self.client_sockets);
@@ -120,7 +120,7 @@ impl<S: Service> TestNetwork<S> {
         panic!("the network never falls silent");
     }
 
-    /// Lets time pass in steps of a timer tick.
+    /// Advances the clock in steps of a timer tick.
     pub(crate) fn pass(&mut self, duration: Duration) {
         let end = self.now + duration;
         while self.now < end {
@@ -129,8 +129,8 @@ impl<S: Service> TestNetwork<S> {
         }
     }
 
-    /// A connection from the client's `port` to the guest's port 7, as far as it gets without time
-    /// passing.
+    /// A connection from the client's `port` to the guest's port 7, established as far as possible
+    /// without time passing.
     pub(crate) fn connect(&mut self, port: u16) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; CLIENT_BUFFER_BYTES]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
@@ -154,7 +154,7 @@ impl<S: Service> TestNetwork<S> {
         self.client_sockets.get_mut(handle)
     }
 
-    /// Sends a datagram to the guest's port 7; gives the answer, if there is one at once.
+    /// Sends a datagram to the guest's port 7; returns the answer if it comes at once.
     pub(crate) fn ask(&mut self, handle: SocketHandle, request: &[u8]) -> Option<Vec<u8>> {
         let socket = self.client_sockets.get_mut::<udp::Socket<'_>>(handle);
         socket.send_slice(request, (ADDRESS, 7)).unwrap();
@@ -163,8 +163,7 @@ impl<S: Service> TestNetwork<S> {
         socket.recv().ok().map(|(answer, _)| answer.to_vec())
     }
 
-    /// Sends `data` over a connection while taking in what comes back; gives that, which is at
-    /// least as long.
+    /// Sends `data` over a connection and reads at least as many bytes, which it returns.
     pub(crate) fn exchange(&mut self, handle: SocketHandle, data: &[u8]) -> Vec<u8> {
         let (mut sent, mut received) = (0, Vec::new());
         for _ in 0..10_000 {

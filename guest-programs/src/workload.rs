@@ -1,4 +1,4 @@
-//! A small computation with a checkable result: what a guest does when it has to be busy.
+//! The workload of a busy guest: a small computation whose result can be checked.
 
 use alloc::{boxed::Box, vec};
 
@@ -9,8 +9,8 @@ const FNV_OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// Hashes a buffer chunk by chunk, for ever.
 ///
-/// The state after `n` chunks is a function of `n` alone, so whoever is told both can check that
-/// the machine that computed them made no mistake.
+/// The state after `n` chunks is a function of `n`, so a client that is told both can check the
+/// machine's computation.
 #[derive(Debug)]
 pub struct Workload {
     buffer: Box<[u8]>,
@@ -20,7 +20,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// A workload that has done nothing yet.
+    /// A workload before its first chunk.
     #[must_use]
     pub fn new() -> Self {
         let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
@@ -34,8 +34,8 @@ impl Workload {
 
     /// Hashes one more chunk (FNV-1a) and writes the result back into the buffer.
     ///
-    /// Some two thousand instructions: short, so that a guest that polls its devices between two
-    /// chunks still answers at once.
+    /// A chunk takes about two thousand instructions: few enough that a guest which polls its
+    /// devices between two chunks answers at once.
     pub fn advance(&mut self) {
         let chunk = &mut self.buffer[self.next_chunk..self.next_chunk + CHUNK_BYTES];
         for byte in chunk.iter() {

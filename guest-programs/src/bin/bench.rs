@@ -1,4 +1,4 @@
-//! Does as much work as its boot arguments say, prints a checksum of it, and powers off.
+//! Runs the benchmark that its boot arguments describe, prints the checksum, and powers off.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Counts for ever, prints the count every second, and tells it over UDP port 7.
+//! Counts for ever, prints the count every second, and answers datagrams to UDP port 7 with it.
 #![no_std]
 #![no_main]
 

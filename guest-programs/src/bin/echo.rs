@@ -1,4 +1,5 @@
-//! Echoes on TCP and UDP port 7; with the boot argument `busy` it computes instead of sleeping.
+//! Echo server on TCP and UDP port 7; with the boot argument `busy` it computes instead of
+//! sleeping.
 #![no_std]
 #![no_main]
 

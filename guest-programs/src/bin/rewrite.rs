@@ -1,7 +1,6 @@
-//! Writes one word to each page of as many mebibytes as its boot arguments say (`mib=512`), round
-//! and round, and prints every second how many pages that were and the longest time between two
-//! looks at the clock: a guest that no copy of its memory keeps up with, and what it notices of
-//! being copied.
+//! Dirties memory faster than it can be copied: it writes one word to each page of as many MiB as
+//! its boot arguments say (`mib=512`), over and over. Every second it prints the number of pages
+//! and the longest time between two clock reads, which shows how long copying stops it.
 #![no_std]
 #![no_main]
 
@@ -12,12 +11,13 @@ use riscv::register::time;
 
 guest_programs::entry!(main);
 
-/// Behind the program and its heap, in a machine with 32 MiB more than are written.
+/// Address of the first page written: after the program and its heap. The machine needs 32 MiB more
+/// RAM than are written.
 const FIRST_PAGE: usize = 0x8180_0000;
 const PAGE_BYTES: usize = 4096;
 const PAGES_PER_MIB: usize = (1 << 20) / PAGE_BYTES;
 
-/// Pages between two looks at the clock.
+/// Pages written between two clock reads.
 const PAGES_PER_LOOK: usize = 64;
 
 fn main(boot: &Boot) -> ! {
@@ -33,8 +33,8 @@ fn main(boot: &Boot) -> ! {
     let (mut pages, mut longest) = (0_u64, 0);
     for round in 1.. {
         for page in 0..mib * PAGES_PER_MIB {
-            // SAFETY: nothing else lies there, and a machine that is too small makes it a fault
-            // that is told.
+            // SAFETY: nothing else uses this memory; in a machine with too little RAM it is a fault
+            // that the guest reports.
             unsafe { ((FIRST_PAGE + page * PAGE_BYTES) as *mut u64).write_volatile(round) };
             if page % PAGES_PER_LOOK == 0 {
                 let now = time::read64();

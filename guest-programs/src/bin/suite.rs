@@ -1,4 +1,4 @@
-//! Checks the machine, prints what it saw, and powers off; with failure if a check failed.
+//! Checks the machine, prints the results, and powers off, with failure if a check failed.
 #![no_std]
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Counts requests in raw packets and answers each with its whole history's hash; prints both twice
-//! a second.
+//! Counts requests in raw packets and answers each with a hash of its whole history; prints count
+//! and hash twice a second.
 #![no_std]
 #![no_main]
 
@@ -36,7 +36,7 @@ impl Program for TallyProgram {
             let mac = self.mac;
             transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.packet(mac, 0)));
             for part in 1..answer.parts() {
-                // There is room: the device takes a packet when it is told of it.
+                // There is room, because the device sends each packet when it is notified.
                 let Some(transmission) = nic.transmit(Instant::ZERO) else { break };
                 transmission.consume(ANSWER_BYTES, |room| room.copy_from_slice(&answer.packet(mac, part)));
             }

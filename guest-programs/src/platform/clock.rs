@@ -1,7 +1,7 @@
 //! The clock (CSR `time`) and the tick (SBI TIME).
 //!
-//! Every read of the clock is an entry in the machine's log, so nothing here reads it needlessly: a
-//! tick's deadline is itself a time that has been reached, and good to 1/[`TICK_HZ`] of a second.
+//! Each read of the clock is an entry of the machine's log, so the clock is read only where it must
+//! be: otherwise the deadline of the last tick is the time, to 1/[`TICK_HZ`] of a second.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use riscv::register::{sie, time};
@@ -31,7 +31,7 @@ impl Clock {
         TICK_PERIOD.store(period, Ordering::Relaxed);
         NEXT_DEADLINE.store(now + period, Ordering::Relaxed);
         sbi_rt::set_timer(now + period);
-        // SAFETY: the trap handler knows what to do with a timer interrupt.
+        // SAFETY: the trap handler handles timer interrupts.
         unsafe { sie::set_stimer() };
         Self { timebase_hz, latest: now }
     }
@@ -55,11 +55,11 @@ impl Clock {
     }
 }
 
-/// Takes a timer interrupt: sets the deadline of the next.
+/// Handles a timer interrupt: sets the deadline of the next one.
 ///
-/// The deadline follows from the one before, so the ticks don't drift, and the clock isn't read.
-/// Once a second it is, lest a guest that has stood still for hours take every tick that it missed,
-/// one after the other.
+/// The deadline is computed from the one before, so that ticks don't drift and the clock isn't
+/// read. Once a second the clock is read nevertheless, or a guest that was paused for hours would
+/// take every missed tick one after the other.
 pub(super) fn tick() {
     let period = TICK_PERIOD.load(Ordering::Relaxed);
     let mut deadline = NEXT_DEADLINE.load(Ordering::Relaxed) + period;

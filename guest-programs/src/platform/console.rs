@@ -1,9 +1,9 @@
 //! The console, through the firmware.
 //!
-//! A line goes out in one SBI DBCN call, so it is one output operation of the machine instead of
-//! one per byte. Firmware without DBCN (OpenSBI before 1.3, thus QEMU before 8.1) gets it byte by
-//! byte through the legacy call, which needs no knowledge of the UART: the guest runs wherever
-//! there is an SBI.
+//! A line is written by one SBI DBCN call, so that it is one output operation of the machine
+//! instead of one for each byte. Firmware without DBCN (OpenSBI before 1.3, and so QEMU before 8.1)
+//! gets it byte by byte through the legacy call. Neither depends on a UART, so the guest runs on
+//! any board with an SBI.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -26,8 +26,7 @@ static INTERFACE: AtomicU8 = AtomicU8::new(UNKNOWN);
 /// Prints `text` and a line feed.
 pub fn print_line(text: fmt::Arguments<'_>) {
     let mut line = Line { bytes: [0; LINE_BYTES], used: 0 };
-    // Neither can fail: a `Line` takes everything, and a `Display` that fails has only cut its own
-    // text short.
+    // A `Line` never fails, and a `Display` that fails has cut only its own text short.
     let _ = line.write_fmt(text);
     let _ = line.write_char('\n');
     line.flush();
@@ -35,8 +34,8 @@ pub fn print_line(text: fmt::Arguments<'_>) {
 
 const LINE_BYTES: usize = 256;
 
-/// Collects a line; one longer than the buffer goes out in pieces. It is on the stack so that a
-/// panic can print.
+/// A line being collected; one that is longer than the buffer is written in pieces. It is on the
+/// stack, so that a panic needs no heap to print.
 struct Line {
     bytes: [u8; LINE_BYTES],
     used: usize,
@@ -69,7 +68,7 @@ fn write(mut bytes: &[u8]) {
     }
     while !bytes.is_empty() {
         let result = sbi_rt::console_write(Physical::new(bytes.len(), bytes.as_ptr().addr(), 0));
-        // A console that takes nothing more won't get better by asking again.
+        // A console that takes no bytes now won't take them on a second try.
         if result.is_err() || result.value == 0 {
             return;
         }

@@ -1,4 +1,4 @@
-//! What the guests want to know from the device tree.
+//! The device tree, as far as the guests need it.
 
 use crate::boot_arguments::BootArguments;
 use core::fmt;
@@ -12,11 +12,11 @@ pub struct DeviceTree(Fdt<'static>);
 /// A device's registers and interrupt.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
-    /// Where its registers start.
+    /// Address of its registers.
     pub registers: NonNull<u8>,
-    /// How long they are.
+    /// Length of its registers in bytes.
     pub bytes: usize,
-    /// The first of its interrupts, as numbered by its interrupt controller.
+    /// The first of its interrupts, in its interrupt controller's numbering.
     pub interrupt: Option<u32>,
 }
 
@@ -24,10 +24,10 @@ impl DeviceTree {
     /// Reads the device tree at `address`.
     ///
     /// # Panics
-    /// If there is no device tree: no guest can do anything without.
+    /// If there is no device tree, which every guest needs.
     ///
     /// # Safety
-    /// `address` is null or that of a device tree that nobody writes to as long as the guest runs.
+    /// `address` is null, or that of a device tree which doesn't change while the guest runs.
     pub(super) unsafe fn from_ptr(address: *const u8) -> Self {
         // SAFETY: passed on to the caller.
         Self(unsafe { Fdt::from_ptr(address) }.expect("the firmware passes a device tree in a1"))

@@ -1,5 +1,5 @@
-//! The allocator: the first-fit heap of `embedded-alloc` over the memory that the linker script
-//! sets aside.
+//! The allocator: the first-fit heap of `embedded-alloc` in the memory that the linker script
+//! reserves.
 
 use core::ptr::addr_of;
 use embedded_alloc::LlffHeap;
@@ -12,10 +12,9 @@ unsafe extern "C" {
     static __heap_end: u8;
 }
 
-/// Makes the heap usable; called once, before the first allocation.
+/// Initialises the heap; called once, before the first allocation.
 pub(super) fn init() {
     let (start, end) = (addr_of!(__heap_start).addr(), addr_of!(__heap_end).addr());
-    // SAFETY: the linker script gives this memory to nothing else, and the start code calls this
-    // once.
+    // SAFETY: the linker script reserves this memory, and the start code calls this once.
     unsafe { HEAP.init(start, end - start) }
 }

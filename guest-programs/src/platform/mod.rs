@@ -1,8 +1,7 @@
 //! The machine as the guests see it: start, traps, clock, console, interrupts, network device.
 //!
-//! One hart, physical addressing, one stack. Interrupt handlers do no more than note what has
-//! happened; the main loop does the work. `unsafe` lives here (and in the `suite`), with the reason
-//! at each place.
+//! One hart, physical addresses, one stack. Interrupt handlers only note the interrupt; the main
+//! loop does the work. `unsafe` is used here and in the `suite` only, each time with its reason.
 
 pub mod clock;
 pub mod console;

@@ -1,10 +1,10 @@
 //! The network device: virtio-net over virtio-mmio, as a smoltcp device.
 //!
-//! Receive buffers go back to the device when the next packet is asked for. Transmitting doesn't
-//! wait: buffers that the device has finished with are collected when a further one is needed, and
-//! nobody wants an interrupt for that.
+//! A receive buffer goes back to the device when the next packet is asked for. Transmitting doesn't
+//! wait: sent buffers are collected when another one is needed, without an interrupt.
 
 use super::DeviceTree;
+use crate::network::PACKET_BYTES_MAX;
 use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::{boxed::Box, vec::Vec};
 use core::alloc::Layout;
@@ -17,15 +17,13 @@ use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
-/// Descriptors of each of the two queues, and buffers for each.
+/// Descriptors, and buffers, of each of the two queues.
 const QUEUE_SIZE: usize = 64;
-/// The longest Ethernet frame, without frame check sequence.
-const PACKET_BYTES_MAX: usize = 1514;
-/// A packet and the virtio header before it, rounded up.
+/// Bytes of a buffer: a packet and the virtio header before it, rounded up.
 const BUFFER_BYTES: usize = 1536;
 
 type PacketBuffer = Box<[u8; BUFFER_BYTES]>;
-/// The buffers that the device has, by the token of the descriptor that tells where they are.
+/// The buffers that the device owns, by the token of their descriptor.
 type BuffersByToken = [Option<PacketBuffer>; QUEUE_SIZE];
 
 /// The network device.
@@ -33,18 +31,16 @@ pub struct Nic {
     driver: VirtIONetRaw<PhysicalMemory, MmioTransport<'static>, QUEUE_SIZE>,
     interrupt: u32,
     receiving: BuffersByToken,
-    /// The buffer of the packet handed out last, to go back to the device.
+    /// The buffer of the packet that was handed out last, which goes back to the device next.
     handed_out: Option<PacketBuffer>,
     transmitting: BuffersByToken,
     transmit_free: Vec<PacketBuffer>,
 }
 
 impl Nic {
-    /// Finds and starts the first network device of the device tree; `None` if there is none that
-    /// works.
+    /// Finds and starts the first working network device of the device tree, if there is one.
     ///
-    /// To be called once: a second driver for the same device would take the queues away from the
-    /// first.
+    /// May be called once only: a second driver would take the queues from the first.
     #[must_use]
     pub fn find(device_tree: &DeviceTree) -> Option<Self> {
         device_tree.virtio_slots().find_map(|slot| {
@@ -86,18 +82,18 @@ impl Nic {
         self.interrupt
     }
 
-    /// Whether a packet has arrived.
+    /// `true` if a packet has arrived.
     #[must_use]
     pub fn has_packet(&self) -> bool {
         self.driver.poll_receive().is_some()
     }
 
-    /// Tells the device that its interrupt has been seen.
+    /// Acknowledges the device's interrupt.
     pub fn acknowledge_interrupt(&mut self) {
         self.driver.ack_interrupt();
     }
 
-    /// Whether the device should interrupt when it has used a buffer. It is free to do so in any
+    /// Asks the device to interrupt, or not to, when it has used a buffer. It may interrupt in any
     /// case.
     pub fn want_interrupts(&mut self, wanted: bool) {
         if wanted {
@@ -115,8 +111,8 @@ impl Nic {
         self.receiving[usize::from(token)] = Some(buffer);
     }
 
-    /// The next packet that has arrived: its buffer, and where in it the packet lies. What isn't a
-    /// packet is dropped.
+    /// The next packet that has arrived: its buffer, and the packet's start and length in it.
+    /// Buffers without a valid packet are dropped.
     fn take_packet(&mut self) -> Option<(PacketBuffer, usize, usize)> {
         while let Some(token) = self.driver.poll_receive() {
             let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
@@ -164,8 +160,8 @@ impl Device for Nic {
         if let Some(buffer) = self.handed_out.take() {
             self.offer(buffer);
         }
-        // A packet is taken only when there's room for an answer: else the device keeps it, and in
-        // the end the network.
+        // A packet is received only if there is room for an answer. Otherwise the device keeps it,
+        // and once its queue is full, the network does.
         if !self.can_transmit() {
             return None;
         }
@@ -203,7 +199,7 @@ impl RxToken for Packet<'_> {
     }
 }
 
-/// Room for one packet to be sent.
+/// A buffer for one packet to send.
 pub struct Transmission<'a> {
     driver: &'a mut VirtIONetRaw<PhysicalMemory, MmioTransport<'static>, QUEUE_SIZE>,
     transmitting: &'a mut BuffersByToken,
@@ -233,8 +229,7 @@ fn new_buffer() -> PacketBuffer {
     Box::new([0; BUFFER_BYTES])
 }
 
-/// Memory as a device sees it: the guests use physical addresses, and devices have access to all of
-/// RAM.
+/// DMA memory: the guests use physical addresses, and devices have access to all of RAM.
 #[derive(Debug)]
 pub struct PhysicalMemory;
 
@@ -242,7 +237,7 @@ fn pages_layout(pages: usize) -> Layout {
     Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).expect("a virtqueue is a few pages")
 }
 
-// SAFETY: allocations come zeroed and page-aligned from the heap, which gives them to nobody else.
+// SAFETY: allocations are zeroed, page-aligned and exclusive.
 unsafe impl Hal for PhysicalMemory {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let layout = pages_layout(pages);
@@ -258,7 +253,7 @@ unsafe impl Hal for PhysicalMemory {
     }
 
     unsafe fn mmio_phys_to_virt(address: PhysAddr, _bytes: usize) -> NonNull<u8> {
-        // The PCI transport alone calls this, and there is no PCI here.
+        // Only the PCI transport calls this, and the guests don't use it.
         unreachable!("no PCI device at {address:#x}")
     }
 

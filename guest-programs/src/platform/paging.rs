@@ -1,5 +1,5 @@
-//! Translation of a guest onto itself, and the tick: what an operating system's program lives
-//! under.
+//! Identity translation and the tick: a program runs under the same load as one under an operating
+//! system.
 
 use super::{Boot, Clock};
 use core::arch::asm;
@@ -11,14 +11,14 @@ const ENTRIES: usize = 512;
 const SV39: usize = 8 << 60;
 
 const VALID: usize = 1;
-/// Read, write, execute; accessed and dirty, as whether the hart sets them or faults is the
-/// machine's choice.
+/// Flags of a leaf: read, write and execute, and accessed and dirty, which a hart may set or leave
+/// to a fault.
 const LEAF: usize = 7 << 1 | 3 << 6;
 
-/// The gibibyte that RAM begins in, and where the image begins in it.
+/// The gibibyte in which RAM begins, and the image's offset in it.
 const RAM: usize = 0x8000_0000;
 const LARGE_PAGE_BYTES: usize = ENTRIES * PAGE_BYTES;
-/// How much of RAM is mapped, in large pages: more than the firmware's memory and the image.
+/// Large pages of RAM that are mapped: more than the firmware's memory and the image.
 const LARGE_PAGES: usize = 8;
 
 #[repr(align(4096))]
@@ -32,14 +32,13 @@ unsafe extern "C" {
     static __heap_end: u8;
 }
 
-/// Maps the image, its stack and its heap onto themselves by pages of 4 KiB, and lets the tick
-/// come.
+/// Maps the image, its stack and its heap to themselves with 4 KiB pages, and starts the tick.
 ///
-/// From here on the device tree can't be read any more. `false`, and nothing has happened, if the
-/// hart has no Sv39.
+/// The device tree can't be read afterwards. Returns `false`, without an effect, if the hart has no
+/// Sv39.
 ///
 /// # Panics
-/// If the image is larger than what is mapped, or the device tree tells of no clock.
+/// If the image is larger than what is mapped, or the device tree has no clock.
 #[must_use]
 pub fn start(boot: &Boot) -> bool {
     assert!(addr_of!(__heap_end).addr() <= RAM + LARGE_PAGES * LARGE_PAGE_BYTES, "the image is larger than its tables");
@@ -56,7 +55,7 @@ pub fn start(boot: &Boot) -> bool {
     }
     let satp = SV39 | (addr_of!(ROOT).addr() / PAGE_BYTES);
     let found: usize;
-    // SAFETY: everything that the guest uses has the same address with translation as without.
+    // SAFETY: all that the guest uses has the same address with translation and without.
     unsafe {
         asm!("csrw satp, {satp}", "sfence.vma", "csrr {found}, satp", satp = in(reg) satp, found = out(reg) found);
     };
@@ -64,7 +63,7 @@ pub fn start(boot: &Boot) -> bool {
         return false;
     }
     let _ = Clock::start(timebase_hz);
-    // SAFETY: the trap handler knows what to do with a timer interrupt.
+    // SAFETY: the trap handler handles timer interrupts.
     unsafe { interrupt::enable() };
     true
 }

@@ -1,14 +1,14 @@
-//! The guest's end.
+//! Powering off.
 
 use riscv::interrupt;
 use sbi_rt::{NoReason, Shutdown, SystemFailure};
 
-/// How the guest ends.
+/// The result with which a guest powers off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It has done what it was for.
+    /// The guest has done its work.
     Success,
-    /// It can't go on.
+    /// The guest can't go on.
     Failure,
 }
 
@@ -18,8 +18,7 @@ pub fn power_off(outcome: Outcome) -> ! {
         Outcome::Success => sbi_rt::system_reset(Shutdown, NoReason),
         Outcome::Failure => sbi_rt::system_reset(Shutdown, SystemFailure),
     };
-    // The call returns only if the firmware can't power off; then there's nothing left to do but to
-    // stand still.
+    // The call returns only if the firmware can't power off. Then the guest stops here.
     interrupt::disable();
     loop {
         riscv::asm::wfi();

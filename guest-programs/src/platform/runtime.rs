@@ -7,27 +7,27 @@ use riscv::register::time;
 use smoltcp::iface::SocketSet;
 use smoltcp::time::Instant;
 
-/// What a guest does with its network device.
+/// A program with a network device.
 pub trait Program {
-    /// Does what is due: a packet has arrived, or the time told last has come. Returns when it is
-    /// due again if no packet arrives before, `None` if it isn't.
+    /// Called when a packet has arrived, or the time that it returned last has come. Returns when
+    /// to call it again if no packet arrives before; `None` for not before a packet.
     fn poll(&mut self, clock: &mut Clock, nic: &mut Nic) -> Option<Instant>;
 
-    /// There is nothing to do for the network; `now` is at most one tick late. Returns whether it
-    /// has computed something and wants to go on; if not, the hart sleeps until an interrupt.
+    /// Called when the network needs nothing; `now` is at most one tick late. Returns `true` to be
+    /// called again; otherwise the hart sleeps until an interrupt.
     fn idle(&mut self, now: Instant) -> bool;
 }
 
-/// Runs the program that `build` makes, for ever.
+/// Runs the program that `build` returns, for ever.
 ///
 /// # Panics
-/// If the device tree tells of no clock, interrupt controller or network device.
+/// If the device tree has no clock, no interrupt controller or no network device.
 pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut Nic) -> P) -> ! {
     let tree = &boot.device_tree;
     let mut clock = Clock::start(tree.timebase_hz().expect("the device tree tells the clock's frequency"));
     let mut nic = Nic::find(tree).expect("there is a virtio-net device");
     let controller = tree.interrupt_controller().expect("there is a PLIC");
-    // SAFETY: the device tree says that it is a PLIC, and nobody else uses it.
+    // SAFETY: the device tree says that it is a PLIC, and no other code uses it.
     unsafe { plic::enable(controller.registers, boot.hart_id, nic.interrupt()) };
     let mut program = build(&mut clock, &mut nic);
     let mut next_poll = Some(Instant::ZERO);
@@ -35,8 +35,7 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
     unsafe { interrupt::enable() };
     loop {
         if plic::has_claimed() {
-            // Acknowledged before the queues are looked at: whatever comes after that interrupts
-            // again.
+            // Acknowledged before the queues are read, so that a later packet interrupts again.
             nic.acknowledge_interrupt();
             plic::complete();
         }
@@ -46,8 +45,8 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
             nic.want_interrupts(true);
         } else if !program.idle(clock.estimate()) {
             interrupt::free(|| {
-                // Looked at again with interrupts off: one that came in between has set what is
-                // seen here, and one that comes from here on stays pending and ends the wait.
+                // Checked again with interrupts off: an earlier interrupt is seen here, and a later
+                // one stays pending and ends the wait.
                 if !plic::has_claimed() && !nic.has_packet() && !is_due(next_poll, &mut clock) {
                     riscv::asm::wfi();
                 }
@@ -58,10 +57,10 @@ pub fn run_program<P: Program>(boot: &Boot, build: impl FnOnce(&mut Clock, &mut 
 
 /// Serves the network for ever; `build` adds the service's sockets.
 ///
-/// Whenever there is nothing to do for the network, `idle` is called as [`Program::idle`].
+/// `idle` is called like [`Program::idle`].
 ///
 /// # Panics
-/// As [`run_program`].
+/// Like [`run_program`].
 pub fn run<S: Service>(
     boot: &Boot,
     build: impl FnOnce(&mut SocketSet<'static>) -> S,

@@ -5,12 +5,12 @@ use crate::println;
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
-/// What the firmware tells a guest at its start.
+/// What the firmware passes to a guest at its start.
 #[derive(Debug)]
 pub struct Boot {
     /// The id of the hart that runs the guest.
     pub hart_id: usize,
-    /// What the machine is made of.
+    /// The description of the machine.
     pub device_tree: DeviceTree,
 }
 
@@ -30,7 +30,7 @@ unsafe extern "Rust" {
     fn guest_main(boot: &Boot) -> !;
 }
 
-// a0 = hart id and a1 = device tree stay where they are: they are the arguments of `start`.
+// a0 (hart id) and a1 (device tree) are left unchanged: they are the arguments of `start`.
 global_asm!(
     ".pushsection .text.start, \"ax\", @progbits",
     ".global _start",
@@ -56,7 +56,7 @@ extern "C" fn start(hart_id: usize, device_tree: *const u8) -> ! {
     trap::install();
     heap::init();
     // SAFETY: the firmware passes the address of a device tree in a1 (RISC-V boot protocol), and
-    // nothing overwrites it: it lies outside of the image, whose extent covers stack and heap.
+    // nothing overwrites it: it lies outside the image, which includes stack and heap.
     let device_tree = unsafe { DeviceTree::from_ptr(device_tree) };
     // SAFETY: `entry!` defines the function with this signature.
     unsafe { guest_main(&Boot { hart_id, device_tree }) }

@@ -1,4 +1,4 @@
-//! Traps: those of devices go to their drivers, all others to whoever has asked for them.
+//! Traps: interrupts of devices go to their drivers, all others to the guest's handler.
 
 use super::{clock, plic};
 use core::arch::global_asm;
@@ -10,19 +10,19 @@ pub const INTERRUPT_BIT: usize = 1 << (usize::BITS - 1);
 const SUPERVISOR_TIMER: usize = INTERRUPT_BIT | 5;
 const SUPERVISOR_EXTERNAL: usize = INTERRUPT_BIT | 9;
 
-/// The interrupted code's registers; what the handler changes takes effect on return.
+/// The interrupted code's registers. A handler's changes take effect on return.
 #[derive(Debug)]
 #[repr(C)]
 pub struct TrapFrame {
     /// x1 to x31: `registers[0]` is x1.
     pub registers: [usize; 31],
-    /// Where to go on.
+    /// The address at which execution goes on.
     pub sepc: usize,
-    /// Which mode to go on in, and whether with interrupts.
+    /// The mode, and the interrupt enable, with which execution goes on.
     pub sstatus: usize,
 }
 
-/// A trap as the hart reports it.
+/// Cause and value of a trap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {
     /// `scause`.
@@ -31,19 +31,19 @@ pub struct Trap {
     pub value: usize,
 }
 
-/// Handles a trap by changing the frame; without changes the interrupted instruction is executed
+/// Handles a trap by changing the frame. Without a change the interrupted instruction is executed
 /// again.
 pub type TrapHandler = fn(&mut TrapFrame, Trap);
 
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// From now on every trap that isn't a device's goes to `handler`. Without one such a trap is the
-/// guest's end.
+/// Sets the handler of all traps that aren't a device's interrupt. Without a handler such a trap is
+/// a panic.
 pub fn set_handler(handler: TrapHandler) {
     HANDLER.store(handler as *mut (), Ordering::Relaxed);
 }
 
-/// Makes the hart come here on every trap.
+/// Points the hart's trap vector here.
 pub(super) fn install() {
     let vector = stvec::Stvec::new(trap_vector as *const () as usize, stvec::TrapMode::Direct);
     // SAFETY: the vector saves all of the interrupted code's registers and restores them.
@@ -54,9 +54,9 @@ unsafe extern "C" {
     fn trap_vector();
 }
 
-// The frame goes onto the stack of the interrupted code, one of U-mode too: there's only one stack
-// in these guests. All registers are saved, not only those that a call may change, so that a
-// handler can show and change any of them.
+// The frame is pushed onto the interrupted code's stack, in U-mode too, because these guests have
+// one stack only. All registers are saved, not only those that a call may change, so that a handler
+// can read and change any of them.
 global_asm!(
     ".pushsection .text.trap, \"ax\", @progbits",
     ".balign 4",
@@ -142,7 +142,7 @@ global_asm!(
     handle_trap = sym handle_trap,
 );
 
-/// The frame, rounded up to the stack's alignment.
+/// The frame's size, rounded up to the stack's alignment.
 const FRAME_BYTES: usize = size_of::<TrapFrame>().next_multiple_of(16);
 
 extern "C" fn handle_trap(frame: &mut TrapFrame) {
@@ -156,7 +156,7 @@ extern "C" fn handle_trap(frame: &mut TrapFrame) {
 fn handle_other(frame: &mut TrapFrame, trap: Trap) {
     let handler = HANDLER.load(Ordering::Relaxed);
     assert!(!handler.is_null(), "trap: scause {:#x} stval {:#x} sepc {:#x}", trap.cause, trap.value, frame.sepc);
-    // SAFETY: whatever isn't null has been a `TrapHandler`.
+    // SAFETY: a value that isn't null was stored by `set_handler` as a `TrapHandler`.
     let handler = unsafe { core::mem::transmute::<*mut (), TrapHandler>(handler) };
     handler(frame, trap);
 }

@@ -1,5 +1,5 @@
-//! Integer computation (I and M), each instruction against a model, on edge cases and on
-//! pseudo-random operands.
+//! Integer instructions (I and M), each compared with a model on edge cases and on pseudo-random
+//! operands.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -133,7 +133,7 @@ pub(super) fn run(checker: &mut Checker) {
             }
         }
         for _ in 0..RANDOM_PAIRS {
-            // Operands of all magnitudes: uniform ones would nearly all have 64 significant bits.
+            // Shifted, so that operands have all magnitudes: uniform ones are nearly all large.
             let (a, b) = (random.next() >> random.below(64), random.next() >> random.below(64));
             check(checker, operation, a, b);
         }
@@ -150,17 +150,17 @@ fn check(checker: &mut Checker, operation: &Operation, a: u64, b: u64) {
     checker.check(format_args!("{} of {a:#x}, {b:#x}", operation.name), (operation.execute)(a, b), expected);
 }
 
-/// The lower half, sign-extended: the result of the W-forms.
+/// The lower half, sign-extended, as W-forms return it.
 fn word(value: u64) -> u64 {
     value as i32 as u64
 }
 
-/// Division by zero gives all ones; the one overflow gives the dividend.
+/// DIV: division by zero gives all ones, the one overflow gives the dividend.
 fn divide(a: i64, b: i64) -> u64 {
     if b == 0 { u64::MAX } else { a.wrapping_div(b) as u64 }
 }
 
-/// The remainder of a division by zero is the dividend; that of the one overflow is 0.
+/// REM: a division by zero gives the dividend, the one overflow gives 0.
 fn remainder(a: i64, b: i64) -> u64 {
     if b == 0 { a as u64 } else { a.wrapping_rem(b) as u64 }
 }

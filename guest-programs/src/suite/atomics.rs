@@ -1,4 +1,4 @@
-//! Atomics (A): AMOs against a model, and what a store-conditional may and may not do.
+//! Atomics (A): AMOs compared with a model, and when a store-conditional succeeds.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -77,7 +77,7 @@ fn check_amo(checker: &mut Checker, amo: &Amo, initial: u64, operand: u64) {
 
     let mut memory = initial;
     let old = (amo.execute_word)(&mut memory, operand);
-    // The old word arrives sign-extended; the upper half of memory stays as it was.
+    // The old word is returned sign-extended; the upper half of memory is unchanged.
     let expected_word = (amo.model_word)(initial as i32, operand as i32) as u32;
     let expected = initial & !0xffff_ffff | u64::from(expected_word);
     checker.check(format_args!("{name}.w of {initial:#x}, {operand:#x}: old value"), old, initial as i32 as u64);
@@ -90,7 +90,7 @@ fn check_reservations(checker: &mut Checker) {
     // SAFETY: reads and writes the two variables.
     unsafe {
         asm!(
-            // A constrained loop: it may fail now and then, but not for ever.
+            // A constrained LR/SC loop, which must succeed in the end.
             "1: lr.d {loaded}, ({memory})",
             "   sc.d {first}, {new}, ({memory})",
             "   bnez {first}, 1b",

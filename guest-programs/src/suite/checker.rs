@@ -1,4 +1,4 @@
-//! Counts checks, prints the failed ones, and sums up every value it has seen.
+//! Checks of the suite: counted, printed if they fail, and summed up in a checksum.
 
 use crate::println;
 use core::fmt;
@@ -16,7 +16,7 @@ impl Checker {
         Self { section, checks: 0, failures: 0, checksum: 0 }
     }
 
-    /// Checks that `what` gave what it should; the value goes into the checksum in any case.
+    /// Checks that `what` gave the expected value. The value is added to the checksum in any case.
     pub(super) fn check(&mut self, what: impl fmt::Display, actual: u64, expected: u64) {
         self.record(actual);
         self.checks += 1;
@@ -51,7 +51,7 @@ impl fmt::Display for Checker {
 pub(super) struct Random(u64);
 
 impl Random {
-    /// `seed` is not 0.
+    /// `seed` must not be 0.
     pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -65,7 +65,7 @@ impl Random {
 
     /// A number below `limit`.
     pub(super) fn below(&mut self, limit: u32) -> u32 {
-        // The upper half of the bits, scaled: less than `limit`, so it fits.
+        // The upper 32 bits scaled to `limit`: the result is less than it, so it fits.
         (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
     }
 }

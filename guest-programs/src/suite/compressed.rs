@@ -1,5 +1,4 @@
-//! Compressed instructions (C), each spelled out, because nobody can tell which of them the
-//! compiler chose.
+//! Compressed instructions (C), each written explicitly, because the compiler's choice isn't known.
 #![expect(clippy::cast_sign_loss, reason = "the expected values are written as signed numbers")]
 
 use super::checker::Checker;
@@ -11,7 +10,7 @@ pub(super) fn run(checker: &mut Checker) {
     check_jumps(checker);
 }
 
-/// Runs compressed instructions on `a0` and `a1`, and gives `a0`.
+/// Runs compressed instructions on `a0` and `a1`; returns `a0`.
 macro_rules! compute {
     ($a0:expr, $a1:expr, $($line:literal),+) => {{
         let result: u64;
@@ -71,7 +70,7 @@ fn check_memory(checker: &mut Checker) {
     checker.check("c.sd and c.sw", memory[1], 0x89ab_cdef_89ab_cdef);
 
     let (word, double, address): (u64, u64, u64);
-    // SAFETY: uses 32 bytes of stack and gives them back.
+    // SAFETY: uses 32 bytes of stack and frees them.
     unsafe {
         asm!(
             ".option push", ".option rvc",
@@ -88,8 +87,8 @@ fn check_memory(checker: &mut Checker) {
 
 fn check_jumps(checker: &mut Checker) {
     let (path, links): (u64, u64);
-    // SAFETY: jumps within the block only. Every instruction that must be skipped would set a bit
-    // of the path.
+    // SAFETY: jumps within the block only. Each instruction that must be skipped would set a bit of
+    // `path`.
     unsafe {
         asm!(
             ".option push", ".option rvc",
@@ -99,7 +98,7 @@ fn check_jumps(checker: &mut Checker) {
             "2: ori a0, a0, 2",
             "3: c.beqz a1, 2b", "c.j 4f", "ori a0, a0, 4",
             "4: la a2, 5f", "c.jr a2", "ori a0, a0, 8",
-            // The link of a compressed call is two bytes on, that of a full one four.
+            // A compressed call links to two bytes after itself, a full one to four.
             "5: la a2, 6f", "c.jalr a2", "6: la a3, 6b", "sub a3, ra, a3",
             "la a2, 7f", ".option norvc", "jalr ra, 0(a2)", "7: .option rvc", "la a2, 7b", "sub a2, ra, a2", "or a3, a3, a2",
             ".option pop",

@@ -1,4 +1,4 @@
-//! Control and status registers as S-mode sees them.
+//! CSRs of S-mode.
 
 use super::checker::Checker;
 use super::probe;
@@ -8,7 +8,7 @@ use riscv::register::{satp, scause, scounteren, sepc, sie, sip, sscratch, sstatu
 
 const SUPERVISOR_SOFTWARE: usize = INTERRUPT_BIT | 1;
 
-/// A field of `sstatus` that S-mode can write, and that exists whatever extensions a hart has.
+/// Fields of `sstatus` that S-mode can write, and that every hart has.
 const SSTATUS_FIELDS: [(&str, usize); 5] =
     [("SIE", 1 << 1), ("SPIE", 1 << 5), ("SPP", 1 << 8), ("SUM", 1 << 18), ("MXR", 1 << 19)];
 
@@ -30,7 +30,7 @@ fn check_instructions(checker: &mut Checker) {
         u64,
         u64,
     );
-    // SAFETY: nobody else uses `sscratch`.
+    // SAFETY: no other code uses `sscratch`.
     unsafe {
         asm!(
             "csrw sscratch, {initial}",
@@ -57,8 +57,7 @@ fn check_instructions(checker: &mut Checker) {
 }
 
 fn check_trap_registers(checker: &mut Checker) {
-    // SAFETY: these registers mean something only between a trap and its end, and there is none
-    // now.
+    // SAFETY: these registers matter only between a trap and its return, and there is no trap now.
     unsafe {
         sepc::write(0x8020_0002);
         stval::write(0x1234_5678_9abc);
@@ -68,7 +67,7 @@ fn check_trap_registers(checker: &mut Checker) {
     checker.check("stval", stval::read() as u64, 0x1234_5678_9abc);
     checker.check("scause", scause::read().bits() as u64, 13);
 
-    // SAFETY: U-mode runs in probes only, which read no counters.
+    // SAFETY: only probes run in U-mode, and they read no counters.
     unsafe { scounteren::clear_cy() };
     checker.check("scounteren.CY cleared", u64::from(scounteren::read().cy()), 0);
     // SAFETY: as above.
@@ -80,7 +79,7 @@ fn check_sstatus(checker: &mut Checker) {
     let before = sstatus::read().bits();
     for (name, bit) in SSTATUS_FIELDS {
         let (set, cleared): (usize, usize);
-        // SAFETY: no interrupt is enabled in `sie`, and the other fields matter to traps and
+        // SAFETY: no interrupt is enabled in `sie`, and the other fields affect traps and
         // translation only.
         unsafe {
             asm!(
@@ -92,14 +91,14 @@ fn check_sstatus(checker: &mut Checker) {
         checker.check(format_args!("sstatus.{name} cleared"), u64::from(cleared & bit != 0), 0);
         checker.check(format_args!("sstatus but {name}"), ((set ^ cleared) & !bit) as u64, 0);
     }
-    // SAFETY: as it was before.
+    // SAFETY: restores the value from before.
     unsafe { asm!("csrw sstatus, {}", in(reg) before, options(nomem, nostack)) };
 }
 
-/// An interrupt that S-mode raises itself: it waits for `sstatus.SIE`, and then comes before the
-/// next instruction.
+/// A software interrupt that S-mode raises for itself waits for `sstatus.SIE`, and is then taken
+/// before the next instruction.
 fn check_software_interrupt(checker: &mut Checker) {
-    // SAFETY: the probe's handler knows what to do with it.
+    // SAFETY: the probe's handler handles the interrupt.
     unsafe {
         sie::set_ssoft();
         sip::set_ssoft();

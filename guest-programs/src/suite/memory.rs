@@ -1,4 +1,4 @@
-//! Loads and stores of all widths, at all alignments, over a page boundary too.
+//! Loads and stores of all widths at all alignments, also across a page boundary.
 
 use super::checker::{Checker, Random};
 use alloc::boxed::Box;

@@ -1,12 +1,11 @@
-//! A self-checking exercise of everything an RV64IMAC hart shows in S-mode and U-mode.
+//! Self-checking tests of an RV64IMAC hart in S-mode and U-mode.
 //!
-//! It prints deterministic text only, the same on every correct machine, so that two machines can
-//! be compared by it: results are checked against models in Rust where there is one, and go into
-//! checksums that are printed. What may legitimately differ between machines is left out: `misa`,
-//! clocks and counters, `stval` of an illegal instruction or a breakpoint, misaligned AMOs, pages
-//! whose accessed or dirty bit isn't set, the floating-point bits of `sstatus`. Left out too is
-//! where QEMU 7.2 is known to be wrong: bit 0 of `sepc` stays set there, and an AMO's fault has a
-//! load's cause.
+//! The output is the same on every correct machine, so that two machines can be compared by it:
+//! results are compared with models in Rust where there is one, and are summed up in checksums that
+//! are printed. What correct machines may do differently is left out: `misa`, clocks and counters,
+//! `stval` of an illegal instruction or a breakpoint, misaligned AMOs, pages whose accessed or
+//! dirty bit isn't set, the floating-point bits of `sstatus`. Known errors of QEMU 7.2 are left out
+//! too: bit 0 of `sepc` stays set there, and an AMO's fault has the cause of a load's.
 
 mod arithmetic;
 mod atomics;
@@ -24,7 +23,7 @@ use checker::Checker;
 
 type Section = fn(&mut Checker);
 
-/// Runs everything; `true` if all checks held.
+/// Runs all sections; returns `true` if no check failed.
 pub fn run() -> bool {
     probe::install();
     let sections: [(&'static str, Section); 8] = [

@@ -1,4 +1,4 @@
-//! Sv39: translation, permissions, and what faults.
+//! Sv39: translation, permissions, page faults.
 
 use super::checker::Checker;
 use super::probe::{Seen, probe};
@@ -14,21 +14,21 @@ const READ: usize = 1 << 1;
 const WRITE: usize = 1 << 2;
 const EXECUTE: usize = 1 << 3;
 const USER: usize = 1 << 4;
-/// Set in all leaves: whether the hart sets them or faults is the machine's choice.
+/// Accessed and dirty, set in all leaves because a hart may set them or leave that to a fault.
 const ACCESSED_DIRTY: usize = 3 << 6;
 
 const INSTRUCTION_PAGE_FAULT: usize = 12;
 const LOAD_PAGE_FAULT: usize = 13;
 const STORE_PAGE_FAULT: usize = 15;
 
-/// RAM, mapped onto itself by one leaf of 1 GiB.
+/// RAM, mapped to itself by one leaf of 1 GiB.
 const RAM: usize = 0x8000_0000;
-/// Where the test's pages are: nothing else is in that GiB.
+/// Address of the test's pages; nothing else is in that GiB.
 const TEST_REGION: usize = 0xc000_0000;
-/// The first 2 MiB of the region hold single pages; the next have one leaf of their own.
+/// The first 2 MiB of the region have single pages; the next 2 MiB have one leaf.
 const SUPERPAGE: usize = TEST_REGION + 0x20_0000;
 const BROKEN_SUPERPAGE: usize = TEST_REGION + 0x40_0000;
-/// The lowest address whose upper bits don't repeat bit 38.
+/// The lowest address whose upper bits don't equal bit 38, as Sv39 requires.
 const NOT_CANONICAL: usize = 1 << 38;
 
 #[repr(align(4096))]
@@ -41,7 +41,7 @@ static mut MIDDLE: Table = Page([0; 512]);
 static mut LEAVES: Table = Page([0; 512]);
 static mut FRAMES: Page<[[u32; PAGE_BYTES / 4]; 2]> = Page([[0; PAGE_BYTES / 4]; 2]);
 
-/// The single pages of the test region, in this order, all of the same frame.
+/// Permissions of the test region's single pages in their order; all map the same frame.
 const PERMISSIONS: [(&str, usize); 8] = [
     ("---", 0),
     ("r--", VALID | READ),
@@ -53,14 +53,14 @@ const PERMISSIONS: [(&str, usize); 8] = [
     ("rwxu", VALID | READ | WRITE | EXECUTE | USER),
 ];
 
-/// `ret`, so that a fetch from the frame that succeeds comes back; as data it is just a number.
+/// `ret`, the frame's first word, so that a fetch that succeeds returns.
 const RETURN: u32 = 0x0000_8067;
 const OTHER_WORD: u32 = 0x1234_5678;
 
 pub(super) fn run(checker: &mut Checker) {
     build_tables();
     let value = SV39 | (address_of(&raw const ROOT) / PAGE_BYTES);
-    // SAFETY: RAM is mapped onto itself, readable, writable and executable.
+    // SAFETY: RAM is mapped to itself, readable, writable and executable.
     unsafe { set_satp(value) };
     if satp::read().bits() != value {
         println!("paging: no Sv39");
@@ -79,13 +79,13 @@ fn address_of<T>(pointer: *const T) -> usize {
 }
 
 /// # Safety
-/// What is executed, and the stack, stay where they are under the new value.
+/// Code and stack must have the same addresses under the new value.
 unsafe fn set_satp(value: usize) {
     // SAFETY: passed on to the caller.
     unsafe { asm!("csrw satp, {}", "sfence.vma", in(reg) value, options(nostack)) };
 }
 
-/// The physical page number of an address, where an entry has it.
+/// The physical page number of an address, at its position in a page-table entry.
 fn page_number(physical: usize) -> usize {
     (physical / PAGE_BYTES) << 10
 }
@@ -98,15 +98,15 @@ fn frame(index: usize) -> usize {
     address_of(&raw const FRAMES) + index * PAGE_BYTES
 }
 
-/// Points page `page` of the test region to a frame; the hart may still know the old translation.
+/// Maps page `page` of the test region to a frame. The hart may still cache the old translation.
 fn map(page: usize, physical: usize, permissions: usize) {
     let entry = if permissions == 0 { 0 } else { leaf(physical, permissions) };
-    // SAFETY: tables are changed in this module only, by the only thread.
+    // SAFETY: only this module changes the tables, on the only thread.
     unsafe { (&raw mut LEAVES.0[page]).write_volatile(entry) };
 }
 
 fn flush() {
-    // SAFETY: only forgets translations.
+    // SAFETY: only discards cached translations.
     unsafe { asm!("sfence.vma", options(nostack)) };
 }
 
@@ -114,7 +114,7 @@ fn build_tables() {
     let middle = address_of(&raw const MIDDLE);
     let leaves = address_of(&raw const LEAVES);
     let everything = VALID | READ | WRITE | EXECUTE;
-    // SAFETY: tables and frames are used in this module only, by the only thread.
+    // SAFETY: only this module uses tables and frames, on the only thread.
     unsafe {
         ROOT.0[RAM >> 30] = leaf(RAM, everything);
         ROOT.0[TEST_REGION >> 30] = page_number(middle) | VALID;
@@ -129,13 +129,13 @@ fn build_tables() {
     }
 }
 
-/// What loads, stores and fetches at an address do: three letters, or `-` for a page fault that
-/// tells the address.
+/// Which of load, store and fetch succeed at an address: a letter for each, or `-` for a page fault
+/// with that address in `stval`.
 fn accesses(checker: &mut Checker, what: &str, address: usize) -> [u8; 3] {
-    // The last byte of the first word is zero already, so that the store changes nothing.
+    // The last byte of the first word is zero, so that the store changes nothing.
     let last_byte = address + 3;
-    // Each access with an empty TLB: QEMU before 8.0 lets a load's entry serve a fetch that isn't
-    // permitted.
+    // Each access has an empty TLB, because QEMU before 8.0 uses a load's entry for a fetch that
+    // isn't permitted.
     let probe_flushed = |access: fn(usize) -> Option<Seen>, address| {
         flush();
         access(address)
@@ -166,7 +166,7 @@ fn check_permissions(checker: &mut Checker) {
     for (page, ((name, _), expected)) in PERMISSIONS.into_iter().zip(expected).enumerate() {
         check_accesses(checker, name, TEST_REGION + page * PAGE_BYTES, expected);
     }
-    // SAFETY: permits more accesses; nothing relies on their faulting.
+    // SAFETY: permits more accesses, and no code relies on faults.
     unsafe { sstatus::set_mxr() };
     check_accesses(checker, "--x with MXR", TEST_REGION + 4 * PAGE_BYTES, "r-x");
     // SAFETY: as it was before.
@@ -185,8 +185,8 @@ fn check_superpages(checker: &mut Checker) {
     check_accesses(checker, "misaligned 2 MiB page", BROKEN_SUPERPAGE, "---");
 }
 
-/// An access over the boundary to a page that isn't there faults with the address of that page, and
-/// does nothing.
+/// An access across the boundary to an unmapped page faults with that page's address, and has no
+/// effect.
 fn check_page_crossing(checker: &mut Checker) {
     const FIRST: usize = 10;
     let boundary = TEST_REGION + (FIRST + 1) * PAGE_BYTES;
@@ -201,14 +201,14 @@ fn check_page_crossing(checker: &mut Checker) {
     let last_word = unsafe { ((boundary - 4) as *const u32).read_volatile() };
     checker.check("nothing stored before the end", u64::from(last_word), 0);
 
-    // The same over a boundary between two pages whose frames are in the opposite order.
+    // The same across a boundary between two pages whose frames are in the opposite order.
     map(FIRST, frame(1), VALID | READ | WRITE);
     map(FIRST + 1, frame(0), VALID | READ | WRITE);
     flush();
     let (_, store) = probe!("sd a0, 0(a0)", boundary - 3);
     checker.check("store over a boundary", u64::from(store.is_none()), 1);
     let stored = (boundary - 3).to_le_bytes();
-    // SAFETY: both frames are this module's.
+    // SAFETY: only this module uses the frames.
     let (low, high) = unsafe {
         let frames = (&raw const FRAMES.0).cast::<u8>();
         (frames.add(2 * PAGE_BYTES - 3).cast::<[u8; 3]>().read(), frames.cast::<[u8; 5]>().read())

@@ -1,4 +1,4 @@
-//! Executes one instruction and tells what trap it took, if any.
+//! Probes: execute one instruction and return the trap that it took, if any.
 
 use crate::platform::trap::{self, INTERRUPT_BIT, Trap, TrapFrame};
 use core::fmt;
@@ -7,7 +7,7 @@ use riscv::register::sip;
 
 /// `sstatus.SPP`: the trap came from S-mode.
 const PREVIOUS_SUPERVISOR: usize = 1 << 8;
-/// Where x31 (t6) is in a trap frame.
+/// Index of x31 (t6) in a trap frame.
 const T6: usize = 30;
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -16,7 +16,7 @@ static VALUE: AtomicUsize = AtomicUsize::new(0);
 static PROGRAM_COUNTER: AtomicUsize = AtomicUsize::new(0);
 static FROM_SUPERVISOR: AtomicBool = AtomicBool::new(false);
 
-/// What was seen of a trap.
+/// A trap that an instruction took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     /// `scause`.
@@ -25,16 +25,16 @@ pub(super) struct Seen {
     pub(super) value: usize,
     /// `sepc`.
     pub(super) program_counter: usize,
-    /// Whether `sstatus.SPP` told of S-mode.
+    /// `sstatus.SPP`: `true` if the trap came from S-mode.
     pub(super) from_supervisor: bool,
 }
 
-/// From now on a trap is noted, and execution goes on in S-mode where t6 points to.
+/// Installs a handler that notes each trap and goes on in S-mode at the address in t6.
 pub(super) fn install() {
     trap::set_handler(note);
 }
 
-/// The trap since the last call.
+/// The trap that was noted since the last call.
 pub(super) fn take() -> Option<Seen> {
     TAKEN.swap(false, Ordering::Relaxed).then(|| Seen {
         cause: CAUSE.load(Ordering::Relaxed),
@@ -51,7 +51,7 @@ fn note(frame: &mut TrapFrame, trap: Trap) {
     FROM_SUPERVISOR.store(frame.sstatus & PREVIOUS_SUPERVISOR != 0, Ordering::Relaxed);
     TAKEN.store(true, Ordering::Relaxed);
     if trap.cause & INTERRUPT_BIT != 0 {
-        // SAFETY: the suite raises no interrupt but this one, and has seen it now.
+        // SAFETY: this is the only interrupt that the suite raises, and it is noted now.
         unsafe { sip::clear_ssoft() };
     }
     frame.sepc = frame.registers[T6];
@@ -69,8 +69,8 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Executes an instruction; gives its address and the trap that it took. `a0` is the instruction's
-/// to use.
+/// Executes an instruction; returns its address and the trap that it took. The instruction may use
+/// `a0`.
 macro_rules! probe {
     ($instruction:expr) => {
         $crate::suite::probe::probe!($instruction, 0_usize)
@@ -90,8 +90,7 @@ macro_rules! probe {
 }
 pub(super) use probe;
 
-/// As [`probe`], in U-mode. An instruction that takes no trap shows as the breakpoint that follows
-/// it.
+/// Like [`probe`], in U-mode. If the instruction takes no trap, the breakpoint after it does.
 macro_rules! probe_user {
     ($instruction:expr) => {{
         let address: usize;
@@ -100,7 +99,7 @@ macro_rules! probe_user {
         unsafe {
             core::arch::asm!(
                 "la t6, 2f", "la t5, 1f", "csrw sepc, t5",
-                "li t4, 0x120", "csrc sstatus, t4", // SPP and SPIE: to U-mode, without interrupts
+                "li t4, 0x120", "csrc sstatus, t4", // clears SPP and SPIE: to U-mode, without interrupts
                 "sret",
                 "1:", $instruction, "ebreak", "2:",
                 out("t4") _, out("t5") address, out("t6") _, clobber_abi("C"),

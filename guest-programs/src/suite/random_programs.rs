@@ -1,9 +1,9 @@
-//! Pseudo-random programs, written as machine code and executed: their results are only compared
-//! between machines.
+//! Pseudo-random programs: generated as machine code by the guest and executed. There is no model
+//! of their results, which are compared between machines only.
 //!
-//! They exercise what fixed tests don't: many instructions in sequence on each other's results,
-//! memory accesses among them, and code that changes under the hart (each program overwrites the
-//! one before; FENCE.I tells the hart).
+//! Unlike the fixed tests they run many instructions on each other's results, with memory accesses
+//! among them, and replace code that the hart has executed: each program overwrites the one before,
+//! followed by FENCE.I.
 
 use super::checker::{Checker, Random};
 use core::arch::asm;
@@ -16,8 +16,8 @@ const SCRATCH_WORDS: u32 = 64;
 /// The registers that programs compute on: t0-t2, a0-a6, t3-t5.
 const REGISTERS: [u32; REGISTER_COUNT] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 28, 29, 30];
 const REGISTER_COUNT: usize = 13;
-/// a7 holds the address of the scratch memory; programs read it as the base of loads and stores
-/// only, because where it points to depends on the image.
+/// a7 holds the address of the scratch memory. Programs use it only as the base of loads and
+/// stores, because the address differs between images.
 const SCRATCH_BASE: u32 = 17;
 
 const OP: u32 = 0x33;
@@ -76,8 +76,7 @@ pub(super) fn run(checker: &mut Checker) {
     }
 }
 
-/// An instruction that needs no more than that the `remaining` instructions up to the return are
-/// there.
+/// A random instruction that stays within the `remaining` instructions before the return.
 fn random_instruction(random: &mut Random, remaining: usize) -> u32 {
     let rd = pick(random, &REGISTERS) << 7;
     let rs1 = pick(random, &REGISTERS) << 15;
@@ -102,7 +101,7 @@ fn random_instruction(random: &mut Random, remaining: usize) -> u32 {
             (offset >> 5) << 25 | rs2 | SCRATCH_BASE << 15 | random.below(4) << 12 | (offset & 31) << 7 | STORE
         }
         _ => {
-            // Forward only, so that every program ends; over up to seven instructions.
+            // Forward only, so that every program ends; skips up to seven instructions.
             let skip = 1 + random.below(7).min(u32::try_from(remaining).unwrap_or(u32::MAX) - 1);
             let offset = 4 * skip;
             rs2 | rs1 | pick(random, &BRANCH_FUNCTIONS) << 12 | (offset & 0x1e) << 7 | (offset >> 5) << 25 | BRANCH
@@ -115,18 +114,18 @@ fn random_immediate(random: &mut Random) -> u32 {
     let funct3 = random.below(8);
     let word = random.below(2) == 1;
     match (funct3, word) {
-        // Shifts: the upper bits of the immediate tell which, the lower ones how far.
+        // Shifts: the upper bits of the immediate choose the kind, the lower ones are the amount.
         (1, false) => random.below(64) << 20 | funct3 << 12 | OP_IMM,
         (5, false) => random.below(2) << 30 | random.below(64) << 20 | funct3 << 12 | OP_IMM,
         (1, true) => random.below(32) << 20 | funct3 << 12 | OP_IMM_32,
         (5, true) => random.below(2) << 30 | random.below(32) << 20 | funct3 << 12 | OP_IMM_32,
-        // Of the others only ADDI has a W-form.
+        // Of the other instructions only ADDI has a W-form.
         (0, true) => random.below(1 << 12) << 20 | OP_IMM_32,
         _ => random.below(1 << 12) << 20 | funct3 << 12 | OP_IMM,
     }
 }
 
-/// An offset at which eight bytes lie in the scratch memory.
+/// An offset in the scratch memory with eight bytes from there on.
 fn scratch_offset(random: &mut Random) -> u32 {
     random.below(8 * (SCRATCH_WORDS - 1) + 1)
 }

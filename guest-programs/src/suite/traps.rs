@@ -11,10 +11,10 @@ const LOAD_ACCESS_FAULT: usize = 5;
 const STORE_ACCESS_FAULT: usize = 7;
 const USER_CALL: usize = 8;
 
-/// An address at which there is nothing on a board with less than 2 GiB of RAM.
+/// An address with neither RAM nor a device, on a board with less than 2 GiB of RAM.
 const NOTHING: usize = 0x1_0000_0000;
 
-/// What an instruction should do: its cause, and `stval` where the specification leaves no choice.
+/// An instruction's expected trap: the cause, and `stval` where the specification requires a value.
 struct Case {
     name: &'static str,
     run: fn() -> (usize, Option<Seen>),
@@ -100,7 +100,7 @@ pub(super) fn run(checker: &mut Checker) {
     check_fetch(checker);
 }
 
-/// A jump to nowhere traps at its target, not at the jump.
+/// A jump to an address without memory traps at its target, not at the jump.
 fn check_fetch(checker: &mut Checker) {
     let (_, seen) = probe!("jalr ra, 0(a0)", NOTHING);
     let seen = seen.map(|seen| (seen.cause, seen.value, seen.program_counter));
