@@ -139,13 +139,13 @@ fn a_lost_answer_strands_nobody(scheme: &str, server: &str) {
 }
 
 #[test]
-fn an_answer_that_ft_arbiter_gave_and_nobody_heard_strands_nobody() {
+fn a_lost_answer_of_ft_arbiter_is_given_again() {
     let stage = Stage::new(programs!());
     a_lost_answer_strands_nobody("tcp:", stage.site.arbiter_address());
 }
 
 #[test]
-fn an_answer_that_etcd_gave_and_nobody_heard_strands_nobody() {
+fn a_lost_answer_of_etcd_is_given_again() {
     let Some(etcd) = Etcd::start(1) else { return };
     a_lost_answer_strands_nobody("etcd://", etcd.client_address(0));
 }
@@ -196,7 +196,7 @@ fn claim_on(
 }
 
 #[test]
-fn arbiter_killed_again_and_again_amid_claims_gives_each_generation_once() {
+fn an_arbiter_killed_repeatedly_grants_each_generation_once() {
     const CLAIMERS: u128 = 6;
     const KILLS: u32 = 20;
     let seed = random::seed();

@@ -39,7 +39,7 @@ fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_
 }
 
 #[test]
-fn a_vm_whose_claims_vanish_stays_its_owners_and_can_be_protected_again() {
+fn a_vm_whose_claims_vanish_keeps_its_owner_and_can_be_protected_again() {
     let stage = Stage::new(programs!());
     let site = tempfile::tempdir().unwrap();
     let claims = site.path().join("claims");
@@ -64,7 +64,7 @@ fn a_vm_whose_claims_vanish_stays_its_owners_and_can_be_protected_again() {
 
 /// The flag stays free, so that the answer to each claim is known, and nothing is this process's.
 #[test]
-fn a_backup_that_waits_because_its_primarys_claim_is_lost_ends_when_it_is_told_to() {
+fn a_backup_that_waits_for_lost_claims_ends_by_a_signal() {
     let stage = Stage::new(programs!());
     let site = tempfile::tempdir().unwrap();
     let arbiter = file(&site.path().join("claims"));
@@ -83,7 +83,7 @@ fn a_backup_that_waits_because_its_primarys_claim_is_lost_ends_when_it_is_told_t
 }
 
 #[test]
-fn a_vm_that_lives_is_not_started_afresh_even_by_force() {
+fn a_live_vm_is_not_started_again_even_with_force_new() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &["--unprotected"]);
     primary.told("listening");
@@ -99,7 +99,7 @@ fn a_vm_that_lives_is_not_started_afresh_even_by_force() {
 
 /// A claim's own number, which is less by one, is called a flag.
 #[test]
-fn all_programs_mean_the_same_by_a_generation() {
+fn all_programs_report_the_same_generation() {
     let mut stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     assert_eq!(primary.told_number("owner", "generation"), 1);

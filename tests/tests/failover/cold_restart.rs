@@ -83,12 +83,12 @@ fn nothing_that_a_client_has_seen_is_taken_back_by_the_death_of_both_sides() {
 }
 
 #[test]
-fn outputs_may_wait_for_the_disk_itself() {
+fn nothing_is_taken_back_either_if_outputs_wait_for_durable_logs() {
     goes_on_after_the_death_of_both(&["--log-wait", "durable"]);
 }
 
 #[test]
-fn only_a_log_of_the_last_owner_is_gone_on_from() {
+fn only_the_last_owners_log_can_be_resumed() {
     let stage = Stage::new(programs!());
     let logs = Logs::new();
     let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
@@ -111,7 +111,7 @@ fn only_a_log_of_the_last_owner_is_gone_on_from() {
 }
 
 #[test]
-fn a_log_that_was_cut_goes_on_from_its_last_whole_entry() {
+fn a_torn_log_resumes_from_its_last_whole_entry() {
     let stage = Stage::new(programs!());
     let log = tempfile::tempdir().unwrap();
     let mut primary = stage.node("ft-primary", &["--unprotected", "--log", text(log.path())]);
@@ -132,7 +132,7 @@ fn a_log_that_was_cut_goes_on_from_its_last_whole_entry() {
 }
 
 #[test]
-fn directories_that_are_none_of_this_vm_are_refused_before_anything_is_claimed() {
+fn directories_without_a_log_of_this_vm_are_refused_before_a_claim() {
     let stage = Stage::new(programs!());
     let empty = tempfile::tempdir().unwrap();
     assert_refused(&stage, empty.path(), &["no log directory", "--log"]);
@@ -151,7 +151,7 @@ fn directories_that_are_none_of_this_vm_are_refused_before_anything_is_claimed()
 
 /// Whoever mistypes the directory is told what is there, and finds nothing made.
 #[test]
-fn what_is_no_log_directory_is_refused_by_what_it_is() {
+fn a_path_that_is_no_log_directory_is_refused_with_what_it_is() {
     let stage = Stage::new(programs!());
     let site = tempfile::tempdir().unwrap();
     let path = |name: &str| site.path().join(name);
@@ -188,7 +188,7 @@ fn what_is_no_log_directory_is_refused_by_what_it_is() {
 
 /// Two operators have the same idea.
 #[test]
-fn of_two_that_resume_at_once_one_goes_on_and_the_other_says_why_not() {
+fn of_several_resumes_at_once_one_goes_on_and_the_others_say_why_not() {
     let stage = Stage::new(programs!());
     let [one, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let logs = [text(one.path()), text(other.path())];
@@ -238,7 +238,7 @@ fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
 }
 
 #[test]
-fn whatever_is_killed_when_the_last_owner_of_a_chain_can_be_resumed() {
+fn the_last_owner_after_several_failovers_can_be_resumed() {
     let stage = Stage::new(programs!());
     let logs = Logs::new();
     let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
@@ -269,7 +269,7 @@ fn block_the_disk(log: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_restart_that_was_killed_before_it_had_a_log_of_its_own_can_be_made_again() {
+fn a_resume_killed_before_its_log_is_usable_can_be_repeated() {
     let stage = Stage::new(programs!());
     let logs = Logs::new();
     let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
@@ -322,7 +322,7 @@ fn a_backup_is_not_accepted_before_its_log_is_whole() {
 }
 
 #[test]
-fn an_older_log_is_gone_on_from_only_if_the_last_owner_is_given_up_and_dead() {
+fn an_older_log_is_resumed_only_if_the_last_owner_is_given_up_and_dead() {
     let stage = Stage::new(programs!());
     let logs = Logs::new();
     let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);

@@ -51,7 +51,7 @@ fn decided(arbiter: &EtcdArbiter, vm: &VmId, generation: u64, node: u128) -> Ver
 }
 
 #[test]
-fn one_member_keeps_the_claims_of_many_vms() {
+fn one_etcd_member_stores_the_claims_of_many_vms() {
     let Some(mut etcd) = Etcd::start(1) else { return };
     let arbiter = etcd.arbiter(TIMEOUT);
     let alpha = vm("alpha");
@@ -127,7 +127,7 @@ fn a_flag_is_granted_only_behind_its_predecessor() {
 }
 
 #[test]
-fn one_of_many_racers_wins() {
+fn one_of_many_concurrent_claimers_wins() {
     const GENERATIONS: u64 = 20;
     let Some(etcd) = Etcd::start(1) else { return };
     let nodes: Vec<u128> = (1..=8).collect();
@@ -172,7 +172,7 @@ fn assert_one_winner(nodes: &[u128], verdicts: &[Verdict]) {
 }
 
 #[test]
-fn a_cluster_goes_on_without_one_member_and_stands_still_without_two() {
+fn an_etcd_cluster_decides_without_one_member_and_not_without_two() {
     let Some(mut etcd) = Etcd::start(3) else { return };
     let alpha = vm("alpha");
     let (first, second) = (etcd.arbiter(TIMEOUT), etcd.arbiter(TIMEOUT));

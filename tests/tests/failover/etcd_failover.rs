@@ -61,7 +61,7 @@ fn asks_in_vain(node: &mut Node, status: &str) {
 
 /// Issue 10, number 5: each of these answers ended a start and a backup.
 #[test]
-fn a_proxy_that_answers_for_etcd_ends_nobody_and_a_claim_that_it_may_have_carried_stays_in_doubt() {
+fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     let Some(etcd) = Etcd::start(1) else { return };
     let stage = Stage::new(programs!());
     let proxy = HttpProxy::to(etcd.client_address(0));
@@ -111,7 +111,7 @@ fn a_proxy_that_answers_for_etcd_ends_nobody_and_a_claim_that_it_may_have_carrie
 /// The claim of a start is made at etcd, and each answer that tells so is lost. The start doesn't
 /// end: it would leave a VM behind that is owned and runs nowhere.
 #[test]
-fn a_start_whose_claim_was_made_and_not_answered_asks_until_it_knows() {
+fn a_start_whose_claim_was_recorded_without_an_answer_asks_until_it_is_told() {
     let Some(etcd) = Etcd::start(1) else { return };
     let stage = Stage::new(programs!());
     let proxy = HttpProxy::to(etcd.client_address(0));

@@ -36,7 +36,7 @@ fn backup_that_is_started_first_waits_and_joins() {
 }
 
 #[test]
-fn backups_join_whoever_was_lost_before() {
+fn backups_join_after_the_loss_of_either_side() {
     let stage = Stage::new(programs!());
     let Pair { primary: mut owner, backup: mut other } = stage.pair(&[], &[]);
     let load = Load::on(stage.site.service);
@@ -84,7 +84,7 @@ fn backup_with_another_guest_is_refused_by_name_and_the_right_one_joins() {
 }
 
 #[test]
-fn second_backup_waits_for_the_place_of_the_first() {
+fn a_second_backup_waits_as_a_spare_until_the_first_is_lost() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     let load = Load::on(stage.site.service);
@@ -124,7 +124,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn visitors_without_sense_do_not_keep_the_primary_from_its_backup() {
+fn malformed_connections_do_not_keep_a_backup_from_joining() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &[]);
     let channel = primary.told_text("listening", "channel");
@@ -192,7 +192,7 @@ fn stays_open(mut stream: &TcpStream) -> bool {
 }
 
 #[test]
-fn visitor_that_hangs_up_does_not_take_the_next_backup_with_it() {
+fn a_connection_closed_while_it_joins_does_not_affect_the_next_backup() {
     const ROUNDS: u32 = 40;
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &[]);
@@ -206,7 +206,7 @@ fn visitor_that_hangs_up_does_not_take_the_next_backup_with_it() {
 }
 
 #[test]
-fn silent_visitor_does_not_stop_a_protected_guest() {
+fn a_silent_connection_does_not_stop_a_protected_guest() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, backup: _backup } = stage.pair(&[], &[]);
     let load = Load::on(stage.site.service);
@@ -234,7 +234,7 @@ fn backup_of(stage: &Stage, bytes: &[u8], hangs_up: bool) -> Node {
 }
 
 #[test]
-fn backup_of_a_senseless_primary_ends_with_an_error() {
+fn a_backup_ends_with_an_error_if_its_primary_sends_malformed_bytes() {
     let stage = Stage::new(programs!());
     for (what, bytes) in garbage() {
         let ended = backup_of(&stage, &bytes, true).end();
@@ -257,7 +257,7 @@ fn encoded(messages: &[Message]) -> Vec<u8> {
 }
 
 #[test]
-fn backup_of_a_primary_that_breaks_the_protocol_ends_with_an_error_that_says_how() {
+fn a_backup_ends_with_an_error_that_names_its_primarys_protocol_error() {
     let stage = Stage::new(programs!());
     // Somebody owns the VM as generation 1.
     let arbiter = arbiter::open(&format!("tcp:{}", stage.site.arbiter_address()), PATIENCE).unwrap();
@@ -286,7 +286,7 @@ fn backup_of_a_primary_that_breaks_the_protocol_ends_with_an_error_that_says_how
 }
 
 #[test]
-fn backup_of_a_primary_that_says_nothing_gives_up() {
+fn a_backup_gives_up_a_silent_primary() {
     let stage = Stage::new(programs!());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

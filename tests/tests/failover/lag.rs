@@ -35,7 +35,7 @@ fn ask(service: std::net::SocketAddr) -> String {
 }
 
 #[test]
-fn a_backup_ten_times_slower_bounds_the_lag_and_nothing_stands_still() {
+fn a_backup_ten_times_slower_slows_its_primary_and_the_lag_stays_bounded() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } =
         stage.pair(&["--guest", "counter", "--lag-bound-ms", BOUND], &["--inject-slowdown", SLOWDOWN]);

@@ -12,29 +12,29 @@
 //! | 2.2 | the Output Rule; the guest is not stopped by it | `output_rule::output_waits_for_its_acknowledgement_while_the_guest_runs_on` |
 //! | 2.2 | an acknowledgement lets out what it covers and nothing more | `output_rule::every_acknowledgement_lets_out_what_it_covers_and_nothing_more` |
 //! | 2.2 | the backup's outputs are dropped as long as it is a backup | `kill::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
-//! | 2.2 | output made just before the crash, its entry acknowledged, the acknowledgement not heard | `paper::output_whose_entry_the_backup_has_comes_once_from_the_new_primary` |
-//! | 2.2 | input logged, and the entry never arrived: the sender's packet was lost with the primary | `paper::input_whose_entry_was_lost_is_given_to_the_new_primary_again` |
-//! | 2.2 | output let out just before the crash: the new primary can't know, and makes it again | `paper::output_that_left_just_before_the_crash_is_not_seen_twice` |
+//! | 2.2 | output made just before the crash, its entry acknowledged, the acknowledgement not heard | `paper::an_output_that_was_logged_and_not_released_comes_once_from_the_new_primary` |
+//! | 2.2 | input logged, and the entry never arrived: the sender's packet was lost with the primary | `paper::an_input_whose_entry_was_lost_is_delivered_to_the_new_primary_again` |
+//! | 2.2 | output let out just before the crash: the new primary can't know, and makes it again | `paper::an_output_released_just_before_the_crash_reaches_clients_once` |
 //! | 2.2 | the backup acknowledges what it receives, not what it has replayed | `paper::a_backup_that_is_behind_replays_its_whole_log_before_it_goes_live` |
 //! | 2.3 | a killed primary is followed by its backup | `kill::killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled` |
 //! | 2.3 | a killed backup leaves its primary alone | `backup_loss::primary_whose_backup_is_killed_goes_on_alone_as_the_next_generation` |
 //! | 2.3 | silence of the network: heartbeats and log stop, both sides live | `partition::silent_cut_that_the_backup_notices_first_fences_the_primary` |
 //! | 2.3 | an idle guest sends no log to speak of, and is neither lost nor forgotten | `paper::an_idle_guest_stays_protected_and_keeps_its_connection` |
 //! | 2.3 | a pause shorter than the timeout is no failure | `paper::a_pause_shorter_than_the_timeout_is_no_failure` |
-//! | 2.3 | no split brain: both claim, the test-and-set lets one | `partition::silent_cut_leaves_exactly_one` |
-//! | 2.3 | the old primary wakes after a pause: it has found out, and puts out nothing | `paper::a_primary_that_wakes_after_its_timeout_puts_out_nothing` |
-//! | 2.3 | ... it has not found out: nobody hears what it puts out | `paper::a_primary_that_wakes_unaware_is_not_heard` |
-//! | 2.3 | the old backup wakes after a pause | `paper::a_backup_that_wakes_after_its_timeout_never_goes_live` |
-//! | 2.3 | both wake after a pause | `paper::of_two_sides_that_wake_after_a_pause_exactly_one_goes_on` |
+//! | 2.3 | no split brain: both claim, the test-and-set lets one | `partition::a_silent_cut_leaves_exactly_one_live_side` |
+//! | 2.3 | the old primary wakes after a pause: it has found out, and puts out nothing | `paper::a_primary_resumed_after_its_timeout_releases_nothing` |
+//! | 2.3 | ... it has not found out: nobody hears what it puts out | `paper::outputs_of_a_primary_resumed_before_its_timeout_are_dropped_by_the_lan` |
+//! | 2.3 | the old backup wakes after a pause | `paper::a_backup_resumed_after_its_timeout_never_goes_live` |
+//! | 2.3 | both wake after a pause | `paper::of_two_sides_resumed_after_a_pause_exactly_one_goes_on` |
 //! | 2.3 | shared storage is unreachable: nobody goes on until it is back | `arbiter_outage::sides_that_lose_each_other_both_wait_and_exactly_one_goes_on` |
-//! | 2.3 | the backup dies while it claims: nobody goes on | `paper::a_backup_that_dies_while_it_claims_leaves_nobody` |
-//! | 2.3 | ... after its claim was recorded: the flag stays its own | `paper::a_backup_that_dies_of_a_won_claim_leaves_nobody` |
-//! | 2.3 | both claim, and one dies: the other goes on | `paper::the_claimer_that_lives_goes_on` |
+//! | 2.3 | the backup dies while it claims: nobody goes on | `paper::a_vm_whose_backup_dies_before_its_claim_is_recorded_has_no_live_side` |
+//! | 2.3 | ... after its claim was recorded: the flag stays its own | `paper::a_vm_whose_backup_dies_after_its_claim_is_recorded_has_no_live_side` |
+//! | 2.3 | both claim, and one dies: the other goes on | `paper::the_surviving_one_of_two_claimers_goes_on` |
 //! | 2.3 | redundancy is restored, again and again | `rejoin::any_number_of_losses_of_either_side_is_survived` |
-//! | 2.3 | the client that closed meanwhile, and the one that came meanwhile | `paper::clients_that_come_and_go_while_nobody_serves_are_noticed_by_the_new_primary` |
+//! | 2.3 | the client that closed meanwhile, and the one that came meanwhile | `paper::connections_opened_and_closed_during_an_outage_reach_the_new_primary` |
 //! | 3.1 | a backup is started for a running guest, without disturbing it | `rejoin::a_backup_joins_a_guest_that_ran_unprotected_and_outlives_its_primary` |
 //! | 3.1 | what dies while the new backup is started costs nothing | `rejoin::a_backup_that_dies_while_it_joins_costs_the_guest_nothing` |
-//! | 3.2 | a slow backup slows its primary | `lag::a_backup_ten_times_slower_bounds_the_lag_and_nothing_stands_still` |
+//! | 3.2 | a slow backup slows its primary | `lag::a_backup_ten_times_slower_slows_its_primary_and_the_lag_stays_bounded` |
 //! | 3.2 | a backup that reads nothing for a while holds its primary up, and nothing stays stuck | `paper::a_pause_shorter_than_the_timeout_is_no_failure` |
 //! | 3.3 | a guest that powers off is no failover | `operation/lifecycle::guest_that_powers_off_ends_both_sides_without_a_failover` |
 //! | 3.5 | clients find the guest where it went, on a network that knows nothing of fault tolerance | `tap::a_kernels_tcp_connection_survives_the_kill_of_the_primary` |
@@ -180,7 +180,7 @@ fn the_backup_replays_no_further_than_its_log() {
 }
 
 #[test]
-fn output_whose_entry_the_backup_has_comes_once_from_the_new_primary() {
+fn an_output_that_was_logged_and_not_released_comes_once_from_the_new_primary() {
     let mut stage = Stage::new(programs!());
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
     let (asker, connection) = (Asker::of(&stage), connect(&stage));
@@ -205,7 +205,7 @@ fn output_whose_entry_the_backup_has_comes_once_from_the_new_primary() {
 }
 
 #[test]
-fn input_whose_entry_was_lost_is_given_to_the_new_primary_again() {
+fn an_input_whose_entry_was_lost_is_delivered_to_the_new_primary_again() {
     let stage = Stage::new(programs!());
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
     let asker = Asker::of(&stage);
@@ -229,7 +229,7 @@ fn input_whose_entry_was_lost_is_given_to_the_new_primary_again() {
 }
 
 #[test]
-fn output_that_left_just_before_the_crash_is_not_seen_twice() {
+fn an_output_released_just_before_the_crash_reaches_clients_once() {
     let stage = Stage::new(programs!());
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
     let asker = Asker::of(&stage);
@@ -363,7 +363,7 @@ impl Sleeper {
 }
 
 #[test]
-fn a_primary_that_wakes_after_its_timeout_puts_out_nothing() {
+fn a_primary_resumed_after_its_timeout_releases_nothing() {
     let mut sleeper = sleeping_primary(&PATIENT);
     // The new owner's next backup doesn't wait for the old primary's end.
     let mut next = joined_backup(&sleeper.stage);
@@ -379,7 +379,7 @@ fn a_primary_that_wakes_after_its_timeout_puts_out_nothing() {
 }
 
 #[test]
-fn a_primary_that_wakes_unaware_is_not_heard() {
+fn outputs_of_a_primary_resumed_before_its_timeout_are_dropped_by_the_lan() {
     // Nothing tells it that it slept: it takes the acknowledgements for what they were.
     let mut sleeper = sleeping_primary(&["--failure-timeout-ms", "60000"]);
     let let_out = sleeper.wake();
@@ -389,7 +389,7 @@ fn a_primary_that_wakes_unaware_is_not_heard() {
 }
 
 #[test]
-fn a_backup_that_wakes_after_its_timeout_never_goes_live() {
+fn a_backup_resumed_after_its_timeout_never_goes_live() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&ALERT, &ALERT);
     let load = Load::on(stage.site.service);
@@ -409,7 +409,7 @@ fn a_backup_that_wakes_after_its_timeout_never_goes_live() {
 }
 
 #[test]
-fn of_two_sides_that_wake_after_a_pause_exactly_one_goes_on() {
+fn of_two_sides_resumed_after_a_pause_exactly_one_goes_on() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&ALERT, &ALERT);
     let load = Load::on(stage.site.service);
@@ -450,7 +450,7 @@ fn nobody_owns_it_but_the_dead(stage: &Stage, generation: u64) {
 }
 
 #[test]
-fn a_backup_that_dies_while_it_claims_leaves_nobody() {
+fn a_vm_whose_backup_dies_before_its_claim_is_recorded_has_no_live_side() {
     let mut stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     stage.kill_arbiter();
@@ -463,7 +463,7 @@ fn a_backup_that_dies_while_it_claims_leaves_nobody() {
 }
 
 #[test]
-fn a_backup_that_dies_of_a_won_claim_leaves_nobody() {
+fn a_vm_whose_backup_dies_after_its_claim_is_recorded_has_no_live_side() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     // The arbiter gets the claim, and answers when nobody hears it any more.
@@ -480,7 +480,7 @@ fn a_backup_that_dies_of_a_won_claim_leaves_nobody() {
 }
 
 #[test]
-fn the_claimer_that_lives_goes_on() {
+fn the_surviving_one_of_two_claimers_goes_on() {
     for primary_dies in [true, false] {
         let mut stage = Stage::new(programs!());
         let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&ALERT, &ALERT);
@@ -500,7 +500,7 @@ fn the_claimer_that_lives_goes_on() {
 }
 
 #[test]
-fn clients_that_come_and_go_while_nobody_serves_are_noticed_by_the_new_primary() {
+fn connections_opened_and_closed_during_an_outage_reach_the_new_primary() {
     /// Connections that the echo guest takes at once.
     const CONNECTIONS: usize = 64;
     let mut stage = Stage::new(programs!());

@@ -81,11 +81,11 @@ fn exactly_one_goes_on(separate: impl Fn(&Link)) {
 }
 
 #[test]
-fn silent_cut_leaves_exactly_one() {
+fn a_silent_cut_leaves_exactly_one_live_side() {
     exactly_one_goes_on(Link::silence);
 }
 
 #[test]
-fn closed_connection_leaves_exactly_one() {
+fn a_closed_connection_leaves_exactly_one_live_side() {
     exactly_one_goes_on(Link::cut);
 }

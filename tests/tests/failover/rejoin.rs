@@ -104,7 +104,7 @@ fn a_backup_whose_primary_dies_while_it_joins_never_goes_live() {
 }
 
 #[test]
-fn a_kept_spare_takes_its_place_by_itself_again_and_again() {
+fn a_spare_with_keep_becomes_the_backup_after_each_loss() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &[]);
     let mut kept: Vec<Node> = (0..3).map(|_| stage.node("ft-backup", &["--keep"])).collect();
@@ -125,7 +125,7 @@ fn a_kept_spare_takes_its_place_by_itself_again_and_again() {
 }
 
 #[test]
-fn a_kept_backup_ends_by_ctrl_c_only() {
+fn a_backup_with_keep_ends_by_ctrl_c_only() {
     let stage = Stage::new(programs!());
     let mut backup = stage.node("ft-backup", &["--keep"]);
     for _ in 0..2 {
@@ -139,7 +139,7 @@ fn a_kept_backup_ends_by_ctrl_c_only() {
 }
 
 #[test]
-fn a_backup_with_another_arbiter_is_refused_before_it_could_ever_go_on_too() {
+fn a_backup_with_another_arbiter_is_refused_before_it_is_protected() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &[]);
     let channel = primary.told_text("listening", "channel");

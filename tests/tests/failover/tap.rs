@@ -80,7 +80,7 @@ fn a_kernels_tcp_connection_survives_the_kill_of_the_primary() {
 }
 
 #[test]
-fn a_guest_that_says_nothing_is_announced_when_it_goes_live() {
+fn a_silent_guest_is_announced_when_it_goes_live() {
     in_own_network(|| {
         make_bridge(HOST, &TAPS);
         // Nobody asks the guest anything.
@@ -94,7 +94,7 @@ fn a_guest_that_says_nothing_is_announced_when_it_goes_live() {
 }
 
 #[test]
-fn an_interface_that_is_missing_or_taken_is_waited_for_and_named() {
+fn a_missing_or_busy_tap_interface_is_named_and_waited_for() {
     in_own_network(|| {
         make_bridge(HOST, &TAPS[..1]);
         let place = Place::new();

@@ -125,7 +125,7 @@ fn json_has_whole_characters_however_long_the_line_and_wherever_the_guest_sleeps
 }
 
 #[test]
-fn json_loses_nothing_of_what_is_not_utf_8() {
+fn json_keeps_bytes_that_are_not_utf_8() {
     let parts: [&[u8]; 3] = [b"latin \xe9\n\xff\xfe", b"\xc3", b"half \xe2\x86"];
     let recording = Recording::of(&parts);
     let replayed = text(&run(&mut recording.replay(&["--json"])).stdout);
@@ -135,7 +135,7 @@ fn json_loses_nothing_of_what_is_not_utf_8() {
 }
 
 #[test]
-fn the_console_goes_where_it_is_to_go() {
+fn an_option_chooses_where_the_console_goes() {
     // vi's questions: its version of the terminal, its colours, where the cursor is.
     let output = b"\x1b[?1049h\x1b[>c\x1b]11;?\x07\x1b[6nhello\r\n\x05";
     let recording = Recording::of(&[output]);
@@ -200,7 +200,7 @@ fn into(path: &Path, command: &mut Command) -> Output {
 }
 
 #[test]
-fn an_error_of_standard_output_is_told_and_a_reader_that_has_gone_is_not() {
+fn an_error_of_standard_output_is_reported_and_a_closed_pipe_is_not() {
     let recording = Recording::of(&[b"one\n", b"two\n"]);
     for options in [&[][..], &["--json"], &["--entries"], &["--entries", "--json"]] {
         let full = into(Path::new("/dev/full"), &mut recording.replay(options));
@@ -232,7 +232,7 @@ fn a_log_from_a_pipe_replays() {
 
 /// What a recorded program has done to the terminal is undone whatever ends the replay.
 #[test]
-fn an_interrupted_replay_makes_the_terminal_what_it_was() {
+fn an_interrupted_replay_restores_the_terminal() {
     let begin = b"\x1b[?1049h\x1b[31mred";
     // More than a pipe takes, so that the replay goes on only as it is read.
     let rest = [b'x'; 2000];
@@ -257,7 +257,7 @@ fn an_interrupted_replay_makes_the_terminal_what_it_was() {
 /// As before, with a real terminal. Its kernel drops what the terminal hasn't got yet when Ctrl-C
 /// is typed; the second Ctrl-C ends the program without waiting for the replay.
 #[test]
-fn ctrl_c_on_a_terminal_makes_it_what_it_was() {
+fn ctrl_c_on_a_terminal_restores_it() {
     let begin = b"\x1b[?1049h\x1b[31mred";
     let rest = [b'x'; 2000];
     let parts: Vec<&[u8]> = [&begin[..]].into_iter().chain([&rest[..]; 60]).collect();

@@ -26,7 +26,7 @@ fn assert_ends(node: &mut Node, code: i32, word: &str) {
 }
 
 #[test]
-fn a_protected_primary_whose_terminal_goes_hands_over() {
+fn a_protected_primary_whose_terminal_closes_hands_over() {
     for signal in HANGUPS {
         let stage = Stage::new(programs!());
         let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
@@ -37,7 +37,7 @@ fn a_protected_primary_whose_terminal_goes_hands_over() {
 }
 
 #[test]
-fn a_vm_without_backup_whose_terminal_goes_can_be_resumed_if_its_log_is_kept_and_started_again_if_not() {
+fn an_unprotected_vm_whose_terminal_closes_can_be_resumed_with_a_log_and_restarted_without() {
     for signal in HANGUPS {
         let stage = Stage::new(programs!());
         let log = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn a_hangup_that_a_process_was_started_to_ignore_stays_ignored() {
 }
 
 #[test]
-fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
+fn a_side_that_cannot_reach_its_arbiter_ends_by_a_signal() {
     let mut stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     let arbiter = format!("tcp:{}", stage.site.arbiter_address());
@@ -103,7 +103,7 @@ fn a_side_that_cannot_ask_its_arbiter_ends_when_it_is_told_to() {
 /// vCPU thread waits for the backup to read. Silence loses nobody in this test, so that only the
 /// signal can end it.
 #[test]
-fn a_primary_whose_backup_reads_nothing_ends_when_it_is_told_to() {
+fn a_primary_whose_backup_reads_nothing_ends_by_a_signal() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&["--lag-bound-ms", "60000"], &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -138,7 +138,7 @@ fn cpu_ticks(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_guest_that_waits_for_its_backup_costs_no_core_whatever_is_typed() {
+fn a_guest_that_waits_for_its_backup_uses_no_cpu_time_when_keys_are_typed() {
     let stage = Stage::new(programs!());
     let directory = tempfile::tempdir().unwrap();
     let typed = directory.path().join("typed");
@@ -156,7 +156,7 @@ fn a_guest_that_waits_for_its_backup_costs_no_core_whatever_is_typed() {
 }
 
 #[test]
-fn a_fifo_is_refused_by_every_program_that_is_to_read_or_write_it() {
+fn every_program_refuses_a_fifo_in_place_of_a_file() {
     let stage = Stage::new(programs!());
     let directory = tempfile::tempdir().unwrap();
     let [fifo, kernel] = ["fifo", "kernel"].map(|name| directory.path().join(name));
@@ -185,7 +185,7 @@ fn path_text(path: &Path) -> &str {
 
 /// The next claim is a FIFO: whoever reads it waits, as for a file server that is gone.
 #[test]
-fn a_side_whose_arbiters_file_system_hangs_ends_when_it_is_told_to() {
+fn a_side_whose_arbiters_file_system_hangs_ends_by_a_signal() {
     let stage = Stage::new(programs!());
     let directory = tempfile::tempdir().unwrap();
     let arbiter = format!("file:{}", path_text(directory.path()));
@@ -201,7 +201,7 @@ fn a_side_whose_arbiters_file_system_hangs_ends_when_it_is_told_to() {
 
 /// The part of the log's snapshot is a FIFO: whoever writes it waits, as for a disk that hangs.
 #[test]
-fn outputs_that_wait_for_a_disk_that_hangs_are_told_and_the_program_can_be_ended() {
+fn outputs_that_wait_for_a_hung_disk_are_reported_and_the_program_can_be_ended() {
     let stage = Stage::new(programs!());
     let log = tempfile::tempdir().unwrap();
     mkfifo(&log.path().join("snapshot.part"), Mode::S_IRWXU).unwrap();

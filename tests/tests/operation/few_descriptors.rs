@@ -105,7 +105,7 @@ impl Server {
 }
 
 #[test]
-fn visitors_that_say_nothing_keep_nobody_from_an_arbiter_with_few_descriptors() {
+fn silent_connections_do_not_exhaust_an_arbiter_with_few_descriptors() {
     let server = Server::arbiter();
     let silent = server.visitors(VISITORS);
     server.answers_as_arbiter();
@@ -117,7 +117,7 @@ fn visitors_that_say_nothing_keep_nobody_from_an_arbiter_with_few_descriptors() 
 }
 
 #[test]
-fn visitors_that_say_nothing_keep_nobody_from_a_lan_with_few_descriptors() {
+fn silent_connections_do_not_exhaust_a_lan_with_few_descriptors() {
     let server = Server::lan();
     let silent = server.visitors(VISITORS);
     server.answers_as_lan();
@@ -126,18 +126,18 @@ fn visitors_that_say_nothing_keep_nobody_from_a_lan_with_few_descriptors() {
 }
 
 #[test]
-fn an_arbiter_that_cannot_accept_says_so_once_and_serves_when_it_can() {
+fn an_arbiter_that_cannot_accept_reports_it_once_and_serves_later() {
     Server::arbiter().says_once_that_it_cannot_accept(Server::answers_as_arbiter);
 }
 
 #[test]
-fn a_lan_that_cannot_accept_says_so_once_and_serves_when_it_can() {
+fn a_lan_that_cannot_accept_reports_it_once_and_serves_later() {
     Server::lan().says_once_that_it_cannot_accept(Server::answers_as_lan);
 }
 
 /// Who connects to an arbiter has a question.
 #[test]
-fn an_arbiter_sends_a_visitor_away_that_asks_nothing() {
+fn an_arbiter_closes_a_connection_that_asks_nothing() {
     let server = Server::arbiter();
     let [silent] = <[TcpStream; 1]>::try_from(server.visitors(1)).unwrap();
     silent.set_read_timeout(Some(PATIENCE)).unwrap();

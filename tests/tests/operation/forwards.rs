@@ -85,7 +85,7 @@ fn assert_few_lines(node: &Node, text: &str, since: Instant) {
 }
 
 #[test]
-fn clients_that_wait_for_their_guest_are_told_of_once_for_each_protocol() {
+fn clients_that_wait_for_their_guest_are_reported_once_for_each_protocol() {
     let stage = Stage::new(programs!());
     let (mut lan, forward) = start_lan(&stage);
     let datagrams: Vec<_> = (0..5).map(|_| datagram_from_a_new_port(&forward)).collect();
@@ -103,7 +103,7 @@ fn clients_that_wait_for_their_guest_are_told_of_once_for_each_protocol() {
 }
 
 #[test]
-fn flows_that_make_room_are_counted_and_told_rarely() {
+fn evicted_flows_are_counted_and_reported_rarely() {
     let stage = Stage::new(programs!());
     let (mut lan, forward) = start_lan(&stage);
     let since = Instant::now();
@@ -121,7 +121,7 @@ fn flows_that_make_room_are_counted_and_told_rarely() {
 }
 
 #[test]
-fn strangers_with_nonsense_do_not_fill_the_log_of_the_lan() {
+fn malformed_connections_do_not_fill_the_log_of_the_lan() {
     let stage = Stage::new(programs!());
     let (mut lan, forward) = start_lan(&stage);
     let listen = lan.told_text("listening", "listen");
@@ -136,7 +136,7 @@ fn strangers_with_nonsense_do_not_fill_the_log_of_the_lan() {
 }
 
 #[test]
-fn strangers_with_nonsense_do_not_fill_the_log_of_the_arbiter() {
+fn malformed_connections_do_not_fill_the_log_of_the_arbiter() {
     let stage = Stage::new(programs!());
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path().join("claims");

@@ -106,7 +106,7 @@ fn the_recording_of_a_kernel_that_panics_after_it_had_a_console_ends() {
 }
 
 #[test]
-fn a_live_vm_tells_a_panic_before_and_after_a_failover() {
+fn a_kernel_panic_in_a_live_vm_is_reported_before_and_after_a_failover() {
     let (stage, guest) = (Stage::new(programs!()), Guest::panicking());
     let Pair { mut primary, mut backup } = stage.pair(&["--guest", guest.path()], &[]);
     assert_eq!(primary.told_text("guest_panicked", "reason"), "VFS: no root");
@@ -119,7 +119,7 @@ fn a_live_vm_tells_a_panic_before_and_after_a_failover() {
 }
 
 #[test]
-fn packets_that_a_card_drops_are_told_of_a_live_vm() {
+fn packets_dropped_by_the_network_device_are_reported_for_a_live_vm() {
     let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_packet());
     let mut primary = stage.node("ft-primary", &["--unprotected", "--guest", guest.path()]);
     primary.told("console");
@@ -128,7 +128,7 @@ fn packets_that_a_card_drops_are_told_of_a_live_vm() {
 }
 
 #[test]
-fn packets_that_a_card_drops_are_told_of_a_recording_and_of_its_replay() {
+fn packets_dropped_by_the_network_device_are_reported_for_a_recording_and_its_replay() {
     let (stage, guest) = (Stage::new(programs!()), Guest::with_a_short_packet());
     let log = guest.path().replace("guest.elf", "guest.ftlog");
     let mut record = stage.program("ft-record", &["--guest", guest.path(), "--output", &log]);

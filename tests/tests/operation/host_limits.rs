@@ -32,7 +32,7 @@ fn the_limit_of_file_sizes_ends_the_log_and_not_the_vm() {
 }
 
 #[test]
-fn logs_are_their_owners_alone() {
+fn logs_are_readable_by_their_owner_only() {
     let stage = Stage::new(programs!());
     let directory = TempDir::new().unwrap();
     let log = directory.path().join("log");
@@ -51,7 +51,7 @@ fn logs_are_their_owners_alone() {
 }
 
 #[test]
-fn what_waits_says_what_it_waits_for() {
+fn a_waiting_program_reports_what_it_waits_for() {
     let stage = Stage::new(programs!());
     let mut backup = stage.node("ft-backup", &["--vm", "nobody"]);
     assert!(backup.told_text("waiting", "reason").contains("knows no VM of this name"));

@@ -66,7 +66,7 @@ fn listening_port(pid: u32) -> u16 {
 }
 
 #[test]
-fn what_is_no_address_is_refused_with_the_reason() {
+fn an_invalid_address_is_refused_with_the_reason() {
     let uses: [(&str, &[&str], &str); 12] = [
         ("ft-arbiter", &["--dir", "claims", "--listen", "localhost"], "names no port"),
         ("ft-lan", &["--listen", "::1:7000"], "without brackets"),

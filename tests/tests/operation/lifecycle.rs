@@ -111,7 +111,7 @@ fn signals_end_the_programs_with_their_documented_codes() {
 }
 
 #[test]
-fn port_in_use_is_said_so() {
+fn a_port_in_use_is_an_error_that_names_it() {
     let stage = Stage::new(programs!());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -134,7 +134,7 @@ fn port_in_use_is_said_so() {
 }
 
 #[test]
-fn arbiter_that_is_away_lets_no_vm_start_until_it_is_back() {
+fn no_vm_starts_until_its_arbiter_answers() {
     let mut stage = Stage::new(programs!());
     stage.kill_arbiter();
     let mut impatient = stage.node("ft-primary", &["--unprotected"]);
@@ -152,7 +152,7 @@ fn arbiter_that_is_away_lets_no_vm_start_until_it_is_back() {
 }
 
 #[test]
-fn a_side_that_listens_everywhere_must_say_where_it_is_found() {
+fn a_side_that_listens_on_all_addresses_must_advertise_one() {
     let stage = Stage::new(programs!());
     let everywhere = ["--arbiter", &format!("tcp:{}", stage.site.arbiter_address()), "--listen", "0.0.0.0:0"];
     let mut lost = stage.program("ft-primary", &everywhere);

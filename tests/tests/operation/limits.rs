@@ -46,7 +46,7 @@ const PROGRAMS: [(&str, &[&str]); 7] = [
 ];
 
 #[test]
-fn too_few_descriptors_are_told_at_once() {
+fn too_few_descriptors_are_an_error_at_the_start() {
     let directory = TempDir::new().unwrap();
     for (program, arguments) in PROGRAMS {
         for descriptors in [4, 6, 8, 12] {
@@ -61,7 +61,7 @@ fn too_few_descriptors_are_told_at_once() {
 }
 
 #[test]
-fn memory_that_the_host_does_not_give_is_told_and_so_is_one_that_a_log_claims() {
+fn memory_that_the_host_refuses_is_an_error_for_a_vm_and_for_a_log() {
     const ADDRESS_SPACE: u64 = 1 << 30;
     let directory = TempDir::new().unwrap();
     let limits = [(Resource::RLIMIT_AS, ADDRESS_SPACE)];
@@ -84,7 +84,7 @@ fn memory_that_the_host_does_not_give_is_told_and_so_is_one_that_a_log_claims() 
 }
 
 #[test]
-fn words_for_what_is_wrong_say_what_to_do() {
+fn errors_say_what_to_do() {
     let directory = TempDir::new().unwrap();
     let executable = std::env::current_exe().unwrap();
     let own = executable.to_str().unwrap();
@@ -108,7 +108,7 @@ fn words_for_what_is_wrong_say_what_to_do() {
 }
 
 #[test]
-fn a_reader_that_has_gone_or_a_full_disk_makes_nobody_panic() {
+fn a_closed_pipe_or_a_full_disk_causes_no_panic() {
     let directory = TempDir::new().unwrap();
     let full = || File::options().write(true).open("/dev/full").unwrap();
     let closed = || std::io::pipe().unwrap().1;

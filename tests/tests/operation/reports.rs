@@ -8,7 +8,7 @@ use tests::programs;
 use tests::stage::{Ended, Pair, Stage};
 
 #[test]
-fn a_backup_started_where_the_last_owner_was_waits_and_does_not_take_itself_for_the_primary() {
+fn a_backup_at_the_last_owners_address_waits_and_does_not_take_itself_for_the_primary() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
     primary.kill();
@@ -26,7 +26,7 @@ fn a_backup_started_where_the_last_owner_was_waits_and_does_not_take_itself_for_
 }
 
 #[test]
-fn a_backups_log_needs_the_operators_consent_and_the_owners_does_not() {
+fn a_backups_log_needs_accept_loss_and_the_owners_does_not() {
     for from_backup in [true, false] {
         let stage = Stage::new(programs!());
         let logs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];

@@ -115,7 +115,7 @@ fn chatty_guest(directory: &Path) -> String {
 }
 
 #[test]
-fn a_primary_whose_output_nobody_reads_serves_its_guest_and_obeys_signals() {
+fn a_primary_with_unread_output_serves_its_guest_and_obeys_signals() {
     let stage = Stage::new(programs!());
     let site = stage.site.options();
     for (vm, is_json) in [("json", true), ("people", false)] {
@@ -135,7 +135,7 @@ fn a_primary_whose_output_nobody_reads_serves_its_guest_and_obeys_signals() {
 }
 
 #[test]
-fn a_lan_and_an_arbiter_whose_output_nobody_reads_do_their_work() {
+fn a_lan_and_an_arbiter_with_unread_output_keep_working() {
     let directory = TempDir::new().unwrap();
     let [lan, arbiter, service] = [(); 3].map(|()| free_port());
     let forward = format!("{service}=10.0.2.15:7");
@@ -169,7 +169,7 @@ fn a_lan_and_an_arbiter_whose_output_nobody_reads_do_their_work() {
 }
 
 #[test]
-fn a_chatty_guest_goes_on_when_nobody_reads_its_console_and_what_is_lost_is_told() {
+fn a_guest_with_an_unread_console_goes_on_and_lost_output_is_reported() {
     let directory = TempDir::new().unwrap();
     let (guest, log) = (chatty_guest(directory.path()), directory.path().join("log"));
     let (_reader, pipe) = full_pipe();

@@ -109,7 +109,7 @@ fn crates_depend_on_those_below_them_only() {
 }
 
 #[test]
-fn what_decides_knows_no_standard_library() {
+fn crates_that_decide_use_no_standard_library() {
     // The compiler is the reviewer only without std. `.ci/run` compiles these crates for a machine
     // without an operating system.
     for (package, part) in [("vm", "vm/src"), ("logchannel", "logchannel/src"), ("ft", "hypervisor/ft/src")] {

@@ -200,7 +200,7 @@ fn wrong_name(texts: &[Text], words: &BTreeSet<&str>, document: &str, span: &str
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_have_targets() {
     let texts = all_texts();
     let mut wrong = Vec::new();
     let mut checked = 0;
@@ -234,7 +234,7 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-fn what_documents_name_exists() {
+fn names_in_documents_exist() {
     let texts = all_texts();
     let words = words(&texts);
     let mut wrong = Vec::new();
