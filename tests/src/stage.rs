@@ -360,6 +360,19 @@ impl Stage {
         self.program(program, &arguments)
     }
 
+    /// Starts a backup, which finds the VM's owner through the arbiter, and waits until it has
+    /// joined.
+    ///
+    /// # Panics
+    /// If it doesn't join.
+    #[track_caller]
+    #[must_use]
+    pub fn joined_backup(&self) -> Node {
+        let mut backup = self.node("ft-backup", &[]);
+        backup.told("protected");
+        backup
+    }
+
     /// Starts a primary and a backup, and waits until the guest runs under both.
     #[track_caller]
     #[must_use]

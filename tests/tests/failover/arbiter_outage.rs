@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use crate::beginnings::{loaded_linked_pair, loaded_pair};
 use ft::claim::{Claim, ClaimKind, Verdict};
 use hypervisor::arbiter;
 use hypervisor::arbiter::{Arbiter, TcpArbiter};
@@ -45,9 +46,7 @@ fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
 
 #[test]
 fn backup_of_a_killed_primary_waits_for_the_arbiter() {
-    let mut stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (mut stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     stage.kill_arbiter();
     // As long as both live, nobody needs it.
     load.goes_on();
@@ -61,9 +60,7 @@ fn backup_of_a_killed_primary_waits_for_the_arbiter() {
 
 #[test]
 fn primary_of_a_killed_backup_waits_for_the_arbiter() {
-    let mut stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (mut stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     stage.kill_arbiter();
     backup.kill();
     nobody_goes_on(&mut [&mut primary], &load);
@@ -75,9 +72,7 @@ fn primary_of_a_killed_backup_waits_for_the_arbiter() {
 
 #[test]
 fn sides_that_lose_each_other_both_wait_and_exactly_one_goes_on() {
-    let mut stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&ALERT, &ALERT);
-    let load = Load::on(stage.site.service);
+    let (mut stage, Pair { mut primary, mut backup }, link, load) = loaded_linked_pair(&ALERT, &ALERT);
     stage.kill_arbiter();
     link.silence();
     nobody_goes_on(&mut [&mut primary, &mut backup], &load);

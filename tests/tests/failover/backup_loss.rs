@@ -1,14 +1,11 @@
 //! The backup is lost: the primary claims the pair's flag and goes on alone.
 
-use tests::client::Load;
-use tests::programs;
-use tests::stage::{Ended, Pair, Stage};
+use crate::beginnings::loaded_pair;
+use tests::stage::{Ended, Pair};
 
 #[test]
 fn primary_whose_backup_is_killed_goes_on_alone_as_the_next_generation() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (_stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     backup.kill();
     primary.comes_to_own(2);
     load.goes_on();
@@ -24,9 +21,7 @@ fn primary_whose_backup_is_killed_goes_on_alone_as_the_next_generation() {
 
 #[test]
 fn backup_that_is_interrupted_costs_the_guest_nothing() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (_stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     // A backup has nothing to end in order: 130, as a shell has it for SIGINT.
     assert_eq!(backup.interrupt().code, Some(130));
     primary.comes_to_own(2);

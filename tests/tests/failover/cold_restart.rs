@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use crate::beginnings::loaded_pair;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -20,10 +21,19 @@ impl Logs {
         Self { primary: tempfile::tempdir().unwrap(), backup: tempfile::tempdir().unwrap() }
     }
 
-    fn pair(&self, stage: &Stage, options: &[&str]) -> Pair {
-        let [primary, backup] = [text(self.primary.path()), text(self.backup.path())];
-        stage.pair(&[&["--log", primary], options].concat(), &[&["--log", backup], options].concat())
+    /// `options` for the primary and for the backup, each with its log.
+    fn options<'a>(&'a self, options: &[&'a str]) -> [Vec<&'a str>; 2] {
+        [&self.primary, &self.backup].map(|log| [&["--log", text(log.path())], options].concat())
     }
+}
+
+/// A pair under load whose sides both have a log.
+#[track_caller]
+fn logged_pair(options: &[&str]) -> (Stage, Logs, Pair, Load) {
+    let logs = Logs::new();
+    let [primary, backup] = logs.options(options);
+    let (stage, pair, load) = loaded_pair(&primary, &backup);
+    (stage, logs, pair, load)
 }
 
 fn text(path: &Path) -> &str {
@@ -57,18 +67,14 @@ fn segments(log: &Path) -> Vec<PathBuf> {
 }
 
 fn goes_on_after_the_death_of_both(options: &[&str]) {
-    let stage = Stage::new(programs!());
-    let logs = Logs::new();
-    let Pair { mut primary, mut backup } = logs.pair(&stage, options);
-    let load = Load::on(stage.site.service);
+    let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(options);
     // At most the primary can notice.
     backup.kill();
     primary.kill();
     let mut again = resumed(&stage, logs.primary.path());
     load.goes_on();
     // It is a VM like any other: it takes a backup, and outlives its host again.
-    let mut backup = stage.node("ft-backup", &[]);
-    backup.told("protected");
+    let mut backup = stage.joined_backup();
     load.goes_on();
     again.kill();
     backup.told("live");
@@ -89,10 +95,7 @@ fn nothing_is_taken_back_either_if_outputs_wait_for_durable_logs() {
 
 #[test]
 fn only_the_last_owners_log_can_be_resumed() {
-    let stage = Stage::new(programs!());
-    let logs = Logs::new();
-    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(&[]);
     primary.kill();
     backup.told("live");
     load.goes_on();
@@ -224,7 +227,8 @@ fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
     for options in [&[][..], &["--log-wait", "durable"]] {
         let stage = Stage::new(programs!());
         let logs = Logs::new();
-        let Pair { mut primary, mut backup } = logs.pair(&stage, options);
+        let [of_primary, of_backup] = logs.options(options);
+        let Pair { mut primary, mut backup } = stage.pair(&of_primary, &of_backup);
         primary.kill();
         backup.told("live");
         // From here on its log is known to have all that it acknowledged as a backup.
@@ -239,10 +243,7 @@ fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
 
 #[test]
 fn the_last_owner_after_several_failovers_can_be_resumed() {
-    let stage = Stage::new(programs!());
-    let logs = Logs::new();
-    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(&[]);
     primary.kill();
     backup.told("live");
     let mut third = stage.node("ft-backup", &["--log", text(logs.primary.path())]);
@@ -270,10 +271,7 @@ fn block_the_disk(log: &Path) -> PathBuf {
 
 #[test]
 fn a_resume_killed_before_its_log_is_usable_can_be_repeated() {
-    let stage = Stage::new(programs!());
-    let logs = Logs::new();
-    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(&[]);
     backup.kill();
     primary.kill();
     let log = logs.primary.path();
@@ -323,10 +321,8 @@ fn a_backup_is_not_accepted_before_its_log_is_whole() {
 
 #[test]
 fn an_older_log_is_resumed_only_if_the_last_owner_is_given_up_and_dead() {
-    let stage = Stage::new(programs!());
-    let logs = Logs::new();
-    let Pair { mut primary, mut backup } = logs.pair(&stage, &[]);
-    Load::on(stage.site.service).lost_nothing();
+    let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(&[]);
+    load.lost_nothing();
     primary.kill();
     backup.told("live");
     let refused = |generation: &str, words: &str| {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use crate::beginnings::loaded_pair;
 use ft::claim::{Claim, ClaimKind, Verdict};
 use hypervisor::arbiter;
 use hypervisor::program::site::cluster::PATIENCE;
@@ -37,9 +38,7 @@ fn backup_that_is_started_first_waits_and_joins() {
 
 #[test]
 fn backups_join_after_the_loss_of_either_side() {
-    let stage = Stage::new(programs!());
-    let Pair { primary: mut owner, backup: mut other } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, Pair { primary: mut owner, backup: mut other }, load) = loaded_pair(&[], &[]);
     for generation in 2..=6 {
         // In turn the backup is lost and the primary.
         if generation % 2 == 0 {
@@ -85,9 +84,7 @@ fn backup_with_another_guest_is_refused_by_name_and_the_right_one_joins() {
 
 #[test]
 fn a_second_backup_waits_as_a_spare_until_the_first_is_lost() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     let channel = primary.told_text("listening", "channel");
     let mut second = stage.node("ft-backup", &["--primary", &channel]);
     second.told("waits_for_place");
@@ -207,9 +204,7 @@ fn a_connection_closed_while_it_joins_does_not_affect_the_next_backup() {
 
 #[test]
 fn a_silent_connection_does_not_stop_a_protected_guest() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, backup: _backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (_stage, Pair { mut primary, backup: _backup }, load) = loaded_pair(&[], &[]);
     let channel = primary.told_text("listening", "channel");
     let _visitors: Vec<_> = (0..20).map(|_| TcpStream::connect(&channel).unwrap()).collect();
     load.goes_on();

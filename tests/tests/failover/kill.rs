@@ -1,5 +1,6 @@
 //! The primary is lost, and the guest goes on without anybody outside noticing more than a pause.
 
+use crate::beginnings::loaded_pair;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -8,13 +9,11 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use tests::client::Load;
 use tests::programs;
-use tests::stage::{Ended, Pair, Stage, wait_until};
+use tests::stage::{Ended, Pair, wait_until};
 
 #[test]
 fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() {
-    let mut stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (mut stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     assert!(!backup.has_told("live") && !backup.has_told("first_output"), "a backup puts nothing out");
     primary.kill();
     assert_eq!(backup.told_number("live", "generation"), 2);
@@ -40,9 +39,7 @@ fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() 
 
 #[test]
 fn interrupted_primary_hands_over_to_its_backup() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (_stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     let Ended { code, reason } = primary.interrupt();
     assert_eq!(code, Some(0), "{reason}");
     assert!(reason.contains("its backup goes on"), "{reason}");

@@ -2,6 +2,7 @@
 
 mod arbiter_outage;
 mod backup_loss;
+mod beginnings;
 mod claims;
 mod cold_restart;
 mod etcd_arbiter;

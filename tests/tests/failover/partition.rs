@@ -1,6 +1,7 @@
 //! The link between two live sides is cut: exactly one goes on, and the other has put out nothing
 //! since.
 
+use crate::beginnings::loaded_linked_pair;
 use tests::client::Load;
 use tests::link::{Direction, Link};
 use tests::programs;
@@ -63,10 +64,8 @@ fn silent_cut_that_the_primary_notices_first_fences_the_backup() {
 /// Both sides lose the other at about the same time. Which of them wins is the arbiter's to say.
 #[track_caller]
 fn exactly_one_goes_on(separate: impl Fn(&Link)) {
-    let stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) =
-        stage.linked_pair(&["--failure-timeout-ms", ALERT_MS], &["--failure-timeout-ms", ALERT_MS]);
-    let load = Load::on(stage.site.service);
+    let (_stage, Pair { mut primary, mut backup }, link, load) =
+        loaded_linked_pair(&["--failure-timeout-ms", ALERT_MS], &["--failure-timeout-ms", ALERT_MS]);
     separate(&link);
     wait_until("one side's end", || primary.has_told("end") || backup.has_told("end"));
     if primary.has_told("end") {

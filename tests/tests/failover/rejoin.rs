@@ -1,19 +1,12 @@
 //! Redundancy is restored: a new backup joins a guest that runs, at any time and any number of
 //! times.
 
+use crate::beginnings::loaded_pair;
 use std::thread;
 use std::time::Duration;
 use tests::client::Load;
 use tests::programs;
 use tests::stage::{Ended, Node, Pair, Stage, wait_until};
-
-/// A new backup, which finds the VM's owner through the arbiter, has joined.
-#[track_caller]
-fn joined_backup(stage: &Stage) -> Node {
-    let mut backup = stage.node("ft-backup", &[]);
-    backup.told("protected");
-    backup
-}
 
 #[test]
 fn a_backup_joins_a_guest_that_ran_unprotected_and_outlives_its_primary() {
@@ -21,7 +14,7 @@ fn a_backup_joins_a_guest_that_ran_unprotected_and_outlives_its_primary() {
     let mut primary = stage.node("ft-primary", &["--unprotected", "--digest-steps", "200000"]);
     primary.told("console");
     let load = Load::on(stage.site.service);
-    let mut backup = joined_backup(&stage);
+    let mut backup = stage.joined_backup();
     primary.told("protected");
     load.goes_on();
     primary.kill();
@@ -36,9 +29,7 @@ fn a_backup_joins_a_guest_that_ran_unprotected_and_outlives_its_primary() {
 
 #[test]
 fn any_number_of_losses_of_either_side_is_survived() {
-    let stage = Stage::new(programs!());
-    let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    let load = Load::on(stage.site.service);
+    let (stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     for (generation, lose_primary) in (2..).zip([true, false, true, true, false, false, true]) {
         if lose_primary {
             primary.kill();
@@ -49,7 +40,7 @@ fn any_number_of_losses_of_either_side_is_survived() {
             primary.comes_to_own(generation);
         }
         load.goes_on();
-        backup = joined_backup(&stage);
+        backup = stage.joined_backup();
         load.goes_on();
     }
     load.lost_nothing();
@@ -80,7 +71,7 @@ fn a_backup_that_dies_while_it_joins_costs_the_guest_nothing() {
         assert!(now == before || primary.count("protected") > 0, "a claim without a pair: {before:?} then {now:?}");
     }
     assert!(unprotected > 0, "no backup was killed while it joined");
-    drop(joined_backup(&stage));
+    drop(stage.joined_backup());
     load.goes_on();
     load.lost_nothing();
 }
@@ -150,5 +141,5 @@ fn a_backup_with_another_arbiter_is_refused_before_it_is_protected() {
     let Ended { code, reason } = stray.end();
     assert_eq!(code, Some(1), "{reason}");
     assert!(reason.contains("same --arbiter"), "{reason}");
-    drop(joined_backup(&stage));
+    drop(stage.joined_backup());
 }

@@ -4,15 +4,7 @@
 use tests::linux::{GREETING, LinuxGuest, PATIENCE, REDIS_READY, REDIS_SERVICE, wait_for_console};
 use tests::programs;
 use tests::redis::RedisLoad;
-use tests::stage::{Node, Stage};
-
-/// A backup that has joined wherever the VM is.
-#[track_caller]
-fn joined_backup(stage: &Stage) -> Node {
-    let mut backup = stage.node("ft-backup", &[]);
-    backup.told("protected");
-    backup
-}
+use tests::stage::Stage;
 
 #[test]
 fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_keeps_its_connection() {
@@ -35,7 +27,7 @@ fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_kee
         primary = backup;
         assert!(!primary.console().contains(GREETING), "it goes on, and doesn't boot again");
         // A guest with a hundred megabytes in use is copied while it serves.
-        backup = joined_backup(&stage);
+        backup = stage.joined_backup();
         load.goes_on();
     }
     let acknowledged = load.lost_nothing();
@@ -69,7 +61,7 @@ fn linux_loses_its_primary_again_and_again_while_it_boots_and_boots_once() {
         before += &primary.console();
         backup.told("live");
         primary = backup;
-        backup = joined_backup(&stage);
+        backup = stage.joined_backup();
     }
     wait_for_console(&mut primary, REDIS_READY);
     // A line may come on both sides of a failover, but not of four.
@@ -105,7 +97,7 @@ fn redis_goes_on_from_the_log_on_disk_after_the_death_of_both_sides() {
     // It replays from the last snapshot on, which may be the boot.
     again.wait_for("resumed", PATIENCE).unwrap();
     load.goes_on();
-    let mut backup = joined_backup(&stage);
+    let mut backup = stage.joined_backup();
     again.kill();
     backup.told("live");
     load.goes_on();
