@@ -1,4 +1,4 @@
-//! The arbiter is away when it is needed: nobody goes on until it is back, and then exactly one
+//! An arbiter that is away when it is needed: no side goes on until it is back, and then exactly one
 //! does.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
@@ -21,17 +21,17 @@ use tests::programs;
 use tests::random::{self, Random};
 use tests::stage::{Node, Pair, Stage, wait_until};
 
-/// Reports of unanswered claims after which a side has had every chance to go on by mistake.
-/// Outages are told ever more rarely: the fifth report is of the sixteenth try.
+/// Reports of unanswered claims after which a side that goes on by mistake would have done so.
+/// Reports get rarer: the fifth one is of the sixteenth try.
 const REPORTS: usize = 5;
 
-/// A failure timeout long enough that a busy host causes no loss before the test does.
+/// A failure timeout long enough that a busy host causes no failover before the test does.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 
-/// Waits until `sides` have asked the arbiter in vain for a while. Nothing reaches the clients
-/// meanwhile.
+/// Waits until `sides` have asked the arbiter in vain for a while, and checks that no output reaches
+/// the clients meanwhile.
 #[track_caller]
-fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
+fn assert_no_side_goes_on(sides: &mut [&mut Node], load: &Load) {
     for side in &mut *sides {
         side.told("arbiter_unreachable");
     }
@@ -48,10 +48,10 @@ fn nobody_goes_on(sides: &mut [&mut Node], load: &Load) {
 fn backup_of_a_killed_primary_waits_for_the_arbiter() {
     let (mut stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     stage.kill_arbiter();
-    // As long as both live, nobody needs it.
+    // While both sides live, neither needs the arbiter.
     load.goes_on();
     primary.kill();
-    nobody_goes_on(&mut [&mut backup], &load);
+    assert_no_side_goes_on(&mut [&mut backup], &load);
     stage.restart_arbiter();
     assert_eq!(backup.told_number("live", "generation"), 2);
     load.goes_on();
@@ -63,7 +63,7 @@ fn primary_of_a_killed_backup_waits_for_the_arbiter() {
     let (mut stage, Pair { mut primary, mut backup }, load) = loaded_pair(&[], &[]);
     stage.kill_arbiter();
     backup.kill();
-    nobody_goes_on(&mut [&mut primary], &load);
+    assert_no_side_goes_on(&mut [&mut primary], &load);
     stage.restart_arbiter();
     primary.comes_to_own(2);
     load.goes_on();
@@ -75,7 +75,7 @@ fn sides_that_lose_each_other_both_wait_and_exactly_one_goes_on() {
     let (mut stage, Pair { mut primary, mut backup }, link, load) = loaded_linked_pair(&ALERT, &ALERT);
     stage.kill_arbiter();
     link.silence();
-    nobody_goes_on(&mut [&mut primary, &mut backup], &load);
+    assert_no_side_goes_on(&mut [&mut primary, &mut backup], &load);
     stage.restart_arbiter();
     wait_until("one side's end", || primary.has_told("end") || backup.has_told("end"));
     let (mut fenced, mut winner) = if primary.has_told("end") { (primary, backup) } else { (backup, primary) };
@@ -86,7 +86,7 @@ fn sides_that_lose_each_other_both_wait_and_exactly_one_goes_on() {
     load.lost_nothing();
 }
 
-/// How long a call to the arbiter may take: longer than any outage that a test makes.
+/// How long a call to the arbiter may take: longer than any outage in these tests.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn vm() -> VmId {
@@ -97,8 +97,8 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: None }
 }
 
-/// A server's address at which requests go through and the first answer is lost; later connections
-/// are carried whole.
+/// The address of a proxy before `server` that forwards the first request and loses its answer;
+/// later connections are forwarded whole.
 fn losing_the_first_answer(server: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -121,9 +121,10 @@ fn losing_the_first_answer(server: String) -> String {
     address
 }
 
-/// The node's first claim is made and its answer lost. Whoever asks then, it is that node's.
+/// Checks that a node whose first claim was recorded, and its answer lost, still has the flag when
+/// it asks again.
 #[track_caller]
-fn a_lost_answer_strands_nobody(scheme: &str, server: &str) {
+fn a_lost_answer_is_given_again(scheme: &str, server: &str) {
     let open = |address: &str| arbiter::open(&format!("{scheme}{address}"), TIMEOUT).unwrap();
     let (lossy, direct) = (open(&losing_the_first_answer(server.into())), open(server));
     let error = lossy.test_and_set(&vm(), Generation(0), &claim(1), None).unwrap_err();
@@ -136,16 +137,16 @@ fn a_lost_answer_strands_nobody(scheme: &str, server: &str) {
 #[test]
 fn a_lost_answer_of_ft_arbiter_is_given_again() {
     let stage = Stage::new(programs!());
-    a_lost_answer_strands_nobody("tcp:", stage.site.arbiter_address());
+    a_lost_answer_is_given_again("tcp:", stage.site.arbiter_address());
 }
 
 #[test]
 fn a_lost_answer_of_etcd_is_given_again() {
     let Some(etcd) = Etcd::start(1) else { return };
-    a_lost_answer_strands_nobody("etcd://", etcd.client_address(0));
+    a_lost_answer_is_given_again("etcd://", etcd.client_address(0));
 }
 
-/// Lets the claimers end also if the test fails while they claim.
+/// Stops the claimers when the test ends, also by a failure.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -154,11 +155,11 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// What a claimer was told of each generation, from 0 on.
+/// The verdict that a claimer got for each generation, from 0 on.
 type Verdicts = Vec<Verdict>;
 
-/// Claims one generation after the other until `stop`, asking again whenever there is no answer.
-/// `decided` counts answers, `unanswered` calls without one.
+/// Claims one generation after the other until `stop`, and asks again if there is no answer.
+/// `decided` counts answers, `unanswered` counts calls without one.
 fn claim_on(
     arbiter: &TcpArbiter,
     node: u128,
@@ -224,7 +225,7 @@ fn an_arbiter_killed_repeatedly_grants_each_generation_once() {
     let generations = told.iter().map(|(_, verdicts)| verdicts.len()).max().unwrap();
     for generation in 0..generations {
         let flag = Generation(generation.try_into().unwrap());
-        // One who never claimed is told the holder; the others are told again what they were told.
+        // A node that never claimed gets the holder; the others get the same verdicts again.
         let Verdict::Lost(holder) = arbiter.test_and_set(&vm(), flag, &claim(CLAIMERS + 1), None).unwrap() else {
             panic!("generation {generation} was forgotten");
         };

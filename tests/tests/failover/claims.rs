@@ -1,5 +1,4 @@
-//! Whose claims are at which arbiter: two arbiters that agree on a number, claims that vanish,
-//! starts beside a VM that lives.
+//! Claims at the wrong arbiter, claims that vanish, and starts of a VM that runs elsewhere.
 
 use hypervisor::program::site::cluster::PATIENCE;
 use std::fs;
@@ -13,8 +12,8 @@ fn file(directory: &Path) -> String {
     format!("file:{}", directory.display())
 }
 
-/// Arbiters of the default kind on two hosts: on the backup's, a VM of this name was killed as
-/// generation 1.
+/// Each host has its own arbiter, as by default. On the backup's, another VM of this name was killed
+/// as generation 1.
 #[test]
 fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_refused() {
     let stage = Stage::new(programs!());
@@ -30,7 +29,7 @@ fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_
     let Ended { code, reason } = stage.program("ft-backup", &stray).end();
     assert_eq!(code, Some(1), "{reason}");
     assert!(reason.contains("same --arbiter"), "{reason}");
-    // The one that has the same arbiter is taken.
+    // A backup with the primary's arbiter is accepted.
     let own = [&["--primary", &channel, "--arbiter", &here][..], &ANYWHERE].concat();
     let mut backup = stage.program("ft-backup", &own);
     assert_eq!(backup.told_number("protected", "generation"), 1);
@@ -62,7 +61,7 @@ fn a_vm_whose_claims_vanish_keeps_its_owner_and_can_be_protected_again() {
     assert!(claims.join("vm0/1.claim").exists());
 }
 
-/// The flag stays free, so that the answer to each claim is known, and nothing is this process's.
+/// The flag stays free, so the answer to each claim is known, and this process owns nothing.
 #[test]
 fn a_backup_that_waits_for_lost_claims_ends_by_a_signal() {
     let stage = Stage::new(programs!());
@@ -74,7 +73,7 @@ fn a_backup_that_waits_for_lost_claims_ends_by_a_signal() {
     let side = [&["--primary", &channel, "--arbiter", &arbiter][..], &ANYWHERE].concat();
     let mut backup = stage.program("ft-backup", &side);
     backup.told("protected");
-    // The primary looks every five seconds, and is dead before.
+    // The primary checks its claims every five seconds, and is killed before.
     fs::remove_dir_all(site.path().join("claims/vm0")).unwrap();
     primary.kill();
     let report = backup.told("primary_claim_lost");
@@ -97,7 +96,7 @@ fn a_live_vm_is_not_started_again_even_with_force_new() {
     wait_until("the guest's first words", || !second.console().is_empty());
 }
 
-/// A claim's own number, which is less by one, is called a flag.
+/// Claims are numbered from 0: a claim's number is called a flag, and the generation is one more.
 #[test]
 fn all_programs_report_the_same_generation() {
     let mut stage = Stage::new(programs!());

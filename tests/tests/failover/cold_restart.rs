@@ -1,4 +1,4 @@
-//! Both sides die, and the VM goes on from the log that one of them kept on disk.
+//! Cold restart: both sides die, and the VM goes on from the log that one of them has on disk.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -10,7 +10,7 @@ use tests::client::Load;
 use tests::programs;
 use tests::stage::{Ended, Node, Pair, Stage, wait_until};
 
-/// A directory for each side's log.
+/// The log directories of both sides.
 struct Logs {
     primary: TempDir,
     backup: TempDir,
@@ -54,11 +54,11 @@ fn assert_refused(stage: &Stage, log: &Path, words: &[&str]) {
     for word in words {
         assert!(reason.contains(word), "{word:?} is not in {reason:?}");
     }
-    // What a log holds isn't offered to be given up.
+    // If there is a log, the error must not suggest to give its contents up.
     assert!(segments(log).is_empty() || !reason.contains("--force-new"), "{reason:?}");
 }
 
-/// Segments, oldest first.
+/// The segments of a log, oldest first.
 fn segments(log: &Path) -> Vec<PathBuf> {
     let mut segments: Vec<_> = fs::read_dir(log).unwrap().map(|file| file.unwrap().path()).collect();
     segments.retain(|path| path.extension().is_some_and(|extension| extension == "ftlog"));
@@ -68,12 +68,12 @@ fn segments(log: &Path) -> Vec<PathBuf> {
 
 fn goes_on_after_the_death_of_both(options: &[&str]) {
     let (stage, logs, Pair { mut primary, mut backup }, load) = logged_pair(options);
-    // At most the primary can notice.
+    // The primary is killed before it can go on alone.
     backup.kill();
     primary.kill();
     let mut again = resumed(&stage, logs.primary.path());
     load.goes_on();
-    // It is a VM like any other: it takes a backup, and outlives its host again.
+    // The resumed VM takes a backup and survives another failover.
     let mut backup = stage.joined_backup();
     load.goes_on();
     again.kill();
@@ -105,10 +105,10 @@ fn only_the_last_owners_log_can_be_resumed() {
     load.goes_on();
     load.lost_nothing();
     assert_eq!(again.owned(), [3]);
-    // While it runs, nobody else may go on from anything.
+    // While it runs, neither log can be resumed.
     assert_refused(&stage, logs.backup.path(), &["in use"]);
     assert_refused(&stage, logs.primary.path(), &["went on as generation 3"]);
-    // In order ended, it isn't gone on with but started afresh.
+    // A VM that has ended in order can't be resumed, only started again.
     again.interrupt();
     assert_refused(&stage, logs.backup.path(), &["ended in order"]);
 }
@@ -128,8 +128,7 @@ fn a_torn_log_resumes_from_its_last_whole_entry() {
     let mut again = resumed(&stage, log.path());
     let ending = again.told_text("resumed", "ending");
     assert!(ending.contains("torn"), "{ending}");
-    // What was lost with the end of the log was seen by clients that are gone; new ones are served
-    // by the guest as it is.
+    // The clients that saw the lost end of the log are gone; new ones are served.
     Load::on(stage.site.service).lost_nothing();
     again.assert_no_panic();
 }
@@ -139,7 +138,7 @@ fn directories_without_a_log_of_this_vm_are_refused_before_a_claim() {
     let stage = Stage::new(programs!());
     let empty = tempfile::tempdir().unwrap();
     assert_refused(&stage, empty.path(), &["no log directory", "--log"]);
-    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "it is somebody else's");
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "a directory that isn't ours stays as it was");
     let log = tempfile::tempdir().unwrap();
     let mut primary = stage.node("ft-primary", &["--unprotected", "--log", text(log.path())]);
     primary.told("console");
@@ -152,7 +151,7 @@ fn directories_without_a_log_of_this_vm_are_refused_before_a_claim() {
     assert_refused(&stage, log.path(), &["no segment", text(&segment)]);
 }
 
-/// Whoever mistypes the directory is told what is there, and finds nothing made.
+/// An operator who mistypes the directory gets told what is there, and nothing is created.
 #[test]
 fn a_path_that_is_no_log_directory_is_refused_with_what_it_is() {
     let stage = Stage::new(programs!());
@@ -189,7 +188,7 @@ fn a_path_that_is_no_log_directory_is_refused_with_what_it_is() {
     }
 }
 
-/// Two operators have the same idea.
+/// Three operators resume the VM at once, two of them from the same log.
 #[test]
 fn of_several_resumes_at_once_one_goes_on_and_the_others_say_why_not() {
     let stage = Stage::new(programs!());
@@ -199,7 +198,7 @@ fn of_several_resumes_at_once_one_goes_on_and_the_others_say_why_not() {
     backup.told("log_usable");
     backup.kill();
     primary.kill();
-    // The same directory, and the backup's.
+    // Two from the primary's log, one from the backup's.
     let mut resuming =
         [logs[0], logs[0], logs[1]].map(|log| stage.node("ft-primary", &["--resume", log, "--accept-loss"]));
     wait_until("the others' ends", || {
@@ -220,8 +219,8 @@ fn of_several_resumes_at_once_one_goes_on_and_the_others_say_why_not() {
     }
 }
 
-/// The stream with which the backup joins is its log's first segment: there is no time in which it
-/// protects the VM and could not be resumed.
+/// The stream with which a backup joins is the first segment of its log, so the log can be resumed
+/// from the moment at which the backup protects the VM.
 #[test]
 fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
     for options in [&[][..], &["--log-wait", "durable"]] {
@@ -231,7 +230,7 @@ fn a_backup_that_goes_live_at_once_and_dies_can_be_resumed() {
         let Pair { mut primary, mut backup } = stage.pair(&of_primary, &of_backup);
         primary.kill();
         backup.told("live");
-        // From here on its log is known to have all that it acknowledged as a backup.
+        // The mark says that the log has all that this side acknowledged as a backup.
         let is_owners = || fs::read_to_string(logs.backup.path().join("kept")).unwrap().starts_with("owner");
         wait_until("the new owner's log", is_owners);
         backup.kill();
@@ -261,7 +260,8 @@ fn the_last_owner_after_several_failovers_can_be_resumed() {
     assert_eq!(again.owned(), [4]);
 }
 
-/// Its writer waits for a reader of this for ever, so that no segment becomes whole.
+/// Puts a FIFO in place of the snapshot's file: the log's writer waits for a reader, so that no
+/// segment becomes whole.
 fn block_the_disk(log: &Path) -> PathBuf {
     let part = log.join("snapshot.part");
     let _ = fs::remove_file(&part);
@@ -279,7 +279,7 @@ fn a_resume_killed_before_its_log_is_usable_can_be_repeated() {
         let part = block_the_disk(log);
         let mut again = resumed(&stage, log);
         assert_eq!(again.owned().len(), 1, "it has claimed the VM");
-        // The guest runs and its clients are at work, and nothing leaves.
+        // The guest runs and its clients send requests, but no output leaves.
         std::thread::sleep(std::time::Duration::from_millis(200));
         assert!(!again.has_told("log_usable") && !again.has_told("first_output"));
         if is_interrupted {
@@ -294,7 +294,7 @@ fn a_resume_killed_before_its_log_is_usable_can_be_repeated() {
     again.told("log_usable");
     load.goes_on();
     load.lost_nothing();
-    // From here on the list is of this node alone.
+    // The list of the log's nodes has this one only.
     assert_eq!(fs::read_to_string(log.join("node")).unwrap().lines().count(), 1);
 }
 
@@ -310,7 +310,7 @@ fn a_backup_is_not_accepted_before_its_log_is_whole() {
     let load = Load::on(stage.site.service);
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert!(!primary.has_told("protected") && !backup.has_told("log_usable"));
-    // The disk gets on: a pipe is written like a file, until it is to be renamed and synced.
+    // A reader of the FIFO lets the writer go on.
     let reader = std::thread::spawn(move || std::io::copy(&mut fs::File::open(part).unwrap(), &mut std::io::sink()));
     backup.told("protected");
     load.goes_on();
@@ -341,7 +341,7 @@ fn an_older_log_is_resumed_only_if_the_last_owner_is_given_up_and_dead() {
     assert_eq!(again.owned(), [3]);
     Load::on(stage.site.service).lost_nothing();
     again.kill();
-    // The given up one is older now.
+    // The log that was given up is out of date now.
     assert_refused(&stage, logs.backup.path(), &["went on as generation 3"]);
     drop(resumed(&stage, logs.primary.path()));
 }

@@ -1,4 +1,4 @@
-//! A real etcd decides which side lives: alone, and as a cluster that loses its members.
+//! etcd as the arbiter: one member, and a cluster that loses members.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -12,10 +12,10 @@ use std::time::Duration;
 use tests::etcd::Etcd;
 use tests::stage::wait_until;
 
-/// Long enough for a busy machine; no test waits for it to pass.
+/// Long enough for a busy machine; no test waits this long.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For calls that a test expects to be in vain.
+/// For calls that a test expects to fail.
 const SHORT: Duration = Duration::from_millis(300);
 
 fn vm(name: &str) -> VmId {
@@ -26,12 +26,12 @@ fn claim(node: u128) -> Claim {
     Claim { node: NodeId(node), kind: ClaimKind::Owner, address: Some(format!("10.0.0.{node}:7200")) }
 }
 
-/// In these tests node 1 has the flag 0, node 2 the flag 1.
+/// The holder of the flag before `generation`: in these tests node 1 has flag 0 and node 2 flag 1.
 fn holder_before(generation: u64) -> Option<NodeId> {
     (generation > 0).then_some(NodeId(generation.into()))
 }
 
-/// Asks until there is an answer, as the roles do.
+/// Claims until there is an answer, as the roles do.
 #[track_caller]
 fn decided(arbiter: &EtcdArbiter, vm: &VmId, generation: u64, node: u128) -> Verdict {
     let mut verdict = None;
@@ -72,7 +72,7 @@ fn one_etcd_member_stores_the_claims_of_many_vms() {
     assert_eq!(arbiter.test_and_set(&alpha, Generation(10), &end, Some(NodeId(1))).unwrap(), Verdict::Won);
     assert_eq!(arbiter.latest(&alpha).unwrap(), Some((Generation(10), end)), "10 is behind 9");
 
-    // Names of which one begins with another, or goes on with what a key does.
+    // Names that are prefixes of others, or continue as keys do.
     let names = ["vm1", "vm10", "vm1.0", "vm1-", "vm", "VM1", "vm1_00000000000000000000"];
     for (node, name) in (1..).zip(names) {
         assert_eq!(arbiter.latest(&vm(name)).unwrap(), None, "{name}");
@@ -101,12 +101,12 @@ fn one_etcd_member_stores_the_claims_of_many_vms() {
     assert_latest(&arbiter);
 }
 
-/// DESIGN "Predecessor": checked in one transaction, whatever this client has seen before.
+/// The predecessor is checked in the claim's transaction, whatever this client has seen before.
 #[test]
 fn a_flag_is_granted_only_behind_its_predecessor() {
     let Some(etcd) = Etcd::start(1) else { return };
     let alpha = vm("alpha");
-    // One that has just looked knows the claim before, and one that hasn't reads it.
+    // A client that has read the last claim remembers it; another one reads it first.
     for (first, has_looked) in [(0, false), (2, true)] {
         let arbiter = etcd.arbiter(TIMEOUT);
         let flag = |flag: u64, node, predecessor: Option<u128>| {
@@ -162,7 +162,7 @@ fn one_of_many_concurrent_claimers_wins() {
     }
 }
 
-/// Exactly one of `nodes` has won, and all others know who.
+/// Checks that exactly one of `nodes` has won, and that the others got its name.
 #[track_caller]
 fn assert_one_winner(nodes: &[u128], verdicts: &[Verdict]) {
     let won: Vec<_> = nodes.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Verdict::Won).collect();
@@ -179,7 +179,7 @@ fn an_etcd_cluster_decides_without_one_member_and_not_without_two() {
     assert_eq!(decided(&first, &alpha, 0, 1), Verdict::Won);
     assert_eq!(decided(&second, &alpha, 0, 2), Verdict::Lost(claim(1)));
 
-    // The one that both have asked so far.
+    // The member that both clients have asked so far.
     etcd.kill(0);
     assert_eq!(decided(&second, &alpha, 1, 2), Verdict::Won);
     assert_eq!(decided(&first, &alpha, 1, 1), Verdict::Lost(claim(2)));
@@ -191,7 +191,7 @@ fn an_etcd_cluster_decides_without_one_member_and_not_without_two() {
         for (node, arbiter) in (1..).zip(&arbiters) {
             let error = arbiter.test_and_set(&alpha, Generation(2), &claim(node), holder_before(2)).unwrap_err();
             assert!(error.is_unreachable(), "{error}");
-            assert!(arbiter.latest(&alpha).unwrap_err().is_unreachable(), "a lone member's word is nobody's");
+            assert!(arbiter.latest(&alpha).unwrap_err().is_unreachable(), "a lone member decides nothing");
         }
     }
 

@@ -13,7 +13,7 @@ use tests::http_proxy::{HttpProxy, Mode};
 use tests::programs;
 use tests::stage::{Node, Stage, wait_until};
 
-/// Starts a program at the stage's LAN, with this arbiter.
+/// Starts a program with the stage's LAN and this arbiter.
 fn node(stage: &Stage, arbiter: &str, program: &str) -> Node {
     let mut options = stage.site.options();
     let spec = options.iter().position(|option| option == "--arbiter").unwrap() + 1;
@@ -40,13 +40,13 @@ fn a_backup_goes_live_though_an_etcd_member_dies_with_the_primary() {
     load.lost_nothing();
 }
 
-/// The VM's latest claim, as etcd itself has it.
+/// The VM's latest claim, read from etcd.
 fn latest(etcd: &Etcd) -> Option<(Generation, Claim)> {
     etcd.arbiter(Duration::from_secs(10)).latest(&"vm0".parse().unwrap()).unwrap()
 }
 
-/// Waits until `node` has asked in vain for a while, and checks that it has ended nothing and owns
-/// nothing more by it.
+/// Waits until `node` has asked in vain for a while, and checks that it neither ended nor owns
+/// another generation.
 #[track_caller]
 fn asks_in_vain(node: &mut Node, status: &str) {
     let (told, owned) = (node.count("arbiter_unreachable"), node.owned());
@@ -59,7 +59,7 @@ fn asks_in_vain(node: &mut Node, status: &str) {
     }
 }
 
-/// Issue 10, number 5: each of these answers ended a start and a backup.
+/// None of these answers may end a start or a backup.
 #[test]
 fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     let Some(etcd) = Etcd::start(1) else { return };
@@ -67,8 +67,8 @@ fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     let proxy = HttpProxy::to(etcd.client_address(0));
     let arbiter = format!("etcd://{}", proxy.address());
 
-    // The look of a start, which has found no etcd here yet; then its claim, which is made and
-    // answered for.
+    // First the start's read of the latest claim fails, then its claim is recorded and answered
+    // with an error.
     proxy.set(Mode::Away("502 Bad Gateway"));
     let mut primary = node(&stage, &arbiter, "ft-primary");
     asks_in_vain(&mut primary, "502 Bad Gateway");
@@ -77,7 +77,7 @@ fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     primary.told("listening");
     assert_eq!(primary.owned(), [1]);
 
-    // The look for the primary, and the check that it is the owner.
+    // The search for the primary, and the check that it is the owner.
     proxy.set(Mode::Away("503 Service Unavailable"));
     let mut backup = node(&stage, &arbiter, "ft-backup");
     wait_until("a backup that waits", || backup.count("waiting") > 0);
@@ -88,7 +88,7 @@ fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     primary.told("console");
     let load = Load::on(stage.site.service);
 
-    // The claim of a failover: it is made, and the answer says that it may not have been.
+    // The claim of a failover: it is recorded, and answered with an error.
     proxy.set(Mode::TooLate("504 Gateway Timeout"));
     primary.kill();
     asks_in_vain(&mut backup, "504 Gateway Timeout");
@@ -108,8 +108,8 @@ fn errors_of_a_proxy_before_etcd_are_retried_and_leave_a_claim_undecided() {
     assert_eq!(latest(&etcd).map(|(_, claim)| claim.kind), Some(ClaimKind::Ended));
 }
 
-/// The claim of a start is made at etcd, and each answer that tells so is lost. The start doesn't
-/// end: it would leave a VM behind that is owned and runs nowhere.
+/// A start's claim is recorded at etcd, and every answer is lost. The start must not end: it would
+/// leave a VM that has an owner and runs nowhere.
 #[test]
 fn a_start_whose_claim_was_recorded_without_an_answer_asks_until_it_is_told() {
     let Some(etcd) = Etcd::start(1) else { return };

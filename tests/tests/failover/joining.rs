@@ -1,4 +1,4 @@
-//! Backups that come: early, late, to the wrong guest, and visitors that are no backups at all.
+//! Joining: backups that are early, late or have another guest, and connections that are no backups.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -23,7 +23,7 @@ use vm::{MachineConfig, PAGE_BYTES, StateDigest};
 #[test]
 fn backup_that_is_started_first_waits_and_joins() {
     let stage = Stage::new(programs!());
-    // Neither knows the other's address: the arbiter tells.
+    // Both find each other through the arbiter.
     let mut backup = stage.node("ft-backup", &[]);
     backup.told("waiting");
     let mut primary = stage.node("ft-primary", &[]);
@@ -40,7 +40,7 @@ fn backup_that_is_started_first_waits_and_joins() {
 fn backups_join_after_the_loss_of_either_side() {
     let (stage, Pair { primary: mut owner, backup: mut other }, load) = loaded_pair(&[], &[]);
     for generation in 2..=6 {
-        // In turn the backup is lost and the primary.
+        // The backup and the primary are lost in turn.
         if generation % 2 == 0 {
             other.kill();
         } else {
@@ -49,7 +49,7 @@ fn backups_join_after_the_loss_of_either_side() {
         }
         owner.comes_to_own(generation);
         load.goes_on();
-        // The arbiter tells where the owner is, and its guest runs on while the backup joins.
+        // The backup finds the owner through the arbiter, and the guest runs on while it joins.
         other = stage.node("ft-backup", &[]);
         assert_eq!(other.told_number("protected", "generation"), generation);
         load.goes_on();
@@ -96,8 +96,8 @@ fn a_second_backup_waits_as_a_spare_until_the_first_is_lost() {
     load.lost_nothing();
 }
 
-/// Bytes that make no sense on a logging channel.
-fn garbage() -> Vec<(&'static str, Vec<u8>)> {
+/// Bytes that are no messages of a logging channel.
+fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let seed = random::seed();
     let mut random = Random::new(seed);
     let mut huge_length = u32::MAX.to_le_bytes().to_vec();
@@ -125,18 +125,18 @@ fn malformed_connections_do_not_keep_a_backup_from_joining() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &[]);
     let channel = primary.told_text("listening", "channel");
-    let visits = garbage();
+    let visits = malformed();
     let since = Instant::now();
     for (what, bytes) in &visits {
-        let mut visitor = TcpStream::connect(&channel).unwrap();
-        visitor.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may hang up on us in the middle.
-        let _ = visitor.write_all(bytes).and_then(|()| visitor.shutdown(Shutdown::Write));
-        let hung_up = visitor.read_to_end(&mut Vec::new());
+        let mut connection = TcpStream::connect(&channel).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The other side may close the connection before all is written.
+        let _ = connection.write_all(bytes).and_then(|()| connection.shutdown(Shutdown::Write));
+        let hung_up = connection.read_to_end(&mut Vec::new());
         let is_late = hung_up.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         assert!(!is_late, "{what}: the primary doesn't hang up");
     }
-    // One is told, and then one every five seconds.
+    // The first refusal is reported, and then one every five seconds.
     primary.told("backup_refused");
     let most = since.elapsed().as_secs() / 5 + 1;
     assert!(primary.count("backup_refused") as u64 <= most, "{:?}", primary.reports());
@@ -151,15 +151,15 @@ fn vm() -> VmId {
     VmId::new("vm0").unwrap()
 }
 
-/// Connects as a backup does, until there is a place for it, and gives the connection once the
-/// session begins on it.
-fn take_the_place(channel: &str) -> TcpStream {
+/// Connects as a backup does until the primary has room for it; returns the connection once its
+/// session begins.
+fn join_by_hand(channel: &str) -> TcpStream {
     loop {
         let mut stream = TcpStream::connect(channel).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&encoded(&[Message::Join { vm: vm(), node: NodeId(7) }])).unwrap();
         let mut decoder = FrameDecoder::new();
-        // A connection that ends at once was refused, too: the one before it was still there.
+        // A connection that ends at once was refused, because the one before was still there.
         while let Ok(bytes @ 1..) = stream.read(decoder.space()) {
             decoder.filled(bytes);
             let Some(frame) = decoder.next_frame().unwrap() else { continue };
@@ -173,7 +173,7 @@ fn take_the_place(channel: &str) -> TcpStream {
     }
 }
 
-/// Reads what comes for a while; `false` if the connection ended.
+/// Reads for a while; `false` if the connection ended.
 fn stays_open(mut stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let mut buffer = [0; 65_536];
@@ -195,8 +195,8 @@ fn a_connection_closed_while_it_joins_does_not_affect_the_next_backup() {
     let mut primary = stage.node("ft-primary", &[]);
     let channel = primary.told_text("listening", "channel");
     let kept = (0..ROUNDS).filter(|_| {
-        drop(take_the_place(&channel));
-        stays_open(&take_the_place(&channel))
+        drop(join_by_hand(&channel));
+        stays_open(&join_by_hand(&channel))
     });
     assert_eq!(kept.count(), ROUNDS as usize, "a backup was dropped for the fault of the one before it");
     primary.assert_no_panic();
@@ -206,19 +206,19 @@ fn a_connection_closed_while_it_joins_does_not_affect_the_next_backup() {
 fn a_silent_connection_does_not_stop_a_protected_guest() {
     let (_stage, Pair { mut primary, backup: _backup }, load) = loaded_pair(&[], &[]);
     let channel = primary.told_text("listening", "channel");
-    let _visitors: Vec<_> = (0..20).map(|_| TcpStream::connect(&channel).unwrap()).collect();
+    let _connections: Vec<_> = (0..20).map(|_| TcpStream::connect(&channel).unwrap()).collect();
     load.goes_on();
     load.lost_nothing();
     assert!(!primary.has_told("backup_lost"));
 }
 
-/// Runs a backup against a primary that says `bytes`, and then hangs up or waits.
+/// Runs a backup against a fake primary that sends `bytes`, and then closes the connection or waits.
 fn backup_of(stage: &Stage, bytes: &[u8], hangs_up: bool) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let backup = stage.node("ft-backup", &["--primary", &address]);
     let (mut stream, _) = listener.accept().unwrap();
-    // It may hang up on us in the middle.
+    // The other side may close the connection before all is written.
     let said = stream.write_all(bytes);
     if hangs_up {
         let _ = said.and_then(|()| stream.shutdown(Shutdown::Write));
@@ -231,14 +231,14 @@ fn backup_of(stage: &Stage, bytes: &[u8], hangs_up: bool) -> Node {
 #[test]
 fn a_backup_ends_with_an_error_if_its_primary_sends_malformed_bytes() {
     let stage = Stage::new(programs!());
-    for (what, bytes) in garbage() {
+    for (what, bytes) in malformed() {
         let ended = backup_of(&stage, &bytes, true).end();
         assert!(matches!(ended.code, Some(1 | 5)), "{what}: {ended:?}");
         assert!(!ended.reason.is_empty(), "{what}");
     }
 }
 
-/// What a primary says of its VM, with the machine's memory as given.
+/// A primary's session header for a VM with this much memory.
 fn session(generation: u64, ram_bytes: u64) -> Message {
     let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
     let header = SessionHeader::new(vm(), Generation(generation), config, "nonsense", b"nonsense").unwrap();
@@ -254,7 +254,7 @@ fn encoded(messages: &[Message]) -> Vec<u8> {
 #[test]
 fn a_backup_ends_with_an_error_that_names_its_primarys_protocol_error() {
     let stage = Stage::new(programs!());
-    // Somebody owns the VM as generation 1.
+    // The fake primary owns the VM as generation 1.
     let arbiter = arbiter::open(&format!("tcp:{}", stage.site.arbiter_address()), PATIENCE).unwrap();
     let owner = Claim { node: NodeId(7), kind: ClaimKind::Owner, address: None };
     assert_eq!(arbiter.test_and_set(&vm(), Generation(0), &owner, None).unwrap(), Verdict::Won);

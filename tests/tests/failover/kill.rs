@@ -1,4 +1,4 @@
-//! The primary is lost, and the guest goes on without anybody outside noticing more than a pause.
+//! Loss of the primary: the guest goes on, and its clients notice a pause only.
 
 use crate::beginnings::loaded_pair;
 use nix::sys::signal::{Signal, killpg};
@@ -29,8 +29,7 @@ fn killed_primary_is_followed_by_its_backup_and_no_message_is_lost_or_doubled() 
         unsent < Load::REPLIES,
         "the primary tells under load too what it has released, but {unsent} outputs were kept"
     );
-    // The console goes on where it was: what the guest says at its start is said by the first
-    // primary alone.
+    // The console goes on where it was: only the first primary prints the guest's greeting.
     assert!(!primary.console().is_empty());
     let greeting = primary.console().lines().next().unwrap().to_owned();
     assert!(!backup.console().contains(&greeting), "{greeting:?} came out twice");
@@ -48,7 +47,7 @@ fn interrupted_primary_hands_over_to_its_backup() {
     load.lost_nothing();
 }
 
-/// `ft-demo`, in a process group with its children, so that none is left if it doesn't end in time.
+/// `ft-demo` in a process group with its children, so that all can be killed if it doesn't end.
 struct Demo(Child);
 
 impl Drop for Demo {

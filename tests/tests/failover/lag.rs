@@ -1,5 +1,5 @@
-//! Scales et al. 2010, §3.2: a backup that is slow slows its primary, so that a failover never has
-//! much to catch up on.
+//! Scales et al. 2010, §3.2: a slow backup slows its primary, so that a failover has little log to
+//! replay.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -13,15 +13,15 @@ use tests::stage::{Pair, Stage};
 /// The lag at which the guest is slowed, in milliseconds.
 const BOUND: &str = "50";
 
-/// How much slower the backup is.
+/// How many times slower the backup replays.
 const SLOWDOWN: &str = "10";
 
-/// What the guest did until the lag was noticed takes the backup ten times as long: this is twice
-/// that, in microseconds.
+/// Bound of the first lag, in microseconds: twice the time that the backup needs, at a tenth of the
+/// speed, for what the guest did until the lag was noticed.
 const FIRST_LAG_US: u64 = 2_000_000;
 
-/// The lag later on: four times the bound, where the guest stops, and as much for a host that
-/// doesn't run a thread.
+/// Bound of the lag afterwards, in microseconds: four times [`BOUND`], where the guest stops, and as
+/// much again for a busy host.
 const LAG_US: u64 = 400_000;
 
 fn ask(service: std::net::SocketAddr) -> String {
@@ -44,7 +44,7 @@ fn a_backup_ten_times_slower_slows_its_primary_and_the_lag_stays_bounded() {
         assert!(ask(stage.site.service).contains("count"), "the guest computes on and answers");
     }
     assert!(!primary.has_told("backup_lost"));
-    // Handed over in order, the primary tells its figures.
+    // A primary that hands over reports its figures.
     primary.interrupt();
     let lag_us = primary.told_number("figures", "lag_max_us");
     assert!(lag_us > 50_000, "the backup was never behind: {lag_us} us");

@@ -1,5 +1,5 @@
-//! The backup's state equals the primary's at every digest, and a difference is found, named, and
-//! never goes live.
+//! Virtual lockstep: both sides' states are equal at every digest, and a backup whose state differs
+//! is detected and never goes live.
 
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use tests::client::Load;
@@ -34,7 +34,7 @@ fn state_is_equal_at_every_digest_while_clients_hammer_the_guest() {
 fn flipped_bit_on_the_backup_is_found_at_the_next_digest_and_never_goes_live() {
     const FLIP_AT: u64 = 10_000_000;
     let stage = Stage::new(programs!());
-    // Near the end of the guest's 64 MiB, where nothing overwrites it.
+    // Near the end of the guest's 64 MiB, which the guest doesn't write.
     let flip = format!("{FLIP_AT}:0x83000010:3");
     let options = ["--digest-steps", "1000000"];
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&options, &["--inject-bit-flip", &flip]);
@@ -44,7 +44,7 @@ fn flipped_bit_on_the_backup_is_found_at_the_next_digest_and_never_goes_live() {
     assert_eq!(code, Some(4), "{end}");
     assert!(!backup.has_told("live"));
 
-    // It was found at the first digest from the flip on, and the report says where that is.
+    // The first digest from the flip on detects it, and the report says where that is.
     let (flipped, _) = link.wait_for_entry(LogSeq(0), |entry| entry.count >= InstructionCount(FLIP_AT));
     let (seq, digest) = link.wait_for_entry(flipped, is_digest);
     let place = format!("divergence at instruction {}, entry {seq}: state digest is ", digest.count);
@@ -52,7 +52,7 @@ fn flipped_bit_on_the_backup_is_found_at_the_next_digest_and_never_goes_live() {
     let interval = digest.count.since(InstructionCount(FLIP_AT));
     assert!(interval <= 1_100_000, "found {interval} steps after the flip");
 
-    // The primary, whose state is right, goes on alone.
+    // The primary goes on alone.
     primary.comes_to_own(2);
     let lost = primary.told_text("backup_lost", "reason");
     assert!(lost.contains("divergence"), "{lost}");

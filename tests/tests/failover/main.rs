@@ -1,4 +1,4 @@
-//! One side dies, or both, or what is between them: processes as their users start them.
+//! Loss of one side, of both, of the arbiter, or of the link: the real programs.
 
 mod arbiter_outage;
 mod backup_loss;

@@ -1,9 +1,9 @@
 //! Scales et al. 2010, §2.2: no output leaves the primary before the backup has acknowledged the
 //! log up to it.
 //!
-//! The link holds the acknowledgements back and looks at what both sides say, so the tests see that
-//! the guest has made its output, that the backup has it in its log, that the guest runs on, and
-//! that nothing has come out.
+//! The link holds the acknowledgements back and records all messages, so that the tests see that the
+//! guest has produced its output, that the backup has its entry, that the guest runs on, and that
+//! the output isn't released.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -17,11 +17,11 @@ use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Stage, wait_until};
 
-/// How long to look for an output that must not come.
+/// How long a test waits for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// The link holds the reports of what is replayed with the acknowledgements: that must not slow the
-/// guest here.
+/// The link holds reports of replay together with the acknowledgements: lag control must not slow
+/// the guest.
 const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
 fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
@@ -33,13 +33,13 @@ fn covers(message: &Message, seq: LogSeq) -> bool {
     matches!(message, Message::Ack { received } if *received > seq)
 }
 
-/// Where the guest stood at the entry `seq`.
+/// The instruction count of entry `seq`.
 fn count_at(link: &Link, seq: LogSeq) -> u64 {
     link.entries()[usize::try_from(seq.0).unwrap()].count.0
 }
 
-/// Waits until the backup says that it has replayed beyond `count` steps, for which the primary
-/// must have run further.
+/// Waits until the backup has replayed more than `steps` steps, so that the primary has run further
+/// than that.
 fn wait_for_replay_beyond(link: &Link, steps: u64) {
     wait_until("the backup's replay", || {
         let said = link.seen(Direction::ToPrimary);
@@ -79,7 +79,7 @@ fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let mut buffer = [0; 100];
-    // The LAN and the guest know each other's addresses from here on: an answer is one packet.
+    // LAN and guest resolve each other's addresses first, so that an answer is one packet.
     client.send(b"hello").unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.recv(&mut buffer).unwrap();
@@ -102,7 +102,7 @@ fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     }
 }
 
-/// How many chunks the counter guest had hashed when it answered.
+/// The counter guest's count, in chunks.
 fn ask_count(client: &UdpSocket) -> u64 {
     client.send(b"?").unwrap();
     receive_count(client)
@@ -118,7 +118,7 @@ fn receive_count(client: &UdpSocket) -> u64 {
 
 #[test]
 fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
-    /// Steps to compute with an output held: hundreds of times what the guest needs to answer.
+    /// Steps that the guest computes with an output held: many times what an answer takes.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
     let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED[..]].concat(), &[]);
@@ -137,6 +137,6 @@ fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
     let held = receive_count(&client);
     let now = ask_count(&client);
     assert!(first < held, "{first} then {held}");
-    // A chunk takes some two thousand steps.
+    // A chunk takes about two thousand steps.
     assert!(now - held > STEPS / 4000, "the guest stood still from {held} to {now}");
 }

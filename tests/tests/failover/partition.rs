@@ -1,5 +1,4 @@
-//! The link between two live sides is cut: exactly one goes on, and the other has put out nothing
-//! since.
+//! A cut link between two live sides: exactly one goes on, and the other releases nothing any more.
 
 use crate::beginnings::loaded_linked_pair;
 use tests::client::Load;
@@ -7,8 +6,8 @@ use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Node, Pair, Stage, wait_until};
 
-/// Failure timeouts: long enough that a busy host causes no loss, and far enough apart that one
-/// side notices first.
+/// Failure timeouts in milliseconds: long enough that a busy host causes no failover, and far enough
+/// apart that one side notices the cut first.
 const ALERT_MS: &str = "1000";
 const PATIENT_MS: &str = "4000";
 
@@ -18,7 +17,7 @@ fn assert_fenced_primary_kept_silent(primary: &mut Node, link: &Link) {
     assert_eq!(primary.owned(), [1]);
     let figures = primary.told("figures");
     let allowed = link.outputs_covered(&link.passed(Direction::ToPrimary)) as u64;
-    // An acknowledgement that has just passed a link that is cut may die in the primary's socket.
+    // An acknowledgement that just passed the link may be lost in the primary's socket.
     let left = figures["hold_time"]["samples"].as_u64().unwrap_or(0);
     assert!((1..=allowed).contains(&left), "{left} outputs left, {allowed} might have");
     assert!(figures["frames"].as_u64() <= Some(allowed), "{figures}");
@@ -38,7 +37,7 @@ fn silent_cut_that_the_backup_notices_first_fences_the_primary() {
     let load = Load::on(stage.site.service);
     link.silence();
     assert_eq!(backup.told_number("live", "generation"), 2);
-    // The old primary doesn't know yet, and the guest runs on there: nobody hears of it.
+    // The old primary doesn't know yet and runs on, but its outputs are held.
     load.goes_on();
     assert_fenced_primary_kept_silent(&mut primary, &link);
     load.goes_on();
@@ -61,7 +60,7 @@ fn silent_cut_that_the_primary_notices_first_fences_the_backup() {
     assert_eq!(primary.owned(), [1, 2]);
 }
 
-/// Both sides lose the other at about the same time. Which of them wins is the arbiter's to say.
+/// Both sides lose each other at about the same time; the arbiter decides which of them goes on.
 #[track_caller]
 fn exactly_one_goes_on(separate: impl Fn(&Link)) {
     let (_stage, Pair { mut primary, mut backup }, link, load) =

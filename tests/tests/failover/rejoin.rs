@@ -1,5 +1,4 @@
-//! Redundancy is restored: a new backup joins a guest that runs, at any time and any number of
-//! times.
+//! Rejoining: a new backup joins a running guest, at any time and any number of times.
 
 use crate::beginnings::loaded_pair;
 use std::thread;
@@ -22,7 +21,7 @@ fn a_backup_joins_a_guest_that_ran_unprotected_and_outlives_its_primary() {
     assert!(backup.told_number("live", "digests_checked") > 0, "lockstep was checked");
     load.goes_on();
     load.lost_nothing();
-    // The guest greets when it boots, and it has booted once.
+    // The guest prints its greeting when it boots, which it does once.
     let greeting = primary.console().lines().next().unwrap().to_owned();
     assert!(!backup.console().contains(&greeting), "{greeting:?} came out twice");
 }
@@ -61,7 +60,7 @@ fn a_backup_that_dies_while_it_joins_costs_the_guest_nothing() {
         backup.told("primary_connected");
         thread::sleep(Duration::from_millis(delay_ms));
         backup.kill();
-        // Either it was lost on its way, or the pair was complete and the primary had to claim.
+        // The backup was lost while it joined, or it had joined and the primary had to claim.
         if !backup.has_told("protected") {
             unprotected += 1;
         }
@@ -81,8 +80,8 @@ fn a_backup_whose_primary_dies_while_it_joins_never_goes_live() {
     let stage = Stage::new(programs!());
     let mut primary = stage.node("ft-primary", &["--unprotected"]);
     primary.told("console");
-    // Nothing that the primary says arrives any more after its session header: the backup can't
-    // have been told.
+    // No message after the session header arrives, so the backup can't have been told that it
+    // protects the VM.
     let link = tests::link::Link::to(primary.told_text("listening", "channel").parse().unwrap());
     link.hold(tests::link::Direction::ToBackup);
     let mut backup = stage.node("ft-backup", &["--primary", &link.address().to_string()]);

@@ -1,5 +1,4 @@
-//! A VM on TAP interfaces of the kernel's, one for each side, on a bridge where the clients are the
-//! kernel's own.
+//! A VM on TAP interfaces, one for each side, on a bridge; the clients use the kernel's TCP.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::client::echo;
@@ -10,7 +9,7 @@ use tests::netns::{in_own_network, make_bridge, run, stations};
 use tests::programs;
 use tests::stage::{Node, Pair, wait_until};
 
-/// Where the guest expects its gateway.
+/// The address of the guest's gateway, which the bridge gets.
 const HOST: &str = "10.0.2.2/24";
 
 /// The echo guest's service.
@@ -21,10 +20,10 @@ const MAC: &str = "52:54:00:00:00:15";
 
 const TAPS: [&str; 2] = ["ft-tap0", "ft-tap1"];
 
-/// Replies that a client has between two looks at it.
+/// Replies that a client must get between two checks.
 const REPLIES: u64 = 300;
 
-/// An arbiter's directory, and whatever nodes write.
+/// A directory for the arbiter's claims and the nodes' files.
 struct Place(TempDir);
 
 impl Place {
@@ -35,7 +34,7 @@ impl Place {
     fn node(&self, program: &str, tap: &str, options: &[&str]) -> Node {
         let arbiter = format!("file:{}", self.0.path().join("claims").display());
         let network = format!("tap={tap}");
-        // Silence loses nobody: the host may stop either side for a while.
+        // A failure timeout so long that a busy host causes no failover.
         let common = ["--arbiter", &arbiter, "--listen", "127.0.0.1:0", "--failure-timeout-ms", "60000"];
         let arguments = [&common[..], &["--net", &network], options].concat();
         Node::start(&programs!(), self.0.path(), program, &arguments)
@@ -51,7 +50,7 @@ impl Place {
     }
 }
 
-/// The interface that the bridge sends the guest's packets to.
+/// The interface to which the bridge forwards packets for the guest.
 fn interface_of_guest() -> Option<String> {
     let stations = stations();
     let line = stations.lines().find(|line| line.starts_with(MAC))?;
@@ -83,7 +82,7 @@ fn a_kernels_tcp_connection_survives_the_kill_of_the_primary() {
 fn a_silent_guest_is_announced_when_it_goes_live() {
     in_own_network(|| {
         make_bridge(HOST, &TAPS);
-        // Nobody asks the guest anything.
+        // No host sends the guest a packet.
         run("ip", "link set dev ft-bridge arp off");
         let place = Place::new();
         let Pair { mut primary, mut backup } = place.pair();
@@ -111,7 +110,7 @@ fn a_missing_or_busy_tap_interface_is_named_and_waited_for() {
         assert!(reason.contains("ip tuntap add dev ft-tap1 mode tap"), "{reason}");
         run("ip", "tuntap add dev ft-tap1 mode tap");
         third.told("lan_attached");
-        // It goes away, and comes back.
+        // The interface is deleted, and made again.
         run("ip", "link delete ft-tap1");
         wait_until("the loss of the interface", || third.count("lan_lost") == 2);
         run("ip", "tuntap add dev ft-tap1 mode tap");

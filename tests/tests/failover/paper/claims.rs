@@ -12,10 +12,10 @@ use tests::client::Load;
 use tests::programs;
 use tests::stage::{Pair, Stage, pause, wait_until, wake};
 
-/// Neither side lives and the VM is owned as `generation`: it starts when the operator says so, as
-/// the next.
+/// Checks that neither side lives, that a dead node owns the VM as `generation`, and that it starts
+/// as the next generation only with `--force-new`.
 #[track_caller]
-fn nobody_owns_it_but_the_dead(stage: &Stage, generation: u64) {
+fn assert_owned_by_a_dead_node(stage: &Stage, generation: u64) {
     let mut again = stage.node("ft-primary", &[]);
     let ended = again.end();
     assert_eq!(ended.code, Some(1), "{}", ended.reason);
@@ -37,7 +37,7 @@ fn a_vm_whose_backup_dies_before_its_claim_is_recorded_has_no_live_side() {
     backup.told("arbiter_unreachable");
     backup.kill();
     stage.restart_arbiter();
-    nobody_owns_it_but_the_dead(&stage, 1);
+    assert_owned_by_a_dead_node(&stage, 1);
     assert!(!backup.has_told("live"));
 }
 
@@ -45,7 +45,7 @@ fn a_vm_whose_backup_dies_before_its_claim_is_recorded_has_no_live_side() {
 fn a_vm_whose_backup_dies_after_its_claim_is_recorded_has_no_live_side() {
     let stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
-    // The arbiter gets the claim, and answers when nobody hears it any more.
+    // The arbiter gets the claim, and answers only after the backup has died.
     pause(&stage.site.arbiter);
     primary.kill();
     backup.told("arbiter_unreachable");
@@ -54,7 +54,7 @@ fn a_vm_whose_backup_dies_after_its_claim_is_recorded_has_no_live_side() {
     let arbiter = arbiter::open(&format!("tcp:{}", stage.site.arbiter_address()), PATIENCE).unwrap();
     let claimed = || arbiter.latest(&"vm0".parse().unwrap()).unwrap().is_some_and(|(flag, _)| flag == Generation(1));
     wait_until("the claim's record", claimed);
-    nobody_owns_it_but_the_dead(&stage, 2);
+    assert_owned_by_a_dead_node(&stage, 2);
     assert!(!backup.has_told("live"));
 }
 
@@ -80,7 +80,7 @@ fn the_surviving_one_of_two_claimers_goes_on() {
 
 #[test]
 fn connections_opened_and_closed_during_an_outage_reach_the_new_primary() {
-    /// Connections that the echo guest takes at once.
+    /// Connections that the echo guest accepts at once.
     const CONNECTIONS: usize = 64;
     let mut stage = Stage::new(programs!());
     let Pair { mut primary, mut backup } = stage.pair(&[], &[]);
@@ -88,7 +88,7 @@ fn connections_opened_and_closed_during_an_outage_reach_the_new_primary() {
     for client in [&closes, &resets, &ends, &stays] {
         echoes(client, "before");
     }
-    // Nobody serves until the arbiter is back.
+    // Neither side serves until the arbiter is back.
     stage.kill_arbiter();
     primary.kill();
     backup.told("arbiter_unreachable");
@@ -109,7 +109,7 @@ fn connections_opened_and_closed_during_an_outage_reach_the_new_primary() {
         echoes(client, "after");
     }
     wait_until("the guest's word of the three that left", || backup.console().matches("echo: closed").count() == 3);
-    // Their sockets are free again: the guest takes as many connections as ever.
+    // The closed connections have freed their sockets: the guest accepts as many as before.
     let crowd: Vec<_> = (2..CONNECTIONS).map(|_| connect(&stage)).collect();
     for client in crowd.iter().chain([&stays, &comes]) {
         echoes(client, "in a crowd");

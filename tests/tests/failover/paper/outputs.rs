@@ -11,14 +11,14 @@ use vm::InstructionCount;
 
 #[test]
 fn the_backup_replays_no_further_than_its_log() {
-    /// Steps that the primary is ahead, when it could be seen that the backup had run on.
+    /// How many steps the primary runs ahead, far enough to see that the backup doesn't follow.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
     let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED[..]].concat(), &[]);
     link.hold(Direction::ToBackup);
     let known = link.passed_entries();
     let last = known.last().unwrap().count;
-    // A guest that computes and waits for nothing.
+    // The guest computes, so it runs on without inputs.
     link.wait_for_entry(LogSeq(0), |entry| entry.count > InstructionCount(last.0 + STEPS));
     for message in link.seen(Direction::ToPrimary) {
         if let Message::Consumed { consumed, count } = message {
@@ -62,7 +62,7 @@ fn an_input_whose_entry_was_lost_is_delivered_to_the_new_primary_again() {
     let asker = Asker::of(&stage);
     link.hold(Direction::ToBackup);
     let requests = ["request one", "request two", "request three"];
-    // The primary's guest has had them and answered them, and nobody else knows.
+    // The primary's guest has received and answered them; the backup has no entry of them.
     let places = requests.map(|request| {
         asker.ask(request);
         link.wait_for_answer(request.as_bytes())
@@ -90,7 +90,7 @@ fn an_output_released_just_before_the_crash_reaches_clients_once() {
         asker.ask(request);
         link.wait_for_answer(request.as_bytes())
     });
-    // The word that they have left follows the last of them, and never arrives.
+    // The message that they have left follows the last of their entries, and never arrives.
     let [_, last] = places[requests.len() - 1];
     link.pass_entry(last);
     for request in requests {
@@ -110,7 +110,7 @@ fn an_output_released_just_before_the_crash_reaches_clients_once() {
 fn a_backup_that_is_behind_replays_its_whole_log_before_it_goes_live() {
     let stage = Stage::new(programs!());
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &["--inject-slowdown", "20"]);
-    // Answered while replay falls behind: acknowledgements don't wait for it.
+    // Clients are served while replay falls behind, as acknowledgements don't wait for it.
     let load = Load::on(stage.site.service);
     let said = link.seen(Direction::ToPrimary);
     let consumed =
@@ -124,7 +124,7 @@ fn a_backup_that_is_behind_replays_its_whole_log_before_it_goes_live() {
     load.lost_nothing();
 }
 
-/// How many outputs the LAN has dropped because it had carried them before. Ends the LAN.
+/// The number of outputs that the LAN dropped because it had carried them before. Ends the LAN.
 fn duplicates(stage: &mut Stage) -> u64 {
     let lan = &mut stage.site.lan;
     assert_eq!(lan.interrupt().unwrap(), Some(0));

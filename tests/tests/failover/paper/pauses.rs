@@ -16,7 +16,7 @@ const PATIENT_TIMEOUT: Duration = Duration::from_millis(4000);
 
 #[test]
 fn an_idle_guest_stays_protected_and_keeps_its_connection() {
-    /// Several times the failure timeout.
+    /// Four times the failure timeout.
     const IDLE: Duration = Duration::from_secs(4);
     let stage = Stage::new(programs!());
     let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&ALERT, &ALERT);
@@ -53,19 +53,19 @@ fn a_pause_shorter_than_the_timeout_is_no_failure() {
     assert_eq!(primary.owned(), [1]);
 }
 
-/// A primary that was stopped while outputs were held, and has their acknowledgements in its
-/// socket. Its backup has gone live.
+/// A primary that was stopped while it held outputs whose acknowledgements are in its socket. Its
+/// backup has gone live.
 struct Sleeper {
     stage: Stage,
     primary: Node,
-    /// What was its backup.
+    /// The backup that has gone live.
     owner: Node,
     load: Load,
-    /// Since then it sleeps.
+    /// When the primary was stopped.
     since: Instant,
-    /// How many outputs it may have let out before, and how many the acknowledgements in its socket
-    /// would let out too.
+    /// The number of outputs that it may have released before it was stopped.
     allowed: usize,
+    /// The number of outputs that the acknowledgements in its socket cover.
     acknowledged: usize,
     _link: Link,
 }
@@ -87,7 +87,7 @@ fn sleeping_primary(timeout: &[&str]) -> Sleeper {
 }
 
 impl Sleeper {
-    /// Wakes the primary, which finds itself fenced; gives how many outputs it has let out.
+    /// Resumes the primary, which ends fenced; returns the number of outputs that it released.
     #[track_caller]
     fn wake(&mut self) -> usize {
         wake(&self.primary);
@@ -103,7 +103,7 @@ impl Sleeper {
 #[test]
 fn a_primary_resumed_after_its_timeout_releases_nothing() {
     let mut sleeper = sleeping_primary(&PATIENT);
-    // The new owner's next backup doesn't wait for the old primary's end.
+    // The new owner takes a backup before the old primary has ended.
     let mut next = sleeper.stage.joined_backup();
     sleeper.load.goes_on();
     thread::sleep(PATIENT_TIMEOUT.saturating_sub(sleeper.since.elapsed()));
@@ -118,7 +118,7 @@ fn a_primary_resumed_after_its_timeout_releases_nothing() {
 
 #[test]
 fn outputs_of_a_primary_resumed_before_its_timeout_are_dropped_by_the_lan() {
-    // Nothing tells it that it slept: it takes the acknowledgements for what they were.
+    // With a timeout this long it doesn't notice the pause, and acts on the acknowledgements.
     let mut sleeper = sleeping_primary(&["--failure-timeout-ms", "60000"]);
     let let_out = sleeper.wake();
     assert_eq!(let_out, sleeper.acknowledged, "it should have put out what the LAN is to refuse");
@@ -136,7 +136,7 @@ fn a_backup_resumed_after_its_timeout_never_goes_live() {
     primary.kill();
     assert_eq!(next.told_number("live", "generation"), 3);
     load.goes_on();
-    // Its primary is dead indeed, but it wasn't its primary any more.
+    // Its primary is dead, but by now it belonged to another pair.
     wake(&backup);
     backup.ends_fenced();
     backup.has_put_nothing_out();
