@@ -1,5 +1,5 @@
-//! An arbiter that is away when it is needed: no side goes on until it is back, and then exactly one
-//! does.
+//! An arbiter that is away when it is needed: no side goes on until it is back, and then exactly
+//! one does.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -28,8 +28,8 @@ const REPORTS: usize = 5;
 /// A failure timeout long enough that a busy host causes no failover before the test does.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 
-/// Waits until `sides` have asked the arbiter in vain for a while, and checks that no output reaches
-/// the clients meanwhile.
+/// Waits until `sides` have asked the arbiter in vain for a while, and checks that no output
+/// reaches the clients meanwhile.
 #[track_caller]
 fn assert_no_side_goes_on(sides: &mut [&mut Node], load: &Load) {
     for side in &mut *sides {

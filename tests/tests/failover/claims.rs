@@ -12,8 +12,8 @@ fn file(directory: &Path) -> String {
     format!("file:{}", directory.display())
 }
 
-/// Each host has its own arbiter, as by default. On the backup's, another VM of this name was killed
-/// as generation 1.
+/// Each host has its own arbiter, as by default. On the backup's, another VM of this name was
+/// killed as generation 1.
 #[test]
 fn a_backup_whose_arbiter_knows_another_node_as_owner_of_the_same_generation_is_refused() {
     let stage = Stage::new(programs!());

@@ -1,4 +1,5 @@
-//! Joining: backups that are early, late or have another guest, and connections that are no backups.
+//! Joining: backups that are early, late or have another guest, and connections that are no
+//! backups.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -212,7 +213,8 @@ fn a_silent_connection_does_not_stop_a_protected_guest() {
     assert!(!primary.has_told("backup_lost"));
 }
 
-/// Runs a backup against a fake primary that sends `bytes`, and then closes the connection or waits.
+/// Runs a backup against a fake primary that sends `bytes`, and then closes the connection or
+/// waits.
 fn backup_of(stage: &Stage, bytes: &[u8], hangs_up: bool) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -20,8 +20,8 @@ const SLOWDOWN: &str = "10";
 /// speed, for what the guest did until the lag was noticed.
 const FIRST_LAG_US: u64 = 2_000_000;
 
-/// Bound of the lag afterwards, in microseconds: four times [`BOUND`], where the guest stops, and as
-/// much again for a busy host.
+/// Bound of the lag afterwards, in microseconds: four times [`BOUND`], where the guest stops, and
+/// as much again for a busy host.
 const LAG_US: u64 = 400_000;
 
 fn ask(service: std::net::SocketAddr) -> String {

@@ -1,9 +1,9 @@
 //! Scales et al. 2010, §2.2: no output leaves the primary before the backup has acknowledged the
 //! log up to it.
 //!
-//! The link holds the acknowledgements back and records all messages, so that the tests see that the
-//! guest has produced its output, that the backup has its entry, that the guest runs on, and that
-//! the output isn't released.
+//! The link holds the acknowledgements back and records all messages, so that the tests see that
+//! the guest has produced its output, that the backup has its entry, that the guest runs on, and
+//! that the output isn't released.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 

@@ -6,8 +6,8 @@ use tests::link::{Direction, Link};
 use tests::programs;
 use tests::stage::{Node, Pair, Stage, wait_until};
 
-/// Failure timeouts in milliseconds: long enough that a busy host causes no failover, and far enough
-/// apart that one side notices the cut first.
+/// Failure timeouts in milliseconds: long enough that a busy host causes no failover, and far
+/// enough apart that one side notices the cut first.
 const ALERT_MS: &str = "1000";
 const PATIENT_MS: &str = "4000";
 

@@ -1,5 +1,5 @@
-//! A stock Debian Linux boots, is typed to, serves redis, and powers off; and all of it replays bit
-//! for bit.
+//! A stock Debian Linux boots, takes input at its console, serves redis and powers off; its
+//! recording replays bit for bit.
 
 use hypervisor::program::cli::exit;
 use hypervisor::program::client::redis::{Redis, Reply};
@@ -12,7 +12,7 @@ use tests::stage::Node;
 
 const OK: Option<i32> = Some(exit::OK as i32);
 
-/// Waits for the node's end, which it must reach in order; gives its summary.
+/// Waits for the node's orderly end; returns its summary.
 #[track_caller]
 fn ends_in_order(node: &mut Node, summary: &str) -> Value {
     node.wait(PATIENCE).expect("it ends by itself");
@@ -38,8 +38,8 @@ fn linux_boots_to_a_shell_and_redis_and_replays_to_the_same_console_and_state() 
     for text in [GREETING, REDIS_READY, "/ # "] {
         wait_for_console(&mut recorder, text);
     }
-    // More than the serial port holds at once: nothing of it may be lost. The shell's echo of it
-    // doesn't have the sum.
+    // Input longer than the serial port's buffer must not be lost. The shell's echo of it doesn't
+    // contain the sum.
     let long = "typed".repeat(60);
     writeln!(keyboard, "echo $((6 * 7)) {long}; cat /proc/cpuinfo").unwrap();
     wait_for_console(&mut recorder, &format!("42 {long}"));
@@ -65,8 +65,8 @@ fn linux_boots_to_a_shell_and_redis_and_replays_to_the_same_console_and_state() 
     for field in ["entries", "instruction_count", "outputs"] {
         assert_eq!(replayed[field].as_u64().unwrap(), recorded[field].as_u64().unwrap(), "{field}");
     }
-    // They come every 20 million instructions and every second, and booting takes hundreds of
-    // millions.
+    // There is a digest every 20 million instructions and every second, and booting takes hundreds
+    // of millions.
     assert!(replayed["digests_checked"].as_u64().unwrap() > 20, "{replayed}");
     println!("{replayed}");
 }

@@ -1,5 +1,5 @@
-//! A stock Debian Linux with redis outlives one primary after the other, and no client sees more of
-//! it than a pause.
+//! A stock Debian Linux with redis survives the loss of one primary after the other; its clients
+//! see a pause only.
 
 use tests::linux::{GREETING, LinuxGuest, PATIENCE, REDIS_READY, REDIS_SERVICE, wait_for_console};
 use tests::programs;
@@ -10,7 +10,7 @@ use tests::stage::Stage;
 fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_keeps_its_connection() {
     let Some(guest) = LinuxGuest::with_redis() else { return };
     let stage = Stage::serving(programs!(), REDIS_SERVICE);
-    // It boots in lockstep with its first backup.
+    // It boots with a backup from the beginning.
     let mut primary = stage.node("ft-primary", &guest.options(&[]));
     let channel = primary.told_text("listening", "channel");
     let mut backup = stage.node("ft-backup", &["--primary", &channel]);
@@ -26,7 +26,7 @@ fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_kee
         load.goes_on();
         primary = backup;
         assert!(!primary.console().contains(GREETING), "it goes on, and doesn't boot again");
-        // A guest with a hundred megabytes in use is copied while it serves.
+        // A guest that uses about 100 MB is copied while it serves.
         backup = stage.joined_backup();
         load.goes_on();
     }
@@ -39,8 +39,8 @@ fn redis_loses_nothing_that_it_acknowledged_by_the_loss_of_two_primaries_and_kee
     println!("{acknowledged} commands acknowledged");
 }
 
-/// What a boot says, in this order: early with traps and page tables just set up, in the middle of
-/// the drivers, at the end of the kernel, and from its first program.
+/// Console output of a boot, in this order: early, with traps and page tables just set up; amid the
+/// drivers; at the end of the kernel's start; from the first program.
 const MILESTONES: [&str; 4] = ["Linux version", "SBI TIME extension", "Trying to unpack rootfs", "Run /init"];
 
 #[test]
@@ -53,7 +53,7 @@ fn linux_loses_its_primary_again_and_again_while_it_boots_and_boots_once() {
     backup.told("protected");
     let mut before = String::new();
     for milestone in MILESTONES {
-        // A host that is slow to start backups may see it boot on meanwhile.
+        // On a host that is slow to start backups the guest may have booted further.
         if !before.contains(milestone) {
             wait_for_console(&mut primary, milestone);
         }
@@ -64,7 +64,7 @@ fn linux_loses_its_primary_again_and_again_while_it_boots_and_boots_once() {
         backup = stage.joined_backup();
     }
     wait_for_console(&mut primary, REDIS_READY);
-    // A line may come on both sides of a failover, but not of four.
+    // A line may be printed on both sides of a failover, but not of all four.
     let console = primary.console();
     assert!(!console.contains(MILESTONES[0]), "it went on, and didn't boot again: {console}");
     assert!((before + &console).contains(GREETING), "{console}");
@@ -90,11 +90,11 @@ fn redis_goes_on_from_the_log_on_disk_after_the_death_of_both_sides() {
     wait_for_console(&mut primary, REDIS_READY);
     let load = RedisLoad::on(stage.site.service);
 
-    // At most the primary can notice.
+    // The primary is killed before it can go on alone.
     backup.kill();
     primary.kill();
     let mut again = stage.node("ft-primary", &["--resume", log]);
-    // It replays from the last snapshot on, which may be the boot.
+    // The log is replayed from its last snapshot on, which may be the boot.
     again.wait_for("resumed", PATIENCE).unwrap();
     load.goes_on();
     let mut backup = stage.joined_backup();

@@ -1,4 +1,4 @@
-//! Debian's kernel with redis as a guest.
+//! Guests with Debian's kernel and redis.
 
 mod boot;
 mod failover;

@@ -1,5 +1,4 @@
-//! The same Linux on QEMU's board: the files are good, and so is the client that the other tests
-//! trust.
+//! The same Linux on QEMU: checks the guest's files, and the client that the other tests use.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,7 +12,7 @@ fn linux_on_qemu_serves_redis_to_the_checking_client() {
     if !is_installed() {
         return;
     }
-    // QEMU takes no port 0: one that was free a moment ago.
+    // QEMU takes no port 0, so this uses a port that was free a moment ago.
     let service = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let network = format!("user,id=lan,hostfwd=tcp:{service}-{REDIS_SERVICE}");
     let mut arguments = vec!["-netdev", &network, "-device", "virtio-net-device,netdev=lan"];
@@ -23,7 +22,7 @@ fn linux_on_qemu_serves_redis_to_the_checking_client() {
     let load = RedisLoad::on(service);
     load.goes_on();
     assert!(load.lost_nothing() >= 2 * RedisLoad::REPLIES);
-    // And one that doesn't find what it expects says so: this redis isn't empty.
+    // A client that expects an empty redis must fail, as this one isn't.
     let misled = misled_client(service);
     assert!(!misled.is_perfect(), "{misled:?}");
     assert!(misled.error.as_ref().is_some_and(|error| error.contains("INCR counter")), "{misled:?}");

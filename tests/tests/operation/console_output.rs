@@ -1,5 +1,5 @@
-//! What the real programs write to standard output: the guest's console for a terminal, for a file
-//! and as JSON, lists of entries, and what comes of it when standard output takes no more.
+//! Standard output of the real programs: the guest's console for a terminal, for a file and as
+//! JSON, lists of entries, and errors of standard output.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -19,7 +19,7 @@ const A1: u32 = 11;
 const A6: u32 = 16;
 const A7: u32 = 17;
 const ECALL: u32 = 0x0000_0073;
-/// What a terminal sends for these keys.
+/// The bytes that a terminal sends for these keys.
 const CTRL_C: u8 = 3;
 const WFI: u32 = 0x1050_0073;
 const TIME: u32 = 0xc01;
@@ -30,7 +30,7 @@ const SBI_RESET: u64 = 0x5352_5354;
 const SBI_CONSOLE: u64 = 0x4442_434e;
 const CONSOLE_WRITE_BYTE: u64 = 2;
 
-/// A guest that writes each of `parts` byte by byte, sleeps a moment between them, and powers off.
+/// A guest that writes `parts` byte by byte, sleeps for a moment after each part, and powers off.
 fn writer(parts: &[&[u8]]) -> Vec<u8> {
     let mut assembler = Assembler::new(START);
     for part in parts {
@@ -59,7 +59,7 @@ fn writer(parts: &[&[u8]]) -> Vec<u8> {
 struct Recording {
     directory: TempDir,
     log: PathBuf,
-    /// What `ft-record --json` told.
+    /// Standard output of `ft-record --json`.
     told: String,
 }
 
@@ -97,12 +97,12 @@ fn objects(lines: &str) -> Vec<Value> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// The console events among JSON lines.
+/// The console events in lines of JSON.
 fn console(lines: &str) -> Vec<Value> {
     objects(lines).into_iter().filter(|object| object["event"] == "console").collect()
 }
 
-/// The bytes that console events stand for.
+/// The console bytes of these events.
 fn bytes(events: &[Value]) -> Vec<u8> {
     let one = |event: &Value| match event["hex"].as_str() {
         None => event["text"].as_str().unwrap().as_bytes().to_vec(),
@@ -136,7 +136,7 @@ fn json_keeps_bytes_that_are_not_utf_8() {
 
 #[test]
 fn an_option_chooses_where_the_console_goes() {
-    // vi's questions: its version of the terminal, its colours, where the cursor is.
+    // Queries as vi sends them: the terminal's version, its colours, the cursor's position.
     let output = b"\x1b[?1049h\x1b[>c\x1b]11;?\x07\x1b[6nhello\r\n\x05";
     let recording = Recording::of(&[output]);
     let stdout = |options: &[&str]| {
@@ -152,7 +152,7 @@ fn an_option_chooses_where_the_console_goes() {
     let file = recording.path("console");
     assert_eq!(stdout(&["--console", file.to_str().unwrap()]), b"");
     assert_eq!(fs::read(&file).unwrap(), output);
-    // A mistake that would cost the recording.
+    // Writing the console over the log would destroy the recording.
     let before = fs::read(&recording.log).unwrap();
     let refused = run(&mut recording.replay(&["--console", recording.log.to_str().unwrap()]));
     assert_eq!(refused.status.code(), Some(exit::FAILURE.into()));
@@ -176,7 +176,7 @@ fn entries_are_a_table_with_a_head_or_json() {
         let count = entry["instruction_count"].as_u64().unwrap();
         assert!(count >= last);
         last = count;
-        // ClockRead in the table is clock_read here.
+        // The table has `ClockRead` where JSON has `clock_read`.
         let kind = entry["entry"].as_str().unwrap().replace('_', "");
         assert_eq!(line.split_whitespace().nth(2).unwrap().to_lowercase(), kind, "{line} {entry}");
     }
@@ -185,7 +185,7 @@ fn entries_are_a_table_with_a_head_or_json() {
     assert!(outputs.iter().all(|output| output["digest"].as_str().unwrap().len() == 16), "{outputs:?}");
 }
 
-/// `command` with a standard output that nobody reads any more.
+/// Runs `command` with a closed pipe as standard output.
 fn into_closed_pipe(command: &mut Command) -> Output {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -211,12 +211,12 @@ fn an_error_of_standard_output_is_reported_and_a_closed_pipe_is_not() {
         assert_eq!(closed.status.code(), Some(exit::PIPE_CLOSED.into()), "{options:?}");
         assert_eq!(text(&closed.stderr), "", "{options:?}");
     }
-    // What isn't written can't fail.
+    // Without console output there is nothing that can fail.
     let none = into_closed_pipe(&mut recording.replay(&["--console", "none"]));
     assert_eq!(none.status.code(), Some(exit::OK.into()));
 }
 
-/// A log as a pipe is read once.
+/// A log in a pipe can be read only once, and without seeking.
 #[test]
 fn a_log_from_a_pipe_replays() {
     let recording = Recording::of(&[b"piped\n"]);
@@ -230,11 +230,11 @@ fn a_log_from_a_pipe_replays() {
     assert_eq!(shown, "piped\n");
 }
 
-/// What a recorded program has done to the terminal is undone whatever ends the replay.
+/// A replay restores the terminal's state however it ends.
 #[test]
 fn an_interrupted_replay_restores_the_terminal() {
     let begin = b"\x1b[?1049h\x1b[31mred";
-    // More than a pipe takes, so that the replay goes on only as it is read.
+    // More than a pipe holds, so that the replay goes on only while it is read.
     let rest = [b'x'; 2000];
     let parts: Vec<&[u8]> = [&begin[..]].into_iter().chain([&rest[..]; 60]).collect();
     let recording = Recording::of(&parts);
@@ -254,8 +254,8 @@ fn an_interrupted_replay_restores_the_terminal() {
     assert!(rest.len() < 110_000, "it was replayed to its end: {}", rest.len());
 }
 
-/// As before, with a real terminal. Its kernel drops what the terminal hasn't got yet when Ctrl-C
-/// is typed; the second Ctrl-C ends the program without waiting for the replay.
+/// The same on a real terminal. The kernel drops output that the terminal hasn't read when Ctrl-C
+/// is typed; a second Ctrl-C ends the program without waiting for the replay.
 #[test]
 fn ctrl_c_on_a_terminal_restores_it() {
     let begin = b"\x1b[?1049h\x1b[31mred";
@@ -264,12 +264,12 @@ fn ctrl_c_on_a_terminal_restores_it() {
     let recording = Recording::of(&parts);
     for times in [1, 2] {
         let log = recording.log.to_str().unwrap();
-        // On a terminal the console is filtered unless it is to be raw.
+        // On a terminal the console is filtered, unless an option asks for raw output.
         let mut terminal = Terminal::start(&programs!(), "ft-replay", &[log]).unwrap();
         terminal.read_until(begin).unwrap();
         terminal.type_keys(&[CTRL_C]).unwrap();
         if times == 2 {
-            // It has understood the first.
+            // The program has handled the first Ctrl-C.
             terminal.read_until(b"^C").unwrap();
             terminal.type_keys(&[CTRL_C]).unwrap();
         }
@@ -281,8 +281,8 @@ fn ctrl_c_on_a_terminal_restores_it() {
     }
 }
 
-/// What is told begins a line of its own on a terminal, also behind a prompt of the guest's and the
-/// terminal's own `^C`.
+/// A report begins on a line of its own on a terminal, also after a prompt of the guest and after
+/// the terminal's `^C`.
 #[test]
 fn reports_begin_at_the_margin_of_a_terminal() {
     let recording = Recording::of(&[b"login: "]);

@@ -1,5 +1,5 @@
-//! What ends a program and what doesn't: signals beyond Ctrl-C, an arbiter that can't be asked,
-//! files that never end.
+//! Ends of programs: hangups and other signals, while an arbiter, a backup, a file system or a disk
+//! doesn't answer.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -73,7 +73,7 @@ fn a_hangup_that_a_process_was_started_to_ignore_stays_ignored() {
     let mut primary = primary_after("trap '' HUP", &stage.site.options());
     primary.wait_for("console", Duration::from_secs(60)).unwrap();
     primary.signal(Signal::SIGHUP);
-    // Long enough for a hangup to end it.
+    // Long enough for a hangup to end the process.
     thread::sleep(Duration::from_millis(500));
     assert!(!primary.has_told("end"));
     assert_eq!(primary.interrupt().unwrap(), Some(0));
@@ -99,9 +99,9 @@ fn a_side_that_cannot_reach_its_arbiter_ends_by_a_signal() {
     }
 }
 
-/// The backup is stopped, as on a host that hangs, and the log for it fills the connection: the
-/// vCPU thread waits for the backup to read. Silence loses nobody in this test, so that only the
-/// signal can end it.
+/// The backup is stopped, as on a host that hangs, and its log fills the connection, so that the
+/// guest waits for the backup to read. The failure timeout is so long that only the signal can end
+/// the primary.
 #[test]
 fn a_primary_whose_backup_reads_nothing_ends_by_a_signal() {
     let stage = Stage::new(programs!());
@@ -109,12 +109,12 @@ fn a_primary_whose_backup_reads_nothing_ends_by_a_signal() {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    // The LAN asks the guest for its address first, whose answer would wait for the backup.
+    // Resolves the guest's address first: its answer would wait for the backup.
     client.send(b"hello").unwrap();
     client.recv(&mut [0; 10]).unwrap();
     pause(&backup);
-    // More log than the connection takes, until the vCPU thread, which is the first, has stood
-    // still for a second.
+    // Sends more than the connection holds, until the vCPU thread, which is the process's first,
+    // has not run for a second.
     let (mut ticks, mut since) = (0, Instant::now());
     wait_until("a full connection", || {
         (0..20).for_each(|_| assert_eq!(client.send(&[0; 1400]).unwrap(), 1400));
@@ -130,7 +130,7 @@ fn a_primary_whose_backup_reads_nothing_ends_by_a_signal() {
     backup.told("live");
 }
 
-/// Processor time of a process's first thread, in the kernel's ticks of 10 ms.
+/// CPU time of a process's first thread, in the kernel's ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -183,7 +183,8 @@ fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The next claim is a FIFO: whoever reads it waits, as for a file server that is gone.
+/// The next claim's file is a FIFO, so that reading it waits, as it does for a file server that is
+/// gone.
 #[test]
 fn a_side_whose_arbiters_file_system_hangs_ends_by_a_signal() {
     let stage = Stage::new(programs!());
@@ -199,7 +200,8 @@ fn a_side_whose_arbiters_file_system_hangs_ends_by_a_signal() {
     assert!(told.contains("the arbiter can't be told") && told.contains("takes too long"), "{told}");
 }
 
-/// The part of the log's snapshot is a FIFO: whoever writes it waits, as for a disk that hangs.
+/// The file of the log's next snapshot is a FIFO, so that writing it waits, as for a disk that
+/// hangs.
 #[test]
 fn outputs_that_wait_for_a_hung_disk_are_reported_and_the_program_can_be_ended() {
     let stage = Stage::new(programs!());

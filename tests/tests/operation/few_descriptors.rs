@@ -1,5 +1,5 @@
-//! Servers with few descriptors: connections that say nothing keep out nobody, and one that can't
-//! be accepted isn't told a hundred times a second.
+//! Servers with few file descriptors: silent connections don't keep others out, and a failure to
+//! accept isn't reported over and over.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::arbiter::{Arbiter, TcpArbiter};
@@ -21,13 +21,13 @@ use vm::OutputId;
 /// Longer than any call takes on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The fewest descriptors with which a server begins.
+/// The fewest descriptors with which a server starts.
 const DESCRIPTORS: u64 = 64;
 
-/// As many connections that say nothing as fill the process, and more.
-const VISITORS: usize = 60;
+/// More silent connections than the process has descriptors for.
+const SILENT_CONNECTIONS: usize = 60;
 
-/// A server that may have [`DESCRIPTORS`], and what holds its files.
+/// A server that may have [`DESCRIPTORS`], and its directory.
 struct Server {
     node: Node,
     address: SocketAddr,
@@ -56,11 +56,11 @@ impl Server {
         Self::start("ft-lan", &[])
     }
 
-    fn visitors(&self, count: usize) -> Vec<TcpStream> {
+    fn silent_connections(&self, count: usize) -> Vec<TcpStream> {
         (0..count).map(|_| TcpStream::connect_timeout(&self.address, PATIENCE).unwrap()).collect()
     }
 
-    /// Lets the process have so many descriptors, whatever it has.
+    /// Sets the process's limit of descriptors, which may be less than it has open.
     fn limit_descriptors(&self, current: u64) {
         let limit = Rlimit { current: Some(current), maximum: Some(DESCRIPTORS) };
         prlimit(Pid::from_raw(self.node.pid().cast_signed()), Resource::Nofile, limit).unwrap();
@@ -89,12 +89,12 @@ impl Server {
         attach(self.address, &attachment, PATIENCE).unwrap();
     }
 
-    /// A server that can't accept anything says so once, and serves again when it can.
+    /// Checks that a server which can't accept reports it once, and serves again when it can.
     fn says_once_that_it_cannot_accept(&self, answers: impl Fn(&Self)) {
         self.limit_descriptors(3);
-        let waiting = self.visitors(3);
+        let waiting = self.silent_connections(3);
         wait_until("the warning", || self.warnings("can't accept") > 0);
-        // Fifteen tries.
+        // Time for fifteen tries.
         thread::sleep(Duration::from_millis(1500));
         assert_eq!(self.warnings("can't accept"), 1);
         assert!(self.warnings("\n") < 5, "something else is told again and again");
@@ -107,11 +107,11 @@ impl Server {
 #[test]
 fn silent_connections_do_not_exhaust_an_arbiter_with_few_descriptors() {
     let server = Server::arbiter();
-    let silent = server.visitors(VISITORS);
+    let silent = server.silent_connections(SILENT_CONNECTIONS);
     server.answers_as_arbiter();
     assert_eq!(server.warnings("can't accept"), 0, "it has fewer connections than it may have descriptors");
-    assert!(server.warnings("\n") < 5, "each visitor is told of");
-    // Its other files can be opened at any time, too.
+    assert!(server.warnings("\n") < 5, "refused connections are reported at a limited rate");
+    // The arbiter can still open its claims' files.
     server.answers_as_arbiter();
     drop(silent);
 }
@@ -119,7 +119,7 @@ fn silent_connections_do_not_exhaust_an_arbiter_with_few_descriptors() {
 #[test]
 fn silent_connections_do_not_exhaust_a_lan_with_few_descriptors() {
     let server = Server::lan();
-    let silent = server.visitors(VISITORS);
+    let silent = server.silent_connections(SILENT_CONNECTIONS);
     server.answers_as_lan();
     assert_eq!(server.warnings("can't accept"), 0);
     drop(silent);
@@ -135,11 +135,11 @@ fn a_lan_that_cannot_accept_reports_it_once_and_serves_later() {
     Server::lan().says_once_that_it_cannot_accept(Server::answers_as_lan);
 }
 
-/// Who connects to an arbiter has a question.
+/// A connection to an arbiter must send a request in time.
 #[test]
 fn an_arbiter_closes_a_connection_that_asks_nothing() {
     let server = Server::arbiter();
-    let [silent] = <[TcpStream; 1]>::try_from(server.visitors(1)).unwrap();
+    let [silent] = <[TcpStream; 1]>::try_from(server.silent_connections(1)).unwrap();
     silent.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(std::io::Read::read(&mut &silent, &mut [0; 1]).unwrap(), 0, "after some seconds");
 }

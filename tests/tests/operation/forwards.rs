@@ -1,6 +1,5 @@
-//! `ft-lan` and `ft-arbiter` among strangers: clients that come in crowds, too early or with
-//! nonsense are told of, and fill no log. A VM whose host doesn't read, and an `ft-lan` that is
-//! started again, harm nobody else.
+//! `ft-lan` and `ft-arbiter` with bad clients: many, early or malformed connections are reported at
+//! a limited rate. A VM whose host doesn't read, and a restart of `ft-lan`, don't affect other VMs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::lan::Attachment;
@@ -18,7 +17,7 @@ use tests::programs;
 use tests::stage::{Node, Stage, wait_until};
 use vm::{OutputId, PACKET_BYTES_MAX};
 
-/// An `ft-lan` with a forward for TCP and UDP to the same port of a guest, and where it is.
+/// An `ft-lan` with a forward of TCP and UDP to the echo port, and its address.
 fn start_lan(stage: &Stage) -> (Node, String) {
     let ports = ["--listen", "127.0.0.1:0", "--qemu", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"];
     let mut lan = stage.program("ft-lan", &ports);
@@ -26,7 +25,7 @@ fn start_lan(stage: &Stage) -> (Node, String) {
     (lan, forward)
 }
 
-/// A VM with the echo guest at the LAN at `lan`, and not at the stage's own.
+/// A VM with the echo guest, attached to the LAN at `lan` instead of the stage's.
 fn start_echo_vm(stage: &Stage, lan: &str) -> Node {
     let arbiter = format!("tcp:{}", stage.site.arbiter_address());
     let options = ["--unprotected", "--lan", lan, "--arbiter", &arbiter, "--listen", "127.0.0.1:0"];
@@ -38,7 +37,7 @@ fn start_echo_vm(stage: &Stage, lan: &str) -> Node {
 /// The Ethernet address of a VM whose host doesn't read.
 const SLOW_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
-/// The port of a VM whose host is this test.
+/// Attaches a VM whose host is this test.
 fn attach_slow_vm(lan: &str) -> Attached {
     let attachment = Attachment {
         vm: "slow".parse().unwrap(),
@@ -53,7 +52,7 @@ fn attach_slow_vm(lan: &str) -> Attached {
     attach(lan.parse().unwrap(), &attachment, PATIENCE).unwrap()
 }
 
-/// The most memory that a process has had, in KiB.
+/// The peak memory of a process, in KiB.
 fn peak_memory_kib(process: &Node) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -66,17 +65,17 @@ fn datagram_from_a_new_port(to: &str) -> UdpSocket {
     client
 }
 
-/// Says `bytes` on a connection of its own, and waits until the other side has closed it.
+/// Sends `bytes` on a new connection, and waits until the other side has closed it.
 fn say(to: &str, bytes: &[u8]) {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // The other side may have closed before all is written, and with bytes unread.
+    // The other side may close before all is written, or with unread bytes.
     let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-/// How many lines with `text` there are, of which the first comes at once and the others every five
-/// seconds at most.
+/// Checks that lines with `text` are rate-limited: one at once, then at most one every five
+/// seconds.
 fn assert_few_lines(node: &Node, text: &str, since: Instant) {
     let stderr = node.stderr();
     let lines: Vec<_> = stderr.lines().filter(|line| line.contains(text)).collect();
@@ -108,7 +107,7 @@ fn evicted_flows_are_counted_and_reported_rarely() {
     let (mut lan, forward) = start_lan(&stage);
     let since = Instant::now();
     let mut clients = Vec::new();
-    // The counters are told like the lines: at once, and then every five seconds.
+    // The counters are reported at the same rate as the lines.
     while lan.reports().iter().all(|report| report["replaced_flows"].as_u64() < Some(3)) {
         assert!(since.elapsed() < PATIENCE, "no flow makes room");
         clients.push(datagram_from_a_new_port(&forward));
@@ -148,9 +147,9 @@ fn malformed_connections_do_not_fill_the_log_of_the_arbiter() {
     assert_few_lines(&arbiter, "connection closed", since);
 }
 
-/// The packets for a VM whose host reads nothing come to eight times what the LAN keeps for it.
+/// The VM's host reads nothing, and is sent eight times as many packets as the LAN keeps for it.
 #[test]
-fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything() {
+fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_no_other_vm_anything() {
     const KEPT_MIB: u64 = 8;
     let stage = Stage::new(programs!());
     let (mut lan, forward) = start_lan(&stage);
@@ -174,7 +173,7 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
     }
     load.goes_on();
 
-    // It takes what is left, whose last packet is the last that was sent.
+    // The packets that are left end with the last one that was sent.
     slow.receiver.excuse().unwrap();
     let mut received = 0;
     let delivered = loop {
@@ -199,8 +198,8 @@ fn a_vm_whose_host_does_not_read_costs_bounded_memory_and_nobody_else_anything()
     assert_eq!(received + overflowed, delivered, "each frame is delivered or counted");
 }
 
-/// The gateway's silence after an unanswered question for the guest's address cost a client a
-/// second, and several after several restarts, though the guest was back after a twentieth.
+/// smoltcp's pause after an unanswered ARP request once cost a client a second after each restart,
+/// though the guest was attached again after 50 ms.
 #[test]
 fn a_client_is_served_soon_after_the_lan_was_started_again() {
     const SOON: Duration = Duration::from_millis(800);
@@ -211,7 +210,7 @@ fn a_client_is_served_soon_after_the_lan_was_started_again() {
     let arguments = ["--listen", &listen, "--forward", &format!("{forward}=10.0.2.15:7")];
     let mut waited = Vec::new();
     for _ in 0..5 {
-        // Three times in short order, with a client each time.
+        // Three restarts in quick succession, each with a client.
         let mut client = None;
         let mut came = Instant::now();
         for _ in 0..3 {

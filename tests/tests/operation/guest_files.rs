@@ -1,5 +1,5 @@
-//! The real `ft-record` and `ft-replay` with guests that come from files: kernels, initrds, disks,
-//! and what can't be one.
+//! The real `ft-record` and `ft-replay` with guests from files: kernels, initrds, disks, and files
+//! that are no guests.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -138,8 +138,8 @@ fn a_log_of_an_earlier_machine_is_listed_and_not_replayed() {
     }
 }
 
-/// A kernel that has written why it panics into its memory, says nothing on its console, and reads
-/// the clock for ever, as Linux does.
+/// A kernel that panics without a console, as Linux does: its message is in memory, and it reads
+/// the clock for ever.
 fn panicked() -> Vec<u8> {
     const START: u64 = 0x8020_0000;
     const TIME: u32 = 0xc01;
@@ -159,7 +159,7 @@ fn a_kernel_that_panics_without_a_console_is_told_and_ends_the_recording() {
     assert_eq!(end.code, Some(exit::GUEST_FAILED.into()), "{end:?}");
     assert!(end.reason.contains("has panicked: Failed to allocate 33554432 bytes"), "{end:?}");
     assert_eq!(recorder.told_text("guest_panicked", "reason"), "Failed to allocate 33554432 bytes");
-    // One that will reboot by itself is waited for.
+    // A kernel that reboots after a panic isn't ended.
     let mut recorder = files
         .run("ft-record", &["--force", "--output", &files.path("log"), "--kernel", &kernel, "--append", "panic=9"]);
     recorder.told("guest_panicked");

@@ -1,5 +1,5 @@
-//! What goes wrong inside a guest is told by the program that runs it: a panic of its kernel,
-//! frames that its card drops.
+//! Trouble inside a guest is reported by the program that runs it: a panic of its kernel, packets
+//! that its network device drops.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -26,7 +26,7 @@ const SBI_TIME: u64 = 0x5449_4d45;
 const SBI_CONSOLE: u64 = 0x4442_434e;
 const CONSOLE_WRITE_BYTE: u64 = 2;
 
-/// A guest in a file of its own.
+/// A guest's file, in a directory of its own.
 struct Guest {
     _directory: TempDir,
     path: PathBuf,
@@ -44,8 +44,8 @@ impl Guest {
         self.path.to_str().unwrap()
     }
 
-    /// A kernel that has written to its console, and then panics: it waits in a loop that reads the
-    /// clock, each read an entry.
+    /// A kernel that prints to its console, and then panics: it reads the clock in a loop, and each
+    /// read is an entry.
     fn panicking() -> Self {
         let mut assembler = Assembler::new(START);
         write_byte(&mut assembler, b'p');
@@ -56,14 +56,14 @@ impl Guest {
         Self::of(&elf(&[(START, &assembler.finish()), (START + 0x1000, words)]))
     }
 
-    /// A guest whose network driver sends a frame of five bytes, which is none, and says when it
-    /// has. Then it sleeps for ever, a tenth of a second at a time.
+    /// A guest whose network driver sends a packet of five bytes, which is too short, and prints a
+    /// line. Then it sleeps for ever, for 100 ms at a time.
     fn with_a_short_packet() -> Self {
         const DESCRIPTORS: u64 = START + 0x1000;
         const AVAILABLE: u64 = START + 0x1100;
         const USED: u64 = START + 0x1200;
         let mut assembler = Assembler::new(START);
-        // The version 1 of virtio, one queue to transmit, of eight descriptors.
+        // Virtio 1, and a transmit queue of eight descriptors.
         let set_up = [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 1), (0x38, 8)];
         let rings = [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED), (0x44, 1), (0x70, 15), (0x50, 1)];
         assembler.constant(A0, NETWORK_CARD);
@@ -81,7 +81,7 @@ impl Guest {
         assembler.constant(A7, SBI_TIME);
         assembler.words(&[addi(A6, 0, 0), ECALL, WFI]);
         assembler.jump(0, sleeping);
-        // One descriptor: a header of virtio and the five bytes. It is available.
+        // One available descriptor: a virtio header and the five bytes.
         let descriptor = [&(START + 0x2000).to_le_bytes()[..], &17_u32.to_le_bytes(), &[0; 4]].concat();
         let available = [0, 0, 1, 0, 0, 0];
         Self::of(&elf(&[(START, &assembler.finish()), (DESCRIPTORS, &descriptor), (AVAILABLE, &available)]))
@@ -113,7 +113,7 @@ fn a_kernel_panic_in_a_live_vm_is_reported_before_and_after_a_failover() {
     assert!(!backup.has_told("guest_panicked"), "it is for the one that runs the guest to tell");
     primary.kill();
     assert_eq!(backup.told("guest_panicked")["has_console"], true);
-    // The VM is its owner's to end.
+    // The backup owns the VM, so it may end it.
     let Ended { code, reason } = backup.interrupt();
     assert_eq!(code, Some(exit::OK.into()), "{reason}");
 }

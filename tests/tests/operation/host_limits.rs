@@ -1,4 +1,4 @@
-//! What a host allows a process, and what others may see of its files.
+//! A host's limits for a process, and the permissions of its files.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -60,7 +60,7 @@ fn a_waiting_program_reports_what_it_waits_for() {
     let mut primary = stage.node("ft-primary", &[]);
     let channel = primary.told_text("listening", "channel");
     assert_eq!(primary.told_text("guest_waits", "channel"), channel);
-    // Every report says when it was, for people and for programs.
+    // Each report has its time, in both forms.
     let report = primary.told("guest_waits");
     let at = report["at"].as_str().unwrap();
     assert!(at.len() == "2026-11-29T01:02:03.456Z".len() && at.ends_with('Z'), "{report}");

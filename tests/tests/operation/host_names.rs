@@ -1,4 +1,4 @@
-//! Host names and IPv6 addresses wherever a program takes HOST:PORT.
+//! Host names and IPv6 addresses as HOST:PORT.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -31,7 +31,7 @@ fn a_pair_finds_everything_by_name() {
         &["--arbiter", &arbiter, "--net", &net, "--listen", "localhost:0", "--advertise", "localhost:7"],
     );
     assert_eq!(primary.told_text("listening", "channel"), "localhost:7", "backups are told what the operator says");
-    // The claim leads nowhere: who backs this primary up must be told where it is.
+    // The claim has no address that others could use, so the backup gets one by an option.
     let port = listening_port(primary.pid());
     let there = format!("localhost:{port}");
     let mut backup = start(
@@ -45,7 +45,7 @@ fn a_pair_finds_everything_by_name() {
     primary.interrupt();
 }
 
-/// The port at which a process listens.
+/// The TCP port on which a process listens.
 fn listening_port(pid: u32) -> u16 {
     let mut found = None;
     wait_until("it listens", || {

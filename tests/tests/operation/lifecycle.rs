@@ -1,4 +1,4 @@
-//! How VMs and programs start and end: end marks, a second owner, signals, ports in use.
+//! Starts and ends of VMs and programs: end marks, a second owner, signals, ports in use.
 
 use std::net::TcpListener;
 use tests::client::Load;
@@ -25,8 +25,7 @@ fn guest_that_powers_off_ends_both_sides_without_a_failover() {
     assert_eq!(console.matches("hello").count(), 1, "{console:?}");
     assert_eq!(backup.console(), "", "what the primary has put out is not put out again");
 
-    // The end mark, which is generation 1, is there: the VM may be started again, and the numbering
-    // goes on.
+    // The end mark used generation 1: the VM may be started again, as the next generation.
     let Pair { primary: mut again, backup: mut again_backup } = stage.pair(&["--guest", "hello"], &[]);
     assert_ended(&mut again, 0, &[]);
     assert_ended(&mut again_backup, 0, &[]);
@@ -43,7 +42,7 @@ fn second_primary_of_a_vm_refuses_to_start() {
     let mut second = stage.node("ft-primary", &["--unprotected"]);
     assert_ended(&mut second, 1, &["VM vm0 is owned by node", &address, "--force-new"]);
     assert!(!second.has_told("owner") && !second.has_told("lan_attached") && !second.has_told("console"));
-    // Another VM is another matter.
+    // Another VM may start.
     let mut other = stage.node("ft-primary", &["--vm", "vm1", "--unprotected"]);
     other.told("console");
     load.goes_on();
@@ -53,7 +52,7 @@ fn second_primary_of_a_vm_refuses_to_start() {
 #[test]
 fn interrupted_primary_without_backup_leaves_its_end_mark() {
     let stage = Stage::new(programs!());
-    // Every end mark uses up a generation.
+    // Each end mark uses a generation.
     for generation in [1, 3] {
         let mut primary = stage.node("ft-primary", &["--unprotected"]);
         primary.told("console");
@@ -61,7 +60,7 @@ fn interrupted_primary_without_backup_leaves_its_end_mark() {
         primary.interrupt();
         assert_ended(&mut primary, 0, &["can be started again"]);
     }
-    // One that still waits for its backup has nothing to lose either.
+    // A primary that waits for its backup ends like this too.
     let mut waiting = stage.node("ft-primary", &[]);
     waiting.told("listening");
     waiting.interrupt();
@@ -73,7 +72,7 @@ fn interrupted_primary_without_backup_leaves_its_end_mark() {
 fn primary_that_is_interrupted_before_its_guest_runs_leaves_its_end_mark_too() {
     let stage = Stage::new(programs!());
     let arbiter = format!("tcp:{}", stage.site.arbiter_address());
-    // A LAN that takes connections and never answers holds the start up, after the claim.
+    // A LAN that accepts connections and never answers delays the start, after the claim.
     let mute_lan = TcpListener::bind("127.0.0.1:0").unwrap();
     let lan = mute_lan.local_addr().unwrap().to_string();
     let options = ["--arbiter", &arbiter, "--lan", &lan, "--listen", "127.0.0.1:0"];
@@ -95,7 +94,7 @@ fn vm_that_died_on_both_sides_starts_only_when_the_operator_says_so() {
     assert_ended(&mut stage.node("ft-primary", &[]), 1, &["is owned by node", "as generation 2"]);
     let Pair { mut primary, backup: _backup } = stage.pair(&["--force-new"], &[]);
     assert_eq!(primary.owned(), [3]);
-    // The LAN takes the new machine for what it is, a guest that has just been reset.
+    // The LAN treats the new machine as a guest that was reset.
     Load::on(stage.site.service).lost_nothing();
 }
 
@@ -127,7 +126,7 @@ fn a_port_in_use_is_an_error_that_names_it() {
         assert_ended(&mut node, 1, &["can't listen", &address, "choose another port"]);
     }
     assert_ended(&mut stage.program("ft-lan", &["--listen", &address]), 1, &[&address]);
-    // A program that can't listen claims nothing: the VM may start elsewhere.
+    // A program that can't listen claims nothing, so that the VM may start elsewhere.
     let mut primary = stage.program("ft-primary", &["--arbiter", &arbiter, "--listen", "127.0.0.1:0"]);
     primary.told("listening");
     assert_eq!(primary.owned(), [1]);
@@ -139,7 +138,7 @@ fn no_vm_starts_until_its_arbiter_answers() {
     stage.kill_arbiter();
     let mut impatient = stage.node("ft-primary", &["--unprotected"]);
     impatient.told("arbiter_unreachable");
-    // It has claimed nothing, so that nothing has to be waited for.
+    // It has claimed nothing, so it needn't wait for an answer.
     assert_eq!(impatient.interrupt().code, Some(130));
     let mut primary = stage.node("ft-primary", &["--unprotected"]);
     let reason = primary.told_text("arbiter_unreachable", "reason");

@@ -1,5 +1,5 @@
 //! The real programs with hostile arguments and under tight limits: a clear error and a non-zero
-//! exit, never a panic, and no descriptor that is waited for in a loop.
+//! exit code, never a panic or a busy loop.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -12,13 +12,12 @@ use std::thread;
 use tempfile::TempDir;
 use tests::programs;
 
-/// How `program` ends and what it says, when nobody reads its standard output and `limits` are set
-/// first.
+/// Runs `program` under `limits`, with an empty standard input; returns its exit status and output.
 fn run(directory: &Path, program: &str, arguments: &[&str], limits: &[(Resource, u64)]) -> Output {
     let limits = limits.to_vec();
     let mut command = programs!().command(program);
     command.args(arguments).current_dir(directory).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-    // SAFETY: between fork and exec it only makes system calls.
+    // SAFETY: the closure only makes system calls between fork and exec.
     let command = unsafe {
         command.pre_exec(move || {
             for (resource, limit) in &limits {
@@ -34,7 +33,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Each program with arguments with which it would run.
+/// Each program, with arguments with which it runs.
 const PROGRAMS: [(&str, &[&str]); 7] = [
     ("ft-arbiter", &["--listen", "127.0.0.1:0", "--dir", "claims"]),
     ("ft-lan", &["--listen", "127.0.0.1:0"]),
@@ -78,7 +77,7 @@ fn memory_that_the_host_refuses_is_an_error_for_a_vm_and_for_a_log() {
     assert!(!directory.path().join("other").exists(), "what can't begin leaves no log");
     refused("ft-replay", &["log"], &limits);
     refused("ft-primary", &[&start[..], &["--arbiter", "file:claims", "--listen", "127.0.0.1:0"]].concat(), &limits);
-    // What needs no machine needs no memory.
+    // Listing entries makes no machine, so it needs no memory for one.
     let listed = run(directory.path(), "ft-replay", &["log", "--entries"], &limits);
     assert_eq!(listed.status.code(), Some(exit::OK.into()), "{}", stderr(&listed));
 }

@@ -1,4 +1,4 @@
-//! The programs as an operator meets them: ends, limits, files, consoles, forwards.
+//! The programs in operation: ends, limits, files, consoles, forwards.
 
 mod console_output;
 mod ends;

@@ -1,4 +1,4 @@
-//! What an operator meets: programs that say what they do, and don't mislead.
+//! Reports and help texts: programs say what they do, and don't mislead.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use nix::sys::signal::Signal;
@@ -19,7 +19,7 @@ fn a_backup_at_the_last_owners_address_waits_and_does_not_take_itself_for_the_pr
     let options = ["--arbiter", &arbiter, "--listen", &address, "--failure-timeout-ms", "200"];
     let mut again = stage.program("ft-backup", &options);
     again.told("waiting");
-    // Longer than it takes to connect and to find that nobody answers.
+    // Longer than the backup needs to find that no primary answers.
     thread::sleep(Duration::from_millis(500));
     assert!(!again.has_told("primary_connected"));
     assert_eq!(again.interrupt().code, Some(130));
@@ -33,7 +33,7 @@ fn a_backups_log_needs_accept_loss_and_the_owners_does_not() {
         let [primarys, backups] = [0, 1].map(|side: usize| logs[side].path().to_str().unwrap());
         let Pair { mut primary, mut backup } = stage.pair(&["--log", primarys], &["--log", backups]);
         let owner = primary.told_text("listening", "channel");
-        // Paused, it can't claim while the other dies.
+        // A paused primary can't claim while its backup dies.
         tests::stage::pause(&primary);
         tests::stage::pause(&backup);
         primary.kill();
@@ -61,8 +61,8 @@ fn help_tells_what_the_exit_codes_mean() {
     }
 }
 
-/// What each program's help says on a terminal with so many columns, and `-h`, and of `ft-bench`
-/// what its parts say.
+/// All help texts for a terminal with this many columns: `--help` and `-h` of each program, and
+/// `--help` of `ft-bench`'s parts.
 fn helps(columns: &str) -> Vec<String> {
     let help = |program: &str, arguments: &[&str]| {
         let mut command = programs!().command(program);
@@ -81,7 +81,7 @@ fn help_fits_a_terminal_of_80_columns_and_keeps_its_examples_whole() {
     let (narrow, wide) = (helps("80"), helps("1000"));
     for (narrow, wide) in narrow.iter().zip(wide) {
         assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
-        // What stands at the margin may go on in the next line; a command may not.
+        // Text at the margin may be wrapped; a command may not.
         let example = wide.lines().skip_while(|line| !line.starts_with("Example"));
         for command in example.filter(|line| line.starts_with("  ")) {
             assert!(narrow.lines().any(|line| line == command), "{command}\nis broken in\n{narrow}");
@@ -96,8 +96,8 @@ fn a_backup_interrupted_while_it_claims_ends_the_vm_in_order() {
     stage.kill_arbiter();
     primary.kill();
     backup.told("arbiter_unreachable");
-    // The claim may be won already, and its answer lost: whoever ends now leaves a VM behind that
-    // nobody may start.
+    // The claim may be recorded and its answer lost: a backup that ended now would leave a VM that
+    // no node may start.
     backup.signal(Signal::SIGINT);
     stage.restart_arbiter();
     let Ended { code, reason } = backup.end();

@@ -1,5 +1,5 @@
-//! Output that nobody reads: a full pipe on standard output or standard error stops no guest, no
-//! failover and no signal.
+//! Unread output: a full pipe on standard output or standard error stops no guest, no failover and
+//! no signal.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -21,7 +21,7 @@ use tests::stage::{Stage, wait_until};
 /// Steps after which the chatty guest has written some megabytes.
 const LIMIT: &str = "6000000";
 
-/// A pipe that takes nothing any more, and its end that nobody reads.
+/// A full pipe, and its unread end.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = io::pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -61,7 +61,7 @@ impl Drop for Started {
     }
 }
 
-/// Waits for the guest's echo, on connections of its own.
+/// Waits for the guest's echo, on new connections.
 #[track_caller]
 fn echoes(service: SocketAddr) {
     wait_until("an echo", || {
@@ -120,7 +120,7 @@ fn a_primary_with_unread_output_serves_its_guest_and_obeys_signals() {
     let site = stage.site.options();
     for (vm, is_json) in [("json", true), ("people", false)] {
         let mut options: Vec<_> = site.iter().map(String::as_str).chain(["--vm", vm, "--unprotected"]).collect();
-        // So many lines of logs that the program's own buffer isn't what helps.
+        // More lines of logs than the program buffers.
         let (_reader, pipe) = full_pipe();
         let mut primary = if is_json {
             options.push("--json");
@@ -156,7 +156,7 @@ fn a_lan_and_an_arbiter_with_unread_output_keep_working() {
     let strings = |options: &[String]| options.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
     let (first, second) = (strings(&first), strings(&second));
     let primary = Started::new("ft-primary", &first.lines().collect::<Vec<_>>(), Stdio::null(), Stdio::null());
-    // The guest runs when the backup has joined: nobody reads the backup either.
+    // The guest runs once the backup has joined; the backup's output is unread too.
     let mut backup = Started::new("ft-backup", &second.lines().collect::<Vec<_>>(), Stdio::null(), backup_pipe);
     let service = service.parse().unwrap();
     echoes(service);

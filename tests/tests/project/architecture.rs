@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 const CRATES: [&str; 6] = ["vm", "logchannel", "hypervisor/ft", "hypervisor", "guest-programs", "tests"];
 
-/// The folders of the hypervisor: each may use those behind it only.
+/// The folders of the hypervisor, each of which may use those after it only.
 const LAYERS: [&str; 5] = ["program", "node", "lan", "arbiter", "os"];
 
-/// The modules of the machine, folders and files: each may use those behind it only.
+/// The modules of the machine, each of which may use those after it only.
 const MACHINE_LAYERS: [&str; 18] = [
     "snapshot",
     "machine",
@@ -42,8 +42,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The crates of this workspace that the one in `package` depends on, for whatever purpose but its
-/// tests.
+/// The crates of this workspace on which the one in `package` depends, not counting its tests.
 fn dependencies(package: &str) -> BTreeSet<String> {
     let manifest = read(&workspace().join(package).join("Cargo.toml"));
     let mut section = "";
@@ -63,7 +62,7 @@ fn dependencies(package: &str) -> BTreeSet<String> {
     found
 }
 
-/// Rust files under `path`, or the one at it.
+/// The Rust files under the folder `path`, or the file `path`.
 fn sources(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.into()];
@@ -110,19 +109,19 @@ fn crates_depend_on_those_below_them_only() {
 
 #[test]
 fn crates_that_decide_use_no_standard_library() {
-    // The compiler is the reviewer only without std. `.ci/run` compiles these crates for a machine
-    // without an operating system.
+    // `.ci/run` compiles these crates for a machine without an operating system, which checks what
+    // they reach only if they don't use std.
     for (package, part) in [("vm", "vm/src"), ("logchannel", "logchannel/src"), ("ft", "hypervisor/ft/src")] {
         let source = workspace().join(part);
         assert!(code(&source.join("lib.rs")).contains("no_std"), "{package} may reach its host");
-        // A log as a file is a host's; mutations are in no build that anybody runs a VM with.
+        // Files of logs are a host's, and mutations are in no build that runs a VM.
         let mut found = occurrences(&source, &["std::"]);
         found.retain(|found| !found.contains("logchannel/src/file/") && !found.contains("ft/src/mutation.rs"));
         assert!(found.is_empty(), "{found:#?}");
     }
 }
 
-/// Where the code in the folder `layer` names the folder `other`.
+/// The places where the code in the folder `layer` names the folder `other`.
 fn uses(layer: &str, other: &str) -> Vec<String> {
     occurrences(&workspace().join("hypervisor/src").join(layer), &[&format!("crate::{other}")])
 }
@@ -134,12 +133,11 @@ fn layers_use_those_below_them_only() {
         let found: Vec<_> = LAYERS[..number].iter().flat_map(|above| uses(layer, above)).collect();
         assert!(found.is_empty(), "{layer} uses what stands above it: {found:#?}");
     }
-    // Names are looked for in the form that rustfmt gives them, one path for each folder.
+    // Imports must name one folder each, as the search needs `crate::folder`.
     assert_eq!(occurrences(&workspace().join("hypervisor/src"), &["crate::{"]), Vec::<String>::new());
-    // Everything is in one of them.
+    // All modules are in one of the layers.
     assert_eq!(modules(&workspace().join("hypervisor/src/lib.rs")), LAYERS.map(str::to_owned).into());
-    // The operating system knows nothing of fault tolerance, and a network's protocol knows no
-    // clock.
+    // `os` doesn't use fault tolerance, and the pure parts of `lan` read no clock.
     let found = occurrences(&workspace().join("hypervisor/src/os"), &["ft::"]);
     assert!(found.is_empty(), "{found:#?}");
     for pure in ["fabric", "wire.rs", "pulse.rs", "attachment.rs"] {
@@ -149,7 +147,7 @@ fn layers_use_those_below_them_only() {
     }
 }
 
-/// The modules that a crate's root declares.
+/// The modules that a crate's root file declares.
 fn modules(root: &Path) -> BTreeSet<String> {
     let declared = |line: &str| {
         Some(line.strip_prefix("pub ").unwrap_or(line).strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
@@ -173,12 +171,12 @@ fn the_machines_modules_use_those_below_them_only() {
         let files = sources(&if folder.is_dir() { folder } else { source.join(format!("{layer}.rs")) });
         assert!(!files.is_empty(), "no file of {layer} was found");
         for file in files {
-            // What the root exports again is named where it is, so that the arrow shows.
+            // Re-exports of the root are named at their own module, so that the dependency shows.
             let others = named_modules(&file);
             let above: Vec<_> =
                 others.iter().filter(|name| !MACHINE_LAYERS[number..].contains(&name.as_str())).collect();
             assert!(above.is_empty(), "{} uses what doesn't stand below {layer}: {above:?}", file.display());
-            // No way around the names: `super` doesn't leave the layer.
+            // `super` must not leave the layer, where the search wouldn't find it.
             let inside = file.strip_prefix(&source).unwrap();
             let depth = inside.components().count() - usize::from(inside.ends_with("mod.rs"));
             let climbs = occurrences(&file, &["super::".repeat(depth).as_str()]);

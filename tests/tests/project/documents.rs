@@ -20,13 +20,13 @@ use std::path::{Path, PathBuf};
 /// Columns of prose, in documents and in comments.
 const COLUMNS_MAX: usize = 100;
 
-/// Folders that hold nothing of this project's own.
+/// Folders without files of this project.
 const FOREIGN: [&str; 5] = ["target", ".git", "artifacts", "corpus", "node_modules"];
 
-/// What the build makes, so that it isn't there before.
+/// Folders that the build makes, which don't exist before.
 const MADE: [&str; 2] = ["target/", "fetch/"];
 
-/// What the top level may hold beside configuration, whose names begin with a dot or end with
+/// Names allowed at the top level besides configuration, whose names begin with a dot or end with
 /// `.toml` or `.lock`.
 const TOP_LEVEL: [&str; 11] = [
     "vm",
@@ -91,19 +91,19 @@ fn prose(content: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// What stands between backticks in a line.
+/// The texts between backticks in a line.
 fn spans(line: &str) -> Vec<&str> {
     let parts: Vec<_> = line.split('`').collect();
-    // The text behind a backtick without a partner is none.
+    // Text after a backtick without a partner doesn't count.
     parts[..parts.len() - (parts.len() + 1) % 2].iter().skip(1).step_by(2).copied().collect()
 }
 
-/// What a line links to.
+/// The targets of a line's links.
 fn links(line: &str) -> Vec<&str> {
     line.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect()
 }
 
-/// The name that a page gives a heading, to link to it.
+/// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     let title = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
@@ -114,7 +114,7 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// The code: sources, manifests and scripts, without this file, which names what need not exist.
+/// The code: sources, manifests and scripts, but not this file, whose examples need not exist.
 fn code(texts: &[Text]) -> impl Iterator<Item = &Text> {
     texts.iter().filter(|text| [".md", ".lock", "documents.rs"].iter().all(|end| !text.path.ends_with(end)))
 }
@@ -142,7 +142,7 @@ fn variant(event: &str) -> String {
     event.split('_').filter(|word| !word.is_empty()).map(capital).collect()
 }
 
-/// Whether `name` is one that code has, as far as its form tells.
+/// `true` if `name` has the form of a name in code.
 fn looks_like_code(name: &str) -> bool {
     let capitals = name.chars().filter(char::is_ascii_uppercase).count();
     let has_small = name.chars().any(|c| c.is_ascii_lowercase());
@@ -158,7 +158,7 @@ fn looks_like_path(span: &str) -> bool {
     is_plain && is_own && (span.contains('/') || has_extension)
 }
 
-/// What is wrong with the path `named` in the document at `document`, if anything is.
+/// The error in the path `named` of the document `document`, if there is one.
 fn wrong_path(texts: &[Text], document: &str, named: &str) -> Option<String> {
     let beside = Path::new(document).parent().unwrap().join(named);
     if workspace().join(&beside).exists() || MADE.iter().any(|made| named.starts_with(made)) {
@@ -178,7 +178,7 @@ fn wrong_path(texts: &[Text], document: &str, named: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with the name `span`, if anything is.
+/// The error in the name `span`, if there is one.
 fn wrong_name(texts: &[Text], words: &BTreeSet<&str>, document: &str, span: &str) -> Option<String> {
     let is_known = |name: &str| words.contains(name) || words.contains(variant(name).as_str());
     if looks_like_path(span) {
@@ -239,10 +239,10 @@ fn names_in_documents_exist() {
     let words = words(&texts);
     let mut wrong = Vec::new();
     let mut checked = 0;
-    // A changelog names what was.
+    // The changelog may name what no longer exists.
     for Text { path, content } in documents(&texts).filter(|text| text.path != "CHANGELOG.md") {
         for (number, line) in prose(content) {
-            // The words of a link may be short: where it leads is checked as a link.
+            // A link's text may be short, as its target is checked.
             for span in spans(line).into_iter().filter(|span| !line.contains(&format!("[`{span}`]("))) {
                 checked += 1;
                 let found = wrong_name(&texts, &words, path, span);
@@ -285,7 +285,7 @@ fn tests_that_documents_name_are_tests() {
     assert!(checked > 50, "{checked} tests were found");
 }
 
-/// Whether a line may be longer: a row of a table, or one with a link, which can't be broken.
+/// `true` if a line may be longer: a row of a table, or a line with a link.
 fn may_be_longer(line: &str) -> bool {
     line.starts_with('|') || line.contains("](") || line.contains("://")
 }
@@ -356,7 +356,7 @@ fn names_are_told_by_their_form() {
     assert!(tests(&texts).contains("names_are_told_by_their_form"));
 }
 
-/// A rule that a mutation takes away is a promise's, and the protocol's last table says whose.
+/// The last table of PROTOCOL.md names each mutation beside the promise that it breaks.
 #[test]
 fn every_mutation_stands_beside_its_promise() {
     let read = |path: &str| fs::read_to_string(workspace().join(path)).unwrap();

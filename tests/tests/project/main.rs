@@ -1,4 +1,4 @@
-//! What holds for the project's own files.
+//! Checks of the project's own files.
 
 mod architecture;
 mod documents;

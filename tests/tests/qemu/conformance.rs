@@ -1,8 +1,8 @@
-//! Random programs of all extensions and modes leave the same behind on QEMU's `virt` board and on
+//! Random programs of all extensions and modes leave the same results on QEMU's `virt` board and on
 //! our machine.
 //!
-//! `FT_PROGRAMS` says how many of each class; `FT_CLASS` and `FT_PROGRAM_SEED` name one for
-//! `one_program`.
+//! `FT_PROGRAMS` sets the number of programs of each class; `FT_CLASS` and `FT_PROGRAM_SEED` choose
+//! the program of `one_program`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -11,9 +11,9 @@ use tests::qemu::conformance::{compare, on_machine, on_qemu, trap_causes};
 use tests::qemu::is_installed;
 use tests::random::seed;
 
-/// Programs of each class in an ordinary run.
+/// Programs of each class, unless `FT_PROGRAMS` is set.
 const PROGRAMS: u64 = 300;
-/// The most in one file, which has to fit the boards' memory.
+/// The most programs in one file, which must fit the boards' memory.
 const PROGRAMS_AT_ONCE: u64 = 600;
 
 fn number(variable: &str) -> Option<u64> {
@@ -63,7 +63,7 @@ fn one_program() {
     compare(class, seed, 1).unwrap_or_else(|difference| panic!("{difference}"));
 }
 
-/// What the comparison rests on: a program's result depends on nothing that ran before it.
+/// The comparison needs this: a program's result must not depend on the programs before it.
 #[test]
 fn a_result_is_the_same_behind_other_programs() {
     if !is_installed() {
@@ -81,14 +81,14 @@ fn a_result_is_the_same_behind_other_programs() {
     assert_eq!(forward.len(), programs.len());
 }
 
-/// What the comparison rests on: programs come to the traps that they are made for, and go on
-/// behind them.
+/// The comparison needs this: programs must take the traps that they are made for, and go on after
+/// them.
 #[test]
 fn programs_take_every_kind_of_trap() {
     let interrupts = |causes: &[u64]| causes.iter().map(|cause| 1 << 63 | cause).collect::<Vec<u64>>();
     for class in Class::ALL {
         let mut causes = BTreeMap::<u64, u64>::new();
-        // The same seeds each time: some traps are rare.
+        // The same seeds each time, because some traps are rare.
         for seed in 0..64 {
             let program = Program::new(class, seed);
             for cause in trap_causes(&on_machine(&[program], true)) {

@@ -13,8 +13,9 @@ use vm::StopReason;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const STEPS_MAX: u64 = 1_000_000_000;
 
-/// Snippets in one random program, and units in one snippet.
+/// Snippets in one random program.
 const SNIPPETS: usize = 1000;
+/// Units in one snippet.
 const UNITS: usize = 120;
 
 /// Random programs in one run of the test.
@@ -74,7 +75,7 @@ fn random_programs_compute_the_same_on_qemu() {
     println!("{lines} snippets of {UNITS} units ({units} in all) left the same state behind");
 }
 
-/// What our machine and QEMU print.
+/// The lines that our machine and QEMU print.
 fn run_both(image: &[u8]) -> [Vec<String>; 2] {
     let theirs = run_on_qemu(image, &INTEGER_ISA, TIMEOUT);
     let (ours, end) = run_on_machine(image, STEPS_MAX);
@@ -82,13 +83,13 @@ fn run_both(image: &[u8]) -> [Vec<String>; 2] {
     [ours, theirs]
 }
 
-/// Runs the program again, with the whole result of the snippet at `index`, and tells where that
-/// differs.
+/// Runs the program again with all result words of the snippet at `index`, and describes those that
+/// differ.
 fn difference(snippets: &[Snippet], index: usize) -> String {
     let Some(snippet) = snippets.get(index) else { return "one printed more than a line for each snippet".into() };
     let [ours, theirs] = run_both(&program(snippets, Some(index)));
     let mut text = format!("snippet {index} (its own seed {:#x}, {:?} mode) differs\n", snippet.seed, snippet.mode);
-    // The line before the words is the snippet's hash, and every other snippet has one too.
+    // The words follow the line with the snippet's hash; each other snippet has a hash only.
     let words = ours.iter().zip(&theirs).skip(index + 1).take(ours.len() - snippets.len()).enumerate();
     for (word, (ours, theirs)) in words.filter(|(_, (ours, theirs))| ours != theirs).take(8) {
         text += &format!("  {:<16} ours {ours}, QEMU's {theirs}\n", word_name(word));
@@ -96,8 +97,8 @@ fn difference(snippets: &[Snippet], index: usize) -> String {
     text + &snippet.listing()
 }
 
-/// What the comparison above rests on: snippets come to all the traps that they are made for, and
-/// go on behind them.
+/// The comparison needs this: snippets must take all traps that they are made for, and go on after
+/// them.
 #[test]
 fn snippets_take_every_kind_of_trap() {
     let seed = seed();
@@ -111,17 +112,17 @@ fn snippets_take_every_kind_of_trap() {
         }
     }
     println!("traps by cause: {causes:?}");
-    // Faults of fetch, illegal instruction, breakpoint, faults of load and store, call from U-mode.
+    // Fetch fault, illegal instruction, breakpoint, load and store fault, environment call.
     assert_eq!(causes.into_keys().collect::<Vec<_>>(), [1, 2, 3, 5, 7, 8]);
 }
 
-/// What the comparison above rests on: a result that differs in one bit is seen.
+/// The comparison needs this: a result that differs in one bit must be detected.
 #[test]
 fn one_bit_of_difference_changes_what_a_program_prints() {
     let seed = seed();
     let mut snippets: Vec<Snippet> = (0..4).map(|number| Snippet::new(seed ^ number, UNITS)).collect();
     let (before, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
-    // A snippet without units leaves behind what it began with.
+    // A snippet without units leaves its initial values.
     snippets[2] = Snippet::new(seed, 0);
     let (empty, _) = run_on_machine(&program(&snippets, None), STEPS_MAX);
     snippets[2].scratch[63] ^= 1 << 40;

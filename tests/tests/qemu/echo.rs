@@ -1,5 +1,5 @@
-//! The `echo` guest, the very file that our machine runs, on QEMU's `virt` board with OpenSBI, with
-//! real clients.
+//! The `echo` guest, from the same file that our machine runs, on QEMU's `virt` board with OpenSBI
+//! and real clients.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::client::echo;
@@ -14,7 +14,7 @@ use tests::stage::Node;
 
 const REPLIES: u64 = 200;
 
-/// The network device as our machine has it: virtio 1 over MMIO.
+/// QEMU's options for a network device like our machine's: virtio 1 over MMIO.
 const DEVICE: [&str; 4] =
     ["-device", "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56", "-global", "virtio-mmio.force-legacy=false"];
 
@@ -28,10 +28,10 @@ fn start_echo(netdev: &str) -> (Qemu, NamedTempFile) {
     (qemu, kernel)
 }
 
-/// A TCP and a UDP client, both at once.
+/// Runs a TCP and a UDP client at the same time.
 fn echo_through(service: SocketAddr) {
     let stream = echo::tcp(service).unwrap();
-    // By then the host's side knows where the guest is, and no datagram waits for that.
+    // By then the host has resolved the guest's address, so no datagram waits for that.
     assert!(stream.wait_for_replies(REPLIES, PATIENCE), "{:?}", stream.finish());
     let datagrams = echo::udp(service).unwrap();
     assert!(datagrams.wait_for_replies(REPLIES, PATIENCE), "{:?}", datagrams.finish());
@@ -42,7 +42,7 @@ fn echo_through(service: SocketAddr) {
     assert!(datagrams.is_perfect(), "UDP: {datagrams:?}");
 }
 
-/// A port that is free for both protocols. QEMU can't tell which one it chose by itself.
+/// A port that is free for both protocols: QEMU can't report a port that it chose itself.
 fn free_port() -> u16 {
     for _ in 0..100 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -80,7 +80,7 @@ fn echo_on_qemu_serves_through_our_lan() {
     let netdev = format!("stream,id=n0,server=off,addr.type=inet,addr.host={host},addr.port={port}");
     let (_qemu, _kernel) = start_echo(&netdev);
     lan.told("qemu_joined");
-    // One port for both protocols.
+    // TCP and UDP have the same port.
     let service = listening["forwards"][0]["listen"].as_str().unwrap().parse().unwrap();
     echo_through(service);
     assert_eq!(lan.interrupt().code, Some(0));

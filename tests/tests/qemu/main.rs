@@ -1,4 +1,4 @@
-//! The machine against QEMU's virt board.
+//! The machine compared with QEMU's `virt` board.
 
 mod conformance;
 mod differential;

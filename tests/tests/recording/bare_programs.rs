@@ -1,5 +1,5 @@
-//! The real `ft-record` with programs that start in M-mode without firmware and tell their result
-//! through `tohost`, as those of riscv-tests do: exit code 0 means a pass, and nothing else does.
+//! The real `ft-record` with programs that start in M-mode without firmware and report their result
+//! through `tohost`, as riscv-tests do: only exit code 0 means a pass.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -12,10 +12,10 @@ use tests::stage::{Ended, Node};
 const START: u64 = 0x8000_0000;
 const TOHOST: u64 = START + 0x1000;
 const FROMHOST: u64 = TOHOST + 0x40;
-/// Where a system call's number and arguments are, and what it writes.
+/// The memory of a system call's number and arguments, and of the text that it writes.
 const CALL: u64 = TOHOST + 0x100;
 const TEXT: u64 = TOHOST + 0x200;
-/// Where it is in registers.
+/// The register that holds the address of `tohost`.
 const TOHOST_REGISTER: u32 = 5;
 const VALUE: u32 = 6;
 const MHARTID: u32 = 0xf14;
@@ -26,7 +26,7 @@ const ECALL: u32 = 0x0000_0073;
 const WFI: u32 = 0x1050_0073;
 const NEVER: &str = "1000000";
 
-/// An executable with a symbol table of these symbols.
+/// Adds a symbol table with these symbols to an executable.
 fn with_symbols(mut file: Vec<u8>, list: &[(&str, u64)]) -> Vec<u8> {
     let mut names = vec![0];
     let mut symbols = vec![0; 24];
@@ -56,8 +56,8 @@ fn with_symbols(mut file: Vec<u8>, list: &[(&str, u64)]) -> Vec<u8> {
     file
 }
 
-/// A program that begins as those of riscv-tests do: it looks which hart it is, and goes to U-mode
-/// with a trap handler that writes x6 to `tohost` for ever.
+/// A program that begins like riscv-tests: it reads its hart's id, and goes to U-mode with a trap
+/// handler that writes x6 to `tohost` for ever.
 fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     let mut assembler = Assembler::new(START);
     let (handler, user) = (assembler.label(), assembler.label());
@@ -77,14 +77,14 @@ fn conforming(code: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     program(assembler, true)
 }
 
-/// The executable of some code, with the doublewords `tohost` and `fromhost` and, if they are to be
-/// found, their symbols.
+/// An executable of this code with the doublewords `tohost` and `fromhost`, with or without their
+/// symbols.
 fn program(assembler: Assembler, has_symbol: bool) -> Vec<u8> {
     let file = elf(&[(START, &assembler.finish()), (TOHOST, &[0; 0x400])]);
     if has_symbol { with_symbols(file, &[("tohost", TOHOST), ("fromhost", FROMHOST)]) } else { file }
 }
 
-/// Records a program, replays the log, and gives how the recording ended and what it put out.
+/// Records a program and replays the log; returns the recording's end and console.
 #[track_caller]
 fn recorded(program: &[u8], arguments: &[&str]) -> (Ended, String) {
     let directory = TempDir::new().unwrap();
@@ -130,7 +130,7 @@ fn what_it_prints_through_tohost_is_its_console() {
         for byte in b"dear diary\n" {
             assembler.constant(VALUE, 0x0101 << 48 | u64::from(*byte));
             assembler.word(sd(VALUE, TOHOST_REGISTER, 0));
-            // The place is free again at once.
+            // `tohost` is clear again at once.
             let waits = assembler.place_new();
             assembler.word(ld(7, TOHOST_REGISTER, 0));
             assembler.branch(1, 7, 0, waits);
@@ -141,8 +141,8 @@ fn what_it_prints_through_tohost_is_its_console() {
     assert_eq!((end.code, console.as_str()), (Some(exit::OK.into()), "dear diary\n"), "{end:?}");
 }
 
-/// Makes a system call and waits for its answer, as newlib's libgloss and the benchmarks of
-/// riscv-tests do; its result is in x8.
+/// Makes a system call and waits for its result, in x8, like newlib's libgloss and the benchmarks
+/// of riscv-tests.
 fn system_call(assembler: &mut Assembler, number: u64, arguments: [u64; 3]) {
     const FROMHOST_REGISTER: u32 = 9;
     assembler.constant(7, CALL);
@@ -168,7 +168,7 @@ fn system_calls_write_to_the_console_and_end_the_program() {
         assembler.word(sd(VALUE, 7, 0));
     }
     system_call(&mut assembler, 64, [1, TEXT, 2]);
-    // What the call returned, two, is the length of the next text.
+    // The call's result, 2, is the length of the next text.
     assembler.constant(7, TEXT + 16);
     assembler.words(&[addi(8, 8, i32::from(b'0')), sd(8, 7, 0)]);
     system_call(&mut assembler, 64, [2, TEXT + 16, 1]);
@@ -178,8 +178,8 @@ fn system_calls_write_to_the_console_and_end_the_program() {
     assert!(end.reason.contains("code 3"), "{end:?}");
 }
 
-/// Without a handler, the first thing that the machine doesn't have ends the program, and it is
-/// told what that was.
+/// Without a handler, the first access to something that the machine lacks ends the program with an
+/// error that names it.
 #[test]
 fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
     let limit = &["--limit", "20000"];
@@ -194,8 +194,8 @@ fn a_double_trap_tells_the_first_trap_and_what_the_machine_lacks() {
     assert_ends(&of(&[ld(6, 7, 0)]), limit, exit::GUEST_FAILED, &nothing);
 }
 
-/// The network card's driver notifies of chains in a ring that lies outside RAM: that costs the
-/// program its card, and it passes.
+/// The network driver notifies a queue whose ring is outside RAM: the device stops, and the program
+/// passes.
 #[test]
 fn a_drivers_mistake_is_told_and_the_program_goes_on() {
     const NET: u64 = 0x1000_1000;
@@ -224,7 +224,7 @@ fn a_drivers_mistake_is_told_and_the_program_goes_on() {
     }
 }
 
-/// A program for ever at what `code` leaves it at.
+/// A program that executes `word` for ever.
 fn endless(has_symbol: bool, word: u32) -> Vec<u8> {
     let mut assembler = Assembler::new(START);
     let start = assembler.place_new();
@@ -239,7 +239,7 @@ fn a_program_that_tells_no_result_has_not_passed() {
     let limit = &["--limit", "20000"];
     assert_ends(&endless(true, nop), limit, exit::GUEST_FAILED, &["reached instruction 20_000", "no result"]);
     assert_ends(&endless(true, WFI), &[], exit::GUEST_FAILED, &["sleeps", "no result"]);
-    // Its trap vector is 0, where there is nothing.
+    // Its trap vector is 0, where there is no memory.
     assert_ends(&endless(true, 0), limit, exit::GUEST_FAILED, &["double trap"]);
 }
 

@@ -1,4 +1,4 @@
-//! Recording and replaying offline.
+//! Recording to files and replaying them.
 
 mod bare_programs;
 mod programs;

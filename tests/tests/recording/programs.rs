@@ -1,5 +1,5 @@
-//! The real `ft-record` and `ft-replay`: what was recorded comes out again, and what can't is
-//! refused by name.
+//! The real `ft-record` and `ft-replay`: recordings replay exactly, and files that can't be
+//! replayed are refused with the reason.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hypervisor::program::cli::exit;
@@ -22,15 +22,15 @@ const OK: Option<i32> = Some(exit::OK as i32);
 const FAILURE: Option<i32> = Some(exit::FAILURE as i32);
 const DIVERGED: Option<i32> = Some(exit::DIVERGED as i32);
 
-/// Often enough for a few digests in every log of these tests.
+/// Steps between digests: few enough that each log of these tests has some.
 const DIGEST_STEPS: &str = "500000";
 
-/// A directory for logs, and the programs that work on them.
+/// A directory for logs, and the programs that use them.
 struct Bench {
     directory: TempDir,
 }
 
-/// What a replay told: how it ended, its summary (null if there is none), and the guest's console.
+/// Results of a replay: its end, its summary (null if there is none), and the guest's console.
 struct Replay {
     end: Ended,
     summary: Value,
@@ -55,7 +55,7 @@ impl Bench {
         self.start("ft-record", &arguments)
     }
 
-    /// Records a guest that ends by itself or at a limit; gives its console.
+    /// Records a guest that ends by itself or at a limit; returns its console.
     fn record(&self, log: &Path, options: &[&str]) -> String {
         let mut recorder = self.recorder(log, options);
         let end = recorder.end();
@@ -78,14 +78,15 @@ impl Bench {
         path
     }
 
-    /// A log of the `counter` guest up to an instruction count. It reads the clock all the time.
+    /// A log of the `counter` guest, which reads the clock all the time, up to an instruction
+    /// count.
     fn counter_log(&self) -> PathBuf {
         let log = self.path("counter.ftlog");
         self.record(&log, &["--guest", "counter", "--limit", "5000000"]);
         log
     }
 
-    /// Replays a file that isn't a good log, which must be refused for the reason `because`.
+    /// Checks that replaying `log`, which is no valid log, is refused with the reason `because`.
     #[track_caller]
     fn refused(&self, log: &Path, options: &[&str], because: &str) {
         let replay = self.replay(log, options);
@@ -103,8 +104,7 @@ fn number(report: &Value, field: &str) -> u64 {
     report[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {report}"))
 }
 
-/// The log at `from`, with its entries changed, written anew to `to`: every frame is whole and has
-/// its checksum.
+/// Writes the log at `from` to `to` with changed entries: frames are whole and checksums right.
 fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<LogEntry>)) {
     let (start, mut log) = LogHead::read(fs::File::open(from).unwrap()).unwrap().into_log().unwrap();
     let LogStart::Image(image) = start else { panic!("ft-record begins with the image") };
@@ -117,7 +117,7 @@ fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<LogEntry>)) {
     fs::write(to, writer.finish().unwrap()).unwrap();
 }
 
-/// Where each frame of entries begins in the file, and the place of its first entry.
+/// (offset in the file, sequence number of the first entry) of each frame of entries.
 fn frames(log: &Path) -> Vec<(usize, u64)> {
     let mut log = LogReader::open(fs::File::open(log).unwrap()).unwrap();
     let mut frames = Vec::new();
@@ -138,7 +138,7 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     let bench = Bench::new();
     let mut lan = bench.start("ft-lan", &["--listen", "127.0.0.1:0", "--forward", "127.0.0.1:0=10.0.2.15:7"]);
     let listening = lan.told("listening");
-    // One port for both protocols.
+    // TCP and UDP have the same port.
     let service: SocketAddr = listening["forwards"][0]["listen"].as_str().unwrap().parse().unwrap();
     let log = bench.path("echo.ftlog");
     let mut recorder = bench.recorder(&log, &["--guest", "echo", "--lan", listening["listen"].as_str().unwrap()]);
@@ -162,9 +162,9 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     for field in ["entries", "instruction_count", "outputs"] {
         assert_eq!(number(&replay.summary, field), number(&recorded, field), "{field}");
     }
-    // At least a frame for each reply on UDP; TCP may put several into one.
+    // At least one output for each reply on UDP; TCP may put several replies into one.
     assert!(number(&replay.summary, "outputs") >= datagrams.received);
-    // One at every interval, and one at the end.
+    // A digest at each interval, and one at the end.
     assert!(number(&replay.summary, "digests_checked") >= 2, "{}", replay.summary);
     let guest_seconds = replay.summary["guest_seconds"].as_f64().unwrap();
     assert!(guest_seconds > 0.0);
@@ -179,8 +179,8 @@ fn echo_under_clients_replays_to_the_same_console_outputs_and_digests() {
     bench.refused(&log, &["--guest", "hello"], "the log is of guest echo");
 }
 
-/// They have one IP address; one VM after the other has it, under the same Ethernet address and
-/// then under another.
+/// The guests have one IP address in turn, first with the same Ethernet address and then with
+/// another.
 #[test]
 fn guests_that_are_recorded_one_after_the_other_on_one_lan_are_all_reachable() {
     let bench = Bench::new();
@@ -232,10 +232,10 @@ fn a_recording_that_is_killed_replays_to_its_last_whole_entry() {
     let told_before = recorder.console();
     let replay = bench.replay(&log, &[]);
     assert_eq!(replay.end.code, OK, "{:?}", replay.end);
-    // It was written frame by frame, and nothing of it is missing.
+    // The log was written frame by frame, and has all of them.
     assert!(replay.end.reason.contains("the log is whole up to its end"), "{}", replay.end.reason);
     assert!(number(&replay.summary, "digests_checked") > 0, "{}", replay.summary);
-    // What was put out had been written to the log before.
+    // An output's entry was written to the log before the output was released.
     assert!(replay.console.starts_with(&told_before), "{told_before:?} is not how {:?} begins", replay.console);
 }
 
@@ -266,7 +266,7 @@ fn a_log_that_is_cut_or_damaged_replays_as_far_as_it_is_whole_or_says_where() {
         bench.refused(&log, &[], &format!("the log ends at byte {cut}, inside its {because}"));
     }
     for _ in 0..5 {
-        // The end mark follows even the last of them.
+        // The end mark follows the last frame, so that each of them can be damaged.
         let (offset, seq) = random.pick(&frames);
         let mut damaged = whole.clone();
         damaged[offset + FRAME_HEADER_BYTES] ^= 1 << random.below(8);
@@ -297,7 +297,8 @@ fn a_log_with_a_changed_clock_or_a_dropped_entry_diverges_and_names_the_instruct
     let changed = bench.path("changed.ftlog");
     let mut digest_count = 0;
     rewrite(&log, &changed, |entries| {
-        // The last read: whatever the guest made of it, the machine remembers the value.
+        // The last clock read is changed: even if the guest ignores it, the machine keeps the
+        // value.
         let last = entries.iter().rposition(is_clock_read).unwrap();
         let EntryBody::Event(Event::ClockRead { ticks }) = &mut entries[last].body else { unreachable!() };
         *ticks += 12_345;
@@ -323,7 +324,7 @@ fn a_log_with_a_changed_clock_or_a_dropped_entry_diverges_and_names_the_instruct
     assert!(replay.end.reason.contains(&named), "{named:?} is not in {:?}", replay.end.reason);
     assert!(replay.end.reason.contains("machine read the clock"), "{:?}", replay.end.reason);
 
-    // What the two above rest on: a log that is rewritten unchanged is as good as the first.
+    // The two checks above need this: a log that is rewritten unchanged must replay.
     let same = bench.path("same.ftlog");
     rewrite(&log, &same, |_| {});
     assert_eq!(bench.replay(&same, &[]).end.code, OK);

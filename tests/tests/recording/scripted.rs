@@ -1,6 +1,6 @@
-//! Record = replay for every built-in guest, in one process: a seeded script plays the host, and
-//! every log replays to the same outputs, digests and state, from memory, from a file, and from a
-//! file that was cut anywhere.
+//! Recordings of each built-in guest, in one process: a seeded script acts as the host, and each
+//! log replays to the same outputs, digests and state, from memory, from a file, and from a file
+//! that was cut anywhere.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ft::divergence::entry_name;
@@ -18,20 +18,19 @@ use vm::{
     Event, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, StateDigest, StopReason, TIMEBASE_HZ,
 };
 
-/// The addresses of the script's host on the guest's LAN.
+/// Addresses of the script's host on the guest's LAN.
 const HOST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 const HOST_IP: [u8; 4] = [10, 0, 2, 2];
 const GUEST_IP: [u8; 4] = [10, 0, 2, 15];
 
-/// Small, so that digests are cheap, and not less than the built-in guests need.
+/// The least memory that the built-in guests need, so that digests are cheap.
 fn config() -> MachineConfig {
     MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() }
 }
 
 const NS_PER_TICK: u64 = 1_000_000_000 / TIMEBASE_HZ;
 
-/// A host whose clock, network, console and entropy are a function of a seed and of when it is
-/// asked.
+/// A host whose clock, network, console and entropy depend on a seed and on the calls only.
 struct Script {
     random: Random,
     now_ns: u64,
@@ -43,7 +42,7 @@ impl Script {
         Self { random: Random::new(seed), now_ns: 0, packets: 0 }
     }
 
-    /// Time passes, until the guest's timer is due if it has set one.
+    /// Advances the clock, to the guest's timer if it has set one.
     fn sleep(&mut self, timer_deadline: Option<u64>) {
         self.now_ns =
             self.now_ns.max(timer_deadline.unwrap_or(0) * NS_PER_TICK) + u64::from(self.random.below(100_000));
@@ -52,7 +51,7 @@ impl Script {
     fn packet(&mut self) -> Event {
         self.packets += 1;
         let frame = match self.packets {
-            // The guest learns from the question whom it may answer.
+            // The guest learns the host's address from the request.
             1 => arp_request(),
             _ if self.random.one_in(4) => (0..14 + self.random.below(1501)).map(|_| self.byte()).collect(),
             _ => {
@@ -60,7 +59,7 @@ impl Script {
                 datagram(&text)
             }
         };
-        // Numbers rise, but not always by one.
+        // Numbers increase, but not always by one.
         Event::Packet { number: 3 * self.packets + u64::from(self.random.below(3)), packet: frame }
     }
 
@@ -103,7 +102,7 @@ fn arp_request() -> Vec<u8> {
     [&[0xff; 6], &HOST_MAC[..], &[8, 6], &head, &HOST_MAC, &HOST_IP, &[0; 6], &GUEST_IP].concat()
 }
 
-/// A datagram to the guest's service, without the checksum, which UDP allows.
+/// A datagram to the guest's service, without a checksum, as UDP allows.
 fn datagram(text: &[u8]) -> Vec<u8> {
     let udp_bytes = u16::try_from(8 + text.len()).unwrap();
     let udp = [&[0x9c, 0x40, 0, 7], &udp_bytes.to_be_bytes()[..], &[0, 0], text].concat();
@@ -115,7 +114,7 @@ fn datagram(text: &[u8]) -> Vec<u8> {
     [&MachineConfig::default().mac, &HOST_MAC[..], &[8, 0], &ip, &udp].concat()
 }
 
-/// All that a run left behind.
+/// The entries and outputs of one run, and its last digest.
 #[derive(Default)]
 struct Recording {
     entries: Vec<LogEntry>,
@@ -138,7 +137,7 @@ impl LogSink for Recording {
 }
 
 impl Recording {
-    /// Runs a guest for about `steps`, `slice` steps at a time.
+    /// Runs a guest for about `steps` steps, in slices of `slice`.
     fn of(image: &[u8], seed: u64, slice: u64, steps: u64) -> Self {
         let mut recording = Self::default();
         let machine = Machine::new(&config(), image).unwrap();
@@ -164,7 +163,7 @@ impl Recording {
         self.entries.iter().filter(|entry| is_kind(&entry.body)).count()
     }
 
-    /// Replays the entries, on a machine of its own, and compares everything.
+    /// Replays the entries on a new machine and compares all results.
     #[track_caller]
     fn replays(&self, image: &[u8]) {
         let mut replayer = Replayer::new(Machine::new(&config(), image).unwrap(), LogSeq(0));
@@ -183,14 +182,14 @@ impl Recording {
         assert_eq!(replayer.machine_mut().digest(), self.end);
     }
 
-    /// The log as a file.
+    /// The log as the bytes of a file.
     fn file(&self, image: &[u8]) -> Vec<u8> {
         let vm = VmId::new("scripted").unwrap();
         let header = SessionHeader::new(vm, Generation(0), config(), "scripted", image).unwrap();
         let mut log = LogWriter::create(Vec::new(), &header, image).unwrap();
         for entry in &self.entries {
             log.append(entry).unwrap();
-            // As a recorder does when something leaves.
+            // As a recorder does at each output.
             if matches!(entry.body, EntryBody::Output { .. }) {
                 log.flush().unwrap();
             }
@@ -199,7 +198,7 @@ impl Recording {
     }
 }
 
-/// All entries of a log, and how it ends.
+/// All entries of a log, and its ending.
 fn read(log: &[u8]) -> Result<(Vec<LogEntry>, Ending), LogFileError> {
     let mut log = LogReader::open(log)?;
     let mut entries = Vec::new();
@@ -232,7 +231,7 @@ fn every_guest_replays_whatever_the_slices_were() {
     }
 }
 
-/// What the test above rests on: the script reaches the guest, and the guest answers.
+/// The test above needs this: the script's inputs must reach the guest, and the guest must answer.
 #[test]
 fn the_script_makes_every_kind_of_entry() {
     let seed = seed();
@@ -267,8 +266,7 @@ fn the_same_script_gives_the_same_log_and_another_one_another() {
     assert_ne!(one.end, other.end);
 }
 
-/// Every way in which one entry can tell of something else at the same place, as far as a replay
-/// can know at once.
+/// Changes of one entry that a replay can detect at that entry.
 fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
     let with = |body| LogEntry { count: entry.count, body };
     match &entry.body {
@@ -287,7 +285,7 @@ fn told_otherwise(entry: &LogEntry) -> Vec<LogEntry> {
     }
 }
 
-/// One test for each thing that replay compares: a log that differs in nothing else must not pass.
+/// A log in which a single field is changed must not replay, for each field that replay compares.
 #[test]
 fn an_entry_that_tells_of_something_else_is_a_divergence_at_its_place() {
     let image = Guest::load("hello").unwrap().image;
@@ -314,8 +312,8 @@ fn a_log_cut_at_any_byte_reads_to_its_last_whole_frame_and_replays() {
     let recording = Recording::of(&image, seed, 613, 4_000_000);
     let whole = recording.file(&image);
     let head = Recording::default().file(&image).len() - end_mark_bytes();
-    // Where whole frames end, and how many entries there are by then: only there the count may
-    // change.
+    // Ends of whole frames, with the number of entries up to each: only there the number of
+    // readable entries may change.
     let mut lengths = BTreeMap::new();
     for cut in head..whole.len() {
         let (entries, ending) = read(&whole[..cut]).unwrap();
@@ -355,7 +353,7 @@ fn a_log_cut_before_its_first_entry_is_refused() {
     assert!(matches!(read(b""), Err(LogFileError::NotALog)));
 }
 
-/// The length of the frame that ends an empty log: its body counts no entries in one byte.
+/// The length of an empty log's end mark, whose body is the number of entries, 0, in one byte.
 const fn end_mark_bytes() -> usize {
     logchannel::frame::FRAME_HEADER_BYTES + 1
 }

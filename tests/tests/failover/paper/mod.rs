@@ -39,8 +39,8 @@
 //! | 3.3 | a guest that powers off is no failover | `operation/lifecycle::guest_that_powers_off_ends_both_sides_without_a_failover` |
 //! | 3.5 | clients reach the guest on its new host, on a network without support for fault tolerance | `tap::a_kernels_tcp_connection_survives_the_kill_of_the_primary` |
 //!
-//! §3.4, §4.1 and §4.2 are about shared disks: this machine's disk is part of its state. The batching
-//! of interrupts in §3.5 concerns the host.
+//! §3.4, §4.1 and §4.2 are about shared disks: this machine's disk is part of its state. The
+//! batching of interrupts in §3.5 concerns the host.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -58,15 +58,15 @@ use tests::stage::Stage;
 /// How long a test waits for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// For tests in which the link holds back reports of replay, or the backup is slow: lag control must
-/// not slow the guest.
+/// For tests in which the link holds back reports of replay, or the backup is slow: lag control
+/// must not slow the guest.
 const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
 /// A failure timeout that is short, but long enough that a busy host causes no failover.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 
-/// A client that checks every answer. It uses datagrams, which aren't retransmitted, so that it sees
-/// lost and doubled ones.
+/// A client that checks every answer. It uses datagrams, which aren't retransmitted, so that it
+/// sees lost and doubled ones.
 struct Asker(UdpSocket);
 
 impl Asker {
