@@ -6,6 +6,8 @@
 //! | `echo` | TCP and UDP echo on port 7; with the boot argument `busy` it computes instead of sleeping |
 //! | `counter` | computes for ever, prints its count every second, answers datagrams to UDP port 7 with it |
 //! | `bench` | runs the benchmark that its boot arguments describe |
+//! | `lock` | a lock service ([`services::lock`]) on UDP port 7 |
+//! | `kv` | a key/value store ([`services::kv`]) on UDP port 7 |
 //! | `tally` | counts requests in raw packets and answers each with a hash of its whole history |
 //! | `suite` | checks the machine's instruction set, traps and translation, and prints the results |
 //!
@@ -13,8 +15,9 @@
 //! device tree describes it. They run unchanged on QEMU, which makes it an independent oracle for
 //! this project's machine. For the same reason they share no code with the machine.
 //!
-//! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`tally`], [`boot_arguments`],
-//! [`workload`]) has no access to hardware: time and device are arguments, so the host can test it.
+//! The logic ([`mod@bench`], [`echo`], [`counter`], [`network`], [`rpc_server`], [`tally`],
+//! [`boot_arguments`], [`workload`]) has no access to hardware: time and device are arguments, so
+//! the host can test it.
 //! Only `platform` and `suite` need the target.
 #![no_std]
 
@@ -29,6 +32,7 @@ pub mod boot_arguments;
 pub mod counter;
 pub mod echo;
 pub mod network;
+pub mod rpc_server;
 pub mod tally;
 pub mod workload;
 

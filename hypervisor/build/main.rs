@@ -10,13 +10,13 @@ mod target;
 const TARGET: &str = "riscv64imac-unknown-none-elf";
 /// What cargo takes encoded flags apart by.
 const ENCODED_SEPARATOR: &str = "\x1f";
-const GUESTS: [&str; 7] = ["bench", "counter", "echo", "hello", "rewrite", "suite", "tally"];
+const GUESTS: [&str; 9] = ["bench", "counter", "echo", "hello", "kv", "lock", "rewrite", "suite", "tally"];
 
 fn main() {
     let hypervisor = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let guests = hypervisor.with_file_name("guest-programs");
     let out = PathBuf::from(variable("OUT_DIR"));
-    for path in ["Cargo.toml", "build.rs", "link.ld", "src", "bench"] {
+    for path in ["Cargo.toml", "build.rs", "link.ld", "src", "bench", "services"] {
         println!("cargo::rerun-if-changed={}", guests.join(path).display());
     }
     println!("cargo::rerun-if-changed={}", hypervisor.with_file_name("Cargo.lock").display());

@@ -15,11 +15,13 @@ pub struct Guest {
     pub image: Vec<u8>,
 }
 
-const BUILT_IN: [(&str, &[u8]); 7] = [
+const BUILT_IN: [(&str, &[u8]); 9] = [
     ("bench", include_bytes!(concat!(env!("OUT_DIR"), "/bench.elf"))),
     ("counter", include_bytes!(concat!(env!("OUT_DIR"), "/counter.elf"))),
     ("echo", include_bytes!(concat!(env!("OUT_DIR"), "/echo.elf"))),
     ("hello", include_bytes!(concat!(env!("OUT_DIR"), "/hello.elf"))),
+    ("kv", include_bytes!(concat!(env!("OUT_DIR"), "/kv.elf"))),
+    ("lock", include_bytes!(concat!(env!("OUT_DIR"), "/lock.elf"))),
     ("rewrite", include_bytes!(concat!(env!("OUT_DIR"), "/rewrite.elf"))),
     ("suite", include_bytes!(concat!(env!("OUT_DIR"), "/suite.elf"))),
     ("tally", include_bytes!(concat!(env!("OUT_DIR"), "/tally.elf"))),

@@ -17,6 +17,7 @@ pub fn run_as_named() -> Option<ExitCode> {
         "ft-arbiter" => super::arbiter::main,
         "ft-backup" => super::backup::main,
         "ft-bench" => super::bench::main,
+        "ft-client" => super::client::command::main,
         "ft-demo" => super::demo::main,
         "ft-lan" => super::lan::main,
         "ft-pong" => super::bench::pong_main,

@@ -16,6 +16,8 @@ pub const DIVERGED: u8 = 4;
 pub const UNPROTECTED: u8 = 5;
 /// The guest halted, powered off with a failure, or is a test program that ended without a result.
 pub const GUEST_FAILED: u8 = 6;
+/// The service's answer is no: a lock that another has, a key without the expected value.
+pub const NO: u8 = 7;
 /// Standard output has no reader any more: the code of a program that SIGPIPE ends.
 pub const PIPE_CLOSED: u8 = 141;
 /// Interrupted before there was anything to end in order.

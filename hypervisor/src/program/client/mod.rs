@@ -1,7 +1,13 @@
 //! Clients of a guest's service, each on a thread of its own, with every reply checked.
 
+pub mod command;
 pub mod echo;
+pub mod history;
+pub mod history_svg;
+pub mod random;
 pub mod redis;
+pub mod rpc;
+pub mod torture;
 
 use super::cli::interrupt;
 use crate::os::clock;
@@ -110,6 +116,12 @@ impl Client {
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         self.watch.error.get().map(String::as_str)
+    }
+
+    /// `true` until it has ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
     }
 
     /// The longest time from one reply to the next since this was last asked, in microseconds.

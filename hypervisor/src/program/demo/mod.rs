@@ -2,7 +2,7 @@
 
 mod guest;
 
-use self::guest::DemoGuest;
+use self::guest::{Checked, DemoGuest};
 use super::Failure;
 use super::cli::limits::{CONNECTIONS, require_descriptors};
 use super::cli::stdout::{StdoutError, failed, out};
@@ -31,12 +31,13 @@ const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Starts a LAN, an arbiter, a primary and a backup, each its own process, and ordinary clients
 /// that work without pause: of the echo server, one TCP connection and one UDP flow with numbered
-/// messages; of redis on a stock Linux, one connection on which a counter is incremented and keys
-/// are set. Kills the primary with SIGKILL, shows how the backup goes on and what the clients saw
+/// messages; of the lock service and the key/value store, four clients that call at random; of
+/// redis on a stock Linux, one connection on which a counter is incremented and keys are set. Kills the primary with SIGKILL, shows how the backup goes on and what the clients saw
 /// of it, starts a new backup, which joins the running guest, and kills again.
 ///
 /// Exits with 1 if a message was lost, doubled, changed or came back out of order: if redis
-/// acknowledged anything that isn't there at the end, once.
+/// acknowledged anything that isn't there at the end, once, or if no order of the calls of the lock
+/// service or the store, one after the other, explains all answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "ft-demo",
@@ -92,6 +93,8 @@ struct Witness {
 struct Verdict {
     kills: Vec<Kill>,
     clients: Vec<Witness>,
+    /// Of the lock service and the store: whether one copy of it explains what all clients saw.
+    checked: Option<Checked>,
     first_output: Distribution,
     rejoin: Distribution,
     rejoin_gap: Distribution,
@@ -127,18 +130,19 @@ fn run(options: &Options) -> Result<bool, Failure> {
             cluster.primary.pid()
         )?;
     }
-    let clients = options.guest.clients(cluster.service)?;
+    let witnesses = options.guest.clients(cluster.service)?;
+    let clients = &witnesses.clients;
     let mut kills = Vec::new();
     for number in 1..=options.kills {
-        let kill = kill_and_rejoin(&mut cluster, &clients)?;
+        let kill = kill_and_rejoin(&mut cluster, clients)?;
         if !options.json {
             out!("kill {number} of {}:", options.kills)?;
-            show(&kill, &clients)?;
+            show(&kill, clients)?;
         }
         kills.push(kill);
     }
-    let clients = clients.into_iter().map(|(name, client)| (name, client.finish())).collect();
-    let verdict = judge(kills, clients);
+    let (clients, checked) = witnesses.finish();
+    let verdict = judge(kills, clients, checked);
     if options.json {
         out!("{}", serde_json::to_string_pretty(&verdict)?)?;
     } else {
@@ -199,7 +203,7 @@ fn wait_for_replies(clients: &[(&str, Client)], when: &str) -> Result<(), Failur
     Ok(())
 }
 
-fn judge(kills: Vec<Kill>, clients: Vec<(&'static str, ClientResult)>) -> Verdict {
+fn judge(kills: Vec<Kill>, clients: Vec<(&'static str, ClientResult)>, checked: Option<Checked>) -> Verdict {
     let distribution = |us: &dyn Fn(&Kill) -> u64| {
         let mut histogram = histogram_ns();
         kills.iter().for_each(|kill| histogram.saturating_record(us(kill).saturating_mul(1000)));
@@ -212,7 +216,10 @@ fn judge(kills: Vec<Kill>, clients: Vec<(&'static str, ClientResult)>) -> Verdic
         first_output: distribution(&|kill| kill.first_output_us.unsigned_abs()),
         rejoin: distribution(&|kill| kill.rejoin_us),
         rejoin_gap: distribution(&|kill| kill.rejoin_gap_us),
-        passed: !kills.is_empty() && clients.iter().all(|client| client.result.is_perfect()),
+        passed: !kills.is_empty()
+            && clients.iter().all(|client| client.result.is_perfect())
+            && checked.as_ref().is_none_or(|checked| checked.linearizable),
+        checked,
         kills,
         clients,
     }
@@ -268,6 +275,9 @@ fn show_verdict(verdict: &Verdict) -> Result<(), StdoutError> {
             Grouped(result.changed),
             result.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default()
         )?;
+    }
+    if let Some(checked) = &verdict.checked {
+        out!("{checked}")?;
     }
     let (word, level) = if verdict.passed { ("PASSED", Level::Notice) } else { ("FAILED", Level::Error) };
     out!("{}: kills {}", set_off(word, level), verdict.kills.len())
