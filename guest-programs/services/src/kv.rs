@@ -6,6 +6,12 @@ use crate::rpc::server::{Execution, Service};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+/// First bytes of calls: those of another service are refused, not taken for something else.
+const GET: u8 = 0x10;
+const PUT: u8 = 0x11;
+const APPEND: u8 = 0x12;
+const COMPARE_AND_SWAP: u8 = 0x13;
+
 /// The longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 128;
 /// The longest value, in bytes: a call carries two of them, a compare-and-swap.
@@ -93,11 +99,11 @@ impl Call {
         assert!(self.is_valid(), "a key or a value is too long");
         let writer = Writer::new();
         match &self.operation {
-            Operation::Get => writer.byte(0).string(&self.key),
-            Operation::Put(value) => writer.byte(1).string(&self.key).string(value),
-            Operation::Append(piece) => writer.byte(2).string(&self.key).string(piece),
+            Operation::Get => writer.byte(GET).string(&self.key),
+            Operation::Put(value) => writer.byte(PUT).string(&self.key).string(value),
+            Operation::Append(piece) => writer.byte(APPEND).string(&self.key).string(piece),
             Operation::CompareAndSwap { old, new } => {
-                put_optional(writer.byte(3).string(&self.key), old.as_deref()).string(new)
+                put_optional(writer.byte(COMPARE_AND_SWAP).string(&self.key), old.as_deref()).string(new)
             }
         }
         .finish()
@@ -108,10 +114,10 @@ impl Call {
         let kind = reader.byte()?;
         let key = reader.string(KEY_BYTES_MAX)?.to_vec();
         let operation = match kind {
-            0 => Operation::Get,
-            1 => Operation::Put(reader.string(VALUE_BYTES_MAX)?.to_vec()),
-            2 => Operation::Append(reader.string(VALUE_BYTES_MAX)?.to_vec()),
-            3 => {
+            GET => Operation::Get,
+            PUT => Operation::Put(reader.string(VALUE_BYTES_MAX)?.to_vec()),
+            APPEND => Operation::Append(reader.string(VALUE_BYTES_MAX)?.to_vec()),
+            COMPARE_AND_SWAP => {
                 Operation::CompareAndSwap { old: optional(&mut reader)?, new: reader.string(VALUE_BYTES_MAX)?.to_vec() }
             }
             _ => return None,

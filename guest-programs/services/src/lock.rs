@@ -11,6 +11,11 @@ use crate::rpc::server::{Execution, Service};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+/// First bytes of calls: those of another service are refused, not taken for something else.
+const LOCK: u8 = 0x20;
+const ACQUIRE: u8 = 0x21;
+const UNLOCK: u8 = 0x22;
+
 /// The longest name of a lock, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 /// How many locks may be held at once.
@@ -56,9 +61,9 @@ impl Call {
     pub fn encode(&self) -> Vec<u8> {
         assert!((1..=NAME_BYTES_MAX).contains(&self.name.len()), "a name of {} bytes", self.name.len());
         let operation = match self.operation {
-            Operation::Lock => 0,
-            Operation::Acquire => 1,
-            Operation::Unlock => 2,
+            Operation::Lock => LOCK,
+            Operation::Acquire => ACQUIRE,
+            Operation::Unlock => UNLOCK,
         };
         Writer::new().byte(operation).string(&self.name).finish()
     }
@@ -66,9 +71,9 @@ impl Call {
     fn decode(body: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(body);
         let operation = match reader.byte()? {
-            0 => Operation::Lock,
-            1 => Operation::Acquire,
-            2 => Operation::Unlock,
+            LOCK => Operation::Lock,
+            ACQUIRE => Operation::Acquire,
+            UNLOCK => Operation::Unlock,
             _ => return None,
         };
         let name = reader.string(NAME_BYTES_MAX)?.to_vec();
@@ -234,7 +239,7 @@ mod tests {
         }
         let longest = Call { operation: Operation::Lock, name: Vec::from([b'x'; NAME_BYTES_MAX]) };
         assert_eq!(Call::decode(&longest.encode()), Some(longest));
-        let Execution::Done(body) = locks.execute(SessionId(1), b"\x07") else { panic!() };
+        let Execution::Done(body) = locks.execute(SessionId(1), b"\x10\x01\x00a") else { panic!() };
         assert_eq!(Answer::decode(&body), Some(Answer::Refused));
     }
 

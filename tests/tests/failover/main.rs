@@ -1,6 +1,7 @@
 //! Loss of one side, of both, of the arbiter, or of the link: the real programs.
 
 mod arbiter_outage;
+mod at_most_once;
 mod backup_loss;
 mod beginnings;
 mod claims;
