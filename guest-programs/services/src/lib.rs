@@ -9,7 +9,8 @@
 //! | [`linearizability`] | a check of what the clients of such a service saw |
 //!
 //! Everything here is a function of its arguments: no clock, no network, no randomness. Servers run
-//! in a guest (`guest-programs`), clients on a host (`ft-client`), and tests run both in one thread.
+//! in a guest (`guest-programs`), clients on a host (`ft-client`), and tests run both in one
+//! thread.
 #![no_std]
 
 extern crate alloc;

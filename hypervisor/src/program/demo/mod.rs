@@ -32,8 +32,9 @@ const REPLIES_TIMEOUT: Duration = Duration::from_secs(30);
 /// Starts a LAN, an arbiter, a primary and a backup, each its own process, and ordinary clients
 /// that work without pause: of the echo server, one TCP connection and one UDP flow with numbered
 /// messages; of the lock service and the key/value store, four clients that call at random; of
-/// redis on a stock Linux, one connection on which a counter is incremented and keys are set. Kills the primary with SIGKILL, shows how the backup goes on and what the clients saw
-/// of it, starts a new backup, which joins the running guest, and kills again.
+/// redis on a stock Linux, one connection on which a counter is incremented and keys are set. Kills
+/// the primary with SIGKILL, shows how the backup goes on and what the clients saw of it, starts a
+/// new backup, which joins the running guest, and kills again.
 ///
 /// Exits with 1 if a message was lost, doubled, changed or came back out of order: if redis
 /// acknowledged anything that isn't there at the end, once, or if no order of the calls of the lock
