@@ -1,5 +1,5 @@
-//! Clients of the echo service: a UDP client that accounts for every datagram, and a crowd of all
-//! kinds.
+//! Clients of the echo service: a UDP client that accounts for every datagram, and a mixed load of
+//! TCP and UDP clients.
 
 use hypervisor::program::client::Client;
 use hypervisor::program::client::echo;
@@ -11,29 +11,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Datagrams under way at once.
+/// The most datagrams in flight.
 const WINDOW: u64 = 8;
 
-/// How long to look for a reply before looking around.
+/// How long a read waits for a reply before the client checks for other work.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How long to wait for a reply that comes twice, after all have come once.
+/// How long the client waits for duplicates after every reply has arrived.
 const LINGER: Duration = Duration::from_millis(300);
 
-/// What became of the datagrams.
+/// The account of a client's datagrams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatagramTally {
-    /// How many were sent.
+    /// Datagrams sent.
     pub sent: u64,
-    /// How many never came back.
+    /// Datagrams without a reply.
     pub lost: u64,
-    /// How many came back more than once.
+    /// Datagrams with more than one reply.
     pub doubled: u64,
-    /// Replies that are none of those that were sent.
+    /// Replies to datagrams that were never sent.
     pub foreign: u64,
 }
 
-/// A UDP client with several datagrams under way, at work on a thread of its own.
+/// A UDP client with several datagrams in flight, on a thread of its own.
 #[derive(Debug)]
 pub struct DatagramClient {
     stop: Arc<AtomicBool>,
@@ -42,7 +42,7 @@ pub struct DatagramClient {
 }
 
 impl DatagramClient {
-    /// Sends to the echo service at `service`, a window of datagrams at once.
+    /// Starts a client of the echo service at `service`.
     ///
     /// # Panics
     /// If the host has no socket for it.
@@ -57,13 +57,13 @@ impl DatagramClient {
         Self { stop, answered, thread }
     }
 
-    /// How many datagrams have come back so far.
+    /// The number of datagrams with a reply so far.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until `more` further datagrams have come back.
+    /// Waits for `more` further replies.
     ///
     /// # Panics
     /// If that takes longer than [`PATIENCE`].
@@ -73,7 +73,7 @@ impl DatagramClient {
         crate::stage::wait_until("datagrams coming back", || self.answered() >= target);
     }
 
-    /// Stops sending, waits for what is still under way, and gives the account.
+    /// Stops sending, waits for the replies in flight, and returns the account.
     ///
     /// # Panics
     /// If the client failed.
@@ -84,7 +84,7 @@ impl DatagramClient {
     }
 }
 
-/// Clients of both kinds at work: several TCP connections, and a UDP flow.
+/// Running clients of both kinds: several TCP connections, and a UDP flow.
 #[derive(Debug)]
 pub struct Load {
     tcp: Vec<Client>,
@@ -92,17 +92,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// TCP connections of a load.
+    /// The TCP connections of a load.
     const CONNECTIONS: usize = 3;
 
-    /// Replies that each client has between two looks at a test's guest.
+    /// The replies for which a test waits to see that every client is served.
     pub const REPLIES: u64 = 300;
 
-    /// Starts clients of the echo service at `service`, and lets each have its first
+    /// Starts clients of the echo service at `service`, and waits until each has had its first
     /// [`REPLIES`](Self::REPLIES).
     ///
     /// # Panics
-    /// If the service can't be reached, or doesn't serve.
+    /// If the service can't be reached, or doesn't reply.
     #[track_caller]
     #[must_use]
     pub fn on(service: SocketAddr) -> Self {
@@ -112,18 +112,17 @@ impl Load {
         load
     }
 
-    /// How many replies all clients have had so far.
+    /// The replies to all clients so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.tcp.iter().map(Client::received).sum::<u64>() + self.udp.answered()
     }
 
-    /// Waits until nothing reaches the clients any more: outputs that were released before the
-    /// guest stopped may still be on their way through the LAN. Gives how many replies they have
-    /// had then.
+    /// Waits until no more replies arrive: outputs that were released before the guest stopped may
+    /// still be on their way through the LAN. Returns the replies until then.
     ///
     /// # Panics
-    /// If replies still arrive after [`PATIENCE`]: somebody serves the clients.
+    /// If replies still arrive after [`PATIENCE`], so that something still serves the clients.
     #[track_caller]
     #[must_use]
     pub fn comes_to_rest(&self) -> u64 {
@@ -148,10 +147,11 @@ impl Load {
         self.udp.wait_for(Self::REPLIES);
     }
 
-    /// Ends the clients: every message came back once and unchanged, on TCP in order too.
+    /// Ends the clients. Every message must have been echoed once and unchanged, on TCP also in
+    /// order.
     ///
     /// # Panics
-    /// If one didn't.
+    /// If one wasn't.
     #[track_caller]
     pub fn lost_nothing(self) {
         for client in self.tcp {
@@ -164,7 +164,7 @@ impl Load {
     }
 }
 
-/// What datagram `number` says.
+/// The content of datagram `number`.
 fn text(number: u64) -> String {
     format!("datagram {number} of a client that counts")
 }
@@ -205,7 +205,7 @@ fn exchange(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> io::
     Ok(DatagramTally { sent: came_back.len() as u64, lost: count(|n| n == 0), doubled: count(|n| n > 1), foreign })
 }
 
-/// Which of the `sent` datagrams this is.
+/// The number of the datagram that `reply` echoes, if it is one of the `sent` ones.
 fn number_of(reply: &[u8], sent: usize) -> Option<usize> {
     let number = std::str::from_utf8(reply).ok()?.split(' ').nth(1)?.parse().ok()?;
     (number < sent && reply == text(number as u64).as_bytes()).then_some(number)

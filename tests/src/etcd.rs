@@ -1,7 +1,7 @@
 //! A real etcd as the arbiter: a cluster of members on the loopback interface, which tests kill and
-//! start again.
+//! restart.
 //!
-//! etcd is the Debian package `etcd-server`; tests that need it say clearly that they were skipped.
+//! etcd is the Debian package `etcd-server`; tests that need it report when they are skipped.
 
 use crate::stage::wait_until;
 use hypervisor::arbiter::{Arbiter, EtcdArbiter};
@@ -19,7 +19,7 @@ const PROGRAM: &str = "etcd";
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
-    // Behind the members, as these write into it until they are dropped.
+    // Declared after the members, which write into it until they are dropped.
     _directory: TempDir,
 }
 
@@ -59,20 +59,20 @@ impl Etcd {
         Some(cluster)
     }
 
-    /// The arbiter that it is, as `--arbiter`.
+    /// The cluster as the value of `--arbiter`.
     #[must_use]
     pub fn spec(&self) -> String {
         let clients: Vec<_> = self.members.iter().map(|member| member.client.as_str()).collect();
         format!("etcd://{}", clients.join(","))
     }
 
-    /// A client of its own for the arbiter, whose calls take at most `timeout`.
+    /// A new client of the arbiter, whose calls take at most `timeout`.
     #[must_use]
     pub fn arbiter(&self, timeout: Duration) -> EtcdArbiter {
         EtcdArbiter::new(self.members.iter().map(|member| member.client.as_str()), timeout)
     }
 
-    /// Where a member serves its clients, host and port.
+    /// The `HOST:PORT` at which a member serves its clients.
     ///
     /// # Panics
     /// If there is no such member.
@@ -89,7 +89,7 @@ impl Etcd {
         self.members[member].kill();
     }
 
-    /// Starts a member that was killed, with the data that it had, and doesn't wait for it.
+    /// Restarts a killed member with its data, and doesn't wait for it.
     ///
     /// # Panics
     /// If it can't be started.
@@ -119,7 +119,8 @@ impl Drop for Member {
     }
 }
 
-/// Elections are quicker than by default, and yet slow enough for a busy host.
+/// The arguments of a member. Elections are faster than by default, but slow enough for a busy
+/// host.
 fn arguments(name: &str, directory: &Path, client: &str, peer: &str, cluster: &str) -> Vec<String> {
     let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
     let data = directory.join(name).display().to_string();
@@ -137,12 +138,13 @@ fn arguments(name: &str, directory: &Path, client: &str, peer: &str, cluster: &s
     options.iter().map(|(option, value)| format!("--{option}={value}")).collect()
 }
 
-/// Says so if etcd isn't installed, in words that the checks before a merge look for.
+/// `true` if etcd is installed. Otherwise prints the line by which the checks before a merge count
+/// skipped tests.
 fn is_installed() -> bool {
     match Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status() {
         Ok(status) => status.success(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Not by a macro: what a passing test prints by one, nobody sees.
+            // Written directly, because the output of a passing test's macros is captured.
             let _ = writeln!(io::stderr().lock(), "SKIPPED: etcd is not installed (Debian package etcd-server)");
             false
         }
@@ -150,15 +152,15 @@ fn is_installed() -> bool {
     }
 }
 
-/// An address that nobody listens at, and that no connection of another test gets for its own end:
-/// its port is below those that Linux gives away by itself.
+/// An address at which nothing listens. Its port is below those that Linux assigns by itself, so
+/// that no connection of another test gets it as its own end.
 fn free_address() -> String {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TRIED: AtomicU16 = AtomicU16::new(0);
     loop {
         let tried = u32::from(TRIED.fetch_add(1, Ordering::Relaxed));
-        // Test processes that run side by side begin at different ports.
+        // Test processes that run at the same time begin at different ports.
         let port = FIRST + (std::process::id().wrapping_mul(37) % COUNT + tried) % COUNT;
         let address = format!("127.0.0.1:{port}");
         if TcpListener::bind(&address).is_ok() {

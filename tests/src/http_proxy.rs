@@ -1,25 +1,26 @@
-//! A proxy in front of an HTTP server that answers for it while it is away, or has it do what was
-//! asked and answers all the same.
+//! A proxy in front of an HTTP server. It can answer instead of the server, with or without passing
+//! the request on.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// What a proxy does with requests.
+/// How the proxy treats requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// They and their answers pass.
+    /// Passes requests and answers on.
     Pass,
-    /// It answers with this status and a page, and the server hears nothing.
+    /// Answers with this status and a page, without passing the request on.
     Away(&'static str),
-    /// They pass, and it answers with this status and a page as if they hadn't.
+    /// Passes the request on, but answers with this status and a page.
     TooLate(&'static str),
-    /// The same for etcd's transactions; other requests and their answers pass.
+    /// Treats etcd's transactions as [`Mode::TooLate`] does, and passes other requests and answers
+    /// on.
     LateForClaims(&'static str),
 }
 
-/// A proxy, until the process ends.
+/// A proxy that runs until the process ends.
 #[derive(Debug)]
 pub struct HttpProxy {
     address: SocketAddr,
@@ -27,7 +28,7 @@ pub struct HttpProxy {
 }
 
 impl HttpProxy {
-    /// Starts one in front of the server at `server`, at a port of its own.
+    /// Starts a proxy in front of the server at `server`, at a port of its own.
     ///
     /// # Panics
     /// If the host has no port left.
@@ -48,13 +49,13 @@ impl HttpProxy {
         proxy
     }
 
-    /// Where it listens.
+    /// The proxy's address.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From here on it does this.
+    /// Changes how requests are treated from now on.
     pub fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
@@ -87,7 +88,7 @@ fn page(status: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// A whole request or answer: its head, and as many bytes as that says.
+/// Reads a whole request or answer: its head, and as many bytes as the head says.
 fn read_message(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut message = Vec::new();
     let mut length = 0;

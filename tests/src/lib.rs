@@ -1,8 +1,8 @@
 //! The harness of the end-to-end tests: the real programs as processes, the connections between
 //! them, and their clients.
 //!
-//! Every process is ended when its handle is dropped, every directory removed, and nothing leaves
-//! the loopback interface.
+//! Every process is ended when its handle is dropped, every directory is removed, and all traffic
+//! stays on the loopback interface or in a network namespace.
 
 pub mod client;
 pub mod etcd;
@@ -20,7 +20,7 @@ pub mod terminal;
 
 pub use hypervisor::program::site::executable::Executable;
 
-/// The executable that runs every program under its name. Only integration tests know where it is.
+/// The executable that runs every program under its name. Only integration tests know its path.
 #[macro_export]
 macro_rules! programs {
     () => {

@@ -1,7 +1,6 @@
-//! The cable between a primary and its backup, for tests to hold things back on, to cut, and to
-//! look into.
+//! A link between a primary and its backup, on which tests delay, cut and inspect messages.
 //!
-//! It carries whole messages, so that acknowledgements can be let through one at a time.
+//! It passes whole messages, so that acknowledgements can be let through one at a time.
 
 use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::{EntryBody, LogEntry, LogSeq};
@@ -15,23 +14,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use vm::Event;
 
-/// Which way messages go.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the primary: the session, entries, what is released.
+    /// From the primary: the session, entries, and released outputs.
     ToBackup,
-    /// From the backup: acknowledgements, what is consumed.
+    /// From the backup: acknowledgements, and consumed positions.
     ToPrimary,
 }
 
-/// One cable. Dropping it cuts it.
+/// A link. Dropping it cuts the connection.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
     lanes: [Arc<Lane>; 2],
 }
 
-/// One direction of it.
+/// One direction of the link.
 #[derive(Debug, Default)]
 struct Lane {
     state: Mutex<LaneState>,
@@ -39,15 +38,15 @@ struct Lane {
 
 #[derive(Debug)]
 struct LaneState {
-    /// Every message that came, in order.
+    /// Every message that arrived, in order.
     seen: Vec<Message>,
-    /// How many of them have gone on.
+    /// How many of them were passed on.
     passed: usize,
-    /// How many may go on.
+    /// How many may be passed on.
     limit: usize,
     /// The sender has closed its side.
     ended: bool,
-    /// To the receiver, once both are connected.
+    /// The connection to the receiver, once both sides are connected.
     receiver: Option<TcpStream>,
 }
 
@@ -58,14 +57,14 @@ impl Default for LaneState {
 }
 
 impl LaneState {
-    /// Lets go on what may.
+    /// Passes on what may be.
     fn pump(&mut self) {
         let Some(receiver) = &mut self.receiver else { return };
         let mut bytes = Vec::new();
         let until = self.limit.min(self.seen.len());
         self.seen[self.passed..until].iter().for_each(|message| message.encode(&mut bytes));
         self.passed = until;
-        // A receiver that is gone takes nothing more, as on any cable.
+        // A receiver that is gone takes nothing more, as on a real link.
         let _ = receiver.write_all(&bytes);
         if self.ended && self.limit == usize::MAX {
             let _ = receiver.shutdown(Shutdown::Write);
@@ -78,7 +77,7 @@ impl Lane {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes messages from `sender` until it ends.
+    /// Reads messages from `sender` until it ends.
     fn carry(&self, mut sender: TcpStream) {
         let mut decoder = FrameDecoder::new();
         while let Ok(bytes @ 1..) = sender.read(decoder.space()) {
@@ -96,15 +95,15 @@ impl Lane {
 
     fn cut(&self) {
         if let Some(receiver) = &self.lock().receiver {
-            // Fails if the connection is over already, which is as good.
+            // Fails if the connection is closed already.
             let _ = receiver.shutdown(Shutdown::Both);
         }
     }
 }
 
 impl Link {
-    /// A link whose far end is the primary at `primary`. A backup that connects to
-    /// [`address`](Self::address) is connected through; there is one connection in a link's life.
+    /// A link to the primary at `primary`. The first backup that connects to
+    /// [`address`](Self::address) is connected through it; a link has one connection in its life.
     ///
     /// # Panics
     /// If the host has no port.
@@ -128,7 +127,7 @@ impl Link {
         Self { address, lanes }
     }
 
-    /// Where the backup connects.
+    /// The address to which the backup connects.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
@@ -138,31 +137,29 @@ impl Link {
         self.lanes[direction as usize].lock()
     }
 
-    /// Holds back what comes from now on, in silence: the connections stay open.
+    /// Holds back all further messages; the connections stay open.
     pub fn hold(&self, direction: Direction) {
         let mut lane = self.lane(direction);
         lane.limit = lane.passed;
     }
 
-    /// Holds back both directions: neither side hears of the other any more, nor that it is cut
-    /// off.
+    /// Holds back both directions. Neither side hears of the other any more, or that it is cut off.
     pub fn silence(&self) {
         self.hold(Direction::ToBackup);
         self.hold(Direction::ToPrimary);
     }
 
-    /// Lets through what is held back, and what comes.
+    /// Passes on what is held back, and everything that arrives.
     pub fn release(&self, direction: Direction) {
         let mut lane = self.lane(direction);
         lane.limit = usize::MAX;
         lane.pump();
     }
 
-    /// Lets through what is held back up to and including the first message that `is_last` says so
-    /// of, and waits for that one to come.
+    /// Passes on what is held back, up to the first message that `is_last`, and waits for that one.
     ///
     /// # Panics
-    /// If no such message comes within [`PATIENCE`].
+    /// If no such message arrives within [`PATIENCE`].
     #[track_caller]
     pub fn pass_until(&self, direction: Direction, is_last: impl Fn(&Message) -> bool) {
         crate::stage::wait_until("the message to pass", || {
@@ -177,8 +174,8 @@ impl Link {
         });
     }
 
-    /// Lets through what is held back up to and including the batch with the entry at `seq`, which
-    /// must have come.
+    /// Passes on what is held back, up to the batch with the entry at `seq`, which must have
+    /// arrived.
     ///
     /// # Panics
     /// If no batch can have it.
@@ -191,25 +188,25 @@ impl Link {
         lane.pump();
     }
 
-    /// Cuts the connection: both sides see it end. What is held back is lost.
+    /// Cuts the connection: both sides see its end. What is held back is lost.
     pub fn cut(&self) {
         self.lanes.iter().for_each(|lane| lane.cut());
     }
 
-    /// Every message that came, held back or not.
+    /// Every message that arrived, held back or not.
     #[must_use]
     pub fn seen(&self, direction: Direction) -> Vec<Message> {
         self.lane(direction).seen.clone()
     }
 
-    /// Every message that went on to its receiver.
+    /// Every message that was passed on.
     #[must_use]
     pub fn passed(&self, direction: Direction) -> Vec<Message> {
         let lane = self.lane(direction);
         lane.seen[..lane.passed].to_vec()
     }
 
-    /// The entries that the primary has sent; the place of each is its sequence number.
+    /// The entries that the primary has sent; an entry's index is its sequence number.
     ///
     /// # Panics
     /// If they don't follow each other from the log's first on.
@@ -218,7 +215,7 @@ impl Link {
         entries(&self.lane(Direction::ToBackup).seen)
     }
 
-    /// Those of them that went on to the backup.
+    /// The entries that were passed on to the backup.
     ///
     /// # Panics
     /// As [`entries`](Self::entries).
@@ -228,11 +225,11 @@ impl Link {
         entries(&lane.seen[..lane.passed])
     }
 
-    /// Waits until the primary has sent an entry, at or behind the place `from`, that `is_wanted`
-    /// says so of, and gives its place and the entry.
+    /// Waits until the primary has sent an entry that `is_wanted`, at position `from` or later.
+    /// Returns its position and the entry.
     ///
     /// # Panics
-    /// If none comes within [`PATIENCE`].
+    /// If none arrives within [`PATIENCE`].
     #[track_caller]
     pub fn wait_for_entry(&self, from: LogSeq, is_wanted: impl Fn(&LogEntry) -> bool) -> (LogSeq, LogEntry) {
         let mut found = None;
@@ -244,8 +241,8 @@ impl Link {
         found.unwrap_or_else(|| unreachable!("waited for it, at most {PATIENCE:?}"))
     }
 
-    /// Waits until the primary has sent the guest's answer to the packet that carries `request`:
-    /// the first output behind it. Gives the places of both, the packet's first.
+    /// Waits until the primary has sent the guest's answer to the packet with `request`, which is
+    /// the first output after it. Returns the positions of the packet and the output.
     ///
     /// # Panics
     /// As [`wait_for_entry`](Self::wait_for_entry).
@@ -269,8 +266,8 @@ impl Link {
         crate::stage::wait_until("the acknowledgement", || acknowledged(&self.seen(Direction::ToPrimary)) > seq);
     }
 
-    /// How many outputs the primary may let out when it has heard `messages`: those whose entries
-    /// they acknowledge.
+    /// How many outputs the primary may release after it has received `messages`: those whose
+    /// entries they acknowledge.
     ///
     /// # Panics
     /// If entries are acknowledged that were never sent.
@@ -292,7 +289,7 @@ fn entries(messages: &[Message]) -> Vec<LogEntry> {
     entries.into()
 }
 
-/// All entries below this are acknowledged by `messages`.
+/// One past the last entry that `messages` acknowledge.
 fn acknowledged(messages: &[Message]) -> LogSeq {
     let ack = |message: &Message| if let Message::Ack { received } = message { Some(*received) } else { None };
     messages.iter().rev().find_map(ack).unwrap_or(LogSeq(0))

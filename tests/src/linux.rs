@@ -1,6 +1,6 @@
-//! A stock Linux as a guest: its files, and its console.
+//! A stock Linux as a guest: its files and its console.
 //!
-//! `guest-programs/linux/build.sh` makes the files; tests that need them say clearly that they were
+//! `guest-programs/linux/build.sh` builds the files; tests that need them report when they are
 //! skipped.
 
 use hypervisor::program::site::process::Process;
@@ -8,20 +8,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long anything may take that is a billion instructions or two, such as Linux' boot, on a busy
-/// machine.
+/// How long a billion instructions or two may take on a busy host, for example Linux' boot.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Where redis is on the LAN.
+/// The address of redis on the LAN.
 pub const REDIS_SERVICE: &str = "10.0.2.15:6379";
 
-/// What the guest says when redis accepts connections.
+/// What the guest prints when redis accepts connections.
 pub const REDIS_READY: &str = "redis ready";
 
-/// What the guest says once, when it boots.
+/// What the guest prints once, when it boots.
 pub const GREETING: &str = "guest ready";
 
-/// Spares the boot two thirds of its instructions: self-tests, entropy of jitter, security modules.
+/// Saves the boot two thirds of its instructions: self-tests, jitter entropy, security modules.
 const APPEND: &str =
     "console=ttyS0 quiet cryptomgr.notests lsm=capability initcall_blacklist=jent_mod_init,trace_eval_init";
 
@@ -33,14 +32,14 @@ pub struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// With redis; `None` if its files aren't there, which is said in words that the checks before
-    /// a merge look for.
+    /// Linux with redis; `None` if its files don't exist. Then prints the line by which the checks
+    /// before a merge count skipped tests.
     #[must_use]
     pub fn with_redis() -> Option<Self> {
         let directory = directory();
         let [kernel, initrd] = ["Image", "initramfs-redis.cpio"].map(|name| directory.join(name));
         if let Some(missing) = [&kernel, &initrd].into_iter().find(|file| !file.exists()) {
-            // Not by a macro: what a passing test prints by one, nobody sees.
+            // Written directly, because the output of a passing test's macros is captured.
             let _ = writeln!(
                 io::stderr().lock(),
                 "SKIPPED: {} is missing (guest-programs/linux/build.sh makes it)",
@@ -51,13 +50,13 @@ impl LinuxGuest {
         Some(Self { kernel: kernel.display().to_string(), initrd: initrd.display().to_string() })
     }
 
-    /// The kernel's file.
+    /// The path of the kernel.
     #[must_use]
     pub fn kernel(&self) -> &str {
         &self.kernel
     }
 
-    /// The initramfs' file.
+    /// The path of the initramfs.
     #[must_use]
     pub fn initrd(&self) -> &str {
         &self.initrd
@@ -69,14 +68,14 @@ impl LinuxGuest {
         APPEND
     }
 
-    /// The options of `ft-record` and `ft-primary` for this guest, and `more` after them.
+    /// The options of `ft-record` and `ft-primary` for this guest, followed by `more`.
     #[must_use]
     pub fn options<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
         self.options_with(APPEND, more)
     }
 
-    /// The same with a command line that has nothing in it but the console: the whole boot, and all
-    /// that it says.
+    /// Options with a command line that only names the console: a complete boot with all its
+    /// messages.
     #[must_use]
     pub fn plain_options(&self) -> Vec<&str> {
         self.options_with("console=ttyS0", &[])
@@ -88,12 +87,12 @@ impl LinuxGuest {
     }
 }
 
-/// Where the script puts its files if it isn't told.
+/// The directory of the build script's output by default.
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/linux")
 }
 
-/// Waits until the guest's console, as this process puts it out, has `text` in it.
+/// Waits until `text` is in the guest's console output, as this process prints it.
 ///
 /// # Panics
 /// If the process ends, or that takes longer than [`PATIENCE`].

@@ -1,7 +1,7 @@
-//! A network of a test's own: a namespace of the kernel's, with a bridge and TAP interfaces on it.
+//! A test's own network: a kernel namespace with a bridge and TAP interfaces.
 //!
-//! It takes root, and `ip` and `bridge` of the Debian package `iproute2`; tests that need them say
-//! clearly that they were skipped.
+//! It needs root, and `ip` and `bridge` of the Debian package `iproute2`; tests that need it report
+//! when they are skipped.
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -10,24 +10,24 @@ use std::panic::resume_unwind;
 use std::process::{Command, Stdio};
 use std::thread;
 
-/// The bridge's name, and the host's end of it.
+/// The name of the bridge, which is also the host's interface on it.
 pub const BRIDGE: &str = "ft-bridge";
 
-/// Runs `test` in a namespace of its own that has nothing but the loopback interface, or says why
-/// it can't.
+/// Runs `test` in a new namespace that has only a loopback interface, or prints why that can't be
+/// done.
 ///
-/// What `test` starts, threads and processes, is in the namespace too. The kernel removes it with
-/// the last of them, so that nothing is left behind however the test ends.
+/// Threads and processes that `test` starts are in the namespace too. The kernel removes it after
+/// the last of them, so that nothing is left behind, however the test ends.
 ///
 /// # Panics
-/// If `test` does, or the namespace can't be made although this is root.
+/// If `test` panics, or the namespace can't be made although this is root.
 pub fn in_own_network(test: impl FnOnce() + Send) {
     if let Err(missing) = is_possible() {
-        // Not by a macro: what a passing test prints by one, nobody sees.
+        // Written directly, because the output of a passing test's macros is captured.
         let _ = writeln!(io::stderr().lock(), "SKIPPED: {missing}");
         return;
     }
-    // A thread of its own enters the namespace: whoever calls stays where it is.
+    // A new thread enters the namespace; the caller's thread stays outside.
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
         run("ip", "link set lo up");
@@ -38,11 +38,11 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     }
 }
 
-/// Makes a bridge on which this host is `address` (such as `10.0.2.2/24`), and TAP interfaces on
+/// Makes a bridge on which this host has `address`, such as `10.0.2.2/24`, and TAP interfaces on
 /// it.
 ///
 /// # Panics
-/// If the kernel doesn't.
+/// If the kernel refuses.
 pub fn make_bridge(address: &str, taps: &[&str]) {
     run("ip", &format!("link add {BRIDGE} type bridge"));
     run("ip", &format!("address add {address} dev {BRIDGE}"));
@@ -53,10 +53,10 @@ pub fn make_bridge(address: &str, taps: &[&str]) {
     run("ip", &format!("link set {BRIDGE} up"));
 }
 
-/// Which stations the bridge knows, and on which of its interfaces, as `bridge` prints it.
+/// The stations that the bridge knows, with their interfaces, as `bridge` prints them.
 ///
 /// # Panics
-/// If `bridge` can't tell.
+/// If `bridge` fails.
 #[must_use]
 pub fn stations() -> String {
     run("bridge", &format!("fdb show br {BRIDGE}"))
@@ -72,7 +72,7 @@ fn is_possible() -> Result<(), String> {
             Err(error) => panic!("{command} can't be started: {error}"),
         }
     }
-    // Tried on a thread that ends right after.
+    // Tried on a thread that ends at once.
     match thread::scope(|scope| scope.spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join()) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(Errno::EPERM)) => Err("network namespaces take root".into()),
@@ -81,7 +81,7 @@ fn is_possible() -> Result<(), String> {
     }
 }
 
-/// Runs a command whose arguments have no spaces in them; gives what it prints.
+/// Runs a command whose arguments contain no spaces; returns its output.
 ///
 /// # Panics
 /// If it fails.

@@ -2,7 +2,7 @@
 
 pub use hypervisor::program::client::random::Random;
 
-/// A seed for one run: the value of `FT_SEED`, or else one that differs from run to run. Prints the
+/// The seed of a run: the value of `FT_SEED`, or one that differs from run to run. Prints the
 /// command that runs the calling test again with it.
 ///
 /// # Panics
@@ -20,13 +20,13 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// The arguments of `cargo test` that select the test that runs on this thread: cargo names the
-/// executable after the test target, and libtest the thread after the test.
+/// The arguments of `cargo test` that select the calling test: cargo names the executable after the
+/// test target, and libtest the thread after the test.
 fn this_test() -> String {
     let executable = std::env::current_exe().ok();
     let name = executable.as_ref().and_then(|path| path.file_stem()?.to_str()?.rsplit_once('-'));
     let thread = std::thread::current();
-    // A test of a run with one thread is on the main thread.
+    // With a single test thread, tests run on the main thread.
     let test = thread.name().filter(|name| *name != "main").map(|name| format!(" {name}"));
     name.map_or_else(String::new, |(target, _)| format!(" --test {target}{}", test.unwrap_or_default()))
 }

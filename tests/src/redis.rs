@@ -1,24 +1,24 @@
-//! Redis' checking client, as tests use it.
+//! The checking client of redis, for tests.
 
 use crate::linux::PATIENCE;
 use hypervisor::program::client::redis;
 use hypervisor::program::client::{Client, ClientResult};
 use std::net::SocketAddr;
 
-/// A client at work on a thread of its own: it increments a counter and sets keys, and every reply
-/// must be what follows from the ones before it.
+/// A client on a thread of its own. It increments a counter and sets keys; every reply must follow
+/// from the ones before it.
 #[derive(Debug)]
 pub struct RedisLoad(Client);
 
 impl RedisLoad {
-    /// Replies that the client has between two looks at a test's guest.
+    /// The replies for which a test waits to see that the client is served.
     pub const REPLIES: u64 = 2000;
 
-    /// Connects to the redis at `service`, which must be empty, and lets the client have its first
-    /// [`REPLIES`](Self::REPLIES).
+    /// Connects to the redis at `service`, which must be empty, and waits until the client has had
+    /// its first [`REPLIES`](Self::REPLIES).
     ///
     /// # Panics
-    /// If there is no redis, or it isn't right.
+    /// If there is no redis, or a reply is wrong.
     #[track_caller]
     #[must_use]
     pub fn on(service: SocketAddr) -> Self {
@@ -27,21 +27,21 @@ impl RedisLoad {
         load
     }
 
-    /// Waits until the client has had [`REPLIES`](Self::REPLIES) more, all of them right.
+    /// Waits until the client has had [`REPLIES`](Self::REPLIES) more, all of them correct.
     ///
     /// # Panics
-    /// If it hasn't within [`PATIENCE`], or something was wrong.
+    /// If it hasn't within [`PATIENCE`], or a reply is wrong.
     #[track_caller]
     pub fn goes_on(&self) {
         let answered = self.0.wait_for_replies(Self::REPLIES, PATIENCE);
         assert!(answered, "redis: after {} replies: {:?}", self.0.received(), self.0.error());
     }
 
-    /// Ends the client, which reads everything back on the connection that it always had. Gives the
-    /// number of commands that redis acknowledged; the effect of every one of them is there, once.
+    /// Ends the client, which reads everything back on its only connection. Returns the number of
+    /// commands that redis acknowledged; each has had its effect once.
     ///
     /// # Panics
-    /// If something is missing, or a reply was wrong, or the connection was lost.
+    /// If something is missing, a reply was wrong, or the connection was lost.
     #[track_caller]
     pub fn lost_nothing(self) -> u64 {
         let result = self.0.finish();
@@ -50,7 +50,7 @@ impl RedisLoad {
     }
 }
 
-/// What a client sees of the redis at `service` that isn't empty, as it expects.
+/// The result of a client that expects the redis at `service` to be empty, which it isn't.
 ///
 /// # Panics
 /// If there is no redis.

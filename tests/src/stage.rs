@@ -1,4 +1,4 @@
-//! A place where programs run: LAN and arbiter, and as many nodes as a test starts.
+//! The site of an end-to-end test: a LAN, an arbiter, and as many nodes as the test starts.
 
 use crate::Executable;
 use crate::link::Link;
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// From one look at something that is waited for to the next.
+/// How often a condition is checked that a test waits for.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// The option for the silence after which the other side counts as lost.
@@ -35,8 +35,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Stops a process (SIGSTOP), as on a host that is suspended, and waits until none of its threads
-/// runs.
+/// Stops a process (SIGSTOP), as on a suspended host, and waits until none of its threads runs.
 ///
 /// # Panics
 /// If one runs on.
@@ -46,11 +45,11 @@ pub fn pause(process: &Process) {
     wait_until("all threads stopped", || is_stopped(process.pid()).unwrap_or(false));
 }
 
-/// Whether the kernel has stopped all threads of the process.
+/// `true` if the kernel has stopped all threads of the process.
 fn is_stopped(pid: u32) -> io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let status = fs::read_to_string(thread?.path().join("stat"))?;
-        // The state follows the name, which is in brackets and may have brackets in it.
+        // The state follows the name, which is in brackets and may contain brackets.
         if status.rsplit(") ").next().is_none_or(|rest| !rest.starts_with('T')) {
             return Ok(false);
         }
@@ -63,17 +62,15 @@ pub fn wake(process: &Process) {
     process.signal(Signal::SIGCONT);
 }
 
-/// One program of ours at work.
-///
-/// All that it tells is kept, and so is its standard error.
+/// A running program under test. Its reports and its standard error are recorded.
 #[derive(Debug)]
 pub struct Node {
     process: Process,
     stderr: PathBuf,
 }
 
-/// A command that runs `program`, which takes signals as if somebody had started it at a terminal:
-/// tests that run in the background or under `nohup` ignore some, and programs inherit that.
+/// A command that runs `program` with the signal handling of a process started at a terminal. Tests
+/// in the background or under `nohup` ignore some signals, which their programs would inherit.
 fn command(executable: &Executable, program: &str) -> Command {
     const HANGUP_INTERRUPT_QUIT: u64 = 0b111;
     let direct = executable.command(program);
@@ -93,13 +90,13 @@ fn command(executable: &Executable, program: &str) -> Command {
 pub struct Ended {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// What it gave as the reason; empty if it gave none.
+    /// The reason that it reported; empty if none.
     pub reason: String,
 }
 
 impl Node {
-    /// Starts `program` with `arguments` and `--json`; what it writes to standard error goes to a
-    /// file in `directory`.
+    /// Starts `program` with `arguments` and `--json`; its standard error goes to a file in
+    /// `directory`.
     ///
     /// # Panics
     /// If it can't be started.
@@ -109,7 +106,7 @@ impl Node {
         Self::start_with_input(executable, directory, program, arguments, Stdio::null())
     }
 
-    /// The same, with something to read on standard input.
+    /// As [`start`](Self::start), with bytes on standard input.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -141,10 +138,10 @@ impl Node {
         Self { process, stderr }
     }
 
-    /// Waits for a report of `event`, and gives it; one that came before counts.
+    /// Waits for a report of `event`, and returns it; an earlier one counts.
     ///
     /// # Panics
-    /// If it doesn't come within [`PATIENCE`].
+    /// If none arrives within [`PATIENCE`].
     #[track_caller]
     pub fn told(&mut self, event: &str) -> Value {
         match self.process.wait_for(event, PATIENCE) {
@@ -153,32 +150,32 @@ impl Node {
         }
     }
 
-    /// A text in the report of `event`, which is waited for.
+    /// Waits for a report of `event`, and returns one of its texts.
     ///
     /// # Panics
-    /// If it doesn't come, or has no such text.
+    /// If none arrives, or it has no such text.
     #[track_caller]
     pub fn told_text(&mut self, event: &str, field: &str) -> String {
         let report = self.told(event);
         report[field].as_str().unwrap_or_else(|| panic!("no text {field} in {report}")).into()
     }
 
-    /// A number in the report of `event`, which is waited for.
+    /// Waits for a report of `event`, and returns one of its numbers.
     ///
     /// # Panics
-    /// If it doesn't come, or has no such number.
+    /// If none arrives, or it has no such number.
     #[track_caller]
     pub fn told_number(&mut self, event: &str, field: &str) -> u64 {
         let report = self.told(event);
         report[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {report}"))
     }
 
-    /// How many reports of `event` have come so far.
+    /// The number of reports of `event` so far.
     pub fn count(&mut self, event: &str) -> usize {
         self.reports().iter().filter(|report| report["event"] == event).count()
     }
 
-    /// Waits until `more` further reports of `event` have come.
+    /// Waits for `more` further reports of `event`.
     ///
     /// # Panics
     /// If that takes longer than [`PATIENCE`].
@@ -188,14 +185,14 @@ impl Node {
         wait_until(event, || self.count(event) >= target);
     }
 
-    /// The generations that this node said it owned, in order: at the start, after a lost backup,
-    /// after going live.
+    /// The generations that this node reported to own, in order: at its start, after losing a
+    /// backup, after going live.
     pub fn owned(&mut self) -> Vec<u64> {
         let owning = |report: &&Value| report["event"] == "owner" || report["event"] == "live";
         self.reports().iter().filter(owning).filter_map(|report| report["generation"].as_u64()).collect()
     }
 
-    /// Waits until it owns the VM as `generation`.
+    /// Waits until the node owns the VM as `generation`.
     ///
     /// # Panics
     /// If that takes longer than [`PATIENCE`].
@@ -204,18 +201,18 @@ impl Node {
         wait_until("the VM's ownership", || self.owned().last() == Some(&generation));
     }
 
-    /// The guest's console, as this node put it out.
+    /// The guest's console output, as this node reported it.
     pub fn console(&mut self) -> String {
         self.reports().iter().filter_map(|report| report["text"].as_str()).collect()
     }
 
-    /// What it has written to standard error.
+    /// The node's standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         fs::read(&self.stderr).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for the node to end by itself.
     ///
     /// # Panics
     /// If it doesn't within [`PATIENCE`], or if it has panicked.
@@ -227,7 +224,7 @@ impl Node {
         Ended { code, reason: end["reason"].as_str().unwrap_or_default().into() }
     }
 
-    /// Ends it as Ctrl-C does.
+    /// Ends the node as Ctrl-C does.
     ///
     /// # Panics
     /// As [`end`](Self::end).
@@ -237,7 +234,7 @@ impl Node {
         self.end()
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills the node with SIGKILL.
     ///
     /// # Panics
     /// If it can't be waited for.
@@ -245,7 +242,7 @@ impl Node {
         self.process.kill().expect("a child can be killed and waited for");
     }
 
-    /// Waits for it to end because another node owns the VM.
+    /// Waits for the node to end because another node owns the VM.
     ///
     /// # Panics
     /// As [`end`](Self::end), and if it ends otherwise.
@@ -256,10 +253,10 @@ impl Node {
         assert!(reason.contains("fenced"), "{reason}");
     }
 
-    /// Nothing has come of it: no output, and no word that it owns the VM.
+    /// Checks that the node has written no output and hasn't reported that it owns the VM.
     ///
     /// # Panics
-    /// If something has.
+    /// If it has.
     #[track_caller]
     pub fn has_put_nothing_out(&mut self) {
         for event in ["live", "owner", "lan_attached", "first_output", "console"] {
@@ -267,7 +264,7 @@ impl Node {
         }
     }
 
-    /// None of its threads has panicked so far.
+    /// Checks that no thread of the node has panicked so far.
     ///
     /// # Panics
     /// If one has.
@@ -292,7 +289,7 @@ impl DerefMut for Node {
     }
 }
 
-/// LAN and arbiter of a test, and its directory.
+/// The LAN and the arbiter of a test, and its directory.
 #[derive(Debug)]
 pub struct Stage {
     /// LAN, arbiter, and the address of the guest's service.
@@ -311,7 +308,7 @@ pub struct Pair {
 }
 
 impl Stage {
-    /// Starts LAN and arbiter.
+    /// Starts the LAN and the arbiter, for a guest with the echo service.
     ///
     /// # Panics
     /// If they don't come up.
@@ -321,7 +318,7 @@ impl Stage {
         Self::at(executable, Site::start)
     }
 
-    /// The same for guests whose service is at `guest_service` on the LAN, an address and a port.
+    /// Starts the LAN and the arbiter, for guests whose service is at `guest_service` on the LAN.
     ///
     /// # Panics
     /// As [`new`](Self::new).
@@ -338,7 +335,7 @@ impl Stage {
         Self { site, executable, directory }
     }
 
-    /// Starts a program with exactly these arguments, and `--json`.
+    /// Starts a program with these arguments and `--json`.
     #[track_caller]
     #[must_use]
     pub fn program(&self, program: &str, arguments: &[&str]) -> Node {
@@ -347,8 +344,8 @@ impl Stage {
 
     /// Starts `ft-primary` or `ft-backup` at this LAN and arbiter, with more options.
     ///
-    /// Silence loses nobody, unless the options have a timeout: the host may stop either side for a
-    /// while, and a test that kills a process or closes a connection needs none.
+    /// Unless the options have a timeout, silence loses no side: the host may stop either for a
+    /// while, and a test that kills a process or closes a connection needs no timeout.
     #[track_caller]
     #[must_use]
     pub fn node(&self, program: &str, options: &[&str]) -> Node {
@@ -373,7 +370,7 @@ impl Stage {
         backup
     }
 
-    /// Starts a primary and a backup, and waits until the guest runs under both.
+    /// Starts a primary and a backup, and waits until the backup protects the primary.
     #[track_caller]
     #[must_use]
     pub fn pair(&self, primary_options: &[&str], backup_options: &[&str]) -> Pair {
@@ -382,7 +379,7 @@ impl Stage {
         self.join(primary, &channel, backup_options)
     }
 
-    /// The same, with a link between the two.
+    /// Starts a primary and a backup with a link between them.
     #[track_caller]
     #[must_use]
     pub fn linked_pair(&self, primary_options: &[&str], backup_options: &[&str]) -> (Pair, Link) {
@@ -409,7 +406,7 @@ impl Stage {
         self.site.arbiter.kill().expect("a child can be killed and waited for");
     }
 
-    /// Starts the arbiter again, where it was and with the claims that it had.
+    /// Restarts the arbiter at its address and with its claims.
     ///
     /// # Panics
     /// If it doesn't come up.

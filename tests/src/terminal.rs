@@ -1,4 +1,4 @@
-//! A terminal: what is typed there and what it shows is in a test's hands.
+//! A terminal whose input and output are in the test's hands.
 
 use crate::Executable;
 use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -8,14 +8,15 @@ use std::os::unix::fs::symlink;
 use std::process::{Child, Command};
 use tempfile::TempDir;
 
-/// A terminal of 80 columns with a program on it, alone in its session: Ctrl-C is a signal to it.
+/// A terminal of 80 columns that runs one program in its own session, so that Ctrl-C is a signal to
+/// it.
 #[derive(Debug)]
 pub struct Terminal {
     screen: File,
     /// The program's end.
     line: File,
     process: Child,
-    /// Where the program has its name.
+    /// The directory with the program's file, which has the program's name.
     _directory: TempDir,
 }
 
@@ -23,12 +24,12 @@ impl Terminal {
     /// Starts `program`.
     ///
     /// # Errors
-    /// If there is no terminal to be had, or no `setsid` (Debian package util-linux).
+    /// If the host has no terminal left, or no `setsid` (Debian package util-linux).
     pub fn start(executable: &Executable, program: &str, arguments: &[&str]) -> io::Result<Self> {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None)?;
         let line = File::from(slave);
-        // `setsid` gives a program no other name than that of its file.
+        // `setsid` runs a program under the name of its file.
         let directory = TempDir::new()?;
         let path = directory.path().join(program);
         symlink(executable.command(program).get_program(), &path)?;
@@ -39,10 +40,10 @@ impl Terminal {
         Ok(Self { screen: master.into(), line, process, _directory: directory })
     }
 
-    /// What the terminal gets until it has got `end`.
+    /// Reads the program's output until `end`.
     ///
     /// # Errors
-    /// If the program doesn't get there.
+    /// If the program doesn't print it.
     pub fn read_until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
         let mut read = Vec::new();
         while !contains(&read, end) {
@@ -59,12 +60,12 @@ impl Terminal {
         self.screen.write_all(keys)
     }
 
-    /// What the terminal gets until the program has ended, and its exit code.
+    /// Reads the program's output until it ends; also returns its exit code.
     ///
     /// # Errors
     /// If it can't be waited for.
     pub fn read_to_end(mut self) -> io::Result<(Vec<u8>, Option<i32>)> {
-        // With its last user the terminal hangs up.
+        // The terminal hangs up with its last user.
         self.line = File::open("/dev/null")?;
         let mut read = Vec::new();
         while self.read_some(&mut read).is_ok() {}
@@ -86,7 +87,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Whether `part` is somewhere in `bytes`.
+/// `true` if `bytes` contain `part`.
 #[must_use]
 pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)

@@ -1,5 +1,5 @@
-//! Every `ft-*` program in one executable, chosen by the name it is started under: what the
-//! end-to-end tests start.
+//! Every `ft-*` program in one executable, which is the one that its file's name says. The
+//! end-to-end tests start it.
 
 use std::process::ExitCode;
 

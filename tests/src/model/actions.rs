@@ -1,47 +1,47 @@
-//! What can happen next.
+//! The actions that are possible in a state.
 
 use super::Cluster;
 use super::node::Node;
 use super::state::State;
 use ft::claim::ClaimKind;
 
-/// Something that happens. Nodes, and messages under way, by index.
+/// An action. Nodes and messages in flight are named by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The guest of an owner does its next step, and it is logged.
+    /// An owner's guest takes a step, which is logged.
     GuestRuns(usize),
-    /// The owner's log goes to the channel.
+    /// An owner's log is flushed to the channel.
     Flush(usize),
-    /// Time has passed for a node, and it says something.
+    /// A node's role gets a tick and sends something.
     Tick(usize),
-    /// A released output goes to the LAN.
+    /// An owner sends a released output to the LAN.
     WriteReleased(usize),
     /// A packet arrives at the LAN.
     PacketArrives,
-    /// The LAN tells an owner what it has carried.
+    /// The LAN reports to an owner what it has carried.
     LanTells(usize),
     /// An owner attaches to the LAN.
     Attach(usize),
     /// The LAN's connection is cut.
     CutCable,
-    /// A spare node asks an owner to be its backup.
+    /// A spare asks an owner to be its backup.
     Join {
-        /// The spare node.
+        /// The spare.
         backup: usize,
         /// The owner.
         primary: usize,
     },
-    /// An owner copies the guest for its new backup.
+    /// An owner copies the guest's memory for a joining backup.
     Copy(usize),
-    /// A backup has put the guest together.
+    /// A backup has restored the guest.
     Restored(usize),
     /// A backup replays the oldest batch of entries.
     Replay(usize),
-    /// The writer of a node's log on disk carries out its next order.
+    /// The writer of a node's log on disk does its next order.
     WriteLog(usize),
-    /// The VM goes on from the log of the first of these nodes, which is dead, as the second.
+    /// The VM is resumed from a dead node's log, on a vacant node.
     Restart {
-        /// Whose log.
+        /// The dead node.
         log: usize,
         /// The vacant node.
         node: usize,
@@ -56,19 +56,19 @@ pub enum Action {
     SuspectBackup(usize),
     /// A node's test-and-set arrives at the arbiter.
     Decide(usize),
-    /// The arbiter's answer arrives.
+    /// The arbiter's answer arrives at a node.
     Answer(usize),
     /// The arbiter's answer doesn't arrive in time, and the node asks again.
     NoAnswer(usize),
     /// The test-and-set of a node that is gone arrives at the arbiter.
     DecideLate(usize),
-    /// A node asks for the latest claim and is told.
+    /// A node asks for the latest claim and gets it.
     Latest(usize),
-    /// A node asks for the latest claim and is told nothing.
+    /// A node asks for the latest claim and gets no answer.
     NoLatest(usize),
     /// An owner checks its claim at the arbiter.
     CheckClaim(usize),
-    /// An owner claims a flag again that the arbiter has lost, and is told how that went.
+    /// An owner claims a flag again that the arbiter has lost, and gets the answer.
     Refill(usize),
     /// The arbiter loses its claims.
     Forget,
@@ -79,7 +79,7 @@ pub enum Action {
 }
 
 impl State {
-    /// What can happen next. Some of it changes nothing.
+    /// The possible actions. Some of them may not change the state.
     pub(super) fn actions(&self, model: &Cluster, actions: &mut Vec<Action>) {
         for (index, node) in self.nodes.iter().enumerate() {
             match &**node {
@@ -97,7 +97,7 @@ impl State {
             }
             if let Some(request) = node.asking() {
                 let decided = self.arbiter_of(index).answer(index, request).is_some();
-                // The guest's last outputs go before its end mark.
+                // The guest's last outputs are sent before its end mark.
                 let has_words_left = request.kind == ClaimKind::Ended
                     && node.owner().is_some_and(|owner| owner.role.gate().has_released());
                 if decided {
@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    /// An operator goes on from a log once nothing of the VM is alive.
+    /// An operator resumes from a log once no process of the VM is alive.
     fn restarts(&self, actions: &mut Vec<Action>) {
         let Some(node) = self.nodes.iter().position(|node| matches!(**node, Node::Vacant)) else { return };
         if self.faults.restarts > 0 && self.is_dead() {
@@ -164,7 +164,7 @@ impl State {
         if owner.refilling.is_some() {
             actions.push(Action::Refill(index));
         } else if self.arbiter.has_forgotten && !owner.is_checking {
-            // Before, it finds what it expects.
+            // Otherwise the check would find the claim as expected.
             actions.push(Action::CheckClaim(index));
         }
         if owner.may_run() {
@@ -190,7 +190,7 @@ impl State {
         }
     }
 
-    /// What an action is, with the message that it brings.
+    /// An action as text, with the message that arrives.
     pub(super) fn describe(&self, action: Action) -> String {
         let message = match action {
             Action::AtBackup(backup, index) => self.channels[backup].next_at_backup(index),

@@ -1,7 +1,7 @@
-//! Logs on disk: what the death of a process leaves of them, and what a restart makes of that.
+//! Logs on disk: what a process's death leaves of them, and what a restart makes of that.
 //!
-//! A directory outlives the process that writes it, and a process's death loses what its writer had
-//! not written yet. The loss of a host's page cache is the simulator's.
+//! A directory outlives its process, which loses what its writer hasn't written yet. The simulator
+//! has the loss of a host's page cache.
 
 use super::guest::Guest;
 use super::state::vm_id;
@@ -13,26 +13,26 @@ use logchannel::session::NodeId;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
-/// A log directory, and the writer that a live process has for it.
+/// A log directory, and the writer of a live process.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Disk {
     /// The newest whole segment.
     segment: Option<Segment>,
-    /// Nodes that have let out nothing that the segment lacks.
+    /// The nodes that have sent no outputs that the segment lacks.
     nodes: Vec<NodeId>,
-    /// The node that writes, until it has a whole segment.
+    /// The node that writes, until its first segment is whole.
     beginner: Option<NodeId>,
-    /// What its process has handed over, and the writer has not written.
+    /// What the process has passed to the writer, which hasn't written it yet.
     orders: VecDeque<Order>,
 }
 
-/// A segment: a snapshot, and the entries behind it.
+/// A segment: a snapshot, and the entries after it.
 #[derive(Clone, Debug, Hash)]
 struct Segment {
     first: LogSeq,
     guest: Guest,
     entries: Vec<LogEntry>,
-    /// As which generation the VM last ran in it.
+    /// The generation under which the VM last ran in it.
     generation: Generation,
     kind: LogWriterKind,
 }
@@ -53,7 +53,7 @@ pub(super) struct Restart {
 }
 
 impl Disk {
-    /// `node` begins its log in this directory with a snapshot of `guest`, which stands at `first`.
+    /// `node` begins its log in this directory, with a snapshot of `guest` at position `first`.
     pub(super) fn begin(
         &mut self,
         node: NodeId,
@@ -66,22 +66,22 @@ impl Disk {
             VecDeque::from([Order::Snapshot(Segment { first, guest, entries: Vec::new(), generation, kind })]);
     }
 
-    /// Hands entries over.
+    /// Passes entries to the writer.
     pub(super) fn append(&mut self, entries: impl IntoIterator<Item = LogEntry>) {
         self.orders.extend(entries.into_iter().map(Order::Entry));
     }
 
-    /// The writer is of this kind from now on.
+    /// Makes the writer one of this kind.
     pub(super) fn become_kind(&mut self, kind: LogWriterKind, generation: Generation) {
         self.orders.push_back(Order::Become(kind, generation));
     }
 
-    /// Whether the writer has something to do.
+    /// `true` if the writer has orders.
     pub(super) fn has_orders(&self) -> bool {
         !self.orders.is_empty()
     }
 
-    /// The writer carries out its oldest order.
+    /// The writer does its oldest order.
     pub(super) fn write(&mut self) {
         match (self.orders.pop_front(), &mut self.segment) {
             (Some(Order::Snapshot(segment)), _) => {
@@ -97,13 +97,13 @@ impl Disk {
         }
     }
 
-    /// The process that writes has died.
+    /// The writing process has died.
     pub(super) fn lose_orders(&mut self) {
         self.orders.clear();
         self.beginner = None;
     }
 
-    /// What the writer's process knows of it.
+    /// What the writing process knows of its log.
     pub(super) fn state(&self) -> DiskLogState {
         match &self.segment {
             Some(segment) if self.beginner.is_none() => DiskLogState::UpTo(segment.end()),
@@ -111,19 +111,19 @@ impl Disk {
         }
     }
 
-    /// Whether its writer has no segment of its own yet, and that of another node is there.
+    /// `true` if the segment is another node's, because the writer has none of its own yet.
     pub(super) fn is_anothers(&self) -> bool {
         self.beginner.is_some() && self.segment.is_some()
     }
 
-    /// Whether a restart from this directory knows of output `id`.
+    /// `true` if a restart from this directory has output `id`.
     pub(super) fn has_output(&self, id: OutputId) -> bool {
         let is_entry_of = |entry: &LogEntry| matches!(entry.body, EntryBody::Output { id: made, .. } if made == id);
         let has_it = |segment: &Segment| id < segment.guest.next_output() || segment.entries.iter().any(is_entry_of);
         self.segment.as_ref().is_some_and(has_it)
     }
 
-    /// Whether the VM may go on from here without giving anything up, and with which claim.
+    /// The claim with which the VM may be resumed from here; `None` if that would lose something.
     pub(super) fn judge(&self, latest: Option<(Generation, Claim)>) -> Option<ResumeClaim> {
         let segment = self.segment.as_ref()?;
         let is_owners = segment.kind == LogWriterKind::Owner;
@@ -135,13 +135,12 @@ impl Disk {
         judge_resume(&vm_id(), latest, log, losses, ResumeConsent::default()).ok()
     }
 
-    /// Whether this is a log of `holder`, of which only an operator can decide whether it lacks
-    /// nothing.
+    /// `true` if the log is `holder`'s and may lack outputs, so that only an operator can decide.
     pub(super) fn may_lack_of(&self, holder: NodeId) -> bool {
         self.nodes.contains(&holder) && self.segment.as_ref().is_some_and(|segment| segment.kind.may_lack_outputs())
     }
 
-    /// `node` goes on from here, and is in the list before it claims.
+    /// `node` resumes from here; it is in the list before it claims.
     pub(super) fn restart(&mut self, node: NodeId) -> Option<Restart> {
         let segment = self.segment.as_ref()?;
         self.nodes.push(node);
@@ -149,8 +148,7 @@ impl Disk {
         for entry in &segment.entries {
             guest.replay(entry).ok()?;
         }
-        // A restart sends all outputs again that the log has; the LAN drops those that it has
-        // carried.
+        // A restart sends all outputs in the log again; the LAN drops those that it has carried.
         let unsent = (0..guest.next_output().0).filter_map(|id| {
             let bytes = guest.output(usize::try_from(id).ok()?)?.to_vec();
             Some((OutputId(id), OutputOperation::Packet(bytes)))

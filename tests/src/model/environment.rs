@@ -1,4 +1,4 @@
-//! What is between and around the nodes: the network, the arbiter, the LAN.
+//! The nodes' environment: the network, the arbiter, the LAN.
 
 use ft::claim::{Claim, ClaimKind, Verdict, is_successor};
 use ft::role::{ClaimRequest, LatestAnswer};
@@ -10,11 +10,11 @@ use logchannel::session::NodeId;
 use std::collections::VecDeque;
 use vm::OutputId;
 
-/// The connection of one backup to its primary.
+/// The connection of a backup to its primary.
 ///
-/// Up to the word that the pair is protected it is a stream that loses at most its end: joining
-/// needs one. What follows, and all that the backup says, may be lost, doubled and overtaken: a
-/// message once sent can arrive at any time, any number of times, or never.
+/// Until the pair is protected it is a stream that loses at most its end, which joining needs.
+/// After that, messages in both directions may be lost, duplicated and reordered: once sent, a
+/// message may arrive at any time, any number of times.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Channel {
     pub(super) primary: Option<usize>,
@@ -23,8 +23,7 @@ pub(super) struct Channel {
     is_stream_over: bool,
     pub(super) to_backup: Vec<Message>,
     pub(super) to_primary: Vec<Message>,
-    /// All entries before this are, or were, in the backup's log buffer. Nobody but the properties
-    /// looks at it.
+    /// One past the last entry that is or was in the backup's log buffer; for the properties only.
     pub(super) received: LogSeq,
 }
 
@@ -51,7 +50,7 @@ impl Channel {
         }
     }
 
-    /// How many different messages may arrive next at the backup.
+    /// The number of different messages that may arrive next at the backup.
     pub(super) fn arrivals_at_backup(&self) -> usize {
         if self.stream.is_empty() { self.to_backup.len() } else { 1 }
     }
@@ -86,8 +85,8 @@ fn add(messages: &mut Vec<Message>, message: Message) {
     }
 }
 
-/// The messages that a role has to say, without the guest's clock: it is a heartbeat, and time is
-/// no part of the model.
+/// The messages in a role's bytes without the guest's clock, which is a heartbeat here: the model
+/// has no time.
 pub(super) fn messages(bytes: &[u8]) -> Vec<Message> {
     let mut decoder = FrameDecoder::new();
     decoder.push(bytes);
@@ -104,11 +103,11 @@ pub(super) fn messages(bytes: &[u8]) -> Vec<Message> {
 /// A test-and-set per generation.
 #[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub(super) struct Arbiter {
-    /// Generation, holder, kind; in the order of generations.
+    /// Generation, holder and kind of each claim, ordered by generation.
     claims: Vec<(u64, usize, ClaimKind)>,
-    /// Requests under way of nodes that are gone.
+    /// Requests in flight of nodes that are gone.
     pub(super) late: Vec<(usize, ClaimRequest)>,
-    /// It has lost its claims once.
+    /// The arbiter has lost its claims once.
     pub(super) has_forgotten: bool,
 }
 
@@ -121,7 +120,7 @@ impl Arbiter {
         self.claims.last().map(|(generation, _, kind)| (*generation, *kind))
     }
 
-    /// The latest claim, as a node is told.
+    /// The latest claim, as the answer to a node.
     pub(super) fn latest_answer(&self) -> LatestAnswer {
         LatestAnswer::Known(self.latest_claim())
     }
@@ -131,13 +130,14 @@ impl Arbiter {
         self.claims.last().map(|(flag, holder, kind)| (Generation(*flag), claim(*holder, *kind)))
     }
 
-    /// All claims are lost.
+    /// Loses all claims.
     pub(super) fn forget(&mut self) {
         self.claims.clear();
         self.has_forgotten = true;
     }
 
-    /// What is held by whom before the flag of `request`, and whether that is as the request says.
+    /// The claim of the flag before that of `request`, and whether its holder is the one that the
+    /// request names.
     fn before(&self, request: ClaimRequest) -> (Option<Claim>, bool) {
         let before = request.generation.0.checked_sub(1).and_then(|before| self.claim_of(before));
         let before = before.map(|(holder, kind)| claim(holder, kind));
@@ -156,7 +156,7 @@ impl Arbiter {
         self.late.retain(|(_, late)| claims.iter().all(|(generation, ..)| *generation != late.generation.0));
     }
 
-    /// The answer to `node`, once the generation is decided, or the claim refused.
+    /// The answer to `node`, once the flag is decided or refused.
     pub(super) fn answer(&self, node: usize, request: ClaimRequest) -> Option<Verdict> {
         let node = claimer(node, request);
         let Some((holder, kind)) = self.claim_of(request.generation.0) else {
@@ -180,9 +180,9 @@ pub(super) struct Lan {
     generation: u64,
     node: usize,
     is_attached: bool,
-    /// Sent over the attached connection, and not arrived.
+    /// Packets in flight on the attached connection.
     pub(super) wire: VecDeque<(OutputId, Vec<u8>)>,
-    /// What it has carried, by id.
+    /// The packets that it has carried, by output id.
     pub(super) carried: Vec<Vec<u8>>,
 }
 
@@ -204,7 +204,7 @@ impl Lan {
         OutputId(self.carried.len() as u64)
     }
 
-    /// `node` attaches; `false` if it is refused.
+    /// Attaches `node`; `false` if it is refused.
     pub(super) fn attach(&mut self, node: usize, generation: u64) -> bool {
         if generation < self.generation || generation == self.generation && node != self.node {
             return false;
@@ -214,13 +214,13 @@ impl Lan {
         true
     }
 
-    /// The cable is cut: what is on it is lost.
+    /// Cuts the connection, and loses the packets in flight on it.
     pub(super) fn cut(&mut self) {
         self.is_attached = false;
         self.wire.clear();
     }
 
-    /// The next frame arrives. `false` if one before it never has.
+    /// The next packet arrives. `false` if an earlier one never did.
     pub(super) fn carry(&mut self) -> bool {
         let Some((id, bytes)) = self.wire.pop_front() else { return true };
         if id == self.next_output() {
@@ -230,10 +230,10 @@ impl Lan {
     }
 }
 
-/// Added to the index of a node that claims under another name.
+/// Added to the index of a node that claims as a stand-in.
 const STAND_IN: usize = 100;
 
-/// As whom `node` claims.
+/// The index under which `node` claims.
 fn claimer(node: usize, request: ClaimRequest) -> usize {
     if request.node == node_id(node) { node } else { node + STAND_IN }
 }

@@ -1,12 +1,12 @@
-//! A guest of a few steps in the place of a machine: what it sends depends on all it was given.
+//! A guest of a few steps instead of a machine. Its outputs depend on all its inputs.
 
 use logchannel::entry::{EntryBody, LogEntry};
 use vm::{Event, InstructionCount, OutputId, OutputOperation, StopReason};
 
-/// Reads entropy and sends all that it has read, so many times; then it powers off, or sleeps for
-/// ever.
+/// Reads entropy and sends everything that it has read, a given number of times; then it powers
+/// off, or sleeps for ever.
 ///
-/// Owners give it different entropy, so that an output shows which history it belongs to.
+/// Owners give it different entropy, so that an output shows the history to which it belongs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Guest {
     rounds: u8,
@@ -28,17 +28,17 @@ impl Guest {
         Some(Self { rounds: *rounds, powers_off: *powers_off != 0, read: read.to_vec(), sent: *sent })
     }
 
-    /// What a snapshot has of it.
+    /// Its state in a snapshot.
     pub(super) fn save(&self) -> Vec<u8> {
         [&[self.rounds, self.powers_off.into(), self.sent], self.read.as_slice()].concat()
     }
 
-    /// Whether it has powered off, or will next: there is nothing between.
+    /// `true` if it has powered off, or does so in its next step.
     pub(super) const fn is_over(&self) -> bool {
         self.sent == self.rounds
     }
 
-    /// Whether it sleeps for ever.
+    /// `true` if it sleeps for ever.
     pub(super) const fn sleeps(&self) -> bool {
         self.is_over() && !self.powers_off
     }
@@ -47,17 +47,17 @@ impl Guest {
         InstructionCount(self.read.len() as u64 + u64::from(self.sent))
     }
 
-    /// The id of the output that it makes next.
+    /// The id of its next output.
     pub(super) fn next_output(&self) -> OutputId {
         OutputId(self.sent.into())
     }
 
-    /// What it has sent as its output `index`, if it has come so far.
+    /// Its output `index`, if it has produced that many.
     pub(super) fn output(&self, index: usize) -> Option<&[u8]> {
         self.read.get(..=index).filter(|_| index < self.sent.into())
     }
 
-    /// What it does next, with `entropy` if it asks for it.
+    /// Takes its next step, with `entropy` if it reads some.
     pub(super) fn step(&mut self, entropy: u8) -> (LogEntry, Option<(OutputId, OutputOperation)>) {
         let body = if self.is_over() {
             EntryBody::Stopped(POWER_OFF)
@@ -72,7 +72,7 @@ impl Guest {
         (entry, output)
     }
 
-    /// Does again what the log says, and gives the output of it.
+    /// Replays an entry, and returns its output.
     ///
     /// # Errors
     /// How it diverges.

@@ -1,17 +1,17 @@
-//! A model of the cluster for the model checker: every order of events, not some of them.
+//! A model of the cluster for the model checker, which explores every order of events.
 //!
 //! The nodes are the production roles ([`PrimaryRole`](ft::role::PrimaryRole),
-//! [`BackupRole`](ft::role::BackupRole)) with a driver as `host/` has it; arbiter, LAN, network and
-//! guest are abstract. What is the driver's alone to decide is an action that may be taken whenever
-//! a thread could: flush, put out, replay, attach. Time is no part of it: a side may take the other
-//! for lost at any moment, as after a silence, and pauses are nothing but other actions coming
+//! [`BackupRole`](ft::role::BackupRole)) with a driver like the production's; arbiter, LAN, network
+//! and guest are abstract. What the driver decides alone is an action that is possible whenever a
+//! thread could do it: flush, write outputs, replay, attach. The model has no time: a side may take
+//! the other for lost at any moment, as after silence, and a pause is only other actions coming
 //! first.
 //!
 //! ```text
 //!   nodes     spare ──► backup ──► owner          crash at any time (a bounded number)
-//!   channel   a stream until the pair is protected; then loss, duplication and overtaking without bound
+//!   channel   a stream until the pair is protected; then unbounded loss, duplication and reordering
 //!   arbiter   requests and answers are lost and asked again; a request outlives its node
-//!   LAN       packets under way are lost when the cable is cut or the node loses the port
+//!   LAN       packets in flight are lost when the connection is cut or the node loses the port
 //! ```
 //! Deliberately absent: packets to the guest (the simulator has them), heartbeats and lag (they
 //! need time).
@@ -32,41 +32,40 @@ pub use state::{Rule, State};
 use logchannel::entry::Generation;
 use stateright::{Model, Path, Property};
 
-/// What is explored.
+/// The bounds of an exploration.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// Nodes: an owner, and backups; at least 2.
+    /// The nodes, at least 2: an owner, and backups.
     pub nodes: usize,
-    /// Whether it begins with a protected pair, or with an owner alone; the other nodes are spare
-    /// backups.
+    /// Begins with a protected pair; otherwise with an owner alone. The other nodes are spares.
     pub is_protected: bool,
-    /// The last generation of an owner that is joined by a backup.
+    /// The last generation of an owner that a backup may join.
     pub last_pair: Generation,
-    /// Outputs that the guest makes.
+    /// The guest's outputs.
     pub outputs: u8,
-    /// Whether it powers off then.
+    /// The guest powers off after its outputs; otherwise it sleeps.
     pub powers_off: bool,
-    /// How many nodes crash.
+    /// The number of nodes that crash.
     pub crashes: u8,
-    /// How often the LAN's cable is cut.
+    /// How often the LAN's connection is cut.
     pub cuts: u8,
-    /// How many primaries are stopped by their operator.
+    /// The number of primaries that their operator stops.
     pub retirements: u8,
     /// How often the arbiter loses its claims.
     pub vanishings: u8,
-    /// Both sides keep logs on disk, and so often the VM goes on from one of them on the host of
-    /// the last node, on which nothing else runs.
+    /// Both sides have logs on disk, and this often the VM is resumed from one of them, on the last
+    /// node, which has no other part.
     pub restarts: u8,
     /// The last node has another arbiter, which knows a stranger as the VM's owner of the same
     /// generation.
     pub is_last_mistaken: bool,
-    /// A rule that the roles don't keep.
+    /// A rule that the roles break.
     #[cfg(feature = "mutations")]
     pub mutation: Option<ft::mutation::Mutation>,
 }
 
 impl Cluster {
-    /// A protected pair, as busy as can be gone through.
+    /// A protected pair, with as many events as can be explored.
     #[must_use]
     pub const fn pair() -> Self {
         Self {
@@ -92,8 +91,8 @@ impl Cluster {
         Self { is_protected: false, last_pair: Generation(1), outputs: 1, cuts: 1, retirements: 1, ..Self::pair() }
     }
 
-    /// A pair and a spare backup, which joins whoever is left. Cuts of the cable, which would make
-    /// it four times as large, are in [`Cluster::joining`].
+    /// A pair and a spare, which joins the survivor. Cuts of the LAN's connection are in
+    /// [`Cluster::joining`], because they would make this one four times as large.
     #[must_use]
     pub const fn chain() -> Self {
         Self { nodes: 3, last_pair: Generation(2), outputs: 1, powers_off: false, crashes: 2, ..Self::pair() }
@@ -105,8 +104,8 @@ impl Cluster {
         Self { outputs: 1, powers_off: false, vanishings: 1, ..Self::pair() }
     }
 
-    /// An owner alone and a backup that joins it, both with logs on disk; when both are dead, the
-    /// VM goes on from one of the logs.
+    /// An owner alone and a backup that joins it, both with logs on disk. When both are dead, the
+    /// VM is resumed from one of the logs.
     #[must_use]
     pub const fn logs() -> Self {
         Self {
@@ -128,7 +127,8 @@ impl Cluster {
         Self { is_protected: false, last_pair: Generation(1), outputs: 1, is_last_mistaken: true, ..Self::pair() }
     }
 
-    /// Mutations are a thread's, and the checker has threads of its own.
+    /// Activates the mutation on the calling thread: mutations are per thread, and the checker has
+    /// several.
     #[cfg(feature = "mutations")]
     fn take_rule_away(&self) {
         ft::mutation::activate(self.mutation);
@@ -143,7 +143,7 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        // The pair to begin with has come about by all the rules.
+        // The initial pair comes about without the mutation.
         #[cfg(feature = "mutations")]
         ft::mutation::activate(None);
         vec![State::initial(self)]
@@ -163,7 +163,7 @@ impl Model for Cluster {
     }
 }
 
-/// The actions that lead to a state, a line each.
+/// The actions that lead to a state, one a line.
 #[must_use]
 pub fn story(path: Path<State, Action>) -> String {
     let steps = path.into_vec();

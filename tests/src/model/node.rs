@@ -1,4 +1,4 @@
-//! The nodes: the production roles, and what a driver keeps around them.
+//! The nodes: the production roles, and what their drivers remember.
 
 use super::guest::Guest;
 use ft::role::{BackupRole, ClaimRequest, PrimaryRole, Timing};
@@ -8,22 +8,22 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use vm::{Machine, MachineConfig, OutputId};
 
-/// What a host runs.
+/// What a node runs.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Node {
-    /// Nothing yet: a restart from a log on disk may begin here.
+    /// Nothing yet; a restart from a log on disk may begin here.
     Vacant,
-    /// A backup that looks for a primary.
+    /// A backup that searches for a primary.
     Spare,
     /// A backup with a primary.
     Backup(Box<Backup>),
-    /// Whoever runs the guest.
+    /// An owner, which runs the guest.
     Owner(Box<Owner>),
     /// Nothing any more.
     Gone(End),
 }
 
-/// Why nothing runs any more.
+/// Why a node runs nothing any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum End {
     Crashed,
@@ -39,12 +39,12 @@ pub(super) enum End {
 pub(super) struct Backup {
     pub(super) role: BackupRole,
     pub(super) session: Option<SessionHeader>,
-    /// As it came in the snapshot, and `false` until it is put together.
+    /// The guest of the snapshot, and whether it is restored.
     pub(super) guest: Option<(Guest, bool)>,
-    /// Received, and not replayed.
+    /// Entries received and not replayed.
     pub(super) work: VecDeque<VecDeque<LogEntry>>,
     pub(super) asking: Option<ClaimRequest>,
-    /// It asks for the latest claim.
+    /// It is asking for the latest claim.
     pub(super) is_checking: bool,
 }
 
@@ -53,33 +53,33 @@ pub(super) struct Backup {
 pub(super) struct Owner {
     pub(super) role: PrimaryRole,
     pub(super) guest: Guest,
-    /// The guest's end is in the log of this owner.
+    /// The guest's end is in this owner's log.
     pub(super) has_logged_end: bool,
-    /// The vCPU has logged an output, and flushes before it runs on; other threads may come
-    /// between.
+    /// The vCPU thread has logged an output, and must flush before it runs on; other threads may
+    /// run in between.
     pub(super) must_flush: bool,
     pub(super) asking: Option<ClaimRequest>,
-    /// It asks for the latest claim.
+    /// It is asking for the latest claim.
     pub(super) is_checking: bool,
-    /// It asks for a flag that the arbiter has lost.
+    /// It is asking for a flag that the arbiter has lost.
     pub(super) refilling: Option<ClaimRequest>,
-    /// Whose connection it listens to.
+    /// The backup whose connection it reads.
     pub(super) backup: Option<usize>,
     pub(super) end: Option<End>,
-    /// The rest is for the properties only. Which entry is that of which output, of those made
-    /// here.
+    /// From here on for the properties only: the position of each output's entry, for outputs
+    /// produced here.
     pub(super) entries: Vec<(OutputId, LogSeq)>,
-    /// All entries before this may be known to the world: this node was alone by a won claim when
-    /// it made them or since, or a backup had them that is gone.
+    /// One past the last entry whose effects may be known outside: this node was alone by a won
+    /// claim when it logged it or since, or a backup that is gone had it.
     pub(super) free: LogSeq,
-    /// Alone by a won claim.
+    /// It is alone by a won claim.
     pub(super) is_alone: bool,
-    /// The arbiter told it that another node has won.
+    /// The arbiter has told it that another node has won.
     pub(super) has_lost: bool,
 }
 
 impl Owner {
-    /// An owner by a won claim whose log goes on at `first`.
+    /// An owner by a won claim whose log continues at `first`.
     pub(super) fn alone(role: PrimaryRole, guest: Guest, first: LogSeq) -> Self {
         Self {
             role,
@@ -98,12 +98,12 @@ impl Owner {
         }
     }
 
-    /// Whether the vCPU thread may go on with the guest.
+    /// `true` if the vCPU thread may run the guest.
     pub(super) fn may_run(&self) -> bool {
         self.role.may_run() && !self.must_flush && !self.has_logged_end && !self.guest.sleeps()
     }
 
-    /// The guest does its next step; the result is the entry of it.
+    /// The guest takes its next step; returns the entry.
     pub(super) fn run_guest(&mut self, entropy: u8) -> LogEntry {
         self.has_logged_end = self.guest.is_over();
         let (entry, output) = self.guest.step(entropy);
@@ -114,14 +114,14 @@ impl Owner {
         entry
     }
 
-    /// What is in the log of a node alone by a won claim needs no acknowledgement.
+    /// Entries in the log of a node that is alone by a won claim need no acknowledgement.
     pub(super) fn note_if_alone(&mut self) {
         if self.is_alone {
             self.free = self.role.appended();
         }
     }
 
-    /// Copies the guest for a backup, as bytes of the channel.
+    /// Copies the guest for a joining backup; returns the bytes for the channel.
     pub(super) fn copy(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         MACHINE.with_borrow_mut(|machine| {
@@ -133,7 +133,7 @@ impl Owner {
         bytes
     }
 
-    /// Whether the entry of output `id` is one of those before `received`, or needs no backup.
+    /// `true` if the entry of output `id` is before `received`, or needs no backup.
     pub(super) fn may_be_known(&self, id: OutputId, received: LogSeq) -> bool {
         let entry = self.entries.iter().find(|(of, _)| *of == id).map(|(_, seq)| *seq);
         entry.is_none_or(|seq| seq < self.free || seq < received)
@@ -141,7 +141,7 @@ impl Owner {
 }
 
 impl Node {
-    /// The test-and-set under way.
+    /// The test-and-set in progress.
     pub(super) const fn asking(&self) -> Option<ClaimRequest> {
         match self {
             Self::Backup(backup) => backup.asking,
@@ -150,7 +150,7 @@ impl Node {
         }
     }
 
-    /// It asks for the latest claim.
+    /// `true` if it is asking for the latest claim.
     pub(super) const fn is_checking(&self) -> bool {
         match self {
             Self::Backup(backup) => backup.is_checking,
@@ -159,7 +159,7 @@ impl Node {
         }
     }
 
-    /// The owner of the VM as far as it knows, if it may still put something out.
+    /// The node as owner of the VM, if it may still send outputs.
     pub(super) const fn owner(&self) -> Option<&Owner> {
         match self {
             Self::Owner(owner) => Some(owner),
@@ -175,10 +175,10 @@ impl Node {
     }
 }
 
-/// Time stands still: that it has passed is an action of its own.
+/// The constant time: a tick is an action of its own.
 pub(super) const NOW_NS: u64 = 0;
 
-/// Nothing happens by itself, and an unanswered claim is asked again at once.
+/// Without timers; an unanswered claim is asked again at once.
 pub(super) const TIMING: Timing = Timing {
     heartbeat_ns: u64::MAX,
     failure_timeout_ns: u64::MAX,
@@ -196,8 +196,8 @@ pub(super) fn config() -> MachineConfig {
 }
 
 thread_local! {
-    /// What [`PrimaryRole::copy_snapshot`] copies. The guest of the model travels in the place of
-    /// its state.
+    /// The machine that [`PrimaryRole::copy_snapshot`] copies; the model's guest replaces its
+    /// state.
     static MACHINE: RefCell<Machine> = RefCell::new(machine());
 }
 

@@ -1,4 +1,4 @@
-//! What always holds, and what must happen in some run for that to mean anything.
+//! The invariants, and what must happen in some run so that the invariants mean something.
 
 use super::Cluster;
 use super::node::{End, Node, Owner};
@@ -99,16 +99,16 @@ fn sightings() -> Vec<Property<Cluster>> {
 }
 
 impl State {
-    /// Those who run the guest, as far as they know.
+    /// The nodes that run the guest, as far as they know.
     fn owners(&self) -> impl Iterator<Item = (usize, &Owner)> {
         let owners = self.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, node.owner()?)));
         owners.filter(|(_, owner)| owner.end.is_none())
     }
 
-    /// Whom the arbiter has given the VM, if it knows already.
+    /// The owner to which the arbiter has given the VM, if it knows that already.
     fn rightful_owner(&self) -> Option<&Owner> {
         if self.arbiter.has_forgotten {
-            // What it knows now may be what a fenced owner has made again.
+            // The arbiter's latest claim may be one that a fenced owner has made again.
             let latest = |(_, owner): &(usize, &Owner)| owner.role.generation().0 == self.faults.latest_owned;
             return self.owners().find(latest).map(|(_, owner)| owner);
         }

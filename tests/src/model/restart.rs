@@ -1,4 +1,4 @@
-//! What owners and backups do with their logs on disk, and the restart from one.
+//! The nodes' logs on disk, and restarts from them.
 
 use super::disk::{Disk, Restart};
 use super::environment::node_id;
@@ -19,7 +19,7 @@ impl State {
         }
     }
 
-    /// The guest of an owner does its next step, which goes to the log on disk too.
+    /// An owner's guest takes its next step, which goes to the log on disk too.
     pub(super) fn run_guest(&mut self, node: usize) -> Option<()> {
         let mut entry = None;
         self.drive_owner(node, |owner| entry = Some(owner.run_guest(entropy_of(node))))?;
@@ -27,7 +27,7 @@ impl State {
         Some(())
     }
 
-    /// The writer carries out an order, and the role is told.
+    /// The writer does an order, and the role gets the log's new state.
     pub(super) fn write_log(&mut self, node: usize) -> Option<()> {
         self.edit_disk(node, Disk::write);
         let state = self.disks.get(node)?.state();
@@ -35,25 +35,24 @@ impl State {
             .or_else(|| self.drive_backup(node, |backup| backup.role.handle_disk_log(NOW_NS, state)))
     }
 
-    /// Whether no process of the VM is alive.
+    /// `true` if no process of the VM is alive.
     pub(super) fn is_dead(&self) -> bool {
         self.nodes.iter().all(|node| matches!(**node, Node::Gone(_) | Node::Vacant | Node::Spare))
     }
 
-    /// Whether the VM may go on from the log of a node, and nothing that anybody has seen need be
-    /// given up.
+    /// `true` if the VM may be resumed from a node's log without losing anything that was seen.
     pub(super) fn may_restart(&self, log: usize) -> bool {
         self.disks.get(log).is_some_and(|disk| disk.judge(self.arbiter.latest_claim()).is_some())
     }
 
-    /// Whether the log of a node is the last owner's, which died before it was owner in its log: it
-    /// may lack what the owner before had let out.
+    /// `true` if a node's log is that of the last owner, which died before its log recorded that it
+    /// owned the VM: it may lack outputs that the previous owner sent.
     pub(super) fn is_operators_to_decide(&self, log: usize) -> bool {
         let holder = self.arbiter.latest_claim().map(|(_, claim)| claim.node);
         holder.is_some_and(|holder| self.disks.get(log).is_some_and(|disk| disk.may_lack_of(holder)))
     }
 
-    /// All are dead, the world has seen outputs, and no end mark says that the VM is over.
+    /// `true` if all nodes are dead, clients have seen outputs, and no end mark is set.
     pub(super) fn can_restart_be_needed(&self) -> bool {
         !self.disks.is_empty()
             && self.is_dead()
@@ -61,13 +60,13 @@ impl State {
             && self.arbiter.latest().is_some_and(|(_, kind)| kind == ClaimKind::Owner)
     }
 
-    /// Whether an owner has gone on from a log.
+    /// `true` if an owner has resumed from a log.
     pub(super) fn has_restarted(&self) -> bool {
         !self.disks.is_empty() && self.nodes.last().is_some_and(|node| !matches!(**node, Node::Vacant))
     }
 
-    /// The VM goes on from a log: the judgement, the claim and the replay, whose order the
-    /// simulator has.
+    /// Resumes the VM from a log: judges, claims and replays in one step; the simulator explores
+    /// their order.
     pub(super) fn restart(&mut self, log: usize, node: usize) -> Option<()> {
         let judged = self.disks.get(log)?.judge(self.arbiter.latest_claim())?;
         self.faults.restarts -= 1;

@@ -1,12 +1,12 @@
-//! Parts of a state that many states have in common.
+//! Parts of a state that many states share.
 
 use ahash::RandomState;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A value that is shared, and hashed once. Two with the same hash count as equal: so do states to
-/// the checker.
+/// A shared value whose hash is computed once. Values with the same hash count as equal, as states
+/// do for the checker.
 #[derive(Clone, Debug)]
 pub(super) struct Shared<T> {
     value: Arc<T>,
@@ -15,8 +15,8 @@ pub(super) struct Shared<T> {
 
 impl<T: Hash> Shared<T> {
     pub(super) fn new(value: T) -> Self {
-        // Fixed seeds: a state has the same fingerprint in each run. Hashing takes a quarter of the
-        // checker's time with the standard library's hasher.
+        // Fixed seeds, so that a state has the same fingerprint in each run. The standard library's
+        // hasher would take a quarter of the checker's time.
         let hash = RandomState::with_seeds(1, 2, 3, 4).hash_one(&value);
         Self { value: Arc::new(value), hash }
     }

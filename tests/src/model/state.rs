@@ -1,4 +1,4 @@
-//! The state of the cluster, and what an action makes of it.
+//! The state of the cluster, and the transition that an action makes.
 
 use super::Cluster;
 use super::actions::Action;
@@ -20,24 +20,24 @@ use logchannel::session::{SessionHeader, VmId};
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
-/// All there is at a moment.
+/// The state of everything.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub struct State {
     pub(super) nodes: Vec<Shared<Node>>,
     /// By the index of the backup.
     pub(super) channels: Vec<Shared<Channel>>,
-    /// The logs on disk, by the index of the node; none if none are kept.
+    /// The logs on disk, by the index of the node; empty without logs.
     pub(super) disks: Vec<Shared<Disk>>,
     pub(super) arbiter: Arbiter,
-    /// Another one, which knows a VM of this name too.
+    /// The last node's arbiter, if it has another one, which knows a VM of the same name.
     pub(super) other_arbiter: Shared<Arbiter>,
     pub(super) lan: Shared<Lan>,
     pub(super) faults: Faults,
-    /// What has gone wrong.
+    /// The rule that was broken.
     pub(super) broken: Option<Rule>,
 }
 
-/// How many faults are still to come.
+/// The faults that may still happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Faults {
     pub(super) crashes: u8,
@@ -54,26 +54,27 @@ pub(super) struct Faults {
 /// A node of another VM, at the other arbiter.
 const STRANGER: usize = 9;
 
-/// A rule that can be broken by what a node does.
+/// A rule that an action of a node can break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// An output leaves whose entry the backup hasn't got, and its node isn't alone by a won claim.
+    /// An output leaves although the backup lacks its entry, and its node isn't alone by a won
+    /// claim.
     OutputRule,
     /// An output leaves a node that the arbiter has told that another one has won.
     Fencing,
     /// A node goes on as the owner of a generation that the arbiter hasn't given it.
     TestAndSet,
-    /// A backup protects the VM that has another arbiter than its primary.
+    /// A backup protects the VM although it has another arbiter than its primary.
     OneArbiter,
-    /// A primary is told that it is fenced, and by nobody.
+    /// A primary is fenced although no other node has won.
     FencedByNobody,
-    /// The LAN gets an output, and not the one before.
+    /// The LAN gets an output without the one before.
     NoGap,
-    /// A backup's replay does something else than its log says.
+    /// A backup's replay differs from its log.
     Lockstep,
-    /// An output leaves of which a restart from its node's log doesn't know.
+    /// An output leaves that a restart from its node's log wouldn't have.
     Promise,
-    /// A restart that is interrupted before it has a log of its own leaves an end mark.
+    /// A restart that is interrupted before its own log begins leaves an end mark.
     Interrupted,
 }
 
@@ -136,7 +137,7 @@ impl State {
         state
     }
 
-    /// The state after `action`, if it can happen.
+    /// The state after `action`, if that is possible.
     pub(super) fn after(&self, action: Action) -> Option<Self> {
         let mut next = self.clone();
         match action {
@@ -254,7 +255,7 @@ impl State {
         }
     }
 
-    /// A tick that makes a node say something; one that doesn't only keeps its clock.
+    /// The state after a tick that makes a node send something; other ticks are left out.
     fn after_tick(&self, node: usize) -> Option<Self> {
         let mut next = self.clone();
         let mut says = false;
@@ -273,7 +274,7 @@ impl State {
         self.broken.get_or_insert(rule);
     }
 
-    /// Gives an owner an input, and does what its role says then.
+    /// Gives an owner an input, and does its role's actions.
     pub(super) fn drive_owner(&mut self, node: usize, input: impl FnOnce(&mut Owner)) -> Option<()> {
         let mut owner = self.nodes[node].owner()?.clone();
         input(&mut owner);
@@ -281,7 +282,7 @@ impl State {
         Some(())
     }
 
-    /// Does what a primary's role says, in the order of the production driver: hang up, send, act.
+    /// Does a primary's actions in the production driver's order: close the channel, send, act.
     fn settle_owner(&mut self, node: usize, mut owner: Owner) {
         let actions: Vec<_> = std::iter::from_fn(|| owner.role.poll_action()).collect();
         if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. }))
@@ -323,7 +324,7 @@ impl State {
                     if self.disks.get(node).is_some_and(|disk| disk.is_anothers()) {
                         self.broke(Rule::Interrupted);
                     }
-                    // Alone by the claim that is its end mark.
+                    // It is alone by the claim that is its end mark.
                     self.check_claim(node, owner.role.generation());
                     owner.free = owner.role.appended();
                 }
@@ -332,19 +333,19 @@ impl State {
         self.put_back(node, owner);
     }
 
-    /// An owner that is over stays until the guest's last outputs have left.
+    /// Stores the node. An owner that has ended stays until the guest's last outputs have left.
     fn put_back(&mut self, node: usize, mut owner: Owner) {
         match owner.end {
             Some(end) if !owner.role.gate().has_released() => self.leave(node, Node::Gone(end)),
             _ => {
-                // A copy without figures, which are large.
+                // A clone's buffers have no spare capacity; the checker stores very many states.
                 owner.role = owner.role.clone();
                 self.nodes[node] = Shared::new(Node::Owner(Box::new(owner)));
             }
         }
     }
 
-    /// Sends what an owner says; the guest travels in the place of the machine.
+    /// Sends an owner's messages; the guest travels instead of the machine's state.
     fn send_to_backup(&mut self, owner: &Owner, bytes: &[u8]) {
         let Some(backup) = owner.backup.filter(|_| !bytes.is_empty()) else { return };
         self.edit_channel(backup, |channel| {
@@ -369,7 +370,7 @@ impl State {
 
     pub(super) fn check_claim(&mut self, node: usize, generation: Generation) {
         let claim = generation.0.checked_sub(1).and_then(|flag| self.arbiter_of(node).claim_of(flag));
-        // One that was won may be lost before its holder hears of it.
+        // A claim that was won may be lost before its holder gets the answer.
         let is_won = claim.map_or(self.arbiter.has_forgotten, |(holder, _)| holder == node);
         self.faults.latest_owned = self.faults.latest_owned.max(generation.0);
         if !is_won {
@@ -377,8 +378,7 @@ impl State {
         }
     }
 
-    /// `node` is something else from now on; its connections are gone, its request may still
-    /// arrive.
+    /// Replaces a node by its successor. Its connections are closed; its request may still arrive.
     fn leave(&mut self, node: usize, successor: Node) {
         if let Some(request) = self.nodes[node].asking()
             && self.arbiter.claim_of(request.generation.0).is_none()
@@ -405,7 +405,7 @@ impl State {
         if owner.has_lost {
             self.broke(Rule::Fencing);
         }
-        // The end mark says that there is nothing to go on with.
+        // A VM with an end mark is never resumed.
         if owner.end.is_none() && self.disks.get(node).is_some_and(|disk| !disk.has_output(id)) {
             self.broke(Rule::Promise);
         }
@@ -445,7 +445,7 @@ impl State {
         if !self.disks.is_empty() {
             role = role.with_disk_log(DiskLogState::Promised);
         }
-        // The wish to join.
+        // The request to join.
         role.poll_outgoing(&mut Vec::new());
         let joining =
             Backup { role, session: None, guest: None, work: VecDeque::new(), asking: None, is_checking: false };
@@ -467,7 +467,7 @@ impl State {
         Some(())
     }
 
-    /// Gives a backup an input, and does what its role says then.
+    /// Gives a backup an input, and does its role's actions.
     pub(super) fn drive_backup(&mut self, node: usize, input: impl FnOnce(&mut Backup)) -> Option<()> {
         let mut backup = self.nodes[node].backup()?.clone();
         input(&mut backup);
@@ -475,7 +475,7 @@ impl State {
         Some(())
     }
 
-    /// Does what a backup's role says, in the order of the production driver: acknowledge, act.
+    /// Does a backup's actions in the production driver's order: acknowledge, then act.
     fn settle_backup(&mut self, node: usize, mut backup: Backup) {
         let mut bytes = Vec::new();
         backup.role.poll_outgoing(&mut bytes);
@@ -601,7 +601,7 @@ impl State {
     }
 }
 
-/// What comes after a backup: one that never was part of a pair looks for a primary again.
+/// The successor of a backup: one that was never part of a pair searches for a primary again.
 const fn after_end(end: &BackupEnd) -> Node {
     Node::Gone(match end {
         BackupEnd::Unprotected { .. } | BackupEnd::NoPlace { .. } | BackupEnd::Refused { .. } => return Node::Spare,
@@ -617,7 +617,7 @@ fn edit(lan: &Shared<Lan>, change: impl FnOnce(&mut Lan)) -> Shared<Lan> {
     Shared::new(lan)
 }
 
-/// What a guest reads on a node.
+/// The entropy that a guest reads on a node.
 pub(super) fn entropy_of(node: usize) -> u8 {
     u8::try_from(node).unwrap_or(u8::MAX)
 }
