@@ -1,7 +1,7 @@
 //! A small RV64IMAC assembler: encoders for the instruction formats, and labels.
 //!
-//! It makes test programs at known addresses. Registers are plain numbers, 0 to 31: what is encoded
-//! is often random, and sometimes deliberately no instruction at all.
+//! It builds test programs at known addresses. Registers are plain numbers, 0 to 31, because the
+//! encoded instruction is often random, and sometimes deliberately invalid.
 
 /// The opcode fields of full-length instructions.
 pub mod opcode {
@@ -29,7 +29,7 @@ pub mod opcode {
     pub const LUI: u32 = 0x37;
     /// Integer operations on words in registers.
     pub const OP_32: u32 = 0x3b;
-    /// Fused multiplications and additions; the other three are in multiples of 4 above.
+    /// FMADD; the other fused operations follow in steps of 4.
     pub const FMADD: u32 = 0x43;
     /// Other floating-point operations.
     pub const OP_FP: u32 = 0x53;
@@ -108,20 +108,20 @@ pub const FENCE_I: u32 = 0x0000_100f;
 /// SFENCE.VMA of everything.
 pub const SFENCE_VMA: u32 = 0x1200_0073;
 
-/// `funct3` of the CSR instructions that take a register; 4 more is the form with an immediate.
+/// `funct3` of the CSR instructions with a register; the forms with an immediate are greater by 4.
 pub const CSRRW: u32 = 1;
-/// As [`CSRRW`].
+/// As [`CSRRW`], but sets bits.
 pub const CSRRS: u32 = 2;
-/// As [`CSRRW`].
+/// As [`CSRRW`], but clears bits.
 pub const CSRRC: u32 = 3;
 
-/// An instruction of three registers.
+/// An instruction with three registers.
 #[must_use]
 pub const fn r_type(opcode: u32, funct3: u32, funct7: u32, rd: u32, rs1: u32, rs2: u32) -> u32 {
     funct7 << 25 | rs2 << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | opcode
 }
 
-/// An instruction of two registers and an immediate, of which 12 bits count.
+/// An instruction with two registers and an immediate of 12 bits.
 #[must_use]
 pub const fn i_type(opcode: u32, funct3: u32, rd: u32, rs1: u32, immediate: i32) -> u32 {
     immediate.cast_unsigned() << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | opcode
@@ -134,7 +134,7 @@ pub const fn s_type(funct3: u32, rs1: u32, rs2: u32, offset: i32) -> u32 {
     (offset >> 5 & 0x7f) << 25 | rs2 << 20 | rs1 << 15 | funct3 << 12 | (offset & 0x1f) << 7 | opcode::STORE
 }
 
-/// LUI or AUIPC; `upper` are the upper 20 bits.
+/// LUI or AUIPC with the upper 20 bits of `upper`.
 #[must_use]
 pub const fn u_type(opcode: u32, rd: u32, upper: u32) -> u32 {
     upper << 12 | rd << 7 | opcode
@@ -180,22 +180,22 @@ const fn bits(value: i32, from: u32, width: u32, to: u32) -> u32 {
     (value.cast_unsigned() >> from & ((1 << width) - 1)) << to
 }
 
-/// A place in the code, known or to come.
+/// An address in the code, which may be set later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(usize);
 
-/// How an instruction says where it goes.
+/// How an instruction encodes its target.
 #[derive(Clone, Copy, Debug)]
 enum Reach {
     Branch,
     Jump,
     ShortBranch,
     ShortJump,
-    /// AUIPC and ADDI, one behind the other.
+    /// AUIPC, then ADDI.
     Address,
 }
 
-/// Gathers code.
+/// Collects code.
 #[derive(Debug)]
 pub struct Assembler {
     base: u64,
@@ -205,63 +205,63 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// Code that will be at `base`.
+    /// An assembler whose code will be at `base`.
     #[must_use]
     pub const fn new(base: u64) -> Self {
         Self { base, halves: Vec::new(), labels: Vec::new(), fixups: Vec::new() }
     }
 
-    /// The address of what comes next.
+    /// The address of the next instruction.
     #[must_use]
     pub fn here(&self) -> u64 {
         self.base + 2 * self.halves.len() as u64
     }
 
-    /// What has been emitted since `address`.
+    /// The code from `address` on.
     #[must_use]
     pub fn since(&self, address: u64) -> &[u16] {
         let start = usize::try_from((address - self.base) / 2).expect("code is short");
         &self.halves[start..]
     }
 
-    /// A full-length instruction.
+    /// Appends a full-length instruction.
     pub fn word(&mut self, word: u32) {
         let [b0, b1, b2, b3] = word.to_le_bytes();
         self.halves.extend([u16::from_le_bytes([b0, b1]), u16::from_le_bytes([b2, b3])]);
     }
 
-    /// Several.
+    /// Appends full-length instructions.
     pub fn words(&mut self, words: &[u32]) {
         words.iter().for_each(|word| self.word(*word));
     }
 
-    /// A compressed instruction.
+    /// Appends a compressed instruction.
     pub fn half(&mut self, half: u16) {
         self.halves.push(half);
     }
 
-    /// Fills up with a NOP so that the next instruction's address is a multiple of 4.
+    /// Appends a NOP if the next instruction's address isn't a multiple of 4.
     pub fn align(&mut self) {
         if !self.here().is_multiple_of(4) {
             self.half(0x0001);
         }
     }
 
-    /// A label whose place is to come.
+    /// A label whose address is set later, by [`Self::place`].
     pub fn label(&mut self) -> Label {
         self.labels.push(None);
         Label(self.labels.len() - 1)
     }
 
-    /// Puts `label` here.
+    /// Sets the label's address to that of the next instruction.
     ///
     /// # Panics
-    /// If it has a place.
+    /// If its address is set.
     pub fn place(&mut self, label: Label) {
         assert_eq!(self.labels[label.0].replace(self.halves.len()), None, "a label has one place");
     }
 
-    /// A label at this place.
+    /// A label at the next instruction.
     pub fn place_new(&mut self) -> Label {
         let label = self.label();
         self.place(label);
@@ -309,10 +309,10 @@ impl Assembler {
         }
     }
 
-    /// The code, every label resolved.
+    /// The code, with all labels resolved.
     ///
     /// # Panics
-    /// If a label that is used has no place, or one out of reach.
+    /// If a used label has no address, or one out of reach.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
         for (at, label, reach) in std::mem::take(&mut self.fixups) {
@@ -337,7 +337,7 @@ impl Assembler {
             Reach::ShortBranch => self.halves[at] |= short_branch_offset(offset),
             Reach::ShortJump => self.halves[at] |= short_jump_offset(offset),
             Reach::Address => {
-                // ADDI sign-extends its twelve bits; what that takes away, the upper part adds.
+                // ADDI sign-extends its twelve bits; the upper part compensates for that.
                 self.patch(at, (offset + 0x800).cast_unsigned() & 0xffff_f000);
                 self.patch(at + 2, bits(offset, 0, 12, 20));
             }
@@ -380,10 +380,10 @@ fn short_jump_offset(offset: i32) -> u16 {
     u16::try_from(field).expect("13 bits")
 }
 
-/// A segment of an executable: its address, and its contents.
+/// A segment of an executable: its address and its content.
 pub type Segment<'a> = (u64, &'a [u8]);
 
-/// An ELF executable of `segments` that begins at the first one's start.
+/// An ELF executable with `segments` whose entry point is the first one's start.
 #[must_use]
 pub fn elf(segments: &[Segment<'_>]) -> Vec<u8> {
     const FILE_HEADER_BYTES: u16 = 64;
@@ -412,7 +412,7 @@ pub fn elf(segments: &[Segment<'_>]) -> Vec<u8> {
 mod tests {
     use super::{Assembler, addi, opcode};
 
-    /// The expected words are what other assemblers make of the same lines.
+    /// The expected words are those of other assemblers for the same lines.
     #[test]
     fn labels_resolve_forward_and_backward() {
         let mut assembler = Assembler::new(0x8020_0000);

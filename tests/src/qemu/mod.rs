@@ -1,8 +1,8 @@
-//! QEMU's `virt` board as an independent oracle: the same executable there and on our machine.
+//! QEMU's `virt` board as an independent oracle: it runs the same executable as our machine.
 //!
-//! The board runs OpenSBI in M-mode where our machine is the firmware itself; what a guest sees in
+//! The board runs OpenSBI in M-mode, where our machine is the firmware itself; what a guest sees in
 //! S-mode and U-mode must be the same. QEMU is the Debian package `qemu-system-misc`; tests that
-//! need it say clearly that they were skipped.
+//! need it report when they are skipped.
 
 pub mod assembler;
 pub mod conformance;
@@ -20,27 +20,26 @@ use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
-/// The extensions of our machine and no others, so that both agree on what there is.
+/// The extensions of our machine and no others.
 pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
 
-/// The same without floating point: whether it is switched on at the start is the firmware's
-/// affair.
+/// The extensions of our machine without floating point, whose initial state the firmware chooses.
 pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
 
-/// The last lines of what OpenSBI prints before it starts the guest begin like this.
+/// The beginning of the last line that OpenSBI prints before it starts the guest.
 const BANNER_END: &str = "Boot HART MEDELEG";
 
-/// Whether QEMU is installed. Says so if it isn't, in words that the checks before a merge look
-/// for.
+/// `true` if QEMU is installed. Otherwise prints the line by which the checks before a merge count
+/// skipped tests.
 ///
 /// # Panics
-/// If it can't be told.
+/// If that can't be found out.
 #[must_use]
 pub fn is_installed() -> bool {
     match Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status() {
         Ok(status) => status.success(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Not by a macro: what a passing test prints by one, nobody sees.
+            // Written directly, because the output of a passing test's macros is captured.
             let _ =
                 writeln!(io::stderr().lock(), "SKIPPED: {PROGRAM} is not installed (Debian package qemu-system-misc)");
             false
@@ -54,7 +53,7 @@ pub fn is_installed() -> bool {
 pub struct Qemu {
     child: Child,
     lines: Receiver<String>,
-    /// What the guest has printed so far, line by line.
+    /// The guest's output so far, line by line.
     console: Vec<String>,
     in_banner: bool,
 }
@@ -97,8 +96,8 @@ impl Qemu {
         Ok(Self { child, lines, console: Vec::new(), in_banner: firmware != "none" })
     }
 
-    /// Waits for a line of the guest's that contains `text`; `false` if it ends or takes longer
-    /// than `timeout`.
+    /// Waits for a line of the guest's output that contains `text`; `false` if QEMU ends or that
+    /// takes longer than `timeout`.
     pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
@@ -111,7 +110,7 @@ impl Qemu {
         }
     }
 
-    /// Lets it run until the guest powers off, and gives what the guest printed.
+    /// Waits until the guest powers off; returns its output.
     ///
     /// # Panics
     /// If that takes longer than `timeout`, or QEMU fails.
@@ -132,7 +131,7 @@ impl Qemu {
         std::mem::take(&mut self.console)
     }
 
-    /// What the guest has printed so far.
+    /// The guest's output so far.
     #[must_use]
     pub fn console(&self) -> &[String] {
         &self.console
@@ -158,7 +157,7 @@ impl Drop for Qemu {
     }
 }
 
-/// What an executable prints on QEMU, line by line.
+/// Runs an executable on QEMU; returns its output, line by line.
 ///
 /// # Panics
 /// If QEMU fails, or the guest does not power off in `timeout`.
@@ -169,17 +168,17 @@ pub fn run_on_qemu(image: &[u8], arguments: &[&str], timeout: Duration) -> Vec<S
     Qemu::start(file.path(), arguments).expect("QEMU starts").run_to_end(timeout)
 }
 
-/// What an executable prints on our machine, line by line, and how it ends. Its clock advances a
-/// tick with every read.
+/// Runs an executable on our machine; returns its output, line by line, and how it ended. The clock
+/// advances by a tick with every read.
 ///
 /// # Panics
-/// If it does not come to an end within `steps_max`.
+/// If it doesn't end within `steps_max`.
 #[must_use]
 pub fn run_on_machine(image: &[u8], steps_max: u64) -> (Vec<String>, StopReason) {
     run_on(&MachineConfig::default(), image, steps_max)
 }
 
-/// As [`run_on_machine`], on a machine of that configuration.
+/// As [`run_on_machine`], with this configuration.
 ///
 /// # Panics
 /// As there.

@@ -1,13 +1,13 @@
-//! The program around random snippets: it sets the stage for each, takes their traps, and prints
-//! what they left behind.
+//! The program around random snippets: it sets each snippet's initial state, handles its traps, and
+//! prints its result.
 //!
 //! ```text
 //!   for each snippet: registers, scratch memory, mode ──► snippet ──► EBREAK at its end
-//!                        trap ──► handler notes cause, pc and value, and goes on behind the instruction
-//!   then: registers, sscratch, scratch memory and the noted traps, as one hash, or word by word
+//!                        trap ──► handler records cause, pc and value, and goes on after the instruction
+//!   then: registers, sscratch, scratch memory and the recorded traps, as one hash, or word by word
 //! ```
-//! It uses plain instructions only, and what it computes with is under test too: a machine that
-//! gets these wrong prints something else just as well.
+//! It uses plain instructions only. These are tested with it: a machine that gets them wrong prints
+//! something else too.
 
 use super::assembler::control::{SCAUSE, SEPC, SIE, SSCRATCH, STATUS, STVAL, TRAP_VECTOR};
 use super::assembler::{
@@ -17,15 +17,15 @@ use super::snippet::{self, BASES, Mode, SCRATCH_WORDS, Snippet};
 
 /// Where the firmware of QEMU's board starts a supervisor.
 const CODE: u64 = 0x8020_0000;
-/// Where the records are.
+/// The address of the records.
 const RECORDS: u64 = 0x8100_0000;
-/// Where the variables are.
+/// The address of the variables.
 const VARIABLES: u64 = 0x8200_0000;
-/// Where a snippet's result is: registers, `sscratch`, scratch memory, noted traps.
+/// A snippet's result: registers, `sscratch`, scratch memory, recorded traps.
 const RESULT: u64 = VARIABLES + 0x100;
-/// Where the scratch memory is, in the result.
+/// The scratch memory in the result.
 const SCRATCH: u64 = RESULT + 8 * RESULT_REGISTERS;
-/// Where the noted traps are, in the result: cause, pc and value of each.
+/// The recorded traps in the result: cause, pc and value of each.
 const TRAPS: u64 = SCRATCH + 8 * SCRATCH_WORDS as u64;
 
 /// Registers x1 to x31, and `sscratch`.
@@ -46,18 +46,18 @@ const RECORD_REGISTERS: i32 = 32;
 const RECORD_SCRATCH: i32 = RECORD_REGISTERS + 8 * 31;
 const RECORD_BYTES: i32 = RECORD_SCRATCH + 8 * SCRATCH_WORDS as i32;
 
-/// `sstatus.SPP`: the mode that SRET goes to is S.
+/// `sstatus.SPP`: SRET goes to S-mode.
 const PREVIOUS_SUPERVISOR: u64 = 1 << 8;
 /// The other fields of `sstatus` that snippets change: SIE, SPIE, SUM, MXR.
 const STATUS_FIELDS: u64 = 1 << 1 | 1 << 5 | 1 << 18 | 1 << 19;
 
 /// `x30` in snippets and handler: the variables.
 const X_VARIABLES: u32 = snippet::VARIABLES_REGISTER;
-/// What the handler may use; snippets never read them.
+/// Registers for the handler; snippets never read them.
 const X_A: u32 = snippet::HANDLER_REGISTERS[0];
 const X_B: u32 = snippet::HANDLER_REGISTERS[1];
 
-/// The lines that a snippet's result has, if it is printed word by word: what they are.
+/// The name of a line of a snippet's result that is printed word by word.
 #[must_use]
 pub fn word_name(index: usize) -> String {
     let scratch = usize::try_from(RESULT_REGISTERS).expect("few");
@@ -70,8 +70,8 @@ pub fn word_name(index: usize) -> String {
     }
 }
 
-/// An executable that runs `snippets` and prints a line for each. The one with the number `detail`
-/// gets a line for each word of its result ([`word_name`]) in addition.
+/// An executable that runs `snippets` and prints a line for each. Snippet number `detail` also gets
+/// a line for each word of its result ([`word_name`]).
 #[must_use]
 pub fn program(snippets: &[Snippet], detail: Option<usize>) -> Vec<u8> {
     let mut code = Assembler::new(CODE);
@@ -118,7 +118,7 @@ fn runtime(code: &mut Assembler, snippets: usize) {
     code.words(&[addi(16, 0, 0), addi(10, 0, 0), addi(11, 0, 0), ECALL]);
 }
 
-/// Sets the stage for the next snippet, or goes `off` behind the last one.
+/// Sets the initial state of the next snippet, or jumps to `off` after the last one.
 fn enter_snippet(code: &mut Assembler, off: Label) {
     code.word(ld(5, X_VARIABLES, REMAINING));
     code.branch(0, 5, 0, off);
@@ -135,14 +135,14 @@ fn enter_snippet(code: &mut Assembler, off: Label) {
     code.constant(5, PREVIOUS_SUPERVISOR | STATUS_FIELDS);
     code.words(&[csr(CSRRC, 0, STATUS, 5), ld(5, 6, RECORD_STATUS), csr(CSRRS, 0, STATUS, 5)]);
     code.words(&[ld(5, 6, RECORD_ENTRY), csr(CSRRW, 0, SEPC, 5)]);
-    // x6 holds the record's address: it comes last.
+    // x6 holds the record's address, so it is loaded last.
     for register in (1..32).filter(|register| *register != 6).chain([6]) {
         code.word(ld(register, 6, register_offset(RECORD_REGISTERS, register)));
     }
     code.word(SRET);
 }
 
-/// Notes a trap and goes on behind the instruction, or to `finish` if it is the snippet's end.
+/// Records a trap and goes on after the instruction, or at `finish` if it is the snippet's end.
 fn take_trap(code: &mut Assembler, finish: Label) {
     const FETCH_FAULT: i32 = 1;
     const BREAKPOINT: i32 = 3;
@@ -151,26 +151,26 @@ fn take_trap(code: &mut Assembler, finish: Label) {
     code.branch(0, X_A, X_B, finish);
     code.words(&[ld(X_A, X_VARIABLES, NEXT_TRAP), sd(X_B, X_A, 8)]);
     code.words(&[csr(CSRRS, X_B, STVAL, 0), sd(X_B, X_A, 16), csr(CSRRS, X_B, SCAUSE, 0), sd(X_B, X_A, 0)]);
-    // A machine may leave the value of a breakpoint zero, as QEMU does.
+    // The value of a breakpoint may be zero, as on QEMU, so it isn't compared.
     code.words(&[addi(X_B, X_B, -BREAKPOINT)]);
     code.branch(1, X_B, 0, not_breakpoint);
     code.words(&[sd(0, X_A, 16), csr(CSRRW, 0, STVAL, 0)]);
     code.place(not_breakpoint);
     code.words(&[addi(X_A, X_A, 24), sd(X_A, X_VARIABLES, NEXT_TRAP), addi(X_B, X_B, BREAKPOINT - FETCH_FAULT)]);
     code.branch(0, X_B, 0, fetch_fault);
-    // The two lowest bits of an instruction of full length are set.
+    // An instruction of full length has its two lowest bits set.
     code.words(&[csr(CSRRS, X_B, SEPC, 0), i_type(opcode::LOAD, 5, X_A, X_B, 0)]);
     code.words(&[i_type(opcode::OP_IMM, 7, X_A, X_A, 3), addi(X_A, X_A, -3), addi(X_B, X_B, 2)]);
     code.branch(1, X_A, 0, short);
     code.word(addi(X_B, X_B, 2));
     code.place(short);
     code.words(&[csr(CSRRW, 0, SEPC, X_B), SRET]);
-    // There is nothing to go on behind; x1 has the way back.
+    // No instruction was fetched, so this returns by x1.
     code.place(fetch_fault);
     code.words(&[csr(CSRRW, 0, SEPC, 1), SRET]);
 }
 
-/// Prints the result of the snippet that has just ended, and goes to the `next`.
+/// Prints the result of the snippet that has just ended, and goes on with the `next`.
 fn sum_up(code: &mut Assembler, next: Label, print: Label) {
     let result = i32::try_from(RESULT - VARIABLES).expect("a short offset");
     for register in (1..32).filter(|register| ![X_A, X_B].contains(register)) {

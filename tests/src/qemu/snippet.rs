@@ -1,11 +1,10 @@
-//! Random snippets of RV64IMAC code: a few dozen units, each one instruction or a few that belong
+//! Random snippets of RV64IMAC code: a few dozen units of one or a few instructions that belong
 //! together.
 //!
-//! What legitimately differs between correct machines is avoided: counters, reserved values in
-//! `stvec`, stores between LR and SC, `misa`, fields of `sstatus` that depend on extensions. So are
-//! places in which QEMU 7.2 is known to be wrong: bit 0 of `sepc` stays set there, misaligned
-//! atomics don't fault, an AMO's fault has a load's cause, and a misaligned access to nothing has
-//! the aligned address as its value.
+//! What may differ between correct machines is left out: counters, reserved values in `stvec`,
+//! stores between LR and SC, `misa`, fields of `sstatus` that depend on extensions. So is what QEMU
+//! 7.2 gets wrong: bit 0 of `sepc` stays set there, misaligned atomics don't fault, an AMO's fault
+//! has a load's cause, and a misaligned access to an unmapped address reports the aligned address.
 
 use super::assembler::{Assembler, EBREAK, Label};
 use super::units::Writer;
@@ -14,18 +13,18 @@ use crate::random::Random;
 /// The scratch memory, in words of eight bytes.
 pub const SCRATCH_WORDS: u8 = 64;
 
-/// Registers that hold the address of the scratch memory: its start in the first two, its middle in
-/// the last. Snippets only read them, as bases of loads and stores.
+/// Registers with an address of the scratch memory: its start in the first two, its middle in the
+/// last. Snippets only read them, as bases of loads and stores.
 pub(super) const BASES: [u32; 3] = [STACK, SHORT_BASE, MIDDLE];
 pub(super) const STACK: u32 = 2;
 const SHORT_BASE: u32 = 8;
 pub(super) const MIDDLE: u32 = 31;
-/// The register that holds the address of the runtime's variables. Snippets leave it alone.
+/// The register with the address of the runtime's variables. Snippets don't use it.
 pub(super) const VARIABLES_REGISTER: u32 = 30;
-/// Registers that change in a trap.
+/// Registers that a trap changes.
 pub(super) const HANDLER_REGISTERS: [u32; 2] = [27, 28];
 
-/// Values at which arithmetic goes wrong, if it does.
+/// Values at the limits of arithmetic.
 const EDGE_VALUES: [u64; 12] = [
     0,
     1,
@@ -50,14 +49,14 @@ pub enum Mode {
     Supervisor,
 }
 
-/// A snippet, and the state that it begins with. It is a function of its seed.
+/// A snippet and its initial state, a function of its seed.
 #[derive(Clone, Debug)]
 pub struct Snippet {
-    /// What it is made from.
+    /// The seed.
     pub seed: u64,
-    /// Its mode.
+    /// The mode in which it begins.
     pub mode: Mode,
-    /// Registers x0 to x31; the ones with a meaning of their own are set by the runtime.
+    /// Registers x0 to x31; the runtime sets those with a meaning of their own.
     pub registers: [u64; 32],
     /// The scratch memory.
     pub scratch: [u64; SCRATCH_WORDS as usize],
@@ -65,7 +64,7 @@ pub struct Snippet {
 }
 
 impl Snippet {
-    /// The snippet of `seed`, of `units` units.
+    /// Generates a snippet of `units` units.
     #[must_use]
     pub fn new(seed: u64, units: usize) -> Self {
         let mut random = Random::new(seed);
@@ -80,12 +79,12 @@ impl Snippet {
         Self { seed, mode, registers, scratch, units }
     }
 
-    /// Appends the code to `code`; gives the address of the EBREAK behind it.
+    /// Appends the snippet to `code`; returns the address of the EBREAK after it.
     pub fn assemble(&self, code: &mut Assembler) -> u64 {
         self.assemble_units(code, |_, _| {})
     }
 
-    /// The code, a line of halfwords for each unit. What depends on addresses to come is left out.
+    /// The code, a line of halfwords for each unit, without what depends on later addresses.
     #[must_use]
     pub fn listing(&self) -> String {
         let mut lines = String::new();
@@ -98,7 +97,7 @@ impl Snippet {
     }
 
     fn assemble_units(&self, code: &mut Assembler, mut note: impl FnMut(&'static str, &[u16])) -> u64 {
-        // Another sequence than that of the state, so that the two don't depend on each other.
+        // Another sequence than that of the state, so that the two are independent.
         let mut random = Random::new(!self.seed);
         let starts: Vec<Label> = (0..=self.units).map(|_| code.label()).collect();
         for unit in 0..self.units {

@@ -1,4 +1,4 @@
-//! The units that snippets are made of.
+//! The units of snippets.
 
 use super::assembler::control::{SCAUSE, SEPC, SIE, SIP, SSCRATCH, STATUS, STVAL, TRAP_VECTOR};
 use super::assembler::{
@@ -11,14 +11,14 @@ use crate::random::Random;
 /// Registers that snippets compute on.
 const REGISTERS: [u32; 25] =
     [1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 29];
-/// Those of them that compressed instructions reach with three bits.
+/// The registers that compressed instructions encode in three bits.
 const SHORT_REGISTERS: [u32; 7] = [9, 10, 11, 12, 13, 14, 15];
 
 /// The upper five bits of LR and SC.
 const LOAD_RESERVED: u32 = 2;
 const STORE_CONDITIONAL: u32 = 3;
 
-/// An address where neither machine has anything.
+/// An address that is unmapped on both machines.
 const NOWHERE: u32 = 0x0800_0000;
 
 /// Writes one unit's code.
@@ -32,9 +32,9 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes a unit and says of what kind it is.
+    /// Writes a unit; returns its kind.
     pub(super) fn write(&mut self) -> &'static str {
-        /// How often, what, and how.
+        /// Weight, kind, and writer.
         type Unit<W> = (u32, &'static str, fn(&mut W));
         let units: [Unit<Self>; 17] = [
             (24, "register operation", Self::register_operation),
@@ -74,12 +74,12 @@ impl Writer<'_> {
         self.random.pick(&SHORT_REGISTERS)
     }
 
-    /// A register to read: x0 too.
+    /// A register to read, perhaps x0.
     fn source(&mut self) -> u32 {
         if self.random.one_in(16) { 0 } else { self.register() }
     }
 
-    /// A register to write: x0 too.
+    /// A register to write, perhaps x0.
     fn destination(&mut self) -> u32 {
         self.source()
     }
@@ -108,7 +108,7 @@ impl Writer<'_> {
         let word = self.random.one_in(3);
         let funct3 = if word { self.random.pick(&[0, 1, 5]) } else { self.random.below(8) };
         let immediate = match funct3 {
-            // Shifts: an upper bit tells which, the lower ones how far.
+            // Shifts: an upper bit selects the kind, the lower ones the distance.
             1 | 5 => {
                 let amount = self.random.below(if word { 32 } else { 64 });
                 let arithmetic = if funct3 == 5 { self.random.below(2) << 10 } else { 0 };
@@ -126,10 +126,10 @@ impl Writer<'_> {
         self.code.word(u_type(opcode, rd, upper));
     }
 
-    /// At any alignment within the scratch memory.
+    /// A load or store at any alignment within the scratch memory.
     fn load_or_store(&mut self) {
         let bytes = i32::from(SCRATCH_WORDS) * 8;
-        // Eight bytes have room there, whatever the width.
+        // Leaves room for eight bytes, whatever the width.
         let offset = self.random.below(bytes.cast_unsigned() - 7).cast_signed();
         let (base, offset) = self.random.pick(&[(STACK, offset), (MIDDLE, offset - bytes / 2)]);
         if self.random.one_in(2) {
@@ -141,7 +141,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The start of one of the next units, or the end: forward only, so that every snippet ends.
+    /// The start of one of the next units, or the end: only forward, so that every snippet ends.
     fn target(&mut self) -> Label {
         let ahead = 1 + self.random.index(6);
         self.starts[(self.unit + ahead).min(self.starts.len() - 1)]
@@ -166,7 +166,7 @@ impl Writer<'_> {
         }
     }
 
-    /// JALR, C.JR or C.JALR; bit 0 of a target is ignored by the first.
+    /// JALR, C.JR or C.JALR; JALR ignores bit 0 of its target.
     fn indirect_jump(&mut self) {
         let (target, rs1) = (self.target(), self.register());
         self.code.address(rs1, target);
@@ -181,8 +181,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Makes a register point to a place in the scratch memory that suits atomics of `width` (2:
-    /// word, 3: double).
+    /// Makes a register point into the scratch memory, aligned for atomics of `width` (2: word, 3:
+    /// double).
     fn point(&mut self, width: u32) -> u32 {
         let (pointer, places) = (self.register(), (8 * u32::from(SCRATCH_WORDS)) >> width);
         let offset = (self.random.below(places) << width).cast_signed();
@@ -203,7 +203,7 @@ impl Writer<'_> {
         self.atomic(funct5, width, rd, pointer, rs2);
     }
 
-    /// LR and SC to the same place, or not, or a second SC, or none before.
+    /// LR and SC at the same or different addresses, perhaps with a second SC or without LR.
     fn reservation(&mut self) {
         let width = 2 + self.random.below(2);
         let pointer = self.point(width);
@@ -219,7 +219,7 @@ impl Writer<'_> {
             self.atomic(LOAD_RESERVED, width, loaded, pointer, 0);
         }
         if variant == 1 {
-            // One width on or back, within the memory.
+            // Moves the pointer by one width, within the memory.
             self.code.word(i_type(opcode::OP_IMM, 4, pointer, pointer, 1 << width));
         }
         self.atomic(STORE_CONDITIONAL, width, result, pointer, value);
@@ -229,7 +229,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Any compressed instruction that computes, HINTs and reserved encodings among them.
+    /// A compressed instruction that computes; also HINTs and reserved encodings.
     fn compressed(&mut self) {
         loop {
             let half = u16::try_from(self.random.below(1 << 16)).expect("16 bits");
@@ -241,7 +241,7 @@ impl Writer<'_> {
                 (0, 0) => SHORT_REGISTERS.contains(&short_rd),
                 // Reserved, and floating point.
                 (0, 1 | 4 | 5) | (2, 1 | 5) => true,
-                // C.ADDI16SP is tested with its opposite, below.
+                // C.ADDI16SP is tested with its inverse, below.
                 (1, 0..=3) => rd_is_free,
                 (1, 4) => SHORT_REGISTERS.contains(&(8 + (rd & 7))),
                 (2, 0) => rd_is_free,
@@ -257,7 +257,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Loads and stores of the C extension, and the stack pointer moved there and back.
+    /// Loads and stores of the C extension, and additions to the stack pointer that cancel out.
     fn compressed_memory(&mut self) {
         if self.random.one_in(8) {
             self.code.half(0x6141); // c.addi16sp 16
@@ -295,7 +295,7 @@ impl Writer<'_> {
         u16::try_from(self.source()).expect("five bits") << 2
     }
 
-    /// Any CSR instruction on a register that holds what is written to it.
+    /// Any CSR instruction on a register that keeps what is written to it.
     fn trap_register(&mut self) {
         let number = self.random.pick(&[SSCRATCH, SSCRATCH, SEPC, SCAUSE, STVAL]);
         let (operation, rd) = (self.random.pick(&[CSRRW, CSRRS, CSRRC]), self.destination());
@@ -311,7 +311,7 @@ impl Writer<'_> {
         self.code.word(csr(operation, rd, number, source));
     }
 
-    /// Fields of `sstatus` that both machines have, written and read back. No interrupt is enabled.
+    /// Writes and reads fields of `sstatus` that both machines have. No interrupt is enabled.
     fn status_register(&mut self) {
         let [fields, source] = self.two_registers();
         self.code.words(&[u_type(opcode::LUI, fields, 0xc0), i_type(opcode::OP_IMM, 6, fields, fields, 0x122)]);
@@ -334,12 +334,12 @@ impl Writer<'_> {
         }
     }
 
-    /// U-mode traps where S-mode doesn't: what is left in these registers is not a result.
+    /// Clears the registers that the handler changes: U-mode traps where S-mode doesn't.
     fn forget_handler_registers(&mut self) {
         HANDLER_REGISTERS.iter().for_each(|register| self.code.word(addi(*register, 0, 0)));
     }
 
-    /// `stvec` in both of its modes, and back.
+    /// Sets `stvec` to both of its modes, and restores it.
     fn trap_vector(&mut self) {
         let [source, rd] = self.two_registers();
         let [_, kept] = HANDLER_REGISTERS;
@@ -351,7 +351,7 @@ impl Writer<'_> {
         self.forget_handler_registers();
     }
 
-    /// `sie` and the one bit of `sip` that software writes; all is masked again behind it. The
+    /// `sie` and the one bit of `sip` that software writes; all is masked again after it. The
     /// timer's bit depends on what firmware left in `stimecmp`.
     fn interrupt_registers(&mut self) {
         let [source, rd] = self.two_registers();
@@ -363,8 +363,7 @@ impl Writer<'_> {
         self.forget_handler_registers();
     }
 
-    /// An encoding of which it is open whether it is an instruction: the machines must agree on
-    /// that.
+    /// An encoding that may be no instruction: the machines must agree on that.
     fn random_encoding(&mut self) {
         let (rd, rs1, rs2) = (self.destination(), self.source(), self.source());
         let (funct3, funct7) = (self.random.below(8), self.random.below(128));
@@ -375,8 +374,8 @@ impl Writer<'_> {
             3 => r_type(opcode::OP_IMM_32, funct3, funct7, rd, rs1, self.random.below(32)),
             4 => i_type(opcode::LOAD, funct3, rd, STACK, self.random.below(504).cast_signed()),
             5 => {
-                // The start of the scratch memory suits every width. An LR that has a second source
-                // is none: a reservation that nobody uses up would meet stores.
+                // The start of the scratch memory is aligned for every width. An LR with a second
+                // source isn't one: its reservation would still be there at the next stores.
                 let rs2 = if funct7 >> 2 == LOAD_RESERVED { rs2.max(1) } else { rs2 };
                 r_type(opcode::AMO, funct3, funct7, rd, STACK, rs2)
             }
@@ -400,7 +399,7 @@ impl Writer<'_> {
                 let funct3 = self.random.below(4);
                 self.code.word(s_type(funct3, pointer, rd, offset));
             }
-            // x1 has the way back.
+            // x1 has the return address.
             2 => self.code.word(i_type(opcode::JALR, 0, 1, pointer, 0)),
             3 => self.code.word(EBREAK),
             4 => self.code.half(0x9002), // c.ebreak
@@ -408,7 +407,7 @@ impl Writer<'_> {
                 let word = self.random.pick(&[ECALL, SRET, WFI, SFENCE_VMA]);
                 self.code.word(word);
             }
-            // CSRs of M-mode, of none, and read-only.
+            // CSRs of M-mode, numbers without a CSR, and read-only CSRs.
             _ => {
                 let number = self.random.pick(&[0x300, 0x305, 0x341, 0x5c0, 0x7c0, 0xf11, 0xc00, 0xc02]);
                 let operation = if number == 0xc00 || number == 0xc02 { CSRRW } else { CSRRS };
@@ -417,8 +416,8 @@ impl Writer<'_> {
         }
     }
 
-    /// To the next unit by SRET; into U-mode if the bit for S-mode isn't set. U-mode doesn't come
-    /// back before the end.
+    /// Goes to the next unit by SRET; into U-mode if SPP isn't set. U-mode doesn't return before
+    /// the end.
     fn supervisor_return(&mut self) {
         if self.mode == Mode::User {
             return self.code.word(SRET);

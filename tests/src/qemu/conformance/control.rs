@@ -1,15 +1,15 @@
-//! Branches, jumps, loops, calls, and code that changes itself.
+//! Branches, jumps, loops, calls, and self-modifying code.
 //!
-//! All jumps go forward, but for those of loops that count down, so that every program ends.
+//! All jumps go forward, except those of loops that count down, so that every program ends.
 
 use super::program::{DATA_REGISTER, Stage};
 use super::writer::Writer;
 use crate::qemu::assembler::{CSRRS, FENCE_I, Label, addi, csr, i_type, opcode, r_type, s_type};
 
 const UNITS: u32 = 40;
-/// Words at the start of the data: instructions to be put into the code.
+/// Words at the start of the data: instructions that are written into the code.
 const PATCHES: u32 = 64;
-/// What counts down in loops: nothing else writes to it there.
+/// The loop counter; no other instruction of a loop writes to it.
 const COUNTER: u32 = 31;
 
 pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
@@ -41,7 +41,7 @@ fn patch(writer: &mut Writer) -> u32 {
     }
 }
 
-/// One instruction that neither traps nor writes to the loop's counter or to the patches.
+/// An instruction that neither traps nor writes to the loop counter or the patches.
 fn plain(writer: &mut Writer) {
     let (rd, rs1, rs2) = (writer.random.pick(&[0, 1, 5, 6, 7, 8, 9, 10, 11, 12]), writer.source(), writer.source());
     let (funct3, funct7) = (writer.random.below(8), writer.random.below(2));
@@ -72,7 +72,7 @@ fn forward(writer: &mut Writer) {
             writer.code.short_branch(not_zero, register, over);
         }
         3 | 4 => indirect(writer, over),
-        // Also the two conditions that there aren't.
+        // Also the two reserved conditions.
         _ => {
             let funct3 = writer.random.pick(&[0, 1, 4, 5, 6, 7, 0, 1, 4, 5, 6, 7, 2, 3]);
             writer.code.branch(funct3, rs1, rs2, over);
@@ -87,7 +87,7 @@ fn forward(writer: &mut Writer) {
     writer.code.place(over);
 }
 
-/// JALR, C.JR or C.JALR; bit 0 of a target is ignored by the first.
+/// JALR, C.JR or C.JALR; JALR ignores bit 0 of its target.
 fn indirect(writer: &mut Writer, target: Label) {
     let register = writer.random.pick(&[1, 5, 6, 7, 12]);
     writer.code.address(register, target);
@@ -111,13 +111,13 @@ fn counted_loop(writer: &mut Writer, body: impl FnOnce(&mut Writer)) {
     writer.code.branch(1, COUNTER, 0, back);
 }
 
-/// Puts an instruction in the place of another one, and executes it.
+/// Overwrites an instruction with another, and executes it.
 fn rewritten(writer: &mut Writer) {
     let slot = writer.code.label();
     let offset = (writer.random.below(PATCHES) << 2).cast_signed() - 2048;
     let (at, word) = (13, 14);
     if writer.random.one_in(2) {
-        // One that depends on the turn.
+        // An instruction that depends on the iteration.
         writer.code.words(&[i_type(opcode::OP_IMM, 1, at, COUNTER, 58), i_type(opcode::OP_IMM, 5, at, at, 56)]);
         writer.code.word(r_type(opcode::OP, 0, 0, at, at, DATA_REGISTER));
         writer.code.word(i_type(opcode::LOAD, 2, word, at, -2048));
@@ -139,7 +139,7 @@ fn rewritten(writer: &mut Writer) {
     writer.code.word(addi(0, 0, 0));
 }
 
-/// A subroutine that is called, from two places at times.
+/// A subroutine, called from one or two places.
 fn call(writer: &mut Writer) {
     let (routine, over) = (writer.code.label(), writer.code.label());
     for _ in 0..=writer.random.below(2) {
@@ -156,21 +156,21 @@ fn call(writer: &mut Writer) {
     writer.code.place(over);
 }
 
-/// As [`plain`], but x1 is kept.
+/// As [`plain`], but doesn't write to x1.
 fn plain_but_return(writer: &mut Writer) {
     let (rd, rs1, rs2) = (writer.random.pick(&[5, 6, 7, 10]), writer.source(), writer.source());
     writer.code.word(r_type(opcode::OP, 0, 0, rd, rs1, rs2));
 }
 
-/// Instructions over the boundaries of words, a store and a CSR among them.
+/// Instructions across the boundaries of words, with a store and a CSR among them.
 fn crossing(writer: &mut Writer) {
     if writer.random.one_in(2) {
         writer.code.half(0x0001);
     }
-    // The patches are at lower addresses, and stay what they are.
+    // Doesn't overwrite the patches, which are at lower addresses.
     let (rs2, offset) = (writer.source(), writer.random.below(1 << 11).cast_signed());
     writer.code.word(s_type(writer.random.below(4), DATA_REGISTER, rs2, offset));
     plain(writer);
-    // Any mode may read it.
+    // Every mode may read this CSR.
     writer.code.word(csr(CSRRS, 0, 0x003, 0));
 }

@@ -1,5 +1,5 @@
-//! F and D: every instruction, in every rounding mode, on special values; the flags after each, or
-//! what has accumulated.
+//! F and D: every instruction in every rounding mode on special values. The flags are compared
+//! after each instruction, or after several.
 
 use super::integer;
 use super::program::{DATA_REGISTER, Mode, Stage};
@@ -15,14 +15,14 @@ const FFLAGS: u32 = 1;
 const FRM: u32 = 2;
 const FCSR: u32 = 3;
 
-/// `funct7` without the format of what has a rounding mode and two sources.
+/// `funct7` without the format, of the instructions with a rounding mode and two sources.
 const ARITHMETIC: [u32; 4] = [0x00, 0x04, 0x08, 0x0c];
-/// What has a `funct3` of its own: sign injection, minimum and maximum, comparisons.
+/// Instructions with a `funct3` of their own: sign injection, minimum and maximum, comparisons.
 const SELECTED: [(u32, u32); 3] = [(0x10, 3), (0x14, 2), (0x50, 3)];
 
 pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     let random = &mut writer.random;
-    // Off in some programs, but for what switches it on; then Initial, Clean and Dirty.
+    // Off in some programs, until an instruction switches it on; then Initial, Clean and Dirty.
     stage.status = u64::from(random.pick(&[0_u32, 1, 1, 2, 2, 3, 3, 3])) << 13;
     stage.float_status = u64::from(random.below(256));
     let data = (0..512).map(|_| if random.one_in(4) { value::integer(random) } else { value::float(random) }).collect();
@@ -48,7 +48,7 @@ pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     }
 }
 
-/// A floating-point register; few of them, so that results are used.
+/// One of few floating-point registers, so that results are used again.
 fn register(writer: &mut Writer) -> u32 {
     writer.random.pick(&[0, 1, 2, 3, 8, 9, 10, 31])
 }
@@ -65,7 +65,7 @@ fn load(writer: &mut Writer) {
 fn store(writer: &mut Writer) {
     let (offset, rs2) = (writer.data_offset(), register(writer));
     if writer.random.one_in(4) {
-        // The lower half, misaligned at times; also widths of formats that don't exist here.
+        // The lower half, sometimes misaligned; also the widths of formats that don't exist here.
         let funct3 = writer.random.pick(&[2, 2, 2, 2, 1, 4]);
         let offset = (offset + writer.random.below(4).cast_signed()).min(2040);
         writer.code.word(s_type(funct3, DATA_REGISTER, rs2, offset) | opcode::STORE_FP);
@@ -74,7 +74,7 @@ fn store(writer: &mut Writer) {
     }
 }
 
-/// Static modes, two reserved ones among them, and the dynamic one.
+/// Static rounding modes, two reserved ones among them, and the dynamic one.
 fn rounding(writer: &mut Writer) -> u32 {
     if writer.random.one_in(24) { writer.random.pick(&[5, 6]) } else { writer.random.pick(&[0, 1, 2, 3, 4, 7, 7]) }
 }
@@ -104,7 +104,7 @@ fn operation(writer: &mut Writer) {
             let rs1 = writer.source();
             op(0x68, rounding, rd, rs1, writer.random.below(4))
         }
-        // Between the formats.
+        // Conversions between the formats.
         13 => op(0x20, rounding, rd, rs1, 1 - (format & 1)),
         // FMV to an integer register and FCLASS; FMV from one.
         14 if writer.random.one_in(2) => {
@@ -116,7 +116,7 @@ fn operation(writer: &mut Writer) {
             op(0x70, writer.random.below(2), rd, rs1, 0)
         }
         _ => {
-            // Open whether it is an instruction.
+            // May be no instruction at all.
             let (funct7, funct3) = (writer.random.below(128) & !3, writer.random.below(8));
             let rd = writer.destination();
             let rd = if rd < 5 { 5 } else { rd };
@@ -127,8 +127,7 @@ fn operation(writer: &mut Writer) {
     writer.code.word(word);
 }
 
-/// Reads and clears the flags, or reads all, or sets another rounding mode, at times an invalid
-/// one.
+/// Reads and clears the flags, or reads all, or sets another rounding mode, which may be invalid.
 fn flags(writer: &mut Writer) {
     let rd = writer.register();
     let word = match writer.random.below(8) {
@@ -149,7 +148,7 @@ fn flags(writer: &mut Writer) {
     writer.code.word(word);
 }
 
-/// The unit's state: looked at, or set by whoever may.
+/// Reads the unit's state, or sets it in a mode that may.
 fn status(writer: &mut Writer) {
     let number = if writer.mode == Mode::Machine { MSTATUS } else { control::STATUS };
     let [fields, rd] = [writer.register(), writer.register()];

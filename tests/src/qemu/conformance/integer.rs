@@ -1,5 +1,4 @@
-//! I, M and C: every operation on special values, and encodings of which it is open whether they
-//! are instructions.
+//! I, M and C: every operation on special values, and encodings that may be no instructions.
 
 use super::program::DATA_REGISTER;
 use super::writer::{Writer, is_kept};
@@ -35,7 +34,7 @@ pub(super) fn write_compressed(writer: &mut Writer) {
     }
 }
 
-/// Any instruction that computes, loads from the data or stores there.
+/// An instruction that computes, or accesses the data.
 pub(super) fn operation(writer: &mut Writer) {
     let (rd, rs1, rs2) = (writer.destination(), writer.source(), writer.source());
     match writer.random.below(12) {
@@ -74,7 +73,7 @@ fn immediate_operation(writer: &mut Writer, rd: u32, rs1: u32) {
     let word = writer.random.one_in(3);
     let funct3 = if word { writer.random.pick(&[0, 1, 5]) } else { writer.random.below(8) };
     let immediate = match funct3 {
-        // Shifts: an upper bit tells which, the lower ones how far.
+        // Shifts: an upper bit selects the kind, the lower ones the distance.
         1 | 5 => {
             let amount = writer.random.below(if word { 32 } else { 64 });
             let arithmetic = if funct3 == 5 { writer.random.below(2) << 10 } else { 0 };
@@ -86,7 +85,7 @@ fn immediate_operation(writer: &mut Writer, rd: u32, rs1: u32) {
     writer.code.word(i_type(opcode, funct3, rd, rs1, immediate));
 }
 
-/// The machines must agree on whether it is an instruction.
+/// A random encoding: the machines must agree on whether it is an instruction.
 fn random_encoding(writer: &mut Writer) {
     let (rd, rs1, rs2) = (writer.destination(), writer.source(), writer.source());
     let (funct3, funct7) = (writer.random.below(8), writer.random.below(128));
@@ -100,7 +99,7 @@ fn random_encoding(writer: &mut Writer) {
         5 => s_type(funct3, DATA_REGISTER, rs2, offset),
         6 => r_type(opcode::MISC_MEM, funct3, funct7, rd, rs1, rs2),
         7 => r_type(opcode::SYSTEM, 4, funct7, rd, rs1, rs2),
-        // Opcodes of no extension here, and of longer instructions.
+        // Opcodes of extensions that don't exist here, and of longer instructions.
         _ => r_type(
             writer.random.pick(&[0x0b, 0x2b, 0x57, 0x5b, 0x6b, 0x77, 0x7b, 0x1f, 0x3f, 0x5f]),
             funct3,
@@ -113,14 +112,14 @@ fn random_encoding(writer: &mut Writer) {
     writer.code.word(word);
 }
 
-/// Any compressed instruction that computes, HINTs and reserved encodings among them.
+/// A compressed instruction that computes; also HINTs and reserved encodings.
 fn compressed(writer: &mut Writer) {
     loop {
         let half = u16::try_from(writer.random.below(1 << 16)).expect("16 bits");
         let (quadrant, funct3) = (half & 3, half >> 13);
         let rd = u32::from(half >> 7 & 31);
         let allowed = match (quadrant, funct3) {
-            // C.ADDI4SPN, of which a zero immediate is reserved, and what is reserved altogether.
+            // C.ADDI4SPN, reserved with an immediate of zero, and reserved encodings.
             (0, 0 | 4) | (1, 4) => true,
             // C.ADDI16SP has a unit of its own.
             (1, 0..=3) | (2, 0) => !is_kept(rd),
@@ -134,11 +133,11 @@ fn compressed(writer: &mut Writer) {
     }
 }
 
-/// Loads and stores of the C extension, of floating-point registers too.
+/// Loads and stores of the C extension, also of floating-point registers.
 fn compressed_memory(writer: &mut Writer) {
     let base = writer.short_register();
     let random_bits = u16::try_from(writer.random.below(1 << 16)).expect("16 bits");
-    // The offset goes up to 248.
+    // The offset is at most 248.
     let offset = writer.data_offset().min((1 << 11) - 256);
     if writer.random.one_in(12) {
         writer.point_nowhere(8 + base);
@@ -150,7 +149,7 @@ fn compressed_memory(writer: &mut Writer) {
     writer.code.half(funct3 | random_bits & 0x1c7c | field);
 }
 
-/// The same by the stack pointer, and the stack pointer moved there and back.
+/// Loads and stores relative to the stack pointer, and additions to it that cancel out.
 fn compressed_stack(writer: &mut Writer) {
     if writer.random.one_in(8) {
         writer.code.half(0x6141); // c.addi16sp 16
@@ -164,8 +163,7 @@ fn compressed_stack(writer: &mut Writer) {
         let half = u16::try_from(writer.random.below(1 << 16)).expect("16 bits") & !3 | 2;
         let rd = u32::from(half >> 7 & 31);
         let allowed = match half >> 13 {
-            // c.lwsp and c.ldsp; without a destination they are reserved. c.fldsp has all
-            // registers.
+            // c.lwsp and c.ldsp; reserved without a destination. c.fldsp takes all registers.
             2 | 3 => !is_kept(rd),
             1 | 5 | 6 | 7 => true,
             _ => false,

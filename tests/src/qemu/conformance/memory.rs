@@ -1,9 +1,9 @@
-//! A, and loads and stores of every width and alignment, some of them where nothing is.
+//! A, and loads and stores of every width and alignment, some of them at unmapped addresses.
 //!
-//! Left out, as QEMU 7.2 is wrong there: misaligned atomics, which don't fault; faults of AMOs,
-//! which have a load's cause; an SC that fails, which doesn't touch memory and so doesn't fault;
-//! and misaligned accesses to nothing, which tell the aligned address. Left out as open: stores
-//! between LR and SC.
+//! Left out, because QEMU 7.2 is wrong there: misaligned atomics, which don't fault; faults of
+//! AMOs, which have a load's cause; an SC that fails, which doesn't access memory and so doesn't
+//! fault; and misaligned accesses to unmapped addresses, which report the aligned address. Left out
+//! as unspecified: stores between LR and SC.
 
 use super::integer;
 use super::program::DATA_REGISTER;
@@ -31,7 +31,7 @@ pub(super) fn write(writer: &mut Writer) {
     }
 }
 
-/// A place in the data that suits atomics of `width` (2: word, 3: double).
+/// An offset in the data that is aligned for atomics of `width` (2: word, 3: double).
 fn aligned_offset(writer: &mut Writer, width: u32) -> i32 {
     writer.data_offset() | if width == 2 { writer.random.below(2).cast_signed() << 2 } else { 0 }
 }
@@ -47,7 +47,7 @@ fn amo(writer: &mut Writer) {
     writer.point(pointer, offset);
     let (rd, rs2) = (writer.destination(), writer.source());
     if writer.random.one_in(12) {
-        // What is no AMO; an LR with a second source isn't one either.
+        // No AMO; an LR with a second source isn't one either.
         let funct5 = writer.random.below(32);
         let rs2 = if funct5 == LOAD_RESERVED { rs2.max(1) } else { rs2 };
         let width = writer.random.below(8);
@@ -62,7 +62,7 @@ fn amo(writer: &mut Writer) {
     atomic(writer, funct5, width, rd, pointer, rs2);
 }
 
-/// LR and SC to the same place, or not, or a second SC, or none before.
+/// LR and SC at the same or different addresses, perhaps with a second SC or without LR.
 fn reservation(writer: &mut Writer) {
     let (width, pointer) = (2 + writer.random.below(2), writer.register());
     let offset = aligned_offset(writer, width);
@@ -73,7 +73,7 @@ fn reservation(writer: &mut Writer) {
         atomic(writer, LOAD_RESERVED, width, loaded, pointer, 0);
     }
     if variant == 1 {
-        // One width on or back, within the data.
+        // Moves the pointer by one width, within the data.
         writer.code.word(i_type(opcode::OP_IMM, 4, pointer, pointer, 1 << width));
     }
     atomic(writer, STORE_CONDITIONAL, width, result, pointer, value);
@@ -114,6 +114,6 @@ fn nothing_there(writer: &mut Writer) {
         }
         _ => writer.code.word(i_type(opcode::JALR, 0, 0, pointer, 0)),
     }
-    // Not come to.
+    // Never executed.
     writer.code.word(addi(DATA_REGISTER, DATA_REGISTER, 1));
 }

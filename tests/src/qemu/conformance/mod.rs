@@ -1,18 +1,17 @@
-//! Random programs of a few hundred instructions, judged by everything that they leave behind:
-//! registers, floating-point registers and flags, CSRs, memory, page tables, and each trap on the
-//! way.
+//! Random programs of a few hundred instructions, compared by everything that they leave behind:
+//! registers, floating-point registers and flags, CSRs, memory, page tables, and every trap.
 //!
 //! ```text
 //!   seed ──► class's generator ──► Program ─┐ some hundred of them     ┌─► our machine ──► a line each ─┐
 //!                                           ├─► runtime + records: ELF ┤                                 ├─ equal?
 //!   M-mode runtime, the same for all ───────┘                          └─► QEMU, one boot ─► a line each ─┘
 //! ```
-//! A program is at the same addresses wherever it is in the file, so the one that differs is run
-//! again alone, and tells all words of its result. Programs are made on the host: the guest needs
-//! no generator, and a failure can be listed.
+//! A program's addresses don't depend on its position in the file. So a program whose result
+//! differs is run again alone, and prints all words of its result. Programs are generated on the
+//! host: the guest needs no generator, and a failure can be listed.
 //!
-//! What legitimately differs between correct machines, and where QEMU 7.2 is known to be wrong, is
-//! left out by the generators: each says so where it does.
+//! The generators leave out what may differ between correct machines, and where QEMU 7.2 is known
+//! to be wrong; each says so.
 
 mod control;
 mod float;
@@ -31,21 +30,21 @@ use program::{Class, Program};
 use std::time::Duration;
 use vm::{BootMode, MachineConfig, StopReason};
 
-/// The extensions of our machine and no others. Identification registers read zero here and there.
+/// The extensions of our machine and no others. Identification registers read zero on both.
 pub const BARE_ISA: [&str; 2] = [
     "-cpu",
     "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off,sstc=off,debug=off,pmu-num=0,\
      mvendorid=0,marchid=0,mimpid=0",
 ];
 
-/// Longest run of one file.
+/// The longest run of one file.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const STEPS_MAX: u64 = 4_000_000_000;
 
-/// What QEMU prints for `programs`: a line for each, with all words of the results if `detail`.
+/// QEMU's output for `programs`: a line for each, with all words of the results if `detail`.
 ///
 /// # Panics
-/// If it doesn't come to an end.
+/// If it doesn't end.
 #[must_use]
 pub fn on_qemu(programs: &[Program], detail: bool) -> Vec<String> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -53,10 +52,10 @@ pub fn on_qemu(programs: &[Program], detail: bool) -> Vec<String> {
     Qemu::start_bare(file.path(), &BARE_ISA).expect("QEMU starts").run_to_end(TIMEOUT)
 }
 
-/// What our machine prints.
+/// Our machine's output for `programs`, likewise.
 ///
 /// # Panics
-/// If it doesn't come to an end.
+/// If it doesn't end.
 #[must_use]
 pub fn on_machine(programs: &[Program], detail: bool) -> Vec<String> {
     let config = MachineConfig { boot: BootMode::Bare, ram_bytes: 64 << 20, ..MachineConfig::default() };
@@ -65,7 +64,7 @@ pub fn on_machine(programs: &[Program], detail: bool) -> Vec<String> {
     lines
 }
 
-/// Runs `count` programs of `class` here and there; the first seed is `seed`.
+/// Runs `count` programs of `class` on both machines, from seed `seed` on.
 ///
 /// # Errors
 /// How the first program that differs does, its listing, and how to run it again.
@@ -85,7 +84,7 @@ pub fn compare(class: Class, seed: u64, count: u64) -> Result<(), String> {
     }
 }
 
-/// The causes of a program's traps, from what it printed in detail.
+/// The causes of a program's traps, from its detailed output.
 ///
 /// # Panics
 /// If a line isn't a hexadecimal number.
@@ -96,7 +95,7 @@ pub fn trap_causes(lines: &[String]) -> Vec<u64> {
     words.map(|(_, word)| u64::from_str_radix(&word, 16).expect("a hexadecimal number")).collect()
 }
 
-/// Runs `program` alone and tells where the results differ.
+/// Runs `program` alone and lists the differences of the results.
 fn difference(program: &Program) -> String {
     let one = std::slice::from_ref(program);
     let [ours, theirs] = [on_machine(one, true), on_qemu(one, true)];
@@ -123,7 +122,7 @@ fn describe(ours: &[String], theirs: &[String]) -> String {
     for name in names {
         let value = |words: &[(String, String)]| words.iter().find(|word| word.0 == *name).map(|word| word.1.clone());
         let (ours, theirs) = (value(&ours), value(&theirs));
-        // A trap is told as a whole.
+        // One difference is listed for each trap.
         let of_trap = name.split_once(": ").is_some_and(|(trap, _)| told.iter().any(|told| told.starts_with(trap)));
         if (ours != theirs || of_trap) && !told.contains(&name) && told.len() < 16 {
             let absent = || "-".repeat(16);

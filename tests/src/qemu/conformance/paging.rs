@@ -1,18 +1,18 @@
-//! Sv39: random tables, and loads, stores and fetches through them, across pages too; tables
-//! changed on the way.
+//! Sv39: random tables, and loads, stores and fetches through them, also across pages, and changes
+//! of the tables.
 //!
 //! ```text
 //!   root ─► [2] middle 0 ─► [1] leaves 0: the arena onto itself: code, data, tables
 //!        └► others: middle 1, 2, 1 GiB pages ─► leaves 1 to 3, 2 MiB pages ─► data 4 to 6, code 7
 //! ```
-//! Offsets within an address are the page's number in the arena, so that a larger page finds the
-//! same memory: 4 to 6 are data, 7 and 8 have code, 16 is where nothing is.
+//! The page numbers within an address are those of the arena, so that a larger page maps the same
+//! memory: 4 to 6 are data, 7 and 8 are code, 16 is unmapped.
 //!
 //! Each change of a table is followed by SFENCE.VMA: QEMU's translations aren't coherent, ours are.
-//! Pages that are fetched from are not loaded from, as QEMU before 8.0 lets a load's translation
-//! serve a fetch that isn't permitted. Left out too are AMOs, whose faults have a load's cause
-//! there, tables where nothing is, which are a page fault there and not an access fault, and
-//! misaligned accesses to nothing, which tell the aligned address.
+//! Pages that are fetched from are not loaded from, because QEMU before 8.0 uses a load's
+//! translation for a fetch that isn't permitted. Also left out: AMOs, whose faults have a load's
+//! cause on QEMU; tables at unmapped addresses, which cause a page fault there and not an access
+//! fault; and misaligned accesses to unmapped addresses, which report the aligned address.
 
 use super::program::{ARENA, DATA_REGISTER, Mode, NOWHERE, PAGE, Stage, TABLES};
 use super::writer::Writer;
@@ -39,13 +39,13 @@ const MPRV: u64 = 1 << 17;
 
 /// The page of code that jumps to x1.
 const CODE_PAGE: u64 = 7;
-/// The root's entries that are used, but for the one of the arena. The last two may be pages of 1
-/// GiB. The first entry stays zero: a fetch over the end of the code may find it, as the second
-/// half of an instruction.
+/// The root's used entries, without the arena's. The last two may be pages of 1 GiB. The first
+/// entry stays zero: a fetch beyond the end of the code may read it, as the second half of an
+/// instruction.
 const ROOTS: [u64; 7] = [4, 5, 255, 256, 511, 3, 258];
-/// The entries of a middle table; in a page of 1 GiB it is the arena's.
+/// The entries of a middle table; in a page of 1 GiB they select the arena.
 const MIDDLES: [u64; 5] = [0, 1, 2, 3, 511];
-/// The entries of a table of leaves: data, code, nothing.
+/// The entries of a table of leaves: data, code, unmapped.
 const LEAVES: [u64; 6] = [4, 5, 6, 7, 8, NOTHING];
 const NOTHING: u64 = 16;
 
@@ -71,7 +71,7 @@ pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     }
 }
 
-/// Two zero bytes (reserved), C.JR x1 all over, and the first half of a longer JALR to x1.
+/// Two zero bytes (reserved), C.JR x1 everywhere, and the first half of a longer JALR to x1.
 fn code_page() -> Vec<u64> {
     let mut words = vec![0x8082_8082_8082_8082; 512];
     words[0] &= !0xffff;
@@ -123,7 +123,7 @@ fn fill(random: &mut Random, tables: &mut [u64], mode: Mode) {
     }
 }
 
-/// What points to a table: sometimes with bits that are reserved there.
+/// An entry that points to a table, sometimes with reserved bits.
 fn pointer(random: &mut Random, to: u64) -> u64 {
     let flags = match random.below(24) {
         0 => 0,
@@ -151,7 +151,7 @@ fn middle_entry(random: &mut Random) -> u64 {
     pointer(random, to)
 }
 
-/// A leaf at `level`; at level 0 its index says what it may point to. Code is never writable.
+/// A leaf at `level`; at level 0 its index selects the pages it may map. Code is never writable.
 fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     let code = level == 0 && (index == CODE_PAGE || index == CODE_PAGE + 1);
     let permissions = if code {
@@ -171,8 +171,8 @@ fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     };
     let mut flags = permissions | u64::from(random.below(8)) << 5 | u64::from(random.below(4)) << 8;
     flags |= if random.one_in(16) { 0 } else { VALID };
-    // Where an access's second half faults, QEMU has marked the page of the first one, and we
-    // haven't: both may.
+    // If the second half of an access faults, QEMU has set the accessed bit of the first half's
+    // page and we haven't; both are allowed.
     flags |= match index {
         CODE_PAGE => ACCESSED,
         4 | 5 => ACCESSED | DIRTY,
@@ -183,7 +183,7 @@ fn leaf(random: &mut Random, level: u32, index: u64) -> u64 {
     entry(physical, flags)
 }
 
-/// An address in the page with that number, wherever that leads.
+/// An address in the page with that number, mapped or not.
 fn address(writer: &mut Writer, page: u64, offset: u64) -> u64 {
     let random = &mut writer.random;
     if random.one_in(24) {
@@ -192,8 +192,8 @@ fn address(writer: &mut Writer, page: u64, offset: u64) -> u64 {
     }
     let root = if random.one_in(8) { 2 } else { random.pick(&ROOTS) };
     let middle = if root == 3 || root == 258 || random.one_in(4) { 1 } else { random.pick(&MIDDLES) };
-    // QEMU 7.2 keeps what it translated by MPRV in a trap: not at the addresses of the runtime,
-    // where the handler is.
+    // After an access with MPRV in a trap QEMU 7.2 keeps its translation, so the addresses of the
+    // handler are left out.
     let middle = if (root, middle) == (2, 0) { 1 } else { middle };
     let upper = if root >= 256 { u64::MAX << 39 } else { 0 };
     upper | root << 30 | middle << 21 | page << 12 | offset
@@ -210,14 +210,14 @@ fn prepare(writer: &mut Writer) {
     }
 }
 
-/// Has the next accesses translated as another mode's, in M-mode.
+/// Makes M-mode's next accesses translated as another mode's.
 fn borrow(writer: &mut Writer) {
     if writer.mode == Mode::Machine {
         writer.code.word(csr(CSRRS, 0, MSTATUS, 5));
     }
 }
 
-/// Where data is: the address in a register, and whether any width and alignment will do.
+/// The address of data in a register; returns whether any width and alignment is allowed.
 fn data(writer: &mut Writer, pointer: u32) -> bool {
     let (page, offset) = match writer.random.below(8) {
         0 => (NOTHING, u64::from(writer.random.below(512)) << 3),
@@ -273,7 +273,7 @@ fn fetch(writer: &mut Writer) {
     writer.code.place(over);
 }
 
-/// Another entry in a table, and the hart told of it. U-mode can't.
+/// Changes an entry of a table, and executes SFENCE.VMA. U-mode can't.
 fn change(writer: &mut Writer) {
     let random = &mut writer.random;
     let (place, value) = match random.below(6) {
@@ -295,7 +295,7 @@ fn change(writer: &mut Writer) {
     writer.code.words(&[ld(12, 10, 0), sd(11, 10, 0), SFENCE_VMA]);
 }
 
-/// SUM and MXR, or translation switched off for a while, and looking at the own tables.
+/// Sets SUM and MXR, or switches translation off for a while and reads the tables.
 fn status(writer: &mut Writer) {
     if writer.mode == Mode::Supervisor && writer.random.one_in(2) {
         let offset = writer.data_offset();

@@ -1,37 +1,37 @@
-//! A program: its code, and the stage that it is set on.
+//! A program: its code, and the state in which it begins.
 
 use super::writer::Writer;
 use super::{control, float, integer, memory, paging, registers, system, value};
 use crate::qemu::assembler::{EBREAK, addi};
 use crate::random::Random;
 
-/// Where a program's memory is: two MiB belong to it, of which it uses the first pages.
+/// The program's memory: two MiB, of which it uses the first pages.
 pub(super) const ARENA: u64 = 0x8020_0000;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
-/// Its pages: four of code (the last one for the supervisor's trap handler), four of data, eight of
-/// page tables, and one that only larger pages lead to.
+/// The used pages: four of code (the last one for the supervisor's trap handler), four of data,
+/// eight of page tables, and one that only larger pages map.
 pub(super) const ARENA_PAGES: u64 = 17;
-/// The supervisor's trap handler: vectored entries of ECALL, and a way out.
+/// The supervisor's trap handler: vectored entries with ECALL, and its return.
 pub(super) const SUPERVISOR_VECTOR: u64 = ARENA + 3 * PAGE;
-/// SRET, where the supervisor's handler ends.
+/// The SRET at the end of the supervisor's handler.
 pub(super) const SUPERVISOR_RETURN: u64 = SUPERVISOR_VECTOR + 0x200;
-/// The first page of data: values to begin with.
+/// The first page of data, with initial values.
 pub(super) const DATA: u64 = ARENA + 4 * PAGE;
 /// The first page of page tables.
 pub(super) const TABLES: u64 = ARENA + 8 * PAGE;
-/// An address where neither machine has anything.
+/// An address that is unmapped on both machines.
 pub(super) const NOWHERE: u64 = 0x0800_0000;
 
-/// The stack pointer holds the middle of the first page of data, so that every word of that is in
-/// reach.
+/// The stack pointer, which is set to the middle of the first page of data, so that an offset
+/// reaches every word of it.
 pub(super) const DATA_REGISTER: u32 = 2;
-/// Where to go on after a trap: the next unit of the program.
+/// The register with the address of the program's next unit, for the trap handler.
 pub(super) const RESUME_REGISTER: u32 = 3;
-/// The runtime's variables.
+/// The register with the address of the runtime's variables.
 pub(super) const RUNTIME_REGISTER: u32 = 4;
 
-/// What a program is made to exercise.
+/// What a program exercises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// I and M.
@@ -46,14 +46,14 @@ pub enum Class {
     Registers,
     /// Sv39.
     Paging,
-    /// Branches, loops, calls, and code that changes itself.
+    /// Branches, loops, calls, and self-modifying code.
     Control,
     /// Delegation, interrupts, and changes of mode.
     System,
 }
 
 impl Class {
-    /// All of them.
+    /// All classes.
     pub const ALL: [Self; 8] = [
         Self::Integer,
         Self::Compressed,
@@ -65,7 +65,7 @@ impl Class {
         Self::System,
     ];
 
-    /// Its name, for a person and in `FT_CLASS`.
+    /// Its name, as in `FT_CLASS`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ impl Class {
     }
 }
 
-/// The mode that a program begins in; the discriminant is its number in `mstatus.MPP`.
+/// The mode in which a program begins; the discriminant is its number in `mstatus.MPP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// U-mode.
@@ -98,15 +98,15 @@ impl Mode {
     }
 }
 
-/// What the runtime sets before a program begins.
+/// The state that the runtime sets before a program begins.
 #[derive(Clone, Debug)]
 pub(super) struct Stage {
     pub(super) registers: [u64; 32],
     pub(super) floats: [u64; 32],
-    /// `mstatus`, but for `MPP`.
+    /// `mstatus` without `MPP`.
     pub(super) status: u64,
     pub(super) satp: u64,
-    /// `medeleg`: never the call from S-mode, which is how the supervisor's handler reports.
+    /// `medeleg`, without the call from S-mode, by which the supervisor's handler reports.
     pub(super) delegated_exceptions: u64,
     /// `mideleg`.
     pub(super) delegated_interrupts: u64,
@@ -116,18 +116,18 @@ pub(super) struct Stage {
     pub(super) trap_vector: u64,
     /// `fcsr`.
     pub(super) float_status: u64,
-    /// Words in memory: address, and what is there.
+    /// Words in memory, with their addresses.
     pub(super) memory: Vec<(u64, Vec<u64>)>,
 }
 
-/// A program and its stage.
+/// A program and the state in which it begins.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// What it exercises.
     pub class: Class,
-    /// What it was made from.
+    /// The seed from which it was generated.
     pub seed: u64,
-    /// The mode that it begins in.
+    /// The mode in which it begins.
     pub mode: Mode,
     pub(super) stage: Stage,
     /// The address of the EBREAK that ends it.
@@ -139,10 +139,10 @@ pub struct Program {
 pub(super) const FLOAT_INITIAL: u64 = 1 << 13;
 
 impl Program {
-    /// The program of that class and seed.
+    /// Generates the program of a class and seed.
     ///
     /// # Panics
-    /// If its code is longer than its pages: a generator's mistake.
+    /// If its code is longer than its pages, which is a bug of the generator.
     #[must_use]
     pub fn new(class: Class, seed: u64) -> Self {
         let mut random = Random::new(seed.rotate_left(32) ^ class as u64);
@@ -169,7 +169,7 @@ impl Program {
         Self { class, seed, mode, stage, end, code }
     }
 
-    /// Its code, as words that a disassembler takes.
+    /// The code, as words for a disassembler.
     #[must_use]
     pub fn listing(&self) -> String {
         let mut text = String::new();
@@ -218,8 +218,8 @@ fn stage(random: &mut Random) -> Stage {
     }
 }
 
-/// The supervisor's handler calls the runtime, which notes the trap and goes on at the handler's
-/// SRET.
+/// The supervisor's trap handler: calls the runtime, which records the trap and returns to the
+/// handler's SRET.
 fn supervisor_handler() -> Vec<u64> {
     use crate::qemu::assembler::{ECALL, SRET};
     let vector_words = (SUPERVISOR_RETURN - SUPERVISOR_VECTOR) / 8;

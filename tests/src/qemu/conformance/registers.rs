@@ -1,16 +1,17 @@
-//! CSRs: every operation on each of them in every mode, with random values; and numbers of none.
+//! CSRs: every operation on each of them in every mode, with random values, and numbers without a
+//! CSR.
 //!
-//! Left out, as correct machines differ, or QEMU 7.2 is wrong:
+//! Left out, because correct machines differ or QEMU 7.2 is wrong:
 //! - values of clocks and counters, the hardware performance counters, debug triggers, `seed`;
-//! - `mstatus`: MPP of a mode that there isn't, which stays on QEMU, UXL, which may be anything
-//!   there, and the states of extensions that there aren't (VS, XS);
-//! - the hypervisor's interrupts in `mideleg`, `mie` and `mip`, which are there on QEMU;
-//! - `medeleg`: the call from M-mode and the hypervisor's exceptions, which are delegable on QEMU;
+//! - `mstatus`: MPP of a mode that doesn't exist, which QEMU keeps; UXL, which may be anything
+//!   there; and the states of extensions that don't exist (VS, XS);
+//! - the hypervisor's interrupts in `mideleg`, `mie` and `mip`, which QEMU has;
+//! - `medeleg`: the call from M-mode and the hypervisor's exceptions, which QEMU can delegate;
 //! - bit 0 of `mepc` and `sepc`, which stays set on QEMU, and reserved modes of `mtvec` and
 //!   `stvec`;
-//! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and what Bare mode has
-//!   beside its mode;
-//! - `menvcfg` and `senvcfg` but for FIOM; PMP registers, of which QEMU has more.
+//! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and the other fields in Bare
+//!   mode;
+//! - `menvcfg` and `senvcfg` except FIOM; PMP registers, of which QEMU has more.
 
 use super::integer;
 use super::program::{Mode, Stage};
@@ -24,7 +25,7 @@ const UNITS: u32 = 40;
 
 const SATP: u32 = 0x180;
 const SCOUNTEREN: u32 = 0x106;
-/// Set TVM, TW or TSR and S-mode can't do what it otherwise can.
+/// While TVM, TW or TSR is set, S-mode may do less.
 const TVM: u64 = 1 << 20;
 const TW: u64 = 1 << 21;
 const TSR: u64 = 1 << 22;
@@ -32,10 +33,10 @@ const TSR: u64 = 1 << 22;
 /// Fields of `mstatus`: not UIE, VS, MPP, XS, MPRV, UXL, SXL, and none of the hypervisor extension.
 const STATUS_FIELDS: u64 = !(1 | 0b11 << 9 | 0b11 << 11 | 0b11 << 15 | 1 << 17 | 0b1111 << 32 | 0b11 << 38);
 
-/// Interrupts, but for a hypervisor's and the counters'.
+/// Interrupts without the hypervisor's and the counters'.
 const INTERRUPTS: u64 = !0x3444;
 
-/// What may be written, by number: bits of a random value.
+/// The writable bits of each CSR, by number.
 const WRITABLE: [(u32, u64); 24] = [
     (MSTATUS, STATUS_FIELDS),
     (0x301, u64::MAX),
@@ -63,7 +64,7 @@ const WRITABLE: [(u32, u64); 24] = [
     (0x003, 0xff),
 ];
 
-/// Numbers at which the machines may differ, first and last.
+/// Ranges of numbers at which the machines may differ, first and last.
 const OPEN: [(u32, u32); 19] = [
     (0x008, 0x00f), // vectors
     (0x015, 0x017), // seed, jump tables
@@ -105,7 +106,7 @@ pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
     }
 }
 
-/// Writes, reads back, and puts back what there was.
+/// Writes, reads back, and restores the old value.
 fn written(writer: &mut Writer) {
     let (number, mask) = writer.random.pick(&WRITABLE);
     let kept = writer.register();
@@ -133,7 +134,7 @@ fn written(writer: &mut Writer) {
     writer.code.words(&[csr(CSRRS, new, number, 0), csr(CSRRW, 0, number, kept)]);
 }
 
-/// Any number: it must exist here and there, or nowhere.
+/// Any number: a CSR on both machines, or on neither.
 fn numbered(writer: &mut Writer) {
     let number = loop {
         let number = writer.random.below(1 << 12);
@@ -142,7 +143,7 @@ fn numbered(writer: &mut Writer) {
         }
     };
     let rd = writer.register();
-    // None is written: a source of x0, or an immediate of none.
+    // Writes nothing: the source is x0, or the immediate zero.
     let operation = writer.random.pick(&[CSRRS, CSRRC, CSRRS + 4, CSRRC + 4]);
     writer.code.word(csr(operation, rd, number, 0));
     if number >> 10 == 3 {
@@ -151,7 +152,7 @@ fn numbered(writer: &mut Writer) {
     }
 }
 
-/// `satp` with a mode that there is or isn't; S-mode doesn't switch translation on.
+/// `satp` with valid and invalid modes; S-mode doesn't switch translation on.
 fn satp(writer: &mut Writer) {
     let (source, rd) = (writer.register(), writer.register());
     let modes = [0_u32, 1, 2, 7, 11, 12, 15, 8, 8, 8];
@@ -162,7 +163,7 @@ fn satp(writer: &mut Writer) {
     writer.code.words(&[csr(CSRRW, rd, SATP, source), csr(CSRRS, source, SATP, 0), csr(CSRRW, 0, SATP, 0)]);
 }
 
-/// Whether the counters may be read; what they say is nobody's business.
+/// Sets whether the counters may be read; their values aren't compared.
 fn counters(writer: &mut Writer) {
     if writer.random.one_in(2) {
         let number = writer.random.pick(&[MCOUNTEREN, SCOUNTEREN]);
@@ -177,7 +178,7 @@ fn counters(writer: &mut Writer) {
     }
 }
 
-/// What U-mode may not do, and S-mode not always.
+/// Instructions that U-mode may not execute, and S-mode not always.
 fn supervisor_only(writer: &mut Writer, waits: bool) {
     let source = writer.register();
     let next = writer.code.label();
@@ -186,7 +187,7 @@ fn supervisor_only(writer: &mut Writer, waits: bool) {
     match writer.random.below(choices) {
         0 => writer.code.word(SFENCE_VMA),
         1 => writer.code.word(csr(CSRRS, source, SATP, 0)),
-        // It would wait for ever.
+        // WFI would wait for ever.
         2 if waits && writer.mode != Mode::User => {}
         2 if writer.mode == Mode::Machine => {}
         2 => writer.code.word(WFI),

@@ -1,14 +1,14 @@
-//! The M-mode code around the programs: it sets each one's stage, takes its traps, and prints what
-//! it left behind.
+//! The M-mode code around the programs: it sets each program's initial state, handles its traps,
+//! and prints its result.
 //!
 //! ```text
 //!   for each program: arena, CSRs, registers ──► MRET ──► program ──► EBREAK at its end
-//!                      trap ──► handler notes cause, pc, value and mstatus; goes on with the next unit
+//!                      trap ──► handler records cause, pc, value and mstatus; goes on with the next unit
 //!   then: registers, CSRs and traps, and the arena, as one hash, or word by word
 //! ```
-//! A trap that was delegated comes here too: the supervisor's handler consists of ECALLs, at one of
-//! which the handler notes the supervisor's CSRs, and goes on at its SRET. A program of more than
-//! `TRAPS_MAX` traps has gone astray, and ends.
+//! A delegated trap gets here too: the supervisor's handler consists of ECALLs, at which this
+//! handler records the supervisor's CSRs and returns to the supervisor's SRET. A program with more
+//! than `TRAPS_MAX` traps has gone wrong, and is ended.
 
 use super::program::{ARENA, ARENA_PAGES, PAGE, Program, RESUME_REGISTER, RUNTIME_REGISTER, SUPERVISOR_RETURN};
 use crate::qemu::assembler::machine::{
@@ -19,22 +19,22 @@ use crate::qemu::assembler::{
     r_type, s_type, sd,
 };
 
-/// Where both machines start what is loaded there without firmware.
+/// Where both machines start an executable that is loaded there without firmware.
 const CODE: u64 = 0x8000_0000;
 const VARIABLES: u64 = 0x8001_0000;
 const RECORDS: u64 = 0x8100_0000;
 
 /// A program's result: registers, floating-point registers, CSRs, traps.
 const RESULT: u64 = VARIABLES + 0x100;
-/// Where its CSRs are; registers x1 to x31 and f0 to f31 are before them.
+/// The CSRs in the result, after registers x1 to x31 and f0 to f31.
 const RESULT_CSRS: u64 = RESULT + 8 * (31 + 32);
 const TRAPS: u64 = RESULT_CSRS + 8 * CSRS.len() as u64;
 /// The most traps of a program.
 const TRAPS_MAX: u64 = 120;
 const TRAP_BYTES: u16 = 32;
 
-/// What of the CSRs is part of the result. The first one is read before the others need the
-/// floating-point unit.
+/// The parts of the CSRs that belong to the result. The first one is read before the others need
+/// the floating-point unit.
 const CSRS: [(&str, u32); 17] = [
     ("mstatus", MSTATUS),
     ("fcsr", 0x003),
@@ -62,7 +62,7 @@ const END: i32 = 16;
 const NEXT_TRAP: i32 = 24;
 const KEPT: [(u32, i32); 2] = [(X_A, 32), (X_B, 40)];
 
-/// What the handler computes with; the program's values are kept in the variables.
+/// Registers that the handler computes with; the program's values are saved in the variables.
 const X_A: u32 = 5;
 const X_B: u32 = 6;
 const X_V: u32 = RUNTIME_REGISTER;
@@ -77,7 +77,7 @@ const RECORD_FLOATS: i32 = RECORD_STATUS + 8;
 const RECORD_REGISTERS: i32 = RECORD_FLOATS + 8 * 32;
 const RECORD_MEMORY: i32 = RECORD_REGISTERS + 8 * 31;
 
-/// The CSRs that a record has values for, but for `mstatus`.
+/// The CSRs for which a record has values, without `mstatus`.
 const STAGE_CSRS: [u32; 6] = [0x180, MEDELEG, MIDELEG, MIE, control::TRAP_VECTOR, 0x003];
 
 /// The CSRs that are zero when a program begins.
@@ -86,8 +86,8 @@ const ZERO_CSRS: [u32; 8] =
 
 const FLOAT_DIRTY: u64 = 3 << 13;
 
-/// An executable that runs `programs` and prints the hash of each one's result, and if `detail` all
-/// its words.
+/// An executable that runs `programs` and prints the hash of each result, and if `detail` all its
+/// words.
 #[must_use]
 pub(super) fn image(programs: &[Program], detail: bool) -> Vec<u8> {
     let mut code = Assembler::new(CODE);
@@ -140,7 +140,7 @@ fn write(code: &mut Assembler, programs: usize) {
     code.constant(5, programs as u64);
     code.word(sd(5, X_V, REMAINING));
     quieten_timer(code);
-    // All of memory is S-mode's and U-mode's too.
+    // S-mode and U-mode may access all memory.
     code.words(&[addi(5, 0, -1), csr(CSRRW, 0, PMPADDR0, 5), addi(5, 0, 0x1f), csr(CSRRW, 0, PMPCFG0, 5)]);
     code.place(next);
     code.address(5, handler);
@@ -161,7 +161,7 @@ fn write(code: &mut Assembler, programs: usize) {
     code.jump(0, here);
 }
 
-/// QEMU's timer of M-mode is due from the start, ours isn't.
+/// On QEMU the timer of M-mode is due from the start, on ours it isn't.
 fn quieten_timer(code: &mut Assembler) {
     let behind = code.label();
     code.address(5, behind);
@@ -172,7 +172,7 @@ fn quieten_timer(code: &mut Assembler) {
     code.place(behind);
 }
 
-/// Sets the stage for the next program, or goes `off` behind the last one.
+/// Sets the initial state of the next program, or jumps to `off` after the last one.
 fn enter(code: &mut Assembler, off: Label) {
     code.word(ld(5, X_V, REMAINING));
     let some = code.label();
@@ -200,7 +200,7 @@ fn enter(code: &mut Assembler, off: Label) {
     code.words(&[ld(5, 9, RECORD_STATUS), csr(CSRRW, 0, MSTATUS, 5)]);
     code.constant(5, ARENA);
     code.word(csr(CSRRW, 0, MEPC, 5));
-    // x9 holds the record's address: it comes last.
+    // x9 holds the record's address, so it is loaded last.
     for register in (1..32).filter(|register| *register != 9).chain([9]) {
         code.word(ld(register, 9, RECORD_REGISTERS + 8 * (register.cast_signed() - 1)));
     }
@@ -216,7 +216,7 @@ fn clear_arena(code: &mut Assembler) {
     code.branch(6, 10, 11, more);
 }
 
-/// Copies what the record at x9 says to where it says.
+/// Copies memory as the record at x9 says.
 fn copy_memory(code: &mut Assembler) {
     let (done, chunk) = (code.label(), code.label());
     code.word(addi(10, 9, RECORD_MEMORY));
@@ -231,7 +231,7 @@ fn copy_memory(code: &mut Assembler) {
     code.place(done);
 }
 
-/// Notes a trap, and goes on with the program's next unit; or to `finish`, if it is the end.
+/// Records a trap, and goes on with the program's next unit, or at `finish` if it is the end.
 fn take_trap(code: &mut Assembler, finish: Label) {
     let (not_end, out, interrupt) = (code.label(), code.label(), code.label());
     code.words(&KEPT.map(|(register, offset)| sd(register, X_V, offset)));
@@ -247,7 +247,7 @@ fn take_trap(code: &mut Assembler, finish: Label) {
     environment_call(code);
     code.word(csr(CSRRW, 0, MEPC, RESUME_REGISTER));
     code.jump(0, out);
-    // It would come again.
+    // An interrupt would be taken again, so it is cleared.
     code.place(interrupt);
     code.word(csr(CSRRW, 0, MIP, 0));
     code.place(out);
@@ -255,7 +255,7 @@ fn take_trap(code: &mut Assembler, finish: Label) {
     code.word(MRET);
 }
 
-/// A machine may leave the value of a breakpoint zero, as QEMU does.
+/// The value of a breakpoint may be zero, as on QEMU, so it isn't compared.
 fn forget_breakpoint(code: &mut Assembler, cause: u32, value: u32) {
     const BREAKPOINT: i32 = 3;
     let other = code.label();
@@ -265,7 +265,7 @@ fn forget_breakpoint(code: &mut Assembler, cause: u32, value: u32) {
     code.place(other);
 }
 
-/// Adds a trap to the result.
+/// Appends a trap to the result.
 fn note(code: &mut Assembler, numbers: [u32; 4], finish: Label) {
     let room = code.label();
     code.word(ld(X_B, X_V, NEXT_TRAP));
@@ -279,7 +279,7 @@ fn note(code: &mut Assembler, numbers: [u32; 4], finish: Label) {
     code.place(room);
 }
 
-/// If this is the call of the supervisor's handler: notes its trap, and goes on there.
+/// Handles the call of the supervisor's handler: records its trap, and returns there.
 fn supervisor_call(code: &mut Assembler, out: Label, interrupt: Label, finish: Label) {
     const CALL_FROM_SUPERVISOR: i32 = 9;
     const VECTOR_BYTES_LOG2: i32 = 9;
@@ -291,7 +291,7 @@ fn supervisor_call(code: &mut Assembler, out: Label, interrupt: Label, finish: L
     code.words(&[r_type(opcode::OP, 0, 0x20, X_A, X_A, X_B), i_type(opcode::OP_IMM, 5, X_A, X_A, VECTOR_BYTES_LOG2)]);
     code.branch(1, X_A, 0, other);
     forget_breakpoint(code, control::SCAUSE, control::STVAL);
-    // The program's end was delegated.
+    // The program's end may be delegated.
     let not_end = code.label();
     code.words(&[csr(CSRRS, X_A, control::SEPC, 0), ld(X_B, X_V, END)]);
     code.branch(1, X_A, X_B, not_end);
@@ -309,7 +309,7 @@ fn supervisor_call(code: &mut Assembler, out: Label, interrupt: Label, finish: L
     code.place(other);
 }
 
-/// A call with an odd a0 leads to M-mode.
+/// A call with an odd a0 enters M-mode.
 fn environment_call(code: &mut Assembler) {
     const CALL_FROM_USER: i32 = 8;
     const CALL_FROM_SUPERVISOR: i32 = 9;
@@ -326,7 +326,7 @@ fn environment_call(code: &mut Assembler) {
     code.place(other);
 }
 
-/// Prints the result of the program that has just ended, and goes to the `next`.
+/// Prints the result of the program that has just ended, and goes on with the `next`.
 fn sum_up(code: &mut Assembler, next: Label, print: Label) {
     let result = i32::try_from(RESULT - VARIABLES).expect("a short offset");
     code.words(&KEPT.map(|(register, offset)| ld(register, X_V, offset)));

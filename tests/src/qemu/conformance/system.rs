@@ -1,10 +1,10 @@
-//! Delegation, interrupts by software, and changes of mode.
+//! Delegation, software interrupts, and changes of mode.
 //!
-//! A program of this class goes through modes: nothing here relies on the one that it is in, and
-//! what a mode may not do is a trap more. Interrupts are pending by what M-mode or S-mode writes to
-//! `mip` and `sip`; the handler clears them. There is no WFI: what it waits for could be masked. A
-//! program has one interrupt only: QEMU 7.2 takes several in the order of their numbers and not of
-//! their priorities.
+//! A program of this class changes its mode: nothing here relies on the current one, and what a
+//! mode may not do causes one more trap. Interrupts are made pending by writes of M-mode or S-mode
+//! to `mip` and `sip`; the handler clears them. There is no WFI, because the interrupt could be
+//! masked. A program has only one interrupt, because QEMU 7.2 takes several in the order of their
+//! numbers and not of their priorities.
 
 use super::integer;
 use super::program::{SUPERVISOR_VECTOR, Stage};
@@ -15,7 +15,7 @@ use crate::qemu::assembler::{
 };
 
 const UNITS: u32 = 60;
-/// All but the call from S-mode; QEMU lets the one from M-mode and a hypervisor's be delegated.
+/// All except the call from S-mode. QEMU can delegate that from M-mode, and a hypervisor's.
 const DELEGABLE: u64 = !(0b111 << 9);
 /// Interrupts of the supervisor: software, timer, external.
 const INTERRUPTS: [u64; 3] = [1 << 1, 1 << 5, 1 << 9];
@@ -51,7 +51,7 @@ fn interrupts(writer: &mut Writer) -> u64 {
     if writer.random.one_in(4) { 0 } else { writer.interrupt }
 }
 
-/// Sets or clears bits by whichever operation.
+/// Sets or clears bits with any of the operations.
 fn change(writer: &mut Writer, number: u32, bits: u64) {
     let (source, rd) = (writer.register(), writer.destination());
     let operation = writer.random.pick(&[CSRRW, CSRRS, CSRRS, CSRRC]);
@@ -70,7 +70,7 @@ fn enabled(writer: &mut Writer) {
     change(writer, number, bits);
 }
 
-/// SIE, MIE, and what they become.
+/// Sets or clears SIE and MIE, and reads them.
 fn masked(writer: &mut Writer) {
     let machine = writer.random.one_in(2);
     let number = if machine { MSTATUS } else { control::STATUS };
@@ -95,7 +95,7 @@ fn delegated(writer: &mut Writer) {
     }
 }
 
-/// MRET into any mode, sometimes with what S-mode may do taken away.
+/// MRET into any mode, sometimes with less rights for S-mode.
 fn machine_return(writer: &mut Writer) {
     let next = writer.code.label();
     let (target, fields) = (writer.register(), writer.register());

@@ -1,8 +1,8 @@
-//! Values that break things, and values that don't.
+//! Special values and ordinary ones.
 
 use crate::random::Random;
 
-/// Integers at the edges of what instructions compute with.
+/// Integers at the limits of arithmetic.
 const EDGES: [u64; 18] = [
     0,
     1,
@@ -24,7 +24,7 @@ const EDGES: [u64; 18] = [
     0xffff_ffff_ffff_ffff,
 ];
 
-/// An integer: an edge, something near one, few bits, many bits, or a number in floating point.
+/// An integer: a limit, one near it, few bits, many bits, or a floating-point number.
 pub(super) fn integer(random: &mut Random) -> u64 {
     match random.below(8) {
         0 | 1 => random.pick(&EDGES),
@@ -36,7 +36,7 @@ pub(super) fn integer(random: &mut Random) -> u64 {
     }
 }
 
-/// The contents of a floating-point register: a double, a single in its box, one in a broken box.
+/// The content of a floating-point register: a double, a boxed single, or a badly boxed one.
 pub(super) fn float(random: &mut Random) -> u64 {
     match random.below(8) {
         0..4 => double(random),
@@ -45,7 +45,7 @@ pub(super) fn float(random: &mut Random) -> u64 {
     }
 }
 
-/// A number of `fraction` bits and `exponent` bits, as its bits.
+/// The bits of a floating-point number.
 fn number(random: &mut Random, exponent_bits: u32, fraction_bits: u32) -> u64 {
     let exponent_max = (1 << exponent_bits) - 1;
     let bias = exponent_max >> 1;
@@ -58,12 +58,12 @@ fn number(random: &mut Random, exponent_bits: u32, fraction_bits: u32) -> u64 {
         2 => exponent_max,
         3 => 1 + u64::from(random.below(3)),
         4 => exponent_max - 1 - u64::from(random.below(3)),
-        // Where integers end.
+        // The limits of integers.
         5 => bias + random.pick(&[7, 8, 15, 16, 30, 31, 32, 62, 63, 64]),
-        // Where the numbers of the two formats meet.
+        // Where the ranges of the two formats end.
         6 => (bias.wrapping_add(random.pick(&[127_i64, 128, -126, -127, -149, -150]).cast_unsigned())) & exponent_max,
         7 => random.next_u64() & exponent_max,
-        // Neighbours, so that sums cancel and products don't overflow.
+        // Close to each other, so that sums cancel and products don't overflow.
         _ => bias.wrapping_add(near(random, 30)),
     };
     let fraction = match random.below(8) {

@@ -1,4 +1,4 @@
-//! What all generators write with: registers that are free, and units that traps can't lead astray.
+//! The generators' writer: free registers, and units after which a trap's handler can go on.
 
 use super::program::{DATA_REGISTER, Mode, NOWHERE, RESUME_REGISTER, RUNTIME_REGISTER};
 use crate::qemu::assembler::{Assembler, addi, i_type, opcode, u_type};
@@ -9,7 +9,7 @@ pub(super) struct Writer {
     pub(super) code: Assembler,
     pub(super) random: Random,
     pub(super) mode: Mode,
-    /// The bit of the interrupt that the program has, if any.
+    /// The bit of the program's interrupt, if it has one.
     pub(super) interrupt: u64,
 }
 
@@ -18,7 +18,7 @@ impl Writer {
         Self { code: Assembler::new(base), random, mode, interrupt: 0 }
     }
 
-    /// Code behind which the program goes on if there is a trap in it.
+    /// Writes a unit: a trap in `body` goes on after it.
     pub(super) fn unit<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
         let next = self.code.label();
         self.code.address(RESUME_REGISTER, next);
@@ -27,7 +27,7 @@ impl Writer {
         result
     }
 
-    /// A register whose value may be lost; not x0.
+    /// A register that may be overwritten; not x0.
     pub(super) fn register(&mut self) -> u32 {
         loop {
             let register = 1 + self.random.below(31);
@@ -52,7 +52,7 @@ impl Writer {
         self.random.below(8)
     }
 
-    /// Where a result goes; sometimes nowhere.
+    /// A destination register; sometimes x0.
     pub(super) fn destination(&mut self) -> u32 {
         if self.random.one_in(16) { 0 } else { self.register() }
     }
@@ -62,18 +62,18 @@ impl Writer {
         self.random.below(32)
     }
 
-    /// Twelve bits with their sign; often few.
+    /// A signed immediate of 12 bits, often small.
     pub(super) fn immediate(&mut self) -> i32 {
         let immediate = self.random.below(1 << 12).cast_signed() - (1 << 11);
         immediate >> self.random.pick(&[0, 0, 0, 4, 8])
     }
 
-    /// An offset from [`DATA_REGISTER`] to a whole double word of data.
+    /// An offset from [`DATA_REGISTER`] to an aligned double word of data.
     pub(super) fn data_offset(&mut self) -> i32 {
         (self.random.below(512) << 3).cast_signed() - (1 << 11)
     }
 
-    /// Loads a value of the data that there was at the beginning, or what took its place.
+    /// Loads a word of the data: an initial value, or one that was stored since.
     pub(super) fn load_value(&mut self, rd: u32) {
         let offset = self.data_offset();
         self.code.word(i_type(opcode::LOAD, 3, rd, DATA_REGISTER, offset));
@@ -84,8 +84,7 @@ impl Writer {
         self.code.word(addi(rd, DATA_REGISTER, offset));
     }
 
-    /// Makes `rd` an address where an access faults: where nothing is, or far beyond physical
-    /// addresses.
+    /// Makes `rd` an address whose access faults: unmapped, or far beyond physical addresses.
     pub(super) fn point_nowhere(&mut self, rd: u32) {
         let page = u32::try_from(NOWHERE >> 12).expect("20 bits") + self.random.below(64);
         self.code.word(u_type(opcode::LUI, rd, page));
@@ -96,7 +95,7 @@ impl Writer {
     }
 }
 
-/// Whether no program writes to it.
+/// `true` for registers that no program writes to.
 pub(super) const fn is_kept(register: u32) -> bool {
     matches!(register, DATA_REGISTER | RESUME_REGISTER | RUNTIME_REGISTER)
 }
