@@ -2,7 +2,7 @@
 //!
 //! All jumps go forward, except those of loops that count down, so that every program ends.
 
-use super::program::{DATA_REGISTER, Stage};
+use super::program::{DATA_REGISTER, InitialState};
 use super::writer::Writer;
 use crate::qemu::assembler::{CSRRS, FENCE_I, Label, addi, csr, i_type, opcode, r_type, s_type};
 
@@ -12,8 +12,8 @@ const PATCHES: u32 = 64;
 /// The loop counter; no other instruction of a loop writes to it.
 const COUNTER: u32 = 31;
 
-pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
-    for word in stage.memory[0].1.iter_mut().take(PATCHES as usize / 2) {
+pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
+    for word in initial.memory[0].1.iter_mut().take(PATCHES as usize / 2) {
         *word = u64::from(patch(writer)) << 32 | u64::from(patch(writer));
     }
     for _ in 0..UNITS {

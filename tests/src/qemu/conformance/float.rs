@@ -2,7 +2,7 @@
 //! after each instruction, or after several.
 
 use super::integer;
-use super::program::{DATA_REGISTER, Mode, Stage};
+use super::program::{DATA_REGISTER, InitialState, Mode};
 use super::value;
 use super::writer::Writer;
 use crate::qemu::assembler::machine::MSTATUS;
@@ -20,13 +20,13 @@ const ARITHMETIC: [u32; 4] = [0x00, 0x04, 0x08, 0x0c];
 /// Instructions with a `funct3` of their own: sign injection, minimum and maximum, comparisons.
 const SELECTED: [(u32, u32); 3] = [(0x10, 3), (0x14, 2), (0x50, 3)];
 
-pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
+pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
     let random = &mut writer.random;
     // Off in some programs, until an instruction switches it on; then Initial, Clean and Dirty.
-    stage.status = u64::from(random.pick(&[0_u32, 1, 1, 2, 2, 3, 3, 3])) << 13;
-    stage.float_status = u64::from(random.below(256));
+    initial.status = u64::from(random.pick(&[0_u32, 1, 1, 2, 2, 3, 3, 3])) << 13;
+    initial.float_status = u64::from(random.below(256));
     let data = (0..512).map(|_| if random.one_in(4) { value::integer(random) } else { value::float(random) }).collect();
-    stage.memory[0].1 = data;
+    initial.memory[0].1 = data;
     for _ in 0..UNITS {
         writer.unit(|writer| {
             if writer.random.one_in(8) {

@@ -14,7 +14,7 @@
 //! cause on QEMU; tables at unmapped addresses, which cause a page fault there and not an access
 //! fault; and misaligned accesses to unmapped addresses, which report the aligned address.
 
-use super::program::{ARENA, DATA_REGISTER, Mode, NOWHERE, PAGE, Stage, TABLES};
+use super::program::{ARENA, DATA_REGISTER, InitialState, Mode, NOWHERE, PAGE, TABLES};
 use super::writer::Writer;
 use crate::qemu::assembler::machine::MSTATUS;
 use crate::qemu::assembler::{
@@ -49,14 +49,14 @@ const MIDDLES: [u64; 5] = [0, 1, 2, 3, 511];
 const LEAVES: [u64; 6] = [4, 5, 6, 7, 8, NOTHING];
 const NOTHING: u64 = 16;
 
-pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
+pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
     let random = &mut writer.random;
-    stage.satp = 8 << 60 | TABLES >> 12;
-    stage.status |= u64::from(random.below(4)) << 18;
-    stage.memory.push((ARENA + CODE_PAGE * PAGE, code_page()));
+    initial.satp = 8 << 60 | TABLES >> 12;
+    initial.status |= u64::from(random.below(4)) << 18;
+    initial.memory.push((ARENA + CODE_PAGE * PAGE, code_page()));
     let mut tables = vec![0; 8 * 512];
     fill(random, &mut tables, writer.mode);
-    stage.memory.push((TABLES, tables));
+    initial.memory.push((TABLES, tables));
     for _ in 0..UNITS {
         writer.unit(|writer| {
             prepare(writer);

@@ -100,7 +100,7 @@ impl Mode {
 
 /// The state that the runtime sets before a program begins.
 #[derive(Clone, Debug)]
-pub(super) struct Stage {
+pub(super) struct InitialState {
     pub(super) registers: [u64; 32],
     pub(super) floats: [u64; 32],
     /// `mstatus` without `MPP`.
@@ -129,7 +129,7 @@ pub struct Program {
     pub seed: u64,
     /// The mode in which it begins.
     pub mode: Mode,
-    pub(super) stage: Stage,
+    pub(super) initial: InitialState,
     /// The address of the EBREAK that ends it.
     pub(super) end: u64,
     code: Vec<u8>,
@@ -147,17 +147,17 @@ impl Program {
     pub fn new(class: Class, seed: u64) -> Self {
         let mut random = Random::new(seed.rotate_left(32) ^ class as u64);
         let mode = Mode::random(&mut random);
-        let mut stage = stage(&mut random);
+        let mut initial = initial(&mut random);
         let mut writer = Writer::new(ARENA, random, mode);
         match class {
             Class::Integer => integer::write(&mut writer),
             Class::Compressed => integer::write_compressed(&mut writer),
             Class::Memory => memory::write(&mut writer),
-            Class::Float => float::write(&mut writer, &mut stage),
-            Class::Registers => registers::write(&mut writer, &mut stage),
-            Class::Paging => paging::write(&mut writer, &mut stage),
-            Class::Control => control::write(&mut writer, &mut stage),
-            Class::System => system::write(&mut writer, &mut stage),
+            Class::Float => float::write(&mut writer, &mut initial),
+            Class::Registers => registers::write(&mut writer, &mut initial),
+            Class::Paging => paging::write(&mut writer, &mut initial),
+            Class::Control => control::write(&mut writer, &mut initial),
+            Class::System => system::write(&mut writer, &mut initial),
         }
         writer.unit(|writer| writer.code.word(addi(0, 0, 0)));
         let end = writer.code.here();
@@ -165,8 +165,8 @@ impl Program {
         let mut code = writer.code.finish();
         assert!(code.len() as u64 <= 3 * PAGE, "{} bytes of code", code.len());
         code.resize(code.len().next_multiple_of(8), 0);
-        stage.memory.push((ARENA, words_of(&code)));
-        Self { class, seed, mode, stage, end, code }
+        initial.memory.push((ARENA, words_of(&code)));
+        Self { class, seed, mode, initial, end, code }
     }
 
     /// The code, as words for a disassembler.
@@ -197,14 +197,14 @@ fn words_of(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks(8).map(word).collect()
 }
 
-fn stage(random: &mut Random) -> Stage {
+fn initial(random: &mut Random) -> InitialState {
     let mut registers = [(); 32].map(|()| value::integer(random));
     registers[DATA_REGISTER as usize] = DATA + PAGE / 2;
     registers[RESUME_REGISTER as usize] = ARENA;
     let floats = [(); 32].map(|()| value::float(random));
     let data = (0..PAGE / 8).map(|_| value::integer(random)).collect();
     let enabled = random.pick(&[0, 1 << 1, 1 << 5, 1 << 9]);
-    Stage {
+    InitialState {
         registers,
         floats,
         status: FLOAT_INITIAL,

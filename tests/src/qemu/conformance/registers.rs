@@ -14,7 +14,7 @@
 //! - `menvcfg` and `senvcfg` except FIOM; PMP registers, of which QEMU has more.
 
 use super::integer;
-use super::program::{Mode, Stage};
+use super::program::{InitialState, Mode};
 use super::writer::Writer;
 use crate::qemu::assembler::machine::{
     MCAUSE, MCOUNTEREN, MEDELEG, MEPC, MIDELEG, MIE, MIP, MSCRATCH, MSTATUS, MTVAL, MTVEC,
@@ -87,13 +87,13 @@ const OPEN: [(u32, u32); 19] = [
     (0xf15, 0xfbf), // configuration, interrupts
 ];
 
-pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
+pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
     let random = &mut writer.random;
     let any = |random: &mut crate::random::Random, field: u64| if random.one_in(2) { field } else { 0 };
     let states = u64::from(random.below(4)) << 13;
-    stage.status =
+    initial.status =
         states | any(random, TVM) | any(random, TW) | any(random, TSR) | any(random, 1 << 18) | any(random, 1 << 19);
-    let waits = stage.status & TW == 0;
+    let waits = initial.status & TW == 0;
     for _ in 0..UNITS {
         writer.unit(|writer| match writer.random.below(10) {
             0..5 => written(writer),

@@ -95,16 +95,16 @@ pub(super) fn image(programs: &[Program], detail: bool) -> Vec<u8> {
     let mut records: Vec<u64> = Vec::new();
     for program in programs {
         let start = records.len();
-        let stage = &program.stage;
+        let initial = &program.initial;
         records.extend([0, program.end, u64::from(detail)]);
-        records.extend([stage.satp, stage.delegated_exceptions, stage.delegated_interrupts]);
-        records.extend([stage.enabled_interrupts, stage.trap_vector, stage.float_status]);
-        records.push(stage.status | (program.mode as u64) << 11);
-        records.extend(stage.floats);
-        let mut registers = stage.registers;
+        records.extend([initial.satp, initial.delegated_exceptions, initial.delegated_interrupts]);
+        records.extend([initial.enabled_interrupts, initial.trap_vector, initial.float_status]);
+        records.push(initial.status | (program.mode as u64) << 11);
+        records.extend(initial.floats);
+        let mut registers = initial.registers;
         registers[RUNTIME_REGISTER as usize] = VARIABLES;
         records.extend(&registers[1..]);
-        for (address, words) in &stage.memory {
+        for (address, words) in &initial.memory {
             records.extend([*address, words.len() as u64]);
             records.extend(words);
         }

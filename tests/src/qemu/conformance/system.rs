@@ -7,7 +7,7 @@
 //! numbers and not of their priorities.
 
 use super::integer;
-use super::program::{SUPERVISOR_VECTOR, Stage};
+use super::program::{InitialState, SUPERVISOR_VECTOR};
 use super::writer::Writer;
 use crate::qemu::assembler::machine::{MCAUSE, MEDELEG, MEPC, MIDELEG, MIE, MIP, MSTATUS, MTVAL};
 use crate::qemu::assembler::{
@@ -20,13 +20,13 @@ const DELEGABLE: u64 = !(0b111 << 9);
 /// Interrupts of the supervisor: software, timer, external.
 const INTERRUPTS: [u64; 3] = [1 << 1, 1 << 5, 1 << 9];
 
-pub(super) fn write(writer: &mut Writer, stage: &mut Stage) {
+pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
     writer.interrupt = writer.random.pick(&INTERRUPTS);
-    stage.delegated_exceptions = writer.random.next_u64() & DELEGABLE & 0xffff;
-    stage.delegated_interrupts = interrupts(writer);
-    stage.enabled_interrupts = interrupts(writer);
-    stage.trap_vector = SUPERVISOR_VECTOR | writer.random.next_u64() & 1;
-    stage.status |= writer.random.next_u64() & 0xaa;
+    initial.delegated_exceptions = writer.random.next_u64() & DELEGABLE & 0xffff;
+    initial.delegated_interrupts = interrupts(writer);
+    initial.enabled_interrupts = interrupts(writer);
+    initial.trap_vector = SUPERVISOR_VECTOR | writer.random.next_u64() & 1;
+    initial.status |= writer.random.next_u64() & 0xaa;
     for _ in 0..UNITS {
         writer.unit(|writer| match writer.random.below(14) {
             0 | 1 => pending(writer),
