@@ -139,10 +139,10 @@ fn a_backup_that_is_alive_but_reads_nothing_does_not_hang_its_primary() {
 }
 
 #[test]
-fn visitors_that_say_nothing_keep_nobody_out() {
-    let is_there = |mut visitor: TcpStream| {
-        visitor.set_nonblocking(true).unwrap();
-        visitor.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+fn silent_connections_keep_no_backup_out() {
+    let is_there = |mut pending: TcpStream| {
+        pending.set_nonblocking(true).unwrap();
+        pending.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     };
     // On a host so busy that the connections were refused meanwhile, a try shows nothing.
     let shown = (0..10).any(|_| {
@@ -158,22 +158,22 @@ fn visitors_that_say_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn a_visitor_that_dribbles_is_sent_away() {
+fn a_connection_that_sends_byte_by_byte_is_refused() {
     let arbiter = Claims::owned();
     let primary = Running::awaiting_backup(&arbiter, NOP, patient());
-    let mut visitor = TcpStream::connect(primary.address).unwrap();
+    let mut pending = TcpStream::connect(primary.address).unwrap();
     // The beginning of a valid frame, which would take hours.
     let mut bytes = Vec::new();
     append_frame(FrameKind(13), &[0; 100_000], &mut bytes);
-    visitor.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    pending.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let end = Instant::now() + TIMEOUT;
     for byte in bytes {
         assert!(Instant::now() < end, "it is listened to for ever");
-        let written = visitor.write_all(&[byte]);
+        let written = pending.write_all(&[byte]);
         let is_open = |read: std::io::Result<usize>| {
             read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
         };
-        if written.is_err() || !is_open(visitor.read(&mut [0; 64])) {
+        if written.is_err() || !is_open(pending.read(&mut [0; 64])) {
             break;
         }
     }
@@ -183,7 +183,7 @@ fn a_visitor_that_dribbles_is_sent_away() {
 }
 
 #[test]
-fn a_visitor_that_is_no_backup_of_this_vm_is_told_why_and_the_next_one_joins() {
+fn a_backup_of_another_vm_is_refused_with_the_reason_and_the_next_one_joins() {
     let arbiter = Claims::owned();
     let primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut other = Peer::connect(primary.address);
@@ -475,7 +475,7 @@ fn fill_other_end(stream: &TcpStream) {
 /// because it also gets the next signal. No other thread writes here: the guest sleeps and no
 /// heartbeat is due.
 #[test]
-fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
+fn last_messages_that_the_channel_has_no_room_for_are_not_waited_for() {
     let timing = Timing { heartbeat_ns: 59_000_000_000, ..patient() };
     let primary = Running::awaiting_backup(&Claims::owned(), WAIT_FOR_INTERRUPT, timing);
     let mut backup = Peer::connect(primary.address);
@@ -486,7 +486,7 @@ fn last_words_that_the_channel_has_no_room_for_are_not_waited_for() {
     fill_other_end(&backup.stream);
     let (ended, ends) = mpsc::channel();
     thread::spawn(move || ended.send(primary.retire()));
-    let end = ends.recv_timeout(TIMEOUT).expect("the last words wait for the backup");
+    let end = ends.recv_timeout(TIMEOUT).expect("the last messages wait for the backup");
     assert!(matches!(end, LiveEnd::HandedOver));
     drop(backup);
 }
