@@ -1,7 +1,5 @@
 //! Connections to the LAN break with packets on them. The packets must be sent again, and arrive
 //! once and in order.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use ft::guest_clock::GuestClock;
 use ft::output_gate::OutputGate;

@@ -1,7 +1,7 @@
 //! A VM with a log on disk.
 
 use super::found::index;
-use super::roles_image::image;
+use crate::roles_image::image;
 use ft::event_source::EventSource;
 use ft::record::{Intervals, LogSink, Recorder};
 use ft::replay::Replayer;

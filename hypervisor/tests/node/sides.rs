@@ -1,13 +1,7 @@
 //! Each side with its real threads and a real socket. The other side is either played by the test,
 //! or real as well, behind a link that the test can cut.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../ft/tests/roles_image/mod.rs"]
-mod roles_image;
-
-mod roles_peer;
-
+use super::roles_image::{JUMP_BACK_ONE, image};
 use ft::claim::{Claim, ClaimKind};
 use ft::role::{BackupEnd, DiskLogState, Inheritance, PrimaryEnd, PrimaryRole, Timing};
 use hypervisor::lan::port::PortTiming;
@@ -24,7 +18,6 @@ use logchannel::message::Message;
 use logchannel::session::{NodeId, VmId};
 use logchannel::stream::LogSender;
 use nix::sys::socket::{MsgFlags, SockaddrIn, getpeername, send, setsockopt, sockopt};
-use roles_image::{JUMP_BACK_ONE, image};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
@@ -32,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vm::{Event, InstructionCount, Machine};
 
-use roles_peer::*;
+use super::peer::*;
 
 #[test]
 fn a_backup_that_wins_always_goes_live() {

@@ -4,10 +4,6 @@
 //! The "VM" here retains what a backup would have: its TCP state, which outputs it has sent, and
 //! its last packet. So it can be cut from its host and attached again as the next generation, as in
 //! a failover.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
-mod lan_guest;
 
 use hypervisor::lan::client::{FromLan, LanError, attach};
 use hypervisor::lan::server::{LanConfig, LanServer};
@@ -21,7 +17,7 @@ use std::thread::{self};
 use std::time::Duration;
 use vm::OutputId;
 
-use lan_guest::*;
+use super::guest::*;
 
 #[test]
 fn a_client_comes_through_a_forward_and_closes_in_order() {

@@ -1,7 +1,5 @@
 //! The arbiters as a node uses them: a directory, a server over the network, and the program, with
 //! nodes that claim at the same time.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use ft::claim::{Claim, ClaimKind, Verdict};
 use hypervisor::arbiter;

@@ -1,6 +1,4 @@
 //! The inbox as an event source: what waits for the guest, and what doesn't.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;

@@ -1,7 +1,5 @@
 //! The guest `bench` must compute the same on the machine as its code does on the host.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use guest_programs::bench::Program;
 use hypervisor::program::guest::Guest;
 use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};

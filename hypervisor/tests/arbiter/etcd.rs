@@ -1,7 +1,5 @@
 //! The etcd arbiter with members that are silent, strange or hostile. The tests with a real etcd
 //! are in `tests/`.
-#![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
-#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use ft::claim::{Claim, ClaimKind, Verdict};
 use hypervisor::arbiter;
