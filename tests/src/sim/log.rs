@@ -100,7 +100,7 @@ pub(super) fn log_options(directory: LogDirectory<SimDisk>, wait: LogWait) -> Di
 pub(super) fn options(env: &Env, host: usize, wait: Option<LogWait>) -> Option<Option<DiskLogOptions<SimDisk>>> {
     let Some(wait) = wait else { return Some(None) };
     let disk = env.disks.get(host)?.clone();
-    match LogDirectory::take(disk, &env.vms[env.vm_of_host[host]].id) {
+    match LogDirectory::lock(disk, &env.vms[env.vm_of_host[host]].id) {
         Ok(directory) => Some(Some(log_options(directory, wait))),
         Err(_) => None,
     }

@@ -125,7 +125,7 @@ impl Resuming {
         };
         Ok(match stage {
             Stage::Begun => {
-                let directory = LogDirectory::take_existing(disk.clone(), &me.setup.vm)?;
+                let directory = LogDirectory::lock_existing(disk.clone(), &me.setup.vm)?;
                 Stage::Surveyed(Box::new(Restart::survey(directory, &me.setup.vm)?))
             }
             Stage::Surveyed(mut restart) => {

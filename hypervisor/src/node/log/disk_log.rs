@@ -3,11 +3,11 @@
 
 use super::identity::{LogWriterKind, WriterNote};
 use super::joining::JoiningLog;
-use super::progress::{DiskLogWatch, Progress, StuckDisk};
+use super::progress::{DiskLogWatch, LogProgress, StuckDisk};
 use super::side_log::LogWait;
 use super::storage::Storage;
 use super::sync::{SyncStep, Unsynced};
-use super::writer::{Batch, Order, WriterStep};
+use super::writer::{Batch, WriterOrder, WriterStep};
 use super::{HostDirectory, LogDirectory, LogDirectoryError};
 use ft::page_copy;
 use ft::page_copy::PageCopying;
@@ -80,17 +80,17 @@ pub struct DiskLog<S: Storage = HostDirectory> {
     session: SessionHeader,
     limits: DiskLimits,
     orders: crossbeam_channel::Sender<Batch>,
-    progress: Arc<Progress>,
+    progress: Arc<LogProgress>,
     directory: LogDirectory<S>,
     /// Orders that the writer hasn't been sent yet.
-    pending: Vec<Order>,
+    pending: Vec<WriterOrder>,
     pending_bytes: usize,
     /// The snapshot in progress.
     copying: Option<PageCopying>,
     /// The guest doesn't run until the first snapshot is complete.
     is_beginning: bool,
     /// The current segment; `None` before the first snapshot is complete.
-    segment: Option<Segment>,
+    segment: Option<CurrentSegment>,
     /// The last snapshot's memory, in bytes.
     snapshot_bytes: u64,
     /// The number of complete snapshots sent to the writer.
@@ -108,7 +108,7 @@ pub struct DiskLogSteps<S: Storage> {
 }
 
 #[derive(Debug)]
-struct Segment {
+struct CurrentSegment {
     start: InstructionCount,
     /// The bytes of its entries, about.
     bytes: u64,
@@ -145,7 +145,7 @@ impl<S: Storage> LogDirectory<S> {
         node: NodeId,
         limits: DiskLimits,
     ) -> (DiskLog<S>, DiskLogSteps<S>) {
-        let (progress, unsynced) = (Arc::new(Progress::new()), Arc::new(Unsynced::new()));
+        let (progress, unsynced) = (Arc::new(LogProgress::new()), Arc::new(Unsynced::new()));
         // Unbounded, because the callers keep to `queue_bytes_max`.
         let (orders, queue) = crossbeam_channel::unbounded();
         let note = WriterNote { kind, wait: limits.wait, boot: self.storage.boot() };
@@ -202,7 +202,7 @@ impl<S: Storage> DiskLog<S> {
         self.on_consumed(entry);
         // The first snapshot has the effects of entries before it.
         if self.segment.is_some() {
-            self.push(Order::Entry(entry.clone()), payload_bytes(entry));
+            self.push(WriterOrder::Entry(entry.clone()), payload_bytes(entry));
         }
     }
 
@@ -222,14 +222,14 @@ impl<S: Storage> DiskLog<S> {
     /// A backup's machine has been restored from the snapshot that begins the log. Its memory had
     /// `snapshot_bytes` bytes.
     pub const fn on_restored(&mut self, machine: &Machine, snapshot_bytes: u64) {
-        self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
+        self.segment = Some(CurrentSegment { start: machine.instruction_count(), bytes: 0 });
         (self.snapshot_bytes, self.snapshots) = (snapshot_bytes, 1);
     }
 
     /// Makes the directory record that its writer is of this kind now.
     pub fn become_kind(&mut self, kind: LogWriterKind) {
-        self.push(Order::Become(kind), 0);
-        self.hand_over();
+        self.push(WriterOrder::Become(kind), 0);
+        self.submit();
     }
 
     /// Passes entries to the writer. Also copies a piece of the guest's memory if a segment is
@@ -257,7 +257,7 @@ impl<S: Storage> DiskLog<S> {
         if self.progress.snapshots.load(Ordering::Acquire) == self.snapshots {
             self.progress.remember_from.store(next_seq.0, Ordering::Release);
         }
-        self.hand_over();
+        self.submit();
     }
 
     /// `true` while a segment is beginning, so that [`DiskLog::serve`] should be called soon also
@@ -315,8 +315,8 @@ impl<S: Storage> DiskLog<S> {
     /// Ends the log with an end mark. [`FinishingLog::step`] returns when it is durable.
     #[must_use]
     pub fn finish(mut self) -> FinishingLog<S> {
-        self.push(Order::Finish, 0);
-        self.hand_over();
+        self.push(WriterOrder::Finish, 0);
+        self.submit();
         let Self { progress, directory, limits, .. } = self;
         FinishingLog { directory: Some(directory), progress, patience: limits.patience, stuck: None }
     }
@@ -347,7 +347,7 @@ impl<S: Storage> DiskLog<S> {
     fn begin_snapshot(&mut self, machine: &mut Machine) {
         self.copying = Some(PageCopying::begin(PageCopy::Log, machine));
         self.snapshot_bytes = 0;
-        self.push(Order::Begin(Box::new(self.session.clone())), 0);
+        self.push(WriterOrder::Begin(Box::new(self.session.clone())), 0);
     }
 
     /// Copies a piece of the memory, or several for a guest that stands still, while the queue has
@@ -376,29 +376,29 @@ impl<S: Storage> DiskLog<S> {
     fn complete(&mut self, machine: &mut Machine, seq: LogSeq, unsent: Vec<(OutputId, Arc<OutputOperation>)>) {
         for (id, operation) in unsent {
             let bytes = operation.bytes().len();
-            self.push(Order::UnsentOutput(id, operation), bytes);
+            self.push(WriterOrder::UnsentOutput(id, operation), bytes);
         }
         let snapshot = Snapshot { seq, digest: machine.digest(), state: machine.state() };
         let bytes = snapshot.state.len();
-        self.push(Order::Complete(snapshot), bytes);
+        self.push(WriterOrder::Complete(snapshot), bytes);
         self.snapshots += 1;
-        self.segment = Some(Segment { start: machine.instruction_count(), bytes: 0 });
+        self.segment = Some(CurrentSegment { start: machine.instruction_count(), bytes: 0 });
         self.is_beginning = false;
     }
 
     fn push_pages(&mut self, pages: Pages) {
         let bytes = pages.count() * PAGE_BYTES;
         self.snapshot_bytes += bytes as u64;
-        self.push(Order::Pages(pages), bytes);
+        self.push(WriterOrder::Pages(pages), bytes);
     }
 
-    fn push(&mut self, order: Order, payload_bytes: usize) {
-        self.pending_bytes += size_of::<Order>() + payload_bytes;
+    fn push(&mut self, order: WriterOrder, payload_bytes: usize) {
+        self.pending_bytes += size_of::<WriterOrder>() + payload_bytes;
         self.pending.push(order);
     }
 
     /// Passes all pending orders to the writer; outputs may wait for their entries.
-    pub fn hand_over(&mut self) {
+    pub fn submit(&mut self) {
         if self.pending.is_empty() {
             return;
         }
@@ -415,7 +415,7 @@ impl<S: Storage> DiskLog<S> {
 pub struct FinishingLog<S: Storage = HostDirectory> {
     /// Returned at the end.
     directory: Option<LogDirectory<S>>,
-    progress: Arc<Progress>,
+    progress: Arc<LogProgress>,
     patience: Duration,
     stuck: Option<StuckDisk>,
 }

@@ -76,7 +76,7 @@ pub struct LogProvenance {
     /// and those that resumed from it and died before they had a segment of their own.
     pub nodes: Vec<NodeId>,
     pub(super) newest_is_unreadable: bool,
-    pub(super) writer: WriterSaid,
+    pub(super) writer: StoredWriterNote,
     /// The host's current boot.
     pub(super) boot: String,
 }
@@ -85,7 +85,7 @@ impl LogProvenance {
     /// Whose log this is.
     #[must_use]
     pub fn identity(&self) -> LogIdentity<'_> {
-        let is_owners = matches!(&self.writer, WriterSaid::Note(writer) if writer.kind == LogWriterKind::Owner);
+        let is_owners = matches!(&self.writer, StoredWriterNote::Note(writer) if writer.kind == LogWriterKind::Owner);
         LogIdentity { generation: self.generation, nodes: &self.nodes, is_owners }
     }
 
@@ -95,11 +95,11 @@ impl LogProvenance {
     pub fn possible_losses(&self, owner: NodeId) -> Vec<PossibleLoss> {
         let writer = match &self.writer {
             _ if mutated(Mutation::LossesNotAsked) => return Vec::new(),
-            WriterSaid::Note(writer) => writer,
-            WriterSaid::Damaged => return vec![PossibleLoss::WriterUnknown],
+            StoredWriterNote::Note(writer) => writer,
+            StoredWriterNote::Damaged => return vec![PossibleLoss::WriterUnknown],
             // An earlier release listed only the segment's writer.
-            WriterSaid::Nothing if self.nodes.contains(&owner) => return Vec::new(),
-            WriterSaid::Nothing => return vec![PossibleLoss::OfBackup],
+            StoredWriterNote::Nothing if self.nodes.contains(&owner) => return Vec::new(),
+            StoredWriterNote::Nothing => return vec![PossibleLoss::OfBackup],
         };
         if self.nodes.is_empty() {
             return vec![PossibleLoss::HadFailed];
@@ -120,7 +120,7 @@ impl LogProvenance {
 
 /// A directory's note on its newest segment's writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum WriterSaid {
+pub(super) enum StoredWriterNote {
     /// No note: the directory is of an earlier release.
     Nothing,
     /// The note can't be read, as a loss of power may leave it.
@@ -198,9 +198,11 @@ fn write_nodes(storage: &impl Storage, nodes: &[NodeId]) -> Result<(), LogDirect
 }
 
 /// Reads the note on the newest segment's writer.
-pub(super) fn read_writer(storage: &impl Storage) -> Result<WriterSaid, LogDirectoryError> {
+pub(super) fn read_writer(storage: &impl Storage) -> Result<StoredWriterNote, LogDirectoryError> {
     let note = read_note(storage, WRITER)?;
-    Ok(note.map_or(WriterSaid::Nothing, |text| WriterNote::parse(&text).map_or(WriterSaid::Damaged, WriterSaid::Note)))
+    Ok(note.map_or(StoredWriterNote::Nothing, |text| {
+        WriterNote::parse(&text).map_or(StoredWriterNote::Damaged, StoredWriterNote::Note)
+    }))
 }
 
 /// Writes the note on the newest segment's writer. The name isn't made durable, because outputs

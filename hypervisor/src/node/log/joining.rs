@@ -3,8 +3,8 @@
 
 use super::disk_log::payload_bytes;
 use super::identity::LogWriterKind;
-use super::progress::Progress;
-use super::writer::{Batch, Order};
+use super::progress::LogProgress;
+use super::writer::{Batch, WriterOrder};
 use logchannel::entry::LogEntry;
 use logchannel::session::SessionHeader;
 use logchannel::snapshot::{Pages, Snapshot};
@@ -19,25 +19,25 @@ use vm::{OutputId, OutputOperation};
 #[derive(Debug)]
 pub struct JoiningLog {
     orders: crossbeam_channel::Sender<Batch>,
-    progress: Arc<Progress>,
+    progress: Arc<LogProgress>,
     queue_bytes_max: usize,
 }
 
 impl JoiningLog {
     pub(super) fn begin(
         orders: crossbeam_channel::Sender<Batch>,
-        progress: Arc<Progress>,
+        progress: Arc<LogProgress>,
         queue_bytes_max: usize,
         session: &SessionHeader,
     ) -> Self {
         let log = Self { orders, progress, queue_bytes_max };
-        log.give(vec![Order::Begin(Box::new(session.clone()))], 0);
+        log.give(vec![WriterOrder::Begin(Box::new(session.clone()))], 0);
         log
     }
 
     /// Memory pages of the snapshot.
     pub fn pages(&self, pages: &Pages) {
-        self.give(vec![Order::Pages(pages.clone())], pages.bytes.len());
+        self.give(vec![WriterOrder::Pages(pages.clone())], pages.bytes.len());
     }
 
     /// Completes the snapshot, with the outputs that may not have left.
@@ -45,10 +45,10 @@ impl JoiningLog {
         let mut bytes = snapshot.state.len();
         let unsent = unsent.map(|(id, operation)| {
             bytes += operation.bytes().len();
-            Order::UnsentOutput(id, Arc::new(operation))
+            WriterOrder::UnsentOutput(id, Arc::new(operation))
         });
         let mut orders: Vec<_> = unsent.collect();
-        orders.push(Order::Complete(snapshot.clone()));
+        orders.push(WriterOrder::Complete(snapshot.clone()));
         self.give(orders, bytes);
     }
 
@@ -57,7 +57,7 @@ impl JoiningLog {
         let mut bytes = 0;
         let entry = |entry: &LogEntry| {
             bytes += payload_bytes(entry);
-            Order::Entry(entry.clone())
+            WriterOrder::Entry(entry.clone())
         };
         let orders = entries.map(entry).collect();
         self.give(orders, bytes);
@@ -65,7 +65,7 @@ impl JoiningLog {
 
     /// The primary holds its outputs for this backup from now on.
     pub fn protects(&self) {
-        self.give(vec![Order::Become(LogWriterKind::Backup)], 0);
+        self.give(vec![WriterOrder::Become(LogWriterKind::Backup)], 0);
     }
 
     /// `true` while the queue to the disk is full, so that nothing more may be received.
@@ -84,11 +84,11 @@ impl JoiningLog {
         self.progress.has_failed()
     }
 
-    fn give(&self, orders: Vec<Order>, payload_bytes: usize) {
+    fn give(&self, orders: Vec<WriterOrder>, payload_bytes: usize) {
         if orders.is_empty() || self.has_failed() {
             return;
         }
-        let bytes = payload_bytes + orders.len() * size_of::<Order>();
+        let bytes = payload_bytes + orders.len() * size_of::<WriterOrder>();
         self.progress.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
         // Fails only after logging has failed.
         let _ = self.orders.send(Batch { orders, bytes });

@@ -188,7 +188,7 @@ impl LogDirectory {
         refuse_other_files(path)?;
         let directory = HostDirectory::at(path);
         directory.make().map_err(failed("making the log directory", path))?;
-        Self::take(directory, vm)
+        Self::lock(directory, vm)
     }
 
     /// Opens the directory of `vm` to resume from the log in it; creates nothing.
@@ -197,7 +197,7 @@ impl LogDirectory {
     /// As [`LogDirectory::open`]; [`LogDirectoryError::Missing`], [`LogDirectoryError::NotOurs`].
     pub fn open_existing(path: &Path, vm: &VmId) -> Result<Self, LogDirectoryError> {
         refuse_other_files(path)?;
-        let taken = Self::take_existing(HostDirectory::at(path), vm);
+        let taken = Self::lock_existing(HostDirectory::at(path), vm);
         if matches!(taken, Err(LogDirectoryError::NotOurs(_))) && !path.exists() {
             return Err(LogDirectoryError::Missing(path.into()));
         }
@@ -210,7 +210,7 @@ impl<S: Storage> LogDirectory<S> {
     ///
     /// # Errors
     /// [`LogDirectoryError::InUse`], [`LogDirectoryError::OtherVm`], [`LogDirectoryError::Io`].
-    pub fn take(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
+    pub fn lock(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
         let lock = storage.lock(VM, true).map_err(failed("opening", &storage.path_of(VM)))?;
         Self::locked(storage, vm, lock)
     }
@@ -218,8 +218,8 @@ impl<S: Storage> LogDirectory<S> {
     /// Locks the directory of `vm` to resume from the log in it; creates nothing.
     ///
     /// # Errors
-    /// As [`LogDirectory::take`]; [`LogDirectoryError::NotOurs`].
-    pub fn take_existing(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
+    /// As [`LogDirectory::lock`]; [`LogDirectoryError::NotOurs`].
+    pub fn lock_existing(storage: S, vm: &VmId) -> Result<Self, LogDirectoryError> {
         match storage.lock(VM, false) {
             Ok(lock) => Self::locked(storage, vm, lock),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 const NOTHING: u64 = u64::MAX;
 
 /// Called when a position has changed, or logging has failed.
-type Listener = Box<dyn Fn() + Send>;
+type ProgressListener = Box<dyn Fn() + Send>;
 
 /// The progress of one log.
-pub(super) struct Progress {
+pub(super) struct LogProgress {
     /// Bytes of orders done, plus syncs: it grows while the disk makes progress.
     pub(super) done: AtomicU64,
     /// The number of complete snapshots.
@@ -29,18 +29,18 @@ pub(super) struct Progress {
     in_cache: AtomicU64,
     /// One past the last entry on disk, likewise.
     durable: AtomicU64,
-    listener: Mutex<Option<Listener>>,
+    listener: Mutex<Option<ProgressListener>>,
     /// The number of steps that are done.
     pub(super) steps_done: AtomicUsize,
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for LogProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress").field("durable", &self.durable).finish_non_exhaustive()
+        f.debug_struct("LogProgress").field("durable", &self.durable).finish_non_exhaustive()
     }
 }
 
-impl Progress {
+impl LogProgress {
     pub(super) fn new() -> Self {
         Self {
             done: AtomicU64::new(0),
@@ -93,7 +93,7 @@ impl Progress {
         lock(&self.failure).take()
     }
 
-    pub(super) fn listen(&self, listener: Listener) {
+    pub(super) fn listen(&self, listener: ProgressListener) {
         lock(&self.listener).insert(listener)();
     }
 
@@ -111,7 +111,7 @@ fn end(seq: &AtomicU64) -> Option<LogSeq> {
 
 /// Watches the progress of a log on disk, on threads that don't log.
 #[derive(Clone, Debug)]
-pub struct DiskLogWatch(pub(super) Arc<Progress>);
+pub struct DiskLogWatch(pub(super) Arc<LogProgress>);
 
 impl DiskLogWatch {
     /// As [`DiskLog::in_cache`](super::DiskLog::in_cache).

@@ -181,7 +181,7 @@ impl<H: Host> SideDiskLog<H> {
     /// Passes entries to the writer at once if outputs wait for them.
     pub fn flush(&mut self) {
         if self.wait != LogWait::No {
-            self.log.hand_over();
+            self.log.submit();
         }
     }
 

@@ -1,7 +1,7 @@
 //! The sync step: makes a log durable, so that its writer never waits for the disk.
 
 use super::identity::mark_failed;
-use super::progress::Progress;
+use super::progress::LogProgress;
 use super::storage::{Storage, StorageFile, remove_if_there};
 use super::{LogDirectoryError, PART, STOPPED, failed, segment_names};
 use crate::node::channel::lock;
@@ -81,7 +81,7 @@ impl<S: Storage> Unsynced<S> {
 #[derive(Debug)]
 pub struct SyncStep<S: Storage> {
     storage: S,
-    progress: Arc<Progress>,
+    progress: Arc<LogProgress>,
     unsynced: Arc<Unsynced<S>>,
     /// The time between the beginnings of two syncs.
     interval: Duration,
@@ -93,7 +93,7 @@ pub struct SyncStep<S: Storage> {
 impl<S: Storage> SyncStep<S> {
     pub(super) const fn new(
         storage: S,
-        progress: Arc<Progress>,
+        progress: Arc<LogProgress>,
         unsynced: Arc<Unsynced<S>>,
         interval: Duration,
     ) -> Self {

@@ -1,7 +1,7 @@
 //! The writer step: writes a log's files as far as the page cache.
 
 use super::identity::{LogWriterKind, WriterNote, mark_failed, replace_nodes, write_writer};
-use super::progress::Progress;
+use super::progress::LogProgress;
 use super::side_log::LogWait;
 use super::storage::{Storage, StorageFile};
 use super::sync::Unsynced;
@@ -23,7 +23,7 @@ use vm::{OutputId, OutputOperation};
 
 /// An order to the writer.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum WriterOrder {
     /// Write an entry to the segment.
     Entry(LogEntry),
     /// Begin the next segment's snapshot.
@@ -44,7 +44,7 @@ pub(super) enum Order {
 /// Orders, and their bytes in the queue.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) orders: Vec<Order>,
+    pub(super) orders: Vec<WriterOrder>,
     pub(super) bytes: usize,
 }
 
@@ -58,12 +58,12 @@ pub struct WriterStep<S: Storage> {
     queue: Receiver<Batch>,
     /// The next batch, if [`WriterStep::wait`] has taken it from the queue.
     next: Option<Batch>,
-    progress: Arc<Progress>,
+    progress: Arc<LogProgress>,
     unsynced: Arc<Unsynced<S>>,
     gather: Duration,
-    segment: Option<Segment<S>>,
+    segment: Option<OpenSegment<S>>,
     part: Option<Part<S>>,
-    /// The segment's last entries, from [`Progress::remember_from`] on. A backup's log has entries
+    /// The segment's last entries, from [`LogProgress::remember_from`] on. A backup's log has entries
     /// that its machine hasn't consumed: they belong to the next segment too, whose snapshot is of
     /// that machine.
     recent: VecDeque<LogEntry>,
@@ -76,7 +76,7 @@ impl<S: Storage> fmt::Debug for WriterStep<S> {
     }
 }
 
-struct Segment<S: Storage> {
+struct OpenSegment<S: Storage> {
     log: LogWriter<SegmentFile<S>>,
     file: S::File,
     name: String,
@@ -94,7 +94,7 @@ impl<S: Storage> WriterStep<S> {
         storage: S,
         (node, note): (NodeId, WriterNote),
         queue: Receiver<Batch>,
-        (progress, unsynced): (Arc<Progress>, Arc<Unsynced<S>>),
+        (progress, unsynced): (Arc<LogProgress>, Arc<Unsynced<S>>),
         gather: Duration,
     ) -> Self {
         Self {
@@ -179,7 +179,7 @@ impl<S: Storage> WriterStep<S> {
         self.forget_old_entries();
         let part = self.part.as_ref().map(|part| part.file.clone());
         let mut written = None;
-        if let Some(Segment { log, file, name }) = &mut self.segment {
+        if let Some(OpenSegment { log, file, name }) = &mut self.segment {
             if !mutated(Mutation::WrittenBeforeFlush) {
                 log.flush().map_err(failed_at("writing", &self.storage, name))?;
             }
@@ -193,40 +193,40 @@ impl<S: Storage> WriterStep<S> {
         Ok(())
     }
 
-    fn carry_out(&mut self, order: Order) -> Result<(), LogDirectoryError> {
+    fn carry_out(&mut self, order: WriterOrder) -> Result<(), LogDirectoryError> {
         let Self { storage, segment, part, .. } = self;
         match order {
-            Order::Entry(entry) => {
-                let Segment { log, name, .. } = segment.as_mut().expect("entries come behind a snapshot");
+            WriterOrder::Entry(entry) => {
+                let OpenSegment { log, name, .. } = segment.as_mut().expect("entries come behind a snapshot");
                 log.append(&entry).map_err(failed_at("writing", storage, name))?;
                 self.recent.push_back(entry);
                 Ok(())
             }
-            Order::Become(kind) => {
+            WriterOrder::Become(kind) => {
                 // Flushed before the note is written: an owner's log must have everything that it
                 // acknowledged as a backup.
-                if let Some(Segment { log, name, .. }) = segment {
+                if let Some(OpenSegment { log, name, .. }) = segment {
                     log.flush().map_err(failed_at("writing", storage, name))?;
                 }
                 self.note.kind = kind;
                 write_writer(storage, &self.note)
             }
-            Order::Begin(session) => {
+            WriterOrder::Begin(session) => {
                 // Dropped before the file is created anew, because an abandoned part writes its
                 // buffer when it is dropped.
                 *part = None;
                 *part = Some(begin_part(storage, &session).map_err(failed_at("writing", storage, PART))?);
                 Ok(())
             }
-            Order::Pages(pages) => {
+            WriterOrder::Pages(pages) => {
                 let snapshot = &mut begun(part).snapshot;
                 snapshot.pages(pages.first, &pages.bytes).map_err(failed_at("writing", storage, PART))
             }
-            Order::UnsentOutput(id, operation) => {
+            WriterOrder::UnsentOutput(id, operation) => {
                 begun(part).snapshot.unsent(id, &operation).map_err(failed_at("writing", storage, PART))
             }
-            Order::Complete(snapshot) => self.complete(&snapshot),
-            Order::Finish => self.finish(),
+            WriterOrder::Complete(snapshot) => self.complete(&snapshot),
+            WriterOrder::Finish => self.finish(),
         }
     }
 
@@ -252,8 +252,8 @@ impl<S: Storage> WriterStep<S> {
         }
         self.storage.rename(PART, &name).map_err(failed_at("naming", &self.storage, &name))?;
         self.progress.snapshots.fetch_add(1, Ordering::AcqRel);
-        match self.segment.replace(Segment { log, file, name }) {
-            Some(Segment { log, name, .. }) => {
+        match self.segment.replace(OpenSegment { log, file, name }) {
+            Some(OpenSegment { log, name, .. }) => {
                 log.finish().map(|_| ()).map_err(failed_at("writing", &self.storage, &name))
             }
             // From here on the directory's segments are this node's. Earlier nodes in its list
@@ -284,7 +284,7 @@ impl<S: Storage> WriterStep<S> {
     /// Ends the current segment with an end mark.
     fn finish(&mut self) -> Result<(), LogDirectoryError> {
         self.is_done = true;
-        let Some(Segment { log, file, name }) = self.segment.take() else { return Ok(()) };
+        let Some(OpenSegment { log, file, name }) = self.segment.take() else { return Ok(()) };
         let end = log.next_seq();
         log.finish().map_err(failed_at("writing", &self.storage, &name))?;
         self.unsynced.add(|written| written.segment = Some((file, name, end)));
