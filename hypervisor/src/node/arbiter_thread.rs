@@ -26,7 +26,7 @@ pub trait ClaimWatch: Send + Sync {
 type Reply = (u64, Result<ArbiterReply, ArbiterError>);
 
 /// What the handles share with the thread.
-struct Shared {
+struct ArbiterThreadState {
     next: AtomicU64,
     /// A question has no reply yet.
     is_busy: AtomicBool,
@@ -38,7 +38,7 @@ struct Shared {
 #[derive(Clone)]
 pub struct ArbiterThread {
     spec: Arc<str>,
-    shared: Arc<Shared>,
+    shared: Arc<ArbiterThreadState>,
     questions: Sender<(u64, VmId, ArbiterCall)>,
     replies: Receiver<Reply>,
     watch: Option<Arc<dyn ClaimWatch>>,
@@ -56,8 +56,11 @@ impl ArbiterThread {
     /// # Errors
     /// If the thread can't start.
     pub fn new(arbiter: Arc<dyn Arbiter>, spec: &str, watch: Option<Arc<dyn ClaimWatch>>) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { next: AtomicU64::new(1), is_busy: AtomicBool::new(false), asker: Mutex::default() });
+        let shared = Arc::new(ArbiterThreadState {
+            next: AtomicU64::new(1),
+            is_busy: AtomicBool::new(false),
+            asker: Mutex::default(),
+        });
         let (questions, asked) = unbounded::<(u64, VmId, ArbiterCall)>();
         let (answer, replies) = unbounded();
         thread::Builder::new().name("arbiter".into()).spawn({

@@ -41,7 +41,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// Of the connection.
-    fn connect(&self, to: Listener) -> io::Result<Arc<Self::Connection>>;
+    fn connect(&self, to: Destination) -> io::Result<Arc<Self::Connection>>;
 
     /// Gives the running guest a packet, if its inbox has room. May wait for room on a host with a
     /// thread for it, at most a heartbeat's interval.
@@ -76,7 +76,7 @@ pub trait Host: Clone + Send + Sync + 'static {
 
 /// The address of another program, and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
+pub enum Destination {
     /// A LAN.
     Lan(SocketAddr),
     /// A VM's primary, as far as is known.

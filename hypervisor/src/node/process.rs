@@ -1,7 +1,7 @@
 //! A process as the host of a side: a thread for each step.
 
 use super::channel::lock;
-use super::host::{GuestInput, Host, Listener, Next, OutputSink, Priority, StepKind};
+use super::host::{Destination, GuestInput, Host, Next, OutputSink, Priority, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
 use super::io::lan::{Given, LanOutput};
 use super::io::network;
@@ -103,10 +103,10 @@ impl Host for ProcessHost {
         clock::now_ns()
     }
 
-    fn connect(&self, to: Listener) -> io::Result<Arc<TcpStream>> {
+    fn connect(&self, to: Destination) -> io::Result<Arc<TcpStream>> {
         match to {
-            Listener::Lan(address) => network::connect(address),
-            Listener::Primary(address) => {
+            Destination::Lan(address) => network::connect(address),
+            Destination::Primary(address) => {
                 let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
                 stream.set_nodelay(true)?;
                 Ok(Arc::new(stream))

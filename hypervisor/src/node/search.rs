@@ -1,7 +1,7 @@
 //! A backup's search for its primary.
 
 use super::arbiter_client::{ArbiterCall, ArbiterClient, ArbiterReply, ArbiterTransport};
-use super::host::{Host, Listener, Next};
+use super::host::{Destination, Host, Next};
 use super::reports::NodeReport;
 use super::wait_reports::WaitReports;
 use crate::arbiter::ArbiterError;
@@ -135,7 +135,7 @@ impl<D: ArbiterTransport> Search<D> {
 }
 
 fn connect<H: Host>(host: &H, address: SocketAddr) -> Result<(SocketAddr, Arc<H::Connection>), String> {
-    match host.connect(Listener::Primary(address)) {
+    match host.connect(Destination::Primary(address)) {
         Ok(connection) => Ok((address, connection)),
         // The usual reason, nothing listening, needs no details.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(format!("nobody answers at {address}")),

@@ -8,7 +8,7 @@ use super::recording_file;
 use super::{Failure, begin, finish, interrupted};
 use crate::lan::port::PortSender;
 use crate::node::channel::lock;
-use crate::node::host::{Host, Listener};
+use crate::node::host::{Destination, Host};
 use crate::node::io::console;
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
 use crate::node::io::lan::{Attaching, Given, LanUser};
@@ -222,7 +222,7 @@ impl LanUser for Recording {
     type Connection = TcpStream;
 
     fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
-        self.host.connect(Listener::Lan(lan))
+        self.host.connect(Destination::Lan(lan))
     }
 
     fn now_ns(&self) -> u64 {

@@ -8,7 +8,7 @@ use hypervisor::lan::port::PortSender;
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
-use hypervisor::node::host::{Host, Listener};
+use hypervisor::node::host::{Destination, Host};
 use hypervisor::node::io::inbox::HostEventSource;
 use hypervisor::node::io::lan::{Attaching, Given, LanUser};
 use hypervisor::node::io::network;
@@ -128,7 +128,7 @@ impl LanUser for Owner {
     type Connection = TcpStream;
 
     fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
-        self.host.connect(Listener::Lan(lan))
+        self.host.connect(Destination::Lan(lan))
     }
 
     fn now_ns(&self) -> u64 {

@@ -17,7 +17,7 @@ use ft::claim::Verdict;
 use hypervisor::arbiter::ArbiterError;
 use hypervisor::lan::client::LanError;
 use hypervisor::node::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
-use hypervisor::node::host::{Host, Listener, Observation, StepKind};
+use hypervisor::node::host::{Destination, Host, Observation, StepKind};
 use hypervisor::node::io::lan::Given;
 use hypervisor::node::log::DiskLogSteps;
 use hypervisor::node::reports::NodeReport;
@@ -268,10 +268,10 @@ impl Host for SimHost {
         self.env.get().now_ns
     }
 
-    fn connect(&self, to: Listener) -> io::Result<Arc<SimConnection>> {
+    fn connect(&self, to: Destination) -> io::Result<Arc<SimConnection>> {
         let place = match to {
-            Listener::Lan(_) => Place::Lan,
-            Listener::Primary(address) => Place::Host(host_at(address)),
+            Destination::Lan(_) => Place::Lan,
+            Destination::Primary(address) => Place::Host(host_at(address)),
         };
         let end = self.env.get().dial(Place::Host(self.me.host), place);
         Ok(Arc::new(self.end_of(end, place != Place::Lan)))

@@ -43,7 +43,7 @@ const MODES: [&str; 1] = ["4"];
 /// The filter's state.
 #[derive(Debug, Default)]
 pub struct ConsoleFilter {
-    state: State,
+    state: FilterState,
     /// The current sequence, including its ESC.
     sequence: Vec<u8>,
     /// The first bytes of an incomplete character.
@@ -55,7 +55,7 @@ pub struct ConsoleFilter {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum FilterState {
     #[default]
     Ground,
     Escape,
@@ -78,7 +78,7 @@ impl ConsoleFilter {
 
     /// Appends what resets the terminal after everything that it has got. Call it at the end.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        if !self.character.is_empty() && self.state == State::Ground {
+        if !self.character.is_empty() && self.state == FilterState::Ground {
             out.extend_from_slice(REPLACEMENT);
         }
         out.extend_from_slice(self.undo());
@@ -135,10 +135,10 @@ impl ConsoleFilter {
     /// Handles a character beyond ASCII.
     fn text(&mut self, character: &[u8], out: &mut Vec<u8>) {
         match self.state {
-            State::String { .. } => {}
-            State::Ground => out.extend_from_slice(character),
-            State::Escape | State::Control => {
-                self.state = State::Ground;
+            FilterState::String { .. } => {}
+            FilterState::Ground => out.extend_from_slice(character),
+            FilterState::Escape | FilterState::Control => {
+                self.state = FilterState::Ground;
                 out.extend_from_slice(character);
             }
         }
@@ -147,21 +147,21 @@ impl ConsoleFilter {
     fn control_or_ascii(&mut self, byte: u8, out: &mut Vec<u8>) {
         match (self.state, byte) {
             (_, ESC) => {
-                self.state = State::Escape;
+                self.state = FilterState::Escape;
                 self.sequence.clear();
                 self.sequence.push(ESC);
             }
-            (_, CAN | SUB) => self.state = State::Ground,
-            (State::String { ends_with_bel: true }, BEL) => self.state = State::Ground,
-            (State::String { .. }, _) | (_, ENQ) => {}
+            (_, CAN | SUB) => self.state = FilterState::Ground,
+            (FilterState::String { ends_with_bel: true }, BEL) => self.state = FilterState::Ground,
+            (FilterState::String { .. }, _) | (_, ENQ) => {}
             // A terminal executes C0 controls also in the middle of a sequence.
-            (State::Ground, _) | (_, 0x00..=0x1f) => out.push(byte),
-            (State::Escape, _) => self.escape(byte, out),
-            (State::Control, 0x40..=0x7e) => {
-                self.state = State::Ground;
+            (FilterState::Ground, _) | (_, 0x00..=0x1f) => out.push(byte),
+            (FilterState::Escape, _) => self.escape(byte, out),
+            (FilterState::Control, 0x40..=0x7e) => {
+                self.state = FilterState::Ground;
                 self.end_control(byte, out);
             }
-            (State::Control, _) => self.collect(byte),
+            (FilterState::Control, _) => self.collect(byte),
         }
     }
 
@@ -172,12 +172,12 @@ impl ConsoleFilter {
             // An intermediate byte.
             0x20..=0x2f => return,
             0x7f => return,
-            b'[' if self.sequence.len() == 2 => State::Control,
-            b']' if self.sequence.len() == 2 => State::String { ends_with_bel: true },
-            b'P' | b'X' | b'^' | b'_' if self.sequence.len() == 2 => State::String { ends_with_bel: false },
-            _ => State::Ground,
+            b'[' if self.sequence.len() == 2 => FilterState::Control,
+            b']' if self.sequence.len() == 2 => FilterState::String { ends_with_bel: true },
+            b'P' | b'X' | b'^' | b'_' if self.sequence.len() == 2 => FilterState::String { ends_with_bel: false },
+            _ => FilterState::Ground,
         };
-        if self.state == State::Ground && escape_draws(&self.sequence[1..]) {
+        if self.state == FilterState::Ground && escape_draws(&self.sequence[1..]) {
             self.pass(out);
         }
     }

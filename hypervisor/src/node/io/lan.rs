@@ -177,7 +177,7 @@ impl LossReports {
 }
 
 #[derive(Debug)]
-enum State<C> {
+enum AttachmentState<C> {
     /// No connection; the next attempt is at this time.
     Away { until_ns: u64 },
     /// The LAN has been sent Attach.
@@ -191,19 +191,19 @@ enum State<C> {
 pub struct LanAttachment<C> {
     whose: Attaching,
     timing: AttachmentTiming,
-    state: State<C>,
+    state: AttachmentState<C>,
     /// The number of the last packet that the guest got.
     last_packet: u64,
     losses: LossReports,
 }
 
 /// Why an attachment can't go on.
-enum Lost {
+enum AttachmentLoss {
     Guest,
     Lan(LanError),
 }
 
-impl From<LanError> for Lost {
+impl From<LanError> for AttachmentLoss {
     fn from(error: LanError) -> Self {
         Self::Lan(error)
     }
@@ -214,13 +214,19 @@ impl<C: Connection> LanAttachment<C> {
     /// that the guest got.
     #[must_use]
     pub fn new(whose: Attaching, timing: AttachmentTiming, last_packet: u64) -> Self {
-        Self { whose, timing, state: State::Away { until_ns: 0 }, last_packet, losses: LossReports::default() }
+        Self {
+            whose,
+            timing,
+            state: AttachmentState::Away { until_ns: 0 },
+            last_packet,
+            losses: LossReports::default(),
+        }
     }
 
     /// `true` while the port is open.
     #[must_use]
     pub const fn is_attached(&self) -> bool {
-        matches!(self.state, State::Attached { .. })
+        matches!(self.state, AttachmentState::Attached { .. })
     }
 
     /// Attaches when an attempt is due, passes on what has arrived, and gives up a LAN that is
@@ -228,9 +234,9 @@ impl<C: Connection> LanAttachment<C> {
     pub fn step(&mut self, user: &impl LanUser<Connection = C>) -> Next {
         match self.try_step(user) {
             Ok(next) => next,
-            Err(Lost::Guest) => self.leave(),
-            Err(Lost::Lan(_)) if user.is_over() => self.leave(),
-            Err(Lost::Lan(error)) => self.lose(user, &error),
+            Err(AttachmentLoss::Guest) => self.leave(),
+            Err(AttachmentLoss::Lan(_)) if user.is_over() => self.leave(),
+            Err(AttachmentLoss::Lan(error)) => self.lose(user, &error),
         }
     }
 
@@ -242,9 +248,9 @@ impl<C: Connection> LanAttachment<C> {
     pub fn try_once(&mut self, user: &impl LanUser<Connection = C>) -> Result<(), String> {
         loop {
             match self.try_step(user) {
-                Ok(_) if matches!(self.state, State::Asking { .. }) => {}
-                Ok(_) | Err(Lost::Guest) => return Ok(()),
-                Err(Lost::Lan(error)) => {
+                Ok(_) if matches!(self.state, AttachmentState::Asking { .. }) => {}
+                Ok(_) | Err(AttachmentLoss::Guest) => return Ok(()),
+                Err(AttachmentLoss::Lan(error)) => {
                     let refusal = error.is_refusal().then(|| error.to_string());
                     self.lose(user, &error);
                     return refusal.map_or(Ok(()), Err);
@@ -253,15 +259,15 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    fn try_step(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, Lost> {
+    fn try_step(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, AttachmentLoss> {
         if user.is_over() {
-            return Err(Lost::Guest);
+            return Err(AttachmentLoss::Guest);
         }
         let now_ns = user.now_ns();
         match &mut self.state {
-            State::Away { until_ns } if now_ns < *until_ns => Ok(Next::Wait { until_ns: *until_ns }),
-            State::Away { .. } => self.attach(user),
-            State::Asking { reader, sender } => {
+            AttachmentState::Away { until_ns } if now_ns < *until_ns => Ok(Next::Wait { until_ns: *until_ns }),
+            AttachmentState::Away { .. } => self.attach(user),
+            AttachmentState::Asking { reader, sender } => {
                 let event = reader.receive(now_ns)?;
                 sender.flush(now_ns).map_err(LanError::from)?;
                 match event {
@@ -271,7 +277,7 @@ impl<C: Connection> LanAttachment<C> {
                 }
                 Ok(Next::Now)
             }
-            State::Attached { reader, waiting } => {
+            AttachmentState::Attached { reader, waiting } => {
                 if let Some((number, packet)) = waiting.take() {
                     return self.give(user, number, packet);
                 }
@@ -287,7 +293,7 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    fn attach(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, Lost> {
+    fn attach(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, AttachmentLoss> {
         let (generation, outputs) = user.owner();
         let Attaching { vm, node, booted, mac, .. } = self.whose.clone();
         let attachment = Attachment {
@@ -304,7 +310,7 @@ impl<C: Connection> LanAttachment<C> {
         let (reader, sender) =
             open(connection, &attachment, &self.timing.port, user.now_ns()).map_err(LanError::from)?;
         let until_ns = reader.due_ns();
-        self.state = State::Asking { reader, sender };
+        self.state = AttachmentState::Asking { reader, sender };
         Ok(Next::Arrival { until_ns })
     }
 
@@ -313,23 +319,28 @@ impl<C: Connection> LanAttachment<C> {
         if first_packet > self.last_packet.saturating_add(1) {
             tracing::warn!(first_packet, last_packet = self.last_packet, "the LAN no longer keeps all missing packets");
         }
-        let state = std::mem::replace(&mut self.state, State::Away { until_ns: 0 });
-        if let State::Asking { reader, sender } = state {
-            self.state = State::Attached { reader, waiting: None };
+        let state = std::mem::replace(&mut self.state, AttachmentState::Away { until_ns: 0 });
+        if let AttachmentState::Asking { reader, sender } = state {
+            self.state = AttachmentState::Attached { reader, waiting: None };
             user.report(&NodeReport::LanAttached { lan: self.whose.lan.to_string() });
             user.attached(sender, next_output);
         }
     }
 
     /// Gives the guest a packet. While the inbox is full, heartbeats to the LAN go on.
-    fn give(&mut self, user: &impl LanUser<Connection = C>, number: u64, packet: Vec<u8>) -> Result<Next, Lost> {
-        let State::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
+    fn give(
+        &mut self,
+        user: &impl LanUser<Connection = C>,
+        number: u64,
+        packet: Vec<u8>,
+    ) -> Result<Next, AttachmentLoss> {
+        let AttachmentState::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
         match user.give_packet(number, packet) {
             Given::Taken => {
                 self.last_packet = number;
                 Ok(Next::Now)
             }
-            Given::Gone => Err(Lost::Guest),
+            Given::Gone => Err(AttachmentLoss::Guest),
             Given::Full(_) if mutated(Mutation::PacketForgotten) => Ok(Next::Now),
             Given::Full(packet) => {
                 *waiting = Some((number, packet));
@@ -343,7 +354,7 @@ impl<C: Connection> LanAttachment<C> {
     }
 
     fn leave(&mut self) -> Next {
-        self.state = State::Away { until_ns: u64::MAX };
+        self.state = AttachmentState::Away { until_ns: u64::MAX };
         Next::Done
     }
 
@@ -367,13 +378,13 @@ impl<C: Connection> LanAttachment<C> {
             (false, true) => now_ns,
             (false, false) => now_ns + self.timing.retry_ns,
         };
-        if let State::Asking { reader, .. } | State::Attached { reader, .. } =
-            std::mem::replace(&mut self.state, State::Away { until_ns })
+        if let AttachmentState::Asking { reader, .. } | AttachmentState::Attached { reader, .. } =
+            std::mem::replace(&mut self.state, AttachmentState::Away { until_ns })
         {
             reader.cut();
         }
         if mutated(Mutation::NeverAttachAgain) {
-            self.state = State::Away { until_ns: u64::MAX };
+            self.state = AttachmentState::Away { until_ns: u64::MAX };
         }
         if is_refusal {
             user.refused();

@@ -4,7 +4,7 @@
 use super::pending::PendingLine;
 use crate::lan::port::PortSender;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
-use crate::node::host::{Host, Listener, Next, Observation, OutputSink, StepKind};
+use crate::node::host::{Destination, Host, Next, Observation, OutputSink, StepKind};
 use crate::node::io::lan::{Given, LanUser};
 use crate::node::reports::NodeReport;
 use crate::os::rate_limit::RateLimits;
@@ -273,7 +273,7 @@ impl<H: Host> LanUser for PrimarySide<H> {
     type Connection = H::Connection;
 
     fn connect(&self, lan: SocketAddr) -> io::Result<Arc<H::Connection>> {
-        self.host.connect(Listener::Lan(lan))
+        self.host.connect(Destination::Lan(lan))
     }
 
     fn now_ns(&self) -> u64 {

@@ -421,13 +421,13 @@ impl<H: Host> LogSink for RoleSink<'_, H> {
         let side = self.side;
         let may_leave = {
             let mut role = lock(&side.role);
-            let place = role.appended();
+            let position = role.appended();
             role.handle_entry(side.host.now_ns(), entry, output);
-            if role.appended() == place {
+            if role.appended() == position {
                 *self.has_ended = true;
                 return Ok(());
             }
-            side.host.observe(Observation::Appended(place, entry));
+            side.host.observe(Observation::Appended(position, entry));
             role.has_outgoing()
         };
         if let Some(log) = &mut self.disk_log {
