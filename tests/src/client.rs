@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const WINDOW: u64 = 8;
 
 /// How long a read waits for a reply before the client checks for other work.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How long the client waits for duplicates after every reply has arrived.
 const LINGER: Duration = Duration::from_millis(300);
@@ -50,7 +50,7 @@ impl DatagramClient {
     pub fn start(service: SocketAddr) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("the host has a free port");
         socket.connect(service).expect("a UDP socket can be connected");
-        socket.set_read_timeout(Some(LOOK)).expect("a socket takes a timeout");
+        socket.set_read_timeout(Some(POLL_INTERVAL)).expect("a socket takes a timeout");
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (stop.clone(), answered.clone());
         let thread = thread::spawn(move || exchange(&socket, &stopped, &count));

@@ -4,7 +4,7 @@
 //! A side consists of *steps* that never wait. Each returns when it must be called again; the host
 //! decides by whom and on which thread. The process and the simulator call the same steps.
 
-use super::io::lan::{Given, LanOutput};
+use super::io::lan::{GuestDelivery, LanOutput};
 use super::log::{DiskLogSteps, Storage};
 use super::reports::NodeReport;
 pub use crate::os::connection::Connection;
@@ -45,7 +45,7 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// Gives the running guest a packet, if its inbox has room. May wait for room on a host with a
     /// thread for it, at most a heartbeat's interval.
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery;
 
     /// Makes a waiting step be called. If the step doesn't wait yet, its next wait ends at once.
     fn wake(&self, step: StepKind);

@@ -3,7 +3,7 @@
 use super::channel::lock;
 use super::host::{Destination, GuestInput, Host, Next, OutputSink, Priority, StepKind};
 use super::io::inbox::{HostEventSource, InboxSender};
-use super::io::lan::{Given, LanOutput};
+use super::io::lan::{GuestDelivery, LanOutput};
 use super::io::network;
 use super::io::sink::NetworkAndConsole;
 use super::log::{DiskLogSteps, HostDirectory};
@@ -114,8 +114,8 @@ impl Host for ProcessHost {
         }
     }
 
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
-        self.inbox.as_ref().map_or(Given::Gone, |inbox| inbox.give_packet(number, packet, ROOM_TIMEOUT))
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
+        self.inbox.as_ref().map_or(GuestDelivery::Gone, |inbox| inbox.deliver_packet(number, packet, ROOM_TIMEOUT))
     }
 
     fn report(&self, report: &NodeReport) {

@@ -11,7 +11,7 @@ use crate::node::channel::lock;
 use crate::node::host::{Destination, Host};
 use crate::node::io::console;
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
-use crate::node::io::lan::{Attaching, Given, LanUser};
+use crate::node::io::lan::{AttachmentConfig, GuestDelivery, LanUser};
 use crate::node::io::network::{self, NetworkAddress, TapAttachment};
 use crate::node::io::sink::NetworkAndConsole;
 use crate::node::process::ProcessHost;
@@ -196,8 +196,8 @@ fn attach(address: Option<NetworkAddress>, owner: Recording, vm: &VmId, mac: [u8
         None => Ok(()),
         Some(NetworkAddress::Lan(lan)) => {
             let booted = Generation(owner.started_us);
-            let whose = Attaching { vm: vm.clone(), node: entropy::node_id(), booted, mac, lan };
-            let mut attachment = network::attachment(whose, 0);
+            let config = AttachmentConfig { vm: vm.clone(), node: entropy::node_id(), booted, mac, lan };
+            let mut attachment = network::attachment(config, 0);
             if let Err(reason) = attachment.try_once(&owner) {
                 return Err(format!("the LAN at {lan} refuses this guest: {reason}").into());
             }
@@ -262,8 +262,8 @@ impl LanUser for Recording {
 
     fn carried(&self, _: OutputId) {}
 
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
-        self.host.give_packet(number, packet)
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
+        self.host.deliver_packet(number, packet)
     }
 }
 

@@ -10,7 +10,7 @@ use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::node::host::{Destination, Host};
 use hypervisor::node::io::inbox::HostEventSource;
-use hypervisor::node::io::lan::{Attaching, Given, LanUser};
+use hypervisor::node::io::lan::{AttachmentConfig, GuestDelivery, LanUser};
 use hypervisor::node::io::network;
 use hypervisor::node::io::sink::NetworkAndConsole;
 use hypervisor::node::process::ProcessHost;
@@ -171,8 +171,8 @@ impl LanUser for Owner {
         self.gate.lock().unwrap().carried(next_output);
     }
 
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
-        self.host.give_packet(number, packet)
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
+        self.host.deliver_packet(number, packet)
     }
 }
 
@@ -185,8 +185,8 @@ fn plug_in(lan: SocketAddr) -> Arc<Owner> {
     let gate = Mutex::new(OutputGate::new(OutputId(0)));
     let owner = Arc::new(Owner { gate, sink, host: host.clone() });
     let (node, booted, mac) = (NodeId(1), Generation(0), GUEST_MAC);
-    let whose = Attaching { vm: "vm".parse().unwrap(), node, booted, mac, lan };
-    network::start_lan(&host, network::attachment(whose, 0), owner.clone()).unwrap();
+    let config = AttachmentConfig { vm: "vm".parse().unwrap(), node, booted, mac, lan };
+    network::start_lan(&host, network::attachment(config, 0), owner.clone()).unwrap();
     owner
 }
 

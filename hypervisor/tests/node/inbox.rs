@@ -3,7 +3,7 @@
 use ft::event_source::EventSource;
 use ft::guest_clock::GuestClock;
 use hypervisor::node::io::inbox::HostEventSource;
-use hypervisor::node::io::lan::Given;
+use hypervisor::node::io::lan::GuestDelivery;
 use hypervisor::os::clock;
 use hypervisor::program::guest::Guest;
 use std::thread;
@@ -28,7 +28,9 @@ fn packets_that_the_guest_cannot_take_neither_keep_it_awake_nor_hold_up_its_cons
         let sender = sender.clone();
         // Many more than the inbox holds, so this waits until the source is dropped.
         thread::spawn(move || {
-            (1..=10_000).take_while(|number| sender.give_packet(*number, vec![0; 60], PATIENCE) == Given::Taken).count()
+            (1..=10_000)
+                .take_while(|number| sender.deliver_packet(*number, vec![0; 60], PATIENCE) == GuestDelivery::Taken)
+                .count()
         })
     };
     assert!(sender.send_console(b"ls\n".to_vec()));

@@ -18,7 +18,7 @@ use hypervisor::arbiter::ArbiterError;
 use hypervisor::lan::client::LanError;
 use hypervisor::node::arbiter_client::{ArbiterCall, ArbiterReply, ArbiterTransport};
 use hypervisor::node::host::{Destination, Host, Observation, StepKind};
-use hypervisor::node::io::lan::Given;
+use hypervisor::node::io::lan::GuestDelivery;
 use hypervisor::node::log::DiskLogSteps;
 use hypervisor::node::reports::NodeReport;
 use hypervisor::os::report::Report;
@@ -277,10 +277,10 @@ impl Host for SimHost {
         Ok(Arc::new(self.end_of(end, place != Place::Lan)))
     }
 
-    fn give_packet(&self, number: u64, frame: Vec<u8>) -> Given {
+    fn deliver_packet(&self, number: u64, frame: Vec<u8>) -> GuestDelivery {
         let mut seen = self.seen();
         if seen.packets.len() >= PACKETS_MAX {
-            return Given::Full(frame);
+            return GuestDelivery::Full(frame);
         }
         seen.packets.push_back((number, frame));
         drop(seen);
@@ -288,7 +288,7 @@ impl Host for SimHost {
         if env.vm_of(self.me.host).packet_arrives(number) {
             env.saw(Sighting::PacketDeliveredAgain);
         }
-        Given::Taken
+        GuestDelivery::Taken
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "most reports are nothing to a judge")]

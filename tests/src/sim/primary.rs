@@ -13,7 +13,7 @@ use super::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 use ft::role::{FULL_SHARE, PrimaryEnd, PrimaryRole};
 use hypervisor::node::host::{GuestInput, Host, Next, StepKind};
-use hypervisor::node::io::lan::{Attaching, LanAttachment};
+use hypervisor::node::io::lan::{AttachmentConfig, LanAttachment};
 use hypervisor::node::log::SideDiskLog;
 use hypervisor::node::primary::{
     Identity, LiveEnd, PendingConnection, PrimaryControl, PrimarySide, PrimaryStep, Sleeper, Vcpu, VcpuNext,
@@ -81,14 +81,14 @@ impl Primary {
         env.note_role(me.host, State::Primary(generation), what, &[generation, entries]);
         let host = process.become_part(Part::Primary(role.generation()));
         let session = role.session().clone();
-        let whose = Attaching {
+        let config = AttachmentConfig {
             vm: me.setup.vm.clone(),
             node: me.node,
             booted: session.booted,
             mac: me.setup.config.mac,
             lan: LAN_ADDRESS,
         };
-        let lan = LanAttachment::new(whose, me.setup.attachment, machine.last_packet_number());
+        let lan = LanAttachment::new(config, me.setup.attachment, machine.last_packet_number());
         let source = SimSource::new(host.clone(), *role.clock(), env);
         let sink = SimSink::new(host.clone());
         let disk_log = match log {

@@ -2,7 +2,7 @@
 //! them.
 
 use super::guest_inputs::{GuestInputs, InputQueues};
-use super::lan::Given;
+use super::lan::GuestDelivery;
 use crate::os::{clock, entropy};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use ft::event_source::EventSource;
@@ -61,14 +61,14 @@ impl InboxSender {
 
     /// Sends a packet, waiting up to `timeout` for room, and wakes the vCPU.
     #[must_use]
-    pub fn give_packet(&self, number: u64, packet: Vec<u8>, timeout: Duration) -> Given {
+    pub fn deliver_packet(&self, number: u64, packet: Vec<u8>, timeout: Duration) -> GuestDelivery {
         match self.packets.send_timeout((number, packet), timeout) {
             Ok(()) => {
                 self.wake_sleeper();
-                Given::Taken
+                GuestDelivery::Taken
             }
-            Err(SendTimeoutError::Timeout((_, packet))) => Given::Full(packet),
-            Err(SendTimeoutError::Disconnected(_)) => Given::Gone,
+            Err(SendTimeoutError::Timeout((_, packet))) => GuestDelivery::Full(packet),
+            Err(SendTimeoutError::Disconnected(_)) => GuestDelivery::Gone,
         }
     }
 

@@ -37,7 +37,7 @@ impl Default for AttachmentTiming {
 
 /// What attaches, and where.
 #[derive(Clone, Debug)]
-pub struct Attaching {
+pub struct AttachmentConfig {
     /// The VM.
     pub vm: VmId,
     /// The VM's owner.
@@ -52,7 +52,7 @@ pub struct Attaching {
 
 /// The result of giving the guest a packet.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Given {
+pub enum GuestDelivery {
     /// The packet is in the inbox.
     Taken,
     /// The inbox is full; the packet is returned.
@@ -104,7 +104,7 @@ pub trait LanUser {
 
     /// Gives the guest a packet, if its inbox has room. May wait for room on a host with a thread
     /// for it, at most a heartbeat's interval.
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given;
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery;
 }
 
 /// The sending end of a VM's attachment to its LAN.
@@ -189,7 +189,7 @@ enum AttachmentState<C> {
 /// A VM's attachment to a LAN.
 #[derive(Debug)]
 pub struct LanAttachment<C> {
-    whose: Attaching,
+    config: AttachmentConfig,
     timing: AttachmentTiming,
     state: AttachmentState<C>,
     /// The number of the last packet that the guest got.
@@ -213,9 +213,9 @@ impl<C: Connection> LanAttachment<C> {
     /// An attachment that hasn't been tried yet. `last_packet` is the number of the last packet
     /// that the guest got.
     #[must_use]
-    pub fn new(whose: Attaching, timing: AttachmentTiming, last_packet: u64) -> Self {
+    pub fn new(config: AttachmentConfig, timing: AttachmentTiming, last_packet: u64) -> Self {
         Self {
-            whose,
+            config,
             timing,
             state: AttachmentState::Away { until_ns: 0 },
             last_packet,
@@ -295,7 +295,7 @@ impl<C: Connection> LanAttachment<C> {
 
     fn attach(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, AttachmentLoss> {
         let (generation, outputs) = user.owner();
-        let Attaching { vm, node, booted, mac, .. } = self.whose.clone();
+        let AttachmentConfig { vm, node, booted, mac, .. } = self.config.clone();
         let attachment = Attachment {
             vm,
             node,
@@ -306,7 +306,7 @@ impl<C: Connection> LanAttachment<C> {
             last_packet: self.last_packet,
             booted,
         };
-        let connection = user.connect(self.whose.lan).map_err(LanError::from)?;
+        let connection = user.connect(self.config.lan).map_err(LanError::from)?;
         let (reader, sender) =
             open(connection, &attachment, &self.timing.port, user.now_ns()).map_err(LanError::from)?;
         let until_ns = reader.due_ns();
@@ -322,7 +322,7 @@ impl<C: Connection> LanAttachment<C> {
         let state = std::mem::replace(&mut self.state, AttachmentState::Away { until_ns: 0 });
         if let AttachmentState::Asking { reader, sender } = state {
             self.state = AttachmentState::Attached { reader, waiting: None };
-            user.report(&NodeReport::LanAttached { lan: self.whose.lan.to_string() });
+            user.report(&NodeReport::LanAttached { lan: self.config.lan.to_string() });
             user.attached(sender, next_output);
         }
     }
@@ -335,14 +335,14 @@ impl<C: Connection> LanAttachment<C> {
         packet: Vec<u8>,
     ) -> Result<Next, AttachmentLoss> {
         let AttachmentState::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
-        match user.give_packet(number, packet) {
-            Given::Taken => {
+        match user.deliver_packet(number, packet) {
+            GuestDelivery::Taken => {
                 self.last_packet = number;
                 Ok(Next::Now)
             }
-            Given::Gone => Err(AttachmentLoss::Guest),
-            Given::Full(_) if mutated(Mutation::PacketForgotten) => Ok(Next::Now),
-            Given::Full(packet) => {
+            GuestDelivery::Gone => Err(AttachmentLoss::Guest),
+            GuestDelivery::Full(_) if mutated(Mutation::PacketForgotten) => Ok(Next::Now),
+            GuestDelivery::Full(packet) => {
                 *waiting = Some((number, packet));
                 let now_ns = user.now_ns();
                 if reader.excuse(now_ns)? {

@@ -1,7 +1,7 @@
 //! A VM's network in a process: a thread keeps the VM attached to a LAN or a TAP interface.
 
 use super::announce::Station;
-use super::lan::{Attaching, AttachmentTiming, Given, LanAttachment, LanUser, LossReports};
+use super::lan::{AttachmentConfig, AttachmentTiming, GuestDelivery, LanAttachment, LanUser, LossReports};
 use super::sink::NetworkAndConsole;
 use super::tap::{self, TapError, TapName, TapReceiver};
 use crate::lan::client;
@@ -85,8 +85,8 @@ pub fn start_lan(
 /// An attachment with the usual timing. `last_packet` is the number of the last packet that the
 /// guest got.
 #[must_use]
-pub fn attachment(whose: Attaching, last_packet: u64) -> TcpAttachment {
-    LanAttachment::new(whose, AttachmentTiming::default(), last_packet)
+pub fn attachment(config: AttachmentConfig, last_packet: u64) -> TcpAttachment {
+    LanAttachment::new(config, AttachmentTiming::default(), last_packet)
 }
 
 /// A VM's attachment to a TAP interface.
@@ -147,10 +147,10 @@ impl TapAttachment {
                 Ok(FromLan::Packet { number, mut packet }) => {
                     *last_packet = number;
                     loop {
-                        match self.host.give_packet(number, packet) {
-                            Given::Taken => break,
-                            Given::Full(back) => packet = back,
-                            Given::Gone => return None,
+                        match self.host.deliver_packet(number, packet) {
+                            GuestDelivery::Taken => break,
+                            GuestDelivery::Full(back) => packet = back,
+                            GuestDelivery::Gone => return None,
                         }
                     }
                 }

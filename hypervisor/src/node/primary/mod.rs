@@ -17,7 +17,7 @@ use super::environment::Node;
 use super::host::StepKind;
 use super::io::console;
 use super::io::inbox::{HostEventSource, SLICE_STEPS};
-use super::io::lan::Attaching;
+use super::io::lan::AttachmentConfig;
 use super::io::network::{self, NetworkAddress, TapAttachment};
 use super::io::sink::NetworkAndConsole;
 use super::log::SideDiskLog;
@@ -145,8 +145,8 @@ fn start_network(
     match node.network.clone() {
         None => Ok(()),
         Some(NetworkAddress::Lan(lan)) => {
-            let whose = Attaching { vm: node.vm.clone(), node: node.id, booted, mac: node.mac, lan };
-            network::start_lan(host, network::attachment(whose, last_packet), side.clone())
+            let config = AttachmentConfig { vm: node.vm.clone(), node: node.id, booted, mac: node.mac, lan };
+            network::start_lan(host, network::attachment(config, last_packet), side.clone())
         }
         Some(NetworkAddress::Tap(name)) => {
             let (sink, over) = (side.sink.clone(), side.over.clone());

@@ -5,7 +5,7 @@ use super::pending::PendingLine;
 use crate::lan::port::PortSender;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
 use crate::node::host::{Destination, Host, Next, Observation, OutputSink, StepKind};
-use crate::node::io::lan::{Given, LanUser};
+use crate::node::io::lan::{GuestDelivery, LanUser};
 use crate::node::reports::NodeReport;
 use crate::os::rate_limit::RateLimits;
 use ft::mutation::{Mutation, mutated};
@@ -333,7 +333,7 @@ impl<H: Host> LanUser for PrimarySide<H> {
         lock(&self.role).handle_carried(next_output);
     }
 
-    fn give_packet(&self, number: u64, packet: Vec<u8>) -> Given {
-        self.host.give_packet(number, packet)
+    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
+        self.host.deliver_packet(number, packet)
     }
 }
