@@ -1,5 +1,5 @@
-//! What a recorder writes down replays, also at its edges: a guest whose device an event breaks,
-//! and a machine that is taken over with outputs in it that its predecessor had not logged.
+//! A recorder's log replays, also in special cases: a guest whose device breaks because of an
+//! event, and a machine that is taken over with outputs that its predecessor hadn't logged.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod roles_image;
@@ -39,7 +39,7 @@ fn machine(code: &[u32]) -> Machine {
     Machine::new(&MachineConfig { ram_bytes: 4 << 20, ..MachineConfig::default() }, &image(code)).unwrap()
 }
 
-/// A source that has `events` at once, whether or not the machine is fit for them.
+/// A source whose `events` are due at once, whether or not the machine can take them.
 struct Source(VecDeque<Event>);
 
 impl EventSource for Source {
@@ -89,8 +89,8 @@ fn replay(machine: Machine, entries: &[LogEntry]) -> (Machine, Vec<Consumed>) {
 
 #[test]
 fn a_guest_whose_device_an_event_breaks_goes_on() {
-    /// Virtio registers: features of version 1, a receive queue of 8 whose rings are outside RAM,
-    /// and off it goes.
+    /// Writes to virtio registers: features of version 1, a receive queue of 8 with rings outside
+    /// RAM, and the driver's final status.
     const WRITES: [(u32, u32); 9] =
         [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8), (0x44, 1), (0x70, 15)];
     let mut code = vec![lui(5, 0x10001)];
@@ -110,7 +110,7 @@ fn a_guest_whose_device_an_event_breaks_goes_on() {
     assert_eq!(machine.take_device_fault(), Some(fault), "a replay comes to it as well");
 }
 
-/// A log that takes nothing any more.
+/// A log that fails.
 struct FullLog;
 
 impl LogSink for FullLog {
@@ -125,8 +125,8 @@ impl LogSink for FullLog {
     }
 }
 
-/// Logged, then applied: an event that the guest has seen and the log hasn't would be lost with
-/// this host.
+/// An event is logged before it is applied: one that the guest has seen and the log hasn't would be
+/// lost with the host.
 #[test]
 fn an_event_that_the_log_does_not_take_has_not_happened() {
     let mut recorder = Recorder::new(machine(&[addi(5, 0, 1)]), packets(1), Intervals::default());
@@ -135,7 +135,7 @@ fn an_event_that_the_log_does_not_take_has_not_happened() {
     assert_eq!(recorder.machine().instruction_count(), InstructionCount(0));
 }
 
-/// A log of which only what is flushed is sent.
+/// A log whose entries are sent when it is flushed.
 #[derive(Default)]
 struct SentLog {
     appended: usize,
@@ -158,7 +158,7 @@ impl LogSink for SentLog {
     }
 }
 
-/// An output waits for its entry, so the entry must not wait for anything.
+/// An output waits for its entry, so the entry must be sent at once.
 #[test]
 fn an_output_takes_its_log_along_at_once() {
     let code = [addi(17, 0, 1), addi(10, 0, u32::from(b'\n')), ECALL];
@@ -170,8 +170,8 @@ fn an_output_takes_its_log_along_at_once() {
 
 #[test]
 fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
-    // One byte through the UART, which waits for its line's end, and one through the firmware,
-    // which flushes it: two outputs of one step.
+    // One byte through the UART, which waits for the end of its line, and one through the firmware,
+    // which flushes that: two outputs of one step.
     let code = [
         lui(5, 0x10000),
         addi(6, 0, u32::from(b'a')),
@@ -190,7 +190,7 @@ fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
     assert_eq!(outputs.len(), 2);
     assert_eq!(log.0[outputs[0]].count, log.0[outputs[1]].count);
 
-    // The predecessor dies between the two entries, and the successor has a packet at once.
+    // The predecessor dies between the two entries, and the successor gets a packet at once.
     log.0.truncate(outputs[1]);
     let (successor, consumed) = replay(machine(&code), &log.0);
     assert!(matches!(consumed.last(), Some(Consumed::Output(OutputId(0), _))));
@@ -203,7 +203,7 @@ fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
     );
     replay(machine(&code), &log.0);
 
-    // As before, but the first thing that the successor logs is its generation.
+    // As before, but the successor's first entry is its generation.
     log.0.truncate(outputs[1]);
     let (successor, _) = replay(machine(&code), &log.0);
     let mut recorder = Recorder::new(successor, packets(1), Intervals::default());
@@ -215,7 +215,7 @@ fn outputs_that_a_predecessor_had_not_logged_come_before_everything_else() {
 
 #[test]
 fn a_guest_that_ended_under_its_predecessor_ends_under_the_successor() {
-    // The test finisher's word for success.
+    // The test finisher's value for success.
     let code = [lui(5, 0x100), lui(6, 0x5), addi(6, 6, 0x555), store(2, 6, 5, 0)];
     let mut log = Log::default();
     let mut recorder = Recorder::new(machine(&code), Source(VecDeque::new()), Intervals::default());
@@ -234,7 +234,7 @@ fn a_guest_that_ended_under_its_predecessor_ends_under_the_successor() {
     );
 }
 
-/// A source whose time goes on by `step_ns` at every look.
+/// A source whose time advances by `step_ns` with every reading.
 struct Clock {
     now_ns: u64,
     step_ns: u64,
@@ -259,7 +259,7 @@ impl EventSource for Clock {
     }
 }
 
-/// The longest time without an entry while the guest got on, in nanoseconds.
+/// The longest time without an entry while the guest advanced, in nanoseconds.
 fn longest_silence_ns(code: &[u32]) -> u64 {
     let mut log = Log::default();
     let mut recorder = Recorder::new(machine(code), Clock { now_ns: 0, step_ns: 10_000 }, Intervals::default());
@@ -278,14 +278,13 @@ fn longest_silence_ns(code: &[u32]) -> u64 {
     longest_ns
 }
 
-/// Scales et al. 2010, §2.1: the backup must know how far it may run, whatever the guest does or
-/// doesn't do.
+/// Scales et al. 2010, §2.1: the backup must know how far it may run, whatever the guest does.
 #[test]
 fn a_guest_that_computes_sleeps_or_masks_its_interrupts_tells_its_backup_how_far_it_is() {
     const SPIN: u32 = 0x0000_006f;
     /// `csrci sstatus, SIE`
     const MASK_INTERRUPTS: u32 = 0x1001_7073;
-    // SBI set_timer(1): an interrupt that is due at once, and that nobody takes.
+    // SBI set_timer(1): an interrupt that is due at once and never taken.
     let set_timer = [addi(10, 0, 1), lui(17, 0x54495), addi(17, 17, 0xd45), addi(16, 0, 0), ECALL];
     let computing = vec![SPIN];
     let masked = [&set_timer[..], &[MASK_INTERRUPTS, SPIN]].concat();

@@ -1,4 +1,4 @@
-//! The guest's clock: a failover costs it nothing, a paused VM's stands.
+//! The guest's clock: a failover doesn't delay it, and it stands while the VM is paused.
 
 use crate::pair::Pair;
 use crate::world::MS;
@@ -11,7 +11,7 @@ use vm::{OutputId, OutputOperation};
 
 const NS_PER_TICK: u64 = 100;
 
-/// A protected pair whose guest's clock runs, and when it read 0.
+/// A protected pair whose guest's clock runs, and the time at which it read 0.
 fn pair_with_clock() -> (Pair, u64) {
     let mut pair = Pair::protected();
     let zero_ns = pair.now_ns;
@@ -21,7 +21,7 @@ fn pair_with_clock() -> (Pair, u64) {
     (pair, zero_ns)
 }
 
-/// What the clock reads with which the backup goes live now.
+/// The ticks with which the backup would go live now.
 fn taken_over(pair: &mut Pair, last_ticks: u64) -> u64 {
     pair.backup.take_over_clock(pair.now_ns, last_ticks).ticks(pair.now_ns)
 }
@@ -30,7 +30,7 @@ fn clocks(messages: &[Message]) -> usize {
     messages.iter().filter(|message| matches!(message, Message::Clock { .. })).count()
 }
 
-/// trials: a guest that sleeps for 10 s logs nothing, and woke 8 s late.
+/// Found in trials: a guest that sleeps for 10 s logs nothing, and woke 8 s late.
 #[test]
 fn a_failover_costs_the_clock_of_a_guest_that_sleeps_nothing() {
     let (mut pair, zero_ns) = pair_with_clock();
@@ -110,7 +110,7 @@ fn the_clock_of_a_guest_that_has_not_started_stands() {
     assert!(!pair.primary.clock_stands(pair.now_ns));
 }
 
-/// A full gate isn't a pause, unless it is full because the arbiter can't be asked.
+/// A full gate isn't a pause, unless it is full because the arbiter doesn't answer.
 #[test]
 fn the_clock_stands_only_when_a_guest_waits_for_the_arbiter_and_may_not_run() {
     let (mut pair, _) = pair_with_clock();

@@ -1,4 +1,4 @@
-//! How the guest's memory is copied to a joining backup. Source: Scales et al. 2010, §2.3.
+//! Copying the guest's memory for a joining backup. Source: Scales et al. 2010, §2.3.
 
 use crate::pair::Pair;
 use crate::world::{MS, vm_id};
@@ -15,7 +15,7 @@ fn a_guest_is_copied_while_it_writes_and_the_copy_is_the_guest() {
         (0..3).for_each(|_| _ = pair.output());
     }
     assert!(pieces > 4, "{pieces}");
-    // The digest that the snapshot carries is the primary's, RAM and all.
+    // The digest in the snapshot is that of the primary's whole state, including RAM.
     pair.exchange();
     assert!(pair.primary.is_protected());
     pair.output();
@@ -24,8 +24,8 @@ fn a_guest_is_copied_while_it_writes_and_the_copy_is_the_guest() {
     assert_eq!(pair.backup.cursors().1, pair.primary.appended());
 }
 
-/// How many pages go out at once, at most, while a guest that would write `pages` between any two
-/// pieces is copied; and how many go out.
+/// Copies a guest that would write `pages` pages between two pieces. Returns the most pages that were
+/// sent at once, and all pages sent.
 fn copied(pages: u64) -> (usize, usize) {
     let mut pair = Pair::alone().with_memory(PAGES);
     pair.connect();
@@ -42,7 +42,7 @@ fn copied(pages: u64) -> (usize, usize) {
     (largest, copied)
 }
 
-/// Of the guests that are copied.
+/// The guests' pages.
 pub(crate) const PAGES: u32 = 512;
 
 #[test]
@@ -82,11 +82,11 @@ fn a_guest_that_writes_faster_stands_still_for_few_pages_at_a_time() {
         longest = longest.max(stands);
         pair.write_pages_if_allowed(3000);
     }
-    // A slice of 100 steps, of which two write a page, is paid for with two pages copied for one.
+    // A slice of 100 steps that writes two pages must be followed by two copied pages for each.
     assert!(slowed > 10 && longest <= 7, "slowed {slowed} times, stood still for {longest} pieces");
 }
 
-/// The driver copies without the role: whoever needs it meanwhile gets it.
+/// The driver copies without locking the role, which handles other inputs meanwhile.
 #[test]
 fn the_role_goes_on_while_a_piece_is_copied() {
     let mut pair = Pair::alone().with_memory(PAGES);
@@ -99,7 +99,7 @@ fn the_role_goes_on_while_a_piece_is_copied() {
     pair.primary.handle_tick(pair.now_ns);
     pair.primary.poll_outgoing(&mut bytes);
     assert!(!bytes.is_empty(), "no heartbeat");
-    // The backup goes, and another comes: the piece is not for it.
+    // The backup is lost and another joins: the piece isn't for that one.
     pair.primary.handle_disconnect("gone");
     pair.primary.handle_join(pair.now_ns, &vm_id()).unwrap();
     bytes.clear();
@@ -116,7 +116,7 @@ fn the_role_goes_on_while_a_piece_is_copied() {
 fn no_more_is_copied_than_the_channel_takes() {
     let mut pair = Pair::alone().with_memory(512);
     pair.connect();
-    // Nobody takes what is to be sent.
+    // No bytes are sent.
     while pair.primary.wants_copy() {
         pair.primary.copy_snapshot(pair.now_ns, &mut pair.machine);
     }

@@ -1,4 +1,4 @@
-//! What the roles do with a log on disk that exists, and with one that doesn't yet.
+//! The roles with a log on disk, and with one that has no segment yet.
 
 use crate::pair::Pair;
 use crate::world::{G, MS, NEXT, PRIMARY, expectation, operation, session, vm_id};
@@ -10,12 +10,12 @@ use logchannel::session::NodeId;
 use std::collections::VecDeque;
 use vm::{OutputId, OutputOperation};
 
-/// What a predecessor leaves that has written nine entries and made four outputs.
+/// The state after a predecessor with nine entries and four outputs.
 const fn inheritance(unsent: VecDeque<(OutputId, OutputOperation)>, disk_log: DiskLogState) -> Inheritance {
     Inheritance { clock: GuestClock::standing(0), first: LogSeq(9), next_output: OutputId(4), unsent, disk_log }
 }
 
-/// A primary alone, whose log is promised.
+/// A primary without backup whose log on disk has no segment yet.
 fn promised() -> Pair {
     let role = PrimaryRole::alone(PRIMARY, session(), Timing::default()).with_disk_log(DiskLogState::Promised);
     Pair::with(role, expectation())
@@ -111,7 +111,7 @@ fn a_backup_that_waits_for_its_disk_gets_on_as_long_as_the_disk_does() {
     pair.exchange();
     let step_ns = Timing::default().heartbeat_ns;
     let patience = 3 * 20 * Timing::default().failure_timeout_ns / step_ns;
-    // Much longer than one that gets nowhere may take.
+    // Much longer than a backup without progress may take.
     let mut written = 0;
     for step in 0..3 * patience {
         pair.pass(step_ns);
@@ -122,7 +122,7 @@ fn a_backup_that_waits_for_its_disk_gets_on_as_long_as_the_disk_does() {
         assert!(pair.primary.can_take_backup(&vm_id()).is_err(), "given up at step {step}");
     }
     assert!(pair.backup_actions.iter().all(|action| !matches!(action, BackupAction::End(_))));
-    // A disk that itself gets nowhere.
+    // A disk without progress.
     let mut end = None;
     for _ in 0..=patience {
         pair.pass(step_ns);

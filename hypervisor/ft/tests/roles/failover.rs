@@ -45,7 +45,7 @@ fn primary_that_loses_is_fenced_and_nothing_comes_out_ever_after() {
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
-    // The acknowledgement of output 0 is still under way.
+    // The acknowledgement of output 0 is still in flight.
     assert!(pair.to_primary.len() > 0);
     pair.deliver_to_primary();
     pair.backup_says(Message::Ack { received: LogSeq(2) });
@@ -87,7 +87,7 @@ fn a_primary_that_slept_through_the_timeout_asks_before_it_lets_anything_out() {
     pair.output();
     pair.deliver_to_backup();
     pair.now_ns += Timing::default().failure_timeout_ns;
-    // Its reading thread wakes first and finds the acknowledgement in the socket.
+    // The receiving thread runs first and finds the acknowledgement in the socket.
     pair.deliver_to_primary();
     assert_eq!(pair.out, [0_u64; 0], "the backup may have gone live long ago");
     assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)));
@@ -99,12 +99,12 @@ fn a_primary_that_wakes_up_after_its_successor_went_live_puts_nothing_out() {
     pair.output();
     pair.deliver_to_backup();
     pair.replay();
-    // The acknowledgement of output 0 lies in its socket while it is suspended, and its backup goes
-    // live.
+    // The acknowledgement of output 0 is in the socket of the suspended primary, and its backup
+    // goes live.
     let mut next = pair.backup_goes_live(NEXT, NodeId(3));
     assert_eq!(next.out, [0]);
     pair.now_ns += 3600 * 1000 * MS;
-    // Its vCPU is the first to wake up, then its reader, then its clock.
+    // Of its threads the vCPU's wakes first, then the receiver, then the timers.
     pair.output();
     pair.deliver_to_primary();
     pair.pass(0);
@@ -130,7 +130,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
         pair.answer_primary(request);
         pair.pass(retry_ns - 1);
         assert_eq!(pair.primary_claim(), None, "not before it is time");
-        // An end that comes meanwhile doesn't change what was asked for: it may have been recorded.
+        // The claim that was asked for stays the same, because it may have been recorded.
         pair.primary.handle_retire(pair.now_ns);
         pair.pass(1);
         assert_eq!(pair.out, [0_u64; 0]);
@@ -153,7 +153,7 @@ fn a_lost_reply_strands_nobody() {
     let request = pair.primary_claim().unwrap();
     pair.answer_primary(request);
     assert!(pair.arbiter.borrow_mut().claims.contains_key(&G.0), "recorded");
-    // The backup comes between the two requests, and is told the truth.
+    // The backup's claim arrives between the two requests, and gets the right answer.
     pair.primary_lost();
     let its_request = pair.backup_claim().unwrap();
     pair.answer_backup(its_request);
@@ -178,7 +178,7 @@ fn a_lost_reply_strands_nobody() {
 
 #[test]
 fn a_backup_not_yet_told_never_claims() {
-    // In each step of the pairing: connected, receiving, restoring.
+    // In each stage of joining: connected, receiving, restoring.
     for bytes in [0, 60, 200, 5000, usize::MAX] {
         let mut pair = Pair::new();
         pair.connect();
@@ -194,7 +194,7 @@ fn a_backup_not_yet_told_never_claims() {
         pair.pass(10_000 * MS);
         assert!(pair.backup_actions.is_empty());
     }
-    // Following, and the word of protection is lost on its way.
+    // Following, but `Protected` is lost.
     let mut pair = Pair::new();
     pair.connect();
     pair.copy();
@@ -241,7 +241,7 @@ fn heartbeats_keep_an_idle_pair_together() {
     }
     assert!(pair.primary.is_protected());
     assert!(pair.primary_actions.is_empty() && pair.backup_actions.is_empty());
-    // Each direction by itself: the side that hears nothing is the one that acts.
+    // Each direction alone: the side that receives nothing acts.
     while !pair.to_primary.is_cut {
         pair.pass(5 * MS);
         pair.deliver_to_backup();
@@ -378,7 +378,7 @@ fn a_diverged_backup_says_goodbye_and_never_claims() {
     pair.output();
     pair.deliver_to_backup();
     pair.backup.handle_divergence(pair.now_ns, "flipped");
-    // The primary is lost in the same instant.
+    // The primary is lost at the same time.
     pair.backup.handle_disconnect(pair.now_ns, "killed");
     pair.collect();
     assert_eq!(pair.backup_end(), Some(BackupEnd::Diverged));

@@ -1,5 +1,5 @@
-//! The parts that all drivers of the roles in these tests share: the order of the roles' contract,
-//! and the actions that take no time.
+//! What all drivers of the roles in these tests share: the order of the roles' contract, and the
+//! actions that take no time.
 
 use crate::world::Arbiter;
 use ft::role::{BackupAction, BackupRole, PrimaryAction, PrimaryEnd, PrimaryRole};
@@ -8,7 +8,7 @@ use logchannel::snapshot::Snapshot;
 use std::collections::VecDeque;
 use vm::{Machine, OutputId, Restoration};
 
-/// A primary's actions after an input. A connection to close is closed first.
+/// A primary's actions after an input. A channel is closed first.
 pub(crate) fn actions_of(role: &mut PrimaryRole, close: impl FnOnce()) -> Vec<PrimaryAction> {
     let actions: Vec<_> = std::iter::from_fn(|| role.poll_action()).collect();
     if actions.iter().any(|action| matches!(action, PrimaryAction::CloseChannel { .. })) {
@@ -17,21 +17,21 @@ pub(crate) fn actions_of(role: &mut PrimaryRole, close: impl FnOnce()) -> Vec<Pr
     actions
 }
 
-/// The Output Rule as seen from outside of a primary.
+/// The Output Rule, checked from outside a primary.
 #[derive(Debug)]
 pub(crate) struct OutputRule {
-    /// Where the log was when the pair became complete: what is behind may leave only when the
-    /// backup has its entry.
+    /// The end of the log when the pair was protected: outputs of later entries may leave only when
+    /// the backup has their entries.
     protected_from: LogSeq,
 }
 
 impl OutputRule {
-    /// Of a primary without backup.
+    /// The rule for a primary without a backup.
     pub(crate) const fn new() -> Self {
         Self { protected_from: LogSeq(u64::MAX) }
     }
 
-    /// Stops checking: the backup is no role any more, so what it has received isn't known.
+    /// Stops checking, because the test plays the backup and doesn't track what that has received.
     pub(crate) const fn suspend(&mut self) {
         *self = Self::new();
     }
@@ -63,17 +63,17 @@ impl OutputRule {
     }
 }
 
-/// A backup's machine in the making, and what it has still to do.
+/// A backup's machine, and the work for it.
 #[derive(Debug, Default)]
 pub(crate) struct BackupHost {
     restoration: Option<Restoration>,
     restoring: Option<Snapshot>,
-    /// Entries that the machine has yet to replay.
+    /// Entries to be replayed.
     pub(crate) to_replay: VecDeque<LogEntry>,
 }
 
 impl BackupHost {
-    /// Does the actions that take no time and concern only this side, and returns the others.
+    /// Does the actions that take no time and concern only this side; returns the others.
     pub(crate) fn act(
         &mut self,
         role: &mut BackupRole,
@@ -94,7 +94,7 @@ impl BackupHost {
                 }
             }
             BackupAction::Restore(snapshot) => self.restoring = Some(snapshot),
-            // At once: what a late answer does is the model's business.
+            // Answered at once; the model has late answers.
             BackupAction::CheckOwner => role.handle_owner(now_ns, arbiter.latest()),
             BackupAction::Consume(entries) => self.to_replay.extend(entries),
             other @ (BackupAction::Protected(_)
@@ -107,8 +107,8 @@ impl BackupHost {
         None
     }
 
-    /// Puts the machine together, if all that it needs has come: where it stands, and the machine
-    /// or why there is none.
+    /// Restores the machine, once all of the snapshot has arrived. Returns its position, and the
+    /// machine or why there is none.
     pub(crate) fn restore(&mut self) -> Option<(LogSeq, Result<Machine, String>)> {
         let Snapshot { seq, digest, state } = self.restoring.take()?;
         let machine = self.restoration.take()?.finish(&state).map_err(|error| error.to_string());
@@ -121,7 +121,7 @@ impl BackupHost {
         Some((seq, machine))
     }
 
-    /// `true` if a machine waits to be restored.
+    /// `true` if a snapshot waits to be restored.
     pub(crate) const fn is_restoring(&self) -> bool {
         self.restoring.is_some()
     }

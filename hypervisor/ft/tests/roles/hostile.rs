@@ -1,4 +1,4 @@
-//! Peers that say anything at any time: whatever they say, a role refuses it or gives them up. It
+//! Peers that send any message at any time. A role must refuse the message or give the peer up; it
 //! asserts the order of its cursors and outputs, which no peer may break.
 
 use crate::host::{BackupHost, actions_of};
@@ -17,7 +17,7 @@ use vm::{InstructionCount, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 const RUNS: u64 = 1000;
 const STEPS: u32 = 60;
 
-/// A number that is mostly small, and otherwise at an end of the range.
+/// A number that is usually small, and otherwise at an end of the range.
 fn number(random: &mut Random) -> u64 {
     const ENDS: [u64; 6] = [u64::MAX / 2 - 1, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX - 2, u64::MAX - 1, u64::MAX];
     if random.chance(3) { ENDS[usize::try_from(random.below(6)).unwrap()] } else { random.below(6) }
@@ -27,7 +27,7 @@ fn progress() -> LogEntry {
     LogEntry { count: InstructionCount(1), body: EntryBody::Progress }
 }
 
-/// A good entry at `first`, or bytes that are none.
+/// A valid entry at `first`, or invalid bytes.
 fn entries(random: &mut Random, first: u64) -> Message {
     if first == u64::MAX || random.chance(8) {
         return Message::Entries(EntryBatch { first_seq: LogSeq(first), bytes: vec![0xff; 9] });
@@ -80,7 +80,7 @@ fn snapshot(random: &mut Random) -> Message {
     Message::Snapshot(Snapshot { seq: LogSeq(number(random)), digest: StateDigest(0), state: Vec::new() })
 }
 
-/// A backup whose host believes everything, as far as its role lets it.
+/// A backup whose host does everything that the role allows.
 struct Backup {
     role: BackupRole,
     host: BackupHost,
@@ -94,7 +94,7 @@ impl Backup {
         Self { role, host: BackupHost::default(), now_ns: 0, live: false }
     }
 
-    /// The message that is next in order, so that runs get far.
+    /// The message that would be valid next, so that runs get far.
     fn next_in_order(&self, random: &mut Random, at: u32) -> Message {
         match at {
             0 => Message::Session { header: session(), owner: PRIMARY },
@@ -124,7 +124,7 @@ impl Backup {
         }
     }
 
-    /// The guest goes on where the primary's numbers ended.
+    /// The guest continues after the primary's last numbers.
     fn go_live(&mut self, generation: Generation) {
         let session = SessionHeader { generation, ..session() };
         let inheritance = Inheritance {

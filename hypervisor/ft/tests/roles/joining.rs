@@ -1,5 +1,4 @@
-//! How a backup comes to a running guest, again and again. Source: Scales et al. 2010, §2.3 and
-//! §3.1.
+//! Backups that join a running guest, again and again. Source: Scales et al. 2010, §2.3 and §3.1.
 
 use crate::copying::PAGES;
 use crate::pair::{Pair, end_claim};
@@ -13,7 +12,7 @@ use vm::{InstructionCount, OutputId, OutputOperation};
 
 const THIRD: NodeId = NodeId(3);
 
-/// What has been said to the backup and not arrived yet; it never arrives.
+/// The messages in flight to the backup; they are taken out and never arrive.
 fn messages_to_backup(pair: &mut Pair) -> Vec<Message> {
     pair.collect();
     pair.to_backup.deliver(usize::MAX)
@@ -91,29 +90,29 @@ fn a_guest_runs_and_its_outputs_leave_at_once_while_a_backup_joins() {
     assert_eq!(pair.out, expected, "held from here on");
     pair.exchange();
     assert_eq!(pair.out.last(), Some(&held.0));
-    // And all of it is the backup's, too.
+    // The backup has all of it too.
     pair.replay();
     let mut next = pair.backup_goes_live(NEXT, THIRD);
     next.output();
     assert_eq!(pair.lan.borrow().carried.len(), 8);
 }
 
-/// The Output Rule begins with the entries before it: a backup that may claim has to have those
-/// whose outputs left unheld.
+/// The Output Rule applies from `Protected` on: a backup that may claim must have the entries of
+/// all outputs that left unheld.
 #[test]
-fn word_of_protection_comes_behind_every_entry_whose_output_left_unheld() {
+fn protected_comes_after_every_entry_whose_output_left_unheld() {
     let mut pair = Pair::alone();
     pair.connect();
     pair.copy();
     pair.deliver_to_backup();
     pair.restore();
-    // The vCPU thread is interrupted between append and flush; another thread puts the output out,
-    // and hears the backup.
+    // The vCPU thread is interrupted between append and flush; another thread writes the output,
+    // and receives the backup's acceptance.
     let id = pair.unflushed_output();
     assert_eq!(pair.out, [id.0]);
     pair.deliver_to_primary();
     assert!(pair.primary.is_protected());
-    // The driver asserts it already when the backup is told; here is what would come of it.
+    // The driver asserts this when the backup is told; here is the consequence.
     while pair.backup_actions.is_empty() {
         assert!(pair.to_backup.len() > 0, "it is told at last");
         pair.deliver_some_to_backup(1);
@@ -150,7 +149,7 @@ fn unsent_outputs_that_left_meanwhile_are_not_sent_again() {
     pair.become_protected();
     assert_eq!(pair.out, [0, 1, 2, 3], "carried, but nobody was told");
     pair.output();
-    // Told while the backup is there, for the unsent outputs and what came behind it.
+    // The backup gets this while it is protected: unsent outputs and later entries.
     pair.exchange();
     pair.lan_tells();
     pair.pass(5 * MS);
@@ -158,7 +157,7 @@ fn unsent_outputs_that_left_meanwhile_are_not_sent_again() {
     pair.output();
     pair.exchange();
     pair.replay();
-    // Only of the last one the LAN had told nobody, and drops it.
+    // Only the last output's report was lost, so the LAN drops that one.
     let next = pair.backup_goes_live(NEXT, THIRD);
     assert_eq!(next.out, [5]);
     assert_eq!((pair.lan.borrow().carried.len(), pair.lan.borrow().dropped), (6, 1));
@@ -265,7 +264,7 @@ fn a_primary_of_the_very_first_generation_pairs_like_any_other() {
     next.become_protected();
 }
 
-/// A backup on its way, at every step of it.
+/// A backup in each stage of joining.
 fn joining() -> impl Iterator<Item = (&'static str, Pair)> {
     type Step = fn(&mut Pair);
     let steps: [(&str, Step); 6] = [
@@ -299,7 +298,7 @@ fn losing_a_joining_backup_leaves_the_primary_alone_in_its_generation_and_runnin
         assert_eq!((pair.primary.generation(), pair.primary.may_run()), (G, true), "{when}");
         let id = pair.output();
         assert_eq!(pair.out.last(), Some(&id.0), "{when}");
-        // And its place is the next one's.
+        // Its place is free for the next one.
         pair.next_backup(THIRD);
         pair.become_protected();
         pair.output();
@@ -328,7 +327,7 @@ fn a_joining_backup_never_claims() {
     for (when, mut pair) in joining() {
         pair.primary_lost();
         assert!(matches!(pair.backup_end(), Some(BackupEnd::Unprotected { .. })), "{when}");
-        // What was under way arrives, and what was begun ends.
+        // What was in flight arrives, and what was begun ends.
         pair.deliver_to_backup();
         pair.restore();
         pair.primary_says(Message::Protected { generation: G });
@@ -345,7 +344,7 @@ fn a_guest_that_ends_while_a_backup_joins_ends() {
         let request = pair.primary_claim().unwrap();
         assert_eq!(request, end_claim(G, PRIMARY), "{when}");
         assert!(pair.to_backup.is_cut, "{when}");
-        // Whatever the backup has still to say.
+        // Whatever messages the backup still has.
         pair.restore();
         pair.deliver_to_primary();
         pair.answer_primary(request);
@@ -406,7 +405,7 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
     let mut pair = Pair::alone();
     pair.connect();
     pair.copy();
-    // It is never silent for as long as the failure timeout, and has twenty of them.
+    // It is never silent for the whole failure timeout, and has twenty of them.
     let half_ns = Timing::default().failure_timeout_ns / 2;
     for _ in 0..39 {
         pair.pass(half_ns);
@@ -419,8 +418,8 @@ fn a_backup_that_lives_and_gets_nowhere_gives_its_place_up() {
     assert_eq!(pair.primary.generation(), G, "its loss costs nothing");
 }
 
-/// The backup never makes an output from before the snapshot, so it must get those too that still
-/// wait for the disk.
+/// Replay never produces outputs from before the snapshot, so the backup must get those too that
+/// still wait for the disk.
 #[test]
 fn outputs_that_wait_for_the_log_on_disk_when_a_backup_joins_are_among_the_unsent() {
     let mut pair = Pair::alone();

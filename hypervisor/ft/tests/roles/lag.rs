@@ -7,10 +7,10 @@ use ft::role::{BackupAction, FULL_SHARE, LossReason, Timing};
 use logchannel::entry::EntryBody;
 use logchannel::message::Message;
 
-/// The role is ticked as often as by its host.
+/// The interval of ticks, as in production.
 const TICK_NS: u64 = 5 * MS;
 
-/// Time passes while the guest logs `entries` a tick, if it may run, and the backup consumes
+/// Lets time pass, in which the guest logs `entries` a tick, if it may run, and the backup consumes
 /// `consumed` of them.
 fn run(pair: &mut Pair, ms: u64, entries: usize, consumed: usize) {
     for _ in 0..ms * MS / TICK_NS {
@@ -36,7 +36,7 @@ fn a_backup_that_keeps_up_costs_nothing() {
     assert!(lag_max_ns < Timing::default().lag_bound_ns, "{lag_max_ns}");
 }
 
-/// A guest that sleeps logs nothing, and its backup has nothing to report.
+/// A sleeping guest logs nothing, and its backup has nothing to report.
 #[test]
 fn a_guest_that_sleeps_is_not_ahead_of_its_backup() {
     let mut just_joined = Pair::alone();
@@ -87,7 +87,7 @@ fn a_lost_backup_slows_nobody() {
     assert_eq!(pair.primary.share(), FULL_SHARE);
 }
 
-/// It may take as long as it wants to put its machine together: nobody is protected by it yet.
+/// A joining backup protects nothing yet, so it may take its time to restore the machine.
 #[test]
 fn a_backup_that_is_still_joining_slows_nobody() {
     let mut pair = Pair::alone();
@@ -109,7 +109,7 @@ fn a_backup_that_is_still_joining_slows_nobody() {
     assert_eq!(pair.primary.share(), FULL_SHARE);
 }
 
-/// A backup whose replaying thread hangs, as on a disk that does, acknowledges what it receives and
+/// A backup whose replaying thread hangs, because of a disk for example, acknowledges entries and
 /// stops the guest.
 #[test]
 fn a_backup_that_lives_and_replays_nothing_is_lost_in_the_end() {
@@ -127,13 +127,13 @@ fn a_backup_that_lives_and_replays_nothing_is_lost_in_the_end() {
     assert!(pair.primary.may_run());
 }
 
-/// The guest stops with outputs held, and what it waits for needs no guest.
+/// The guest stops with held outputs, whose acknowledgement doesn't depend on it.
 #[test]
 fn a_stopped_guest_with_outputs_held_goes_on() {
     let mut pair = Pair::protected();
     run(&mut pair, 600, 4, 0);
     assert!(!pair.primary.may_run());
-    // What it had begun when it was stopped.
+    // The step that it had begun when it was stopped.
     let id = pair.output();
     assert_eq!(pair.primary.gate().held(), 1);
     pair.exchange();
@@ -150,7 +150,7 @@ fn a_stopped_guest_with_outputs_held_goes_on() {
     panic!("stopped for ever: {:?}", pair.primary.lag_ns());
 }
 
-/// A backup that is alive and acknowledges nothing would keep outputs from everybody.
+/// A live backup that acknowledges nothing would hold outputs for ever.
 #[test]
 fn a_backup_that_lives_and_acknowledges_nothing_is_lost_in_the_end() {
     let mut pair = Pair::protected();
@@ -176,7 +176,7 @@ fn a_primary_that_reads_nothing_does_not_fill_its_backups_memory() {
     let mut pair = Pair::protected();
     let mut now_ns = 0;
     for _ in 0..2_000_000 {
-        // What the backup has to say is never taken.
+        // The backup's bytes are never sent.
         pair.backup.handle_message(now_ns, Message::Heartbeat);
         pair.backup.handle_tick(now_ns);
         now_ns += Timing::default().heartbeat_ns;

@@ -1,6 +1,6 @@
-//! The two roles without sockets and clocks: pair after pair of one VM, wires between them that
-//! carry real frames, an arbiter and a LAN in memory. One test per sentence of the protocol; the
-//! random ones print their seed.
+//! The two roles without sockets and clocks: the pairs of one VM, wires with real frames between
+//! them, an arbiter and a LAN in memory. One test per sentence of the protocol; the random ones
+//! print their seed.
 #![allow(clippy::disallowed_methods, reason = "a test is a host of its own")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

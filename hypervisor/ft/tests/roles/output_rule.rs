@@ -55,7 +55,7 @@ fn outputs_are_held_before_the_backup_is_told_that_it_may_claim() {
     pair.restore();
     assert!(!pair.primary.may_run(), "nothing can come out before the pair is complete");
     pair.deliver_to_primary();
-    // The primary has said "protected"; the backup hasn't heard it.
+    // The primary has sent `Protected`; it hasn't arrived.
     assert!(pair.primary.is_protected() && pair.to_backup.len() > 0);
     assert!(pair.backup_actions.is_empty());
     pair.output();
@@ -101,7 +101,7 @@ fn a_full_gate_stops_the_guest_until_its_outputs_leave() {
 fn a_log_that_the_channel_does_not_take_stops_the_guest() {
     let mut pair = Pair::protected();
     let mut appended = 0_u64;
-    // Nobody takes what is to be sent: the writer is stuck in a full socket.
+    // No bytes are sent: the socket is full.
     while pair.primary.may_run() {
         let body = EntryBody::Event(vm::Event::Packet { number: appended + 1, packet: vec![7; 1500] });
         pair.primary.handle_entry(pair.now_ns, &LogEntry { count: InstructionCount(appended), body }, None);
@@ -133,7 +133,7 @@ fn outputs_that_were_sent_before_the_backup_replays_them_are_not_sent_again() {
         pair.output();
     }
     pair.deliver_to_backup();
-    // The primary's word comes while replay lags behind.
+    // The primary's message arrives while replay lags behind.
     pair.primary_says(Message::Released(Left::all_below(OutputId(3))));
     pair.replay();
     pair.primary_lost();
@@ -146,8 +146,7 @@ fn an_output_counts_as_sent_only_when_it_has_left_the_host() {
     pair.output();
     pair.deliver_to_backup();
     pair.replay();
-    // The acknowledgement arrives; the host takes the output to send it, and gets stuck in doing
-    // so.
+    // The acknowledgement arrives. The host takes the output to send it, and blocks in that.
     for message in pair.to_primary.deliver(usize::MAX) {
         pair.primary.handle_message(pair.now_ns, message);
     }
@@ -181,7 +180,7 @@ fn the_pair_is_of_the_generation_in_the_session() {
     assert_eq!(pair.primary.generation(), G);
 }
 
-/// A log on disk is waited for like a second backup.
+/// Outputs wait for a log on disk as for a second backup.
 #[test]
 fn outputs_wait_for_the_log_on_disk_too_if_one_is_kept() {
     let mut pair = Pair::protected();
@@ -213,7 +212,7 @@ fn a_primary_alone_waits_for_the_log_on_disk_until_none_is_kept_any_more() {
     pair.primary.handle_disk_log(0, DiskLogState::UpTo(next.next()));
     pair.collect();
     assert_eq!(pair.out, [0]);
-    // The disk has failed: the VM goes on without.
+    // The disk has failed: the VM goes on without its log.
     pair.primary.handle_disk_log(0, DiskLogState::Failed);
     pair.collect();
     assert_eq!(pair.out, [0, 1]);

@@ -9,7 +9,7 @@ use logchannel::session::{ImageDigest, SessionHeader, VmId};
 use logchannel::snapshot::{Pages, Snapshot, UnsentOutput};
 use vm::{BehaviourVersion, InstructionCount, MachineConfig, OutputId, OutputOperation, PAGE_BYTES, StateDigest};
 
-/// The reason with which the backup refuses `messages`, which it must also tell the primary.
+/// The reason with which the backup refuses `messages`; the primary must get it too.
 fn refusal(pair: &mut Pair, messages: impl IntoIterator<Item = Message>) -> String {
     for message in messages {
         pair.primary_says(message);
@@ -28,7 +28,7 @@ fn unsent(id: u64) -> Message {
     Message::UnsentOutput(UnsentOutput { id: OutputId(id), operation: OutputOperation::Packet(vec![7; 60]) })
 }
 
-/// What a snapshot of a guest just reset ends with, without its pages.
+/// The end of a snapshot of a guest at its reset, without its pages.
 fn snapshot() -> Snapshot {
     let mut machine = machine(&guest_image());
     Snapshot { seq: LogSeq(0), digest: machine.digest(), state: machine.state() }
@@ -163,7 +163,7 @@ fn unsent_outputs_out_of_order_are_refused() {
 fn a_machine_whose_next_output_is_before_the_unsent_is_refused() {
     for id in [0, 5, 1 << 40] {
         let mut pair = Pair::new();
-        // A whole snapshot of a guest that has sent nothing, and an output that it is to have sent.
+        // A whole snapshot of a guest that has sent nothing, with an output that it never sent.
         pair.connect();
         pair.copy();
         for (at, message) in pair.to_backup.deliver(usize::MAX).into_iter().enumerate() {
@@ -179,9 +179,9 @@ fn a_machine_whose_next_output_is_before_the_unsent_is_refused() {
     }
 }
 
-/// Whoever went on from there would come to the end of what 64 bits count.
+/// From such numbers on a VM could overflow 64 bits.
 #[test]
-fn places_and_outputs_that_no_vm_comes_to_are_refused() {
+fn positions_and_outputs_that_no_vm_reaches_are_refused() {
     let begin = || Message::Session { header: session(), owner: PRIMARY };
     for seq in [u64::MAX / 2 + 1, u64::MAX - 1, u64::MAX] {
         let snapshot = Snapshot { seq: LogSeq(seq), ..snapshot() };
@@ -220,7 +220,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused() {
         let end = pair.backup_end();
         assert!(matches!(&end, Some(BackupEnd::Refused { reason }) if reason.contains("restored")), "{what}: {end:?}");
         assert!(matches!(pair.to_primary.last(), Some(Message::Refused { .. })), "{what}");
-        // What still comes is for nobody.
+        // Later messages are ignored.
         pair.primary_says(batch());
         pair.primary_says(Message::Protected { generation: G });
         assert!(pair.backup_claim().is_none() && pair.to_primary.len() == 0, "{what}");
@@ -237,7 +237,7 @@ fn a_generation_that_is_not_the_sessions_is_refused() {
         pair.restore();
         refusal(&mut pair, [Message::Protected { generation }]);
     }
-    // The winner of the last generation that there is couldn't be of the next one.
+    // The winner of the last possible generation would own one that doesn't exist.
     let header = SessionHeader { generation: Generation(u64::MAX), ..session() };
     refusal(&mut Pair::new(), [Message::Session { header, owner: PRIMARY }]);
 }
@@ -276,7 +276,7 @@ fn a_backup_that_refuses_leaves_its_place_to_the_next() {
 
 #[test]
 fn a_second_backup_is_not_taken() {
-    // While the first is on its way, at each step, and when it is there.
+    // While the first backup joins, in each stage, and when it has joined.
     let mut joining = Pair::alone();
     joining.connect();
     let mut restoring = Pair::alone();
@@ -349,8 +349,8 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
         pair.backup_says(message.clone());
         assert_eq!(pair.primary_claim(), Some(owner_claim(PRIMARY)), "{message:?}");
     }
-    // A backup on its way that breaks the protocol is given up, and that is all. An acceptance is
-    // in order only when there is something to accept.
+    // A joining backup that breaks the protocol is given up, without other effects. `Accepted` is
+    // valid only after the snapshot.
     for is_copied in [false, true] {
         let ack = Message::Ack { received: LogSeq(u64::MAX) };
         let given_up = |message: &&Message| !is_copied || **message != Message::Accepted;
@@ -427,7 +427,7 @@ fn a_backup_that_has_consumed_what_it_has_not_acknowledged_or_takes_it_back_is_l
         pair.output();
         pair.output();
         pair.exchange();
-        // The third is on its way.
+        // The third is in flight.
         pair.output();
         for &report in &reports {
             pair.backup_says(consumed(report));

@@ -1,4 +1,4 @@
-//! Backups that wait because the primary has one already.
+//! Spares: backups that wait because the primary has one already.
 
 use crate::pair::Pair;
 use crate::world::{BACKUP, MS, PRIMARY, expectation, session, vm_id};
@@ -54,7 +54,7 @@ fn a_backup_that_waits_in_vain_has_no_part_in_the_vm_and_looks_for_a_primary_aga
     let mut role = joiner();
     role.handle_message(0, Message::NoPrimary);
     assert!(matches!(actions(&mut role)[..], [BackupAction::End(BackupEnd::NoPlace { .. })]));
-    // A backup that has the session has found a primary, which changes its mind here.
+    // A backup with a session has found its primary, which then breaks the protocol.
     let mut role = joiner();
     role.handle_message(0, Message::Session { header: session(), owner: PRIMARY });
     role.handle_message(0, Message::NoPrimary);

@@ -26,7 +26,7 @@ impl Pair {
         self.arbiter.borrow_mut().claims.clear();
     }
 
-    /// The owner looks after its claim. Nobody is lost meanwhile.
+    /// The owner checks its claim. No side is lost meanwhile.
     fn check_claim(&mut self) {
         for _ in 0..=Timing::default().claim_check_ns / (100 * MS) {
             self.now_ns += 100 * MS;
@@ -40,8 +40,8 @@ impl Pair {
         }
     }
 
-    /// The requests for lost flags are answered, one after the other, up to `flags` of them; gives
-    /// what else is told.
+    /// Answers up to `flags` requests for lost flags, one after the other; returns the other
+    /// actions.
     fn answer_refills(&mut self, flags: usize) -> Vec<PrimaryAction> {
         let (mut told, mut answered) = (Vec::new(), 0);
         while let Some(action) = self.primary_actions.pop_front() {
@@ -78,7 +78,7 @@ fn a_lone_owner_claims_lost_flags_again_from_the_first_on_and_can_be_protected_a
         [(0, claim_of(STAND_IN)), (1, claim_of(STAND_IN)), (2, claim_of(PRIMARY))].into(),
         "and no other flag"
     );
-    // What is sent meanwhile leaves: absence fences nobody.
+    // Outputs leave meanwhile: an absent claim fences no owner.
     assert_eq!(pair.output().0, 0);
     assert_eq!(pair.out, [0]);
     pair.become_protected();
@@ -144,7 +144,7 @@ fn an_arbiter_that_can_not_be_asked_says_nothing_about_a_claim() {
 #[test]
 fn a_pair_that_breaks_before_its_backup_has_acknowledged_anything_new_stands_still() {
     let mut pair = Pair::protected();
-    // In the history that is lost the backup has won the flag, and runs.
+    // In the lost history the backup has won the flag, and runs.
     pair.backup_lost();
     let request = pair.primary_claim().unwrap();
     pair.arbiter_forgets();
@@ -158,7 +158,7 @@ fn a_pair_that_breaks_before_its_backup_has_acknowledged_anything_new_stands_sti
     pair.check_claim();
     assert!(pair.primary_actions.is_empty(), "it doesn't claim: {:?}", pair.primary_actions);
     assert_eq!(pair.out, [0_u64; 0]);
-    // The backup looks after its own claim, which is behind this owner's.
+    // The backup checks its own claim, which is later than this owner's.
     pair.arbiter.borrow_mut().claims.insert(G.0, claim_of(BACKUP));
     pair.check_claim();
     assert_eq!(pair.primary_end(), Some(PrimaryEnd::Fenced { holder: claim_of(BACKUP) }));
@@ -244,7 +244,7 @@ fn a_primary_is_accepted_only_by_a_backup_whose_arbiter_knows_its_node_as_the_ow
         (G.0 - 2, Some(claim_of(PRIMARY))),
         (0, None),
     ] {
-        // It doesn't look after its own claim here, and so isn't fenced by it.
+        // This owner doesn't check its claim, and so isn't fenced by the check.
         let timing = Timing { claim_check_ns: u64::MAX, ..Timing::default() };
         let mut pair = Pair::with(PrimaryRole::awaiting_backup(PRIMARY, session(), timing), expectation());
         pair.arbiter.borrow_mut().claims = known.map(|claim| (flag, claim)).into_iter().collect();
@@ -274,8 +274,8 @@ fn an_arbiter_that_can_not_be_asked_is_no_check_of_the_owner() {
     assert!(pair.primary.is_protected());
 }
 
-/// A LAN's word is no claim: the owner asks the arbiter each time, says once in a while that it is
-/// confirmed, and ends only when another node holds its flag.
+/// A LAN's refusal is no claim: the owner asks the arbiter each time, reports at a limited rate
+/// that it is confirmed, and ends only when another node holds its flag.
 #[test]
 fn an_owner_that_a_lan_refuses_is_confirmed_by_the_arbiter_or_fenced() {
     let mut pair = Pair::alone();

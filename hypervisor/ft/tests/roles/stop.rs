@@ -23,10 +23,10 @@ fn the_end_mark_is_set_only_when_the_backup_knows_the_end() {
     assert_eq!(pair.arbiter.borrow_mut().claims[&G.0].kind, ClaimKind::Ended);
 }
 
-/// A backup that finds the mark sends nothing: until they have left, the last outputs are safer
-/// without it.
+/// A backup that finds the end mark sends nothing: without it the last outputs would still be sent,
+/// so the mark waits for them.
 #[test]
-fn the_end_mark_waits_for_the_last_words_but_not_for_ever() {
+fn the_end_mark_waits_for_the_last_outputs_but_not_for_ever() {
     let step_ns = Timing::default().failure_timeout_ns / 20;
     for is_carried in [true, false] {
         let mut pair = Pair::protected();
@@ -217,7 +217,7 @@ fn retiring_twice_asks_once() {
     assert_eq!(pair.primary_claim(), Some(end_claim(NEXT, PRIMARY)));
 }
 
-/// SIGHUP, for example: the VM isn't to end because a terminal has gone.
+/// SIGHUP, for example: the end of a terminal must not end the VM.
 #[test]
 fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     let mut pair = Pair::alone();
@@ -231,8 +231,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
     assert!(pair.arbiter.borrow().claims.values().all(|claim| claim.kind == ClaimKind::Owner), "no end mark");
     assert_eq!(pair.out, [0_u64; 0], "what is held comes when the VM is resumed");
     assert!(!pair.primary.may_run());
-    // The same while it is open whether the backup has won: a claim that is under way stays what it
-    // is.
+    // The same while the backup may have won: a claim in progress isn't changed.
     let mut pair = Pair::protected();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.backup_lost();
@@ -259,7 +258,7 @@ fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_nobody_could_resume() {
     pair.primary.handle_leave(pair.now_ns);
     pair.collect();
     assert_eq!(pair.primary_claim(), Some(end_claim(G, PRIMARY)));
-    // And one that has ended by itself keeps its end mark.
+    // A guest that has ended by itself retains its end mark.
     let mut pair = Pair::alone();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(9)));
     pair.guest_stops();

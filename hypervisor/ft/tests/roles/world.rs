@@ -15,13 +15,13 @@ pub(crate) const PRIMARY: NodeId = NodeId(1);
 pub(crate) const BACKUP: NodeId = NodeId(2);
 /// The first pair's generation in every test.
 pub(crate) const G: Generation = Generation(3);
-/// The generation behind it.
+/// The generation after it.
 pub(crate) const NEXT: Generation = G.next();
 
-/// Steps in which the guest writes one page.
+/// The steps in which the guest writes one page.
 pub(crate) const STEPS_PER_PAGE: u64 = 8;
 
-/// The image of a guest that writes a growing number to each of `pages` (a power of 2) pages in
+/// The image of a guest that writes an increasing number to each of `pages` (a power of 2) pages in
 /// turn, for ever.
 pub(crate) fn writing_guest(pages: u32) -> Vec<u8> {
     const BEGIN: [u32; 4] = [
@@ -44,7 +44,7 @@ pub(crate) fn writing_guest(pages: u32) -> Vec<u8> {
     image(&[&BEGIN[..], &turn].concat())
 }
 
-/// The guest of most tests: so few pages that a snapshot of it is small.
+/// The guest of most tests, with few pages, so that its snapshot is small.
 pub(crate) fn guest_image() -> Vec<u8> {
     writing_guest(4)
 }
@@ -57,7 +57,7 @@ pub(crate) fn machine(image: &[u8]) -> Machine {
     Machine::new(&config(), image).unwrap()
 }
 
-/// The guest's output `id` while `maker` runs it. Two makers of one output would be noticed.
+/// The guest's output `id` while `maker` runs it; another maker's output would differ.
 pub(crate) fn operation(maker: NodeId, id: OutputId) -> OutputOperation {
     OutputOperation::Packet([id.0.to_le_bytes(), maker.0.to_le_bytes()[..8].try_into().unwrap()].concat().repeat(4))
 }
@@ -68,7 +68,7 @@ pub(crate) fn vm_id() -> VmId {
 
 pub(crate) fn session() -> SessionHeader {
     let session = SessionHeader::new(vm_id(), G, config(), "test", &guest_image()).unwrap();
-    // The guest was reset before anything that a test does with generations.
+    // The guest was reset before the first generation of any test.
     SessionHeader { booted: Generation(0), ..session }
 }
 
@@ -92,14 +92,14 @@ impl Random {
         self.below(one_in) == 0
     }
 
-    /// A number of bytes such that messages arrive cut anywhere, but arrive.
+    /// A number of bytes, so that messages arrive cut anywhere, but do arrive.
     pub(crate) fn bytes(&mut self) -> usize {
         let bound = [60, 6000, 1 << 20][usize::try_from(self.below(3)).unwrap()];
         usize::try_from(self.below(bound)).unwrap()
     }
 }
 
-/// One direction of the channel: bytes under way, cut into messages as the programs do.
+/// One direction of the channel: the bytes in flight, decoded into messages as in production.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
     bytes: VecDeque<u8>,
@@ -108,12 +108,12 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// How many bytes are under way.
+    /// The number of bytes in flight.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Lets the next `bytes` arrive; gives the messages that are whole by that.
+    /// The next `bytes` bytes arrive; returns the messages that they complete.
     pub(crate) fn deliver(&mut self, bytes: usize) -> Vec<Message> {
         let bytes: Vec<u8> = self.bytes.drain(..bytes.min(self.bytes.len())).collect();
         self.decoder.push(&bytes);
@@ -124,7 +124,7 @@ impl Wire {
         messages
     }
 
-    /// Everything that is under way arrives; the last message.
+    /// Everything in flight arrives; returns the last message.
     pub(crate) fn last(&mut self) -> Option<Message> {
         self.deliver(usize::MAX).pop()
     }
@@ -147,7 +147,7 @@ pub(crate) struct Arbiter {
     pub(crate) claims: BTreeMap<u64, Claim>,
     /// Requests don't arrive.
     pub(crate) is_unreachable: bool,
-    /// How many requests arrive whose answers are lost.
+    /// The number of requests that arrive and whose answers are lost.
     pub(crate) lost_replies: u32,
 }
 
@@ -186,21 +186,22 @@ impl Arbiter {
     }
 }
 
-/// The network behind all owners of the VM: each packet once, by its id, and only from the newest
-/// generation's port.
+/// The network, which outlives the owners of the VM: it carries each packet once, by its id, and
+/// only from the newest generation's port.
 #[derive(Debug, Default)]
 pub(crate) struct Lan {
     generation: Generation,
-    /// The carried outputs; the index is the output's id.
+    /// The carried outputs; an output's index is its id.
     pub(crate) carried: Vec<OutputOperation>,
-    /// Packets that it had carried already.
+    /// Repeated packets, which it had carried.
     pub(crate) dropped: u32,
     /// Packets on ports of older generations.
     pub(crate) refused: u32,
 }
 
 impl Lan {
-    /// An owner attaches; what it needn't send, or `None` if there is a newer one.
+    /// An owner attaches. Returns one past the last output carried, or `None` if there is a newer
+    /// owner.
     pub(crate) fn attach(&mut self, generation: Generation) -> Option<OutputId> {
         if generation < self.generation {
             return None;
@@ -209,9 +210,9 @@ impl Lan {
         Some(OutputId(self.carried.len() as u64))
     }
 
-    /// A packet comes on the port that was attached for `generation`.
+    /// A packet arrives on the port that was attached for `generation`.
     ///
-    /// Whoever sends a packet again must send the same, and nobody may leave one out.
+    /// A repeated packet must be the same, and no packet may be left out.
     pub(crate) fn carry(&mut self, generation: Generation, id: OutputId, packet: &OutputOperation) -> Option<OutputId> {
         if generation < self.generation {
             self.refused += 1;

@@ -1,12 +1,12 @@
-//! Guests of a few instructions.
+//! Images of guests of a few instructions.
 
 const RAM: u64 = 0x8000_0000;
 const WFI: u32 = 0x1050_0073;
 
-/// Jumps to the instruction before.
+/// Jumps to the previous instruction.
 pub(crate) const JUMP_BACK_ONE: u32 = 0xffdf_f06f;
 
-/// An ELF executable with `code` at the start of RAM, followed by a sleep for ever.
+/// An ELF executable with `code` at the start of RAM, followed by an endless sleep.
 pub(crate) fn image(code: &[u32]) -> Vec<u8> {
     let code: Vec<u8> = code.iter().chain(&[WFI, JUMP_BACK_ONE]).flat_map(|word| word.to_le_bytes()).collect();
     let mut image = vec![0; 120];

@@ -19,10 +19,10 @@ pub(super) struct Backup {
     pub(super) role: BackupRole,
     pub(super) host: BackupHost,
     pub(super) guest: Option<Guest>,
-    /// It knows that it may claim.
+    /// It was told that it may claim.
     pub(super) is_told: bool,
     pub(super) told_released: Left,
-    /// What it has to say that is more than a word.
+    /// A message that it has to send and that has an operation of its own.
     to_say: Option<Kind>,
     pub(super) asking: Asking,
     pub(super) end: Option<BackupEnd>,
@@ -57,7 +57,7 @@ impl Backup {
         Ok(done)
     }
 
-    /// So many bytes of what is under way arrive.
+    /// The next `bytes` bytes in flight arrive.
     pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
         for message in link.to_backup.deliver(bytes) {
             let kind = Kind::of_hearing(&message);
@@ -78,7 +78,7 @@ impl Backup {
         Ok(())
     }
 
-    /// Puts the machine together, if all that it needs has come.
+    /// Restores the machine, once all of the snapshot has arrived.
     pub(super) fn restore(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         if !self.host.is_restoring() {
             return Ok(());
@@ -94,7 +94,7 @@ impl Backup {
         self.follow_up(outside, link)
     }
 
-    /// Replays at most so many entries.
+    /// Replays at most `entries` entries.
     pub(super) fn consume(&mut self, outside: &mut Outside, link: &mut Link, entries: usize) -> Result<(), Died> {
         for _ in 0..entries.min(self.host.to_replay.len()) {
             if self.guest.is_none() {
@@ -122,7 +122,7 @@ impl Backup {
         self.follow_up(outside, link)
     }
 
-    /// Its claim gets on: to the arbiter, or back.
+    /// Its claim makes a step: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(answer) = self.asking.get_on(outside, ACTOR)? else { return Ok(()) };
         self.op(outside, Kind::ClaimAnswered, |backup, outside| backup.role.handle_claim(outside.now_ns, answer))?;

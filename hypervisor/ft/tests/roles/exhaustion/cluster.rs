@@ -1,5 +1,5 @@
-//! One VM's life, in rounds: pair after pair, with what the script does to them and the deaths that
-//! a run adds.
+//! One VM's life, in rounds: pair after pair, with the script's disturbances and the deaths that a
+//! run adds.
 
 use super::backup::Backup;
 use super::guest::{Guest, STEPS};
@@ -15,7 +15,7 @@ use logchannel::message::Left;
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::{BTreeSet, VecDeque};
 
-/// So short that a run's silences are no longer than its words.
+/// Short timeouts, so that silence costs a run no more rounds than messages do.
 const TIMING: Timing = Timing {
     heartbeat_ns: 6 * MS,
     failure_timeout_ns: 30 * MS,
@@ -24,22 +24,22 @@ const TIMING: Timing = Timing {
     claim_check_ns: u64::MAX,
 };
 
-/// What one round takes.
+/// The duration of a round.
 const ROUND_NS: u64 = 2 * MS;
 
-/// Rounds from the loss of a backup to the next one's coming, and of the VM's start to the first
-/// one's.
+/// Rounds from the loss of a backup to the next one's connection, and from the VM's start to the
+/// first one's.
 const JOIN_AFTER: u32 = 8;
 
-/// Rounds for which packets of a torn host stray about: so long that its successor attaches before
-/// they arrive.
+/// Rounds after which the packets of a torn host arrive: so many that its successor attaches
+/// before.
 const STRAY_ROUNDS: u32 = 14;
 
-/// Rounds in which any run ends: the guest's steps, and some dozens for each of the deaths and of
-/// what the script does.
+/// The bound on a run's rounds: the guest's steps, and some dozens for each death and disturbance.
 const ROUNDS_MAX: u32 = 600;
 
-/// What the script does when the guest has come so far and a backup protects it.
+/// The script's disturbances: each happens once the guest has taken that many steps and is
+/// protected.
 const SCRIPT: [(usize, Disturbance); 5] = [
     (45, Disturbance::LanLost),
     (80, Disturbance::CutSeenByPrimary),
@@ -52,20 +52,20 @@ const SCRIPT: [(usize, Disturbance); 5] = [
 enum Disturbance {
     /// The primary loses its connection to the LAN.
     LanLost,
-    /// What is on its way to the LAN takes its time.
+    /// Packets in flight to the LAN are delayed.
     LanSlow,
-    /// The channel is cut: the primary notices first, and its claim's answer is lost.
+    /// The channel is cut. The primary notices first, and its claim's answer is lost.
     CutSeenByPrimary,
-    /// The channel is cut: the backup notices first.
+    /// The channel is cut. The backup notices first.
     CutSeenByBackup,
 }
 
-/// How a run came to its end.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The guest came to its end.
+    /// The guest ended.
     Ended,
-    /// The VM's owner died without a backup that could go on.
+    /// The VM's owner died without a backup that could go live.
     Gone,
 }
 
@@ -75,17 +75,17 @@ pub(super) struct Cluster {
     primary: Option<Primary>,
     backup: Option<Backup>,
     link: Link,
-    /// A primary that has been succeeded and doesn't know yet, and its channel.
+    /// A primary that has been succeeded and doesn't know it yet, and its channel.
     stale: Option<(Primary, Link)>,
     script: VecDeque<(usize, Disturbance)>,
     round: u32,
-    /// When the next backup comes, or the LAN is back.
+    /// The round in which the next backup connects, or the LAN is back.
     join_at: u32,
     attach_at: u32,
-    /// When packets on their way get on.
+    /// The round in which delayed packets arrive.
     carry_at: u32,
     dead: BTreeSet<NodeId>,
-    /// A backup that had been told lost a primary that had claimed nothing.
+    /// A backup that was told it may claim has lost a primary that had claimed nothing.
     must_survive: bool,
     has_ended: bool,
     session: SessionHeader,
@@ -119,7 +119,7 @@ impl Cluster {
         }
     }
 
-    /// Lives to the end, and says how that came.
+    /// Runs to the end.
     pub(super) fn run(&mut self) -> Outcome {
         while self.primary.is_some() || self.backup.is_some() || self.stale.is_some() {
             self.round();
@@ -159,7 +159,7 @@ impl Cluster {
             primary.copy(outside, link)
         });
         self.backup_turn(|backup, outside, link| {
-            // What is under way arrives cut anywhere, or several messages at once.
+            // Bytes in flight arrive cut anywhere, or several messages at once.
             let bytes = [0, link.to_backup.len() / 2, usize::MAX, usize::MAX][round as usize % 4];
             backup.hear(outside, link, bytes)?;
             backup.restore(outside, link)?;
@@ -185,7 +185,7 @@ impl Cluster {
             return;
         }
         for _ in 0..self.outside.lan.under_way.len() {
-            // Whoever dies here is buried behind it.
+            // A side that dies here is handled in `bury`.
             let _ = self.outside.points.before(None, Kind::Carry);
             self.outside.carry();
             let _ = self.outside.points.after(None, Kind::Carry);
@@ -210,7 +210,7 @@ impl Cluster {
         self.go_live();
     }
 
-    /// Whoever sees that the channel is closed.
+    /// The sides that see the closed channel handle that.
     fn notice(&mut self) {
         self.link.round();
         if self.link.is_seen_closed_by(Side::Primary) {
@@ -224,7 +224,7 @@ impl Cluster {
     fn primary_turn(&mut self, turn: impl FnOnce(&mut Primary, &mut Outside, &mut Link) -> Result<(), Died>) {
         if let Some(primary) = &mut self.primary {
             self.outside.points.alive = (true, self.backup.is_some());
-            // If it died, it is buried below.
+            // If it died, `bury` handles that.
             let _ = turn(primary, &mut self.outside, &mut self.link);
         }
         self.bury();
@@ -232,7 +232,7 @@ impl Cluster {
         self.log_entries = primary.story().entries();
         match primary.end.clone() {
             None => {}
-            // The process ends when the last outputs have left.
+            // The process ends once the last outputs have left.
             Some(PrimaryEnd::GuestStopped(_)) if primary.role.gate().next_to_leave() < primary.role.gate().end() => {}
             Some(PrimaryEnd::GuestStopped(_)) => {
                 let claims = &self.outside.arbiter.claims;
@@ -285,8 +285,8 @@ impl Cluster {
         self.link.cut();
     }
 
-    /// A primary that has been succeeded hears what is left in its channel, notices, asks, and is
-    /// fenced.
+    /// A primary that has been succeeded receives what is left in its channel, notices the cut,
+    /// claims, and is fenced.
     fn stale_turn(&mut self) {
         let Some((primary, link)) = &mut self.stale else { return };
         link.round();
@@ -331,13 +331,13 @@ impl Cluster {
             self.stale = Some((stale, std::mem::take(&mut self.link)));
         }
         self.outside.points.alive = (true, false);
-        // It dies as the primary that it is now.
+        // From here on it dies as a primary.
         let _ = self.outside.points.pass(Some(Side::Primary), Kind::GoLive, Moment::After);
         self.bury();
         self.link = Link::default();
         self.link.cut();
         self.join_at = self.round + JOIN_AFTER;
-        // Unsent outputs are taken before there is a LAN, or go to it at once.
+        // Unsent outputs are taken before the LAN is attached, or are sent at once.
         let attaches_later = generation.0 % 2 == 1;
         self.attach_at = self.round + if attaches_later { 3 } else { 0 };
         if !attaches_later {
@@ -345,7 +345,7 @@ impl Cluster {
         }
     }
 
-    /// A new backup comes to a primary that has none.
+    /// A new backup joins a primary that has none.
     fn join(&mut self) {
         let Some(primary) = &self.primary else { return };
         let has_place = primary.role.can_take_backup(&vm_id()).is_ok() && !primary.story().is_stopped;
@@ -358,7 +358,7 @@ impl Cluster {
         self.backup_turn(Backup::follow_up);
     }
 
-    /// What the script does.
+    /// Does the script's next disturbance.
     fn disturb(&mut self) {
         let (Some(primary), Some(backup)) = (&mut self.primary, &self.backup) else { return };
         let Some((step, disturbance)) = self.script.front().copied() else { return };
@@ -385,7 +385,7 @@ impl Cluster {
         }
     }
 
-    /// Whoever has died leaves no more behind than its fate lets it.
+    /// Removes the sides that have died, with as much as their fate takes along.
     fn bury(&mut self) {
         for crash in std::mem::take(&mut self.outside.points.dying) {
             match crash.victim {
@@ -398,7 +398,7 @@ impl Cluster {
     fn bury_primary(&mut self, fate: Fate) {
         let Some(dead) = self.primary.take() else { return };
         self.dead.insert(dead.node);
-        // One port at a time: whoever had it before was refused long ago, or its packets will be.
+        // An older generation's port was refused long ago, or its packets will be.
         let packets = &mut self.outside.lan.under_way;
         packets.truncate(left_of(fate, packets.len()));
         if fate == Fate::Torn {
@@ -424,7 +424,7 @@ impl Cluster {
     }
 }
 
-/// A backup that has gone live.
+/// Makes a primary of a backup that has gone live.
 fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation: Generation) -> Primary {
     let guest = backup.guest.take().unwrap();
     let (received, consumed) = backup.role.cursors();
@@ -439,7 +439,7 @@ fn succeed(now_ns: u64, mut backup: Backup, session: &SessionHeader, generation:
     Primary::new(backup.node, role, guest, backup.told_released)
 }
 
-/// How much of so much is left.
+/// How many of `whole` bytes or packets in flight still arrive.
 const fn left_of(fate: Fate, whole: usize) -> usize {
     match fate {
         Fate::Process => whole,

@@ -1,5 +1,5 @@
-//! The guest: a function of its log, and a machine that writes its memory meanwhile, so that there
-//! is something to copy.
+//! The guest: a function of its log, and a machine that writes its memory, so that there is
+//! something to copy.
 
 use crate::world::{STEPS_PER_PAGE, machine, writing_guest};
 use logchannel::entry::{EntryBody, Generation, LogEntry};
@@ -7,10 +7,10 @@ use logchannel::session::NodeId;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use vm::{Event, Machine, OutputId, OutputOperation, StopReason};
 
-/// The number of the guest's steps, after which it ends.
+/// The number of the guest's steps.
 pub(super) const STEPS: usize = 240;
 
-/// Pages that it writes: a copy of them takes more than one piece.
+/// The pages that it writes: a copy of them takes more than one piece.
 const PAGES: u32 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +31,17 @@ const ROUND: [Step; 15] = {
     [In, Out, Clock, Word, In, Progress, Out, Out, Timer, Word, Digest, Word, In, Entropy, Out]
 };
 
-/// The guest's history, as the log has it.
+/// The guest's history according to the log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Story {
-    /// Digests of the log up to each of its entries, that one included.
+    /// The digest of the log up to and including each entry.
     log: Vec<u64>,
     steps: usize,
     /// For each output the position of its entry, and its digest.
     outputs: Vec<(usize, u64)>,
-    /// How many of them are packets.
+    /// The number of packets among them.
     packets: u64,
-    /// The number of the packet that has to come next.
+    /// The number of the next packet to the guest.
     pub(super) next_packet: u64,
     pub(super) is_stopped: bool,
 }
@@ -79,7 +79,7 @@ impl Story {
         ROUND[self.steps % ROUND.len()]
     }
 
-    /// The guest's output at this step: its index among its kind, and a digest of the log so far.
+    /// The output of this step: its index among its kind, and a digest of the log so far.
     fn output(&self) -> OutputOperation {
         let is_packet = self.step() == Step::PacketOut;
         let position = if is_packet { self.packets } else { self.outputs.len() as u64 - self.packets };
@@ -87,7 +87,7 @@ impl Story {
         if is_packet { OutputOperation::Packet(bytes) } else { OutputOperation::Console(bytes) }
     }
 
-    /// The next entry happens; what the guest sends by that.
+    /// Appends the next entry; returns its output.
     fn go_on(&mut self, entry: &LogEntry) -> Option<(OutputId, OutputOperation)> {
         let is_of_end = matches!(entry.body, EntryBody::Generation(_) | EntryBody::Stopped(_));
         assert!(is_of_end || !self.is_stopped, "something after the guest's end: {entry:?}");
@@ -133,7 +133,7 @@ impl Guest {
         Self { story: Story::default(), machine }
     }
 
-    /// The guest under `owner` comes to its next entry; `packet` is the one that waits for it.
+    /// The guest takes its next step under `owner`; `packet` is in its inbox. Returns the entry.
     pub(super) fn live(
         &mut self,
         owner: NodeId,
@@ -149,8 +149,7 @@ impl Guest {
             (Step::PacketOut | Step::Word, _) => {
                 EntryBody::Output { id: self.story.next_output(), digest: self.story.output().digest() }
             }
-            // Inputs differ by owner and position, because they are no function of the guest's
-            // state.
+            // Inputs differ by owner and position, because they don't depend on the guest's state.
             (Step::Clock, _) => EntryBody::Event(Event::ClockRead { ticks: position << 8 | by_owner }),
             (Step::Entropy, _) => {
                 EntryBody::Event(Event::Entropy { bits: u16::try_from((position << 4 | by_owner) & 0xffff).unwrap() })
@@ -161,7 +160,7 @@ impl Guest {
         self.log(body)
     }
 
-    /// An entry tells of the guest's new owner.
+    /// The entry that records the guest's new owner.
     pub(super) fn owned(&mut self, generation: Generation) -> LogEntry {
         self.log(EntryBody::Generation(generation)).0
     }
@@ -172,7 +171,7 @@ impl Guest {
         (entry, output)
     }
 
-    /// The same happens again; what the guest sends by that.
+    /// Replays an entry; returns its output.
     pub(super) fn replay(&mut self, entry: &LogEntry) -> Option<(OutputId, OutputOperation)> {
         assert!(self.machine.instruction_count() <= entry.count, "an entry of the past: {entry:?}");
         self.machine.run(entry.count);

@@ -1,4 +1,4 @@
-//! What is between two sides, and between one and the arbiter.
+//! The connections between the two sides, and between a side and the arbiter.
 
 use super::guest::Story;
 use super::outside::Outside;
@@ -7,31 +7,31 @@ use crate::world::Wire;
 use ft::role::{ClaimAnswer, ClaimRequest};
 use logchannel::entry::LogSeq;
 
-/// The channel of one pairing.
+/// The channel of one pair.
 #[derive(Debug, Default)]
 pub(super) struct Link {
     pub(super) to_backup: Wire,
     pub(super) to_primary: Wire,
-    /// Nobody is told that it is cut.
+    /// A cut of the channel isn't noticed: both ends see only silence.
     pub(super) is_mute: bool,
-    /// Who notices a cut only after this many more rounds.
+    /// A side that notices a cut only after this many more rounds.
     pub(super) slow: Option<(Side, u32)>,
-    /// What the backup of this pairing has received, whether it lives or not.
+    /// One past the last entry that this pair's backup has received, dead or alive.
     pub(super) received: LogSeq,
-    /// What it has to have received when it is told of its protection.
+    /// The entries that it must have received when it is told that it may claim.
     pub(super) told_from: LogSeq,
-    /// What the snapshot says of the guest.
+    /// The guest's history in the snapshot.
     pub(super) snapshot: Option<Story>,
 }
 
 impl Link {
-    /// Nothing more gets into the channel; what is under way may still arrive.
+    /// Cuts the channel: nothing more is sent, what is in flight may still arrive.
     pub(super) fn cut(&mut self) {
         self.to_backup.is_cut = true;
         self.to_primary.is_cut = true;
     }
 
-    /// Whether `side` learns now that the channel is closed.
+    /// `true` if `side` notices now that the channel is closed.
     pub(super) fn is_seen_closed_by(&self, side: Side) -> bool {
         let wire = match side {
             Side::Primary => &self.to_primary,
@@ -45,7 +45,7 @@ impl Link {
     }
 }
 
-/// A test-and-set on its way.
+/// A test-and-set in progress.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
     pub(super) request: Option<ClaimRequest>,
@@ -57,7 +57,7 @@ impl Asking {
         assert!(self.answer.is_none() && self.request.replace(request).is_none(), "one claim at a time");
     }
 
-    /// The request of `node` arrives at the arbiter, or the answer comes back.
+    /// The request of `node` arrives at the arbiter, or the answer returns.
     pub(super) fn get_on(&mut self, outside: &mut Outside, actor: Option<Side>) -> Result<Option<ClaimAnswer>, Died> {
         if let Some(request) = self.request {
             outside.points.before(actor, Kind::ClaimRecorded)?;

@@ -1,19 +1,20 @@
-//! A run of a few hundred entries, in which the primary, then the backup, dies before and after
-//! every append, send, receive, ack, release, claim and whatever else is one step of either: by its
-//! process, or by its host in the middle of a packet or with all that was under way.
+//! A run of a few hundred entries in which the primary, then the backup, dies before and after
+//! every append, send, receive, ack, release, claim and every other elementary operation of either.
+//! It dies alone as a process, or with its host in the middle of a packet, or with its host and
+//! everything in flight.
 //!
 //! ```text
-//!   run      the script alone: joins, a lost LAN, a cut that the primary survives, one that the backup survives, the end.
-//!            It numbers the points at which somebody can die.
-//!   for each point, victim and fate     the same run up to there, and on without the victim: the other side goes on, alone
-//!            or by going live, a new backup joins, the guest comes to its end.
+//!   run      the script alone: joins, a lost LAN, a cut that the primary survives, one that the backup
+//!            survives, the end. It numbers the points at which a side can die.
+//!   for each point, victim and fate     the same run up to there, and on without the victim: the other
+//!            side goes on, alone or by going live, a new backup joins, the guest ends.
 //! ```
-//! Whatever dies when, each generation has one owner; nothing leaves before the backup has its
-//! entry, unless its sender is alone by a won claim; the LAN carries every packet once and in
-//! order, and each word is on the console, again only if a successor hadn't heard that it had left;
-//! no packet is lost or logged twice; every log goes on from what anybody knows of it; and the
-//! guest comes to its end in a bounded number of rounds, unless its owner died with nobody to
-//! succeed it. Asserted where it happens, in the modules of this test.
+//! The invariants: each generation has one owner; no output leaves before the backup has its entry,
+//! unless its sender is alone by a won claim; the LAN carries every packet once and in order; the
+//! console shows each line, again only if a successor wasn't told that it had left; no packet to
+//! the guest is lost or logged twice; every log continues the one that is known from outputs; and
+//! the guest ends in a bounded number of rounds, unless its owner died without a successor. Each is
+//! asserted where it could break, in the modules of this test.
 
 mod backup;
 mod cluster;
@@ -27,19 +28,20 @@ use cluster::{Cluster, Outcome};
 use points::{Crash, Fate, Kind, Moment, Point, Side};
 use std::collections::BTreeMap;
 
-/// Runs one plan: `4711:primary:torn`, or several of these with commas.
+/// The variable that runs a single plan: `4711:primary:torn`, or several of these separated by
+/// commas.
 const CRASH_VARIABLE: &str = "ROLES_CRASH";
 
 const SIDES: [Side; 2] = [Side::Primary, Side::Backup];
 const FATES: [Fate; 3] = [Fate::Process, Fate::Torn, Fate::Host];
 
-/// Every so many points, a second death follows the first.
+/// At one point in this many, a second death follows.
 const DOUBLE_EVERY: usize = 23;
 
-/// So many points behind it.
+/// The distances of the second death, in points.
 const DOUBLE_BEHIND: [usize; 4] = [1, 12, 60, 250];
 
-/// What the runs came to.
+/// The totals of all runs.
 #[derive(Debug, Default)]
 struct Figures {
     runs: u32,
@@ -53,7 +55,7 @@ struct Figures {
 }
 
 impl Figures {
-    /// Lives one life.
+    /// Runs with these deaths.
     fn live(&mut self, points: &[Point], crashes: &[Crash]) {
         let told = Rerun { points, crashes };
         let mut cluster = Cluster::new(crashes);
@@ -61,7 +63,7 @@ impl Figures {
         drop(told);
         let outside = &cluster.outside;
         let is_double = crashes.len() > 1;
-        // The second may be somewhere where the first has left nothing of it.
+        // The first death may have made the second one's point impossible.
         assert!(is_double || outside.points.are_calm(), "{crashes:?} didn't happen");
         self.runs += 1;
         self.doubles += u32::from(is_double);
@@ -96,7 +98,7 @@ fn either_side_dies_before_and_after_every_operation() {
     let mut figures = Figures::default();
     for (at, point) in points.iter().enumerate() {
         for victim in SIDES.into_iter().filter(|side| point.has(*side)) {
-            // What is after one operation is mostly what is before the next.
+            // The state after one operation is usually that before the next.
             let of_host = if point.moment == Moment::Before { Fate::Torn } else { Fate::Host };
             for fate in [Fate::Process, of_host] {
                 figures.live(points, &[Crash { at, victim, fate }]);
@@ -134,7 +136,7 @@ fn name(word: &impl std::fmt::Debug) -> String {
     format!("{word:?}").to_lowercase()
 }
 
-/// Says how to run a failing plan again.
+/// Prints how to rerun a failing plan.
 struct Rerun<'a> {
     points: &'a [Point],
     crashes: &'a [Crash],

@@ -1,5 +1,5 @@
-//! The environment of both sides, which outlives them: the LAN, the console's reader, the arbiter;
-//! and what they have seen.
+//! The environment of both sides, which outlives them: the LAN, the console's reader and the
+//! arbiter, with what they have seen.
 
 use super::guest::Story;
 use super::points::Points;
@@ -11,28 +11,28 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use vm::{OutputId, OutputOperation};
 
-/// Packets that come for the guest.
+/// The number of packets for the guest.
 pub(super) const PACKETS: u64 = 36;
 
-/// A packet on its way to the LAN, on the port of a generation.
+/// A packet in flight to the LAN, on the port of a generation.
 pub(super) type PacketUnderWay = (Generation, OutputId, Arc<OutputOperation>);
 
-/// The state that the sides share.
+/// The environment.
 #[derive(Debug)]
 pub(super) struct Outside {
     pub(super) now_ns: u64,
     pub(super) points: Points,
     pub(super) arbiter: Arbiter,
     pub(super) lan: Lan,
-    /// What the console's reader has read: of each word what, and who wrote it last.
+    /// The console as read: each line, and the node that wrote it last.
     console: Vec<(OutputOperation, NodeId)>,
-    /// Words that were written again by a successor.
+    /// Lines that a successor has written again.
     pub(super) words_again: u32,
-    /// Whether an output has reached somebody, by its id.
+    /// Whether an output has left, by its id.
     has_left: Vec<bool>,
-    /// What backups were told to have left.
+    /// The outputs of which backups were told that they have left.
     told: Left,
-    /// How many entries of the log are known from the outputs that have left, and their digest.
+    /// The number of entries that are known from outputs that have left, and their digest.
     known: (usize, u64),
     pub(super) owners: BTreeMap<Generation, NodeId>,
 }
@@ -53,7 +53,7 @@ impl Outside {
         }
     }
 
-    /// A side says that it owns the VM as this generation.
+    /// A side owns the VM as this generation.
     pub(super) fn owns(&mut self, generation: Generation, node: NodeId, story: &Story) {
         let flag = generation.0 - 1;
         assert_eq!(self.arbiter.claims.get(&flag).map(|claim| claim.node), Some(node), "without a won claim");
@@ -61,7 +61,7 @@ impl Outside {
         self.check_known(story);
     }
 
-    /// A log has to begin with all of the log that anybody knows of.
+    /// A log must begin with all entries that are known from outputs.
     pub(super) fn check_known(&self, story: &Story) {
         let (entries, digest) = self.known;
         assert!(story.entries() >= entries, "{entries} entries are known of, and the owner has {}", story.entries());
@@ -76,8 +76,8 @@ impl Outside {
         }
     }
 
-    /// A word is written to the console. Each is read at least once; again only when a successor
-    /// that hadn't heard that it had left writes it, and it is the same then.
+    /// A line is written to the console. Each is read at least once; again only from a successor
+    /// that wasn't told that it had left, and then it must be the same.
     pub(super) fn write(&mut self, writer: NodeId, id: OutputId, word: &OutputOperation) {
         let index = index_of(word);
         match self.console.get_mut(index) {
@@ -95,7 +95,7 @@ impl Outside {
         self.left(id, word);
     }
 
-    /// The LAN carries the next packet on its way to it.
+    /// The LAN carries the next packet in flight.
     pub(super) fn carry(&mut self) {
         let Some((port, id, packet)) = self.lan.under_way.pop_front() else { return };
         if port < self.lan.generation {
@@ -124,19 +124,19 @@ impl Outside {
         assert!(had_left || !self.told.has(id, output), "{id:?} was said to have left, and leaves now");
     }
 
-    /// A backup is told that it need not send what has `left`.
+    /// A backup is told which outputs have left, so that it needn't send them.
     pub(super) fn check_released(&mut self, left: Left) {
         self.told.packets = self.told.packets.max(left.packets);
         self.told.console = self.told.console.max(left.console);
-        // Which of the others are packets is known when they leave.
+        // Which outputs are packets is known only when they leave.
         let next = left.packets.min(left.console);
         let not_left =
             (0..next.0).find(|id| !self.has_left.get(usize::try_from(*id).unwrap()).is_some_and(|left| *left));
         assert_eq!(not_left, None, "all outputs below {} are said to have left", next.0);
     }
 
-    /// All that the guest has sent has been carried once and read, in order, and all that was sent
-    /// to it has arrived.
+    /// At the end all outputs must have been carried or read once, in order, and all packets to the
+    /// guest must have arrived.
     pub(super) fn check_end(&self, story: &Story) {
         self.check_known(story);
         let (mut packets, mut words) = (self.lan.carried.iter(), self.console.iter().map(|(word, _)| word));
@@ -153,28 +153,29 @@ impl Outside {
     }
 }
 
-/// The index of an output among its kind, as the guest wrote it there.
+/// The index of an output among its kind, as the guest wrote it into it.
 fn index_of(output: &OutputOperation) -> usize {
     usize::from(output.bytes()[0]) | usize::from(output.bytes()[1]) << 8
 }
 
-/// The network behind all owners of the VM.
+/// The network, which outlives the owners of the VM.
 #[derive(Debug, Default)]
 pub(super) struct Lan {
     generation: Generation,
     pub(super) under_way: VecDeque<PacketUnderWay>,
     carried: Vec<OutputOperation>,
     next_output: OutputId,
-    /// Packets that have come for the guest; it keeps them.
+    /// Packets for the guest so far; all are retained.
     pub(super) packets: u64,
-    /// Packets that it had carried already.
+    /// Repeated packets, which it had carried.
     pub(super) dropped: u32,
     /// Packets on ports of older generations.
     pub(super) refused: u32,
 }
 
 impl Lan {
-    /// An owner attaches; what it needn't send, or `None` if there is a newer one.
+    /// An owner attaches. Returns one past the last output carried, or `None` if there is a newer
+    /// owner.
     pub(super) fn attach(&mut self, generation: Generation) -> Option<OutputId> {
         if generation < self.generation {
             return None;
@@ -183,7 +184,7 @@ impl Lan {
         Some(self.next_output)
     }
 
-    /// What the owner that is attached as `port` hears of its packets.
+    /// What the owner with this port is told about its packets.
     pub(super) fn tell(&self, port: Generation) -> Option<OutputId> {
         (port >= self.generation).then_some(self.next_output)
     }

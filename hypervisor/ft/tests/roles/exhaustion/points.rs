@@ -3,22 +3,22 @@
 use logchannel::message::Message;
 use std::collections::VecDeque;
 
-/// Who dies.
+/// The side that dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Primary,
     Backup,
 }
 
-/// What is left of a side that died.
+/// What remains of a side that died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Its process: all that it has sent arrives, then its connections are closed.
+    /// Its process died: everything that it sent arrives, then its connections close.
     Process,
-    /// Its host, in the middle of sending: half of what is under way arrives, in the middle of a
-    /// packet, and then silence.
+    /// Its host died while sending: half of what is in flight arrives, cut in the middle of a
+    /// packet, and then nothing.
     Torn,
-    /// Its host and its network: nothing that is under way arrives any more, and silence.
+    /// Its host and its network died: nothing in flight arrives.
     Host,
 }
 
@@ -27,21 +27,21 @@ pub(super) enum Fate {
 pub(super) enum Kind {
     /// An entry is appended to the log.
     Append,
-    /// What is appended becomes packets.
+    /// Appended entries are flushed to frames.
     Flush,
-    /// Bytes of the primary get into the channel.
+    /// Bytes of the primary are sent on the channel.
     Send,
     /// Entries arrive at the backup.
     Receive,
     AckSent,
     AckReceived,
-    /// An output that may leave is taken.
+    /// A released output is taken from the gate.
     Release,
-    /// It is written to the console or handed to the LAN.
+    /// A released output is written to the console or sent to the LAN.
     WriteReleased,
-    /// The LAN carries it.
+    /// The LAN carries a packet.
     Carry,
-    /// The primary hears that the LAN has.
+    /// The LAN's report of what it has carried arrives at the primary.
     Carried,
     ClaimAsked,
     ClaimRecorded,
@@ -59,11 +59,11 @@ pub(super) enum Kind {
     Restore,
     AcceptedSent,
     AcceptedReceived,
-    /// The backup hears that it may claim.
+    /// The backup is told that it may claim.
     Told,
-    /// The backup hears which outputs have left.
+    /// The backup is told which outputs have left.
     ReleasedReceived,
-    /// Other words of one side to the other.
+    /// Another message is sent.
     WordSent,
     WordReceived,
     GoLive,
@@ -104,7 +104,7 @@ impl Kind {
         Self::Attach,
     ];
 
-    /// Hearing a message.
+    /// The operation of receiving `message`.
     pub(super) const fn of_hearing(message: &Message) -> Self {
         match message {
             Message::Join { .. } => Self::JoinReceived,
@@ -137,7 +137,7 @@ pub(super) enum Moment {
     After,
 }
 
-/// A point in a run, and which sides live there.
+/// A point in a run, and the sides that live there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Point {
     pub(super) kind: Kind,
@@ -164,7 +164,7 @@ pub(super) struct Crash {
     pub(super) fate: Fate,
 }
 
-/// The acting side is dead, and does nothing more.
+/// The acting side has died, and does nothing more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Died;
 
@@ -173,9 +173,9 @@ pub(super) struct Died;
 pub(super) struct Points {
     pub(super) passed: Vec<Point>,
     crashes: VecDeque<Crash>,
-    /// Those of the turn being taken: the cluster buries them when it is over.
+    /// The deaths in the current turn, which the cluster handles after it.
     pub(super) dying: Vec<Crash>,
-    /// Whether there is a primary and a backup.
+    /// Whether there is a primary, and a backup.
     pub(super) alive: (bool, bool),
 }
 
@@ -190,7 +190,7 @@ impl Points {
         self.crashes.is_empty() && self.dying.is_empty()
     }
 
-    /// `actor`, or somebody around both sides, gets to a point of what it is doing.
+    /// `actor`, or the environment if `None`, is at a point.
     pub(super) fn pass(&mut self, actor: Option<Side>, kind: Kind, moment: Moment) -> Result<(), Died> {
         let number = self.passed.len();
         let (has_primary, has_backup) = self.alive;

@@ -18,19 +18,19 @@ pub(super) struct Primary {
     pub(super) node: NodeId,
     pub(super) role: PrimaryRole,
     pub(super) guest: Guest,
-    /// As whom it can die: one whose backup has gone live is left alone.
+    /// The side as which it can die; `None` for one that has been succeeded.
     actor: Option<Side>,
-    /// The generation for which it is attached to the LAN.
+    /// The generation under which it is attached to the LAN.
     pub(super) port: Option<Generation>,
-    /// Packets that wait for the guest.
+    /// Packets in the guest's inbox.
     pub(super) inbox: VecDeque<u64>,
     pub(super) asking: Asking,
-    /// It has logged the guest's end. Whoever takes over a guest that has ended does so again.
+    /// It has logged the guest's end. A successor of a guest that has ended logs it again.
     is_stopped: bool,
-    /// The last generation that the log tells of.
+    /// The last generation in the log.
     logged: Option<Generation>,
     output_rule: OutputRule,
-    /// As a backup it was told that these have left.
+    /// The outputs of which it was told as a backup that they have left.
     told_released: Left,
     pub(super) end: Option<PrimaryEnd>,
 }
@@ -53,7 +53,7 @@ impl Primary {
         }
     }
 
-    /// Another one has gone live, and this one doesn't know yet.
+    /// Another node has gone live, and this one doesn't know it yet.
     pub(super) const fn is_succeeded(&mut self) {
         self.actor = None;
     }
@@ -74,7 +74,7 @@ impl Primary {
         Ok(done)
     }
 
-    /// The guest lives on by one step, if it may.
+    /// The guest takes a step, if it may run.
     pub(super) fn live(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         if !self.role.may_run() || self.is_stopped {
             return Ok(());
@@ -108,7 +108,7 @@ impl Primary {
         self.follow_up(outside, link)
     }
 
-    /// A backup that joins gets a piece of memory.
+    /// A joining backup gets a piece of memory.
     pub(super) fn copy(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         if !self.role.wants_copy() {
             return Ok(());
@@ -124,7 +124,7 @@ impl Primary {
         self.follow_up(outside, link)
     }
 
-    /// So many bytes of what is under way arrive.
+    /// The next `bytes` bytes in flight arrive.
     pub(super) fn hear(&mut self, outside: &mut Outside, link: &mut Link, bytes: usize) -> Result<(), Died> {
         for message in link.to_primary.deliver(bytes) {
             self.op(outside, Kind::of_hearing(&message), |primary, outside| {
@@ -150,14 +150,14 @@ impl Primary {
         self.follow_up(outside, link)
     }
 
-    /// Its claim gets on: to the arbiter, or back.
+    /// Its claim makes a step: to the arbiter, or back.
     pub(super) fn claim(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(answer) = self.asking.get_on(outside, self.actor)? else { return Ok(()) };
         self.op(outside, Kind::ClaimAnswered, |primary, outside| primary.role.handle_claim(outside.now_ns, answer))?;
         self.follow_up(outside, link)
     }
 
-    /// It attaches to the LAN (again), and gets the packets that the log doesn't have.
+    /// It attaches to the LAN, perhaps again, and gets the packets that the log doesn't have.
     pub(super) fn attach(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let generation = self.role.generation();
         self.op(outside, Kind::Attach, |primary, outside| {
@@ -169,15 +169,15 @@ impl Primary {
         self.follow_up(outside, link)
     }
 
-    /// The LAN tells what it has carried.
+    /// The LAN reports what it has carried.
     pub(super) fn hear_lan(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let Some(next) = self.port.and_then(|port| outside.lan.tell(port)) else { return Ok(()) };
         self.op(outside, Kind::Carried, |primary, _| primary.role.handle_carried(next))?;
         self.follow_up(outside, link)
     }
 
-    /// What the role wants done after an input, in the order of the programs: connections first,
-    /// then outputs, bytes, and what takes time.
+    /// Does what the role wants after an input, in the order of the production driver: connections
+    /// first, then outputs, bytes, and what takes time.
     fn follow_up(&mut self, outside: &mut Outside, link: &mut Link) -> Result<(), Died> {
         let actions = actions_of(&mut self.role, || link.cut());
         for action in &actions {

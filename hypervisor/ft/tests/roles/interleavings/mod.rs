@@ -1,10 +1,10 @@
-//! Many random orders of the same few things, through many generations of one VM: outputs, bytes
-//! that arrive, time, cuts, kills at every point, backups that join, claims that get lost, a LAN
-//! that comes and goes. Whatever the order, no output leaves without acknowledgement or won claim,
-//! each generation has one owner, and the LAN carries all that the guest sends, each output once.
+//! Random orders of the same events through many generations of a VM: outputs, arriving bytes,
+//! time, cuts, deaths at every point, joining backups, lost claims, a LAN that goes away and
+//! returns. In any order, no output may leave without acknowledgement or won claim, each generation
+//! must have one owner, and the LAN must carry every packet of the guest once.
 //!
-//! What holds after every step is asserted where it happens: in [`Pair::collect`],
-//! [`crate::world::Lan::carry`] and [`Run::check`].
+//! The invariants of every step are asserted in [`Pair::collect`], [`crate::world::Lan::carry`] and
+//! [`Run::check`].
 
 mod sometimes;
 
@@ -18,19 +18,19 @@ use logchannel::session::NodeId;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Runs of the test; one takes a few milliseconds.
+/// The number of runs; one takes a few milliseconds.
 const RUNS: u64 = 2000;
 
 const STEPS: u32 = 400;
 
 const SEED_VARIABLE: &str = "FT_SEED";
 
-/// A pair, and what of it is over: ended or killed.
+/// A pair, and which of its sides have ended or died.
 struct Side {
     pair: Pair,
     is_primary_over: bool,
     is_backup_over: bool,
-    /// Answers to claims that are on their way.
+    /// Answers to claims, in flight.
     primary_asks: Option<ClaimAnswer>,
     backup_asks: Option<ClaimAnswer>,
     protections: u32,
@@ -50,7 +50,7 @@ impl Side {
         }
     }
 
-    /// A backup is on its way.
+    /// `true` if a backup is joining.
     fn is_joining(&self) -> bool {
         !self.is_primary_over
             && !self.pair.primary.is_protected()
@@ -60,8 +60,8 @@ impl Side {
 
 /// One VM's life.
 struct Run<'a> {
-    /// The newest owner's last; before it those whose primary doesn't know yet that it isn't the
-    /// owner.
+    /// The newest owner's pair is the last; before it are those whose primary doesn't know yet that
+    /// it has been succeeded.
     sides: Vec<Side>,
     random: Random,
     sometimes: &'a mut Sometimes,
@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
         };
         let mut pair = Pair::with(primary, expectation());
         if random.chance(8) {
-            // Its memory takes more than one piece.
+            // More memory than one piece.
             pair = pair.with_memory(32);
         }
         pair.timing = timing;
@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
         NodeId(self.next_node - 1)
     }
 
-    /// Mostly the newest.
+    /// A random pair, usually the newest.
     fn any_side(&mut self) -> usize {
         let newest = self.sides.len() - 1;
         if self.random.chance(4) { usize::try_from(self.random.below(newest as u64 + 1)).unwrap() } else { newest }
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
         match random.below(16) {
             0..=2 if !*is_primary_over && pair.primary.may_run() => {
                 if random.chance(6) {
-                    // The vCPU thread gets no further for now.
+                    // The vCPU thread is interrupted here.
                     let out = pair.out.len();
                     pair.unflushed_output();
                     self.sometimes.left_before_flush += u32::from(pair.is_joined && pair.out.len() > out);
@@ -136,7 +136,8 @@ impl<'a> Run<'a> {
         self.check();
     }
 
-    /// Time passes, and some notice. Now and then so much that whoever does gives the other up.
+    /// Time passes, and a random side handles its timers; sometimes so much that it gives the other
+    /// up.
     fn pass(&mut self) {
         let ms = if self.random.chance(40) { 1_200 } else { self.random.below(30) };
         for side in &mut self.sides {
@@ -152,7 +153,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An answer on its way arrives, at one side or both.
+    /// An answer in flight arrives, at one side or both.
     fn answer(&mut self, at: usize) {
         let Side { pair, primary_asks, backup_asks, .. } = &mut self.sides[at];
         if self.random.chance(2)
@@ -171,7 +172,7 @@ impl<'a> Run<'a> {
         pair.collect();
     }
 
-    /// A connection that is cut is noticed, and a lost backup replaced.
+    /// A cut is noticed, and a lost backup replaced.
     fn notice(&mut self, at: usize) {
         let node = self.node();
         let side = &mut self.sides[at];
@@ -186,12 +187,12 @@ impl<'a> Run<'a> {
         }
         let has_place = !side.is_primary_over && side.pair.primary.can_take_backup(&vm_id()).is_ok();
         if has_place && (side.is_backup_over || self.random.chance(4)) {
-            // One that doesn't know yet that it is over may as well be killed.
+            // A backup that hasn't noticed yet may be killed.
             side.next_backup(node);
         }
     }
 
-    /// The rare things.
+    /// Rare events.
     fn disturb(&mut self, at: usize) {
         let side = &mut self.sides[at];
         let random = &mut self.random;
@@ -205,7 +206,7 @@ impl<'a> Run<'a> {
                 side.is_backup_over = true;
                 side.backup_asks = None;
             }
-            // Without a backup that may claim it is the VM's end, which is to be rare.
+            // Without a backup that may claim this ends the VM, which should be rare.
             4 | 5 if side.pair.primary.is_protected() || random.chance(8) => {
                 side.pair.kill_primary(random.bytes());
                 side.is_primary_over = true;
@@ -289,7 +290,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What the backup wants; the next pair if it goes live.
+    /// A backup's action; the next pair if it goes live.
     fn backup_wants(&mut self, at: usize, action: BackupAction) -> Option<Side> {
         let node = self.node();
         let side = &mut self.sides[at];
@@ -336,7 +337,7 @@ impl<'a> Run<'a> {
         self.sometimes.third_owner += u32::from(generation.0 == G.0 + 2);
     }
 
-    /// What the LAN has carried is what the newest owner's guest has sent.
+    /// The LAN must have carried what the newest owner's guest has sent.
     fn check(&self) {
         let Some(Side { pair, .. }) = self.sides.last() else { panic!("no side at all") };
         let lan = pair.lan.borrow();
@@ -348,7 +349,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Lets time pass without further disturbance.
+    /// Lets time pass without disturbances.
     fn calm(&mut self, ticks: u32) {
         for _ in 0..ticks {
             for side in &mut self.sides {
@@ -376,8 +377,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The disturbances end, and service has to resume: every owner but the newest is over, the
-    /// newest is protected again, and the guest runs.
+    /// Without further disturbances service must resume: every older owner ends, the newest is
+    /// protected again, and the guest runs.
     fn settle(mut self) {
         {
             let mut arbiter = self.sides[0].pair.arbiter.borrow_mut();
@@ -441,7 +442,7 @@ fn whatever_the_order_exactly_one_side_goes_on_and_no_output_is_lost_or_doubled(
     }
 }
 
-/// Says how to run a failing seed again.
+/// Prints how to rerun a failing seed.
 struct Rerun(u64);
 
 impl Drop for Rerun {

@@ -1,7 +1,6 @@
-//! What has to happen in the runs.
+//! What must happen in some runs.
 
-/// How often the interesting things happened: a test of claims in which nobody ever claims proves
-/// nothing.
+/// Counters of the interesting events: a test of claims without a claim would prove nothing.
 #[derive(Debug, Default)]
 pub(super) struct Sometimes {
     pub(super) primary_won: u32,

@@ -1,4 +1,4 @@
-//! The two sides' claims at the arbiter, and how they end.
+//! The two sides' claims at the arbiter, and their results.
 
 use super::Pair;
 use crate::world::{G, PRIMARY};
@@ -8,8 +8,8 @@ use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 
 impl Pair {
-    /// The claim that the primary asks for, if it asks for one and nothing else since its channel
-    /// was closed.
+    /// The claim that the primary asks for, if that is its only action since the channel was
+    /// closed.
     pub(crate) fn primary_claim(&mut self) -> Option<ClaimRequest> {
         while let Some(action) = self.primary_actions.pop_front() {
             match action {
@@ -30,21 +30,21 @@ impl Pair {
         None
     }
 
-    /// The claim that the backup asks for, if it asks for one and nothing else.
+    /// The claim that the backup asks for, if that is its only action.
     pub(crate) fn backup_claim(&mut self) -> Option<ClaimRequest> {
         let action = self.backup_actions.pop_front()?;
         let BackupAction::Claim(request) = action else { panic!("instead of a claim: {action:?}") };
         Some(request)
     }
 
-    /// The primary's request goes to the arbiter and the answer, if one comes, back.
+    /// The primary's request goes to the arbiter, and the answer returns if there is one.
     pub(crate) fn answer_primary(&mut self, request: ClaimRequest) {
         let answer = self.arbiter.borrow_mut().ask(request);
         self.primary.handle_claim(self.now_ns, answer);
         self.collect();
     }
 
-    /// The same for the backup's.
+    /// The backup's request goes to the arbiter, and the answer returns if there is one.
     pub(crate) fn answer_backup(&mut self, request: ClaimRequest) {
         let answer = self.arbiter.borrow_mut().ask(request);
         self.backup.handle_claim(self.now_ns, answer);
@@ -59,8 +59,8 @@ impl Pair {
         assert_eq!(self.primary_actions.pop_front(), Some(PrimaryAction::Owner(generation)));
     }
 
-    /// The primary is lost, and the backup goes live as `generation`: the pair of which it is the
-    /// primary.
+    /// The primary is lost, and the backup goes live as `generation`. Returns the pair of which it
+    /// is the primary.
     pub(crate) fn backup_goes_live(&mut self, generation: Generation, next_backup: NodeId) -> Self {
         self.backup_actions.retain(|action| !matches!(action, BackupAction::Protected(_)));
         self.primary_lost();

@@ -1,8 +1,7 @@
-//! A pair of roles, everything around them in memory, in virtual nanoseconds.
+//! A pair of roles with its whole environment in memory, in virtual nanoseconds.
 //!
-//! The guest is two things: a log that this driver makes up, and a real machine that only writes
-//! its RAM, so that there is something to copy. What the guest would do next is a function of its
-//! log.
+//! The guest has two parts: a log that this driver makes up, and a real machine that only writes
+//! its RAM, so that there is something to copy. The guest's next output is a function of its log.
 
 mod claims;
 
@@ -23,7 +22,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation, StopReason};
 
-/// A primary, a backup, and what is between and around them.
+/// A primary and a backup with their environment.
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) now_ns: u64,
@@ -38,26 +37,25 @@ pub(crate) struct Pair {
     pub(crate) lan: Rc<RefCell<Lan>>,
     pub(crate) primary_actions: VecDeque<PrimaryAction>,
     pub(crate) backup_actions: VecDeque<BackupAction>,
-    /// Outputs that the primary's host has sent, by id.
+    /// The ids of the outputs that the primary's host has sent.
     pub(crate) out: Vec<u64>,
-    /// The generation for which the primary is attached to the LAN; without one its frames are
-    /// lost.
+    /// The generation under which the primary is attached to the LAN; `None` loses its packets.
     pub(crate) port: Option<Generation>,
-    /// The LAN carries and doesn't tell.
+    /// The LAN carries packets and doesn't report that.
     pub(crate) lan_is_silent: bool,
-    /// The log as the primary has it, with the outputs.
+    /// The primary's log, with the outputs.
     pub(crate) history: Vec<(LogEntry, Option<OutputOperation>)>,
     output_rule: OutputRule,
-    /// What the backup has to have when it is told of its protection.
+    /// The entries that the backup must have when it is told that it may claim.
     told_from: LogSeq,
     pub(crate) machine: Machine,
     pub(crate) host: BackupHost,
     /// The backup's machine.
     pub(crate) restored: Option<Machine>,
     replayed: LogSeq,
-    /// The primary has heard who came.
+    /// The primary has received the request to join.
     pub(crate) is_joined: bool,
-    /// A killed side says and hears nothing any more.
+    /// A killed side sends and receives nothing.
     pub(crate) is_primary_killed: bool,
     pub(crate) is_backup_killed: bool,
 }
@@ -68,7 +66,7 @@ fn cut((to_backup, to_primary): (&mut Wire, &mut Wire)) {
 }
 
 impl Pair {
-    /// A primary that waits, and a backup that has just connected to it and is expected to be fit.
+    /// A primary that waits for its first backup, and a backup that has connected and will join.
     pub(crate) fn new() -> Self {
         Self::with(PrimaryRole::awaiting_backup(PRIMARY, session(), Timing::default()), expectation())
     }
@@ -110,7 +108,7 @@ impl Pair {
         }
     }
 
-    /// Gives the guest so many pages (a power of 2) that it writes in turn, and has written.
+    /// Gives the guest `pages` pages (a power of 2), which it writes in turn, and has written once.
     pub(crate) fn with_memory(mut self, pages: u32) -> Self {
         self.machine = machine(&writing_guest(pages));
         self.write_pages(u64::from(pages) + 1);
@@ -123,22 +121,22 @@ impl Pair {
         self.machine.run(count.plus(STEPS_PER_PAGE * pages));
     }
 
-    /// The guest writes to the next `pages` pages, or to so many of them as the copy for a joining
-    /// backup lets it.
+    /// The guest writes to the next `pages` pages, or to as many as the copy for a joining backup
+    /// allows.
     pub(crate) fn write_pages_if_allowed(&mut self, pages: u64) {
         if let Some(steps) = self.primary.steps_allowed(STEPS_PER_PAGE * pages, &self.machine) {
             self.machine.run(self.machine.instruction_count().plus(steps));
         }
     }
 
-    /// A pair that has just become protected, with nothing under way.
+    /// A pair that was just protected, with nothing in flight.
     pub(crate) fn protected() -> Self {
         let mut pair = Self::new();
         pair.become_protected();
         pair
     }
 
-    /// The backup joins, without disturbance.
+    /// The backup joins without disturbance.
     pub(crate) fn become_protected(&mut self) {
         self.connect();
         self.exchange();
@@ -148,7 +146,7 @@ impl Pair {
         assert!(self.primary.is_protected() && self.primary.may_run());
     }
 
-    /// Another backup connects; nothing of the one before is left.
+    /// Another backup connects; nothing of the previous one is left.
     pub(crate) fn next_backup(&mut self, node: NodeId) {
         self.backup = BackupRole::new(self.now_ns, node, expectation(), self.timing);
         self.backup_node = node;
@@ -159,8 +157,8 @@ impl Pair {
         (self.is_joined, self.is_backup_killed) = (false, false);
     }
 
-    /// The backup has gone live: the pair of which it is the primary, with its next backup about to
-    /// connect.
+    /// The backup has gone live: returns the pair of which it is the primary, whose next backup is
+    /// about to connect.
     pub(crate) fn succeeded(&mut self, generation: Generation, next_backup: NodeId) -> Self {
         let (received, consumed) = self.backup.cursors();
         assert_eq!((received, received), (consumed, self.replayed), "live with something left to consume");
@@ -188,13 +186,13 @@ impl Pair {
         pair
     }
 
-    /// The wish of the backup to join arrives at the primary, which says what the VM is.
+    /// The backup's request to join arrives at the primary, which sends the session.
     pub(crate) fn connect(&mut self) {
         self.collect();
         self.deliver_to_primary();
     }
 
-    /// The primary attaches to the LAN (again).
+    /// The primary attaches to the LAN, perhaps again.
     pub(crate) fn attach(&mut self) {
         let generation = self.primary.generation();
         let Some(next) = self.lan.borrow_mut().attach(generation) else { return };
@@ -203,7 +201,7 @@ impl Pair {
         self.collect();
     }
 
-    /// The LAN tells what it has carried, if this primary is still attached to it.
+    /// The LAN reports what it has carried, if this primary is still attached.
     pub(crate) fn lan_tells(&mut self) {
         let next = self.port.and_then(|generation| self.lan.borrow_mut().attach(generation));
         if let Some(next) = next {
@@ -212,9 +210,9 @@ impl Pair {
         self.collect();
     }
 
-    /// Takes the actions and bytes of both roles. The drivers' own parts are done at once: memory
-    /// is put in place, entries queued for replay, connections closed. Only restoring takes time:
-    /// call [`Pair::restore`].
+    /// Takes the actions and bytes of both roles, and does the actions that take no time: writes
+    /// pages, queues entries for replay, closes connections. Restoring the machine takes time: call
+    /// [`Pair::restore`].
     pub(crate) fn collect(&mut self) {
         if !self.is_primary_killed {
             self.collect_primary();
@@ -223,7 +221,7 @@ impl Pair {
         if !self.is_backup_killed {
             self.collect_backup();
         }
-        // A refusal because of what was done.
+        // An action may have caused a refusal.
         self.send();
     }
 
@@ -276,7 +274,7 @@ impl Pair {
         }
     }
 
-    /// The primary's host puts out what is released.
+    /// The primary's host writes the released outputs.
     fn write_released(&mut self) {
         while let Some(Released { id, operation: found, .. }) = self.primary.poll_released() {
             let seq = self.history.iter().rposition(|(_, output)| output.as_ref() == Some(&*found));
@@ -292,7 +290,7 @@ impl Pair {
         }
     }
 
-    /// The primary is killed. Of what it has sent, the first `bytes` may still arrive.
+    /// The primary is killed. The first `bytes` of what it has in flight may still arrive.
     pub(crate) fn kill_primary(&mut self, bytes: usize) {
         self.collect();
         self.is_primary_killed = true;
@@ -300,7 +298,7 @@ impl Pair {
         self.cut();
     }
 
-    /// The same for the backup.
+    /// The backup is killed. The first `bytes` of what it has in flight may still arrive.
     pub(crate) fn kill_backup(&mut self, bytes: usize) {
         self.collect();
         self.is_backup_killed = true;
@@ -308,12 +306,12 @@ impl Pair {
         self.cut();
     }
 
-    /// Nothing more gets into the channel; what is under way may still arrive.
+    /// Cuts the channel: nothing more is sent, what is in flight may still arrive.
     pub(crate) fn cut(&mut self) {
         cut((&mut self.to_backup, &mut self.to_primary));
     }
 
-    /// Everything under way to the backup arrives.
+    /// Everything in flight to the backup arrives.
     pub(crate) fn deliver_to_backup(&mut self) {
         self.deliver_some_to_backup(usize::MAX);
     }
@@ -325,7 +323,7 @@ impl Pair {
         }
     }
 
-    /// Everything under way to the primary arrives.
+    /// Everything in flight to the primary arrives.
     pub(crate) fn deliver_to_primary(&mut self) {
         self.deliver_some_to_primary(usize::MAX);
     }
@@ -336,7 +334,7 @@ impl Pair {
         }
     }
 
-    /// Both ways, until nothing is under way and nothing waits to be copied or restored.
+    /// Delivers in both directions until nothing is in flight or waits to be copied or restored.
     pub(crate) fn exchange(&mut self) {
         self.collect();
         while self.to_backup.len() + self.to_primary.len() > 0 || self.primary.wants_copy() {
@@ -347,20 +345,20 @@ impl Pair {
         }
     }
 
-    /// The guest's memory is copied as far as the primary wants it now.
+    /// Copies the guest's memory as far as the primary wants it now.
     pub(crate) fn copy(&mut self) {
         while self.primary.wants_copy() {
             self.copy_piece();
         }
     }
 
-    /// One piece of the guest's memory is copied.
+    /// Copies one piece of the guest's memory.
     pub(crate) fn copy_piece(&mut self) {
         self.primary.copy_snapshot(self.now_ns, &mut self.machine);
         self.collect();
     }
 
-    /// The backup's machine is put together, if all that it needs has come.
+    /// Restores the backup's machine, once all of the snapshot has arrived.
     pub(crate) fn restore(&mut self) {
         match self.host.restore() {
             None => return,
@@ -374,15 +372,15 @@ impl Pair {
         self.collect();
     }
 
-    /// The guest's next output when it stands at `seq`.
+    /// The id of the guest's next output when its log ends at `seq`.
     fn next_output_at(&self, seq: LogSeq) -> OutputId {
         let before = self.history.iter().take(index(seq));
         OutputId(before.filter(|(_, output)| output.is_some()).count() as u64)
     }
 
-    /// A backup that isn't the role says `message`, and the primary hears it at once.
+    /// The test plays the backup: `message` arrives at the primary at once.
     pub(crate) fn backup_says(&mut self, message: Message) {
-        // What such a backup has received, only it knows.
+        // What this backup has received isn't tracked.
         self.output_rule.suspend();
         self.hear(message);
     }
@@ -408,20 +406,20 @@ impl Pair {
         }
     }
 
-    /// The primary says `message`, and the backup hears it at once.
+    /// The test plays the primary: `message` arrives at the backup at once.
     pub(crate) fn primary_says(&mut self, message: Message) {
         self.backup.handle_message(self.now_ns, message);
         self.collect();
     }
 
-    /// The guest sends something, and the log is flushed as the vCPU does then.
+    /// The guest sends an output, and the log is flushed as by the vCPU.
     pub(crate) fn output(&mut self) -> OutputId {
         let id = self.unflushed_output();
         self.flush();
         id
     }
 
-    /// The guest sends something, and its vCPU gets no further.
+    /// The guest sends an output, and its vCPU is interrupted before the flush.
     pub(crate) fn unflushed_output(&mut self) -> OutputId {
         let id = self.next_output_at(LogSeq(self.history.len() as u64));
         let output = operation(self.primary_node, id);
@@ -434,7 +432,7 @@ impl Pair {
         self.collect();
     }
 
-    /// The guest comes to its end.
+    /// The guest ends.
     pub(crate) fn guest_stops(&mut self) -> StopReason {
         let reason = StopReason::PowerOff { code: 0 };
         self.log(EntryBody::Stopped(reason), None);
@@ -442,12 +440,12 @@ impl Pair {
         reason
     }
 
-    /// The guest does something that is logged, after it has written to its memory.
+    /// The guest takes a step that is logged, after it has written to its memory.
     pub(crate) fn log(&mut self, body: EntryBody, output: Option<(OutputId, OutputOperation)>) {
         self.write_pages(1);
         let entry = LogEntry { count: InstructionCount(10 * self.history.len() as u64), body };
         let seq = self.primary.appended();
-        // Before the role has it, because it may leave at once.
+        // Recorded before the role gets it, because the output may leave at once.
         self.history.push((entry.clone(), output.as_ref().map(|(_, operation)| operation.clone())));
         self.primary.handle_entry(self.now_ns, &entry, output);
         if self.primary.appended() == seq {
@@ -456,7 +454,7 @@ impl Pair {
         self.collect();
     }
 
-    /// The backup's machine consumes at most `entries` of what has been received.
+    /// The backup's machine consumes at most `entries` received entries.
     pub(crate) fn replay_some(&mut self, entries: usize) {
         if self.restored.is_none() {
             return;
@@ -473,12 +471,12 @@ impl Pair {
         self.collect();
     }
 
-    /// The backup's machine consumes all that has been received.
+    /// The backup's machine consumes all received entries.
     pub(crate) fn replay(&mut self) {
         self.replay_some(usize::MAX);
     }
 
-    /// Time passes, and both sides notice.
+    /// Time passes, and both sides handle their timers.
     pub(crate) fn pass(&mut self, ns: u64) {
         self.now_ns += ns;
         self.primary.handle_tick(self.now_ns);
