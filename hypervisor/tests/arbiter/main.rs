@@ -3,4 +3,4 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod claims;
-mod etcd;
+mod etcd_members;

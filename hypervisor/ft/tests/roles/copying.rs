@@ -24,8 +24,8 @@ fn a_guest_is_copied_while_it_writes_and_the_copy_is_the_guest() {
     assert_eq!(pair.backup.cursors().1, pair.primary.appended());
 }
 
-/// Copies a guest that would write `pages` pages between two pieces. Returns the most pages that were
-/// sent at once, and all pages sent.
+/// Copies a guest that would write `pages` pages between two pieces. Returns the most pages that
+/// were sent at once, and all pages sent.
 fn copied(pages: u64) -> (usize, usize) {
     let mut pair = Pair::alone().with_memory(PAGES);
     pair.connect();

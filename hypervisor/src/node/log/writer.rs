@@ -63,9 +63,9 @@ pub struct WriterStep<S: Storage> {
     gather: Duration,
     segment: Option<OpenSegment<S>>,
     part: Option<Part<S>>,
-    /// The segment's last entries, from [`LogProgress::remember_from`] on. A backup's log has entries
-    /// that its machine hasn't consumed: they belong to the next segment too, whose snapshot is of
-    /// that machine.
+    /// The segment's last entries, from [`LogProgress::remember_from`] on. A backup's log has
+    /// entries that its machine hasn't consumed: they belong to the next segment too, whose
+    /// snapshot is of that machine.
     recent: VecDeque<LogEntry>,
     is_done: bool,
 }
