@@ -8,10 +8,9 @@ use super::recording_file;
 use super::{Failure, begin, finish, interrupted};
 use crate::lan::port::PortSender;
 use crate::node::channel::lock;
-use crate::node::host::{Destination, Host};
 use crate::node::io::console;
 use crate::node::io::inbox::{HostEventSource, SLICE_STEPS};
-use crate::node::io::lan::{AttachmentConfig, GuestDelivery, LanUser};
+use crate::node::io::lan::{AttachmentConfig, LanUser};
 use crate::node::io::network::{self, NetworkAddress, TapAttachment};
 use crate::node::io::sink::NetworkAndConsole;
 use crate::node::process::ProcessHost;
@@ -28,7 +27,7 @@ use logchannel::file::LogWriter;
 use logchannel::session::{SessionHeader, VmId};
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -219,18 +218,10 @@ struct Recording {
 }
 
 impl LanUser for Recording {
-    type Connection = TcpStream;
+    type Host = ProcessHost;
 
-    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
-        self.host.connect(Destination::Lan(lan))
-    }
-
-    fn now_ns(&self) -> u64 {
-        self.host.now_ns()
-    }
-
-    fn report(&self, report: &NodeReport) {
-        self.host.report(report);
+    fn host(&self) -> &ProcessHost {
+        &self.host
     }
 
     fn is_over(&self) -> bool {
@@ -261,10 +252,6 @@ impl LanUser for Recording {
     fn refused(&self) {}
 
     fn carried(&self, _: OutputId) {}
-
-    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
-        self.host.deliver_packet(number, packet)
-    }
 }
 
 /// Why a recording ends.

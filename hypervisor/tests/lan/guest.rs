@@ -1,17 +1,16 @@
 //! A LAN on real sockets, guests that are smoltcp echo servers, and their hosts.
 
 use hypervisor::lan::client::{Attached, FromLan, PacketReceiver, PacketSender, attach};
+use hypervisor::lan::fabric::PacketQueues;
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::{Attachment, ConnectionLimits};
 use hypervisor::os::report::Reporter;
 use logchannel::entry::Generation;
 use logchannel::session::NodeId;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
-use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -95,7 +94,7 @@ pub(crate) fn client(address: SocketAddr) -> TcpStream {
 pub(crate) struct Guest {
     pub interface: Interface,
     pub sockets: SocketSet<'static>,
-    pub wire: Wire,
+    pub wire: PacketQueues,
     pub tcp: SocketHandle,
     pub udp: SocketHandle,
     /// Every output so far; an output's id is its index.
@@ -105,53 +104,9 @@ pub(crate) struct Guest {
     pub last_packet: u64,
 }
 
-#[derive(Default)]
-pub(crate) struct Wire {
-    pub received: VecDeque<Vec<u8>>,
-    pub sent: Vec<Vec<u8>>,
-}
-
-pub(crate) struct Received(Vec<u8>);
-pub(crate) struct Sent<'a>(&'a mut Vec<Vec<u8>>);
-
-impl RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Sent<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut packet = vec![0; length];
-        let result = f(&mut packet);
-        self.0.push(packet);
-        result
-    }
-}
-
-impl Device for Wire {
-    type RxToken<'a> = Received;
-    type TxToken<'a> = Sent<'a>;
-
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sent<'_>)> {
-        Some((Received(self.received.pop_front()?), Sent(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: Instant) -> Option<Sent<'_>> {
-        Some(Sent(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = vm::PACKET_BYTES_MAX;
-        capabilities
-    }
-}
-
 impl Guest {
     pub(crate) fn boot() -> Self {
-        let mut wire = Wire::default();
+        let mut wire = PacketQueues::default();
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC)));
         let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
         interface.update_ip_addrs(|ips| ips.push(IpCidr::new(Ipv4Address::new(10, 0, 2, 15).into(), 24)).unwrap());
@@ -179,7 +134,7 @@ impl Guest {
             if self.wire.sent.is_empty() && !echoed {
                 return;
             }
-            self.outputs.append(&mut self.wire.sent);
+            self.outputs.extend(self.wire.sent.drain(..));
         }
     }
 
@@ -274,7 +229,7 @@ pub(crate) fn serve(
         if let Ok((number, packet)) = packets.recv_timeout(Duration::from_millis(5)) {
             assert!(number > guest.last_packet, "frame {number} after {}", guest.last_packet);
             guest.last_packet = number;
-            guest.wire.received.push_back(packet);
+            guest.wire.received.push_back(packet.into());
         } else {
             // More often than is due. The connection may be closed, which its receiver notices.
             let _ = sender.send_heartbeat();

@@ -8,13 +8,12 @@ use hypervisor::lan::port::PortSender;
 use hypervisor::lan::server::{LanConfig, LanServer};
 use hypervisor::lan::wire::ServerMessage;
 use hypervisor::lan::{Attachment, ConnectionLimits};
-use hypervisor::node::host::{Destination, Host};
+use hypervisor::node::host::Host;
 use hypervisor::node::io::inbox::HostEventSource;
-use hypervisor::node::io::lan::{AttachmentConfig, GuestDelivery, LanUser};
+use hypervisor::node::io::lan::{AttachmentConfig, LanUser};
 use hypervisor::node::io::network;
 use hypervisor::node::io::sink::NetworkAndConsole;
 use hypervisor::node::process::ProcessHost;
-use hypervisor::node::reports::NodeReport;
 use hypervisor::os::report::Reporter;
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::session::NodeId;
@@ -125,18 +124,10 @@ impl Owner {
 }
 
 impl LanUser for Owner {
-    type Connection = TcpStream;
+    type Host = ProcessHost;
 
-    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<TcpStream>> {
-        self.host.connect(Destination::Lan(lan))
-    }
-
-    fn now_ns(&self) -> u64 {
-        self.host.now_ns()
-    }
-
-    fn report(&self, report: &NodeReport) {
-        self.host.report(report);
+    fn host(&self) -> &ProcessHost {
+        &self.host
     }
 
     fn is_over(&self) -> bool {
@@ -169,10 +160,6 @@ impl LanUser for Owner {
 
     fn carried(&self, next_output: OutputId) {
         self.gate.lock().unwrap().carried(next_output);
-    }
-
-    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
-        self.host.deliver_packet(number, packet)
     }
 }
 

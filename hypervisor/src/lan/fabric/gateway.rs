@@ -9,10 +9,10 @@
 //! is away: the packets sent meanwhile are kept and delivered as soon as the VM is attached again.
 //! Only an overflow of the kept packets makes TCP wait for it.
 
+use super::packet_queues::{PacketQueues, QUEUE_PACKETS_MAX};
 use super::ports::PortSequence;
 use super::switch::Mac;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
@@ -21,7 +21,6 @@ use smoltcp::wire::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use vm::PACKET_BYTES_MAX;
 
 /// The gateway's address on the LAN.
 pub(in crate::lan) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -44,9 +43,6 @@ const UDP_BUFFER_BYTES: usize = 128 << 10;
 /// How long the gateway waits for all fragments of a datagram. It has room for a few datagrams at a
 /// time, which a guest that sends only parts must not occupy for long.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most packets between the gateway and the switch, each way; they are emptied after every
-/// event.
-const QUEUE_PACKETS_MAX: usize = 1024;
 /// The interval of ARP requests for a guest that a client waits for. smoltcp asks by itself, and
 /// then sends nothing for a second, so that a guest that attaches meanwhile would be found late.
 const ASK_INTERVAL_US: u64 = 100_000;
@@ -276,52 +272,6 @@ fn arp_request(guest: Ipv4Addr) -> Vec<u8> {
 
 fn instant(now_us: u64) -> Instant {
     Instant::from_micros(i64::try_from(now_us).expect("the monotonic clock is far from its end"))
-}
-
-/// smoltcp's network device: a queue each way.
-#[derive(Debug, Default)]
-struct PacketQueues {
-    received: VecDeque<Box<[u8]>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-struct Received(Box<[u8]>);
-
-struct Sent<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl Device for PacketQueues {
-    type RxToken<'a> = Received;
-    type TxToken<'a> = Sent<'a>;
-
-    fn receive(&mut self, _timestamp: Instant) -> Option<(Received, Sent<'_>)> {
-        Some((Received(self.received.pop_front()?), Sent(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _timestamp: Instant) -> Option<Sent<'_>> {
-        (self.sent.len() < QUEUE_PACKETS_MAX).then_some(Sent(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = PACKET_BYTES_MAX;
-        capabilities
-    }
-}
-
-impl RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Sent<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut packet = vec![0; length];
-        let result = f(&mut packet);
-        self.0.push_back(packet);
-        result
-    }
 }
 
 #[cfg(test)]

@@ -14,12 +14,14 @@
 //! - When a connection has ended, by either side: [`Fabric::leave`].
 
 mod gateway;
+mod packet_queues;
 mod ports;
 mod qemu_port;
 mod switch;
 mod vm_port;
 
 pub(super) use gateway::{GATEWAY_IP, GUEST_TIMEOUT, PREFIX_BITS, UDP_PAYLOAD_BYTES_MAX};
+pub use packet_queues::PacketQueues;
 pub(super) use qemu_port::STREAM_PACKET_BYTES_MAX;
 pub use vm_port::{ConnectionId, Refusal};
 

@@ -4,7 +4,7 @@ use crate::lan::Attachment;
 use crate::lan::client::LanError;
 use crate::lan::port::{FromLan, PortEvent, PortReader, PortSender, PortTiming, open};
 use crate::lan::session::AttachAnswer;
-use crate::node::host::{Connection, Next};
+use crate::node::host::{Connection, Destination, Host, Next};
 use crate::node::reports::NodeReport;
 use ft::mutation::{Mutation, mutated};
 use logchannel::entry::Generation;
@@ -12,7 +12,6 @@ use logchannel::session::{NodeId, VmId};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
 use vm::OutputId;
 
 /// The attachment's intervals and timeouts.
@@ -63,20 +62,11 @@ pub enum GuestDelivery {
 
 /// The owner of a VM on a LAN: what the attachment needs from it.
 pub trait LanUser {
-    /// A connection to the LAN.
-    type Connection: Connection;
+    /// What runs the owner.
+    type Host: Host;
 
-    /// Connects to the LAN. May wait, for a bounded time, on a host with a thread for it.
-    ///
-    /// # Errors
-    /// Of the connection.
-    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<Self::Connection>>;
-
-    /// The time, in nanoseconds.
-    fn now_ns(&self) -> u64;
-
-    /// Reports something to the operator.
-    fn report(&self, report: &NodeReport);
+    /// The owner's host, which has its clock, its connections, its reports and the guest's inbox.
+    fn host(&self) -> &Self::Host;
 
     /// `true` once the guest has ended.
     fn is_over(&self) -> bool;
@@ -87,7 +77,7 @@ pub trait LanUser {
 
     /// The LAN has accepted the attachment, and has carried all outputs before `next_output`. Those
     /// in flight that it hasn't carried must be sent by `sender` before any other.
-    fn attached(&self, sender: PortSender<Self::Connection>, next_output: OutputId);
+    fn attached(&self, sender: PortSender<<Self::Host as Host>::Connection>, next_output: OutputId);
 
     /// The LAN is lost. Outputs stay in flight until it is attached again, and are sent then.
     fn detached(&self);
@@ -101,10 +91,6 @@ pub trait LanUser {
 
     /// The LAN has carried all outputs before `next_output`.
     fn carried(&self, next_output: OutputId);
-
-    /// Gives the guest a packet, if its inbox has room. May wait for room on a host with a thread
-    /// for it, at most a heartbeat's interval.
-    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery;
 }
 
 /// The sending end of a VM's attachment to its LAN.
@@ -231,7 +217,7 @@ impl<C: Connection> LanAttachment<C> {
 
     /// Attaches when an attempt is due, passes on what has arrived, and gives up a LAN that is
     /// silent.
-    pub fn step(&mut self, user: &impl LanUser<Connection = C>) -> Next {
+    pub fn step(&mut self, user: &impl LanUser<Host: Host<Connection = C>>) -> Next {
         match self.try_step(user) {
             Ok(next) => next,
             Err(AttachmentLoss::Guest) => self.leave(),
@@ -245,7 +231,7 @@ impl<C: Connection> LanAttachment<C> {
     ///
     /// # Errors
     /// The LAN's reason, if it refuses.
-    pub fn try_once(&mut self, user: &impl LanUser<Connection = C>) -> Result<(), String> {
+    pub fn try_once(&mut self, user: &impl LanUser<Host: Host<Connection = C>>) -> Result<(), String> {
         loop {
             match self.try_step(user) {
                 Ok(_) if matches!(self.state, AttachmentState::Asking { .. }) => {}
@@ -259,11 +245,11 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    fn try_step(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, AttachmentLoss> {
+    fn try_step(&mut self, user: &impl LanUser<Host: Host<Connection = C>>) -> Result<Next, AttachmentLoss> {
         if user.is_over() {
             return Err(AttachmentLoss::Guest);
         }
-        let now_ns = user.now_ns();
+        let now_ns = user.host().now_ns();
         match &mut self.state {
             AttachmentState::Away { until_ns } if now_ns < *until_ns => Ok(Next::Wait { until_ns: *until_ns }),
             AttachmentState::Away { .. } => self.attach(user),
@@ -293,7 +279,7 @@ impl<C: Connection> LanAttachment<C> {
         }
     }
 
-    fn attach(&mut self, user: &impl LanUser<Connection = C>) -> Result<Next, AttachmentLoss> {
+    fn attach(&mut self, user: &impl LanUser<Host: Host<Connection = C>>) -> Result<Next, AttachmentLoss> {
         let (generation, outputs) = user.owner();
         let AttachmentConfig { vm, node, booted, mac, .. } = self.config.clone();
         let attachment = Attachment {
@@ -306,15 +292,15 @@ impl<C: Connection> LanAttachment<C> {
             last_packet: self.last_packet,
             booted,
         };
-        let connection = user.connect(self.config.lan).map_err(LanError::from)?;
+        let connection = user.host().connect(Destination::Lan(self.config.lan)).map_err(LanError::from)?;
         let (reader, sender) =
-            open(connection, &attachment, &self.timing.port, user.now_ns()).map_err(LanError::from)?;
+            open(connection, &attachment, &self.timing.port, user.host().now_ns()).map_err(LanError::from)?;
         let until_ns = reader.due_ns();
         self.state = AttachmentState::Asking { reader, sender };
         Ok(Next::Arrival { until_ns })
     }
 
-    fn become_attached(&mut self, user: &impl LanUser<Connection = C>, answer: AttachAnswer) {
+    fn become_attached(&mut self, user: &impl LanUser<Host: Host<Connection = C>>, answer: AttachAnswer) {
         let AttachAnswer { first_packet, next_output } = answer;
         if first_packet > self.last_packet.saturating_add(1) {
             tracing::warn!(first_packet, last_packet = self.last_packet, "the LAN no longer keeps all missing packets");
@@ -322,7 +308,7 @@ impl<C: Connection> LanAttachment<C> {
         let state = std::mem::replace(&mut self.state, AttachmentState::Away { until_ns: 0 });
         if let AttachmentState::Asking { reader, sender } = state {
             self.state = AttachmentState::Attached { reader, waiting: None };
-            user.report(&NodeReport::LanAttached { lan: self.config.lan.to_string() });
+            user.host().report(&NodeReport::LanAttached { lan: self.config.lan.to_string() });
             user.attached(sender, next_output);
         }
     }
@@ -330,12 +316,12 @@ impl<C: Connection> LanAttachment<C> {
     /// Gives the guest a packet. While the inbox is full, heartbeats to the LAN go on.
     fn give(
         &mut self,
-        user: &impl LanUser<Connection = C>,
+        user: &impl LanUser<Host: Host<Connection = C>>,
         number: u64,
         packet: Vec<u8>,
     ) -> Result<Next, AttachmentLoss> {
         let AttachmentState::Attached { reader, waiting } = &mut self.state else { return Ok(Next::Now) };
-        match user.deliver_packet(number, packet) {
+        match user.host().deliver_packet(number, packet) {
             GuestDelivery::Taken => {
                 self.last_packet = number;
                 Ok(Next::Now)
@@ -344,7 +330,7 @@ impl<C: Connection> LanAttachment<C> {
             GuestDelivery::Full(_) if mutated(Mutation::PacketForgotten) => Ok(Next::Now),
             GuestDelivery::Full(packet) => {
                 *waiting = Some((number, packet));
-                let now_ns = user.now_ns();
+                let now_ns = user.host().now_ns();
                 if reader.excuse(now_ns)? {
                     user.send_heartbeat();
                 }
@@ -358,7 +344,7 @@ impl<C: Connection> LanAttachment<C> {
         Next::Done
     }
 
-    fn lose(&mut self, user: &impl LanUser<Connection = C>, error: &LanError) -> Next {
+    fn lose(&mut self, user: &impl LanUser<Host: Host<Connection = C>>, error: &LanError) -> Next {
         let was_attached = self.is_attached();
         if was_attached {
             user.detached();
@@ -369,9 +355,9 @@ impl<C: Connection> LanAttachment<C> {
             false => error.to_string(),
         };
         if let Some(report) = self.losses.report(reason, was_attached, is_refusal) {
-            user.report(&report);
+            user.host().report(&report);
         }
-        let now_ns = user.now_ns();
+        let now_ns = user.host().now_ns();
         let until_ns = match (is_refusal, was_attached) {
             (true, _) => now_ns + self.timing.retry_refused_ns,
             // A LAN that was attached is most probably still there.

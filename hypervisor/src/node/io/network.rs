@@ -77,7 +77,7 @@ pub type TcpAttachment = LanAttachment<TcpStream>;
 pub fn start_lan(
     host: &ProcessHost,
     mut attachment: TcpAttachment,
-    user: Arc<impl LanUser<Connection = TcpStream> + Send + Sync + 'static>,
+    user: Arc<impl LanUser<Host: Host<Connection = TcpStream>> + Send + Sync + 'static>,
 ) -> io::Result<()> {
     host.spawn(StepKind::Lan, move || attachment.step(&*user))
 }

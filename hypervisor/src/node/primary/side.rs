@@ -4,9 +4,8 @@
 use super::pending::PendingLine;
 use crate::lan::port::PortSender;
 use crate::node::channel::{Arrived, Channel, ChannelReader, lock, serve};
-use crate::node::host::{Destination, Host, Next, Observation, OutputSink, StepKind};
-use crate::node::io::lan::{GuestDelivery, LanUser};
-use crate::node::reports::NodeReport;
+use crate::node::host::{Host, Next, Observation, OutputSink, StepKind};
+use crate::node::io::lan::LanUser;
 use crate::os::rate_limit::RateLimits;
 use ft::mutation::{Mutation, mutated};
 use ft::role::{FULL_SHARE, PrimaryAction, PrimaryRole};
@@ -14,8 +13,6 @@ use logchannel::entry::Generation;
 use logchannel::session::{NodeId, VmId};
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -270,18 +267,10 @@ impl<H: Host> PrimarySide<H> {
 }
 
 impl<H: Host> LanUser for PrimarySide<H> {
-    type Connection = H::Connection;
+    type Host = H;
 
-    fn connect(&self, lan: SocketAddr) -> io::Result<Arc<H::Connection>> {
-        self.host.connect(Destination::Lan(lan))
-    }
-
-    fn now_ns(&self) -> u64 {
-        self.host.now_ns()
-    }
-
-    fn report(&self, report: &NodeReport) {
-        self.host.report(report);
+    fn host(&self) -> &H {
+        &self.host
     }
 
     fn is_over(&self) -> bool {
@@ -331,9 +320,5 @@ impl<H: Host> LanUser for PrimarySide<H> {
 
     fn carried(&self, next_output: OutputId) {
         lock(&self.role).handle_carried(next_output);
-    }
-
-    fn deliver_packet(&self, number: u64, packet: Vec<u8>) -> GuestDelivery {
-        self.host.deliver_packet(number, packet)
     }
 }
