@@ -103,6 +103,6 @@ fn frames_are_appended_behind_what_is_there() {
 
 #[test]
 #[should_panic(expected = "a frame body of")]
-fn a_body_that_nobody_could_read_is_not_written() {
+fn a_body_that_could_not_be_read_is_not_written() {
     let _ = frame(1, &vec![0; BODY_BYTES_MAX + 1]);
 }

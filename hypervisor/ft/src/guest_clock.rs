@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backup_that_nobody_ran_for_long_leaves_that_out_too() {
+    fn a_suspended_backup_leaves_the_pause_out_too() {
         let mut clock = PrimaryClock::new(GuestClock::running(0, 0), 0);
         clock.pass(MS, false);
         clock.pass(60 * S, false);

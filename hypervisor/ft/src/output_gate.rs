@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_console_that_nobody_reads_keeps_no_packet_from_having_left() {
+    fn an_unread_console_keeps_no_packet_from_having_left() {
         let mut gate = OutputGate::new(OutputId(0));
         for (id, operation) in [(0, console(0)), (1, packet(1)), (2, console(2))] {
             gate.hold(0, LogSeq(id), OutputId(id), operation);

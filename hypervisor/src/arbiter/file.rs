@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_was_linked_and_not_synced_is_nobodys_word_before_it_is_synced() {
+    fn a_claim_that_was_linked_and_not_synced_is_not_answered_before_it_is_synced() {
         let site = Site::new();
         site.link_unsynced(0, 1);
         for node in [1, 2] {

@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peers_words_stay_on_their_line() {
+    fn a_peers_text_stays_on_its_line() {
         let text = "lost (ü\x1b[2J\nft-primary: all is well)";
         assert_eq!(Printable(text).to_string(), r"lost (ü\u{1b}[2J\nft-primary: all is well)");
     }

@@ -70,7 +70,7 @@ mod tests {
 
     /// Without the fix this doesn't end.
     #[test]
-    fn a_fifo_is_refused_at_once_for_reading_and_for_writing_if_nobody_reads() {
+    fn a_fifo_is_refused_at_once_for_reading_and_for_writing_without_a_reader() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();

@@ -278,7 +278,7 @@ fn an_unreadable_claim_is_neither_passed_over_nor_asked_for_again() {
 }
 
 #[test]
-fn nobody_there_is_unreachable_and_somebody_else_is_not_an_arbiter() {
+fn a_closed_port_is_unreachable_and_another_server_is_no_arbiter() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let silent = TcpArbiter::new(address.to_string(), Duration::from_millis(20));
@@ -415,7 +415,7 @@ fn the_program_says_how_it_ends() {
 
 /// A claim's file is a FIFO: reading it blocks, as reading a disk that hangs does.
 #[test]
-fn a_disk_that_hangs_is_told_costs_a_bounded_number_of_threads_and_keeps_nobody_from_ending() {
+fn a_hanging_disk_is_reported_costs_few_threads_and_does_not_keep_the_server_from_ending() {
     const CLIENTS: usize = 12;
     let directory = tempfile::tempdir().unwrap();
     let mut server = Server::start(directory.path());

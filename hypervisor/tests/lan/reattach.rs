@@ -189,7 +189,7 @@ fn next_number(qemu: &mut TcpStream) -> u64 {
 }
 
 #[test]
-fn packets_that_die_with_a_connection_are_sent_again_and_arrive_once() {
+fn packets_lost_with_a_connection_are_sent_again_and_arrive_once() {
     let seed = std::env::var("FT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     println!("FT_SEED={seed}");
     let (listen, qemu) = start_lan();

@@ -111,7 +111,7 @@ fn older_owners_are_fenced_and_refused() {
 }
 
 /// A packet to an address that no port of the LAN has.
-fn to_nobody() -> Vec<u8> {
+fn to_unknown_station() -> Vec<u8> {
     [&[2, 8, 8, 8, 8, 8][..], &GUEST_MAC, &[0x88, 0xb5], &[0; 46]].concat()
 }
 
@@ -120,7 +120,7 @@ fn outputs_that_were_carried_are_told_though_nothing_else_is_said() {
     let lan = Lan::start(&[]);
     let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
     assert_eq!(port.next_output, OutputId(0));
-    let packet = to_nobody();
+    let packet = to_unknown_station();
     let batch: Vec<_> = (0..100).map(|id| (OutputId(id), &packet[..])).collect();
     port.sender.send_batch(&batch).unwrap();
     let mut told = Vec::new();
@@ -156,15 +156,15 @@ fn a_vm_that_falls_silent_is_detached_and_one_that_reads_nothing_is_not() {
     };
     assert!(matches!(lost, LanError::Closed | LanError::Io(_)), "{lost}");
     // It is still attached, and its outputs are carried.
-    deaf.sender.send(OutputId(0), &to_nobody()).unwrap();
+    deaf.sender.send(OutputId(0), &to_unknown_station()).unwrap();
     while deaf.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(1) }) {}
 }
 
 #[test]
-fn whoever_attaches_again_learns_which_outputs_died_on_the_way() {
+fn an_owner_that_attaches_again_learns_which_outputs_were_lost() {
     let lan = Lan::start(&[]);
     let mut port = attach(lan.listen, &attachment(0), PATIENCE).unwrap();
-    let packet = to_nobody();
+    let packet = to_unknown_station();
     (0..7).for_each(|id| port.sender.send(OutputId(id), &packet).unwrap());
     while port.receiver.receive().unwrap() != (FromLan::Carried { next_output: OutputId(7) }) {}
     // The connection ends with packets on it; its owner can't know which have been carried.

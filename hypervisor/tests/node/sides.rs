@@ -190,7 +190,7 @@ fn a_backup_of_another_vm_is_refused_with_the_reason_and_the_next_one_joins() {
 }
 
 #[test]
-fn a_backup_that_comes_too_late_waits_and_takes_the_place_when_it_is_free() {
+fn a_spare_waits_and_is_admitted_when_the_place_is_free() {
     let arbiter = Claims::owned();
     let primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut backup = Peer::connect(primary.address);
@@ -281,7 +281,7 @@ fn real_backup(id: u128, arbiter: &Arc<Claims>, address: SocketAddr) -> (Link, t
 }
 
 #[test]
-fn backups_join_and_rejoin_over_real_sockets_whoever_is_lost() {
+fn backups_join_and_rejoin_over_real_sockets_whichever_side_is_lost() {
     let arbiter = Claims::owned();
     let mut primary = Running::awaiting_backup(&arbiter, NOP, patient());
     let mut owner = 1;

@@ -58,7 +58,7 @@ fn the_new_owners_clock_is_never_below_the_last_logged_value() {
 }
 
 #[test]
-fn whoever_is_told_that_it_protects_the_vm_knows_the_guests_clock() {
+fn a_backup_that_is_told_it_protects_the_vm_knows_the_guests_clock() {
     let mut pair = Pair::alone();
     pair.primary.handle_clock(GuestClock::running(1_000_000, pair.now_ns));
     pair.become_protected();

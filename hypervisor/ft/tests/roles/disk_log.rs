@@ -138,7 +138,7 @@ fn a_backup_that_waits_for_its_disk_gets_on_as_long_as_the_disk_does() {
 }
 
 #[test]
-fn word_of_a_disk_is_for_joining_only() {
+fn storing_is_a_message_of_joining_backups_only() {
     let mut pair = Pair::protected();
     pair.backup_says(Message::Storing);
     assert!(!pair.primary.is_protected());

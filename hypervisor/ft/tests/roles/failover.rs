@@ -144,7 +144,7 @@ fn primary_with_an_unreachable_arbiter_holds_its_outputs_and_asks_again_with_the
 }
 
 #[test]
-fn a_lost_reply_strands_nobody() {
+fn a_lost_reply_strands_neither_side() {
     let mut pair = Pair::protected();
     pair.output();
     pair.cut();
@@ -252,7 +252,7 @@ fn heartbeats_keep_an_idle_pair_together() {
 }
 
 #[test]
-fn a_clock_that_goes_back_loses_nobody() {
+fn a_clock_that_goes_back_loses_neither_side() {
     let mut pair = Pair::protected();
     pair.now_ns -= 500 * MS;
     for _ in 0..100 {
@@ -348,7 +348,7 @@ fn entries_after_the_loss_are_neither_acknowledged_nor_consumed() {
 }
 
 #[test]
-fn a_successor_sends_the_tail_first_and_in_order() {
+fn a_successor_sends_unsent_outputs_first_and_in_order() {
     let mut pair = Pair::protected();
     for _ in 0..3 {
         pair.output();

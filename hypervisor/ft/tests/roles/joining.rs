@@ -19,7 +19,7 @@ fn messages_to_backup(pair: &mut Pair) -> Vec<Message> {
 }
 
 #[test]
-fn the_session_comes_first_then_memory_then_the_tail_then_the_snapshot_then_entries() {
+fn the_session_comes_first_then_memory_then_unsent_outputs_then_the_snapshot_then_entries() {
     let mut pair = Pair::alone();
     pair.lan_is_silent = true;
     pair.output();

@@ -78,7 +78,7 @@ fn a_backup_that_stands_still_stops_the_guest_until_it_goes_on() {
 }
 
 #[test]
-fn a_lost_backup_slows_nobody() {
+fn a_lost_backup_does_not_slow_the_primary() {
     let mut pair = Pair::protected();
     run(&mut pair, 600, 4, 0);
     assert!(!pair.primary.may_run() && pair.primary.share() < FULL_SHARE);
@@ -89,7 +89,7 @@ fn a_lost_backup_slows_nobody() {
 
 /// A joining backup protects nothing yet, so it may take its time to restore the machine.
 #[test]
-fn a_backup_that_is_still_joining_slows_nobody() {
+fn a_joining_backup_does_not_slow_the_primary() {
     let mut pair = Pair::alone();
     pair.connect();
     pair.copy();

@@ -370,7 +370,7 @@ fn messages_at_the_wrong_time_are_a_loss_for_the_primary() {
 }
 
 #[test]
-fn late_words_of_a_backup_that_is_lost_mean_nothing() {
+fn late_messages_of_a_lost_backup_have_no_effect() {
     let mut pair = Pair::protected();
     pair.primary_goes_on(NEXT);
     for message in

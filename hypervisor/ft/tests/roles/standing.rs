@@ -120,7 +120,7 @@ fn a_lost_flag_that_another_node_gets_first_fences_only_if_it_is_the_owners() {
 }
 
 #[test]
-fn an_owner_whose_flag_is_another_nodes_is_fenced_at_its_look_and_lets_nothing_out() {
+fn an_owner_whose_flag_is_another_nodes_is_fenced_at_its_check_and_lets_nothing_out() {
     for flag in [G.0 - 1, G.0, G.0 + 5] {
         let mut pair = Pair::alone();
         pair.arbiter.borrow_mut().claims.insert(flag, claim_of(STRANGER));

@@ -242,7 +242,7 @@ fn a_primary_that_is_left_keeps_the_claim_of_a_vm_whose_log_is_on_disk() {
 }
 
 #[test]
-fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_nobody_could_resume() {
+fn a_primary_that_is_left_hands_over_or_ends_a_vm_that_could_not_be_resumed() {
     let mut pair = Pair::protected();
     pair.primary.handle_disk_log(pair.now_ns, DiskLogState::UpTo(LogSeq(0)));
     pair.primary.handle_leave(pair.now_ns);

@@ -166,7 +166,7 @@ fn outputs_carried_are_told_with_the_next_packet_or_after_a_while() {
 }
 
 #[test]
-fn nobody_is_woken_for_the_outputs_of_a_connection_that_is_gone() {
+fn no_thread_is_woken_for_the_outputs_of_a_closed_connection() {
     let mut fabric = fabric();
     fabric.attach(ONE, &attachment("vm", 0)).unwrap();
     fabric.output(ONE, OutputId(0), &packet([0xff; 6], GUEST_MAC)).unwrap();

@@ -137,7 +137,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn everybody_is_told_that_there_is_no_primary_and_the_listener_comes_back() {
+    fn every_connection_is_told_that_there_is_no_primary_and_the_listener_comes_back() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let no_primary_port = NoPrimaryPort::start(listener).unwrap();

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_others_and_of_nobody_are_not_announced() {
+    fn foreign_and_unusable_addresses_are_not_announced() {
         let other = [2, 9, 9, 9, 9, 9];
         assert_eq!(learned(&[arp(MAC, other, IP)]), None, "an answer for somebody else");
         assert_eq!(learned(&[arp(other, MAC, IP)]), None, "not from this network device");

@@ -69,7 +69,7 @@ fn what_a_terminal_answers_is_dropped() {
 }
 
 #[test]
-fn questions_are_found_in_every_disguise() {
+fn questions_are_found_in_every_encoding() {
     let disguises: [&[u8]; 12] = [
         b"a\x9b6nb",       // a control of eight bits
         b"a\xc2\x9b6nb",   // the same as a character

@@ -199,7 +199,7 @@ const fn may_be_longer(report: &NodeReport) -> bool {
 }
 
 #[test]
-fn what_is_told_in_the_usual_course_is_one_line_on_a_terminal() {
+fn usual_reports_are_one_line_on_a_terminal() {
     let all =
         [("ft-primary", usual_of_a_node()), ("ft-record", usual_of_a_recording()), ("ft-replay", usual_of_a_replay())];
     for (program, reports) in all {
@@ -212,7 +212,7 @@ fn what_is_told_in_the_usual_course_is_one_line_on_a_terminal() {
 }
 
 #[test]
-fn what_is_longer_is_broken_between_words_and_goes_on_behind_the_time() {
+fn longer_reports_are_broken_between_words_and_indented_by_the_time() {
     for report in longer() {
         let lines = on_a_terminal("ft-primary", &report);
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_reader_stops_nobody_and_hears_what_it_has_missed() {
+    fn a_stalled_reader_blocks_no_writer_and_is_told_what_it_has_missed() {
         let (mut reader, writer) = io::pipe().unwrap();
         let stream: &'static Stream = Box::leak(Box::new(Stream::new(writer.into())));
         stream.start(thread::current(), Reporter::new("test", true)).unwrap();

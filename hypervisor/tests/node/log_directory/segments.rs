@@ -125,7 +125,7 @@ fn what_is_replayed_is_what_was_recorded() {
 }
 
 #[test]
-fn pipes_in_the_place_of_files_hang_nobody() {
+fn pipes_instead_of_files_hang_no_restart() {
     let directory = TempDir::new().unwrap();
     vm_of_many_segments(directory.path());
     let pipe = |name: &str| nix::unistd::mkfifo(&directory.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();

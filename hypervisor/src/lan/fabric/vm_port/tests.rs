@@ -143,7 +143,7 @@ fn packets_that_the_old_primary_had_not_logged_are_delivered_again() {
 }
 
 #[test]
-fn packets_that_come_while_nobody_is_attached_are_kept() {
+fn packets_that_arrive_while_no_owner_is_attached_are_retained() {
     let mut port = opened(&boot(0, 1));
     port.deliver(&packet(1));
     pending(&mut port);
