@@ -149,7 +149,7 @@ pub(super) unsafe fn undecoded(hart: &mut Hart, slot: *const Slot, budget: i64, 
     unsafe {
         code::decode_run(env, slot_index(slot, env));
         // Stores to this page have to be noticed from now on.
-        if (*(*env).bus).ram.watches_mut().has_news() {
+        if (*(*env).bus).ram.watches_mut().has_invalidations() {
             leave(hart, slot, budget, env, Left::Fetch);
         } else {
             enter(hart, slot, budget, env);

@@ -151,19 +151,19 @@ impl Fast {
 
     /// Drops cached data that has become stale since the last call.
     fn drop_stale(&mut self, bus: &mut Bus, env: *mut Env) {
-        if !bus.ram.watches_mut().has_news() {
+        if !bus.ram.watches_mut().has_invalidations() {
             return;
         }
-        let news = bus.ram.watches_mut().take_news();
+        let invalidations = bus.ram.watches_mut().take_invalidations();
         while let Some(page) = bus.ram.watches_mut().take_changed_code() {
             // SAFETY: no handler runs.
             unsafe { self.code.clear(page) }
         }
         // SAFETY: as in `prepare`.
         let env = unsafe { &mut *env };
-        if news.tables {
+        if invalidations.tables {
             self.contexts.forget(env);
-        } else if news.stores {
+        } else if invalidations.stores {
             self.contexts.forget_stores(env);
         }
     }

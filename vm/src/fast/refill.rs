@@ -17,7 +17,7 @@ pub(super) unsafe fn load(hart: &mut Hart, slot: *const Slot, budget: i64, env: 
         let offset =
             if address & (bytes - 1) == 0 { ram_offset(hart, &mut *(*env).bus, address, Access::Load) } else { None };
         let Some(offset) = offset else { return step(hart, slot, budget, env) };
-        if (*(*env).bus).ram.watches_mut().has_news() {
+        if (*(*env).bus).ram.watches_mut().has_invalidations() {
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).loads)[translation_index(address)] = translation(address, offset, (*env).load_context);
@@ -36,7 +36,7 @@ pub(super) unsafe fn store(hart: &mut Hart, slot: *const Slot, budget: i64, env:
         let Some(offset) = offset.filter(|offset| bus.ram.allow_stores(*offset)) else {
             return step(hart, slot, budget, env);
         };
-        if bus.ram.watches_mut().has_news() {
+        if bus.ram.watches_mut().has_invalidations() {
             return look_up(hart, slot, budget, env);
         }
         (&mut (*env).stores)[translation_index(address)] = translation(address, offset, (*env).store_context);

@@ -93,8 +93,8 @@ impl Ram {
         &mut self.memory
     }
 
-    /// Permits writing the page at `offset` without [`Self::store`], until the next news; `false`
-    /// if the page is watched. The page counts as written.
+    /// Permits writing the page at `offset` without [`Self::store`], until the next invalidation;
+    /// `false` if the page is watched. The page counts as written.
     pub(crate) fn allow_stores(&mut self, offset: usize) -> bool {
         let allowed = self.watches.allow_stores(offset / PAGE_BYTES);
         if allowed {

@@ -41,7 +41,7 @@ pub(crate) struct Watches {
 
 /// What has become stale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct Invalidations {
     /// A page table that translations were read from was written.
     pub(crate) tables: bool,
     /// Stores to some page may no longer go without notice: it is watched now, or a reader of dirty
@@ -102,7 +102,7 @@ impl Watches {
         self.watch(page, CODE);
     }
 
-    /// Permits stores to `page` without notice, until the next news; `false` if the page is
+    /// Permits stores to `page` without notice, until the next invalidation; `false` if the page is
     /// watched.
     pub(crate) fn allow_stores(&mut self, page: usize) -> bool {
         let allowed = self.flags[page] & WATCHED == 0;
@@ -122,7 +122,7 @@ impl Watches {
 
     /// `true` if something has become stale.
     #[inline]
-    pub(crate) const fn has_news(&self) -> bool {
+    pub(crate) const fn has_invalidations(&self) -> bool {
         self.tables_changed || self.stores_revoked || !self.changed_code.is_empty()
     }
 
@@ -137,16 +137,16 @@ impl Watches {
 
     /// Takes what has become stale since the last call; the caller drops it.
     #[inline]
-    pub(crate) fn take_news(&mut self) -> News {
-        let news = News { tables: self.tables_changed, stores: self.stores_revoked };
-        if news.tables {
+    pub(crate) fn take_invalidations(&mut self) -> Invalidations {
+        let invalidations = Invalidations { tables: self.tables_changed, stores: self.stores_revoked };
+        if invalidations.tables {
             for page in self.tables.drain(..) {
                 self.flags[page] &= !TABLE;
             }
         }
         self.tables_changed = false;
         self.stores_revoked = false;
-        news
+        invalidations
     }
 
     /// Takes a page whose decoded instructions have changed; none of them are watched any more.
