@@ -285,6 +285,38 @@ fn tests_that_documents_name_are_tests() {
     assert!(checked > 50, "{checked} tests were found");
 }
 
+/// The words that follow each `option` in a command.
+fn arguments<'a>(command: &'a str, option: &str) -> Vec<&'a str> {
+    let words: Vec<_> = command.split(|c: char| c.is_whitespace() || "`\"'()|".contains(c)).collect();
+    words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].trim_end_matches(['.', ',', ';'])).collect()
+}
+
+/// A command that a failed test prints must run that test again.
+#[test]
+fn commands_in_documents_code_and_ci_name_test_binaries_that_exist() {
+    let texts = all_texts();
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    let is_current = |text: &&Text| text.path != "CHANGELOG.md" && !text.path.ends_with("project/documents.rs");
+    for Text { path, content } in texts.iter().filter(is_current) {
+        for (number, line) in (1..).zip(content.lines()) {
+            let Some((_, command)) = line.split_once("cargo test ") else { continue };
+            let package = arguments(command, "-p").into_iter().chain(arguments(command, "--package")).next();
+            let Some(package) = package else { continue };
+            let folder = if package == "ft" { "hypervisor/ft" } else { package };
+            for binary in arguments(command, "--test").into_iter().filter(|binary| is_word(binary)) {
+                checked += 1;
+                let files = [format!("{folder}/tests/{binary}.rs"), format!("{folder}/tests/{binary}/main.rs")];
+                if !texts.iter().any(|text| files.contains(&text.path)) {
+                    wrong.push(format!("{path}:{number}: {package} has no test binary {binary}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(checked > 10, "{checked} commands were found");
+}
+
 /// `true` if a line may be longer: a row of a table, or a line with a link.
 fn may_be_longer(line: &str) -> bool {
     line.starts_with('|') || line.contains("](") || line.contains("://")

@@ -101,7 +101,7 @@ fn difference(program: &Program) -> String {
     let [ours, theirs] = [on_machine(one, true), on_qemu(one, true)];
     let (class, seed) = (program.class.name(), program.seed);
     let mut text = format!(
-        "{class} program {seed} ({:?} mode):\n  FT_CLASS={class} FT_PROGRAM_SEED={seed} cargo test -p tests --test qemu_conformance \
+        "{class} program {seed} ({:?} mode):\n  FT_CLASS={class} FT_PROGRAM_SEED={seed} cargo test -p tests --test qemu \
          one_program\n",
         program.mode
     );
