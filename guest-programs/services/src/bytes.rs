@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-/// Takes a datagram apart. Each method gives `None` if the datagram is too short.
+/// Reads a datagram. Each method returns `None` if the datagram is too short.
 pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -31,18 +31,18 @@ impl<'a> Reader<'a> {
         Some(string)
     }
 
-    /// All that is left.
+    /// The remaining bytes.
     pub(crate) const fn rest(self) -> &'a [u8] {
         self.0
     }
 
-    /// `value`, if the datagram ends here.
+    /// Returns `value` if the datagram ends here.
     pub(crate) fn end<T>(self, value: T) -> Option<T> {
         self.0.is_empty().then_some(value)
     }
 }
 
-/// Puts a datagram together.
+/// Writes a datagram.
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {

@@ -6,7 +6,8 @@ use crate::rpc::server::{Execution, Service};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-/// First bytes of calls: those of another service are refused, not taken for something else.
+/// First bytes of calls, which differ from those of other services, so that their calls are
+/// refused.
 const GET: u8 = 0x10;
 const PUT: u8 = 0x11;
 const APPEND: u8 = 0x12;
@@ -16,13 +17,13 @@ const COMPARE_AND_SWAP: u8 = 0x13;
 pub const KEY_BYTES_MAX: usize = 128;
 /// The longest value, in bytes: a call carries two of them, a compare-and-swap.
 pub const VALUE_BYTES_MAX: usize = 600;
-/// What all keys and values may take together, in bytes.
+/// The most bytes of all keys and values together.
 pub const STORE_BYTES_MAX: usize = 8 << 20;
 
-/// What a key costs beside its own bytes and its value's, in bytes: an estimate of the map's share.
+/// The map's bytes for each key, besides those of key and value: an estimate.
 const ENTRY_BYTES: usize = 64;
 
-/// What is asked of a key.
+/// An operation on a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// The value.
@@ -40,12 +41,12 @@ pub enum Operation {
     },
 }
 
-/// A call: what is asked of which key.
+/// A call: an operation on a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The key, of 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: Vec<u8>,
-    /// What is asked.
+    /// The operation.
     pub operation: Operation,
 }
 
@@ -56,7 +57,7 @@ pub enum Answer {
     Done,
     /// Of `Get`, and of a `CompareAndSwap` that found another value: the value, if there is one.
     Value(Option<Vec<u8>>),
-    /// Nothing was done: the call makes no sense to the server, or the value would be longer than
+    /// Nothing was done: the call is malformed, or the value would be longer than
     /// [`VALUE_BYTES_MAX`].
     Refused,
     /// Nothing was done: the store has [`STORE_BYTES_MAX`] bytes.

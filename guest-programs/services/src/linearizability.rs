@@ -1,6 +1,5 @@
-//! A check of what the clients of a service saw: is there an order of their calls, one after the
-//! other, in which each takes effect between its beginning and its end and gets the answer that it
-//! got?
+//! A linearizability check of a history of calls: it looks for an order of the calls in which each
+//! takes effect between its beginning and its end and gets its answer.
 //!
 //! The method is that of Wing and Gong with memory, in the order of time (Lowe, *Testing for
 //! Linearizability*, 2017): the check keeps every *configuration* that explains what was seen so
@@ -18,32 +17,32 @@ use alloc::vec::Vec;
 /// More configurations than this at once are too many to decide.
 const CONFIGURATIONS_MAX: usize = 200_000;
 
-/// What one object of a service does.
+/// The sequential behaviour of one object of a service.
 pub trait Model {
-    /// Its state.
+    /// The object's state.
     type State: Clone + Ord;
-    /// What is asked of it.
+    /// A call.
     type Call;
-    /// What it answers.
+    /// An answer.
     type Answer;
 
-    /// Its state at first.
+    /// The initial state.
     fn initial(&self) -> Self::State;
 
-    /// Its state after `call`, if `answer` is the right one, or none was received; `None` if it
-    /// isn't, or if the call can't take effect yet.
+    /// The state after `call`, if `answer` is right or wasn't received; `None` if it is wrong, or
+    /// if the call can't take effect yet.
     fn step(&self, state: &Self::State, call: &Self::Call, answer: Option<&Self::Answer>) -> Option<Self::State>;
 }
 
 /// One call, as its client saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen<C, A> {
-    /// Which client; it has one call at a time.
+    /// The client, which has one call at a time.
     pub client: u32,
-    /// What it asked.
+    /// The call.
     pub call: C,
-    /// What was answered; `None` if no answer came: the call may have taken effect at any time
-    /// after its beginning, or never.
+    /// The answer; `None` if none came: the call may have taken effect at any time after its
+    /// beginning, or never.
     pub answer: Option<A>,
     /// When it began, in any unit that all clients share.
     pub began: u64,

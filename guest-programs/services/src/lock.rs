@@ -11,17 +11,18 @@ use crate::rpc::server::{Execution, Service};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-/// First bytes of calls: those of another service are refused, not taken for something else.
+/// First bytes of calls, which differ from those of other services, so that their calls are
+/// refused.
 const LOCK: u8 = 0x20;
 const ACQUIRE: u8 = 0x21;
 const UNLOCK: u8 = 0x22;
 
 /// The longest name of a lock, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
-/// How many locks may be held at once.
+/// The most locks that may be held at once.
 pub const HELD_MAX: usize = 10_000;
 
-/// What a client asks.
+/// An operation on a lock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// Takes the lock if it is free.
@@ -32,10 +33,10 @@ pub enum Operation {
     Unlock,
 }
 
-/// A call: what is asked of which lock.
+/// A call: an operation on a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// What is asked.
+    /// The operation.
     pub operation: Operation,
     /// The lock's name, of 1 to [`NAME_BYTES_MAX`] bytes.
     pub name: Vec<u8>,
@@ -46,9 +47,9 @@ pub struct Call {
 pub enum Answer {
     /// Of `Lock` and `Acquire`: the caller has the lock. Of `Unlock`: it was locked.
     Yes,
-    /// Of `Lock`: somebody has the lock. Of `Unlock`: nobody had.
+    /// Of `Lock`: a client holds the lock. Of `Unlock`: it wasn't locked.
     No,
-    /// Not done: the call makes no sense to the server, or [`HELD_MAX`] locks are held.
+    /// Nothing was done: the call is malformed, or [`HELD_MAX`] locks are held.
     Refused,
 }
 
@@ -111,7 +112,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// How many locks are held.
+    /// The number of held locks.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.len()
@@ -170,8 +171,8 @@ impl Service for Locks {
     }
 }
 
-/// What one lock does: `true` if it is held after `operation`, and the answer; `None` while an
-/// `Acquire` has to wait.
+/// One lock's behaviour: `true` if it is held after `operation`, and the answer; `None` while an
+/// `Acquire` waits.
 #[must_use]
 pub const fn apply(held: bool, operation: &Operation) -> Option<(bool, Answer)> {
     Some(match (operation, held) {

@@ -1,11 +1,12 @@
-//! A lock service and a key/value store that know nothing of replication keep their promises
-//! through failovers: each call is executed once, and the clients see one copy of the service.
+//! A lock service and a key/value store without replication of their own through failovers: each
+//! call is executed once, and the clients see one copy of the service.
 //!
 //! This is the first lab of the courses, and its hard question: the primary dies just after it has
 //! told its backup of a call.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use crate::beginnings::UNBOUNDED_LAG;
 use hypervisor::program::client::Client;
 use hypervisor::program::client::history::{Answer, Call, History, check};
 use hypervisor::program::client::rpc::{NetworkFaults, RpcClient};
@@ -18,10 +19,6 @@ use tests::link::{Direction, Link};
 use tests::programs;
 use tests::random::{self, Random};
 use tests::stage::{Pair, Stage};
-
-/// The link holds the reports of what is replayed with the acknowledgements: that must not slow the
-/// guest here.
-const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
 /// Clients that call at once.
 const CLIENTS: u32 = 6;
@@ -63,7 +60,7 @@ struct Scene {
 impl Scene {
     fn of(guest: &str) -> Self {
         let stage = Stage::new(programs!());
-        let (pair, link) = stage.linked_pair(&[&["--guest", guest], &UNBOUNDED[..]].concat(), &[]);
+        let (pair, link) = stage.linked_pair(&[&["--guest", guest], &UNBOUNDED_LAG[..]].concat(), &[]);
         let rpc = open(stage.site.service);
         Self { rpc, pair, link, _stage: stage }
     }
@@ -84,7 +81,7 @@ impl Scene {
             until(&self.link);
             assert!(!asking.is_finished(), "an answer left before the backup had acknowledged its entry");
             self.pair.primary.kill();
-            // What the link holds back is lost with the primary.
+            // The bytes that the link holds back are lost with the primary.
             self.link.cut();
             asking.join().unwrap().unwrap()
         });
@@ -140,8 +137,8 @@ fn a_lock_that_is_taken_as_the_primary_dies_is_taken_once_and_its_client_knows()
     }
 }
 
-/// What clients see of a service whose primaries are killed, over a network that loses and doubles
-/// datagrams.
+/// Checks the clients' history of a service whose primaries are killed, over a network that loses
+/// and doubles datagrams.
 fn clients_see_one_copy(guest: &str, target: Target) {
     let directory = tempfile::tempdir().unwrap();
     let options = ClusterOptions { guest: ["--guest", guest].map(String::from).into(), ..ClusterOptions::default() };

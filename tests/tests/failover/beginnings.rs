@@ -5,6 +5,10 @@ use tests::link::Link;
 use tests::programs;
 use tests::stage::{Pair, Stage};
 
+/// For tests in which the link holds back reports of replay, or the backup is slow: lag control
+/// must not slow the guest.
+pub(crate) const UNBOUNDED_LAG: [&str; 2] = ["--lag-bound-ms", "60000"];
+
 /// A protected echo guest, and clients that load it.
 #[track_caller]
 pub(crate) fn loaded_pair(primary: &[&str], backup: &[&str]) -> (Stage, Pair, Load) {

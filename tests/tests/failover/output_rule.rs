@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use crate::beginnings::UNBOUNDED_LAG;
 use hypervisor::program::site::cluster::PATIENCE;
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
@@ -19,10 +20,6 @@ use tests::stage::{Stage, wait_until};
 
 /// How long a test waits for an output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
-
-/// The link holds reports of replay together with the acknowledgements: lag control must not slow
-/// the guest.
-const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
 
 fn no_answer<T: std::fmt::Debug>(answer: std::io::Result<T>) {
     let error = answer.expect_err("an output left before its entry was acknowledged");
@@ -50,7 +47,7 @@ fn wait_for_replay_beyond(link: &Link, steps: u64) {
 #[test]
 fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&UNBOUNDED, &[]);
+    let (_pair, link) = stage.linked_pair(&UNBOUNDED_LAG, &[]);
     let mut client = TcpStream::connect(stage.site.service).unwrap();
     let mut answer = [0; 5];
     client.write_all(b"first").unwrap();
@@ -75,7 +72,7 @@ fn output_waits_for_its_acknowledgement_while_the_guest_runs_on() {
 #[test]
 fn every_acknowledgement_lets_out_what_it_covers_and_nothing_more() {
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&UNBOUNDED, &[]);
+    let (_pair, link) = stage.linked_pair(&UNBOUNDED_LAG, &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let mut buffer = [0; 100];
@@ -121,7 +118,7 @@ fn guest_that_never_sleeps_computes_on_while_its_outputs_are_held() {
     /// Steps that the guest computes with an output held: many times what an answer takes.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED[..]].concat(), &[]);
+    let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED_LAG[..]].concat(), &[]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(stage.site.service).unwrap();
     let first = ask_count(&client);

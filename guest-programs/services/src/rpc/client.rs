@@ -1,4 +1,4 @@
-//! The client's side: what is sent when, and which reply is the awaited one.
+//! The client's side: when a request is sent, and which datagram is its reply.
 
 use super::{BODY_BYTES_MAX, Reply, Request, SessionId};
 use alloc::vec::Vec;
@@ -34,14 +34,14 @@ enum State {
     Expired,
 }
 
-/// What has become of the request that is waited for.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The session is open: calls can be made.
     Opened,
     /// The reply to the call.
     Done(Vec<u8>),
-    /// The server has dropped the session. Whether the call was executed isn't known.
+    /// The server has dropped the session. The call may have been executed or not.
     Expired,
 }
 

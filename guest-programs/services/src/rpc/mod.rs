@@ -26,7 +26,7 @@ const MAGIC: u8 = 0xf7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
-/// What a client sends.
+/// A datagram from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Asks for a session. May be received, and answered, twice; the client uses one of them.
@@ -45,7 +45,7 @@ pub enum Request {
     },
 }
 
-/// What a server sends.
+/// A datagram from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The session that was asked for.
@@ -71,7 +71,7 @@ pub enum Reply {
         /// The call's number.
         sequence: u64,
     },
-    /// The server has no such session (any more). Whether the call was executed isn't known.
+    /// The server has no such session (any more). The call may have been executed or not.
     Expired {
         /// The call's session.
         session: SessionId,

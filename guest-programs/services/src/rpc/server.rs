@@ -4,15 +4,15 @@ use super::{BODY_BYTES_MAX, Reply, Request, SessionId};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-/// How many sessions there may be at once; for one more, the one that has been silent longest goes.
+/// The most sessions at once; one more replaces the one that has been silent longest.
 pub const SESSIONS_MAX: usize = 1_024;
 
-/// How a call has come out.
+/// The outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Execution {
-    /// It is done, with this reply of at most [`BODY_BYTES_MAX`] bytes.
+    /// The call is done, with this reply of at most [`BODY_BYTES_MAX`] bytes.
     Done(Vec<u8>),
-    /// It waits for another client; [`Service::take_completed`] will give its reply.
+    /// The call waits for another client; [`Service::take_completed`] will give its reply.
     Waits,
 }
 
@@ -24,8 +24,8 @@ pub trait Service {
     /// A call that waited and is done now, with its reply.
     fn take_completed(&mut self) -> Option<(SessionId, Vec<u8>)>;
 
-    /// The call of `session` that waits is not waited for any more: its client has gone on to
-    /// another one, or its session was dropped.
+    /// Cancels the waiting call of `session`: its client has gone on to another call, or its
+    /// session was dropped.
     fn cancel(&mut self, session: SessionId);
 }
 
@@ -62,14 +62,14 @@ impl<S: Service, A: Clone> Server<S, A> {
         &self.service
     }
 
-    /// How many sessions there are.
+    /// The number of sessions.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Takes a datagram that came from `address`, and gives `send` the datagrams that are to be
-    /// sent, and where to. What is no request is ignored.
+    /// Handles a datagram from `address`, and calls `send` with each datagram to be sent and its
+    /// address. Datagrams that are no requests are ignored.
     pub fn handle(&mut self, address: &A, datagram: &[u8], mut send: impl FnMut(&A, Vec<u8>)) {
         self.requests += 1;
         match Request::decode(datagram) {

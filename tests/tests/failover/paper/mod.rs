@@ -58,10 +58,6 @@ use tests::stage::Stage;
 /// How long a test waits for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// For tests in which the link holds back reports of replay, or the backup is slow: lag control
-/// must not slow the guest.
-const UNBOUNDED: [&str; 2] = ["--lag-bound-ms", "60000"];
-
 /// A failure timeout that is short, but long enough that a busy host causes no failover.
 const ALERT: [&str; 2] = ["--failure-timeout-ms", "1000"];
 

@@ -1,6 +1,7 @@
 //! §2.2: the Output Rule, and inputs and outputs around the crash of the primary.
 
-use super::{Asker, UNBOUNDED, connect, echoes};
+use super::{Asker, connect, echoes};
+use crate::beginnings::UNBOUNDED_LAG;
 use logchannel::entry::LogSeq;
 use logchannel::message::Message;
 use tests::client::Load;
@@ -14,7 +15,7 @@ fn the_backup_replays_no_further_than_its_log() {
     /// How many steps the primary runs ahead, far enough to see that the backup doesn't follow.
     const STEPS: u64 = 20_000_000;
     let stage = Stage::new(programs!());
-    let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED[..]].concat(), &[]);
+    let (_pair, link) = stage.linked_pair(&[&["--guest", "counter"], &UNBOUNDED_LAG[..]].concat(), &[]);
     link.hold(Direction::ToBackup);
     let known = link.passed_entries();
     let last = known.last().unwrap().count;
@@ -33,7 +34,7 @@ fn the_backup_replays_no_further_than_its_log() {
 #[test]
 fn an_output_that_was_logged_and_not_released_comes_once_from_the_new_primary() {
     let mut stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED_LAG, &[]);
     let (asker, connection) = (Asker::of(&stage), connect(&stage));
     echoes(&connection, "connected");
     link.hold(Direction::ToPrimary);
@@ -58,7 +59,7 @@ fn an_output_that_was_logged_and_not_released_comes_once_from_the_new_primary() 
 #[test]
 fn an_input_whose_entry_was_lost_is_delivered_to_the_new_primary_again() {
     let stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED_LAG, &[]);
     let asker = Asker::of(&stage);
     link.hold(Direction::ToBackup);
     let requests = ["request one", "request two", "request three"];
@@ -82,7 +83,7 @@ fn an_input_whose_entry_was_lost_is_delivered_to_the_new_primary_again() {
 #[test]
 fn an_output_released_just_before_the_crash_reaches_clients_once() {
     let stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &[]);
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED_LAG, &[]);
     let asker = Asker::of(&stage);
     link.hold(Direction::ToBackup);
     let requests = ["request one", "request two", "request three"];
@@ -109,7 +110,7 @@ fn an_output_released_just_before_the_crash_reaches_clients_once() {
 #[test]
 fn a_backup_that_is_behind_replays_its_whole_log_before_it_goes_live() {
     let stage = Stage::new(programs!());
-    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED, &["--inject-slowdown", "20"]);
+    let (Pair { mut primary, mut backup }, link) = stage.linked_pair(&UNBOUNDED_LAG, &["--inject-slowdown", "20"]);
     // Clients are served while replay falls behind, as acknowledgements don't wait for it.
     let load = Load::on(stage.site.service);
     let said = link.seen(Direction::ToPrimary);

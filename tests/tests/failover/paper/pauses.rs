@@ -1,7 +1,7 @@
 //! §2.3: silence and pauses, shorter and longer than the failure timeout.
 
-use super::{ALERT, Asker, UNBOUNDED, connect, echoes};
-use crate::beginnings::{loaded_linked_pair, loaded_pair};
+use super::{ALERT, Asker, connect, echoes};
+use crate::beginnings::{UNBOUNDED_LAG, loaded_linked_pair, loaded_pair};
 use hypervisor::program::site::cluster::PATIENCE;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ struct Sleeper {
 
 fn sleeping_primary(timeout: &[&str]) -> Sleeper {
     let (stage, Pair { primary, backup: mut owner }, link, load) =
-        loaded_linked_pair(&[timeout, &UNBOUNDED[..]].concat(), &ALERT);
+        loaded_linked_pair(&[timeout, &UNBOUNDED_LAG[..]].concat(), &ALERT);
     link.hold(Direction::ToPrimary);
     let allowed = link.outputs_covered(&link.passed(Direction::ToPrimary));
     let waiting = || link.outputs_covered(&link.seen(Direction::ToPrimary)) > allowed;
