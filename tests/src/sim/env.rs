@@ -3,9 +3,10 @@
 use super::arbiter::{Question, Said};
 use super::disk::SimDisk;
 use super::judge::Judge;
+use super::plan::{Fault, Faults, Habit};
 use super::process::Me;
 use super::sightings::{Sighting, Sightings};
-use super::trace::{Kind, Lane, Note, Recorder, State, Trace, question, said};
+use super::trace::{Kind, Lane, Note, State, Trace, in_a_word, question, said};
 use super::vm::SimVm;
 use super::wires::{End, Place, Received, WireId, Wires};
 use crate::random::Random;
@@ -46,6 +47,9 @@ pub(super) enum Death {
     PowerCut,
 }
 
+/// A fault that strikes: what draws numbers, and the fault around it, when it is over.
+pub(super) struct Struck(Random, Option<Fault>);
+
 /// One in so many questions to the arbiter, and answers, is lost while there are faults.
 const ARBITER_LOSS: u32 = 12;
 
@@ -82,10 +86,15 @@ pub(super) struct Env {
     pub(super) disks_hang_until_ns: BTreeMap<usize, u64>,
     pub(super) sightings: Sightings,
     pub(super) trace: Trace,
+    pub(super) faults: Faults,
+    /// Questions to the arbiter and answers are lost, while there are faults.
+    is_arbiter_deaf: bool,
+    /// Connections take less than there is to be sent, while there are faults.
+    has_short_writes: bool,
 }
 
 impl Env {
-    pub(super) fn new(mut random: Random, recorder: Option<Recorder>) -> Self {
+    pub(super) fn new(mut random: Random, faults: Faults) -> Self {
         Self {
             now_ns: 0,
             queue: BinaryHeap::new(),
@@ -100,6 +109,8 @@ impl Env {
             vm_of_host: Vec::new(),
             arbiter_down_until_ns: 0,
             is_faulty: true,
+            is_arbiter_deaf: faults.has(Habit::DeafArbiter),
+            has_short_writes: faults.has(Habit::ShortWrites),
             questions: BTreeMap::new(),
             next_question: 0,
             answers: BTreeMap::new(),
@@ -107,7 +118,8 @@ impl Env {
             has_slow_disks: false,
             disks_hang_until_ns: BTreeMap::new(),
             sightings: Sightings::default(),
-            trace: Trace::new(recorder),
+            trace: Trace::new(faults.record.clone()),
+            faults,
         }
     }
 
@@ -127,7 +139,7 @@ impl Env {
     }
 
     pub(super) fn tell(&mut self, note: Note<'_>) {
-        self.trace.note(self.now_ns, note);
+        self.trace.note(self.now_ns, self.faults.current, note);
     }
 
     pub(super) fn saw(&mut self, sighting: Sighting) {
@@ -143,6 +155,7 @@ impl Env {
     pub(super) fn next(&mut self) -> Option<Event> {
         let Reverse((at_ns, _, event)) = self.queue.pop()?;
         self.now_ns = at_ns;
+        self.faults.record.set_now_ns(at_ns);
         Some(event)
     }
 
@@ -191,7 +204,7 @@ impl Env {
 
     /// Whether a connection takes less just now than there is to be sent.
     pub(super) fn is_short_of_room(&mut self) -> bool {
-        self.is_faulty && self.random.one_in(24)
+        self.has_short_writes && self.is_faulty && self.random.one_in(24)
     }
 
     /// Whether `host` has sent its last, or died within a call to its disk.
@@ -294,7 +307,7 @@ impl Env {
         }
         let at_ns = self.wires.arrival_ns(self.now_ns, Place::Host(host), Place::Arbiter);
         self.at(at_ns, Event::Question(number));
-        if self.is_faulty && self.random.one_in(20) {
+        if self.is_arbiter_deaf() && self.random.one_in(20) {
             let again_ns = at_ns + u64::from(self.random.below(100_000_000));
             self.at(again_ns, Event::Question(number));
         }
@@ -329,8 +342,42 @@ impl Env {
         }
     }
 
+    /// Lets the next fault of the plan strike, unless it is left out: it draws its own numbers.
+    pub(super) fn begin_planned(&mut self) -> Option<Struck> {
+        let planned = self.faults.next_planned();
+        self.begin(planned)
+    }
+
+    /// As [`Env::begin_planned`], for a fault at a moment that has come.
+    pub(super) fn begin_aimed(&mut self) -> Option<Struck> {
+        let aimed = self.faults.next_aimed();
+        self.begin(aimed)
+    }
+
+    fn begin(&mut self, fault: Option<(Fault, Random)>) -> Option<Struck> {
+        let (fault, random) = fault?;
+        Some(Struck(std::mem::replace(&mut self.random, random), self.faults.current.replace(fault)))
+    }
+
+    /// The fault has struck.
+    pub(super) fn end_fault(&mut self, Struck(random, current): Struck) {
+        (self.random, self.faults.current) = (random, current);
+    }
+
+    /// A fault at a moment that has come, unless it is left out.
+    fn strike_here(&mut self, fault: fn(&mut Self)) {
+        if let Some(struck) = self.begin_aimed() {
+            fault(self);
+            self.end_fault(struck);
+        }
+    }
+
+    const fn is_arbiter_deaf(&self) -> bool {
+        self.is_arbiter_deaf && self.is_faulty
+    }
+
     fn is_lost(&mut self) -> bool {
-        self.is_faulty && self.random.one_in(ARBITER_LOSS)
+        self.is_arbiter_deaf() && self.random.one_in(ARBITER_LOSS)
     }
 
     /// The arbiter hears a question.
@@ -338,23 +385,23 @@ impl Env {
         if self.now_ns < self.arbiter_down_until_ns {
             return;
         }
+        // One that an operator has to see to decides nothing.
+        let is_unwell = self.is_arbiter_deaf() && self.random.one_in(300);
         let Some(asked) = self.questions.get_mut(&number) else { return };
         let vm = &self.vms[self.vm_of_host[asked.host]];
         let before = vm.arbiter.last().map(|(generation, _)| generation);
         let arbiter = if asked.is_mistaken { &vm.other_arbiter } else { &vm.arbiter };
-        // One that an operator has to see to decides nothing.
-        let is_unwell = self.is_faulty && self.random.one_in(300);
         let answer = if is_unwell { Said::CantDecide } else { Said::Reply(arbiter.hear(&asked.call)) };
         let (host, is_mistaken) = (asked.host, asked.is_mistaken);
-        let (asks, says) = (question(&asked.call), said(&asked.call, &answer));
+        let (kind, what, numbers) = question(&asked.call);
+        let other = if is_mistaken { " (of another arbiter)" } else { "" };
+        let words = format!(" {}{other}", in_a_word(&answer));
         asked.answer = Some(answer);
-        let which = if is_mistaken { ", of another arbiter: " } else { ": " };
-        let words = format!("{which}{}", Note::new(Lane::Arbiter, says.0, says.1, &says.2).text());
-        self.tell(Note::new(Lane::Arbiter, says.0, asks.1, &asks.2).from(Place::Host(host)).words(&words));
+        self.tell(Note::new(Lane::Arbiter, kind, what, &numbers).from(Place::Host(host)).words(&words));
         if self.vms[self.vm_of_host[host]].arbiter.last().map(|(generation, _)| generation) != before {
             // Its answer is on its way.
             if self.is_faulty && self.random.one_in(60) {
-                self.forget_claims();
+                self.strike_here(Self::forget_claims);
             }
         }
         if self.is_lost() {

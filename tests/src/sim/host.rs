@@ -6,6 +6,7 @@ use super::connection::SimConnection;
 use super::disk::SimDisk;
 use super::env::Env;
 use super::log::LogWork;
+use super::plan::{Faults, RunSpec};
 use super::process::Me;
 use super::sightings::Sighting;
 use super::sink::SimSink;
@@ -40,7 +41,7 @@ struct Lent(Arc<Mutex<Env>>);
 
 impl Lent {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Env::new(Random::new(0), None))))
+        Self(Arc::new(Mutex::new(Env::new(Random::new(0), Faults::new(RunSpec::default(), Arc::default())))))
     }
 
     fn swap(&self, env: &mut Env) {

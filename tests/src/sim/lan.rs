@@ -124,7 +124,7 @@ impl Lan {
                     let generation = attachment.generation;
                     let answer =
                         self.fabric.attach(id, &attachment).map_err(|error| Ended::Refused(error.to_string()))?;
-                    connection.note(env, Kind::Message, "serves generation {}", &[generation.0], "");
+                    connection.note(env, Kind::Message, "attaches as generation {}", &[generation.0], "");
                     let vm = env.index_of(&attachment.vm);
                     env.vms[vm].judge.attaches(generation);
                     connection.attached = Some((vm, generation));
@@ -137,13 +137,13 @@ impl Lan {
                     self.fabric.output(id, output, packet).map_err(Ended::Lost)?;
                     if self.fabric.dropped().duplicates > duplicates {
                         env.saw(Sighting::OutputDroppedByLan);
-                        let what = "drops output {}, which it has carried";
+                        let what = "output {}: dropped, it was carried before";
                         note(env, connection.from, Note::new(Lane::Lan, Kind::Detail, what, &[output.0]));
                     } else {
                         note(
                             env,
                             connection.from,
-                            Note::new(Lane::Lan, Kind::Detail, "carries output {}", &[output.0]),
+                            Note::new(Lane::Lan, Kind::Detail, "output {}: carried", &[output.0]),
                         );
                         let Some((vm, owner)) = connection.attached else { panic!("an output without a port") };
                         env.vms[vm].judge.carries(owner, output, packet);
@@ -163,14 +163,14 @@ impl Lan {
         match ended {
             Ended::Closed => {}
             Ended::Lost(PortLost { fenced_by: None }) => {
-                connection.note(env, Kind::Message, "a silent port loses its place", &[], "");
+                connection.note(env, Kind::Message, "has been silent: its port is closed", &[], "");
             }
             Ended::Refused(reason) => {
-                connection.note(env, Kind::Message, "refuses the port: ", &[], reason);
+                connection.note(env, Kind::Message, "attaches, and is refused: ", &[], reason);
                 ServerMessage::Refused { reason }.append(&mut bytes);
             }
             Ended::Lost(PortLost { fenced_by: Some(by) }) => {
-                connection.note(env, Kind::Message, "fences this port for generation {}", &[by.0], "");
+                connection.note(env, Kind::Message, "is fenced by generation {}", &[by.0], "");
                 ServerMessage::Fenced { by: *by }.append(&mut bytes);
             }
         }

@@ -15,35 +15,52 @@ use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader, VmId};
-use std::panic;
-use tests::sim;
+use tests::sim::{self, RunSpec, failures};
 use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
 
 /// The first seed that shows the bug, and what it breaks.
-fn caught(mutation: Mutation) -> Option<sim::Failure> {
-    activate(Some(mutation));
-    let failure = (0..SEEDS).find_map(|seed| sim::run(seed).err());
-    activate(None);
-    failure
+fn caught(mutation: Mutation) -> Option<Box<sim::Failure>> {
+    (0..SEEDS).find_map(|seed| sim::run(&RunSpec { mutation: Some(mutation), ..RunSpec::of(seed) }).err())
 }
 
 #[test]
 fn every_mutation_is_caught() {
-    // They fail by hundreds, as they should.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| ()));
     let mut missed = Vec::new();
     for mutation in Mutation::ALL {
         match caught(mutation) {
-            Some(failure) => println!("{mutation:?}: seed {}: {}", failure.seed, failure.reason),
+            Some(failure) => println!("{mutation:?}: seed {}: {}", failure.spec.seed, failure.reason),
             None => missed.push(mutation),
         }
     }
-    panic::set_hook(hook);
     assert!(missed.is_empty(), "no seed catches {missed:?}");
+}
+
+/// What a shrunk run is for: it breaks the same rule, with fewer faults or sooner, and whoever runs
+/// the line that it prints sees the same.
+#[test]
+fn a_mutation_that_is_caught_is_shrunk() {
+    let folder = tempfile::tempdir().unwrap();
+    for mutation in [Mutation::SkipOutputRule, Mutation::ForgetUnsent, Mutation::CarryTwice] {
+        let failure = caught(mutation).expect("caught");
+        let shrunk = sim::shrink(&failure, &mut |_| true);
+        let again = sim::shrink(&failure, &mut |_| true);
+        let rerun = sim::run(&shrunk.failure.spec).unwrap_err();
+        let file = failures::keep(folder.path(), &shrunk).unwrap();
+        let smaller = &shrunk.failure;
+        println!("{mutation:?}: {failure:?}, shrunk to {shrunk:?}");
+        assert_eq!(smaller.rule, failure.rule, "{mutation:?}");
+        assert!(smaller.struck.len() < failure.struck.len(), "{mutation:?} has as many faults as before");
+        assert!(shrunk.runs <= sim::RUNS_MAX, "{} runs", shrunk.runs);
+        assert_eq!(again.failure.spec, smaller.spec, "{mutation:?} is shrunk to another run");
+        assert_eq!((&rerun.rule, &rerun.reason), (&smaller.rule, &smaller.reason), "{mutation:?}");
+        let text = std::fs::read_to_string(file).unwrap();
+        for part in [&smaller.spec.command(), &smaller.rule, &smaller.reason, "RULE BROKEN", "Faults that are left"] {
+            assert!(text.contains(part), "{mutation:?}: the file doesn't have {part:?}:\n{text}");
+        }
+    }
 }
 
 /// A rule holds, and doesn't without the code that `mutation` takes away.

@@ -49,8 +49,20 @@ pub(in crate::sim) fn channel_message(message: &Message) -> Words {
 /// A question to the arbiter.
 pub(in crate::sim) fn question(call: &ArbiterCall) -> Words {
     match call {
-        ArbiterCall::Latest => (Kind::Detail, "what is the latest claim?", vec![]),
-        ArbiterCall::Claim { generation, .. } => (Kind::Claim, "asks for flag {}", vec![generation.0]),
+        ArbiterCall::Latest => (Kind::Detail, "latest claim?", vec![]),
+        ArbiterCall::Claim { generation, .. } => (Kind::Claim, "flag {}?", vec![generation.0]),
+    }
+}
+
+/// The arbiter's answer in a word, behind the question.
+pub(in crate::sim) fn in_a_word(said: &Said) -> String {
+    match said {
+        Said::CantDecide => "can't decide".into(),
+        Said::Reply(ArbiterReply::Verdict(Verdict::Won)) => "won".into(),
+        Said::Reply(ArbiterReply::Verdict(Verdict::Lost(_))) => "lost".into(),
+        Said::Reply(ArbiterReply::Verdict(Verdict::NotSuccessor(_))) => "refused".into(),
+        Said::Reply(ArbiterReply::Latest(Some((flag, _)))) => format!("flag {flag}"),
+        Said::Reply(ArbiterReply::Latest(None)) => "none".into(),
     }
 }
 

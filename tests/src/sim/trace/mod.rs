@@ -1,16 +1,22 @@
 //! What happened in a run: a hash of all of it, and the events themselves if somebody wants to
 //! read them.
 
+mod html;
 mod messages;
 mod names;
+mod table;
 
-pub(super) use messages::{channel_message, question, said};
+pub(super) use messages::{channel_message, in_a_word, question, said};
 pub(super) use names::for_people;
 
+pub use html::html;
+pub use table::{View, table};
+
+use super::plan::{Fault, Record};
 use super::wires::Place;
 use hypervisor::os::report::Level;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// A column of the table: whom an event happens to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,18 +123,17 @@ pub struct Event {
     pub from: Option<Lane>,
     /// What the process in this lane is from now on.
     pub state: Option<State>,
+    /// Which fault this is.
+    pub fault: Option<Fault>,
     /// What happened, in words.
     pub text: String,
 }
-
-/// Where a run leaves its events: they are there after a panic too.
-pub(super) type Recorder = Arc<Mutex<Vec<Event>>>;
 
 /// Every step of a run goes into the hash: two runs with the same hash did the same.
 #[derive(Debug)]
 pub(super) struct Trace {
     hash: u64,
-    recorder: Option<Recorder>,
+    record: Arc<Record>,
 }
 
 /// Something that is noted.
@@ -195,8 +200,8 @@ fn milliseconds(ns: u64) -> String {
 }
 
 impl Trace {
-    pub(super) const fn new(recorder: Option<Recorder>) -> Self {
-        Self { hash: 0xcbf2_9ce4_8422_2325, recorder }
+    pub(super) const fn new(record: Arc<Record>) -> Self {
+        Self { hash: 0xcbf2_9ce4_8422_2325, record }
     }
 
     pub(super) const fn hash(&self) -> u64 {
@@ -204,7 +209,8 @@ impl Trace {
     }
 
     /// Notes that something happened. The hash is the same whether the events are kept or not.
-    pub(super) fn note(&mut self, now_ns: u64, note: Note<'_>) {
+    /// `current` is the fault that strikes at the moment.
+    pub(super) fn note(&mut self, now_ns: u64, current: Option<Fault>, note: Note<'_>) {
         self.fold(note.lane.number());
         for byte in note.what.bytes().chain(note.words.bytes()) {
             self.fold(byte.into());
@@ -213,10 +219,11 @@ impl Trace {
         for number in note.numbers {
             self.fold(*number);
         }
-        if let Some(recorder) = &self.recorder {
+        if let Some(events) = &self.record.events {
             let Note { lane, kind, from, state, .. } = note;
-            let event = Event { at_ns: now_ns, lane, kind, from, state, text: note.text() };
-            recorder.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+            let fault = current.filter(|_| kind == Kind::Fault);
+            let event = Event { at_ns: now_ns, lane, kind, from, state, fault, text: note.text() };
+            events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         }
     }
 

@@ -1,5 +1,7 @@
 //! The names of hosts and processes for people, instead of addresses and node ids.
 
+use crate::sim::host::LAN_ADDRESS;
+
 /// Digits of a node's id.
 const NODE_DIGITS: usize = 32;
 
@@ -28,6 +30,9 @@ fn node(word: &str) -> Option<String> {
 }
 
 fn host(word: &str) -> Option<String> {
+    if word == LAN_ADDRESS.to_string() {
+        return Some("ft-lan".into());
+    }
     let (high, low) = word.strip_prefix("10.0.")?.strip_suffix(":7200")?.split_once('.')?;
     let (high, low): (u8, u8) = (high.parse().ok()?, low.parse().ok()?);
     Some(format!("host {}", u16::from_be_bytes([high, low])))
@@ -43,6 +48,6 @@ mod tests {
     fn nodes_and_addresses_have_the_hosts_name() {
         let text = format!("{}: of {}, not {}.", address(2), NodeId(1 << 64 | 7), address(300));
         assert_eq!(for_people(&text), "host 2: of host-1/7, not host 300.");
-        assert_eq!(for_people("no space at 10.1.0.0:7200"), "no space at 10.1.0.0:7200");
+        assert_eq!(for_people("no room at 10.1.0.0:7200: 10.0.0.1"), "no room at ft-lan: 10.0.0.1");
     }
 }

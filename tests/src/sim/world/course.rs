@@ -3,6 +3,7 @@
 use super::{LOOK_NS, MS, RECOVERY_NS, World};
 use crate::sim::client::Station;
 use crate::sim::env::{Death, Event};
+use crate::sim::plan::Habit;
 use crate::sim::primary::Primary;
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
@@ -149,7 +150,7 @@ impl World {
             let packet = self.lan.stations[station].power_off();
             self.lan.station_sends(&mut self.env, station, &packet);
         }
-        if self.env.random.one_in(2) {
+        if self.env.random.one_in(2) && self.env.faults.has(Habit::LastCut) {
             // The guest's last words are on a connection that breaks.
             let at_ns = self.env.now_ns + u64::from(self.env.random.below(2_000_000));
             self.env.at(at_ns, Event::LanCut);

@@ -10,8 +10,11 @@ use crate::sim::wires::Place;
 use ft::guest_clock::PAUSE_NS;
 
 impl World {
-    pub(super) fn fault_pause_ns(&mut self) -> u64 {
-        self.env.now_ns + u64::from(self.env.random.below(160)) * MS + u64::from(self.env.random.below(1_000_000))
+    /// The next planned fault strikes in a while, or everything works from then on.
+    pub(super) fn await_fault(&mut self) {
+        let Phase::Faults { until_ns } = self.phase else { return };
+        let next_ns = (self.env.now_ns + self.env.faults.pause_ns()).min(until_ns);
+        self.env.at(next_ns, Event::Fault);
     }
 
     /// Something goes wrong.
@@ -20,7 +23,17 @@ impl World {
         if self.env.now_ns >= until_ns {
             return self.heal();
         }
-        self.disk_fault();
+        // Each with a name and numbers of its own, also where the other is left out.
+        for strike in [Self::disk_fault, Self::planned_fault] {
+            if let Some(struck) = self.env.begin_planned() {
+                strike(self);
+                self.env.end_fault(struck);
+            }
+        }
+        self.await_fault();
+    }
+
+    fn planned_fault(&mut self) {
         let host = self.env.random.index(self.hosts.len());
         match self.env.random.below(20) {
             0..=4 => self.kill_if_survived(host),
@@ -36,8 +49,6 @@ impl World {
             18 if self.env.random.one_in(6) => self.env.forget_claims(),
             _ => self.retire(),
         }
-        let next_ns = self.fault_pause_ns();
-        self.env.at(next_ns, Event::Fault);
     }
 
     /// Whether the VM goes on without the process on `index` and those that are to die anyway.
@@ -67,15 +78,30 @@ impl World {
 
     /// Does harm at moments that are too short to be hit by chance.
     pub(super) fn aim(&mut self, index: usize, is_joining: bool, is_asking: bool) {
-        if is_asking && self.env.random.one_in(40) && matches!(self.phase, Phase::Faults { .. }) {
-            // It hears late that it is fenced, and comes back to the LAN before.
-            self.cut_cable(index);
-            self.part_from(index, Place::Arbiter);
-        }
-        let is_time = (is_joining && self.env.random.one_in(30)) || (is_asking && self.env.random.one_in(400));
-        if !is_time || !matches!(self.phase, Phase::Faults { .. }) {
+        if !matches!(self.phase, Phase::Faults { .. }) {
             return;
         }
+        if is_asking && self.env.random.one_in(40) {
+            // It hears late that it is fenced, and comes back to the LAN before.
+            self.strike_aimed(|world| {
+                world.cut_cable(index);
+                world.part_from(index, Place::Arbiter);
+            });
+        }
+        if (is_joining && self.env.random.one_in(30)) || (is_asking && self.env.random.one_in(400)) {
+            self.strike_aimed(|world| world.aimed_fault(index, is_joining));
+        }
+    }
+
+    /// A fault at a moment that has come, unless it is left out.
+    pub(super) fn strike_aimed(&mut self, strike: impl FnOnce(&mut Self)) {
+        if let Some(struck) = self.env.begin_aimed() {
+            strike(self);
+            self.env.end_fault(struck);
+        }
+    }
+
+    fn aimed_fault(&mut self, index: usize, is_joining: bool) {
         match self.env.random.below(4) {
             0 => self.kill_if_survived(index),
             1 => self.part(index),

@@ -66,9 +66,10 @@ impl World {
         self.hosts[host].paused_until_ns = 0;
         self.hosts[host].process = Some(Process::resuming(me, now_ns, accepts_loss));
         if matches!(self.phase, Phase::Faults { .. }) && self.disk_random.one_in(3) {
-            let calls = self.disk_random.below(40);
-            self.env.note_fault(Lane::Host(host), "is to die within call {} to its disk", &[calls.into()]);
-            self.env.disks[host].die_after(calls);
+            self.strike_aimed(|world| {
+                let calls = world.env.random.below(40);
+                world.die_within_call(host, calls);
+            });
         }
         self.schedule(host, now_ns);
     }
@@ -136,22 +137,21 @@ impl World {
         if self.vms.iter().all(|run| run.setup.log_wait.is_none()) {
             return;
         }
-        let host = self.disk_random.index(self.hosts.len());
-        match self.disk_random.below(if self.has_disk_faults { 12 } else { 9 }) {
+        let host = self.env.random.index(self.hosts.len());
+        match self.env.random.below(if self.has_disk_faults { 12 } else { 9 }) {
             0..=1 => {
-                let calls = self.disk_random.below(60);
-                let survives = self.survives_without(host) || self.disk_random.one_in(3);
+                let calls = self.env.random.below(60);
+                let survives = self.survives_without(host) || self.env.random.one_in(3);
                 if survives && self.hosts[host].process.is_some() {
-                    self.env.note_fault(Lane::Host(host), "is to die within call {} to its disk", &[calls.into()]);
-                    self.env.disks[host].die_after(calls);
+                    self.die_within_call(host, calls);
                 }
             }
             2 => {
-                let pause_ns = u64::from(self.disk_random.below(300)) * MS;
+                let pause_ns = u64::from(self.env.random.below(300)) * MS;
                 self.env.note_fault(Lane::Host(host), "the disk does nothing for {ms}", &[pause_ns]);
                 self.env.disks_hang_until_ns.insert(host, self.env.now_ns + pause_ns);
             }
-            3 if self.disk_random.one_in(3) => {
+            3 if self.env.random.one_in(3) => {
                 // The power of all hosts.
                 for host in 0..self.hosts.len() {
                     self.kill(host, Death::PowerCut);
@@ -162,6 +162,11 @@ impl World {
             11 => self.set_disk_fault(host, None, "the disk has room and syncs"),
             _ => {}
         }
+    }
+
+    fn die_within_call(&mut self, host: usize, calls: u32) {
+        self.env.note_fault(Lane::Host(host), "is to die within call {} to its disk", &[calls.into()]);
+        self.env.disks[host].die_after(calls);
     }
 
     fn set_disk_fault(&mut self, host: usize, fault: Option<DiskFault>, what: &'static str) {

@@ -9,8 +9,8 @@ use crate::sim::env::{Env, Event};
 use crate::sim::host::address;
 use crate::sim::lan::{HEARTBEAT_US, Lan};
 use crate::sim::log::{LogOfOwner, options};
+use crate::sim::plan::{Faults, Habit, Record, RunSpec};
 use crate::sim::process::{Me, Process, Setup};
-use crate::sim::trace::Recorder;
 use crate::sim::vm::SimVm;
 use ft::record::Intervals;
 use ft::role::{DiskLogState, PrimaryRole, Timing};
@@ -22,7 +22,7 @@ use hypervisor::node::start::claim_start;
 use hypervisor::program::guest::Guest;
 use logchannel::session::{NodeId, SessionHeader};
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use vm::{Machine, MachineConfig};
 
 /// The names of the VMs.
@@ -35,28 +35,33 @@ const STATION_OF_OTHER: u32 = 9;
 const RAM_BYTES: u64 = 4 << 20;
 
 impl World {
-    pub(in crate::sim) fn new(seed: u64, recorder: Option<Recorder>) -> Self {
+    pub(in crate::sim) fn new(spec: &RunSpec, record: Arc<Record>) -> Self {
+        let seed = spec.seed;
+        let faults = Faults::new(spec.clone(), record);
         let mut random = Random::new(seed);
         let mut disk_random = Random::new(!seed);
         let mut world_random = Random::new(seed.rotate_left(32) ^ 0x5eed);
-        let setup = setup(&mut random, &mut disk_random);
-        let mut stations: Vec<_> = (0..1 + random.below(3)).map(|station| Station::new(0, station + 1)).collect();
-        let mut hosts = vec![0; 2 + random.index(2)];
+        let setup = setup(&mut random, &mut disk_random, &faults);
+        let clients = Some(random.below(3)).filter(|more| *more > 0 && faults.has(Habit::Clients));
+        let third = Some(random.index(2)).filter(|more| *more > 0 && faults.has(Habit::ThirdHost));
+        let mut stations: Vec<_> = (1..=1 + clients.unwrap_or(0)).map(|station| Station::new(0, station)).collect();
+        let mut hosts = vec![0; 2 + third.unwrap_or(0)];
         let mut setups = vec![setup.clone()];
-        if world_random.one_in(8) {
+        if world_random.one_in(8) && faults.has(Habit::SecondVm) {
             // Another VM on hosts of its own, with the same arbiter and LAN.
             let vm = VMS[1].parse().unwrap_or_else(|error| panic!("{error}"));
             setups.push(Setup { vm, config: config(1), ..setup });
             hosts.extend([1, 1]);
             stations.push(Station::new(1, STATION_OF_OTHER));
         }
-        let faults_ns = u64::from(400 + random.below(1_200)) * MS;
+        let faults_ns = faults.end_ns(u64::from(400 + random.below(1_200)) * MS);
         let lan = Lan::new(random.next_u64(), stations);
-        let mut env = Env::new(random, recorder);
+        let mut env = Env::new(random, faults);
         env.vms = setups.iter().map(|setup| SimVm::new(setup.vm.clone())).collect();
         env.vm_of_host.clone_from(&hosts);
         env.disks = (0..hosts.len()).map(|host| SimDisk::new(host, Random::new(disk_random.next_u64()))).collect();
-        env.has_slow_disks = disk_random.one_in(6);
+        let has_logs = setups.iter().any(|setup| setup.log_wait.is_some());
+        env.has_slow_disks = disk_random.one_in(6) && has_logs && env.faults.has(Habit::SlowDisks);
         let mut world = Self {
             env,
             lan,
@@ -77,7 +82,10 @@ impl World {
         let vm = &mut self.env.vms[self.hosts[host].vm];
         self.nodes += 1;
         let node = NodeId((host as u128) << 64 | self.nodes);
-        let is_mistaken = matches!(self.phase, Phase::Faults { .. }) && run.has_started && self.env.random.one_in(8);
+        let is_mistaken = matches!(self.phase, Phase::Faults { .. })
+            && run.has_started
+            && self.env.random.one_in(8)
+            && self.env.faults.has(Habit::Mistaken);
         if is_mistaken && let Some((flag, owner)) = vm.arbiter.last() {
             // It agrees on the number, and its operator says where the primary is.
             vm.other_arbiter.pretend(flag, owner.address.as_deref());
@@ -98,8 +106,7 @@ impl World {
         for station in 0..self.lan.stations.len() {
             self.env.at(5 * MS, Event::Station(station));
         }
-        let fault_ns = self.fault_pause_ns();
-        self.env.at(fault_ns, Event::Fault);
+        self.await_fault();
         self.env.at(LOOK_NS, Event::Look);
     }
 
@@ -137,7 +144,7 @@ impl World {
 }
 
 /// What the processes of the first VM have in common.
-fn setup(random: &mut Random, disk_random: &mut Random) -> Setup {
+fn setup(random: &mut Random, disk_random: &mut Random, faults: &Faults) -> Setup {
     let waits = [LogWait::Written, LogWait::Durable, LogWait::Written, LogWait::Durable, LogWait::No];
     let log_wait = if disk_random.one_in(2) { Some(disk_random.pick(&waits)) } else { None };
     let timing = Timing {
@@ -162,7 +169,9 @@ fn setup(random: &mut Random, disk_random: &mut Random) -> Setup {
         intervals: Intervals { digest_steps: 200_000, digest_ns: 200 * MS, progress_ns: 2 * MS },
         slice_steps: random.pick(&[300, 1_000, 5_000, 20_000]),
         ns_per_step: 7,
-        replay_factor: random.pick(&[1, 1, 1, 1, 1, 1, 20, 300]),
+        replay_factor: Some(random.pick(&[1, 1, 1, 1, 1, 1, 20, 300]))
+            .filter(|factor| *factor > 1 && faults.has(Habit::SlowReplay))
+            .unwrap_or(1),
         log_wait,
     }
 }
