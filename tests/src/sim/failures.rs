@@ -62,14 +62,17 @@ pub fn keep(folder: &Path, shrunk: &Shrunk) -> io::Result<PathBuf> {
     let _ = writeln!(text, "\nFaults that are left: {left}");
     for fault in &failure.struck {
         let events: Vec<_> = events.iter().filter(|event| event.fault == Some(*fault)).collect();
-        let _ =
-            writeln!(text, "  {fault}{}", if events.is_empty() { ": all the time, or nothing came of it" } else { "" });
+        let nothing = match fault {
+            _ if !events.is_empty() => "",
+            Fault::Habit(_) => "all the time",
+            Fault::Planned(_) | Fault::Aimed(_) => "found nothing to strike",
+        };
+        let _ = writeln!(text, "  {fault:12}  {nothing}");
         for event in events {
             let _ = writeln!(text, "      at {} ms, {}: {}", event.at_ns / 1_000_000, event.lane, event.text);
         }
     }
-    let lost = events.iter().filter(|event| event.kind == Kind::Fault && event.fault.is_none()).count();
-    let _ = writeln!(text, "  and {lost} that follow from these\n");
+    text.push('\n');
     text.push_str(&table(&events, &View::new(WIDTH, false)));
     let file = folder.join(format!("seed-{}.txt", failure.spec.seed));
     fs::create_dir_all(folder).map_err(in_folder)?;
