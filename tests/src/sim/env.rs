@@ -135,7 +135,10 @@ impl Env {
 
     /// Notes that the process on `host` becomes something.
     pub(super) fn note_role(&mut self, host: usize, state: State, what: &'static str, numbers: &[u64]) {
-        self.tell(Note::new(Lane::Host(host), Kind::Role, what, numbers).becomes(state));
+        // Most runs have one VM.
+        let vm = self.vm_of_host.get(host).filter(|vm| **vm > 0).and_then(|vm| self.vms.get(*vm));
+        let words = vm.map_or_else(String::new, |vm| format!(" (VM {})", vm.id));
+        self.tell(Note::new(Lane::Host(host), Kind::Role, what, numbers).becomes(state).words(&words));
     }
 
     pub(super) fn tell(&mut self, note: Note<'_>) {

@@ -69,6 +69,7 @@ pub fn table(events: &[Event], view: &View) -> String {
     let step = (view.width - TIME_COLUMNS) / lanes.len();
     let mut table = Table { view, lanes, step, states: Vec::new(), out: String::new(), lines_to_head: 0 };
     table.states = vec![State::Down; table.lanes.len()];
+    table.legend();
     let mut left_out = 0_u32;
     let mut last_ns = None;
     for event in events {
@@ -100,6 +101,12 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
+    fn legend(&mut self) {
+        let mut row = Row::new(self.view.width);
+        row.put(0, "┃ primary   │ backup   ╎ joins   ┊ looks for a primary   ✗ [name] a fault", Style::Dim);
+        row.write(&mut self.out, self.view.is_coloured);
+    }
+
     fn head(&mut self) {
         let mut row = Row::new(self.view.width);
         row.put(0, "      ms", Style::Bold);
