@@ -3,4 +3,5 @@
 
 mod model;
 mod mutations;
+mod program;
 mod seeds;

@@ -5,7 +5,7 @@ use crate::sim::host::LAN_ADDRESS;
 /// Digits of a node's id.
 const NODE_DIGITS: usize = 32;
 
-/// The same text, with "host 1" for its address, and "host-1/7" for the node that is the seventh
+/// The same text, with "host 1" for its address, and "host-1#7" for the node that is the seventh
 /// process of the run, and runs on host 1.
 pub(in crate::sim) fn for_people(text: &str) -> String {
     let mut named = String::with_capacity(text.len());
@@ -26,7 +26,7 @@ pub(in crate::sim) fn for_people(text: &str) -> String {
 
 fn node(word: &str) -> Option<String> {
     let id = u128::from_str_radix(word, 16).ok().filter(|_| word.len() == NODE_DIGITS)?;
-    Some(format!("host-{}/{}", id >> 64, id & u128::from(u64::MAX)))
+    Some(format!("host-{}#{}", id >> 64, id & u128::from(u64::MAX)))
 }
 
 fn host(word: &str) -> Option<String> {
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn nodes_and_addresses_have_the_hosts_name() {
         let text = format!("{}: of {}, not {}.", address(2), NodeId(1 << 64 | 7), address(300));
-        assert_eq!(for_people(&text), "host 2: of host-1/7, not host 300.");
+        assert_eq!(for_people(&text), "host 2: of host-1#7, not host 300.");
         assert_eq!(for_people("no room at 10.1.0.0:7200: 10.0.0.1"), "no room at ft-lan: 10.0.0.1");
     }
 }
