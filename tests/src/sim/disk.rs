@@ -62,6 +62,8 @@ struct Disk {
     /// It has died: nothing that it still does has an effect.
     is_dead: bool,
     fault: Option<DiskFault>,
+    /// A file got its name since this was last asked.
+    has_named: bool,
     /// A call has failed.
     has_failed: bool,
     random: Random,
@@ -116,6 +118,7 @@ impl SimDisk {
             dies_after_calls: None,
             is_dead: false,
             fault: None,
+            has_named: false,
             has_failed: false,
             random,
         };
@@ -150,6 +153,11 @@ impl SimDisk {
 
     pub(super) fn set_fault(&self, fault: Option<DiskFault>) {
         self.disk().fault = fault;
+    }
+
+    /// Whether a file, such as a segment of a log, got its name since this was last asked.
+    pub(super) fn take_named(&self) -> bool {
+        std::mem::take(&mut self.disk().has_named)
     }
 
     /// Whether a call has ever failed: no promise holds any more.
@@ -224,6 +232,7 @@ impl Storage for SimDisk {
             return Err(ErrorKind::NotFound.into());
         }
         disk.change(NameChange::Rename(from.into(), to.into()));
+        disk.has_named = true;
         Ok(())
     }
 

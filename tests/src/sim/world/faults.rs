@@ -1,7 +1,7 @@
 //! What goes wrong in a run, and when.
 
 use super::course::Phase;
-use super::{MS, RECOVERY_NS, World};
+use super::{Host, MS, RECOVERY_NS, World};
 use crate::sim::env::{Death, Event};
 use crate::sim::process::Process;
 use crate::sim::sightings::Sighting;
@@ -93,6 +93,19 @@ impl World {
         }
     }
 
+    /// All hosts of a VM lose their power just after one has named a segment of its log, one in so
+    /// many times: what the name promises is on the disk already, or not.
+    pub(super) fn aim_at_disk(&mut self, index: usize) {
+        let is_time = self.env.disks[index].take_named() && self.env.random.one_in(12);
+        if is_time && matches!(self.phase, Phase::Faults { .. }) {
+            self.strike_aimed(|world| {
+                for host in world.hosts_of(world.hosts[index].vm).collect::<Vec<_>>() {
+                    world.kill(host, Death::PowerCut);
+                }
+            });
+        }
+    }
+
     /// A fault at a moment that has come, unless it is left out.
     pub(super) fn strike_aimed(&mut self, strike: impl FnOnce(&mut Self)) {
         if let Some(struck) = self.env.begin_aimed() {
@@ -154,6 +167,12 @@ impl World {
     }
 
     fn pause(&mut self, index: usize) {
+        // Mostly one that runs its VM alone, if there is one: nobody takes over meanwhile.
+        let runs_alone = |host: &mut Host| {
+            host.process.as_mut().and_then(Process::primary).is_some_and(|primary| !primary.role().is_protected())
+        };
+        let alone = self.hosts.iter_mut().position(runs_alone).filter(|_| !self.env.random.one_in(3));
+        let index = alone.unwrap_or(index);
         let mut pause_ns = u64::from(5 + self.env.random.below(400)) * MS;
         let primary = self.hosts[index].process.as_mut().and_then(Process::primary);
         if primary.is_some_and(|primary| !primary.role().is_protected()) && self.env.random.one_in(2) {

@@ -150,6 +150,7 @@ impl World {
                 self.hosts[index].process = Some(process);
                 self.schedule(index, next_ns);
                 self.aim(index, is_joining, is_asking);
+                self.aim_at_disk(index);
                 if has_resumed {
                     self.has_resumed(self.hosts[index].vm);
                 }
