@@ -4,7 +4,7 @@
 use std::num::NonZero;
 use tests::sim::{self, RunSpec, failures};
 
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 1_000;
 
 #[test]
 fn nothing_is_lost_or_doubled_whatever_goes_wrong() {

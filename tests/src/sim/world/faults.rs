@@ -96,7 +96,7 @@ impl World {
     /// All hosts of a VM lose their power just after one has named a segment of its log, one in so
     /// many times: what the name promises is on the disk already, or not.
     pub(super) fn aim_at_disk(&mut self, index: usize) {
-        let is_time = self.env.disks[index].take_named() && self.env.random.one_in(12);
+        let is_time = self.env.disks[index].take_named() && self.env.random.one_in(5);
         if is_time && matches!(self.phase, Phase::Faults { .. }) {
             self.strike_aimed(|world| {
                 for host in world.hosts_of(world.hosts[index].vm).collect::<Vec<_>>() {
