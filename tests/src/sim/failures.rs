@@ -58,8 +58,8 @@ pub fn keep(folder: &Path, shrunk: &Shrunk) -> io::Result<PathBuf> {
     let whole = RunSpec { without: BTreeSet::new(), until_ms: None, ..failure.spec.clone() };
     let _ = writeln!(text, "  whole   {}", whole.command());
     let _ = writeln!(text, "  shrunk  {}", describe_shrinking(shrunk));
-    let left = if failure.struck.is_empty() { "none" } else { "" };
-    let _ = writeln!(text, "\nFaults that are left: {left}");
+    let left = if failure.struck.is_empty() { " none" } else { "" };
+    let _ = writeln!(text, "\nFaults that are left:{left}");
     for fault in &failure.struck {
         let events: Vec<_> = events.iter().filter(|event| event.fault == Some(*fault)).collect();
         let nothing = match fault {

@@ -163,7 +163,7 @@ impl Lan {
         match ended {
             Ended::Closed => {}
             Ended::Lost(PortLost { fenced_by: None }) => {
-                connection.note(env, Kind::Message, "has been silent: its port is closed", &[], "");
+                connection.note(env, Kind::Message, "its earlier port is closed", &[], "");
             }
             Ended::Refused(reason) => {
                 connection.note(env, Kind::Message, "attaches, and is refused: ", &[], reason);

@@ -159,7 +159,8 @@ fn run_recorded(spec: &RunSpec, record: &Arc<Record>) -> Result<Outcome, Box<Fai
 
 fn reason(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What many runs came to.
