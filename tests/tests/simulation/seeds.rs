@@ -38,9 +38,12 @@ fn a_fault_that_is_left_out_does_not_strike() {
         let faults = events.iter().filter_map(|event| Some((event.at_ns, event.fault?)));
         faults.filter(|(_, fault)| matches!(fault, sim::Fault::Planned(_))).collect::<Vec<_>>()
     };
+    let mut compared = 0;
     for seed in 0..8 {
         let whole = struck(&RunSpec::of(seed));
-        let Some((at_ns, fault)) = whole.get(whole.len() / 2).copied() else { panic!("seed {seed} has no faults") };
+        // In a run that is over at once nothing is planned.
+        let Some((at_ns, fault)) = whole.get(whole.len() / 2).copied() else { continue };
+        compared += 1;
         let fewer = struck(&RunSpec { without: [fault].into(), ..RunSpec::of(seed) });
         assert!(fewer.iter().all(|(_, other)| *other != fault), "seed {seed}, fault {fault}");
         let earlier = |faults: &[(u64, sim::Fault)]| {
@@ -51,4 +54,5 @@ fn a_fault_that_is_left_out_does_not_strike() {
         let shorter = struck(&RunSpec { until_ms: Some(until_ms), ..RunSpec::of(seed) });
         assert!(shorter.iter().all(|(at_ns, _)| *at_ns <= until_ms * 1_000_000), "seed {seed} until {until_ms}");
     }
+    assert!(compared >= 4, "{compared} of 8 seeds have faults");
 }
