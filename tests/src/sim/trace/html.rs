@@ -116,8 +116,9 @@ impl Page<'_> {
         let (row, column) = (row(number), self.column(event.lane));
         let near = if is_close(self.events, event) { " near" } else { "" };
         let kind = name(event.kind);
-        write!(f, "<div class=\"event {kind}{near}\" id=\"e{number}\">")?;
-        write!(f, "<time style=\"grid-row: {row}\">{}</time>", Milliseconds(event.at_ns))?;
+        // The target of links: the event itself has no box.
+        write!(f, "<div class=\"event {kind}{near}\"><time id=\"e{number}\" style=\"grid-row: {row}\">")?;
+        write!(f, "{}</time>", Milliseconds(event.at_ns))?;
         let from = event.from.filter(|from| *from != event.lane);
         if let Some(from) = from {
             let sender = self.column(from);
