@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   program   one module for each ft-* program: options, messages, exit codes
+//!   recording a log as something to move about in: positions, seek, index, marks
 //!   node      a side of a VM as a process: threads and sockets around the roles of the crate `ft`, and the log on disk
 //!   lan       the network that guests and clients are on
 //!   arbiter   the durable test-and-set, its clients and its server
@@ -15,3 +16,4 @@ pub mod lan;
 pub mod node;
 pub mod os;
 pub mod program;
+pub mod recording;

@@ -7,8 +7,8 @@ use common::{Parts, Random, entries, header, log, log_from_snapshot, parts, seed
 use logchannel::codec::CodecError;
 use logchannel::entry::{LogEntry, LogSeq};
 use logchannel::file::{
-    Ending, FLUSH_BYTES, LogFileError, LogHead, LogReader, LogStart, LogWriter, MAGIC, TornReason, UNSENT_BYTES_MAX,
-    UNSENT_OUTPUT_BYTES,
+    Ending, FLUSH_BYTES, LogCursor, LogFileError, LogHead, LogReader, LogStart, LogWriter, MAGIC, TornReason,
+    UNSENT_BYTES_MAX, UNSENT_OUTPUT_BYTES,
 };
 use logchannel::frame::{FRAME_HEADER_BYTES, FrameDecoder, FrameKind, append_frame};
 use logchannel::message::Message;
@@ -455,4 +455,44 @@ fn nothing_is_written_behind_a_failed_write() {
     assert!(!found.is_empty() && found.len() <= failed);
     assert_eq!(found, written[..found.len()]);
     assert!(matches!(ending, Ok(Ending::Torn { reason: TornReason::CutInFrame, .. })), "{ending:?}");
+}
+
+#[test]
+fn a_reader_goes_on_at_any_entry_without_what_comes_before() {
+    let written = entries(seed(13), 600);
+    let (bytes, _) = log_in_groups(&written, 7);
+    let mut reader = LogReader::open(&bytes[..]).unwrap();
+    for next in 0..=written.len() {
+        let cursor = reader.cursor();
+        assert_eq!(cursor.seq(), LogSeq(next as u64));
+        let rest = &bytes[usize::try_from(cursor.offset).unwrap()..];
+        let mut resumed = LogReader::resume(rest, header(b"image"), cursor).unwrap();
+        assert_eq!((resumed.cursor(), resumed.next_seq()), (cursor, cursor.seq()));
+        for expected in written.get(next..).unwrap().iter().take(20) {
+            assert_eq!(resumed.next_entry().unwrap().as_ref(), Some(expected));
+        }
+        assert_eq!(reader.next_entry().unwrap().as_ref(), written.get(next));
+    }
+    assert_eq!(reader.ending(), Some(&Ending::Finished));
+}
+
+#[test]
+fn a_cursor_of_another_log_is_refused_or_reads_wrong_entries_and_never_panics() {
+    let written = entries(seed(14), 300);
+    let (bytes, offsets) = log_in_groups(&written, 7);
+    let mut reader = LogReader::open(&bytes[..]).unwrap();
+    (0..100).for_each(|_| drop(reader.next_entry().unwrap()));
+    let good = reader.cursor();
+    let resume = |cursor: LogCursor, offset: usize| {
+        LogReader::resume(&bytes[offset..], header(b"image"), cursor).map(|mut log| log.next_entry())
+    };
+    let here = usize::try_from(good.offset).unwrap();
+    assert!(matches!(resume(LogCursor { skip: 8, ..good }, here), Err(LogFileError::WrongCursor { .. })));
+    assert!(matches!(resume(LogCursor { skip: u64::MAX, ..good }, here), Err(LogFileError::WrongCursor { .. })));
+    let elsewhere = LogCursor { frame_first: LogSeq(1), ..good };
+    assert!(matches!(resume(elsewhere, here), Err(LogFileError::BadEntries { .. })));
+    for offset in offsets {
+        // Only the positions are compared; another frame has another one.
+        assert!(offset == here || resume(good, offset).is_err() || offset == bytes.len());
+    }
 }

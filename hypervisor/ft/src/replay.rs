@@ -104,6 +104,20 @@ impl Replayer {
         Ok(consumed)
     }
 
+    /// Runs the machine to `count`, which is not beyond the count of the next entry. That entry may
+    /// be consumed next.
+    ///
+    /// # Errors
+    /// [`Divergence`] if the machine needs an event before.
+    pub fn run_before(&mut self, count: InstructionCount) -> Result<(), Divergence> {
+        let exit = self.machine.run(count);
+        // What the step before has sent may still be to be taken, by the entry of its output.
+        if exit == Exit::LimitReached || self.machine.instruction_count() == count {
+            return Ok(());
+        }
+        Err(self.divergence(DivergenceCause::Exit { expected: "no event", at: count, found: Found(exit) }))
+    }
+
     fn check_digest(&mut self, expected: StateDigest, found: StateDigest) -> Result<Consumed, Divergence> {
         if found != expected {
             return Err(self.divergence(DivergenceCause::Digest { expected, found }));

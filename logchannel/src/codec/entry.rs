@@ -26,13 +26,13 @@ const TAG_MAX: u8 = 12;
 /// Encodes the entries of one log in order, each against the one before.
 #[derive(Clone, Debug, Default, Hash)]
 pub struct EntryEncoder {
-    previous: Previous,
+    previous: EntryContext,
 }
 
 /// Decodes the entries of one log in order: the mirror of [`EntryEncoder`].
 #[derive(Clone, Debug, Default, Hash)]
 pub struct EntryDecoder {
-    previous: Previous,
+    previous: EntryContext,
 }
 
 impl EntryEncoder {
@@ -64,6 +64,18 @@ impl EntryDecoder {
         Self::default()
     }
 
+    /// A decoder for the entry after those of which `context` was left.
+    #[must_use]
+    pub const fn at(context: EntryContext) -> Self {
+        Self { previous: context }
+    }
+
+    /// What the deltas of the next entry refer to.
+    #[must_use]
+    pub const fn context(&self) -> EntryContext {
+        self.previous
+    }
+
     /// Decodes the entry at the front of `input` and moves `input` past it.
     ///
     /// # Errors
@@ -89,14 +101,16 @@ impl EntryDecoder {
 
 /// The values that the next entry's deltas refer to. They depend only on the entries so far, so
 /// both ends agree.
-#[derive(Clone, Copy, Debug, Default, Hash)]
-struct Previous {
-    count: u64,
-    ticks: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EntryContext {
+    /// The instruction count of the last entry.
+    pub count: u64,
+    /// The last clock value that was read.
+    pub ticks: u64,
     /// Number of the last packet; the first is at least 1.
-    packet: u64,
+    pub packet: u64,
     /// The id of the next output if no id is skipped.
-    output: u64,
+    pub output: u64,
 }
 
 /// Tags are the variants' indices: append only, and bump `FORMAT_VERSION`.
@@ -172,7 +186,7 @@ struct WireTrap {
     lacks: u32,
 }
 
-impl Previous {
+impl EntryContext {
     fn entry_to_wire<'a>(&mut self, entry: &'a LogEntry) -> WireEntry<'a> {
         let steps = forward("instruction count", self.count, entry.count.0);
         self.count = entry.count.0;

@@ -8,7 +8,7 @@ mod session;
 mod snapshot;
 mod varint;
 
-pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
+pub use entry::{CONSOLE_INPUT_BYTES_MAX, ENTRY_BYTES_MAX, EntryContext, EntryDecoder, EntryEncoder};
 pub(crate) use session::{decode_session, encode_session};
 pub(crate) use snapshot::{decode_pages, decode_snapshot, decode_unsent, encode_pages, encode_snapshot, encode_unsent};
 pub(crate) use varint::VARINT_BYTES_MAX;

@@ -98,6 +98,14 @@ pub enum LogFileError {
         /// The number of entries found.
         found: LogSeq,
     },
+    /// A cursor names an entry that isn't there: it is of another log.
+    #[error("there is no entry {seq} in the frame at byte {offset}: the position is of another log")]
+    WrongCursor {
+        /// Where the frame begins.
+        offset: u64,
+        /// The entry's position.
+        seq: LogSeq,
+    },
     /// Something follows the end.
     #[error("the log goes on after its end mark, at byte {offset}")]
     TrailingBytes {

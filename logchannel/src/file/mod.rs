@@ -16,7 +16,7 @@ mod start;
 mod writer;
 
 pub use damage::{Ending, LogFileError, TornReason};
-pub use reader::LogReader;
+pub use reader::{LogCursor, LogReader};
 pub use start::{LogHead, LogStart};
 pub use writer::{LogWriter, SnapshotWriter};
 

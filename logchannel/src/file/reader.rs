@@ -2,9 +2,9 @@
 
 use super::frames::FrameSource;
 use super::{END, ENTRIES_BODY_BYTES_MAX, Ending, LogFileError, LogHead, TornReason};
-use crate::codec::{CodecError, EntryDecoder, Varint, decode_value};
+use crate::codec::{CodecError, EntryContext, EntryDecoder, Varint, decode_value};
 use crate::entry::{LogEntry, LogSeq};
-use crate::frame::{FRAME_HEADER_BYTES, FrameKind, parse_frame};
+use crate::frame::{FRAME_HEADER_BYTES, FrameDecoder, FrameKind, parse_frame};
 use crate::message::{kind, split_entries};
 use crate::session::SessionHeader;
 use crate::stream::receive_entries;
@@ -14,6 +14,27 @@ use std::io::Read;
 /// A damaged frame is followed by a whole one within this many bytes, or the rest of the file is
 /// damaged too.
 const SCAN_BYTES: usize = 2 * (FRAME_HEADER_BYTES + ENTRIES_BODY_BYTES_MAX);
+
+/// A position between two entries of a log from which it can be read without what comes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogCursor {
+    /// The offset in the file of the frame that has the next entry.
+    pub offset: u64,
+    /// The position of that frame's first entry.
+    pub frame_first: LogSeq,
+    /// What the deltas of that frame's first entry refer to.
+    pub context: EntryContext,
+    /// How many entries of that frame come before the cursor.
+    pub skip: u64,
+}
+
+impl LogCursor {
+    /// The position of the next entry.
+    #[must_use]
+    pub const fn seq(&self) -> LogSeq {
+        LogSeq(self.frame_first.0.saturating_add(self.skip))
+    }
+}
 
 /// Reads a log.
 #[derive(Debug)]
@@ -26,6 +47,8 @@ pub struct LogReader<R: Read> {
     /// All entries before this have been read, returned or not.
     read: LogSeq,
     frame_offset: u64,
+    /// Where the frame of `entries` begins.
+    frame: LogCursor,
     ending: Option<Ending>,
 }
 
@@ -44,15 +67,57 @@ impl<R: Read> LogReader<R> {
     /// A reader that stands at its first entry, `first`.
     pub(super) fn begin(mut frames: FrameSource<R>, header: SessionHeader, first: LogSeq) -> Self {
         frames.decoder.limit_body(ENTRIES_BODY_BYTES_MAX);
+        let frame = LogCursor {
+            offset: frames.decoder.offset(),
+            frame_first: first,
+            context: EntryContext::default(),
+            skip: 0,
+        };
+        Self::at(frames, header, frame)
+    }
+
+    /// A reader that stands at the frame of `frame`.
+    fn at(frames: FrameSource<R>, header: SessionHeader, frame: LogCursor) -> Self {
         Self {
-            frame_offset: frames.decoder.offset(),
-            read: first,
+            frame_offset: frame.offset,
+            read: frame.frame_first,
             frames,
             header,
-            decoder: EntryDecoder::new(),
+            decoder: EntryDecoder::at(frame.context),
             entries: VecDeque::new(),
+            frame,
             ending: None,
         }
+    }
+
+    /// A reader that goes on at `cursor`, which a reader of the same log has given. `input` begins
+    /// at [`LogCursor::offset`], and `header` is the log's.
+    ///
+    /// # Errors
+    /// [`LogFileError`] if the log can't be read there; [`LogFileError::WrongCursor`] if no such
+    /// entry is there. Of a cursor of another log neither is sure to be noticed: what is read then
+    /// is checked by the replay.
+    pub fn resume(input: R, header: SessionHeader, cursor: LogCursor) -> Result<Self, LogFileError> {
+        let decoder = FrameDecoder::with_body_limit(ENTRIES_BODY_BYTES_MAX).starting_at(cursor.offset);
+        let frame = LogCursor { skip: 0, ..cursor };
+        let mut log = Self::at(FrameSource::new(input, decoder), header, frame);
+        if cursor.skip > 0 {
+            log.read_entries()?;
+            let skip = usize::try_from(cursor.skip).ok().filter(|skip| *skip <= log.entries.len());
+            let skip = skip.ok_or(LogFileError::WrongCursor { offset: cursor.offset, seq: cursor.seq() })?;
+            log.entries.drain(..skip);
+        }
+        Ok(log)
+    }
+
+    /// Where [`LogReader::next_entry`] goes on.
+    #[must_use]
+    pub fn cursor(&self) -> LogCursor {
+        if self.entries.is_empty() {
+            let (offset, context) = (self.frames.decoder.offset(), self.decoder.context());
+            return LogCursor { offset, frame_first: self.read, context, skip: 0 };
+        }
+        LogCursor { skip: self.next_seq().0 - self.frame.frame_first.0, ..self.frame }
     }
 
     /// The session header of the log.
@@ -94,6 +159,7 @@ impl<R: Read> LogReader<R> {
     /// Reads one frame of entries, or finds the end.
     fn read_entries(&mut self) -> Result<(), LogFileError> {
         let offset = self.frames.decoder.offset();
+        self.frame = LogCursor { offset, frame_first: self.read, context: self.decoder.context(), skip: 0 };
         let frame = match self.frames.next_frame()? {
             Ok(Some(frame)) => frame,
             Ok(None) => return self.end_without_mark(TornReason::CutInFrame),

@@ -11,7 +11,7 @@ const CRATES: [&str; 7] =
     ["vm", "logchannel", "hypervisor/ft", "hypervisor", "guest-programs", "guest-programs/services", "tests"];
 
 /// The folders of the hypervisor, each of which may use those after it only.
-const LAYERS: [&str; 5] = ["program", "node", "lan", "arbiter", "os"];
+const LAYERS: [&str; 6] = ["program", "recording", "node", "lan", "arbiter", "os"];
 
 /// The modules of the machine, each of which may use those after it only.
 const MACHINE_LAYERS: [&str; 18] = [

@@ -1,5 +1,7 @@
 //! Recording to files and replaying them.
 
 mod bare_programs;
+mod index;
+mod moments;
 mod programs;
 mod scripted;

@@ -24,7 +24,7 @@ const HOST_IP: [u8; 4] = [10, 0, 2, 2];
 const GUEST_IP: [u8; 4] = [10, 0, 2, 15];
 
 /// The least memory that the built-in guests need, so that digests are cheap.
-fn config() -> MachineConfig {
+pub(super) fn config() -> MachineConfig {
     MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() }
 }
 
@@ -116,8 +116,8 @@ fn datagram(text: &[u8]) -> Vec<u8> {
 
 /// The entries and outputs of one run, and its last digest.
 #[derive(Default)]
-struct Recording {
-    entries: Vec<LogEntry>,
+pub(super) struct Recording {
+    pub(super) entries: Vec<LogEntry>,
     outputs: Vec<(OutputId, OutputOperation)>,
     end: StateDigest,
 }
@@ -138,7 +138,7 @@ impl LogSink for Recording {
 
 impl Recording {
     /// Runs a guest for about `steps` steps, in slices of `slice`.
-    fn of(image: &[u8], seed: u64, slice: u64, steps: u64) -> Self {
+    pub(super) fn of(image: &[u8], seed: u64, slice: u64, steps: u64) -> Self {
         let mut recording = Self::default();
         let machine = Machine::new(&config(), image).unwrap();
         let intervals = Intervals { digest_steps: steps / 10, digest_ns: 50_000_000, progress_ns: 300_000 };
@@ -183,7 +183,7 @@ impl Recording {
     }
 
     /// The log as the bytes of a file.
-    fn file(&self, image: &[u8]) -> Vec<u8> {
+    pub(super) fn file(&self, image: &[u8]) -> Vec<u8> {
         let vm = VmId::new("scripted").unwrap();
         let header = SessionHeader::new(vm, Generation(0), config(), "scripted", image).unwrap();
         let mut log = LogWriter::create(Vec::new(), &header, image).unwrap();

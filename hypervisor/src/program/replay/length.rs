@@ -29,6 +29,11 @@ impl Length {
         length
     }
 
+    /// The length, if it is known yet.
+    pub(super) fn steps(&self) -> Option<u64> {
+        self.0.get().copied()
+    }
+
     /// `done` instructions in percent of the length; `None` if it isn't known yet.
     pub(super) fn percent(&self, done: u64) -> Option<u64> {
         self.0.get().map(|&all| percent(done, all))

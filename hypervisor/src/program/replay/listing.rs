@@ -2,13 +2,13 @@
 
 use super::output::Output;
 use super::output::{OutputError, json_line};
-use super::stretch::{Stretch, continuations};
 use super::{Failure, Options, in_file, open};
 use crate::node::io::console_text::{Piece, hex};
 use crate::os::report::Grouped;
 use crate::program::cli::exit;
 use crate::program::cli::interrupt;
 use crate::program::cli::interrupt::Interrupted;
+use crate::recording::{Stretch, continuations};
 use ft::divergence::entry_name;
 use logchannel::entry::{EntryBody, LogEntry};
 use logchannel::file::LogFileError;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use vm::Event;
 
 /// The head of the table.
-const HEAD: &str = "       seq      instruction  entry          detail\n";
+pub(super) const HEAD: &str = "       seq      instruction  entry          detail\n";
 
 /// An entry as JSON.
 #[derive(Debug, Serialize)]
@@ -134,15 +134,18 @@ fn list_entries(
     while let Some(entry) = log.next_entry()? {
         interrupt::check()?;
         let seq = log.log.next_seq().0 - 1;
-        if is_json {
-            let listed = Listed { seq, instruction_count: entry.count.0, body: Body::of(&entry.body) };
-            write(&json_line(&listed))?;
-        } else {
-            let (seq, count) = (Grouped(seq), Grouped(entry.count.0));
-            write(format!("{seq:>10} {count:>16}  {}\n", describe(&entry).trim_end()).as_bytes())?;
-        }
+        write(&line(seq, &entry, is_json))?;
     }
     Ok(log.log.next_seq().0 - first.0)
+}
+
+/// The line of an entry in the list, as JSON or for a person.
+pub(super) fn line(seq: u64, entry: &LogEntry, is_json: bool) -> Vec<u8> {
+    if is_json {
+        return json_line(&Listed { seq, instruction_count: entry.count.0, body: Body::of(&entry.body) });
+    }
+    let (seq, count) = (Grouped(seq), Grouped(entry.count.0));
+    format!("{seq:>10} {count:>16}  {}\n", describe(entry).trim_end()).into_bytes()
 }
 
 fn describe(entry: &LogEntry) -> String {

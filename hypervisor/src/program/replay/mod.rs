@@ -1,15 +1,15 @@
 //! `ft-replay`: replays a log, and checks that the machine does the same again.
 
+mod command;
 mod length;
 mod listing;
 mod output;
 mod playback;
-mod stretch;
 
+use self::command::Command;
 use self::length::Length;
 use self::output::{ConsoleChoice, Output, OutputError};
 use self::playback::{Playback, PlaybackError};
-use self::stretch::continuations;
 use super::cli::exit;
 use super::cli::interrupt;
 use super::cli::interrupt::Interrupted;
@@ -23,8 +23,9 @@ use crate::node::log::restore::restore;
 use crate::node::reports::NodeReport;
 use crate::os::clock;
 use crate::os::report::Reporter;
-use clap::Parser;
-use logchannel::file::{LogHead, LogReader};
+use crate::recording::{RecordingError, continuations};
+use clap::{Args, Parser};
+use logchannel::file::LogHead;
 use logchannel::session::{ImageDigest, SessionHeader};
 use std::fmt::Display;
 use std::fs::File;
@@ -45,8 +46,22 @@ use std::process::ExitCode;
     version,
     after_help = exit::help("Example:\n  \
     ft-replay echo.ftlog\n  \
-    ft-replay echo.ftlog --entries | less")
+    ft-replay echo.ftlog --entries | less\n  \
+    ft-replay info echo.ftlog\n\n\
+    A POSITION of the commands is an instruction count (1_000_000, 12M, 0x40), start, end, a time of\n\
+    the guest's clock (+12.5s), packet:N, output:N, entry:N, or a mark. What it names is about to happen."),
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
 )]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    replay: Option<Options>,
+}
+
+#[derive(Args, Debug)]
 struct Options {
     /// The log, or the directory of ft-primary --log
     #[arg(value_name = "FILE|DIR")]
@@ -70,30 +85,51 @@ struct Options {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let options = Options::parse();
+    let arguments = Arguments::parse();
     init_tracing("ft-replay");
-    let reporter = Reporter::new("ft-replay", options.json);
-    match run(&options, reporter) {
+    let is_json = match (&arguments.command, &arguments.replay) {
+        (Some(command), _) => command.is_json(),
+        (None, options) => options.as_ref().is_some_and(|options| options.json),
+    };
+    let reporter = Reporter::new("ft-replay", is_json);
+    match run(&arguments, reporter) {
         // The usual exit code of a program that writes to a closed pipe, without a message: the
         // operator closed it.
         Err(error) if matches!(error.downcast_ref(), Some(OutputError::Stdout(StdoutError::ReaderGone))) => {
             ExitCode::from(exit::PIPE_CLOSED)
         }
+        Err(error) if matches!(error.downcast_ref(), Some(StdoutError::ReaderGone)) => {
+            ExitCode::from(exit::PIPE_CLOSED)
+        }
         Err(error) if error.is::<Interrupted>() => finish(reporter, Ok((exit::INTERRUPTED, error.to_string()))),
         // Standard output can't report that it has failed.
-        Err(error) if error.is::<OutputError>() => finish(Reporter::new("ft-replay", false), Err(error)),
+        Err(error) if error.is::<OutputError>() || error.is::<StdoutError>() => {
+            finish(Reporter::new("ft-replay", false), Err(error))
+        }
+        Err(error) if is_divergence(&error) => finish(reporter, Ok((exit::DIVERGED, error.to_string()))),
         Err(error) => finish(reporter, Err(error)),
         Ok(exit_code) => ExitCode::from(exit_code),
     }
 }
 
-type Log = LogReader<BufReader<File>>;
+fn is_divergence(error: &Failure) -> bool {
+    matches!(error.downcast_ref(), Some(RecordingError::Diverged { .. }))
+}
 
-/// Does what the options say. Returns the exit code.
-fn run(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
+/// Does what the arguments say. Returns the exit code.
+fn run(arguments: &Arguments, reporter: Reporter) -> Result<u8, Failure> {
     require_descriptors(FILES)?;
     // The terminal is restored however the replay ends.
     interrupt::install()?;
+    match (&arguments.command, &arguments.replay) {
+        (Some(command), _) => command.run().map(|()| exit::OK),
+        (None, Some(options)) => replay_all(options, reporter),
+        (None, None) => unreachable!("clap asks for a log"),
+    }
+}
+
+/// Replays the log, or lists its entries. Returns the exit code.
+fn replay_all(options: &Options, reporter: Reporter) -> Result<u8, Failure> {
     let logs = if options.log.is_dir() { log::segments(&options.log)? } else { vec![options.log.clone()] };
     let mut output = Output::new(reporter, options.console.as_ref(), &logs)?;
     let (exit_code, reason) = if options.entries {

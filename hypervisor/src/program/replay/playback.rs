@@ -2,13 +2,13 @@
 
 use super::length::Length;
 use super::output::{Output, OutputError};
-use super::stretch::{Continuation, Stretch};
 use crate::node::log::restore::Restored;
 use crate::node::reports::{NodeReport, Replayed, frames_dropped};
 use crate::os::clock;
 use crate::program::cli::interrupt;
 use crate::program::cli::interrupt::Interrupted;
 use crate::program::cli::progress::Progress;
+use crate::recording::{Continuation, Stretch};
 use ft::divergence::Divergence;
 use ft::replay::{Consumed, Replayer};
 use ft::trouble::Watch;
