@@ -224,6 +224,21 @@ impl Bus {
         }
     }
 
+    /// The core-local interruptor.
+    pub(crate) const fn clint(&self) -> &Clint {
+        &self.clint
+    }
+
+    /// The interrupt controller.
+    pub(crate) const fn plic(&self) -> &Plic {
+        &self.plic
+    }
+
+    /// The disk's device, if there is one.
+    pub(crate) const fn blk(&self) -> Option<&Blk> {
+        self.blk.as_ref()
+    }
+
     /// The memories that consist of pages, with their contents, in the order of page indices: RAM,
     /// then the disk.
     pub(crate) fn memories(&mut self) -> impl Iterator<Item = (&mut Pages, &[u8])> {

@@ -13,10 +13,12 @@ use crate::fault::DeviceFault;
 use crate::hart::{AwaitedRead, Hart, Pause};
 use crate::isa::address::GuestPhysAddr;
 use crate::isa::trap::Interrupt;
+use crate::probe::{ActiveProbe, Writer};
 use crate::ram::disk::Disk;
 use crate::ram::pages::PageRange;
 use crate::ram::{RAM_BASE, Ram};
 use crate::state::{RestoreError, StateReader, StateWriter};
+use alloc::boxed::Box;
 
 /// Why an event can't be applied: the log belongs to another execution.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,16 +80,18 @@ pub struct DroppedPackets {
 /// events and the instruction count, and not of the limits it was run with.
 #[derive(Debug)]
 pub struct Machine {
-    hart: Hart,
+    pub(crate) hart: Hart,
     pub(crate) bus: Bus,
     last_packet_number: u64,
     /// Not state.
-    fast: Fast,
+    pub(crate) fast: Fast,
+    /// Not state.
+    pub(crate) probe: Option<Box<ActiveProbe>>,
 }
 
 /// Which interpreter executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
+pub(crate) enum Engine {
     /// The fast one.
     Fast,
     /// The fast one, which may stop a few steps early instead of taking the last ones slowly.
@@ -110,6 +114,7 @@ impl Machine {
             bus: Bus::new(ram, disk, config.mac, config.boot),
             last_packet_number: 0,
             fast: Fast::new(),
+            probe: None,
         })
     }
 
@@ -141,6 +146,10 @@ impl Machine {
     }
 
     fn run_at(&mut self, engine: Engine, limit: InstructionCount) -> Exit {
+        if self.probe.is_some() { self.run_with::<true>(engine, limit) } else { self.run_with::<false>(engine, limit) }
+    }
+
+    fn run_with<const PROBED: bool>(&mut self, engine: Engine, limit: InstructionCount) -> Exit {
         loop {
             if !self.bus.outputs.is_empty() {
                 return Exit::Output;
@@ -157,14 +166,20 @@ impl Machine {
             // A device with work left does a part of it after every step.
             let (is_busy, before) = (self.bus.is_busy(), self.hart.count());
             let until = limit.0.min(if is_busy { before + 1 } else { self.bus.outputs.deadline() });
-            let pause = self.execute(engine, until);
+            let pause = if PROBED { self.execute_probed(engine, until) } else { self.execute(engine, until) };
             match pause {
                 None => {}
                 // The device may have written to the reserved address.
                 Some(Pause::DeviceTouched) => self.hart.drop_reservation(),
                 Some(Pause::Awaits(AwaitedRead::Clock)) => return Exit::ClockRead,
                 Some(Pause::Awaits(AwaitedRead::Seed)) => return Exit::SeedRead,
-                Some(Pause::FirmwareCall) => sbi::call(&mut self.hart, &mut self.bus),
+                Some(Pause::FirmwareCall) => {
+                    sbi::call(&mut self.hart, &mut self.bus);
+                    if PROBED {
+                        let (count, pc) = (self.hart.count() - 1, self.hart.pc().wrapping_sub(4));
+                        self.note_writes(Writer::Firmware, count, pc);
+                    }
+                }
                 // Console bytes don't wait for the rest of their line while the guest sleeps.
                 Some(Pause::Waiting) => self.bus.outputs.flush_console(),
                 Some(Pause::DoubleTrap { pc, cause }) => {
@@ -174,6 +189,9 @@ impl Machine {
             }
             if is_busy && self.hart.count() > before {
                 self.bus.work();
+                if PROBED {
+                    self.note_writes(Writer::Device, before, self.hart.pc());
+                }
                 self.hart.drop_reservation();
             }
             // The count, and with it the device's work, stands still while the hart waits. WFI may
@@ -223,6 +241,7 @@ impl Machine {
         if let Some(reason) = self.bus.stopped() {
             return Err(ApplyError::Stopped(reason));
         }
+        let before = (self.hart.count(), self.hart.pc());
         match event {
             Event::ClockRead { ticks } => self.answer_clock_read(*ticks)?,
             Event::Entropy { bits } => self.answer_seed_read(*bits)?,
@@ -240,6 +259,9 @@ impl Machine {
             }
         }
         self.settle();
+        if self.probe.is_some() {
+            self.note_event(before);
+        }
         Ok(())
     }
 
@@ -425,7 +447,7 @@ impl Machine {
 
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { hart, bus, last_packet_number, fast: _ } = self;
+        let Self { hart, bus, last_packet_number, fast: _, probe: _ } = self;
         hart.write_to(writer);
         bus.write_to(writer);
         writer.u64(*last_packet_number);
@@ -442,7 +464,7 @@ impl Machine {
         let hart = Hart::read_from(&mut reader, config.boot)?;
         let bus = Bus::read_from(&mut reader, ram, disk, config.mac, config.boot, hart.count())?;
         reader.require(!(hart.is_waiting() && bus.is_busy()), "the hart sleeps while a device has work left")?;
-        let mut machine = Self { hart, bus, last_packet_number: reader.u64()?, fast: Fast::new() };
+        let mut machine = Self { hart, bus, last_packet_number: reader.u64()?, fast: Fast::new(), probe: None };
         reader.finish()?;
         // Checks what no component can check alone: a machine at rest doesn't change when it
         // settles.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Recording ── parts ──► Part       one log: a file, or a segment of a log directory
-//!                           │  └ Index    snapshots that a reader has made, in a file beside the log
+//!                           │  └ Index    snapshots that a reader has made, in a file beside it
 //!                           ▼
 //!   Target ── seek ──► Replay: a machine at the target, which goes on entry by entry
 //!                           │
@@ -14,8 +14,8 @@
 //! that fails a check is told by name, and left out.
 //!
 //! Reading changes nothing: not the log, and not the directory of a VM that runs. What readers
-//! write is beside the log: `LOG.ftindex` and `LOG.ftmarks`; for a directory `DIR`, in the directory
-//! `DIR.ftindex` and in `DIR.ftmarks`.
+//! write is beside the log: `LOG.ftindex` and `LOG.ftmarks`; for a directory `DIR`, in the
+//! directory `DIR.ftindex` and in `DIR.ftmarks`.
 
 mod entries;
 pub mod index;

@@ -211,7 +211,8 @@ impl Target {
         }
     }
 
-    /// `false` if this target names an entry, and the one at which the replay has stopped is another.
+    /// `false` if this target names an entry, and the one at which the replay has stopped is
+    /// another.
     #[must_use]
     pub fn is_named_by(self, seq: LogSeq) -> bool {
         match self {

@@ -104,11 +104,9 @@ impl<'a> Replay<'a> {
                 None => {
                     break match target {
                         // Whether the machine gets there is seen below.
-                        Target::End | Target::Count(_) => true,
+                        Target::Start | Target::End | Target::Count(_) => true,
                         Target::Moment(moment) => moment.seq == self.moment().seq,
-                        Target::Start | Target::Entry(_) | Target::Ticks(_) | Target::Packet(_) | Target::Output(_) => {
-                            false
-                        }
+                        Target::Entry(_) | Target::Ticks(_) | Target::Packet(_) | Target::Output(_) => false,
                     };
                 }
                 Some((seq, entry)) if target.stops_before(*seq, entry) => {

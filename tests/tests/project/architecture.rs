@@ -14,7 +14,8 @@ const CRATES: [&str; 7] =
 const LAYERS: [&str; 6] = ["program", "recording", "node", "lan", "arbiter", "os"];
 
 /// The modules of the machine, each of which may use those after it only.
-const MACHINE_LAYERS: [&str; 18] = [
+const MACHINE_LAYERS: [&str; 20] = [
+    "inspect",
     "snapshot",
     "machine",
     "boot",
@@ -22,6 +23,7 @@ const MACHINE_LAYERS: [&str; 18] = [
     "hart",
     "bus",
     "device",
+    "probe",
     "ram",
     "isa",
     "output",

@@ -1,5 +1,5 @@
-//! Every moment of a recording is reached, from wherever a seek begins, and the machine there is the
-//! one that a replay from the start comes to.
+//! Every moment of a recording is reached, from wherever a seek begins, and the machine there is
+//! the one that a replay from the start comes to.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::scripted::{Recording as Scripted, config};
@@ -103,12 +103,20 @@ fn every_count_is_reached_alike_with_and_without_an_index() {
 
 #[test]
 fn what_a_target_names_is_about_to_happen() {
-    let recorded = Recorded::of("echo", seed(), 4_000_000);
+    let mut seen = [0; 4];
+    // One gets packets, the other reads the clock all the time.
+    for (guest, every) in [("echo", 17), ("counter", 37)] {
+        let recorded = Recorded::of(guest, seed(), 2_000_000);
+        check_targets(&recorded, every, &mut seen);
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+}
+
+fn check_targets(recorded: &Recorded, every: usize, seen: &mut [u64; 4]) {
     let recording = recorded.open();
     index(&recording, 500_000);
     let seeker = Seeker::new(&recording);
-    let mut seen = [0; 4];
-    for (number, entry) in recorded.scripted.entries.iter().enumerate().step_by(17) {
+    for (number, entry) in recorded.scripted.entries.iter().enumerate().step_by(every) {
         let named = match &entry.body {
             EntryBody::Event(Event::Packet { number, .. }) => Some((0, Target::Packet(*number))),
             EntryBody::Output { id, .. } => Some((1, Target::Output(id.0))),
@@ -127,7 +135,6 @@ fn what_a_target_names_is_about_to_happen() {
             assert_eq!((replay.moment().count, replay.moment().seq.0), (entry.count, number as u64), "{target}");
         }
     }
-    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
     let end = seeker.seek(Target::End, &Unwatched).unwrap().moment();
     assert_eq!((end.count.0, end.seq.0), (recorded.last_count(), recorded.scripted.entries.len() as u64));
     assert_eq!(seeker.seek(Target::Start, &Unwatched).unwrap().moment().count.0, 0);

@@ -25,7 +25,7 @@ use crate::isa::address::GuestPhysAddr;
 use crate::isa::decode;
 use crate::isa::instruction::{Instruction, Register};
 use crate::isa::privilege::Privilege;
-use crate::isa::trap::{Exception, Interrupt, Trap};
+use crate::isa::trap::{Exception, Interrupt, Trap, TrapLevel};
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
 use access::{ClockLoad, Fetched};
@@ -94,6 +94,8 @@ pub(crate) struct Hart {
     waiting: bool,
     /// HTIF addresses of a guest without firmware.
     host_port: Option<HostPort>,
+    /// Not state.
+    traps_taken: u64,
 }
 
 impl Hart {
@@ -118,6 +120,7 @@ impl Hart {
             reservation: None,
             waiting: false,
             host_port,
+            traps_taken: 0,
         }
     }
 
@@ -159,6 +162,31 @@ impl Hart {
     /// Registers x0 to x31.
     pub(crate) const fn registers(&self) -> &[u64; 32] {
         &self.x
+    }
+
+    /// Registers f0 to f31.
+    pub(crate) const fn float_registers(&self) -> &[u64; 32] {
+        &self.float.f
+    }
+
+    /// Address translation.
+    pub(crate) const fn mmu(&self) -> &Mmu {
+        &self.mmu
+    }
+
+    /// How many traps have been taken since the machine was made.
+    pub(crate) const fn traps_taken(&self) -> u64 {
+        self.traps_taken
+    }
+
+    /// Cause and value of the last trap into the present mode.
+    pub(crate) const fn last_trap(&self) -> (u64, u64) {
+        let level = match self.privilege {
+            Privilege::Machine => TrapLevel::Machine,
+            Privilege::Supervisor | Privilege::User => TrapLevel::Supervisor,
+        };
+        let csrs = self.csrs.level(level);
+        (csrs.cause, csrs.tval)
     }
 
     /// Executes one step: takes an interrupt, or fetches, decodes and executes one instruction.
@@ -286,7 +314,8 @@ impl Hart {
     }
 
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
-        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port } = self;
+        let Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, traps_taken: _ } =
+            self;
         for register in x {
             writer.u64(*register);
         }
@@ -328,7 +357,8 @@ impl Hart {
         let (tohost, fromhost) = (reader.optional_u64()?, reader.optional_u64()?.map(GuestPhysAddr));
         reader.require(tohost.is_some() || fromhost.is_none(), "there is `fromhost`, but not `tohost`")?;
         let host_port = tohost.map(|tohost| HostPort { tohost: GuestPhysAddr(tohost), fromhost });
-        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port })
+        let traps_taken = 0;
+        Ok(Self { x, pc, count, boot, privilege, csrs, float, mmu, reservation, waiting, host_port, traps_taken })
     }
 
     #[inline]

@@ -71,6 +71,7 @@ impl Hart {
     /// kernel; QEMU does as here.
     const fn enter_trap(&mut self, level: TrapLevel, cause: u64, tval: u64, offset: u64) {
         self.count_unretired();
+        self.traps_taken += 1;
         self.drop_reservation();
         self.csrs.status.enter(level, self.privilege);
         let csrs = self.csrs.level_mut(level);

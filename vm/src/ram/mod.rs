@@ -53,6 +53,14 @@ impl Ram {
         Some(())
     }
 
+    /// Writes a page-table entry with its accessed or dirty bit set, as [`Self::store`].
+    pub(crate) fn store_mark(&mut self, address: GuestPhysAddr, entry: u64) -> Option<()> {
+        self.store(address, entry.to_le_bytes())?;
+        let offset = self.offset(address)?;
+        self.watches.written_by_mark(offset);
+        Some(())
+    }
+
     /// The `length` bytes at `address`; `None` if not all of them are RAM.
     pub(crate) fn slice(&self, address: GuestPhysAddr, length: u64) -> Option<&[u8]> {
         let offset = self.offset(address)?;

@@ -10,6 +10,7 @@
 use super::pages::PAGE_BYTES;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Decoded instructions were read from this page; `code_lines` says from which lines.
 const CODE: u8 = 1 << 0;
@@ -18,8 +19,11 @@ const TABLE: u8 = 1 << 1;
 /// The fast path may have written this page without notice since it was last watched.
 const STORES_CACHED: u8 = 1 << 2;
 
+/// A probe looks for writes to a part of the page.
+const PROBED: u8 = 1 << 3;
+
 /// The flags that a store has to check.
-const WATCHED: u8 = CODE | TABLE;
+const WATCHED: u8 = CODE | TABLE | PROBED;
 
 /// Decoded instructions are watched by lines of this many bytes, 64 of which are a page.
 pub(crate) const LINE_BYTES: usize = 64;
@@ -37,6 +41,21 @@ pub(crate) struct Watches {
     /// Stores to some page were permitted without notice since they were last revoked.
     stores_cached: bool,
     stores_revoked: bool,
+    /// Offsets in RAM to which a probe looks for writes.
+    probed: Range<usize>,
+    /// Writes there since they were last taken.
+    writes: Vec<ProbedWrite>,
+}
+
+/// A write to probed memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProbedWrite {
+    /// The offset in RAM of the first byte written.
+    pub(crate) offset: usize,
+    /// How many bytes were written.
+    pub(crate) bytes: usize,
+    /// A page-table entry was marked as accessed or dirty.
+    pub(crate) is_mark: bool,
 }
 
 /// What has become stale.
@@ -60,6 +79,8 @@ impl Watches {
             tables_changed: false,
             stores_cached: false,
             stores_revoked: false,
+            probed: 0..0,
+            writes: Vec::new(),
         }
     }
 
@@ -75,6 +96,9 @@ impl Watches {
 
     #[cold]
     fn watched_written(&mut self, offset: usize, bytes: usize) {
+        if offset < self.probed.end && self.probed.start < offset + bytes {
+            self.writes.push(ProbedWrite { offset, bytes, is_mark: false });
+        }
         for line in offset / LINE_BYTES..=(offset + bytes - 1) / LINE_BYTES {
             let page = line / LINES;
             if self.flags[page] & TABLE != 0 {
@@ -86,6 +110,30 @@ impl Watches {
                 self.changed_code.push(page);
             }
         }
+    }
+
+    /// Notes writes to these offsets in RAM from now on, and to no others.
+    pub(crate) fn watch_writes(&mut self, offsets: Option<Range<usize>>) {
+        self.writes.clear();
+        self.flags.iter_mut().for_each(|flags| *flags &= !PROBED);
+        self.probed = offsets.unwrap_or(0..0);
+        if let Some(last) = self.probed.end.checked_sub(1).filter(|last| *last >= self.probed.start) {
+            for page in self.probed.start / PAGE_BYTES..=last / PAGE_BYTES {
+                self.watch(page, PROBED);
+            }
+        }
+    }
+
+    /// Notes that the last write was the mark of a page-table entry at `offset`.
+    pub(crate) fn written_by_mark(&mut self, offset: usize) {
+        if let Some(last) = self.writes.last_mut().filter(|last| last.offset == offset) {
+            last.is_mark = true;
+        }
+    }
+
+    /// Takes the writes to probed memory since the last call.
+    pub(crate) fn take_writes(&mut self) -> Vec<ProbedWrite> {
+        core::mem::take(&mut self.writes)
     }
 
     /// Watches `page`, which is a page table that translations were read from.

@@ -97,6 +97,11 @@ impl Hart {
         enabled >> index & 1 == 1
     }
 
+    /// The value of a CSR for a debugger, in whatever mode the hart is.
+    pub(crate) fn csr(&self, csr: u16) -> Option<u64> {
+        self.read_csr(csr)
+    }
+
     fn read_csr(&self, csr: u16) -> Option<u64> {
         Some(match csr {
             address::FFLAGS => (self.float.fcsr & FLOAT_FLAGS).into(),

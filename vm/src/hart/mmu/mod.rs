@@ -69,7 +69,7 @@ pub(crate) struct Mark {
 impl Mark {
     /// Writes the entry.
     pub(crate) fn put(self, ram: &mut Ram) {
-        ram.store(self.entry, self.bits.to_le_bytes()).expect("a walk marks only an entry that it has read from RAM");
+        ram.store_mark(self.entry, self.bits).expect("a walk marks only an entry that it has read from RAM");
     }
 }
 
