@@ -2,17 +2,17 @@
 //! what is no good log is refused by each, with a clear error.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::moments::Recorded;
+use super::moments::{Recorded, packet_number};
 use ft::replay::{Consumed, Replayer};
 use hypervisor::program::cli::exit;
-use logchannel::entry::{EntryBody, LogSeq};
+use logchannel::entry::LogSeq;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use tests::random::{Random, seed};
-use vm::{Event, Machine, OutputOperation};
+use vm::{Machine, OutputOperation};
 
 /// Runs `ft-replay`.
 fn replay(arguments: &[&str]) -> Output {
@@ -87,13 +87,7 @@ fn every_command_shows_what_was_recorded() {
     assert_eq!(rates, entries.len() as u64);
 
     assert_eq!(shown(&["console", log]), console(&recorded));
-    let packets: Vec<u64> = entries
-        .iter()
-        .filter_map(|entry| match &entry.body {
-            EntryBody::Event(Event::Packet { number, .. }) => Some(*number),
-            _ => None,
-        })
-        .collect();
+    let packets: Vec<u64> = entries.iter().filter_map(packet_number).collect();
     let found = told(&["search", log, "--packet", "in", "--limit", "100000"]);
     let positions: Vec<String> = packets.iter().map(|number| format!("packet:{number}")).collect();
     assert_eq!(found.iter().map(|hit| hit["position"].as_str().unwrap()).collect::<Vec<_>>(), positions);

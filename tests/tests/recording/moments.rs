@@ -8,7 +8,7 @@ use hypervisor::program::guest::Guest;
 use hypervisor::recording::index::{IndexLimits, build};
 use hypervisor::recording::marks::Marks;
 use hypervisor::recording::{Monitor, Observer, Position, Recording, RecordingError, Seeker, Span, Step, Target, scan};
-use logchannel::entry::{EntryBody, LogSeq};
+use logchannel::entry::{EntryBody, LogEntry, LogSeq};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,16 @@ impl Recorded {
     }
 }
 
+/// The number of the packet in an entry, if it has one.
+pub(super) fn packet_number(entry: &LogEntry) -> Option<u64> {
+    if let EntryBody::Event(Event::Packet { number, .. }) = &entry.body { Some(*number) } else { None }
+}
+
+/// The value of a clock read.
+fn ticks(entry: &LogEntry) -> Option<u64> {
+    if let EntryBody::Event(Event::ClockRead { ticks }) = &entry.body { Some(*ticks) } else { None }
+}
+
 pub(super) fn index(recording: &Recording, spacing: u64) -> hypervisor::recording::index::Indexed {
     let limits = IndexLimits { spacing, bytes_max: 1 << 30, rebuild: false };
     build(&recording.parts()[0], limits, &Unwatched).unwrap()
@@ -117,16 +127,14 @@ fn check_targets(recorded: &Recorded, every: usize, seen: &mut [u64; 4]) {
     index(&recording, 500_000);
     let seeker = Seeker::new(&recording);
     for (number, entry) in recorded.scripted.entries.iter().enumerate().step_by(every) {
-        let named = match &entry.body {
-            EntryBody::Event(Event::Packet { number, .. }) => Some((0, Target::Packet(*number))),
-            EntryBody::Output { id, .. } => Some((1, Target::Output(id.0))),
-            EntryBody::Event(Event::ClockRead { ticks }) => {
-                let is_first = !recorded.scripted.entries[..number].iter().any(
-                    |before| matches!(before.body, EntryBody::Event(Event::ClockRead { ticks: other }) if other == *ticks),
-                );
-                is_first.then_some((2, Target::Ticks(*ticks)))
-            }
-            _ => None,
+        let named = if let Some(number) = packet_number(entry) {
+            Some((0, Target::Packet(number)))
+        } else if let EntryBody::Output { id, .. } = &entry.body {
+            Some((1, Target::Output(id.0)))
+        } else {
+            let before = recorded.scripted.entries[..number].iter().rev().find_map(ticks);
+            // Reads with one value are one target: the first of them.
+            ticks(entry).filter(|ticks| before != Some(*ticks)).map(|ticks| (2, Target::Ticks(ticks)))
         };
         let by_entry = (3, Target::Entry(LogSeq(number as u64)));
         for (kind, target) in named.into_iter().chain([by_entry]) {
@@ -160,15 +168,7 @@ fn what_is_not_in_the_recording_is_refused_with_what_is() {
         assert!(error.to_string().contains(&format!("instructions 0 to {}", recorded.last_count())), "{error}");
     }
     // The script leaves packet numbers out.
-    let packets: Vec<u64> = recorded
-        .scripted
-        .entries
-        .iter()
-        .filter_map(|entry| match entry.body {
-            EntryBody::Event(Event::Packet { number, .. }) => Some(number),
-            _ => None,
-        })
-        .collect();
+    let packets: Vec<u64> = recorded.scripted.entries.iter().filter_map(packet_number).collect();
     let gap = packets.windows(2).find(|pair| pair[1] > pair[0] + 1).unwrap();
     let error = refused(Target::Packet(gap[0] + 1));
     assert!(matches!(error, RecordingError::Skipped { found, .. } if found == gap[1]), "{error}");
