@@ -114,7 +114,7 @@ fn every_count_is_reached_alike_with_and_without_an_index() {
 #[test]
 fn what_a_target_names_is_about_to_happen() {
     let mut seen = [0; 4];
-    // One gets packets, the other reads the clock all the time.
+    // One gets packets, the other reads the clock.
     for (guest, every) in [("echo", 17), ("counter", 37)] {
         let recorded = Recorded::of(guest, seed(), 2_000_000);
         check_targets(&recorded, every, &mut seen);
@@ -126,7 +126,11 @@ fn check_targets(recorded: &Recorded, every: usize, seen: &mut [u64; 4]) {
     let recording = recorded.open();
     index(&recording, 500_000);
     let seeker = Seeker::new(&recording);
-    for (number, entry) in recorded.scripted.entries.iter().enumerate().step_by(every) {
+    for (number, entry) in recorded.scripted.entries.iter().enumerate() {
+        // Clock reads are rare with some seeds, and many with others.
+        if !number.is_multiple_of(every) && (ticks(entry).is_none() || seen[2] >= 50) {
+            continue;
+        }
         let named = if let Some(number) = packet_number(entry) {
             Some((0, Target::Packet(number)))
         } else if let EntryBody::Output { id, .. } = &entry.body {
