@@ -204,9 +204,13 @@ impl<S: Storage> WriterStep<S> {
             }
             WriterOrder::Become(kind) => {
                 // Flushed before the note is written: an owner's log must have everything that it
-                // acknowledged as a backup.
-                if let Some(OpenSegment { log, name, .. }) = segment {
+                // acknowledged as a backup. With `--log-wait durable` that holds over a loss of
+                // power, as the note does.
+                if let Some(OpenSegment { log, name, file }) = segment {
                     log.flush().map_err(failed_at("writing", storage, name))?;
+                    if kind == LogWriterKind::Owner && self.note.wait == LogWait::Durable {
+                        file.sync().map_err(failed_at("syncing", storage, name))?;
+                    }
                 }
                 self.note.kind = kind;
                 write_writer(storage, &self.note)
