@@ -105,10 +105,6 @@ impl Primary {
         let (control, vcpu) = host.call(env, || {
             let watch = disk_log.as_ref().map(|log| log.disk_watch(host.now_ns()));
             let control = side.control(me.setup.arbiter_client(&host), watch);
-            if let Some(log) = &disk_log {
-                let side = side.clone();
-                log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
-            }
             (control, side.vcpu(machine, source, me.setup.intervals, disk_log, me.setup.slice_steps))
         });
         Self {

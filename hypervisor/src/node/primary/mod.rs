@@ -91,10 +91,6 @@ impl LiveVm {
         });
         let mut control =
             side.control(node.arbiter_client(), disk_log.as_ref().map(|log| log.disk_watch(clock::now_ns())));
-        if let Some(log) = &disk_log {
-            let side = side.clone();
-            log.listen(move |state| side.drive(|role, now_ns| role.handle_disk_log(now_ns, state)));
-        }
         let intervals = node.intervals;
         let reporter = node.reporter;
         let controlled = thread::Builder::new().name(StepKind::Control.name().into()).spawn({

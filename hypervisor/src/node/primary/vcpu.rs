@@ -15,6 +15,7 @@ use ft::trouble::Watch;
 use logchannel::entry::{Generation, LogEntry};
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm::{InstructionCount, Machine, OutputId, OutputOperation};
 
@@ -155,7 +156,7 @@ impl<H: Host> PrimarySide<H> {
     /// The state of a vCPU that runs `machine` on the events of `source`, `slice_steps` steps at a
     /// time. `disk_log` is the log on disk, if there is one.
     pub fn vcpu(
-        &self,
+        self: &Arc<Self>,
         machine: Machine,
         source: H::Source,
         intervals: Intervals,
@@ -163,6 +164,16 @@ impl<H: Host> PrimarySide<H> {
         slice_steps: u64,
     ) -> Vcpu<H> {
         self.drive(|_, _| ());
+        if let Some(log) = &disk_log {
+            // The vCPU has the log, and what runs the vCPU has the side: a strong reference from
+            // the log to the side would keep both for ever.
+            let side = Arc::downgrade(self);
+            log.listen(move |state| {
+                if let Some(side) = side.upgrade() {
+                    side.drive(|role, now_ns| role.handle_disk_log(now_ns, state));
+                }
+            });
+        }
         let reported_clock = *source.clock();
         Vcpu {
             recorder: Recorder::new(machine, source, intervals),
