@@ -4,7 +4,9 @@ use super::found::{copy_of, index, open, resume};
 use super::replay::ft_replay;
 use super::vm::{NODE, TIMEOUT, Vm, config, finish, limits, run, session};
 use ft::replay::Replayer;
-use hypervisor::node::log::{DiskLimits, DiskLog, JoiningLog, LogDirectory, PossibleLoss, segments};
+use hypervisor::node::log::{
+    DiskLimits, DiskLog, DiskLogSteps, HostDirectory, JoiningLog, LogDirectory, PossibleLoss, Storage, segments,
+};
 use logchannel::entry::{Generation, LogSeq};
 use logchannel::file::LogReader;
 use logchannel::snapshot::{Pages, Snapshot};
@@ -14,16 +16,29 @@ use tempfile::TempDir;
 use vm::{PageCopy, Restoration};
 
 /// A backup's log: `joining` takes what is received, and `machine` consumes it later.
-struct Following {
-    disk: DiskLog,
+pub(super) struct Following<S: Storage = HostDirectory> {
+    pub(super) disk: DiskLog<S>,
     joining: JoiningLog,
     replayer: Replayer,
     received: usize,
 }
 
 impl Following {
-    /// Joins `vm` at its present state, by the stream that a primary sends.
+    /// Joins `vm` at its present state, by the stream that a primary sends. The log's steps run on
+    /// threads.
     fn join(vm: &mut Vm, directory: LogDirectory, limits: DiskLimits) -> Self {
+        Self::join_with(vm, directory, limits, run)
+    }
+}
+
+impl<S: Storage> Following<S> {
+    /// Joins `vm`; `run` gets the log's steps.
+    pub(super) fn join_with(
+        vm: &mut Vm,
+        directory: LogDirectory<S>,
+        limits: DiskLimits,
+        run: impl FnOnce(DiskLogSteps<S>),
+    ) -> Self {
         let (mut disk, joining, steps) = directory.begin_joining(session(1), NODE, limits);
         run(steps);
         let machine = vm.recorder.machine_mut();
@@ -45,7 +60,7 @@ impl Following {
     }
 
     /// Receives what `vm` has logged, and consumes all of it except the last `behind` entries.
-    fn follow(&mut self, vm: &Vm, behind: usize) {
+    pub(super) fn follow(&mut self, vm: &Vm, behind: usize) {
         self.joining.entries(vm.sink.entries[self.received..].iter());
         self.received = vm.sink.entries.len();
         let until = self.received.saturating_sub(behind);
@@ -71,7 +86,7 @@ impl Following {
 }
 
 /// A VM that has run for a while without a log.
-fn running() -> Vm {
+pub(super) fn running() -> Vm {
     let mut vm = Vm::new();
     let Ok(()) = vm.recorder.log_generation(&mut vm.sink, Generation(1));
     vm.run(10);

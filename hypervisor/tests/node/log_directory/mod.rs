@@ -5,6 +5,7 @@ mod failing;
 mod found;
 mod joining;
 mod lives;
+mod order;
 mod replay;
 mod segments;
 mod vm;
