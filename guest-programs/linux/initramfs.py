@@ -14,7 +14,7 @@ import struct
 import sys
 
 # In the order in which /init loads them.
-MODULES = ["virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk"]
+MODULES = ["virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk", "virtio-rng"]
 
 # Where the C library's loader looks for shared libraries.
 LIBRARIES = "usr/lib/riscv64-linux-gnu"

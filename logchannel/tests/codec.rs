@@ -5,7 +5,7 @@ mod common;
 use common::{Entries, Random, entries, seed};
 use logchannel::codec::{CONSOLE_INPUT_BYTES_MAX, CodecError, ENTRY_BYTES_MAX, EntryDecoder, EntryEncoder};
 use logchannel::entry::{EntryBody, LogEntry};
-use vm::{Event, InstructionCount, OutputId, PACKET_BYTES_MAX};
+use vm::{Event, InstructionCount, OutputId, PACKET_BYTES_MAX, RANDOM_BYTES_MAX};
 
 fn at(count: u64, body: EntryBody) -> LogEntry {
     LogEntry { count: InstructionCount(count), body }
@@ -54,6 +54,8 @@ fn extremes_come_back() {
         at(u64::MAX - 1, packet(u64::MAX, PACKET_BYTES_MAX)),
         at(u64::MAX, EntryBody::Event(Event::ConsoleInput { bytes: vec![1; CONSOLE_INPUT_BYTES_MAX] })),
         at(u64::MAX, EntryBody::Event(Event::ClockRead { ticks: u64::MAX })),
+        at(u64::MAX, EntryBody::Event(Event::WallClock { ns: u64::MAX })),
+        at(u64::MAX, EntryBody::Event(Event::RandomBytes { bytes: vec![1; RANDOM_BYTES_MAX] })),
         at(u64::MAX, EntryBody::Output { id: OutputId(u64::MAX - 1), digest: u64::MAX }),
     ];
     assert!(sizes(&written).iter().all(|&size| size <= ENTRY_BYTES_MAX));
@@ -123,6 +125,9 @@ fn numbers_never_wrap() {
     assert_eq!(decoder.decode(&mut &packet_after_gap[..]), Err(CodecError::Overflow { what: "packet number" }));
     let output_after_gap = [&[7][..], &max, &[0; 9]].concat();
     assert_eq!(decoder.decode(&mut &output_after_gap[..]), Err(CodecError::Overflow { what: "output id" }));
+    let time_of_day = |ns: &[u8]| [&[13][..], ns, &[0]].concat();
+    decoder.decode(&mut &time_of_day(&max)[..]).unwrap();
+    assert_eq!(decoder.decode(&mut &time_of_day(&[1])[..]), Err(CodecError::Overflow { what: "time of day" }));
     assert!(decoder.decode(&mut &clock_read(&[0], &[0])[..]).is_ok());
 }
 
@@ -137,7 +142,9 @@ fn what_is_beyond_a_limit_is_refused() {
     assert_eq!(decode(body(3, 1515)), Err(CodecError::TooLong { what: "Ethernet frame", bytes: 1515, max: 1514 }));
     assert!(decode(body(5, 4096)).is_ok());
     assert_eq!(decode(body(5, 4097)), Err(CodecError::TooLong { what: "console input", bytes: 4097, max: 4096 }));
-    assert!(matches!(decode(vec![13, 0]), Err(CodecError::Malformed(_))), "no such tag");
+    assert!(decode(body(15, 256)).is_ok());
+    assert_eq!(decode(body(15, 257)), Err(CodecError::TooLong { what: "random bytes", bytes: 257, max: 256 }));
+    assert!(matches!(decode(vec![16, 0]), Err(CodecError::Malformed(_))), "no such tag");
     assert!(matches!(decode(vec![4, 0, 0, 0]), Err(CodecError::Invalid { .. })), "a gap of none");
 }
 
@@ -149,7 +156,7 @@ fn garbage_is_refused_or_is_the_one_encoding_of_what_it_says() {
         let length = random.below(40);
         let mut bytes = random.bytes(length);
         if let Some(tag) = bytes.first_mut() {
-            *tag %= 14;
+            *tag %= 17;
         }
         let mut input = &bytes[..];
         if let Ok(entry) = EntryDecoder::new().decode(&mut input) {

@@ -122,6 +122,14 @@ fn entries_4() -> Vec<LogEntry> {
     });
     let bodies = reasons.map(|reason| EntryBody::Stopped(StopReason::Halt(reason)));
     entries.extend(bodies.map(|body| LogEntry { count: InstructionCount(7_000_000_000), body }));
+    let events = [
+        Event::WallClock { ns: 1_795_914_123_456_789_012 },
+        Event::Alarm,
+        Event::WallClock { ns: 1_795_914_124_000_000_000 },
+        Event::RandomBytes { bytes: b"at random".to_vec() },
+    ];
+    let bodies = events.map(EntryBody::Event);
+    entries.extend(bodies.map(|body| LogEntry { count: InstructionCount(8_000_000_000), body }));
     entries
 }
 

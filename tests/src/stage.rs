@@ -349,12 +349,19 @@ impl Stage {
     #[track_caller]
     #[must_use]
     pub fn node(&self, program: &str, options: &[&str]) -> Node {
+        self.node_with_input(program, options, Stdio::null())
+    }
+
+    /// The same, with something to read on standard input: the guest's keyboard.
+    #[track_caller]
+    #[must_use]
+    pub fn node_with_input(&self, program: &str, options: &[&str], input: Stdio) -> Node {
         let site = self.site.options();
         let mut arguments: Vec<_> = site.iter().map(String::as_str).chain(options.iter().copied()).collect();
         if !options.contains(&FAILURE_TIMEOUT) {
             arguments.extend([FAILURE_TIMEOUT, "60000"]);
         }
-        self.program(program, &arguments)
+        Node::start_with_input(&self.executable, self.directory.path(), program, &arguments, input)
     }
 
     /// Starts a backup, which finds the VM's owner through the arbiter, and waits until it has

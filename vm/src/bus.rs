@@ -8,9 +8,11 @@ use crate::config::BootMode;
 use crate::device::clint::Clint;
 use crate::device::finisher;
 use crate::device::plic::{Context, Plic};
+use crate::device::rtc::Rtc;
 use crate::device::uart::Uart;
 use crate::device::virtio::blk::Blk;
 use crate::device::virtio::net::Net;
+use crate::device::virtio::rng::Rng;
 use crate::device::virtio::{BadRing, mmio};
 use crate::exit::StopReason;
 use crate::fault::{DeviceFault, VirtioDevice};
@@ -38,6 +40,8 @@ impl Region {
 
 /// The test finisher's registers.
 pub(crate) const FINISHER: Region = Region { base: 0x0010_0000, bytes: 0x1000 };
+/// The real-time clock's registers.
+pub(crate) const RTC: Region = Region { base: 0x0010_1000, bytes: 0x1000 };
 /// The core-local interruptor's registers: timer and software interrupts of M-mode.
 pub(crate) const CLINT: Region = Region { base: 0x0200_0000, bytes: 0x1_0000 };
 /// The interrupt controller's registers.
@@ -72,23 +76,36 @@ impl Slot {
 pub(crate) struct Slots {
     pub(crate) net: Slot,
     pub(crate) disk: Option<Slot>,
+    pub(crate) rng: Slot,
 }
 
 impl Slots {
     /// The network device is in the first slot and the disk in the second. Without firmware it is
     /// the other way round: kernels for M-mode expect their disk in the first, which QEMU calls
-    /// `virtio-mmio-bus.0`.
+    /// `virtio-mmio-bus.0`. The entropy device is in the third.
     pub(crate) const fn of(boot: BootMode, has_disk: bool) -> Self {
-        match (boot, has_disk) {
-            (_, false) => Self { net: Slot(0), disk: None },
-            (BootMode::Firmware, true) => Self { net: Slot(0), disk: Some(Slot(1)) },
-            (BootMode::Bare, true) => Self { net: Slot(1), disk: Some(Slot(0)) },
-        }
+        let (net, disk) = match (boot, has_disk) {
+            (_, false) => (Slot(0), None),
+            (BootMode::Firmware, true) => (Slot(0), Some(Slot(1))),
+            (BootMode::Bare, true) => (Slot(1), Some(Slot(0))),
+        };
+        Self { net, disk, rng: Slot(2) }
     }
 }
 
 /// The console's interrupt source at the PLIC.
 pub(crate) const UART_IRQ: u32 = 10;
+/// The real-time clock's interrupt source at the PLIC.
+pub(crate) const RTC_IRQ: u32 = 11;
+
+/// A clock of the host that an access to a device needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The guest's clock, which CSR `time` reads too.
+    Ticks,
+    /// The time of day.
+    Wall,
+}
 
 /// RAM, devices, and the queue of outputs.
 #[derive(Debug)]
@@ -96,6 +113,8 @@ pub(crate) struct Bus {
     pub(crate) ram: Ram,
     pub(crate) uart: Uart,
     pub(crate) net: Net,
+    pub(crate) rng: Rng,
+    pub(crate) rtc: Rtc,
     pub(crate) outputs: Outputs,
     blk: Option<Blk>,
     /// Not state.
@@ -119,6 +138,8 @@ enum Target {
     Uart(u64),
     Net(u64),
     Blk(u64),
+    Rng(u64),
+    Rtc(u64),
     /// A slot without a device.
     Vacant(u64),
 }
@@ -131,6 +152,8 @@ impl Bus {
             ram,
             uart: Uart::new(),
             net: Net::new(mac),
+            rng: Rng::new(),
+            rtc: Rtc::new(),
             outputs: Outputs::default(),
             blk: disk.map(Blk::new),
             clint: Clint::new(),
@@ -174,10 +197,14 @@ impl Bus {
         self.touched = true;
     }
 
-    /// `true` if a load of `width` bytes at `address` reads the clock, register `mtime`.
+    /// The clock that a load or store of `width` bytes at `address` needs: a load of `mtime`, or
+    /// an access to the real-time clock.
     #[inline]
-    pub(crate) fn is_clock(address: GuestPhysAddr, width: usize) -> bool {
-        CLINT.offset(address.0).is_some_and(|offset| Clint::is_clock(offset, width))
+    pub(crate) fn clock_of(address: GuestPhysAddr, width: usize, is_store: bool) -> Option<Clock> {
+        if let Some(offset) = CLINT.offset(address.0) {
+            return (!is_store && Clint::is_clock(offset, width)).then_some(Clock::Ticks);
+        }
+        RTC.offset(address.0).filter(|offset| Rtc::needs_time(*offset, width, is_store)).map(|_| Clock::Wall)
     }
 
     /// The deadline of M-mode's timer, register `mtimecmp`, in clock ticks.
@@ -195,6 +222,8 @@ impl Bus {
         if let (Some(blk), Some(slot)) = (&self.blk, self.slots.disk) {
             self.plic.set_level(slot.interrupt(), blk.interrupts());
         }
+        self.plic.set_level(self.slots.rng.interrupt(), self.rng.interrupts());
+        self.plic.set_level(RTC_IRQ, self.rtc.interrupts());
         self.outputs.settle(count);
         let lines = [
             (Interrupt::MachineExternal, self.plic.notifies(Context::Machine)),
@@ -252,6 +281,12 @@ impl Bus {
         self.note(VirtioDevice::Net, received);
     }
 
+    /// Hands random bytes to the entropy device.
+    pub(crate) fn receive_random(&mut self, bytes: &[u8]) {
+        let filled = self.rng.fill(&mut self.ram, bytes);
+        self.note(VirtioDevice::Rng, filled);
+    }
+
     /// `true` if a device has work left for the next step.
     pub(crate) fn is_busy(&self) -> bool {
         self.net.is_busy() || self.blk.as_ref().is_some_and(Blk::is_busy)
@@ -282,11 +317,13 @@ impl Bus {
     /// Writes all of the state but the contents of RAM and of the disk.
     pub(crate) fn write_to(&self, writer: &mut StateWriter) {
         // `touched` is false whenever the machine is at rest.
-        let Self { ram, uart, net, outputs, blk, slots: _, clint, plic, stop, fault: _, touched: _ } = self;
+        let Self { ram, uart, net, rng, rtc, outputs, blk, slots: _, clint, plic, stop, fault: _, touched: _ } = self;
         writer.u64(ram.end());
         writer.u64(self.disk().map_or(0, Disk::length));
         uart.write_to(writer);
         net.write_to(writer);
+        rng.write_to(writer);
+        rtc.write_to(writer);
         outputs.write_to(writer);
         if let Some(blk) = blk {
             blk.write_to(writer);
@@ -318,6 +355,8 @@ impl Bus {
             ram,
             uart: Uart::read_from(reader)?,
             net: Net::read_from(reader, mac)?,
+            rng: Rng::read_from(reader)?,
+            rtc: Rtc::read_from(reader)?,
             outputs: Outputs::read_from(reader, count)?,
             blk: disk.map(|disk| Blk::read_from(reader, disk)).transpose()?,
             clint: Clint::read_from(reader)?,
@@ -326,6 +365,17 @@ impl Bus {
             fault: None,
             touched: false,
         })
+    }
+
+    /// Reads the register of the real-time clock at `address`, which it has.
+    pub(crate) fn load_rtc(&mut self, address: GuestPhysAddr) -> u64 {
+        self.load_device(address.0, 4).expect("the register needs a clock, so it exists")
+    }
+
+    /// Writes the low 32 bits of `value` to the register of the real-time clock at `address`, which
+    /// it has.
+    pub(crate) fn store_rtc(&mut self, address: GuestPhysAddr, value: u64) {
+        self.store_device(address.0, value & 0xffff_ffff, 4).expect("the register needs a clock, so it exists");
     }
 
     /// The device at `address`; `None` if there is none or the access isn't naturally aligned.
@@ -337,6 +387,7 @@ impl Bus {
         plic.or_else(|| UART.offset(address).map(Target::Uart))
             .or_else(|| VIRTIO.offset(address).map(|offset| self.virtio_target(offset)))
             .or_else(|| CLINT.offset(address).map(Target::Clint))
+            .or_else(|| RTC.offset(address).map(Target::Rtc))
             .or_else(|| FINISHER.offset(address).map(Target::Finisher))
     }
 
@@ -347,6 +398,8 @@ impl Bus {
             Target::Net(offset)
         } else if self.slots.disk == Some(slot) {
             Target::Blk(offset)
+        } else if slot == self.slots.rng {
+            Target::Rng(offset)
         } else {
             Target::Vacant(offset)
         }
@@ -362,6 +415,8 @@ impl Bus {
             Target::Uart(offset) => self.uart.load(offset, width).map(u64::from),
             Target::Net(offset) => self.net.load(offset, width).map(u64::from),
             Target::Blk(offset) => self.blk.as_ref()?.load(offset, width).map(u64::from),
+            Target::Rng(offset) => self.rng.load(offset, width).map(u64::from),
+            Target::Rtc(offset) => self.rtc.load(offset, width).map(u64::from),
             Target::Vacant(offset) => mmio::load_vacant(offset, width).map(u64::from),
             Target::Finisher(offset) => finisher::load(offset, width).map(u64::from),
         }
@@ -395,6 +450,12 @@ impl Bus {
                 self.note(VirtioDevice::Disk, done);
                 Some(())
             }
+            Target::Rng(offset) => {
+                let done = self.rng.store(offset, value, width, &self.ram)?;
+                self.note(VirtioDevice::Rng, done);
+                Some(())
+            }
+            Target::Rtc(offset) => self.rtc.store(offset, value, width),
             Target::Vacant(_) => mmio::store_vacant(width),
             Target::Finisher(offset) => {
                 if let Some(reason) = finisher::store(offset, value, width)? {

@@ -13,13 +13,20 @@ pub const PACKET_BYTES_MIN: usize = 14;
 /// The longest console output, in bytes.
 pub const CONSOLE_BYTES_MAX: usize = 4096;
 
+/// The most random bytes that the entropy device takes at once.
+pub const RANDOM_BYTES_MAX: usize = 256;
+
 /// One nondeterministic input: the only way in.
 ///
-/// `ClockRead` and `Entropy` answer an instruction that the machine stands at ([`Exit::ClockRead`],
-/// [`Exit::SeedRead`]); the others arrive between two instructions.
+/// `ClockRead`, `Entropy` and `WallClock` answer an instruction that the machine stands at
+/// ([`Exit::ClockRead`], [`Exit::SeedRead`], [`Exit::WallClockNeeded`]), and `RandomBytes` a device
+/// without which the machine doesn't go on ([`Exit::RandomBytesNeeded`]); the others arrive between
+/// two instructions.
 ///
 /// [`Exit::ClockRead`]: crate::Exit::ClockRead
 /// [`Exit::SeedRead`]: crate::Exit::SeedRead
+/// [`Exit::WallClockNeeded`]: crate::Exit::WallClockNeeded
+/// [`Exit::RandomBytesNeeded`]: crate::Exit::RandomBytesNeeded
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The value that a read of CSR `time` gets, in ticks of [`TIMEBASE_HZ`](crate::TIMEBASE_HZ)
@@ -48,6 +55,21 @@ pub enum Event {
     /// Bytes arrive at the console.
     ConsoleInput {
         /// At most [`Machine::console_room`](crate::Machine::console_room) bytes.
+        bytes: Vec<u8>,
+    },
+    /// The host's time of day, which the guest's access to the real-time clock needs.
+    WallClock {
+        /// Nanoseconds of UTC since 1970; never less than before
+        /// ([`Machine::last_wall_ns`](crate::Machine::last_wall_ns)).
+        ns: u64,
+    },
+    /// The host's time of day has come to the alarm that the guest has set at the real-time clock
+    /// ([`Machine::alarm_wall_ns`](crate::Machine::alarm_wall_ns)).
+    Alarm,
+    /// Random bytes for the entropy device.
+    RandomBytes {
+        /// As many as [`Machine::random_bytes_needed`](crate::Machine::random_bytes_needed), at
+        /// most [`RANDOM_BYTES_MAX`].
         bytes: Vec<u8>,
     },
 }

@@ -14,6 +14,12 @@ pub enum Exit {
     /// The hart stands at an instruction that reads entropy; apply
     /// [`Event::Entropy`](crate::Event::Entropy).
     SeedRead,
+    /// The hart stands at an instruction that reads or sets the real-time clock; apply
+    /// [`Event::WallClock`](crate::Event::WallClock).
+    WallClockNeeded,
+    /// The entropy device has a buffer to fill; apply
+    /// [`Event::RandomBytes`](crate::Event::RandomBytes).
+    RandomBytesNeeded,
     /// The hart waits in WFI and nothing that would wake it is pending; the count stands still
     /// until an event is applied.
     WaitForInterrupt,

@@ -9,6 +9,8 @@ pub enum VirtioDevice {
     Net,
     /// The disk.
     Disk,
+    /// The entropy device.
+    Rng,
 }
 
 /// A driver's mistake: its device has set DEVICE_NEEDS_RESET, and does nothing until the driver has
@@ -32,6 +34,7 @@ impl fmt::Display for VirtioDevice {
         f.write_str(match self {
             Self::Net => "virtio-net",
             Self::Disk => "virtio-blk",
+            Self::Rng => "virtio-rng",
         })
     }
 }

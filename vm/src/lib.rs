@@ -44,7 +44,9 @@ pub use boot::loader::{DISK_BYTES_MAX, LoadError};
 pub use config::{BootMode, MachineConfig, TIMEBASE_HZ};
 pub use count::InstructionCount;
 pub use digest::StateDigest;
-pub use event::{CONSOLE_BYTES_MAX, Event, OutputId, OutputOperation, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
+pub use event::{
+    CONSOLE_BYTES_MAX, Event, OutputId, OutputOperation, PACKET_BYTES_MAX, PACKET_BYTES_MIN, RANDOM_BYTES_MAX,
+};
 pub use exit::{Exit, FirstTrap, HaltReason, Lack, StopReason};
 pub use fault::{DeviceFault, VirtioDevice};
 pub use machine::{ApplyError, DroppedPackets, Machine};

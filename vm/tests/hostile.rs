@@ -34,7 +34,7 @@ struct Outcome {
 /// Applies `event` and checks that a refusal changes nothing. Returns whether it was taken.
 fn give(machine: &mut Machine, event: &Event) -> bool {
     // Tries a packet whose number isn't greater than the last one's, too.
-    if matches!(event, Event::ClockRead { .. } | Event::Entropy { .. }) {
+    if matches!(event, Event::ClockRead { .. } | Event::Entropy { .. } | Event::WallClock { .. }) {
         let before = machine.digest();
         let far = Event::Packet { number: machine.last_packet_number(), packet: vec![] };
         assert!(machine.apply(&far).is_err(), "a packet number twice");
@@ -82,6 +82,14 @@ fn run(image: &[u8], events: &[(u64, Event)], slice: u64) -> Outcome {
                     machine.apply(&Event::ClockRead { ticks }).unwrap();
                 }
                 Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).unwrap(),
+                Exit::WallClockNeeded => {
+                    machine.apply(&Event::WallClock { ns: now.0.max(machine.last_wall_ns()) }).unwrap()
+                }
+                Exit::RandomBytesNeeded => {
+                    let bytes = vec![7; machine.random_bytes_needed()];
+                    assert!(give(&mut machine, &Event::RandomBytes { bytes }), "the entropy device has asked for them");
+                    faults.extend(machine.take_device_fault().map(|fault| (now.0, fault)));
+                }
                 Exit::Stopped(reason) => {
                     stopped = Some(reason);
                     break 'run;
@@ -110,7 +118,7 @@ fn hostile_guests_never_panic_and_end_alike_in_any_slices() {
     const SEEDS: u64 = 150;
     const STEPS: u64 = 25_000;
     let (mut packets, mut delivered, mut bad_rings, mut to_the_end, mut refused) = (0, 0, 0, 0, 0);
-    let (mut disks_written, mut bad_disk_rings) = (0, 0);
+    let (mut disks_written, mut bad_disk_rings, mut bad_entropy_rings) = (0, 0, 0);
     let all_seeds = for_each_seed("hostile", SEEDS, |seed| {
         let mut random = Random { state: seed, care: if seed % 3 == 0 { 1 } else { 30 } };
         let image = image(&mut random);
@@ -125,17 +133,19 @@ fn hostile_guests_never_panic_and_end_alike_in_any_slices() {
         refused += whole.refused;
         disks_written += usize::from(whole.disk_written);
         bad_rings += u32::from(whole.faults.values().any(|fault| fault.device == VirtioDevice::Net));
+        bad_entropy_rings += u32::from(whole.faults.values().any(|fault| fault.device == VirtioDevice::Rng));
         bad_disk_rings += u32::from(whole.faults.values().any(|fault| fault.device == VirtioDevice::Disk));
         to_the_end += u32::from(whole.stopped.is_none());
     });
     println!(
         "{packets} packets, {delivered} delivered, {bad_rings} bad rings, {to_the_end} to the end, {refused} refused, \
-         {disks_written} disks written, {bad_disk_rings} bad rings of a disk"
+         {disks_written} disks written, {bad_disk_rings} bad rings of a disk, {bad_entropy_rings} of an entropy device"
     );
     if !all_seeds {
         return;
     }
     assert!(disks_written > 20 && bad_disk_rings > 5, "too tame a run for the disk");
+    assert!(bad_entropy_rings > 5, "too tame a run for the entropy device");
     assert!(packets > 100 && delivered > 100 && bad_rings > 5 && to_the_end > 5 && refused > 100, "too tame a run");
 }
 

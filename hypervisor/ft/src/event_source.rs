@@ -15,6 +15,10 @@ pub trait EventSource {
     /// The guest's clock, in ticks of [`vm::TIMEBASE_HZ`]; never goes back.
     fn ticks(&mut self) -> u64;
 
+    /// The time of day of the host, in nanoseconds of UTC since 1970. It may go back: the recorder
+    /// sees to it that the guest's doesn't.
+    fn wall_ns(&mut self) -> u64;
+
     /// Sixteen bits of entropy.
     fn entropy(&mut self) -> u16;
 

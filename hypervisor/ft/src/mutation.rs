@@ -35,6 +35,8 @@ pub enum Mutation {
     ClockRunsInPause,
     /// The guest's clock stands at the last logged value during a failover.
     ClockOfLastEntry,
+    /// The guest gets the host's time of day, though it knows a later one.
+    WallClockOfHost,
     /// A snapshot comes without the outputs that may not have left.
     ForgetUnsentInSnapshot,
     /// Pages written while the memory was copied aren't copied again.
@@ -139,6 +141,10 @@ impl Mutation {
     /// The mutation of the rule about console output, which no process of the simulator dies with:
     /// `tests/tests/simulation/mutations.rs` must catch it.
     pub const OF_CONSOLE: [Self; 1] = [Self::ConsoleLeftWhenTaken];
+
+    /// The mutation of the rule about the time of day, which the simulator's guest doesn't read:
+    /// `tests/tests/simulation/mutations.rs` must catch it.
+    pub const OF_TIME_OF_DAY: [Self; 1] = [Self::WallClockOfHost];
 
     /// The mutations of rules that no process of the simulator comes to:
     /// `tests/tests/simulation/mutations.rs` must catch them.

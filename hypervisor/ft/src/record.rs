@@ -3,6 +3,8 @@
 
 use crate::apply::apply;
 use crate::event_source::EventSource;
+use crate::mutation::{Mutation, mutated};
+use alloc::vec::Vec;
 use logchannel::entry::{EntryBody, Generation, LogEntry};
 use vm::{Event, Exit, InstructionCount, Machine, OutputId, OutputOperation, PageRange, StopReason};
 
@@ -53,7 +55,7 @@ pub enum Slice {
     /// The guest has more to do.
     Ran,
     /// The guest sleeps until the source has an event for it, at the latest its timer at
-    /// [`Machine::timer_deadline`].
+    /// [`Machine::timer_deadline`] or its alarm at [`Machine::alarm_wall_ns`].
     Waiting,
     /// The guest came to its end, and the log says so.
     Stopped(StopReason),
@@ -141,6 +143,14 @@ impl<S: EventSource> Recorder<S> {
                     let bits = self.source.entropy();
                     self.log_and_apply(sink, Event::Entropy { bits })?;
                 }
+                Exit::WallClockNeeded => {
+                    let ns = self.wall_ns();
+                    self.log_and_apply(sink, Event::WallClock { ns })?;
+                }
+                Exit::RandomBytesNeeded => {
+                    let bytes = self.random_bytes(self.machine.random_bytes_needed());
+                    self.log_and_apply(sink, Event::RandomBytes { bytes })?;
+                }
                 Exit::Output => self.log_outputs(sink)?,
                 Exit::Stopped(reason) => {
                     self.digest(sink)?;
@@ -202,12 +212,41 @@ impl<S: EventSource> Recorder<S> {
                 Exit::Output => self.log_outputs(sink)?,
                 // The guest has ended, and gets nothing more.
                 Exit::Stopped(_) => return Ok(()),
-                Exit::LimitReached | Exit::WaitForInterrupt | Exit::ClockRead | Exit::SeedRead => {
-                    let Some(event) = self.source.poll(&self.machine) else { return Ok(()) };
+                Exit::LimitReached
+                | Exit::WaitForInterrupt
+                | Exit::ClockRead
+                | Exit::SeedRead
+                | Exit::WallClockNeeded
+                | Exit::RandomBytesNeeded => {
+                    let Some(event) = self.due_alarm().or_else(|| self.source.poll(&self.machine)) else {
+                        return Ok(());
+                    };
                     self.log_and_apply(sink, event)?;
                 }
             }
         }
+    }
+
+    /// The time of day for the guest: the host's, or the latest that the guest knows if the host's
+    /// is behind that.
+    ///
+    /// A new owner's host may be behind the host of the owner before, and people set clocks back. A
+    /// guest that saw its time of day go back would take later events for earlier ones; so the time
+    /// of day stands until the host's has come to it.
+    fn wall_ns(&mut self) -> u64 {
+        let host_ns = self.source.wall_ns();
+        if mutated(Mutation::WallClockOfHost) { host_ns } else { host_ns.max(self.machine.last_wall_ns()) }
+    }
+
+    /// The alarm of the guest's real-time clock, if its time has come.
+    fn due_alarm(&mut self) -> Option<Event> {
+        let due = self.machine.alarm_wall_ns()?;
+        (due <= self.source.wall_ns()).then_some(Event::Alarm)
+    }
+
+    fn random_bytes(&mut self, count: usize) -> Vec<u8> {
+        let halfwords = (0..count.div_ceil(2)).flat_map(|_| self.source.entropy().to_le_bytes());
+        halfwords.take(count).collect()
     }
 
     fn log_what_is_due<L: LogSink>(&mut self, sink: &mut L) -> Result<(), L::Error> {

@@ -77,7 +77,11 @@ impl Replayer {
         let consumed = match &entry.body {
             EntryBody::Event(Event::ClockRead { .. }) => self.answer(entry, Exit::ClockRead)?,
             EntryBody::Event(Event::Entropy { .. }) => self.answer(entry, Exit::SeedRead)?,
-            EntryBody::Event(Event::TimerInterrupt | Event::Packet { .. } | Event::ConsoleInput { .. })
+            EntryBody::Event(Event::WallClock { .. }) => self.answer(entry, Exit::WallClockNeeded)?,
+            EntryBody::Event(Event::RandomBytes { .. }) => self.answer(entry, Exit::RandomBytesNeeded)?,
+            EntryBody::Event(
+                Event::TimerInterrupt | Event::Alarm | Event::Packet { .. } | Event::ConsoleInput { .. },
+            )
             | EntryBody::Progress
             | EntryBody::Generation(_) => {
                 self.run_to(entry)?;
@@ -132,16 +136,20 @@ impl Replayer {
             Exit::LimitReached => Ok(()),
             // The count stands still in WFI, and a guest that has stopped stays where it is.
             Exit::WaitForInterrupt | Exit::Stopped(_) if self.machine.instruction_count() == entry.count => Ok(()),
-            exit @ (Exit::ClockRead | Exit::SeedRead | Exit::WaitForInterrupt | Exit::Output | Exit::Stopped(_)) => {
-                Err(self.unexpected(entry, exit))
-            }
+            exit @ (Exit::ClockRead
+            | Exit::SeedRead
+            | Exit::WallClockNeeded
+            | Exit::RandomBytesNeeded
+            | Exit::WaitForInterrupt
+            | Exit::Output
+            | Exit::Stopped(_)) => Err(self.unexpected(entry, exit)),
         }
     }
 
-    /// Runs until the machine stands at the read that the entry answers.
-    fn answer(&mut self, entry: &LogEntry, read: Exit) -> Result<Consumed, Divergence> {
+    /// Runs until the machine stands where it needs the entry's value.
+    fn answer(&mut self, entry: &LogEntry, needs: Exit) -> Result<Consumed, Divergence> {
         let exit = self.machine.run(entry.count.plus(1));
-        if exit != read || self.machine.instruction_count() != entry.count {
+        if exit != needs || self.machine.instruction_count() != entry.count {
             return Err(self.unexpected(entry, exit));
         }
         self.apply(entry)
@@ -172,9 +180,13 @@ impl Replayer {
                 Ok(Consumed::Stopped(found))
             }
             Exit::Stopped(found) => Err(self.divergence(DivergenceCause::Stop { expected, found })),
-            exit @ (Exit::LimitReached | Exit::ClockRead | Exit::SeedRead | Exit::WaitForInterrupt | Exit::Output) => {
-                Err(self.unexpected(entry, exit))
-            }
+            exit @ (Exit::LimitReached
+            | Exit::ClockRead
+            | Exit::SeedRead
+            | Exit::WallClockNeeded
+            | Exit::RandomBytesNeeded
+            | Exit::WaitForInterrupt
+            | Exit::Output) => Err(self.unexpected(entry, exit)),
         }
     }
 

@@ -51,6 +51,10 @@ impl EventSource for Source {
         0
     }
 
+    fn wall_ns(&mut self) -> u64 {
+        0
+    }
+
     fn entropy(&mut self) -> u16 {
         0
     }
@@ -250,6 +254,10 @@ impl EventSource for Clock {
         self.now_ns / 100
     }
 
+    fn wall_ns(&mut self) -> u64 {
+        self.now_ns
+    }
+
     fn entropy(&mut self) -> u16 {
         0
     }
@@ -257,6 +265,132 @@ impl EventSource for Clock {
     fn poll(&mut self, machine: &Machine) -> Option<Event> {
         machine.timer_deadline().filter(|deadline| *deadline <= self.now_ns / 100).map(|_| Event::TimerInterrupt)
     }
+}
+
+/// A host that has a time of day, and whose entropy is a sequence.
+struct Host {
+    wall_ns: u64,
+    drawn: u16,
+}
+
+impl EventSource for Host {
+    fn now_ns(&mut self) -> u64 {
+        0
+    }
+
+    fn ticks(&mut self) -> u64 {
+        0
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        self.wall_ns
+    }
+
+    fn entropy(&mut self) -> u16 {
+        self.drawn += 1;
+        self.drawn
+    }
+
+    fn poll(&mut self, _: &Machine) -> Option<Event> {
+        None
+    }
+}
+
+/// 2026-11-29, in nanoseconds since 1970.
+const WALL_NS: u64 = 1_795_914_000_000_000_000;
+
+/// Puts `value`, of 11 bits, into a register of the device at `page` by way of x5 and x6.
+fn write(page: u32, offset: u32, value: u32) -> Vec<u32> {
+    vec![lui(5, page), addi(6, 0, value), store(2, 6, 5, offset)]
+}
+
+/// `lw rd, 0(x5)` of the real-time clock.
+fn read_time(rd: u32) -> Vec<u32> {
+    vec![lui(5, 0x101), rd << 7 | 2 << 12 | 5 << 15 | 0x03]
+}
+
+fn times(entries: &[LogEntry]) -> Vec<u64> {
+    let time = |entry: &LogEntry| match entry.body {
+        EntryBody::Event(Event::WallClock { ns }) => Some(ns),
+        _ => None,
+    };
+    entries.iter().filter_map(time).collect()
+}
+
+#[test]
+fn a_new_owner_whose_host_is_behind_does_not_turn_the_time_of_day_back() {
+    const BEHIND_NS: u64 = 3_000_000_000;
+    const STEPS: u64 = 2;
+    let code = [read_time(7), read_time(8), read_time(9)].concat();
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Host { wall_ns: WALL_NS, drawn: 0 }, Intervals::default());
+    recorder.run_slice(&mut log, STEPS).unwrap();
+    let (successor, _) = replay(machine(&code), &log.0);
+    let host = Host { wall_ns: WALL_NS - BEHIND_NS, drawn: 0 };
+    let mut recorder = Recorder::new(successor, host, Intervals::default());
+    recorder.run_slice(&mut log, STEPS).unwrap();
+    assert_eq!(times(&log.0), [WALL_NS, WALL_NS], "it stands");
+    recorder.source_mut().wall_ns = WALL_NS + 1;
+    recorder.run_slice(&mut log, STEPS).unwrap();
+    assert_eq!(times(&log.0), [WALL_NS, WALL_NS, WALL_NS + 1], "it goes on once the host's has come to it");
+    let (replayed, _) = replay(machine(&code), &log.0);
+    assert_eq!(replayed.registers()[7..10], recorder.machine().registers()[7..10]);
+}
+
+#[test]
+fn an_alarm_is_logged_once_the_hosts_time_of_day_has_come_to_it() {
+    let read = |rd: u32, offset: u32| offset << 20 | 5 << 15 | 2 << 12 | rd << 7 | 0x03;
+    // An alarm at 100 ns after the time that was read.
+    let set = [store(2, 8, 5, 12), addi(7, 7, 100), store(2, 7, 5, 8)];
+    let code = [&[lui(5, 0x101), read(7, 0), read(8, 4)][..], &set].concat();
+    let start_ns = WALL_NS & !0xffff_ffff;
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Host { wall_ns: start_ns, drawn: 0 }, Intervals::default());
+    let alarms = |log: &Log| log.0.iter().filter(|entry| entry.body == EntryBody::Event(Event::Alarm)).count();
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    assert_eq!((alarms(&log), recorder.machine().alarm_wall_ns()), (0, Some(start_ns + 100)));
+    recorder.source_mut().wall_ns = start_ns + 99;
+    recorder.run_slice(&mut log, SLICE_STEPS).unwrap();
+    assert_eq!(alarms(&log), 0);
+    recorder.source_mut().wall_ns = start_ns + 1_000_000_000;
+    recorder.run_slice(&mut log, SLICE_STEPS).unwrap();
+    assert_eq!((alarms(&log), recorder.machine().alarm_wall_ns()), (1, None));
+    replay(machine(&code), &log.0);
+}
+
+#[test]
+fn the_entropy_device_gets_the_hosts_bytes_before_the_guest_goes_on() {
+    /// Virtio registers of a queue of 8, whose parts are filled in by the code below.
+    const SET_UP: [(u32, u32); 6] = [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x38, 8)];
+    let device = |writes: &[(u32, u32)]| -> Vec<u32> {
+        writes.iter().flat_map(|(register, value)| write(0x10003, *register, *value)).collect()
+    };
+    let in_ram = |offset: u32, upper: u32, value: u32| {
+        vec![lui(5, 0x40080), slli(5, 5, 1), lui(6, upper), addi(6, 6, value), store(2, 6, 5, offset)]
+    };
+    let part = |register: u32, offset: u32| {
+        vec![lui(5, 0x10003), lui(6, 0x80100), addi(6, 6, offset), store(2, 6, 5, register)]
+    };
+    let code = [
+        device(&SET_UP),
+        [part(0x80, 0), part(0x90, 0x100), part(0xa0, 0x200)].concat(),
+        device(&[(0x44, 1), (0x70, 15)]),
+        // A descriptor of 5 bytes that the device writes, and an available ring with it.
+        [in_ram(0, 0x80100, 0x300), in_ram(8, 0, 5), in_ram(12, 0, 2), in_ram(0x100, 0x10, 0)].concat(),
+        device(&[(0x50, 0)]),
+    ];
+    let code = code.concat();
+    let mut log = Log::default();
+    let mut recorder = Recorder::new(machine(&code), Host { wall_ns: 0, drawn: 0 }, Intervals::default());
+    assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
+    assert_eq!(recorder.machine().memory(0x8010_0300, 6), Some(&[1, 0, 2, 0, 3, 0][..]));
+    let bytes = log.0.iter().filter_map(|entry| match &entry.body {
+        EntryBody::Event(Event::RandomBytes { bytes }) => Some(bytes.clone()),
+        _ => None,
+    });
+    assert_eq!(bytes.collect::<Vec<_>>(), [[1, 0, 2, 0, 3]]);
+    recorder.digest(&mut log).unwrap();
+    replay(machine(&code), &log.0);
 }
 
 /// The longest time without an entry while the guest advanced, in nanoseconds.

@@ -31,10 +31,20 @@ pub fn thread_cpu_ns() -> u64 {
 /// Milliseconds of UTC since 1970, for people who read reports; no decision depends on it.
 ///
 /// # Panics
-/// If the host has no such clock, which no Linux is without.
+/// As [`wall_ns`].
 #[must_use]
 pub fn wall_ms() -> u64 {
-    read_ns(ClockId::CLOCK_REALTIME) / 1_000_000
+    wall_ns() / 1_000_000
+}
+
+/// Nanoseconds of UTC since 1970, for the guest's real-time clock. It goes back if somebody sets
+/// the host's clock back.
+///
+/// # Panics
+/// If the host has no such clock, which no Linux is without.
+#[must_use]
+pub fn wall_ns() -> u64 {
+    read_ns(ClockId::CLOCK_REALTIME)
 }
 
 /// A time of [`wall_ms`], in the form of RFC 3339: `2026-11-29T01:02:03.456Z`.

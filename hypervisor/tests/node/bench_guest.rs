@@ -30,7 +30,9 @@ fn run(bootargs: &str) -> (String, StopReason, u64) {
             Exit::Stopped(reason) => {
                 return (String::from_utf8(console).unwrap(), reason, machine.instruction_count().0);
             }
-            exit @ (Exit::SeedRead | Exit::WaitForInterrupt) => panic!("{bootargs}: {exit:?}"),
+            exit @ (Exit::SeedRead | Exit::WallClockNeeded | Exit::RandomBytesNeeded | Exit::WaitForInterrupt) => {
+                panic!("{bootargs}: {exit:?}")
+            }
         }
     }
 }

@@ -7,8 +7,8 @@ use alloc::format;
 use alloc::vec::Vec;
 use bincode::{BorrowDecode, Decode, Encode};
 use vm::{
-    Event, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PACKET_BYTES_MAX, PageRange, StateDigest,
-    StopReason,
+    Event, FirstTrap, HaltReason, InstructionCount, Lack, OutputId, PACKET_BYTES_MAX, PageRange, RANDOM_BYTES_MAX,
+    StateDigest, StopReason,
 };
 
 /// The most console input that one entry carries, in bytes.
@@ -20,8 +20,10 @@ pub const ENTRY_BYTES_MAX: usize = CONSOLE_INPUT_BYTES_MAX + 32;
 
 const _: () = assert!(PACKET_BYTES_MAX <= CONSOLE_INPUT_BYTES_MAX, "console input is the longest content");
 
-/// The greatest first byte of an entry: the tag of [`WireBody::PartDigest`].
-const TAG_MAX: u8 = 12;
+const _: () = assert!(RANDOM_BYTES_MAX <= CONSOLE_INPUT_BYTES_MAX, "console input is the longest content");
+
+/// The greatest first byte of an entry: the tag of [`WireBody::RandomBytes`].
+const TAG_MAX: u8 = 15;
 
 /// Encodes the entries of one log in order, each against the one before.
 #[derive(Clone, Debug, Default, Hash)]
@@ -46,8 +48,8 @@ impl EntryEncoder {
     ///
     /// # Panics
     /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a
-    /// packet number or output id that does not go forward, or a packet or console input beyond its
-    /// limit. Callers that make entries from the bytes of a network or a person have checked them
+    /// packet number or output id that does not go forward, or a packet, console input or random
+    /// bytes beyond their limit. Callers that make entries from the bytes of a network or a person have checked them
     /// before.
     pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
         let mut next = self.previous;
@@ -107,6 +109,8 @@ pub struct EntryContext {
     pub count: u64,
     /// The last clock value that was read.
     pub ticks: u64,
+    /// The last time of day, in nanoseconds of UTC since 1970.
+    pub wall_ns: u64,
     /// Number of the last packet; the first is at least 1.
     pub packet: u64,
     /// The id of the next output if no id is skipped.
@@ -158,6 +162,13 @@ enum WireBody<'a> {
         first: Varint,
         pages: Varint,
         digest: [u8; 16],
+    },
+    WallClock {
+        ns: Varint,
+    },
+    Alarm,
+    RandomBytes {
+        bytes: Bytes<'a>,
     },
 }
 
@@ -241,6 +252,16 @@ impl EntryContext {
                 assert!(bytes.len() <= CONSOLE_INPUT_BYTES_MAX, "{} bytes of console input in one entry", bytes.len());
                 WireBody::ConsoleInput { bytes: Bytes(bytes) }
             }
+            Event::WallClock { ns } => {
+                let delta = forward("time of day", self.wall_ns, *ns);
+                self.wall_ns = *ns;
+                WireBody::WallClock { ns: Varint(delta) }
+            }
+            Event::Alarm => WireBody::Alarm,
+            Event::RandomBytes { bytes } => {
+                assert!(bytes.len() <= RANDOM_BYTES_MAX, "{} random bytes in one entry", bytes.len());
+                WireBody::RandomBytes { bytes: Bytes(bytes) }
+            }
         }
     }
 
@@ -264,6 +285,15 @@ impl EntryContext {
             WireBody::ConsoleInput { bytes } => {
                 check_length("console input", bytes.0.len(), CONSOLE_INPUT_BYTES_MAX)?;
                 EntryBody::Event(Event::ConsoleInput { bytes: bytes.0.to_vec() })
+            }
+            WireBody::WallClock { ns } => {
+                self.wall_ns = advance("time of day", self.wall_ns, ns.0)?;
+                EntryBody::Event(Event::WallClock { ns: self.wall_ns })
+            }
+            WireBody::Alarm => EntryBody::Event(Event::Alarm),
+            WireBody::RandomBytes { bytes } => {
+                check_length("random bytes", bytes.0.len(), RANDOM_BYTES_MAX)?;
+                EntryBody::Event(Event::RandomBytes { bytes: bytes.0.to_vec() })
             }
             WireBody::Output { digest } => self.output_from_wire(0, digest)?,
             WireBody::OutputAfterGap { skipped, digest } => {

@@ -52,17 +52,18 @@ pub(crate) struct Entries {
     random: Random,
     count: u64,
     ticks: u64,
+    wall_ns: u64,
     packet: u64,
     output: u64,
 }
 
 impl Entries {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random(seed), count: 0, ticks: 0, packet: 0, output: 0 }
+        Self { random: Random(seed), count: 0, ticks: 0, wall_ns: 0, packet: 0, output: 0 }
     }
 
     fn body(&mut self) -> EntryBody {
-        match self.random.below(14) {
+        match self.random.below(17) {
             0 | 1 => {
                 self.ticks += self.random.delta();
                 EntryBody::Event(Event::ClockRead { ticks: self.ticks })
@@ -89,6 +90,15 @@ impl Entries {
                 pages: PageRange { first: self.random.delta(), end: u64::MAX - self.random.delta() },
                 digest: StateDigest(u128::from(self.random.next())),
             },
+            13 => {
+                self.wall_ns += self.random.delta();
+                EntryBody::Event(Event::WallClock { ns: self.wall_ns })
+            }
+            14 => EntryBody::Event(Event::Alarm),
+            15 => {
+                let length = self.random.below(257);
+                EntryBody::Event(Event::RandomBytes { bytes: self.random.bytes(length) })
+            }
             10 => EntryBody::Generation(Generation(self.random.delta())),
             11 => EntryBody::Stopped(self.stop()),
             _ => EntryBody::Progress,

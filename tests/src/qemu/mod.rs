@@ -194,6 +194,14 @@ pub fn run_on(config: &MachineConfig, image: &[u8], steps_max: u64) -> (Vec<Stri
                 machine.apply(&Event::ClockRead { ticks }).expect("it stands at a read");
             }
             Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).expect("it stands at a read"),
+            Exit::WallClockNeeded => {
+                let ns = machine.last_wall_ns() + 1;
+                machine.apply(&Event::WallClock { ns }).expect("it stands there");
+            }
+            Exit::RandomBytesNeeded => {
+                let bytes = vec![0x5e; machine.random_bytes_needed()];
+                machine.apply(&Event::RandomBytes { bytes }).expect("it stands there");
+            }
             Exit::Output => {
                 while let Some((_, output)) = machine.take_output() {
                     console.extend_from_slice(output.bytes());

@@ -13,6 +13,9 @@ use vm::{Event, Machine};
 /// One in so many looks for input finds that somebody has typed something.
 const LOOKS_PER_KEY: u32 = 2000;
 
+/// The time of day at which a run starts, in nanoseconds since 1970.
+const WALL_START_NS: u64 = 1_700_000_000_000_000_000;
+
 /// The guest's events, as the host makes them.
 pub(super) struct SimSource {
     host: SimHost,
@@ -78,6 +81,10 @@ impl EventSource for SimSource {
 
     fn ticks(&mut self) -> u64 {
         self.inputs.read_clock(self.host.now_ns())
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        WALL_START_NS + self.host.now_ns()
     }
 
     fn entropy(&mut self) -> u16 {

@@ -3,3 +3,4 @@
 mod boot;
 mod failover;
 mod qemu;
+mod time_of_day;

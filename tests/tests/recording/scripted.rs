@@ -78,6 +78,10 @@ impl EventSource for Script {
         self.now_ns() / NS_PER_TICK
     }
 
+    fn wall_ns(&mut self) -> u64 {
+        self.now_ns()
+    }
+
     fn entropy(&mut self) -> u16 {
         u16::try_from(self.random.below(1 << 16)).unwrap()
     }

@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use ft::claim::{Claim, ClaimKind, Verdict};
+use ft::event_source::EventSource;
 use ft::mutation::{Mutation, activate};
 use ft::output_gate::OutputGate;
+use ft::record::{Intervals, LogSink, Recorder};
 use ft::role::{ClaimAnswer, PrimaryAction, PrimaryRole, Timing};
 use ft::start::{LogIdentity, ResumeConsent, judge_resume};
 use hypervisor::arbiter::{Arbiter, FileArbiter};
@@ -15,8 +17,11 @@ use hypervisor::program::guest::Guest;
 use logchannel::entry::{EntryBody, Generation, LogEntry, LogSeq};
 use logchannel::message::Message;
 use logchannel::session::{NodeId, SessionHeader, VmId};
+use std::convert::Infallible;
+use std::panic;
+use tests::qemu::assembler::elf;
 use tests::sim::{self, RunSpec, failures};
-use vm::{InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
+use vm::{Event, InstructionCount, Machine, MachineConfig, OutputId, OutputOperation, PAGE_BYTES};
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 200;
@@ -116,6 +121,73 @@ fn copy_ends() -> bool {
 fn the_mutation_of_copies_copies_a_guest_that_is_not_slowed_without_end() {
     let [mutation] = Mutation::OF_COPIES;
     takes_away(mutation, copy_ends);
+}
+
+/// A host whose time of day is behind that of the owner before.
+struct HostBehind;
+
+impl EventSource for HostBehind {
+    fn now_ns(&mut self) -> u64 {
+        0
+    }
+
+    fn ticks(&mut self) -> u64 {
+        0
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        5
+    }
+
+    fn entropy(&mut self) -> u16 {
+        0
+    }
+
+    fn poll(&mut self, _: &Machine) -> Option<Event> {
+        None
+    }
+}
+
+/// The times of day that a guest has got.
+#[derive(Default)]
+struct TimesOfDay(Vec<u64>);
+
+impl LogSink for TimesOfDay {
+    type Error = Infallible;
+
+    fn append(&mut self, entry: &LogEntry, _: Option<(OutputId, OutputOperation)>) -> Result<(), Infallible> {
+        if let EntryBody::Event(Event::WallClock { ns }) = entry.body {
+            self.0.push(ns);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// Whether a new owner whose host is behind gives the guest no time of day that it knows to be
+/// past.
+fn time_of_day_goes_on() -> bool {
+    // lui t0, 0x101; lw t1, 0(t0); lw t1, 0(t0): the real-time clock's lower half, twice.
+    let code = [0x0010_12b7_u32, 0x0002_a303, 0x0002_a303];
+    let code: Vec<u8> = code.into_iter().flat_map(u32::to_le_bytes).collect();
+    let image = elf(&[(0x8000_0000, &code)]);
+    let mut machine = Machine::new(&MachineConfig::default(), &image).unwrap();
+    assert_eq!(machine.run(InstructionCount(10)), vm::Exit::WallClockNeeded);
+    machine.apply(&Event::WallClock { ns: 7 }).unwrap();
+    let mut recorder = Recorder::new(machine, HostBehind, Intervals::default());
+    let mut times = TimesOfDay::default();
+    // The machine takes no time of day before the last, and the recorder takes that for its bug.
+    let ran = panic::catch_unwind(panic::AssertUnwindSafe(|| recorder.run_slice(&mut times, 1)));
+    ran.is_ok() && times.0 == [7]
+}
+
+#[test]
+fn the_mutation_of_the_time_of_day_turns_it_back() {
+    let [mutation] = Mutation::OF_TIME_OF_DAY;
+    takes_away(mutation, time_of_day_goes_on);
 }
 
 /// Whether console output that waits to be written is sent again by a process that takes over from

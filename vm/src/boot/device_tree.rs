@@ -2,7 +2,7 @@
 //!
 //! Nodes and properties are those of QEMU's `virt` board, as far as the devices exist here.
 
-use crate::bus::{CLINT, FINISHER, PLIC, Region, Slots, UART, UART_IRQ};
+use crate::bus::{CLINT, FINISHER, PLIC, RTC, RTC_IRQ, Region, Slots, UART, UART_IRQ};
 use crate::config::{MachineConfig, TIMEBASE_HZ};
 use crate::ram::RAM_BASE;
 use alloc::borrow::ToOwned;
@@ -124,8 +124,12 @@ fn soc(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
     interrupt(fdt, UART_IRQ)?;
     fdt.end_node(uart)?;
 
-    let Slots { net, disk } = Slots::of(config.boot, config.disk_bytes > 0);
-    for slot in [Some(net), disk].into_iter().flatten() {
+    let rtc = begin_device(fdt, "rtc", RTC, &["google,goldfish-rtc"])?;
+    interrupt(fdt, RTC_IRQ)?;
+    fdt.end_node(rtc)?;
+
+    let Slots { net, disk, rng } = Slots::of(config.boot, config.disk_bytes > 0);
+    for slot in [Some(net), disk, Some(rng)].into_iter().flatten() {
         let device = begin_device(fdt, "virtio_mmio", slot.region(), &["virtio,mmio"])?;
         interrupt(fdt, slot.interrupt())?;
         fdt.end_node(device)?;

@@ -7,5 +7,6 @@
 pub(crate) mod clint;
 pub(crate) mod finisher;
 pub(crate) mod plic;
+pub(crate) mod rtc;
 pub(crate) mod uart;
 pub(crate) mod virtio;

@@ -7,11 +7,11 @@
 
 use super::csr::Status;
 use super::mmu::{Access, Accessor, Mark, Translation};
-use super::{AwaitedRead, Hart, Unretired};
-use crate::bus::Bus;
+use super::{Hart, Unretired};
+use crate::bus::{Bus, Clock};
 use crate::isa::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::isa::decode;
-use crate::isa::instruction::{LoadKind, Register};
+use crate::isa::instruction::LoadKind;
 use crate::isa::privilege::Privilege;
 use crate::isa::trap::Trap;
 use crate::ram::Ram;
@@ -41,26 +41,39 @@ impl Fetched {
     }
 }
 
-/// A load of the clock at the CLINT.
+/// A load or store that needs a clock of the host.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ClockLoad {
-    pub(super) kind: LoadKind,
+pub(super) struct ClockAccess {
+    pub(super) clock: Clock,
     pub(super) address: GuestPhysAddr,
-    /// To be put when the load is completed.
+    /// To be put when the access is completed.
     pub(super) mark: Option<Mark>,
+    pub(super) accessed: Accessed,
+}
+
+/// What such an access does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Accessed {
+    Load(LoadKind),
+    /// A store of the low 32 bits of this value: only the real-time clock needs the host's for one,
+    /// and it has words.
+    Store(u64),
 }
 
 impl Hart {
-    /// The load of the clock that a load instruction with these fields is here, if it is one.
-    pub(super) fn clock_load(&self, ram: &Ram, kind: LoadKind, rs1: Register, offset: i32) -> Option<ClockLoad> {
-        let address = self.effective(rs1, offset);
-        let width = kind.bytes();
+    /// The access to `address` that the next instruction would make, if it needs a clock of the
+    /// host.
+    pub(super) fn clock_access(&self, ram: &Ram, address: GuestVirtAddr, accessed: Accessed) -> Option<ClockAccess> {
+        let (width, access) = match accessed {
+            Accessed::Load(kind) => (kind.bytes(), Access::Load),
+            Accessed::Store(_) => (4, Access::Store),
+        };
         if bytes_to_page_end(address) < width as u64 {
             return None;
         }
-        let translation = self.walk(ram, address, Access::Load).ok()?;
-        let load = ClockLoad { kind, address: translation.physical, mark: translation.mark };
-        Bus::is_clock(translation.physical, width).then_some(load)
+        let translation = self.walk(ram, address, access).ok()?;
+        let clock = Bus::clock_of(translation.physical, width, access == Access::Store)?;
+        Some(ClockAccess { clock, address: translation.physical, mark: translation.mark, accessed })
     }
 
     /// Fetches the instruction at pc, without changing anything, in the page table neither.
@@ -98,15 +111,15 @@ impl Hart {
     ///
     /// # Errors
     /// The trap of the first part that can't be read; its `tval` is the first address of that part.
-    /// [`Unretired::Awaits`] if this reads the clock at the CLINT, and nothing has changed.
+    /// [`Unretired::Awaits`] if this reads a clock, and nothing has changed.
     #[inline]
     pub(super) fn load<const N: usize>(&mut self, bus: &mut Bus, address: GuestVirtAddr) -> Result<[u8; N], Unretired> {
         if bytes_to_page_end(address) < N as u64 {
             return Ok(self.load_across(bus, address)?);
         }
         let translation = self.walk(&bus.ram, address, Access::Load)?;
-        if Bus::is_clock(translation.physical, N) {
-            return Err(Unretired::Awaits(AwaitedRead::Clock));
+        if let Some(clock) = Bus::clock_of(translation.physical, N, false) {
+            return Err(Unretired::Awaits(clock.into()));
         }
         if let Some(mark) = translation.mark {
             mark.put(&mut bus.ram);
@@ -118,18 +131,26 @@ impl Hart {
     ///
     /// # Errors
     /// The trap of the first part that can't be written; its `tval` is the first address of that
-    /// part, and nothing has been written.
+    /// part, and nothing has been written. [`Unretired::Awaits`] if this sets the real-time clock,
+    /// and nothing has changed.
     #[inline]
     pub(super) fn store<const N: usize>(
         &mut self,
         bus: &mut Bus,
         address: GuestVirtAddr,
         bytes: [u8; N],
-    ) -> Result<(), Trap> {
+    ) -> Result<(), Unretired> {
         if bytes_to_page_end(address) < N as u64 {
-            return self.store_across(bus, address, bytes);
+            return Ok(self.store_across(bus, address, bytes)?);
         }
-        let physical = self.translate(bus, address, Access::Store)?;
+        let translation = self.walk(&bus.ram, address, Access::Store)?;
+        let physical = translation.physical;
+        if let Some(clock) = Bus::clock_of(physical, N, true) {
+            return Err(Unretired::Awaits(clock.into()));
+        }
+        if let Some(mark) = translation.mark {
+            mark.put(&mut bus.ram);
+        }
         bus.store(physical, bytes).ok_or(Access::Store.fault(address))?;
         self.notice_tohost(bus, physical, N as u64);
         Ok(())

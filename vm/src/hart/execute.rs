@@ -112,7 +112,7 @@ impl Hart {
         kind: StoreKind,
         address: GuestVirtAddr,
         value: u64,
-    ) -> Result<(), Trap> {
+    ) -> Result<(), Unretired> {
         let [b0, b1, b2, b3, ..] = value.to_le_bytes();
         match kind {
             StoreKind::Byte => self.store(bus, address, [b0]),

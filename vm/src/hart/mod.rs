@@ -19,27 +19,38 @@ pub(crate) mod mmu;
 mod tohost;
 mod trap;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Clock};
 use crate::config::BootMode;
 use crate::isa::address::GuestPhysAddr;
 use crate::isa::decode;
-use crate::isa::instruction::{Instruction, Register};
+use crate::isa::instruction::{Instruction, Register, StoreKind};
 use crate::isa::privilege::Privilege;
 use crate::isa::trap::{Exception, Interrupt, Trap, TrapLevel};
 use crate::ram::Ram;
 use crate::state::{RestoreError, StateReader, StateWriter};
-use access::{ClockLoad, Fetched};
+use access::{Accessed, ClockAccess, Fetched};
 use csr::Csrs;
 use execute::loaded;
 use float::FloatState;
 use mmu::Mmu;
 pub(crate) use tohost::HostPort;
 
-/// An instruction that reads a value from outside the machine.
+/// A value from outside the machine that an instruction needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AwaitedRead {
+pub(crate) enum AwaitedValue {
     Clock,
     Seed,
+    /// The time of day, for an access to the real-time clock.
+    WallClock,
+}
+
+impl From<Clock> for AwaitedValue {
+    fn from(clock: Clock) -> Self {
+        match clock {
+            Clock::Ticks => Self::Clock,
+            Clock::Wall => Self::WallClock,
+        }
+    }
 }
 
 /// Why the machine has to act before the next step.
@@ -47,8 +58,8 @@ pub(crate) enum AwaitedRead {
 pub(crate) enum Pause {
     /// The last step accessed a device: interrupt lines and outputs may have changed.
     DeviceTouched,
-    /// The next instruction reads a value from outside; nothing has been executed.
-    Awaits(AwaitedRead),
+    /// The next instruction needs a value from outside; nothing has been executed.
+    Awaits(AwaitedValue),
     /// The last step was an SBI call.
     FirmwareCall,
     /// The last step was a WFI, and no enabled interrupt is pending.
@@ -63,7 +74,7 @@ enum Unretired {
     Trap(Trap),
     /// An illegal instruction; the trap value is its bits, which only [`Hart::execute_next`] knows.
     Illegal,
-    Awaits(AwaitedRead),
+    Awaits(AwaitedValue),
     FirmwareCall,
     WaitForInterrupt,
 }
@@ -217,25 +228,33 @@ impl Hart {
         bus.touched().then_some(Pause::DeviceTouched)
     }
 
-    /// The value from outside that the next step reads, if any.
+    /// The value from outside that the next step needs, if any.
     ///
     /// A function of the state alone, so that a recorder, whose run has just stopped there, and a
     /// replayer, whose run has stopped because the log said so, get the same.
-    pub(crate) fn next_awaited_read(&self, bus: &Bus) -> Option<AwaitedRead> {
-        self.next_awaited_step(&bus.ram).map(|step| step.read)
+    pub(crate) fn next_awaited_value(&self, bus: &Bus) -> Option<AwaitedValue> {
+        self.next_awaited_step(&bus.ram).map(|step| step.awaited)
     }
 
-    /// Completes the read that the hart stands at; it must stand at one.
-    pub(crate) fn complete_read(&mut self, bus: &mut Bus, value: u64) {
-        let AwaitedStep { rd, load, fetched, .. } =
-            self.next_awaited_step(&bus.ram).expect("the caller has seen that the hart stands at a read");
+    /// Completes the instruction that needs a value from outside, at which the hart must stand. The
+    /// real-time clock, if it is that which is accessed, has got its value before.
+    pub(crate) fn complete_awaited(&mut self, bus: &mut Bus, value: u64) {
+        let AwaitedStep { rd, access, fetched, .. } =
+            self.next_awaited_step(&bus.ram).expect("the caller has seen that the hart stands there");
         fetched.put_marks(&mut bus.ram);
-        let value = match load {
-            Some(ClockLoad { kind, address, mark }) => {
+        let value = match access {
+            Some(ClockAccess { clock, address, mark, accessed }) => {
                 if let Some(mark) = mark {
                     mark.put(&mut bus.ram);
                 }
-                loaded(kind, value >> (8 * (address.0 % 8)))
+                match (clock, accessed) {
+                    (Clock::Ticks, Accessed::Load(kind)) => loaded(kind, value >> (8 * (address.0 % 8))),
+                    (Clock::Wall, Accessed::Load(kind)) => loaded(kind, bus.load_rtc(address)),
+                    (_, Accessed::Store(value)) => {
+                        bus.store_rtc(address, value);
+                        0
+                    }
+                }
             }
             None => value,
         };
@@ -419,7 +438,7 @@ impl Hart {
         self.csrs.leave_step_out();
     }
 
-    /// The read of a value from outside that the next step is.
+    /// The next step, if it needs a value from outside.
     fn next_awaited_step(&self, ram: &Ram) -> Option<AwaitedStep> {
         if self.waiting || self.deliverable_interrupt().is_some() {
             return None;
@@ -428,24 +447,30 @@ impl Hart {
         self.awaited_by(ram, decode::decode(fetched.bits), fetched)
     }
 
-    /// The read of a value from outside that `instruction` is here.
+    /// The step that `instruction` is here, if it needs a value from outside.
     fn awaited_by(&self, ram: &Ram, instruction: Instruction, fetched: Fetched) -> Option<AwaitedStep> {
-        if let Instruction::Csr(instruction) = instruction {
-            let read = self.awaited_read(instruction).ok()??;
-            return Some(AwaitedStep { read, rd: instruction.rd, load: None, fetched });
-        }
-        let Instruction::Load { kind, rd, rs1, offset } = instruction else { return None };
-        let load = self.clock_load(ram, kind, rs1, offset)?;
-        Some(AwaitedStep { read: AwaitedRead::Clock, rd, load: Some(load), fetched })
+        let (rd, address, accessed) = match instruction {
+            Instruction::Csr(instruction) => {
+                let awaited = self.awaited_read(instruction).ok()??;
+                return Some(AwaitedStep { awaited, rd: instruction.rd, access: None, fetched });
+            }
+            Instruction::Load { kind, rd, rs1, offset } => (rd, self.effective(rs1, offset), Accessed::Load(kind)),
+            Instruction::Store { kind: StoreKind::Word, rs1, rs2, offset } => {
+                (Register::ZERO, self.effective(rs1, offset), Accessed::Store(self.register(rs2)))
+            }
+            _ => return None,
+        };
+        let access = self.clock_access(ram, address, accessed)?;
+        Some(AwaitedStep { awaited: access.clock.into(), rd, access: Some(access), fetched })
     }
 }
 
-/// An instruction that reads a value from outside.
+/// An instruction that needs a value from outside.
 #[derive(Clone, Copy, Debug)]
 struct AwaitedStep {
-    read: AwaitedRead,
+    awaited: AwaitedValue,
     rd: Register,
-    /// Of the clock at the CLINT; `None` if the instruction reads a CSR.
-    load: Option<ClockLoad>,
+    /// `None` if the instruction reads a CSR.
+    access: Option<ClockAccess>,
     fetched: Fetched,
 }

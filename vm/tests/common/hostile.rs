@@ -1,7 +1,7 @@
 //! Hostile guests, whose drivers break the rules of their devices, and inputs at any time.
 
 use super::{
-    BLK, ECALL, NET, NOP, RAM, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
+    BLK, ECALL, NET, NOP, RAM, RNG, RTC, SEED, SEPC, SIE, SRET, SSTATUS, STVEC, TIME, UART, WFI, addi, csrrs, csrrw,
     elf_of_bytes, jal, li, load, r_type, small_config, store,
 };
 use vm::{Event, MachineConfig, PACKET_BYTES_MAX};
@@ -9,14 +9,20 @@ use vm::{Event, MachineConfig, PACKET_BYTES_MAX};
 const RAM_END: u64 = RAM + (4 << 20);
 const PLIC: u64 = 0x0c00_0000;
 const CLINT: u64 = 0x200_0000;
-/// (device, number) of each queue: two of the network device, one of the disk.
-const QUEUES: [(u64, u64); 3] = [(NET, 0), (NET, 1), (BLK, 0)];
+/// (device, number) of each queue: two of the network device, one of the disk, and one of the
+/// entropy device.
+const QUEUES: [(u64, u64); 4] = [(NET, 0), (NET, 1), (BLK, 0), (RNG, 0)];
 /// Offsets of descriptor table, available and used ring of each queue, which a guest mostly uses.
-const RINGS: [[u64; 3]; 3] =
-    [[0x3_0000, 0x3_2000, 0x3_3000], [0x3_1000, 0x3_2800, 0x3_4000], [0x3_5000, 0x3_6000, 0x3_7000]];
+const RINGS: [[u64; 3]; 4] = [
+    [0x3_0000, 0x3_2000, 0x3_3000],
+    [0x3_1000, 0x3_2800, 0x3_4000],
+    [0x3_5000, 0x3_6000, 0x3_7000],
+    [0x3_9000, 0x3_a000, 0x3_b000],
+];
 /// Offset of the headers of requests to the disk.
 const HEADERS: u64 = 0x3_8000;
-const HEADERS_END: u64 = HEADERS + 16 * 256;
+/// One past the last of all this.
+const TABLES_END: u64 = 0x3_c000;
 pub(crate) const DISK_BYTES: u64 = 32 << 10;
 const DATA: u64 = RAM + 0x10_0000;
 
@@ -77,12 +83,15 @@ impl Random {
             CLINT,
             CLINT + 0x4000,
             CLINT + 0xbff8,
+            RTC,
+            RTC + 0x24,
+            RNG + 0x100,
         ]);
         match self.below(6) {
             0 => self.next(),
             1 => u64::MAX - self.below(16),
             2 => DATA + self.below(0x1000),
-            3 => RAM + 0x3_0000 + self.below(HEADERS_END - 0x3_0000),
+            3 => RAM + 0x3_0000 + self.below(TABLES_END - 0x3_0000),
             _ => edge.wrapping_add(self.below(32)).wrapping_sub(16),
         }
     }
@@ -190,7 +199,7 @@ impl Guest<'_> {
     }
 
     fn gadget(&mut self) {
-        match self.random.below(22) {
+        match self.random.below(24) {
             0..=2 => self.offer(1),
             3..=4 => self.offer(0),
             5..=7 => {
@@ -198,17 +207,17 @@ impl Guest<'_> {
                 self.register(NET, 0x50, queue);
             }
             8 => {
-                let queue = self.random.pick(&[0, 1, 2]);
+                let queue = self.random.pick(&[0, 1, 2, 3]);
                 self.queue(queue);
             }
             9 if self.random.one_in(3) => {
-                let device = self.random.pick(&[NET, BLK]);
+                let device = self.random.pick(&[NET, BLK, RNG]);
                 self.device(device);
             }
             10 if self.random.slips(1) => {
                 let (register, value) = (self.random.below(0x41) * 4, self.random.value());
                 let width = self.random.pick(&[2, 2, 2, 2, 0, 1, 3]);
-                let device = self.random.pick(&[NET, BLK]);
+                let device = self.random.pick(&[NET, BLK, RNG]);
                 self.write(device + register, value, width);
             }
             11 => {
@@ -236,6 +245,14 @@ impl Guest<'_> {
                 self.code.push(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
             }
             19 | 20 => self.disk_requests(),
+            21 => {
+                self.offer(3);
+                self.register(RNG, 0x50, 0);
+            }
+            22 => {
+                let (register, value) = (self.random.below(10) * 4, self.random.value());
+                self.write(RTC + register, value, 2);
+            }
             _ => self.code.push(NOP),
         }
     }
@@ -281,7 +298,8 @@ fn header(random: &mut Random) -> [u8; 16] {
 fn descriptor(random: &mut Random, queue: usize, index: u64) -> [u8; 16] {
     let address = if random.slips(60) { random.address() } else { DATA + random.below(0x8000) };
     let bytes: u32 = if random.slips(60) { u32::MAX } else { random.pick(&[0, 1, 12, 26, 72, 1526, 1527, 2000]) };
-    let right = u16::from(queue == 0) * 2;
+    // What the device writes: received packets and random bytes.
+    let right = u16::from(QUEUES[queue].1 == 0) * 2;
     let direction = if random.slips(60) { 2 - right } else { right };
     let chained = u16::from(random.one_in(3) && index % 8 < 7);
     let next = if random.slips(30) { random.below(0x1_0000) } else { index + 1 };
@@ -303,13 +321,14 @@ pub(crate) fn image(random: &mut Random) -> Vec<u8> {
         Guest { random, code: [vec![jal(0, 20)], handler.to_vec(), set_up].concat(), available: [0; QUEUES.len()] };
     guest.device(NET);
     guest.device(BLK);
+    guest.device(RNG);
     (0..4).for_each(|_| guest.disk_requests());
     while guest.code.len() < 10_000 {
         guest.gadget();
     }
     let Guest { random, code, .. } = guest;
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
-    bytes.resize(usize::try_from(HEADERS_END).unwrap(), 0);
+    bytes.resize(usize::try_from(TABLES_END).unwrap(), 0);
     let mut put = |place: u64, value: &[u8]| {
         let place = usize::try_from(place).unwrap();
         bytes[place..place + value.len()].copy_from_slice(value);
@@ -333,18 +352,21 @@ pub(crate) fn events(random: &mut Random, limit: u64) -> Vec<(u64, Event)> {
     let mut events = Vec::new();
     while count < limit {
         count += random.below(300);
-        let event = match random.below(8) {
-            0..=3 => {
+        let event = match random.below(17) {
+            0..=8 => {
                 number += 1 + random.below(3);
                 let length = random.below(PACKET_BYTES_MAX as u64 + 1);
                 Event::Packet { number, packet: random.bytes(length) }
             }
-            4 => {
+            9 | 10 => {
                 let length = random.below(200);
                 Event::ConsoleInput { bytes: random.bytes(length) }
             }
-            5 => Event::TimerInterrupt,
-            6 => Event::ClockRead { ticks: random.next() },
+            11 => Event::TimerInterrupt,
+            12 => Event::ClockRead { ticks: random.next() },
+            13 => Event::WallClock { ns: random.next() },
+            14 => Event::Alarm,
+            15 => Event::RandomBytes { bytes: vec![9; 64] },
             _ => Event::Entropy { bits: 7 },
         };
         events.push((count, event));

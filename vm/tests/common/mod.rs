@@ -15,6 +15,8 @@ pub(crate) const RAM: u64 = 0x8000_0000;
 pub(crate) const UART: u64 = 0x1000_0000;
 pub(crate) const NET: u64 = 0x1000_1000;
 pub(crate) const BLK: u64 = 0x1000_2000;
+pub(crate) const RNG: u64 = 0x1000_3000;
+pub(crate) const RTC: u64 = 0x10_1000;
 pub(crate) const FINISHER: u64 = 0x10_0000;
 
 pub(crate) const SSTATUS: u32 = 0x100;
@@ -207,6 +209,15 @@ pub(crate) fn bare_config() -> MachineConfig {
     MachineConfig { boot: BootMode::Bare, ..small_config() }
 }
 
+/// Instructions that store `value` at `address`, [`PUT`] of them. They use x5 and x6. `kind` is
+/// the width: 2 for words.
+pub(crate) fn put(address: u64, value: u64, kind: u32) -> Vec<u32> {
+    [li(5, address), li(6, value), vec![store(kind, 6, 5, 0)]].concat()
+}
+
+/// The number of instructions of [`put`].
+pub(crate) const PUT: u64 = 2 * LI + 1;
+
 /// Instructions that clear the bits `clear` of a CSR and then set the bits `set`. They use x30.
 pub(crate) fn change(number: u32, clear: u64, set: u64) -> Vec<u32> {
     [li(30, clear), vec![csr(3, 0, number, 30)], li(30, set), vec![csrrs(0, number, 30)]].concat()
@@ -275,6 +286,12 @@ pub(crate) fn run_on(machine: &mut Machine) -> Exit {
     machine.run(InstructionCount(u64::MAX))
 }
 
+/// Gives the entropy device the bytes that it waits for.
+pub(crate) fn give_random_bytes(machine: &mut Machine) {
+    let bytes = vec![0x5e; machine.random_bytes_needed()];
+    machine.apply(&Event::RandomBytes { bytes }).unwrap();
+}
+
 /// Runs in slices of `slice` steps until the guest stops or sleeps, or the count is `limit`. Clock
 /// and entropy reads get answers that depend on the count alone; outputs are returned.
 pub(crate) fn drive(
@@ -296,6 +313,8 @@ pub(crate) fn drive(
                 machine.apply(&Event::ClockRead { ticks: ticks.max(machine.last_ticks()) }).unwrap();
             }
             Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).unwrap(),
+            Exit::WallClockNeeded => machine.apply(&Event::WallClock { ns: machine.last_wall_ns() + 1 }).unwrap(),
+            Exit::RandomBytesNeeded => give_random_bytes(machine),
             Exit::LimitReached if machine.instruction_count().0 < limit => {}
             exit @ (Exit::LimitReached | Exit::WaitForInterrupt | Exit::Stopped(_)) => return (exit, outputs),
         }

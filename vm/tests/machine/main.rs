@@ -9,4 +9,5 @@ mod determinism;
 mod disk;
 mod loader;
 mod sleep;
+mod time_of_day;
 mod timers;

@@ -42,8 +42,16 @@ impl<H: Host> ReplayWork<H> {
 /// The bytes of an entry in the log buffer.
 fn buffered_bytes(entry: &LogEntry) -> usize {
     let content = match &entry.body {
-        EntryBody::Event(Event::Packet { packet: bytes, .. } | Event::ConsoleInput { bytes }) => bytes.len(),
-        EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
+        EntryBody::Event(
+            Event::Packet { packet: bytes, .. } | Event::ConsoleInput { bytes } | Event::RandomBytes { bytes },
+        ) => bytes.len(),
+        EntryBody::Event(
+            Event::ClockRead { .. }
+            | Event::Entropy { .. }
+            | Event::TimerInterrupt
+            | Event::WallClock { .. }
+            | Event::Alarm,
+        )
         | EntryBody::Output { .. }
         | EntryBody::Progress
         | EntryBody::Digest(_)

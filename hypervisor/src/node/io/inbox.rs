@@ -150,12 +150,14 @@ impl HostEventSource {
     }
 
     /// Sleeps until `until_ns`, until `socket` is readable, or until [`InboxSender::wake`]. If the
-    /// guest may run, `machine` is `Some`, and its inputs and its timer end the sleep too. A
-    /// stopped guest takes none of them, so they would wake its thread again and again.
+    /// guest may run, `machine` is `Some`, and its inputs, its timer and its alarm end the sleep
+    /// too. A stopped guest takes none of them, so they would wake its thread again and again.
     pub fn sleep(&self, machine: Option<&Machine>, socket: Option<BorrowedFd<'_>>, until_ns: u64) {
         let timer = machine.and_then(Machine::timer_deadline);
         let timer_ns = timer.map_or(u64::MAX, |ticks| self.clock().ns_of(ticks));
-        let wait_ns = timer_ns.min(until_ns).saturating_sub(clock::now_ns());
+        let alarm_ns = machine.and_then(Machine::alarm_wall_ns);
+        let to_alarm_ns = alarm_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_sub(clock::wall_ns()));
+        let wait_ns = timer_ns.min(until_ns).saturating_sub(clock::now_ns()).min(to_alarm_ns);
         self.waker.asleep.store(machine.is_some(), Ordering::SeqCst);
         if wait_ns > 0 && !machine.is_some_and(|machine| self.has_input(machine)) {
             let mut files = vec![PollFd::new(self.waker.event.as_fd(), PollFlags::POLLIN)];
@@ -178,6 +180,10 @@ impl EventSource for HostEventSource {
 
     fn ticks(&mut self) -> u64 {
         self.inputs.read_clock(clock::now_ns())
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        clock::wall_ns()
     }
 
     fn entropy(&mut self) -> u16 {

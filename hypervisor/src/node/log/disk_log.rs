@@ -447,10 +447,16 @@ impl<S: Storage> FinishingLog<S> {
 pub(super) fn payload_bytes(entry: &LogEntry) -> usize {
     match &entry.body {
         EntryBody::Event(Event::Packet { packet, .. }) => packet.len(),
-        EntryBody::Event(Event::ConsoleInput { bytes }) => bytes.len(),
+        EntryBody::Event(Event::ConsoleInput { bytes } | Event::RandomBytes { bytes }) => bytes.len(),
         EntryBody::Output { .. } => 8,
         EntryBody::Digest(_) | EntryBody::PartDigest { .. } | EntryBody::Stopped(_) => 16,
-        EntryBody::Event(Event::ClockRead { .. } | Event::Entropy { .. } | Event::TimerInterrupt)
+        EntryBody::Event(
+            Event::ClockRead { .. }
+            | Event::Entropy { .. }
+            | Event::TimerInterrupt
+            | Event::WallClock { .. }
+            | Event::Alarm,
+        )
         | EntryBody::Progress
         | EntryBody::Generation(_) => 0,
     }

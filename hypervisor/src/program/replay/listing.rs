@@ -4,6 +4,7 @@ use super::output::Output;
 use super::output::{OutputError, json_line};
 use super::{Failure, Options, in_file, open};
 use crate::node::io::console_text::{Piece, hex};
+use crate::os::clock::WallTime;
 use crate::os::report::Grouped;
 use crate::program::cli::exit;
 use crate::program::cli::interrupt;
@@ -46,6 +47,15 @@ enum Body {
         hex: String,
     },
     ConsoleInput(Piece),
+    WallClock {
+        /// Nanoseconds of UTC since 1970.
+        ns: u64,
+    },
+    Alarm,
+    RandomBytes {
+        /// In hexadecimal.
+        hex: String,
+    },
     Output {
         id: u64,
         digest: String,
@@ -78,6 +88,9 @@ impl Body {
             EntryBody::Event(Event::ConsoleInput { bytes }) => {
                 Self::ConsoleInput(Piece::of(bytes).unwrap_or(Piece { text: String::new(), hex: None }))
             }
+            EntryBody::Event(Event::WallClock { ns }) => Self::WallClock { ns: *ns },
+            EntryBody::Event(Event::Alarm) => Self::Alarm,
+            EntryBody::Event(Event::RandomBytes { bytes }) => Self::RandomBytes { hex: hex(bytes) },
             EntryBody::Output { id, digest } => Self::Output { id: id.0, digest: format!("{digest:016x}") },
             EntryBody::Progress => Self::Progress,
             EntryBody::Digest(digest) => Self::Digest { digest: digest.to_string() },
@@ -156,12 +169,14 @@ fn describe(entry: &LogEntry) -> String {
             format!("frame {}, {} bytes", Grouped(*number), Grouped(packet.len() as u64))
         }
         EntryBody::Event(Event::ConsoleInput { bytes }) => format!("\"{}\"", bytes.escape_ascii()),
+        EntryBody::Event(Event::WallClock { ns }) => WallTime(ns / 1_000_000).to_string(),
+        EntryBody::Event(Event::RandomBytes { bytes }) => format!("{} bytes", bytes.len()),
         EntryBody::Output { id, digest } => format!("{} digest {digest:016x}", Grouped(id.0)),
         EntryBody::Digest(digest) => digest.to_string(),
         EntryBody::PartDigest { pages, digest } => format!("{digest} with pages {} to {}", pages.first, pages.end - 1),
         EntryBody::Stopped(reason) => reason.to_string(),
         EntryBody::Generation(generation) => generation.to_string(),
-        EntryBody::Event(Event::TimerInterrupt) | EntryBody::Progress => String::new(),
+        EntryBody::Event(Event::TimerInterrupt | Event::Alarm) | EntryBody::Progress => String::new(),
     };
     format!("{:<14} {detail}", entry_name(&entry.body))
 }

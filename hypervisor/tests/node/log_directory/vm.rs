@@ -100,6 +100,10 @@ impl EventSource for Source {
         self.0
     }
 
+    fn wall_ns(&mut self) -> u64 {
+        0
+    }
+
     fn entropy(&mut self) -> u16 {
         0
     }

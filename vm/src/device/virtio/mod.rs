@@ -1,7 +1,7 @@
-//! Virtio devices, version 1: paravirtual disk and network.
+//! Virtio devices, version 1: paravirtual disk, network and entropy.
 //!
 //! ```text
-//!   net, blk ──► mmio (registers, negotiation, interrupt status) ──► queue (split virtqueues in guest RAM)
+//!   net, blk, rng ──► mmio (registers, negotiation, interrupt status) ──► queue (split virtqueues in guest RAM)
 //! ```
 //!
 //! After a driver's mistake ([`BadRing`]) its device sets DEVICE_NEEDS_RESET, raises the
@@ -16,6 +16,7 @@ pub(crate) mod blk;
 pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod queue;
+pub(crate) mod rng;
 #[cfg(test)]
 mod tests;
 

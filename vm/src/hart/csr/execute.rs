@@ -2,7 +2,7 @@
 
 use super::{Csrs, Status, address};
 use crate::hart::float::FloatStatus;
-use crate::hart::{AwaitedRead, Hart, Unretired};
+use crate::hart::{AwaitedValue, Hart, Unretired};
 use crate::isa::instruction::{CsrInstruction, CsrOp, CsrSource};
 use crate::isa::privilege::Privilege;
 
@@ -49,13 +49,13 @@ impl Hart {
     }
 
     /// The value from outside that `instruction` reads, if any.
-    pub(in crate::hart) fn awaited_read(&self, instruction: CsrInstruction) -> Result<Option<AwaitedRead>, Unretired> {
+    pub(in crate::hart) fn awaited_read(&self, instruction: CsrInstruction) -> Result<Option<AwaitedValue>, Unretired> {
         if !self.may_access(instruction) {
             return Err(Unretired::Illegal);
         }
         Ok(match instruction.csr {
-            address::TIME => Some(AwaitedRead::Clock),
-            address::SEED => Some(AwaitedRead::Seed),
+            address::TIME => Some(AwaitedValue::Clock),
+            address::SEED => Some(AwaitedValue::Seed),
             _ => None,
         })
     }

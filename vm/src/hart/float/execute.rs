@@ -38,13 +38,15 @@ impl Hart {
         self.require_float()?;
         match format {
             FloatFormat::Single => {
-                let bits =
-                    u32::from_le_bytes(self.load(bus, address).map_err(|unretired| not_the_clock(unretired, address))?);
+                let bits = u32::from_le_bytes(
+                    self.load(bus, address).map_err(|unretired| not_a_clock(unretired, Access::Load, address))?,
+                );
                 self.set_float::<Single>(rd, bits.into());
             }
             FloatFormat::Double => {
-                let bits =
-                    u64::from_le_bytes(self.load(bus, address).map_err(|unretired| not_the_clock(unretired, address))?);
+                let bits = u64::from_le_bytes(
+                    self.load(bus, address).map_err(|unretired| not_a_clock(unretired, Access::Load, address))?,
+                );
                 self.set_float::<Double>(rd, bits);
             }
         }
@@ -63,11 +65,11 @@ impl Hart {
         self.require_float()?;
         let bytes = self.float_register(rs2).to_le_bytes();
         let [b0, b1, b2, b3, ..] = bytes;
-        match format {
-            FloatFormat::Single => self.store(bus, address, [b0, b1, b2, b3])?,
-            FloatFormat::Double => self.store(bus, address, bytes)?,
-        }
-        Ok(())
+        let stored = match format {
+            FloatFormat::Single => self.store(bus, address, [b0, b1, b2, b3]),
+            FloatFormat::Double => self.store(bus, address, bytes),
+        };
+        stored.map_err(|unretired| not_a_clock(unretired, Access::Store, address))
     }
 
     /// Floating-point instructions are illegal while the unit is off.
@@ -199,7 +201,7 @@ impl Hart {
     }
 }
 
-/// Floating-point loads don't read the clock: at the CLINT they fault.
-fn not_the_clock(unretired: Unretired, address: GuestVirtAddr) -> Unretired {
-    if let Unretired::Awaits(_) = unretired { Access::Load.fault(address).into() } else { unretired }
+/// Floating-point loads and stores don't access clocks: there they fault.
+fn not_a_clock(unretired: Unretired, access: Access, address: GuestVirtAddr) -> Unretired {
+    if let Unretired::Awaits(_) = unretired { access.fault(address).into() } else { unretired }
 }

@@ -68,6 +68,15 @@ pub(crate) fn run(program: &Program, choices: &mut Choices<'_>, steps: u64, seen
                 machines.apply(&Event::Entropy { bits: 0x5eed }).unwrap();
                 seen.reads_answered += 1;
             }
+            Exit::WallClockNeeded => {
+                let ns = machines.fast.last_wall_ns() + choices.below(100);
+                machines.apply(&Event::WallClock { ns }).unwrap();
+                seen.reads_answered += 1;
+            }
+            Exit::RandomBytesNeeded => {
+                let bytes = vec![0x5e; machines.fast.random_bytes_needed()];
+                machines.apply(&Event::RandomBytes { bytes }).unwrap();
+            }
             Exit::WaitForInterrupt => {
                 seen.sleeps += 1;
                 sleeps += 1;
@@ -185,6 +194,7 @@ impl Lockstep<'_> {
             3 => Event::TimerInterrupt,
             4 => Event::ConsoleInput { bytes: vec![b'x'; usize::try_from(choices.below(20)).unwrap()] },
             5 => Event::Entropy { bits: 7 },
+            6 => Event::Alarm,
             _ => return,
         };
         let before = self.watched();

@@ -40,6 +40,11 @@ pub(super) fn alone(config: &MachineConfig, image: &[u8], steps: u64) -> Result<
                 let ticks = ticks.max(machine.last_ticks());
                 machine.apply(&Event::ClockRead { ticks })?;
             }
+            Exit::WallClockNeeded => machine.apply(&Event::WallClock { ns: machine.last_wall_ns() })?,
+            Exit::RandomBytesNeeded => {
+                let bytes = vec![0; machine.random_bytes_needed()];
+                machine.apply(&Event::RandomBytes { bytes })?;
+            }
             Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0 })?,
             Exit::Output => {
                 while let Some((_, output)) = machine.take_output() {

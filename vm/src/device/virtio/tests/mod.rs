@@ -2,6 +2,7 @@
 
 mod blk;
 mod net;
+mod rng;
 
 use super::BadRing;
 use crate::isa::address::GuestPhysAddr;

@@ -1,16 +1,20 @@
 //! The machine: hart, bus, RAM and devices under one instruction count.
 
+mod apply;
+
+pub use apply::ApplyError;
+
 use crate::boot::loader::{self, LoadError, Loaded};
 use crate::boot::sbi;
 use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::count::InstructionCount;
 use crate::digest::StateDigest;
-use crate::event::{Event, OutputId, OutputOperation, PACKET_BYTES_MAX};
+use crate::event::{OutputId, OutputOperation};
 use crate::exit::{Exit, HaltReason, StopReason};
 use crate::fast::{Fast, Left};
 use crate::fault::DeviceFault;
-use crate::hart::{AwaitedRead, Hart, Pause};
+use crate::hart::{AwaitedValue, Hart, Pause};
 use crate::isa::address::GuestPhysAddr;
 use crate::isa::trap::Interrupt;
 use crate::probe::{ActiveProbe, Writer};
@@ -19,50 +23,6 @@ use crate::ram::pages::PageRange;
 use crate::ram::{RAM_BASE, Ram};
 use crate::state::{RestoreError, StateReader, StateWriter};
 use alloc::boxed::Box;
-
-/// Why an event can't be applied: the log belongs to another execution.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApplyError {
-    /// A value for a clock or seed read while the machine doesn't stand at one.
-    #[error("the machine does not stand at a read of the {0}")]
-    NotRead(&'static str),
-    /// A clock value less than the one before.
-    #[error("the clock would go back from {last} to {ticks} ticks")]
-    ClockWentBack {
-        /// The refused value.
-        ticks: u64,
-        /// [`Machine::last_ticks`].
-        last: u64,
-    },
-    /// A timer interrupt that the guest hasn't asked for.
-    #[error("the guest has set no timer")]
-    NoTimer,
-    /// A packet whose number isn't greater than that of the packet before.
-    #[error("packet {number} after packet {last}: their numbers must rise")]
-    PacketOutOfOrder {
-        /// The packet's number.
-        number: u64,
-        /// [`Machine::last_packet_number`].
-        last: u64,
-    },
-    /// A packet longer than the network device carries.
-    #[error("a frame of {bytes} bytes; the longest is {PACKET_BYTES_MAX}")]
-    PacketTooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// More console input than the machine has room for.
-    #[error("{bytes} bytes of console input, but room for {room}")]
-    ConsoleFull {
-        /// Length of the input.
-        bytes: usize,
-        /// [`Machine::console_room`].
-        room: usize,
-    },
-    /// The guest has stopped.
-    #[error("the machine has stopped: {0}")]
-    Stopped(StopReason),
-}
 
 /// Packets that the network device couldn't carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +87,7 @@ impl Machine {
     /// Runs until the instruction count is `limit` or something needs the hypervisor.
     ///
     /// If several reasons to stop hold, it returns the first of: outputs to be taken, the end of
-    /// the guest, the limit, WFI, a read.
+    /// the guest, the limit, random bytes, WFI, an instruction that needs a value.
     pub fn run(&mut self, limit: InstructionCount) -> Exit {
         self.run_at(Engine::Fast, limit)
     }
@@ -160,6 +120,9 @@ impl Machine {
             if self.hart.count() >= limit.0 {
                 return Exit::LimitReached;
             }
+            if self.bus.rng.is_waiting() {
+                return Exit::RandomBytesNeeded;
+            }
             if self.hart.is_waiting() {
                 return Exit::WaitForInterrupt;
             }
@@ -171,8 +134,9 @@ impl Machine {
                 None => {}
                 // The device may have written to the reserved address.
                 Some(Pause::DeviceTouched) => self.hart.drop_reservation(),
-                Some(Pause::Awaits(AwaitedRead::Clock)) => return Exit::ClockRead,
-                Some(Pause::Awaits(AwaitedRead::Seed)) => return Exit::SeedRead,
+                Some(Pause::Awaits(AwaitedValue::Clock)) => return Exit::ClockRead,
+                Some(Pause::Awaits(AwaitedValue::Seed)) => return Exit::SeedRead,
+                Some(Pause::Awaits(AwaitedValue::WallClock)) => return Exit::WallClockNeeded,
                 Some(Pause::FirmwareCall) => {
                     sbi::call(&mut self.hart, &mut self.bus);
                     if PROBED {
@@ -230,41 +194,6 @@ impl Machine {
         None
     }
 
-    /// Applies one input, at the present instruction count.
-    ///
-    /// An answered read completes its instruction: the count is one more afterwards.
-    ///
-    /// # Errors
-    /// [`ApplyError`] if the machine isn't in a state in which this event could have happened; the
-    /// state is unchanged.
-    pub fn apply(&mut self, event: &Event) -> Result<(), ApplyError> {
-        if let Some(reason) = self.bus.stopped() {
-            return Err(ApplyError::Stopped(reason));
-        }
-        let before = (self.hart.count(), self.hart.pc());
-        match event {
-            Event::ClockRead { ticks } => self.answer_clock_read(*ticks)?,
-            Event::Entropy { bits } => self.answer_seed_read(*bits)?,
-            Event::TimerInterrupt => {
-                let deadline = self.timer_deadline().ok_or(ApplyError::NoTimer)?;
-                self.hart.set_ticks(deadline);
-            }
-            Event::Packet { number, packet } => self.receive_packet(*number, packet)?,
-            Event::ConsoleInput { bytes } => {
-                let room = self.console_room();
-                if bytes.len() > room {
-                    return Err(ApplyError::ConsoleFull { bytes: bytes.len(), room });
-                }
-                self.bus.uart.receive(bytes);
-            }
-        }
-        self.settle();
-        if self.probe.is_some() {
-            self.note_event(before);
-        }
-        Ok(())
-    }
-
     /// Takes the oldest output, with its position in the sequence of outputs since reset.
     pub fn take_output(&mut self) -> Option<(OutputId, OutputOperation)> {
         self.bus.outputs.take()
@@ -287,6 +216,29 @@ impl Machine {
     #[must_use]
     pub const fn last_ticks(&self) -> u64 {
         self.hart.ticks()
+    }
+
+    /// The latest time of day that the guest can know, in nanoseconds of UTC since 1970: that of its
+    /// last access to the real-time clock, or that of its last alarm if it is later; 0 if there was
+    /// none. A new primary's time of day must not be less.
+    #[must_use]
+    pub const fn last_wall_ns(&self) -> u64 {
+        self.bus.rtc.host_ns()
+    }
+
+    /// The time of day at which the guest wants its alarm ([`Event::Alarm`]), in nanoseconds of UTC
+    /// since 1970; `None` if no alarm is set.
+    #[must_use]
+    pub fn alarm_wall_ns(&self) -> Option<u64> {
+        self.bus.rtc.alarm_host_ns()
+    }
+
+    /// How many random bytes the entropy device takes now; at most
+    /// [`RANDOM_BYTES_MAX`](crate::RANDOM_BYTES_MAX). 0 unless the machine stands at
+    /// [`Exit::RandomBytesNeeded`].
+    #[must_use]
+    pub fn random_bytes_needed(&self) -> usize {
+        self.bus.rng.wanted(&self.bus.ram)
     }
 
     /// The number of the last packet applied; 0 if there was none.
@@ -472,42 +424,6 @@ impl Machine {
         let mut writer = StateWriter::default();
         machine.write_to(&mut writer);
         if writer.into_bytes() == state { Ok(machine) } else { Err(RestoreError::NotAtRest) }
-    }
-
-    fn answer_clock_read(&mut self, ticks: u64) -> Result<(), ApplyError> {
-        if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Clock) {
-            return Err(ApplyError::NotRead("clock"));
-        }
-        let last = self.last_ticks();
-        if ticks < last {
-            return Err(ApplyError::ClockWentBack { ticks, last });
-        }
-        self.hart.complete_read(&mut self.bus, ticks);
-        self.hart.set_ticks(ticks);
-        Ok(())
-    }
-
-    fn answer_seed_read(&mut self, bits: u16) -> Result<(), ApplyError> {
-        /// Field OPST of CSR `seed`: 16 bits of entropy are valid.
-        const OPST_ES16: u64 = 0b10 << 30;
-        if self.hart.next_awaited_read(&self.bus) != Some(AwaitedRead::Seed) {
-            return Err(ApplyError::NotRead("seed"));
-        }
-        self.hart.complete_read(&mut self.bus, OPST_ES16 | u64::from(bits));
-        Ok(())
-    }
-
-    fn receive_packet(&mut self, number: u64, packet: &[u8]) -> Result<(), ApplyError> {
-        if number <= self.last_packet_number {
-            return Err(ApplyError::PacketOutOfOrder { number, last: self.last_packet_number });
-        }
-        if packet.len() > PACKET_BYTES_MAX {
-            return Err(ApplyError::PacketTooLong { bytes: packet.len() });
-        }
-        self.last_packet_number = number;
-        self.bus.receive_packet(packet);
-        self.hart.drop_reservation();
-        Ok(())
     }
 
     /// Draws the consequences of a step or an event: sets interrupt lines, queues outputs.
