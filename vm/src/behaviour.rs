@@ -12,7 +12,7 @@ use core::fmt;
 /// |---|---|
 /// | 0 | RV64IMAC with S- and U-mode; not in any release |
 /// | 1 | RV64GC with M-mode, Sv39 and a disk |
-/// | 2 | `minstret` counts what retires; a driver's mistake stops its device and not the machine; HTIF system calls; CLINT, Sstc, the PLIC's context of M-mode, eight virtio slots, legacy SBI calls; goldfish RTC, virtio-rng |
+/// | 2 | `minstret` counts what retires; a driver's mistake stops its device and not the machine; HTIF system calls; CLINT, Sstc, the PLIC's context of M-mode, eight virtio slots, legacy SBI calls; goldfish RTC, virtio-rng; Zba, Zbb, Zbs |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BehaviourVersion(pub u32);
 

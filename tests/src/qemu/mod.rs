@@ -21,10 +21,10 @@ use vm::{Event, Exit, InstructionCount, Machine, MachineConfig, StopReason};
 const PROGRAM: &str = "qemu-system-riscv64";
 
 /// The extensions of our machine and no others.
-pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off"];
+pub const SAME_ISA: [&str; 2] = ["-cpu", "rv64,h=off,zbc=off"];
 
 /// The extensions of our machine without floating point, whose initial state the firmware chooses.
-pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zba=off,zbb=off,zbc=off,zbs=off,mmu=off"];
+pub const INTEGER_ISA: [&str; 2] = ["-cpu", "rv64,f=off,d=off,h=off,zbc=off,mmu=off"];
 
 /// The beginning of the last line that OpenSBI prints before it starts the guest.
 const BANNER_END: &str = "Boot HART MEDELEG";

@@ -30,9 +30,10 @@ const UART_CLOCK_HZ: u32 = 3_686_400;
 const UART_OPTIONS: &str = "115200n8";
 
 /// `riscv,isa`: the extensions of the hart.
-const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zkr_sstc";
+const ISA: &str = "rv64imafdc_zicntr_zicsr_zifencei_zba_zbb_zbs_zkr_sstc";
 const ISA_BASE: &str = "rv64i";
-const ISA_EXTENSIONS: [&str; 11] = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zkr", "sstc"];
+const ISA_EXTENSIONS: [&str; 14] =
+    ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs", "zkr", "sstc"];
 const MMU: &str = "riscv,sv39";
 
 /// The part of the device tree that depends on the image.

@@ -20,6 +20,10 @@ use super::operations::{
     Or, Registers, Rem, RemW, Remu, RemuW, Sll, SllW, Slt, Sltu, Sra, SraW, Srl, SrlW, Straight, Sub, SubW, Xor,
     execute, one,
 };
+use super::operations::{
+    AddUw, Andn, Bclr, Bext, Binv, Bset, Clz, ClzW, Cpop, CpopW, Ctz, CtzW, Max, Maxu, Min, Minu, OrcB, Orn, Rev8, Rol,
+    RolW, Ror, RorW, SextB, SextH, Sh1Add, Sh1AddUw, Sh2Add, Sh2AddUw, Sh3Add, Sh3AddUw, SllUw, Xnor, ZextH,
+};
 use super::slot::{Handler, Slot};
 use crate::hart::Hart;
 
@@ -219,6 +223,20 @@ kinds! {
     Div = Registers<Div>, DivUnsigned = Registers<Divu>, Rem = Registers<Rem>, RemUnsigned = Registers<Remu>,
     MulWord = Registers<MulW>, DivWord = Registers<DivW>, DivUnsignedWord = Registers<DivuW>,
     RemWord = Registers<RemW>, RemUnsignedWord = Registers<RemuW>,
+    AddUnsignedWord = Registers<AddUw>, Shift1Add = Registers<Sh1Add>, Shift2Add = Registers<Sh2Add>,
+    Shift3Add = Registers<Sh3Add>, Shift1AddUnsignedWord = Registers<Sh1AddUw>,
+    Shift2AddUnsignedWord = Registers<Sh2AddUw>, Shift3AddUnsignedWord = Registers<Sh3AddUw>,
+    AndNot = Registers<Andn>, OrNot = Registers<Orn>, XorNot = Registers<Xnor>, Max = Registers<Max>,
+    MaxUnsigned = Registers<Maxu>, Min = Registers<Min>, MinUnsigned = Registers<Minu>,
+    ExtendHalfUnsigned = Registers<ZextH>, RotateLeft = Registers<Rol>, RotateRight = Registers<Ror>,
+    RotateLeftWord = Registers<RolW>, RotateRightWord = Registers<RorW>, BitClear = Registers<Bclr>,
+    BitExtract = Registers<Bext>, BitInvert = Registers<Binv>, BitSet = Registers<Bset>,
+    ShiftLeftUnsignedWord = Immediate<SllUw>, LeadingZeros = Immediate<Clz>, TrailingZeros = Immediate<Ctz>,
+    CountOnes = Immediate<Cpop>, LeadingZerosWord = Immediate<ClzW>, TrailingZerosWord = Immediate<CtzW>,
+    CountOnesWord = Immediate<CpopW>, ExtendByte = Immediate<SextB>, ExtendHalf = Immediate<SextH>,
+    RotateRightImmediate = Immediate<Ror>, RotateRightWordImmediate = Immediate<RorW>,
+    OrCombineBytes = Immediate<OrcB>, ReverseBytes = Immediate<Rev8>, BitClearImmediate = Immediate<Bclr>,
+    BitExtractImmediate = Immediate<Bext>, BitInvertImmediate = Immediate<Binv>, BitSetImmediate = Immediate<Bset>,
     LoadByte = Byte, LoadHalf = Half, LoadHalfUnsigned = HalfUnsigned, LoadWordUnsigned = WordUnsigned,
     StoreHalf = StoreHalf,
     }

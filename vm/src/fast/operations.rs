@@ -5,7 +5,7 @@ use super::env::Env;
 use super::slot::Slot;
 use crate::hart::Hart;
 use crate::hart::alu;
-use crate::isa::instruction::AluOp;
+use crate::isa::instruction::{AluOp, BitOp};
 use core::marker::PhantomData;
 
 /// An instruction that doesn't end a run.
@@ -93,6 +93,21 @@ macro_rules! operations {
 
 operations!(Add Sub Sll Slt Sltu Xor Srl Sra Or And AddW SubW SllW SrlW SraW
     Mul Mulh Mulhsu Mulhu Div Divu Rem Remu MulW DivW DivuW RemW RemuW);
+
+macro_rules! bit_operations {
+    ($($name:ident)*) => {
+        $(
+            #[derive(Debug)]
+            pub(super) struct $name;
+            impl Alu for $name {
+                const OP: AluOp = AluOp::Bits(BitOp::$name);
+            }
+        )*
+    };
+}
+
+bit_operations!(AddUw Sh1Add Sh2Add Sh3Add Sh1AddUw Sh2AddUw Sh3AddUw SllUw Andn Orn Xnor Clz Ctz Cpop ClzW CtzW CpopW
+    Max Maxu Min Minu SextB SextH ZextH Rol Ror RolW RorW OrcB Rev8 Bclr Bext Binv Bset);
 
 /// Defines instructions that can always be executed.
 macro_rules! straight {

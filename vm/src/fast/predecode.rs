@@ -4,8 +4,7 @@ use super::dispatch;
 use super::fusion::Kind;
 use super::slot::Slot;
 use crate::isa::decode;
-use crate::isa::instruction::AluOp;
-use crate::isa::instruction::{Condition, Instruction, LoadKind, Register, StoreKind};
+use crate::isa::instruction::{AluOp, BitOp, Condition, Instruction, LoadKind, Register, StoreKind};
 use crate::ram::pages::PAGE_BYTES;
 
 /// A slot and the kind of its instruction; `None` if the plain interpreter executes it.
@@ -153,6 +152,7 @@ fn immediate_kind(op: AluOp) -> Kind {
         AluOp::SllW => Kind::ShiftLeftWordImmediate,
         AluOp::SrlW => Kind::ShiftRightWordImmediate,
         AluOp::SraW => Kind::ShiftRightSignedWordImmediate,
+        AluOp::Bits(op) => bits_immediate_kind(op),
         AluOp::Sub
         | AluOp::SubW
         | AluOp::Mul
@@ -201,6 +201,85 @@ fn register_kind(op: AluOp) -> Kind {
         AluOp::DivuW => Kind::DivUnsignedWord,
         AluOp::RemW => Kind::RemWord,
         AluOp::RemuW => Kind::RemUnsignedWord,
+        AluOp::Bits(op) => bits_register_kind(op),
+    }
+}
+
+fn bits_immediate_kind(op: BitOp) -> Kind {
+    match op {
+        BitOp::SllUw => Kind::ShiftLeftUnsignedWord,
+        BitOp::Clz => Kind::LeadingZeros,
+        BitOp::Ctz => Kind::TrailingZeros,
+        BitOp::Cpop => Kind::CountOnes,
+        BitOp::ClzW => Kind::LeadingZerosWord,
+        BitOp::CtzW => Kind::TrailingZerosWord,
+        BitOp::CpopW => Kind::CountOnesWord,
+        BitOp::SextB => Kind::ExtendByte,
+        BitOp::SextH => Kind::ExtendHalf,
+        BitOp::Ror => Kind::RotateRightImmediate,
+        BitOp::RorW => Kind::RotateRightWordImmediate,
+        BitOp::OrcB => Kind::OrCombineBytes,
+        BitOp::Rev8 => Kind::ReverseBytes,
+        BitOp::Bclr => Kind::BitClearImmediate,
+        BitOp::Bext => Kind::BitExtractImmediate,
+        BitOp::Binv => Kind::BitInvertImmediate,
+        BitOp::Bset => Kind::BitSetImmediate,
+        BitOp::AddUw
+        | BitOp::Sh1Add
+        | BitOp::Sh2Add
+        | BitOp::Sh3Add
+        | BitOp::Sh1AddUw
+        | BitOp::Sh2AddUw
+        | BitOp::Sh3AddUw
+        | BitOp::Andn
+        | BitOp::Orn
+        | BitOp::Xnor
+        | BitOp::Max
+        | BitOp::Maxu
+        | BitOp::Min
+        | BitOp::Minu
+        | BitOp::ZextH
+        | BitOp::Rol
+        | BitOp::RolW => unreachable!("the decoder gives no immediate to this operation"),
+    }
+}
+
+fn bits_register_kind(op: BitOp) -> Kind {
+    match op {
+        BitOp::AddUw => Kind::AddUnsignedWord,
+        BitOp::Sh1Add => Kind::Shift1Add,
+        BitOp::Sh2Add => Kind::Shift2Add,
+        BitOp::Sh3Add => Kind::Shift3Add,
+        BitOp::Sh1AddUw => Kind::Shift1AddUnsignedWord,
+        BitOp::Sh2AddUw => Kind::Shift2AddUnsignedWord,
+        BitOp::Sh3AddUw => Kind::Shift3AddUnsignedWord,
+        BitOp::Andn => Kind::AndNot,
+        BitOp::Orn => Kind::OrNot,
+        BitOp::Xnor => Kind::XorNot,
+        BitOp::Max => Kind::Max,
+        BitOp::Maxu => Kind::MaxUnsigned,
+        BitOp::Min => Kind::Min,
+        BitOp::Minu => Kind::MinUnsigned,
+        BitOp::ZextH => Kind::ExtendHalfUnsigned,
+        BitOp::Rol => Kind::RotateLeft,
+        BitOp::Ror => Kind::RotateRight,
+        BitOp::RolW => Kind::RotateLeftWord,
+        BitOp::RorW => Kind::RotateRightWord,
+        BitOp::Bclr => Kind::BitClear,
+        BitOp::Bext => Kind::BitExtract,
+        BitOp::Binv => Kind::BitInvert,
+        BitOp::Bset => Kind::BitSet,
+        BitOp::SllUw
+        | BitOp::Clz
+        | BitOp::Ctz
+        | BitOp::Cpop
+        | BitOp::ClzW
+        | BitOp::CtzW
+        | BitOp::CpopW
+        | BitOp::SextB
+        | BitOp::SextH
+        | BitOp::OrcB
+        | BitOp::Rev8 => unreachable!("the decoder gives an immediate to this operation"),
     }
 }
 

@@ -5,7 +5,7 @@
     reason = "reinterpreting and narrowing register values is what these instructions do"
 )]
 
-use crate::isa::instruction::AluOp;
+use crate::isa::instruction::{AluOp, BitOp};
 
 /// The result of `op` on `a` and `b`. Division by zero and overflow have results, as the M
 /// extension defines; nothing traps.
@@ -40,7 +40,62 @@ pub(crate) fn compute(op: AluOp, a: u64, b: u64) -> u64 {
         | AluOp::DivuW
         | AluOp::RemW
         | AluOp::RemuW => divide(op, a, b),
+        AluOp::Bits(op) => manipulate(op, a, b),
     }
+}
+
+/// The result of a bit manipulation of `a` and `b`. Shift and rotation amounts, and the numbers of
+/// bits, are modulo the width.
+#[inline]
+fn manipulate(op: BitOp, a: u64, b: u64) -> u64 {
+    let word = a as u32;
+    let bit = 1 << (b & 63);
+    let (amount, word_amount) = ((b & 63) as u32, (b & 31) as u32);
+    match op {
+        BitOp::AddUw => u64::from(word).wrapping_add(b),
+        BitOp::Sh1Add => (a << 1).wrapping_add(b),
+        BitOp::Sh2Add => (a << 2).wrapping_add(b),
+        BitOp::Sh3Add => (a << 3).wrapping_add(b),
+        BitOp::Sh1AddUw => (u64::from(word) << 1).wrapping_add(b),
+        BitOp::Sh2AddUw => (u64::from(word) << 2).wrapping_add(b),
+        BitOp::Sh3AddUw => (u64::from(word) << 3).wrapping_add(b),
+        BitOp::SllUw => u64::from(word) << amount,
+        BitOp::Andn => a & !b,
+        BitOp::Orn => a | !b,
+        BitOp::Xnor => !(a ^ b),
+        BitOp::Clz => a.leading_zeros().into(),
+        BitOp::Ctz => a.trailing_zeros().into(),
+        BitOp::Cpop => a.count_ones().into(),
+        BitOp::ClzW => word.leading_zeros().into(),
+        BitOp::CtzW => word.trailing_zeros().into(),
+        BitOp::CpopW => word.count_ones().into(),
+        BitOp::Max => (a as i64).max(b as i64) as u64,
+        BitOp::Maxu => a.max(b),
+        BitOp::Min => (a as i64).min(b as i64) as u64,
+        BitOp::Minu => a.min(b),
+        BitOp::SextB => a as i8 as u64,
+        BitOp::SextH => a as i16 as u64,
+        BitOp::ZextH => (a as u16).into(),
+        BitOp::Rol => a.rotate_left(amount),
+        BitOp::Ror => a.rotate_right(amount),
+        BitOp::RolW => extend_word(word.rotate_left(word_amount)),
+        BitOp::RorW => extend_word(word.rotate_right(word_amount)),
+        BitOp::OrcB => or_combined_bytes(a),
+        BitOp::Rev8 => a.swap_bytes(),
+        BitOp::Bclr => a & !bit,
+        BitOp::Bext => a >> amount & 1,
+        BitOp::Binv => a ^ bit,
+        BitOp::Bset => a | bit,
+    }
+}
+
+/// Each byte that isn't zero becomes all ones.
+#[inline]
+const fn or_combined_bytes(a: u64) -> u64 {
+    const LOW_SEVEN: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    // The top bit of each byte that isn't zero; no sum carries into the next byte.
+    let tops = ((a & LOW_SEVEN) + LOW_SEVEN | a) & !LOW_SEVEN;
+    (tops >> 7) * 0xff
 }
 
 /// Sign-extends the 32-bit result of a word instruction.

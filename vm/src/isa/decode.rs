@@ -3,11 +3,11 @@
 //!
 //! Decoding is a pure function of the bits, so that its result may be cached.
 
-use super::compressed;
 use super::float::{self, FloatRegister};
 use super::instruction::{
     AluOp, AmoOp, AtomicWidth, Condition, CsrInstruction, CsrOp, CsrSource, Instruction, LoadKind, Register, StoreKind,
 };
+use super::{bits as bit_manipulation, compressed};
 
 /// Length in bytes of the instruction that begins with `bits`: 2 or 4. Longer formats aren't
 /// offered and trap.
@@ -166,7 +166,10 @@ fn alu_immediate(bits: u32) -> Instruction {
         (5, 0b01_0000) => (AluOp::Sra, shift_amount),
         (6, _) => (AluOp::Or, immediate),
         (7, _) => (AluOp::And, immediate),
-        _ => return Instruction::Illegal,
+        (funct3, _) => match bit_manipulation::immediate(funct3, bits >> 20) {
+            Some(op) => (AluOp::Bits(op), shift_amount),
+            None => return Instruction::Illegal,
+        },
     };
     Instruction::AluImmediate { op, rd: Register::new(bits >> 7), rs1: Register::new(bits >> 15), immediate }
 }
@@ -180,7 +183,10 @@ fn alu_immediate_word(bits: u32) -> Instruction {
         (1, 0) => (AluOp::SllW, shift_amount),
         (5, 0) => (AluOp::SrlW, shift_amount),
         (5, 0b010_0000) => (AluOp::SraW, shift_amount),
-        _ => return Instruction::Illegal,
+        (funct3, _) => match bit_manipulation::immediate_word(funct3, bits >> 20) {
+            Some(op) => (AluOp::Bits(op), immediate & 0x3f),
+            None => return Instruction::Illegal,
+        },
     };
     Instruction::AluImmediate { op, rd: Register::new(bits >> 7), rs1: Register::new(bits >> 15), immediate }
 }
@@ -206,7 +212,10 @@ fn alu_register(bits: u32) -> Instruction {
         (1, 5) => AluOp::Divu,
         (1, 6) => AluOp::Rem,
         (1, 7) => AluOp::Remu,
-        _ => return Instruction::Illegal,
+        (funct7, funct3) => match bit_manipulation::register(funct7, funct3) {
+            Some(op) => AluOp::Bits(op),
+            None => return Instruction::Illegal,
+        },
     };
     register_form(op, bits)
 }
@@ -224,7 +233,10 @@ fn alu_register_word(bits: u32) -> Instruction {
         (1, 5) => AluOp::DivuW,
         (1, 6) => AluOp::RemW,
         (1, 7) => AluOp::RemuW,
-        _ => return Instruction::Illegal,
+        (funct7, funct3) => match bit_manipulation::register_word(funct7, funct3, bits >> 20 & 0x1f) {
+            Some(op) => AluOp::Bits(op),
+            None => return Instruction::Illegal,
+        },
     };
     register_form(op, bits)
 }

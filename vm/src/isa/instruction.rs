@@ -30,7 +30,7 @@ impl Register {
     }
 }
 
-/// A computational operation of RV64I or M. Its second operand is a register or an immediate.
+/// A computational operation of RV64I, M, Zba, Zbb or Zbs. Its second operand is a register or an immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AluOp {
     Add,
@@ -61,6 +61,49 @@ pub(crate) enum AluOp {
     DivuW,
     RemW,
     RemuW,
+    Bits(BitOp),
+}
+
+/// A computational operation of Zba, Zbb or Zbs. Those of one operand ignore the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BitOp {
+    // Zba: addresses.
+    AddUw,
+    Sh1Add,
+    Sh2Add,
+    Sh3Add,
+    Sh1AddUw,
+    Sh2AddUw,
+    Sh3AddUw,
+    SllUw,
+    // Zbb: logic, counting, comparing, extending, rotating, bytes.
+    Andn,
+    Orn,
+    Xnor,
+    Clz,
+    Ctz,
+    Cpop,
+    ClzW,
+    CtzW,
+    CpopW,
+    Max,
+    Maxu,
+    Min,
+    Minu,
+    SextB,
+    SextH,
+    ZextH,
+    Rol,
+    Ror,
+    RolW,
+    RorW,
+    OrcB,
+    Rev8,
+    // Zbs: single bits.
+    Bclr,
+    Bext,
+    Binv,
+    Bset,
 }
 
 /// The condition under which a branch is taken.

@@ -1,6 +1,7 @@
 //! The instruction set: types and decoding, without state.
 
 pub(crate) mod address;
+mod bits;
 mod compressed;
 pub(crate) mod decode;
 pub(crate) mod float;

@@ -245,3 +245,60 @@ fn compressed_instructions_take_two_bytes() {
     assert_eq!(machine.pc(), RAM + 16);
     assert_eq!(machine.instruction_count().0, 7);
 }
+
+/// Zba, Zbb and Zbs; the comparison with QEMU has the rest.
+#[test]
+fn bit_manipulation() {
+    const REGISTERS: &[(u32, u32, u32, u64, u64, u64)] = &[
+        // opcode, funct3, funct7, a, b, result
+        (0x3b, 0, 0x04, 0xffff_ffff_8000_0000, 1, 0x8000_0001),
+        (0x33, 2, 0x10, MOST_NEGATIVE | 3, 5, 11),
+        (0x33, 6, 0x10, 3, MINUS_ONE, 23),
+        (0x3b, 4, 0x10, MINUS_ONE, 1, 0x3_ffff_fffd),
+        (0x33, 7, 0x20, 0b1100, 0b1010, 0b0100),
+        (0x33, 6, 0x20, 0, 0b1010, !0b1010),
+        (0x33, 4, 0x20, 0b1100, 0b1010, !0b0110),
+        (0x33, 6, 0x05, MINUS_ONE, 1, 1),
+        (0x33, 7, 0x05, MINUS_ONE, 1, MINUS_ONE),
+        (0x33, 4, 0x05, MINUS_ONE, 1, MINUS_ONE),
+        (0x33, 5, 0x05, MINUS_ONE, 1, 1),
+        (0x33, 1, 0x30, MOST_NEGATIVE | 1, 64 + 4, 0x18),
+        (0x33, 5, 0x30, 0x18, 4, MOST_NEGATIVE | 1),
+        (0x3b, 1, 0x30, 0x4000_0000, 1, 0xffff_ffff_8000_0000),
+        (0x3b, 5, 0x30, 1, 33, 0xffff_ffff_8000_0000),
+        (0x33, 1, 0x24, MINUS_ONE, 63, !MOST_NEGATIVE),
+        (0x33, 5, 0x24, MOST_NEGATIVE, 127, 1),
+        (0x33, 1, 0x34, 5, 0, 4),
+        (0x33, 1, 0x14, 0, 64 + 5, 32),
+    ];
+    const IMMEDIATES: &[(u32, u32, i32, u64, u64)] = &[
+        // opcode, funct3, immediate, a, result
+        (0x13, 1, 0x600, 1, 63),
+        (0x13, 1, 0x600, 0, 64),
+        (0x13, 1, 0x601, 0, 64),
+        (0x13, 1, 0x602, 0xf0f0, 8),
+        (0x1b, 1, 0x600, 0xffff_ffff_0000_0001, 31),
+        (0x1b, 1, 0x601, 0xffff_ffff_0000_0000, 32),
+        (0x1b, 1, 0x602, 0xffff_ffff_0000_0001, 1),
+        (0x13, 1, 0x604, 0x1280, 0xffff_ffff_ffff_ff80),
+        (0x13, 1, 0x605, 0x12_7fff, 0x7fff),
+        (0x13, 5, 0x287, 0x0100_8000_0000_2000, 0xff00_ff00_0000_ff00),
+        (0x13, 5, 0x287, 0x0080_7f01_ff00_0001, 0x00ff_ffff_ff00_00ff),
+        (0x13, 5, 0x6b8, 0x0102_0304_0506_0708, 0x0807_0605_0403_0201),
+        (0x3b, 4, 0x080, 0xabcd_1234_8765, 0x8765),
+        (0x13, 5, 0x600 | 63, 1, 2),
+        (0x1b, 5, 0x600 | 1, 1, 0xffff_ffff_8000_0000),
+        (0x1b, 1, 0x080 | 40, 0xffff_ffff_0000_0001, 1 << 40),
+        (0x13, 1, 0x480 | 63, MINUS_ONE, !MOST_NEGATIVE),
+        (0x13, 5, 0x480 | 33, 2 << 32, 1),
+        (0x13, 1, 0x680 | 2, 5, 1),
+        (0x13, 1, 0x280 | 63, 0, MOST_NEGATIVE),
+    ];
+    for &(opcode, funct3, funct7, a, b, result) in REGISTERS {
+        assert_eq!(computed(opcode, funct3, funct7, a, b), result, "{opcode:#x} {funct3} {funct7:#x} {a:#x} {b:#x}");
+    }
+    for &(opcode, funct3, immediate, a, result) in IMMEDIATES {
+        let code = [li(5, a), vec![i_type(opcode, funct3, 7, 5, immediate)]].concat();
+        assert_eq!(ran(&code).registers()[7], result, "{opcode:#x} {funct3} {immediate:#x} {a:#x}");
+    }
+}

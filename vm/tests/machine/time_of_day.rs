@@ -1,9 +1,8 @@
 //! The real-time clock: its accesses wait for the host's time of day, and its alarm interrupts.
 
 use crate::common::{
-    self,
-    LI, MIE, MTVEC, NOP, PUT, RAM, RTC, WFI, addi, bare_config, change, csrrs, csrrw, elf, li, load, put, restored,
-    run_by, run_on,
+    self, LI, MIE, MTVEC, NOP, PUT, RAM, RTC, WFI, addi, bare_config, change, csrrs, csrrw, elf, li, load, put,
+    restored, run_by, run_on,
 };
 use vm::{ApplyError, Event, Exit, InstructionCount, Machine};
 

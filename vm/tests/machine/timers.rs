@@ -1,8 +1,8 @@
 //! Timers and the clock: the CLINT of M-mode, `stimecmp` of S-mode, and the interrupts of both.
 
 use crate::common::{
-    ECALL, LI, MCOUNTEREN, MIE, MIE_BIT, MIP, MTVEC, PUT, RAM, SIE, SIP, SUPERVISOR, TIME, WFI, addi, bare_config,
-    change, csrrs, csrrw, elf, go, li, load, put, restored, run_by, run_on, small_config,
+    self, ECALL, LI, MCOUNTEREN, MIE, MIE_BIT, MIP, MTVEC, PUT, RAM, SIE, SIP, SUPERVISOR, TIME, WFI, addi,
+    bare_config, change, csrrs, csrrw, elf, go, li, load, put, restored, run_by, run_on, small_config,
 };
 use vm::{ApplyError, Event, Exit, Machine, MachineConfig};
 

@@ -1,4 +1,5 @@
-//! I, M and C: every operation on special values, and encodings that may be no instructions.
+//! I, M, C, Zba, Zbb and Zbs: every operation on special values, and encodings that may be no
+//! instructions.
 
 use super::program::DATA_REGISTER;
 use super::writer::{Writer, is_kept};
@@ -37,7 +38,8 @@ pub(super) fn write_compressed(writer: &mut Writer) {
 /// An instruction that computes, or accesses the data.
 pub(super) fn operation(writer: &mut Writer) {
     let (rd, rs1, rs2) = (writer.destination(), writer.source(), writer.source());
-    match writer.random.below(12) {
+    match writer.random.below(15) {
+        12.. => bit_manipulation(writer, rd, rs1, rs2),
         0..4 => {
             let funct7 = writer.random.pick(&[0, 1, 1]);
             let (opcode, funct3) = (opcode::OP, writer.random.below(8));
@@ -69,6 +71,76 @@ pub(super) fn operation(writer: &mut Writer) {
     }
 }
 
+/// Operation bits of Zba, Zbb and Zbs on two registers: opcode, funct7, funct3.
+const BITS_OF_REGISTERS: [(u32, u32, u32); 22] = [
+    (opcode::OP, 0x05, 4),
+    (opcode::OP, 0x05, 5),
+    (opcode::OP, 0x05, 6),
+    (opcode::OP, 0x05, 7),
+    (opcode::OP, 0x10, 2),
+    (opcode::OP, 0x10, 4),
+    (opcode::OP, 0x10, 6),
+    (opcode::OP, 0x14, 1),
+    (opcode::OP, 0x20, 4),
+    (opcode::OP, 0x20, 6),
+    (opcode::OP, 0x20, 7),
+    (opcode::OP, 0x24, 1),
+    (opcode::OP, 0x24, 5),
+    (opcode::OP, 0x30, 1),
+    (opcode::OP, 0x30, 5),
+    (opcode::OP, 0x34, 1),
+    (opcode::OP_32, 0x04, 0),
+    (opcode::OP_32, 0x10, 2),
+    (opcode::OP_32, 0x10, 4),
+    (opcode::OP_32, 0x10, 6),
+    (opcode::OP_32, 0x30, 1),
+    (opcode::OP_32, 0x30, 5),
+];
+
+/// Those on one register: opcode, funct3, the upper 12 bits. Left out: `ctzw`, for which QEMU 7.2
+/// looks at all 64 bits.
+const BITS_OF_ONE: [(u32, u32, i32); 10] = [
+    (opcode::OP_IMM, 1, 0x600),
+    (opcode::OP_IMM, 1, 0x601),
+    (opcode::OP_IMM, 1, 0x602),
+    (opcode::OP_IMM, 1, 0x604),
+    (opcode::OP_IMM, 1, 0x605),
+    (opcode::OP_IMM, 5, 0x287),
+    (opcode::OP_IMM, 5, 0x6b8),
+    (opcode::OP_IMM_32, 1, 0x600),
+    (opcode::OP_IMM_32, 1, 0x602),
+    (opcode::OP_32, 4, 0x080),
+];
+
+/// Those on one register and an amount of up to 6 bits.
+const BITS_OF_AMOUNTS: [(u32, u32, i32); 7] = [
+    (opcode::OP_IMM, 1, 0x280),
+    (opcode::OP_IMM, 1, 0x480),
+    (opcode::OP_IMM, 1, 0x680),
+    (opcode::OP_IMM, 5, 0x480),
+    (opcode::OP_IMM, 5, 0x600),
+    (opcode::OP_IMM_32, 1, 0x080),
+    (opcode::OP_IMM_32, 5, 0x600),
+];
+
+fn bit_manipulation(writer: &mut Writer, rd: u32, rs1: u32, rs2: u32) {
+    let word = match writer.random.below(4) {
+        0 | 1 => {
+            let (opcode, funct7, funct3) = writer.random.pick(&BITS_OF_REGISTERS);
+            r_type(opcode, funct3, funct7, rd, rs1, rs2)
+        }
+        2 => {
+            let (opcode, funct3, upper) = writer.random.pick(&BITS_OF_ONE);
+            i_type(opcode, funct3, rd, rs1, upper)
+        }
+        _ => {
+            let (opcode, funct3, upper) = writer.random.pick(&BITS_OF_AMOUNTS);
+            i_type(opcode, funct3, rd, rs1, upper | writer.random.below(64).cast_signed())
+        }
+    };
+    writer.code.word(word);
+}
+
 fn immediate_operation(writer: &mut Writer, rd: u32, rs1: u32) {
     let word = writer.random.one_in(3);
     let funct3 = if word { writer.random.pick(&[0, 1, 5]) } else { writer.random.below(8) };
@@ -94,7 +166,8 @@ fn random_encoding(writer: &mut Writer) {
         0 => r_type(opcode::OP, funct3, funct7, rd, rs1, rs2),
         1 => r_type(opcode::OP_32, funct3, funct7, rd, rs1, rs2),
         2 => r_type(opcode::OP_IMM, funct3, funct7, rd, rs1, rs2),
-        3 => r_type(opcode::OP_IMM_32, funct3, funct7, rd, rs1, rs2),
+        // Not `ctzw`: see above.
+        3 => r_type(opcode::OP_IMM_32, funct3, funct7, rd, rs1, if rs2 == 1 { 2 } else { rs2 }),
         4 => i_type(opcode::LOAD, funct3, rd, DATA_REGISTER, offset),
         5 => s_type(funct3, DATA_REGISTER, rs2, offset),
         6 => r_type(opcode::MISC_MEM, funct3, funct7, rd, rs1, rs2),

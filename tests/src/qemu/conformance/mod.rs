@@ -33,7 +33,7 @@ use vm::{BootMode, MachineConfig, StopReason};
 /// The extensions of our machine and no others. Identification registers read zero on both.
 pub const BARE_ISA: [&str; 2] = [
     "-cpu",
-    "rv64,h=off,zba=off,zbb=off,zbc=off,zbs=off,sstc=off,debug=off,pmu-num=0,\
+    "rv64,h=off,zbc=off,debug=off,pmu-num=0,\
      mvendorid=0,marchid=0,mimpid=0",
 ];
 

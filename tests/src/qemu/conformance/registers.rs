@@ -11,7 +11,8 @@
 //!   `stvec`;
 //! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and the other fields in Bare
 //!   mode;
-//! - `menvcfg` and `senvcfg` except FIOM; PMP registers, of which QEMU has more.
+//! - `menvcfg` and `senvcfg` except FIOM and STCE; PMP registers, of which QEMU has more;
+//! - deadlines of `stimecmp` that are neither past nor far away, because the machines' clocks differ.
 
 use super::integer;
 use super::program::{InitialState, Mode};
@@ -95,7 +96,8 @@ pub(super) fn write(writer: &mut Writer, initial: &mut InitialState) {
         states | any(random, TVM) | any(random, TW) | any(random, TSR) | any(random, 1 << 18) | any(random, 1 << 19);
     let waits = initial.status & TW == 0;
     for _ in 0..UNITS {
-        writer.unit(|writer| match writer.random.below(10) {
+        writer.unit(|writer| match writer.random.below(11) {
+            10 => supervisor_timer(writer),
             0..5 => written(writer),
             5 => numbered(writer),
             6 => satp(writer),
@@ -132,6 +134,37 @@ fn written(writer: &mut Writer) {
         writer.code.word(csr(operation, old, number, source));
     }
     writer.code.words(&[csr(CSRRS, new, number, 0), csr(CSRRW, 0, number, kept)]);
+}
+
+/// `stimecmp`, which S-mode has while M-mode lets it, and the interrupt that it makes pending.
+fn supervisor_timer(writer: &mut Writer) {
+    const STIMECMP: u32 = 0x14d;
+    const MENVCFG: u32 = 0x30a;
+    const STCE: u64 = 1 << 63;
+    let rd = writer.register();
+    let source = writer.register_but(rd);
+    if writer.mode != Mode::Machine {
+        // M-mode hasn't let it.
+        writer.code.word(csr(CSRRS, rd, STIMECMP, 0));
+        return;
+    }
+    writer.code.constant(source, STCE);
+    writer.code.words(&[csr(CSRRS, 0, MENVCFG, source), csr(CSRRS, rd, MENVCFG, 0)]);
+    for _ in 0..=writer.random.below(3) {
+        let deadline = if writer.random.one_in(2) { 0 } else { writer.random.next_u64() | 1 << 60 };
+        writer.code.constant(source, deadline);
+        writer.code.words(&[csr(CSRRW, 0, STIMECMP, source), csr(CSRRS, rd, STIMECMP, 0)]);
+        let pending = writer.random.pick(&[MIP, control::SIP]);
+        writer.code.word(csr(CSRRS, rd, pending, 0));
+        // Software can't set or clear what the timer does.
+        writer.code.constant(source, 1 << 5);
+        let operation = writer.random.pick(&[CSRRS, CSRRC]);
+        writer.code.words(&[csr(operation, 0, MIP, source), csr(CSRRS, rd, MIP, 0)]);
+    }
+    writer.code.constant(source, u64::MAX);
+    writer.code.word(csr(CSRRW, 0, STIMECMP, source));
+    writer.code.constant(source, STCE);
+    writer.code.words(&[csr(CSRRC, 0, MENVCFG, source), csr(CSRRS, rd, MIP, 0)]);
 }
 
 /// Any number: a CSR on both machines, or on neither.

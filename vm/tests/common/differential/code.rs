@@ -127,7 +127,8 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
         let any = self.choices.word() % 8;
         let immediate = self.choices.within(-2048, 2048);
         let arithmetic_shift = self.choices.pick(&[0, 0x400]);
-        let word = match self.choices.below(8) {
+        let word = match self.choices.below(9) {
+            8 => self.bit_manipulation(rd, rs1, rs2),
             0 => r_type(0x33, any, 0, rd, rs1, rs2),
             1 => r_type(0x33, any, 1, rd, rs1, rs2),
             2 => r_type(0x33, self.choices.pick(&[0, 5]), 0x20, rd, rs1, rs2),
@@ -145,6 +146,69 @@ impl<'c, 'b> CodeWriter<'c, 'b> {
             },
         };
         self.put(word);
+    }
+
+    /// An instruction of Zba, Zbb or Zbs.
+    fn bit_manipulation(&mut self, rd: u32, rs1: u32, rs2: u32) -> u32 {
+        const REGISTERS: [(u32, u32, u32); 22] = [
+            (0x33, 5, 4),
+            (0x33, 5, 5),
+            (0x33, 5, 6),
+            (0x33, 5, 7),
+            (0x33, 0x10, 2),
+            (0x33, 0x10, 4),
+            (0x33, 0x10, 6),
+            (0x33, 0x14, 1),
+            (0x33, 0x20, 4),
+            (0x33, 0x20, 6),
+            (0x33, 0x20, 7),
+            (0x33, 0x24, 1),
+            (0x33, 0x24, 5),
+            (0x33, 0x30, 1),
+            (0x33, 0x30, 5),
+            (0x33, 0x34, 1),
+            (0x3b, 4, 0),
+            (0x3b, 0x10, 2),
+            (0x3b, 0x10, 4),
+            (0x3b, 0x10, 6),
+            (0x3b, 0x30, 1),
+            (0x3b, 0x30, 5),
+        ];
+        const UNARY: [(u32, u32, i32); 10] = [
+            (0x13, 1, 0x600),
+            (0x13, 1, 0x601),
+            (0x13, 1, 0x602),
+            (0x13, 1, 0x604),
+            (0x13, 1, 0x605),
+            (0x13, 5, 0x287),
+            (0x13, 5, 0x6b8),
+            (0x1b, 1, 0x600),
+            (0x1b, 1, 0x601),
+            (0x1b, 1, 0x602),
+        ];
+        const AMOUNTS: [(u32, u32, i32); 7] = [
+            (0x13, 1, 0x280),
+            (0x13, 1, 0x480),
+            (0x13, 1, 0x680),
+            (0x13, 5, 0x480),
+            (0x13, 5, 0x600),
+            (0x1b, 1, 0x080),
+            (0x1b, 5, 0x600),
+        ];
+        match self.choices.below(4) {
+            0 | 1 => {
+                let (opcode, funct7, funct3) = self.choices.pick(&REGISTERS);
+                r_type(opcode, funct3, funct7, rd, rs1, rs2)
+            }
+            2 => {
+                let (opcode, funct3, immediate) = self.choices.pick(&UNARY);
+                i_type(opcode, funct3, rd, rs1, immediate)
+            }
+            _ => {
+                let (opcode, funct3, immediate) = self.choices.pick(&AMOUNTS);
+                i_type(opcode, funct3, rd, rs1, immediate | self.choices.within(0, 64))
+            }
+        }
     }
 
     /// Any compressed instruction; jumps are rare, as most lead far away.
