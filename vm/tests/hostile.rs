@@ -83,7 +83,7 @@ fn run(image: &[u8], events: &[(u64, Event)], slice: u64) -> Outcome {
                 }
                 Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).unwrap(),
                 Exit::WallClockNeeded => {
-                    machine.apply(&Event::WallClock { ns: now.0.max(machine.last_wall_ns()) }).unwrap()
+                    machine.apply(&Event::WallClock { ns: now.0.max(machine.last_wall_ns()) }).unwrap();
                 }
                 Exit::RandomBytesNeeded => {
                     let bytes = vec![7; machine.random_bytes_needed()];

@@ -94,7 +94,7 @@ fn manipulate(op: BitOp, a: u64, b: u64) -> u64 {
 const fn or_combined_bytes(a: u64) -> u64 {
     const LOW_SEVEN: u64 = 0x7f7f_7f7f_7f7f_7f7f;
     // The top bit of each byte that isn't zero; no sum carries into the next byte.
-    let tops = ((a & LOW_SEVEN) + LOW_SEVEN | a) & !LOW_SEVEN;
+    let tops = (((a & LOW_SEVEN) + LOW_SEVEN) | a) & !LOW_SEVEN;
     (tops >> 7) * 0xff
 }
 

@@ -449,16 +449,16 @@ impl Hart {
 
     /// The step that `instruction` is here, if it needs a value from outside.
     fn awaited_by(&self, ram: &Ram, instruction: Instruction, fetched: Fetched) -> Option<AwaitedStep> {
-        let (rd, address, accessed) = match instruction {
-            Instruction::Csr(instruction) => {
-                let awaited = self.awaited_read(instruction).ok()??;
-                return Some(AwaitedStep { awaited, rd: instruction.rd, access: None, fetched });
-            }
-            Instruction::Load { kind, rd, rs1, offset } => (rd, self.effective(rs1, offset), Accessed::Load(kind)),
-            Instruction::Store { kind: StoreKind::Word, rs1, rs2, offset } => {
-                (Register::ZERO, self.effective(rs1, offset), Accessed::Store(self.register(rs2)))
-            }
-            _ => return None,
+        if let Instruction::Csr(instruction) = instruction {
+            let awaited = self.awaited_read(instruction).ok()??;
+            return Some(AwaitedStep { awaited, rd: instruction.rd, access: None, fetched });
+        }
+        let (rd, address, accessed) = if let Instruction::Load { kind, rd, rs1, offset } = instruction {
+            (rd, self.effective(rs1, offset), Accessed::Load(kind))
+        } else if let Instruction::Store { kind: StoreKind::Word, rs1, rs2, offset } = instruction {
+            (Register::ZERO, self.effective(rs1, offset), Accessed::Store(self.register(rs2)))
+        } else {
+            return None;
         };
         let access = self.clock_access(ram, address, accessed)?;
         Some(AwaitedStep { awaited: access.clock.into(), rd, access: Some(access), fetched })
