@@ -17,6 +17,7 @@ pub mod redis;
 pub mod sim;
 pub mod stage;
 pub mod terminal;
+pub mod timer_guest;
 
 pub use hypervisor::program::site::executable::Executable;
 

@@ -310,9 +310,8 @@ fn read_time(rd: u32) -> Vec<u32> {
 }
 
 fn times(entries: &[LogEntry]) -> Vec<u64> {
-    let time = |entry: &LogEntry| match entry.body {
-        EntryBody::Event(Event::WallClock { ns }) => Some(ns),
-        _ => None,
+    let time = |entry: &LogEntry| {
+        if let EntryBody::Event(Event::WallClock { ns }) = entry.body { Some(ns) } else { None }
     };
     entries.iter().filter_map(time).collect()
 }
@@ -384,9 +383,8 @@ fn the_entropy_device_gets_the_hosts_bytes_before_the_guest_goes_on() {
     let mut recorder = Recorder::new(machine(&code), Host { wall_ns: 0, drawn: 0 }, Intervals::default());
     assert_eq!(recorder.run_slice(&mut log, SLICE_STEPS), Ok(Slice::Waiting));
     assert_eq!(recorder.machine().memory(0x8010_0300, 6), Some(&[1, 0, 2, 0, 3, 0][..]));
-    let bytes = log.0.iter().filter_map(|entry| match &entry.body {
-        EntryBody::Event(Event::RandomBytes { bytes }) => Some(bytes.clone()),
-        _ => None,
+    let bytes = log.0.iter().filter_map(|entry| {
+        if let EntryBody::Event(Event::RandomBytes { bytes }) = &entry.body { Some(bytes.clone()) } else { None }
     });
     assert_eq!(bytes.collect::<Vec<_>>(), [[1, 0, 2, 0, 3]]);
     recorder.digest(&mut log).unwrap();

@@ -49,8 +49,8 @@ impl EntryEncoder {
     /// # Panics
     /// If `entry` is not one that this hypervisor may log: a count or clock that goes back, a
     /// packet number or output id that does not go forward, or a packet, console input or random
-    /// bytes beyond their limit. Callers that make entries from the bytes of a network or a person have checked them
-    /// before.
+    /// bytes beyond their limit. Callers that make entries from the bytes of a network or a person
+    /// have checked them before.
     pub fn encode(&mut self, entry: &LogEntry, out: &mut Vec<u8>) {
         let mut next = self.previous;
         let wire = next.entry_to_wire(entry);

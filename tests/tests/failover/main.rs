@@ -12,6 +12,7 @@ mod joining;
 mod kill;
 mod lag;
 mod lockstep;
+mod machine_timer;
 mod output_rule;
 mod paper;
 mod partition;

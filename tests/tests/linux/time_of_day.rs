@@ -1,5 +1,6 @@
 //! `date` in a stock Debian Linux: right at boot, after a failover, after `--resume`, and after a
 //! pause, in which the guest's own clock stands and its real-time clock goes on.
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use ft::event_source::EventSource;
 use ft::record::{Intervals, LogSink, Recorder, Slice};

@@ -3,6 +3,7 @@
 mod bare_programs;
 mod commands;
 mod index;
+mod machine_timer;
 mod moments;
 mod programs;
 mod scripted;

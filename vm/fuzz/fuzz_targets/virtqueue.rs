@@ -1,4 +1,5 @@
-//! Drivers that do anything to the network device and the disk, with any rings and descriptors.
+//! Drivers that do anything to the network device, the disk and the entropy device, with any rings
+//! and descriptors; legacy ones, which don't accept VERSION_1, among them.
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a fuzz target fails by panicking")]
 
@@ -6,7 +7,7 @@
 mod common;
 
 use common::hostile;
-use common::{BLK, NET, RAM, elf_of_bytes, jal, li, store};
+use common::{BLK, NET, RAM, RNG, elf_of_bytes, jal, li, store};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use vm::{Event, Exit, InstructionCount, Machine};
@@ -19,12 +20,14 @@ const RINGS: u64 = 0x1_0000;
 enum Action {
     /// Sets a device up in order; its queue is of this size.
     SetUp {
-        disk: bool,
+        device: u8,
         size: u8,
+        /// Without VERSION_1.
+        legacy: bool,
     },
     /// Writes a register.
     Register {
-        disk: bool,
+        device: u8,
         register: u8,
         value: u32,
     },
@@ -34,7 +37,7 @@ enum Action {
         index: u16,
     },
     Notify {
-        disk: bool,
+        device: u8,
         queue: u8,
     },
     /// A packet arrives.
@@ -45,7 +48,7 @@ enum Action {
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
-    /// Whether the guest begins by setting both devices up.
+    /// Whether the guest begins by setting all devices up.
     begins: bool,
     /// Address in RAM, length, flags and next of descriptors.
     descriptors: Vec<(u32, u16, u8, u8)>,
@@ -64,11 +67,16 @@ fn parts(queue: u64) -> [u64; 3] {
     [0, 0x800, 0xc00].map(|part| RAM + RINGS + 0x1000 * queue + part)
 }
 
-fn set_up(code: &mut Vec<u32>, device: u64, size: u8) {
-    for (register, value) in [(0x70, 0), (0x24, 1), (0x20, 1), (0x70, 11)] {
+/// The devices, and (number, index in memory) of the queues of each.
+const DEVICES: [(u64, &[(u64, u64)]); 3] = [(NET, &[(0, 0), (1, 1)]), (BLK, &[(0, 2)]), (RNG, &[(0, 3)])];
+const QUEUES: u64 = 4;
+
+fn set_up(code: &mut Vec<u32>, index: u8, size: u8, legacy: bool) {
+    let (device, queues) = DEVICES[usize::from(index) % DEVICES.len()];
+    for (register, value) in [(0x70, 0), (0x24, 1), (0x20, u64::from(!legacy)), (0x70, 11)] {
         write(code, device + register, value, 2);
     }
-    for (number, queue) in if device == BLK { vec![(0, 2)] } else { vec![(0, 0), (1, 1)] } {
+    for (number, queue) in queues.iter().copied() {
         write(code, device + 0x30, number, 2);
         write(code, device + 0x38, 1 << (size % 6), 2);
         for (register, part) in [0x80, 0x90, 0xa0].into_iter().zip(parts(queue)) {
@@ -79,50 +87,71 @@ fn set_up(code: &mut Vec<u32>, device: u64, size: u8) {
     write(code, device + 0x70, 15, 2);
 }
 
-fn device(disk: bool) -> u64 {
-    if disk { BLK } else { NET }
+fn device(index: u8) -> u64 {
+    DEVICES[usize::from(index) % DEVICES.len()].0
+}
+
+/// Takes the outputs of both machines, and gives the entropy device of both what it waits for:
+/// `false` unless `exit` is one of these.
+fn served(exit: Exit, machines: [&mut Machine; 2]) -> bool {
+    let [fast, plain] = machines;
+    match exit {
+        Exit::Output => {
+            while let Some(output) = fast.take_output() {
+                assert_eq!(plain.take_output(), Some(output));
+            }
+        }
+        Exit::RandomBytesNeeded => {
+            let bytes = vec![0x5e; fast.random_bytes_needed()];
+            let event = Event::RandomBytes { bytes };
+            assert_eq!((fast.apply(&event), plain.apply(&event)), (Ok(()), Ok(())));
+        }
+        _ => return false,
+    }
+    true
 }
 
 fuzz_target!(|input: Input<'_>| {
     let mut code = Vec::new();
     let mut packets = Vec::new();
     if input.begins {
-        set_up(&mut code, NET, 5);
-        set_up(&mut code, BLK, 5);
+        (0..3).for_each(|device| set_up(&mut code, device, 5, false));
     }
-    for action in input.actions.iter().take(40) {
+    for action in input.actions.iter().take(36) {
         match *action {
-            Action::SetUp { disk, size } => set_up(&mut code, device(disk), size),
-            Action::Register { disk, register, value } => {
-                write(&mut code, device(disk) + 4 * u64::from(register), value.into(), 2);
+            Action::SetUp { device, size, legacy } => set_up(&mut code, device, size, legacy),
+            Action::Register { device: index, register, value } => {
+                write(&mut code, device(index) + 4 * u64::from(register), value.into(), 2);
             }
-            Action::Offer { queue, index } => write(&mut code, parts(u64::from(queue % 3))[1] + 2, index.into(), 1),
-            Action::Notify { disk, queue } => write(&mut code, device(disk) + 0x50, u64::from(queue % 4), 2),
+            Action::Offer { queue, index } => {
+                write(&mut code, parts(u64::from(queue) % QUEUES)[1] + 2, index.into(), 1)
+            }
+            Action::Notify { device: index, queue } => write(&mut code, device(index) + 0x50, u64::from(queue % 4), 2),
             Action::Packet { length } => packets.push((code.len() as u64, usize::from(length % 1515))),
         }
     }
     code.push(jal(0, 0));
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     assert!(bytes.len() as u64 <= RINGS, "{} bytes of code", bytes.len());
-    bytes.resize(0x1_4000, 0);
+    bytes.resize(0x1_5000, 0);
     for (index, (address, length, flags, next)) in input.descriptors.iter().enumerate().take(64) {
         // Mostly in RAM, sometimes just outside.
         let address = RAM + u64::from(address % (5 << 20));
         let flags = u64::from(flags % 8) | u64::from(*next) << 16;
-        for queue in 0..3 {
+        for queue in 0..QUEUES {
             let place = usize::try_from(RINGS + 0x1000 * queue).unwrap() + 16 * index;
             bytes[place..place + 8].copy_from_slice(&address.to_le_bytes());
             bytes[place + 8..place + 16].copy_from_slice(&(u64::from(*length) | flags << 32).to_le_bytes());
         }
     }
     for (index, head) in input.available.iter().enumerate() {
-        for queue in 0..3 {
+        for queue in 0..QUEUES {
             let place = usize::try_from(RINGS + 0x1000 * queue).unwrap() + 0x804 + 2 * index;
             bytes[place..place + 2].copy_from_slice(&head.to_le_bytes());
         }
     }
     let data = &input.data[..input.data.len().min(0x1000)];
-    bytes[0x1_3000..0x1_3000 + data.len()].copy_from_slice(data);
+    bytes[0x1_4000..0x1_4000 + data.len()].copy_from_slice(data);
 
     let image = elf_of_bytes(&bytes);
     let [mut fast, mut plain] = [(); 2].map(|()| Machine::new(&hostile::config(), &image).unwrap());
@@ -133,11 +162,8 @@ fuzz_target!(|input: Input<'_>| {
             let limit = InstructionCount(at);
             let exit = fast.run(limit);
             assert_eq!(exit, plain.run_plain(limit));
-            if exit != Exit::Output {
+            if !served(exit, [&mut fast, &mut plain]) {
                 break;
-            }
-            while let Some(output) = fast.take_output() {
-                assert_eq!(plain.take_output(), Some(output));
             }
         }
         let event = Event::Packet { number, packet: vec![7; length] };

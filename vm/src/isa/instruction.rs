@@ -30,7 +30,8 @@ impl Register {
     }
 }
 
-/// A computational operation of RV64I, M, Zba, Zbb or Zbs. Its second operand is a register or an immediate.
+/// A computational operation of RV64I, M, Zba, Zbb or Zbs. Its second operand is a register or an
+/// immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AluOp {
     Add,

@@ -218,16 +218,16 @@ impl Machine {
         self.hart.ticks()
     }
 
-    /// The latest time of day that the guest can know, in nanoseconds of UTC since 1970: that of its
-    /// last access to the real-time clock, or that of its last alarm if it is later; 0 if there was
-    /// none. A new primary's time of day must not be less.
+    /// The latest time of day that the guest can know, in nanoseconds of UTC since 1970: that of
+    /// its last access to the real-time clock, or that of its last alarm if it is later; 0 if there
+    /// was none. A new primary's time of day must not be less.
     #[must_use]
     pub const fn last_wall_ns(&self) -> u64 {
         self.bus.rtc.host_ns()
     }
 
-    /// The time of day at which the guest wants its alarm ([`Event::Alarm`]), in nanoseconds of UTC
-    /// since 1970; `None` if no alarm is set.
+    /// The time of day at which the guest wants its alarm ([`Event::Alarm`](crate::Event::Alarm)),
+    /// in nanoseconds of UTC since 1970; `None` if no alarm is set.
     #[must_use]
     pub fn alarm_wall_ns(&self) -> Option<u64> {
         self.bus.rtc.alarm_host_ns()

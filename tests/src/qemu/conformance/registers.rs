@@ -12,7 +12,7 @@
 //! - `satp`: Sv48, Sv57 and address space identifiers, which QEMU has, and the other fields in Bare
 //!   mode;
 //! - `menvcfg` and `senvcfg` except FIOM and STCE; PMP registers, of which QEMU has more;
-//! - deadlines of `stimecmp` that are neither past nor far away, because the machines' clocks differ.
+//! - deadlines of `stimecmp` that are neither past nor far away: the machines' clocks differ.
 
 use super::integer;
 use super::program::{InitialState, Mode};
