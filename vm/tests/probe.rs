@@ -30,6 +30,8 @@ fn run(machine: &mut Machine, limit: u64, is_plain: bool) -> bool {
             Exit::Output => while machine.take_output().is_some() {},
             Exit::ClockRead => machine.apply(&Event::ClockRead { ticks: machine.last_ticks() + 7 }).unwrap(),
             Exit::SeedRead => machine.apply(&Event::Entropy { bits: 0x5eed }).unwrap(),
+            Exit::WallClockNeeded => machine.apply(&Event::WallClock { ns: machine.last_wall_ns() + 7 }).unwrap(),
+            Exit::RandomBytesNeeded => common::give_random_bytes(machine),
             Exit::WaitForInterrupt | Exit::Stopped(_) => return false,
         }
         if machine.instruction_count() >= limit {
@@ -93,7 +95,7 @@ fn walk(machine: &mut Machine, range: &std::ops::Range<u64>) -> Vec<Seen> {
 
 #[test]
 fn a_probe_finds_what_a_look_after_every_step_sees_and_changes_nothing() {
-    const SEEDS: u64 = 1_000;
+    const SEEDS: u64 = 2_000;
     let mut found = [0_u64; 5];
     let all_seeds = for_each_seed("probe", SEEDS, |seed| {
         let mut choices = Choices::seeded(seed);

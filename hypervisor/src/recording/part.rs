@@ -144,9 +144,16 @@ impl PartEntries {
         self.context.count = entry.count.0;
         match &entry.body {
             EntryBody::Event(Event::ClockRead { ticks }) => self.context.ticks = *ticks,
+            EntryBody::Event(Event::WallClock { ns }) => self.context.wall_ns = *ns,
             EntryBody::Event(Event::Packet { number, .. }) => self.context.packet = *number,
             EntryBody::Output { id, .. } => self.context.output = id.next().0,
-            EntryBody::Event(Event::Entropy { .. } | Event::TimerInterrupt | Event::ConsoleInput { .. })
+            EntryBody::Event(
+                Event::Entropy { .. }
+                | Event::TimerInterrupt
+                | Event::ConsoleInput { .. }
+                | Event::Alarm
+                | Event::RandomBytes { .. },
+            )
             | EntryBody::Progress
             | EntryBody::Digest(_)
             | EntryBody::PartDigest { .. }

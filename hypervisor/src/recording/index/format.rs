@@ -84,7 +84,7 @@ pub(super) struct SnapshotBody {
 }
 
 /// The numbers before the digests.
-const NUMBERS: usize = 14;
+const NUMBERS: usize = 16;
 
 impl SnapshotBody {
     pub(super) fn append(&self, out: &mut Vec<u8>) {
@@ -95,11 +95,13 @@ impl SnapshotBody {
             cursor.frame_first.0,
             cursor.context.count,
             cursor.context.ticks,
+            cursor.context.wall_ns,
             cursor.context.packet,
             cursor.context.output,
             cursor.skip,
             context.count,
             context.ticks,
+            context.wall_ns,
             context.packet,
             context.output,
             generation.0,
@@ -120,15 +122,16 @@ impl SnapshotBody {
         let context = |from: usize| EntryContext {
             count: numbers[from],
             ticks: numbers[from + 1],
-            packet: numbers[from + 2],
-            output: numbers[from + 3],
+            wall_ns: numbers[from + 2],
+            packet: numbers[from + 3],
+            output: numbers[from + 4],
         };
         let cursor =
-            LogCursor { offset: numbers[1], frame_first: LogSeq(numbers[2]), context: context(3), skip: numbers[7] };
+            LogCursor { offset: numbers[1], frame_first: LogSeq(numbers[2]), context: context(3), skip: numbers[8] };
         (state.len() <= STATE_BYTES_MAX).then(|| Self {
             count: InstructionCount(numbers[0]),
-            place: Place { cursor, context: context(8), generation: Generation(numbers[12]) },
-            frame_offset: numbers[13],
+            place: Place { cursor, context: context(9), generation: Generation(numbers[14]) },
+            frame_offset: numbers[15],
             frame_digest: *frame_digest,
             digest: StateDigest(u128::from_le_bytes(*digest)),
             state: state.to_vec(),
