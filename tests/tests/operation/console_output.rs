@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 use tests::programs;
 use tests::qemu::assembler::{Assembler, addi, csr, elf};
-use tests::terminal::Terminal;
+use tests::terminal::{Terminal, contains};
 
 const START: u64 = 0x8020_0000;
 const A0: u32 = 10;
@@ -277,7 +277,8 @@ fn ctrl_c_on_a_terminal_restores_it() {
     };
     // A program that has ended when the second Ctrl-C is typed can't repeat what the kernel drops
     // then: another try.
-    let twice = (0..20).map(|_| interrupt(2)).find(|(shown, _)| !shown.is_empty());
+    let restores = |(shown, _): &(Vec<u8>, _)| contains(shown, b"\x1b[?1049l");
+    let twice = (0..20).map(|_| interrupt(2)).find(restores);
     for (times, outcome) in [(1, Some(interrupt(1))), (2, twice)] {
         let (shown, code) = outcome.expect("the second Ctrl-C restores the terminal in one of many tries");
         assert_eq!(code, Some(exit::INTERRUPTED.into()), "Ctrl-C {times} times");
