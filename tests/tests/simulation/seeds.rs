@@ -2,9 +2,13 @@
 //! interesting happens.
 
 use std::num::NonZero;
-use tests::sim::{self, RunSpec, failures};
+use tests::sim::{self, RunSpec, Sighting, failures};
 
 const SEEDS: u64 = 1_000;
+
+/// What happens in too few runs for this test to ask for it. `.ci/run` asks for it with ten times
+/// as many seeds.
+const RARE: [Sighting; 1] = [Sighting::OwnerConfirmed];
 
 #[test]
 fn nothing_is_lost_or_doubled_whatever_goes_wrong() {
@@ -13,7 +17,7 @@ fn nothing_is_lost_or_doubled_whatever_goes_wrong() {
     let told = failures::tell_all(&failures::default_folder(), &summary.failures, &mut |_| true);
     assert!(told.is_empty(), "{}", told.iter().map(|told| &*told.text).collect::<String>());
     println!("{} seeds: {:?}", summary.runs, summary.sightings);
-    let missing = summary.sightings.missing();
+    let missing: Vec<_> = summary.sightings.missing().into_iter().filter(|sighting| !RARE.contains(sighting)).collect();
     assert!(missing.is_empty(), "{SEEDS} seeds never showed {missing:?}");
 }
 
