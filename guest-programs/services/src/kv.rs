@@ -17,11 +17,13 @@ const COMPARE_AND_SWAP: u8 = 0x13;
 pub const KEY_BYTES_MAX: usize = 128;
 /// The longest value, in bytes: a call carries two of them, a compare-and-swap.
 pub const VALUE_BYTES_MAX: usize = 600;
-/// The most bytes of all keys and values together.
-pub const STORE_BYTES_MAX: usize = 8 << 20;
+/// The most bytes of all keys and values together. A guest's heap of 8 MiB must hold them, the
+/// replies that the server keeps for its sessions (1.4 MiB), and what fragments between them.
+pub const STORE_BYTES_MAX: usize = 2 << 20;
 
-/// The map's bytes for each key, besides those of key and value: an estimate.
-const ENTRY_BYTES: usize = 64;
+/// The map's bytes for each key, besides those of key and value: an estimate for nodes that are
+/// half full.
+const ENTRY_BYTES: usize = 128;
 
 /// An operation on a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,7 +202,9 @@ impl Store {
         }
         self.bytes = bytes;
         // No operation removes a value.
-        if let Some(after) = after {
+        if let Some(mut after) = after {
+            // Appending has reserved up to as much again, which isn't counted.
+            after.shrink_to_fit();
             self.values.insert(call.key, after);
         }
         answer

@@ -12,6 +12,8 @@ use hypervisor::program::client::history::{Answer, Call, History, check};
 use hypervisor::program::client::rpc::{NetworkFaults, RpcClient};
 use hypervisor::program::client::torture::{Target, Torture, ask};
 use hypervisor::program::site::cluster::{Cluster, ClusterOptions, PATIENCE};
+use services::kv::{STORE_BYTES_MAX, VALUE_BYTES_MAX};
+use services::rpc::server::SESSIONS_MAX;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::thread;
@@ -200,6 +202,27 @@ fn datagrams_that_are_no_calls_cost_a_service_nothing() {
         let _ = noise.send_to(&datagram, stage.site.service);
     }
     assert_eq!(ask(&mut rpc, &get()).unwrap(), value("one"));
+}
+
+#[test]
+fn a_service_that_clients_fill_refuses_more_and_serves_on() {
+    let stage = Stage::new(programs!());
+    let _pair = stage.pair(&["--guest", "kv"], &[]);
+    let mut rpc = open(stage.site.service);
+    let put = |number: usize| Call::Put { key: number.to_string(), value: "v".repeat(VALUE_BYTES_MAX) };
+    let puts =
+        (0..=STORE_BYTES_MAX / VALUE_BYTES_MAX).find(|number| ask(&mut rpc, &put(*number)).unwrap() != Answer::Yes);
+    let puts = puts.expect("the store is full before its values alone have its size");
+    assert!(puts > STORE_BYTES_MAX / VALUE_BYTES_MAX / 2, "full after {puts}");
+    // The reply that the server keeps for each session is a long one.
+    let get = Call::Get { key: "0".into() };
+    for _ in 0..SESSIONS_MAX + 10 {
+        assert_eq!(ask(&mut open(stage.site.service), &get).unwrap(), value(&"v".repeat(VALUE_BYTES_MAX)));
+    }
+    let mut rpc = open(stage.site.service);
+    assert_eq!(ask(&mut rpc, &put(puts)).unwrap(), Answer::Full);
+    assert_eq!(ask(&mut rpc, &Call::Put { key: "0".into(), value: "short".into() }).unwrap(), Answer::Yes);
+    assert_eq!(ask(&mut rpc, &get).unwrap(), value("short"));
 }
 
 fn run(service: SocketAddr, arguments: &[&str]) -> (Option<i32>, String) {
